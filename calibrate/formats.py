@@ -1,0 +1,148 @@
+"""Weight grids: symmetric uniform and logarithmic, 2 to 8 bits, and their packed form on disk.
+
+Output channels are axis 0 of a weight. The range (and, for the logarithmic grid, the smallest
+magnitude) is searched by squared error on a histogram of |w|, optionally weighted by the energy
+of the input channel that each weight multiplies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import WeightFormat
+
+BINS = 1024
+UNIFORM_FRACTIONS = np.geomspace(0.12, 1.0, 40)
+LOG_FRACTIONS = np.geomspace(0.15, 1.0, 24)
+LOG_SPANS = np.geomspace(1e-4, 0.7, 28)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """Integer codes and what they mean.
+
+    uniform: ``w = codes * scale``; log: ``w = sign(code) * scale * ratio**(n - |code|)`` with
+    n = 2^(bits-1) - 1 magnitudes, code 0 is zero. ``codes`` has the weight's shape, values in
+    +-n; ``scale`` and ``ratio`` are float32, [1] (per tensor) or [O].
+    """
+
+    format: WeightFormat
+    codes: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    ratio: NDArray[np.float32] | None = None
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The float32 weight that the codes stand for, exactly as the graph holds it."""
+        shape = (-1,) + (1,) * (self.codes.ndim - 1)
+        if self.ratio is None:
+            return self.codes.astype(np.float32) * self.scale.reshape(shape)
+        table = log_table(self.scale, self.ratio, self.format.bits)
+        rows = self.codes.reshape(len(table), -1)
+        magnitude = np.take_along_axis(table, np.abs(rows).astype(np.int64), axis=1)
+        return (np.sign(rows) * magnitude).reshape(self.codes.shape).astype(np.float32)
+
+
+def log_table(
+    scale: NDArray[np.float32], ratio: NDArray[np.float32], bits: int
+) -> NDArray[np.float32]:
+    """Magnitudes by code, [G, 2^(bits-1)]: 0, then scale * ratio^(n-1) ... scale."""
+    n = 2 ** (bits - 1) - 1
+    powers = ratio.astype(np.float64)[:, None] ** np.arange(n - 1, -1, -1)
+    table = np.concatenate([np.zeros((len(scale), 1)), scale[:, None] * powers], axis=1)
+    return table.astype(np.float32)
+
+
+def quantize_weight(
+    weight: NDArray[np.float32],
+    weight_format: WeightFormat,
+    importance: NDArray[np.float64] | None = None,
+) -> QuantizedWeight:
+    """Put a weight [O, I, ...] on its grid.
+
+    `importance` [I], the mean square of each input channel, weights the searched error.
+    """
+    groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
+    rows = weight.astype(np.float64).reshape(groups, -1)
+    columns = None
+    if importance is not None:
+        shape = (1, -1) + (1,) * (weight.ndim - 2)
+        columns = np.broadcast_to(importance.reshape(shape), weight.shape).reshape(groups, -1)
+    histogram = magnitude_histogram(rows, columns)
+    top = np.abs(rows).max(axis=1)
+    top[top == 0] = 1.0
+    n = 2 ** (weight_format.bits - 1) - 1
+    if weight_format.grid == "uniform":
+        fraction = search_uniform(histogram, n)
+        scale = (top * fraction / n).astype(np.float32)
+        codes = np.clip(np.round(rows / scale.astype(np.float64)[:, None]), -n, n)
+        return QuantizedWeight(weight_format, codes.reshape(weight.shape).astype(np.int8), scale)
+    fraction, ratio = search_log(histogram, n)
+    scale = (top * fraction).astype(np.float32)
+    ratio = ratio.astype(np.float32)
+    table = log_table(scale, ratio, weight_format.bits).astype(np.float64)
+    codes = np.empty(rows.shape, np.int8)
+    for group, levels in enumerate(table):
+        nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, np.abs(rows[group]))
+        codes[group] = np.sign(rows[group]) * nearest
+    return QuantizedWeight(weight_format, codes.reshape(weight.shape), scale, ratio)
+
+
+def magnitude_histogram(
+    rows: NDArray[np.float64], importance: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """[G, BINS]: (weighted) counts of |w| / max|w| per group."""
+    magnitude = np.abs(rows)
+    top = magnitude.max(axis=1, keepdims=True)
+    top[top == 0] = 1.0
+    bins = np.minimum((magnitude / top * BINS).astype(np.int64), BINS - 1)
+    flat = bins + np.arange(len(rows))[:, None] * BINS
+    weights = None if importance is None else importance.ravel()
+    counts = np.bincount(flat.ravel(), weights=weights, minlength=len(rows) * BINS)
+    return counts.reshape(len(rows), BINS).astype(np.float64)
+
+
+def search_uniform(histogram: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Clip as a share of max|w| with the least squared error, [G]."""
+    centres = (np.arange(BINS) + 0.5) / BINS
+    errors = []
+    for fraction in UNIFORM_FRACTIONS:
+        step = fraction / n
+        rounded = np.minimum(np.round(centres / step), n) * step
+        errors.append(histogram @ np.square(rounded - centres))
+    return np.asarray(UNIFORM_FRACTIONS[np.argmin(errors, axis=0)])
+
+
+def search_log(
+    histogram: NDArray[np.float64], n: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(largest magnitude as a share of max|w|, ratio of neighbours), each [G]."""
+    centres = (np.arange(BINS) + 0.5) / BINS
+    spans = LOG_SPANS if n > 1 else np.array([1.0])
+    choices, errors = [], []
+    for fraction in LOG_FRACTIONS:
+        for span in spans:
+            ratio = span ** (1 / max(1, n - 1))
+            levels = np.concatenate([[0.0], fraction * ratio ** np.arange(n - 1, -1, -1)])
+            nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, centres)
+            choices.append((fraction, ratio))
+            errors.append(histogram @ np.square(levels[nearest] - centres))
+    best = np.array(choices)[np.argmin(errors, axis=0)]
+    return best[:, 0], best[:, 1]
+
+
+def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """Codes in +-(2^(bits-1) - 1) to a blob of ceil(size * bits / 8) bytes, most significant first."""
+    unsigned = (codes.ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    planes = np.unpackbits(unsigned[:, None], axis=1)[:, 8 - bits :]
+    return np.packbits(planes.ravel())
+
+
+def unpack_codes(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """Inverse of `pack_codes`."""
+    size = int(np.prod(shape))
+    planes = np.unpackbits(blob, count=size * bits).reshape(size, bits)
+    unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)
+    return (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8).reshape(shape)

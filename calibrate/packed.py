@@ -1,0 +1,65 @@
+"""weights.safetensors: every weight of a quantized model in as few bytes as its format takes.
+
+Quantized weights are packed bits with scale (and ratio) beside them; high-precision weights are
+float16, biases and norm parameters float32. Fixed transforms (Haar) and the FSQ table are not
+weights and are not stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from ..artifacts import WeightFormat
+from .formats import QuantizedWeight, pack_codes, unpack_codes
+
+SCHEMA = "arvg-trt/weights/v1"
+
+
+def save_packed(
+    quantized: Mapping[str, QuantizedWeight],
+    floats: Mapping[str, NDArray[np.generic]],
+    path: Path,
+) -> None:
+    """Write packed weights by site name and the float tensors as they are."""
+    tensors: dict[str, NDArray[np.generic]] = dict(floats)
+    header: dict[str, object] = {}
+    for site, weight in quantized.items():
+        tensors[f"{site}.weight_q"] = pack_codes(weight.codes, weight.format.bits)
+        tensors[f"{site}.weight_scale"] = weight.scale
+        if weight.ratio is not None:
+            tensors[f"{site}.log_ratio"] = weight.ratio
+        header[site] = {
+            "shape": list(weight.codes.shape),
+            "format": msgspec.to_builtins(weight.format),
+        }
+    save_file(tensors, path, metadata={"schema": SCHEMA, "sites": json.dumps(header)})
+
+
+def load_packed(
+    path: Path,
+) -> tuple[dict[str, QuantizedWeight], dict[str, NDArray[np.generic]]]:
+    """Inverse of `save_packed`."""
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["sites"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    quantized = {}
+    for site, entry in header.items():
+        weight_format = msgspec.convert(entry["format"], WeightFormat)
+        codes = unpack_codes(
+            tensors.pop(f"{site}.weight_q"), weight_format.bits, tuple(entry["shape"])
+        )
+        quantized[site] = QuantizedWeight(
+            weight_format,
+            codes,
+            tensors.pop(f"{site}.weight_scale"),
+            tensors.pop(f"{site}.log_ratio", None),
+        )
+    return quantized, tensors

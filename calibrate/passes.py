@@ -1,0 +1,190 @@
+"""Calibration passes: run instrumented graphs over saved samples, one batch in flight.
+
+The encoder's session is closed before the decoder's opens; between them only tokens are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..artifacts import Site, SiteMap
+from ..errors import CalibrationError
+from ..runtime.image_sources import batches
+from ..runtime.images import load_image, to_model
+from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
+from .observers import (
+    ClipCandidate,
+    graph_bytes,
+    load_graph,
+    observe_clip_errors,
+    observe_ranges,
+)
+from .statistics import Statistics, TensorStats
+
+Outputs = Mapping[str, NDArray[np.generic]]
+Progress = Callable[[str, int, int], None]
+
+
+def sample_batches(samples: Path, batch_size: int) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """Saved samples as (file names, float32 [n, 3, H, W])."""
+    files = sorted(samples.glob("*.png"))
+    position = 0
+    for group in batches((load_image(path) for path in files), batch_size):
+        names = [path.name for path in files[position : position + len(group)]]
+        position += len(group)
+        yield names, np.concatenate([to_model(image) for image in group])
+
+
+def run_instrumented(
+    export: Path,
+    samples: Path,
+    *,
+    batch_size: int,
+    instrument: Callable[[str, ir.Graph], None],
+    consume: Callable[[str, Outputs], None],
+    progress: Progress,
+) -> None:
+    """Run encoder then decoder over the samples; `consume(graph, outputs)` gets each batch.
+
+    `instrument` adds output nodes to the graph it is given; nothing else leaves the session.
+
+    Raises:
+        CalibrationError: a non-finite value in what a graph computes for a sample (named).
+    """
+    count = len(list(samples.glob("*.png")))
+    session = open_instrumented(export / "encoder.onnx", "encoder", instrument)
+    feeds: list[tuple[list[str], NDArray[np.generic]]] = []
+    done = 0
+    for names, images in sample_batches(samples, batch_size):
+        outputs = session.run({"image": images})
+        require_finite(outputs, names, "encoder")
+        feeds.append((names, outputs["indices" if "indices" in outputs else "latent"]))
+        consume("encoder", outputs)
+        done += len(names)
+        progress("encoder", done, count)
+    del session
+    session = open_instrumented(export / "decoder.onnx", "decoder", instrument)
+    done = 0
+    for names, tokens in feeds:
+        outputs = session.run({session.inputs[0]: tokens})
+        require_finite(outputs, names, "decoder")
+        consume("decoder", outputs)
+        done += len(names)
+        progress("decoder", done, count)
+
+
+def open_instrumented(
+    path: Path, graph: str, instrument: Callable[[str, ir.Graph], None]
+) -> OnnxRuntimeSession:
+    model = load_graph(path)
+    instrument(graph, model.graph)
+    return OnnxRuntimeSession(path, optimized=True, arena=False, graph=graph_bytes(model))
+
+
+def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
+    for tensor, values in outputs.items():
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            rows = np.flatnonzero(~np.isfinite(values).reshape(len(names), -1).all(axis=1))
+            raise CalibrationError(
+                f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
+                where=names[int(rows[0])],
+                do="check the checkpoint, then remove the sample if it is to blame",
+            )
+
+
+def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:
+    """Sites whose input a plan may quantize: products with a weight that is not a fixed transform."""
+    return [s for s in site_map.of_graph(graph) if s.weight is not None and s.role != "patcher"]
+
+
+def collect_ranges(
+    export: Path,
+    samples: Path,
+    site_map: SiteMap,
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> Statistics:
+    """Pass 1: min, max and sum of squares per channel, by site name.
+
+    Of every site's input under `SITE`, and of its output under `SITE:output` (the ONNX Runtime
+    engine needs a grid for what a convolution returns).
+    """
+    statistics: Statistics = {}
+
+    def instrument(graph: str, ir_graph: ir.Graph) -> None:
+        sites = observed_sites(site_map, graph)
+        observe_ranges(ir_graph, list(dict.fromkeys(t for s in sites for t in (s.input, s.output))))
+
+    def consume(graph: str, outputs: Outputs) -> None:
+        for site in observed_sites(site_map, graph):
+            for key, tensor in ((site.name, site.input), (f"{site.name}:output", site.output)):
+                stats = batch_stats(outputs, tensor)
+                seen = statistics.get(key)
+                statistics[key] = stats if seen is None else seen.merge(stats)
+
+    run_instrumented(
+        export,
+        samples,
+        batch_size=batch_size,
+        instrument=instrument,
+        consume=consume,
+        progress=progress,
+    )
+    return statistics
+
+
+def batch_stats(outputs: Outputs, name: str) -> TensorStats:
+    """Merge the rows [N, C] of one batch in float64."""
+    low, high, square = (
+        outputs[f"{name}:{kind}"].astype(np.float64) for kind in ("min", "max", "square")
+    )
+    pixels = int(np.prod(outputs[f"{name}:pixels"][2:]))
+    count = len(low) * pixels
+    return TensorStats(low.min(axis=0), high.max(axis=0), square.sum(axis=0), count)
+
+
+def collect_clip_errors(
+    export: Path,
+    samples: Path,
+    candidates: Mapping[str, Mapping[str, Sequence[ClipCandidate]]],
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """Pass 2: per tensor and candidate grid, channel sums of error**2 and error**4.
+
+    `candidates` is by graph, then by tensor; so is the result's key, `graph/tensor`.
+    """
+    sums: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+
+    def instrument(graph: str, ir_graph: ir.Graph) -> None:
+        observe_clip_errors(ir_graph, candidates.get(graph, {}))
+
+    def consume(graph: str, outputs: Outputs) -> None:
+        for name, grids in candidates.get(graph, {}).items():
+            totals = sums.setdefault(f"{graph}/{name}", [])
+            for k in range(len(grids)):
+                pair = tuple(
+                    outputs[f"{name}:{k}:{kind}"].astype(np.float64).sum(axis=0)
+                    for kind in ("e2", "e4")
+                )
+                if k == len(totals):
+                    totals.append((pair[0], pair[1]))
+                else:
+                    totals[k] = (totals[k][0] + pair[0], totals[k][1] + pair[1])
+
+    run_instrumented(
+        export,
+        samples,
+        batch_size=batch_size,
+        instrument=instrument,
+        consume=consume,
+        progress=progress,
+    )
+    return sums

@@ -1,0 +1,93 @@
+"""Streaming statistics of tensors, and how shards of them merge.
+
+Min, max and counts merge exactly; sums are float64, so any split of the data agrees to 1e-12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..errors import CalibrationError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """Per-channel statistics of one tensor [N, C, ...]: arrays [C], `count` elements a channel."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    square: NDArray[np.float64]
+    count: int
+
+    def merge(self, other: TensorStats) -> TensorStats:
+        return TensorStats(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.square + other.square,
+            self.count + other.count,
+        )
+
+
+Statistics = dict[str, TensorStats]
+
+
+def merge(shards: Iterable[Mapping[str, TensorStats]]) -> Statistics:
+    """Combine shards of the same model in any order.
+
+    Raises:
+        CalibrationError: shards that do not hold the same tensors.
+    """
+    total: Statistics = {}
+    for shard in shards:
+        if total and shard.keys() != total.keys():
+            odd = sorted(shard.keys() ^ total.keys())
+            raise CalibrationError(
+                f"statistics of different models: {odd[0]} is only in one of them",
+                do="merge shards of one model only",
+            )
+        for name, stats in shard.items():
+            total[name] = total[name].merge(stats) if name in total else stats
+    return total
+
+
+def save_statistics(statistics: Mapping[str, TensorStats], path: Path) -> None:
+    tensors: dict[str, NDArray[np.generic]] = {}
+    for name, stats in statistics.items():
+        tensors[f"{name}:low"] = stats.low
+        tensors[f"{name}:high"] = stats.high
+        tensors[f"{name}:square"] = stats.square
+        tensors[f"{name}:count"] = np.array([stats.count], np.int64)
+    save_file(tensors, path, metadata={"schema": "arvg-trt/statistics/v1"})
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Raises CalibrationError for a file that is not a statistics file of this version."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("schema") != "arvg-trt/statistics/v1":
+                raise CalibrationError(
+                    "not a statistics file of this version",
+                    where=str(path),
+                    do="run `arvg-trt calibrate` again",
+                )
+            names = sorted({key.rpartition(":")[0] for key in file.keys()})
+            return {
+                name: TensorStats(
+                    file.get_tensor(f"{name}:low"),
+                    file.get_tensor(f"{name}:high"),
+                    file.get_tensor(f"{name}:square"),
+                    int(file.get_tensor(f"{name}:count")[0]),
+                )
+                for name in names
+            }
+    except (SafetensorError, FileNotFoundError) as error:
+        raise CalibrationError(
+            f"cannot be read: {error}", where=str(path), do="run `arvg-trt calibrate` again"
+        ) from error

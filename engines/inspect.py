@@ -1,0 +1,90 @@
+"""What a builder chose, read from its verbose layer list: which sites became INT8 or FP8 kernels.
+
+Needs no GPU. Linears that share an input are merged into one GEMM that carries all their names, so
+names are counted, never layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+ProvableFormat = Literal["int8", "fp8"]
+
+_DATATYPE: dict[ProvableFormat, str] = {"int8": "Int8", "fp8": "FP8"}
+_PRODUCTS = ("gemm", "correlation")
+
+_LAYER = re.compile(
+    r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), "
+    r"Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\], "
+    r"TacticName: .*?Metadata: (?P<metadata>.*)$",
+    re.MULTILINE,
+)
+_TENSOR_TYPE = re.compile(r"Datatype: (\w+)")
+_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One fused layer of an engine; data types as the builder prints them (Int8, Half, Float)."""
+
+    name: str
+    type: str
+    inputs: tuple[str, ...]
+    constants: tuple[str, ...]
+    outputs: tuple[str, ...]
+    onnx_nodes: tuple[str, ...]
+
+
+def parse_layers(text: str) -> tuple[Layer, ...]:
+    """The layers of a ``Layers:`` message, in order; empty for a text without any."""
+    return tuple(
+        Layer(
+            name=match["name"],
+            type=match["type"],
+            inputs=tuple(_TENSOR_TYPE.findall(match["inputs"])),
+            constants=tuple(_TENSOR_TYPE.findall(match["constants"])),
+            outputs=tuple(_TENSOR_TYPE.findall(match["outputs"])),
+            onnx_nodes=tuple(_ONNX_NODE.findall(match["metadata"])),
+        )
+        for match in _LAYER.finditer(text)
+    )
+
+
+def prove_sites(
+    layers: Iterable[Layer], planned: Mapping[str, ProvableFormat]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Which planned sites run in their format, and for the others what was found instead.
+
+    `planned` maps the ONNX node name of a site to its format. A site is proved by a GEMM or
+    convolution that carries its name and takes both operands in the format.
+    """
+    carriers: dict[str, list[Layer]] = {site: [] for site in planned}
+    for layer in layers:
+        for node in dict.fromkeys(layer.onnx_nodes):
+            if node in carriers:
+                carriers[node].append(layer)
+    proved: list[str] = []
+    missing: list[tuple[str, str]] = []
+    for site, form in planned.items():
+        if any(_runs_as(layer, _DATATYPE[form]) for layer in carriers[site]):
+            proved.append(site)
+        else:
+            missing.append((site, _found_instead(carriers[site])))
+    return proved, missing
+
+
+def _runs_as(layer: Layer, datatype: str) -> bool:
+    first, *others = layer.inputs or ("",)
+    # The second operand is a constant weight, or an activation where both are activations.
+    return layer.type in _PRODUCTS and first == datatype and datatype in (*layer.constants, *others)
+
+
+def _found_instead(carriers: Sequence[Layer]) -> str:
+    if not carriers:
+        return "is not in the engine's layer list"
+    products = [layer for layer in carriers if layer.type in _PRODUCTS] or carriers
+    kinds = dict.fromkeys(f"{(layer.inputs or ('?',))[0]} {layer.type}" for layer in products)
+    return f"runs as {', '.join(kinds)}"

@@ -1,0 +1,181 @@
+"""ONNX to a TensorRT or TensorRT for RTX plan, and the list of the layers it became.
+
+Builds are deterministic: the same graph, targets and builder give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..artifacts import atomic_write
+from ..errors import BuildError
+from ..runtime.trt_compat import Backend, BuilderModule, device_compute_capability, load_builder
+from .inspect import Layer, parse_layers
+from .targets import Target
+
+Shape = tuple[int, ...]
+Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
+
+
+class BuildResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan file as built; ``bytes`` its size, ``seconds`` parsing and compiling.
+
+    ``layers`` is empty where the builder does not print the list. Nothing here was executed.
+    """
+
+    bytes: int
+    sha256: str
+    seconds: float
+    layers: tuple[Layer, ...]
+    builder_version: str
+    targets: tuple[str, ...]
+    status: str = "built, not executed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    plan: bytes = b""
+    layers: str = ""
+    problem: BuildError | None = None
+
+
+def build_engine(
+    onnx_path: Path,
+    output: Path,
+    *,
+    backend: Backend,
+    targets: Sequence[Target],
+    profiles: Profiles,
+) -> BuildResult:
+    """Compile `onnx_path` (external data beside it) for all `targets` and write the plan.
+
+    `profiles` maps each input with dynamic dimensions to its (min, opt, max) shapes. With the
+    tensorrt backend the one target is the GPU of this machine. Raises BuildError: no builder or
+    GPU, a graph that cannot be read or built, a missing or impossible profile.
+    """
+    if not targets:
+        raise BuildError("no target given", where=str(onnx_path), do="name one, e.g. rtx4090")
+    if not onnx_path.is_file():
+        raise BuildError("no such file", where=str(onnx_path), do="run `arvg-trt quantize` first")
+    api = load_builder(backend)
+    if not api.ahead_of_time:
+        _require_own_gpu(targets)
+    start = time.perf_counter()
+    attempt = _compile(api, onnx_path, targets, profiles)
+    if attempt.problem is not None:
+        raise attempt.problem
+    seconds = time.perf_counter() - start
+    atomic_write(output, attempt.plan)
+    return BuildResult(
+        bytes=len(attempt.plan),
+        sha256=hashlib.sha256(attempt.plan).hexdigest(),
+        seconds=seconds,
+        layers=parse_layers(attempt.layers),
+        builder_version=f"{backend} {api.version}",
+        targets=tuple(target.sm for target in targets),
+    )
+
+
+def _require_own_gpu(targets: Sequence[Target]) -> None:
+    found = device_compute_capability()
+    if found is None:
+        raise BuildError(
+            "TensorRT times kernels on the GPU it builds for, and this machine has none",
+            do="build on the device, or use the tensorrt_rtx backend",
+        )
+    for target in targets:
+        if target.compute_capability != found:
+            raise BuildError(
+                f"TensorRT builds for the GPU of this machine, sm{found}, not for {target}",
+                do="build on that device, or use the tensorrt_rtx backend",
+            )
+
+
+def _compile(
+    api: BuilderModule, onnx_path: Path, targets: Sequence[Target], profiles: Profiles
+) -> _Attempt:
+    """Parse and build. Problems are returned, not raised: TensorRT logs to the logger of the
+    oldest living builder, and a traceback would keep this one alive into the next build.
+    """
+    trt = api.module
+    log = api.recorder()
+    builder = trt.Builder(log)
+    network = api.network(builder)
+    parser = trt.OnnxParser(network, log)
+    where = str(onnx_path)
+    if not parser.parse_from_file(where):
+        return _Attempt(problem=_parse_error(parser, log, where))
+    if not network.num_outputs:  # the parser takes some files of noise for an empty model
+        return _Attempt(problem=BuildError("is not an ONNX model with outputs", where=where))
+    config = api.config(builder, [target.compute_capability for target in targets])
+    inputs = {
+        network.get_input(i).name: tuple(network.get_input(i).shape)
+        for i in range(network.num_inputs)
+    }
+    problem = _profile_problem(inputs, profiles, where)
+    if problem is not None:
+        return _Attempt(problem=problem)
+    if profiles:
+        profile = builder.create_optimization_profile()
+        for name, shapes in profiles.items():
+            profile.set_shape(name, *shapes)
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        text = _one_line(log.errors[-1]) if log.errors else "the builder gave no reason"
+        names = ", ".join(target.sm for target in targets)
+        return _Attempt(problem=BuildError(f"cannot be built for {names}: {text}", where=where))
+    return _Attempt(plan=bytes(plan), layers=log.layers)
+
+
+def _parse_error(parser: Any, log: Any, where: str) -> BuildError:
+    if not parser.num_errors:
+        text = _one_line(log.errors[-1]) if log.errors else "the parser gave no reason"
+        return BuildError(f"cannot be parsed: {text}", where=where)
+    error = parser.get_error(0)
+    node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
+    return BuildError(f"cannot be parsed: {node}{_one_line(error.desc())}", where=where)
+
+
+def _profile_problem(
+    inputs: Mapping[str, Shape], profiles: Profiles, where: str
+) -> BuildError | None:
+    for name in profiles:
+        if name not in inputs:
+            return BuildError(
+                f"profile for {name}, which is no input",
+                where=where,
+                do=f"inputs: {', '.join(inputs)}",
+            )
+    for name, shape in inputs.items():
+        if name not in profiles:
+            if -1 in shape:
+                return BuildError(
+                    f"input {name} has the dynamic shape {list(shape)} and no profile",
+                    where=where,
+                    do="give its min, opt and max shapes",
+                )
+            continue
+        low, best, high = profiles[name]
+        ordered = len(low) == len(best) == len(high) == len(shape) and all(
+            0 <= a <= b <= c and size in (-1, a) and size in (-1, c)
+            for a, b, c, size in zip(low, best, high, shape, strict=True)
+        )
+        if not ordered:
+            return BuildError(
+                f"profile {low}, {best}, {high} of input {name} does not fit {list(shape)}",
+                where=where,
+                do="give min <= opt <= max shapes, equal where the size is fixed",
+            )
+    return None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,305 @@
+"""The FP16 or BF16 twin of a canonical FP32 Q/DQ graph: what TensorRT builds, in valid ONNX.
+
+Precision under strong typing is a property of the graph, so the twin is made by a pass and Casts.
+Conv, MatMul and what lies between them run in half. What stays in FP32:
+
+1. Norms and sums, which lose digits or overflow in half; a Softmax that is not an attention's
+   (TensorRT fuses MatMul, Softmax, MatMul into one kernel only while all of it is half).
+2. Discrete decisions: what lies between the last product and a float-to-integer step, and between
+   integers and the next product (FSQ, floor divisions of indices). There a rounded bit flips a
+   token. A product that feeds the decision (codebook distances) is named in ``keep_fp32``.
+3. The scale of every Quantize, which works in the scale's type, and of a Dequantize whose scale is
+   too small for half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
+
+from ..errors import BuildError
+
+HalfType = Literal["float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    name: HalfType
+    type: ir.DataType
+    largest: float
+    smallest_normal: float
+
+
+_HALVES: dict[HalfType, _Half] = {
+    "float16": _Half("float16", ir.DataType.FLOAT16, 65504.0, 2.0**-14),
+    "bfloat16": _Half("bfloat16", ir.DataType.BFLOAT16, 255 * 2.0**120, 2.0**-126),
+}
+_OPSETS = range(19, 23)  # half scales from 19; DequantizeLinear types its output otherwise from 23
+
+_NORMS = frozenset(
+    {"GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization"}
+)
+_SUMS = frozenset(
+    {"CumSum", "Exp", "Log", "LogSoftmax", "Pow", "ReduceL2", "ReduceMean", "ReduceSum"}
+)
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+# The walk from an integer step to the nearest product ends at these.
+_BARRIERS = _PRODUCTS | _NORMS | _QUANTIZERS | {"Gather", "Resize", "Softmax"}
+_TYPE_BLIND = frozenset({"Shape", "Size"})
+_INTEGER = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64})
+_DISCRETE = _INTEGER | {ir.DataType.BOOL}
+
+
+def fp16_twin(
+    model: onnx.ModelProto | ir.Model,
+    *,
+    keep_fp32: Collection[str] = (),
+    dtype: HalfType = "float16",
+) -> onnx.ModelProto:
+    """A copy of `model` that computes in `dtype`, with Casts at the border and around FP32 parts.
+
+    Inputs, outputs and node names stay as they are; weights must be inside the model. `keep_fp32`
+    names further nodes that stay in FP32. Raises BuildError: an opset other than 19 to 22, control
+    flow, values of unknown type, a name in `keep_fp32` that is no node, a scale that is not
+    positive, an initializer beyond the range of `dtype`.
+    """
+    twin = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
+    ir.external_data.load_to_model(twin)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(twin)
+    ShapeInferencePass(check_type=False, strict_mode=False)(twin)
+    _require_supported(twin, keep_fp32)
+    nodes = list(twin.graph)
+    half = _HALVES[dtype]
+    single = _single_precision(nodes, keep_fp32, half)
+    _Converter(twin.graph, half).run(nodes, single)
+    return ir.to_proto(twin)
+
+
+def _require_supported(model: ir.Model, keep_fp32: Collection[str]) -> None:
+    opset = model.opset_imports.get("")
+    if opset not in _OPSETS:
+        raise BuildError(f"opset {opset} has no half-precision twin", do="export at opset 21")
+    names = {node.name for node in model.graph}
+    for name in keep_fp32:
+        if name not in names:
+            raise BuildError("keep_fp32 names a node that the graph lacks", where=name)
+    for node in model.graph:
+        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+            raise BuildError(
+                f"{node.op_type} has a subgraph, which is not converted", where=node.name
+            )
+        for value in node.outputs:
+            if value.dtype is None:
+                raise BuildError(
+                    f"the type of {value.name} cannot be inferred",
+                    where=node.name,
+                    do="check the model with onnx.checker",
+                )
+
+
+def _single_precision(
+    nodes: Sequence[ir.Node], keep_fp32: Collection[str], half: _Half
+) -> set[ir.Node]:
+    single = {
+        node
+        for node in nodes
+        if node.name in keep_fp32
+        or node.op_type in _NORMS | _SUMS | {"QuantizeLinear"}
+        or (node.op_type == "Softmax" and not _is_attention(node))
+    }
+    single |= _before_integers(nodes) | _after_integers(nodes)
+    for node in nodes:
+        if node.op_type == "QuantizeLinear":
+            _scale(node)
+        elif node.op_type == "DequantizeLinear":
+            scale = _scale(node)
+            consumers = _consumers(node)
+            if (scale is not None and scale.min() < half.smallest_normal) or (
+                consumers and single.issuperset(consumers)
+            ):
+                single.add(node)
+    return single
+
+
+def _scale(node: ir.Node) -> np.ndarray | None:
+    """The constant scale of a Quantize or Dequantize, checked; None if it is computed."""
+    value = node.inputs[1]
+    if value is None or value.const_value is None or value.dtype != ir.DataType.FLOAT:
+        return None
+    scale = value.const_value.numpy()
+    if not np.all(scale > 0):
+        raise BuildError(
+            f"scale {value.name} is not positive",
+            where=node.name,
+            do="floor the scale when quantizing",
+        )
+    return scale
+
+
+def _before_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
+    """Nodes whose values go nowhere but into a float-to-integer step, back to the nearest product."""
+    found: set[ir.Node] = set()
+    for node in reversed(nodes):
+        if node.op_type in _TYPE_BLIND or node.op_type == "QuantizeLinear":
+            continue
+        if any(_is_float(v) for v in node.inputs) and any(
+            v.dtype in _DISCRETE for v in node.outputs
+        ):
+            found.add(node)
+        elif node.op_type not in _BARRIERS and any(_is_float(v) for v in node.outputs):
+            consumers = _consumers(node)
+            if consumers and found.issuperset(consumers):
+                found.add(node)
+    return found
+
+
+def _after_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
+    """Nodes that compute from nothing but converted integers and constants, up to a product."""
+    found: set[ir.Node] = set()
+    for node in nodes:
+        if node.op_type in _BARRIERS or not any(_is_float(v) for v in node.outputs):
+            continue
+        computed = [v for v in node.inputs if v is not None and v.const_value is None]
+        converts = node.op_type == "Cast" and any(v.dtype in _INTEGER for v in computed)
+        continues = any(map(_is_float, computed)) and found.issuperset(
+            v.producer() for v in computed
+        )
+        if converts or continues:
+            found.add(node)
+    return found
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _consumers(node: ir.Node) -> set[ir.Node]:
+    users = {user for value in node.outputs for user, _ in value.uses()}
+    return {user for user in users if user.op_type not in _TYPE_BLIND}
+
+
+def _is_attention(softmax: ir.Node) -> bool:
+    users = _consumers(softmax)
+    return bool(users) and all(user.op_type in ("MatMul", "QuantizeLinear") for user in users)
+
+
+def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[int]]:
+    """Indices of the FP32 inputs and outputs of `node` that its operator may take in half."""
+    if not onnx.defs.has(node.op_type, max_inclusive_version=opset, domain=node.domain):
+        return set(), set()
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    able = {
+        constraint.type_param_str
+        for constraint in schema.type_constraints
+        if f"tensor({half.name})" in constraint.allowed_type_strs
+    }
+
+    def letter(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
+        return parameters[min(index, len(parameters) - 1)].type_str  # the last one may be variadic
+
+    inputs = {
+        index: letter(schema.inputs, index)
+        for index, value in enumerate(node.inputs)
+        if _is_float(value) and letter(schema.inputs, index) in able
+    }
+    outputs = {
+        index
+        for index, value in enumerate(node.outputs)
+        if _is_float(value) and letter(schema.outputs, index) in inputs.values()
+    }
+    return set(inputs), outputs
+
+
+class _Converter:
+    """Rewrites one graph in place; a value is converted at most once to each type."""
+
+    def __init__(self, graph: ir.Graph, half: _Half) -> None:
+        self.graph = graph
+        self.half = half
+        self.converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def run(self, nodes: Sequence[ir.Node], single: Collection[ir.Node]) -> None:
+        opset = self.graph.opset_imports[""]
+        # Both are read off the untouched graph: the loop below changes types as it goes.
+        slots = {node: _half_slots(node, opset, self.half) for node in nodes if node not in single}
+        floats = {value for node in nodes for value in node.inputs if _is_float(value)}
+        for node in nodes:
+            inputs, outputs = slots.get(node, (set(), set()))
+            for index, value in enumerate(node.inputs):
+                if value is not None and value in floats and node.op_type not in _TYPE_BLIND:
+                    wanted = self.half.type if index in inputs else ir.DataType.FLOAT
+                    node.replace_input_with(index, self.as_type(value, wanted, before=node))
+            for index in outputs:
+                node.outputs[index].dtype = self.half.type
+        self.restore_outputs()
+        self.drop_unused_initializers()
+
+    def as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node | None) -> ir.Value:
+        """`value` in the type `wanted`: itself, a converted constant, or a Cast before a node."""
+        if value.dtype == wanted:
+            return value
+        key = (value, wanted)
+        if key not in self.converted:
+            if value.is_initializer():
+                self.converted[key] = self.half_initializer(value)
+            else:
+                suffix = "f32" if wanted == ir.DataType.FLOAT else self.half.name
+                cast = ir.node("Cast", [value], {"to": wanted}, name=f"{value.name}.to_{suffix}")
+                result = cast.outputs[0]
+                result.name, result.dtype, result.shape = cast.name, wanted, value.shape
+                if before is None:
+                    self.graph.append(cast)
+                else:
+                    self.graph.insert_before(before, cast)
+                self.converted[key] = result
+        return self.converted[key]
+
+    def half_initializer(self, value: ir.Value) -> ir.Value:
+        if value.const_value is None:
+            raise BuildError("an initializer without data", where=value.name)
+        array = value.const_value.numpy()
+        beyond = np.isfinite(array) & (np.abs(array) > self.half.largest)
+        if beyond.any():
+            raise BuildError(
+                f"{np.abs(array[beyond]).max():.6g} is beyond {self.half.name} ({self.half.largest:.6g})",
+                where=value.name,
+                do="name the nodes that read it in keep_fp32",
+            )
+        name = f"{value.name}.{self.half.name}"
+        half = ir.Value(
+            name=name,
+            type=ir.TensorType(self.half.type),
+            shape=value.shape,
+            const_value=ir.tensor(array.astype(self.half.type.numpy()), name=name),
+        )
+        self.graph.register_initializer(half)
+        return half
+
+    def restore_outputs(self) -> None:
+        """Graph outputs that are half now get a Cast, which takes over their name."""
+        for index, value in enumerate(self.graph.outputs):
+            if value.dtype == self.half.type:
+                name = value.name
+                value.name = f"{name}.{self.half.name}"
+                result = self.as_type(value, ir.DataType.FLOAT, before=None)
+                result.name = name
+                self.graph.outputs[index] = result
+
+    def drop_unused_initializers(self) -> None:
+        """Remove what nothing reads any more; a half constant takes over its original's name."""
+        replaced = {
+            value: new for (value, _), new in self.converted.items() if value.is_initializer()
+        }
+        for value in list(self.graph.initializers.values()):
+            name = value.name
+            if name is not None and not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
+                if value in replaced:
+                    replaced[value].name = name

@@ -1,0 +1,103 @@
+"""Convolutional blocks that the latent-diffusion lineage of tokenizers shares.
+
+Cosmos, VAR, LlamaGen and MAR all descend from the same autoencoder; parameter names are the
+official ones, so a published ``state_dict`` loads with ``strict=True``.
+Feature maps are [N, C, H, W].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_GROUPS = 32
+NORM_EPS = 1e-6
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm as every model of the lineage uses it: 32 groups, eps 1e-6, affine."""
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS, affine=True)
+
+
+class Downsample(nn.Module):
+    """Halve H and W: zero-pad right and bottom by one, then a 3x3 stride-2 convolution.
+
+    Symmetric padding would pass every shape test and shift the sampling grid by one pixel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Double H and W by nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+class ResnetBlock(nn.Module):
+    """x + conv2(swish(norm2(conv1(swish(norm1(x)))))), with a 1x1 shortcut when widths differ."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        self.nin_shortcut: nn.Module = (
+            nn.Identity()
+            if in_channels == out_channels
+            else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h  # type: ignore[no-any-return]
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all H*W positions, scaled by the full channel count."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, kernel_size=1)
+        self.k = nn.Conv2d(channels, channels, kernel_size=1)
+        self.v = nn.Conv2d(channels, channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        xn = self.norm(x)
+        # One explicit head: the MatMul-Softmax-MatMul that engines fuse. Scaling q, not the
+        # scores, keeps the [H*W, H*W] product in range in half precision.
+        q = (self.q(xn) * c**-0.5).reshape(n, 1, c, h * w).transpose(2, 3)
+        k = self.k(xn).reshape(n, 1, c, h * w)
+        v = self.v(xn).reshape(n, 1, c, h * w).transpose(2, 3)
+        out = torch.softmax(q @ k, dim=-1) @ v
+        out = out.transpose(2, 3).reshape(n, c, h, w)
+        return x + self.proj_out(out)  # type: ignore[no-any-return]
+
+
+class MidBlock(nn.Module):
+    """The bottleneck: block, attention, block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))  # type: ignore[no-any-return]

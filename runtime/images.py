@@ -1,0 +1,103 @@
+"""Images in and out, torch-free: files, ranges, padding.
+
+An image in memory is uint8 [H, W, 3] RGB; a model's image is float32 [N, 3, H, W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+Uint8Image = NDArray[np.uint8]
+FloatImage = NDArray[np.float32]
+
+
+class UnreadableImage(ValueError):
+    """A file that is not an image that Pillow can decode to the end."""
+
+
+def load_image(path: Path) -> Uint8Image:
+    """Decode a file to RGB: EXIF orientation applied, grey repeated, transparency over white.
+
+    Raises:
+        UnreadableImage: not an image, truncated, or too large to be safe.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                turned = ImageOps.exif_transpose(image)
+                return to_rgb(turned)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImage(f"{path.name}: {error}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(f"{path.name}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Uint8Image:
+    """Any Pillow mode to uint8 [H, W, 3]; 16-bit grey keeps its high byte."""
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        grey = np.asarray(image).astype(np.int64)
+        high = np.clip(grey >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(high[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.asarray(image.convert("RGB"))
+
+
+def save_image(image: Uint8Image, path: Path) -> None:
+    Image.fromarray(image).save(path)
+
+
+def to_model(image: Uint8Image) -> FloatImage:
+    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1] (x / 127.5 - 1)."""
+    return (image.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+
+
+def from_model(image: NDArray[np.floating]) -> Uint8Image:
+    """float [1, 3, H, W], clamped to [-1, 1] -> uint8 [H, W, 3], rounded to nearest."""
+    unit = np.clip((image[0].astype(np.float32) + 1) / 2, 0, 1)
+    return np.floor(unit * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+
+
+def pad_to_multiple(image: Uint8Image, multiple: int) -> tuple[Uint8Image, tuple[int, int]]:
+    """Pad H and W with black to a multiple (half before, rest after), as the official app does.
+
+    Returns the padded image and the (top, left) offset for `crop_back`.
+    """
+    height, width = image.shape[:2]
+    extra_h, extra_w = -height % multiple, -width % multiple
+    top, left = extra_h // 2, extra_w // 2
+    padded = np.pad(image, ((top, extra_h - top), (left, extra_w - left), (0, 0)))
+    return padded, (top, left)
+
+
+def crop_back(image: Uint8Image, offset: tuple[int, int], size: tuple[int, int]) -> Uint8Image:
+    """Undo `pad_to_multiple`: `size` is the original (H, W)."""
+    (top, left), (height, width) = offset, size
+    return image[top : top + height, left : left + width]
+
+
+def center_crop(image: Uint8Image, size: int) -> Uint8Image:
+    """Square centre crop of side `size`; smaller images are first enlarged (Lanczos)."""
+    image = enlarge_to(image, size)
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def enlarge_to(image: Uint8Image, size: int) -> Uint8Image:
+    """Scale up so that the short side is at least `size`; larger images stay as they are."""
+    height, width = image.shape[:2]
+    if min(height, width) >= size:
+        return image
+    ratio = size / min(height, width)
+    target = (max(size, round(width * ratio)), max(size, round(height * ratio)))
+    return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.LANCZOS))

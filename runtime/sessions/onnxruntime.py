@@ -1,0 +1,103 @@
+"""ONNX Runtime sessions: the reference session for accuracy, the fast one for speed.
+
+The default optimizations compute wrong results for symmetric INT8 graphs of several shapes
+(microsoft/onnxruntime#27845), so figures of accuracy come from a session without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ...errors import BundleError
+
+Array = NDArray[np.generic]
+
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class OnnxRuntimeSession:
+    """One graph on one execution provider; `run` takes and returns arrays by name.
+
+    `graph` holds the graph's bytes when it is a changed copy of the one at `path`, whose folder
+    then has its weights.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        optimized: bool,
+        threads: int = 0,
+        arena: bool = True,
+        graph: bytes | None = None,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come back as exceptions, once
+        options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = arena
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
+        options.enable_mem_pattern = arena
+        options.graph_optimization_level = (
+            ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+            if optimized
+            else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
+        try:
+            self._session = ort.InferenceSession(
+                graph or str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except (
+            ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+            ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+            ort.capi.onnxruntime_pybind11_state.Fail,
+            ort.capi.onnxruntime_pybind11_state.NoSuchFile,
+            ort.capi.onnxruntime_pybind11_state.NotImplemented,
+            ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+        ) as error:
+            raise BundleError(
+                f"ONNX Runtime cannot load the graph: {first_line(error)}",
+                where=str(path),
+                do="rebuild it with the stage that wrote it",
+            ) from error
+        self.device: str = self._session.get_providers()[0]
+        self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Feeds by input name -> the named outputs (default: all)."""
+        names = list(self.outputs if outputs is None else outputs)
+        try:
+            values = self._session.run(names, dict(feeds))
+        except (
+            ort.capi.onnxruntime_pybind11_state.RuntimeException,
+            ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+            ort.capi.onnxruntime_pybind11_state.Fail,
+        ) as error:
+            shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds.items())
+            raise BundleError(
+                f"ONNX Runtime refused {shapes}: {first_line(error)}",
+                do="check the input's shape and type against the graph",
+            ) from error
+        return dict(zip(names, values, strict=True))
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300]
+
+
+def reference_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
+    """Every node as written, no rewrites: the figures of accuracy."""
+    return OnnxRuntimeSession(path, optimized=False, threads=threads)
+
+
+def fast_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
+    """All optimizations: for FP32 graphs, and for engines that were checked at build time."""
+    return OnnxRuntimeSession(path, optimized=True, threads=threads)

@@ -1,0 +1,172 @@
+"""Train cosmos-mini-di8x8: the DI8x8 architecture at 32 base channels, on 64x64 pictures.
+
+    python -m arvg_trt.training.train_cosmos_mini --data ../shared/data --output models/cosmos-mini-di8x8
+
+Reads `tiny_imagenet` (k < 450 of each class) and `imagenet_samples`; nothing else is seen in
+training. The loss is the mean over images of log MSE, which is mean PSNR up to a constant.
+Three steps of four see 32 single pictures at 64x64, the fourth 8 mosaics at 128x128, so that group
+statistics and mid-block attention do not specialise to 64 tokens. Weights are an exponential
+moving average, saved as bfloat16 like the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import time
+import zipfile
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..export.tokenizers.cosmos import CosmosConfig, CosmosTokenizer
+
+CONFIG = CosmosConfig(channels=32, channels_mult=(2, 3, 3), z_channels=64)
+SIZE = 64
+BATCH = 32
+WARMUP = 300
+HELD_OUT_FROM = 450
+EMA_DECAY = 0.999
+
+
+def load_pictures(data: Path) -> tuple[Tensor, dict[str, str]]:
+    """uint8 [N, 3, 64, 64] of all training pictures, and the sha256 of the files they come from."""
+    tiny = data / "tiny_imagenet" / "tiny_imagenet_10x500_train_64.zip"
+    samples = data / "imagenet_samples" / "imagenet_samples_64.npz"
+    pictures = [np.load(samples, allow_pickle=False)["images"]]
+    with zipfile.ZipFile(tiny) as archive:
+        for name in sorted(archive.namelist()):
+            if name.endswith(".JPEG") and int(Path(name).stem.split("_")[1]) < HELD_OUT_FROM:
+                with Image.open(io.BytesIO(archive.read(name))) as image:
+                    pictures.append(np.asarray(image.convert("RGB"))[None])
+    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tiny, samples)}
+    return torch.from_numpy(np.concatenate(pictures)).permute(0, 3, 1, 2).contiguous(), digests
+
+
+def sample_pictures(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """[count, 3, 64, 64] in [-1, 1]: flipped, and half of them enlarged up to 1.6x and cropped."""
+    index = torch.randint(len(pictures), (count,), generator=generator)
+    batch = pictures[index].float() / 127.5 - 1
+    rolls = torch.rand(count, 5, generator=generator).tolist()
+    for i, (flip, enlarge, scale, top, left) in enumerate(rolls):
+        if flip < 0.5:
+            batch[i] = batch[i].flip(-1)
+        if enlarge < 0.5:
+            side = round(SIZE * (1 + 0.6 * scale))
+            large = F.interpolate(batch[i : i + 1], size=(side, side), mode="bicubic")
+            y, x = int(top * (side - SIZE + 1)), int(left * (side - SIZE + 1))
+            batch[i] = large[0, :, y : y + SIZE, x : x + SIZE].clamp(-1, 1)
+    return batch
+
+
+def training_batch(pictures: Tensor, step: int, generator: torch.Generator) -> Tensor:
+    """Every fourth batch is 2x2 mosaics: [8, 3, 128, 128] instead of [32, 3, 64, 64]."""
+    batch = sample_pictures(pictures, BATCH, generator)
+    if step % 4 == 3:
+        rows = batch.reshape(BATCH // 4, 2, 2, 3, SIZE, SIZE).permute(0, 3, 1, 4, 2, 5)
+        batch = rows.reshape(BATCH // 4, 3, 2 * SIZE, 2 * SIZE)
+    return batch.contiguous()
+
+
+def reconstruct(model: CosmosTokenizer, images: Tensor) -> Tensor:
+    """Round trip with straight-through FSQ; convolutions in bfloat16, the quantizer in float32."""
+    assert model.quantizer is not None
+    with torch.autocast(images.device.type, torch.bfloat16):
+        latent = model.encode(images)
+    codes = model.quantizer.straight_through(latent.float())
+    with torch.autocast(images.device.type, torch.bfloat16):
+        return model.decode(codes).float()
+
+
+def log_mse(model: CosmosTokenizer, images: Tensor) -> Tensor:
+    error = (reconstruct(model, images) - images).square().mean(dim=(1, 2, 3))
+    return (error + 1e-4).log().mean()
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    if step < WARMUP:
+        return peak * (step + 1) / WARMUP
+    progress = (step - WARMUP) / max(1, steps - WARMUP)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option("--steps", default=12000, show_default=True)
+@click.option("--peak-lr", default=2e-3, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+def main(data: Path, output: Path, steps: int, peak_lr: float, seed: int, device: str) -> None:
+    """Train, resume from OUTPUT/state.pt when it is there, and write model.safetensors."""
+    torch.manual_seed(seed)
+    pictures, digests = load_pictures(data)
+    output.mkdir(parents=True, exist_ok=True)
+    state_path = output / "state.pt"
+    model = CosmosTokenizer(CONFIG).to(device)
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), peak_lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    start, seconds = 0, 0.0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, start, seconds = state["average"], state["step"], state["seconds"]
+    losses: list[float] = []
+    tick = time.monotonic()
+    for step in range(start, steps):
+        # Seeded by the step, so that a resumed run sees what an uninterrupted one would.
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        images = training_batch(pictures, step, generator).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak_lr)
+        optimizer.zero_grad(set_to_none=True)
+        loss = log_mse(model, images)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        for key, value in model.state_dict().items():
+            average[key].lerp_(value, 1 - decay)
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            seconds += time.monotonic() - tick
+            tick = time.monotonic()
+            psnr = 10 * math.log10(4) - 10 / math.log(10) * float(np.mean(losses))
+            click.echo(f"step {step + 1}/{steps}  train PSNR {psnr:.2f} dB  {seconds:.0f} s", err=True)
+            losses.clear()
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average,
+                "step": step + 1,
+                "seconds": seconds,
+            }
+            torch.save(state, output / "state.tmp")
+            (output / "state.tmp").replace(state_path)
+    weights = {k: v.to("cpu", torch.bfloat16).contiguous() for k, v in average.items()}
+    save_file(weights, output / "model.safetensors")
+    record = {
+        "steps": steps,
+        "peak_lr": peak_lr,
+        "batch": BATCH,
+        "seed": seed,
+        "device": device,
+        "seconds": round(seconds),
+        "torch": torch.__version__,
+        "data_sha256": digests,
+    }
+    (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""A report as files: report.json, report.md, report.html, junit.xml and the sample pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import WorkspaceError
+from .accuracy import Picture
+from .page import Figure, Frame, Mark, Page, Strip, to_html, to_markdown
+from .report import ENGINE, QDQ, Report, decibels, encode_report, metrics
+from .tables import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes, report_tables
+
+DIFFERENCE_FACTOR = 8
+
+
+def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """|a - b| times DIFFERENCE_FACTOR, clamped to 255; uint8 images of one shape."""
+    gap = np.abs(a.astype(np.int16) - b.astype(np.int16)) * DIFFERENCE_FACTOR
+    clamped: NDArray[np.uint8] = np.minimum(gap, 255).astype(np.uint8)
+    return clamped
+
+
+def write_report(folder: Path, report: Report, pictures: Sequence[Picture]) -> None:
+    """Write every form of the report into `folder`, which exists."""
+    if not folder.is_dir():
+        raise WorkspaceError("is not a folder", where=str(folder), do="create it first")
+    page = report_page(report, pictures)
+    (folder / "report.json").write_bytes(encode_report(report))
+    (folder / "report.md").write_text(to_markdown(page), encoding="utf-8")
+    (folder / "report.html").write_text(to_html(page), encoding="utf-8")
+    (folder / "junit.xml").write_bytes(junit(report))
+    for frame in (frame for strip in page.strips for frame in strip.frames):
+        path = folder / frame.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(frame.png())
+
+
+def junit(report: Report) -> bytes:
+    """JUnit XML, one test case a gate."""
+    failed = sum(not gate.passed for gate in report.gates)
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"arvg-trt validate {report.model} {report.name}",
+        tests=str(len(report.gates)),
+        failures=str(failed),
+        errors="0",
+        skipped="0",
+    )
+    for gate in report.gates:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=f"{report.model}.{report.name}", name=gate.expression
+        )
+        if not gate.passed:
+            ElementTree.SubElement(case, "failure", message=gate.reason or "failed")
+    ElementTree.indent(suite)
+    text = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'.encode()
+
+
+def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
+    """What report.md and report.html show."""
+    return Page(
+        title=f"{report.model}, {report.name}",
+        subtitle=f"Quantized image tokenizer against its FP32 reference, "
+        f"{len(report.data.validation)} validation images",
+        verdict=_verdict(report),
+        warnings=_warnings(report),
+        figures=_figures(report),
+        strips=tuple(_strip(i, p) for i, p in enumerate(pictures)),
+        strips_caption=f"Difference: |quantized \u2212 FP32| times {DIFFERENCE_FACTOR}, "
+        "clamped; black is no difference.",
+        tables=report_tables(report),
+        notes=_notes(report),
+    )
+
+
+def _verdict(report: Report) -> Mark:
+    failed = sum(not gate.passed for gate in report.gates)
+    if not report.gates:
+        return Mark("No gates were set", "plain")
+    if failed:
+        return Mark(f"Failed: {failed} of {len(report.gates)} gates", "bad")
+    return Mark(f"Passed: all {len(report.gates)} gates", "good")
+
+
+def _warnings(report: Report) -> tuple[str, ...]:
+    warnings = []
+    shared = set(report.data.validation) & set(report.data.calibration)
+    if shared:
+        warnings.append(
+            f"{len(shared)} of {len(report.data.validation)} validation images were also used for "
+            "calibration: accuracy may be flattered."
+        )
+    if report.headline == QDQ:
+        warnings.append("No engine was executed: accuracy is of the Q/DQ graph.")
+    return tuple(warnings)
+
+
+def _figures(report: Report) -> tuple[Figure, ...]:
+    value = metrics(report)
+    found = []
+    if report.headline is not None:
+        accuracy = report.accuracy[report.headline]
+        found = [
+            Figure(
+                label="PSNR to the original",
+                value=DB(value["psnr"]),
+                detail=f"FP32 {DB(decibels(accuracy.psnr_reference.mean))}, "
+                f"drop {DB(value['psnr_drop'])}",
+            ),
+            Figure(
+                label="SSIM to the original",
+                value=SSIM(value["ssim"]),
+                detail=f"FP32 {SSIM(accuracy.ssim_reference.mean)}",
+            ),
+        ]
+        if value["token_agreement"] is not None:
+            found.append(
+                Figure(
+                    label="Tokens equal to FP32",
+                    value=SHARE(value["token_agreement"]),
+                    detail=f"PSNR to FP32 {DB(value['psnr_vs_fp32'])}",
+                )
+            )
+    found.append(
+        Figure(
+            label="Weights on disk",
+            value=f"{TIMES(value['compression'])} smaller",
+            detail=f"{megabytes(report.sizes.fp32_weight_bytes)} to "
+            f"{megabytes(report.sizes.packed_weight_bytes)}",
+        )
+    )
+    total = report.latency.get("total")
+    if total is not None:
+        inconclusive = total.speed.verdict == "inconclusive"
+        found.append(
+            Figure(
+                label="Speed against FP32",
+                value="inconclusive" if inconclusive else TIMES(total.speed.ratio),
+                detail=f"{MS(total.fp32.p50_ms)} to {MS(total.engine.p50_ms)}, {report.cpu.model}",
+                mood="warn" if inconclusive or total.speed.verdict == "slower" else "plain",
+            )
+        )
+    return tuple(found)
+
+
+def _notes(report: Report) -> tuple[str, ...]:
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(report.versions.items()))
+    flags = ", ".join(report.cpu.flags) or "none of those looked for"
+    notes = [
+        (
+            "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, mean "
+            "over channels. Means are over images; an infinite PSNR (identical images) is left out of "
+            "the mean."
+        ),
+        (
+            "The Q/DQ graph runs in a session without graph optimizations; the engine is what is "
+            "shipped, as executed. Gates and the numbers on top read the engine where one was executed."
+        ),
+        (
+            "Latent SQNR compares encoders before the quantizer. Decoder SQNR feeds both decoders the "
+            "FP32 tokens and compares before clamping. Both add up energy over all images."
+        ),
+        (
+            "Latency: FP32 and engine alternate in one process; the ratio is the median over rounds, "
+            "and inconclusive if the interquartile range of the rounds includes 1."
+        ),
+        "A speed is shown only for an engine that was executed on this machine.",
+        f"CPU: {report.cpu.model}; relevant flags: {flags}.",
+        f"Versions: {versions or 'not recorded'}.",
+        f"Validation images: {', '.join(report.data.validation)}.",
+    ]
+    if report.data.calibration:
+        notes.append(f"Calibration images: {len(report.data.calibration)}, named in report.json.")
+    return tuple(notes)
+
+
+def _strip(index: int, picture: Picture) -> Strip:
+    stem = f"samples/{index:03d}-" + re.sub(r"[^A-Za-z0-9_-]+", "_", picture.name)
+    shown = next((c for c in (ENGINE, QDQ) if c in picture.candidates), None)
+    frames = [
+        Frame("Original", f"{stem}-original.png", picture.original),
+        Frame("FP32", f"{stem}-fp32.png", picture.reference),
+    ]
+    if shown is not None:
+        quantized = picture.candidates[shown]
+        gap = difference(picture.reference, quantized)
+        frames += [
+            Frame(f"Quantized: {CANDIDATES[shown]}", f"{stem}-{shown}.png", quantized),
+            Frame(f"Difference \u00d7{DIFFERENCE_FACTOR}", f"{stem}-difference.png", gap),
+        ]
+    return Strip(picture.name, tuple(frames))

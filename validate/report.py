@@ -1,0 +1,234 @@
+"""The report of one quantization: what it costs and gains, as data with a schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ..artifacts import decode_json, encode_json
+from ..errors import WorkspaceError
+from .accuracy import CandidateAccuracy
+from .gates import GateResult
+from .latency import Cpu, Latency, Speed
+
+SCHEMA = "arvg-trt/report/v1"
+QDQ = "qdq"  # the Q/DQ graph in the reference session
+ENGINE = "engine"  # the engine as executed
+
+SIZE_NOTE = (
+    "Compression is the FP32 weights on disk over the packed quantized weights on disk "
+    "(weights.safetensors, with their scales and what stays in high precision). Engine files are a "
+    "column of their own: builders expand or repack weights. Constants that arithmetic replaces, "
+    "such as an FSQ table, count on neither side."
+)
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names of the images that were measured and of those that set the ranges."""
+
+    validation: tuple[str, ...]
+    calibration: tuple[str, ...]
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bytes on disk; make it with `sizes`, which computes ``compression``."""
+
+    fp32_graph_bytes: dict[str, int]
+    fp32_weight_bytes: int
+    packed_weight_bytes: int
+    compression: float
+    note: str = SIZE_NOTE
+
+
+class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """FP32 and the executed engine, interleaved; ``shape`` is the image [N, 3, H, W]."""
+
+    fp32: Latency
+    engine: Latency
+    speed: Speed
+    shape: tuple[int, ...]
+    batch: int
+    threads: int
+
+
+class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A site that an engine does not run as planned, and why."""
+
+    site: str
+    reason: str
+
+
+class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One engine file. ``int8_sites_proved`` is None where the builder gives no layer list.
+
+    ``status`` is "executed", "built, not executed", or why there is no engine.
+    """
+
+    backend: str
+    target: str
+    precision: str
+    graph: str
+    bytes: int
+    build_seconds: float
+    int8_sites_planned: int
+    int8_sites_proved: int | None
+    exceptions: tuple[SiteException, ...] = ()
+    status: str
+
+
+class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One site: its formats as text, the SQNR of its weight in dB, why it is not quantized.
+
+    ``weight_sqnr_db`` is None if the weight is not quantized or is represented exactly.
+    """
+
+    name: str
+    graph: str
+    weight: str
+    activation: str
+    weight_sqnr_db: float | None = None
+    reason: str | None = None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of a validation; ``accuracy`` is keyed by candidate ("qdq", "engine")."""
+
+    schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
+    model: str
+    name: str
+    versions: dict[str, str]
+    cpu: Cpu
+    data: Data
+    sizes: Sizes
+    accuracy: dict[str, CandidateAccuracy]
+    latency: dict[Literal["total", "encoder", "decoder"], LatencyRow] = {}
+    engines: tuple[EngineRow, ...] = ()
+    sites: tuple[SiteRow, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+
+    def __post_init__(self) -> None:
+        for candidate, result in self.accuracy.items():
+            if len(result.psnr.each) != len(self.data.validation):
+                raise ValueError(
+                    f"{candidate} has {len(result.psnr.each)} images, "
+                    f"the data names {len(self.data.validation)}"
+                )
+
+    @property
+    def headline(self) -> str | None:
+        """The candidate that gates read: the engine as executed, else the Q/DQ graph."""
+        return next((name for name in (ENGINE, QDQ) if name in self.accuracy), None)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every gate passed; None if there are none."""
+        return all(gate.passed for gate in self.gates) if self.gates else None
+
+
+def sizes(
+    *, fp32_graph_bytes: dict[str, int], fp32_weight_bytes: int, packed_weight_bytes: int
+) -> Sizes:
+    """Sizes with their ratio; WorkspaceError if there are no packed weights."""
+    if packed_weight_bytes <= 0:
+        raise WorkspaceError(
+            f"the packed weights have {packed_weight_bytes} bytes", do="quantize the model again"
+        )
+    return Sizes(
+        fp32_graph_bytes=fp32_graph_bytes,
+        fp32_weight_bytes=fp32_weight_bytes,
+        packed_weight_bytes=packed_weight_bytes,
+        compression=fp32_weight_bytes / packed_weight_bytes,
+    )
+
+
+def decibels(value: float | None) -> float:
+    """A stored value in dB, where None stands for infinity."""
+    return math.inf if value is None else value
+
+
+_ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
+    "psnr": lambda a: decibels(a.psnr.mean),
+    "psnr_min": lambda a: decibels(a.psnr.min),
+    "ssim": lambda a: a.ssim.mean,
+    "ssim_min": lambda a: a.ssim.min,
+    "psnr_drop": lambda a: a.psnr_drop,
+    "ssim_drop": lambda a: a.ssim_drop,
+    "psnr_vs_fp32": lambda a: decibels(a.psnr_vs_fp32.mean),
+    "psnr_vs_fp32_min": lambda a: decibels(a.psnr_vs_fp32.min),
+    "ssim_vs_fp32": lambda a: a.ssim_vs_fp32.mean,
+    "ssim_vs_fp32_min": lambda a: a.ssim_vs_fp32.min,
+    "token_agreement": lambda a: a.token_agreement,
+    "latent_sqnr_db": lambda a: decibels(a.latent_sqnr_db),
+    "decoder_sqnr_db": lambda a: decibels(a.decoder_sqnr_db),
+    "codebook_use": lambda a: a.codebook_use,
+}
+_GRAPHS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
+METRIC_NAMES: tuple[str, ...] = (
+    *_ACCURACY,
+    "compression",
+    "speedup",
+    "latency_ms",
+    *(f"{graph}.{name}" for graph in _GRAPHS for name in ("speedup", "latency_ms")),
+    *(f"{candidate}.{name}" for candidate in (QDQ, ENGINE) for name in _ACCURACY),
+)
+
+
+def metrics(report: Report) -> dict[str, float | None]:
+    """Flat name to value, for gates and comparisons; keys are METRIC_NAMES.
+
+    Plain accuracy names read the headline candidate, ``qdq.`` and ``engine.`` a given one. None is
+    not measured; decibels without any error are inf. ``latency_ms`` is the engine's median.
+    """
+    values: dict[str, float | None] = dict.fromkeys(METRIC_NAMES)
+    for candidate in (QDQ, ENGINE):
+        if candidate in report.accuracy:
+            for name, read in _ACCURACY.items():
+                values[f"{candidate}.{name}"] = read(report.accuracy[candidate])
+    if report.headline is not None:
+        values |= {name: values[f"{report.headline}.{name}"] for name in _ACCURACY}
+    values["compression"] = report.sizes.compression
+    for what, row in report.latency.items():
+        prefix = "" if what == "total" else f"{what}."
+        values[f"{prefix}speedup"] = row.speed.ratio
+        values[f"{prefix}latency_ms"] = row.engine.p50_ms
+    return values
+
+
+def encode_report(report: Report) -> bytes:
+    """The bytes of report.json, the same for equal reports.
+
+    Raises ValueError for a non-finite number, which JSON would silently turn into null.
+    """
+    _require_finite(msgspec.to_builtins(report), "report")
+    return encode_json(report)
+
+
+def load_report(path: Path) -> Report:
+    """Read a report.json; WorkspaceError if it is missing, damaged, or of another schema."""
+    do = "run `arvg-trt validate` to write a report"
+    found = decode_json(path, dict[str, Any], do=do).get("schema")
+    if found != SCHEMA:
+        raise WorkspaceError(
+            f"its schema is {found!r}, this version reads {SCHEMA!r}",
+            where=str(path),
+            do="update arvg-trt, or validate again with this version",
+        )
+    return decode_json(path, Report, do=do)
+
+
+def _require_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}")
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    for key, child in children:
+        _require_finite(child, f"{where}.{key}")
