@@ -71,7 +71,7 @@ def observe_clip_errors(
 ) -> None:
     """Add outputs `TENSOR:k:e2` and `:k:e4` ([N, C]): sums of error**2 and error**4.
 
-    The error is in units of the smoothed tensor: x / smoothing minus its value on grid k.
+    The error is in steps of grid k: x / (smoothing * scale) minus the grid point it goes to.
     """
     values = values_by_name(graph)
     width = constant(graph, "observer.width", np.array([3], np.int64))

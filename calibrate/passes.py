@@ -169,15 +169,16 @@ def collect_clip_errors(
     def consume(graph: str, outputs: Outputs) -> None:
         for name, grids in candidates.get(graph, {}).items():
             totals = sums.setdefault(f"{graph}/{name}", [])
-            for k in range(len(grids)):
-                pair = tuple(
-                    outputs[f"{name}:{k}:{kind}"].astype(np.float64).sum(axis=0)
-                    for kind in ("e2", "e4")
+            for k, grid in enumerate(grids):
+                e2, e4 = (
+                    outputs[f"{name}:{k}:e{power}"].astype(np.float64).sum(axis=0)
+                    * grid.scale**power
+                    for power in (2, 4)
                 )
                 if k == len(totals):
-                    totals.append((pair[0], pair[1]))
+                    totals.append((e2, e4))
                 else:
-                    totals[k] = (totals[k][0] + pair[0], totals[k][1] + pair[1])
+                    totals[k] = (totals[k][0] + e2, totals[k][1] + e4)
 
     run_instrumented(
         export,

@@ -5,51 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
-
-import msgspec
 
 from ..artifacts import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
 from ..errors import RecipeError
-
-QuantizeMethod = Literal["per_tensor", "log_quantization", "per_channel", "per_channel_log"]
-FLOAT_BITS = 32
-
-
-class QuantizeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a recipe or the command line asks for.
-
-    Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision. `smoothing` is
-    the SmoothQuant exponent, 0 turns it off. Clips minimise sum |error|^clip_power: 2 is the
-    squared error; 4 clips less, which keeps convolutional decoders and encoders closer to FP32.
-    `exclude` holds patterns of site names.
-    """
-
-    encoder_bits: int = 8
-    decoder_bits: int = 8
-    quantize_method: QuantizeMethod = "per_channel"
-    activation_bits: int = 8
-    smoothing: float = 0.5
-    shift: bool = True
-    clip_power: Literal[2, 4] = 4
-    data_aware: bool = True
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("encoder_bits", "decoder_bits", "activation_bits"):
-            bits = getattr(self, name)
-            if bits != FLOAT_BITS and not 2 <= bits <= 8:
-                raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
-        if not 0 <= self.smoothing <= 1:
-            raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
-        if self.activation_bits != FLOAT_BITS and self.quantize_method.endswith(("log_quantization", "_log")):
-            raise ValueError(
-                "a logarithmic weight grid has no integer product: set activation_bits = 32"
-            )
-        if self.activation_bits != FLOAT_BITS and self.quantize_method == "per_tensor":
-            raise ValueError(
-                "per_tensor is a weight-only method: set activation_bits = 32, or use per_channel"
-            )
+from ..recipe import FLOAT_BITS, QuantizeOptions
 
 
 def weight_format(options: QuantizeOptions, graph: str) -> WeightFormat | None:

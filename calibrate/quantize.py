@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from ..artifacts import ActivationFormat, Plan, Site, SiteMap, SitePlan
 from ..errors import CalibrationError, RecipeError
+from ..recipe import QuantizeOptions
 from .formats import QuantizedWeight, quantize_weight
 from .observers import ClipCandidate, load_graph
 from .packed import save_packed
 from .passes import Progress, collect_clip_errors
-from .plan import QuantizeOptions
 from .qdq import SiteWeights, initializer_array, insert_qdq
 from .scaling import best_candidate, clip_candidates, smoothing_scale
 from .statistics import Statistics

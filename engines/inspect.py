@@ -19,7 +19,8 @@ _PRODUCTS = ("gemm", "correlation")
 
 _LAYER = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), "
-    r"Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\], "
+    r"Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"Outputs: \[(?P<outputs>.*?)\], "
     r"TacticName: .*?Metadata: (?P<metadata>.*)$",
     re.MULTILINE,
 )

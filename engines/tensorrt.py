@@ -1,6 +1,8 @@
 """ONNX to a TensorRT or TensorRT for RTX plan, and the list of the layers it became.
 
-Builds are deterministic: the same graph, targets and builder give the same bytes.
+Where every shape is fixed (no dynamic input, or profiles with min = opt = max) the same graph,
+targets and builder give the same bytes. With a range of shapes TensorRT for RTX numbers its shape
+arithmetic anew on each build: the same kernels, other bytes.
 """
 
 from __future__ import annotations

@@ -34,13 +34,24 @@ class _Half:
     type: ir.DataType
     largest: float
     smallest_normal: float
+    opsets: range
+    lacking: frozenset[str]  # operators that TensorRT for RTX does not build in this type
 
 
 _HALVES: dict[HalfType, _Half] = {
-    "float16": _Half("float16", ir.DataType.FLOAT16, 65504.0, 2.0**-14),
-    "bfloat16": _Half("bfloat16", ir.DataType.BFLOAT16, 255 * 2.0**120, 2.0**-126),
+    "float16": _Half("float16", ir.DataType.FLOAT16, 65504.0, 2.0**-14, range(19, 23), frozenset()),
+    "bfloat16": _Half(
+        "bfloat16",
+        ir.DataType.BFLOAT16,
+        255 * 2.0**120,
+        2.0**-126,
+        range(21, 23),
+        frozenset({"ConvTranspose"}),
+    ),
 }
-_OPSETS = range(19, 23)  # half scales from 19; DequantizeLinear types its output otherwise from 23
+# Half scales exist from opset 19, and DequantizeLinear types its output otherwise from 23. Conv
+# takes bfloat16 from 22, which is 21 with that added; GroupNormalization is as now from 21.
+_BFLOAT16_OPSET = 22
 
 _NORMS = frozenset(
     {"GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization"}
@@ -66,26 +77,29 @@ def fp16_twin(
     """A copy of `model` that computes in `dtype`, with Casts at the border and around FP32 parts.
 
     Inputs, outputs and node names stay as they are; weights must be inside the model. `keep_fp32`
-    names further nodes that stay in FP32. Raises BuildError: an opset other than 19 to 22, control
-    flow, values of unknown type, a name in `keep_fp32` that is no node, a scale that is not
-    positive, an initializer beyond the range of `dtype`.
+    names further nodes that stay in FP32. A bfloat16 twin has opset 22. Raises BuildError: an opset
+    other than 19 to 22 (bfloat16: 21, 22), control flow, values of unknown type, a name in
+    `keep_fp32` that is no node, a scale that is not positive, an initializer beyond the range of
+    `dtype`.
     """
     twin = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
     ir.external_data.load_to_model(twin)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(twin)
-    ShapeInferencePass(check_type=False, strict_mode=False)(twin)
-    _require_supported(twin, keep_fp32)
-    nodes = list(twin.graph)
     half = _HALVES[dtype]
+    _require_supported(twin, keep_fp32, half)
+    if dtype == "bfloat16":
+        twin.opset_imports[""] = _BFLOAT16_OPSET
+    _infer_types(twin)
+    nodes = list(twin.graph)
     single = _single_precision(nodes, keep_fp32, half)
     _Converter(twin.graph, half).run(nodes, single)
     return ir.to_proto(twin)
 
 
-def _require_supported(model: ir.Model, keep_fp32: Collection[str]) -> None:
+def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _Half) -> None:
     opset = model.opset_imports.get("")
-    if opset not in _OPSETS:
-        raise BuildError(f"opset {opset} has no half-precision twin", do="export at opset 21")
+    if opset not in half.opsets:
+        raise BuildError(f"opset {opset} has no {half.name} twin", do="export at opset 21")
     names = {node.name for node in model.graph}
     for name in keep_fp32:
         if name not in names:
@@ -95,13 +109,40 @@ def _require_supported(model: ir.Model, keep_fp32: Collection[str]) -> None:
             raise BuildError(
                 f"{node.op_type} has a subgraph, which is not converted", where=node.name
             )
-        for value in node.outputs:
+
+
+def _infer_types(model: ir.Model) -> None:
+    """Give every value a type. ONNX's inference leaves out GroupNormalization with a dynamic batch
+    and all that follows; there an output has the type of the inputs that share its type letter.
+    """
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    for node in model.graph:
+        for index, value in enumerate(node.outputs):
             if value.dtype is None:
-                raise BuildError(
-                    f"the type of {value.name} cannot be inferred",
-                    where=node.name,
-                    do="check the model with onnx.checker",
-                )
+                value.dtype = _type_of_kin(node, index, model.opset_imports[""])
+
+
+def _type_of_kin(node: ir.Node, output: int, opset: int) -> ir.DataType:
+    schema = _schema(node, opset)
+    for index, value in enumerate(node.inputs if schema else ()):
+        alike = schema and _letter(schema.inputs, index) == _letter(schema.outputs, output)
+        if alike and value is not None and value.dtype is not None:
+            return value.dtype
+    raise BuildError(
+        f"the type of {node.outputs[output].name} cannot be inferred",
+        where=node.name,
+        do="check the model with onnx.checker",
+    )
+
+
+def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
+    if not onnx.defs.has(node.op_type, max_inclusive_version=opset, domain=node.domain):
+        return None
+    return onnx.defs.get_schema(node.op_type, opset, node.domain)
+
+
+def _letter(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
+    return parameters[min(index, len(parameters) - 1)].type_str  # the last one may be variadic
 
 
 def _single_precision(
@@ -111,7 +152,7 @@ def _single_precision(
         node
         for node in nodes
         if node.name in keep_fp32
-        or node.op_type in _NORMS | _SUMS | {"QuantizeLinear"}
+        or node.op_type in _NORMS | _SUMS | half.lacking | {"QuantizeLinear"}
         or (node.op_type == "Softmax" and not _is_attention(node))
     }
     single |= _before_integers(nodes) | _after_integers(nodes)
@@ -144,7 +185,7 @@ def _scale(node: ir.Node) -> np.ndarray | None:
 
 
 def _before_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
-    """Nodes whose values go nowhere but into a float-to-integer step, back to the nearest product."""
+    """Nodes whose values go only into a float-to-integer step, back to the nearest product."""
     found: set[ir.Node] = set()
     for node in reversed(nodes):
         if node.op_type in _TYPE_BLIND or node.op_type == "QuantizeLinear":
@@ -192,27 +233,23 @@ def _is_attention(softmax: ir.Node) -> bool:
 
 def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[int]]:
     """Indices of the FP32 inputs and outputs of `node` that its operator may take in half."""
-    if not onnx.defs.has(node.op_type, max_inclusive_version=opset, domain=node.domain):
+    schema = _schema(node, opset)
+    if schema is None:
         return set(), set()
-    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     able = {
         constraint.type_param_str
         for constraint in schema.type_constraints
         if f"tensor({half.name})" in constraint.allowed_type_strs
     }
-
-    def letter(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
-        return parameters[min(index, len(parameters) - 1)].type_str  # the last one may be variadic
-
     inputs = {
-        index: letter(schema.inputs, index)
+        index: _letter(schema.inputs, index)
         for index, value in enumerate(node.inputs)
-        if _is_float(value) and letter(schema.inputs, index) in able
+        if _is_float(value) and _letter(schema.inputs, index) in able
     }
     outputs = {
         index
         for index, value in enumerate(node.outputs)
-        if _is_float(value) and letter(schema.outputs, index) in inputs.values()
+        if _is_float(value) and _letter(schema.outputs, index) in inputs.values()
     }
     return set(inputs), outputs
 
@@ -268,7 +305,7 @@ class _Converter:
         beyond = np.isfinite(array) & (np.abs(array) > self.half.largest)
         if beyond.any():
             raise BuildError(
-                f"{np.abs(array[beyond]).max():.6g} is beyond {self.half.name} ({self.half.largest:.6g})",
+                f"{np.abs(array[beyond]).max():.6g} is beyond {self.half.name}",
                 where=value.name,
                 do="name the nodes that read it in keep_fp32",
             )

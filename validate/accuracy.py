@@ -25,7 +25,10 @@ class Codec(Protocol):
     def encode(
         self, image: NDArray[np.float32]
     ) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
-        """[1, 3, H, W] in [-1, 1] -> (indices [1, h, w] or None if continuous, latent [1, C, h, w])."""
+        """[1, 3, H, W] in [-1, 1] -> (indices [1, h, w], latent [1, C, h, w]).
+
+        Continuous tokenizers have None for indices.
+        """
         ...
 
     def decode(

@@ -155,21 +155,21 @@ def _notes(report: Report) -> tuple[str, ...]:
     flags = ", ".join(report.cpu.flags) or "none of those looked for"
     notes = [
         (
-            "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, mean "
-            "over channels. Means are over images; an infinite PSNR (identical images) is left out of "
-            "the mean."
+            "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, "
+            "mean over channels. Means are over images; an infinite PSNR (identical images) is "
+            "left out of the mean."
         ),
         (
             "The Q/DQ graph runs in a session without graph optimizations; the engine is what is "
-            "shipped, as executed. Gates and the numbers on top read the engine where one was executed."
+            "shipped, as executed. Gates and the numbers on top read the engine where there is one."
         ),
         (
-            "Latent SQNR compares encoders before the quantizer. Decoder SQNR feeds both decoders the "
-            "FP32 tokens and compares before clamping. Both add up energy over all images."
+            "Latent SQNR compares encoders before the quantizer. Decoder SQNR feeds both decoders "
+            "the FP32 tokens and compares before clamping. Both add up energy over all images."
         ),
         (
-            "Latency: FP32 and engine alternate in one process; the ratio is the median over rounds, "
-            "and inconclusive if the interquartile range of the rounds includes 1."
+            "Latency: FP32 and engine alternate in one process; the ratio is the median over "
+            "rounds, and inconclusive if the interquartile range of the rounds includes 1."
         ),
         "A speed is shown only for an engine that was executed on this machine.",
         f"CPU: {report.cpu.model}; relevant flags: {flags}.",

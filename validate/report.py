@@ -41,7 +41,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     fp32_weight_bytes: int
     packed_weight_bytes: int
     compression: float
-    note: str = SIZE_NOTE
+    note: str
 
 
 class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,9 +130,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def sizes(
-    *, fp32_graph_bytes: dict[str, int], fp32_weight_bytes: int, packed_weight_bytes: int
+    *,
+    fp32_graph_bytes: dict[str, int],
+    fp32_weight_bytes: int,
+    packed_weight_bytes: int,
+    note: str = SIZE_NOTE,
 ) -> Sizes:
-    """Sizes with their ratio; WorkspaceError if there are no packed weights."""
+    """Sizes with their ratio; WorkspaceError if there are no packed weights.
+
+    `note` says what the two weight sizes count, for the reader of the report.
+    """
     if packed_weight_bytes <= 0:
         raise WorkspaceError(
             f"the packed weights have {packed_weight_bytes} bytes", do="quantize the model again"
@@ -142,6 +149,7 @@ def sizes(
         fp32_weight_bytes=fp32_weight_bytes,
         packed_weight_bytes=packed_weight_bytes,
         compression=fp32_weight_bytes / packed_weight_bytes,
+        note=note,
     )
 
 

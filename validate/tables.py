@@ -15,14 +15,14 @@ Format = Callable[[float | None], str]
 
 
 def number(decimals: int, unit: str = "", *, scale: float = 1) -> Format:
-    """A formatter: infinity as such, None as "not measured"."""
+    """A formatter: infinity as such, None as "not measured", no minus zero."""
 
     def text(value: float | None) -> str:
         if value is None:
             return "not measured"
         if math.isinf(value):
             return "\u221e"
-        return f"{value * scale:.{decimals}f}{unit}"
+        return f"{value * scale:z.{decimals}f}{unit}"
 
     return text
 
@@ -113,8 +113,10 @@ def _latency(report: Report) -> Table:
 
     return Table(
         title="Latency",
-        header=("Part", "FP32 p50", "Engine p50", "p90", "p99", "min", "Speed", "Quartiles")
-        + ("Verdict", "Image", "Threads", "Rounds"),
+        header=(
+            *("Part", "FP32 p50", "Engine p50", "p90", "p99", "min"),
+            *("Speed", "Quartiles", "Verdict", "Image", "Threads", "Rounds"),
+        ),
         rows=tuple(
             (
                 what,

@@ -1,0 +1,165 @@
+"""Typed recipes: TOML in, frozen structs out; presets are the files in `recipes/`.
+
+Unknown keys are errors, and so are values that do not go together, before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+
+from .errors import RecipeError
+
+PRESETS = Path(__file__).parent / "recipes"
+FLOAT_BITS = 32
+
+QuantizeMethod = Literal["per_tensor", "log_quantization", "per_channel", "per_channel_log"]
+Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
+
+OptionsT = TypeVar("OptionsT", bound="Options")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all option tables."""
+
+
+class CalibrateOptions(Options, frozen=True, kw_only=True):
+    """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops."""
+
+    images: str | None = None
+    samples: int = 32
+    batch_size: int = 4
+    seed: int = 0
+    size: int = 256
+    synthetic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.synthetic and self.images is not None:
+            raise ValueError("synthetic noise and images exclude each other")
+
+
+class QuantizeOptions(Options, frozen=True, kw_only=True):
+    """Which formats the sites of a model get.
+
+    Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision. `smoothing` is
+    the SmoothQuant exponent, 0 turns it off; `shift` allows the exact shift of one-sided ranges.
+    Clips minimise sum |error|^clip_power. `data_aware` weights the search of per-channel weight
+    grids by the energy of the inputs. `exclude` holds patterns of site names.
+    """
+
+    encoder_bits: int = 8
+    decoder_bits: int = 8
+    quantize_method: QuantizeMethod = "per_channel"
+    activation_bits: int = 8
+    smoothing: float = 0.5
+    shift: bool = True
+    clip_power: Literal[2, 4] = 2
+    data_aware: bool = True
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_bits", "decoder_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if bits != FLOAT_BITS and not 2 <= bits <= 8:
+                raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
+        if not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
+        if self.activation_bits != FLOAT_BITS and self.quantize_method != "per_channel":
+            raise ValueError(
+                f"{self.quantize_method} is weight-only: set activation_bits = {FLOAT_BITS}, "
+                "or use per_channel"
+            )
+
+
+class BuildOptions(Options, frozen=True, kw_only=True):
+    """One backend; `targets` are GPU names or compute capabilities (none for onnxruntime).
+
+    `fp16` builds the unquantized FP16 engines beside the quantized ones.
+    """
+
+    backend: Backend = "onnxruntime"
+    targets: tuple[str, ...] = ()
+    fp16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend == "tensorrt_rtx" and not self.targets:
+            raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
+        if self.backend == "onnxruntime" and self.targets:
+            raise ValueError("onnxruntime takes no targets")
+
+
+class ValidateOptions(Options, frozen=True, kw_only=True):
+    """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency."""
+
+    images: str | None = None
+    size: int = 256
+    crops: int = 1
+    gates: tuple[str, ...] = ()
+    rounds: int = 20
+    warmup: int = 3
+    threads: int = 0
+
+
+class Recipe(Options, frozen=True, kw_only=True):
+    """Everything `arvg-trt run` needs."""
+
+    model: str
+    workspace: str
+    name: str
+    checkpoint: str | None = None
+    calibrate: CalibrateOptions = CalibrateOptions()
+    quantize: QuantizeOptions = QuantizeOptions()
+    build: tuple[BuildOptions, ...] = (BuildOptions(),)
+    validate: ValidateOptions = ValidateOptions()
+    schema: Literal["arvg-trt/recipe/v1"] = "arvg-trt/recipe/v1"
+
+
+def find_recipe(name: str) -> Path:
+    """A TOML file, or the name of a preset.
+
+    Raises:
+        RecipeError: neither; names the nearest presets.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    preset = PRESETS / f"{path.name.removesuffix('.toml')}.toml"
+    if preset.is_file():
+        return preset
+    known = sorted(p.stem for p in PRESETS.glob("*.toml"))
+    near = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.3)
+    raise RecipeError("no such recipe", where=name, do=f"presets: {', '.join(near or known)}")
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read and check a recipe; errors name the file and the key."""
+    path = find_recipe(name)
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Recipe)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise RecipeError(str(error), where=str(path), do="see docs/recipes.md") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError("is not UTF-8 text", where=str(path)) from error
+
+
+def with_changes(options: OptionsT, **changes: object) -> OptionsT:
+    """`options` with the command line's values over it; None leaves a value as it is.
+
+    Raises:
+        RecipeError: values that do not go together.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return msgspec.convert(
+            {**msgspec.to_builtins(options), **given}, type(options), strict=True
+        )
+    except msgspec.ValidationError as error:
+        raise RecipeError(str(error)) from error
