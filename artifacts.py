@@ -258,7 +258,9 @@ class Workspace:
     def check_version(self) -> None:
         path = self.root / "workspace.json"
         if not path.exists():
-            atomic_write(path, encode_json({"schema": "arvg-trt/workspace", "version": WORKSPACE_VERSION}))
+            atomic_write(
+                path, encode_json({"schema": "arvg-trt/workspace", "version": WORKSPACE_VERSION})
+            )
             return
         found = decode_json(path, dict[str, Any], do="remove the file to start over").get("version")
         if not isinstance(found, int) or found > WORKSPACE_VERSION:

@@ -82,12 +82,15 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
 class BuildOptions(Options, frozen=True, kw_only=True):
     """One backend; `targets` are GPU names or compute capabilities (none for onnxruntime).
 
-    `fp16` builds the unquantized FP16 engines beside the quantized ones.
+    `fp16` builds the unquantized FP16 engines beside the quantized ones. TensorRT engines take
+    square images of `image_size` in batches of 1 to `max_batch`.
     """
 
     backend: Backend = "onnxruntime"
     targets: tuple[str, ...] = ()
     fp16: bool = False
+    image_size: int = 256
+    max_batch: int = 1
 
     def __post_init__(self) -> None:
         if self.backend == "tensorrt_rtx" and not self.targets:

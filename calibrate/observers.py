@@ -66,9 +66,7 @@ def observe_ranges(graph: ir.Graph, tensors: Sequence[str]) -> None:
         graph.outputs.append(shape)
 
 
-def observe_clip_errors(
-    graph: ir.Graph, candidates: Mapping[str, Sequence[ClipCandidate]]
-) -> None:
+def observe_clip_errors(graph: ir.Graph, candidates: Mapping[str, Sequence[ClipCandidate]]) -> None:
     """Add outputs `TENSOR:k:e2` and `:k:e4` ([N, C]): sums of error**2 and error**4.
 
     The error is in steps of grid k: x / (smoothing * scale) minus the grid point it goes to.
@@ -83,8 +81,10 @@ def observe_clip_errors(
             high = 2 ** (grid.bits - 1) - 1 + grid.shift
             step = (grid.smoothing.astype(np.float64) * grid.scale).astype(np.float32)
             inverse = constant(graph, f"{label}:inverse", (1 / step).reshape(1, -1, 1, 1))
-            bounds = [constant(graph, f"{label}:{n}", np.float32(v)) for n, v in
-                      (("low", low), ("high", high))]
+            bounds = [
+                constant(graph, f"{label}:{n}", np.float32(v))
+                for n, v in (("low", low), ("high", high))
+            ]
             grid_x = chain(graph, "Mul", [values[name], inverse], f"{label}:x")
             rounded = chain(graph, "Round", [grid_x], f"{label}:round")
             clipped = chain(graph, "Clip", [rounded, *bounds], f"{label}:clip")

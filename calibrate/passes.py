@@ -30,7 +30,9 @@ Outputs = Mapping[str, NDArray[np.generic]]
 Progress = Callable[[str, int, int], None]
 
 
-def sample_batches(samples: Path, batch_size: int) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+def sample_batches(
+    samples: Path, batch_size: int
+) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
     """Saved samples as (file names, float32 [n, 3, H, W])."""
     files = sorted(samples.glob("*.png"))
     position = 0

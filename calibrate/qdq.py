@@ -144,7 +144,7 @@ def fold_norms(
         for index, name, offset in ((1, "scale", 0.0), (2, "bias", shift)):
             value = norm.inputs[index]
             assert value is not None
-            folded = (initializer_array(value).astype(np.float64) / smoothing - offset)
+            folded = initializer_array(value).astype(np.float64) / smoothing - offset
             label = f"{norm.name}.folded_{name}"
             norm.replace_input_with(index, constant(graph, label, folded.astype(np.float32)))
 

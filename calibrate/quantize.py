@@ -67,8 +67,14 @@ def quantize_graphs(
     """
     groups = {graph: group_sites(export, site_map, graph, entries, statistics) for graph in GRAPHS}
     activations, quality = search_activations(
-        export, samples, groups, entries, statistics, options,
-        batch_size=batch_size, progress=progress,
+        export,
+        samples,
+        groups,
+        entries,
+        statistics,
+        options,
+        batch_size=batch_size,
+        progress=progress,
     )
     results: list[SiteResult] = []
     packed: dict[str, QuantizedWeight] = {}
@@ -83,8 +89,13 @@ def quantize_graphs(
         for position, site in enumerate(sites):
             entry = entries[site.name]
             site_weights, noise = quantize_site(
-                model.graph, site, entry, statistics, options,
-                activations.get(site.name), smoothing.get(site.name),
+                model.graph,
+                site,
+                entry,
+                statistics,
+                options,
+                activations.get(site.name),
+                smoothing.get(site.name),
             )
             if site_weights is not None:
                 chosen[site.name] = site_weights
@@ -96,8 +107,10 @@ def quantize_graphs(
         kept = [s if folded.get(s.name) else msgspec.structs.replace(s, fold=None) for s in sites]
         insert_qdq(model.graph, kept, chosen)
         ir.save(
-            model, output / f"{graph}.onnx",
-            external_data=f"{graph}.onnx.data", size_threshold_bytes=1024,
+            model,
+            output / f"{graph}.onnx",
+            external_data=f"{graph}.onnx.data",
+            size_threshold_bytes=1024,
         )
     save_packed(packed, floats, output / "weights.safetensors")
     return Plan(sites=tuple(final)), results
@@ -195,7 +208,9 @@ def search_activations(
             stats = site_statistics(statistics, site.name)
             ones = np.ones_like(group.gain) if group.smoothing is None else group.smoothing
             if wanted.scale is not None:
-                grids = [ClipCandidate(ones.astype(np.float32), wanted.scale, wanted.shift, wanted.bits)]
+                grids = [
+                    ClipCandidate(ones.astype(np.float32), wanted.scale, wanted.shift, wanted.bits)
+                ]
             else:
                 grids = clip_candidates(stats, ones, wanted.bits, allow_shift=options.shift)
             candidates.setdefault(graph, {})[site.input] = grids
@@ -251,7 +266,8 @@ def quantize_site(
     quantized = quantize_weight(weight, entry.weight, importance)
     wide = weight.astype(np.float64)
     noise = decibel(
-        float(np.sum(wide**2)), float(np.sum((quantized.dequantize().astype(np.float64) - wide) ** 2))
+        float(np.sum(wide**2)),
+        float(np.sum((quantized.dequantize().astype(np.float64) - wide) ** 2)),
     )
     return SiteWeights(quantized, activation=activation, smoothing=scale), noise
 
@@ -281,9 +297,7 @@ def store(
         floats[f"{site.name}.smoothing"] = weights.smoothing
 
 
-def float_parameters(
-    graph: ir.Graph, sites: Sequence[Site]
-) -> dict[str, NDArray[np.generic]]:
+def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArray[np.generic]]:
     """Biases and norm parameters: every float initializer named after a parameter, but weights."""
     weights = {site.weight for site in sites}
     return {

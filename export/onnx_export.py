@@ -183,9 +183,7 @@ def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
 
 
-def check_parity(
-    model: CosmosTokenizer, folder: Path, images: list[NDArray[np.float32]]
-) -> Parity:
+def check_parity(model: CosmosTokenizer, folder: Path, images: list[NDArray[np.float32]]) -> Parity:
     """Run both graphs on real images and compare with PyTorch.
 
     Raises:

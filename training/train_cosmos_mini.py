@@ -141,7 +141,9 @@ def main(data: Path, output: Path, steps: int, peak_lr: float, seed: int, device
             seconds += time.monotonic() - tick
             tick = time.monotonic()
             psnr = 10 * math.log10(4) - 10 / math.log(10) * float(np.mean(losses))
-            click.echo(f"step {step + 1}/{steps}  train PSNR {psnr:.2f} dB  {seconds:.0f} s", err=True)
+            click.echo(
+                f"step {step + 1}/{steps}  train PSNR {psnr:.2f} dB  {seconds:.0f} s", err=True
+            )
             losses.clear()
         if (step + 1) % 500 == 0 or step + 1 == steps:
             state = {

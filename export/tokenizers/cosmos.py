@@ -118,11 +118,18 @@ class Level(nn.Module):
     """One resolution: residual blocks, then an optional resampling."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, blocks: int, *, down: bool = False, up: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        blocks: int,
+        *,
+        down: bool = False,
+        up: bool = False,
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels)
+            for i in range(blocks)
         )
         if down:
             self.downsample = Downsample(out_channels)
@@ -267,3 +274,148 @@ class CosmosTokenizer(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Codes (DI) or latent (CI) [N, latent_channels, h, w] -> image [N, 3, h*s, w*s]."""
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
+
+
+BUFFER_NAMES = ("wavelets", "_arange", "_levels", "_basis", "implicit_codebook")
+
+
+def split_buffers(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(parameters, buffers): TorchScript archives also list the model's non-persistent buffers."""
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        owner, _, last = name.rpartition(".")
+        known = (last in BUFFER_NAMES[:2] and owner.endswith("patcher")) or (
+            last in BUFFER_NAMES[2:] and owner.endswith("quantizer")
+        )
+        (buffers if known else parameters)[name] = tensor
+    return parameters, buffers
+
+
+def infer_config(tensors: Mapping[str, Tensor], where: str) -> CosmosConfig:
+    """The configuration that a checkpoint's keys and shapes imply.
+
+    Raises:
+        ExportError: not a Cosmos image tokenizer, or layers that the published ones do not have.
+    """
+    parameters, buffers = split_buffers(tensors)
+    needed = (
+        "encoder.conv_in.weight",
+        "encoder.conv_out.weight",
+        "decoder.conv_out.weight",
+        "quant_conv.weight",
+        "encoder.down.0.block.0.conv1.weight",
+    )
+    absent = [key for key in needed if key not in parameters]
+    if absent:
+        raise ExportError(
+            f"is not a Cosmos image tokenizer: no {', '.join(absent)}",
+            where=where,
+            do="check the model name, and that encoder and decoder are both there",
+        )
+    attention = [k for k in parameters if re.match(r"(en|de)coder\.(down|up)\.\d+\.attn\.", k)]
+    if attention:
+        raise ExportError(
+            f"has attention outside the middle block: {attention[0]}",
+            where=where,
+            do="no published Cosmos image tokenizer has it",
+        )
+    conv_in = parameters["encoder.conv_in.weight"]
+    channels, patch_size = conv_in.shape[0], math.isqrt(conv_in.shape[1] // IMAGE_CHANNELS)
+    levels = count_items(parameters, r"encoder\.down\.(\d+)\.")
+    widths = [parameters[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
+    downs = count_items(parameters, r"encoder\.down\.(\d+)\.downsample\.conv\.weight")
+    ups = len({k for k in parameters if re.match(r"decoder\.up\.\d+\.upsample\.conv\.weight", k)})
+    if downs != ups:
+        raise ExportError(
+            f"has {downs} downsamplings and {ups} upsamplings", where=where, do="use another file"
+        )
+    latent = parameters["quant_conv.weight"].shape[0]
+    return CosmosConfig(
+        channels=channels,
+        channels_mult=tuple(width // channels for width in widths),
+        num_res_blocks=count_items(parameters, r"encoder\.down\.0\.block\.(\d+)\."),
+        patch_size=patch_size,
+        spatial_compression=patch_size * 2**downs,
+        z_channels=parameters["encoder.conv_out.weight"].shape[0],
+        latent_channels=latent,
+        levels=infer_levels(buffers, latent, parameters["encoder.conv_out.weight"].shape[0], where),
+    )
+
+
+def infer_levels(
+    buffers: Mapping[str, Tensor], latent: int, z_channels: int, where: str
+) -> tuple[int, ...]:
+    """FSQ levels: from the archive's buffer; else CI has as many latent as z channels, DI fewer."""
+    for name, tensor in buffers.items():
+        if name.endswith("_levels"):
+            return tuple(int(v) for v in tensor.flatten())
+    if latent == z_channels:
+        return ()
+    if latent != len(FSQ_LEVELS):
+        raise ExportError(
+            f"has {latent} latent channels and no FSQ levels",
+            where=where,
+            do=f"the published DI models have {len(FSQ_LEVELS)}",
+        )
+    return FSQ_LEVELS
+
+
+def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return len({m.group(1) for key in tensors if (m := re.match(pattern, key))})
+
+
+def check_buffers(buffers: Mapping[str, Tensor], config: CosmosConfig, where: str) -> None:
+    """The buffers must be the constants that our modules compute themselves."""
+    basis = [math.prod(config.levels[:i]) for i in range(len(config.levels))]
+    expected = {
+        "wavelets": [0.5**0.5] * 2,
+        "_arange": [0.0, 1.0],
+        "_levels": list(config.levels),
+        "_basis": basis,
+    }
+    for name, tensor in buffers.items():
+        last = name.rpartition(".")[2]
+        values = tensor.flatten().double()
+        if last == "implicit_codebook":
+            good = tensor.shape == (math.prod(config.levels), len(config.levels))
+        else:
+            wanted = torch.tensor(expected[last], dtype=torch.float64)
+            # Published archives hold them in bfloat16.
+            good = values.shape == wanted.shape and torch.allclose(values, wanted, rtol=4e-3)
+        if not good:
+            raise ExportError(
+                f"{name} is not what this model computes with",
+                where=where,
+                do="no published Cosmos image tokenizer differs here",
+            )
+
+
+def load_cosmos(tensors: Mapping[str, Tensor], where: str) -> CosmosTokenizer:
+    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
+
+    bfloat16 and float16 weights convert exactly.
+
+    Raises:
+        ExportError: missing, extra or misshapen keys (named), another model, odd buffers.
+    """
+    parameters, buffers = split_buffers(tensors)
+    config = infer_config(tensors, where)
+    check_buffers(buffers, config, where)
+    with torch.device("meta"):
+        model = CosmosTokenizer(config)
+    expected = model.state_dict()
+    problems = [f"missing {k}" for k in expected.keys() - parameters.keys()]
+    problems += [f"unexpected {k}" for k in parameters.keys() - expected.keys()]
+    problems += [
+        f"{k} has shape {list(parameters[k].shape)}, not {list(v.shape)}"
+        for k, v in expected.items()
+        if k in parameters and parameters[k].shape != v.shape
+    ]
+    if problems:
+        listed = "; ".join(sorted(problems)[:4])
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ExportError(listed + more, where=where, do="use the checkpoint of this model")
+    fresh = CosmosTokenizer(config)
+    fresh.load_state_dict({k: v.float() for k, v in parameters.items()}, strict=True, assign=True)
+    return fresh.eval().requires_grad_(False)

@@ -1,0 +1,37 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.ready
+
+# The package is installed for its metadata and command, then its copy is replaced by a link to this
+# folder: the repository root is the package, which setuptools' editable finder cannot express.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[export,rtx,report,dev]'
+	rm -rf "$(SITE)/arvg_trt" build
+	ln -s "$(CURDIR)" "$(SITE)/arvg_trt"
+	touch $@
+
+demo: setup
+	$(BIN)/arvg-trt run recipes/cosmos-mini-int8.toml
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p arvg_trt
+
+bench: setup
+	$(BIN)/python -m arvg_trt.benchmarks.real_width
+	$(BIN)/python -m arvg_trt.benchmarks.tokenizer_bits
+
+clean:
+	rm -rf $(VENV) out build

@@ -1,0 +1,393 @@
+"""The command line: one function a command, parsing and printing only."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .artifacts import Workspace
+from .console import ConsoleReporter, print_json
+from .errors import ArvgError, WorkspaceError
+from .pipeline.common import StageResult, tool_version
+from .recipe import (
+    BuildOptions,
+    CalibrateOptions,
+    QuantizeOptions,
+    Recipe,
+    ValidateOptions,
+    load_recipe,
+    with_changes,
+)
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Commands(click.Group):
+    """Prints an ArvgError as one line and exits with its code; other exceptions are our bugs."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ArvgError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"error: {where}disk full (free some space and run again)", err=True)
+            ctx.exit(WorkspaceError.exit_code)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tool_version(), prog_name="arvg-trt")
+def cli() -> None:
+    """Quantize image tokenizers and build engines for NVIDIA edge GPUs, stage by stage.
+
+    \b
+    arvg-trt run cosmos-mini-int8            everything, from a recipe
+    arvg-trt export cosmos-di8x8 ws --checkpoint nvidia/Cosmos-0.1-Tokenizer-DI8x8
+    """
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+recipe_option = click.option(
+    "--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file."
+)
+name_option = click.option(
+    "--name", default=None, help="Name of the quantization. [default: the recipe's, or int8]"
+)
+workspace_argument = click.argument("workspace", type=click.Path(path_type=Path))
+
+
+def recipe_or_none(name: str | None) -> Recipe | None:
+    return None if name is None else load_recipe(name)
+
+
+def chosen_name(name: str | None, recipe: Recipe | None) -> str:
+    return name or (recipe.name if recipe else "int8")
+
+
+def perform(
+    workspace: Path,
+    as_json: bool,
+    work: Callable[[Workspace, ConsoleReporter], Sequence[StageResult]],
+) -> None:
+    """Run stages under the workspace's lock and print what they made."""
+    with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
+        results = work(opened, reporter)
+    if as_json:
+        print_json({"stages": results})
+        return
+    for result in results:
+        took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
+        click.echo(f"{result.manifest.stage}: {took}, {result.folder}")
+
+
+@cli.command()
+@json_option
+def models(as_json: bool) -> None:
+    """List the models that are known by name.
+
+    \b
+    Example: arvg-trt models
+    """
+    from .pipeline.info import model_rows
+
+    rows = model_rows()
+    if as_json:
+        print_json({"models": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['name']:<20} {row['parameters']:>12,}  {row['checkpoint']}")
+
+
+@cli.command()
+@click.argument("model")
+@workspace_argument
+@click.option("--checkpoint", help="File, folder or Hugging Face id. [default: shipped weights]")
+@click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
+@json_option
+def export(model: str, workspace: Path, checkpoint: str | None, images: str, as_json: bool) -> None:
+    """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
+
+    \b
+    Example: arvg-trt export cosmos-mini-di8x8 out/ws
+    """
+    from .pipeline.export import export_stage
+
+    perform(workspace, as_json, lambda w, r: [export_stage(w, model, checkpoint, images, r)])
+
+
+@cli.command()
+@workspace_argument
+@recipe_option
+@click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
+@click.option("--samples", type=int, help="Number of crops. [default: 32]")
+@click.option("--batch-size", type=int, help="Samples in flight. [default: 4]")
+@click.option("--seed", type=int, help="Seed of the crops. [default: 0]")
+@click.option("--size", type=int, help="Side of the square crops. [default: 256]")
+@click.option(
+    "--synthetic", is_flag=True, default=None, help="Calibrate on noise; marks the report."
+)
+@json_option
+def calibrate(workspace: Path, recipe_name: str | None, as_json: bool, **changes: Any) -> None:
+    """Collect activation statistics of WORKSPACE's graphs on images.
+
+    \b
+    Example: arvg-trt calibrate out/ws --images photos/ --samples 64
+    """
+    from .pipeline.calibrate import calibrate_stage
+
+    recipe = recipe_or_none(recipe_name)
+    base = recipe.calibrate if recipe else CalibrateOptions()
+    options = with_changes(base, **changes)
+    perform(workspace, as_json, lambda w, r: [calibrate_stage(w, options, r)])
+
+
+@cli.command()
+@workspace_argument
+@recipe_option
+@name_option
+@click.option("--encoder-bits", type=int, help="2 to 8, or 32 for high precision.")
+@click.option("--decoder-bits", type=int, help="2 to 8, or 32 for high precision.")
+@click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only.")
+@click.option(
+    "--quantize-method",
+    type=click.Choice(["per_tensor", "log_quantization", "per_channel", "per_channel_log", "fp8"]),
+)
+@click.option("--smoothing", type=float, help="SmoothQuant exponent, 0 for none. [default: 0.5]")
+@click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="An edited plan.json.")
+@json_option
+def quantize(
+    workspace: Path,
+    recipe_name: str | None,
+    name: str | None,
+    plan_file: Path | None,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Write Q/DQ graphs, the plan and packed weights.
+
+    \b
+    Example: arvg-trt quantize out/ws --name log4 --encoder-bits 4 --decoder-bits 4 \\
+                 --quantize-method log_quantization --activation-bits 32
+    """
+    from .pipeline.quantize import quantize_stage
+
+    recipe = recipe_or_none(recipe_name)
+    base = recipe.quantize if recipe else QuantizeOptions()
+    changes["exclude"] = changes["exclude"] or None
+    options = with_changes(base, **changes)
+    called = chosen_name(name, recipe)
+    perform(workspace, as_json, lambda w, r: [quantize_stage(w, called, options, r, plan_file)])
+
+
+@cli.command()
+@workspace_argument
+@recipe_option
+@name_option
+@click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt_rtx", "tensorrt"]))
+@click.option("--target", "targets", multiple=True, help="GPU or compute capability; repeatable.")
+@click.option("--fp16", is_flag=True, default=None, help="Also build the unquantized FP16 engines.")
+@click.option("--image-size", type=int, help="Side of the images a TensorRT engine takes.")
+@click.option("--max-batch", type=int, help="Largest batch a TensorRT engine takes.")
+@json_option
+def build(
+    workspace: Path,
+    recipe_name: str | None,
+    name: str | None,
+    as_json: bool,
+    targets: Sequence[str],
+    **changes: Any,
+) -> None:
+    """Build engines for a backend and its targets.
+
+    \b
+    Example: arvg-trt build out/ws --backend tensorrt_rtx --target rtx3090 --target rtx4090
+    """
+    from .pipeline.build import build_stage
+
+    recipe = recipe_or_none(recipe_name)
+    called = chosen_name(name, recipe)
+    if recipe is not None and changes["backend"] is None:
+        chosen = list(recipe.build)
+    else:
+        chosen = [with_changes(BuildOptions(), targets=list(targets), **changes)]
+    perform(
+        workspace,
+        as_json,
+        lambda w, r: [
+            result for options in chosen for result in build_stage(w, called, options, r)
+        ],
+    )
+
+
+@cli.command()
+@workspace_argument
+@recipe_option
+@name_option
+@click.option("--images", help="Folder of held-out images, or skimage:NAME,NAME.")
+@click.option("--size", type=int, help="Side of the centre crops. [default: 256]")
+@click.option("--gate", "gates", multiple=True, help="e.g. 'psnr_drop<=0.5'; repeatable.")
+@click.option("--rounds", type=int, help="Timed rounds, 0 for none. [default: 20]")
+@click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
+@json_option
+def validate(
+    workspace: Path,
+    recipe_name: str | None,
+    name: str | None,
+    as_json: bool,
+    gates: Sequence[str],
+    **changes: Any,
+) -> None:
+    """Compare a quantization with FP32 and write a report; a failed gate exits with 8.
+
+    \b
+    Example: arvg-trt validate out/ws --images held_out/ --gate 'psnr_drop<=0.5'
+    """
+    from .pipeline.validate import validate_stage
+
+    recipe = recipe_or_none(recipe_name)
+    base = recipe.validate if recipe else ValidateOptions()
+    options = with_changes(base, gates=list(gates) or None, **changes)
+    called = chosen_name(name, recipe)
+    perform(workspace, as_json, lambda w, r: [validate_stage(w, called, options, r)])
+
+
+@cli.command()
+@click.argument("recipe_name", metavar="RECIPE")
+@click.option("--workspace", help="Instead of the recipe's.")
+@json_option
+def run(recipe_name: str, workspace: str | None, as_json: bool) -> None:
+    """Run every stage of RECIPE, skipping what is up to date.
+
+    \b
+    Example: arvg-trt run recipes/cosmos-mini-int8.toml
+    """
+    from .pipeline.run import run_recipe
+
+    recipe = with_changes(load_recipe(recipe_name), workspace=workspace)
+    with ConsoleReporter(quiet=as_json) as reporter:
+        results = run_recipe(recipe, reporter)
+    if as_json:
+        print_json({"stages": results})
+        return
+    click.echo(summary(results[-1].manifest.results["metrics"]))
+    click.echo(str(results[-1].folder / "report.html"))
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """The main figures in a line."""
+    parts = [
+        f"PSNR drop {metrics['psnr_drop']:.2f} dB",
+        f"tokens equal {metrics['token_agreement']:.1%}" if "token_agreement" in metrics else "",
+        f"weights {metrics['compression']:.2f}x smaller",
+        f"{metrics['speedup']:.2f}x faster than FP32" if "speedup" in metrics else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+@cli.command()
+@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page.")
+@click.option("--allow-different", is_flag=True, help="Compare other models or images too.")
+@json_option
+def compare(
+    reports: Sequence[Path], html: Path | None, allow_different: bool, as_json: bool
+) -> None:
+    """Compare two or more reports; the first is the baseline, a regression exits with 8.
+
+    \b
+    Example: arvg-trt compare main/report.json new/report.json
+    """
+    from .pipeline.info import compare_reports
+
+    text, result, regressed = compare_reports(reports, html, allow_different)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(text)
+    if regressed:
+        sys.exit(8)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .npz file.")
+def encode(folder: Path, images: Sequence[Path], output: Path) -> None:
+    """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
+
+    \b
+    Example: arvg-trt encode out/demo/engines/int8/onnxruntime photo.jpg -o photo.npz
+    """
+    from .pipeline.codec import encode_files
+
+    encode_files(folder, images, output)
+    click.echo(str(output))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("tokens", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder.")
+def decode(folder: Path, tokens: Path, output: Path) -> None:
+    """Decode a .npz of `encode` to PNG images.
+
+    \b
+    Example: arvg-trt decode out/demo/engines/int8/onnxruntime photo.npz -o pictures/
+    """
+    from .pipeline.codec import decode_files
+
+    for path in decode_files(folder, tokens, output):
+        click.echo(str(path))
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what a workspace, stage folder, graph, or engine is.
+
+    \b
+    Example: arvg-trt inspect out/demo
+    """
+    from .pipeline.info import inspect_path
+
+    rows = inspect_path(path)
+    if as_json:
+        print_json(rows)
+        return
+    for key, value in rows.items():
+        click.echo(f"{key}: {value}")
+
+
+@cli.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine can build and run, and what to install.
+
+    \b
+    Example: arvg-trt doctor
+    """
+    from .pipeline.info import doctor_rows
+
+    rows = doctor_rows()
+    if as_json:
+        print_json({"checks": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['state']:<8} {row['what']:<22} {row['detail']}")
+
+
+def main() -> None:
+    cli(prog_name="arvg-trt")

@@ -1,0 +1,190 @@
+"""Find a model's checkpoint files and read their tensors; no pickle of a stranger ever runs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import ExportError
+from .torchscript import is_torchscript, read_torchscript
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve_checkpoint(spec: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
+    """Files of a checkpoint: `spec` is a file, a folder, or a Hugging Face id.
+
+    `alternatives` lists the sets of file names that make a complete checkpoint, best first.
+
+    Raises:
+        ExportError: nothing there, or not a complete set; says what was expected.
+    """
+    path = Path(spec)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        for names in alternatives:
+            if all((path / name).is_file() for name in names):
+                return [path / name for name in names]
+        single = [
+            p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", *PICKLE_SUFFIXES)
+        ]
+        if len(single) == 1:
+            return single
+        expected = ", or ".join(" with ".join(names) for names in alternatives)
+        raise ExportError("has no complete checkpoint", where=spec, do=f"expected {expected}")
+    if HUB_ID.fullmatch(spec) and not path.parent.is_dir():
+        return download(spec, alternatives)
+    raise ExportError(
+        "no such file or folder", where=spec, do="check --checkpoint, or give a Hugging Face id"
+    )
+
+
+def download(repo: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
+    """Fetch a checkpoint from the Hugging Face Hub (or its local cache)."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+        )
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            "huggingface_hub is not installed", where=repo, do="pip install 'arvg-trt[export]'"
+        ) from error
+    for names in alternatives:
+        try:
+            return [Path(hf_hub_download(repo, name)) for name in names]
+        except LocalEntryNotFoundError as error:
+            raise ExportError(
+                "the Hugging Face Hub cannot be reached and the files are not in its cache",
+                where=repo,
+                do="check the network, or give a local folder",
+            ) from error
+        except EntryNotFoundError:
+            continue
+        except GatedRepoError as error:
+            raise ExportError(
+                "is gated", where=repo, do="accept its licence on the Hub and run `hf auth login`"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise ExportError(
+                "no such repository, or a private one", where=repo, do="check the id, or log in"
+            ) from error
+        except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+            raise ExportError(
+                f"could not be downloaded: {str(error).splitlines()[0]}",
+                where=repo,
+                do="check the network, or give a local folder",
+            ) from error
+    raise ExportError(
+        "has none of the expected files", where=repo, do=f"expected {alternatives[0]}"
+    )
+
+
+def read_all(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Tensors of all files together.
+
+    Raises:
+        ExportError: a file that cannot be read, one tensor with two values, NaN or infinity.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        for name, tensor in read_tensors(path).items():
+            if name in tensors and not torch.equal(tensors[name], tensor):
+                raise ExportError(
+                    f"{name} differs from the one in {paths[0].name}",
+                    where=str(path),
+                    do="take all files from one checkpoint",
+                )
+            tensors[name] = tensor
+    require_finite(tensors, ", ".join(str(p) for p in paths))
+    return tensors
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of one file by name: TorchScript, safetensors, or a pickle of tensors alone."""
+    if not path.is_file():
+        raise ExportError("no such file", where=str(path))
+    if path.stat().st_size == 0:
+        raise ExportError("is empty", where=str(path), do="download it again")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ExportError(
+                f"is not a complete safetensors file: {error}",
+                where=str(path),
+                do="download it again",
+            ) from error
+    if is_torchscript(path):
+        return read_torchscript(path)
+    if path.suffix == ".jit":
+        raise ExportError(
+            "is not a complete TorchScript archive", where=str(path), do="download it again"
+        )
+    if path.suffix not in PICKLE_SUFFIXES:
+        raise ExportError(
+            "is not a checkpoint",
+            where=str(path),
+            do=f"expected .jit, .safetensors, {', '.join(PICKLE_SUFFIXES)}",
+        )
+    return read_pickle(path)
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ExportError(
+            f"holds more than tensors and was not read: {first_sentence(error)}",
+            where=str(path),
+            do="save its state_dict with torch.save, or convert it to safetensors",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise ExportError(
+            f"is not a complete checkpoint: {first_sentence(error)}",
+            where=str(path),
+            do="download it again",
+        ) from error
+    return unwrap(loaded, path)
+
+
+def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
+    """The state_dict inside the usual wrappers of trainers."""
+    while isinstance(loaded, Mapping):
+        if loaded and all(isinstance(v, Tensor) for v in loaded.values()):
+            return {str(k): v for k, v in loaded.items()}
+        inner = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
+        if len(inner) != 1:
+            break
+        loaded = inner[0]
+    raise ExportError(
+        "holds no state_dict", where=str(path), do=f"expected tensors, or one of {WRAPPERS}"
+    )
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        others = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise ExportError(
+            f"NaN or infinity in {bad[0]}{others}", where=where, do="use another checkpoint"
+        )
+
+
+def first_sentence(error: Exception) -> str:
+    return str(error).splitlines()[0].split(". ")[0][:200]

@@ -1,0 +1,214 @@
+"""Stage 4: Q/DQ graphs -> engine files, with the proof of what each site became."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..artifacts import Manifest, Plan, SitePlan, Workspace, decode_json, encode_json
+from ..errors import BuildError
+from ..recipe import BuildOptions
+from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+
+GRAPHS = ("encoder", "decoder")
+FP16 = "fp16"
+
+
+def build_stage(
+    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+) -> list[StageResult]:
+    """Build the engines of one backend; `name` fp16 builds the unquantized graphs in half.
+
+    Returns one result per engine folder: onnxruntime has one, TensorRT one per group of targets.
+    """
+    if options.backend == "onnxruntime":
+        return [build_onnxruntime(workspace, name, reporter)]
+    names = [name, FP16] if options.fp16 and name != FP16 else [name]
+    return [r for each in names for r in build_tensorrt(workspace, each, options, reporter)]
+
+
+def source_graphs(workspace: Workspace, name: str) -> tuple[Path, Manifest, Plan | None]:
+    """Folder, manifest and plan that an engine is built from."""
+    if name == FP16:
+        folder, manifest = require_outputs(workspace, "export", stage="export")
+        return folder, manifest, None
+    folder, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
+    plan = decode_json(folder / "plan.json", Plan, do="run `arvg-trt quantize` again")
+    return folder, manifest, plan
+
+
+def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> StageResult:
+    from ..engines.onnxruntime import build_engine
+
+    if name == FP16:
+        raise BuildError(
+            "ONNX Runtime has no fast FP16 kernels on the CPU",
+            do="run the FP32 export, or build fp16 with --backend tensorrt_rtx",
+        )
+    source, manifest, _ = source_graphs(workspace, name)
+    calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
+    export, exported = require_outputs(workspace, "export", stage="export")
+    wanted = Manifest(
+        stage="build",
+        inputs={**manifest.outputs, "statistics": calibrated.outputs["statistics.safetensors"]},
+        options={"backend": "onnxruntime", "name": name},
+        versions=package_versions("onnxruntime", "onnx-ir"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        rows = build_engine(
+            source,
+            export,
+            calibrate / "samples",
+            calibrate / "statistics.safetensors",
+            folder,
+            progress=reporter.progress,
+        )
+        return {"engines": [msgspec.to_builtins(row) for row in rows]}
+
+    return run_stage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
+
+
+def build_tensorrt(
+    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+) -> list[StageResult]:
+    from ..engines.targets import Target, check_formats, group_targets, resolve_target
+    from ..runtime.trt_compat import version
+
+    backend = options.backend
+    assert backend != "onnxruntime"
+    source, manifest, plan = source_graphs(workspace, name)
+    targets = [resolve_target(t, backend) for t in options.targets]
+    planned = {} if plan is None else quantized_sites(plan)
+    required = {e.name: required_format(e) for e in planned.values()}
+    # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
+    check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
+    groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
+    exported = workspace.manifest("export", stage="export")
+    results = []
+    for group in groups:
+        label = "-".join([options.backend.removeprefix("tensorrt_"), *(t.sm for t in group)])
+        wanted = Manifest(
+            stage="build",
+            inputs={**manifest.outputs, **exported.outputs},
+            options={
+                **msgspec.to_builtins(options),
+                "name": name,
+                "targets": [t.sm for t in group],
+            },
+            versions=package_versions("onnx", "onnx-ir") | {backend: version(backend)},
+        )
+
+        def work(folder: Path, group: Sequence[Target] = group) -> dict[str, Any]:
+            rows = [
+                build_graph(workspace, source, graph, folder, planned, options, group, exported)
+                for graph in progress_over(GRAPHS, reporter, label)
+            ]
+            return {"engines": rows, "targets": [t.sm for t in group]}
+
+        results.append(run_stage(workspace.folder("engines", name, label), wanted, work))
+    return results
+
+
+def progress_over(graphs: Sequence[str], reporter: Reporter, label: str) -> Any:
+    for k, graph in enumerate(graphs):
+        reporter.progress(f"compiling for {label}", k, len(graphs))
+        yield graph
+    reporter.progress(f"compiling for {label}", len(graphs), len(graphs))
+
+
+def build_graph(
+    workspace: Workspace,
+    source: Path,
+    graph: str,
+    folder: Path,
+    planned: dict[str, SitePlan],
+    options: BuildOptions,
+    group: Sequence[Any],
+    exported: Manifest,
+) -> dict[str, Any]:
+    """The FP16 twin of one graph and the engine built from it; returns its row for reports."""
+    import onnx
+
+    from ..engines.inspect import prove_sites
+    from ..engines.tensorrt import build_engine
+    from ..engines.twin import fp16_twin
+
+    assert options.backend != "onnxruntime"
+    twin_path = folder / f"{graph}.onnx"
+    twin = fp16_twin(onnx.load(source / f"{graph}.onnx"))
+    onnx.save(
+        twin,
+        twin_path,
+        save_as_external_data=True,
+        location=f"{graph}.onnx.data",
+        size_threshold=1024,
+    )
+    del twin
+    sites = {s.node: s.name for s in load_sites(workspace.folder("export")).of_graph(graph)}
+    wanted = {
+        node: "fp8" if required_format(planned[site]) == "fp8" else "int8"
+        for node, site in sites.items()
+        if site in planned
+    }
+    result = build_engine(
+        twin_path,
+        folder / f"{graph}.engine",
+        backend=options.backend,
+        targets=group,
+        profiles=profiles(graph, options, exported.results["tokenizer"]),
+    )
+    proved, missing = prove_sites(result.layers, wanted)  # type: ignore[arg-type]
+    (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
+    lacking = [t.sm for t in group if not t.supports("int8_conv")]
+    note = f" ({', '.join(lacking)} has no INT8 convolution kernel)" if lacking else ""
+    return {
+        "backend": result.builder_version,
+        "target": " ".join(t.sm for t in group),
+        "precision": precision_text(planned),
+        "graph": graph,
+        "bytes": result.bytes,
+        "build_seconds": result.seconds,
+        "int8_sites_planned": len(wanted),
+        "int8_sites_proved": len(proved) if result.layers else None,
+        "exceptions": [{"site": sites[s], "reason": reason + note} for s, reason in missing],
+        "status": result.status,
+    }
+
+
+def profiles(
+    graph: str, options: BuildOptions, tokenizer: dict[str, Any]
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Shapes an engine takes: one image size, batches from 1 to `max_batch`."""
+    stride, size, most = tokenizer["stride"], options.image_size, options.max_batch
+    if size % stride:
+        raise BuildError(
+            f"image_size {size} is not a multiple of the stride {stride}",
+            do=f"use a multiple of {stride}",
+        )
+    side = size // stride
+    if graph == "encoder":
+        name, tail = "image", (3, size, size)
+    elif tokenizer["discrete"]:
+        name, tail = "indices", (side, side)
+    else:
+        name, tail = "latent", (tokenizer["latent_channels"], side, side)
+    return {name: ((1, *tail), (most, *tail), (most, *tail))}
+
+
+def quantized_sites(plan: Plan) -> dict[str, SitePlan]:
+    """Sites that compute in integers or FP8: those whose input is quantized too."""
+    return {s.name: s for s in plan.sites if s.activation is not None}
+
+
+def required_format(entry: SitePlan) -> Any:
+    assert entry.weight is not None
+    return "fp8" if entry.weight.grid == "fp8" else "int8_conv"
+
+
+def precision_text(planned: dict[str, SitePlan]) -> str:
+    kinds = {"FP8" if required_format(e) == "fp8" else "INT8" for e in planned.values()}
+    return "+".join(sorted(kinds)) + " + FP16" if kinds else "FP16"

@@ -1,0 +1,100 @@
+"""What every stage does: check whether its output is up to date, else make it in one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from ..artifacts import (
+    MANIFEST,
+    Manifest,
+    SiteMap,
+    Workspace,
+    atomic_folder,
+    decode_json,
+    is_up_to_date,
+    write_manifest,
+)
+from ..errors import WorkspaceError
+
+Work = Callable[[Path], Mapping[str, Any]]
+
+
+class Reporter(Protocol):
+    """Where a stage says what it does: progress counts, and lines for the user."""
+
+    def progress(self, task: str, done: int, total: int) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def warn(self, line: str) -> None: ...
+
+
+class StageResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage's manifest, where it lies, and whether the work was skipped as up to date."""
+
+    folder: Path
+    manifest: Manifest
+    skipped: bool
+    seconds: float
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Versions of this tool and of the libraries that decide a stage's output."""
+    found = {"arvg-trt": tool_version()}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def tool_version() -> str:
+    try:
+        return version("arvg-trt")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
+    """Do `work` into a temporary sibling of `folder` unless the same work is already there."""
+    if is_up_to_date(folder, wanted):
+        manifest = decode_json(folder / MANIFEST, Manifest, do="run the stage again")
+        return StageResult(folder=folder, manifest=manifest, skipped=True, seconds=0.0)
+    start = time.monotonic()
+    with atomic_folder(folder) as temporary:
+        results = work(temporary)
+        manifest = write_manifest(temporary, wanted, results)
+    seconds = time.monotonic() - start
+    return StageResult(folder=folder, manifest=manifest, skipped=False, seconds=seconds)
+
+
+def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path, Manifest]:
+    """Folder and manifest of an earlier stage; its files must be the ones it wrote.
+
+    Raises:
+        WorkspaceError: the stage was not run, or a file of it is missing.
+    """
+    manifest = workspace.manifest(*parts, stage=stage)
+    folder = workspace.folder(*parts)
+    for name in manifest.outputs:
+        if not (folder / name).is_file():
+            raise WorkspaceError(
+                "is missing", where=str(folder / name), do=f"run `arvg-trt {stage}` again"
+            )
+    return folder, manifest
+
+
+def load_sites(export: Path) -> SiteMap:
+    return decode_json(export / "sites.json", SiteMap, do="run `arvg-trt export` again")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[Workspace]:
+    with Workspace(path) as workspace:
+        yield workspace

@@ -1,0 +1,38 @@
+"""All stages of a recipe; those whose inputs did not change are skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..artifacts import Workspace
+from ..recipe import Recipe
+from .build import build_stage
+from .calibrate import calibrate_stage
+from .common import Reporter, StageResult
+from .export import export_stage
+from .quantize import quantize_stage
+from .validate import validate_stage
+
+
+def run_recipe(recipe: Recipe, reporter: Reporter) -> list[StageResult]:
+    """Export, calibrate, quantize, build for every backend, validate."""
+    results: list[StageResult] = []
+
+    def finish(stage: str, result: StageResult) -> None:
+        results.append(result)
+        took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
+        reporter.say(f"{stage:<10} {took:>10}  {result.folder}")
+
+    with Workspace(Path(recipe.workspace)) as workspace:
+        images = recipe.validate.images or "skimage"
+        finish(
+            "export",
+            export_stage(workspace, recipe.model, recipe.checkpoint, images, reporter),
+        )
+        finish("calibrate", calibrate_stage(workspace, recipe.calibrate, reporter))
+        finish("quantize", quantize_stage(workspace, recipe.name, recipe.quantize, reporter))
+        for options in recipe.build:
+            for result in build_stage(workspace, recipe.name, options, reporter):
+                finish("build", result)
+        finish("validate", validate_stage(workspace, recipe.name, recipe.validate, reporter))
+    return results
