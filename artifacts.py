@@ -65,15 +65,17 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a weight is stored: a uniform or logarithmic grid of ``bits``, symmetric."""
+    """How a weight is stored: a symmetric uniform or logarithmic grid of ``bits``, or FP8 E4M3."""
 
     bits: int
-    grid: Literal["uniform", "log"] = "uniform"
+    grid: Literal["uniform", "log", "fp8"] = "uniform"
     granularity: Literal["per_tensor", "per_channel"] = "per_channel"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"weight bits must be 2 to 8, not {self.bits}")
+        if self.grid == "fp8" and self.bits != 8:
+            raise ValueError(f"an FP8 weight has 8 bits, not {self.bits}")
 
 
 class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,12 +86,17 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """
 
     bits: int
+    grid: Literal["uniform", "fp8"] = "uniform"
     scale: float | None = None
     shift: int = 0
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"activation bits must be 2 to 8, not {self.bits}")
+        if self.grid == "fp8" and (self.bits != 8 or self.shift):
+            raise ValueError(
+                "an FP8 activation has 8 bits and no shift, its zone around 0 is dense"
+            )
         if self.scale is not None and not self.scale > 0:
             raise ValueError(f"activation scale must be positive, not {self.scale}")
 

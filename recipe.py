@@ -16,7 +16,7 @@ from .errors import RecipeError
 PRESETS = Path(__file__).parent / "recipes"
 FLOAT_BITS = 32
 
-QuantizeMethod = Literal["per_tensor", "log_quantization", "per_channel", "per_channel_log"]
+QuantizeMethod = Literal["per_tensor", "log_quantization", "per_channel", "per_channel_log", "fp8"]
 Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
 OptionsT = TypeVar("OptionsT", bound="Options")
@@ -72,7 +72,14 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
         if not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
-        if self.activation_bits != FLOAT_BITS and self.quantize_method != "per_channel":
+        if self.quantize_method == "fp8":
+            if {self.encoder_bits, self.decoder_bits, self.activation_bits} - {8, FLOAT_BITS}:
+                raise ValueError(
+                    f"fp8 has 8 bits: set encoder and decoder bits to 8 or {FLOAT_BITS}"
+                )
+            if self.activation_bits == FLOAT_BITS:
+                raise ValueError("fp8 quantizes weights and activations: set activation_bits = 8")
+        elif self.activation_bits != FLOAT_BITS and self.quantize_method != "per_channel":
             raise ValueError(
                 f"{self.quantize_method} is weight-only: set activation_bits = {FLOAT_BITS}, "
                 "or use per_channel"

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import WeightFormat
 
+FP8 = ml_dtypes.float8_e4m3fn
+FP8_MAX = 448.0
 BINS = 1024
 UNIFORM_FRACTIONS = np.geomspace(0.12, 1.0, 40)
 LOG_FRACTIONS = np.geomspace(0.15, 1.0, 24)
@@ -25,8 +28,9 @@ class QuantizedWeight:
     """Integer codes and what they mean.
 
     uniform: ``w = codes * scale``; log: ``w = sign(code) * scale * ratio**(n - |code|)`` with
-    n = 2^(bits-1) - 1 magnitudes, code 0 is zero. ``codes`` has the weight's shape, values in
-    +-n; ``scale`` and ``ratio`` are float32, [1] (per tensor) or [O].
+    n = 2^(bits-1) - 1 magnitudes, code 0 is zero; fp8: the bits of an E4M3 number times ``scale``.
+    ``codes`` has the weight's shape, values in +-n (fp8: any); ``scale`` and ``ratio`` are
+    float32, [1] (per tensor) or [O].
     """
 
     format: WeightFormat
@@ -37,6 +41,8 @@ class QuantizedWeight:
     def dequantize(self) -> NDArray[np.float32]:
         """The float32 weight that the codes stand for, exactly as the graph holds it."""
         shape = (-1,) + (1,) * (self.codes.ndim - 1)
+        if self.format.grid == "fp8":
+            return self.codes.view(FP8).astype(np.float32) * self.scale.reshape(shape)
         if self.ratio is None:
             return self.codes.astype(np.float32) * self.scale.reshape(shape)
         table = log_table(self.scale, self.ratio, self.format.bits)
@@ -74,6 +80,10 @@ def quantize_weight(
     top = np.abs(rows).max(axis=1)
     top[top == 0] = 1.0
     n = 2 ** (weight_format.bits - 1) - 1
+    if weight_format.grid == "fp8":
+        scale = (top / FP8_MAX).astype(np.float32)
+        values = (rows / scale.astype(np.float64)[:, None]).clip(-FP8_MAX, FP8_MAX).astype(FP8)
+        return QuantizedWeight(weight_format, values.view(np.int8).reshape(weight.shape), scale)
     if weight_format.grid == "uniform":
         fraction = search_uniform(histogram, n)
         scale = (top * fraction / n).astype(np.float32)
@@ -134,7 +144,7 @@ def search_log(
 
 
 def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """Codes in +-(2^(bits-1) - 1) to a blob of ceil(size * bits / 8) bytes, most significant first."""
+    """Codes in -2^(bits-1) ... 2^(bits-1) - 1 to ceil(size * bits / 8) bytes, high bits first."""
     unsigned = (codes.ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     planes = np.unpackbits(unsigned[:, None], axis=1)[:, 8 - bits :]
     return np.packbits(planes.ravel())

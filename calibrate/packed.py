@@ -49,7 +49,7 @@ def load_packed(
     """Inverse of `save_packed`."""
     with safe_open(path, framework="numpy") as file:
         header = json.loads(file.metadata()["sites"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     quantized = {}
     for site, entry in header.items():
         weight_format = msgspec.convert(entry["format"], WeightFormat)

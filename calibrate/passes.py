@@ -100,7 +100,7 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
 
 
 def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:
-    """Sites whose input a plan may quantize: products with a weight that is not a fixed transform."""
+    """Sites whose input a plan may quantize: those with a trained weight."""
     return [s for s in site_map.of_graph(graph) if s.weight is not None and s.role != "patcher"]
 
 

@@ -16,6 +16,8 @@ def weight_format(options: QuantizeOptions, graph: str) -> WeightFormat | None:
     if bits == FLOAT_BITS:
         return None
     method = options.quantize_method
+    if method == "fp8":
+        return WeightFormat(bits=8, grid="fp8")
     return WeightFormat(
         bits=bits,
         grid="log" if method in ("log_quantization", "per_channel_log") else "uniform",
@@ -50,7 +52,9 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
     return SitePlan(
         name=site.name,
         weight=chosen,
-        activation=ActivationFormat(bits=options.activation_bits),
+        activation=ActivationFormat(
+            bits=options.activation_bits, grid="fp8" if chosen.grid == "fp8" else "uniform"
+        ),
         smoothing=options.smoothing or None,
     )
 
@@ -88,10 +92,10 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
             )
         if entry.activation is None:
             continue
-        if entry.weight is None or entry.weight.grid == "log":
+        if entry.weight is None or entry.weight.grid != entry.activation.grid:
             raise RecipeError(
-                f"{name} quantizes its input but not its weight on a uniform grid",
+                f"{name} quantizes its input, but not its weight on the same kind of grid",
                 where="plan.json",
-                do="give it a uniform weight format, or set activation to null",
+                do="give weight and activation both a uniform or both an fp8 grid",
             )
     return by_name

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..artifacts import ActivationFormat, Site
-from .formats import QuantizedWeight
+from .formats import FP8, QuantizedWeight
 from .observers import constant
 
 Floats = NDArray[np.float32]
@@ -77,7 +77,8 @@ def rewrite_site(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
     if activation.shift and site.fold is None:
         value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", shift))
     q_scale = constant(graph, f"{site.name}.activation_scale", scale)
-    zero = constant(graph, f"{site.name}.zero_point", np.int8(0))
+    kind = FP8 if activation.grid == "fp8" else np.int8
+    zero = constant(graph, f"{site.name}.zero_point", np.zeros((), kind))
     value = chain.add("QuantizeLinear", value, q_scale, zero)
     if activation.bits < 8:
         reach = 2 ** (activation.bits - 1)
@@ -96,17 +97,18 @@ def rewrite_site(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
 
 
 def place_weight(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights) -> ir.Value:
-    """A uniform grid as INT8 with DQ; a logarithmic one and floats as expanded float32."""
+    """A uniform or FP8 grid with DQ; a logarithmic one and floats as expanded float32."""
     if chosen.quantized is None:
         assert chosen.floating is not None
         return constant(graph, f"{site.name}.weight_f", chosen.floating)
     quantized = chosen.quantized
     if quantized.ratio is not None:
         return constant(graph, f"{site.name}.weight_log", quantized.dequantize())
-    codes = constant(graph, f"{site.name}.weight_q", quantized.codes)
+    kind = FP8 if quantized.format.grid == "fp8" else np.int8
+    codes = constant(graph, f"{site.name}.weight_q", quantized.codes.view(kind))
     per_channel = quantized.scale.size > 1
     scale = quantized.scale if per_channel else quantized.scale.reshape(())
-    zero = np.zeros(scale.shape, np.int8)
+    zero = np.zeros(scale.shape, kind)
     chain = Chain(graph, node, f"{site.name}.weight")
     return chain.add(
         "DequantizeLinear",

@@ -73,13 +73,10 @@ def clip_candidates(
     return grids
 
 
-def best_candidate(
-    errors: Sequence[Array], grids: Sequence[ClipCandidate], gain: Array, power: int
-) -> int:
+def best_candidate(errors: Sequence[Array], gain: Array, power: int) -> int:
     """Index of the grid with the least error, each channel weighted by its gain in the product.
 
     `errors[k]` [C] holds sums of |error|**power in units of the smoothed tensor; `gain` [C] is the
     norm of the smoothed weights of that input channel, sqrt(sum_o W_oi^2).
     """
-    totals = [float(np.sum(error * gain**power)) for error in errors]
-    return int(np.argmin(totals))
+    return int(np.argmin([float(np.sum(error * gain**power)) for error in errors]))

@@ -77,7 +77,7 @@ def load_statistics(path: Path) -> Statistics:
                     where=str(path),
                     do="run `arvg-trt calibrate` again",
                 )
-            names = sorted({key.rpartition(":")[0] for key in file.keys()})
+            names = sorted({key.rpartition(":")[0] for key in list(file.keys())})
             return {
                 name: TensorStats(
                     file.get_tensor(f"{name}:low"),

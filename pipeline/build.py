@@ -48,7 +48,13 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
             "ONNX Runtime has no fast FP16 kernels on the CPU",
             do="run the FP32 export, or build fp16 with --backend tensorrt_rtx",
         )
-    source, manifest, _ = source_graphs(workspace, name)
+    source, manifest, plan = source_graphs(workspace, name)
+    fp8 = [s.name for s in plan.sites if s.weight and s.weight.grid == "fp8"] if plan else []
+    if fp8:
+        raise BuildError(
+            f"{fp8[0]} wants fp8, which ONNX Runtime lacks on the CPU, and {len(fp8) - 1} more "
+            "sites; nearest that works: int8"
+        )
     calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
     export, exported = require_outputs(workspace, "export", stage="export")
     wanted = Manifest(
