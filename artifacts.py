@@ -8,6 +8,7 @@ leaves the last good output.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -23,6 +24,7 @@ from .errors import WorkspaceError
 
 WORKSPACE_VERSION = 1
 MANIFEST = "manifest.json"
+WORKSPACE_FILE = "workspace.json"
 
 T = TypeVar("T")
 
@@ -212,13 +214,22 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             if path.is_file():
                 fsync_path(path)
-        old = final.with_name(f".{final.name}.old")
         if final.exists():
-            final.rename(old)
+            final.rename(final.with_name(f".{final.name}.old"))
         temporary.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise named(error, final) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        recover_folder(final)
+
+
+def named(error: OSError, folder: Path) -> OSError:
+    """A failed write does not know its file, and numpy's `tofile` not even that the disk is full."""
+    if error.errno is None and str(error).endswith(" written"):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror, str(folder))
 
 
 def recover_folder(final: Path) -> None:
@@ -245,6 +256,7 @@ class Workspace:
     def __enter__(self) -> Workspace:
         if self.root.exists() and not self.root.is_dir():
             raise WorkspaceError("is not a folder", where=str(self.root), do="name a folder")
+        self._made = not self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock = (self.root / ".lock").open("a+")
         try:
@@ -256,14 +268,28 @@ class Workspace:
                 where=str(self.root),
                 do="wait for it to end, or name another workspace",
             ) from None
-        self.check_version()
+        try:
+            self.check_version()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is not None and self._made:
+            self.remove_if_empty()
         self._lock.close()
 
+    def remove_if_empty(self) -> None:
+        """Leave no new workspace behind a first stage that failed."""
+        for path in self.root.iterdir():
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if {path.name for path in self.root.iterdir()} <= {".lock", WORKSPACE_FILE}:
+            shutil.rmtree(self.root)
+
     def check_version(self) -> None:
-        path = self.root / "workspace.json"
+        path = self.root / WORKSPACE_FILE
         if not path.exists():
             atomic_write(
                 path, encode_json({"schema": "arvg-trt/workspace", "version": WORKSPACE_VERSION})

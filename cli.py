@@ -12,7 +12,7 @@ import click
 
 from .artifacts import Workspace
 from .console import ConsoleReporter, print_json
-from .errors import ArvgError, WorkspaceError
+from .errors import ArvgError, RecipeError, WorkspaceError
 from .pipeline.common import StageResult, tool_version
 from .recipe import (
     BuildOptions,
@@ -20,11 +20,14 @@ from .recipe import (
     QuantizeOptions,
     Recipe,
     ValidateOptions,
+    check_name,
     load_recipe,
     with_changes,
 )
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+USERS_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+INTERRUPTED = 130
 
 
 class Commands(click.Group):
@@ -37,11 +40,18 @@ class Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
-            if error.errno not in FULL_DISK:
-                raise
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"error: {where}disk full (free some space and run again)", err=True)
+            if error.errno in FULL_DISK:
+                problem = f"disk full: {error.strerror} (free some space and run again)"
+            elif error.errno in USERS_PATHS and error.filename:
+                problem = str(error.strerror)
+            else:
+                raise
+            click.echo(f"error: {where}{problem}", err=True)
             ctx.exit(WorkspaceError.exit_code)
+        except KeyboardInterrupt:
+            click.echo("error: interrupted (finished stages are kept, run again)", err=True)
+            ctx.exit(INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,7 +82,28 @@ def recipe_or_none(name: str | None) -> Recipe | None:
 
 
 def chosen_name(name: str | None, recipe: Recipe | None) -> str:
-    return name or (recipe.name if recipe else "int8")
+    if name is None:
+        return recipe.name if recipe else "int8"
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise RecipeError(str(error), where="--name") from error
+    return name
+
+
+def chosen_builds(recipe: Recipe | None, changes: dict[str, Any]) -> list[BuildOptions]:
+    """The recipe's builds, or the one that the command line asks for."""
+    backend = changes["backend"]
+    given = [name for name, value in changes.items() if value is not None]
+    if recipe is None:
+        return [with_changes(BuildOptions(), **changes)]
+    if backend is None:
+        if given:
+            option = given[0].replace("_", "-").replace("targets", "target")
+            raise RecipeError(f"--{option} beside a recipe needs --backend", do="add --backend")
+        return list(recipe.build)
+    base = next((b for b in recipe.build if b.backend == backend), BuildOptions())
+    return [with_changes(base, **changes)]
 
 
 def perform(
@@ -218,10 +249,7 @@ def build(
 
     recipe = recipe_or_none(recipe_name)
     called = chosen_name(name, recipe)
-    if recipe is not None and changes["backend"] is None:
-        chosen = list(recipe.build)
-    else:
-        chosen = [with_changes(BuildOptions(), targets=list(targets), **changes)]
+    chosen = chosen_builds(recipe, {**changes, "targets": list(targets) or None})
     perform(
         workspace,
         as_json,

@@ -6,6 +6,7 @@ Unknown keys are errors, and so are values that do not go together, before any w
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -26,6 +27,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of all option tables."""
 
 
+def require_at_least(options: Options, **least: int) -> None:
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {getattr(options, name)}")
+
+
 class CalibrateOptions(Options, frozen=True, kw_only=True):
     """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops."""
 
@@ -37,11 +44,7 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     synthetic: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        require_at_least(self, samples=1, batch_size=1, size=1, seed=0)
         if self.synthetic and self.images is not None:
             raise ValueError("synthetic noise and images exclude each other")
 
@@ -100,6 +103,7 @@ class BuildOptions(Options, frozen=True, kw_only=True):
     max_batch: int = 1
 
     def __post_init__(self) -> None:
+        require_at_least(self, image_size=1, max_batch=1)
         if self.backend == "tensorrt_rtx" and not self.targets:
             raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
         if self.backend == "onnxruntime" and self.targets:
@@ -111,11 +115,13 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
     images: str | None = None
     size: int = 256
-    crops: int = 1
     gates: tuple[str, ...] = ()
     rounds: int = 20
     warmup: int = 3
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(self, size=1, rounds=0, warmup=0, threads=0)
 
 
 class Recipe(Options, frozen=True, kw_only=True):
@@ -130,6 +136,15 @@ class Recipe(Options, frozen=True, kw_only=True):
     build: tuple[BuildOptions, ...] = (BuildOptions(),)
     validate: ValidateOptions = ValidateOptions()
     schema: Literal["arvg-trt/recipe/v1"] = "arvg-trt/recipe/v1"
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name of a quantization that is no plain folder name, or reserved."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name {name!r} is not letters, digits, '.', '_' and '-'")
 
 
 def find_recipe(name: str) -> Path:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..artifacts import WeightFormat
 from .formats import QuantizedWeight, pack_codes, unpack_codes
@@ -40,7 +40,8 @@ def save_packed(
             "shape": list(weight.codes.shape),
             "format": msgspec.to_builtins(weight.format),
         }
-    save_file(tensors, path, metadata={"schema": SCHEMA, "sites": json.dumps(header)})
+    data = save(tensors, metadata={"schema": SCHEMA, "sites": json.dumps(header)})
+    path.write_bytes(data)  # save_file hides the errno of a full disk
 
 
 def load_packed(

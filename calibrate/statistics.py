@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..errors import CalibrationError
 
@@ -64,7 +64,8 @@ def save_statistics(statistics: Mapping[str, TensorStats], path: Path) -> None:
         tensors[f"{name}:high"] = stats.high
         tensors[f"{name}:square"] = stats.square
         tensors[f"{name}:count"] = np.array([stats.count], np.int64)
-    save_file(tensors, path, metadata={"schema": "arvg-trt/statistics/v1"})
+    data = save(tensors, metadata={"schema": "arvg-trt/statistics/v1"})
+    path.write_bytes(data)  # save_file hides the errno of a full disk
 
 
 def load_statistics(path: Path) -> Statistics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .torchscript import is_torchscript, read_torchscript
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+FOREIGN_NAME = re.compile(r"GLOBAL ([\w.]+\w)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -42,7 +44,8 @@ def resolve_checkpoint(spec: str, alternatives: Sequence[Sequence[str]]) -> list
             return single
         expected = ", or ".join(" with ".join(names) for names in alternatives)
         raise ExportError("has no complete checkpoint", where=spec, do=f"expected {expected}")
-    if HUB_ID.fullmatch(spec) and not path.parent.is_dir():
+    is_file_name = path.suffix in (".safetensors", ".jit", *PICKLE_SUFFIXES)
+    if HUB_ID.fullmatch(spec) and not is_file_name and not path.parent.is_dir():
         return download(spec, alternatives)
     raise ExportError(
         "no such file or folder", where=spec, do="check --checkpoint, or give a Hugging Face id"
@@ -147,18 +150,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, before the error about the file
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        asked = FOREIGN_NAME.search(str(error))
+        if asked is None:
+            raise ExportError(
+                "is not a checkpoint of torch.save", where=str(path), do="download it again"
+            ) from error
         raise ExportError(
-            f"holds more than tensors and was not read: {first_sentence(error)}",
+            f"was not read: its pickle asks for {asked[1]}, which is not a tensor",
             where=str(path),
             do="save its state_dict with torch.save, or convert it to safetensors",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except RuntimeError as error:
         raise ExportError(
             f"is not a complete checkpoint: {first_sentence(error)}",
             where=str(path),
             do="download it again",
+        ) from error
+    except (EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ExportError(
+            "is not a checkpoint of torch.save", where=str(path), do="download it again"
         ) from error
     return unwrap(loaded, path)
 

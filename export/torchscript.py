@@ -60,9 +60,11 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         zipfile.BadZipFile,
         StopIteration,
         EOFError,
-        KeyError,
+        LookupError,
         RuntimeError,
         ValueError,
+        TypeError,
+        AttributeError,
     ) as error:
         raise ExportError(
             f"is a damaged TorchScript archive: {error}", where=str(path), do="download it again"

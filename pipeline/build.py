@@ -11,6 +11,7 @@ import msgspec
 from ..artifacts import Manifest, Plan, SitePlan, Workspace, decode_json, encode_json
 from ..errors import BuildError
 from ..recipe import BuildOptions
+from ..runtime.trt_compat import Backend
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
 
 GRAPHS = ("encoder", "decoder")
@@ -56,7 +57,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
             "sites; nearest that works: int8"
         )
     calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
-    export, exported = require_outputs(workspace, "export", stage="export")
+    export, _ = require_outputs(workspace, "export", stage="export")
     wanted = Manifest(
         stage="build",
         inputs={**manifest.outputs, "statistics": calibrated.outputs["statistics.safetensors"]},
@@ -87,13 +88,16 @@ def build_tensorrt(
     backend = options.backend
     assert backend != "onnxruntime"
     source, manifest, plan = source_graphs(workspace, name)
-    targets = [resolve_target(t, backend) for t in options.targets]
+    targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
     planned = {} if plan is None else quantized_sites(plan)
     required = {e.name: required_format(e) for e in planned.values()}
     # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
     exported = workspace.manifest("export", stage="export")
+    builder = version(backend)
+    for graph in GRAPHS:
+        profiles(graph, options, exported.results["tokenizer"])
     results = []
     for group in groups:
         label = "-".join([options.backend.removeprefix("tensorrt_"), *(t.sm for t in group)])
@@ -105,10 +109,12 @@ def build_tensorrt(
                 "name": name,
                 "targets": [t.sm for t in group],
             },
-            versions=package_versions("onnx", "onnx-ir") | {backend: version(backend)},
+            versions=package_versions("onnx", "onnx-ir") | {backend: builder},
         )
 
-        def work(folder: Path, group: Sequence[Target] = group) -> dict[str, Any]:
+        def work(
+            folder: Path, group: Sequence[Target] = group, label: str = label
+        ) -> dict[str, Any]:
             rows = [
                 build_graph(workspace, source, graph, folder, planned, options, group, exported)
                 for graph in progress_over(GRAPHS, reporter, label)
@@ -117,6 +123,24 @@ def build_tensorrt(
 
         results.append(run_stage(workspace.folder("engines", name, label), wanted, work))
     return results
+
+
+def own_gpu(backend: Backend) -> list[str]:
+    """TensorRT builds for the GPU of this machine when no target is named.
+
+    Raises:
+        BuildError: this machine has none.
+    """
+    from ..runtime.trt_compat import device_compute_capability, load_builder
+
+    load_builder(backend)
+    found = device_compute_capability()
+    if found is None:
+        raise BuildError(
+            "TensorRT builds for the GPU of this machine, which has none",
+            do="build on the device, or use the tensorrt_rtx backend",
+        )
+    return [f"sm{found}"]
 
 
 def progress_over(graphs: Sequence[str], reporter: Reporter, label: str) -> Any:

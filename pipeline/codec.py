@@ -52,16 +52,16 @@ def decode_files(folder: Path, tokens: Path, output: Path) -> list[Path]:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise BundleError(
-            f"is not a .npz of `arvg-trt encode`: {error}", where=str(tokens)
+            "is not a .npz of `arvg-trt encode`", where=str(tokens), do="encode the images again"
         ) from error
-    count = sum(name.startswith(f"{kind}_") for name in arrays)
-    if not count:
+    numbers = [k for k in range(len(arrays)) if f"{kind}_{k}" in arrays]
+    if not numbers:
         raise BundleError(
             f"holds no {kind}", where=str(tokens), do="make it with `arvg-trt encode`"
         )
     output.mkdir(parents=True, exist_ok=True)
     paths = []
-    for k in range(count):
+    for k in numbers:
         code = arrays[f"{kind}_{k}"]
         code = tokenizer.check_tokens(code) if tokenizer.discrete else code.astype(np.float32)
         image = from_model(tokenizer.decode(code))

@@ -19,6 +19,7 @@ from ..artifacts import (
     atomic_folder,
     decode_json,
     is_up_to_date,
+    sha256_file,
     write_manifest,
 )
 from ..errors import WorkspaceError
@@ -78,14 +79,20 @@ def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path
     """Folder and manifest of an earlier stage; its files must be the ones it wrote.
 
     Raises:
-        WorkspaceError: the stage was not run, or a file of it is missing.
+        WorkspaceError: the stage was not run, or a file of it is missing or was changed.
     """
     manifest = workspace.manifest(*parts, stage=stage)
     folder = workspace.folder(*parts)
-    for name in manifest.outputs:
-        if not (folder / name).is_file():
+    for name, digest in manifest.outputs.items():
+        path = folder / name
+        if not path.is_file():
+            raise WorkspaceError("is missing", where=str(path), do=f"run `arvg-trt {stage}` again")
+        if sha256_file(path) != digest:
+            edited = "quantize --plan FILE" if name == "plan.json" else stage
             raise WorkspaceError(
-                "is missing", where=str(folder / name), do=f"run `arvg-trt {stage}` again"
+                f"was changed after `arvg-trt {stage}` wrote it",
+                where=str(path),
+                do=f"run `arvg-trt {edited}` again",
             )
     return folder, manifest
 

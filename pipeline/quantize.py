@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 
 from ..artifacts import Manifest, Plan, Workspace, decode_json, encode_json, sha256_file
+from ..errors import RecipeError
 from ..recipe import QuantizeOptions
+from .build import FP16
 from .common import (
     Reporter,
     StageResult,
@@ -31,6 +33,10 @@ def quantize_stage(
     from ..calibrate.quantize import quantize_graphs
     from ..calibrate.statistics import load_statistics
 
+    if name == FP16:
+        raise RecipeError(
+            f"{FP16} names the engines of the unquantized graphs", do="choose another --name"
+        )
     export, exported = require_outputs(workspace, "export", stage="export")
     calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
     site_map = load_sites(export)

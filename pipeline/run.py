@@ -7,15 +7,37 @@ from pathlib import Path
 from ..artifacts import Workspace
 from ..recipe import Recipe
 from .build import build_stage
-from .calibrate import calibrate_stage
+from .calibrate import calibrate_stage, calibration_source
 from .common import Reporter, StageResult
 from .export import export_stage
 from .quantize import quantize_stage
-from .validate import validate_stage
+from .validate import validate_stage, validation_source
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Everything that a later stage would refuse and that needs no earlier one.
+
+    Raises:
+        ArvgError: gates, image sources or targets that cannot be used.
+    """
+    from ..engines.targets import resolve_target
+    from ..runtime.trt_compat import load_builder
+    from ..validate.gates import parse_gates
+    from ..validate.report import METRIC_NAMES
+
+    parse_gates(recipe.validate.gates, METRIC_NAMES)
+    calibration_source(recipe.calibrate)
+    validation_source(recipe.validate)
+    for options in recipe.build:
+        if options.backend != "onnxruntime":
+            for target in options.targets:
+                resolve_target(target, options.backend)
+            load_builder(options.backend)
 
 
 def run_recipe(recipe: Recipe, reporter: Reporter) -> list[StageResult]:
     """Export, calibrate, quantize, build for every backend, validate."""
+    check_recipe(recipe)
     results: list[StageResult] = []
 
     def finish(stage: str, result: StageResult) -> None:

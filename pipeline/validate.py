@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import MANIFEST, Manifest, Workspace, decode_json
-from ..errors import AccuracyError, CalibrationError, WorkspaceError
+from ..errors import AccuracyError, CalibrationError
 from ..recipe import ValidateOptions
 from ..runtime.image_sources import ImageSource, open_source
 from ..runtime.images import center_crop, to_model
@@ -35,15 +35,19 @@ def validate_stage(
     from ..validate.report import METRIC_NAMES, load_report
 
     gates = parse_gates(options.gates, METRIC_NAMES)
-    if options.images is None:
-        raise CalibrationError("no validation images", do="give --images DIR")
-    source = open_source(options.images)
+    source = validation_source(options)
     if source.skipped:
         reporter.warn(
             f"skipped {len(source.skipped)} unreadable files: {', '.join(source.skipped)}"
         )
-    export, exported = require_outputs(workspace, "export", stage="export")
-    quantized, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
+    _, exported = require_outputs(workspace, "export", stage="export")
+    stride = exported.results["tokenizer"]["stride"]
+    if options.size % stride:
+        raise CalibrationError(
+            f"validation size {options.size} is not a multiple of the stride {stride}",
+            do=f"use a multiple of {stride}",
+        )
+    _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
     calibrated = workspace.manifest("calibrate", stage="calibrate")
     leaked = sorted(set(source.names) & set(calibrated.results["images"]))
     if leaked:
@@ -90,6 +94,12 @@ def validate_stage(
     return result
 
 
+def validation_source(options: ValidateOptions) -> ImageSource:
+    if options.images is None:
+        raise CalibrationError("no validation images", do="give --images DIR")
+    return open_source(options.images)
+
+
 def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
     """Manifests of every engine folder of this quantization, and of the FP16 engines beside it."""
     found = {}
@@ -125,7 +135,7 @@ def measure_all(
         codecs["engine"] = ImageTokenizer.open(engine_folder, threads=options.threads)
     total = len(source.files)
     accuracy, pictures = measure(
-        validation_images(source, options, tokenizer["stride"]),
+        validation_images(source, options),
         ImageTokenizer.reference(export),
         codecs,
         codebook_size=tokenizer["codebook_size"],
@@ -137,7 +147,7 @@ def measure_all(
         latency = measure_latency(
             ImageTokenizer.open(export, threads=options.threads),
             codecs["engine"],
-            to_model(next(validation_images(source, options, tokenizer["stride"]))[1]),
+            to_model(next(validation_images(source, options))[1]),
             options,
         )
     rows = [
@@ -184,14 +194,9 @@ def measure_all(
 
 
 def validation_images(
-    source: ImageSource, options: ValidateOptions, stride: int
+    source: ImageSource, options: ValidateOptions
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Centre crops; a size that is no multiple of the stride is refused."""
-    if options.size % stride:
-        raise WorkspaceError(
-            f"validation size {options.size} is not a multiple of the stride {stride}",
-            do=f"use a multiple of {stride}",
-        )
+    """A centre crop of each image, by file name."""
     for k, name in enumerate(source.names):
         yield name, center_crop(source.load(k), options.size)
 
