@@ -96,7 +96,7 @@ class ImageTokenizer:
                 do="give integers [N, h, w]",
             )
         size = self.codebook_size
-        if size is not None and tokens.size and not (0 <= tokens.min() and tokens.max() < size):
+        if size is not None and tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
             raise BundleError(
                 f"tokens from {tokens.min()} to {tokens.max()}, outside 0..{size - 1}",
                 do="these are tokens of another model",
