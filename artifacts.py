@@ -194,6 +194,8 @@ def atomic_write(path: Path, data: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        raise named(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -223,13 +225,13 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         recover_folder(final)
 
 
-def named(error: OSError, folder: Path) -> OSError:
-    """A failed write does not know its file, and numpy's `tofile` not even that the disk is full."""
+def named(error: OSError, path: Path) -> OSError:
+    """A failed write does not know its file, and numpy's `tofile` not even why it failed."""
     if error.errno is None and str(error).endswith(" written"):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     if error.errno is None or error.filename is not None:
         return error
-    return OSError(error.errno, error.strerror, str(folder))
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def recover_folder(final: Path) -> None:

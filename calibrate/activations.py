@@ -87,13 +87,15 @@ def site_weight(graph: ir.Graph, site: Site) -> NDArray[np.float32]:
 def input_absmax(graph: ir.Graph, site: Site) -> NDArray[np.float64]:
     """max |W| by input channel, [I]."""
     weight = site_weight(graph, site)
-    return np.abs(weight).max(axis=(0, 2, 3)).astype(np.float64)
+    absmax: NDArray[np.float64] = np.abs(weight).max(axis=(0, 2, 3)).astype(np.float64)
+    return absmax
 
 
 def input_energy(graph: ir.Graph, site: Site) -> NDArray[np.float64]:
     """sum W^2 by input channel, [I]."""
     weight = site_weight(graph, site)
-    return np.einsum("oihw,oihw->i", weight, weight, dtype=np.float64)
+    energy: NDArray[np.float64] = np.einsum("oihw,oihw->i", weight, weight, dtype=np.float64)
+    return energy
 
 
 def site_statistics(statistics: Statistics, name: str) -> TensorStats:

@@ -42,7 +42,8 @@ class QuantizedWeight:
         """The float32 weight that the codes stand for, exactly as the graph holds it."""
         shape = (-1,) + (1,) * (self.codes.ndim - 1)
         if self.format.grid == "fp8":
-            return self.codes.view(FP8).astype(np.float32) * self.scale.reshape(shape)
+            values: NDArray[np.float32] = self.codes.view(FP8).astype(np.float32)
+            return values * self.scale.reshape(shape)
         if self.ratio is None:
             return self.codes.astype(np.float32) * self.scale.reshape(shape)
         table = log_table(self.scale, self.ratio, self.format.bits)
@@ -89,9 +90,8 @@ def quantize_weight(
         scale = (top * fraction / n).astype(np.float32)
         codes = np.clip(np.round(rows / scale.astype(np.float64)[:, None]), -n, n)
         return QuantizedWeight(weight_format, codes.reshape(weight.shape).astype(np.int8), scale)
-    fraction, ratio = search_log(histogram, n)
-    scale = (top * fraction).astype(np.float32)
-    ratio = ratio.astype(np.float32)
+    fraction, wide_ratio = search_log(histogram, n)
+    scale, ratio = (top * fraction).astype(np.float32), wide_ratio.astype(np.float32)
     table = log_table(scale, ratio, weight_format.bits).astype(np.float64)
     codes = np.empty(rows.shape, np.int8)
     for group, levels in enumerate(table):
@@ -155,4 +155,5 @@ def unpack_codes(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> 
     size = int(np.prod(shape))
     planes = np.unpackbits(blob, count=size * bits).reshape(size, bits)
     unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)
-    return (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8).reshape(shape)
+    codes: NDArray[np.int8] = (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    return codes.reshape(shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -40,13 +41,14 @@ def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     return values
 
 
-def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+def constant(graph: ir.Graph, name: str, value: NDArray[Any] | np.generic) -> ir.Value:
     """Register an initializer."""
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape = ir.Shape(array.shape)
-    value.dtype = ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(value)
-    return value
+    array = np.asarray(value)
+    made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    made.shape = ir.Shape(array.shape)
+    made.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(made)
+    return made
 
 
 def observe_ranges(graph: ir.Graph, tensors: Sequence[str]) -> None:
@@ -122,4 +124,4 @@ def chain(
 
 def graph_bytes(model: ir.Model) -> bytes:
     """Serialize a changed graph; its weights stay in the file that they were mapped from."""
-    return ir.to_proto(model).SerializeToString()
+    return bytes(ir.to_proto(model).SerializeToString())

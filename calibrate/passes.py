@@ -146,7 +146,7 @@ def batch_stats(outputs: Outputs, name: str) -> TensorStats:
     low, high, square = (
         outputs[f"{name}:{kind}"].astype(np.float64) for kind in ("min", "max", "square")
     )
-    pixels = int(np.prod(outputs[f"{name}:pixels"][2:]))
+    pixels = int(np.prod(outputs[f"{name}:pixels"][2:].astype(np.int64)))
     count = len(low) * pixels
     return TensorStats(low.min(axis=0), high.max(axis=0), square.sum(axis=0), count)
 

@@ -1,20 +1,9 @@
-"""The ONNX Runtime engine: the Q/DQ graph rewritten into the forms that are fast on a CPU.
-
-Measured on the canonical form: a symmetric INT8 convolution without a quantized output runs in
-float. So each quantized convolution becomes
-
-    Mul 1/s -> QuantizeLinear(uint8, zero point 128 - shift) -> QLinearConv -> DequantizeLinear
-
-The zero point carries the shift (and QLinearConv pads with it, so the explicit Pad goes), the
-output is uint8 with a scale and zero point per channel, which the weight scales absorb for free.
-Only that rounding of the output is not in the Q/DQ graph; reports show what it costs.
-"""
+"""The ONNX Runtime engine: rewritten graphs, checked against FP32 on calibration samples."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +16,8 @@ from safetensors import safe_open
 from ..errors import BuildError
 from ..runtime.images import load_image, to_model
 from ..runtime.tokenizer import ImageTokenizer
+from .integer_forms import Ranges, expand_group_norms, match_chain, rewrite_convolutions
 
-Ranges = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
-INT32_MAX = 2**31 - 1
-# Share of an output's calibrated range that the grid spans: what calibration saw, and a little.
-HEADROOM = 1.05
 # A wrong rewrite is off by half the signal; the rounding of outputs costs a few dB.
 WORST_LOSS_DB = 8.0
 CHECK_SAMPLES = 2
@@ -105,7 +91,7 @@ def output_ranges(statistics: Path) -> Ranges:
     """(low, high) per output channel of each site, from calibration."""
     suffix = ":output:low"
     with safe_open(statistics, framework="numpy") as file:
-        names = [key.removesuffix(suffix) for key in file.keys() if key.endswith(suffix)]
+        names = [key.removesuffix(suffix) for key in list(file.keys()) if key.endswith(suffix)]
         return {
             name: (file.get_tensor(f"{name}{suffix}"), file.get_tensor(f"{name}:output:high"))
             for name in names
@@ -116,7 +102,7 @@ def check_engine(source: Path, export: Path, engine: Path, samples: list[Path]) 
     """Compare the engine as executed and the Q/DQ graph with FP32, half by half."""
     images = [to_model(load_image(path)) for path in samples]
     latents, pictures = [], []
-    inputs: list[NDArray[np.generic]] = []
+    inputs: list[NDArray[Any]] = []
     for k, tokenizer in enumerate(
         (
             ImageTokenizer.reference(export),
@@ -128,310 +114,19 @@ def check_engine(source: Path, export: Path, engine: Path, samples: list[Path]) 
         if k == 0:
             inputs = [latent if tokens is None else tokens for tokens, latent in encoded]
         latents.append(np.concatenate([latent for _, latent in encoded]))
-        pictures.append(np.concatenate([tokenizer.decode(t) for t in inputs]))  # type: ignore[arg-type]
+        pictures.append(np.concatenate([tokenizer.decode(t) for t in inputs]))
     for name, (fp32, qdq, executed) in (("encoder", latents), ("decoder", pictures)):
         simulated, real = sqnr_db(fp32, qdq), sqnr_db(fp32, executed)
         if not real >= min(simulated, 40.0) - WORST_LOSS_DB:
             raise BuildError(
-                f"the ONNX Runtime {name} is {real:.1f} dB from FP32, its Q/DQ graph {simulated:.1f}",
+                f"the ONNX Runtime {name} is {real:.1f} dB from FP32, "
+                f"its Q/DQ graph {simulated:.1f}",
                 where=str(engine / f"{name}.onnx"),
                 do="report it with the output of `arvg-trt doctor`",
             )
 
 
-def sqnr_db(reference: NDArray[np.generic], value: NDArray[np.generic]) -> float:
+def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:
     wide = reference.astype(np.float64)
     noise = float(np.square(wide - value).sum())
     return float(10 * np.log10(np.square(wide).sum() / max(noise, 1e-30)))
-
-
-@dataclass(frozen=True, slots=True)
-class InputChain:
-    """The nodes in front of a quantized convolution, and what they say."""
-
-    source: ir.Value
-    mul: ir.Node | None
-    scale: float
-    shift: int
-    clip: tuple[int, int] | None
-    pads: tuple[int, ...]
-
-
-def rewrite_convolutions(model: ir.Model, ranges: Ranges) -> list[str]:
-    """Turn every quantized Conv of a canonical graph into QLinearConv, in place.
-
-    `ranges` holds (low [O], high [O]) of each convolution's output by node name, from calibration.
-    Returns the rewritten node names, in graph order.
-    """
-    graph = model.graph
-    done = []
-    for node in list(graph):
-        if node.op_type != "Conv" or node.name not in ranges:
-            continue
-        chain = match_chain(node)
-        weight = match_weight(node)
-        if chain is None or weight is None:
-            continue
-        rewrite(graph, node, chain, *weight, ranges[str(node.name)])
-        done.append(str(node.name))
-    remove_dead_nodes(graph)
-    return done
-
-
-def match_chain(node: ir.Node) -> InputChain | None:
-    """[Pad] -> [Mul] -> [Sub] -> Q -> [Clip] -> DQ in front of `node`, or None."""
-    dequantize = producer(node.inputs[0], "DequantizeLinear")
-    if dequantize is None:
-        return None
-    clip = producer(dequantize.inputs[0], "Clip")
-    quantize = producer((clip or dequantize).inputs[0], "QuantizeLinear")
-    if quantize is None:
-        return None
-    scale = float(array(quantize.inputs[1]))
-    before = quantize
-    sub = producer(before.inputs[0], "Sub")
-    shift = 0
-    if sub is not None and str(sub.name).startswith(f"{node.name}/"):
-        shift = round(float(array(sub.inputs[1])) / scale)
-        before = sub
-    mul = producer(before.inputs[0], "Mul")
-    if mul is not None and str(mul.name).startswith(f"{node.name}/"):
-        before = mul
-    else:
-        mul = None
-    pad = producer(before.inputs[0], "Pad")
-    pads = (
-        tuple(int(v) for v in node.attributes["pads"].as_ints())
-        if "pads" in node.attributes
-        else ()
-    )
-    if pad is not None and str(pad.name).startswith(f"{node.name}/"):
-        top, left, bottom, right = array(pad.inputs[1])[[2, 3, 6, 7]]
-        pads = (int(top), int(left), int(bottom), int(right))
-        before = pad
-    source = before.inputs[0]
-    assert source is not None
-    bounds = None
-    if clip is not None:
-        bounds = (int(array(clip.inputs[1])), int(array(clip.inputs[2])))
-    return InputChain(source, mul, scale, shift, bounds, pads)
-
-
-def match_weight(node: ir.Node) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """(codes [O, I, kh, kw], scale [O]) of an INT8 weight behind a DequantizeLinear, or None."""
-    dequantize = producer(node.inputs[1], "DequantizeLinear")
-    if dequantize is None:
-        return None
-    codes = array(dequantize.inputs[0])
-    scale = np.broadcast_to(array(dequantize.inputs[1]), (codes.shape[0],))
-    return codes.astype(np.int8), scale.astype(np.float32)
-
-
-def rewrite(
-    graph: ir.Graph,
-    node: ir.Node,
-    chain: InputChain,
-    codes: NDArray[np.int8],
-    weight_scale: NDArray[np.float32],
-    output_range: tuple[NDArray[np.float64], NDArray[np.float64]],
-) -> None:
-    add = Inserter(graph, node)
-    x_scale = add.constant("x_scale", np.array(chain.scale, np.float32))
-    x_zero = add.constant("x_zero", np.array(128 - chain.shift, np.uint8))
-    value = quantize_input(add, chain, x_scale, x_zero)
-    sums = codes.astype(np.float64).sum(axis=(1, 2, 3)) * weight_scale
-    bias = np.zeros(len(codes)) if len(node.inputs) < 3 else array(node.inputs[2])
-    bias = bias.astype(np.float64) - chain.shift * chain.scale * sums
-    strides = tuple(node.attributes["strides"].as_ints()) if "strides" in node.attributes else ()
-    if codes.shape[2:] == (1, 1) and not any(chain.pads) and all(v == 1 for v in strides):
-        result = pointwise(add, value, x_zero, codes, weight_scale * chain.scale, bias)
-    else:
-        result = convolution(
-            add, node, chain, value, (x_scale, x_zero), codes, weight_scale, bias, output_range
-        )
-    node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
-
-
-def quantize_input(
-    add: Inserter, chain: InputChain, x_scale: ir.Value, x_zero: ir.Value
-) -> ir.Value:
-    """x -> uint8. In front of a nearest Resize, which copies values, a quarter is quantized."""
-    resize = nearest_resize(chain.source)
-    value = chain.source if resize is None else resize.inputs[0]
-    assert value is not None
-    if chain.mul is not None:
-        value = add("Mul", value, chain.mul.inputs[1])
-    value = add("QuantizeLinear", value, x_scale, x_zero)
-    if chain.clip is not None:
-        low, high = (np.array(np.clip(v + 128, 0, 255), np.uint8) for v in chain.clip)
-        value = add("Clip", value, add.constant("u8_low", low), add.constant("u8_high", high))
-    if resize is not None:
-        value = add("Resize", value, *resize.inputs[1:], **dict(resize.attributes))
-    return value
-
-
-def pointwise(
-    add: Inserter,
-    value: ir.Value,
-    x_zero: ir.Value,
-    codes: NDArray[np.int8],
-    scale: NDArray[np.float64],
-    bias: NDArray[np.float64],
-) -> ir.Value:
-    """A 1x1 convolution as an integer product with a float output: nothing is rounded again.
-
-    Shortcuts carry the whole residual stream: rounding the output of one cost a trained decoder
-    12 dB, those of all other sites together less than 1 dB.
-    """
-    flat = add("Reshape", value, add.constant("flat", np.array([0, codes.shape[1], -1])))
-    rows = add("Transpose", flat, perm=[0, 2, 1])
-    matrix = add.constant("w_codes", np.ascontiguousarray(codes[:, :, 0, 0].T))
-    product = add("MatMulInteger", rows, matrix, x_zero, add.constant("w_zero", np.int8(0)))
-    scaled = add(
-        "Mul",
-        add("Cast", product, to=int(ir.DataType.FLOAT)),
-        add.constant("product_scale", scale.astype(np.float32)),
-    )
-    shifted = add("Add", scaled, add.constant("bias", bias.reshape(1, 1, -1).astype(np.float32)))
-    back = add("Transpose", shifted, perm=[0, 2, 1])
-    shape = add(
-        "Concat",
-        add("Shape", value, start=0, end=1),
-        add.constant("channels", np.array([len(codes)])),
-        add("Shape", value, start=2, end=4),
-        axis=0,
-    )
-    return add("Reshape", back, shape)
-
-
-def convolution(
-    add: Inserter,
-    node: ir.Node,
-    chain: InputChain,
-    value: ir.Value,
-    x_grid: tuple[ir.Value, ir.Value],
-    codes: NDArray[np.int8],
-    weight_scale: NDArray[np.float32],
-    bias: NDArray[np.float64],
-    output_range: tuple[NDArray[np.float64], NDArray[np.float64]],
-) -> ir.Value:
-    """QLinearConv with a uint8 output that has a step and a zero point of its own per channel."""
-    out_scale, out_zero = output_grid(*output_range)
-    # The output step is 1 for all channels: the weight scale of a channel holds its real step.
-    product_scale = weight_scale.astype(np.float64) / out_scale
-    centred = bias + (out_zero.astype(np.float64) - 128) * out_scale
-    bias_q = np.round(centred / (chain.scale * weight_scale.astype(np.float64)))
-    attributes = {key: value for key, value in node.attributes.items() if key != "pads"}
-    quantized = add(
-        "QLinearConv",
-        value,
-        *x_grid,
-        add.constant("w_codes", codes),
-        add.constant("w_scale", product_scale.astype(np.float32)),
-        add.constant("w_zero", np.zeros(len(codes), np.int8)),
-        add.constant("y_scale", np.array(1, np.float32)),
-        add.constant("y_zero", np.array(128, np.uint8)),
-        add.constant("bias_q", np.clip(bias_q, -INT32_MAX, INT32_MAX).astype(np.int32)),
-        **attributes,
-        **({"pads": list(chain.pads)} if chain.pads else {}),
-    )
-    return add(
-        "DequantizeLinear",
-        quantized,
-        add.constant("out_scale", out_scale.astype(np.float32)),
-        add.constant("out_zero", out_zero),
-        axis=1,
-    )
-
-
-def output_grid(
-    low: NDArray[np.float64], high: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """uint8 step and zero point per output channel, [O] each; zero lies on the grid."""
-    low = np.minimum(low * HEADROOM, 0.0)
-    high = np.maximum(high * HEADROOM, 0.0)
-    scale = np.maximum(high - low, 1e-8) / 255
-    return scale, np.clip(np.round(-low / scale), 0, 255).astype(np.uint8)
-
-
-def nearest_resize(value: ir.Value) -> ir.Node | None:
-    """The nearest-neighbour Resize that makes `value`, if nothing else reads it."""
-    node = producer(value, "Resize")
-    if node is None or "mode" not in node.attributes:
-        return None
-    nearest = node.attributes["mode"].as_string() == "nearest"
-    return node if nearest and len(value.consumers()) == 1 else None
-
-
-def producer(value: ir.Value | None, op: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op else None
-
-
-def array(value: ir.Value | None) -> NDArray[np.generic]:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
-
-
-def expand_group_norms(graph: ir.Graph) -> None:
-    """GroupNormalization -> InstanceNormalization over groups, then the affine.
-
-    ONNX Runtime has no CPU kernel for the former and runs its function body in eight passes.
-    """
-    for node in list(graph):
-        if node.op_type != "GroupNormalization":
-            continue
-        value, scale, bias = node.inputs[0], array(node.inputs[1]), array(node.inputs[2])
-        assert value is not None
-        groups = node.attributes["num_groups"].as_int()
-        epsilon = node.attributes["epsilon"].as_float()
-        add = Inserter(graph, node)
-        grouped = add("Reshape", value, add.constant("groups", np.array([0, groups, -1])))
-        normed = add(
-            "InstanceNormalization",
-            grouped,
-            add.constant("one", np.ones(groups, np.float32)),
-            add.constant("zero", np.zeros(groups, np.float32)),
-            epsilon=epsilon,
-        )
-        back = add("Reshape", normed, add("Shape", value))
-        scaled = add("Mul", back, add.constant("scale", scale.reshape(1, -1, 1, 1)))
-        shifted = add("Add", scaled, add.constant("bias", bias.reshape(1, -1, 1, 1)))
-        node.outputs[0].replace_all_uses_with(shifted, replace_graph_outputs=True)
-    remove_dead_nodes(graph)
-
-
-class Inserter:
-    """Adds nodes and initializers in front of `before`, named after it."""
-
-    def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
-        self.graph = graph
-        self.before = before
-        self.count = 0
-
-    def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        self.count += 1
-        name = f"{self.before.name}/{op}_ort{self.count}"
-        node = ir.node(op, inputs, attributes, name=name)
-        node.outputs[0].name = f"{name}:0"
-        self.graph.insert_before(self.before, node)
-        return node.outputs[0]
-
-    def constant(self, label: str, value: NDArray[np.generic] | np.generic) -> ir.Value:
-        name = f"{self.before.name}.ort_{label}"
-        array_value = np.asarray(value)
-        made = ir.Value(name=name, const_value=ir.tensor(array_value, name=name))
-        made.dtype = ir.DataType.from_numpy(array_value.dtype)
-        made.shape = ir.Shape(array_value.shape)
-        self.graph.register_initializer(made)
-        return made
-
-
-def remove_dead_nodes(graph: ir.Graph) -> None:
-    """Drop nodes and initializers that nothing reads any more."""
-    outputs = set(graph.outputs)
-    for node in reversed(list(graph)):
-        if not any(out.uses() or out in outputs for out in node.outputs):
-            graph.remove(node, safe=True)
-    for name in [n for n, value in graph.initializers.items() if not value.uses()]:
-        graph.initializers.pop(name)

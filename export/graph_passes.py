@@ -62,7 +62,7 @@ def insert_size_check(graph: ir.Graph, multiple: int) -> None:
     )
     reshape = ir.node("Reshape", [image, target.outputs[0]], name="size_check/Reshape")
     reshape.outputs[0].shape = image.shape
-    reshape.outputs[0].dtype = image.dtype
+    reshape.outputs[0].dtype = ir.DataType.FLOAT
     for k, node in enumerate((lead, size, whole, back, target, reshape)):
         node.outputs[0].name = f"size_check.{k}"
     for consumer, index in list(image.uses()):
@@ -100,14 +100,14 @@ def find_sites(
             Site(
                 name=path,
                 graph=graph_name,
-                role=_conv_role(path, tuple(int(d) for d in weight.const_value.shape)),
+                role=_conv_role(path, tuple(weight.const_value.shape.numpy())),
                 op=node.op_type,
                 node=node.name,
                 weight=weight.name,
                 bias=None if bias is None else bias.name,
                 input=str(node.inputs[0].name),
                 output=str(node.outputs[0].name),
-                weight_shape=tuple(int(d) for d in weight.const_value.shape),
+                weight_shape=tuple(weight.const_value.shape.numpy()),
                 shares_input_with=tuple(
                     module_path(user)
                     for user in node.inputs[0].consumers()

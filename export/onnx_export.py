@@ -239,7 +239,8 @@ def near_boundary(model: CosmosTokenizer, latent: Tensor, error: float) -> NDArr
     bounded = model.quantizer.bound(latent.double())
     distance = ((bounded - bounded.floor()) - 0.5).abs()
     reach = 4 * max(error, 1e-6) * float(latent.square().mean().sqrt())
-    return (distance < reach).any(dim=1).numpy()  # type: ignore[no-any-return]
+    near: NDArray[np.bool_] = (distance < reach).any(dim=1).numpy()
+    return near
 
 
 def require_parity(parity: Parity) -> None:

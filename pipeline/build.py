@@ -95,9 +95,9 @@ def build_tensorrt(
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
     exported = workspace.manifest("export", stage="export")
-    builder = version(backend)
     for graph in GRAPHS:
         profiles(graph, options, exported.results["tokenizer"])
+    builder = version(backend)
     results = []
     for group in groups:
         label = "-".join([options.backend.removeprefix("tensorrt_"), *(t.sm for t in group)])
@@ -221,11 +221,11 @@ def profiles(
         )
     side = size // stride
     if graph == "encoder":
-        name, tail = "image", (3, size, size)
+        name, tail = "image", [3, size, size]
     elif tokenizer["discrete"]:
-        name, tail = "indices", (side, side)
+        name, tail = "indices", [side, side]
     else:
-        name, tail = "latent", (tokenizer["latent_channels"], side, side)
+        name, tail = "latent", [tokenizer["latent_channels"], side, side]
     return {name: ((1, *tail), (most, *tail), (most, *tail))}
 
 

@@ -26,7 +26,7 @@ from ..runtime.tokenizer import ImageTokenizer
 def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
     """One array `tokens_K` (or `latent_K`) and `size_K` (H, W) an image, in a .npz."""
     tokenizer = ImageTokenizer.open(folder)
-    arrays: dict[str, np.ndarray] = {"stride": np.array(tokenizer.stride)}  # type: ignore[type-arg]
+    arrays: dict[str, np.ndarray] = {"stride": np.array(tokenizer.stride)}
     for k, path in enumerate(images):
         try:
             image = load_image(path)

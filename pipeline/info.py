@@ -129,7 +129,7 @@ def doctor_rows() -> list[dict[str, str]]:
         rows.append(row("ok" if found else "missing", package, detail))
     for backend in ("tensorrt_rtx", "tensorrt"):
         try:
-            builder = load_builder(backend)  # type: ignore[arg-type]
+            builder = load_builder(backend)
         except ArvgError as error:
             rows.append(row("missing", backend, str(error)))
         else:

@@ -142,7 +142,7 @@ def measure_all(
         keep_pictures=KEPT_PICTURES,
         progress=lambda done: reporter.progress("validating images", done, total),
     )
-    latency = {}
+    latency: dict[Any, Any] = {}
     if "engine" in codecs and options.rounds:
         latency = measure_latency(
             ImageTokenizer.open(export, threads=options.threads),

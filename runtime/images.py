@@ -65,7 +65,8 @@ def to_model(image: Uint8Image) -> FloatImage:
 def from_model(image: NDArray[np.floating]) -> Uint8Image:
     """float [1, 3, H, W], clamped to [-1, 1] -> uint8 [H, W, 3], rounded to nearest."""
     unit = np.clip((image[0].astype(np.float32) + 1) / 2, 0, 1)
-    return np.floor(unit * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+    rounded: Uint8Image = np.floor(unit * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+    return rounded
 
 
 def pad_to_multiple(image: Uint8Image, multiple: int) -> tuple[Uint8Image, tuple[int, int]]:

@@ -15,13 +15,13 @@ from ..export.checkpoint import read_all, resolve_checkpoint
 from ..export.tokenizers.cosmos import CosmosTokenizer, load_cosmos
 from ..export.zoo import find_model, shipped_checkpoint
 from ..runtime.image_sources import open_source
-from ..runtime.images import center_crop, from_model, to_model
+from ..runtime.images import Uint8Image, center_crop, from_model, to_model
 from ..validate.metrics import psnr
 
 SIZE = 256
 
 
-def round_trip(model: CosmosTokenizer, image: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def round_trip(model: CosmosTokenizer, image: Uint8Image) -> Uint8Image:
     """uint8 [H, W, 3] -> its reconstruction."""
     with torch.inference_mode():
         latent = model.encode(torch.from_numpy(to_model(image)))

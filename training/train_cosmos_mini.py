@@ -1,6 +1,6 @@
 """Train cosmos-mini-di8x8: the DI8x8 architecture at 32 base channels, on 64x64 pictures.
 
-    python -m arvg_trt.training.train_cosmos_mini --data ../shared/data --output models/cosmos-mini-di8x8
+    python -m arvg_trt.training.train_cosmos_mini --data DIR --output models/cosmos-mini-di8x8
 
 Reads `tiny_imagenet` (k < 450 of each class) and `imagenet_samples`; nothing else is seen in
 training. The loss is the mean over images of log MSE, which is mean PSNR up to a constant.
@@ -130,7 +130,7 @@ def main(data: Path, output: Path, steps: int, peak_lr: float, seed: int, device
             group["lr"] = learning_rate(step, steps, peak_lr)
         optimizer.zero_grad(set_to_none=True)
         loss = log_mse(model, images)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
