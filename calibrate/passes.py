@@ -85,7 +85,7 @@ def open_instrumented(
 ) -> OnnxRuntimeSession:
     model = load_graph(path)
     instrument(graph, model.graph)
-    return OnnxRuntimeSession(path, optimized=True, arena=False, graph=graph_bytes(model))
+    return OnnxRuntimeSession(path, optimized=True, lean=True, graph=graph_bytes(model))
 
 
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:

@@ -1,0 +1,149 @@
+"""One finished workspace of the shipped model, made once; tests that change it take a copy."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from arvg_trt.artifacts import WORKSPACE_FILE
+from arvg_trt.cli import cli
+from arvg_trt.export.zoo import MODELS
+
+MODEL = "cosmos-mini-di8x8"
+CHECKPOINT = MODELS / MODEL / "model.safetensors"
+RECIPE = """
+schema = "arvg-trt/recipe/v1"
+model = "cosmos-mini-di8x8"
+workspace = "{workspace}"
+name = "int8"
+
+[calibrate]
+images = "{calibration}"
+samples = 2
+batch_size = 2
+size = 64
+
+[validate]
+images = "{validation}"
+size = 64
+rounds = 2
+warmup = 1
+gates = ["compression>=3"]
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A recipe that was run, its workspace and images, and what the run printed."""
+
+    root: Path
+    workspace: Path
+    recipe: Path
+    calibration: Path
+    validation: Path
+    outcome: Outcome
+
+
+def arvg(*args: object) -> Outcome:
+    """Run a command in this process; an exception that the command line does not catch is raised."""
+    result = CliRunner().invoke(cli, [str(a) for a in args], prog_name="arvg-trt")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def start(*args: object, **options: object) -> subprocess.Popen[str]:
+    """Start a command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "arvg_trt", *(str(a) for a in args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Outcome:
+    out, err = process.communicate(timeout=120)
+    return Outcome(process.returncode, out, err)
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Every file below `root`, hidden ones too, with its sha256."""
+    if root.is_file():
+        return {root.name: hashlib.sha256(root.read_bytes()).hexdigest()}
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Temporary and set-aside siblings below `root`."""
+    return [p for p in root.rglob(".*") if p.suffix in (".tmp", ".old")]
+
+
+def assert_refused(outcome: Outcome, code: int, *words: str) -> None:
+    """One line on stderr that starts with `error: ` and holds `words`, and nothing on stdout."""
+    assert outcome.err.startswith("error: "), outcome
+    assert outcome.err.count("\n") == 1, outcome.err
+    for word in words:
+        assert word in outcome.err
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    root = tmp_path_factory.mktemp("pipeline")
+    photos = Path(str(resources.files("skimage.data")))
+    for folder, name, size in (
+        ("calibration", "coffee.png", (96, 80)),
+        ("calibration", "rocket.jpg", (80, 96)),
+        ("validation", "astronaut.png", (96, 96)),
+    ):
+        (root / folder).mkdir(exist_ok=True)
+        small = Image.open(photos / name).resize(size)
+        small.save(root / folder / Path(name).with_suffix(".png"))
+    recipe = root / "tiny.toml"
+    places = {name: root / name for name in ("workspace", "calibration", "validation")}
+    recipe.write_text(RECIPE.format(**places))
+    outcome = finish(start("run", recipe))
+    assert outcome.code == 0, outcome.err
+    return Finished(root, recipe=recipe, outcome=outcome, **places)
+
+
+@pytest.fixture
+def workspace(finished: Finished, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    copy = tmp_path / "ws"
+    shutil.copytree(finished.workspace, copy)
+    return copy
+
+
+@pytest.fixture
+def exported(finished: Finished, tmp_path: Path) -> Path:
+    """A copy in which only the export was done."""
+    copy = tmp_path / "ws"
+    shutil.copytree(finished.workspace / "export", copy / "export")
+    shutil.copy(finished.workspace / WORKSPACE_FILE, copy)
+    return copy
