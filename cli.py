@@ -28,6 +28,10 @@ from .recipe import (
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USERS_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 INTERRUPTED = 130
+EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export"),
+    **dict.fromkeys(("jinja2", "skimage", "matplotlib"), "report"),
+}
 
 
 class Commands(click.Group):
@@ -39,6 +43,14 @@ class Commands(click.Group):
         except ArvgError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get(str(error.name).partition(".")[0])
+            if extra is None:
+                raise
+            click.echo(
+                f"error: {error.name} is not installed (pip install 'arvg-trt[{extra}]')", err=True
+            )
+            ctx.exit(1)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             if error.errno in FULL_DISK:

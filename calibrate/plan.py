@@ -79,9 +79,11 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
     known = {site.name: site for site in site_map.sites}
     if len(by_name) < len(plan.sites):
         raise RecipeError("a site has two entries", where="plan.json", do="remove one")
-    for name in by_name.keys() ^ known.keys():
+    for name in sorted(by_name.keys() ^ known.keys()):
         what = "is not a site of this model" if name in by_name else "has no entry"
         raise RecipeError(f"{name} {what}", where="plan.json", do="see export/sites.json")
+    if not any(entry.weight for entry in plan.sites):
+        raise RecipeError("0 sites would be quantized", where="plan.json", do="give one a weight")
     for name, entry in by_name.items():
         site = known[name]
         if entry.weight is not None and (site.weight is None or site.role == "patcher"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ExportError
-from .tokenizers.cosmos import CosmosConfig
+from .tokenizers.cosmos_config import CosmosConfig
 
 MODELS = Path(__file__).parent.parent / "models"
 JIT_FILES = (("autoencoder.jit",), ("encoder.jit", "decoder.jit"), ("model.safetensors",))

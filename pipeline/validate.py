@@ -125,11 +125,15 @@ def measure_all(
     """The report without gates, and the pictures it shows."""
     from ..validate.accuracy import measure
     from ..validate.latency import read_cpu
-    from ..validate.report import Data, EngineRow, Report, SiteRow, sizes
+    from ..validate.report import SYNTHETIC, Data, EngineRow, Report, SiteRow, sizes
 
     export = workspace.folder("export")
     tokenizer = exported.results["tokenizer"]
     codecs = {"qdq": ImageTokenizer.reference(workspace.folder("quantize", name))}
+    twins = [key for key in engines if key.startswith(f"{name}/") and "onnxruntime" not in key]
+    if twins:
+        # The same graph in every folder: targets differ in what is compiled from it.
+        codecs["twin"] = ImageTokenizer.reference(workspace.folder("engines", *twins[0].split("/")))
     engine_folder = workspace.folder("engines", name, "onnxruntime")
     if f"{name}/onnxruntime" in engines:
         codecs["engine"] = ImageTokenizer.open(engine_folder, threads=options.threads)
@@ -164,7 +168,7 @@ def measure_all(
         cpu=read_cpu(),
         data=Data(
             validation=source.names,
-            calibration=("synthetic noise",) if synthetic else tuple(calibrated.results["images"]),
+            calibration=(SYNTHETIC,) if synthetic else tuple(calibrated.results["images"]),
         ),
         sizes=sizes(
             fp32_graph_bytes={

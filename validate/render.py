@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import WorkspaceError
 from .accuracy import Picture
 from .page import Figure, Frame, Mark, Page, Strip, to_html, to_markdown
-from .report import ENGINE, QDQ, Report, decibels, encode_report, metrics
+from .report import ENGINE, QDQ, SYNTHETIC, Report, decibels, encode_report, metrics
 from .tables import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes, report_tables
 
 DIFFERENCE_FACTOR = 8
@@ -97,6 +97,8 @@ def _warnings(report: Report) -> tuple[str, ...]:
             f"{len(shared)} of {len(report.data.validation)} validation images were also used for "
             "calibration: accuracy may be flattered."
         )
+    if SYNTHETIC in report.data.calibration:
+        warnings.append("Calibrated on synthetic noise, not on images.")
     if report.headline == QDQ:
         warnings.append("No engine was executed: accuracy is of the Q/DQ graph.")
     return tuple(warnings)
@@ -176,7 +178,7 @@ def _notes(report: Report) -> tuple[str, ...]:
         f"Versions: {versions or 'not recorded'}.",
         f"Validation images: {', '.join(report.data.validation)}.",
     ]
-    if report.data.calibration:
+    if report.data.calibration and SYNTHETIC not in report.data.calibration:
         notes.append(f"Calibration images: {len(report.data.calibration)}, named in report.json.")
     return tuple(notes)
 

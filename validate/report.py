@@ -17,7 +17,11 @@ from .latency import Cpu, Latency, Speed
 
 SCHEMA = "arvg-trt/report/v1"
 QDQ = "qdq"  # the Q/DQ graph in the reference session
+SYNTHETIC = "synthetic noise"  # in place of calibration image names
+TWIN = "twin"  # the FP16 graph that TensorRT engines are built from, in the reference session
 ENGINE = "engine"  # the engine as executed
+
+CANDIDATES = (QDQ, TWIN, ENGINE)
 
 SIZE_NOTE = (
     "Compression is the FP32 weights on disk over the packed quantized weights on disk "
@@ -95,7 +99,7 @@ class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of a validation; ``accuracy`` is keyed by candidate ("qdq", "engine")."""
+    """All of a validation; ``accuracy`` is keyed by candidate ("qdq", "twin", "engine")."""
 
     schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
     model: str
@@ -181,18 +185,18 @@ METRIC_NAMES: tuple[str, ...] = (
     "speedup",
     "latency_ms",
     *(f"{graph}.{name}" for graph in _GRAPHS for name in ("speedup", "latency_ms")),
-    *(f"{candidate}.{name}" for candidate in (QDQ, ENGINE) for name in _ACCURACY),
+    *(f"{candidate}.{name}" for candidate in CANDIDATES for name in _ACCURACY),
 )
 
 
 def metrics(report: Report) -> dict[str, float | None]:
     """Flat name to value, for gates and comparisons; keys are METRIC_NAMES.
 
-    Plain accuracy names read the headline candidate, ``qdq.`` and ``engine.`` a given one. None is
+    Plain accuracy names read the headline candidate; ``qdq.``, ``twin.``, ``engine.`` a given one. None is
     not measured; decibels without any error are inf. ``latency_ms`` is the engine's median.
     """
     values: dict[str, float | None] = dict.fromkeys(METRIC_NAMES)
-    for candidate in (QDQ, ENGINE):
+    for candidate in CANDIDATES:
         if candidate in report.accuracy:
             for name, read in _ACCURACY.items():
                 values[f"{candidate}.{name}"] = read(report.accuracy[candidate])

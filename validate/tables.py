@@ -6,10 +6,14 @@ import math
 from collections.abc import Callable
 
 from .page import Mark, Table
-from .report import ENGINE, QDQ, EngineRow, Report, decibels, metrics
+from .report import ENGINE, QDQ, TWIN, EngineRow, Report, decibels, metrics
 
 EXECUTED = "executed"
-CANDIDATES = {QDQ: "Q/DQ graph (reference session)", ENGINE: "Engine as executed"}
+CANDIDATES = {
+    QDQ: "Q/DQ graph (reference session)",
+    TWIN: "its FP16 twin for TensorRT (reference session)",
+    ENGINE: "Engine as executed",
+}
 
 Format = Callable[[float | None], str]
 

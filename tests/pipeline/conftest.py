@@ -63,7 +63,7 @@ class Finished:
 
 
 def arvg(*args: object) -> Outcome:
-    """Run a command in this process; an exception that the command line does not catch is raised."""
+    """Run a command in this process; what the command line does not catch is raised."""
     result = CliRunner().invoke(cli, [str(a) for a in args], prog_name="arvg-trt")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

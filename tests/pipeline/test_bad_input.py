@@ -408,7 +408,7 @@ def test_noise_is_stamped_into_manifest_and_report(exported: Path, finished: Fin
         "synthetic noise"
     ]
     for name in ("report.md", "report.html"):
-        assert "synthetic noise" in (folder / name).read_text()
+        assert "Calibrated on synthetic noise" in (folder / name).read_text()
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,8 @@ def test_edited_plan_decides_what_is_quantized(workspace: Path) -> None:
         (lambda p: p.update(schema="arvg-trt/plan/v9"), 9, ("edited.json", "plan/v9")),
         (lambda p: p["sites"][3].update(weigth=None), 9, ("edited.json", "weigth")),
         (lambda p: p["sites"][3].update(weight={"bits": 99}), 9, ("edited.json", "99")),
-        (lambda p: p["sites"][3].update(name="conv_x"), 3, ("has no entry",)),
+        (lambda p: p["sites"].pop(3), 3, ("has no entry",)),
+        (lambda p: [s.update(weight=None, activation=None) for s in p["sites"]], 3, ("0 sites",)),
         (lambda p: p["sites"].append(p["sites"][0]), 3, ("two entries",)),
         (lambda p: p["sites"].append({"name": "conv_x"}), 3, ("conv_x is not a site",)),
         (
@@ -587,11 +588,6 @@ def test_plan_that_does_not_fit_is_refused_by_entry(
     workspace: Path,
 ) -> None:
     edited = edit_plan(workspace, change)
-    if "has no entry" in words:
-        with_either = arvg("quantize", workspace, "--plan", edited)
-        assert_refused(with_either, 3)
-        assert "conv_x is not a site" in with_either.err or "has no entry" in with_either.err
-        return
     refuse(code, words, "quantize", workspace, "--plan", edited, untouched=(workspace,))
 
 
@@ -661,7 +657,6 @@ def test_damaged_workspace_file_is_refused_by_name(content: str, workspace: Path
     [
         ("arvg-trt/manifest/v1", "arvg-trt/manifest/v9", "manifest/v9"),
         ('"stage"', '"stage', "malformed"),
-        ('"outputs"', '"output"', "sites.json"),
     ],
 )
 def test_manifest_of_unknown_form_is_refused_by_name(
@@ -669,8 +664,6 @@ def test_manifest_of_unknown_form_is_refused_by_name(
 ) -> None:
     manifest = workspace / "calibrate" / "manifest.json"
     manifest.write_text(manifest.read_text().replace(old, new))
-    if word == "sites.json":
-        pytest.skip("a manifest without outputs is one that wrote no file")
     refuse(9, ("calibrate/manifest.json", word), "quantize", workspace, untouched=(workspace,))
 
 
@@ -734,10 +727,6 @@ def test_folder_without_graphs_is_refused(finished: Finished, tmp_path: Path) ->
     picture(tmp_path)
     args = ("encode", tmp_path, tmp_path / "good.png", "-o", tmp_path / "t.npz")
     refuse(7, ("encoder.onnx is missing",), *args)
-
-
-def truncated_graphs(folder: Path) -> None:
-    half_of(folder / "encoder.onnx")
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "encoder.onnx.data"])

@@ -1,0 +1,461 @@
+"""Static INT8 of DI8x8 at its real width, ours beside other tools: accuracy, speed, memory.
+
+python -m arvg_trt.benchmarks.real_width --data ../shared/data --modelopt-python VENV/bin/python
+
+The weights are random and well conditioned (`common.random_tokenizer`), since the published ones
+may not be redistributed: figures compare tools on the same graph, images and seed, and say nothing
+about picture quality. Every figure is measured in the run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from ..artifacts import Manifest, SiteMap, decode_json
+from ..export.zoo import find_model
+from ..pipeline.common import load_sites
+from ..runtime.image_sources import open_source
+from ..runtime.images import load_image, to_model
+from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
+from ..validate.latency import interleaved, ratio
+from ..validate.metrics import Energy
+from .common import (
+    CALIBRATION_PHOTOGRAPHS,
+    HELD_OUT_PHOTOGRAPHS,
+    RESULTS,
+    Measured,
+    center_crops,
+    data_folder,
+    environment,
+    environment_line,
+    markdown_table,
+    random_tokenizer,
+    run_measured,
+    write_results,
+)
+
+GRAPHS = ("encoder", "decoder")
+PEERS = Path(__file__).parent / "peers.py"
+ONLY_CONV = "Conv, our exclusions"
+WORST_SITES = 5
+Images = Sequence[NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Against FP32 in the reference session; the decoder is fed the FP32 tokens."""
+
+    latent_db: float
+    tokens_equal: float
+    decoder_db: float
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One quantization: graphs as written (`qdq`), and the graphs and options that are executed."""
+
+    label: str
+    version: str
+    qdq: Path
+    executed: Path
+    ours: bool = False
+    cost: dict[str, Measured] = field(default_factory=dict)
+
+    def codec(self, *, reference: bool, threads: int = 0) -> Codec:
+        if reference:
+            return Codec(*(reference_session(self.qdq / f"{g}.onnx", threads) for g in GRAPHS))
+        if self.ours:
+            return Codec(*(fast_session(self.executed / f"{g}.onnx", threads) for g in GRAPHS))
+        return Codec(
+            *(
+                OnnxRuntimeSession(self.executed / f"{g}.onnx", optimized=True, threads=threads)
+                for g in GRAPHS
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Both halves of a discrete tokenizer, whatever tool wrote the graphs."""
+
+    encoder: OnnxRuntimeSession
+    decoder: OnnxRuntimeSession
+
+    def encode(self, image: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        outputs = self.encoder.run({"image": image})
+        return outputs["indices"], outputs["latent"]
+
+    def decode(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        return self.decoder.run({"indices": tokens})["image"]
+
+
+Outputs = list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+
+
+def fp32_outputs(codec: Codec, images: Images) -> Outputs:
+    found = []
+    for image in images:
+        tokens, latent = codec.encode(image)
+        found.append((tokens, latent, codec.decode(tokens)))
+    return found
+
+
+def accuracy(codec: Codec, images: Images, expected: Outputs) -> Accuracy:
+    latents, pictures = Energy(), Energy()
+    equal = []
+    for image, (tokens, latent, picture) in zip(images, expected, strict=True):
+        found_tokens, found_latent = codec.encode(image)
+        latents.add(latent, found_latent)
+        equal.append(found_tokens == tokens)
+        pictures.add(picture, codec.decode(tokens))
+    return Accuracy(latents.decibels(), float(np.mean(equal)), pictures.decibels())
+
+
+class Bench:
+    """A workspace made by the command line, each stage in a fresh process."""
+
+    def __init__(self, root: Path, model: str, seed: int, calibration: str) -> None:
+        self.root = root
+        self.model = model
+        self.calibration = calibration
+        self.workspace = root / "ws"
+        config = find_model(model).config
+        checkpoint = root / "checkpoint"
+        checkpoint.mkdir()
+        save_file(random_tokenizer(config, seed).state_dict(), checkpoint / "model.safetensors")
+        self.export = self.stage("export", model, "--checkpoint", str(checkpoint))
+
+    def stage(self, name: str, *arguments: str) -> Measured:
+        first, rest = (arguments[:1], arguments[1:]) if name == "export" else ((), arguments)
+        click.echo(f"arvg-trt {name} {' '.join(rest)}", err=True)
+        return run_measured(["arvg_trt", name, *first, str(self.workspace), *rest], self.root)
+
+    def quantize(self, samples: int) -> dict[str, Measured]:
+        """Calibrate on so many samples, quantize with the defaults."""
+        return {
+            "calibrate": self.stage(
+                "calibrate", "--images", self.calibration, "--samples", str(samples)
+            ),
+            "quantize": self.stage("quantize", "--name", f"int8-{samples}"),
+        }
+
+    @property
+    def sites(self) -> SiteMap:
+        return load_sites(self.workspace / "export")
+
+    def feeds(self) -> dict[str, Path]:
+        """The calibration images, and the tokens FP32 makes of them, as arrays for other tools."""
+        files = sorted((self.workspace / "calibrate" / "samples").glob("*.png"))
+        images = [to_model(load_image(path)) for path in files]
+        session = fast_session(self.workspace / "export" / "encoder.onnx")
+        tokens = [session.run({"image": image}, ["indices"])["indices"] for image in images]
+        found = {}
+        for graph, rows in (("encoder", images), ("decoder", tokens)):
+            found[graph] = self.root / f"{graph}_feeds.npy"
+            np.save(found[graph], np.concatenate(rows))
+        return found
+
+    def peer(self, tool: str, python: str, only: str, exclude: bool) -> Candidate:
+        """Let another tool quantize both graphs on the same images."""
+        folder = self.root / f"{tool}-{only or 'defaults'}"
+        candidate = Candidate(f"{tool}, {ONLY_CONV if only else 'defaults'}", "", folder, folder)
+        for graph, feeds in self.feeds().items():
+            left_out = [s.node for s in self.sites.of_graph(graph) if s.excluded] * exclude
+            arguments = [
+                tool,
+                str(self.workspace / "export" / f"{graph}.onnx"),
+                str(feeds),
+                str(folder / f"{graph}.onnx"),
+                "--input-name",
+                {"encoder": "image", "decoder": "indices"}[graph],
+                *(["--only", only] if only else []),
+                *(a for node in left_out for a in ("--exclude", node)),
+            ]
+            click.echo(f"{candidate.label}: {graph}", err=True)
+            candidate.cost[graph] = run_measured([str(PEERS), *arguments], self.root, python)
+            written = json.loads((folder / f"{graph}.json").read_text())
+            candidate.version = written["version"]
+        return candidate
+
+
+def has_module(python: str, name: str) -> bool:
+    return subprocess.run([python, "-c", f"import {name}"], capture_output=True).returncode == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    rounds: int
+    warmup: int
+    threads: int
+
+
+def timed(
+    fp32: Candidate, candidates: Sequence[Candidate], image: NDArray[np.float32], options: Timing
+) -> dict[str, Any]:
+    """Encoder, decoder and both: milliseconds and speed over FP32, all in turn in one process."""
+    codecs = {
+        c.label: c.codec(reference=False, threads=options.threads) for c in (fp32, *candidates)
+    }
+    tokens, _ = codecs[fp32.label].encode(image)
+    runs = {
+        "encoder": {k: (lambda c=c: c.encode(image)) for k, c in codecs.items()},
+        "decoder": {k: (lambda c=c: c.decode(tokens)) for k, c in codecs.items()},
+        "total": {k: (lambda c=c: (c.encode(image), c.decode(tokens))) for k, c in codecs.items()},
+    }
+    found: dict[str, Any] = {}
+    for what, calls in runs.items():
+        click.echo(f"timing {what}", err=True)
+        latency = interleaved(calls, warmup=options.warmup, rounds=options.rounds)
+        for label, each in latency.items():
+            speed = ratio(latency[fp32.label], each)
+            found.setdefault(label, {})[what] = {
+                "p50_ms": each.p50_ms,
+                "p90_ms": each.p90_ms,
+                "speed": speed.ratio,
+                "speed_low": speed.low,
+                "speed_high": speed.high,
+                "verdict": speed.verdict,
+            }
+    return found
+
+
+def accuracy_table(rows: Mapping[str, Mapping[str, Accuracy]]) -> str:
+    return markdown_table(
+        ["quantization", "session", "latent SQNR, dB", "tokens equal", "decoder SQNR, dB"],
+        [
+            [label, kind, f"{a.latent_db:.2f}", f"{a.tokens_equal:.1%}", f"{a.decoder_db:.2f}"]
+            for label, kinds in rows.items()
+            for kind, a in kinds.items()
+        ],
+    )
+
+
+def latency_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], fp32: str) -> str:
+    def cell(label: str, row: Mapping[str, Any]) -> str:
+        if label == fp32:
+            return f"{row['p50_ms']:.0f} ms"
+        low, high = row["speed_low"], row["speed_high"]
+        return f"{row['p50_ms']:.0f} ms, {row['speed']:.2f}x ({low:.2f} to {high:.2f})"
+
+    return markdown_table(
+        ["graphs", "encoder", "decoder", "total"],
+        [
+            [label, *(cell(label, row[k]) for k in ("encoder", "decoder", "total"))]
+            for label, row in rows.items()
+        ],
+    )
+
+
+def cost_table(rows: Mapping[str, Mapping[str, Measured]]) -> str:
+    return markdown_table(
+        ["process", "peak memory", "wall time"],
+        [
+            [f"{what}: {step}", f"{m.peak_mb:.0f} MB", f"{m.seconds:.1f} s"]
+            for what, steps in rows.items()
+            for step, m in steps.items()
+        ],
+    )
+
+
+def memory_line(costs: Mapping[int, Mapping[str, Measured]]) -> str:
+    """How the peak over both stages grows with samples."""
+    peaks = {n: max(m.peak_mb for m in steps.values()) for n, steps in costs.items()}
+    few, many = min(peaks), max(peaks)
+    if few == many:
+        return f"Peak over both stages: {peaks[few]:.0f} MB at {few} samples."
+    return (
+        f"Peak over both stages: {peaks[few]:.0f} MB at {few} samples, {peaks[many]:.0f} MB at "
+        f"{many}: ratio {peaks[many] / peaks[few]:.3f}."
+    )
+
+
+def worst_sites(manifest: Manifest) -> list[dict[str, Any]]:
+    """Sites whose quantized input is noisiest."""
+    sites = [s for s in manifest.results["sites"] if s["activation_sqnr_db"] is not None]
+    kept = sorted(sites, key=lambda s: float(s["activation_sqnr_db"]))[:WORST_SITES]
+    return [{k: s[k] for k in ("name", "activation_sqnr_db", "weight_sqnr_db")} for s in kept]
+
+
+def sites_table(sites: Sequence[Mapping[str, Any]]) -> str:
+    return markdown_table(
+        ["site", "input SQNR, dB", "weight SQNR, dB"],
+        [
+            [s["name"], f"{s['activation_sqnr_db']:.1f}", f"{s['weight_sqnr_db']:.1f}"]
+            for s in sites
+        ],
+    )
+
+
+def evaluation_images(folder: str | None, count: int) -> tuple[list[str], Images]:
+    """Centre crops of the last `count` files; calibration takes the first."""
+    source = open_source(folder or HELD_OUT_PHOTOGRAPHS)
+    chosen = range(max(0, len(source.files) - count), len(source.files))
+    crops = list(center_crops(source, chosen))
+    return [name for name, _ in crops], [to_model(crop) for _, crop in crops]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with calib256.")
+@click.option("--model", default="cosmos-di8x8", show_default=True, help="Whose widths.")
+@click.option("--seed", default=0, show_default=True, help="Of the random weights.")
+@click.option("--samples", default=8, show_default=True, help="Calibration images.")
+@click.option("--many", default=128, show_default=True, help="And for memory; 0 to skip.")
+@click.option("--images", default=8, show_default=True, help="Evaluation images.")
+@click.option("--rounds", default=20, show_default=True, help="Timed rounds.")
+@click.option("--threads", default=0, show_default=True, help="Of ONNX Runtime, 0 for all.")
+@click.option("--modelopt-python", help="Python that has nvidia-modelopt[onnx].")
+@click.option("--output", default=RESULTS, type=click.Path(path_type=Path), help="Results folder.")
+def main(
+    data: Path | None,
+    model: str,
+    seed: int,
+    samples: int,
+    many: int,
+    images: int,
+    rounds: int,
+    threads: int,
+    modelopt_python: str | None,
+    output: Path,
+) -> None:
+    """Compare static INT8 of a real-width tokenizer with other tools on ONNX Runtime."""
+    folder = data_folder(data, "calib256")
+    names, pictures = evaluation_images(folder, images)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch), model, seed, folder or CALIBRATION_PHOTOGRAPHS)
+        # The last calibration stays in the workspace: it is the one that is built and compared.
+        costs = {n: bench.quantize(n) for n in sorted({many, samples} - {0}, reverse=True)}
+        label = f"int8-{samples}"
+        build = bench.stage("build", "--name", label, "--backend", "onnxruntime")
+        ours = Candidate(
+            "arvg-trt",
+            "",
+            bench.workspace / "quantize" / label,
+            bench.workspace / "engines" / label / "onnxruntime",
+            ours=True,
+            cost={**costs[samples], "build": build},
+        )
+        manifest = decode_json(ours.qdq / "manifest.json", Manifest, do="run again")
+        ours.version = manifest.versions["arvg-trt"]
+        export = bench.workspace / "export"
+        fp32 = Candidate("FP32", "", export, export, ours=True)
+        candidates = [
+            ours,
+            bench.peer("onnxruntime", sys.executable, "", exclude=False),
+            bench.peer("onnxruntime", sys.executable, "Conv", exclude=True),
+        ]
+        python = modelopt_python or sys.executable
+        if has_module(python, "modelopt.onnx.quantization"):
+            candidates.append(bench.peer("modelopt", python, "", exclude=False))
+            candidates.append(bench.peer("modelopt", python, "Conv", exclude=True))
+        else:
+            click.echo("nvidia-modelopt is not installed: skipped", err=True)
+        expected = fp32_outputs(fp32.codec(reference=True), pictures)
+        accuracies = {}
+        for candidate in candidates:
+            click.echo(f"accuracy of {candidate.label}", err=True)
+            accuracies[candidate.label] = {
+                kind: accuracy(candidate.codec(reference=reference), pictures, expected)
+                for kind, reference in (("reference", True), ("as executed", False))
+            }
+        timing = Timing(rounds=rounds, warmup=3, threads=threads)
+        latency = timed(fp32, candidates, pictures[0], timing)
+    found = environment(threads)
+    found |= {c.label.partition(",")[0]: c.version for c in candidates}
+    command = f"python -m arvg_trt.benchmarks.real_width --model {model} --seed {seed} " + (
+        f"--samples {samples} --many {many} --images {images} --rounds {rounds} --threads {threads}"
+    )
+    stages = {f"arvg-trt, {n} samples": steps for n, steps in costs.items()}
+    peers = {c.label: c.cost for c in candidates[1:]}
+    export_cost = {"arvg-trt": {"export": bench.export, "build": build}}
+    worst = worst_sites(manifest)
+    text = REPORT.format(
+        model=model,
+        seed=seed,
+        samples=samples,
+        images=len(names),
+        rounds=rounds,
+        accuracy=accuracy_table(accuracies),
+        latency=latency_table(latency, fp32.label),
+        cost=cost_table({**export_cost, **stages, **peers}),
+        memory=memory_line(costs),
+        sites=sites_table(worst),
+        command=command,
+        environment=environment_line(found),
+    )
+    values = {
+        "model": model,
+        "seed": seed,
+        "command": command,
+        "evaluation_images": names,
+        "accuracy": {k: {s: asdict(a) for s, a in v.items()} for k, v in accuracies.items()},
+        "latency": latency,
+        "cost": {
+            k: {s: asdict(m) for s, m in v.items()}
+            for k, v in {**export_cost, **stages, **peers}.items()
+        },
+        "worst_sites": worst,
+        "environment": found,
+    }
+    write_results("real_width", output, text, values)
+    click.echo(text)
+
+
+REPORT = """\
+# Static INT8 at real width
+
+`{model}` at its real width, random well-conditioned weights (seed {seed}), 256x256, batch 1.
+All tools see the same FP32 graphs and the same {samples} calibration images; {images} other images
+evaluate. Random weights compare tools, they say nothing about picture quality.
+
+- arvg-trt: defaults (W8A8, per-channel weights, smoothing, shifted ranges).
+- onnxruntime, defaults: `quant_pre_process`, then `quantize_static` (QDQ, INT8 x INT8, per-channel,
+  MinMax): every kind of node it knows, the first and last convolutions too.
+- modelopt, defaults: `modelopt.onnx.quantization.quantize` in int8 (entropy), float side FP32.
+- Conv, our exclusions: the same tool on the convolutions alone, without those that arvg-trt leaves
+  out (first and last of each half, the Haar transforms).
+
+## Accuracy against FP32
+
+"Reference" is the Q/DQ graph without any rewrite, "as executed" what the latency is of: arvg-trt's
+ONNX Runtime engine, and the others' graphs in ONNX Runtime's default session.
+The decoder is fed the FP32 tokens.
+
+{accuracy}
+
+## Latency on ONNX Runtime
+
+Median of {rounds} rounds, all graphs in turn in one process, and speed over FP32: median
+(quartiles) of the ratios by round.
+
+{latency}
+
+## Time and memory
+
+Each row is a fresh process, imports included; peak is VmHWM.
+
+{cost}
+
+{memory}
+
+## Noisiest inputs of arvg-trt
+
+{sites}
+
+Measured by `{command}` (with `--data`) on {environment}
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What decides the shapes of a Cosmos image tokenizer; torch-free, so that the zoo can be listed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ...errors import ExportError
+
+FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class CosmosConfig:
+    """Everything that decides the shapes of a Cosmos image tokenizer.
+
+    ``levels`` is the FSQ grid of a DI model, empty for CI. ``latent_channels`` is what leaves
+    ``quant_conv``: the number of FSQ dimensions (DI) or of continuous channels (CI).
+    """
+
+    channels: int = 128
+    channels_mult: tuple[int, ...] = (2, 4, 4)
+    num_res_blocks: int = 2
+    patch_size: int = 4
+    spatial_compression: int = 8
+    z_channels: int = 256
+    latent_channels: int = 6
+    levels: tuple[int, ...] = FSQ_LEVELS
+
+    def __post_init__(self) -> None:
+        if self.levels and len(self.levels) != self.latent_channels:
+            raise ExportError(
+                f"{len(self.levels)} FSQ levels for {self.latent_channels} latent channels",
+                do="give one level per latent channel",
+            )
+        if self.num_resamplings < 0 or self.num_resamplings > len(self.channels_mult):
+            raise ExportError(
+                f"compression {self.spatial_compression} does not fit patch {self.patch_size} "
+                f"and {len(self.channels_mult)} levels",
+                do="check the checkpoint's downsample and upsample keys",
+            )
+
+    @property
+    def discrete(self) -> bool:
+        return bool(self.levels)
+
+    @property
+    def num_resamplings(self) -> int:
+        return int(math.log2(self.spatial_compression)) - int(math.log2(self.patch_size))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.channels * m for m in self.channels_mult)

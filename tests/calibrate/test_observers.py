@@ -1,0 +1,175 @@
+"""Streaming statistics against a plain float64 computation over all activations."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from arvg_trt.artifacts import Site
+from arvg_trt.calibrate.observers import ClipCandidate, observe_clip_errors, observe_ranges
+from arvg_trt.calibrate.passes import (
+    collect_clip_errors,
+    collect_ranges,
+    observed_sites,
+    open_instrumented,
+)
+from arvg_trt.calibrate.statistics import Statistics
+from arvg_trt.errors import CalibrationError
+from onnx import numpy_helper
+from PIL import Image
+
+from ..conftest import TinyExport, silent
+
+Activations = dict[str, dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def activations(tiny_di: TinyExport, samples: Path) -> Activations:
+    """By graph, then by tensor: every activation of all samples, [N, C, H, W] in float64."""
+    files = sorted(samples.iterdir())
+    pixels = np.stack([np.asarray(Image.open(path)) for path in files]).transpose(0, 3, 1, 2)
+    feeds: dict[str, np.ndarray] = {"image": (pixels / 127.5 - 1).astype(np.float32)}
+    found: Activations = {}
+    for graph in ("encoder", "decoder"):
+        sites = [s for s in tiny_di.sites.of_graph(graph) if s.op == "Conv"]
+        model = onnx.load(tiny_di.folder / f"{graph}.onnx")
+        known = {o.name for o in model.graph.output}
+        names = sorted({t for s in sites for t in (s.input, s.output)} | known)
+        shape = [None] * 4
+        model.graph.output.extend(
+            onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape)
+            for n in names
+            if n not in known and n not in feeds
+        )
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(model.SerializeToString(), options)
+        names = [o.name for o in session.get_outputs()]
+        values = dict(zip(names, session.run(names, feeds), strict=True))
+        feeds = {"indices": values["indices"]} if graph == "encoder" else {}
+        found[graph] = {n: v.astype(np.float64) for n, v in values.items()}
+    return found
+
+
+def near(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_ranges_and_squares_are_those_of_all_activations(
+    tiny_di: TinyExport, statistics: Statistics, activations: Activations
+) -> None:
+    seen = 0
+    for graph, values in activations.items():
+        for site in observed_sites(tiny_di.sites, graph):
+            for key, tensor in ((site.name, site.input), (f"{site.name}:output", site.output)):
+                wanted, stats = values[tensor], statistics[key]
+                near(stats.low, wanted.min(axis=(0, 2, 3)))
+                near(stats.high, wanted.max(axis=(0, 2, 3)))
+                near(stats.square, np.square(wanted).sum(axis=(0, 2, 3)))
+                assert stats.count == wanted.size // wanted.shape[1]
+                seen += 1
+    assert seen == len(statistics) > 50
+
+
+def test_statistics_do_not_depend_on_the_batch_size(
+    tiny_di: TinyExport, samples: Path, statistics: Statistics
+) -> None:
+    whole = collect_ranges(tiny_di.folder, samples, tiny_di.sites, batch_size=5, progress=silent)
+    assert whole.keys() == statistics.keys()
+    for name, stats in whole.items():
+        near(stats.low, statistics[name].low)
+        near(stats.high, statistics[name].high)
+        near(stats.square, statistics[name].square)
+        assert stats.count == statistics[name].count
+
+
+def grids(site: Site) -> list[ClipCandidate]:
+    channels = site.weight_shape[1]
+    smoothing = np.linspace(0.5, 2, channels).astype(np.float32)
+    return [
+        ClipCandidate(smoothing, scale, shift, bits)
+        for scale, shift, bits in ((0.013, 0, 8), (0.021, 100, 8), (0.05, -5, 4), (0.002, 0, 8))
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_clip_errors_are_those_of_all_activations(
+    tiny_di: TinyExport, samples: Path, activations: Activations, batch_size: int
+) -> None:
+    chosen = {
+        graph: {s.input: grids(s) for s in observed_sites(tiny_di.sites, graph)[2:6]}
+        for graph in ("encoder", "decoder")
+    }
+    errors = collect_clip_errors(
+        tiny_di.folder, samples, chosen, batch_size=batch_size, progress=silent
+    )
+    assert errors.keys() == {f"{g}/{t}" for g, tensors in chosen.items() for t in tensors}
+    for graph, tensors in chosen.items():
+        for tensor, candidates in tensors.items():
+            assert len(errors[f"{graph}/{tensor}"]) == len(candidates)
+            for grid, (e2, e4) in zip(candidates, errors[f"{graph}/{tensor}"], strict=True):
+                smooth = activations[graph][tensor] / grid.smoothing.reshape(1, -1, 1, 1)
+                low = (-(2 ** (grid.bits - 1)) + grid.shift) * grid.scale
+                high = (2 ** (grid.bits - 1) - 1 + grid.shift) * grid.scale
+                point = np.clip(np.rint(smooth / grid.scale) * grid.scale, low, high)
+                near(e2, ((point - smooth) ** 2).sum(axis=(0, 2, 3)))
+                near(e4, ((point - smooth) ** 4).sum(axis=(0, 2, 3)))
+
+
+def poison(source: Path, folder: Path, graph: str, weight: str) -> None:
+    """Copy an export with one NaN in one weight."""
+    shutil.copytree(source, folder)
+    model = onnx.load(folder / f"{graph}.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == weight:
+            values = numpy_helper.to_array(tensor).copy()
+            values.flat[0] = np.nan
+            tensor.CopyFrom(numpy_helper.from_array(values, weight))
+    onnx.save(model, folder / f"{graph}.onnx")
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.mid.block_1.conv1", "decoder.mid.block_2.conv1", "encoder.conv_in"]
+)
+def test_nan_weight_is_named_by_the_first_tensor_it_reaches_and_the_sample(
+    tiny_di: TinyExport, samples: Path, tmp_path: Path, name: str
+) -> None:
+    site = next(s for s in tiny_di.sites.sites if s.name == name)
+    poison(tiny_di.folder, tmp_path / "export", site.graph, f"{name}.weight")
+    with pytest.raises(CalibrationError) as caught:
+        collect_ranges(tmp_path / "export", samples, tiny_di.sites, batch_size=2, progress=silent)
+    assert f"{site.graph} makes NaN or infinity at {site.output}" in caught.value.what
+    assert caught.value.where == "00000.png"
+
+
+def left_session(
+    tiny_di: TinyExport, size: int, images: int, channels: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the observers of the encoder send out."""
+    tensors = list(channels)
+
+    def instrument(graph: str, ir_graph) -> None:  # type: ignore[no-untyped-def]
+        observe_ranges(ir_graph, tensors)
+        grid = {t: [ClipCandidate(np.ones(c, np.float32), 0.1, 0, 8)] for t, c in channels.items()}
+        observe_clip_errors(ir_graph, grid)
+
+    session = open_instrumented(tiny_di.folder / "encoder.onnx", "encoder", instrument)
+    rng = np.random.default_rng(0)
+    feed = rng.uniform(-1, 1, (images, 3, size, size)).astype(np.float32)
+    found = session.run({"image": feed}, [o for o in session.outputs if ":" in o])
+    return {name: value.shape for name, value in found.items()}
+
+
+def test_what_leaves_the_session_does_not_grow_with_the_image(tiny_di: TinyExport) -> None:
+    sites = observed_sites(tiny_di.sites, "encoder")
+    channels = {s.input: s.weight_shape[1] for s in sites}
+    small = left_session(tiny_di, 16, 2, channels)
+    assert left_session(tiny_di, 64, 2, channels) == small
+    for name, shape in small.items():
+        tensor, kind = name.split(":", 1)
+        assert shape == ((4,) if kind == "pixels" else (2, channels[tensor]))

@@ -1,0 +1,201 @@
+"""Killed, interrupted, or out of disk in any stage: the last good output stays, a rerun ends it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import MODEL, Finished, Outcome, arvg, assert_refused, digests, leftovers, start
+from .conftest import finish as wait_for
+
+FOLDERS = {
+    "export": Path("export"),
+    "calibrate": Path("calibrate"),
+    "quantize": Path("quantize/int8"),
+    "build": Path("engines/int8/onnxruntime"),
+    "validate": Path("validate/int8"),
+}
+QUICK = tuple(stage for stage in FOLDERS if stage != "export")
+
+
+def changed_stage(stage: str, workspace: Path, finished: Finished) -> tuple[object, ...]:
+    """Arguments with which `stage` has work to do in a finished workspace."""
+    size = ("--size", 64)
+    match stage:
+        case "export":
+            return stage, MODEL, workspace, "--images", finished.calibration
+        case "calibrate":
+            images = ("--images", finished.calibration)
+            return stage, workspace, *images, *size, "--samples", 3
+        case "quantize":
+            return stage, workspace, "--smoothing", 0.4
+        case "build":
+            assert arvg("quantize", workspace, "--smoothing", 0.4).code == 0
+            return stage, workspace
+        case _:
+            images = ("--images", finished.calibration, "--rounds", 0)
+            return stage, workspace, *images, *size
+
+
+def send_in_the_middle(
+    number: signal.Signals, folder: Path, args: tuple[object, ...], file: str = ""
+) -> Outcome:
+    """Start the stage; once its temporary folder (and `file` in it) is there, send the signal."""
+    process = start(*args)
+    deadline = time.monotonic() + 60
+    while not list(folder.parent.glob(f".{folder.name}.*.tmp/{file}")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    return wait_for(process)
+
+
+def assert_interrupted(outcome: Outcome) -> None:
+    # Where a library has its own handler the process dies of the signal itself: 130 to a shell.
+    assert outcome.code in (130, -signal.SIGINT)
+    assert outcome.err == "error: interrupted (finished stages are kept, run again)\n"
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize("stage", FOLDERS)
+def test_interrupted_or_killed_stage_keeps_the_last_output_and_a_rerun_completes_it(
+    stage: str, workspace: Path, finished: Finished
+) -> None:
+    folder = workspace / FOLDERS[stage]
+    args = changed_stage(stage, workspace, finished)
+    before = digests(folder)
+
+    assert_interrupted(send_in_the_middle(signal.SIGINT, folder, args))
+    assert digests(folder) == before
+    assert not leftovers(workspace)
+
+    half_way = "encoder.onnx.data" if stage == "export" else ""
+    outcome = send_in_the_middle(signal.SIGKILL, folder, args, half_way)
+    assert outcome.code == -signal.SIGKILL
+    assert digests(folder) == before
+
+    outcome = wait_for(start(*args))
+    assert outcome.code == 0, outcome.err
+    assert "up to date" not in outcome.out
+    assert digests(folder) != before
+    assert not leftovers(workspace)
+    again = arvg(*args)
+    assert again.out == f"{stage}: up to date, {folder}\n"
+
+
+def test_kill_between_the_two_renames_loses_nothing(workspace: Path, finished: Finished) -> None:
+    for folder in FOLDERS.values():
+        path = workspace / folder
+        path.rename(path.with_name(f".{path.name}.old"))
+    outcome = arvg("run", finished.recipe, "--workspace", workspace)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("up to date") == len(FOLDERS)
+    assert not leftovers(workspace)
+
+
+def test_kill_after_the_second_rename_leaves_the_new_output(
+    workspace: Path, finished: Finished
+) -> None:
+    folder = workspace / "calibrate"
+    old = workspace / ".calibrate.old"
+    old.mkdir()
+    (old / "statistics.safetensors").write_text("the output before")
+    before = digests(folder)
+    assert arvg("quantize", workspace).code == 0
+    assert digests(folder) == before
+    assert not leftovers(workspace)
+
+
+def test_killed_run_goes_on_where_it_stopped(workspace: Path, finished: Finished) -> None:
+    recipe = finished.recipe.read_text() + "\n[quantize]\nsmoothing = 0.3\n"
+    changed = workspace.parent / "changed.toml"
+    changed.write_text(recipe)
+    args = ("run", changed, "--workspace", workspace)
+    send_in_the_middle(signal.SIGKILL, workspace / FOLDERS["build"], args)
+    outcome = arvg(*args)
+    assert outcome.code == 0, outcome.err
+    done = [line.split()[0] for line in outcome.out.splitlines() if "up to date" in line]
+    assert done == ["export", "calibrate", "quantize"]
+    assert not leftovers(workspace)
+
+
+def no_file_above(size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize(
+    ("stage", "size"),
+    [
+        pytest.param("export", 50_000, id="export-graph"),
+        pytest.param("calibrate", 2_000, id="calibrate-sample"),
+        pytest.param("calibrate", 100_000, id="calibrate-statistics"),
+        pytest.param("quantize", 5_000, id="quantize-graph"),
+        pytest.param("quantize", 2_500_000, id="quantize-weights"),
+        pytest.param("build", 80_000, id="build-graph"),
+        pytest.param("build", 300_000, id="build-weights"),
+        pytest.param("validate", 10_000, id="validate-report"),
+    ],
+)
+def test_file_that_cannot_grow_ends_the_stage_and_keeps_the_last_output(
+    stage: str, size: int, workspace: Path, finished: Finished
+) -> None:
+    args = changed_stage(stage, workspace, finished)
+    before = digests(workspace)
+    outcome = wait_for(start(*args, preexec_fn=no_file_above(size)))
+    assert_refused(outcome, 9, str(workspace / FOLDERS[stage]), "disk full")
+    assert digests(workspace) == before
+    assert not leftovers(workspace)
+
+
+@pytest.mark.parametrize("stage", QUICK)
+@pytest.mark.parametrize("call", [1, 3])
+def test_full_disk_ends_the_stage_and_keeps_the_last_output(
+    stage: str,
+    call: int,
+    workspace: Path,
+    finished: Finished,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = changed_stage(stage, workspace, finished)
+    before = digests(workspace)
+    calls = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert_refused(arvg(*args), 9, str(workspace / FOLDERS[stage]), "disk full", "No space left")
+    assert digests(workspace) == before
+    assert not leftovers(workspace)
+    monkeypatch.undo()
+    assert arvg(*args).code == 0
+
+
+def test_full_disk_of_a_new_workspace_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert_refused(arvg("export", MODEL, tmp_path / "ws"), 9, "disk full")
+    assert not (tmp_path / "ws").exists()
+
+
+def test_full_disk_while_encoding_leaves_no_file(finished: Finished, tmp_path: Path) -> None:
+    image = finished.validation / "astronaut.png"
+    args = ("encode", finished.workspace / "export", image, "-o", tmp_path / "t.npz")
+    outcome = wait_for(start(*args, preexec_fn=no_file_above(100)))
+    assert_refused(outcome, 9, "t.npz", "disk full")
+    assert not list(tmp_path.iterdir())
