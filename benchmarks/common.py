@@ -16,7 +16,8 @@ import click
 import torch
 from torch import nn
 
-from ..export.tokenizers.cosmos import CosmosConfig, CosmosTokenizer
+from ..export.tokenizers.cosmos import CosmosTokenizer
+from ..export.tokenizers.cosmos_config import CosmosConfig
 from ..pipeline.common import package_versions
 from ..runtime.image_sources import ImageSource, open_source
 from ..runtime.images import Uint8Image, center_crop

@@ -1,4 +1,4 @@
-"""What decides the shapes of a Cosmos image tokenizer; torch-free, so that the zoo can be listed."""
+"""What decides the shapes of a Cosmos image tokenizer. Torch-free: the zoo is listed without it."""
 
 from __future__ import annotations
 
