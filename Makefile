@@ -1,7 +1,6 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 .PHONY: setup demo test lint bench clean
 
@@ -14,8 +13,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[export,rtx,report,dev]'
-	rm -rf "$(SITE)/arvg_trt" build
-	ln -s "$(CURDIR)" "$(SITE)/arvg_trt"
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		rm -rf "$$site/arvg_trt" build *.egg-info && ln -s "$(CURDIR)" "$$site/arvg_trt"
 	touch $@
 
 demo: setup

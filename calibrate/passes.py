@@ -89,7 +89,8 @@ def open_instrumented(
 
 
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
-    for tensor, values in outputs.items():
+    # What observers see comes first: it is in graph order, so the first bad tensor is named.
+    for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             rows = np.flatnonzero(~np.isfinite(values).reshape(len(names), -1).all(axis=1))
             raise CalibrationError(

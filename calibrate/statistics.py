@@ -53,7 +53,14 @@ def merge(shards: Iterable[Mapping[str, TensorStats]]) -> Statistics:
                 do="merge shards of one model only",
             )
         for name, stats in shard.items():
-            total[name] = total[name].merge(stats) if name in total else stats
+            seen = total.get(name)
+            if seen is not None and seen.low.shape != stats.low.shape:
+                raise CalibrationError(
+                    f"statistics of different models: {name} has {len(seen.low)} channels in one "
+                    f"and {len(stats.low)} in another",
+                    do="merge shards of one model only",
+                )
+            total[name] = stats if seen is None else seen.merge(stats)
     return total
 
 

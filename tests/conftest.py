@@ -13,6 +13,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
 from arvg_trt.artifacts import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 from arvg_trt.calibrate.formats import QuantizedWeight, quantize_weight
 from arvg_trt.calibrate.passes import collect_ranges
@@ -25,8 +28,6 @@ from arvg_trt.export.tokenizers.cosmos import CosmosConfig, CosmosTokenizer
 from arvg_trt.recipe import QuantizeOptions
 from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import save_image
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 Floats = NDArray[np.float32]
 

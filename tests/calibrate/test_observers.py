@@ -10,6 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
+from PIL import Image
+
 from arvg_trt.artifacts import Site
 from arvg_trt.calibrate.observers import ClipCandidate, observe_clip_errors, observe_ranges
 from arvg_trt.calibrate.passes import (
@@ -20,8 +23,6 @@ from arvg_trt.calibrate.passes import (
 )
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import CalibrationError
-from onnx import numpy_helper
-from PIL import Image
 
 from ..conftest import TinyExport, silent
 
@@ -148,15 +149,18 @@ def test_nan_weight_is_named_by_the_first_tensor_it_reaches_and_the_sample(
 
 
 def left_session(
-    tiny_di: TinyExport, size: int, images: int, channels: Mapping[str, int]
+    tiny_di: TinyExport, size: int, images: int, channels: Mapping[str, int], *, clips: bool
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of what the observers of the encoder send out."""
-    tensors = list(channels)
 
     def instrument(graph: str, ir_graph) -> None:  # type: ignore[no-untyped-def]
-        observe_ranges(ir_graph, tensors)
-        grid = {t: [ClipCandidate(np.ones(c, np.float32), 0.1, 0, 8)] for t, c in channels.items()}
-        observe_clip_errors(ir_graph, grid)
+        if clips:
+            ones = {t: np.ones(c, np.float32) for t, c in channels.items()}
+            observe_clip_errors(
+                ir_graph, {t: [ClipCandidate(o, 0.1, 0, 8)] for t, o in ones.items()}
+            )
+        else:
+            observe_ranges(ir_graph, list(channels))
 
     session = open_instrumented(tiny_di.folder / "encoder.onnx", "encoder", instrument)
     rng = np.random.default_rng(0)
@@ -165,11 +169,15 @@ def left_session(
     return {name: value.shape for name, value in found.items()}
 
 
-def test_what_leaves_the_session_does_not_grow_with_the_image(tiny_di: TinyExport) -> None:
+@pytest.mark.parametrize("clips", [False, True])
+def test_what_leaves_the_session_does_not_grow_with_the_image(
+    tiny_di: TinyExport, clips: bool
+) -> None:
     sites = observed_sites(tiny_di.sites, "encoder")
     channels = {s.input: s.weight_shape[1] for s in sites}
-    small = left_session(tiny_di, 16, 2, channels)
-    assert left_session(tiny_di, 64, 2, channels) == small
+    small = left_session(tiny_di, 16, 2, channels, clips=clips)
+    assert left_session(tiny_di, 64, 2, channels, clips=clips) == small
+    assert len(small) == (2 if clips else 4) * len(channels)
     for name, shape in small.items():
         tensor, kind = name.split(":", 1)
         assert shape == ((4,) if kind == "pixels" else (2, channels[tensor]))

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from arvg_trt.calibrate.statistics import (
     TensorStats,
     load_statistics,
@@ -11,8 +14,6 @@ from arvg_trt.calibrate.statistics import (
     save_statistics,
 )
 from arvg_trt.errors import CalibrationError
-from hypothesis import given
-from hypothesis import strategies as st
 
 CHANNELS = 3
 
