@@ -209,9 +209,11 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(final)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
-    temporary.chmod(0o755)
+    temporary = None
     try:
+        prefix = f".{final.name}."
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=final.parent))
+        temporary.chmod(0o755)
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
@@ -220,16 +222,20 @@ def atomic_folder(final: Path) -> Iterator[Path]:
             final.rename(final.with_name(f".{final.name}.old"))
         temporary.rename(final)
     except OSError as error:
-        raise named(error, final) from error
+        raise named(error, final, hidden=temporary) from error
     finally:
         recover_folder(final)
 
 
-def named(error: OSError, path: Path) -> OSError:
-    """A failed write does not know its file, and numpy's `tofile` not even why it failed."""
+def named(error: OSError, path: Path, hidden: Path | None = None) -> OSError:
+    """A failed write does not know its file, and numpy's `tofile` not even why it failed.
+
+    Files inside the temporary folder `hidden` are called `path` too.
+    """
     if error.errno is None and str(error).endswith(" written"):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    if error.errno is None or error.filename is not None:
+    within = hidden is not None and str(error.filename).startswith(str(hidden))
+    if error.errno is None or (error.filename is not None and not within):
         return error
     return OSError(error.errno, error.strerror, str(path))
 
@@ -273,7 +279,7 @@ class Workspace:
         try:
             self.check_version()
         except BaseException:
-            self._lock.close()
+            self.__exit__(BaseException)
             raise
         return self
 

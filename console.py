@@ -60,4 +60,4 @@ class ConsoleReporter:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2))
+    click.echo(json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2, allow_nan=False))

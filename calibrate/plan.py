@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -77,8 +78,9 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
     """
     by_name = {entry.name: entry for entry in plan.sites}
     known = {site.name: site for site in site_map.sites}
-    if len(by_name) < len(plan.sites):
-        raise RecipeError("a site has two entries", where="plan.json", do="remove one")
+    twice = [name for name, count in Counter(e.name for e in plan.sites).items() if count > 1]
+    if twice:
+        raise RecipeError(f"{twice[0]} has two entries", where="plan.json", do="remove one")
     for name in sorted(by_name.keys() ^ known.keys()):
         what = "is not a site of this model" if name in by_name else "has no entry"
         raise RecipeError(f"{name} {what}", where="plan.json", do="see export/sites.json")
@@ -99,5 +101,13 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
                 f"{name} quantizes its input, but not its weight on the same kind of grid",
                 where="plan.json",
                 do="give weight and activation both a uniform or both an fp8 grid",
+            )
+        half = 2 ** (entry.activation.bits - 1)
+        if not -half < entry.activation.shift <= half:
+            raise RecipeError(
+                f"{name} has a shift of {entry.activation.shift} steps, which takes zero off its "
+                "grid, and convolutions pad with zero",
+                where="plan.json",
+                do=f"use a shift from {1 - half} to {half}",
             )
     return by_name

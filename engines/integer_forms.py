@@ -132,7 +132,7 @@ def rewrite(
         result = convolution(
             add, node, chain, value, (x_scale, x_zero), codes, weight_scale, bias, output_range
         )
-    node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+    take_over(result, node.outputs[0])
 
 
 def quantize_input(
@@ -280,8 +280,17 @@ def expand_group_norms(graph: ir.Graph) -> None:
         back = add("Reshape", normed, add("Shape", value))
         scaled = add("Mul", back, add.constant("scale", scale.reshape(1, -1, 1, 1)))
         shifted = add("Add", scaled, add.constant("bias", bias.reshape(1, -1, 1, 1)))
-        node.outputs[0].replace_all_uses_with(shifted, replace_graph_outputs=True)
+        take_over(shifted, node.outputs[0])
     remove_dead_nodes(graph)
+
+
+def take_over(value: ir.Value, old: ir.Value) -> None:
+    """`value` is read wherever `old` was; an output of the graph keeps its name and type."""
+    value.type, value.shape = old.type, old.shape
+    if old.is_graph_output():
+        name, old.name = old.name, f"{old.name}:before"
+        value.name = name
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
 
 
 class Inserter:

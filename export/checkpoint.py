@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from ..errors import ExportError
 from .torchscript import is_torchscript, read_torchscript
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+ZIP_MAGIC = b"PK\x03\x04"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 FOREIGN_NAME = re.compile(r"GLOBAL ([\w.]+\w)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# torch tests no narrower float for NaN; a model that takes one has to say what it means by it.
+FINITE_TESTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def resolve_checkpoint(spec: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
@@ -42,8 +46,9 @@ def resolve_checkpoint(spec: str, alternatives: Sequence[Sequence[str]]) -> list
         ]
         if len(single) == 1:
             return single
-        expected = ", or ".join(" with ".join(names) for names in alternatives)
-        raise ExportError("has no complete checkpoint", where=spec, do=f"expected {expected}")
+        raise ExportError(
+            "has no complete checkpoint", where=spec, do=f"expected {listed(alternatives)}"
+        )
     is_file_name = path.suffix in (".safetensors", ".jit", *PICKLE_SUFFIXES)
     if HUB_ID.fullmatch(spec) and not is_file_name and not path.parent.is_dir():
         return download(spec, alternatives)
@@ -52,14 +57,23 @@ def resolve_checkpoint(spec: str, alternatives: Sequence[Sequence[str]]) -> list
     )
 
 
+def listed(alternatives: Sequence[Sequence[str]]) -> str:
+    return ", or ".join(" with ".join(names) for names in alternatives)
+
+
 def download(repo: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
-    """Fetch a checkpoint from the Hugging Face Hub (or its local cache)."""
+    """Fetch a checkpoint from the Hugging Face Hub (or its local cache).
+
+    Raises:
+        ExportError: no access, no network and not cached, or none of `alternatives` is there.
+    """
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
             HfHubHTTPError,
+            HFValidationError,
             LocalEntryNotFoundError,
             OfflineModeIsEnabled,
             RepositoryNotFoundError,
@@ -68,15 +82,20 @@ def download(repo: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
         raise ExportError(
             "huggingface_hub is not installed", where=repo, do="pip install 'arvg-trt[export]'"
         ) from error
+    unreachable: LocalEntryNotFoundError | None = None
     for names in alternatives:
+        # Once the Hub did not answer, only its cache is asked: each attempt waits for retries.
+        cached = unreachable is not None
         try:
-            return [Path(hf_hub_download(repo, name)) for name in names]
-        except LocalEntryNotFoundError as error:
+            return [Path(hf_hub_download(repo, name, local_files_only=cached)) for name in names]
+        except HFValidationError as error:
             raise ExportError(
-                "the Hugging Face Hub cannot be reached and the files are not in its cache",
+                f"is neither a file nor a Hugging Face id: {first_sentence(error)}",
                 where=repo,
-                do="check the network, or give a local folder",
+                do="check --checkpoint",
             ) from error
+        except LocalEntryNotFoundError as error:
+            unreachable = error
         except EntryNotFoundError:
             continue
         except GatedRepoError as error:
@@ -89,12 +108,18 @@ def download(repo: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
             ) from error
         except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
             raise ExportError(
-                f"could not be downloaded: {str(error).splitlines()[0]}",
+                f"could not be downloaded: {first_sentence(error)}",
                 where=repo,
                 do="check the network, or give a local folder",
             ) from error
+    if unreachable is not None:
+        raise ExportError(
+            "the Hugging Face Hub cannot be reached and the files are not in its cache",
+            where=repo,
+            do="check the network, or give a local folder",
+        ) from unreachable
     raise ExportError(
-        "has none of the expected files", where=repo, do=f"expected {alternatives[0]}"
+        "has none of the expected files", where=repo, do=f"expected {listed(alternatives)}"
     )
 
 
@@ -119,11 +144,44 @@ def read_all(paths: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of one file by name: TorchScript, safetensors, or a pickle of tensors alone."""
+    """Tensors of one file by name: TorchScript, safetensors, or a pickle of tensors alone.
+
+    Raises:
+        ExportError: no such file, not a checkpoint, truncated, no tensors in it, or a pickle that
+            asks for more than tensors.
+    """
     if not path.is_file():
-        raise ExportError("no such file", where=str(path))
+        raise ExportError("no such file", where=str(path), do="check --checkpoint")
     if path.stat().st_size == 0:
         raise ExportError("is empty", where=str(path), do="download it again")
+    try:
+        tensors = read_by_form(path)
+    except zipfile.BadZipFile as error:
+        raise ExportError(
+            f"is a damaged archive: {first_sentence(error)}",
+            where=str(path),
+            do="download it again",
+        ) from error
+    except OSError as error:
+        # A zip that lost its beginning makes zipfile seek to before the file.
+        raise ExportError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            do="check its permissions, or download it again",
+        ) from error
+    except RecursionError as error:
+        raise ExportError(
+            "is a damaged archive: its modules contain each other",
+            where=str(path),
+            do="download it again",
+        ) from error
+    if not tensors:
+        raise ExportError("holds no tensors", where=str(path), do="use another file")
+    return tensors
+
+
+def read_by_form(path: Path) -> dict[str, Tensor]:
+    """Safetensors by suffix, TorchScript by content, the rest by suffix as pickles."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -149,10 +207,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
+    """A file of torch.save; mapped, so that a trainer's optimizer state is never read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, before the error about the file
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
     except pickle.UnpicklingError as error:
         asked = FOREIGN_NAME.search(str(error))
         if asked is None:
@@ -177,22 +236,38 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return unwrap(loaded, path)
 
 
+def is_mappable(path: Path) -> bool:
+    """Whether torch.save wrote a zip; its older form is one stream of pickles."""
+    with path.open("rb") as stream:
+        return stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+
+
 def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
-    """The state_dict inside the usual wrappers of trainers."""
-    while isinstance(loaded, Mapping):
+    """The state_dict inside the usual wrappers of trainers, each at most once."""
+    for _ in range(len(WRAPPERS) + 1):
+        if not isinstance(loaded, Mapping):
+            break
         if loaded and all(isinstance(v, Tensor) for v in loaded.values()):
             return {str(k): v for k, v in loaded.items()}
-        inner = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
-        if len(inner) != 1:
+        inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
+        if len(inner) > 1:
+            raise ExportError(
+                f"holds several state_dicts: {', '.join(inner)}",
+                where=str(path),
+                do="save the one to use in a file of its own",
+            )
+        if not inner:
             break
-        loaded = inner[0]
+        loaded = loaded[inner[0]]
     raise ExportError(
-        "holds no state_dict", where=str(path), do=f"expected tensors, or one of {WRAPPERS}"
+        "holds no state_dict",
+        where=str(path),
+        do=f"expected tensors by name, alone or under {', '.join(WRAPPERS)}",
     )
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    bad = [n for n, t in tensors.items() if t.dtype in FINITE_TESTED and not t.isfinite().all()]
     if bad:
         others = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise ExportError(
@@ -201,4 +276,5 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def first_sentence(error: Exception) -> str:
-    return str(error).splitlines()[0].split(". ")[0][:200]
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0][:200]

@@ -24,10 +24,10 @@ from .graph_passes import find_sites, insert_size_check, rename_nodes
 from .tokenizers.cosmos import CosmosConfig, CosmosTokenizer
 
 OPSET = 21
-# Relative to the RMS of the reference tensor: reordered float32 sums of these depths stay below
-# 2e-4; a wrong kernel or constant is off by orders of magnitude more.
-MAX_TOLERANCE = 2e-3
-MEAN_TOLERANCE = 1e-4
+# Relative to the RMS of the reference tensor. Float32 sums in another order stay below 3e-5 and
+# 2e-6 on the published configurations; a wrong kernel or constant is off by orders more.
+MAX_TOLERANCE = 5e-4
+MEAN_TOLERANCE = 2e-5
 FIRST_OR_LAST = "first or last convolution of its half"
 FIXED = "fixed Haar transform"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from ..artifacts import MANIFEST, Manifest, atomic_write, decode_json
 from ..errors import ArvgError, WorkspaceError
@@ -48,13 +47,34 @@ def compare_reports(
     found = compare(labelled, allow_different=allow_different)
     if html is not None:
         atomic_write(html, comparison_html(found).encode())
-    rows = {"labels": list(found.labels), "warnings": list(found.warnings)}
-    body = msgspec.to_builtins(found.rows, str_keys=True)
-    return (
-        comparison_markdown(found),
-        {**rows, "rows": body, "regressed": found.regressed},
-        (found.regressed),
-    )
+    rows = [
+        {
+            "metric": row.rule.metric,
+            "better": row.rule.better,
+            "tolerance": row.rule.tolerance_text,
+            "cells": [
+                {
+                    "value": finite_or_text(cell.value),
+                    "change": finite_or_text(cell.change),
+                    "verdict": cell.verdict,
+                }
+                for cell in row.cells
+            ],
+        }
+        for row in found.rows
+    ]
+    result = {
+        "labels": list(found.labels),
+        "warnings": list(found.warnings),
+        "rows": rows,
+        "regressed": found.regressed,
+    }
+    return comparison_markdown(found), result, found.regressed
+
+
+def finite_or_text(value: float | None) -> float | str | None:
+    """JSON has no infinity: decibels without any error are the text "inf"."""
+    return value if value is None or math.isfinite(value) else str(value)
 
 
 def inspect_path(path: Path) -> dict[str, Any]:

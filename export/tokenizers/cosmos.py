@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ExportError
-from .blocks import Downsample, MidBlock, ResnetBlock, Upsample, group_norm
+from .blocks import NORM_GROUPS, Downsample, MidBlock, ResnetBlock, Upsample, group_norm
 from .cosmos_config import FSQ_LEVELS, CosmosConfig
 
 IMAGE_CHANNELS = 3
 FSQ_EPS = 1e-3
+MAX_INDICES = 1 << 20
+BFLOAT16_EPS = 2.0**-8
 
 
 def haar_weight(patch_size: int) -> Tensor:
@@ -276,27 +278,52 @@ def infer_config(tensors: Mapping[str, Tensor], where: str) -> CosmosConfig:
             where=where,
             do="no published Cosmos image tokenizer has it",
         )
-    conv_in = parameters["encoder.conv_in.weight"]
-    channels, patch_size = conv_in.shape[0], math.isqrt(conv_in.shape[1] // IMAGE_CHANNELS)
     levels = count_items(parameters, r"encoder\.down\.(\d+)\.")
-    widths = [parameters[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
+    lasts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
+    odd = [key for key in (*needed, *lasts) if key not in parameters or parameters[key].ndim != 4]
+    if odd:
+        raise ExportError(
+            f"is not a Cosmos image tokenizer: no convolution {', '.join(odd)}",
+            where=where,
+            do="check the model name, and that the file is complete",
+        )
+    channels, patched = parameters["encoder.conv_in.weight"].shape[:2]
+    widths = [parameters[key].shape[0] for key in lasts]
+    patch_size = math.isqrt(patched // IMAGE_CHANNELS)
+    if patched != IMAGE_CHANNELS * patch_size**2 or patch_size.bit_count() != 1:
+        raise ExportError(
+            f"takes {patched} channels in encoder.conv_in, not 3*p*p for a power of two p",
+            where=where,
+            do="the published models have patches of 4, 48 channels",
+        )
+    if not channels or any(w % NORM_GROUPS or w % channels for w in (channels, *widths)):
+        raise ExportError(
+            f"has widths {[channels, *widths]}, not multiples of {NORM_GROUPS} and of the first",
+            where=where,
+            do="no published Cosmos image tokenizer has them",
+        )
     downs = count_items(parameters, r"encoder\.down\.(\d+)\.downsample\.conv\.weight")
-    ups = len({k for k in parameters if re.match(r"decoder\.up\.\d+\.upsample\.conv\.weight", k)})
+    ups = count_items(parameters, r"decoder\.up\.(\d+)\.upsample\.conv\.weight")
     if downs != ups:
         raise ExportError(
             f"has {downs} downsamplings and {ups} upsamplings", where=where, do="use another file"
         )
     latent = parameters["quant_conv.weight"].shape[0]
-    return CosmosConfig(
-        channels=channels,
-        channels_mult=tuple(width // channels for width in widths),
-        num_res_blocks=count_items(parameters, r"encoder\.down\.0\.block\.(\d+)\."),
-        patch_size=patch_size,
-        spatial_compression=patch_size * 2**downs,
-        z_channels=parameters["encoder.conv_out.weight"].shape[0],
-        latent_channels=latent,
-        levels=infer_levels(buffers, latent, parameters["encoder.conv_out.weight"].shape[0], where),
-    )
+    z_channels = parameters["encoder.conv_out.weight"].shape[0]
+    try:
+        return CosmosConfig(
+            channels=channels,
+            channels_mult=tuple(width // channels for width in widths),
+            num_res_blocks=count_items(parameters, r"encoder\.down\.0\.block\.(\d+)\."),
+            patch_size=patch_size,
+            spatial_compression=patch_size * 2**downs,
+            z_channels=z_channels,
+            latent_channels=latent,
+            levels=infer_levels(buffers, latent, z_channels, where),
+        )
+    except ExportError as error:
+        # The configuration does not know which file it came from.
+        raise ExportError(error.what, where=where, do=error.do) from error
 
 
 def infer_levels(
@@ -305,7 +332,14 @@ def infer_levels(
     """FSQ levels: from the archive's buffer; else CI has as many latent as z channels, DI fewer."""
     for name, tensor in buffers.items():
         if name.endswith("_levels"):
-            return tuple(int(v) for v in tensor.flatten())
+            levels = tuple(int(v) for v in tensor.flatten())
+            if min(levels, default=0) < 2 or math.prod(levels) > MAX_INDICES:
+                raise ExportError(
+                    f"has FSQ levels {levels} in {name}",
+                    where=where,
+                    do=f"each must be 2 or more, their product at most {MAX_INDICES}",
+                )
+            return levels
     if latent == z_channels:
         return ()
     if latent != len(FSQ_LEVELS):
@@ -323,23 +357,13 @@ def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
 
 def check_buffers(buffers: Mapping[str, Tensor], config: CosmosConfig, where: str) -> None:
     """The buffers must be the constants that our modules compute themselves."""
-    basis = [math.prod(config.levels[:i]) for i in range(len(config.levels))]
-    expected = {
-        "wavelets": [0.5**0.5] * 2,
-        "_arange": [0.0, 1.0],
-        "_levels": list(config.levels),
-        "_basis": basis,
-    }
     for name, tensor in buffers.items():
-        last = name.rpartition(".")[2]
-        values = tensor.flatten().double()
-        if last == "implicit_codebook":
-            good = tensor.shape == (math.prod(config.levels), len(config.levels))
-        else:
-            wanted = torch.tensor(expected[last], dtype=torch.float64)
-            # Published archives hold them in bfloat16.
-            good = values.shape == wanted.shape and torch.allclose(values, wanted, rtol=4e-3)
-        if not good:
+        wanted = official_buffer(name.rpartition(".")[2], config)
+        # Published archives hold the floats in bfloat16; integers must be equal.
+        slack = BFLOAT16_EPS if tensor.is_floating_point() else 0.0
+        if tensor.shape != wanted.shape or not torch.allclose(
+            tensor.double(), wanted.double(), rtol=slack, atol=0.0
+        ):
             raise ExportError(
                 f"{name} is not what this model computes with",
                 where=where,
@@ -347,13 +371,31 @@ def check_buffers(buffers: Mapping[str, Tensor], config: CosmosConfig, where: st
             )
 
 
+def official_buffer(name: str, config: CosmosConfig) -> Tensor:
+    """What the official modules register under `name`, one of `BUFFER_NAMES`."""
+    if name == "wavelets":
+        return torch.full((2,), 0.5**0.5)
+    if name == "_arange":
+        return torch.arange(2)
+    if not config.discrete:
+        return torch.empty(0)
+    fsq = FSQ(config.levels)
+    if name == "_levels":
+        return fsq.levels.flatten()
+    if name == "_basis":
+        return fsq.basis.flatten()
+    every = torch.arange(math.prod(config.levels), dtype=torch.int32)
+    return fsq.codes(every.reshape(1, -1, 1))[0, :, :, 0].T
+
+
 def load_cosmos(tensors: Mapping[str, Tensor], where: str) -> CosmosTokenizer:
     """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
 
-    bfloat16 and float16 weights convert exactly.
+    bfloat16 and float16 weights convert exactly; float64 ones are rounded.
 
     Raises:
-        ExportError: missing, extra or misshapen keys (named), another model, odd buffers.
+        ExportError: missing, extra or misshapen keys (named), weights that are not plain floats
+            (integers, float8, complex), another model, odd buffers.
     """
     parameters, buffers = split_buffers(tensors)
     config = infer_config(tensors, where)
@@ -367,6 +409,11 @@ def load_cosmos(tensors: Mapping[str, Tensor], where: str) -> CosmosTokenizer:
         f"{k} has shape {list(parameters[k].shape)}, not {list(v.shape)}"
         for k, v in expected.items()
         if k in parameters and parameters[k].shape != v.shape
+    ]
+    problems += [
+        f"{k} holds {str(v.dtype).removeprefix('torch.')}, not floats of 16 bits or more"
+        for k, v in parameters.items()
+        if k in expected and not (v.is_floating_point() and v.itemsize > 1)
     ]
     if problems:
         listed = "; ".join(sorted(problems)[:4])

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,15 +24,11 @@ from arvg_trt.export.tokenizers.cosmos import (
     FSQ_LEVELS,
     CosmosConfig,
     CosmosTokenizer,
-    infer_config,
     load_cosmos,
 )
-from arvg_trt.export.zoo import JIT_FILES, ZOO, check_config, find_model
+from arvg_trt.export.zoo import JIT_FILES, check_config, find_model
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=48)
-SMALL_CI = CosmosConfig(
-    channels=32, channels_mult=(1, 1, 1), z_channels=16, latent_channels=16, levels=()
-)
 
 
 class Quantizer(nn.Module):
@@ -97,6 +98,55 @@ def test_torchscript_tensors_equal_the_state_dict_that_torch_loads(
             assert torch.equal(found[key], tensor)
 
 
+class Mixed(nn.Module):
+    """Several types, one storage under two names, and a view into another's storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+        self.tied = self.weight
+        self.row = nn.Parameter(self.weight.data[2])
+        self.turned = nn.Parameter(self.weight.data.T)
+        self.register_buffer("counts", torch.arange(5, dtype=torch.int32))
+        self.register_buffer("nothing", torch.empty(0))
+        self.inner = nn.Sequential(nn.Linear(2, 3).bfloat16(), nn.BatchNorm1d(3).half())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight.sum() + self.counts.sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_module_gives_its_types_ties_and_views(tmp_path: Path) -> None:
+    path = tmp_path / "model.jit"
+    torch.jit.script(Mixed()).save(path)
+    wanted = torch.jit.load(path).state_dict()
+    found = read_tensors(path)
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor)
+    shared = {found[key].untyped_storage().data_ptr() for key in ("weight", "tied", "row")}
+    assert len(shared) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_the_whole_archive_is_preferred_and_equals_the_halves(tmp_path: Path) -> None:
+    script_halves(tmp_path, torch.bfloat16)
+    halves = read_all(resolve_checkpoint(str(tmp_path), JIT_FILES))
+    torch.manual_seed(0)
+    whole = CosmosTokenizer(SMALL).bfloat16()
+    whole.forward = whole.encode  # type: ignore[method-assign]
+    image = torch.zeros(1, 3, 16, 16, dtype=torch.bfloat16)
+    for buffer in (whole.encoder.patcher, whole.decoder.unpatcher):
+        buffer.bfloat16()
+    torch.jit.trace(whole, image, check_trace=False).save(tmp_path / "autoencoder.jit")
+    paths = resolve_checkpoint(str(tmp_path), JIT_FILES)
+    assert [p.name for p in paths] == ["autoencoder.jit"]
+    found = read_all(paths)
+    parameters = whole.state_dict().keys()
+    assert parameters <= found.keys()
+    assert all(torch.equal(found[k], halves[k]) for k in parameters)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_encoder_and_decoder_archives_load_strictly_as_one_model(tmp_path: Path) -> None:
     wanted = script_halves(tmp_path, torch.bfloat16)
@@ -106,13 +156,6 @@ def test_encoder_and_decoder_archives_load_strictly_as_one_model(tmp_path: Path)
     assert model.config == SMALL
     loaded = model.state_dict()
     assert all(torch.equal(loaded[k], v.float()) for k, v in wanted.items())
-
-
-@pytest.mark.parametrize("config", [SMALL, SMALL_CI, *(e.config for e in ZOO)])
-def test_the_configuration_is_inferred_from_the_keys(config: CosmosConfig) -> None:
-    with torch.device("meta"):
-        tensors = CosmosTokenizer(config).state_dict()
-    assert infer_config(tensors, "here") == config
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -157,23 +200,86 @@ def test_a_payload_in_a_pickle_does_not_run(tmp_path: Path, kind: str) -> None:
     assert not trap.exists()
 
 
+def save_small(path: Path) -> None:
+    """One convolution in the form that the suffix names."""
+    module = nn.Conv2d(3, 8, 3)
+    if path.suffix == ".jit":
+        torch.jit.script(module).save(path)
+    elif path.suffix == ".pt":
+        torch.save(module.state_dict(), path)
+    else:
+        save_file(module.state_dict(), path)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["jit", "pt", "safetensors"])
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
-def test_a_truncated_file_is_named(tmp_path: Path, kind: str, keep: float) -> None:
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 0.5), (0, 0.99), (0.3, 1), (0.9, 1)])
+def test_a_file_that_lost_a_part_is_named(
+    tmp_path: Path, kind: str, first: float, last: float
+) -> None:
     path = tmp_path / f"encoder.{kind}"
-    state = CosmosTokenizer(SMALL).state_dict()
-    if kind == "jit":
-        script_halves(tmp_path, torch.float32)
-    elif kind == "pt":
-        torch.save(state, path)
-    else:
-        save_file(state, path)
+    save_small(path)
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * keep)])
+    path.write_bytes(whole[int(len(whole) * first) : int(len(whole) * last)])
     with pytest.raises(ExportError) as caught:
         read_tensors(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        pytest.param(
+            b"c__torch__\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "contain", id="cycle"
+        ),
+        pytest.param(b"]q\x00.", "no tensors", id="no module"),
+        pytest.param(b"cbuiltins\neval\nX\x01\x00\x00\x001\x85R.", "builtins.eval", id="eval"),
+        pytest.param(b"X\x01\x00\x00\x00aQ.", "damaged", id="storage without a type"),
+    ],
+)
+def test_a_crafted_module_tree_is_refused(tmp_path: Path, body: bytes, says: str) -> None:
+    save_small(tmp_path / "good.jit")
+    path = tmp_path / "bad.jit"
+    with zipfile.ZipFile(tmp_path / "good.jit") as good, zipfile.ZipFile(path, "w") as bad:
+        for name in good.namelist():
+            is_tree = name.endswith("/data.pkl")
+            bad.writestr(name, b"\x80\x02" + body if is_tree else good.read(name))
+    with pytest.raises(ExportError, match=says):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("name", ["a.jit", "a.pt", "a.safetensors", "a.onnx"])
+def test_an_onnx_model_is_refused(tmp_path: Path, name: str) -> None:
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", [value], [output])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / name)
+    with pytest.raises(ExportError, match="not a"):
+        read_tensors(tmp_path / name)
+
+
+def test_a_wrapper_that_leaves_a_choice_names_it(tmp_path: Path) -> None:
+    state = nn.Linear(1, 1).state_dict()
+    torch.save({"model": state, "state_dict": state}, tmp_path / "a.pt")
+    with pytest.raises(ExportError, match="several state_dicts: state_dict, model"):
+        read_tensors(tmp_path / "a.pt")
+
+
+def test_a_wrapper_that_contains_itself_ends(tmp_path: Path) -> None:
+    endless: dict[str, object] = {}
+    endless["state_dict"] = endless
+    torch.save(endless, tmp_path / "a.pt")
+    with pytest.raises(ExportError, match="no state_dict"):
+        read_tensors(tmp_path / "a.pt")
+
+
+def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
+    for name, value in (("a.pt", 1.0), ("b.pt", 2.0)):
+        torch.save({"quant_conv.bias": torch.tensor([value])}, tmp_path / name)
+    with pytest.raises(ExportError, match=r"quant_conv\.bias differs"):
+        read_all([tmp_path / "a.pt", tmp_path / "b.pt"])
 
 
 @pytest.mark.parametrize("name", ["a.jit", "a.pt", "a.safetensors", "a.txt", "a.onnx"])
@@ -184,52 +290,18 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
         read_tensors(path)
 
 
-def test_missing_and_extra_keys_are_named() -> None:
-    state = CosmosTokenizer(SMALL).state_dict()
-    state["decoder.spurious.weight"] = state.pop("decoder.mid.attn_1.k.bias")
-    with pytest.raises(ExportError) as caught:
-        load_cosmos(state, "here")
-    assert "missing decoder.mid.attn_1.k.bias" in str(caught.value)
-    assert "unexpected decoder.spurious.weight" in str(caught.value)
-
-
-def test_a_tensor_of_another_shape_is_named() -> None:
-    state = CosmosTokenizer(SMALL).state_dict()
-    state["decoder.mid.attn_1.q.weight"] = torch.zeros(3, 3, 1, 1)
-    with pytest.raises(ExportError, match=r"decoder\.mid\.attn_1\.q\.weight has shape"):
-        load_cosmos(state, "here")
-
-
-def test_nan_in_a_weight_is_named(tmp_path: Path) -> None:
+def test_nan_is_named_with_the_number_of_tensors(tmp_path: Path) -> None:
     state = CosmosTokenizer(SMALL).state_dict()
     state["encoder.mid.block_1.conv1.weight"][0, 0, 0, 0] = torch.nan
+    state["quant_conv.bias"][:] = torch.inf
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ExportError, match=r"encoder\.mid\.block_1\.conv1\.weight"):
+    with pytest.raises(ExportError, match=r"conv1\.weight and 1 more tensor"):
         read_all([tmp_path / "model.safetensors"])
 
 
 def test_a_checkpoint_of_another_variant_is_refused() -> None:
     with pytest.raises(ExportError, match="it is a cosmos-di16x16"):
         check_config(find_model("cosmos-di8x8"), find_model("cosmos-di16x16").config, "checkpoint")
-
-
-def test_a_checkpoint_of_another_family_is_refused() -> None:
-    with pytest.raises(ExportError, match="is not a Cosmos image tokenizer"):
-        infer_config({"quantize.embedding.weight": torch.zeros(4, 4)}, "here")
-
-
-def test_attention_outside_the_middle_is_refused() -> None:
-    state = CosmosTokenizer(SMALL).state_dict()
-    state["encoder.down.0.attn.0.q.weight"] = torch.zeros(1)
-    with pytest.raises(ExportError, match=r"encoder\.down\.0\.attn"):
-        infer_config(state, "here")
-
-
-def test_odd_buffers_are_refused() -> None:
-    state = CosmosTokenizer(SMALL).state_dict()
-    state["encoder.patcher.wavelets"] = torch.tensor([1.0, 1.0])
-    with pytest.raises(ExportError, match="wavelets"):
-        load_cosmos(state, "here")
 
 
 def test_a_folder_without_a_complete_set_says_what_was_expected(tmp_path: Path) -> None:
@@ -241,3 +313,83 @@ def test_a_folder_without_a_complete_set_says_what_was_expected(tmp_path: Path) 
 def test_an_unknown_model_names_the_nearest() -> None:
     with pytest.raises(ExportError, match="cosmos-di8x8"):
         find_model("cosmos-d8x8")
+
+
+@pytest.mark.parametrize("spec", ["a/b..c", "a/b--c", "a/.b", "a/b.git"])
+def test_an_impossible_hub_id_is_refused_before_any_request(spec: str) -> None:
+    with pytest.raises(ExportError, match="neither a file nor a Hugging Face id"):
+        resolve_checkpoint(spec, JIT_FILES)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_offline_the_halves_in_the_cache_are_found(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ExportError, match="not in its cache"):
+        resolve_checkpoint("someone/model", JIT_FILES)
+    repo = empty_cache / "models--someone--model"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+    for name in ("encoder.jit", "decoder.jit"):
+        (snapshot / name).write_bytes(b"x")
+    found = resolve_checkpoint("someone/model", JIT_FILES)
+    assert [p.name for p in found] == ["encoder.jit", "decoder.jit"]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does for a gated, a missing and an unrelated repository."""
+
+    def do_HEAD(self) -> None:
+        codes = {
+            "gated": (403, "GatedRepo"),
+            "gone": (404, "RepoNotFound"),
+            "other": (404, "EntryNotFound"),
+        }
+        status, code = codes[self.path.split("/")[2]]
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        # The Hub names the commit when the file alone is missing.
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *args: object) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture
+def hub(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("repo", "says"),
+    [
+        ("someone/gated", "accept its licence"),
+        ("someone/gone", "no such repository"),
+        ("someone/other", r"expected autoencoder\.jit, or encoder\.jit with decoder\.jit"),
+    ],
+)
+def test_what_the_hub_answers_becomes_what_to_do(repo: str, says: str) -> None:
+    with pytest.raises(ExportError, match=says):
+        resolve_checkpoint(repo, JIT_FILES)

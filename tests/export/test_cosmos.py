@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from arvg_trt.errors import ExportError
 from arvg_trt.export.tokenizers.blocks import AttnBlock, Downsample
 from arvg_trt.export.tokenizers.cosmos import (
     FSQ,
@@ -17,11 +18,15 @@ from arvg_trt.export.tokenizers.cosmos import (
     CosmosTokenizer,
     Patcher,
     UnPatcher,
+    infer_config,
     load_cosmos,
 )
 from arvg_trt.export.zoo import ZOO, find_model
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=32)
+SMALL_CI = CosmosConfig(
+    channels=32, channels_mult=(1, 1, 1), z_channels=16, latent_channels=16, levels=()
+)
 Array = NDArray[np.float64]
 
 
@@ -56,6 +61,26 @@ def test_encoder_and_decoder_have_the_published_sizes(
         model = CosmosTokenizer(find_model(name).config)
     assert sum(p.numel() for p in model.encoder.parameters()) == encoder
     assert sum(p.numel() for p in model.decoder.parameters()) == decoder
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder"),
+    [
+        ("cosmos-di8x8", 93, 115),
+        ("cosmos-di16x16", 95, 117),
+        ("cosmos-ci8x8", 90, 112),
+        ("cosmos-ci16x16", 92, 114),
+    ],
+)
+def test_the_archives_keys_are_ours_and_the_buffers(name: str, encoder: int, decoder: int) -> None:
+    with torch.device("meta"):
+        model = CosmosTokenizer(find_model(name).config)
+    keys = model.state_dict().keys()
+    # Each archive adds the Haar pair of buffers and, for DI, the quantizer's three.
+    buffers = 5 if model.config.discrete else 2
+    of_encoder = [k for k in keys if k.startswith(("encoder.", "quant_conv."))]
+    assert len(of_encoder) + buffers == encoder
+    assert len(keys) - len(of_encoder) + buffers == decoder
 
 
 def test_published_models_have_attention_in_the_middle_only() -> None:
@@ -116,15 +141,20 @@ def test_fsq_equals_the_formula() -> None:
         np.testing.assert_array_equal(code.flatten().numpy(), wanted_code.astype(np.float32))
 
 
-def test_fsq_thresholds_are_the_published_ones() -> None:
+@pytest.mark.parametrize(
+    ("channel", "thresholds"),
+    [
+        (0, (-1.42295, -0.79249, -0.43728, -0.14370, 0.14989, 0.50510, 1.13556)),
+        (3, (-0.97124, -0.25515, 0.25515, 0.97124)),
+    ],
+)
+def test_fsq_thresholds_are_the_published_ones(channel: int, thresholds: tuple[float]) -> None:
     fsq = FSQ(FSQ_LEVELS)
-    for channel, threshold in ((0, -0.14370), (0, 1.13556), (3, 0.25515), (3, -0.97124)):
-        digits = []
-        for side in (-1e-4, 1e-4):
-            z = torch.zeros(1, 6, 1, 1)
-            z[0, channel] = threshold + side
-            digits.append(int(torch.round(fsq.bound(z))[0, channel]))
-        assert digits[1] == digits[0] + 1
+    for number, threshold in enumerate(thresholds):
+        z = torch.zeros(2, 6, 1, 1)
+        z[:, channel, 0, 0] = torch.tensor([threshold - 1e-4, threshold + 1e-4])
+        digits = fsq.indices(z).flatten() // fsq.basis[0, channel] % fsq.levels[0, channel]
+        assert digits.tolist() == [number, number + 1]
 
 
 def test_every_index_survives_decoding_and_encoding() -> None:
@@ -169,13 +199,19 @@ def test_attention_equals_softmax_in_float64(h: int, w: int) -> None:
     np.testing.assert_allclose(block(x)[0].numpy(), wanted, atol=1e-5)
 
 
-def test_downsample_pads_right_and_bottom_only() -> None:
-    down = Downsample(1).requires_grad_(False)
-    down.conv.weight.fill_(0)
-    down.conv.weight[0, 0, 0, 0] = 1
-    down.conv.bias.zero_()  # type: ignore[union-attr]
-    x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    torch.testing.assert_close(down(x), x[:, :, ::2, ::2])
+@pytest.mark.parametrize(("h", "w"), [(4, 4), (6, 10), (5, 7)])
+def test_downsample_pads_right_and_bottom_only(h: int, w: int) -> None:
+    torch.manual_seed(0)
+    down = Downsample(3).requires_grad_(False)
+    x = torch.randn(1, 3, h, w)
+    weight, bias = (p.double().numpy() for p in down.conv.parameters())
+    padded = np.zeros((3, h + 1, w + 1))
+    padded[:, :h, :w] = x[0].double().numpy()
+    wanted = np.zeros((3, (h - 2) // 2 + 1, (w - 2) // 2 + 1))
+    for row, column in np.ndindex(wanted.shape[1:]):
+        window = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+        wanted[:, row, column] = (weight * window).sum(axis=(1, 2, 3)) + bias
+    np.testing.assert_allclose(down(x)[0].numpy(), wanted, atol=1e-5)
 
 
 def test_the_model_in_float32_equals_itself_in_float64() -> None:
@@ -196,3 +232,108 @@ def test_bfloat16_weights_load_to_the_same_values() -> None:
     loaded = load_cosmos(published, "here").state_dict()
     assert all(v.dtype == torch.float32 for v in loaded.values())
     assert all(torch.equal(loaded[k], v.float()) for k, v in published.items())
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_CI, *(e.config for e in ZOO)])
+def test_the_configuration_is_inferred_from_the_keys(config: CosmosConfig) -> None:
+    with torch.device("meta"):
+        tensors = CosmosTokenizer(config).state_dict()
+    assert infer_config(tensors, "here") == config
+
+
+def test_missing_and_extra_keys_are_named() -> None:
+    state = CosmosTokenizer(SMALL).state_dict()
+    state["decoder.spurious.weight"] = state.pop("decoder.mid.attn_1.k.bias")
+    with pytest.raises(ExportError) as caught:
+        load_cosmos(state, "here")
+    assert "missing decoder.mid.attn_1.k.bias" in str(caught.value)
+    assert "unexpected decoder.spurious.weight" in str(caught.value)
+
+
+def test_a_tensor_of_another_shape_is_named() -> None:
+    state = CosmosTokenizer(SMALL).state_dict()
+    state["decoder.mid.attn_1.q.weight"] = torch.zeros(3, 3, 1, 1)
+    with pytest.raises(ExportError, match=r"decoder\.mid\.attn_1\.q\.weight has shape"):
+        load_cosmos(state, "here")
+
+
+def test_a_checkpoint_of_another_family_is_refused() -> None:
+    with pytest.raises(ExportError, match="is not a Cosmos image tokenizer"):
+        infer_config({"quantize.embedding.weight": torch.zeros(4, 4)}, "here")
+
+
+def test_attention_outside_the_middle_is_refused() -> None:
+    state = CosmosTokenizer(SMALL).state_dict()
+    state["encoder.down.0.attn.0.q.weight"] = torch.zeros(1)
+    with pytest.raises(ExportError, match=r"encoder\.down\.0\.attn"):
+        infer_config(state, "here")
+
+
+CODEBOOK = FSQ(FSQ_LEVELS).codes(torch.arange(64000).int().reshape(1, -1, 1))[0, :, :, 0].T
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("encoder.patcher.wavelets", torch.tensor([1.0, 1.0])),
+        ("decoder.unpatcher._arange", torch.tensor([0, 2])),
+        ("quantizer._basis", torch.tensor([1, 8, 64, 512, 2560, 12801])),
+        ("quantizer._levels", torch.tensor([1, 8, 8, 5, 5, 5])),
+        ("inv_quant.quantizer._levels", torch.tensor([8, 8, 8])),
+        ("quantizer.implicit_codebook", CODEBOOK.flip(0)),
+        ("quantizer.implicit_codebook", CODEBOOK[:5]),
+    ],
+)
+def test_odd_buffers_are_refused(name: str, value: torch.Tensor) -> None:
+    state = {**CosmosTokenizer(SMALL).state_dict(), name: value}
+    with pytest.raises(ExportError, match=r"^here: .*(is not what|FSQ levels)"):
+        load_cosmos(state, "here")
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_official_buffers_are_accepted_and_dropped(kind: torch.dtype) -> None:
+    state = CosmosTokenizer(SMALL).state_dict()
+    buffers = {
+        "encoder.patcher.wavelets": torch.full((2,), 0.5**0.5, dtype=kind),
+        "decoder.unpatcher._arange": torch.arange(2),
+        "quantizer._levels": torch.tensor([8, 8, 8, 5, 5, 5], dtype=torch.int32),
+        "inv_quant.quantizer._basis": torch.tensor([1, 8, 64, 512, 2560, 12800]),
+        "inv_quant.quantizer.implicit_codebook": CODEBOOK.to(kind),
+    }
+    assert load_cosmos({**state, **buffers}, "here").state_dict().keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "says"),
+    [
+        ("encoder.conv_in.weight", (3,), "no convolution"),
+        ("quant_conv.weight", (), "no convolution"),
+        ("encoder.conv_in.weight", (0, 48, 3, 3), "widths"),
+        ("encoder.conv_in.weight", (48, 48, 3, 3), "widths"),
+        ("encoder.down.1.block.0.conv2.weight", (40, 32, 3, 3), "widths"),
+        ("encoder.conv_in.weight", (32, 27, 3, 3), "27 channels"),
+        ("encoder.conv_in.weight", (32, 50, 3, 3), "50 channels"),
+    ],
+)
+def test_shapes_that_no_configuration_has_are_refused(
+    key: str, shape: tuple[int, ...], says: str
+) -> None:
+    with torch.device("meta"):
+        state = {**CosmosTokenizer(SMALL).state_dict(), key: torch.empty(shape)}
+    with pytest.raises(ExportError, match=says):
+        load_cosmos(state, "here")
+
+
+def test_a_level_without_its_convolution_is_named() -> None:
+    state = CosmosTokenizer(SMALL).state_dict()
+    del state["encoder.down.1.block.0.conv2.weight"]
+    with pytest.raises(ExportError, match=r"encoder\.down\.1\.block\.0\.conv2\.weight"):
+        load_cosmos(state, "here")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn, torch.complex64])
+def test_weights_that_are_not_plain_floats_are_refused(kind: torch.dtype) -> None:
+    state = CosmosTokenizer(SMALL).state_dict()
+    state["quant_conv.bias"] = torch.zeros(6).to(kind)
+    with pytest.raises(ExportError, match=r"quant_conv\.bias holds"):
+        load_cosmos(state, "here")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,13 +55,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finished:
-    """A recipe that was run, its workspace and images, and what the run printed."""
+    """A recipe whose run was killed in the export and started again, and what that printed."""
 
     root: Path
     workspace: Path
     recipe: Path
     calibration: Path
     validation: Path
+    killed: Outcome
+    left_by_kill: bool
     outcome: Outcome
 
 
@@ -81,9 +86,21 @@ def start(*args: object, **options: object) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> Outcome:
+def wait_for(process: subprocess.Popen[str]) -> Outcome:
     out, err = process.communicate(timeout=120)
     return Outcome(process.returncode, out, err)
+
+
+def send_in_the_middle(number: signal.Signals, folder: Path, args: Sequence[object]) -> Outcome:
+    """Start a command; once the temporary sibling of `folder` is there, send it the signal."""
+    process = start(*args)
+    deadline = time.monotonic() + 60
+    while not list(folder.parent.glob(f".{folder.name}.*.tmp")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    return wait_for(process)
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -127,9 +144,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     recipe = root / "tiny.toml"
     places = {name: root / name for name in ("workspace", "calibration", "validation")}
     recipe.write_text(RECIPE.format(**places))
-    outcome = finish(start("run", recipe))
+    folder = root / "workspace" / "export"
+    killed = send_in_the_middle(signal.SIGKILL, folder, ("run", recipe))
+    left = bool(leftovers(root / "workspace"))
+    outcome = wait_for(start("run", recipe))
     assert outcome.code == 0, outcome.err
-    return Finished(root, recipe=recipe, outcome=outcome, **places)
+    return Finished(
+        root, recipe=recipe, killed=killed, left_by_kill=left, outcome=outcome, **places
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arvg_trt.artifacts import WeightFormat
+from arvg_trt.calibrate.formats import (
+    QuantizedWeight,
+    pack_codes,
+    quantize_weight,
+    unpack_codes,
+)
+from arvg_trt.calibrate.packed import load_packed, save_packed
+
+FORMATS = [
+    WeightFormat(bits=bits, grid=grid, granularity=granularity)
+    for bits, grid, granularity in itertools.product(
+        range(2, 9), ("uniform", "log"), ("per_tensor", "per_channel")
+    )
+]
+SHAPE = (6, 5, 3, 3)
+
+
+def label(weight_format: WeightFormat) -> str:
+    return f"{weight_format.grid}{weight_format.bits}-{weight_format.granularity}"
+
+
+def gaussian(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """Channels of different size, the first one zero but for one weight."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=shape) * np.geomspace(0.05, 1, shape[0]).reshape(-1, 1, 1, 1)
+    weight[0].flat[1:] = 0
+    return weight.astype(np.float32)
+
+
+def levels(quantized: QuantizedWeight, channel: int) -> np.ndarray:
+    """Every point of a channel's grid, from the definition of the format."""
+    group = channel if quantized.scale.size > 1 else 0
+    n = 2 ** (quantized.format.bits - 1) - 1
+    scale = float(quantized.scale[group])
+    if quantized.format.grid == "uniform":
+        return scale * np.arange(-n, n + 1)
+    assert quantized.ratio is not None
+    magnitudes = [scale * float(quantized.ratio[group]) ** (n - k) for k in range(1, n + 1)]
+    return np.array([0.0, *magnitudes, *(-m for m in magnitudes)])
+
+
+@pytest.mark.parametrize("weight_format", FORMATS, ids=label)
+def test_every_weight_goes_to_its_nearest_grid_point(weight_format: WeightFormat) -> None:
+    weight = gaussian()
+    quantized = quantize_weight(weight, weight_format)
+    n = 2 ** (weight_format.bits - 1) - 1
+    assert quantized.codes.shape == weight.shape and np.abs(quantized.codes).max() <= n
+    groups = 1 if weight_format.granularity == "per_tensor" else len(weight)
+    assert quantized.scale.shape == (groups,) and (quantized.scale > 0).all()
+    found = quantized.dequantize()
+    assert found.dtype == np.float32 and found.shape == weight.shape
+    for channel, rows in enumerate(weight):
+        grid = levels(quantized, channel)
+        distance = np.abs(rows.reshape(-1, 1).astype(np.float64) - grid).min(axis=1)
+        reached = np.abs(rows.ravel() - found[channel].ravel().astype(np.float64))
+        np.testing.assert_allclose(reached, distance, rtol=0, atol=1e-6 * np.abs(grid).max())
+
+
+@pytest.mark.parametrize("weight_format", FORMATS, ids=label)
+def test_zero_weight_tensor_stays_zero(weight_format: WeightFormat) -> None:
+    quantized = quantize_weight(np.zeros(SHAPE, np.float32), weight_format)
+    assert np.isfinite(quantized.scale).all() and (quantized.scale > 0).all()
+    assert not quantized.dequantize().any()
+
+
+def squared_error(weight: np.ndarray, found: np.ndarray) -> float:
+    return float(np.sum((weight.astype(np.float64) - found) ** 2))
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("draw", ["normal", "laplace", "uniform"])
+def test_searched_clip_is_not_worse_than_the_largest_weight(
+    bits: int, granularity: str, draw: str
+) -> None:
+    rng = np.random.default_rng(1)
+    weight = getattr(rng, draw)(size=(4, 16, 3, 3)).astype(np.float32)
+    n = 2 ** (bits - 1) - 1
+    axes = None if granularity == "per_tensor" else (1, 2, 3)
+    step = np.abs(weight).max(axis=axes, keepdims=True) / np.float32(n)
+    plain = squared_error(weight, np.rint(weight.astype(np.float64) / step) * step)
+    weight_format = WeightFormat(bits=bits, granularity=granularity)
+    searched = squared_error(weight, quantize_weight(weight, weight_format).dequantize())
+    # The search looks at a histogram, whose bins are 1/1024 of the range.
+    assert searched <= plain * (1 + 1e-3)
+
+
+def test_importance_shifts_the_error_to_channels_that_matter_less() -> None:
+    rng = np.random.default_rng(2)
+    weight = rng.laplace(size=(4, 16, 3, 3)).astype(np.float32)
+    weight[:, 0] *= 6
+    importance = np.ones(16)
+    importance[0] = 1000
+    weights = np.broadcast_to(importance.reshape(1, -1, 1, 1), weight.shape)
+    found = [
+        quantize_weight(weight, WeightFormat(bits=4), given).dequantize()
+        for given in (importance, None)
+    ]
+    aware, blind = (np.sum(weights * (weight.astype(np.float64) - f) ** 2) for f in found)
+    assert aware < 0.9 * blind
+    assert np.abs(found[0] - weight)[:, 1:].mean() > np.abs(found[1] - weight)[:, 1:].mean()
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_two_bit_log_is_ternary(granularity: str) -> None:
+    weight = gaussian(3)
+    quantized = quantize_weight(weight, WeightFormat(bits=2, grid="log", granularity=granularity))
+    assert set(np.unique(quantized.codes)) == {-1, 0, 1}
+    for rows in quantized.dequantize():
+        assert len(np.unique(np.abs(rows[rows != 0]))) <= 1
+
+
+def test_log_is_not_worse_than_uniform_per_tensor_at_four_bits() -> None:
+    """On channels of different size, as in trained convolutions, with one scale for all."""
+    weight = gaussian(4, (32, 32, 3, 3))
+    errors = {
+        grid: squared_error(
+            weight,
+            quantize_weight(
+                weight, WeightFormat(bits=4, grid=grid, granularity="per_tensor")
+            ).dequantize(),
+        )
+        for grid in ("log", "uniform")
+    }
+    assert errors["log"] <= errors["uniform"]
+
+
+def test_more_bits_are_not_worse() -> None:
+    weight = gaussian(5, (8, 16, 3, 3))
+    for grid, granularity in itertools.product(("uniform", "log"), ("per_tensor", "per_channel")):
+        errors = [
+            squared_error(
+                weight,
+                quantize_weight(
+                    weight, WeightFormat(bits=bits, grid=grid, granularity=granularity)
+                ).dequantize(),
+            )
+            for bits in range(2, 9)
+        ]
+        assert errors == sorted(errors, reverse=True), (grid, granularity)
+
+
+@st.composite
+def coded(draw) -> tuple[np.ndarray, int]:
+    bits = draw(st.integers(2, 8))
+    size = draw(st.integers(1, 41))
+    reach = 2 ** (bits - 1)
+    values = draw(st.lists(st.integers(-reach, reach - 1), min_size=size, max_size=size))
+    return np.array(values, np.int8), bits
+
+
+@given(coded())
+def test_packed_codes_unpack_to_themselves_in_as_few_bytes_as_there_are(
+    case: tuple[np.ndarray, int],
+) -> None:
+    codes, bits = case
+    blob = pack_codes(codes, bits)
+    assert blob.dtype == np.uint8 and blob.nbytes == math.ceil(codes.size * bits / 8)
+    assert np.array_equal(unpack_codes(blob, bits, codes.shape), codes)
+
+
+def test_packing_keeps_the_order_of_bits() -> None:
+    # +2 on 3 bits: 6, 0, 4, 7 -> 110 000 100 111 and four bits of padding
+    blob = pack_codes(np.array([2, -4, 0, 3], np.int8), 3)
+    assert blob.tolist() == [0b11000010, 0b01110000]
+
+
+@pytest.mark.parametrize("weight_format", [*FORMATS, WeightFormat(bits=8, grid="fp8")], ids=label)
+def test_packed_file_loads_back_to_the_same_weight(
+    tmp_path: Path, weight_format: WeightFormat
+) -> None:
+    quantized = quantize_weight(gaussian(6, (3, 5, 3, 3)), weight_format)
+    bias = np.arange(3, dtype=np.float32)
+    save_packed({"site": quantized}, {"site.bias": bias}, tmp_path / "w.safetensors")
+    packed, floats = load_packed(tmp_path / "w.safetensors")
+    assert np.array_equal(packed["site"].dequantize(), quantized.dequantize())
+    assert packed["site"].format == weight_format
+    assert list(floats) == ["site.bias"] and np.array_equal(floats["site.bias"], bias)
+
+
+def test_fp8_weights_are_the_nearest_e4m3_numbers() -> None:
+    weight = gaussian(7)
+    quantized = quantize_weight(weight, WeightFormat(bits=8, grid="fp8"))
+    # Every finite E4M3 number, from its definition: 3 bits of mantissa, exponents -6 to 8.
+    normal = [(1 + m / 8) * 2.0**e for e in range(-6, 9) for m in range(8)]
+    grid = np.array(sorted({0.0, *normal, *(m / 8 * 2.0**-6 for m in range(8))} - {480.0}))
+    for rows, found, scale in zip(weight, quantized.dequantize(), quantized.scale, strict=True):
+        steps = np.abs(rows.ravel().astype(np.float64)) / float(scale)
+        distance = np.abs(steps[:, None] - grid).min(axis=1)
+        reached = np.abs(np.abs(found.ravel()) / float(scale) - steps)
+        np.testing.assert_allclose(reached, distance, atol=1e-4)

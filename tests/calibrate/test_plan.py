@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from arvg_trt.artifacts import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from arvg_trt.calibrate.plan import check_plan, make_plan
+from arvg_trt.errors import RecipeError
+from arvg_trt.recipe import QuantizeOptions
+
+
+def site(name: str, graph: str, **changes: object) -> Site:
+    plain = Site(
+        name=name,
+        graph=graph,
+        role="conv",
+        op="Conv",
+        node=name,
+        weight=f"{name}.weight",
+        bias=None,
+        input="x",
+        output="y",
+        weight_shape=(8, 8, 3, 3),
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+SITES = SiteMap(
+    sites=(
+        site("encoder.patcher", "encoder", role="patcher", excluded="fixed"),
+        site("encoder.mid.conv1", "encoder"),
+        site("encoder.mid.bmm_qk", "encoder", role="bmm_qk", weight=None, excluded="attention"),
+        site("decoder.up.conv1", "decoder"),
+        site("decoder.up.conv2", "decoder"),
+    )
+)
+
+
+def named(plan: Plan) -> dict[str, SitePlan]:
+    return {entry.name: entry for entry in plan.sites}
+
+
+def test_plan_has_every_site_in_order_with_a_reason_where_it_stays_float() -> None:
+    plan = make_plan(SITES, QuantizeOptions(encoder_bits=6, activation_bits=7, smoothing=0.3))
+    assert [entry.name for entry in plan.sites] == [s.name for s in SITES.sites]
+    entries = named(plan)
+    assert entries["encoder.patcher"] == SitePlan(name="encoder.patcher", reason="fixed")
+    chosen = entries["encoder.mid.conv1"]
+    assert chosen.weight == WeightFormat(bits=6)
+    assert chosen.activation == ActivationFormat(bits=7) and chosen.smoothing == 0.3
+    assert named(plan)["decoder.up.conv1"].weight == WeightFormat(bits=8)
+
+
+def test_half_left_in_high_precision_says_so() -> None:
+    entries = named(make_plan(SITES, QuantizeOptions(encoder_bits=32)))
+    assert entries["encoder.mid.conv1"].weight is None
+    assert entries["encoder.mid.conv1"].reason == "encoder_bits = 32"
+
+
+@pytest.mark.parametrize(
+    ("method", "grid", "granularity"),
+    [
+        ("per_tensor", "uniform", "per_tensor"),
+        ("log_quantization", "log", "per_tensor"),
+        ("per_channel_log", "log", "per_channel"),
+        ("per_channel", "uniform", "per_channel"),
+    ],
+)
+def test_method_decides_grid_and_granularity(method: str, grid: str, granularity: str) -> None:
+    options = QuantizeOptions(decoder_bits=4, quantize_method=method, activation_bits=32)
+    entry = named(make_plan(SITES, options))["decoder.up.conv1"]
+    assert entry.weight == WeightFormat(bits=4, grid=grid, granularity=granularity)
+    assert entry.activation is None and entry.smoothing is None
+
+
+def test_excluded_pattern_keeps_the_sites_it_matches() -> None:
+    entries = named(make_plan(SITES, QuantizeOptions(exclude=("decoder.*1",))))
+    assert entries["decoder.up.conv1"].reason == "excluded by the recipe"
+    assert entries["decoder.up.conv2"].weight is not None
+
+
+def test_exclude_pattern_without_a_match_names_the_nearest_sites() -> None:
+    with pytest.raises(RecipeError, match=r"'decoder\.up\.conv3'.*nearest:.*decoder\.up\.conv1"):
+        make_plan(SITES, QuantizeOptions(exclude=("decoder.up.conv3",)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [QuantizeOptions(encoder_bits=32, decoder_bits=32), QuantizeOptions(exclude=("*",))],
+)
+def test_plan_that_quantizes_nothing_is_an_error(options: QuantizeOptions) -> None:
+    with pytest.raises(RecipeError, match="0 sites"):
+        make_plan(SITES, options)
+
+
+def test_made_plan_passes_its_own_check() -> None:
+    plan = make_plan(SITES, QuantizeOptions())
+    assert check_plan(plan, SITES) == named(plan)
+
+
+def edited(name: str, **changes: object) -> Callable[[Plan], Plan]:
+    def change(plan: Plan) -> Plan:
+        sites = [msgspec.structs.replace(e, **changes) if e.name == name else e for e in plan.sites]
+        return Plan(sites=tuple(sites))
+
+    return change
+
+
+INT8, INT8_INPUT = WeightFormat(bits=8), ActivationFormat(bits=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: Plan(sites=p.sites[:-1]), "decoder.up.conv2 has no entry"),
+        (lambda p: Plan(sites=(*p.sites, SitePlan(name="typo"))), "typo is not a site"),
+        (lambda p: Plan(sites=(*p.sites, p.sites[1])), "encoder.mid.conv1"),
+        (edited("encoder.patcher", weight=INT8), "encoder.patcher .* no weight"),
+        (edited("encoder.mid.bmm_qk", weight=INT8), "encoder.mid.bmm_qk .* no weight"),
+        (edited("decoder.up.conv1", weight=None), "decoder.up.conv1 quantizes its input"),
+        (
+            edited("decoder.up.conv1", weight=WeightFormat(bits=4, grid="log")),
+            "decoder.up.conv1 quantizes its input",
+        ),
+        (
+            edited("decoder.up.conv1", activation=ActivationFormat(bits=8, grid="fp8")),
+            "decoder.up.conv1 quantizes its input",
+        ),
+        (
+            edited("decoder.up.conv1", activation=ActivationFormat(bits=8, scale=0.1, shift=200)),
+            "decoder.up.conv1 .* shift",
+        ),
+        (
+            edited("decoder.up.conv1", activation=ActivationFormat(bits=4, scale=0.1, shift=-8)),
+            "decoder.up.conv1 .* shift",
+        ),
+    ],
+)
+def test_hand_edited_plan_error_names_the_entry(
+    change: Callable[[Plan], Plan], message: str
+) -> None:
+    plan = change(make_plan(SITES, QuantizeOptions()))
+    with pytest.raises(RecipeError, match=message) as caught:
+        check_plan(plan, SITES)
+    assert caught.value.where == "plan.json"
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(8, 128), (8, -127), (4, 8), (4, -7)])
+def test_shift_that_keeps_zero_on_the_grid_is_accepted(bits: int, shift: int) -> None:
+    activation = ActivationFormat(bits=bits, scale=0.1, shift=shift)
+    plan = edited("decoder.up.conv1", activation=activation)(make_plan(SITES, QuantizeOptions()))
+    assert check_plan(plan, SITES)["decoder.up.conv1"].activation == activation
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (WeightFormat, {"bits": 9}),
+        (WeightFormat, {"bits": 1}),
+        (WeightFormat, {"bits": 4, "grid": "fp8"}),
+        (ActivationFormat, {"bits": 1}),
+        (ActivationFormat, {"bits": 8, "grid": "fp8", "shift": 1}),
+        (ActivationFormat, {"bits": 8, "scale": 0.0}),
+        (ActivationFormat, {"bits": 8, "scale": float("nan")}),
+    ],
+)
+def test_format_that_cannot_be_is_refused_when_it_is_made(kind: type, values: dict) -> None:
+    with pytest.raises(ValueError, match=r"bits|shift|positive"):
+        kind(**values)

@@ -1,0 +1,251 @@
+"""The rewritten engine against the Q/DQ graph it was made from, form by form."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+from arvg_trt.calibrate.qdq import insert_qdq
+from arvg_trt.engines.integer_forms import (
+    HEADROOM,
+    expand_group_norms,
+    output_grid,
+    rewrite_convolutions,
+)
+from arvg_trt.engines.onnxruntime import build_engine, check_engine, output_ranges
+from arvg_trt.errors import BuildError
+from arvg_trt.runtime.images import load_image, to_model
+from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.tokenizer import ImageTokenizer
+
+from ..conftest import (
+    CHANNELS,
+    INTEGER_CASES,
+    WEIGHT_ONLY_CASES,
+    ConvCase,
+    TinyExport,
+    TinyQuantized,
+    float_graph,
+    silent,
+)
+
+
+def graphs(case: ConvCase, folder: Path) -> tuple[Path, Path, list[str]]:
+    """(Q/DQ graph, engine, rewritten nodes) of a case, on disk."""
+    model = case.model()
+    insert_qdq(model.graph, case.sites, case.chosen)
+    ir.save(model, folder / "qdq.onnx")
+    done = rewrite_convolutions(model, case.ranges())
+    expand_group_norms(model.graph)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    ir.save(model, folder / "engine.onnx")
+    return folder / "qdq.onnx", folder / "engine.onnx", done
+
+
+def output_step(case: ConvCase, name: str) -> np.ndarray:
+    """The uint8 step of each output channel over its range with headroom, [1, O, 1, 1]."""
+    low, high = case.ranges()[name]
+    reach = np.maximum(high, 0) - np.minimum(low, 0)
+    return (HEADROOM * reach / 255).reshape(1, -1, 1, 1)
+
+
+def test_engine_is_the_qdq_graph_up_to_the_rounding_of_outputs(
+    integer_case: ConvCase, tmp_path: Path
+) -> None:
+    qdq, engine, done = graphs(integer_case, tmp_path)
+    assert done == list(integer_case.expected)
+    kinds = [node.op_type for node in onnx.load(engine).graph.node]
+    assert "Conv" not in kinds and "GroupNormalization" not in kinds
+    feeds = {"x": integer_case.x}
+    wanted = reference_session(qdq).run(feeds)
+    for session in (fast_session, reference_session):
+        found = session(engine).run(feeds)
+        assert found.keys() == wanted.keys()
+        for name in integer_case.expected:
+            difference = np.abs(found[f"{name}.out"] - wanted[f"{name}.out"])
+            if "MatMulInteger" in kinds:
+                assert difference.max() <= 2e-6 * np.abs(wanted[f"{name}.out"]).max()
+            else:
+                chosen = integer_case.chosen[name]
+                assert chosen.quantized is not None and chosen.activation is not None
+                assert chosen.activation.scale is not None
+                unit = (chosen.quantized.scale * chosen.activation.scale).reshape(1, -1, 1, 1)
+                # Half a step of the output, and half a unit of the INT32 sums for the bias.
+                limit = 0.5 * (output_step(integer_case, name) + unit)
+                assert (difference <= 1.001 * limit).all()
+                assert difference.max() > 0
+
+
+@pytest.mark.parametrize("label", [k for k in INTEGER_CASES if k.startswith(("1x1", "folded"))])
+def test_pointwise_site_does_not_round_its_output(label: str, tmp_path: Path) -> None:
+    _, engine, _ = graphs(INTEGER_CASES[label](), tmp_path)
+    kinds = [node.op_type for node in onnx.load(engine).graph.node]
+    strided = "stride" in label
+    assert ("QLinearConv" in kinds) == strided and ("MatMulInteger" in kinds) != strided
+
+
+@pytest.mark.parametrize("label", WEIGHT_ONLY_CASES)
+def test_weight_only_site_stays_a_float_convolution(label: str, tmp_path: Path) -> None:
+    case = WEIGHT_ONLY_CASES[label]()
+    qdq, engine, done = graphs(case, tmp_path)
+    assert done == []
+    wanted = reference_session(qdq).run({"x": case.x})["c.out"]
+    assert np.array_equal(reference_session(engine).run({"x": case.x})["c.out"], wanted)
+
+
+def test_site_without_a_calibrated_output_keeps_its_qdq_form() -> None:
+    case = INTEGER_CASES["3x3 smoothed"]()
+    model = case.model()
+    insert_qdq(model.graph, case.sites, case.chosen)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert rewrite_convolutions(model, {}) == []
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_nearest_resize_is_moved_behind_quantization_without_any_change(tmp_path: Path) -> None:
+    """Against a Q/DQ graph whose resize has a second reader, where it must stay."""
+    case = INTEGER_CASES["behind a nearest resize"]()
+    _, engine, _ = graphs(case, tmp_path)
+    moved = onnx.load(engine)
+    order = [node.op_type for node in moved.graph.node]
+    assert order.index("QuantizeLinear") < order.index("Resize") < order.index("QLinearConv")
+
+    case.proto.graph.output.append(
+        helper.make_tensor_value_info("large", onnx.TensorProto.FLOAT, [None] * 4)
+    )
+    case.proto.graph.node.append(helper.make_node("Relu", ["large"], ["second"], name="second"))
+    case.proto.graph.output.append(
+        helper.make_tensor_value_info("second", onnx.TensorProto.FLOAT, [None] * 4)
+    )
+    (tmp_path / "other").mkdir()
+    qdq, other, _ = graphs(case, tmp_path / "other")
+    kept = onnx.load(other)
+    order = [node.op_type for node in kept.graph.node]
+    assert order.index("Resize") < order.index("QuantizeLinear") < order.index("QLinearConv")
+    found = reference_session(engine).run({"x": case.x})["c.out"]
+    outputs = reference_session(other).run({"x": case.x})
+    assert np.array_equal(found, outputs["c.out"])
+    wanted = reference_session(qdq).run({"x": case.x})
+    assert np.array_equal(outputs["large"], wanted["large"])
+    assert np.array_equal(outputs["second"], wanted["second"])
+
+
+@pytest.mark.parametrize("groups", [1, 2, CHANNELS])
+def test_expanded_group_norm_is_group_normalization(groups: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(groups)
+    gamma, beta = (rng.normal(1, 1, CHANNELS).astype(np.float32) for _ in range(2))
+    x = rng.normal(3, 2, (3, CHANNELS, 5, 4)).astype(np.float32)
+    node = helper.make_node(
+        "GroupNormalization", ["x", "g", "b"], ["y"], name="n", num_groups=groups, epsilon=1e-2
+    )
+    model = ir.serde.deserialize_model(
+        float_graph([node], {"g": gamma, "b": beta}, ["y"], CHANNELS)
+    )
+    expand_group_norms(model.graph)
+    assert "GroupNormalization" not in {n.op_type for n in model.graph}
+    ir.save(model, tmp_path / "norm.onnx")
+    rows = x.astype(np.float64).reshape(3, groups, -1)
+    rows = (rows - rows.mean(axis=2, keepdims=True)) / np.sqrt(
+        rows.var(axis=2, keepdims=True) + 1e-2
+    )
+    affine = [v.astype(np.float64).reshape(1, -1, 1, 1) for v in (gamma, beta)]
+    wanted = rows.reshape(x.shape) * affine[0] + affine[1]
+    for session in (reference_session, fast_session):
+        found = session(tmp_path / "norm.onnx").run({"x": x})["y"]
+        np.testing.assert_allclose(found, wanted, atol=5e-6)
+
+
+def test_output_grid_has_zero_on_it_and_covers_the_range() -> None:
+    low, high = np.array([-1.0, 0.2, -5, 0, -2]), np.array([3.0, 4, -1, 0, 2])
+    scale, zero = output_grid(low, high)
+    assert (scale > 0).all() and zero.dtype == np.uint8
+    bottom, top = -zero.astype(int) * scale, (255 - zero.astype(int)) * scale
+    assert (bottom <= np.minimum(low, 0) * 1.04).all() and (top >= np.maximum(high, 0) * 1.04).all()
+
+
+# The whole model.
+
+
+@pytest.fixture(scope="module")
+def engine(
+    tiny_di: TinyExport,
+    tiny_int8: TinyQuantized,
+    samples: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    folder = tmp_path_factory.mktemp("engine")
+    rows = build_engine(
+        tiny_int8.folder,
+        tiny_di.folder,
+        samples,
+        tiny_int8.statistics_file,
+        folder,
+        progress=silent,
+    )
+    planned = {
+        g: sum(r.graph == g and r.activation != "float" for r in tiny_int8.results)
+        for g in ("encoder", "decoder")
+    }
+    assert {row.graph: row.int8_sites_planned for row in rows} == planned
+    assert {row.graph: row.int8_sites_proved for row in rows} == planned
+    assert all(row.bytes > 10_000 and not row.exceptions for row in rows)
+    return folder
+
+
+def test_engine_is_about_as_close_to_fp32_as_its_qdq_graph(
+    tiny_di: TinyExport, tiny_int8: TinyQuantized, engine: Path, samples: Path
+) -> None:
+    fp32, qdq = (ImageTokenizer.reference(f) for f in (tiny_di.folder, tiny_int8.folder))
+    fast = ImageTokenizer.open(engine)
+    image = np.concatenate([to_model(load_image(path)) for path in samples.iterdir()])
+    tokens, latent = fp32.encode(image)
+    assert tokens is not None
+    for run, wanted in (
+        (lambda t: t.encode(image)[1], latent),
+        (lambda t: t.decode(tokens), fp32.decode(tokens)),
+    ):
+        simulated, executed = (
+            float(np.square(run(t).astype(np.float64) - wanted).mean()) for t in (qdq, fast)
+        )
+        assert 0 < simulated < 0.01 * float(np.square(wanted).mean())
+        assert executed < 4 * simulated
+        assert executed != simulated
+
+
+def test_every_site_has_a_calibrated_output_range(
+    tiny_di: TinyExport, tiny_int8: TinyQuantized
+) -> None:
+    ranges = output_ranges(tiny_int8.statistics_file)
+    sites = {s.name: s for s in tiny_di.sites.sites if s.weight and s.role != "patcher"}
+    assert ranges.keys() == sites.keys()
+    for name, (low, high) in ranges.items():
+        assert low.shape == high.shape == (sites[name].weight_shape[0],)
+
+
+@pytest.mark.parametrize("graph", ["encoder", "decoder"])
+def test_broken_engine_is_refused_by_name(
+    tiny_di: TinyExport,
+    tiny_int8: TinyQuantized,
+    engine: Path,
+    samples: Path,
+    tmp_path: Path,
+    graph: str,
+) -> None:
+    broken = tmp_path / "engine"
+    shutil.copytree(engine, broken)
+    images = sorted(samples.glob("*.png"))[:1]
+    check_engine(tiny_int8.folder, tiny_di.folder, broken, images)
+    model = onnx.load(broken / f"{graph}.onnx")
+    doubled = [t for t in model.graph.initializer if t.name.endswith("conv2.ort_out_scale")]
+    for tensor in doubled:
+        tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
+    assert len(doubled) > 2
+    onnx.save(model, broken / f"{graph}.onnx")
+    with pytest.raises(BuildError, match=f"{graph} is .* dB from FP32"):
+        check_engine(tiny_int8.folder, tiny_di.folder, broken, images)
