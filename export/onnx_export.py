@@ -21,7 +21,8 @@ from ..artifacts import Site
 from ..errors import ExportError
 from ..runtime.sessions.onnxruntime import fast_session
 from .graph_passes import find_sites, insert_size_check, rename_nodes
-from .tokenizers.cosmos import CosmosConfig, CosmosTokenizer
+from .tokenizers.cosmos import CosmosTokenizer
+from .tokenizers.cosmos_config import CosmosConfig
 
 OPSET = 21
 # Relative to the RMS of the reference tensor. Float32 sums in another order stay below 3e-5 and

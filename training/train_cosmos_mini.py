@@ -27,7 +27,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..export.tokenizers.cosmos import CosmosConfig, CosmosTokenizer
+from ..export.tokenizers.cosmos import CosmosTokenizer
+from ..export.tokenizers.cosmos_config import CosmosConfig
 
 CONFIG = CosmosConfig(channels=32, channels_mult=(2, 3, 3), z_channels=64)
 SIZE = 64

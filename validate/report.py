@@ -192,8 +192,8 @@ METRIC_NAMES: tuple[str, ...] = (
 def metrics(report: Report) -> dict[str, float | None]:
     """Flat name to value, for gates and comparisons; keys are METRIC_NAMES.
 
-    Plain accuracy names read the headline candidate; ``qdq.``, ``twin.``, ``engine.`` a given one. None is
-    not measured; decibels without any error are inf. ``latency_ms`` is the engine's median.
+    Plain accuracy names read the headline candidate; ``qdq.``, ``twin.``, ``engine.`` a given one.
+    None is not measured; decibels without any error are inf. ``latency_ms`` is the engine's median.
     """
     values: dict[str, float | None] = dict.fromkeys(METRIC_NAMES)
     for candidate in CANDIDATES:

@@ -148,13 +148,14 @@ def test_fsq_equals_the_formula() -> None:
         (3, (-0.97124, -0.25515, 0.25515, 0.97124)),
     ],
 )
-def test_fsq_thresholds_are_the_published_ones(channel: int, thresholds: tuple[float]) -> None:
+def test_fsq_thresholds_are_the_published_ones(channel: int, thresholds: tuple[float, ...]) -> None:
     fsq = FSQ(FSQ_LEVELS)
     for number, threshold in enumerate(thresholds):
         z = torch.zeros(2, 6, 1, 1)
         z[:, channel, 0, 0] = torch.tensor([threshold - 1e-4, threshold + 1e-4])
-        digits = fsq.indices(z).flatten() // fsq.basis[0, channel] % fsq.levels[0, channel]
-        assert digits.tolist() == [number, number + 1]
+        below, above = fsq.codes(fsq.indices(z))[:, channel].flatten() * fsq.half_width[0, channel]
+        lowest = -(FSQ_LEVELS[channel] // 2)
+        assert (int(below), int(above)) == (lowest + number, lowest + number + 1)
 
 
 def test_every_index_survives_decoding_and_encoding() -> None:

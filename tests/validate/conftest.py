@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from arvg_trt.validate.accuracy import Picture, measure
 from arvg_trt.validate.gates import evaluate, parse_gates
 from arvg_trt.validate.latency import Cpu, Latency, ratio
@@ -21,7 +23,6 @@ from arvg_trt.validate.report import (
     metrics,
     sizes,
 )
-from numpy.typing import NDArray
 
 LEVELS = 16
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from arvg_trt.errors import AccuracyError
 from arvg_trt.validate.accuracy import CandidateAccuracy, Codec, Spread, measure
 from arvg_trt.validate.metrics import psnr, to_float, to_uint8
-from numpy.typing import NDArray
 
 from .conftest import LEVELS, GreyCodec, make_images
 

@@ -6,6 +6,7 @@ import re
 
 import msgspec
 import pytest
+
 from arvg_trt.errors import BundleError, RecipeError
 from arvg_trt.validate.compare import (
     Comparison,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from arvg_trt.errors import RecipeError
-from arvg_trt.validate.gates import Gate, evaluate, parse_gate, parse_gates
 from hypothesis import given
 from hypothesis import strategies as st
+
+from arvg_trt.errors import RecipeError
+from arvg_trt.validate.gates import Gate, evaluate, parse_gate, parse_gates
 
 KNOWN = ("psnr", "psnr_drop", "token_agreement", "qdq.psnr")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from arvg_trt.errors import AccuracyError, RecipeError
 from arvg_trt.validate.latency import Latency, interleaved, ratio, read_cpu
 

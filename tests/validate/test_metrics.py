@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from arvg_trt.errors import AccuracyError
-from arvg_trt.validate.metrics import codebook_use, psnr, sqnr_db, ssim, to_float, to_uint8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
+from arvg_trt.errors import AccuracyError
+from arvg_trt.validate.metrics import codebook_use, psnr, sqnr_db, ssim, to_float, to_uint8
 
 images = arrays(np.uint8, (4, 5, 3))
 

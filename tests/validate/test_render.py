@@ -12,10 +12,11 @@ from xml.etree import ElementTree
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
+
 from arvg_trt.errors import WorkspaceError
 from arvg_trt.validate.render import DIFFERENCE_FACTOR, difference, junit, write_report
 from arvg_trt.validate.report import load_report
-from PIL import Image
 
 from .conftest import MakeReport
 

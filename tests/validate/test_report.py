@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from arvg_trt.errors import WorkspaceError
 from arvg_trt.validate.report import (
     METRIC_NAMES,

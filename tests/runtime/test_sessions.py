@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from arvg_trt.errors import BundleError
+from arvg_trt.runtime.sessions.onnxruntime import (
+    OnnxRuntimeSession,
+    fast_session,
+    reference_session,
+)
+
+SESSIONS = [reference_session, fast_session]
+
+
+def model(*, opset: int = 21) -> onnx.ModelProto:
+    """y = x * w, z = y + 1; w has a file of its own when it is saved."""
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"]), helper.make_node("Add", ["y", "one"], ["z"])],
+        "g",
+        [info("x", TensorProto.FLOAT, ["n", 2])],
+        [info(name, TensorProto.FLOAT, ["n", 2]) for name in "yz"],
+        [
+            numpy_helper.from_array(np.array([2, 3], np.float32), "w"),
+            numpy_helper.from_array(np.float32(1), "one"),
+        ],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    helper.set_model_props(made, {"key": "value"})
+    return made
+
+
+def save(folder: Path) -> Path:
+    path = folder / "m.onnx"
+    onnx.save(model(), path, save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+    return path
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_session_runs_and_tells_its_names(tmp_path: Path, session) -> None:
+    opened = session(save(tmp_path), 1)
+    assert (opened.inputs, opened.outputs) == (("x",), ("y", "z"))
+    assert opened.metadata["key"] == "value"
+    assert opened.device == "CPUExecutionProvider"
+    found = opened.run({"x": np.ones((3, 2), np.float32)})
+    assert found["y"].tolist() == [[2, 3]] * 3 and found["z"].tolist() == [[3, 4]] * 3
+    assert list(opened.run({"x": np.ones((1, 2), np.float32)}, ["z"])) == ["z"]
+
+
+def test_changed_copy_reads_the_weights_beside_the_original(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    changed = onnx.load(path, load_external_data=False)
+    del changed.graph.output[0]
+    lean = OnnxRuntimeSession(path, optimized=True, lean=True, graph=changed.SerializeToString())
+    assert lean.outputs == ("z",)
+    assert lean.run({"x": np.ones((1, 2), np.float32)})["z"].tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_bytes(b"this is no graph"),
+        lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+        lambda p: p.unlink(),
+        lambda p: p.with_name("m.onnx.data").unlink(),
+        lambda p: p.with_name("m.onnx.data").write_bytes(b"x"),
+        lambda p: onnx.save(model(opset=99), p),
+    ],
+    ids=["empty", "text", "truncated", "absent", "no weights", "cut weights", "opset 99"],
+)
+def test_damaged_graph_is_an_error_that_names_the_file(tmp_path: Path, session, damage) -> None:
+    path = save(tmp_path)
+    damage(path)
+    with pytest.raises(BundleError, match="cannot load the graph") as caught:
+        session(path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    "feeds",
+    [
+        {"x": np.ones((1, 3), np.float32)},
+        {"x": np.ones((1, 2))},
+        {"x": np.ones(2, np.float32)},
+        {"other": np.ones((1, 2), np.float32)},
+        {},
+    ],
+    ids=["shape", "type", "rank", "name", "nothing"],
+)
+def test_feed_that_does_not_fit_is_refused_with_its_shape(
+    tmp_path: Path, feeds: dict[str, np.ndarray]
+) -> None:
+    session = reference_session(save(tmp_path))
+    with pytest.raises(BundleError, match="ONNX Runtime refused") as caught:
+        session.run(feeds)
+    for name, value in feeds.items():
+        assert f"{name} {list(value.shape)}" in caught.value.what
+
+
+def test_reference_session_keeps_every_node_as_written(tmp_path: Path) -> None:
+    """A cancelling pair of nodes changes the value only where it is executed."""
+    info = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
+    ]
+    kind = TensorProto.FLOAT
+    graph = helper.make_graph(nodes, "g", [info("x", kind, [1])], [info("y", kind, [1])])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(made, tmp_path / "c.onnx")
+    found = reference_session(tmp_path / "c.onnx").run({"x": np.array([0.1], np.float32)})["y"]
+    assert found[0] == np.float32(np.float16(0.1)) != np.float32(0.1)
