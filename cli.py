@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,35 +36,39 @@ EXTRAS = {
 
 
 class Commands(click.Group):
-    """Prints an ArvgError as one line and exits with its code; other exceptions are our bugs."""
+    """Prints what a user can act on as one line and exits with its code; bugs show a traceback."""
+
+    interrupted = False
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ArvgError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get(str(error.name).partition(".")[0])
-            if extra is None:
-                raise
-            click.echo(
-                f"error: {error.name} is not installed (pip install 'arvg-trt[{extra}]')", err=True
-            )
-            ctx.exit(1)
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            if error.errno in FULL_DISK:
-                problem = f"disk full: {error.strerror} (free some space and run again)"
-            elif error.errno in USERS_PATHS and error.filename:
-                problem = str(error.strerror)
+        except (Exception, KeyboardInterrupt) as error:
+            # Libraries turn an interrupt into errors of their own: what follows one is one.
+            if self.interrupted or isinstance(error, KeyboardInterrupt):
+                code, text = INTERRUPTED, "interrupted (finished stages are kept, run again)"
+            elif isinstance(error, ArvgError):
+                code, text = error.exit_code, str(error)
+            elif isinstance(error, OSError) and (problem := describe_os_error(error)):
+                code, text = WorkspaceError.exit_code, problem
             else:
                 raise
-            click.echo(f"error: {where}{problem}", err=True)
-            ctx.exit(WorkspaceError.exit_code)
-        except KeyboardInterrupt:
-            click.echo("error: interrupted (finished stages are kept, run again)", err=True)
-            ctx.exit(INTERRUPTED)
+            click.echo(f"error: {text}", err=True)
+            ctx.exit(code)
+
+    def interrupt(self, number: int, frame: object) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+
+def describe_os_error(error: OSError) -> str | None:
+    """A full disk, or a path that cannot be used; None for anything else."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in FULL_DISK:
+        return f"{where}disk full: {error.strerror} (free some space and run again)"
+    if error.errno in USERS_PATHS and error.filename:
+        return f"{where}{error.strerror}"
+    return None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -430,4 +435,5 @@ def doctor(as_json: bool) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, cli.interrupt)
     cli(prog_name="arvg-trt")

@@ -65,7 +65,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     smoothing: float = 0.5
     shift: bool = True
     clip_power: Literal[2, 4] = 2
-    data_aware: bool = True
+    data_aware: bool = False
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from ..artifacts import WeightFormat
 from .formats import QuantizedWeight, pack_codes, unpack_codes
 
 SCHEMA = "arvg-trt/weights/v1"
+HEADER = "arvg-trt"
 
 
 def save_packed(
@@ -40,7 +41,8 @@ def save_packed(
             "shape": list(weight.codes.shape),
             "format": msgspec.to_builtins(weight.format),
         }
-    data = save(tensors, metadata={"schema": SCHEMA, "sites": json.dumps(header)})
+    # One metadata key: safetensors writes several in random order.
+    data = save(tensors, metadata={HEADER: json.dumps({"schema": SCHEMA, "sites": header})})
     path.write_bytes(data)  # save_file hides the errno of a full disk
 
 
@@ -49,7 +51,7 @@ def load_packed(
 ) -> tuple[dict[str, QuantizedWeight], dict[str, NDArray[np.generic]]]:
     """Inverse of `save_packed`."""
     with safe_open(path, framework="numpy") as file:
-        header = json.loads(file.metadata()["sites"])
+        header = json.loads(file.metadata()[HEADER])["sites"]
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     quantized = {}
     for site, entry in header.items():

@@ -137,10 +137,12 @@ def read_array(path: Path) -> Uint8Image:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as failure:
         raise UnreadableImage(f"{path.name}: {failure}") from failure
-    if array.ndim != 3 or 3 not in (array.shape[0], array.shape[2]):
+    if not isinstance(array, np.ndarray):
+        raise UnreadableImage(f"{path.name}: holds several arrays")
+    if array.ndim != 3 or not array.size or 3 not in (array.shape[0], array.shape[2]):
         raise UnreadableImage(f"{path.name}: shape {array.shape} is not an RGB image")
     if array.dtype == np.uint8 and array.shape[2] == 3:
-        return array  # type: ignore[no-any-return]
+        return array
     if not np.issubdtype(array.dtype, np.floating):
         raise UnreadableImage(f"{path.name}: type {array.dtype}")
     return from_float_array(array, path)

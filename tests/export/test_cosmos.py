@@ -153,7 +153,7 @@ def test_fsq_thresholds_are_the_published_ones(channel: int, thresholds: tuple[f
     for number, threshold in enumerate(thresholds):
         z = torch.zeros(2, 6, 1, 1)
         z[:, channel, 0, 0] = torch.tensor([threshold - 1e-4, threshold + 1e-4])
-        below, above = fsq.codes(fsq.indices(z))[:, channel].flatten() * fsq.half_width[0, channel]
+        below, above = (fsq.codes(fsq.indices(z)) * fsq.half_width)[:, channel].flatten()
         lowest = -(FSQ_LEVELS[channel] // 2)
         assert (int(below), int(above)) == (lowest + number, lowest + number + 1)
 
@@ -213,6 +213,16 @@ def test_downsample_pads_right_and_bottom_only(h: int, w: int) -> None:
         window = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
         wanted[:, row, column] = (weight * window).sum(axis=(1, 2, 3)) + bias
     np.testing.assert_allclose(down(x)[0].numpy(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_indices_of_a_half_precision_latent_are_those_of_its_values(kind: torch.dtype) -> None:
+    fsq = FSQ(FSQ_LEVELS)
+    generator = torch.Generator().manual_seed(0)
+    latent = (2 * torch.randn(2, 6, 32, 32, generator=generator)).to(kind)
+    indices = fsq.indices(latent)
+    assert indices.dtype == torch.int32
+    assert torch.equal(indices, fsq.indices(latent.float()))
 
 
 def test_the_model_in_float32_equals_itself_in_float64() -> None:

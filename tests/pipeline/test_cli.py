@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from arvg_trt.calibrate.packed import load_packed, save_packed
 from arvg_trt.cli import cli
 from arvg_trt.export.zoo import ZOO
 from arvg_trt.pipeline.common import tool_version
@@ -94,6 +95,15 @@ def test_second_run_is_up_to_date_and_changes_no_byte(finished: Finished) -> Non
     assert outcome.code == 0
     assert stage_states(outcome.out) == dict.fromkeys(STAGES, True)
     assert digests(finished.workspace) == before
+
+
+def test_packed_weights_are_the_same_bytes_every_time(workspace: Path) -> None:
+    weights = workspace / "quantize" / "int8" / "weights.safetensors"
+    tensors, floats = load_packed(weights)
+    copies = [workspace / f"{k}.safetensors" for k in range(8)]
+    for copy in copies:
+        save_packed(tensors, floats, copy)
+    assert {copy.read_bytes() for copy in copies} == {weights.read_bytes()}
 
 
 def test_run_in_another_place_gives_the_same_bytes(workspace: Path, finished: Finished) -> None:

@@ -134,7 +134,7 @@ def test_photographs_of_skimage_are_named_and_listed() -> None:
 
 
 def test_unknown_photograph_is_an_error_with_the_choices() -> None:
-    with pytest.raises(CalibrationError, match="no photograph named moon.*astronaut"):
+    with pytest.raises(CalibrationError, match=r"no photograph named moon.*astronaut"):
         open_source("skimage:coffee,moon")
 
 
