@@ -23,7 +23,7 @@ def export_stage(
     """
     from ..export.checkpoint import read_all, resolve_checkpoint
     from ..export.onnx_export import check_parity, describe, export_tokenizer
-    from ..export.tokenizers.cosmos import load_cosmos
+    from ..export.tokenizers.cosmos_checkpoint import load_cosmos
     from ..export.zoo import check_config, find_model, shipped_checkpoint
 
     entry = find_model(name)

@@ -24,7 +24,8 @@ from arvg_trt.calibrate.qdq import SiteWeights
 from arvg_trt.calibrate.quantize import SiteResult, quantize_graphs
 from arvg_trt.calibrate.statistics import Statistics, save_statistics
 from arvg_trt.export.onnx_export import export_tokenizer
-from arvg_trt.export.tokenizers.cosmos import CosmosConfig, CosmosTokenizer
+from arvg_trt.export.tokenizers.cosmos import CosmosTokenizer
+from arvg_trt.export.tokenizers.cosmos_config import CosmosConfig
 from arvg_trt.recipe import QuantizeOptions
 from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import save_image

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ..export.checkpoint import read_all, resolve_checkpoint
-from ..export.tokenizers.cosmos import CosmosTokenizer, load_cosmos
+from ..export.tokenizers.cosmos import CosmosTokenizer
+from ..export.tokenizers.cosmos_checkpoint import load_cosmos
 from ..export.zoo import find_model, shipped_checkpoint
 from ..runtime.image_sources import open_source
 from ..runtime.images import Uint8Image, center_crop, from_model, to_model

@@ -8,21 +8,17 @@ Images are [N, 3, H, W] in [-1, 1]; H and W are multiples of the spatial compres
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ExportError
-from .blocks import NORM_GROUPS, Downsample, MidBlock, ResnetBlock, Upsample, group_norm
-from .cosmos_config import FSQ_LEVELS, CosmosConfig
+from .blocks import Downsample, MidBlock, ResnetBlock, Upsample, group_norm
+from .cosmos_config import CosmosConfig
 
 IMAGE_CHANNELS = 3
 FSQ_EPS = 1e-3
-MAX_INDICES = 1 << 20
-BFLOAT16_EPS = 2.0**-8
 
 
 def haar_weight(patch_size: int) -> Tensor:
@@ -232,193 +228,3 @@ class CosmosTokenizer(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Codes (DI) or latent (CI) [N, latent_channels, h, w] -> image [N, 3, h*s, w*s]."""
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
-
-
-BUFFER_NAMES = ("wavelets", "_arange", "_levels", "_basis", "implicit_codebook")
-
-
-def split_buffers(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(parameters, buffers): TorchScript archives also list the model's non-persistent buffers."""
-    parameters: dict[str, Tensor] = {}
-    buffers: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        owner, _, last = name.rpartition(".")
-        known = (last in BUFFER_NAMES[:2] and owner.endswith("patcher")) or (
-            last in BUFFER_NAMES[2:] and owner.endswith("quantizer")
-        )
-        (buffers if known else parameters)[name] = tensor
-    return parameters, buffers
-
-
-def infer_config(tensors: Mapping[str, Tensor], where: str) -> CosmosConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
-
-    Raises:
-        ExportError: not a Cosmos image tokenizer, or layers that the published ones do not have.
-    """
-    parameters, buffers = split_buffers(tensors)
-    needed = (
-        "encoder.conv_in.weight",
-        "encoder.conv_out.weight",
-        "decoder.conv_out.weight",
-        "quant_conv.weight",
-        "encoder.down.0.block.0.conv1.weight",
-    )
-    absent = [key for key in needed if key not in parameters]
-    if absent:
-        raise ExportError(
-            f"is not a Cosmos image tokenizer: no {', '.join(absent)}",
-            where=where,
-            do="check the model name, and that encoder and decoder are both there",
-        )
-    attention = [k for k in parameters if re.match(r"(en|de)coder\.(down|up)\.\d+\.attn\.", k)]
-    if attention:
-        raise ExportError(
-            f"has attention outside the middle block: {attention[0]}",
-            where=where,
-            do="no published Cosmos image tokenizer has it",
-        )
-    levels = count_items(parameters, r"encoder\.down\.(\d+)\.")
-    lasts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
-    odd = [key for key in (*needed, *lasts) if key not in parameters or parameters[key].ndim != 4]
-    if odd:
-        raise ExportError(
-            f"is not a Cosmos image tokenizer: no convolution {', '.join(odd)}",
-            where=where,
-            do="check the model name, and that the file is complete",
-        )
-    channels, patched = parameters["encoder.conv_in.weight"].shape[:2]
-    widths = [parameters[key].shape[0] for key in lasts]
-    patch_size = math.isqrt(patched // IMAGE_CHANNELS)
-    if patched != IMAGE_CHANNELS * patch_size**2 or patch_size.bit_count() != 1:
-        raise ExportError(
-            f"takes {patched} channels in encoder.conv_in, not 3*p*p for a power of two p",
-            where=where,
-            do="the published models have patches of 4, 48 channels",
-        )
-    if not channels or any(w % NORM_GROUPS or w % channels for w in (channels, *widths)):
-        raise ExportError(
-            f"has widths {[channels, *widths]}, not multiples of {NORM_GROUPS} and of the first",
-            where=where,
-            do="no published Cosmos image tokenizer has them",
-        )
-    downs = count_items(parameters, r"encoder\.down\.(\d+)\.downsample\.conv\.weight")
-    ups = count_items(parameters, r"decoder\.up\.(\d+)\.upsample\.conv\.weight")
-    if downs != ups:
-        raise ExportError(
-            f"has {downs} downsamplings and {ups} upsamplings", where=where, do="use another file"
-        )
-    latent = parameters["quant_conv.weight"].shape[0]
-    z_channels = parameters["encoder.conv_out.weight"].shape[0]
-    try:
-        return CosmosConfig(
-            channels=channels,
-            channels_mult=tuple(width // channels for width in widths),
-            num_res_blocks=count_items(parameters, r"encoder\.down\.0\.block\.(\d+)\."),
-            patch_size=patch_size,
-            spatial_compression=patch_size * 2**downs,
-            z_channels=z_channels,
-            latent_channels=latent,
-            levels=infer_levels(buffers, latent, z_channels, where),
-        )
-    except ExportError as error:
-        # The configuration does not know which file it came from.
-        raise ExportError(error.what, where=where, do=error.do) from error
-
-
-def infer_levels(
-    buffers: Mapping[str, Tensor], latent: int, z_channels: int, where: str
-) -> tuple[int, ...]:
-    """FSQ levels: from the archive's buffer; else CI has as many latent as z channels, DI fewer."""
-    for name, tensor in buffers.items():
-        if name.endswith("_levels"):
-            levels = tuple(int(v) for v in tensor.flatten())
-            if min(levels, default=0) < 2 or math.prod(levels) > MAX_INDICES:
-                raise ExportError(
-                    f"has FSQ levels {levels} in {name}",
-                    where=where,
-                    do=f"each must be 2 or more, their product at most {MAX_INDICES}",
-                )
-            return levels
-    if latent == z_channels:
-        return ()
-    if latent != len(FSQ_LEVELS):
-        raise ExportError(
-            f"has {latent} latent channels and no FSQ levels",
-            where=where,
-            do=f"the published DI models have {len(FSQ_LEVELS)}",
-        )
-    return FSQ_LEVELS
-
-
-def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    return len({m.group(1) for key in tensors if (m := re.match(pattern, key))})
-
-
-def check_buffers(buffers: Mapping[str, Tensor], config: CosmosConfig, where: str) -> None:
-    """The buffers must be the constants that our modules compute themselves."""
-    for name, tensor in buffers.items():
-        wanted = official_buffer(name.rpartition(".")[2], config)
-        # Published archives hold the floats in bfloat16; integers must be equal.
-        slack = BFLOAT16_EPS if tensor.is_floating_point() else 0.0
-        if tensor.shape != wanted.shape or not torch.allclose(
-            tensor.double(), wanted.double(), rtol=slack, atol=0.0
-        ):
-            raise ExportError(
-                f"{name} is not what this model computes with",
-                where=where,
-                do="no published Cosmos image tokenizer differs here",
-            )
-
-
-def official_buffer(name: str, config: CosmosConfig) -> Tensor:
-    """What the official modules register under `name`, one of `BUFFER_NAMES`."""
-    if name == "wavelets":
-        return torch.full((2,), 0.5**0.5)
-    if name == "_arange":
-        return torch.arange(2)
-    if not config.discrete:
-        return torch.empty(0)
-    fsq = FSQ(config.levels)
-    if name == "_levels":
-        return fsq.levels.flatten()
-    if name == "_basis":
-        return fsq.basis.flatten()
-    every = torch.arange(math.prod(config.levels), dtype=torch.int32)
-    return fsq.codes(every.reshape(1, -1, 1))[0, :, :, 0].T
-
-
-def load_cosmos(tensors: Mapping[str, Tensor], where: str) -> CosmosTokenizer:
-    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
-
-    bfloat16 and float16 weights convert exactly; float64 ones are rounded.
-
-    Raises:
-        ExportError: missing, extra or misshapen keys (named), weights that are not plain floats
-            (integers, float8, complex), another model, odd buffers.
-    """
-    parameters, buffers = split_buffers(tensors)
-    config = infer_config(tensors, where)
-    check_buffers(buffers, config, where)
-    with torch.device("meta"):
-        model = CosmosTokenizer(config)
-    expected = model.state_dict()
-    problems = [f"missing {k}" for k in expected.keys() - parameters.keys()]
-    problems += [f"unexpected {k}" for k in parameters.keys() - expected.keys()]
-    problems += [
-        f"{k} has shape {list(parameters[k].shape)}, not {list(v.shape)}"
-        for k, v in expected.items()
-        if k in parameters and parameters[k].shape != v.shape
-    ]
-    problems += [
-        f"{k} holds {str(v.dtype).removeprefix('torch.')}, not floats of 16 bits or more"
-        for k, v in parameters.items()
-        if k in expected and not (v.is_floating_point() and v.itemsize > 1)
-    ]
-    if problems:
-        listed = "; ".join(sorted(problems)[:4])
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ExportError(listed + more, where=where, do="use the checkpoint of this model")
-    fresh = CosmosTokenizer(config)
-    fresh.load_state_dict({k: v.float() for k, v in parameters.items()}, strict=True, assign=True)
-    return fresh.eval().requires_grad_(False)

@@ -16,13 +16,9 @@ from torch import Tensor, nn
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint import read_all, read_tensors, resolve_checkpoint
-from arvg_trt.export.tokenizers.cosmos import (
-    FSQ,
-    FSQ_LEVELS,
-    CosmosConfig,
-    CosmosTokenizer,
-    load_cosmos,
-)
+from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer
+from arvg_trt.export.tokenizers.cosmos_checkpoint import load_cosmos
+from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig
 from arvg_trt.export.zoo import JIT_FILES, check_config, find_model
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=48)

@@ -11,16 +11,9 @@ from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.tokenizers.blocks import AttnBlock, Downsample
-from arvg_trt.export.tokenizers.cosmos import (
-    FSQ,
-    FSQ_LEVELS,
-    CosmosConfig,
-    CosmosTokenizer,
-    Patcher,
-    UnPatcher,
-    infer_config,
-    load_cosmos,
-)
+from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer, Patcher, UnPatcher
+from arvg_trt.export.tokenizers.cosmos_checkpoint import infer_config, load_cosmos
+from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig
 from arvg_trt.export.zoo import ZOO, find_model
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=32)
