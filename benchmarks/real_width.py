@@ -10,6 +10,7 @@ about picture quality. Every figure is measured in the run.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ GRAPHS = ("encoder", "decoder")
 PEERS = Path(__file__).parent / "peers.py"
 ONLY_CONV = "Conv, our exclusions"
 WORST_SITES = 5
+FP32 = "FP32"
 REFERENCE, EXECUTED = "reference", "as executed"
 Images = Sequence[NDArray[np.float32]]
 
@@ -201,14 +203,19 @@ class Bench:
         return found
 
     def peer(self, tool: str, python: str, only: str, exclude: bool) -> Candidate:
-        """Let another tool quantize both graphs on the same images."""
+        """Let another tool quantize copies of both graphs on the same images.
+
+        Copies, since a tool may write into its input: the FP32 reference must stay what it was.
+        """
         folder = self.root / f"{tool}-{only or 'defaults'}"
+        source = self.root / "source"
+        shutil.copytree(self.workspace / "export", source)
         candidate = Candidate(f"{tool}, {ONLY_CONV if only else 'defaults'}", "", folder, folder)
         for graph, feeds in self.feeds().items():
             left_out = [s.node for s in self.sites.of_graph(graph) if s.excluded] * exclude
             arguments = [
                 tool,
-                str(self.workspace / "export" / f"{graph}.onnx"),
+                str(source / f"{graph}.onnx"),
                 str(feeds),
                 str(folder / f"{graph}.onnx"),
                 "--input-name",
@@ -220,7 +227,51 @@ class Bench:
             candidate.cost[graph] = run_measured([str(PEERS), *arguments], self.root, python)
             written = json.loads((folder / f"{graph}.json").read_text())
             candidate.version = written["version"]
+        shutil.rmtree(source)
         return candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything that a run measured; `memory` is by number of calibration samples."""
+
+    command: str
+    model: str
+    seed: int
+    samples: int
+    images: Sequence[str]
+    convolutions: Mapping[str, str]
+    accuracy: Mapping[str, Mapping[str, Accuracy | None]]
+    latency: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    rounds: int
+    export: Measured
+    build: Measured
+    memory: Mapping[int, Mapping[str, Measured]]
+    peers: Mapping[str, Mapping[str, Measured]]
+    sites: Sequence[Mapping[str, Any]]
+    environment: Mapping[str, Any]
+
+    def write(self, folder: Path) -> str:
+        """Both result files; returns the page."""
+        ours = {f"arvg-trt, {n} samples": steps for n, steps in self.memory.items()}
+        text = REPORT.format(
+            model=self.model,
+            seed=self.seed,
+            samples=self.samples,
+            images=len(self.images),
+            rounds=self.rounds,
+            accuracy=accuracy_table(self.accuracy, self.convolutions),
+            latency=latency_table(self.latency),
+            cost=cost_table(
+                {"arvg-trt": {"export": self.export, "build": self.build}, **ours, **self.peers}
+            ),
+            memory=memory_line(self.memory),
+            sites=sites_table(self.sites),
+            command=self.command,
+            environment=environment_line(self.environment),
+        )
+        write_results("real_width", folder, text, asdict(self))
+        return text
 
 
 def has_module(python: str, name: str) -> bool:
@@ -232,6 +283,20 @@ class Timing:
     rounds: int
     warmup: int
     threads: int
+
+
+def peers(bench: Bench, modelopt_python: str) -> list[Candidate]:
+    """What the other tools make of the same graphs and images."""
+    pythons = {"onnxruntime": sys.executable}
+    if has_module(modelopt_python, "modelopt.onnx.quantization"):
+        pythons["modelopt"] = modelopt_python
+    else:
+        click.echo("nvidia-modelopt is not installed: skipped", err=True)
+    return [
+        bench.peer(tool, python, only, exclude=bool(only))
+        for tool, python in pythons.items()
+        for only in ("", "Conv")
+    ]
 
 
 def timed(
@@ -293,9 +358,9 @@ def accuracy_table(
     )
 
 
-def latency_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], fp32: str) -> str:
+def latency_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     def cell(label: str, row: Mapping[str, Any]) -> str:
-        if label == fp32:
+        if label == FP32:
             return f"{row['p50_ms']:.0f} ms"
         low, high = row["speed_low"], row["speed_high"]
         return f"{row['p50_ms']:.0f} ms, {row['speed']:.2f}x ({low:.2f} to {high:.2f})"
@@ -383,82 +448,48 @@ def main(
     """Compare static INT8 of a real-width tokenizer with other tools on ONNX Runtime."""
     folder = data_folder(data, "calib256")
     names, pictures = evaluation_images(folder, images)
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Path(scratch), model, seed, folder or CALIBRATION_PHOTOGRAPHS)
-        costs = {samples: bench.quantize(samples)}
-        label = f"int8-{samples}"
-        build = bench.stage("build", "--name", label, "--backend", "onnxruntime")
-        ours = Candidate(
-            "arvg-trt",
-            "",
-            bench.workspace / "quantize" / label,
-            bench.workspace / "engines" / label / "onnxruntime",
-            ours=True,
-            cost={**costs[samples], "build": build},
-        )
-        manifest = decode_json(ours.qdq / "manifest.json", Manifest, do="run again")
-        ours.version = manifest.versions["arvg-trt"]
-        export = bench.workspace / "export"
-        fp32 = Candidate("FP32", "", export, export, ours=True)
-        candidates = [
-            ours,
-            bench.peer("onnxruntime", sys.executable, "", exclude=False),
-            bench.peer("onnxruntime", sys.executable, "Conv", exclude=True),
-        ]
-        python = modelopt_python or sys.executable
-        if has_module(python, "modelopt.onnx.quantization"):
-            candidates.append(bench.peer("modelopt", python, "", exclude=False))
-            candidates.append(bench.peer("modelopt", python, "Conv", exclude=True))
-        else:
-            click.echo("nvidia-modelopt is not installed: skipped", err=True)
-        expected = fp32_outputs(fp32.codec(reference=True), pictures)
-        accuracies = {c.label: both_accuracies(c, pictures, expected) for c in candidates}
-        convolutions = {c.label: quantized_convolutions(c.qdq) for c in candidates}
-        runnable = [c for c in candidates if accuracies[c.label][EXECUTED] is not None]
-        timing = Timing(rounds=rounds, warmup=3, threads=threads)
-        latency = timed(fp32, runnable, pictures[0], timing)
-        if many:
-            costs[many] = bench.quantize(many)
-    found = environment(threads)
-    found |= {c.label.partition(",")[0]: c.version for c in candidates}
-    command = f"python -m arvg_trt.benchmarks.real_width --model {model} --seed {seed} " + (
+    command = (
+        f"python -m arvg_trt.benchmarks.real_width --model {model} --seed {seed} "
         f"--samples {samples} --many {many} --images {images} --rounds {rounds} --threads {threads}"
     )
-    stages = {f"arvg-trt, {n} samples": steps for n, steps in costs.items()}
-    peers = {c.label: c.cost for c in candidates[1:]}
-    export_cost = {"arvg-trt": {"export": bench.export, "build": build}}
-    worst = worst_sites(manifest)
-    text = REPORT.format(
-        model=model,
-        seed=seed,
-        samples=samples,
-        images=len(names),
-        rounds=rounds,
-        accuracy=accuracy_table(accuracies, convolutions),
-        latency=latency_table(latency, fp32.label),
-        cost=cost_table({**export_cost, **stages, **peers}),
-        memory=memory_line(costs),
-        sites=sites_table(worst),
-        command=command,
-        environment=environment_line(found),
-    )
-    values = {
-        "model": model,
-        "seed": seed,
-        "command": command,
-        "evaluation_images": names,
-        "accuracy": {k: {s: a and asdict(a) for s, a in v.items()} for k, v in accuracies.items()},
-        "int8_convolutions": convolutions,
-        "latency": latency,
-        "cost": {
-            k: {s: asdict(m) for s, m in v.items()}
-            for k, v in {**export_cost, **stages, **peers}.items()
-        },
-        "worst_sites": worst,
-        "environment": found,
-    }
-    write_results("real_width", output, text, values)
-    click.echo(text)
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch), model, seed, folder or CALIBRATION_PHOTOGRAPHS)
+        memory = {samples: bench.quantize(samples)}
+        label = f"int8-{samples}"
+        build = bench.stage("build", "--name", label, "--backend", "onnxruntime")
+        quantized = bench.workspace / "quantize" / label
+        manifest = decode_json(quantized / "manifest.json", Manifest, do="run again")
+        engine = bench.workspace / "engines" / label / "onnxruntime"
+        ours = Candidate("arvg-trt", manifest.versions["arvg-trt"], quantized, engine, ours=True)
+        candidates = [ours, *peers(bench, modelopt_python or sys.executable)]
+        export = bench.workspace / "export"
+        fp32 = Candidate(FP32, "", export, export, ours=True)
+        expected = fp32_outputs(fp32.codec(reference=True), pictures)
+        accuracies = {c.label: both_accuracies(c, pictures, expected) for c in candidates}
+        runnable = [c for c in candidates if accuracies[c.label][EXECUTED] is not None]
+        timing = Timing(rounds=rounds, warmup=3, threads=threads)
+        findings = Findings(
+            command=command,
+            model=model,
+            seed=seed,
+            samples=samples,
+            images=names,
+            convolutions={c.label: quantized_convolutions(c.qdq) for c in candidates},
+            accuracy=accuracies,
+            latency=timed(fp32, runnable, pictures[0], timing),
+            rounds=rounds,
+            export=bench.export,
+            build=build,
+            memory=memory,
+            peers={c.label: c.cost for c in candidates[1:]},
+            sites=worst_sites(manifest),
+            environment=environment(threads)
+            | {c.label.partition(",")[0]: c.version for c in candidates},
+        )
+        findings.write(output)
+        if many:
+            memory[many] = bench.quantize(many)
+        click.echo(findings.write(output))
 
 
 REPORT = """\
@@ -484,6 +515,9 @@ The decoder is fed the FP32 tokens. "INT8 convs" have both input and weight behi
 DequantizeLinear in the Q/DQ graphs.
 
 {accuracy}
+
+ModelOpt quantizes the weight, but not the input, of a convolution behind SiLU's product, which is
+most of them here: its figures are those of a nearly weight-only graph.
 
 ## Latency on ONNX Runtime
 
