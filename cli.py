@@ -51,6 +51,8 @@ class Commands(click.Group):
                 code, text = error.exit_code, str(error)
             elif isinstance(error, OSError) and (problem := describe_os_error(error)):
                 code, text = WorkspaceError.exit_code, problem
+            elif isinstance(error, ModuleNotFoundError) and (problem := missing_extra(error)):
+                code, text = ArvgError.exit_code, problem
             else:
                 raise
             click.echo(f"error: {text}", err=True)
@@ -59,6 +61,12 @@ class Commands(click.Group):
     def interrupt(self, number: int, frame: object) -> None:
         self.interrupted = True
         raise KeyboardInterrupt
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """Which extra brings a package that only some stages need; None for any other module."""
+    extra = EXTRAS.get(str(error.name).partition(".")[0])
+    return f"{error.name} is not installed (pip install 'arvg-trt[{extra}]')" if extra else None
 
 
 def describe_os_error(error: OSError) -> str | None:

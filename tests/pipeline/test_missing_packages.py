@@ -1,0 +1,23 @@
+"""What the torch-free base install says to a command that needs more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from arvg_trt.cli import cli
+cli(["export", "cosmos-mini-di8x8", sys.argv[1]])
+"""
+
+
+def test_export_without_torch_names_the_extra_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "ws")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [
+        "error: torch is not installed (pip install 'arvg-trt[export]')"
+    ]
