@@ -26,6 +26,8 @@ WORKSPACE_VERSION = 1
 MANIFEST = "manifest.json"
 WORKSPACE_FILE = "workspace.json"
 
+Smoothing = float | Literal["search"]
+
 T = TypeVar("T")
 
 
@@ -81,21 +83,25 @@ class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a site's input is quantized: per tensor, with an exact shift for one-sided ranges.
+    """How a site's input is quantized: per tensor, with an exact shift of the range.
 
     The value on the grid is ``round(x / smoothing / scale) - shift`` in [-2^(b-1), 2^(b-1) - 1];
-    ``shift`` is an integer number of steps, 0 for a symmetric range.
+    ``shift`` is an integer number of steps, 0 for a symmetric range. Where ``centered``, the
+    centre of each channel's calibrated range is subtracted instead, and ``shift`` is 0.
     """
 
     bits: int
     grid: Literal["uniform", "fp8"] = "uniform"
     scale: float | None = None
     shift: int = 0
+    centered: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"activation bits must be 2 to 8, not {self.bits}")
-        if self.grid == "fp8" and (self.bits != 8 or self.shift):
+        if self.centered and self.shift:
+            raise ValueError("a centered activation has no shift beside its centres")
+        if self.grid == "fp8" and (self.bits != 8 or self.shift or self.centered):
             raise ValueError(
                 "an FP8 activation has 8 bits and no shift, its zone around 0 is dense"
             )
@@ -106,13 +112,14 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The decision for one site; ``reason`` says why a site stays in high precision.
 
-    ``smoothing`` is the exponent of the per-channel smoothing of the input, None for none.
+    ``smoothing`` is the exponent of the per-channel smoothing of the input, "search" for the
+    scales of least predicted error, None for none.
     """
 
     name: str
     weight: WeightFormat | None = None
     activation: ActivationFormat | None = None
-    smoothing: float | None = None
+    smoothing: Smoothing | None = None
     reason: str | None = None
 
 

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from .artifacts import Smoothing
 from .errors import RecipeError
 
 PRESETS = Path(__file__).parent / "recipes"
@@ -53,7 +54,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     """Which formats the sites of a model get.
 
     Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision. `smoothing` is
-    the SmoothQuant exponent, 0 turns it off; `shift` allows the exact shift of one-sided ranges.
+    the SmoothQuant exponent, 0 turns it off, "search" takes the scales of least predicted error;
+    `shift` allows exact shifts of ranges: one for the tensor, or one a channel where that gains.
     Clips minimise sum |error|^clip_power. `data_aware` weights the search of per-channel weight
     grids by the energy of the inputs. `exclude` holds patterns of site names.
     """
@@ -62,7 +64,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     decoder_bits: int = 8
     quantize_method: QuantizeMethod = "per_channel"
     activation_bits: int = 8
-    smoothing: float = 0.5
+    smoothing: Smoothing = "search"
     shift: bool = True
     clip_power: Literal[2, 4] = 2
     data_aware: bool = False
@@ -73,7 +75,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             bits = getattr(self, name)
             if bits != FLOAT_BITS and not 2 <= bits <= 8:
                 raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
-        if not 0 <= self.smoothing <= 1:
+        if self.smoothing != "search" and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
         if self.quantize_method == "fp8":
             if {self.encoder_bits, self.decoder_bits, self.activation_bits} - {8, FLOAT_BITS}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +17,31 @@ from .formats import FP8_MAX
 from .observers import ClipCandidate, load_graph
 from .passes import Progress, collect_clip_errors
 from .qdq import initializer_array
-from .scaling import best_candidate, clip_candidates, smoothing_scale
+from .scaling import (
+    Readers,
+    Scaling,
+    best_candidate,
+    centers,
+    clip_candidates,
+    search_scaling,
+    smoothing_scale,
+)
 from .statistics import Statistics, TensorStats
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Sites that read the same tensor: one smoothing and one grid for all of them."""
+    """Sites that read the same tensor: one scaling and one grid for all of them.
+
+    `stats` are those of the tensor, with the zeros that a convolution pads; `gain` [C] is the norm
+    of the smoothed weights of each input channel.
+    """
 
     sites: tuple[Site, ...]
-    smoothing: NDArray[np.float64] | None
+    stats: TensorStats
+    scaling: Scaling
     gain: NDArray[np.float64]
     fold: bool
-
-    @property
-    def divisor(self) -> NDArray[np.float64]:
-        """What each channel [C] of the input is divided by."""
-        return np.ones_like(self.gain) if self.smoothing is None else self.smoothing
 
 
 def group_sites(
@@ -42,8 +50,9 @@ def group_sites(
     graph: str,
     entries: Mapping[str, SitePlan],
     statistics: Statistics,
+    options: QuantizeOptions,
 ) -> list[Group]:
-    """Sites with quantized inputs by the tensor they read, with smoothing and fold decided."""
+    """Sites with quantized inputs by the tensor they read, with scaling and fold decided."""
     model = load_graph(export / f"{graph}.onnx")
     readers: dict[str, list[Site]] = {}
     for site in site_map.of_graph(graph):
@@ -51,32 +60,58 @@ def group_sites(
             readers.setdefault(site.input, []).append(site)
     groups = []
     for sites in readers.values():
-        alphas = {entries[s.name].smoothing for s in sites}
-        bits = {entries[s.name].activation.bits for s in sites}  # type: ignore[union-attr]
-        if len(alphas) > 1 or len(bits) > 1:
+        first = sites[0]
+        if any(
+            (entries[s.name].smoothing, entries[s.name].activation)
+            != (entries[first.name].smoothing, entries[first.name].activation)
+            for s in sites
+        ):
             raise RecipeError(
                 f"{', '.join(s.name for s in sites)} read the same tensor but differ in "
-                "smoothing or activation bits",
+                "smoothing or activation",
                 where="plan.json",
                 do="give them the same values",
             )
-        stats = site_statistics(statistics, sites[0].name)
-        # Views on the mapped file: a copy is made one site at a time.
-        absmax = np.max([input_absmax(model.graph, s) for s in sites], axis=0)
-        alpha = alphas.pop()
-        smoothing = None if alpha is None else smoothing_scale(stats, absmax, alpha)
-        ones = np.ones_like(absmax) if smoothing is None else smoothing
-        gain = np.sqrt(sum(input_energy(model.graph, s) for s in sites)) * ones
         # A norm's affine can absorb the scale only if every reader of the norm agrees to it,
         # and if no zero padding lies between them.
-        first = sites[0]
         foldable = (
             first.fold is not None
             and len(first.shares_input_with) + 1 == len(sites)
             and all(s.weight_shape[2:] == (1, 1) for s in sites)
         )
-        groups.append(Group(tuple(sites), smoothing, gain, foldable))
+        stats = site_statistics(statistics, first.name)
+        if any(is_padded(model.graph, site) for site in sites):
+            stats = replace(
+                stats, low=np.minimum(stats.low, 0), high=np.maximum(stats.high, 0)
+            )
+        readers = summarize(model.graph, sites)
+        scaling = decide_scaling(stats, readers, entries[first.name], options, free=foldable)
+        gain = np.sqrt(readers.energy) * scaling.smoothing
+        groups.append(Group(tuple(sites), stats, scaling, gain, foldable))
     return groups
+
+
+def decide_scaling(
+    stats: TensorStats, readers: Readers, entry: SitePlan, options: QuantizeOptions, *, free: bool
+) -> Scaling:
+    """What a group's input is divided by, and whether its channels are centred.
+
+    A plan that has a scale also says whether channels are centred; else the least predicted error
+    decides.
+    """
+    activation = entry.activation
+    assert activation is not None and entry.weight is not None
+    if entry.smoothing == "search":
+        bits = (activation.bits, entry.weight.bits)
+        movable = options.shift and activation.grid == "uniform"
+        found = search_scaling(stats, readers, bits, allow_center=movable, free=free)
+    elif entry.smoothing is None:
+        found = Scaling(np.ones_like(stats.low), None)
+    else:
+        found = Scaling(smoothing_scale(stats, readers.absmax, entry.smoothing), None)
+    if activation.scale is not None:
+        found = replace(found, center=centers(stats) if activation.centered else None)
+    return found
 
 
 def site_weight(graph: ir.Graph, site: Site) -> NDArray[np.float32]:
@@ -84,18 +119,20 @@ def site_weight(graph: ir.Graph, site: Site) -> NDArray[np.float32]:
     return initializer_array(graph.initializers[site.weight]).astype(np.float32, copy=False)
 
 
-def input_absmax(graph: ir.Graph, site: Site) -> NDArray[np.float64]:
-    """max |W| by input channel, [I]."""
-    weight = site_weight(graph, site)
-    absmax: NDArray[np.float64] = np.abs(weight).max(axis=(0, 2, 3)).astype(np.float64)
-    return absmax
+def is_padded(graph: ir.Graph, site: Site) -> bool:
+    node = next(n for n in graph if n.name == site.node)
+    return "pads" in node.attributes and any(node.attributes["pads"].as_ints())
 
 
-def input_energy(graph: ir.Graph, site: Site) -> NDArray[np.float64]:
-    """sum W^2 by input channel, [I]."""
-    weight = site_weight(graph, site)
-    energy: NDArray[np.float64] = np.einsum("oihw,oihw->i", weight, weight, dtype=np.float64)
-    return energy
+def summarize(graph: ir.Graph, sites: Sequence[Site]) -> Readers:
+    """Peaks and energies of the weights of `sites`; one weight is in memory at a time."""
+    peaks, taps, energies = [], [], []
+    for site in sites:
+        weight = site_weight(graph, site)
+        peaks.append(np.abs(weight).max(axis=(2, 3)).astype(np.float64))
+        taps.append(weight.shape[2] * weight.shape[3])
+        energies.append(np.einsum("oihw,oihw->i", weight, weight, dtype=np.float64))
+    return Readers(tuple(peaks), np.sum(energies, axis=0), tuple(taps))
 
 
 def site_statistics(statistics: Statistics, name: str) -> TensorStats:
@@ -111,7 +148,6 @@ def search_activations(
     samples: Path,
     groups: Mapping[str, Sequence[Group]],
     entries: Mapping[str, SitePlan],
-    statistics: Statistics,
     options: QuantizeOptions,
     *,
     batch_size: int,
@@ -127,7 +163,7 @@ def search_activations(
     candidates: dict[str, dict[str, list[ClipCandidate]]] = {}
     for graph, members in groups.items():
         for group in members:
-            grids = candidate_grids(group, entries, statistics, options)
+            grids = candidate_grids(group, entries, options)
             if isinstance(grids, ActivationFormat):
                 chosen.update({site.name: grids for site in group.sites})
             else:
@@ -146,12 +182,16 @@ def search_activations(
             power = options.clip_power
             k = best_candidate([pair[power // 4] for pair in pairs], group.gain, power)
             grid = candidates[graph][first.input][k]
-            stats = site_statistics(statistics, first.name)
-            signal = float(np.sum(stats.square / group.divisor**2 * group.gain**2))
+            signal = float(
+                np.sum(group.stats.square / group.scaling.smoothing**2 * group.gain**2)
+            )
             noise = float(np.sum(pairs[k][0] * group.gain**2))
             for site in group.sites:
                 chosen[site.name] = ActivationFormat(
-                    bits=grid.bits, scale=grid.scale, shift=grid.shift
+                    bits=grid.bits,
+                    scale=grid.scale,
+                    shift=grid.shift,
+                    centered=grid.center is not None,
                 )
                 quality[site.name] = decibel(signal, noise)
     return chosen, quality
@@ -160,26 +200,24 @@ def search_activations(
 def candidate_grids(
     group: Group,
     entries: Mapping[str, SitePlan],
-    statistics: Statistics,
     options: QuantizeOptions,
 ) -> ActivationFormat | list[ClipCandidate]:
     """What a group may be rounded to; a format where there is nothing to search."""
     first = group.sites[0]
     wanted = entries[first.name].activation
     assert wanted is not None
-    stats = site_statistics(statistics, first.name)
-    divisor = group.divisor
+    stats, scaling = group.stats, group.scaling
     if wanted.grid == "fp8":
         if wanted.scale is not None:
             return wanted
-        reach = float(np.max(np.maximum(-stats.low, stats.high) / divisor))
+        reach = float(np.max(np.maximum(-stats.low, stats.high) / scaling.smoothing))
         return ActivationFormat(
             bits=8, grid="fp8", scale=float(np.float32(max(reach, 1e-12) / FP8_MAX))
         )
     if wanted.scale is not None:
-        kept = ClipCandidate(divisor.astype(np.float32), wanted.scale, wanted.shift, wanted.bits)
-        return [kept]
-    return clip_candidates(stats, divisor, wanted.bits, allow_shift=options.shift)
+        kept = clip_candidates(stats, scaling, wanted.bits, allow_shift=False, fractions=(1.0,))[0]
+        return [replace(kept, scale=wanted.scale, shift=wanted.shift)]
+    return clip_candidates(stats, scaling, wanted.bits, allow_shift=options.shift)
 
 
 def decibel(signal: float, noise: float) -> float:

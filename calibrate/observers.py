@@ -21,12 +21,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ClipCandidate:
-    """One candidate grid of a tensor: round(x / (smoothing * scale)) - shift on `bits` bits."""
+    """One candidate grid of a tensor: round((x - center) / (smoothing * scale)) - shift.
+
+    `smoothing` and `center` are [C] (None: no centre); the grid has 2**bits points.
+    """
 
     smoothing: Floats
     scale: float
     shift: int
     bits: int
+    center: Floats | None = None
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -71,7 +75,7 @@ def observe_ranges(graph: ir.Graph, tensors: Sequence[str]) -> None:
 def observe_clip_errors(graph: ir.Graph, candidates: Mapping[str, Sequence[ClipCandidate]]) -> None:
     """Add outputs `TENSOR:k:e2` and `:k:e4` ([N, C]): sums of error**2 and error**4.
 
-    The error is in steps of grid k: x / (smoothing * scale) minus the grid point it goes to.
+    The error is in steps of grid k: (x - center) / (smoothing * scale) minus its grid point.
     """
     values = values_by_name(graph)
     width = constant(graph, "observer.width", np.array([3], np.int64))
@@ -88,6 +92,10 @@ def observe_clip_errors(graph: ir.Graph, candidates: Mapping[str, Sequence[ClipC
                 for n, v in (("low", low), ("high", high))
             ]
             grid_x = chain(graph, "Mul", [values[name], inverse], f"{label}:x")
+            if grid.center is not None:
+                steps = (grid.center.astype(np.float64) / step).astype(np.float32)
+                center = constant(graph, f"{label}:center", steps.reshape(1, -1, 1, 1))
+                grid_x = chain(graph, "Sub", [grid_x, center], f"{label}:centered")
             rounded = chain(graph, "Round", [grid_x], f"{label}:round")
             clipped = chain(graph, "Clip", [rounded, *bounds], f"{label}:clip")
             error = chain(graph, "Sub", [clipped, grid_x], f"{label}:error")

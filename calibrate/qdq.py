@@ -4,9 +4,10 @@ At a quantized convolution the input goes through
 
     x -> [Pad 0] -> Mul 1/s -> [Sub c] -> Q -> [Clip] -> DQ -> Conv(W_q s_w) + bias + c sum(W_q s_w)
 
-with one scalar scale, no zero point. ``c = shift * scale`` moves a one-sided range onto the
-symmetric grid; padding comes first, because a zero of x is not a zero of x/s - c. In front of the
-pointwise chain the Pad fuses into its kernel; behind the DQ it would break the INT8 convolution.
+with one scalar scale, no zero point. ``c`` moves a range onto the symmetric grid: a scalar
+``shift * scale`` for a one-sided tensor, or the centres [C] of the channels' ranges. Padding comes
+first, because a zero of x is not a zero of x/s - c. In front of the pointwise chain the Pad fuses
+into its kernel; behind the DQ it would break the INT8 convolution.
 """
 
 from __future__ import annotations
@@ -30,12 +31,23 @@ class SiteWeights:
     """What a site's product computes with: the quantized (smoothed) weight, or a float one.
 
     `smoothing` [C] divides the input and is already multiplied into the weight; None is none.
+    `center` [C] is subtracted from the input after that.
     """
 
     quantized: QuantizedWeight | None
     floating: Floats | None = None
     activation: ActivationFormat | None = None
     smoothing: Floats | None = None
+    center: Floats | None = None
+
+    @property
+    def offset(self) -> Floats | np.float32:
+        """What is subtracted from the smoothed input: [C], or a scalar (0 for nothing)."""
+        if self.center is not None:
+            return self.center
+        if self.activation is None or self.activation.scale is None:
+            return np.float32(0)
+        return np.float32(self.activation.shift) * np.float32(self.activation.scale)
 
 
 def insert_qdq(graph: ir.Graph, sites: Sequence[Site], weights: Mapping[str, SiteWeights]) -> None:
@@ -60,12 +72,13 @@ def rewrite_site(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
     activation = chosen.activation
     assert chosen.quantized is not None and activation.scale is not None
     scale = np.float32(activation.scale)
-    shift = np.float32(activation.shift) * scale
+    offset = chosen.offset
+    shifted = bool(np.any(offset))
     value = node.inputs[0]
     assert value is not None
     chain = Chain(graph, node, site.name)
     pads = [int(p) for p in node.attributes["pads"].as_ints()] if "pads" in node.attributes else []
-    if activation.shift and any(pads):
+    if shifted and any(pads):
         half = len(pads) // 2
         all_pads = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
         value = chain.add("Pad", value, constant(graph, f"{site.name}.pads", all_pads))
@@ -74,8 +87,9 @@ def rewrite_site(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
         inverse = (1 / chosen.smoothing.astype(np.float64)).astype(np.float32)
         name = f"{site.name}.input_scale"
         value = chain.add("Mul", value, constant(graph, name, inverse.reshape(1, -1, 1, 1)))
-    if activation.shift and site.fold is None:
-        value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", shift))
+    if shifted and site.fold is None:
+        held = offset.reshape(1, -1, 1, 1) if offset.ndim else offset
+        value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", held))
     q_scale = constant(graph, f"{site.name}.activation_scale", scale)
     kind = FP8 if activation.grid == "fp8" else np.int8
     zero = constant(graph, f"{site.name}.zero_point", np.zeros((), kind))
@@ -87,11 +101,12 @@ def rewrite_site(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
         value = chain.add("Clip", value, low, high)
     value = chain.add("DequantizeLinear", value, q_scale, zero)
     node.replace_input_with(0, value)
-    if activation.shift:
-        sums = chosen.quantized.dequantize().astype(np.float64).sum(axis=(1, 2, 3))
+    if shifted:
+        by_channel = chosen.quantized.dequantize().astype(np.float64).sum(axis=(2, 3))
+        constant_part = (by_channel * offset.astype(np.float64)).sum(axis=1)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         before = 0.0 if bias is None else initializer_array(bias).astype(np.float64)
-        corrected = (before + float(shift) * sums).astype(np.float32)
+        corrected = (before + constant_part).astype(np.float32)
         node.resize_inputs(3)
         node.replace_input_with(2, constant(graph, f"{site.name}.bias_shifted", corrected))
 
@@ -125,7 +140,7 @@ def fold_norms(
     sites: Sequence[Site],
     weights: Mapping[str, SiteWeights],
 ) -> None:
-    """Divide a GroupNorm's affine by the smoothing of the sites it feeds, and subtract their shift.
+    """Divide a GroupNorm's affine by the smoothing of the sites it feeds, and subtract their offset.
 
     New initializers are made: the exporter shares equal-valued ones between norms.
     """
@@ -134,16 +149,14 @@ def fold_norms(
         chosen = weights.get(site.name)
         if site.fold is None or chosen is None or chosen.activation is None:
             continue
-        if chosen.smoothing is None and not chosen.activation.shift:
+        if chosen.smoothing is None and not np.any(chosen.offset):
             continue
         norm = norm_behind(nodes[site.node])
         if str(norm.name) in done:
             continue
         done.add(str(norm.name))
         smoothing = np.float64(1) if chosen.smoothing is None else chosen.smoothing.astype(float)
-        assert chosen.activation.scale is not None
-        shift = float(np.float32(chosen.activation.shift) * np.float32(chosen.activation.scale))
-        for index, name, offset in ((1, "scale", 0.0), (2, "bias", shift)):
+        for index, name, offset in ((1, "scale", np.float32(0)), (2, "bias", chosen.offset)):
             value = norm.inputs[index]
             assert value is not None
             folded = initializer_array(value).astype(np.float64) / smoothing - offset

@@ -20,6 +20,7 @@ from .observers import load_graph
 from .packed import save_packed
 from .passes import Progress
 from .qdq import SiteWeights, initializer_array, insert_qdq
+from .scaling import Scaling
 from .statistics import Statistics
 
 GRAPHS = ("encoder", "decoder")
@@ -55,13 +56,15 @@ def quantize_graphs(
 
     Returns the plan with every scale filled in, and what became of each site.
     """
-    groups = {graph: group_sites(export, site_map, graph, entries, statistics) for graph in GRAPHS}
+    groups = {
+        graph: group_sites(export, site_map, graph, entries, statistics, options)
+        for graph in GRAPHS
+    }
     activations, quality = search_activations(
         export,
         samples,
         groups,
         entries,
-        statistics,
         options,
         batch_size=batch_size,
         progress=progress,
@@ -74,7 +77,7 @@ def quantize_graphs(
         model = load_graph(export / f"{graph}.onnx")
         sites = site_map.of_graph(graph)
         chosen: dict[str, SiteWeights] = {}
-        smoothing = {s.name: g.smoothing for g in groups[graph] for s in g.sites}
+        scaling = {s.name: g.scaling for g in groups[graph] for s in g.sites}
         folded = {s.name: g.fold for g in groups[graph] for s in g.sites}
         for position, site in enumerate(sites):
             entry = entries[site.name]
@@ -85,7 +88,7 @@ def quantize_graphs(
                 statistics,
                 options,
                 activations.get(site.name),
-                smoothing.get(site.name),
+                scaling.get(site.name),
             )
             if site_weights is not None:
                 chosen[site.name] = site_weights
@@ -113,7 +116,7 @@ def quantize_site(
     statistics: Statistics,
     options: QuantizeOptions,
     activation: ActivationFormat | None,
-    smoothing: NDArray[np.float64] | None,
+    scaling: Scaling | None,
 ) -> tuple[SiteWeights | None, float | None]:
     """The weights of one site and the SQNR of the quantized weight in dB."""
     if site.weight is None or site.role == "patcher":
@@ -121,13 +124,17 @@ def quantize_site(
     weight = site_weight(graph, site)
     if entry.weight is None:
         return SiteWeights(quantized=None, floating=to_half(weight, site.name)), None
-    scale = None if smoothing is None else smoothing.astype(np.float32)
+    scale = center = None
+    if scaling is not None and entry.smoothing is not None:
+        scale = scaling.smoothing.astype(np.float32)
+    if scaling is not None and scaling.center is not None:
+        center = (scaling.center / scaling.smoothing).astype(np.float32)
     if scale is not None:
         weight = weight * scale.reshape(1, -1, 1, 1)
     importance = None
     if options.data_aware and entry.weight.granularity == "per_channel":
         stats = site_statistics(statistics, site.name)
-        ones = np.ones_like(stats.square) if smoothing is None else smoothing
+        ones = np.ones_like(stats.square) if scaling is None else scaling.smoothing
         importance = stats.square / max(1, stats.count) / ones**2
     quantized = quantize_weight(weight, entry.weight, importance)
     wide = weight.astype(np.float64)
@@ -135,7 +142,8 @@ def quantize_site(
         float(np.sum(wide**2)),
         float(np.sum((quantized.dequantize().astype(np.float64) - wide) ** 2)),
     )
-    return SiteWeights(quantized, activation=activation, smoothing=scale), noise
+    weights = SiteWeights(quantized, activation=activation, smoothing=scale, center=center)
+    return weights, noise
 
 
 def to_half(weight: NDArray[np.float32], name: str) -> NDArray[np.float32]:
@@ -161,6 +169,8 @@ def store(
         floats[f"{site.name}.weight"] = weights.floating.astype(np.float16)
     if weights.smoothing is not None:
         floats[f"{site.name}.smoothing"] = weights.smoothing
+    if weights.center is not None:
+        floats[f"{site.name}.center"] = weights.center
 
 
 def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArray[np.generic]]:
@@ -186,6 +196,7 @@ def describe(
     if entry.activation is not None:
         kind = "FP8" if entry.activation.grid == "fp8" else f"INT{entry.activation.bits}"
         shift = ", shifted" if entry.activation.shift else ""
+        shift = ", centered" if entry.activation.centered else shift
         activation = f"{kind} per-tensor{shift}"
     return SiteResult(
         site.name, site.graph, weight, activation, weight_db, activation_db, entry.reason

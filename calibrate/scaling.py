@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,39 @@ Array = NDArray[np.float64]
 CLIP_FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 # A range is one-sided when its short side is below this share of the long one (SiLU: -0.28 to 6).
 ONE_SIDED = 0.5
+# What `search_scaling` tries: exponents, and caps as shares of the largest smoothed channel.
+EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7)
+CAPS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
+# A shift a channel must lower the error by this much, since it keeps a padding out of a fast
+# integer convolution on CPUs.
+CENTER_GAIN_DB = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """What the products that read a tensor [N, C, ...] do with its channels.
+
+    `peaks` has max |W| over a kernel's taps for each reader, [O, C]; `energy` [C] is the sum of
+    W^2 over readers, outputs and taps; `taps` the kernel size of each reader.
+    """
+
+    peaks: tuple[Array, ...]
+    energy: Array
+    taps: tuple[int, ...]
+
+    @property
+    def absmax(self) -> Array:
+        """max |W| by input channel, [C]."""
+        largest: Array = np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
+        return largest
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Channels [C] are divided by `smoothing` after `center` (None: no centre) is subtracted."""
+
+    smoothing: Array
+    center: Array | None
 
 
 def smoothing_scale(stats: TensorStats, weight_absmax: Array, alpha: float) -> Array:
@@ -23,7 +57,7 @@ def smoothing_scale(stats: TensorStats, weight_absmax: Array, alpha: float) -> A
     ``max|X_i|`` is half the channel's range, since the grid is shifted to its centre where that
     helps. Arguments and result [C]; normalised to geometric mean 1; dead channels get 1.
     """
-    reach = (stats.high - stats.low) / 2
+    reach = half_range(stats)
     alive = (reach > 0) & (weight_absmax > 0)
     scale = np.ones_like(reach)
     scale[alive] = reach[alive] ** alpha / weight_absmax[alive] ** (1 - alpha)
@@ -32,9 +66,73 @@ def smoothing_scale(stats: TensorStats, weight_absmax: Array, alpha: float) -> A
     return scale
 
 
+def half_range(stats: TensorStats) -> Array:
+    """Half the width of each channel's range, [C]."""
+    return (stats.high - stats.low) / 2
+
+
+def centers(stats: TensorStats) -> Array:
+    """The middle of each channel's range, [C]."""
+    return (stats.high + stats.low) / 2
+
+
+def search_scaling(
+    stats: TensorStats, readers: Readers, bits: tuple[int, int], *, allow_center: bool, free: bool
+) -> Scaling:
+    """The smoothing, and whether to centre channels, of least predicted error of the products.
+
+    Candidates are SmoothQuant's scales for several exponents, each also with the largest smoothed
+    channels capped: few channels set the step of the whole tensor, and widening their scale alone
+    costs the weights little. `bits` are those of activation and weight; `free` says that a shift
+    a channel costs nothing, so that any gain is taken.
+    """
+    reach = half_range(stats)
+    found: dict[bool, tuple[float, Array]] = {}
+    for alpha in EXPONENTS:
+        base = smoothing_scale(stats, readers.absmax, alpha)
+        largest = float((reach / base).max())
+        for cap in CAPS if largest > 0 else (1.0,):
+            scale = np.maximum(base, reach / (largest * cap)) if largest > 0 else base
+            for centered in (False, True) if allow_center else (False,):
+                error = predicted_error(stats, readers, scale, bits, centered=centered)
+                if centered not in found or error < found[centered][0]:
+                    found[centered] = (error, scale)
+    plain = found[False]
+    with_center = found.get(True)
+    least = 1.0 if free else 10 ** (CENTER_GAIN_DB / 10)
+    if with_center is not None and plain[0] > with_center[0] * least:
+        return Scaling(with_center[1], centers(stats))
+    return Scaling(plain[1], None)
+
+
+def predicted_error(
+    stats: TensorStats, readers: Readers, scale: Array, bits: tuple[int, int], *, centered: bool
+) -> float:
+    """Expected squared error of the readers' outputs per pixel, roundings being uniform noise.
+
+    With a step d of the input and D_o of output channel o of the weight:
+    d^2/12 sum_i s_i^2 |W_i|^2 + sum_o D_o^2/12 sum_i E[x_i^2]/s_i^2 taps, the two terms whose
+    ratio GPS balances channel by channel (PTQ4ARVG, eq. 8).
+    """
+    if centered:
+        width = 2 * float((half_range(stats) / scale).max())
+    else:
+        low = min(0.0, float(np.min(stats.low / scale)))
+        high = max(0.0, float(np.max(stats.high / scale)))
+        short, long = sorted((-low, high))
+        width = high - low if short < ONE_SIDED * long else 2 * long
+    step = width / (2 ** bits[0] - 1)
+    error = step**2 / 12 * float(np.sum(scale**2 * readers.energy))
+    signal = float(np.sum(stats.square / max(1, stats.count) / scale**2))
+    for peak, taps in zip(readers.peaks, readers.taps, strict=True):
+        steps = (peak * scale).max(axis=1) / (2 ** (bits[1] - 1) - 1)
+        error += float(np.sum(steps**2)) / 12 * taps * signal
+    return error
+
+
 def clip_candidates(
     stats: TensorStats,
-    smoothing: Array,
+    scaling: Scaling,
     bits: int,
     *,
     allow_shift: bool,
@@ -42,19 +140,24 @@ def clip_candidates(
 ) -> list[ClipCandidate]:
     """Grids whose range is a fraction of what was seen; the short side is never clipped.
 
-    Zero is always in the range, since convolutions pad with it.
+    Zero is in the range, except where channels are centred on ranges without it.
 
     A one-sided range gets an integer ``shift`` (the lowest grid point at its lower end), so that
-    all 2^bits levels are used; a two-sided one is symmetric.
+    all 2^bits levels are used; a two-sided one, and one with centred channels, is symmetric.
     """
-    low = min(0.0, float(np.min(stats.low / smoothing)))
-    high = max(0.0, float(np.max(stats.high / smoothing)))
+    smoothing, center = scaling.smoothing, scaling.center
+    if center is None:
+        low = min(0.0, float(np.min(stats.low / smoothing)))
+        high = max(0.0, float(np.max(stats.high / smoothing)))
+    else:
+        high = float(np.max(half_range(stats) / smoothing))
+        low = -high
     levels = 2**bits
     grids = []
     for fraction in fractions:
         short, long = sorted((abs(low), abs(high)))
         reach = max(long * fraction, 1e-12)
-        if allow_shift and short < ONE_SIDED * reach:
+        if allow_shift and center is None and short < ONE_SIDED * reach:
             low_k, high_k = (low, reach) if high >= -low else (-reach, high)
             scale = (high_k - low_k) / (levels - 1)
             shift = round(low_k / scale) + levels // 2
@@ -68,6 +171,7 @@ def clip_candidates(
                 scale=float(np.float32(scale)),
                 shift=shift,
                 bits=bits,
+                center=None if center is None else center.astype(np.float32),
             )
         )
     return grids
