@@ -35,6 +35,22 @@ EXTRAS = {
 }
 
 
+class Exponent(click.ParamType):
+    """A number, or the word "search"."""
+
+    name = "number|search"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if value == "search":
+            return "search"
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f'{value!r} is neither a number nor "search"', param, ctx)
+
+
 class Commands(click.Group):
     """Prints what a user can act on as one line and exits with its code; bugs show a traceback."""
 
@@ -219,7 +235,11 @@ def calibrate(workspace: Path, recipe_name: str | None, as_json: bool, **changes
     "--quantize-method",
     type=click.Choice(["per_tensor", "log_quantization", "per_channel", "per_channel_log", "fp8"]),
 )
-@click.option("--smoothing", type=float, help="SmoothQuant exponent, 0 for none. [default: 0.5]")
+@click.option(
+    "--smoothing",
+    type=Exponent(),
+    help='SmoothQuant exponent, 0 for none, or "search". [default: search]',
+)
 @click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="An edited plan.json.")
 @json_option

@@ -56,7 +56,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision. `smoothing` is
     the SmoothQuant exponent, 0 turns it off, "search" takes the scales of least predicted error;
     `shift` allows exact shifts of ranges: one for the tensor, or one a channel where that gains.
-    Clips minimise sum |error|^clip_power. `data_aware` weights the search of per-channel weight
+    Clips minimise sum |error|^clip_power. `attention_inputs` rounds the inputs of the projections
+    of a convolutional attention too. `data_aware` weights the search of per-channel weight
     grids by the energy of the inputs. `exclude` holds patterns of site names.
     """
 
@@ -66,7 +67,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     activation_bits: int = 8
     smoothing: Smoothing = "search"
     shift: bool = True
-    clip_power: Literal[2, 4] = 2
+    clip_power: Literal[2, 4] = 4
+    attention_inputs: bool = False
     data_aware: bool = False
     exclude: tuple[str, ...] = ()
 

@@ -81,12 +81,10 @@ def group_sites(
         )
         stats = site_statistics(statistics, first.name)
         if any(is_padded(model.graph, site) for site in sites):
-            stats = replace(
-                stats, low=np.minimum(stats.low, 0), high=np.maximum(stats.high, 0)
-            )
-        readers = summarize(model.graph, sites)
-        scaling = decide_scaling(stats, readers, entries[first.name], options, free=foldable)
-        gain = np.sqrt(readers.energy) * scaling.smoothing
+            stats = replace(stats, low=np.minimum(stats.low, 0), high=np.maximum(stats.high, 0))
+        users = summarize(model.graph, sites)
+        scaling = decide_scaling(stats, users, entries[first.name], options, free=foldable)
+        gain = np.sqrt(users.energy) * scaling.smoothing
         groups.append(Group(tuple(sites), stats, scaling, gain, foldable))
     return groups
 
@@ -182,9 +180,7 @@ def search_activations(
             power = options.clip_power
             k = best_candidate([pair[power // 4] for pair in pairs], group.gain, power)
             grid = candidates[graph][first.input][k]
-            signal = float(
-                np.sum(group.stats.square / group.scaling.smoothing**2 * group.gain**2)
-            )
+            signal = float(np.sum(group.stats.square / group.scaling.smoothing**2 * group.gain**2))
             noise = float(np.sum(pairs[k][0] * group.gain**2))
             for site in group.sites:
                 chosen[site.name] = ActivationFormat(

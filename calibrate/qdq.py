@@ -140,7 +140,7 @@ def fold_norms(
     sites: Sequence[Site],
     weights: Mapping[str, SiteWeights],
 ) -> None:
-    """Divide a GroupNorm's affine by the smoothing of the sites it feeds, and subtract their offset.
+    """Divide a GroupNorm's affine by the smoothing of the sites it feeds, subtract their offset.
 
     New initializers are made: the exporter shares equal-valued ones between norms.
     """

@@ -5,9 +5,10 @@ float. So each quantized convolution becomes
 
     Mul 1/s -> QuantizeLinear(uint8, zero point 128 - shift) -> QLinearConv -> DequantizeLinear
 
-The zero point carries the shift (and QLinearConv pads with it, so the explicit Pad goes), the
-output is uint8 with a scale and zero point per channel, which the weight scales absorb for free.
-Only that rounding of the output is not in the Q/DQ graph; reports show what it costs.
+The zero point carries a scalar shift (and QLinearConv pads with it, so the explicit Pad goes); the
+centres of channels stay a Pad and a Sub in front. The output is uint8 with a scale and zero point
+per channel, which the weight scales absorb for free. Only that rounding of the output is not in
+the Q/DQ graph; reports show what it costs.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ HEADROOM = 1.05
 
 @dataclass(frozen=True, slots=True)
 class InputChain:
-    """The nodes in front of a quantized convolution, and what they say."""
+    """The nodes in front of a quantized convolution, and what they say.
+
+    `mul` and `sub` are constants [1, C, 1, 1] that stay in front of the quantizer, None for none.
+    """
 
     source: ir.Value
-    mul: ir.Node | None
+    mul: ir.Value | None
+    sub: ir.Value | None
     scale: float
     shift: int
     clip: tuple[int, int] | None
@@ -70,23 +75,24 @@ def match_chain(node: ir.Node) -> InputChain | None:
         return None
     scale = float(array(quantize.inputs[1]))
     before = quantize
-    sub = producer(before.inputs[0], "Sub")
-    shift = 0
-    if sub is not None and str(sub.name).startswith(f"{node.name}/"):
-        shift = round(float(array(sub.inputs[1])) / scale)
+    shift, centers, smoothing = 0, None, None
+    sub = own_producer(node, before, "Sub")
+    if sub is not None:
         before = sub
-    mul = producer(before.inputs[0], "Mul")
-    if mul is not None and str(mul.name).startswith(f"{node.name}/"):
-        before = mul
-    else:
-        mul = None
-    pad = producer(before.inputs[0], "Pad")
+        if array(sub.inputs[1]).ndim == 0:
+            shift = round(float(array(sub.inputs[1])) / scale)
+        else:
+            centers = sub.inputs[1]
+    mul = own_producer(node, before, "Mul")
+    if mul is not None:
+        before, smoothing = mul, mul.inputs[1]
+    pad = own_producer(node, before, "Pad")
     pads = (
         tuple(int(v) for v in node.attributes["pads"].as_ints())
         if "pads" in node.attributes
         else ()
     )
-    if pad is not None and str(pad.name).startswith(f"{node.name}/"):
+    if pad is not None and centers is None:
         top, left, bottom, right = array(pad.inputs[1])[[2, 3, 6, 7]]
         pads = (int(top), int(left), int(bottom), int(right))
         before = pad
@@ -95,7 +101,13 @@ def match_chain(node: ir.Node) -> InputChain | None:
     bounds = None
     if clip is not None:
         bounds = (int(array(clip.inputs[1])), int(array(clip.inputs[2])))
-    return InputChain(source, mul, scale, shift, bounds, pads)
+    return InputChain(source, smoothing, centers, scale, shift, bounds, pads)
+
+
+def own_producer(node: ir.Node, before: ir.Node, op: str) -> ir.Node | None:
+    """What makes the input of `before`, if it is an `op` that the insertion made for `node`."""
+    found = producer(before.inputs[0], op)
+    return found if found is not None and str(found.name).startswith(f"{node.name}/") else None
 
 
 def match_weight(node: ir.Node) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
@@ -143,7 +155,9 @@ def quantize_input(
     value = chain.source if resize is None else resize.inputs[0]
     assert value is not None
     if chain.mul is not None:
-        value = add("Mul", value, chain.mul.inputs[1])
+        value = add("Mul", value, chain.mul)
+    if chain.sub is not None:
+        value = add("Sub", value, chain.sub)
     value = add("QuantizeLinear", value, x_scale, x_zero)
     if chain.clip is not None:
         low, high = (np.array(np.clip(v + 128, 0, 255), np.uint8) for v in chain.clip)

@@ -137,7 +137,8 @@ def tiny_int8(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TinyQuantized:
     folder = tmp_path_factory.mktemp("tiny_int8")
-    return quantize(tiny_di, samples, statistics, folder, QuantizeOptions())
+    options = QuantizeOptions(attention_inputs=True)
+    return quantize(tiny_di, samples, statistics, folder, options)
 
 
 @pytest.fixture(scope="session")
@@ -217,15 +218,26 @@ def conv_site(name: str, source: str, weight: QuantizedWeight, **changes: object
 
 
 def on_grid(
-    x: NDArray[np.float64], smoothing: Floats, activation: ActivationFormat
+    x: NDArray[np.float64],
+    smoothing: Floats,
+    activation: ActivationFormat,
+    center: Floats | None = None,
 ) -> NDArray[np.float64]:
-    """Values of the smoothed tensor on the unsigned grid: integers from shift - 2^(b-1) up."""
+    """Values of the smoothed tensor on the unsigned grid: integers from shift - 2^(b-1) up.
+
+    With a `center` [C] in smoothed units, the grid of each channel lies around it.
+    """
     assert activation.scale is not None
-    steps = x / smoothing.astype(np.float64).reshape(1, -1, 1, 1) / activation.scale
+    offset = (np.zeros(x.shape[1]) if center is None else center.astype(np.float64)).reshape(
+        1, -1, 1, 1
+    )
+    steps = x / smoothing.astype(np.float64).reshape(1, -1, 1, 1) - offset
+    steps = steps / activation.scale
     fraction = np.abs(steps - np.floor(steps) - 0.5)
     assert fraction.min() > 1e-4, "a value at a rounding tie: choose another seed"
     low = activation.shift - 2 ** (activation.bits - 1)
-    return np.clip(np.round(steps), low, low + 2**activation.bits - 1) * activation.scale
+    points = np.clip(np.round(steps), low, low + 2**activation.bits - 1)
+    return points * activation.scale + offset
 
 
 def convolve(
@@ -254,6 +266,7 @@ def make_conv_case(
     pads: tuple[int, int, int, int] = (1, 1, 1, 1),
     bits: int = 8,
     shift: int = 0,
+    centered: bool = False,
     smoothed: bool = True,
     resize: bool = False,
     weight_format: WeightFormat | None = None,
@@ -261,7 +274,8 @@ def make_conv_case(
 ) -> ConvCase:
     rng = np.random.default_rng(3)
     scale = float(np.float32(0.037 * 2 ** (8 - bits)))
-    activation = ActivationFormat(bits=bits, scale=scale, shift=shift)
+    activation = ActivationFormat(bits=bits, scale=scale, shift=shift, centered=centered)
+    center = rng.normal(0, 60 * scale, CHANNELS).astype(np.float32) if centered else None
     smoothing = np.ones(CHANNELS, np.float32)
     if smoothed and not weight_only:
         smoothing = np.exp(rng.normal(0, 0.7, CHANNELS)).astype(np.float32)
@@ -272,7 +286,8 @@ def make_conv_case(
     low = shift - 2 ** (bits - 1)
     size = (2, CHANNELS, SIZE, SIZE)
     steps = rng.integers(low - 9, low + 2**bits + 9, size) + rng.uniform(-0.4, 0.4, size)
-    x = (steps * scale * smoothing.reshape(1, -1, 1, 1)).astype(np.float32)
+    offset = 0 if center is None else center.reshape(1, -1, 1, 1)
+    x = ((steps * scale + offset) * smoothing.reshape(1, -1, 1, 1)).astype(np.float32)
 
     nodes, source = [], "x"
     constants = {
@@ -309,33 +324,42 @@ def make_conv_case(
         quantized,
         activation=None if weight_only else activation,
         smoothing=smoothing if smoothed and not weight_only else None,
+        center=center,
     )
     wide = x.astype(np.float64)
-    grid = wide if weight_only else on_grid(wide, smoothing, activation)
     if resize:
-        grid = grid.repeat(2, axis=2).repeat(2, axis=3)
+        wide = wide.repeat(2, axis=2).repeat(2, axis=3)
+    if center is not None:
+        # Zeros are padded before the rounding: they too land on the grid around the centre.
+        wide = np.pad(wide, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+        pads_left = [0] * 4
+    else:
+        pads_left = list(pads)
+    grid = wide if weight_only else on_grid(wide, smoothing, activation, center)
     return ConvCase(
         float_graph(nodes, constants, ["c.out"], CHANNELS),
         (conv_site("c", source, quantized),),
         {"c": chosen},
         x,
-        {"c": convolve(grid, quantized.dequantize(), bias, strides, list(pads))},
+        {"c": convolve(grid, quantized.dequantize(), bias, strides, pads_left)},
     )
 
 
-def make_folded_case(*, shift: int = 20) -> ConvCase:
+def make_folded_case(*, shift: int = 20, centered: bool = False) -> ConvCase:
     """A GroupNorm that feeds q, k and v; another norm shares its affine initializers."""
     rng = np.random.default_rng(6)
     x = rng.normal(1, 2, (2, CHANNELS, 3, 5)).astype(np.float32)
     gamma = rng.normal(1, 0.3, CHANNELS).astype(np.float32)
     beta = rng.normal(0.5, 0.3, CHANNELS).astype(np.float32)
     smoothing = np.exp(rng.normal(0, 0.5, CHANNELS)).astype(np.float32)
-    activation = ActivationFormat(bits=8, scale=float(np.float32(0.031)), shift=shift)
+    scale = float(np.float32(0.031))
+    activation = ActivationFormat(bits=8, scale=scale, shift=shift, centered=centered)
+    center = rng.normal(0, 1, CHANNELS).astype(np.float32) if centered else None
     groups = x.astype(np.float64).reshape(2, GROUPS, -1)
     centred = groups - groups.mean(axis=2, keepdims=True)
     normed = centred / np.sqrt(groups.var(axis=2, keepdims=True) + 1e-6)
     affine = [v.astype(np.float64).reshape(1, -1, 1, 1) for v in (gamma, beta)]
-    grid = on_grid(normed.reshape(x.shape) * affine[0] + affine[1], smoothing, activation)
+    grid = on_grid(normed.reshape(x.shape) * affine[0] + affine[1], smoothing, activation, center)
 
     constants: dict[str, np.ndarray] = {"gamma": gamma, "beta": beta}
     nodes = [
@@ -362,7 +386,9 @@ def make_folded_case(*, shift: int = 20) -> ConvCase:
         sites.append(
             conv_site(name, "normed", quantized, shares_input_with=others, fold=("gamma", "beta"))
         )
-        chosen[name] = SiteWeights(quantized, activation=activation, smoothing=smoothing)
+        chosen[name] = SiteWeights(
+            quantized, activation=activation, smoothing=smoothing, center=center
+        )
         expected[name] = convolve(grid, quantized.dequantize(), bias, [1, 1], [0] * 4)
     outputs = ["q.out", "k.out", "v.out", "other"]
     graph = float_graph(nodes, constants, outputs, CHANNELS)
@@ -393,6 +419,19 @@ INTEGER_CASES: dict[str, Callable[[], ConvCase]] = {
     "behind a nearest resize": partial(make_conv_case, resize=True, shift=50),
     "folded norm, shifted": partial(make_folded_case, shift=20),
     "folded norm": partial(make_folded_case, shift=0),
+    "folded norm, centered": partial(make_folded_case, shift=0, centered=True),
+    "3x3 centered": partial(make_conv_case, centered=True),
+    "3x3 centered, no smoothing": partial(make_conv_case, centered=True, smoothed=False),
+    "1x1 centered": partial(make_conv_case, **POINT, centered=True),
+    "4 bits, centered, stride 2": partial(
+        make_conv_case,
+        centered=True,
+        bits=4,
+        stride=2,
+        pads=(0, 0, 1, 1),
+        weight_format=WeightFormat(bits=4),
+    ),
+    "behind a nearest resize, centered": partial(make_conv_case, resize=True, centered=True),
 }
 WEIGHT_ONLY_CASES: dict[str, Callable[[], ConvCase]] = {
     f"weight-only {grid} {granularity}": partial(

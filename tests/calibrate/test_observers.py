@@ -91,14 +91,18 @@ def test_statistics_do_not_depend_on_the_batch_size(
 def grids(channels: int) -> list[ClipCandidate]:
     smoothing = np.linspace(0.5, 2, channels).astype(np.float32)
     return [
-        ClipCandidate(smoothing, scale, shift, bits)
-        for scale, shift, bits in ((0.013, 0, 8), (0.021, 100, 8), (0.05, -5, 4), (0.002, 0, 8))
+        *(
+            ClipCandidate(smoothing, scale, shift, bits)
+            for scale, shift, bits in ((0.013, 0, 8), (0.021, 100, 8), (0.05, -5, 4), (0.002, 0, 8))
+        ),
+        ClipCandidate(smoothing, 0.011, 0, 8, np.linspace(-1, 2, channels).astype(np.float32)),
     ]
 
 
 def clip_error(x: np.ndarray, grid: ClipCandidate) -> tuple[np.ndarray, np.ndarray]:
     """(smoothed tensor, its distance to the nearest point of the grid), float64."""
-    smooth = x / grid.smoothing.astype(np.float64).reshape(1, -1, 1, 1)
+    center = 0.0 if grid.center is None else grid.center.astype(np.float64).reshape(1, -1, 1, 1)
+    smooth = (x - center) / grid.smoothing.astype(np.float64).reshape(1, -1, 1, 1)
     levels = np.arange(2**grid.bits) - 2 ** (grid.bits - 1) + grid.shift
     return smooth, smooth - np.clip(
         np.rint(smooth / grid.scale) * grid.scale, levels[0] * grid.scale, levels[-1] * grid.scale

@@ -59,6 +59,32 @@ def test_half_left_in_high_precision_says_so() -> None:
     assert entries["encoder.mid.conv1"].reason == "encoder_bits = 32"
 
 
+ATTENTION = SiteMap(sites=(*SITES.sites, site("encoder.mid.q", "encoder", role="q")))
+
+
+def test_attention_projections_keep_float_inputs_unless_asked() -> None:
+    entry = named(make_plan(ATTENTION, QuantizeOptions()))["encoder.mid.q"]
+    assert entry.weight == WeightFormat(bits=8)
+    assert entry.activation is None and "softmax" in str(entry.reason)
+    for options in (QuantizeOptions(attention_inputs=True), QuantizeOptions(quantize_method="fp8")):
+        entry = named(make_plan(ATTENTION, options))["encoder.mid.q"]
+        assert entry.activation is not None and entry.reason is None
+    weight_only = QuantizeOptions(activation_bits=32)
+    assert named(make_plan(ATTENTION, weight_only))["encoder.mid.q"].reason is None
+
+
+def test_smoothing_is_searched_by_default_and_zero_turns_it_off() -> None:
+    name = "decoder.up.conv1"
+    assert named(make_plan(SITES, QuantizeOptions()))[name].smoothing == "search"
+    assert named(make_plan(SITES, QuantizeOptions(smoothing=0)))[name].smoothing is None
+
+
+@pytest.mark.parametrize("changes", [{"shift": 3}, {"grid": "fp8"}])
+def test_centered_activation_has_neither_shift_nor_fp8(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"center|shift"):
+        ActivationFormat(bits=8, centered=True, **changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("method", "grid", "granularity"),
     [

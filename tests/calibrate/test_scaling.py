@@ -7,12 +7,18 @@ from hypothesis import strategies as st
 
 from arvg_trt.calibrate.scaling import (
     CLIP_FRACTIONS,
+    Readers,
+    Scaling,
     best_candidate,
+    centers,
     clip_candidates,
+    predicted_error,
+    search_scaling,
     smoothing_scale,
 )
 from arvg_trt.calibrate.statistics import TensorStats
 
+ONE = Scaling(np.ones(1), None)
 positive = st.floats(1e-3, 1e3)
 channels = st.lists(st.tuples(st.floats(-1e3, 1e3), positive, positive), min_size=1, max_size=12)
 
@@ -84,7 +90,9 @@ def test_zero_is_a_point_of_every_candidate_grid(
 ) -> None:
     low, width = np.array(rows).T
     smoothing = np.exp(np.random.default_rng(seed).normal(size=len(low)))
-    found = clip_candidates(stats(low, low + width), smoothing, bits, allow_shift=allow_shift)
+    found = clip_candidates(
+        stats(low, low + width), Scaling(smoothing, None), bits, allow_shift=allow_shift
+    )
     assert len(found) == len(CLIP_FRACTIONS)
     for grid in found:
         assert grid.bits == bits and grid.scale > 0
@@ -97,7 +105,7 @@ def test_unclipped_candidate_covers_what_was_seen(
     rows: list[tuple[float, float]], bits: int, allow_shift: bool
 ) -> None:
     low, width = np.array(rows).T
-    ones = np.ones(len(low))
+    ones = Scaling(np.ones(len(low)), None)
     grid = clip_candidates(stats(low, low + width), ones, bits, allow_shift=allow_shift)[0]
     bottom, top = grid_range(grid)
     # The grid is put on whole steps, so an end may lie half a step inside.
@@ -110,18 +118,18 @@ def test_one_sided_range_gets_a_shift_that_uses_all_levels(
     low: float, high: float, shift: int
 ) -> None:
     seen = stats(np.array([low]), np.array([high]))
-    grid = clip_candidates(seen, np.ones(1), 8, allow_shift=True)[0]
+    grid = clip_candidates(seen, ONE, 8, allow_shift=True)[0]
     assert grid.shift == shift
     bottom, top = grid_range(grid)
     assert bottom == pytest.approx(low, abs=grid.scale)
     assert top == pytest.approx(high, abs=grid.scale)
-    assert clip_candidates(seen, np.ones(1), 8, allow_shift=False)[0].shift == 0
+    assert clip_candidates(seen, ONE, 8, allow_shift=False)[0].shift == 0
 
 
 @pytest.mark.parametrize("high", [0.6, 1.0, 1.9])
 def test_symmetric_range_gets_no_shift(high: float) -> None:
     seen = stats(np.array([-1.0]), np.array([high]))
-    grid = clip_candidates(seen, np.ones(1), 8, allow_shift=True, fractions=[1.0])[0]
+    grid = clip_candidates(seen, ONE, 8, allow_shift=True, fractions=[1.0])[0]
     assert grid.shift == 0
     assert grid.scale == pytest.approx(max(1, high) / 127)
 
@@ -129,7 +137,7 @@ def test_symmetric_range_gets_no_shift(high: float) -> None:
 def test_only_the_long_side_is_clipped() -> None:
     seen = stats(np.array([-0.3]), np.array([6.0]))
     for fraction in CLIP_FRACTIONS:
-        grid = clip_candidates(seen, np.ones(1), 8, allow_shift=True, fractions=[fraction])[0]
+        grid = clip_candidates(seen, ONE, 8, allow_shift=True, fractions=[fraction])[0]
         bottom, top = grid_range(grid)
         assert bottom == pytest.approx(-0.3, abs=grid.scale)
         assert top == pytest.approx(6 * fraction, abs=grid.scale)
@@ -142,3 +150,105 @@ def test_best_candidate_weights_channels_by_their_gain() -> None:
     # 4 and 20 against 12 and 2 with gains 2 and sqrt 2; to the fourth power 16 + 40 and 48 + 4
     assert best_candidate(errors, np.array([2.0, 2**0.5]), 2) == 1
     assert best_candidate([np.array([1.0, 9.9]), np.array([3.0, 1.0])], np.array([2, 1.0]), 4) == 0
+
+
+@given(st.lists(ranges, min_size=1, max_size=5), st.integers(0, 2**32 - 1))
+def test_centred_grid_covers_each_channel_around_its_middle(
+    rows: list[tuple[float, float]], seed: int
+) -> None:
+    low, width = np.array(rows).T
+    seen = stats(low, low + width)
+    smoothing = np.exp(np.random.default_rng(seed).normal(size=len(low)))
+    scaling = Scaling(smoothing, centers(seen))
+    grid = clip_candidates(seen, scaling, 8, allow_shift=True, fractions=[1.0])[0]
+    assert grid.shift == 0 and grid.center is not None
+    np.testing.assert_allclose(grid.center, (seen.low + seen.high) / 2, rtol=1e-6, atol=1e-30)
+    reach = float(max((seen.high - seen.low) / 2 / smoothing))
+    assert 127 * grid.scale == pytest.approx(reach, rel=1e-6, abs=1e-9)
+
+
+def heavy_tailed(rng: np.random.Generator, channels: int, pixels: int) -> np.ndarray:
+    """[C, pixels] with a few channels that reach far further than the others."""
+    spread = np.exp(rng.normal(0, 0.6, channels))
+    spread[:2] *= 8
+    return rng.normal(0, 1, (channels, pixels)) * spread[:, None]
+
+
+def observed(x: np.ndarray) -> TensorStats:
+    return TensorStats(x.min(axis=1), x.max(axis=1), np.square(x).sum(axis=1), x.shape[1])
+
+
+def readers_of(weight: np.ndarray) -> Readers:
+    return Readers((np.abs(weight),), np.square(weight).sum(axis=0), (1,))
+
+
+def measured_error(x: np.ndarray, weight: np.ndarray, scaling: Scaling) -> float:
+    """Squared error per pixel of an INT8 product, roundings done for real in float64."""
+    seen = observed(x)
+    grid = clip_candidates(seen, scaling, 8, allow_shift=True, fractions=[1.0])[0]
+    offset = 0.0 if scaling.center is None else (scaling.center / scaling.smoothing)[:, None]
+    steps = (x / scaling.smoothing[:, None] - offset) / grid.scale
+    low = grid.shift - 128
+    rounded = np.clip(np.rint(steps), low, low + 255) * grid.scale + offset
+    smoothed = weight * scaling.smoothing
+    step = np.abs(smoothed).max(axis=1, keepdims=True) / 127
+    error = np.rint(smoothed / step) * step @ rounded - weight @ x
+    return float(np.square(error).sum() / x.shape[1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("center", [False, True])
+def test_predicted_error_is_near_the_measured_one(seed: int, center: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x = heavy_tailed(rng, 48, 4000)
+    if center:
+        x += rng.normal(0, 6, (48, 1))
+    weight = rng.normal(0, 0.2, (64, 48)) * np.exp(rng.normal(0, 0.4, (64, 1)))
+    seen, readers = observed(x), readers_of(weight)
+    for alpha in (0.0, 0.5, 1.0):
+        scale = smoothing_scale(seen, readers.absmax, alpha)
+        predicted = predicted_error(seen, readers, scale, (8, 8), centered=center)
+        scaling = Scaling(scale, centers(seen) if center else None)
+        assert predicted == pytest.approx(measured_error(x, weight, scaling), rel=0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_searched_scaling_beats_every_exponent_where_channels_differ(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = heavy_tailed(rng, 48, 4000)
+    weight = rng.normal(0, 0.2, (64, 48))
+    seen, readers = observed(x), readers_of(weight)
+    found = search_scaling(seen, readers, (8, 8), allow_center=False, free=False)
+    assert found.center is None
+    error = measured_error(x, weight, found)
+    for alpha in (0.3, 0.5, 0.7, 0.0):
+        plain = Scaling(smoothing_scale(seen, readers.absmax, alpha), None)
+        assert error < measured_error(x, weight, plain) * 1.02
+
+
+def test_channels_are_centred_where_that_gains_a_decibel() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (32, 2000))
+    weight = rng.normal(0, 0.2, (16, 32))
+    readers = readers_of(weight)
+
+    def search(values: np.ndarray, **options: bool) -> Scaling:
+        return search_scaling(
+            observed(values), readers, (8, 8), **{"allow_center": True, "free": False} | options
+        )
+
+    moved = x + rng.normal(0, 8, (32, 1))
+    assert search(x).center is None
+    assert search(moved, allow_center=False).center is None
+    found = search(moved)
+    assert found.center is not None
+    np.testing.assert_allclose(found.center, centers(observed(moved)))
+    plain = search(moved, allow_center=False)
+    assert measured_error(moved, weight, found) < measured_error(moved, weight, plain) / 2
+    assert search(x + 0.05, free=True).center is not None
+
+
+def test_silent_tensor_gets_a_scaling_of_ones() -> None:
+    seen = stats(np.zeros(3), np.zeros(3))
+    found = search_scaling(seen, readers_of(np.ones((2, 3))), (8, 8), allow_center=True, free=True)
+    assert np.array_equal(found.smoothing, np.ones(3)) and found.center is None
