@@ -35,7 +35,7 @@ EXTRAS = {
 }
 
 
-class Exponent(click.ParamType):
+class Exponent(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
     """A number, or the word "search"."""
 
     name = "number|search"

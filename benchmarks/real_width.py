@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ..pipeline.common import load_sites
 from ..runtime.image_sources import open_source
 from ..runtime.images import load_image, to_model
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
-from ..validate.latency import interleaved, ratio
+from ..validate.latency import Latency, interleaved, ratio
 from ..validate.metrics import Energy
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
@@ -42,29 +42,17 @@ from .common import (
     center_crops,
     data_folder,
     environment,
-    environment_line,
-    markdown_table,
     random_tokenizer,
     run_measured,
-    write_results,
 )
+from .real_width_report import FP32, Accuracy, Findings
 
 GRAPHS = ("encoder", "decoder")
 PEERS = Path(__file__).parent / "peers.py"
 ONLY_CONV = "Conv, our exclusions"
 WORST_SITES = 5
-FP32 = "FP32"
 REFERENCE, EXECUTED = "reference", "as executed"
 Images = Sequence[NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Against FP32 in the reference session; the decoder is fed the FP32 tokens."""
-
-    latent_db: float
-    tokens_equal: float
-    decoder_db: float
 
 
 @dataclass(slots=True)
@@ -237,49 +225,6 @@ class Bench:
         return candidate
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Everything that a run measured; `memory` is by number of calibration samples."""
-
-    command: str
-    model: str
-    seed: int
-    samples: int
-    images: Sequence[str]
-    convolutions: Mapping[str, str]
-    accuracy: Mapping[str, Mapping[str, Accuracy | None]]
-    latency: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    rounds: int
-    export: Measured
-    build: Measured
-    memory: Mapping[int, Mapping[str, Measured]]
-    peers: Mapping[str, Mapping[str, Measured]]
-    sites: Sequence[Mapping[str, Any]]
-    environment: Mapping[str, Any]
-
-    def write(self, folder: Path) -> str:
-        """Both result files; returns the page."""
-        ours = {f"arvg-trt, {n} samples": steps for n, steps in self.memory.items()}
-        text = REPORT.format(
-            model=self.model,
-            seed=self.seed,
-            samples=self.samples,
-            images=len(self.images),
-            rounds=self.rounds,
-            accuracy=accuracy_table(self.accuracy, self.convolutions),
-            latency=latency_table(self.latency),
-            cost=cost_table(
-                {"arvg-trt": {"export": self.export, "build": self.build}, **ours, **self.peers}
-            ),
-            memory=memory_line(self.memory),
-            sites=sites_table(self.sites),
-            command=self.command,
-            environment=environment_line(self.environment),
-        )
-        write_results("real_width", folder, text, asdict(self))
-        return text
-
-
 def has_module(python: str, name: str) -> bool:
     return subprocess.run([python, "-c", f"import {name}"], capture_output=True).returncode == 0
 
@@ -313,94 +258,34 @@ def timed(
         c.label: c.codec(reference=False, threads=options.threads) for c in (fp32, *candidates)
     }
     tokens, _ = codecs[fp32.label].encode(image)
-    runs = {
-        "encoder": {k: (lambda c=c: c.encode(image)) for k, c in codecs.items()},
-        "decoder": {k: (lambda c=c: c.decode(tokens)) for k, c in codecs.items()},
-        "total": {k: (lambda c=c: (c.encode(image), c.decode(tokens))) for k, c in codecs.items()},
+    calls = {}
+    for label, codec in codecs.items():
+        calls[f"{label}: encoder"] = lambda codec=codec: codec.encode(image)
+        calls[f"{label}: decoder"] = lambda codec=codec: codec.decode(tokens)
+    click.echo(f"timing {options.rounds} rounds", err=True)
+    latency = interleaved(calls, warmup=options.warmup, rounds=options.rounds)
+    for label in codecs:
+        halves = zip(*(latency[f"{label}: {graph}"].samples_ms for graph in GRAPHS), strict=True)
+        latency[f"{label}: total"] = Latency.of([sum(pair) for pair in halves])
+    return {
+        label: {
+            what: describe_latency(latency[f"{label}: {what}"], latency[f"{fp32.label}: {what}"])
+            for what in (*GRAPHS, "total")
+        }
+        for label in codecs
     }
-    found: dict[str, Any] = {}
-    for what, calls in runs.items():
-        click.echo(f"timing {what}", err=True)
-        latency = interleaved(calls, warmup=options.warmup, rounds=options.rounds)
-        for label, each in latency.items():
-            speed = ratio(latency[fp32.label], each)
-            found.setdefault(label, {})[what] = {
-                "p50_ms": each.p50_ms,
-                "p90_ms": each.p90_ms,
-                "speed": speed.ratio,
-                "speed_low": speed.low,
-                "speed_high": speed.high,
-                "verdict": speed.verdict,
-            }
-    return found
 
 
-def accuracy_table(
-    rows: Mapping[str, Mapping[str, Accuracy | None]], convolutions: Mapping[str, str]
-) -> str:
-    def cells(found: Accuracy | None) -> list[str]:
-        if found is None:
-            return ["ONNX Runtime refuses the graph", "-", "-"]
-        return [
-            f"{found.latent_db:.2f}",
-            f"{found.tokens_equal:.1%}",
-            f"{found.decoder_db:.2f}",
-        ]
-
-    return markdown_table(
-        [
-            "quantization",
-            "INT8 convs",
-            "session",
-            "latent SQNR, dB",
-            "tokens equal",
-            "decoder SQNR, dB",
-        ],
-        [
-            [label, convolutions[label], kind, *cells(a)]
-            for label, kinds in rows.items()
-            for kind, a in kinds.items()
-        ],
-    )
-
-
-def latency_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    def cell(label: str, row: Mapping[str, Any]) -> str:
-        if label == FP32:
-            return f"{row['p50_ms']:.0f} ms"
-        low, high = row["speed_low"], row["speed_high"]
-        return f"{row['p50_ms']:.0f} ms, {row['speed']:.2f}x ({low:.2f} to {high:.2f})"
-
-    return markdown_table(
-        ["graphs", "encoder", "decoder", "total"],
-        [
-            [label, *(cell(label, row[k]) for k in ("encoder", "decoder", "total"))]
-            for label, row in rows.items()
-        ],
-    )
-
-
-def cost_table(rows: Mapping[str, Mapping[str, Measured]]) -> str:
-    return markdown_table(
-        ["process", "peak memory", "wall time"],
-        [
-            [f"{what}: {step}", f"{m.peak_mb:.0f} MB", f"{m.seconds:.1f} s"]
-            for what, steps in rows.items()
-            for step, m in steps.items()
-        ],
-    )
-
-
-def memory_line(costs: Mapping[int, Mapping[str, Measured]]) -> str:
-    """How the peak over both stages grows with samples."""
-    peaks = {n: max(m.peak_mb for m in steps.values()) for n, steps in costs.items()}
-    few, many = min(peaks), max(peaks)
-    if few == many:
-        return f"Peak over both stages: {peaks[few]:.0f} MB at {few} samples."
-    return (
-        f"Peak over both stages: {peaks[few]:.0f} MB at {few} samples, {peaks[many]:.0f} MB at "
-        f"{many}: ratio {peaks[many] / peaks[few]:.3f}."
-    )
+def describe_latency(each: Latency, reference: Latency) -> dict[str, Any]:
+    speed = ratio(reference, each)
+    return {
+        "p50_ms": each.p50_ms,
+        "p90_ms": each.p90_ms,
+        "speed": speed.ratio,
+        "speed_low": speed.low,
+        "speed_high": speed.high,
+        "verdict": speed.verdict,
+    }
 
 
 def worst_sites(manifest: Manifest) -> list[dict[str, Any]]:
@@ -408,16 +293,6 @@ def worst_sites(manifest: Manifest) -> list[dict[str, Any]]:
     sites = [s for s in manifest.results["sites"] if s["activation_sqnr_db"] is not None]
     kept = sorted(sites, key=lambda s: float(s["activation_sqnr_db"]))[:WORST_SITES]
     return [{k: s[k] for k in ("name", "activation_sqnr_db", "weight_sqnr_db")} for s in kept]
-
-
-def sites_table(sites: Sequence[Mapping[str, Any]]) -> str:
-    return markdown_table(
-        ["site", "input SQNR, dB", "weight SQNR, dB"],
-        [
-            [s["name"], f"{s['activation_sqnr_db']:.1f}", f"{s['weight_sqnr_db']:.1f}"]
-            for s in sites
-        ],
-    )
 
 
 def evaluation_images(folder: str | None, count: int) -> tuple[list[str], Images]:
@@ -496,54 +371,6 @@ def main(
         if many:
             memory[many] = bench.quantize(many)
         click.echo(findings.write(output))
-
-
-REPORT = """\
-# Static INT8 at real width
-
-`{model}` with random well-conditioned weights (seed {seed}), 256x256, batch 1. All tools see the
-same FP32 graphs and the same {samples} calibration images; {images} other images evaluate. Random
-weights compare tools, they say nothing about picture quality.
-
-- arvg-trt: defaults (W8A8, per-channel weights, smoothing, shifted ranges).
-- onnxruntime, defaults: `quant_pre_process`, then `quantize_static` (QDQ, INT8 x INT8, per-channel,
-  MinMax): every kind of node it knows, the first and last convolutions too.
-- modelopt, defaults: `modelopt.onnx.quantization.quantize` in int8 (entropy), float side FP32.
-- Conv, our exclusions: the same tool on the convolutions alone, without those that arvg-trt leaves
-  out (first and last of each half, the Haar transforms); onnxruntime then with UINT8 activations,
-  since its default session refuses to load its own INT8 graph of this kind.
-
-## Accuracy against FP32
-
-"Reference" is the Q/DQ graph without any rewrite, "as executed" what the latency is of: arvg-trt's
-ONNX Runtime engine, and the others' graphs in ONNX Runtime's default session.
-The decoder is fed the FP32 tokens. "INT8 convs" have both input and weight behind a
-DequantizeLinear in the Q/DQ graph; weight-only ones have a float input, so they compute in float
-and their accuracy is that of quantized weights alone.
-
-{accuracy}
-
-## Latency on ONNX Runtime
-
-Median of {rounds} rounds, all graphs in turn in one process, and speed over FP32: median
-(quartiles) of the ratios by round.
-
-{latency}
-
-## Time and memory
-
-Each row is a fresh process, imports included; peak is VmHWM.
-
-{cost}
-
-{memory}
-
-## Noisiest inputs of arvg-trt
-
-{sites}
-
-Measured by `{command}` (with `--data`) on {environment}
-"""
 
 
 if __name__ == "__main__":
