@@ -16,7 +16,7 @@ from ..recipe import QuantizeOptions
 from .formats import FP8_MAX
 from .observers import ClipCandidate, load_graph
 from .passes import Progress, collect_clip_errors
-from .qdq import initializer_array
+from .qdq_nodes import initializer_array, output_first
 from .scaling import (
     Readers,
     Scaling,
@@ -77,7 +77,7 @@ def group_sites(
         foldable = (
             first.fold is not None
             and len(first.shares_input_with) + 1 == len(sites)
-            and all(s.weight_shape[2:] == (1, 1) for s in sites)
+            and all(s.op != "Conv" or s.weight_shape[2:] == (1, 1) for s in sites)
         )
         stats = site_statistics(statistics, first.name)
         if any(is_padded(model.graph, site) for site in sites):
@@ -113,12 +113,18 @@ def decide_scaling(
 
 
 def site_weight(graph: ir.Graph, site: Site) -> NDArray[np.float32]:
+    """The weight of a convolution [O, I, kh, kw] or a linear [O, I], however ONNX holds it."""
     assert site.weight is not None
-    return initializer_array(graph.initializers[site.weight]).astype(np.float32, copy=False)
+    array = initializer_array(graph.initializers[site.weight]).astype(np.float32, copy=False)
+    return output_first(site_node(graph, site), array)
+
+
+def site_node(graph: ir.Graph, site: Site) -> ir.Node:
+    return next(n for n in graph if n.name == site.node)
 
 
 def is_padded(graph: ir.Graph, site: Site) -> bool:
-    node = next(n for n in graph if n.name == site.node)
+    node = site_node(graph, site)
     return "pads" in node.attributes and any(node.attributes["pads"].as_ints())
 
 
@@ -127,9 +133,10 @@ def summarize(graph: ir.Graph, sites: Sequence[Site]) -> Readers:
     peaks, taps, energies = [], [], []
     for site in sites:
         weight = site_weight(graph, site)
-        peaks.append(np.abs(weight).max(axis=(2, 3)).astype(np.float64))
-        taps.append(weight.shape[2] * weight.shape[3])
-        energies.append(np.einsum("oihw,oihw->i", weight, weight, dtype=np.float64))
+        by_tap = weight.reshape(*weight.shape[:2], -1)
+        peaks.append(np.abs(by_tap).max(axis=2).astype(np.float64))
+        taps.append(by_tap.shape[2])
+        energies.append(np.einsum("oit,oit->i", by_tap, by_tap, dtype=np.float64))
     return Readers(tuple(peaks), np.sum(energies, axis=0), tuple(taps))
 
 
@@ -144,6 +151,7 @@ def site_statistics(statistics: Statistics, name: str) -> TensorStats:
 def search_activations(
     export: Path,
     samples: Path,
+    site_map: SiteMap,
     groups: Mapping[str, Sequence[Group]],
     entries: Mapping[str, SitePlan],
     options: QuantizeOptions,
@@ -169,7 +177,7 @@ def search_activations(
     if not candidates:
         return chosen, quality
     errors = collect_clip_errors(
-        export, samples, candidates, batch_size=batch_size, progress=progress
+        export, samples, candidates, site_map, batch_size=batch_size, progress=progress
     )
     for graph, members in groups.items():
         for group in members:

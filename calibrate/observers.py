@@ -1,8 +1,9 @@
 """Observers: reduction nodes in an instrumented copy of a graph.
 
-Only small vectors leave the session: [N, C] per tensor and statistic, whatever the image size and
-however many samples. Each reduction runs over one axis of at most a few thousand terms, since
-ONNX Runtime's long float32 sums are wrong by 1e-4 and more; the rest is added in float64.
+Only small vectors leave the session: [N, C] per tensor and statistic, whatever the size of images
+or the number of samples and tokens. Each reduction runs over one axis of at most a few thousand
+terms, since ONNX Runtime's long float32 sums are wrong by 1e-4 and more; the rest is added in
+float64.
 """
 
 from __future__ import annotations
@@ -55,38 +56,40 @@ def constant(graph: ir.Graph, name: str, value: NDArray[Any] | np.generic) -> ir
     return made
 
 
-def observe_ranges(graph: ir.Graph, tensors: Sequence[str]) -> None:
-    """Add outputs `TENSOR:min`, `:max`, `:square` ([N, C]) and `:pixels` (the shape), NCHW."""
+def observe_ranges(graph: ir.Graph, tensors: Mapping[str, int]) -> None:
+    """Add outputs `TENSOR:min`, `:max`, `:square` ([N, C]) and `:shape`.
+
+    `tensors` gives the channel axis of each; axis 0 is the batch.
+    """
     values = values_by_name(graph)
-    width = constant(graph, "observer.width", np.array([3], np.int64))
-    height = constant(graph, "observer.height", np.array([2], np.int64))
-    for name in tensors:
-        for kind, ops in {
-            "min": ("ReduceMin", "ReduceMin"),
-            "max": ("ReduceMax", "ReduceMax"),
-            "square": ("ReduceSumSquare", "ReduceSum"),
-        }.items():
-            add_reduction(graph, values[name], f"{name}:{kind}", ops, (width, height))
-        shape = chain(graph, "Shape", [values[name]], f"{name}:pixels")
-        shape.dtype, shape.shape = ir.DataType.INT64, ir.Shape([4])
+    for name, axis in tensors.items():
+        reducer = Reducer(graph, values[name], axis)
+        reducer.add(f"{name}:min", values[name], "ReduceMin")
+        reducer.add(f"{name}:max", values[name], "ReduceMax")
+        reducer.add(f"{name}:square", values[name], "ReduceSumSquare", "ReduceSum")
+        shape = chain(graph, "Shape", [values[name]], f"{name}:shape")
+        shape.dtype, shape.shape = ir.DataType.INT64, ir.Shape([reducer.rank])
         graph.outputs.append(shape)
 
 
-def observe_clip_errors(graph: ir.Graph, candidates: Mapping[str, Sequence[ClipCandidate]]) -> None:
+def observe_clip_errors(
+    graph: ir.Graph,
+    candidates: Mapping[str, Sequence[ClipCandidate]],
+    channel_axes: Mapping[str, int],
+) -> None:
     """Add outputs `TENSOR:k:e2` and `:k:e4` ([N, C]): sums of error**2 and error**4.
 
     The error is in steps of grid k: (x - center) / (smoothing * scale) minus its grid point.
     """
     values = values_by_name(graph)
-    width = constant(graph, "observer.width", np.array([3], np.int64))
-    height = constant(graph, "observer.height", np.array([2], np.int64))
     for name, grids in candidates.items():
+        reducer = Reducer(graph, values[name], channel_axes[name])
         for k, grid in enumerate(grids):
             label = f"{name}:{k}"
             low = -(2 ** (grid.bits - 1)) + grid.shift
             high = 2 ** (grid.bits - 1) - 1 + grid.shift
             step = (grid.smoothing.astype(np.float64) * grid.scale).astype(np.float32)
-            inverse = constant(graph, f"{label}:inverse", (1 / step).reshape(1, -1, 1, 1))
+            inverse = constant(graph, f"{label}:inverse", reducer.by_channel(1 / step))
             bounds = [
                 constant(graph, f"{label}:{n}", np.float32(v))
                 for n, v in (("low", low), ("high", high))
@@ -94,31 +97,45 @@ def observe_clip_errors(graph: ir.Graph, candidates: Mapping[str, Sequence[ClipC
             grid_x = chain(graph, "Mul", [values[name], inverse], f"{label}:x")
             if grid.center is not None:
                 steps = (grid.center.astype(np.float64) / step).astype(np.float32)
-                center = constant(graph, f"{label}:center", steps.reshape(1, -1, 1, 1))
+                center = constant(graph, f"{label}:center", reducer.by_channel(steps))
                 grid_x = chain(graph, "Sub", [grid_x, center], f"{label}:centered")
             rounded = chain(graph, "Round", [grid_x], f"{label}:round")
             clipped = chain(graph, "Clip", [rounded, *bounds], f"{label}:clip")
             error = chain(graph, "Sub", [clipped, grid_x], f"{label}:error")
             square = chain(graph, "Mul", [error, error], f"{label}:square")
-            for kind, value, ops in (
-                ("e2", square, ("ReduceSum", "ReduceSum")),
-                ("e4", square, ("ReduceSumSquare", "ReduceSum")),
-            ):
-                add_reduction(graph, value, f"{label}:{kind}", ops, (width, height))
+            reducer.add(f"{label}:e2", square, "ReduceSum")
+            reducer.add(f"{label}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
-def add_reduction(
-    graph: ir.Graph,
-    value: ir.Value,
-    output: str,
-    ops: tuple[str, str],
-    axes: tuple[ir.Value, ir.Value],
-) -> None:
-    rows = chain(graph, ops[0], [value, axes[0]], f"{output}:rows", keepdims=0)
-    total = chain(graph, ops[1], [rows, axes[1]], output, keepdims=0)
-    total.dtype = ir.DataType.FLOAT
-    total.shape = ir.Shape([None, None])
-    graph.outputs.append(total)
+class Reducer:
+    """Reduces tensors like `value` to [N, C], over one axis at a time from the last."""
+
+    def __init__(self, graph: ir.Graph, value: ir.Value, channel_axis: int) -> None:
+        assert value.shape is not None, f"the rank of {value.name} is unknown"
+        self.graph = graph
+        self.rank = len(value.shape)
+        self.channel_axis = channel_axis
+        self.axes = [k for k in reversed(range(1, self.rank)) if k != channel_axis]
+
+    def by_channel(self, values: NDArray[Any]) -> NDArray[Any]:
+        """[C] in a shape that broadcasts over the tensor."""
+        return values.reshape([-1 if k == self.channel_axis else 1 for k in range(self.rank)])
+
+    def add(self, output: str, value: ir.Value, first: str, later: str | None = None) -> None:
+        """Make `output`: `first` over the last axis to go, `later` (or `first`) over the others."""
+        if not self.axes and first == "ReduceSumSquare":
+            value = chain(self.graph, "Mul", [value, value], output)
+        elif not self.axes:
+            value = chain(self.graph, "Identity", [value], output)
+        for k, axis in enumerate(self.axes):
+            label = output if k == len(self.axes) - 1 else f"{output}:{axis}"
+            value = self.reduce(first if k == 0 else later or first, value, axis, label)
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([None, None])
+        self.graph.outputs.append(value)
+
+    def reduce(self, op: str, value: ir.Value, axis: int, output: str) -> ir.Value:
+        held = constant(self.graph, f"{output}/axis", np.array([axis], np.int64))
+        return chain(self.graph, op, [value, held], output, keepdims=0)
 
 
 def chain(

@@ -122,7 +122,8 @@ def collect_ranges(
 
     def instrument(graph: str, ir_graph: ir.Graph) -> None:
         sites = observed_sites(site_map, graph)
-        observe_ranges(ir_graph, list(dict.fromkeys(t for s in sites for t in (s.input, s.output))))
+        axes = {t: s.channel_axis for s in sites for t in (s.input, s.output)}
+        observe_ranges(ir_graph, axes)
 
     def consume(graph: str, outputs: Outputs) -> None:
         for site in observed_sites(site_map, graph):
@@ -147,8 +148,7 @@ def batch_stats(outputs: Outputs, name: str) -> TensorStats:
     low, high, square = (
         outputs[f"{name}:{kind}"].astype(np.float64) for kind in ("min", "max", "square")
     )
-    pixels = int(np.prod(outputs[f"{name}:pixels"][2:].astype(np.int64)))
-    count = len(low) * pixels
+    count = int(np.prod(outputs[f"{name}:shape"].astype(np.int64))) // low.shape[1]
     return TensorStats(low.min(axis=0), high.max(axis=0), square.sum(axis=0), count)
 
 
@@ -156,6 +156,7 @@ def collect_clip_errors(
     export: Path,
     samples: Path,
     candidates: Mapping[str, Mapping[str, Sequence[ClipCandidate]]],
+    site_map: SiteMap,
     *,
     batch_size: int,
     progress: Progress,
@@ -167,7 +168,8 @@ def collect_clip_errors(
     sums: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
 
     def instrument(graph: str, ir_graph: ir.Graph) -> None:
-        observe_clip_errors(ir_graph, candidates.get(graph, {}))
+        axes = {site.input: site.channel_axis for site in site_map.of_graph(graph)}
+        observe_clip_errors(ir_graph, candidates.get(graph, {}), axes)
 
     def consume(graph: str, outputs: Outputs) -> None:
         for name, grids in candidates.get(graph, {}).items():

@@ -19,7 +19,8 @@ from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph
 from .packed import save_packed
 from .passes import Progress
-from .qdq import SiteWeights, initializer_array, insert_qdq
+from .qdq import insert_qdq
+from .qdq_nodes import SiteWeights, initializer_array
 from .scaling import Scaling
 from .statistics import Statistics
 
@@ -63,6 +64,7 @@ def quantize_graphs(
     activations, quality = search_activations(
         export,
         samples,
+        site_map,
         groups,
         entries,
         options,
@@ -130,7 +132,7 @@ def quantize_site(
     if scaling is not None and scaling.center is not None:
         center = (scaling.center / scaling.smoothing).astype(np.float32)
     if scale is not None:
-        weight = weight * scale.reshape(1, -1, 1, 1)
+        weight = weight * scale.reshape(1, -1, *(1,) * (weight.ndim - 2))
     importance = None
     if options.data_aware and entry.weight.granularity == "per_channel":
         stats = site_statistics(statistics, site.name)

@@ -16,7 +16,9 @@ from safetensors import safe_open
 from ..errors import BuildError
 from ..runtime.images import load_image, to_model
 from ..runtime.tokenizer import ImageTokenizer
-from .integer_forms import Ranges, expand_group_norms, match_chain, rewrite_convolutions
+from .group_norm_form import expand_group_norms
+from .integer_forms import Ranges, match_chain, rewrite_convolutions
+from .integer_linear import rewrite_linears
 
 # A wrong rewrite is off by half the signal; the rounding of outputs costs a few dB.
 WORST_LOSS_DB = 8.0
@@ -58,8 +60,9 @@ def build_engine(
         progress("rewriting for ONNX Runtime", k, 3)
         start = time.perf_counter()
         model = ir.load(source / f"{graph}.onnx")
-        planned = [str(n.name) for n in model.graph if n.op_type == "Conv" and match_chain(n)]
-        done = rewrite_convolutions(model, ranges)
+        products = [n for n in model.graph if n.op_type in ("Conv", "MatMul")]
+        planned = [str(node.name) for node in products if match_chain(node)]
+        done = rewrite_convolutions(model, ranges) + rewrite_linears(model)
         expand_group_norms(model.graph)
         path = output / f"{graph}.onnx"
         ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)

@@ -20,7 +20,7 @@ from arvg_trt.artifacts import ActivationFormat, Plan, Site, SiteMap, WeightForm
 from arvg_trt.calibrate.formats import QuantizedWeight, quantize_weight
 from arvg_trt.calibrate.passes import collect_ranges
 from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.qdq import SiteWeights
+from arvg_trt.calibrate.qdq_nodes import SiteWeights
 from arvg_trt.calibrate.quantize import SiteResult, quantize_graphs
 from arvg_trt.calibrate.statistics import Statistics, save_statistics
 from arvg_trt.export.onnx_export import export_tokenizer

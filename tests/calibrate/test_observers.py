@@ -118,7 +118,7 @@ def test_clip_errors_are_those_of_all_activations(
         for graph in ("encoder", "decoder")
     }
     errors = collect_clip_errors(
-        tiny_di.folder, samples, chosen, batch_size=batch_size, progress=silent
+        tiny_di.folder, samples, chosen, tiny_di.sites, batch_size=batch_size, progress=silent
     )
     assert errors.keys() == {f"{g}/{t}" for g, tensors in chosen.items() for t in tensors}
     for graph, tensors in chosen.items():
@@ -141,7 +141,9 @@ def test_clip_errors_of_the_image_itself_are_exact(
 ) -> None:
     image = next(s.input for s in tiny_di.sites.sites if s.role == "patcher")
     chosen = {"encoder": {image: grids(3)}}
-    errors = collect_clip_errors(tiny_di.folder, samples, chosen, batch_size=2, progress=silent)
+    errors = collect_clip_errors(
+        tiny_di.folder, samples, chosen, tiny_di.sites, batch_size=2, progress=silent
+    )
     for grid, (e2, e4) in zip(grids(3), errors[f"encoder/{image}"], strict=True):
         _, error = clip_error(activations["encoder"][image], grid)
         near(e2, (error**2).sum(axis=(0, 2, 3)))
@@ -182,11 +184,10 @@ def left_session(
     def instrument(graph: str, ir_graph) -> None:  # type: ignore[no-untyped-def]
         if clips:
             ones = {t: np.ones(c, np.float32) for t, c in channels.items()}
-            observe_clip_errors(
-                ir_graph, {t: [ClipCandidate(o, 0.1, 0, 8)] for t, o in ones.items()}
-            )
+            candidates = {t: [ClipCandidate(o, 0.1, 0, 8)] for t, o in ones.items()}
+            observe_clip_errors(ir_graph, candidates, dict.fromkeys(channels, 1))
         else:
-            observe_ranges(ir_graph, list(channels))
+            observe_ranges(ir_graph, dict.fromkeys(channels, 1))
 
     session = open_instrumented(tiny_di.folder / "encoder.onnx", "encoder", instrument)
     rng = np.random.default_rng(0)
@@ -206,4 +207,4 @@ def test_what_leaves_the_session_does_not_grow_with_the_image(
     assert len(small) == (2 if clips else 4) * len(channels)
     for name, shape in small.items():
         tensor, kind = name.split(":", 1)
-        assert shape == ((4,) if kind == "pixels" else (2, channels[tensor]))
+        assert shape == ((4,) if kind == "shape" else (2, channels[tensor]))

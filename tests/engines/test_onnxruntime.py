@@ -12,12 +12,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from arvg_trt.calibrate.qdq import insert_qdq
-from arvg_trt.engines.integer_forms import (
-    HEADROOM,
-    expand_group_norms,
-    output_grid,
-    rewrite_convolutions,
-)
+from arvg_trt.engines.group_norm_form import expand_group_norms
+from arvg_trt.engines.integer_forms import HEADROOM, output_grid, rewrite_convolutions
 from arvg_trt.engines.onnxruntime import build_engine, check_engine, output_ranges
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.images import load_image, to_model
