@@ -203,7 +203,7 @@ def export(model: str, workspace: Path, checkpoint: str | None, images: str, as_
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
 @click.option("--samples", type=int, help="Number of crops. [default: 32]")
-@click.option("--batch-size", type=int, help="Samples in flight. [default: 4]")
+@click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
 @click.option("--seed", type=int, help="Seed of the crops. [default: 0]")
 @click.option("--size", type=int, help="Side of the square crops. [default: 256]")
 @click.option(

@@ -39,7 +39,7 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
 
     images: str | None = None
     samples: int = 32
-    batch_size: int = 4
+    batch_size: int = 1
     seed: int = 0
     size: int = 256
     synthetic: bool = False
