@@ -57,7 +57,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     the SmoothQuant exponent, 0 turns it off, "search" takes the scales of least predicted error;
     `shift` allows exact shifts of ranges: one for the tensor, or one a channel where that gains.
     Clips minimise sum |error|^clip_power. `attention_inputs` rounds the inputs of the projections
-    of a convolutional attention too. `data_aware` weights the search of per-channel weight
+    of a convolutional attention too. `tap_sums` rounds the taps of a kernel so that their sum
+    stays: less error on smooth feature maps. `data_aware` weights the search of per-channel weight
     grids by the energy of the inputs. `exclude` holds patterns of site names.
     """
 
@@ -69,6 +70,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     shift: bool = True
     clip_power: Literal[2, 4] = 4
     attention_inputs: bool = False
+    tap_sums: bool = True
     data_aware: bool = False
     exclude: tuple[str, ...] = ()
 

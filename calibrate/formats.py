@@ -21,6 +21,8 @@ BINS = 1024
 UNIFORM_FRACTIONS = np.geomspace(0.12, 1.0, 40)
 LOG_FRACTIONS = np.geomspace(0.15, 1.0, 24)
 LOG_SPANS = np.geomspace(1e-4, 0.7, 28)
+# At fewer bits a step is too large to be moved for the sake of a sum.
+TAP_SUM_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,12 @@ def quantize_weight(
     weight: NDArray[np.float32],
     weight_format: WeightFormat,
     importance: NDArray[np.float64] | None = None,
+    *,
+    tap_sums: bool = False,
 ) -> QuantizedWeight:
     """Put a weight [O, I, ...] on its grid.
 
+    With `tap_sums`, kernels on a uniform grid per channel of 4 bits or more keep their sums.
     `importance` [I], the mean square of each input channel, weights the searched error.
     """
     groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
@@ -88,7 +93,11 @@ def quantize_weight(
     if weight_format.grid == "uniform":
         fraction = search_uniform(histogram, n)
         scale = (top * fraction / n).astype(np.float32)
-        codes = np.clip(np.round(rows / scale.astype(np.float64)[:, None]), -n, n)
+        exact = rows / scale.astype(np.float64)[:, None]
+        codes = np.clip(np.round(exact), -n, n)
+        if tap_sums and groups > 1 and weight.ndim > 2 and weight_format.bits >= TAP_SUM_BITS:
+            kernels = (*weight.shape[:2], -1)
+            codes = keep_tap_sums(exact.reshape(kernels), codes.reshape(kernels), n)
         return QuantizedWeight(weight_format, codes.reshape(weight.shape).astype(np.int8), scale)
     fraction, wide_ratio = search_log(histogram, n)
     scale, ratio = (top * fraction).astype(np.float32), wide_ratio.astype(np.float32)
@@ -98,6 +107,23 @@ def quantize_weight(
         nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, np.abs(rows[group]))
         codes[group] = np.sign(rows[group]) * nearest
     return QuantizedWeight(weight_format, codes.reshape(weight.shape), scale, ratio)
+
+
+def keep_tap_sums(
+    exact: NDArray[np.float64], codes: NDArray[np.float64], n: int
+) -> NDArray[np.float64]:
+    """Move codes by one step so that the errors of each kernel's taps sum to half a step at most.
+
+    `exact` is w / scale and `codes` its nearest integers within +-n, both [O, I, taps].
+    Neighbouring pixels of a feature map are alike, so that the errors of a kernel's taps add up;
+    those moved were nearest to rounding the other way. Clipped taps stay and do not count.
+    """
+    error = np.where(np.abs(exact) > n + 0.5, 0.0, exact - codes)
+    excess = np.round(error.sum(axis=2, keepdims=True))
+    toward = error * np.sign(excess)
+    rank = np.argsort(np.argsort(-toward, axis=2, kind="stable"), axis=2)
+    moved: NDArray[np.float64] = codes + np.where(rank < np.abs(excess), np.sign(excess), 0.0)
+    return np.clip(moved, -n, n)
 
 
 def magnitude_histogram(

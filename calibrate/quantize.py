@@ -138,7 +138,7 @@ def quantize_site(
         stats = site_statistics(statistics, site.name)
         ones = np.ones_like(stats.square) if scaling is None else scaling.smoothing
         importance = stats.square / max(1, stats.count) / ones**2
-    quantized = quantize_weight(weight, entry.weight, importance)
+    quantized = quantize_weight(weight, entry.weight, importance, tap_sums=options.tap_sums)
     wide = weight.astype(np.float64)
     noise = decibel(
         float(np.sum(wide**2)),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from arvg_trt.artifacts import WeightFormat
 from arvg_trt.calibrate.formats import (
     QuantizedWeight,
+    keep_tap_sums,
     pack_codes,
     quantize_weight,
     unpack_codes,
@@ -201,3 +202,58 @@ def test_fp8_weights_are_the_nearest_e4m3_numbers() -> None:
         distance = np.abs(steps[:, None] - grid).min(axis=1)
         reached = np.abs(np.abs(found.ravel()) / float(scale) - steps)
         np.testing.assert_allclose(reached, distance, atol=1e-4)
+
+
+def nearest_with_sum(exact: np.ndarray, n: int) -> float:
+    """Least squared error of integers within +-n whose errors sum to half a step at most."""
+    choices = [(np.floor(v), np.ceil(v)) for v in exact]
+    best = np.inf
+    for codes in itertools.product(*choices):
+        error = exact - np.array(codes)
+        if abs(error.sum()) <= 0.5 + 1e-9 and np.abs(codes).max() <= n:
+            best = min(best, float(np.square(error).sum()))
+    return best
+
+
+@given(st.lists(st.floats(-6.4, 6.4), min_size=2, max_size=6))
+def test_moved_taps_keep_their_sum_at_the_least_squared_error(taps: list[float]) -> None:
+    exact = np.array(taps)
+    found = keep_tap_sums(exact[None, None], np.round(exact)[None, None], 7)[0, 0]
+    assert abs((exact - found).sum()) <= 0.5 + 1e-9
+    assert np.abs(exact - found).max() <= 1
+    assert float(np.square(exact - found).sum()) == pytest.approx(nearest_with_sum(exact, 7))
+
+
+def test_clipped_taps_are_neither_moved_nor_made_up_for() -> None:
+    exact = np.array([[[9.6, -9.4, 0.4, 0.4, 0.3]]])
+    codes = np.clip(np.round(exact), -7, 7)
+    assert np.array_equal(keep_tap_sums(exact, codes, 7), [[[7, -7, 1, 0, 0]]])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_kernels_lose_less_on_smooth_maps_than_with_nearest_codes(bits: int) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.1, (16, 12, 3, 3)).astype(np.float32)
+    quantized = quantize_weight(weight, WeightFormat(bits=bits), tap_sums=True)
+    step = quantized.scale.astype(np.float64).reshape(-1, 1, 1, 1)
+    n = 2 ** (bits - 1) - 1
+    nearest = np.clip(np.round(weight / step), -n, n) * step
+
+    def error(found: np.ndarray, x: np.ndarray) -> float:
+        return float(np.square(np.einsum("oihw,nihw->no", found - weight, x)).sum())
+
+    rough = rng.normal(0, 1, (400, 12, 3, 3))
+    smooth = rough.mean(axis=(2, 3), keepdims=True) * 3 + 0.3 * rough
+    kept = quantized.dequantize().astype(np.float64)
+    assert error(kept, smooth) < 0.5 * error(nearest, smooth)
+    assert error(kept, rough) < 1.6 * error(nearest, rough)
+
+
+def test_points_and_tensors_with_one_scale_get_their_nearest_codes() -> None:
+    rng = np.random.default_rng(1)
+    for shape, granularity in (((6, 5, 1, 1), "per_channel"), ((6, 5, 3, 3), "per_tensor")):
+        weight = rng.normal(0, 0.1, shape).astype(np.float32)
+        weight_format = WeightFormat(bits=8, granularity=granularity)
+        found = quantize_weight(weight, weight_format, tap_sums=True)
+        step = found.scale.astype(np.float64).reshape(-1, *(1,) * (weight.ndim - 1))
+        assert np.array_equal(found.codes, np.clip(np.round(weight / step), -127, 127))
