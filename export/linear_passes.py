@@ -49,6 +49,10 @@ def canonical_linears(graph: ir.Graph) -> None:
             assert bias is not None
             add.replace_input_with(index, own(graph, bias, f"{path}.bias"))
             add.name = f"{node.name}/Add"
+    drop_unused(graph)
+
+
+def drop_unused(graph: ir.Graph) -> None:
     for name in [n for n, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
 

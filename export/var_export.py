@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from ..artifacts import FoldPart, ProducerFold, Site
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
 from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph
-from .graph_passes import rename_nodes
-from .linear_passes import canonical_linears, linear_sites
+from .graph_passes import module_path, rename_nodes
+from .linear_passes import canonical_linears, drop_unused, linear_sites, own
 from .onnx_export import OPSET, quiet_exporter
 from .weight_file import WeightFile
 
@@ -126,7 +127,30 @@ def trace(
     assert program is not None
     rename_nodes(program.model.graph)
     canonical_linears(program.model.graph)
+    add_factors(program.model.graph)
+    drop_unused(program.model.graph)
     return program.model
+
+
+def add_factors(graph: ir.Graph) -> None:
+    """Put a factor of ones, `blocks.i.ada_factor`, before each block's own rows of a shared
+    modulation: the shared linear's columns belong to all blocks, so what scales one block's
+    goes there. The exporter would drop it.
+    """
+    for node in list(graph):
+        block, _, last = module_path(node).rpartition(".ada_lin.")
+        if node.op_type != "Add" or last != "0":
+            continue
+        shared, rows = node.inputs
+        assert shared is not None and rows is not None and rows.shape is not None
+        ones = np.ones(rows.shape.numpy(), np.float32)
+        factor = own(graph, ir.val("ones", const_value=ir.tensor(ones)), f"{block}.ada_factor")
+        scaled = ir.node("Mul", [shared, factor], name=f"{block}/ada_factor")
+        scaled.outputs[0].name = f"{block}.scaled_rows"
+        scaled.outputs[0].type, scaled.outputs[0].shape = shared.type, shared.shape
+        graph.insert_before(node, scaled)
+        node.replace_input_with(0, scaled.outputs[0])
+        node.replace_input_with(1, own(graph, rows, f"{block}.ada_rows"))
 
 
 def role(path: str) -> str:
@@ -141,7 +165,8 @@ def producer_fold(path: str, config: VarConfig) -> ProducerFold | None:
 
     mat_qkv, fc1 and head read LN(x) * gain + shift, whose gain and shift are columns of a
     modulation linear, [C, 6C] or [C, 2C], with the one of 1 + scale in its bias; proj reads
-    weighted means of values. Shared adaLN has columns that all blocks read, so none are free.
+    weighted means of values. With shared adaLN the columns belong to all blocks; each has a factor
+    and rows of its own, [6C], behind the shared linear.
     """
     block, _, last = path.rpartition(".")
     width = config.width
@@ -150,11 +175,25 @@ def producer_fold(path: str, config: VarConfig) -> ProducerFold | None:
         return columns(qkv, (2 * width,), 2 * width)
     if path == "head":
         return columns("head_nm.ada_lin.1", (0, width), width)
-    if last in ("mat_qkv", "fc1") and not config.shared_aln:
-        ada = f"{block.rpartition('.')[0]}.ada_lin.1"
-        second = width * (last == "fc1")
-        return columns(ada, (2 * width + second, 4 * width + second), 4 * width + second)
-    return None
+    if last not in ("mat_qkv", "fc1"):
+        return None
+    owner = block.rpartition(".")[0]
+    gain = 2 * width + width * (last == "fc1")
+    shift = gain + 2 * width
+    if config.shared_aln:
+        return own_rows(owner, (gain, shift), shift)
+    return columns(f"{owner}.ada_lin.1", (gain, shift), shift)
+
+
+def own_rows(block: str, starts: Sequence[int], shift: int) -> ProducerFold:
+    """Parts of a block's own factor and rows behind a shared linear."""
+    divide = [
+        FoldPart(initializer=f"{block}.{name}", axis=0, start=start)
+        for start in starts
+        for name in ("ada_factor", "ada_rows")
+    ]
+    shifted = FoldPart(initializer=f"{block}.ada_rows", axis=0, start=shift)
+    return ProducerFold(divide=tuple(divide), subtract=(shifted,))
 
 
 def columns(linear: str, starts: Sequence[int], shift: int) -> ProducerFold:

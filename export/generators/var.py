@@ -96,12 +96,14 @@ class VarBlock(nn.Module):
     def modulation(self, condition: Tensor) -> Tensor:
         """[rows, 6, C], gains in the place of scales.
 
-        `condition` is [rows, C], or with shared adaLN its rows [rows, 6, C] of all blocks.
+        `condition` is [rows, C], or with shared adaLN the rows [rows, 6C] common to all blocks.
         """
         if hasattr(self, "ada_gss"):
-            return condition + self.ada_gss[0] + ones_of(ONE_OF_BLOCK, condition)
-        rows: Tensor = self.ada_lin(condition).unflatten(1, (CHUNKS, -1))
-        return rows + ones_of(ONE_OF_BLOCK, condition)
+            rows = condition + self.ada_gss.flatten()
+        else:
+            rows = self.ada_lin(condition)
+        rows = rows.reshape(-1, CHUNKS, rows.shape[1] // CHUNKS)
+        return rows + ones_of(ONE_OF_BLOCK, rows)
 
     def forward(
         self,
@@ -126,8 +128,9 @@ class HeadModulation(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """[rows, C] -> [rows, 2, C]."""
-        rows: Tensor = self.ada_lin(condition).unflatten(1, (2, -1))
-        return rows + ones_of(ONE_OF_HEAD, condition)
+        rows: Tensor = self.ada_lin(condition)
+        rows = rows.reshape(-1, 2, rows.shape[1] // 2)
+        return rows + ones_of(ONE_OF_HEAD, rows)
 
 
 class VarTransformer(nn.Module):
@@ -177,7 +180,7 @@ class VarTransformer(nn.Module):
         embedded: Tensor = self.class_emb(labels)
         source = embedded
         if self.config.shared_aln:
-            source = self.shared_ada_lin(embedded).unflatten(1, (CHUNKS, -1))
+            source = self.shared_ada_lin(embedded)
         rows = torch.stack(
             [cast(VarBlock, block).modulation(source) for block in self.blocks], dim=1
         )

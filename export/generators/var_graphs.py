@@ -60,6 +60,23 @@ class GraphAttention(VarAttention):
         return self.factor
 
 
+class OwnRows(nn.Module):
+    """What a block adds to the shared modulation, flat, with the one of 1 + scale in it.
+
+    A module, so that the graph's node has the block's name.
+    """
+
+    ada_rows: Tensor
+
+    def __init__(self, ada_gss: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("ada_rows", (ada_gss + ones_of(ONE_OF_BLOCK, ada_gss)).flatten())
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """[rows, 6C] -> the same."""
+        return shared + self.ada_rows
+
+
 class GraphBlock(VarBlock):
     """A block whose modulation linear has the one of 1 + scale in its bias."""
 
@@ -69,16 +86,14 @@ class GraphBlock(VarBlock):
         self.attn = GraphAttention(source.attn)
         self.ffn = source.ffn
         if hasattr(source, "ada_gss"):
-            gains = source.ada_gss + ones_of(ONE_OF_BLOCK, source.ada_gss)
-            self.ada_gss = nn.Parameter(gains, requires_grad=False)
+            self.ada_lin = nn.Sequential(OwnRows(source.ada_gss))
         else:
             linear = cast(nn.Linear, source.ada_lin[1])
             self.ada_lin = nn.Sequential(source.ada_lin[0], with_ones(linear, ONE_OF_BLOCK))
 
     def modulation(self, condition: Tensor) -> Tensor:
-        if hasattr(self, "ada_gss"):
-            return condition + self.ada_gss[0]
-        return self.ada_lin(condition).unflatten(1, (CHUNKS, -1))  # type: ignore[no-any-return]
+        rows: Tensor = self.ada_lin(condition)
+        return rows.reshape(-1, CHUNKS, rows.shape[1] // CHUNKS)
 
 
 class GraphHeadModulation(HeadModulation):
@@ -90,7 +105,8 @@ class GraphHeadModulation(HeadModulation):
         self.ada_lin = nn.Sequential(source.ada_lin[0], with_ones(linear, ONE_OF_HEAD))
 
     def forward(self, condition: Tensor) -> Tensor:
-        return self.ada_lin(condition).unflatten(1, (2, -1))  # type: ignore[no-any-return]
+        rows: Tensor = self.ada_lin(condition)
+        return rows.reshape(-1, 2, rows.shape[1] // 2)
 
 
 class GraphTransformer(VarTransformer):
