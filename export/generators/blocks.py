@@ -18,8 +18,9 @@ NORM_FLOOR = 1e-12
 def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """[rows, n, 3C], features in the order q, k, v and head-major inside -> three of heads."""
     rows, n, features = qkv.shape
-    q, k, v = qkv.reshape(rows, n, 3, heads, features // (3 * heads)).unbind(dim=2)
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    parts = qkv.reshape(rows, n, 3, heads, features // (3 * heads)).permute(2, 0, 3, 1, 4)
+    q, k, v = parts.chunk(3, dim=0)  # a single Split; unbind becomes slices
+    return q.squeeze(0), k.squeeze(0), v.squeeze(0)
 
 
 def unit_length(x: Tensor) -> Tensor:

@@ -94,10 +94,16 @@ class VarBlock(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, CHUNKS * width))
 
     def modulation(self, condition: Tensor) -> Tensor:
-        """[rows, 6, C] with scales, not gains; `condition` is [rows, C], or the shared rows."""
+        """[rows, 6, C], gains in the place of scales.
+
+        `condition` is [rows, C], or with shared adaLN the rows [rows, 6C] common to all blocks.
+        """
         if hasattr(self, "ada_gss"):
-            return condition + self.ada_gss[0]
-        return self.ada_lin(condition).unflatten(1, (CHUNKS, -1))  # type: ignore[no-any-return]
+            rows = condition + self.ada_gss.flatten()
+        else:
+            rows = self.ada_lin(condition)
+        rows = rows.reshape(-1, CHUNKS, rows.shape[1] // CHUNKS)
+        return rows + ones_of(ONE_OF_BLOCK, rows)
 
     def forward(
         self,
@@ -106,15 +112,15 @@ class VarBlock(nn.Module):
         past: KeyValue | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """`modulation` [rows, 6, C] has gains in the place of scales."""
-        gate1, gate2, gain1, gain2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
+        """x [rows, n, C], modulation [rows, 6, C] as `modulation` makes it."""
+        gate1, gate2, gain1, gain2, shift1, shift2 = modulation.chunk(CHUNKS, dim=1)
         out, present = self.attn(modulated_norm(x, gain1, shift1, self.eps), past, mask)
         x = x + out * gate1
         return x + self.ffn(modulated_norm(x, gain2, shift2, self.eps)) * gate2, present
 
 
 class HeadModulation(nn.Module):
-    """Scale and shift of the norm before the head; always from the raw class embedding."""
+    """Gain and shift of the norm before the head; always from the raw class embedding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -122,7 +128,9 @@ class HeadModulation(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """[rows, C] -> [rows, 2, C]."""
-        return self.ada_lin(condition).unflatten(1, (2, -1))  # type: ignore[no-any-return]
+        rows: Tensor = self.ada_lin(condition)
+        rows = rows.reshape(-1, 2, rows.shape[1] // 2)
+        return rows + ones_of(ONE_OF_HEAD, rows)
 
 
 class VarTransformer(nn.Module):
@@ -164,22 +172,20 @@ class VarTransformer(nn.Module):
         return self.lvl_embed(self.lvl_1L[0]) + self.pos_1LC[0]  # type: ignore[no-any-return]
 
     def condition(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """labels [rows] -> first input [rows, first, C] without positions, modulation
-        [rows, depth, 6, C], that of the head [rows, 2, C]; gains in the place of scales.
+        """What is constant over the steps of an image, from labels [rows].
 
-        Constant over the steps of an image.
+        First input [rows, first, C] without positions, modulation [rows, depth, 6, C] with gains
+        in the place of scales, gain and shift of the head's norm [rows, 2, C].
         """
-        embedded = self.class_emb(labels)
+        embedded: Tensor = self.class_emb(labels)
         source = embedded
         if self.config.shared_aln:
-            source = self.shared_ada_lin(embedded).unflatten(1, (CHUNKS, -1))
-        rows = torch.stack([cast(VarBlock, block).modulation(source) for block in self.blocks], dim=1)
-        start = embedded.unsqueeze(1) + self.pos_start
-        return (
-            start,
-            rows + ones_of(ONE_OF_BLOCK, rows),
-            self.head_nm(embedded) + ones_of(ONE_OF_HEAD, rows),
+            source = self.shared_ada_lin(embedded)
+        rows = torch.stack(
+            [cast(VarBlock, block).modulation(source) for block in self.blocks], dim=1
         )
+        start = embedded.unsqueeze(1) + self.pos_start
+        return start, rows, self.head_nm(embedded)
 
     def step(
         self,
@@ -200,7 +206,7 @@ class VarTransformer(nn.Module):
         for i, block in enumerate(self.blocks):
             x, present = block(x, modulation[:, i], None if past is None else past[i], mask)
             presents.append(present)
-        gain, shift = head_modulation.unsqueeze(2).unbind(1)
+        gain, shift = head_modulation.chunk(2, dim=1)
         return self.head(modulated_norm(x, gain, shift, self.config.norm_eps)), presents
 
     def forward(self, labels: Tensor, features: Tensor) -> Tensor:
