@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 Matrix = NDArray[np.float64]
 CUBIC_A = -0.75  # PyTorch's, where Catmull-Rom has -0.5
@@ -55,3 +55,17 @@ def plane_matrix(matrix: Matrix) -> Tensor:
     """
     both = np.kron(matrix, matrix).T
     return torch.from_numpy(np.ascontiguousarray(both.astype(np.float32)))
+
+
+class Resize(nn.Module):
+    """Flattened maps [..., size**2] -> [..., target**2], by the matrix of one axis."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__()
+        # A constant, not a weight: no checkpoint has it.
+        self.register_buffer("matrix", plane_matrix(matrix), persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows @ self.matrix

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .resize import area_matrix, bicubic_matrix, plane_matrix
+from .resize import Resize, area_matrix, bicubic_matrix
 from .var_vqvae_config import VarVqvaeConfig
 from .vq_blocks import nearest_code
 
@@ -34,8 +34,9 @@ class Phi(nn.Conv2d):
         identity[:, :, 1, 1] = torch.eye(self.out_channels)
         assert self.bias is not None
         one = nn.Conv2d(self.in_channels, self.out_channels, kernel_size=3, padding=1)
-        weight = (1 - PHI_RATIO) * identity.double() + PHI_RATIO * self.weight.double()
-        one.weight = nn.Parameter(weight.float(), requires_grad=False)
+        # Exact but for the sum at the centre: halves are powers of two.
+        weight = (1 - PHI_RATIO) * identity + PHI_RATIO * self.weight.detach()
+        one.weight = nn.Parameter(weight, requires_grad=False)
         one.bias = nn.Parameter(PHI_RATIO * self.bias.detach(), requires_grad=False)
         return one
 
@@ -63,17 +64,13 @@ class MultiScaleQuantizer(nn.Module):
         self.quant_resi = PhiList([Phi(config.latent_channels) for _ in range(config.phis)])
         hits = torch.zeros(len(config.patch_nums), config.vocab_size)
         self.register_buffer("ema_vocab_hit_SV", hits)
-        self.register_resizes()
+        self.make_resizes()
 
-    def register_resizes(self) -> None:
-        """`up_k` and `down_k`, the matrices between scale k and the whole map, for k < S - 1."""
-        side = self.config.latent_size
-        for k, p in enumerate(self.config.patch_nums[:-1]):
-            for name, matrix in (
-                (f"up_{k}", bicubic_matrix(p, side)),
-                (f"down_{k}", area_matrix(side, p)),
-            ):
-                self.register_buffer(name, plane_matrix(matrix), persistent=False)
+    def make_resizes(self) -> None:
+        """`up.k` from the map of scale k to the whole one, `down.k` back, for k < S - 1."""
+        side, sides = self.config.latent_size, self.config.patch_nums[:-1]
+        self.up = nn.ModuleList(Resize(bicubic_matrix(p, side)) for p in sides)
+        self.down = nn.ModuleList(Resize(area_matrix(side, p)) for p in sides)
 
     @property
     def last(self) -> int:
@@ -84,7 +81,7 @@ class MultiScaleQuantizer(nn.Module):
         """[N, C, H, W] -> vectors of the map at `scale`, [N, p*p, C]: the area average."""
         rows = x.flatten(2)
         if scale < self.last:
-            rows = rows @ self.get_buffer(f"down_{scale}")
+            rows = self.down[scale](rows)
         return rows.transpose(1, 2)
 
     def codes(self, scale: int, residual: Tensor) -> Tensor:
@@ -96,7 +93,7 @@ class MultiScaleQuantizer(nn.Module):
         side = self.config.latent_size
         h = F.embedding(codes, self.embedding.weight).transpose(1, 2)
         if scale < self.last:
-            h = h @ self.get_buffer(f"up_{scale}")
+            h = self.up[scale](h)
         phi = self.quant_resi.qresi_ls[self.config.phi_of_scale[scale]]
         return phi(h.unflatten(2, (side, side)))  # type: ignore[no-any-return]
 

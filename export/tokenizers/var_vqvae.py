@@ -125,7 +125,6 @@ def load_var_vqvae(
         tensors = {**tensors, HITS: torch.zeros(wanted)}
     with torch.device("meta"):
         model = VarVqvae(config)
-    # The matrices of the resizes are constants, not weights: no checkpoint brings them.
-    model.quantize.register_resizes()
+    model.quantize.make_resizes()  # constants that no checkpoint brings
     load_strictly(model, tensors, where)
     return model
