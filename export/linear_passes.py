@@ -15,23 +15,24 @@ import onnx_ir as ir
 
 from ..artifacts import ProducerFold, Site
 from ..errors import ExportError
-from .graph_passes import module_path
+from .graph_passes import is_linear, module_path
 
 ATTENTION = "attention stays one fused high-precision kernel"
 
 
 def canonical_linears(graph: ir.Graph) -> None:
-    """1. Every product with a constant weight is MatMul `path` of `path.weight` [in, out].
+    """1. Every linear is MatMul `path` of `path.weight` [in, out].
     2. Its bias, if any, is `path.bias` [out], in the Add `path/Add` behind it.
+    3. Other products with a constant stay as they are.
 
     Modules have initializers of their own, also where the exporter merged equal ones. One that a
     graph calls twice keeps one weight, and its second node has a number.
     """
     for node in list(graph):
+        if not is_linear(node) or node.op_type not in ("Gemm", "MatMul"):
+            continue
         if node.op_type == "Gemm":
             node = lower_gemm(graph, node)
-        if node.op_type != "MatMul" or weight_of(node) is None:
-            continue
         path = module_path(node)
         weight = weight_of(node)
         assert weight is not None and node.inputs[1] is not None
@@ -132,10 +133,18 @@ def own(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
 
     The exporter merges initializers of equal content, such as the zero biases of an untrained
     model; a pass that changes one module's must not change another's.
+
+    Raises:
+        ExportError: another constant has the name.
     """
     if value.name == name:
         return value
-    if name not in graph.initializers:
+    if name in graph.initializers:
+        found = graph.initializers[name].const_value
+        assert found is not None and value.const_value is not None
+        if not np.array_equal(found.numpy(), value.const_value.numpy()):
+            raise ExportError(f"two different constants are called {name}", do="report it")
+    else:
         assert value.const_value is not None
         copy = ir.Value(
             name=name, const_value=value.const_value, shape=value.shape, type=value.type
@@ -180,8 +189,9 @@ def linear_sites(
     for node in graph:
         if node.op_type != "MatMul":
             continue
-        if weight_of(node) is None:
-            sites.append(activation_product(node, graph_name))
+        if not is_linear(node):
+            if weight_of(node) is None:
+                sites.append(activation_product(node, graph_name))
             continue
         x, weight = node.inputs
         add = bias_add(node)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ..artifacts import Manifest, SiteMap, Workspace, encode_json, sha256_file
-from ..errors import ExportError
-from ..runtime.image_sources import ImageSource, open_source
-from ..runtime.images import center_crop, to_model
+from ..runtime.image_sources import open_source
 from .common import Reporter, StageResult, package_versions, run_stage
+from .export_job import ExportJob
+from .export_var import export_var
 
-PARITY_IMAGES = 2
 PARITY_SIZE = 256
-PARITY_LABEL = 207
-GENERATOR_DEFAULTS = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
 
 
 def export_stage(
@@ -32,14 +28,48 @@ def export_stage(
 
     entry = find_model(name)
     spec = checkpoint or shipped_checkpoint(entry)
-    paths = resolve_checkpoint(spec, entry.files)
-    source = open_source(images)
-    job = Job(name, spec, paths, source, reporter)
+    job = ExportJob(
+        entry=entry,
+        spec=spec,
+        paths=tuple(resolve_checkpoint(spec, entry.files)),
+        source=open_source(images),
+        reporter=reporter,
+    )
     wanted = Manifest(
         stage="export",
-        inputs={p.name: sha256_file(p) for p in (*job.inputs(), *source.files[:PARITY_IMAGES])},
+        inputs={p.name: sha256_file(p) for p in job.inputs()},
         options={"model": name},
         versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
     )
-    work = {"cosmos": export_cosmos, "var": export_var}[entry.family]
-    return run_stage(workspace.folder("export"), wanted, lambda folder: work(job, folder))
+    export = FAMILIES[entry.family]
+    return run_stage(workspace.folder("export"), wanted, lambda folder: export(job, folder))
+
+
+def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
+    from ..export.checkpoint import read_all
+    from ..export.onnx_export import check_parity, describe, export_tokenizer
+    from ..export.tokenizers.cosmos_checkpoint import load_cosmos
+    from ..export.zoo import check_config
+
+    job.progress("reading the checkpoint", 0)
+    model = load_cosmos(read_all(job.paths), job.spec)
+    check_config(job.entry, model.config, job.spec)
+    job.progress("exporting", 1)
+    sites = export_tokenizer(model, folder, job.entry.name)
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    job.progress("comparing with PyTorch", 2)
+    parity = check_parity(model, folder, job.pictures(PARITY_SIZE))
+    job.progress("comparing with PyTorch", 3)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokenizer": describe(model.config),
+        "parity": asdict(parity),
+        "parity_images": [p.name for p in job.images],
+    }
+
+
+FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
+    "cosmos": export_cosmos,
+    "var": export_var,
+}
