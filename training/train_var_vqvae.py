@@ -115,7 +115,7 @@ def held_out_psnr(weights: dict[str, Tensor], images: Tensor, device: str) -> fl
     model.load_state_dict(weights)
     model.eval()
     values = []
-    for part in images.split(50):
+    for part in torch.split(images, 50):
         wanted = part.to(device)
         codes = model.quantize.encode(model.encode(to_signed(wanted)))
         found = model.decode(model.quantize.decode(codes)).clamp(-1, 1)
