@@ -154,7 +154,7 @@ def may_differ(
     channels = wanted.latent.shape[1]
     rms = float(np.sqrt(np.mean(np.square(wanted.latent, dtype=np.float64))))
     reach = ERRORS * max(error, LEAST_ERROR) * rms * channels**0.5
-    allowed: NDArray[np.bool_] = wanted.distances < reach
+    allowed: NDArray[np.bool_] = np.less(wanted.distances, reach)
     end = 0
     for length in wanted.lengths:
         scale = slice(end, end := end + length)
