@@ -1,4 +1,4 @@
-"""A VAR transformer -> condition.onnx, step.onnx, full.onnx, update.k.onnx and their sites."""
+"""A VAR transformer -> condition.onnx, step.onnx, full.onnx and their sites."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch.export import Dim
 from ..artifacts import FoldPart, ProducerFold, Site
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
-from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph, UpdateGraph
+from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph
 from .graph_passes import module_path, rename_nodes
 from .linear_passes import canonical_linears, drop_unused, linear_sites, own
 from .onnx_export import OPSET, quiet_exporter
-from .tokenizers.var_quantizer import MultiScaleQuantizer
 from .weight_file import WeightFile
 
 ROLES = {"mat_qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "head": "head"}
@@ -49,34 +48,6 @@ def export_var(
         )
         weights.save(graph, name, properties)
     return sites
-
-
-def export_updates(
-    model: VarTransformer,
-    quantizer: MultiScaleQuantizer,
-    weights: WeightFile,
-    properties: dict[str, str],
-) -> None:
-    """Write update.k.onnx for every scale k: what happens between two steps.
-
-    Not quantized: they have no sites.
-    """
-    config = model.config
-    side = config.patch_nums[-1]
-    for scale, p in enumerate(config.patch_nums):
-        last = scale == quantizer.last
-        batch = Dim("batch")
-        graph = trace(
-            UpdateGraph(quantizer, model.word_embed, scale),
-            (
-                torch.zeros(ROWS, p * p, dtype=torch.int64),
-                torch.zeros(ROWS, config.latent_channels, side, side),
-            ),
-            ({0: batch}, {0: batch}),
-            ["tokens", "f_hat"],
-            ["f_hat_next"] if last else ["f_hat_next", "x"],
-        )
-        weights.save(graph, f"update.{scale}", properties)
 
 
 def condition_graph(model: VarTransformer) -> ir.Model:

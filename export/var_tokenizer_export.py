@@ -28,10 +28,14 @@ from .weight_file import WeightFile
 EXAMPLES = 2  # the exporter would specialise on a batch of one
 
 
-def export_vqvae(
-    model: VarVqvae, weights: WeightFile, properties: dict[str, str]
+def export_var_tokenizer(
+    model: VarVqvae, weights: WeightFile, properties: dict[str, str], word_embed: nn.Linear
 ) -> tuple[Site, ...]:
-    """Write encoder, decoder and lookup through `weights`; returns their sites."""
+    """Write all graphs of the tokenizer through `weights`; returns their sites.
+
+    `word_embed` is the transformer's, for update.{k}; those and the lookup have no site that the
+    method takes.
+    """
     quantizer = model.quantize
     sites: tuple[Site, ...] = ()
     for name, graph, excluded in (
@@ -41,20 +45,9 @@ def export_vqvae(
     ):
         sites += sites_by_name(graph, name, excluded)
         weights.save(graph, name, properties)
-    return sites
-
-
-def export_updates(
-    model: VarVqvae, word_embed: nn.Linear, weights: WeightFile, properties: dict[str, str]
-) -> tuple[Site, ...]:
-    """Write update.{k} for every scale k through `weights`, with the transformer's `word_embed`.
-
-    Returns their sites, all of them left out of the method.
-    """
-    sites: tuple[Site, ...] = ()
-    for scale in range(model.quantize.last + 1):
+    for scale in range(quantizer.last + 1):
         name, graph = f"update.{scale}", update_graph(model, scale, word_embed)
-        sites += sites_by_name(graph, name, update_excluded(model.quantize, scale))
+        sites += sites_by_name(graph, name, update_excluded(quantizer, scale))
         weights.save(graph, name, properties)
     return sites
 

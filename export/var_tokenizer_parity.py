@@ -5,8 +5,10 @@ PyTorch computes first and is let go; then one graph at a time is loaded.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,73 +20,73 @@ from ..errors import ExportError
 from ..runtime.sessions.onnxruntime import fast_session
 from .tokenizers.var_quantizer import MultiScaleQuantizer
 from .tokenizers.var_vqvae import VarVqvae
-from .var_parity import Difference, difference, require
+from .var_parity import Arrays, Difference, difference, require
+
+LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
+ERRORS = 4  # how far from a boundary, in measured errors, a token may still differ
 
 Floats = NDArray[np.float32]
-LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
-ERRORS = 4  # how far from a boundary, in measured errors, a code may still differ
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class VqvaeReferences:
-    """What PyTorch computes for images [N, 3, H, H].
+class TokenizerReferences:
+    """What PyTorch computes for N images.
 
-    `codes` int64 [N, L]; `distances` [N, L], how far what each code stands for lies from the
-    boundary to the second nearest; `sums` and `inputs`: f_hat behind every scale, and what
-    the transformer is given behind every scale but the last.
+    `distances` [N, L]: how far the vector that each token stands for lies from the boundary to
+    the second nearest code. `sums` are f_hat behind every scale; `inputs` the transformer's of
+    all scales but the first, [N, L - first, width].
     """
 
     lengths: tuple[int, ...]
-    image: Floats
-    latent: Floats
-    codes: NDArray[np.int64]
+    images: Floats
+    indices: NDArray[np.int64]
     distances: Floats
+    latent: Floats
     sums: tuple[Floats, ...]
-    inputs: tuple[Floats, ...]
-    features: Tensor
+    features: Floats
+    inputs: Floats
     decoded: Floats
 
 
 @dataclass(frozen=True, slots=True)
-class VqvaeParity:
-    """Differences of all tensors; of the tokens, how many differ, and how many of them may.
+class TokenParity:
+    """Tokens, those that differ from PyTorch's, and those of them that may.
 
-    A token may differ where what it stands for lies within float error of the boundary between
-    two codes, or where an earlier scale of its image has such a token.
+    A token may differ where its vector lies within float error of the boundary between two codes,
+    or behind a scale of its image where such a token does.
     """
 
-    differences: tuple[Difference, ...]
     tokens: int
-    indices_differ: int
+    differ: int
     at_boundary: int
 
 
 @torch.inference_mode()
-def compute_vqvae_references(
+def compute_tokenizer_references(
     model: VarVqvae, word_embed: nn.Linear, images: Sequence[Floats]
-) -> VqvaeReferences:
-    """`images` are [1, 3, H, H] in [-1, 1]; `word_embed` is the transformer's."""
+) -> TokenizerReferences:
+    """Images are [1, 3, H, H] in [-1, 1]; `word_embed` is the transformer's."""
     quantizer = model.quantize
-    image = torch.from_numpy(np.concatenate(images))
-    latent = model.encode(image)
-    codes = quantizer.encode(latent)
+    stacked = np.concatenate(images)
+    latent = model.encode(torch.from_numpy(stacked))
+    indices = quantizer.encode(latent)
     total = torch.zeros_like(latent)
-    distances, sums, shown = [], [], []
-    for scale, part in enumerate(quantizer.split(codes)):
+    distances, sums = [], []
+    for scale, codes in enumerate(quantizer.split(indices)):
         distances.append(boundary_distance(quantizer, scale, latent - total))
-        total = total + quantizer.contribution(scale, part)
+        total = total + quantizer.contribution(scale, codes)
         sums.append(total.numpy())
-        if scale < quantizer.last:
-            shown.append(quantizer.shrink(scale + 1, total))
-    return VqvaeReferences(
+    features = quantizer.features(indices)
+    return TokenizerReferences(
         lengths=model.config.lengths,
-        image=image.numpy(),
-        latent=latent.numpy(),
-        codes=codes.numpy(),
+        images=stacked,
+        indices=indices.numpy(),
         distances=torch.cat(distances, dim=1).numpy(),
+        latent=latent.numpy(),
         sums=tuple(sums),
-        inputs=tuple(word_embed(x).numpy() for x in shown),
-        features=torch.cat(shown, dim=1),
+        features=features.numpy(),
+        inputs=word_embed(features).numpy(),
         decoded=model.decode(total).numpy(),
     )
 
@@ -100,52 +102,51 @@ def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tens
     return distance.float()
 
 
-def check_vqvae_parity(folder: Path, wanted: VqvaeReferences) -> VqvaeParity:
-    """Run encoder, lookup, every update and decoder, each on PyTorch's inputs.
+def check_tokenizer_parity(
+    folder: Path, wanted: TokenizerReferences
+) -> tuple[TokenParity, tuple[Difference, ...]]:
+    """Run encoder, decoder, lookup and every update, each on PyTorch's inputs.
 
     Raises:
-        ExportError: a difference above the tolerance, or a token that differs away from any
-            boundary between two codes.
+        ExportError: a difference above the tolerance, or a token that differs and may not.
     """
-    encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.image})
+    encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.images})
     found = [difference("encoder", "latent", encoded["latent"], wanted.latent)]
-    indices = wanted.codes.astype(np.int32)
-    looked_up = fast_session(folder / "lookup.onnx").run({"indices": indices})
-    found.append(difference("lookup", "latent", looked_up["latent"], wanted.sums[-1]))
-    features = wanted.features.numpy()
-    found.append(difference("lookup", "features", looked_up["features"], features))
+    gc.collect()
+    decoded = fast_session(folder / "decoder.onnx").run({"latent": wanted.sums[-1]})
+    found.append(difference("decoder", "image", decoded["image"], wanted.decoded))
+    gc.collect()
+    looked = fast_session(folder / "lookup.onnx").run({"indices": wanted.indices.astype(np.int32)})
+    found.append(difference("lookup", "latent", looked["latent"], wanted.sums[-1]))
+    found.append(difference("lookup", "features", looked["features"], wanted.features))
     found += check_updates(folder, wanted)
-    decoded = fast_session(folder / "decoder.onnx").run({"latent": wanted.sums[-1]})["image"]
-    found.append(difference("decoder", "image", decoded, wanted.decoded))
     for one in found:
         require(one)
-    unequal = encoded["indices"] != wanted.codes
+    unequal = encoded["indices"] != wanted.indices
     excused = unequal & may_differ(wanted, unequal, found[0].max)
-    parity = VqvaeParity(
-        tuple(found), unequal.size, int(unequal.sum()), int((unequal & excused).sum())
-    )
-    require_tokens(parity)
-    return parity
+    tokens = TokenParity(unequal.size, int(unequal.sum()), int(excused.sum()))
+    require_tokens(tokens)
+    return tokens, tuple(found)
 
 
-def check_updates(folder: Path, wanted: VqvaeReferences) -> list[Difference]:
-    """Each update on PyTorch's tokens and f_hat."""
+def check_updates(folder: Path, wanted: TokenizerReferences) -> list[Difference]:
+    """Each update on the tokens and the f_hat before it."""
     found = []
-    starts = np.cumsum(wanted.lengths)[:-1]
-    before = np.zeros_like(wanted.sums[0])
-    for scale, tokens in enumerate(np.split(wanted.codes, starts, axis=1)):
+    before = np.zeros_like(wanted.latent)
+    for scale, (a, b) in enumerate(pairwise(np.cumsum([0, *wanted.lengths]))):
         name = f"update.{scale}"
-        outputs = fast_session(folder / f"{name}.onnx").run({"tokens": tokens, "f_hat": before})
+        feeds: Arrays = {"tokens": wanted.indices[:, a:b], "f_hat": before}
+        outputs = fast_session(folder / f"{name}.onnx").run(feeds)
         before = wanted.sums[scale]
         found.append(difference(name, "f_hat_next", outputs["f_hat_next"], before))
-        if scale < len(wanted.inputs):
-            found.append(difference(name, "x", outputs["x"], wanted.inputs[scale]))
+        if "x" in outputs:
+            start = b - wanted.lengths[0]
+            reference = wanted.inputs[:, start : start + wanted.lengths[scale + 1]]
+            found.append(difference(name, "x", outputs["x"], reference))
     return found
 
 
-def may_differ(
-    wanted: VqvaeReferences, unequal: NDArray[np.bool_], error: float
-) -> NDArray[np.bool_]:
+def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Flags:
     """[N, L]: tokens near a boundary, and all behind a scale where one of those differs.
 
     `error` is the largest of the latent, relative to its RMS; a vector of C such errors is
@@ -154,20 +155,18 @@ def may_differ(
     channels = wanted.latent.shape[1]
     rms = float(np.sqrt(np.mean(np.square(wanted.latent, dtype=np.float64))))
     reach = ERRORS * max(error, LEAST_ERROR) * rms * channels**0.5
-    allowed: NDArray[np.bool_] = np.less(wanted.distances, reach)
-    end = 0
-    for length in wanted.lengths:
-        scale = slice(end, end := end + length)
-        follows = (unequal & allowed)[:, scale].any(axis=1)
-        allowed[:, end:] |= follows[:, None]
+    near: Flags = np.asarray(wanted.distances < reach)
+    allowed = near.copy()
+    for a, b in pairwise(np.cumsum([0, *wanted.lengths])):
+        allowed[(unequal & near)[:, a:b].any(axis=1), b:] = True
     return allowed
 
 
-def require_tokens(parity: VqvaeParity) -> None:
-    if parity.indices_differ > parity.at_boundary:
+def require_tokens(parity: TokenParity) -> None:
+    if parity.differ > parity.at_boundary:
         raise ExportError(
-            f"{parity.indices_differ - parity.at_boundary} of {parity.tokens} tokens differ from "
-            "PyTorch away from any boundary between two codes",
+            f"{parity.differ - parity.at_boundary} of {parity.tokens} tokens differ from PyTorch "
+            "away from any boundary between two codes",
             where="encoder.onnx",
             do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
         )

@@ -24,11 +24,15 @@ LABEL = 207
 
 def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write the generator's graphs, sites.json and generator.json; returns the results."""
-    from ..export.var_export import export_updates
+    import torch
+
     from ..export.var_export import export_var as export_transformer
     from ..export.var_parity import check_var_parity, compute_references
-    from ..export.vqvae_export import export_vqvae
-    from ..export.vqvae_parity import check_vqvae_parity, compute_vqvae_references
+    from ..export.var_tokenizer_export import export_var_tokenizer
+    from ..export.var_tokenizer_parity import (
+        check_tokenizer_parity,
+        compute_tokenizer_references,
+    )
     from ..export.weight_file import WeightFile
 
     job.progress("reading the checkpoint", 0)
@@ -36,32 +40,28 @@ def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
     job.progress("exporting", 1)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "var"}
     with WeightFile(folder) as weights:
-        sites = export_vqvae(vae, weights, properties)
-        export_updates(model, vae.quantize, weights, properties)
+        sites = export_var_tokenizer(vae, weights, properties, model.word_embed)
         sites += export_transformer(model, weights, properties)
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
     (folder / "generator.json").write_bytes(encode_json(describe(model.config, vae)))
     job.progress("comparing with PyTorch", 2)
     pictures = job.pictures(vae.config.image_size)
-    tokenizer = compute_vqvae_references(vae, model.word_embed, pictures)
-    transformer = compute_references(
-        model, labels(model.config), tokenizer.features[:1].repeat(2, 1, 1)
-    )
+    tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
+    shown = torch.from_numpy(tokenizer.features[:1]).repeat(2, 1, 1)
+    transformer = compute_references(model, labels(model.config), shown)
     parameters = {
         "transformer": sum(p.numel() for p in model.parameters()),
         "vqvae": sum(p.numel() for p in vae.parameters()),
     }
     del model, vae
     gc.collect()
-    parity = {
-        "vqvae": asdict(check_vqvae_parity(folder, tokenizer)),
-        "transformer": [asdict(d) for d in check_var_parity(folder, transformer)],
-    }
+    tokens, differences = check_tokenizer_parity(folder, tokenizer)
+    differences += check_var_parity(folder, transformer)
     job.progress("comparing with PyTorch", 3)
     return {
         "parameters": sum(parameters.values()),
         "parameters_of": parameters,
-        "parity": parity,
+        "parity": {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]},
         "parity_images": [p.name for p in job.images],
     }
 

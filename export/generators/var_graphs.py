@@ -12,7 +12,6 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tokenizers.var_quantizer import MultiScaleQuantizer
 from .var import (
     CHUNKS,
     ONE_OF_BLOCK,
@@ -162,23 +161,3 @@ class StepGraph(GraphTransformer):
 
 class FullGraph(GraphTransformer):
     """labels and teacher-forced features -> logits of all positions."""
-
-
-class UpdateGraph(nn.Module):
-    """Tokens of one scale and the f_hat before it -> the f_hat after it, the next scale's input.
-
-    The input comes without positions; behind the last scale there is none.
-    """
-
-    def __init__(self, quantize: MultiScaleQuantizer, word_embed: nn.Linear, scale: int) -> None:
-        super().__init__()
-        self.quantize = quantize
-        self.word_embed = word_embed
-        self.scale = scale
-
-    def forward(self, tokens: Tensor, f_hat: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """int64 [B, p*p], [B, 32, h, w] -> the same, [B, p'*p', C]."""
-        total = f_hat + self.quantize.contribution(self.scale, tokens)
-        if self.scale == self.quantize.last:
-            return total
-        return total, self.word_embed(self.quantize.shrink(self.scale + 1, total))
