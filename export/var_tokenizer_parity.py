@@ -33,8 +33,8 @@ Flags = NDArray[np.bool_]
 class TokenizerReferences:
     """What PyTorch computes for N images.
 
-    `distances` [N, L]: how far the vector that each token stands for lies from the boundary to
-    the second nearest code. `sums` are f_hat behind every scale; `inputs` the transformer's of
+    `distances` [N, L]: how far the vector that each token stands for lies from another code's
+    region. `sums` are f_hat behind every scale; `inputs` the transformer's of
     all scales but the first, [N, L - first, width].
     """
 
@@ -92,14 +92,17 @@ def compute_tokenizer_references(
 
 
 def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tensor) -> Tensor:
-    """[N, C, h, w] -> [N, p*p]: distance to the plane between the nearest two codes."""
+    """[N, C, h, w] -> [N, p*p]: how far each vector may move, and its nearest code stays so."""
     vectors = quantizer.shrink(scale, residual).double()
     codebook = quantizer.embedding.weight.double()
     scores = vectors @ codebook.T - 0.5 * codebook.square().sum(dim=1)
-    best, which = scores.topk(2, dim=-1)
-    apart = (codebook[which[..., 0]] - codebook[which[..., 1]]).norm(dim=-1)
-    distance: Tensor = (best[..., 0] - best[..., 1]) / apart.clamp_min(torch.finfo().tiny)
-    return distance.float()
+    best, nearest = scores.max(dim=-1, keepdim=True)
+    apart = torch.cdist(codebook[nearest.squeeze(-1)], codebook)
+    # Of the planes between the nearest code and every other one, the nearest.
+    distances = (best - scores) / apart.clamp_min(torch.finfo().tiny)
+    distances.scatter_(-1, nearest, torch.inf)
+    closest: Tensor = distances.amin(dim=-1)
+    return closest.float()
 
 
 def check_tokenizer_parity(

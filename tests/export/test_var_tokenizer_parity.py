@@ -128,18 +128,17 @@ def test_a_token_at_a_boundary_excuses_the_later_scales_of_its_image(
     assert not allowed[[0, 2]].any()
 
 
-def test_the_distance_to_a_boundary_is_the_shift_that_changes_a_code() -> None:
+def test_a_code_stays_within_the_distance_and_one_shift_beyond_it_changes_it() -> None:
     quantizer = random_vqvae(TINY).quantize
     latent = random_latent(TINY)
-    last = quantizer.last
-    distance = boundary_distance(quantizer, last, latent)
-    codebook = quantizer.embedding.weight
-    vectors = quantizer.shrink(last, latent)
-    nearest = torch.cdist(vectors, codebook).topk(2, largest=False).indices
-    towards = codebook[nearest[..., 1]] - codebook[nearest[..., 0]]
-    towards = towards / towards.norm(dim=-1, keepdim=True)
-    for factor, changed in ((0.99, False), (1.01, True)):
-        moved = vectors + factor * distance[..., None] * towards
-        codes = torch.cdist(moved, codebook).argmin(dim=-1)
-        assert bool((codes != nearest[..., 0]).all()) is changed
-        assert bool((codes == nearest[..., 0]).all()) is not changed
+    distance = boundary_distance(quantizer, quantizer.last, latent)
+    vectors, codebook = quantizer.shrink(quantizer.last, latent), quantizer.embedding.weight
+    codes = torch.cdist(vectors, codebook).argmin(dim=-1)
+    # Towards every other code in turn.
+    towards = codebook - codebook[codes][:, :, None]
+    towards = towards / towards.norm(dim=-1, keepdim=True).clamp_min(1e-9)
+    for factor, changes in ((0.99, False), (1.01, True)):
+        moved = vectors[:, :, None] + factor * distance[..., None, None] * towards
+        found = torch.cdist(moved, codebook).argmin(dim=-1)
+        changed = (found != codes[..., None]).any(dim=-1)
+        assert bool(changed.all()) is changes and bool(changed.any()) is changes
