@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Manifest, SiteMap, Workspace, encode_json, sha256_file
+from ..errors import ExportError
 from ..runtime.image_sources import open_source
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_job import ExportJob
 from .export_var import export_var
+
+if TYPE_CHECKING:
+    from ..export.zoo import ZooEntry
 
 PARITY_SIZE = 256
 
@@ -28,6 +32,8 @@ def export_stage(
 
     entry = find_model(name)
     spec = checkpoint or shipped_checkpoint(entry)
+    if entry.config is None:
+        require_one_size(entry, Path(spec))
     job = ExportJob(
         entry=entry,
         spec=spec,
@@ -43,6 +49,24 @@ def export_stage(
     )
     export = FAMILIES[entry.family]
     return run_stage(workspace.folder("export"), wanted, lambda folder: export(job, folder))
+
+
+def require_one_size(entry: ZooEntry, folder: Path) -> None:
+    """A family's name alone does not choose between the sizes that a folder holds.
+
+    Raises:
+        ExportError: there are several; names them.
+    """
+    from ..export.zoo import VAR_SNAPSHOTS
+
+    sets = [names for names in entry.files if names not in VAR_SNAPSHOTS]
+    found = {Path(s[0]).stem for s in sets if all((folder / name).is_file() for name in s)}
+    if len(found) > 1:
+        raise ExportError(
+            f"holds several checkpoints: {', '.join(sorted(found))}",
+            where=str(folder),
+            do="name the variant instead of the family",
+        )
 
 
 def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:

@@ -163,3 +163,10 @@ def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
     checkpoint = write(tmp_path / "checkpoint", transformer(), vae())
     outcome = arvg("export", "var-d16", tmp_path / "ws", "--checkpoint", checkpoint)
     assert_refused(outcome, 4, "is not var-d16", "depth is 1, not 16")
+
+
+def test_a_folder_of_several_sizes_needs_the_variants_name(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path / "checkpoint", transformer(), vae())
+    (checkpoint / "var_d20.pth").touch()
+    outcome = arvg("export", "var", tmp_path / "ws", "--checkpoint", checkpoint)
+    assert_refused(outcome, 4, "holds several checkpoints: var_d16, var_d20")
