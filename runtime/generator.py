@@ -54,33 +54,8 @@ class Generator:
             BundleError: a graph is missing or does not load.
             OutOfMemory: the weights do not fit.
         """
-        folder = Path(path)
-        if not (folder / SPEC_FILE).is_file():
-            folder = folder / "export"
-        spec = decode_json(folder / SPEC_FILE, VarSpec, do="export a generator there first")
+        folder, spec = read_spec(Path(path))
         return cls(VarLoop(folder, spec, session, threads))
-
-    def sampling(
-        self,
-        cfg: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        greedy: bool = False,
-    ) -> Sampling:
-        """The model's own sampling with what is given instead.
-
-        Raises:
-            GenerationError: a value out of its range.
-        """
-        defaults = self.spec.defaults
-        chosen = Sampling(
-            cfg=defaults.cfg if cfg is None else cfg,
-            top_k=defaults.top_k if top_k is None else top_k,
-            top_p=defaults.top_p if top_p is None else top_p,
-            greedy=greedy,
-        )
-        chosen.check(self.spec.vocab_size)
-        return chosen
 
     def generate(
         self,
@@ -103,7 +78,7 @@ class Generator:
             GenerationError: a label or option out of its range, logits that are not finite.
             OutOfMemory: a batch does not fit.
         """
-        sampling = self.sampling(cfg, top_k, top_p, greedy)
+        sampling = choose_sampling(self.spec, cfg, top_k, top_p, greedy)
         parts = list(
             self.batches(
                 labels, seed=seed, sampling=sampling, batch_size=batch_size, progress=progress
@@ -128,34 +103,12 @@ class Generator:
 
         Everything is checked before this returns.
         """
-        checked = self.check_labels(labels)
+        checked = check_labels(self.spec, labels)
         sampling.check(self.spec.vocab_size)
         for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
             if operator.index(value) < least:
                 raise GenerationError(f"{name} is {value}, not {least} or more", where="sampling")
         return self._run(checked, seed, sampling, batch_size, progress)
-
-    def check_labels(self, labels: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-        """Labels as int64 [N].
-
-        Raises:
-            GenerationError: none, not a list of integers, or one out of range.
-        """
-        given = np.asarray(labels)
-        last = self.spec.num_classes - 1
-        if given.ndim != 1 or not given.size or not np.issubdtype(given.dtype, np.integer):
-            raise GenerationError(
-                f"labels of shape {given.shape} and type {given.dtype}",
-                do=f"give a list of one or more classes from 0 to {last}",
-            )
-        odd = sorted({int(label) for label in given if not 0 <= label <= last})
-        if odd:
-            named = ", ".join(str(label) for label in odd[:8])
-            raise GenerationError(
-                f"labels out of range: {named}{', ...' if len(odd) > 8 else ''}",
-                do=f"this model's classes are 0 to {last}",
-            )
-        return given.astype(np.int64)
 
     def _run(
         self,
@@ -185,3 +138,58 @@ class Generator:
                 ) from error
             pictures = np.stack([from_model(image[None]) for image in images])
             yield Generated(part, pictures, tokens.astype(np.int32))
+
+
+def read_spec(path: Path) -> tuple[Path, VarSpec]:
+    """The folder of the graphs and what `generator.json` there says.
+
+    Raises:
+        WorkspaceError: there is none, or it cannot be read.
+    """
+    folder = path if (path / SPEC_FILE).is_file() else path / "export"
+    return folder, decode_json(folder / SPEC_FILE, VarSpec, do="export a generator there first")
+
+
+def choose_sampling(
+    spec: VarSpec,
+    cfg: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    greedy: bool = False,
+) -> Sampling:
+    """The model's own sampling with what is given instead.
+
+    Raises:
+        GenerationError: a value out of its range.
+    """
+    chosen = Sampling(
+        cfg=spec.defaults.cfg if cfg is None else cfg,
+        top_k=spec.defaults.top_k if top_k is None else top_k,
+        top_p=spec.defaults.top_p if top_p is None else top_p,
+        greedy=greedy,
+    )
+    chosen.check(spec.vocab_size)
+    return chosen
+
+
+def check_labels(spec: VarSpec, labels: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    """Labels as int64 [N].
+
+    Raises:
+        GenerationError: none, not a list of integers, or one out of range.
+    """
+    given = np.asarray(labels)
+    last = spec.num_classes - 1
+    if given.ndim != 1 or not given.size or not np.issubdtype(given.dtype, np.integer):
+        raise GenerationError(
+            f"labels of shape {given.shape} and type {given.dtype}",
+            do=f"give a list of one or more classes from 0 to {last}",
+        )
+    odd = sorted({int(label) for label in given if not 0 <= label <= last})
+    if odd:
+        named = ", ".join(str(label) for label in odd[:8])
+        raise GenerationError(
+            f"labels out of range: {named}{', ...' if len(odd) > 8 else ''}",
+            do=f"this model's classes are 0 to {last}",
+        )
+    return given.astype(np.int64)

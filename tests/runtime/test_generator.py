@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from arvg_trt.errors import BundleError, GenerationError, OutOfMemory, WorkspaceError
-from arvg_trt.runtime.generator import Generator
+from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import image_streams
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
@@ -131,7 +131,7 @@ def test_progress_counts_the_steps_of_all_batches(generator: Generator) -> None:
 
 
 def test_batches_come_one_at_a_time(generator: Generator) -> None:
-    sampling = generator.sampling()
+    sampling = choose_sampling(generator.spec)
     parts = list(generator.batches([0, 1, 2], seed=4, sampling=sampling, batch_size=2))
     whole = generator.generate([0, 1, 2], seed=4)
     assert [len(p.labels) for p in parts] == [2, 1]
