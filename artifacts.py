@@ -31,12 +31,38 @@ Smoothing = float | Literal["search"]
 T = TypeVar("T")
 
 
+class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Elements of an initializer that belong to a site's input channels, in their order.
+
+    ``[start, start + channels)`` along ``axis``, all of the other axes.
+    """
+
+    initializer: str
+    axis: int
+    start: int
+
+
+class ProducerFold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What makes a site's input x, such that x / s - p costs nothing.
+
+    Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, in every
+    graph that holds these initializers: one of them may be computed in another graph than the
+    site's, as VAR's modulation is.
+    """
+
+    divide: tuple[FoldPart, ...]
+    subtract: tuple[FoldPart, ...]
+
+
 class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One quantizable product: a Conv, MatMul or Gemm, or a product of two activations.
 
     ``weight`` is the ONNX initializer (None for a product of activations); ``channel_axis`` is the
     channel axis of the input tensor (1 for images). ``fold`` names where a per-channel scale of the
     input goes for free: the initializers of a norm's weight and bias, or None: an explicit Mul.
+    ``producer_fold`` says it where parts of larger initializers take it. ``token_axis`` is the
+    axis of the input along which positions lie, and ``position_input`` the graph input with their
+    numbers (None: they count from 0).
     ``excluded`` says why the method leaves the site in high precision, None if it does not.
     """
 
@@ -55,6 +81,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fold: tuple[str, str] | None = None
     token_axis: int | None = None
     position_input: str | None = None
+    producer_fold: ProducerFold | None = None
     excluded: str | None = None
 
 

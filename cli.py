@@ -162,7 +162,8 @@ def models(as_json: bool) -> None:
         print_json({"models": rows})
         return
     for row in rows:
-        click.echo(f"{row['name']:<20} {row['parameters']:>12,}  {row['checkpoint']}")
+        files = " ".join(row["files"][0])
+        click.echo(f"{row['name']:<18} {row['parameters']:>13,}  {row['checkpoint']}: {files}")
 
 
 @cli.command()
@@ -173,6 +174,8 @@ def models(as_json: bool) -> None:
 @json_option
 def export(model: str, workspace: Path, checkpoint: str | None, images: str, as_json: bool) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
+
+    MODEL is one that `arvg-trt models` lists, or `var`: a VAR of any size.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws

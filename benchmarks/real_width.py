@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from ..artifacts import Manifest, SiteMap, decode_json
 from ..errors import BundleError
+from ..export.tokenizers.cosmos_config import CosmosConfig
 from ..export.zoo import find_model
 from ..pipeline.common import load_sites
 from ..runtime.image_sources import open_source
@@ -173,6 +174,7 @@ class Bench:
         self.calibration = calibration
         self.workspace = root / "ws"
         config = find_model(model).config
+        assert isinstance(config, CosmosConfig)
         checkpoint = root / "checkpoint"
         checkpoint.mkdir()
         save_file(random_tokenizer(config, seed).state_dict(), checkpoint / "model.safetensors")

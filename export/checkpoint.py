@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,9 @@ from .torchscript import is_torchscript, read_torchscript
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 ZIP_MAGIC = b"PK\x03\x04"
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "trainer")
+# What a trainer's snapshot holds side by side; together they are the checkpoint.
+PARTS = ("var_wo_ddp", "vae_local")
 FOREIGN_NAME = re.compile(r"GLOBAL ([\w.]+\w)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # torch tests no narrower float for NaN; a model that takes one has to say what it means by it.
@@ -123,8 +125,8 @@ def download(repo: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
     )
 
 
-def read_all(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Tensors of all files together.
+def read_all(paths: Sequence[Path], infinite: Collection[str] = ()) -> dict[str, Tensor]:
+    """Tensors of all files together; `infinite` names those that hold infinities by design.
 
     Raises:
         ExportError: a file that cannot be read, one tensor with two values, NaN or infinity.
@@ -139,7 +141,8 @@ def read_all(paths: Sequence[Path]) -> dict[str, Tensor]:
                     do="take all files from one checkpoint",
                 )
             tensors[name] = tensor
-    require_finite(tensors, ", ".join(str(p) for p in paths))
+    tested = {k: v for k, v in tensors.items() if k not in infinite}
+    require_finite(tested, ", ".join(str(p) for p in paths))
     return tensors
 
 
@@ -243,12 +246,19 @@ def is_mappable(path: Path) -> bool:
 
 
 def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
-    """The state_dict inside the usual wrappers of trainers, each at most once."""
+    """The state_dict inside the usual wrappers of trainers, each at most once.
+
+    VAR's trainer keeps the transformer and the VQVAE beside its optimizer; both are taken.
+    """
     for _ in range(len(WRAPPERS) + 1):
         if not isinstance(loaded, Mapping):
             break
         if loaded and all(isinstance(v, Tensor) for v in loaded.values()):
             return {str(k): v for k, v in loaded.items()}
+        parts = [loaded[key] for key in PARTS if isinstance(loaded.get(key), Mapping)]
+        if parts:
+            loaded = {key: value for part in parts for key, value in part.items()}
+            continue
         inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
         if len(inner) > 1:
             raise ExportError(

@@ -16,6 +16,7 @@ from ..artifacts import Site
 from ..errors import ExportError
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+CLASSES = "pkg.torch.onnx.class_hierarchy"
 SITE_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
@@ -23,6 +24,12 @@ def module_path(node: ir.Node) -> str:
     """Path of the module that made `node`: the last scope but the aten call itself."""
     scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
     return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
+def is_linear(node: ir.Node) -> bool:
+    """Whether `node` is (a part of) a linear, and no other product with a constant."""
+    classes = ast.literal_eval(node.metadata_props.get(CLASSES, "[]"))
+    return bool(classes) and classes[-1] == "aten.linear.default"
 
 
 def rename_nodes(graph: ir.Graph) -> None:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..errors import ExportError
+from .generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 from .tokenizers.cosmos_config import CosmosConfig
 
 MODELS = Path(__file__).parent.parent / "models"
 JIT_FILES = (("autoencoder.jit",), ("encoder.jit", "decoder.jit"), ("model.safetensors",))
+VAR_VAE = "vae_ch160v4096z32"
+VAR_HUB = "FoundationVision/var"
+VAR_GRAPHS = ("encoder", "decoder", "lookup", "update", "condition", "step", "full")
+# A trainer's snapshot holds the transformer and the VQVAE.
+VAR_SNAPSHOTS = (("ar-ckpt-best.pth",), ("ar-ckpt-last.pth",))
+
+Config = CosmosConfig | VarConfig
 
 
 @dataclass(frozen=True, slots=True)
 class ZooEntry:
     """A variant: its configuration, what its checkpoint consists of, where it is published.
 
-    `files` lists the sets of file names that make a complete checkpoint, best first.
+    `files` lists the sets of file names that make a complete checkpoint, best first. `parameters`
+    of a generator are those of its transformer, by which it is named. An entry without a
+    configuration takes any size of its family.
     """
 
     name: str
     family: str
     parameters: int
-    config: CosmosConfig
+    config: Config | None
     files: tuple[tuple[str, ...], ...]
     hub: str | None = None
     graphs: tuple[str, ...] = ("encoder", "decoder")
@@ -32,7 +42,7 @@ class ZooEntry:
 DI = CosmosConfig()
 CI = CosmosConfig(z_channels=16, latent_channels=16, levels=())
 
-ZOO = (
+COSMOS = (
     ZooEntry(
         "cosmos-di8x8", "cosmos", 79_004_342, DI, JIT_FILES, "nvidia/Cosmos-0.1-Tokenizer-DI8x8"
     ),
@@ -65,12 +75,50 @@ ZOO = (
 )
 
 
+def var_files(name: str) -> tuple[tuple[str, ...], ...]:
+    """The transformer's file under its official name, with the VQVAE's."""
+    return tuple((f"{name}.{kind}", f"{VAR_VAE}.{kind}") for kind in ("pth", "safetensors"))
+
+
+def var_entry(depth: int, parameters: int, config: VarConfig) -> ZooEntry:
+    files = (*var_files(f"var_d{depth}"), *VAR_SNAPSHOTS)
+    return ZooEntry(f"var-d{depth}", "var", parameters, config, files, VAR_HUB, VAR_GRAPHS)
+
+
+VAR = (
+    var_entry(16, 310_283_520, published(16, PATCH_NUMS_256)),
+    var_entry(20, 600_917_136, published(20, PATCH_NUMS_256)),
+    var_entry(24, 1_033_399_360, published(24, PATCH_NUMS_256)),
+    var_entry(30, 2_010_020_356, published(30, PATCH_NUMS_256)),
+    var_entry(36, 2_353_893_904, published(36, PATCH_NUMS_512, shared_aln=True)),
+)
+ZOO = (*COSMOS, *VAR)
+
+# Any size of a family: the configuration comes from the checkpoint alone.
+ANY_SIZE = (
+    ZooEntry(
+        "var",
+        "var",
+        0,
+        None,
+        (
+            ("model.safetensors", "vae.safetensors"),
+            *(files for entry in VAR for files in entry.files if len(files) > 1),
+            *VAR_SNAPSHOTS,
+        ),
+        None,
+        VAR_GRAPHS,
+    ),
+)
+
+
 def find_model(name: str) -> ZooEntry:
     """Raises ExportError with the nearest names."""
-    for entry in ZOO:
+    known = (*ZOO, *ANY_SIZE)
+    for entry in known:
         if entry.name == name:
             return entry
-    names = [entry.name for entry in ZOO]
+    names = [entry.name for entry in known]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     raise ExportError(f"no model named {name!r}", do=f"nearest: {', '.join(near or names)}")
 
@@ -88,18 +136,17 @@ def shipped_checkpoint(entry: ZooEntry) -> str:
     raise ExportError(f"no checkpoint given for {entry.name}", do=f"--checkpoint PATH{published}")
 
 
-def check_config(entry: ZooEntry, found: CosmosConfig, where: str) -> None:
+def check_config(entry: ZooEntry, found: Config, where: str) -> None:
     """A checkpoint of another variant is refused, with what differs."""
-    if found == entry.config:
+    if entry.config is None or found == entry.config:
         return
+    like = next((e.name for e in ZOO if e.config == found), None)
+    do = f"it is a {like}" if like else "use the checkpoint of the model you name"
+    if type(found) is not type(entry.config):
+        raise ExportError(f"is not {entry.name}, but of another family", where=where, do=do)
     differ = [
         f"{name} is {getattr(found, name)}, not {getattr(entry.config, name)}"
-        for name in CosmosConfig.__slots__
+        for name in (field.name for field in fields(found))
         if getattr(found, name) != getattr(entry.config, name)
     ]
-    like = next((e.name for e in ZOO if e.config == found), None)
-    raise ExportError(
-        f"is not {entry.name}: {', '.join(differ)}",
-        where=where,
-        do=f"it is a {like}" if like else "use the checkpoint of the model you name",
-    )
+    raise ExportError(f"is not {entry.name}: {', '.join(differ)}", where=where, do=do)

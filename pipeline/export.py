@@ -1,16 +1,18 @@
-"""Stage 1: official checkpoint -> encoder.onnx, decoder.onnx, sites.json."""
+"""Stage 1: official checkpoint -> ONNX graphs, sites.json and, of a generator, generator.json."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..artifacts import Manifest, SiteMap, Workspace, encode_json, sha256_file
 from ..runtime.image_sources import open_source
-from ..runtime.images import center_crop, to_model
 from .common import Reporter, StageResult, package_versions, run_stage
+from .export_job import ExportJob
+from .export_var import export_var
 
-PARITY_IMAGES = 2
 PARITY_SIZE = 256
 
 
@@ -21,39 +23,53 @@ def export_stage(
 
     `images` is the source of the real images that ONNX Runtime is compared with PyTorch on.
     """
-    from ..export.checkpoint import read_all, resolve_checkpoint
-    from ..export.onnx_export import check_parity, describe, export_tokenizer
-    from ..export.tokenizers.cosmos_checkpoint import load_cosmos
-    from ..export.zoo import check_config, find_model, shipped_checkpoint
+    from ..export.checkpoint import resolve_checkpoint
+    from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
     spec = checkpoint or shipped_checkpoint(entry)
-    paths = resolve_checkpoint(spec, entry.files)
-    source = open_source(images)
-    chosen = source.files[:PARITY_IMAGES]
+    job = ExportJob(
+        entry=entry,
+        spec=spec,
+        paths=tuple(resolve_checkpoint(spec, entry.files)),
+        source=open_source(images),
+        reporter=reporter,
+    )
     wanted = Manifest(
         stage="export",
-        inputs={p.name: sha256_file(p) for p in (*paths, *chosen)},
+        inputs={p.name: sha256_file(p) for p in job.inputs()},
         options={"model": name},
         versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
     )
+    export = FAMILIES[entry.family]
+    return run_stage(workspace.folder("export"), wanted, lambda folder: export(job, folder))
 
-    def work(folder: Path) -> dict[str, object]:
-        reporter.progress("reading the checkpoint", 0, 3)
-        model = load_cosmos(read_all(paths), spec)
-        check_config(entry, model.config, spec)
-        reporter.progress("exporting", 1, 3)
-        sites = export_tokenizer(model, folder, name)
-        (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-        reporter.progress("comparing with PyTorch", 2, 3)
-        pictures = [to_model(center_crop(source.load(i), PARITY_SIZE)) for i in range(len(chosen))]
-        parity = check_parity(model, folder, pictures)
-        reporter.progress("comparing with PyTorch", 3, 3)
-        return {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "tokenizer": describe(model.config),
-            "parity": asdict(parity),
-            "parity_images": [p.name for p in chosen],
-        }
 
-    return run_stage(workspace.folder("export"), wanted, work)
+def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
+    from ..export.checkpoint import read_all
+    from ..export.onnx_export import check_parity, describe, export_tokenizer
+    from ..export.tokenizers.cosmos_checkpoint import load_cosmos
+    from ..export.zoo import check_config
+
+    job.progress("reading the checkpoint", 0)
+    model = load_cosmos(read_all(job.paths), job.spec)
+    check_config(job.entry, model.config, job.spec)
+    job.progress("exporting", 1)
+    sites = export_tokenizer(model, folder, job.entry.name)
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    job.progress("comparing with PyTorch", 2)
+    parity = check_parity(model, folder, job.pictures(PARITY_SIZE))
+    job.progress("comparing with PyTorch", 3)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokenizer": describe(model.config),
+        "parity": asdict(parity),
+        "parity_images": [p.name for p in job.images],
+    }
+
+
+FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
+    "cosmos": export_cosmos,
+    "var": export_var,
+}

@@ -66,6 +66,21 @@ class ResnetBlock(nn.Module):
         return self.nin_shortcut(x) + h  # type: ignore[no-any-return]
 
 
+def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of one head over all H*W positions: three [N, C, H, W] -> [N, C, H, W].
+
+    The scale is C**-0.5, of the full channel count.
+    """
+    n, c, h, w = q.shape
+    # One explicit head: the MatMul-Softmax-MatMul that engines fuse. Scaling q, not the
+    # scores, keeps the [H*W, H*W] product in range in half precision.
+    queries = (q * c**-0.5).reshape(n, 1, c, h * w).transpose(2, 3)
+    keys = k.reshape(n, 1, c, h * w)
+    values = v.reshape(n, 1, c, h * w).transpose(2, 3)
+    out = torch.softmax(queries @ keys, dim=-1) @ values
+    return out.transpose(2, 3).reshape(n, c, h, w)
+
+
 class AttnBlock(nn.Module):
     """Single-head self-attention over all H*W positions, scaled by the full channel count."""
 
@@ -78,25 +93,34 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
         xn = self.norm(x)
-        # One explicit head: the MatMul-Softmax-MatMul that engines fuse. Scaling q, not the
-        # scores, keeps the [H*W, H*W] product in range in half precision.
-        q = (self.q(xn) * c**-0.5).reshape(n, 1, c, h * w).transpose(2, 3)
-        k = self.k(xn).reshape(n, 1, c, h * w)
-        v = self.v(xn).reshape(n, 1, c, h * w).transpose(2, 3)
-        out = torch.softmax(q @ k, dim=-1) @ v
-        out = out.transpose(2, 3).reshape(n, c, h, w)
-        return x + self.proj_out(out)  # type: ignore[no-any-return]
+        return x + self.proj_out(spatial_attention(self.q(xn), self.k(xn), self.v(xn)))  # type: ignore[no-any-return]
+
+
+class FusedAttnBlock(nn.Module):
+    """`AttnBlock` with one convolution for q, k and v, in this order of its output channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=1)
+        return x + self.proj_out(spatial_attention(q, k, v))  # type: ignore[no-any-return]
+
+
+AttentionKind = type[AttnBlock] | type[FusedAttnBlock]
 
 
 class MidBlock(nn.Module):
     """The bottleneck: block, attention, block."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, attention: AttentionKind = AttnBlock) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
+        self.attn_1 = attention(channels)
         self.block_2 = ResnetBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
+from ..strict import load_strictly, require_same_keys
 from .blocks import NORM_GROUPS
 from .cosmos import FSQ, IMAGE_CHANNELS, CosmosTokenizer
 from .cosmos_config import FSQ_LEVELS, CosmosConfig
@@ -183,24 +184,8 @@ def load_cosmos(tensors: Mapping[str, Tensor], where: str) -> CosmosTokenizer:
     config = infer_config(tensors, where)
     check_buffers(buffers, config, where)
     with torch.device("meta"):
-        model = CosmosTokenizer(config)
-    expected = model.state_dict()
-    problems = [f"missing {k}" for k in expected.keys() - parameters.keys()]
-    problems += [f"unexpected {k}" for k in parameters.keys() - expected.keys()]
-    problems += [
-        f"{k} has shape {list(parameters[k].shape)}, not {list(v.shape)}"
-        for k, v in expected.items()
-        if k in parameters and parameters[k].shape != v.shape
-    ]
-    problems += [
-        f"{k} holds {str(v.dtype).removeprefix('torch.')}, not floats of 16 bits or more"
-        for k, v in parameters.items()
-        if k in expected and not (v.is_floating_point() and v.itemsize > 1)
-    ]
-    if problems:
-        listed = "; ".join(sorted(problems)[:4])
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ExportError(listed + more, where=where, do="use the checkpoint of this model")
-    fresh = CosmosTokenizer(config)
-    fresh.load_state_dict({k: v.float() for k, v in parameters.items()}, strict=True, assign=True)
-    return fresh.eval().requires_grad_(False)
+        expected = CosmosTokenizer(config).state_dict()
+    require_same_keys(expected, parameters, where)  # before anything of that size is made
+    model = CosmosTokenizer(config)
+    load_strictly(model, parameters, where)
+    return model

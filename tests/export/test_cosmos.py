@@ -14,7 +14,7 @@ from arvg_trt.export.tokenizers.blocks import AttnBlock, Downsample
 from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer, Patcher, UnPatcher
 from arvg_trt.export.tokenizers.cosmos_checkpoint import infer_config, load_cosmos
 from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig
-from arvg_trt.export.zoo import ZOO, find_model
+from arvg_trt.export.zoo import COSMOS, find_model
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=32)
 SMALL_CI = CosmosConfig(
@@ -31,7 +31,7 @@ def haar_level(x: Array) -> Array:
     return np.concatenate(bands) / 4
 
 
-@pytest.mark.parametrize("entry", ZOO, ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", COSMOS, ids=lambda e: e.name)
 def test_a_zoo_entry_has_the_parameters_it_says(entry) -> None:  # type: ignore[no-untyped-def]
     with torch.device("meta"):
         model = CosmosTokenizer(entry.config)
@@ -238,7 +238,7 @@ def test_bfloat16_weights_load_to_the_same_values() -> None:
     assert all(torch.equal(loaded[k], v.float()) for k, v in published.items())
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_CI, *(e.config for e in ZOO)])
+@pytest.mark.parametrize("config", [SMALL, SMALL_CI, *(e.config for e in COSMOS)])
 def test_the_configuration_is_inferred_from_the_keys(config: CosmosConfig) -> None:
     with torch.device("meta"):
         tensors = CosmosTokenizer(config).state_dict()

@@ -1,0 +1,67 @@
+"""Transformer blocks that the generator families share.
+
+Attention is an explicit MatMul, Softmax, MatMul: what engines fuse, and what a fused operator of
+a later opset would hide from them. Token sequences are [rows, n, C], heads [rows, H, n, d].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KeyValue = tuple[Tensor, Tensor]
+
+NORM_FLOOR = 1e-12
+
+
+def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[rows, n, 3C], features in the order q, k, v and head-major inside -> three of heads."""
+    rows, n, features = qkv.shape
+    parts = qkv.reshape(rows, n, 3, heads, features // (3 * heads)).permute(2, 0, 3, 1, 4)
+    q, k, v = parts.chunk(3, dim=0)  # a single Split; unbind becomes slices
+    return q.squeeze(0), k.squeeze(0), v.squeeze(0)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """x / max(|x|, 1e-12) over the last axis; the floor needs float32."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.clamp_min(NORM_FLOOR)
+
+
+def extend(past: KeyValue | None, key: Tensor, value: Tensor) -> KeyValue:
+    """Keys and values of all tokens so far, [rows, H, P + n, d]."""
+    if past is None:
+        return key, value
+    return torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T + mask) v with the heads joined, [rows, n, C]; the caller has scaled q."""
+    scores = q @ k.transpose(2, 3)
+    if mask is not None:
+        scores = scores + mask
+    rows, heads, n, d = q.shape
+    joined = (torch.softmax(scores, dim=-1) @ v).transpose(1, 2)
+    return joined.reshape(rows, n, heads * d)
+
+
+def modulated_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """LN(x) * gain + shift: a layer norm whose affine comes from the condition (adaLN).
+
+    `gain` is 1 + scale. x [rows, n, C]; gain and shift [rows, 1, C].
+    """
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * gain + shift
+
+
+class FeedForward(nn.Module):
+    """fc2(gelu(fc1(x))); `approximate` is "tanh" or "none" (erf), as the family has it."""
+
+    def __init__(self, width: int, hidden: int, approximate: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU(approximate=approximate)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))  # type: ignore[no-any-return]

@@ -1,0 +1,80 @@
+"""Strict loading: every key of a checkpoint has to be one of the model's, of its shape and kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError
+
+LISTED = 4
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Give `model` the tensors themselves, not copies of them; floats become float32.
+
+    float16 and bfloat16 convert exactly, float64 is rounded; float32 stays where it is, also in a
+    mapped file. `model` may be on the meta device; it ends in eval mode, without gradients.
+
+    Raises:
+        ExportError: as `require_same_keys`.
+    """
+    require_same_keys(model.state_dict(), tensors, where)
+    wide = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    model.load_state_dict(wide, strict=True, assign=True)
+    model.eval().requires_grad_(False)
+
+
+def require_same_keys(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str
+) -> None:
+    """Refuse a checkpoint that is not exactly the model's.
+
+    Raises:
+        ExportError: keys that are missing, unexpected or misshapen, or that hold another kind of
+            number (integers for floats, float8, complex); names the first few.
+    """
+    problems = [f"missing {k}" for k in expected.keys() - tensors.keys()]
+    problems += [f"unexpected {k}" for k in tensors.keys() - expected.keys()]
+    for key, wanted in expected.items():
+        found = tensors.get(key)
+        if found is None:
+            continue
+        if found.shape != wanted.shape:
+            problems.append(f"{key} has shape {list(found.shape)}, not {list(wanted.shape)}")
+        if wanted.is_floating_point() and not (found.is_floating_point() and found.itemsize > 1):
+            problems.append(f"{key} holds {kind(found)}, not floats of 16 bits or more")
+        if not wanted.is_floating_point() and found.dtype != wanted.dtype:
+            problems.append(f"{key} holds {kind(found)}, not {kind(wanted)}")
+    if problems:
+        raise ExportError(
+            listed(sorted(problems)), where=where, do="use the checkpoint of this model"
+        )
+
+
+def require_constants(
+    tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor], where: str
+) -> None:
+    """The buffers of a checkpoint must hold what the model computes with.
+
+    Raises:
+        ExportError: a value that differs; names the key.
+    """
+    for name, wanted in constants.items():
+        if not torch.equal(tensors[name].to(wanted.dtype), wanted):
+            raise ExportError(
+                f"{name} is not what this model computes with",
+                where=where,
+                do="no published model differs here",
+            )
+
+
+def kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def listed(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+    return "; ".join(problems[:LISTED]) + more

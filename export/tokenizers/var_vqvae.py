@@ -1,0 +1,130 @@
+"""VAR's tokenizer, a multi-scale residual VQVAE, and its strict loading.
+
+Own modules with the official parameter names; written from the published architecture
+(github.com/FoundationVision/VAR, ``models/basic_vae.py``, ``models/quant.py``).
+Images are [N, 3, H, H] in [-1, 1], H = config.image_size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ExportError
+from ..generators.var_config import PATCH_NUMS_256
+from ..strict import load_strictly
+from .blocks import NORM_GROUPS, FusedAttnBlock
+from .var_quantizer import MultiScaleQuantizer
+from .var_vqvae_config import VarVqvaeConfig
+from .vq_blocks import IMAGE_CHANNELS, VqDecoder, VqEncoder
+
+HITS = "quantize.ema_vocab_hit_SV"
+NEEDED = {  # key: axes
+    "encoder.conv_in.weight": 4,
+    "encoder.conv_out.weight": 4,
+    "decoder.conv_out.weight": 4,
+    "quant_conv.weight": 4,
+    "quantize.embedding.weight": 2,
+    "encoder.down.0.block.0.conv1.weight": 4,
+    "quantize.quant_resi.qresi_ls.0.weight": 4,
+}
+
+
+class VarVqvae(nn.Module):
+    """The whole model, with the parameter names of ``vae_ch160v4096z32.pth``."""
+
+    def __init__(self, config: VarVqvaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        latent, kernel = config.latent_channels, config.quant_conv_kernel
+        self.encoder = VqEncoder(
+            config.channels, config.widths, config.num_res_blocks, latent, FusedAttnBlock
+        )
+        self.decoder = VqDecoder(config.widths, config.num_res_blocks, latent, FusedAttnBlock)
+        self.quantize = MultiScaleQuantizer(config)
+        self.quant_conv = nn.Conv2d(latent, latent, kernel, padding=kernel // 2)
+        self.post_quant_conv = nn.Conv2d(latent, latent, kernel, padding=kernel // 2)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """[N, 3, H, H] in [-1, 1] -> latent [N, C, h, h], before quantization."""
+        return self.quant_conv(self.encoder(image))  # type: ignore[no-any-return]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The sum of all scales' maps [N, C, h, h] -> image [N, 3, H, H], not clamped."""
+        return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
+
+
+def infer_vqvae_config(
+    tensors: Mapping[str, Tensor], where: str, patch_nums: Sequence[int] = PATCH_NUMS_256
+) -> VarVqvaeConfig:
+    """The configuration that a checkpoint's keys and shapes imply; `patch_nums` they do not tell.
+
+    Raises:
+        ExportError: not VAR's VQVAE, or widths that its norms cannot have.
+    """
+    levels = count_items(tensors, r"encoder\.down\.(\d+)\.")
+    lasts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
+    needed = NEEDED | dict.fromkeys(lasts, 4)
+    odd = [k for k, axes in needed.items() if k not in tensors or tensors[k].ndim != axes]
+    if odd:
+        raise ExportError(
+            f"is not VAR's VQVAE: no {', '.join(odd[:3])} of the right rank",
+            where=where,
+            do="check the model name, and that the file is complete",
+        )
+    channels, colours = tensors["encoder.conv_in.weight"].shape[:2]
+    widths = [tensors[key].shape[0] for key in lasts]
+    if not channels or any(w % NORM_GROUPS or w % channels for w in (channels, *widths)):
+        raise ExportError(
+            f"has widths {[channels, *widths]}, not multiples of {NORM_GROUPS} and of the first",
+            where=where,
+            do="use VAR's VQVAE",
+        )
+    if colours != IMAGE_CHANNELS:
+        raise ExportError(f"takes {colours} channels, not 3", where=where, do="use VAR's VQVAE")
+    vocab_size, latent = tensors["quantize.embedding.weight"].shape
+    try:
+        return VarVqvaeConfig(
+            channels=channels,
+            channels_mult=tuple(width // channels for width in widths),
+            num_res_blocks=count_items(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
+            latent_channels=latent,
+            vocab_size=vocab_size,
+            patch_nums=tuple(patch_nums),
+            phis=count_items(tensors, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.weight"),
+            quant_conv_kernel=tensors["quant_conv.weight"].shape[-1],
+        )
+    except ExportError as error:
+        # The configuration does not know which file it came from.
+        raise ExportError(error.what, where=where, do=error.do) from error
+
+
+def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return len({m.group(1) for key in tensors if (m := re.match(pattern, key))})
+
+
+def load_var_vqvae(
+    tensors: Mapping[str, Tensor], where: str, patch_nums: Sequence[int] = PATCH_NUMS_256
+) -> VarVqvae:
+    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
+
+    The statistics of code use, a buffer, may be of another number of scales than `patch_nums`, or
+    absent: like the official loader, this one then begins them anew.
+
+    Raises:
+        ExportError: missing, extra or misshapen keys (named), weights that are not plain floats,
+            another model.
+    """
+    config = infer_vqvae_config(tensors, where, patch_nums)
+    wanted = (len(config.patch_nums), config.vocab_size)
+    hits = tensors.get(HITS)
+    if hits is None or (hits.ndim == 2 and hits.shape[0] != wanted[0] and hits.shape[1] == wanted[1]):
+        tensors = {**tensors, HITS: torch.zeros(wanted)}
+    with torch.device("meta"):
+        model = VarVqvae(config)
+    model.quantize.make_resizes()  # constants that no checkpoint brings
+    load_strictly(model, tensors, where)
+    return model

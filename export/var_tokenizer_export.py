@@ -1,0 +1,99 @@
+"""VAR's tokenizer -> encoder.onnx, decoder.onnx, lookup.onnx, update.{k}.onnx and their sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import Dim
+
+from ..artifacts import Site
+from .graph_passes import find_sites
+from .tokenizers.var_vqvae import VarVqvae
+from .tokenizers.var_vqvae_graphs import (
+    VarDecoderGraph,
+    VarEncoderGraph,
+    VarLookupGraph,
+    VarUpdateGraph,
+    decoder_excluded,
+    encoder_excluded,
+    example_image,
+    example_latent,
+    lookup_excluded,
+    update_excluded,
+)
+from .var_export import trace
+from .weight_file import WeightFile
+
+EXAMPLES = 2  # the exporter would specialise on a batch of one
+
+
+def export_var_tokenizer(
+    model: VarVqvae,
+    weights: WeightFile,
+    properties: dict[str, str],
+    word_embed: nn.Linear | None = None,
+) -> tuple[Site, ...]:
+    """Write all graphs of the tokenizer through `weights`; returns their sites.
+
+    `word_embed` is the transformer's, for the graphs update.{k}.
+    """
+    quantizer = model.quantize
+    sites: tuple[Site, ...] = ()
+    for name, graph, excluded in (
+        ("encoder", encoder_graph(model), encoder_excluded(quantizer)),
+        ("decoder", decoder_graph(model), decoder_excluded()),
+        ("lookup", lookup_graph(model), lookup_excluded(quantizer)),
+    ):
+        sites += sites_by_name(graph, name, excluded)
+        weights.save(graph, name, properties)
+    for scale in range(quantizer.last + 1):
+        graph = update_graph(model, scale, word_embed)
+        excluded = update_excluded(quantizer, scale, word_embed is not None)
+        sites += sites_by_name(graph, f"update.{scale}", excluded)
+        weights.save(graph, f"update.{scale}", properties)
+    return sites
+
+
+def encoder_graph(model: VarVqvae) -> ir.Model:
+    batch = ({0: Dim("batch")},)
+    image = example_image(model, EXAMPLES)
+    return trace(VarEncoderGraph(model), (image,), batch, ["image"], ["indices", "latent"])
+
+
+def decoder_graph(model: VarVqvae) -> ir.Model:
+    batch = ({0: Dim("batch")},)
+    latent = example_latent(model, EXAMPLES)
+    return trace(VarDecoderGraph(model), (latent,), batch, ["latent"], ["image"])
+
+
+def lookup_graph(model: VarVqvae) -> ir.Model:
+    batch = ({0: Dim("batch")},)
+    indices = torch.zeros(EXAMPLES, sum(model.config.lengths), dtype=torch.int32)
+    outputs = ["latent", "features"]
+    return trace(VarLookupGraph(model.quantize), (indices,), batch, ["indices"], outputs)
+
+
+def update_graph(model: VarVqvae, scale: int, word_embed: nn.Linear | None = None) -> ir.Model:
+    batch = Dim("batch")
+    tokens = torch.zeros(EXAMPLES, model.config.lengths[scale], dtype=torch.int64)
+    last = scale == model.quantize.last
+    return trace(
+        VarUpdateGraph(model.quantize, scale, word_embed),
+        (tokens, example_latent(model, EXAMPLES)),
+        ({0: batch}, {0: batch}),
+        ["tokens", "f_hat"],
+        ["f_hat_next"] if last else ["f_hat_next", "x"],
+    )
+
+
+def sites_by_name(
+    graph: ir.Model, graph_name: str, excluded: Mapping[str, str]
+) -> tuple[Site, ...]:
+    """One entry a module: the scales share convolutions and the codebook."""
+    found: dict[str, Site] = {}
+    for site in find_sites(graph.graph, graph_name, excluded):
+        found.setdefault(site.name, site)
+    return tuple(found.values())

@@ -1,0 +1,69 @@
+"""One file of weights for all graphs of a model, each tensor stored once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import onnx_ir as ir
+
+WEIGHTS = "model.onnx.data"
+INLINE = 1024  # bytes; smaller tensors stay in the graph
+PAGE = 4096  # so that a loader can map each tensor
+
+
+class WeightFile:
+    """Writes graphs whose large initializers lie in one file; equal contents share their place.
+
+    Tensors are read, written and let go one at a time, so lazy ones never exist together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._places: dict[tuple[bytes, int], int] = {}
+
+    def __enter__(self) -> Self:
+        self._stream = (self._folder / WEIGHTS).open("wb")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+    def save(self, model: ir.Model, name: str, properties: dict[str, str]) -> None:
+        """Write `name`.onnx; the model's large initializers then refer to the file."""
+        model.metadata_props.clear()
+        model.metadata_props.update(properties)
+        model.producer_name, model.producer_version = "arvg-trt", ""
+        for node in model.graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+        for value in model.graph.initializers.values():
+            assert value.const_value is not None
+            if value.const_value.nbytes >= INLINE:
+                value.const_value = self._place(value.const_value, str(value.name))
+        self._stream.flush()
+        ir.save(model, self._folder / f"{name}.onnx")
+
+    def _place(self, tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+        data = tensor.tobytes()
+        key = (hashlib.sha256(data).digest(), len(data))
+        if key not in self._places:
+            self._stream.write(bytes(-self._stream.tell() % PAGE))
+            self._places[key] = self._stream.tell()
+            self._stream.write(data)
+        return ir.ExternalTensor(
+            WEIGHTS,
+            self._places[key],
+            len(data),
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=name,
+            base_dir=self._folder,
+        )

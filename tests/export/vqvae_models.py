@@ -1,0 +1,56 @@
+"""Tiny VQVAEs of VAR's layout with weights in which every part of the arithmetic shows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from arvg_trt.export.tokenizers.var_quantizer import MultiScaleQuantizer
+from arvg_trt.export.tokenizers.var_vqvae import VarVqvae
+from arvg_trt.export.tokenizers.var_vqvae_config import VarVqvaeConfig
+
+TINY = VarVqvaeConfig(
+    channels=32,
+    channels_mult=(1, 2),
+    num_res_blocks=1,
+    latent_channels=8,
+    vocab_size=40,
+    patch_nums=(1, 2, 3, 5, 6),
+)
+# Ten scales, so that the published table of convolutions holds; no side divides the last.
+TEN = VarVqvaeConfig(
+    channels=32,
+    channels_mult=(1,),
+    num_res_blocks=1,
+    latent_channels=4,
+    vocab_size=24,
+    patch_nums=(1, 2, 3, 4, 5, 6, 7, 8, 9, 11),
+)
+
+
+def random_vqvae(config: VarVqvaeConfig, seed: int = 0) -> VarVqvae:
+    """Norms that are not the identity, and latents on the scale of the codes."""
+    torch.manual_seed(seed)
+    model = VarVqvae(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if ".norm" in name:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.quantize.embedding.weight.mul_(0.5)
+    model.quant_conv.weight.mul_(4)
+    return model
+
+
+def random_quantizer(config: VarVqvaeConfig, seed: int = 0) -> MultiScaleQuantizer:
+    return random_vqvae(config, seed).quantize
+
+
+def random_latent(config: VarVqvaeConfig, count: int = 2, seed: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, config.latent_channels, config.latent_size, config.latent_size)
+    return torch.randn(shape, generator=generator)
+
+
+def random_images(config: VarVqvaeConfig, count: int = 2, seed: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    size = config.image_size
+    return torch.rand(count, 3, size, size, generator=generator) * 2 - 1

@@ -1,0 +1,49 @@
+"""The ten Tiny ImageNet classes the class-conditional minis are trained on."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+ARCHIVE = "tiny_imagenet_10x500_train_64.zip"
+HELD_OUT_FROM = 450
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """images uint8 [N, 3, 64, 64], labels int64 [N] in 0 ... 9."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def load_pictures(folder: Path) -> tuple[Pictures, Pictures]:
+    """(training, held out): pictures k < 450 of each class, and the others.
+
+    `folder` holds the archive, whose files are `<label>_<name>/<wnid>_<k>.JPEG`.
+    """
+    parts: tuple[list[tuple[np.ndarray, int]], ...] = ([], [])
+    with zipfile.ZipFile(folder / ARCHIVE) as archive:
+        for name in sorted(archive.namelist()):
+            path = Path(name)
+            if path.suffix != ".JPEG":
+                continue
+            with Image.open(io.BytesIO(archive.read(name))) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            held_out = int(path.stem.split("_")[1]) >= HELD_OUT_FROM
+            parts[held_out].append((pixels, int(path.parent.name.split("_")[0])))
+    training, held_out_part = (
+        Pictures(
+            torch.from_numpy(np.stack([p for p, _ in part])).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor([label for _, label in part]),
+        )
+        for part in parts
+    )
+    return training, held_out_part
