@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -61,7 +60,7 @@ def present_name(past: str) -> str:
     return past.replace("past_", "present_", 1)
 
 
-def require_caches(session: OnnxRuntimeSession, depth: int, path: Path) -> None:
+def require_caches(session: OnnxRuntimeSession, depth: int) -> None:
     """Raises BundleError unless each of `depth` blocks has a key and a value cache."""
     wanted = {f"past_{kind}.{i}" for kind in ("key", "value") for i in range(depth)}
     absent = [
@@ -70,4 +69,4 @@ def require_caches(session: OnnxRuntimeSession, depth: int, path: Path) -> None:
     ]
     if absent or len(past_names(session.inputs)) != 2 * depth:
         named = f"lacks {', '.join(absent[:4])}" if absent else f"has caches beyond {depth} blocks"
-        raise BundleError(named, where=str(path), do="export the model again")
+        raise BundleError(named, where=str(session.path), do="export the model again")

@@ -85,7 +85,7 @@ class VarLoop:
         self.spec = spec
         self._condition = session(paths["condition"], threads)
         self._step = session(paths["step"], threads)
-        require_caches(self._step, spec.depth, paths["step"])
+        require_caches(self._step, spec.depth)
         self._updates = [session(paths[name], threads) for name in updates]
         self._decoder = session(paths["decoder"], threads)
 

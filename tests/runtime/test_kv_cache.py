@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -73,8 +71,8 @@ def test_cache_of_another_batch_is_refused(step: OnnxRuntimeSession, rows: int) 
 
 
 def test_graph_needs_a_cache_for_every_block(step: OnnxRuntimeSession) -> None:
-    require_caches(step, DEPTH, Path("step.onnx"))
+    require_caches(step, DEPTH)
     with pytest.raises(BundleError, match=r"step\.onnx: lacks past_key\.2, past_value\.2, present"):
-        require_caches(step, DEPTH + 1, Path("step.onnx"))
+        require_caches(step, DEPTH + 1)
     with pytest.raises(BundleError, match="caches beyond 1 blocks"):
-        require_caches(step, DEPTH - 1, Path("step.onnx"))
+        require_caches(step, DEPTH - 1)
