@@ -19,8 +19,6 @@ from .tokenizers.var_vqvae_graphs import (
     VarUpdateGraph,
     decoder_excluded,
     encoder_excluded,
-    example_image,
-    example_latent,
     lookup_excluded,
     update_excluded,
 )
@@ -31,14 +29,12 @@ EXAMPLES = 2  # the exporter would specialise on a batch of one
 
 
 def export_var_tokenizer(
-    model: VarVqvae,
-    weights: WeightFile,
-    properties: dict[str, str],
-    word_embed: nn.Linear | None = None,
+    model: VarVqvae, weights: WeightFile, properties: dict[str, str], word_embed: nn.Linear
 ) -> tuple[Site, ...]:
     """Write all graphs of the tokenizer through `weights`; returns their sites.
 
-    `word_embed` is the transformer's, for the graphs update.{k}.
+    `word_embed` is the transformer's, for update.{k}; those and the lookup have no site that the
+    method takes.
     """
     quantizer = model.quantize
     sites: tuple[Site, ...] = ()
@@ -50,42 +46,40 @@ def export_var_tokenizer(
         sites += sites_by_name(graph, name, excluded)
         weights.save(graph, name, properties)
     for scale in range(quantizer.last + 1):
-        graph = update_graph(model, scale, word_embed)
-        excluded = update_excluded(quantizer, scale, word_embed is not None)
-        sites += sites_by_name(graph, f"update.{scale}", excluded)
-        weights.save(graph, f"update.{scale}", properties)
+        name, graph = f"update.{scale}", update_graph(model, scale, word_embed)
+        sites += sites_by_name(graph, name, update_excluded(quantizer, scale))
+        weights.save(graph, name, properties)
     return sites
 
 
 def encoder_graph(model: VarVqvae) -> ir.Model:
+    size = model.config.image_size
+    image = torch.zeros(EXAMPLES, 3, size, size)
     batch = ({0: Dim("batch")},)
-    image = example_image(model, EXAMPLES)
     return trace(VarEncoderGraph(model), (image,), batch, ["image"], ["indices", "latent"])
 
 
 def decoder_graph(model: VarVqvae) -> ir.Model:
-    batch = ({0: Dim("batch")},)
-    latent = example_latent(model, EXAMPLES)
-    return trace(VarDecoderGraph(model), (latent,), batch, ["latent"], ["image"])
+    latent = torch.zeros(EXAMPLES, *model.config.latent_shape)
+    return trace(VarDecoderGraph(model), (latent,), ({0: Dim("batch")},), ["latent"], ["image"])
 
 
 def lookup_graph(model: VarVqvae) -> ir.Model:
-    batch = ({0: Dim("batch")},)
     indices = torch.zeros(EXAMPLES, sum(model.config.lengths), dtype=torch.int32)
-    outputs = ["latent", "features"]
-    return trace(VarLookupGraph(model.quantize), (indices,), batch, ["indices"], outputs)
+    graph, outputs = VarLookupGraph(model.quantize), ["latent", "features"]
+    return trace(graph, (indices,), ({0: Dim("batch")},), ["indices"], outputs)
 
 
-def update_graph(model: VarVqvae, scale: int, word_embed: nn.Linear | None = None) -> ir.Model:
+def update_graph(model: VarVqvae, scale: int, word_embed: nn.Linear) -> ir.Model:
     batch = Dim("batch")
     tokens = torch.zeros(EXAMPLES, model.config.lengths[scale], dtype=torch.int64)
-    last = scale == model.quantize.last
+    f_hat = torch.zeros(EXAMPLES, *model.config.latent_shape)
     return trace(
         VarUpdateGraph(model.quantize, scale, word_embed),
-        (tokens, example_latent(model, EXAMPLES)),
+        (tokens, f_hat),
         ({0: batch}, {0: batch}),
         ["tokens", "f_hat"],
-        ["f_hat_next"] if last else ["f_hat_next", "x"],
+        ["f_hat_next"] if scale == model.quantize.last else ["f_hat_next", "x"],
     )
 
 

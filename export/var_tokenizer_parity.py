@@ -1,4 +1,7 @@
-"""The graphs of VAR's tokenizer in ONNX Runtime against PyTorch, on real images."""
+"""The graphs of VAR's tokenizer in ONNX Runtime against PyTorch, on real images.
+
+PyTorch computes first and is let go; then one graph at a time is loaded.
+"""
 
 from __future__ import annotations
 
@@ -15,137 +18,158 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..runtime.sessions.onnxruntime import fast_session
+from .tokenizers.var_quantizer import MultiScaleQuantizer
 from .tokenizers.var_vqvae import VarVqvae
 from .var_parity import Arrays, Difference, difference, require
 
-# Two codes whose distances differ by less, relative to the RMS of distances, are a tie in float32.
-TIE = 1e-4
+LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
+ERRORS = 4  # how far from a boundary, in measured errors, a token may still differ
+
+Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerReferences:
-    """What PyTorch computes for N images; `ties` [N, L] says where its choice was nearly another.
+    """What PyTorch computes for N images.
 
-    `inputs` are the transformer's of all scales but the first, [N, L - first, width].
+    `distances` [N, L]: how far the vector that each token stands for lies from another code's
+    region. `sums` are f_hat behind every scale; `inputs` the transformer's of
+    all scales but the first, [N, L - first, width].
     """
 
     lengths: tuple[int, ...]
-    images: NDArray[np.float32]
+    images: Floats
     indices: NDArray[np.int64]
-    ties: NDArray[np.bool_]
-    latent: NDArray[np.float32]
-    f_hat: NDArray[np.float32]
-    features: NDArray[np.float32]
-    inputs: NDArray[np.float32]
-    decoded: NDArray[np.float32]
+    distances: Floats
+    latent: Floats
+    sums: tuple[Floats, ...]
+    features: Floats
+    inputs: Floats
+    decoded: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class TokenParity:
-    """Tokens that differ from PyTorch's; each behind one whose choice was nearly another."""
+    """Tokens, those that differ from PyTorch's, and those of them that may.
+
+    A token may differ where its vector lies within float error of the boundary between two codes,
+    or behind a scale of its image where such a token does.
+    """
 
     tokens: int
     differ: int
-    images_with_ties: int
+    at_boundary: int
 
 
 @torch.inference_mode()
 def compute_tokenizer_references(
-    model: VarVqvae, word_embed: nn.Linear, images: Sequence[NDArray[np.float32]]
+    model: VarVqvae, word_embed: nn.Linear, images: Sequence[Floats]
 ) -> TokenizerReferences:
     """Images are [1, 3, H, H] in [-1, 1]; `word_embed` is the transformer's."""
+    quantizer = model.quantize
     stacked = np.concatenate(images)
     latent = model.encode(torch.from_numpy(stacked))
-    indices = model.quantize.encode(latent)
-    f_hat, features = model.quantize.decode_with_features(indices)
+    indices = quantizer.encode(latent)
+    total = torch.zeros_like(latent)
+    distances, sums = [], []
+    for scale, codes in enumerate(quantizer.split(indices)):
+        distances.append(boundary_distance(quantizer, scale, latent - total))
+        total = total + quantizer.contribution(scale, codes)
+        sums.append(total.numpy())
+    features = quantizer.features(indices)
     return TokenizerReferences(
         lengths=model.config.lengths,
         images=stacked,
         indices=indices.numpy(),
-        ties=near_ties(model, latent, indices).numpy(),
+        distances=torch.cat(distances, dim=1).numpy(),
         latent=latent.numpy(),
-        f_hat=f_hat.numpy(),
+        sums=tuple(sums),
         features=features.numpy(),
         inputs=word_embed(features).numpy(),
-        decoded=model.decode(f_hat).numpy(),
+        decoded=model.decode(total).numpy(),
     )
 
 
-def near_ties(model: VarVqvae, latent: Tensor, indices: Tensor) -> Tensor:
-    """bool [N, L]: whether the second nearest code is as near as float error can tell."""
-    quantize = model.quantize
-    codebook = quantize.embedding.weight
-    found = []
-    for scale, codes in enumerate(quantize.split(indices)):
-        distances = torch.cdist(quantize.shrink(scale, latent), codebook).square()
-        nearest = distances.topk(2, dim=-1, largest=False).values
-        margin = TIE * distances.square().mean().sqrt()
-        found.append(nearest[..., 1] - nearest[..., 0] < margin)
-        if scale < quantize.last:
-            latent = latent - quantize.contribution(scale, codes)
-    return torch.cat(found, dim=1)
+def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tensor) -> Tensor:
+    """[N, C, h, w] -> [N, p*p]: how far each vector may move, and its nearest code stays so."""
+    vectors = quantizer.shrink(scale, residual).double()
+    codebook = quantizer.embedding.weight.double()
+    scores = vectors @ codebook.T - 0.5 * codebook.square().sum(dim=1)
+    best, nearest = scores.max(dim=-1, keepdim=True)
+    apart = torch.cdist(codebook[nearest.squeeze(-1)], codebook)
+    # Of the planes between the nearest code and every other one, the nearest.
+    distances = (best - scores) / apart.clamp_min(torch.finfo().tiny)
+    distances.scatter_(-1, nearest, torch.inf)
+    closest: Tensor = distances.amin(dim=-1)
+    return closest.float()
 
 
 def check_tokenizer_parity(
     folder: Path, wanted: TokenizerReferences
 ) -> tuple[TokenParity, tuple[Difference, ...]]:
-    """Run every graph of the tokenizer; the updates from an empty f_hat on.
+    """Run encoder, decoder, lookup and every update, each on PyTorch's inputs.
 
     Raises:
-        ExportError: a difference above the tolerance, or a token that differs although neither
-            its choice nor an earlier one was nearly another.
+        ExportError: a difference above the tolerance, or a token that differs and may not.
     """
     encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.images})
-    tokens = compare_tokens(encoded["indices"], wanted)
     found = [difference("encoder", "latent", encoded["latent"], wanted.latent)]
     gc.collect()
-    decoded = fast_session(folder / "decoder.onnx").run({"latent": wanted.f_hat})
+    decoded = fast_session(folder / "decoder.onnx").run({"latent": wanted.sums[-1]})
     found.append(difference("decoder", "image", decoded["image"], wanted.decoded))
     gc.collect()
     looked = fast_session(folder / "lookup.onnx").run({"indices": wanted.indices.astype(np.int32)})
-    found.append(difference("lookup", "latent", looked["latent"], wanted.f_hat))
+    found.append(difference("lookup", "latent", looked["latent"], wanted.sums[-1]))
     found.append(difference("lookup", "features", looked["features"], wanted.features))
     found += check_updates(folder, wanted)
     for one in found:
         require(one)
+    unequal = encoded["indices"] != wanted.indices
+    excused = unequal & may_differ(wanted, unequal, found[0].max)
+    tokens = TokenParity(unequal.size, int(unequal.sum()), int(excused.sum()))
+    require_tokens(tokens)
     return tokens, tuple(found)
 
 
 def check_updates(folder: Path, wanted: TokenizerReferences) -> list[Difference]:
-    """Each update takes the f_hat that the one before it gave."""
-    bounds = np.cumsum([0, *wanted.lengths])
-    f_hat: NDArray[np.generic] = np.zeros_like(wanted.f_hat)
+    """Each update on the tokens and the f_hat before it."""
     found = []
-    for scale, (a, b) in enumerate(pairwise(bounds)):
+    before = np.zeros_like(wanted.latent)
+    for scale, (a, b) in enumerate(pairwise(np.cumsum([0, *wanted.lengths]))):
         name = f"update.{scale}"
-        feeds: Arrays = {"tokens": wanted.indices[:, a:b], "f_hat": f_hat}
+        feeds: Arrays = {"tokens": wanted.indices[:, a:b], "f_hat": before}
         outputs = fast_session(folder / f"{name}.onnx").run(feeds)
-        f_hat = outputs["f_hat_next"]
+        before = wanted.sums[scale]
+        found.append(difference(name, "f_hat_next", outputs["f_hat_next"], before))
         if "x" in outputs:
             start = b - wanted.lengths[0]
-            reference = wanted.inputs[:, start : start + outputs["x"].shape[1]]
+            reference = wanted.inputs[:, start : start + wanted.lengths[scale + 1]]
             found.append(difference(name, "x", outputs["x"], reference))
-    found.append(difference(name, "f_hat_next", f_hat, wanted.f_hat))
     return found
 
 
-def compare_tokens(indices: NDArray[np.generic], wanted: TokenizerReferences) -> TokenParity:
-    """A code chosen otherwise changes all finer ones, so only what precedes any tie must agree."""
-    unequal = indices != wanted.indices
-    scale = np.repeat(np.arange(len(wanted.lengths)), wanted.lengths)
-    for row, (wrong, tie) in enumerate(zip(unequal, wanted.ties, strict=True)):
-        first_tie = scale[tie].min(initial=len(wanted.lengths))
-        first_wrong = scale[wrong].min(initial=len(wanted.lengths))
-        within = wrong & (scale == first_wrong)
-        if first_wrong < first_tie or np.any(within & ~tie & (scale == first_tie)):
-            raise ExportError(
-                f"{int(wrong.sum())} of {wrong.size} tokens of image {row} differ from PyTorch, "
-                f"the first at scale {first_wrong}, where no choice was close",
-                where="encoder.onnx",
-                do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
-            )
-    return TokenParity(
-        tokens=unequal.size,
-        differ=int(unequal.sum()),
-        images_with_ties=int(wanted.ties.any(axis=1).sum()),
-    )
+def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Flags:
+    """[N, L]: tokens near a boundary, and all behind a scale where one of those differs.
+
+    `error` is the largest of the latent, relative to its RMS; a vector of C such errors is
+    sqrt(C) times as long.
+    """
+    channels = wanted.latent.shape[1]
+    rms = float(np.sqrt(np.mean(np.square(wanted.latent, dtype=np.float64))))
+    reach = ERRORS * max(error, LEAST_ERROR) * rms * channels**0.5
+    near: Flags = np.asarray(wanted.distances < reach)
+    allowed = near.copy()
+    for a, b in pairwise(np.cumsum([0, *wanted.lengths])):
+        allowed[(unequal & near)[:, a:b].any(axis=1), b:] = True
+    return allowed
+
+
+def require_tokens(parity: TokenParity) -> None:
+    if parity.differ > parity.at_boundary:
+        raise ExportError(
+            f"{parity.differ - parity.at_boundary} of {parity.tokens} tokens differ from PyTorch "
+            "away from any boundary between two codes",
+            where="encoder.onnx",
+            do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
+        )

@@ -115,7 +115,7 @@ def held_out_psnr(weights: dict[str, Tensor], images: Tensor, device: str) -> fl
     model.load_state_dict(weights)
     model.eval()
     values = []
-    for part in images.split(50):
+    for part in torch.split(images, 50):
         wanted = part.to(device)
         codes = model.quantize.encode(model.encode(to_signed(wanted)))
         found = model.decode(model.quantize.decode(codes)).clamp(-1, 1)
@@ -140,7 +140,10 @@ def save_state(path: Path, state: dict[str, object]) -> None:
 def main(
     data: Path, output: Path, steps: int, peak_lr: float, seed: int, device: str, threads: int
 ) -> None:
-    """Train, resume from OUTPUT/vae_state.pt if it is there, and write vae.safetensors."""
+    """Train, resume from OUTPUT/vae_state.pt if it is there, and write vae.safetensors.
+
+    What no shape tells, the sides of the token maps, goes to config.json beside it.
+    """
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     training, held_out = load_pictures(data)
@@ -217,6 +220,7 @@ def main(
         "torch": torch.__version__,
         "data_sha256": {ARCHIVE: hashlib.sha256((data / ARCHIVE).read_bytes()).hexdigest()},
     }
+    (output / "config.json").write_text(json.dumps({"patch_nums": CONFIG.patch_nums}) + "\n")
     (output / "vae_training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -95,7 +95,7 @@ class MultiScaleQuantizer(nn.Module):
         if scale < self.last:
             h = self.up[scale](h)
         phi = self.quant_resi.qresi_ls[self.config.phi_of_scale[scale]]
-        return phi(h.unflatten(2, (side, side)))  # type: ignore[no-any-return]
+        return phi(h.reshape(*h.shape[:2], side, side))  # type: ignore[no-any-return]
 
     def encode(self, latent: Tensor) -> Tensor:
         """[N, C, H, W] -> int64 [N, L]."""
@@ -108,7 +108,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def split(self, codes: Tensor) -> tuple[Tensor, ...]:
         """[N, L] -> the codes of each scale, [N, p*p]."""
-        return codes.split(self.config.lengths, dim=1)
+        return torch.split(codes, list(self.config.lengths), dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """int [N, L] -> the sum of all contributions, [N, C, H, W]."""

@@ -121,7 +121,9 @@ def load_var_vqvae(
     config = infer_vqvae_config(tensors, where, patch_nums)
     wanted = (len(config.patch_nums), config.vocab_size)
     hits = tensors.get(HITS)
-    if hits is None or (hits.ndim == 2 and hits.shape[0] != wanted[0] and hits.shape[1] == wanted[1]):
+    if hits is None or (
+        hits.ndim == 2 and hits.shape[0] != wanted[0] and hits.shape[1] == wanted[1]
+    ):
         tensors = {**tensors, HITS: torch.zeros(wanted)}
     with torch.device("meta"):
         model = VarVqvae(config)

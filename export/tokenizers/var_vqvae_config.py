@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ...errors import ExportError
 from ..generators.var_config import PATCH_NUMS_256
@@ -30,7 +31,7 @@ class VarVqvaeConfig:
 
     def __post_init__(self) -> None:
         sides = self.patch_nums
-        rising = all(a < b for a, b in zip(sides, sides[1:], strict=False))
+        rising = all(a < b for a, b in pairwise(sides))
         if len(sides) < 2 or sides[0] < 1 or not rising:
             raise ExportError(
                 f"has patch numbers {list(sides)}, not two or more that rise from 1",
@@ -45,7 +46,7 @@ class VarVqvaeConfig:
 
     @property
     def stride(self) -> int:
-        return 2 ** (len(self.channels_mult) - 1)
+        return 1 << (len(self.channels_mult) - 1)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -54,6 +55,10 @@ class VarVqvaeConfig:
     @property
     def latent_size(self) -> int:
         return self.patch_nums[-1]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.latent_channels, self.latent_size, self.latent_size
 
     @property
     def image_size(self) -> int:

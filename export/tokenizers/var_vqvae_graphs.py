@@ -6,11 +6,16 @@ Submodules keep their official paths, so the graphs' nodes are named after them.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .var_quantizer import MultiScaleQuantizer, Phi, PhiList
 from .var_vqvae import VarVqvae
+
+FIRST_OR_LAST = "first or last convolution of its half"
+DECIDES = "decides codes, and an early one that is wrong changes all later ones"
+SUMMED = "summed over the scales, for a thousandth of the decoder's work"
+RESIZE = "fixed resize"
+EMBEDDING = "the embedding of latents, outside the method"
 
 
 class GraphQuantizer(MultiScaleQuantizer):
@@ -24,7 +29,7 @@ class GraphQuantizer(MultiScaleQuantizer):
         self.quant_resi = PhiList(phis)
         self.up, self.down = source.up, source.down
         codebook = source.embedding.weight.detach()
-        self.nearest = nn.Linear(*reversed(codebook.shape), device="meta")
+        self.nearest = nn.Linear(codebook.shape[1], codebook.shape[0], device="meta")
         lengths = codebook.double().square().sum(dim=1)
         self.nearest.weight = nn.Parameter(codebook, requires_grad=False)
         self.nearest.bias = nn.Parameter((-0.5 * lengths).float(), requires_grad=False)
@@ -78,17 +83,14 @@ class VarUpdateGraph(nn.Module):
     """tokens int64 [B, p_k**2], f_hat [B, C, h, h] -> f_hat_next, and but for the last scale x.
 
     x [B, p_{k+1}**2, width] is the transformer's input at the next scale, without level and
-    position. `word_embed` is the transformer's linear; without it, x is its input,
-    [B, p_{k+1}**2, C]. f_hat itself stays as it is.
+    position. `word_embed` is the transformer's linear. f_hat itself stays as it is.
     """
 
-    def __init__(
-        self, quantizer: MultiScaleQuantizer, scale: int, word_embed: nn.Linear | None = None
-    ) -> None:
+    def __init__(self, quantizer: MultiScaleQuantizer, scale: int, word_embed: nn.Linear) -> None:
         super().__init__()
         self.scale = scale
         self.quantize = GraphQuantizer(quantizer)
-        self.word_embed = nn.Identity() if word_embed is None else word_embed
+        self.word_embed = word_embed
 
     def forward(self, tokens: Tensor, f_hat: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         following = f_hat + self.quantize.contribution(self.scale, tokens)
@@ -126,35 +128,16 @@ def lookup_excluded(quantizer: MultiScaleQuantizer) -> dict[str, str]:
     }
 
 
-def update_excluded(quantizer: MultiScaleQuantizer, scale: int, embedded: bool) -> dict[str, str]:
+def update_excluded(quantizer: MultiScaleQuantizer, scale: int) -> dict[str, str]:
     """Sites of update.{scale}.onnx, none of which is quantized, with the reason."""
     last = quantizer.last
     reasons = {phi_path(quantizer.config.phi_of_scale[scale]): SUMMED}
     if scale < last:
-        reasons[f"quantize.up.{scale}"] = RESIZE
+        reasons |= {f"quantize.up.{scale}": RESIZE, "word_embed": EMBEDDING}
     if scale + 1 < last:
         reasons[f"quantize.down.{scale + 1}"] = RESIZE
-    if scale < last and embedded:
-        reasons["word_embed"] = EMBEDDING
     return reasons
 
 
 def phi_path(number: int) -> str:
     return f"quantize.quant_resi.qresi_ls.{number}"
-
-
-FIRST_OR_LAST = "first or last convolution of its half"
-DECIDES = "decides codes, and an early one that is wrong changes all later ones"
-SUMMED = "summed over the scales, for a thousandth of the decoder's work"
-RESIZE = "fixed resize"
-EMBEDDING = "the embedding of latents, outside the method"
-
-
-def example_image(model: VarVqvae, count: int) -> Tensor:
-    size = model.config.image_size
-    return torch.zeros(count, 3, size, size)
-
-
-def example_latent(model: VarVqvae, count: int) -> Tensor:
-    side = model.config.latent_size
-    return torch.zeros(count, model.config.latent_channels, side, side)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as the tests see it: an empty cache, and a server on this machine."""
+"""The Hugging Face Hub as the tests see it, and a tiny VAR tokenizer that is exported once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from torch import nn
+
+from arvg_trt.export.var_tokenizer_export import export_var_tokenizer
+from arvg_trt.export.weight_file import WeightFile
+
+from .vqvae_models import TINY, TinyTokenizer, random_vqvae
+
+WIDTH = 24
 
 
 @pytest.fixture
@@ -52,3 +60,14 @@ def hub(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TinyTokenizer:
+    """All graphs of a random tokenizer's; what is done with them must leave them as they are."""
+    model = random_vqvae(TINY)
+    word_embed = nn.Linear(TINY.latent_channels, WIDTH).requires_grad_(False)
+    folder = tmp_path_factory.mktemp("var_tokenizer")
+    with WeightFile(folder) as weights:
+        sites = export_var_tokenizer(model, weights, {"arvg_trt.model": "tiny"}, word_embed)
+    return TinyTokenizer(model, word_embed, folder, sites)

@@ -178,7 +178,9 @@ def test_float16_weights_load_to_the_same_values() -> None:
 def test_statistics_of_code_use_are_kept() -> None:
     state = random_vqvae(TINY).state_dict()
     state[HITS] = torch.rand(5, 40)
-    assert torch.equal(load_var_vqvae(state, "here", TINY.patch_nums).state_dict()[HITS], state[HITS])
+    assert torch.equal(
+        load_var_vqvae(state, "here", TINY.patch_nums).state_dict()[HITS], state[HITS]
+    )
 
 
 @pytest.mark.parametrize("rows", [10, None])
@@ -219,9 +221,7 @@ def test_missing_and_extra_keys_are_named() -> None:
         ("quantize.quant_resi.qresi_ls.1.weight", (8, 8, 1, 1), "has shape"),
     ],
 )
-def test_a_tensor_of_another_shape_is_refused(
-    key: str, shape: tuple[int, ...], says: str
-) -> None:
+def test_a_tensor_of_another_shape_is_refused(key: str, shape: tuple[int, ...], says: str) -> None:
     state = random_vqvae(TINY).state_dict()
     state[key] = torch.zeros(shape)
     with pytest.raises(ExportError, match=says):

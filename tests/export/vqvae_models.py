@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from arvg_trt.artifacts import Site
 from arvg_trt.export.tokenizers.var_quantizer import MultiScaleQuantizer
 from arvg_trt.export.tokenizers.var_vqvae import VarVqvae
 from arvg_trt.export.tokenizers.var_vqvae_config import VarVqvaeConfig
@@ -26,6 +30,16 @@ TEN = VarVqvaeConfig(
     vocab_size=24,
     patch_nums=(1, 2, 3, 4, 5, 6, 7, 8, 9, 11),
 )
+
+
+@dataclass(frozen=True)
+class TinyTokenizer:
+    """A random model, the linear of a transformer, their graphs and sites."""
+
+    model: VarVqvae
+    word_embed: nn.Linear
+    folder: Path
+    sites: tuple[Site, ...]
 
 
 def random_vqvae(config: VarVqvaeConfig, seed: int = 0) -> VarVqvae:

@@ -1,0 +1,165 @@
+"""A tiny VAR's checkpoint through the export stage, and checkpoints that do not make a VAR."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from arvg_trt.artifacts import MANIFEST, SiteMap, decode_json
+from arvg_trt.export.tokenizers.var_vqvae_config import VarVqvaeConfig
+from arvg_trt.runtime.sessions.onnxruntime import reference_session
+
+from ..export.var_models import SMALL, random_var
+from ..export.vqvae_models import random_vqvae
+from .conftest import arvg, assert_refused, leftovers
+
+SCALES = (1, 2, 3)
+CONFIG = replace(SMALL, depth=1, patch_nums=SCALES)
+VAE = VarVqvaeConfig(
+    channels=32,
+    channels_mult=(1, 1),
+    num_res_blocks=1,
+    latent_channels=CONFIG.latent_channels,
+    vocab_size=CONFIG.vocab_size,
+    patch_nums=SCALES,
+)
+FILES = ("var_d16.pth", "vae_ch160v4096z32.pth")
+Tensors = dict[str, Tensor]
+
+
+def write(folder: Path, transformer: Tensors | None, vae: Tensors | None) -> Path:
+    folder.mkdir()
+    for name, tensors in zip(FILES, (transformer, vae), strict=True):
+        if tensors is not None:
+            torch.save(tensors, folder / name)
+    return folder
+
+
+def transformer() -> Tensors:
+    return dict(random_var(CONFIG).state_dict())
+
+
+def vae() -> Tensors:
+    return dict(random_vqvae(VAE).state_dict())
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("var")
+    checkpoint = write(root / "checkpoint", transformer(), vae())
+    images = ("--images", "skimage:astronaut,coffee")
+    outcome = arvg("export", "var", root / "ws", "--checkpoint", checkpoint, *images)
+    assert outcome.code == 0, outcome
+    return root / "ws"
+
+
+def test_every_graph_is_there_and_one_file_of_weights(workspace: Path) -> None:
+    graphs = ("encoder", "decoder", "lookup", "condition", "step", "full")
+    updates = (f"update.{k}" for k in range(len(SCALES)))
+    wanted = {f"{name}.onnx" for name in (*graphs, *updates)}
+    wanted |= {"model.onnx.data", "sites.json", "generator.json", MANIFEST}
+    assert {p.name for p in (workspace / "export").iterdir()} == wanted
+
+
+def test_the_manifest_records_parity_at_every_shape(workspace: Path) -> None:
+    results = json.loads((workspace / "export" / MANIFEST).read_text())["results"]
+    found = results["parity"]["graphs"]
+    steps = [(d["tokens"], d["past"]) for d in found if d["graph"] == "step" and d["tokens"]]
+    assert steps == [(1, 0), (4, 1), (9, 5)]
+    graphs = {d["graph"] for d in found}
+    assert graphs >= {"encoder", "decoder", "lookup", "condition", "full", "update.0", "update.2"}
+    assert all(0 <= d["mean"] <= d["max"] < 1e-4 for d in found)
+    assert results["parity"]["encoder"]["tokens"] == 2 * CONFIG.length
+    assert results["parameters_of"]["transformer"] == sum(
+        p.numel() for p in random_var(CONFIG).parameters()
+    )
+
+
+def test_generator_json_tells_the_runtime_what_it_needs(workspace: Path) -> None:
+    assert json.loads((workspace / "export" / "generator.json").read_text()) == {
+        "schema": "arvg-trt/generator/v1",
+        "family": "var",
+        "patch_nums": [1, 2, 3],
+        "num_classes": 5,
+        "vocab_size": 48,
+        "depth": 1,
+        "width": 32,
+        "heads": 4,
+        "head_dim": 8,
+        "latent_channels": 8,
+        "latent_size": 3,
+        "image_size": 6,
+        "defaults": {"cfg": 1.5, "top_k": 48, "top_p": 0.96},
+    }
+
+
+def test_sites_of_all_graphs_are_in_the_map(workspace: Path) -> None:
+    sites = decode_json(workspace / "export" / "sites.json", SiteMap, do="")
+    assert {"encoder", "decoder", "condition", "step", "full"} <= {s.graph for s in sites.sites}
+    folds = [s for s in sites.of_graph("step") if s.producer_fold]
+    assert [s.role for s in folds] == ["qkv", "proj", "fc1", "head"]
+
+
+def test_the_graphs_generate_tokens_without_pytorch(workspace: Path) -> None:
+    """Greedy decoding by the exported graphs alone ends in the f_hat that lookup.onnx gives."""
+    folder = workspace / "export"
+    constant = reference_session(folder / "condition.onnx").run({"labels": np.array([3])})
+    step, x = reference_session(folder / "step.onnx"), constant.pop("x")
+    cache = {f"past_{kind}.0": np.zeros((1, 4, 0, 8), np.float32) for kind in ("key", "value")}
+    f_hat, chosen = np.zeros((1, 8, 3, 3), np.float32), []
+    for k, side in enumerate(SCALES):
+        start = sum(s * s for s in SCALES[:k])
+        ids = np.arange(start, start + side * side)
+        out = step.run({"x": x, "position_ids": ids, **constant, **cache})  # type: ignore[dict-item]
+        chosen.append(out["logits"].argmax(-1))
+        cache = {f"past_{kind}.0": out[f"present_{kind}.0"] for kind in ("key", "value")}
+        update = reference_session(folder / f"update.{k}.onnx")
+        out = update.run({"tokens": chosen[-1], "f_hat": f_hat})
+        f_hat, x = out["f_hat_next"], out.get("x")
+    indices = np.concatenate(chosen, axis=1).astype(np.int32)
+    wanted = reference_session(folder / "lookup.onnx").run({"indices": indices})["latent"]
+    np.testing.assert_allclose(f_hat, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda f: write(f, transformer(), None), ("has no VQVAE", FILES[1])),
+        (lambda f: write(f, None, vae()), ("has a VQVAE and no transformer",)),
+        (
+            lambda f: write(f, transformer() | {"head.bias": torch.zeros(47)}, vae()),
+            ("head.bias has shape [47], not [48]",),
+        ),
+        (
+            lambda f: write(
+                f, transformer(), dict(random_vqvae(replace(VAE, vocab_size=40)).state_dict())
+            ),
+            ("its VQVAE is another model's: vocab_size is 48 in the transformer, 40 in it",),
+        ),
+        (
+            lambda f: write(f, {"norm.weight": torch.zeros(3)}, vae()),
+            ("is not a VAR transformer",),
+        ),
+    ],
+    ids=["no vqvae", "no transformer", "misshapen", "another vqvae", "another family"],
+)
+def test_a_checkpoint_that_is_no_var_is_refused(
+    make: Callable[[Path], Path], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    checkpoint = make(tmp_path / "checkpoint")
+    outcome = arvg("export", "var", tmp_path / "ws", "--checkpoint", checkpoint)
+    assert_refused(outcome, 4, *words)
+    assert not (tmp_path / "ws").exists() and not leftovers(tmp_path)
+
+
+def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path / "checkpoint", transformer(), vae())
+    outcome = arvg("export", "var-d16", tmp_path / "ws", "--checkpoint", checkpoint)
+    assert_refused(outcome, 4, "is not var-d16", "depth is 1, not 16")
