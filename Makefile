@@ -31,6 +31,7 @@ lint: setup
 bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.real_width
 	$(BIN)/python -m arvg_trt.benchmarks.tokenizer_bits
+	$(BIN)/python -m arvg_trt.benchmarks.generate
 
 clean:
 	rm -rf $(VENV) out build

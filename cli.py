@@ -429,6 +429,50 @@ def decode(folder: Path, tokens: Path, output: Path) -> None:
 
 
 @cli.command()
+@workspace_argument
+@click.option(
+    "--labels", multiple=True, required=True, help="Classes, e.g. 207,360 or 0-9; repeatable."
+)
+@click.option("--count", type=click.IntRange(1), help="Images of each label. [default: 1]")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the draws. [default: 0]")
+@click.option("--cfg", type=float, help="Guidance strength, 0 for none. [default: the model's]")
+@click.option("--top-k", type=int, help="0 for all. [default: the model's]")
+@click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
+@click.option("--greedy", is_flag=True, default=None, help="The arg-max instead of draws.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
+@click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for PNGs and grid.")
+@click.option("--npz", type=click.Path(path_type=Path), help="All images for the ADM evaluator.")
+@click.option("--tokens", type=click.Path(path_type=Path), help="A .npz with the array `tokens`.")
+@json_option
+def generate(
+    workspace: Path,
+    output: Path | None,
+    npz: Path | None,
+    tokens: Path | None,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Generate images with the graphs in WORKSPACE (or an export folder).
+
+    \b
+    Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/pictures
+    """
+    from .pipeline.generate import GenerateOptions, Outputs, generate_files
+
+    options = GenerateOptions(**{k: v for k, v in changes.items() if v is not None})
+    outputs = Outputs(folder=output, npz=npz, tokens=tokens)
+    with ConsoleReporter(quiet=as_json) as reporter:
+        result = generate_files(workspace, options, outputs, reporter)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{len(result.labels)} images, {result.seconds:.1f} s")
+    for path in result.written:
+        click.echo(str(path))
+
+
+@cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect(path: Path, as_json: bool) -> None:

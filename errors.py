@@ -64,3 +64,15 @@ class WorkspaceError(ArvgError):
     """A workspace that is busy, damaged, incomplete or made by a newer version."""
 
     exit_code = 9
+
+
+class GenerationError(ArvgError):
+    """Labels, sampling options, a cache or logits that no image can be made from."""
+
+    exit_code = 10
+
+
+class OutOfMemory(ArvgError):
+    """More memory was wanted than this machine, or the device, has."""
+
+    exit_code = 11

@@ -5,6 +5,8 @@ An image in memory is uint8 [H, W, 3] RGB; a model's image is float32 [N, 3, H, 
 
 from __future__ import annotations
 
+import io
+import math
 import warnings
 from pathlib import Path
 
@@ -55,6 +57,25 @@ def to_rgb(image: Image.Image) -> Uint8Image:
 
 def save_image(image: Uint8Image, path: Path) -> None:
     Image.fromarray(image).save(path)
+
+
+def png_bytes(image: Uint8Image) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def image_grid(images: Uint8Image, gap: int = 2) -> Uint8Image:
+    """uint8 [N, H, W, 3], N >= 1 -> one picture, row by row, as square as N allows, on white."""
+    count, height, width, _ = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    size = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    grid = np.full(size, 255, np.uint8)
+    for k, image in enumerate(images):
+        top, left = k // columns * (height + gap), k % columns * (width + gap)
+        grid[top : top + height, left : left + width] = image
+    return grid
 
 
 def to_model(image: Uint8Image) -> FloatImage:

@@ -2,18 +2,21 @@
 
 The default optimizations compute wrong results for symmetric INT8 graphs of several shapes
 (microsoft/onnxruntime#27845), so figures of accuracy come from a session without them.
+
+Loops keep what one run gives the next as `DeviceValue`s in the session's own memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...errors import BundleError
+from ...errors import ArvgError, BundleError, OutOfMemory
 
 Array = NDArray[np.generic]
 
@@ -21,6 +24,16 @@ Array = NDArray[np.generic]
 # channel than the convolutions gain (158 against 171 ms for the DI8x8 encoder at 256x256).
 SLOW_OPTIMIZERS = ("NhwcTransformer",)
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+# How ONNX Runtime, the C++ library and CUDA say it; there is no class or code of its own.
+MEMORY_SIGNS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
+
+
+class DeviceValue(Protocol):
+    """A tensor in a session's memory (an `OrtValue`); `numpy` brings it to the host."""
+
+    def shape(self) -> Sequence[int]: ...
+
+    def numpy(self) -> Array: ...
 
 
 class OnnxRuntimeSession:
@@ -41,6 +54,7 @@ class OnnxRuntimeSession:
         graph: bytes | None = None,
         disabled: Sequence[str] = (),
     ) -> None:
+        self.path = path
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions, once
         options.intra_op_num_threads = threads
@@ -69,13 +83,17 @@ class OnnxRuntimeSession:
             ort.capi.onnxruntime_pybind11_state.NoSuchFile,
             ort.capi.onnxruntime_pybind11_state.NotImplemented,
             ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+            ort.capi.onnxruntime_pybind11_state.RuntimeException,
         ) as error:
+            if is_memory_failure(error):
+                raise out_of_memory(path, "free memory, or use a smaller model") from error
             raise BundleError(
                 f"ONNX Runtime cannot load the graph: {first_line(error)}",
                 where=str(path),
                 do="rebuild it with the stage that wrote it",
             ) from error
         self.device: str = self._session.get_providers()[0]
+        self.memory: str = self.device.removesuffix("ExecutionProvider").lower()
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -92,12 +110,54 @@ class OnnxRuntimeSession:
             ort.capi.onnxruntime_pybind11_state.InvalidArgument,
             ort.capi.onnxruntime_pybind11_state.Fail,
         ) as error:
-            shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds.items())
-            raise BundleError(
-                f"ONNX Runtime refused {shapes}: {first_line(error)}",
-                do="check the input's shape and type against the graph",
-            ) from error
+            raise self._failure(error, feeds) from error
         return dict(zip(names, values, strict=True))
+
+    def place(self, array: Array) -> DeviceValue:
+        """The array in the session's memory; on the CPU it is the array itself, not a copy."""
+        value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
+            np.ascontiguousarray(array), self.memory, 0
+        )
+        return value
+
+    def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
+        """As `run` with all outputs, which stay in the session's memory, as do values fed."""
+        placed = {
+            name: self.place(value) if isinstance(value, np.ndarray) else value
+            for name, value in feeds.items()
+        }
+        binding = self._session.io_binding()
+        try:
+            for name, value in placed.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self.outputs:
+                binding.bind_output(name, self.memory)
+            self._session.run_with_iobinding(binding)
+        except RuntimeError as error:  # bound runs have no other class of error
+            raise self._failure(error, feeds) from error
+        return dict(zip(self.outputs, binding.get_outputs(), strict=True))
+
+    def _failure(self, error: Exception, feeds: Mapping[str, Array | DeviceValue]) -> ArvgError:
+        """What a failed run means to the user."""
+        if is_memory_failure(error):
+            return out_of_memory(self.path, "use a smaller batch")
+        shapes = ", ".join(f"{k} {list(shape_of(v))}" for k, v in feeds.items())
+        return BundleError(
+            f"ONNX Runtime refused {shapes}: {first_line(error)}",
+            do="check the input's shape and type against the graph",
+        )
+
+
+def shape_of(value: Array | DeviceValue) -> Sequence[int]:
+    return value.shape if isinstance(value, np.ndarray) else value.shape()
+
+
+def is_memory_failure(error: Exception) -> bool:
+    return any(sign in str(error) for sign in MEMORY_SIGNS)
+
+
+def out_of_memory(path: Path, do: str) -> OutOfMemory:
+    return OutOfMemory("out of memory in ONNX Runtime", where=str(path), do=do)
 
 
 def first_line(error: Exception) -> str:

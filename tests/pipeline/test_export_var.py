@@ -107,6 +107,16 @@ def test_sites_of_all_graphs_are_in_the_map(workspace: Path) -> None:
     assert [s.role for s in folds] == ["qkv", "proj", "fc1", "head"]
 
 
+def test_the_workspace_generates_images(workspace: Path, tmp_path: Path) -> None:
+    places = ("-o", tmp_path / "out", "--npz", tmp_path / "x.npz", "--tokens", tmp_path / "t.npz")
+    outcome = arvg("generate", workspace, "--labels", "0-4", "--batch-size", 2, *places)
+    assert outcome.code == 0, outcome
+    images, tokens = np.load(tmp_path / "x.npz")["arr_0"], np.load(tmp_path / "t.npz")["tokens"]
+    assert images.shape == (5, VAE.image_size, VAE.image_size, 3) and images.dtype == np.uint8
+    assert tokens.shape == (5, CONFIG.length) and 0 <= tokens.min() <= tokens.max() < 48
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
 def test_the_graphs_generate_tokens_without_pytorch(workspace: Path) -> None:
     """Greedy decoding by the exported graphs alone ends in the f_hat that lookup.onnx gives."""
     folder = workspace / "export"

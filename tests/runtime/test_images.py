@@ -16,8 +16,10 @@ from arvg_trt.runtime.images import (
     crop_back,
     enlarge_to,
     from_model,
+    image_grid,
     load_image,
     pad_to_multiple,
+    png_bytes,
     save_image,
     to_model,
 )
@@ -167,3 +169,18 @@ def test_centre_crop_is_a_square_of_the_size_asked_for(image: np.ndarray, size: 
     assert large.shape[0] / large.shape[1] == pytest.approx(
         image.shape[0] / image.shape[1], rel=1 / min(large.shape[:2])
     )
+
+
+@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 2, 2), (7, 3, 3)])
+def test_grid_is_as_square_as_the_count_allows(count: int, rows: int, columns: int) -> None:
+    images = np.random.default_rng(count).integers(0, 255, (count, 4, 5, 3), dtype=np.uint8)
+    grid = image_grid(images, gap=1)
+    assert grid.shape == (rows * 5 - 1, columns * 6 - 1, 3)
+    cells = np.pad(grid, ((0, 1), (0, 1), (0, 0)), constant_values=255)
+    cells = cells.reshape(rows, 5, columns, 6, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 5, 6, 3)
+    assert np.array_equal(cells[:count, :4, :5], images)
+    assert (cells[count:] == 255).all() and (cells[:, 4] == 255).all()
+
+
+def test_png_bytes_are_the_picture() -> None:
+    assert np.array_equal(np.asarray(Image.open(BytesIO(png_bytes(RGB)))), RGB)

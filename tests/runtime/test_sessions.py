@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.errors import BundleError
+from arvg_trt.errors import BundleError, OutOfMemory
 from arvg_trt.runtime.sessions.onnxruntime import (
     OnnxRuntimeSession,
     fast_session,
@@ -115,3 +115,53 @@ def test_reference_session_keeps_every_node_as_written(tmp_path: Path) -> None:
     onnx.save(made, tmp_path / "c.onnx")
     found = reference_session(tmp_path / "c.onnx").run({"x": np.array([0.1], np.float32)})["y"]
     assert found[0] == np.float32(np.float16(0.1)) != np.float32(0.1)
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_run_on_device_keeps_values_for_the_next_run(tmp_path: Path, session) -> None:
+    opened = session(save(tmp_path), 1)
+    assert opened.memory == "cpu"
+    x = np.array([[1, 2], [3, 4]], np.float32)
+    once = opened.run_on_device({"x": x})
+    assert list(once["z"].shape()) == [2, 2]
+    twice = opened.run_on_device({"x": once["z"]})
+    wanted = opened.run({"x": opened.run({"x": x})["z"]})
+    for name in "yz":
+        assert np.array_equal(twice[name].numpy(), wanted[name])
+    assert np.array_equal(opened.run_on_device({"x": opened.place(x)})["y"].numpy(), x * [2, 3])
+    assert np.array_equal(opened.run_on_device({"x": x.T})["y"].numpy(), x.T * [2, 3])
+
+
+@pytest.mark.parametrize(
+    "feeds",
+    [{"x": np.ones((1, 3), np.float32)}, {"x": np.ones((1, 2))}, {"q": np.ones(1)}, {}],
+    ids=["shape", "type", "name", "none"],
+)
+def test_bound_feed_that_does_not_fit_is_refused(
+    tmp_path: Path, feeds: dict[str, np.ndarray]
+) -> None:
+    session = reference_session(save(tmp_path))
+    with pytest.raises(BundleError, match="ONNX Runtime refused") as caught:
+        session.run_on_device(feeds)
+    for name, value in feeds.items():
+        assert f"{name} {list(value.shape)}" in caught.value.what
+
+
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("lean", [False, True])
+def test_memory_that_the_machine_lacks_is_named(tmp_path: Path, lean: bool, bound: bool) -> None:
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Expand", ["x", "shape"], ["y"])],
+        "g",
+        [info("x", TensorProto.FLOAT, [1])],
+        [info("y", TensorProto.FLOAT, [None])],
+        [numpy_helper.from_array(np.array([2**50]), "shape")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(made, tmp_path / "huge.onnx")
+    # Without optimization: folding constants would already need the memory.
+    session = OnnxRuntimeSession(tmp_path / "huge.onnx", optimized=False, lean=lean)
+    run = session.run_on_device if bound else session.run
+    with pytest.raises(OutOfMemory, match=r"huge\.onnx: out of memory in ONNX Runtime"):
+        run({"x": np.ones(1, np.float32)})

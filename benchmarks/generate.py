@@ -1,0 +1,203 @@
+"""Our generator beside an eager PyTorch loop with the same caching, at VAR's real shapes.
+
+python -m arvg_trt.benchmarks.generate --depth 16 --threads 2
+
+Both run FP32 on the CPU in one process, interleaved: an image a label from the condition to the
+decoder's pixels, with the published sampling. The weights are random, which changes no shape.
+Greedy tokens of both are compared first. A profile tells what the loop costs outside the graphs.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..artifacts import encode_json
+from ..export.generators.var import VarTransformer
+from ..export.generators.var_config import PATCH_NUMS_256, published
+from ..export.tokenizers.var_vqvae import VarVqvae
+from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
+from ..export.var_export import condition_graph, step_graph
+from ..export.var_tokenizer_export import decoder_graph, update_graph
+from ..export.weight_file import WeightFile
+from ..pipeline.export_var import describe
+from ..runtime.generator import Generator
+from ..validate.latency import interleaved, ratio
+from .common import RESULTS, environment, environment_line, markdown_table, write_results
+
+OURS, EAGER = "ONNX Runtime generator", "eager PyTorch"
+# What the profile tells apart, by function; all of them run outside the graphs.
+PARTS = ("guide", "exponential_noise", "sample", "_require_finite", "from_model")
+GRAPH_RUNS = ("run", "run_with_iobinding")
+MOST = 0.03
+
+
+@dataclass(frozen=True)
+class EagerLoop:
+    """The published loop over our modules, in torch alone."""
+
+    transformer: VarTransformer
+    vae: VarVqvae
+    cfg: float
+    top_k: int
+    top_p: float
+
+    @torch.inference_mode()
+    def generate(self, labels: Sequence[int], *, greedy: bool = False) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B, H, W, 3] and tokens [B, L]."""
+        model, quantizer = self.transformer, self.vae.quantize
+        config, count = model.config, len(labels)
+        rows = torch.tensor([*labels, *[config.num_classes] * count])
+        x, modulation, head_modulation = model.condition(rows)
+        positions = model.positions()
+        side = config.patch_nums[-1]
+        f_hat = torch.zeros(count, config.latent_channels, side, side)
+        past, chosen, last = None, [], len(config.patch_nums) - 1
+        for scale, (first, end) in enumerate(zip(config.bounds, config.bounds[1:], strict=False)):
+            logits, past = model.step(x, positions[first:end], modulation, head_modulation, past)
+            t = self.cfg * scale / last
+            logits = (1 + t) * logits[:count] - t * logits[count:]
+            tokens = logits.argmax(dim=-1) if greedy else self.draw(logits)
+            chosen.append(tokens)
+            f_hat = f_hat + quantizer.contribution(scale, tokens)
+            if scale < last:
+                x = model.word_embed(quantizer.shrink(scale + 1, f_hat)).repeat(2, 1, 1)
+        image = self.vae.decode(f_hat).clamp(-1, 1).add(1).mul(127.5).round()
+        return image.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), torch.cat(chosen, dim=1)
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Top-k, top-p and one multinomial draw a row, [B, n, V] -> [B, n]."""
+        kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+        ascending, order = logits.sort(dim=-1)
+        gone = F.softmax(ascending, dim=-1).cumsum(dim=-1) <= 1 - self.top_p
+        gone[..., -1] = False
+        logits = logits.masked_fill(gone.scatter(-1, order, gone), -torch.inf)
+        p = F.softmax(logits, dim=-1)
+        return torch.multinomial(p.flatten(0, 1), 1).reshape(p.shape[:2])
+
+
+def random_models(depth: int, seed: int) -> tuple[VarTransformer, VarVqvae]:
+    """The published configuration with N(0, 1 / fan_in) weights, so that nothing overflows."""
+    torch.manual_seed(seed)
+    transformer = VarTransformer(published(depth, PATCH_NUMS_256)).eval().requires_grad_(False)
+    vae = VarVqvae(VarVqvaeConfig()).eval().requires_grad_(False)
+    return transformer, vae
+
+
+def export(transformer: VarTransformer, vae: VarVqvae, folder: Path) -> None:
+    """Write the graphs that a generator opens."""
+    config = transformer.config
+    with WeightFile(folder) as weights:
+        weights.save(condition_graph(transformer), "condition", {})
+        weights.save(step_graph(transformer), "step", {})
+        weights.save(decoder_graph(vae), "decoder", {})
+        for k in range(len(config.patch_nums)):
+            weights.save(update_graph(vae, k, transformer.word_embed), f"update.{k}", {})
+    (folder / "generator.json").write_bytes(encode_json(describe(config, vae)))
+
+
+def profile(generator: Generator, labels: Sequence[int], batch_size: int) -> dict[str, float]:
+    """Seconds of one call: in all, in the graphs, and in each of `PARTS`."""
+    profiler = cProfile.Profile()
+    profiler.enable()
+    generator.generate(labels, batch_size=batch_size)
+    profiler.disable()
+    seconds = dict.fromkeys(("total", "graphs", *PARTS), 0.0)
+    stats: Any = pstats.Stats(profiler)
+    seconds["total"] = stats.total_tt
+    for (file, _, name), (_, _, _, cumulative, _) in stats.stats.items():
+        if "onnxruntime_inference_collection" in file and name in GRAPH_RUNS:
+            seconds["graphs"] += cumulative
+        elif "arvg_trt" in file and name in PARTS:
+            seconds[name] += cumulative
+    return seconds
+
+
+def profile_table(seconds: dict[str, float]) -> str:
+    def row(label: str, value: float) -> tuple[str, str, str]:
+        return label, f"{value * 1000:.1f}", f"{value / seconds['total']:.2%}"
+
+    outside = seconds["total"] - seconds["graphs"]
+    rest = outside - sum(seconds[name] for name in PARTS)
+    return markdown_table(
+        ("part", "ms", "of the time"),
+        [
+            row("graphs", seconds["graphs"]),
+            row(f"outside the graphs (at most {MOST:.0%})", outside),
+            *(row(f"- `{name}`", seconds[name]) for name in PARTS),
+            row("- the rest", rest),
+        ],
+    )
+
+
+@click.command()
+@click.option("--depth", default=16, show_default=True)
+@click.option("--batch-size", default=1, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=8, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(depth: int, batch_size: int, threads: int, rounds: int, out: Path) -> None:
+    """Measure and write `generate_d{DEPTH}.md` and `.json`."""
+    torch.set_num_threads(threads)
+    transformer, vae = random_models(depth, 0)
+    labels = [207] * batch_size
+    with tempfile.TemporaryDirectory() as scratch:
+        click.echo("exporting", err=True)
+        export(transformer, vae, Path(scratch))
+        generator = Generator.open(scratch, threads=threads)
+        defaults = generator.spec.defaults
+        eager = EagerLoop(transformer, vae, defaults.cfg, defaults.top_k, defaults.top_p)
+        click.echo("comparing", err=True)
+        ours = generator.generate(labels, greedy=True, batch_size=batch_size)
+        _, wanted = eager.generate(labels, greedy=True)
+        equal = float(np.mean(ours.tokens == wanted.numpy()))
+        click.echo(f"{equal:.2%} of greedy tokens equal; timing", err=True)
+        times = interleaved(
+            {
+                OURS: lambda: generator.generate(labels, batch_size=batch_size),
+                EAGER: lambda: eager.generate(labels),
+            },
+            warmup=1,
+            rounds=rounds,
+        )
+        seconds = profile(generator, labels, batch_size)
+    speed = ratio(times[EAGER], times[OURS])
+    found = environment(threads)
+    rows = [(name, f"{t.p50_ms:.0f}", f"{t.min_ms:.0f}") for name, t in times.items()]
+    text = "\n\n".join(
+        (
+            f"# Generating with VAR d{depth}: {batch_size} image(s) at once, FP32, random weights",
+            environment_line(found),
+            markdown_table(("loop", "median ms", "least ms"), rows),
+            f"{speed.ratio:.2f}x as fast as the eager loop ({speed.low:.2f} to {speed.high:.2f}, "
+            f"{speed.verdict}, {rounds} rounds); {equal:.2%} of greedy tokens equal.",
+            profile_table(seconds),
+        )
+    )
+    values = {
+        "environment": found,
+        "batch_size": batch_size,
+        "latency": {name: msgspec.to_builtins(t) for name, t in times.items()},
+        "speed": msgspec.to_builtins(speed),
+        "greedy_tokens_equal": equal,
+        "profile_seconds": seconds,
+    }
+    write_results(f"generate_d{depth}", out, text + "\n", values)
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""`generate`: labels to PNGs, a grid, the ADM evaluator's .npz and tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import numpy as np
+
+from ..artifacts import atomic_write, fsync_path, named
+from ..errors import GenerationError
+from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, read_spec
+from ..runtime.images import Uint8Image, image_grid, png_bytes
+from ..runtime.sampling import Sampling
+from .common import Reporter
+
+LABELS = re.compile(r"(\d+)(?:-(\d+))?")
+GRID_MOST = 64  # a picture of more says nothing
+
+
+class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to make: `count` images of each label; None takes the model's own sampling."""
+
+    labels: tuple[str, ...]
+    count: int = 1
+    seed: int = 0
+    cfg: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    greedy: bool = False
+    batch_size: int = 4
+    threads: int = 0
+
+
+class Outputs(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to write: a folder of PNGs with their grid, the evaluator's .npz, tokens."""
+
+    folder: Path | None = None
+    npz: Path | None = None
+    tokens: Path | None = None
+
+
+class GenerateResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What was made: every file, and the places that the user named."""
+
+    labels: list[int]
+    seed: int
+    sampling: Sampling
+    seconds: float
+    files: list[Path]
+    written: list[Path]
+
+
+def generate_files(
+    path: Path, options: GenerateOptions, outputs: Outputs, reporter: Reporter
+) -> GenerateResult:
+    """Generate with the graphs of a workspace or export folder and write what `outputs` names.
+
+    PNGs are written as they come, each in one rename; the .npz files take their names at the end.
+
+    Raises:
+        GenerationError: labels or options out of range, nothing to write.
+    """
+    if outputs == Outputs():
+        raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
+    _, spec = read_spec(path)
+    sampling = choose_sampling(spec, options.cfg, options.top_k, options.top_p, options.greedy)
+    classes = parse_labels(options.labels, spec.num_classes)
+    labels = check_labels(spec, np.repeat(np.array(classes, np.int64), options.count))
+    start = time.monotonic()
+    generator = Generator.open(path, threads=options.threads)
+    batches = generator.batches(
+        labels,
+        seed=options.seed,
+        sampling=sampling,
+        batch_size=options.batch_size,
+        progress=partial(reporter.progress, "generating"),
+    )
+    shape = (len(labels), spec.image_size, spec.image_size, 3)
+    files = write_batches(batches, shape, outputs)
+    return GenerateResult(
+        labels=labels.tolist(),
+        seed=options.seed,
+        sampling=sampling,
+        seconds=time.monotonic() - start,
+        files=files,
+        written=[p for p in (outputs.folder, outputs.npz, outputs.tokens) if p],
+    )
+
+
+def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:
+    """`207,360`, `0-9` and any mix of them, as often as given.
+
+    Raises:
+        GenerationError: neither a number nor a range, or beyond the classes.
+    """
+    labels: list[int] = []
+    for part in ",".join(texts).split(","):
+        match = LABELS.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise GenerationError(
+                f"{part.strip()!r} is neither a class nor a range", do="write e.g. 207,360 or 0-9"
+            )
+        if last >= num_classes:
+            raise GenerationError(
+                f"label out of range: {part.strip()}",
+                do=f"this model's classes are 0 to {num_classes - 1}",
+            )
+        labels.extend(range(first, last + 1))
+    return labels
+
+
+def write_batches(
+    batches: Iterator[Generated], shape: tuple[int, ...], outputs: Outputs
+) -> list[Path]:
+    """Write every batch as it comes; `shape` is that of all images, [N, H, W, 3]."""
+    files: list[Path] = []
+    tokens: list[np.ndarray] = []
+    first: list[Uint8Image] = []
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(npz_stream(outputs.npz, shape)) if outputs.npz else None
+        done = 0
+        for batch in batches:
+            if outputs.folder:
+                files += write_pngs(outputs.folder, batch, done)
+            if stream:
+                stream.write(batch.images.tobytes())
+            first += list(batch.images[: max(0, GRID_MOST - done)])
+            tokens.append(batch.tokens)
+            done += len(batch.labels)
+    if outputs.folder:
+        files.append(outputs.folder / "grid.png")
+        atomic_write(files[-1], png_bytes(image_grid(np.stack(first))))
+    if outputs.npz:
+        files.append(outputs.npz)
+    if outputs.tokens:
+        buffer = io.BytesIO()
+        np.savez(buffer, tokens=np.concatenate(tokens))
+        atomic_write(outputs.tokens, buffer.getvalue())
+        files.append(outputs.tokens)
+    return files
+
+
+def write_pngs(folder: Path, batch: Generated, number: int) -> list[Path]:
+    """`NUMBER_LABEL.png` for each image of a batch whose first has `number`."""
+    paths = [folder / f"{number + k:05d}_{label}.png" for k, label in enumerate(batch.labels)]
+    for path, image in zip(paths, batch.images, strict=True):
+        atomic_write(path, png_bytes(image))
+    return paths
+
+
+@contextlib.contextmanager
+def npz_stream(path: Path, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
+    """A file to write the bytes of `arr_0`, uint8 of `shape`, to; it becomes `path` at the end.
+
+    It is what the ADM evaluator reads: an .npz that need not fit in memory.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with (
+            os.fdopen(handle, "wb") as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+            archive.open("arr_0.npy", "w", force_zip64=True) as stream,
+        ):
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            yield stream
+        fsync_path(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise named(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)

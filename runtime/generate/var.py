@@ -1,0 +1,179 @@
+"""VAR's schedule: one token map a scale, coarse to fine, each scale a step over the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BundleError, GenerationError
+from ..images import FloatImage
+from ..kv_cache import KvCache, require_caches
+from ..sampling import Logits, Sampling, Tokens, exponential_noise, guide, sample
+from ..sessions.onnxruntime import DeviceValue, OnnxRuntimeSession
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+OpenSession = Callable[[Path, int], OnnxRuntimeSession]
+
+
+class VarDefaults(msgspec.Struct, frozen=True):
+    """The sampling that the model's authors evaluate it with."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+
+
+class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="var"):
+    """`generator.json` of a VAR: what the schedule needs to know beside the graphs.
+
+    `patch_nums` are the sides of the token maps, coarse to fine; the latent is [latent_channels,
+    latent_size, latent_size]. The null class is `num_classes`.
+    """
+
+    schema: Literal["arvg-trt/generator/v1"]
+    patch_nums: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)]
+    num_classes: Count
+    vocab_size: Count
+    depth: Count
+    width: Count
+    heads: Count
+    head_dim: Count
+    latent_channels: Count
+    latent_size: Count
+    image_size: Count
+    defaults: VarDefaults
+
+    @property
+    def steps(self) -> int:
+        """Steps of one batch: its scales."""
+        return len(self.patch_nums)
+
+    @property
+    def length(self) -> int:
+        """Tokens of an image over all scales."""
+        return sum(side * side for side in self.patch_nums)
+
+
+class VarLoop:
+    """The graphs of a VAR and the loop over its scales.
+
+    Rows 0..B-1 of the transformer are conditional; with guidance rows B..2B-1 have the null
+    class. All that the graphs hand to each other stays in the session's memory: of each step the
+    logits come out, and the tokens go in.
+    """
+
+    def __init__(self, folder: Path, spec: VarSpec, session: OpenSession, threads: int) -> None:
+        """Open the graphs of an export folder.
+
+        Raises:
+            BundleError: a graph is missing, does not load, or has other caches than `spec` says.
+        """
+        updates = [f"update.{k}" for k in range(spec.steps)]
+        paths = {
+            name: folder / f"{name}.onnx" for name in ("condition", "step", *updates, "decoder")
+        }
+        absent = [path.name for path in paths.values() if not path.is_file()]
+        if absent:
+            raise BundleError(
+                f"{', '.join(absent)} missing", where=str(folder), do="export the model again"
+            )
+        self.spec = spec
+        self._condition = session(paths["condition"], threads)
+        self._step = session(paths["step"], threads)
+        require_caches(self._step, spec.depth)
+        self._updates = [session(paths[name], threads) for name in updates]
+        self._decoder = session(paths["decoder"], threads)
+
+    def run(
+        self,
+        labels: NDArray[np.int64],
+        streams: Sequence[np.random.Generator],
+        sampling: Sampling,
+        tick: Callable[[], None],
+    ) -> tuple[FloatImage, Tokens]:
+        """Labels [B] and a stream of noise for each -> images [B, 3, H, W] and tokens [B, L].
+
+        `tick` is called after every step.
+
+        Raises:
+            GenerationError: logits that are not finite; the message says at which scale.
+        """
+        spec, count = self.spec, len(labels)
+        guided = sampling.cfg > 0
+        classes = [labels, np.full_like(labels, spec.num_classes)] if guided else [labels]
+        rows = count * len(classes)
+        condition = self._condition.run_on_device({"labels": np.concatenate(classes)})
+        x = condition.pop("x")
+        cache = KvCache.empty(self._step, rows, spec.heads, spec.head_dim)
+        latent = (rows, spec.latent_channels, spec.latent_size, spec.latent_size)
+        f_hat = self._step.place(np.zeros(latent, np.float32))
+        chosen = []
+        for scale, update in enumerate(self._updates):
+            logits, cache = self._forward(scale, rows, x, condition, cache)
+            tokens = self._choose(scale, logits, count, streams, sampling)
+            chosen.append(tokens)
+            # Both halves get the same tokens, so that the next input has all rows at once.
+            fed = np.tile(tokens, (len(classes), 1))
+            outputs = update.run_on_device({"tokens": fed, "f_hat": f_hat})
+            f_hat = outputs["f_hat_next"]
+            x = outputs.get("x", x)
+            tick()
+        image = self._decoder.run({"latent": f_hat.numpy()[:count]})["image"]
+        return image, np.concatenate(chosen, axis=1)  # type: ignore[return-value]
+
+    def _forward(
+        self,
+        scale: int,
+        rows: int,
+        x: DeviceValue,
+        condition: dict[str, DeviceValue],
+        cache: KvCache,
+    ) -> tuple[Logits, KvCache]:
+        """Logits [rows, n, V] of a scale's n tokens, and the cache with them."""
+        n = self.spec.patch_nums[scale] ** 2
+        positions = np.arange(cache.length, cache.length + n)
+        outputs = self._step.run_on_device(
+            {"x": x, "position_ids": positions, **condition, **cache.feeds(rows)}
+        )
+        logits = outputs["logits"].numpy().astype(np.float32, copy=False)
+        return logits, cache.after(outputs, n)
+
+    def _choose(
+        self,
+        scale: int,
+        logits: Logits,
+        count: int,
+        streams: Sequence[np.random.Generator],
+        sampling: Sampling,
+    ) -> Tokens:
+        """Tokens [B, n] of a scale: guidance rises from 0 at the first scale to cfg at the last."""
+        self._require_finite(scale, logits, count)
+        if len(logits) > count:
+            strength = sampling.cfg * scale / max(self.spec.steps - 1, 1)
+            logits = guide(logits[:count], logits[count:], strength)
+        n = logits.shape[1]
+        flat = logits.reshape(count * n, -1)
+        if sampling.greedy:
+            tokens: Tokens = np.argmax(flat, axis=1)
+        else:
+            noise = exponential_noise(streams, n, flat.shape[1])
+            tokens = sample(flat, noise, sampling.top_k, sampling.top_p)
+        return tokens.reshape(count, n)
+
+    def _require_finite(self, scale: int, logits: Logits, count: int) -> None:
+        finite = np.isfinite(logits)
+        if finite.all():
+            return
+        rows, tokens = np.nonzero(~finite.all(axis=2))
+        side = self.spec.patch_nums[scale]
+        raise GenerationError(
+            f"logits of scale {scale} ({side}x{side} tokens) are not finite, first at token "
+            f"{tokens[0]} of image {rows[0] % count} of the batch",
+            where=str(self._step.path),
+            do="check the weights; an FP16 graph may overflow",
+        )

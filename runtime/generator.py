@@ -1,0 +1,195 @@
+"""Class labels to images with a generator's graphs, torch-free. The frame of all families."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import decode_json
+from ..errors import GenerationError, OutOfMemory
+from .generate.var import OpenSession, VarLoop, VarSpec
+from .images import Uint8Image, from_model
+from .sampling import Sampling, image_streams
+from .sessions.onnxruntime import fast_session
+
+SPEC_FILE = "generator.json"
+BATCH_SIZE = 4
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """uint8 images [N, H, W, 3] and their tokens, int32 [N, L], one a label."""
+
+    labels: NDArray[np.int64]
+    images: Uint8Image
+    tokens: NDArray[np.int32]
+
+
+class Generator:
+    """A model's graphs, opened once, and `generate`.
+
+    An image depends on the seed, its number in the call, its label and the sampling: how the call
+    is cut into batches changes no more than the backend's rounding.
+    """
+
+    def __init__(self, loop: VarLoop) -> None:
+        self._loop = loop
+        self.spec: VarSpec = loop.spec
+
+    @classmethod
+    def open(
+        cls, path: Path | str, *, session: OpenSession = fast_session, threads: int = 0
+    ) -> Generator:
+        """Open a workspace, or a folder with `generator.json` and the graphs beside it.
+
+        Raises:
+            WorkspaceError: no generator was exported there, or its description cannot be read.
+            BundleError: a graph is missing or does not load.
+            OutOfMemory: the weights do not fit.
+        """
+        folder, spec = read_spec(Path(path))
+        return cls(VarLoop(folder, spec, session, threads))
+
+    def generate(
+        self,
+        labels: Sequence[int] | NDArray[np.integer],
+        *,
+        seed: int = 0,
+        cfg: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        greedy: bool = False,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+    ) -> Generated:
+        """One image a label, 0 to num_classes - 1.
+
+        `cfg` >= 0, `top_k` (0: all) and `top_p` in (0, 1] are the model's own where not given;
+        `greedy` takes the arg-max. `progress` is called with the steps done and their total.
+
+        Raises:
+            GenerationError: a label or option out of its range, logits that are not finite.
+            OutOfMemory: a batch does not fit.
+        """
+        sampling = choose_sampling(self.spec, cfg, top_k, top_p, greedy)
+        parts = list(
+            self.batches(
+                labels, seed=seed, sampling=sampling, batch_size=batch_size, progress=progress
+            )
+        )
+        return Generated(
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.images for part in parts]),
+            np.concatenate([part.tokens for part in parts]),
+        )
+
+    def batches(
+        self,
+        labels: Sequence[int] | NDArray[np.integer],
+        *,
+        seed: int,
+        sampling: Sampling,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+    ) -> Iterator[Generated]:
+        """As `generate`, a batch at a time: for more images than fit in memory.
+
+        Everything is checked before this returns.
+        """
+        checked = check_labels(self.spec, labels)
+        sampling.check(self.spec.vocab_size)
+        for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
+            if operator.index(value) < least:
+                raise GenerationError(f"{name} is {value}, not {least} or more", where="sampling")
+        return self._run(checked, seed, sampling, batch_size, progress)
+
+    def _run(
+        self,
+        labels: NDArray[np.int64],
+        seed: int,
+        sampling: Sampling,
+        batch_size: int,
+        progress: Progress | None,
+    ) -> Iterator[Generated]:
+        starts = range(0, len(labels), batch_size)
+        total, done = len(starts) * self.spec.steps, 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            if progress:
+                progress(done, total)
+
+        for start in starts:
+            part = labels[start : start + batch_size]
+            streams = image_streams(seed, start, len(part))
+            try:
+                images, tokens = self._loop.run(part, streams, sampling, tick)
+            except MemoryError as error:
+                raise OutOfMemory(
+                    f"out of memory with {len(part)} images at once", do="use a smaller batch"
+                ) from error
+            pictures = np.stack([from_model(image[None]) for image in images])
+            yield Generated(part, pictures, tokens.astype(np.int32))
+
+
+def read_spec(path: Path) -> tuple[Path, VarSpec]:
+    """The folder of the graphs and what `generator.json` there says.
+
+    Raises:
+        WorkspaceError: there is none, or it cannot be read.
+    """
+    folder = path if (path / SPEC_FILE).is_file() else path / "export"
+    return folder, decode_json(folder / SPEC_FILE, VarSpec, do="export a generator there first")
+
+
+def choose_sampling(
+    spec: VarSpec,
+    cfg: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    greedy: bool = False,
+) -> Sampling:
+    """The model's own sampling with what is given instead.
+
+    Raises:
+        GenerationError: a value out of its range.
+    """
+    chosen = Sampling(
+        cfg=spec.defaults.cfg if cfg is None else cfg,
+        top_k=spec.defaults.top_k if top_k is None else top_k,
+        top_p=spec.defaults.top_p if top_p is None else top_p,
+        greedy=greedy,
+    )
+    chosen.check(spec.vocab_size)
+    return chosen
+
+
+def check_labels(spec: VarSpec, labels: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    """Labels as int64 [N].
+
+    Raises:
+        GenerationError: none, not a list of integers, or one out of range.
+    """
+    given = np.asarray(labels)
+    last = spec.num_classes - 1
+    if given.ndim != 1 or not given.size or not np.issubdtype(given.dtype, np.integer):
+        raise GenerationError(
+            f"labels of shape {given.shape} and type {given.dtype}",
+            do=f"give a list of one or more classes from 0 to {last}",
+        )
+    odd = sorted({int(label) for label in given if not 0 <= label <= last})
+    if odd:
+        named = ", ".join(str(label) for label in odd[:8])
+        raise GenerationError(
+            f"labels out of range: {named}{', ...' if len(odd) > 8 else ''}",
+            do=f"this model's classes are 0 to {last}",
+        )
+    return given.astype(np.int64)

@@ -1,0 +1,72 @@
+"""Keys and values of the tokens so far, in the memory of the session that makes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..errors import BundleError, GenerationError
+from .sessions.onnxruntime import DeviceValue, OnnxRuntimeSession
+
+PAST = re.compile(r"past_(key|value)\.(\d+)")
+
+
+class KvCache:
+    """What a step graph takes as `past_key.i`, `past_value.i`, [rows, heads, P, head_dim] each.
+
+    A step's `present_*` outputs become the next step's `past_*` inputs as they are: the values
+    never leave the session's memory.
+    """
+
+    def __init__(self, values: Mapping[str, DeviceValue], rows: int, length: int) -> None:
+        self._values = dict(values)
+        self.rows = rows
+        self.length = length
+
+    @classmethod
+    def empty(cls, session: OnnxRuntimeSession, rows: int, heads: int, head_dim: int) -> KvCache:
+        """P = 0, before the first step."""
+        nothing = np.zeros((rows, heads, 0, head_dim), np.float32)
+        names = past_names(session.inputs)
+        return cls({name: session.place(nothing) for name in names}, rows, 0)
+
+    def feeds(self, rows: int) -> Mapping[str, DeviceValue]:
+        """The inputs of a step of `rows` rows.
+
+        Raises:
+            GenerationError: the cache is of another batch.
+        """
+        if rows != self.rows:
+            raise GenerationError(
+                f"the KV cache holds {self.rows} rows after {self.length} tokens, the step has "
+                f"{rows}",
+                do="start every batch with an empty cache",
+            )
+        return self._values
+
+    def after(self, outputs: Mapping[str, DeviceValue], tokens: int) -> KvCache:
+        """The cache after a step of `tokens` tokens that gave `outputs`."""
+        values = {name: outputs[present_name(name)] for name in self._values}
+        return KvCache(values, self.rows, self.length + tokens)
+
+
+def past_names(inputs: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in inputs if PAST.fullmatch(name))
+
+
+def present_name(past: str) -> str:
+    return past.replace("past_", "present_", 1)
+
+
+def require_caches(session: OnnxRuntimeSession, depth: int) -> None:
+    """Raises BundleError unless each of `depth` blocks has a key and a value cache."""
+    wanted = {f"past_{kind}.{i}" for kind in ("key", "value") for i in range(depth)}
+    absent = [
+        *sorted(wanted - set(session.inputs)),
+        *sorted(set(map(present_name, wanted)) - set(session.outputs)),
+    ]
+    if absent or len(past_names(session.inputs)) != 2 * depth:
+        named = f"lacks {', '.join(absent[:4])}" if absent else f"has caches beyond {depth} blocks"
+        raise BundleError(named, where=str(session.path), do="export the model again")
