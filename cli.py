@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,8 +11,9 @@ from typing import Any
 import click
 
 from .artifacts import Workspace
+from .cli_support import Commands, Exponent
 from .console import ConsoleReporter, print_json
-from .errors import ArvgError, RecipeError, WorkspaceError
+from .errors import RecipeError
 from .pipeline.common import StageResult, tool_version
 from .recipe import (
     BuildOptions,
@@ -25,74 +25,6 @@ from .recipe import (
     load_recipe,
     with_changes,
 )
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-USERS_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-INTERRUPTED = 130
-EXTRAS = {
-    **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export"),
-    **dict.fromkeys(("jinja2", "skimage", "matplotlib"), "report"),
-}
-
-
-class Exponent(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
-    """A number, or the word "search"."""
-
-    name = "number|search"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
-        if value == "search":
-            return "search"
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f'{value!r} is neither a number nor "search"', param, ctx)
-
-
-class Commands(click.Group):
-    """Prints what a user can act on as one line and exits with its code; bugs show a traceback."""
-
-    interrupted = False
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (Exception, KeyboardInterrupt) as error:
-            # Libraries turn an interrupt into errors of their own: what follows one is one.
-            if self.interrupted or isinstance(error, KeyboardInterrupt):
-                code, text = INTERRUPTED, "interrupted (finished stages are kept, run again)"
-            elif isinstance(error, ArvgError):
-                code, text = error.exit_code, str(error)
-            elif isinstance(error, OSError) and (problem := describe_os_error(error)):
-                code, text = WorkspaceError.exit_code, problem
-            elif isinstance(error, ModuleNotFoundError) and (problem := missing_extra(error)):
-                code, text = ArvgError.exit_code, problem
-            else:
-                raise
-            click.echo(f"error: {text}", err=True)
-            ctx.exit(code)
-
-    def interrupt(self, number: int, frame: object) -> None:
-        self.interrupted = True
-        raise KeyboardInterrupt
-
-
-def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """Which extra brings a package that only some stages need; None for any other module."""
-    extra = EXTRAS.get(str(error.name).partition(".")[0])
-    return f"{error.name} is not installed (pip install 'arvg-trt[{extra}]')" if extra else None
-
-
-def describe_os_error(error: OSError) -> str | None:
-    """A full disk, or a path that cannot be used; None for anything else."""
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in FULL_DISK:
-        return f"{where}disk full: {error.strerror} (free some space and run again)"
-    if error.errno in USERS_PATHS and error.filename:
-        return f"{where}{error.strerror}"
-    return None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from .artifacts import Smoothing
 from .errors import RecipeError
+from .sites import Smoothing
 
 PRESETS = Path(__file__).parent / "recipes"
 FLOAT_BITS = 32

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from ..artifacts import Manifest, SiteMap, decode_json
+from ..artifacts import Manifest, decode_json
 from ..errors import BundleError
 from ..export.tokenizers.cosmos_config import CosmosConfig
 from ..export.zoo import find_model
@@ -33,6 +33,7 @@ from ..pipeline.common import load_sites
 from ..runtime.image_sources import open_source
 from ..runtime.images import load_image, to_model
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
+from ..sites import SiteMap
 from ..validate.latency import Latency, interleaved, ratio
 from ..validate.metrics import Energy
 from .common import (

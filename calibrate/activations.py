@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..artifacts import ActivationFormat, Site, SiteMap, SitePlan
 from ..errors import CalibrationError, RecipeError
 from ..recipe import QuantizeOptions
+from ..sites import ActivationFormat, Site, SiteMap, SitePlan
 from .formats import FP8_MAX
 from .observers import ClipCandidate, load_graph
 from .passes import Progress, collect_clip_errors

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import WeightFormat
+from ..sites import WeightFormat
 
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0

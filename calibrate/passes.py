@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..artifacts import Site, SiteMap
 from ..errors import CalibrationError
 from ..runtime.image_sources import batches
 from ..runtime.images import load_image, to_model
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ..sites import Site, SiteMap
 from .observers import (
     ClipCandidate,
     graph_bytes,

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from ..artifacts import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
 from ..errors import RecipeError
 from ..recipe import FLOAT_BITS, QuantizeOptions
+from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
 
 # Their rounded inputs pass the softmax: at the real width of DI8x8 a fifth of the decoder's error,
 # for one hundredth of its multiplications.

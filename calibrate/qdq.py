@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..artifacts import Site
+from ..sites import Site
 from .formats import FP8
 from .observers import constant
 from .qdq_linear import rewrite_linear

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..artifacts import Site
 from ..errors import RecipeError
+from ..sites import Site
 from .formats import FP8, QuantizedWeight
 from .observers import constant
 from .qdq_nodes import Chain, SiteWeights, gemm_transposes, initializer_array, quantize_input

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..artifacts import ActivationFormat, Site
+from ..sites import ActivationFormat, Site
 from .formats import FP8, QuantizedWeight
 from .observers import constant
 

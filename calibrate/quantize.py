@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..artifacts import ActivationFormat, Plan, Site, SiteMap, SitePlan
 from ..errors import RecipeError
 from ..recipe import QuantizeOptions
+from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
 from .activations import decibel, group_sites, search_activations, site_statistics, site_weight
 from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph

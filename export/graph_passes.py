@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from ..artifacts import Site
 from ..errors import ExportError
+from ..sites import Site
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"

@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from ..artifacts import ProducerFold, Site
 from ..errors import ExportError
+from ..sites import ProducerFold, Site
 from .graph_passes import is_linear, module_path
 
 ATTENTION = "attention stays one fused high-precision kernel"

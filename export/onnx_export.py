@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..artifacts import Site
 from ..errors import ExportError
 from ..runtime.sessions.onnxruntime import fast_session
+from ..sites import Site
 from .graph_passes import find_sites, insert_size_check, rename_nodes
 from .tokenizers.cosmos import CosmosTokenizer
 from .tokenizers.cosmos_config import CosmosConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..artifacts import FoldPart, ProducerFold, Site
+from ..sites import FoldPart, ProducerFold, Site
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
 from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from ..artifacts import Site
+from ..sites import Site
 from .graph_passes import find_sites
 from .tokenizers.var_vqvae import VarVqvae
 from .tokenizers.var_vqvae_graphs import (

@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
-from ..artifacts import Manifest, Plan, SitePlan, Workspace, decode_json, encode_json
+from ..artifacts import Manifest, Workspace, decode_json, encode_json
 from ..errors import BuildError
 from ..recipe import BuildOptions
 from ..runtime.trt_compat import Backend
+from ..sites import Plan, SitePlan
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
 
 GRAPHS = ("encoder", "decoder")

@@ -14,7 +14,6 @@ import msgspec
 from ..artifacts import (
     MANIFEST,
     Manifest,
-    SiteMap,
     Workspace,
     atomic_folder,
     decode_json,
@@ -23,6 +22,7 @@ from ..artifacts import (
     write_manifest,
 )
 from ..errors import WorkspaceError
+from ..sites import SiteMap
 
 Work = Callable[[Path], Mapping[str, Any]]
 

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Manifest, SiteMap, Workspace, encode_json, sha256_file
+from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ExportError
 from ..runtime.image_sources import open_source
+from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_job import ExportJob
 from .export_var import export_var

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import SiteMap, encode_json
+from ..artifacts import encode_json
 from ..errors import ExportError
+from ..sites import SiteMap
 from .export_job import ExportJob
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from ..artifacts import Manifest, Plan, Workspace, decode_json, encode_json, sha256_file
+from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from ..errors import RecipeError
 from ..recipe import QuantizeOptions
+from ..sites import Plan
 from .build import FP16
 from .common import (
     Reporter,

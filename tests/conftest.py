@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.artifacts import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 from arvg_trt.calibrate.formats import QuantizedWeight, quantize_weight
 from arvg_trt.calibrate.passes import collect_ranges
 from arvg_trt.calibrate.plan import check_plan, make_plan
@@ -29,6 +28,7 @@ from arvg_trt.export.tokenizers.cosmos_config import CosmosConfig
 from arvg_trt.recipe import QuantizeOptions
 from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import save_image
+from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
 Floats = NDArray[np.float32]
 

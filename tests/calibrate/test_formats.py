@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.artifacts import WeightFormat
 from arvg_trt.calibrate.formats import (
     QuantizedWeight,
     keep_tap_sums,
@@ -18,6 +17,7 @@ from arvg_trt.calibrate.formats import (
     unpack_codes,
 )
 from arvg_trt.calibrate.packed import load_packed, save_packed
+from arvg_trt.sites import WeightFormat
 
 FORMATS = [
     WeightFormat(bits=bits, grid=grid, granularity=granularity)

@@ -12,12 +12,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from arvg_trt.artifacts import encode_json
 from arvg_trt.errors import BundleError, ExportError
 from arvg_trt.export.graph_passes import insert_size_check
 from arvg_trt.export.onnx_export import Parity, check_parity, export_tokenizer, require_parity
 from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.sites import SiteMap
 
 from ..conftest import TINY_DI, TinyExport, float_graph, make_model
 
@@ -194,8 +196,6 @@ def test_query_key_and_value_share_an_input_that_folds_into_their_norm(
 
 
 def test_site_map_survives_its_file(tiny_di: TinyExport) -> None:
-    from arvg_trt.artifacts import SiteMap, encode_json
-
     again = msgspec.json.decode(encode_json(tiny_di.sites), type=SiteMap)
     assert again == tiny_di.sites
 

@@ -17,11 +17,7 @@ from arvg_trt.artifacts import (
     MANIFEST,
     WORKSPACE_FILE,
     WORKSPACE_VERSION,
-    ActivationFormat,
     Manifest,
-    Plan,
-    SitePlan,
-    WeightFormat,
     Workspace,
     atomic_folder,
     atomic_write,
@@ -33,6 +29,7 @@ from arvg_trt.artifacts import (
     write_manifest,
 )
 from arvg_trt.errors import WorkspaceError
+from arvg_trt.sites import ActivationFormat, Plan, SitePlan, WeightFormat
 
 from .conftest import leftovers
 

@@ -1,0 +1,138 @@
+"""The site map (what can be quantized, and where a scale goes for free) and the plan (how it is).
+
+Both are JSON that a stage leaves in a workspace; a plan may be edited by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Smoothing = float | Literal["search"]
+
+
+class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Elements of an initializer that belong to a site's input channels, in their order.
+
+    ``[start, start + channels)`` along ``axis``, all of the other axes.
+    """
+
+    initializer: str
+    axis: int
+    start: int
+
+
+class ProducerFold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What makes a site's input x, such that x / s - p costs nothing.
+
+    Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, in every
+    graph that holds these initializers: one of them may be computed in another graph than the
+    site's, as VAR's modulation is.
+    """
+
+    divide: tuple[FoldPart, ...]
+    subtract: tuple[FoldPart, ...]
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One quantizable product: a Conv, MatMul or Gemm, or a product of two activations.
+
+    ``weight`` is the ONNX initializer (None for a product of activations); ``channel_axis`` is the
+    channel axis of the input tensor (1 for images). ``fold`` names where a per-channel scale of the
+    input goes for free: the initializers of a norm's weight and bias, or None: an explicit Mul.
+    ``producer_fold`` says it where parts of larger initializers take it. ``token_axis`` is the
+    axis of the input along which positions lie, and ``position_input`` the graph input with their
+    numbers (None: they count from 0).
+    ``excluded`` says why the method leaves the site in high precision, None if it does not.
+    """
+
+    name: str
+    graph: str
+    role: str
+    op: str
+    node: str
+    weight: str | None
+    bias: str | None
+    input: str
+    output: str
+    weight_shape: tuple[int, ...]
+    channel_axis: int = 1
+    shares_input_with: tuple[str, ...] = ()
+    fold: tuple[str, str] | None = None
+    token_axis: int | None = None
+    position_input: str | None = None
+    producer_fold: ProducerFold | None = None
+    excluded: str | None = None
+
+
+class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All sites of a model, in graph order."""
+
+    sites: tuple[Site, ...]
+    schema: Literal["arvg-trt/sites/v1"] = "arvg-trt/sites/v1"
+
+    def of_graph(self, graph: str) -> tuple[Site, ...]:
+        return tuple(site for site in self.sites if site.graph == graph)
+
+
+class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a weight is stored: a symmetric uniform or logarithmic grid of ``bits``, or FP8 E4M3."""
+
+    bits: int
+    grid: Literal["uniform", "log", "fp8"] = "uniform"
+    granularity: Literal["per_tensor", "per_channel"] = "per_channel"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"weight bits must be 2 to 8, not {self.bits}")
+        if self.grid == "fp8" and self.bits != 8:
+            raise ValueError(f"an FP8 weight has 8 bits, not {self.bits}")
+
+
+class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a site's input is quantized: per tensor, with an exact shift of the range.
+
+    The value on the grid is ``round(x / smoothing / scale) - shift`` in [-2^(b-1), 2^(b-1) - 1];
+    ``shift`` is an integer number of steps, 0 for a symmetric range. Where ``centered``, the
+    centre of each channel's calibrated range is subtracted instead, and ``shift`` is 0.
+    """
+
+    bits: int
+    grid: Literal["uniform", "fp8"] = "uniform"
+    scale: float | None = None
+    shift: int = 0
+    centered: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"activation bits must be 2 to 8, not {self.bits}")
+        if self.centered and self.shift:
+            raise ValueError("a centered activation has no shift beside its centres")
+        if self.grid == "fp8" and (self.bits != 8 or self.shift or self.centered):
+            raise ValueError(
+                "an FP8 activation has 8 bits and no shift, its zone around 0 is dense"
+            )
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f"activation scale must be positive, not {self.scale}")
+
+
+class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The decision for one site; ``reason`` says why a site stays in high precision.
+
+    ``smoothing`` is the exponent of the per-channel smoothing of the input, "search" for the
+    scales of least predicted error, None for none.
+    """
+
+    name: str
+    weight: WeightFormat | None = None
+    activation: ActivationFormat | None = None
+    smoothing: Smoothing | None = None
+    reason: str | None = None
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry per site; may be edited by hand and given back to ``quantize --plan``."""
+
+    sites: tuple[SitePlan, ...]
+    schema: Literal["arvg-trt/plan/v1"] = "arvg-trt/plan/v1"
