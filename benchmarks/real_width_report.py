@@ -149,7 +149,8 @@ REPORT = """\
 same FP32 graphs and the same {samples} calibration images; {images} other images evaluate. Random
 weights compare tools, they say nothing about picture quality.
 
-- arvg-trt: defaults (W8A8, per-channel weights, smoothing, shifted ranges).
+- arvg-trt: defaults (W8A8, per-channel weights, searched smoothing, shifted ranges, attention
+  projections with weights alone in INT8).
 - onnxruntime, defaults: `quant_pre_process`, then `quantize_static` (QDQ, INT8 x INT8, per-channel,
   MinMax): every kind of node it knows, the first and last convolutions too.
 - modelopt, defaults: `modelopt.onnx.quantization.quantize` in int8 (entropy), float side FP32.
