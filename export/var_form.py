@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..runtime.generate.var import KvType, step_names
+from ..runtime.generate.var_spec import KvType, step_names
 
 
 @dataclass(frozen=True, slots=True)

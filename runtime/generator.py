@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..artifacts import decode_json
 from ..errors import GenerationError, OutOfMemory
-from .generate.var import OpenSession, VarLoop, VarSpec
+from .generate.var import OpenSession, VarLoop
+from .generate.var_spec import VarSpec
 from .images import Uint8Image, from_model
 from .sampling import Sampling, image_streams
 from .sessions.onnxruntime import fast_session, mapped_session

@@ -29,9 +29,9 @@ class KvCache:
 
     @classmethod
     def empty(cls, session: OnnxRuntimeSession, nothing: NDArray[np.generic]) -> KvCache:
-        """P = 0, before the first step: `nothing` is [rows, heads, 0, head_dim] of the cache's type.
+        """P = 0, before the first step; a first step of fixed shapes has no such inputs.
 
-        A first step of fixed shapes has no such inputs.
+        `nothing` is [rows, heads, 0, head_dim] of the cache's type.
         """
         names = past_names(session.inputs)
         return cls({name: session.place(nothing) for name in names}, len(nothing), 0)

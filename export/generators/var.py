@@ -77,8 +77,10 @@ class VarAttention(nn.Module):
             q = q * (0.25 / math.sqrt(q.shape[-1]))
         else:
             q, k = unit_length(q) * self.query_scale(), unit_length(k)
-        present = extend(past, *(t.to(self.cache_type or t.dtype) for t in (k, v)))
-        return self.proj(attend(q, *(t.to(q.dtype) for t in present), mask)), present
+        kept = self.cache_type or x.dtype
+        keys, values = extend(past, k.to(kept), v.to(kept))
+        out = attend(q, keys.to(x.dtype), values.to(x.dtype), mask)
+        return self.proj(out), (keys, values)
 
 
 class VarBlock(nn.Module):
