@@ -93,10 +93,12 @@ def write_checkpoint(folder: Path, name: str, config: VarConfig, seed: int) -> N
 
 def write_transformer(path: Path, config: VarConfig, seed: int) -> None:
     """Reserve the file with empty storages, then draw the weights into its mapped pages."""
-    with FakeTensorMode():
+    with torch.device("meta"):
         shapes = VarTransformer(config).state_dict()
+    with FakeTensorMode():
+        empty = {key: torch.empty(t.shape, dtype=t.dtype) for key, t in shapes.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):
-        torch.save(shapes, path)
+        torch.save(empty, path)
     constants = official_buffers(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
@@ -225,8 +227,8 @@ def main(model: str, workdir: Path, checkpoint: Path | None, out: Path) -> None:
             f"# Exporting {model}: {results['parameters']:,} parameters",
             environment_line(found),
             phase_table(phases, weights),
-            f"In brackets: relative to the FP32 weights, {weights / 1e9:.2f} GB; at most {MOST}x is "
-            "wanted. Anonymous memory cannot be dropped; resident memory has the pages of the "
+            f"In brackets: relative to the FP32 weights, {weights / 1e9:.2f} GB; at most {MOST}x "
+            "is wanted. Anonymous memory cannot be dropped; resident memory has the pages of the "
             "mapped checkpoint and weights too; both are sums over the two processes. The last "
             "column is `VmHWM`, what `/usr/bin/time` shows.",
             f"Largest difference from PyTorch over all graphs and steps: {worst:.1e} of the RMS.",
