@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ from ..errors import ExportError
 from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.generate.var_spec import VarDefaults, VarSpec
 from ..sites import SiteMap
-from .compare_var import compare_apart
 from .export_job import ExportJob
+from .var_task import do_apart
 
 if TYPE_CHECKING:
     from ..export.generators.var import VarTransformer
@@ -25,12 +24,14 @@ PUBLISHED = VarDefaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published eval
 
 
 def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Write the generator's graphs, sites.json and generator.json; returns the results."""
-    job.progress("reading the checkpoint", 0)
-    parameters = write_graphs(job, folder)
-    gc.collect()  # the mapped checkpoint
+    """Write the generator's graphs, sites.json and generator.json; returns the results.
+
+    Tracing keeps what it saw until its process ends, and so would the mapped checkpoint stay.
+    """
+    job.progress("exporting", 0)
+    parameters = do_apart("write", job, folder)
     job.progress("comparing with PyTorch", 2)
-    parity = compare_apart(job, folder, job.form)
+    parity = do_apart("compare", job, folder)
     job.progress("comparing with PyTorch", 3)
     return {
         "parameters": sum(parameters.values()),
@@ -47,7 +48,6 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     from ..export.weight_file import WeightFile
 
     model, vae = load_models(job)
-    job.progress("exporting", 1)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "var"}
     with WeightFile(folder) as weights:
         sites = export_var_tokenizer(vae, weights, properties, model.word_embed, job.form)

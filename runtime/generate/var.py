@@ -47,7 +47,8 @@ class VarLoop:
         self._condition = session(paths["condition"], threads)
         self._steps = [session(paths[name], threads) for name in spec.step_graphs]
         for scale, step in enumerate(self._steps):
-            require_caches(step, spec.depth, first=scale == 0 and spec.static_batch is not None)
+            first = scale == 0 and spec.static_batch is not None
+            require_caches(step, spec.depth, spec.kv_type, first=first)
         self._updates = [session(paths[name], threads) for name in updates]
         self._decoder = session(paths["decoder"], threads)
 

@@ -1,10 +1,10 @@
-"""The second process of VAR's export: its graphs against PyTorch."""
+"""The processes of VAR's export: one writes the graphs, the next compares them with PyTorch."""
 
 from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 LABEL = 207
 
 
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Which checkpoint, on which images, with the graphs of which folder."""
+class VarTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do with which checkpoint, images and folder of graphs."""
 
+    what: Literal["write", "compare"]
     model: str
     spec: str
     paths: tuple[str, ...]
@@ -46,26 +47,42 @@ class Silent(Reporter):
         pass
 
 
-def compare_apart(job: ExportJob, folder: Path, form: VarForm) -> dict[str, Any]:
-    """Differences of every graph and the tokens of the encoder, for the manifest.
+def do_apart(what: Literal["write", "compare"], job: ExportJob, folder: Path) -> dict[str, Any]:
+    """The parameters of both halves, or what was found of every graph, for the manifest.
 
     Raises:
-        ExportError: a difference above the tolerance; names the graph.
+        ExportError: the checkpoint does not fit, or a difference above the tolerance.
         OutOfMemory: named as such, also where the system killed the process.
     """
-    request = Comparison(
+    request = VarTask(
+        what=what,
         model=job.entry.name,
         spec=job.spec,
         paths=tuple(map(str, job.paths)),
         images=tuple(map(str, job.images)),
         folder=str(folder),
-        form=form,
+        form=job.form,
     )
     return call(__name__, request, dict[str, Any])
 
 
-def compare(request: Comparison) -> dict[str, Any]:
-    """Both halves of the model, each let go before its graphs are opened."""
+def work(task: VarTask) -> dict[str, Any]:
+    from ..export.zoo import find_model
+    from .export_var import write_graphs
+
+    job = ExportJob(
+        entry=find_model(task.model),
+        spec=task.spec,
+        paths=tuple(map(Path, task.paths)),
+        source=ImageSource(tuple(map(Path, task.images))),
+        reporter=Silent(),
+        form=task.form,
+    )
+    return {"write": write_graphs, "compare": compare}[task.what](job, Path(task.folder))
+
+
+def compare(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """PyTorch computes with both halves of the model, which go before the graphs are opened."""
     import torch
 
     from ..export.var_parity import check_var_parity, compute_references, resize
@@ -73,17 +90,9 @@ def compare(request: Comparison) -> dict[str, Any]:
         check_tokenizer_parity,
         compute_tokenizer_references,
     )
-    from ..export.zoo import find_model
     from .export_var import load_models
 
-    folder, form = Path(request.folder), request.form
-    job = ExportJob(
-        entry=find_model(request.model),
-        spec=request.spec,
-        paths=tuple(map(Path, request.paths)),
-        source=ImageSource(tuple(map(Path, request.images))),
-        reporter=Silent(),
-    )
+    form = job.form
     model, vae = load_models(job)
     pictures = job.pictures(vae.config.image_size)
     tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
@@ -106,4 +115,4 @@ def labels(config: VarConfig, images: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    answer(Comparison, compare)
+    answer(VarTask, work)
