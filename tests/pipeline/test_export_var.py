@@ -120,9 +120,7 @@ def test_the_workspace_generates_images(workspace: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
-def test_fixed_shapes_and_half_caches_export_and_generate(
-    workspace: Path, tmp_path: Path
-) -> None:
+def test_fixed_shapes_and_half_caches_export_and_generate(workspace: Path, tmp_path: Path) -> None:
     """Three images, two at once. The first map sees no cache, so rounding does not change it."""
     args = ("--checkpoint", workspace.parent / "checkpoint", "--images", "skimage:astronaut,coffee")
     form = ("--static-batch", 2, "--kv-type", "float16")
