@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ..runtime.sessions.onnxruntime import fast_session
+from ..runtime.sessions.onnxruntime import mapped_session
 from .tokenizers.var_quantizer import MultiScaleQuantizer
 from .tokenizers.var_vqvae import VarVqvae
-from .var_parity import Arrays, Difference, difference, require
+from .var_form import DYNAMIC, VarForm
+from .var_parity import Arrays, Difference, difference, require, run_in_rows
 
 LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
 ERRORS = 4  # how far from a boundary, in measured errors, a token may still differ
@@ -106,23 +107,27 @@ def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tens
 
 
 def check_tokenizer_parity(
-    folder: Path, wanted: TokenizerReferences
+    folder: Path, wanted: TokenizerReferences, form: VarForm = DYNAMIC
 ) -> tuple[TokenParity, tuple[Difference, ...]]:
     """Run encoder, decoder, lookup and every update, each on PyTorch's inputs.
 
     Raises:
         ExportError: a difference above the tolerance, or a token that differs and may not.
     """
-    encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.images})
+    encoded = mapped_session(folder / "encoder.onnx").run({"image": wanted.images})
     found = [difference("encoder", "latent", encoded["latent"], wanted.latent)]
     gc.collect()
-    decoded = fast_session(folder / "decoder.onnx").run({"latent": wanted.sums[-1]})
+    decoder = mapped_session(folder / "decoder.onnx")
+    decoded = run_in_rows(decoder, {"latent": wanted.sums[-1]}, form.static_batch)
+    del decoder
     found.append(difference("decoder", "image", decoded["image"], wanted.decoded))
     gc.collect()
-    looked = fast_session(folder / "lookup.onnx").run({"indices": wanted.indices.astype(np.int32)})
+    looked = mapped_session(folder / "lookup.onnx").run(
+        {"indices": wanted.indices.astype(np.int32)}
+    )
     found.append(difference("lookup", "latent", looked["latent"], wanted.sums[-1]))
     found.append(difference("lookup", "features", looked["features"], wanted.features))
-    found += check_updates(folder, wanted)
+    found += check_updates(folder, wanted, form)
     for one in found:
         require(one)
     unequal = encoded["indices"] != wanted.indices
@@ -132,14 +137,14 @@ def check_tokenizer_parity(
     return tokens, tuple(found)
 
 
-def check_updates(folder: Path, wanted: TokenizerReferences) -> list[Difference]:
+def check_updates(folder: Path, wanted: TokenizerReferences, form: VarForm) -> list[Difference]:
     """Each update on the tokens and the f_hat before it."""
     found = []
     before = np.zeros_like(wanted.latent)
     for scale, (a, b) in enumerate(pairwise(np.cumsum([0, *wanted.lengths]))):
         name = f"update.{scale}"
         feeds: Arrays = {"tokens": wanted.indices[:, a:b], "f_hat": before}
-        outputs = fast_session(folder / f"{name}.onnx").run(feeds)
+        outputs = run_in_rows(mapped_session(folder / f"{name}.onnx"), feeds, form.rows)
         before = wanted.sums[scale]
         found.append(difference(name, "f_hat_next", outputs["f_hat_next"], before))
         if "x" in outputs:

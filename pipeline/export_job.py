@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.image_sources import ImageSource
 from ..runtime.images import FloatImage, center_crop, to_model
 from .common import Reporter
@@ -19,13 +20,17 @@ STEPS = 3
 
 @dataclass(frozen=True, slots=True)
 class ExportJob:
-    """The model, the files of its checkpoint, images to compare on, and where progress goes."""
+    """The model, the files of its checkpoint, images to compare on, and where progress goes.
+
+    `form` is how a generator's graphs are made.
+    """
 
     entry: ZooEntry
     spec: str
     paths: tuple[Path, ...]
     source: ImageSource
     reporter: Reporter
+    form: VarForm = DYNAMIC
 
     @property
     def images(self) -> tuple[Path, ...]:
