@@ -12,7 +12,7 @@ from ..export.var_form import VarForm
 from ..runtime.image_sources import ImageSource
 from .common import Reporter
 from .export_job import ExportJob
-from .second_process import answer, call
+from .second_process import call, serve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,4 +115,4 @@ def labels(config: VarConfig, images: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    answer(VarTask, work)
+    serve(VarTask, work)
