@@ -119,24 +119,41 @@ def models(as_json: bool) -> None:
 @workspace_argument
 @click.option("--checkpoint", help="File, folder or Hugging Face id. [default: shipped weights]")
 @click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="An ONNX file of your own, with MODEL `onnx`; repeatable.",
+)
 @json_option
-def export(model: str, workspace: Path, checkpoint: str | None, images: str, as_json: bool) -> None:
+def export(
+    model: str,
+    workspace: Path,
+    checkpoint: str | None,
+    images: str,
+    graphs: Sequence[Path],
+    as_json: bool,
+) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
-    MODEL is one that `arvg-trt models` lists, or `var`: a VAR of any size.
+    MODEL is one that `arvg-trt models` lists, `var`: a VAR of any size, or `onnx`: graphs of your
+    own, each named after its file, whose sites are found from their operators.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
+             arvg-trt export onnx out/mine --graph encoder.onnx --graph decoder.onnx
     """
-    from .pipeline.export import export_stage
+    from .pipeline.export import export_any
 
-    perform(workspace, as_json, lambda w, r: [export_stage(w, model, checkpoint, images, r)])
+    perform(workspace, as_json, lambda w, r: [export_any(w, model, checkpoint, images, graphs, r)])
 
 
 @cli.command()
 @workspace_argument
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
+@click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")
 @click.option("--samples", type=int, help="Number of crops. [default: 32]")
 @click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
 @click.option("--seed", type=int, help="Seed of the crops. [default: 0]")
@@ -165,6 +182,7 @@ def calibrate(workspace: Path, recipe_name: str | None, as_json: bool, **changes
 @name_option
 @click.option("--encoder-bits", type=int, help="2 to 8, or 32 for high precision.")
 @click.option("--decoder-bits", type=int, help="2 to 8, or 32 for high precision.")
+@click.option("--weight-bits", type=int, help="Of every graph: 2 to 8, or 32. [default: 8]")
 @click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only.")
 @click.option(
     "--quantize-method",
@@ -244,6 +262,7 @@ def build(
 @recipe_option
 @name_option
 @click.option("--images", help="Folder of held-out images, or skimage:NAME,NAME.")
+@click.option("--feeds", help="A .npz of held-out arrays, for graphs of your own.")
 @click.option("--size", type=int, help="Side of the centre crops. [default: 256]")
 @click.option("--gate", "gates", multiple=True, help="e.g. 'psnr_drop<=0.5'; repeatable.")
 @click.option("--rounds", type=int, help="Timed rounds, 0 for none. [default: 20]")

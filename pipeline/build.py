@@ -73,6 +73,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
             calibrate / "samples",
             calibrate / "statistics.safetensors",
             folder,
+            load_sites(export).graphs,
             progress=reporter.progress,
         )
         return {"engines": [msgspec.to_builtins(row) for row in rows]}

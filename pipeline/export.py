@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,42 @@ from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_job import ExportJob
+from .export_own import MODEL as OWN
+from .export_own import export_own_stage
 from .export_var import export_var
 
 if TYPE_CHECKING:
     from ..export.zoo import ZooEntry
 
 PARITY_SIZE = 256
+
+
+def export_any(
+    workspace: Workspace,
+    name: str,
+    checkpoint: str | None,
+    images: str,
+    graphs: Sequence[Path],
+    reporter: Reporter,
+) -> StageResult:
+    """Export a known model from its checkpoint, or a user's own graphs.
+
+    Raises:
+        ExportError: graphs beside a known model, or a checkpoint beside graphs.
+    """
+    if name == OWN:
+        if checkpoint is not None:
+            raise ExportError(
+                "graphs of your own have no checkpoint", where="--checkpoint", do="leave it out"
+            )
+        return export_own_stage(workspace, graphs, reporter)
+    if graphs:
+        raise ExportError(
+            f"{name} is exported from its checkpoint, not from graphs",
+            where="--graph",
+            do=f"name the model {OWN} for graphs of your own",
+        )
+    return export_stage(workspace, name, checkpoint, images, reporter)
 
 
 def export_stage(
