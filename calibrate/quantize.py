@@ -210,13 +210,14 @@ def store(
 def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArray[np.generic]]:
     """Biases, norms, embeddings: what is called a parameter, or large; a site's weight is not."""
     weights = {site.weight for site in sites}
-    return {
-        name: initializer_array(value)
-        for name, value in graph.initializers.items()
-        if name not in weights
-        and value.dtype == ir.DataType.FLOAT
-        and (name.rpartition(".")[2] in ("weight", "bias") or value.const_value.nbytes >= LARGE)
-    }
+    found: dict[str, NDArray[np.generic]] = {}
+    for name, value in graph.initializers.items():
+        if name in weights or value.dtype != ir.DataType.FLOAT:
+            continue
+        array = initializer_array(value)
+        if name.rpartition(".")[2] in ("weight", "bias") or array.nbytes >= LARGE:
+            found[name] = array
+    return found
 
 
 def describe(

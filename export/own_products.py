@@ -137,6 +137,6 @@ def not_a_linear(node: ir.Node) -> str | None:
             return "its weight is computed in the graph"
     if node.op_type == "Gemm":
         plain = all(node.attributes.get_float(k, 1.0) == 1.0 for k in ("alpha", "beta"))
-        if not plain or node.attributes.get_int("transA", 0):
+        if not plain or node.attributes.get_int("transA"):
             return "it is a Gemm with alpha, beta or transA"
     return None

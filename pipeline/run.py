@@ -10,8 +10,9 @@ from .build import build_stage
 from .calibrate import calibrate_stage, calibration_source
 from .common import Reporter, StageResult
 from .export import export_stage
+from .held_out import validation_source
 from .quantize import quantize_stage
-from .validate import validate_stage, validation_source
+from .validate import validate_stage
 
 
 def check_recipe(recipe: Recipe) -> None:
