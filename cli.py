@@ -315,7 +315,8 @@ def run(recipe_name: str, workspace: str | None, as_json: bool) -> None:
 def summary(metrics: dict[str, float]) -> str:
     """The main figures in a line."""
     parts = [
-        f"PSNR drop {metrics['psnr_drop']:.2f} dB",
+        f"PSNR drop {metrics['psnr_drop']:.2f} dB" if "psnr_drop" in metrics else "",
+        f"SQNR {metrics['output_sqnr_db']:.1f} dB" if "output_sqnr_db" in metrics else "",
         f"tokens equal {metrics['token_agreement']:.1%}" if "token_agreement" in metrics else "",
         f"weights {metrics['compression']:.2f}x smaller",
         f"{metrics['speedup']:.2f}x faster than FP32" if "speedup" in metrics else "",

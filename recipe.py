@@ -140,12 +140,13 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
 
 class Recipe(Options, frozen=True, kw_only=True):
-    """Everything `arvg-trt run` needs."""
+    """Everything `arvg-trt run` needs; `graphs` are the ONNX files of the model `onnx`."""
 
     model: str
     workspace: str
     name: str
     checkpoint: str | None = None
+    graphs: tuple[str, ...] = ()
     calibrate: CalibrateOptions = CalibrateOptions()
     quantize: QuantizeOptions = QuantizeOptions()
     build: tuple[BuildOptions, ...] = (BuildOptions(),)

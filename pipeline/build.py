@@ -14,8 +14,8 @@ from ..recipe import BuildOptions
 from ..runtime.trt_compat import Backend
 from ..sites import Plan, SitePlan
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from .profiles import Profiles, graph_profiles
 
-GRAPHS = ("encoder", "decoder")
 FP16 = "fp16"
 
 
@@ -97,8 +97,7 @@ def build_tensorrt(
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
     exported = workspace.manifest("export", stage="export")
-    for graph in GRAPHS:
-        profiles(graph, options, exported.results["tokenizer"])
+    shapes = graph_profiles(workspace, exported, options)
     builder = version(backend)
     results = []
     for group in groups:
@@ -118,8 +117,10 @@ def build_tensorrt(
             folder: Path, group: Sequence[Target] = group, label: str = label
         ) -> dict[str, Any]:
             rows = [
-                build_graph(workspace, source, graph, folder, planned, options, group, exported)
-                for graph in progress_over(GRAPHS, reporter, label)
+                build_graph(
+                    workspace, source, graph, folder, planned, options, group, shapes[graph]
+                )
+                for graph in progress_over(tuple(shapes), reporter, label)
             ]
             return {"engines": rows, "targets": [t.sm for t in group]}
 
@@ -160,7 +161,7 @@ def build_graph(
     planned: dict[str, SitePlan],
     options: BuildOptions,
     group: Sequence[Any],
-    exported: Manifest,
+    shapes: Profiles,
 ) -> dict[str, Any]:
     """The FP16 twin of one graph and the engine built from it; returns its row for reports."""
     import onnx
@@ -191,7 +192,7 @@ def build_graph(
         folder / f"{graph}.engine",
         backend=options.backend,
         targets=group,
-        profiles=profiles(graph, options, exported.results["tokenizer"]),
+        profiles=shapes,
     )
     proved, missing = prove_sites(result.layers, wanted)  # type: ignore[arg-type]
     (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
@@ -209,26 +210,6 @@ def build_graph(
         "exceptions": [{"site": sites[s], "reason": reason + note} for s, reason in missing],
         "status": result.status,
     }
-
-
-def profiles(
-    graph: str, options: BuildOptions, tokenizer: dict[str, Any]
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Shapes an engine takes: one image size, batches from 1 to `max_batch`."""
-    stride, size, most = tokenizer["stride"], options.image_size, options.max_batch
-    if size % stride:
-        raise BuildError(
-            f"image_size {size} is not a multiple of the stride {stride}",
-            do=f"use a multiple of {stride}",
-        )
-    side = size // stride
-    if graph == "encoder":
-        name, tail = "image", [3, size, size]
-    elif tokenizer["discrete"]:
-        name, tail = "indices", [side, side]
-    else:
-        name, tail = "latent", [tokenizer["latent_channels"], side, side]
-    return {name: ((1, *tail), (most, *tail), (most, *tail))}
 
 
 def quantized_sites(plan: Plan) -> dict[str, SitePlan]:

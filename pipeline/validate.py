@@ -190,4 +190,4 @@ def graph_bytes(folder: Path, graphs: Sequence[str]) -> dict[str, int]:
         files = (folder / f"{graph}.onnx", folder / f"{graph}.onnx.data")
         found[graph] = sum(path.stat().st_size for path in files if path.is_file())
     shared = folder / SHARED_WEIGHTS
-    return found | ({SHARED_WEIGHTS: shared.stat().st_size} if shared.is_file() else {})
+    return found | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})
