@@ -34,6 +34,7 @@ from .linear_passes import canonical_linears, drop_unused, weight_of
 from .own_products import attention_role, is_activation_product, not_a_linear
 
 OPSET = 21
+LARGEST_PROTO = 2**31 - 2**20
 # What an exporter calls a constant that it computed: it says nothing of the module.
 NAMELESS = re.compile(r"(val|const|constant|onnx::\w+|initializer)[_:]?\d*", re.IGNORECASE)
 # What later stages name after a site.
@@ -120,6 +121,14 @@ def raise_opset(model: ir.Model, path: Path, opset: int) -> ir.Model:
         for node in model.graph
         if NAME_SCOPES in node.metadata_props
     }
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    if size >= LARGEST_PROTO:
+        raise ExportError(
+            f"opset {opset} is to be converted to {OPSET}, which takes less than 2 GB of weights",
+            where=str(path),
+            do=f"export the model at opset {OPSET}",
+        )
     ir.external_data.load_to_model(model)
     try:
         converted = convert_version(ir.to_proto(model), OPSET)

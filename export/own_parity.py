@@ -44,7 +44,7 @@ def check_own_graph(path: Path, canonical: Path, model: ir.Model) -> OwnParity:
     Raises:
         ExportError: a difference above the tolerance, or inputs that no size makes work.
     """
-    original = reference_session(path)
+    original = open_original(path)
     feeds, wanted = first_that_runs(original, path, model)
     del original
     session = reference_session(canonical)
@@ -69,6 +69,15 @@ def check_own_graph(path: Path, canonical: Path, model: ir.Model) -> OwnParity:
                 )
     shapes = {name: tuple(array.shape) for name, array in feeds[0].items()}
     return OwnParity(canonical.stem, shapes, floats, integers)
+
+
+def open_original(path: Path) -> OnnxRuntimeSession:
+    try:
+        return reference_session(path)
+    except BundleError as error:
+        raise ExportError(
+            error.what, where=str(path), do="check the file with onnx.checker"
+        ) from error
 
 
 def first_that_runs(

@@ -23,7 +23,8 @@ from .common import (
     run_stage,
     tokenizer_of,
 )
-from .own_feeds import is_own, open_feeds, require_batch, synthetic_feeds
+from .own_feeds import open_feeds, synthetic_feeds
+from .own_inputs import is_own, require_batch
 
 
 def calibrate_stage(

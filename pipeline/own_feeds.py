@@ -1,18 +1,16 @@
 """Feeds of a user's own graphs: arrays of a `.npz`, images for one input, or noise that was asked
 for.
 
-A sample holds one array for every input that no earlier graph makes, with a sample axis of length
-1 in front; an input that has no such axis takes arrays of one axis more in the file.
+The file has an array for every input that no earlier graph makes. Its samples lie along the first
+axis, one row each, or as many as the graph fixes; for an input without a batch axis the array has
+one axis more.
 """
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,30 +20,20 @@ from ..errors import CalibrationError
 from ..runtime.feeds import Array
 from ..runtime.image_sources import ImageSource, open_source, random_crops
 from ..runtime.images import center_crop, to_model
+from .own_inputs import (
+    GraphInput,
+    check_arrays,
+    check_names,
+    image_input,
+    key_of,
+    needed_inputs,
+    read_arrays,
+    require_fed,
+)
 
 NOISE = "synthetic noise"
 # What a dimension without a size gets in noise, the first axis apart.
 NOISE_SIZE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class GraphInput:
-    """An input that has to be fed; a dimension of any size is a text or None."""
-
-    graph: str
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...]
-
-    @property
-    def text(self) -> str:
-        dims = ", ".join(str(d) if d is not None else "?" for d in self.shape)
-        return f"{self.graph}/{self.name} {self.dtype} [{dims}]"
-
-    @property
-    def is_image(self) -> bool:
-        """float32 [N, 3, H, W]."""
-        return len(self.shape) == 4 and self.shape[1] == 3 and self.dtype == np.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +57,9 @@ class OwnFeeds:
         pictures = self.pictures()
         for k in range(len(self.names)):
             sample = {
-                key: array[k] if array.ndim > len(needed.shape) else array[k : k + 1]
-                for needed in self.inputs
-                if (key := key_of(self.arrays, needed)) is not None
-                for array in (self.arrays[key],)
+                key: needed.sample(self.arrays[key], k)
+                for needed, key in ((i, key_of(self.arrays, i)) for i in self.inputs)
+                if key is not None
             }
             if self.images is not None:
                 sample[image_input(self.inputs, self.arrays).name] = next(pictures)
@@ -88,26 +75,6 @@ class OwnFeeds:
             return
         for k in range(len(self.names)):
             yield to_model(center_crop(self.images.load(k), self.image_size))
-
-
-def is_own(exported: Manifest) -> bool:
-    """Whether the export is of a user's own graphs."""
-    return "graphs" in exported.results
-
-
-def needed_inputs(exported: Manifest) -> tuple[GraphInput, ...]:
-    """Inputs of the graphs, in the order that they run, that no earlier graph makes."""
-    made: set[str] = set()
-    needed = []
-    for graph in exported.results["graphs"]:
-        for value in graph["inputs"]:
-            if value["name"] not in made:
-                shape = tuple(value["shape"] or ())
-                needed.append(
-                    GraphInput(graph["name"], value["name"], np.dtype(value["dtype"]), shape)
-                )
-        made |= {value["name"] for value in graph["outputs"]}
-    return tuple(needed)
 
 
 def open_feeds(
@@ -137,38 +104,33 @@ def open_feeds(
         )
     where = feeds or images or ""
     check_names(arrays, inputs, where)
-    if source is not None:
-        image_input(inputs, arrays)
-        missing = []
-    else:
-        missing = [needed for needed in inputs if key_of(arrays, needed) is None]
-    if missing:
-        raise CalibrationError(
-            f"has no array for {missing[0].text}",
-            where=where,
-            do=f"add it as {missing[0].name}, one sample along the first axis",
-        )
+    require_fed(inputs, arrays, where, with_images=source is not None)
     held = check_arrays(arrays, inputs, where)
     if source is not None:
-        pictures = len(source.files) if count is None else count
-        held = pictures if held is None else held
+        # Crops are drawn without end; the centre of an image is taken once.
+        pictures = len(source.files) if seed is None else count or len(source.files)
+        held = pictures if held is None else min(held, pictures)
     assert held is not None
-    total = held if count is None else count
-    if held < total:
+    if count is not None and held < count:
         raise CalibrationError(
-            f"holds {held} samples, {total} were asked for",
+            f"holds {held} samples, {count} were asked for",
             where=where,
             do=f"give more, or --samples {held}",
         )
-    if source is not None and seed is None:
-        total = min(total, len(source.files))
-    names = [f"{Path(feeds).stem}:{k}" for k in range(total)] if feeds else []
-    if source is not None and feeds is None:
-        names = [source.names[k % len(source.names)] for k in range(total)]
+    total = held if count is None else count
     digests = {} if feeds is None else {Path(feeds).name: sha256_file(Path(feeds))}
     if source is not None:
         digests |= {path.name: sha256_file(path) for path in source.files}
-    return OwnFeeds(tuple(names), arrays, inputs, digests, source, size, seed)
+    names = sample_names(feeds, source, total)
+    return OwnFeeds(names, arrays, inputs, digests, source, size, seed)
+
+
+def sample_names(feeds: str | None, source: ImageSource | None, count: int) -> tuple[str, ...]:
+    """`FILE:K` of a file of arrays, else the names of the images in turn."""
+    if feeds is not None:
+        return tuple(f"{Path(feeds).stem}:{k}" for k in range(count))
+    assert source is not None
+    return tuple(source.names[k % len(source.names)] for k in range(count))
 
 
 def synthetic_feeds(exported: Manifest, *, count: int, size: int, seed: int) -> OwnFeeds:
@@ -177,145 +139,15 @@ def synthetic_feeds(exported: Manifest, *, count: int, size: int, seed: int) -> 
     rng = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
     for needed in inputs:
+        rows = count * needed.rows
         rest = [d if isinstance(d, int) else NOISE_SIZE for d in needed.shape[1:]]
         if needed.is_image:
             rest = [d if isinstance(d, int) else size for d in needed.shape[1:]]
-            made = rng.uniform(-1, 1, (count, *rest)).astype(needed.dtype)
+            made = rng.uniform(-1, 1, (rows, *rest)).astype(needed.dtype)
         elif np.issubdtype(needed.dtype, np.floating):
-            made = rng.standard_normal((count, *rest)).astype(needed.dtype)
+            made = rng.standard_normal((rows, *rest)).astype(needed.dtype)
         else:
-            made = rng.integers(0, 2, (count, *rest)).astype(needed.dtype)
+            made = rng.integers(0, 2, (rows, *rest)).astype(needed.dtype)
         arrays[f"{needed.graph}/{needed.name}"] = made
     names = tuple(f"{NOISE}:{k}" for k in range(count))
     return OwnFeeds(names, arrays, inputs, {})
-
-
-def read_arrays(path: Path) -> dict[str, Array]:
-    """Every array of a `.npz`.
-
-    Raises:
-        CalibrationError: no such file, or another kind of file.
-    """
-    if not path.is_file():
-        raise CalibrationError("no such file", where=str(path), do="--feeds takes a .npz of arrays")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise CalibrationError(
-            "is not a .npz of arrays", where=str(path), do="write it with numpy.savez"
-        ) from error
-
-
-def key_of(arrays: Mapping[str, Array], needed: GraphInput) -> str | None:
-    """The name in the file of what feeds an input."""
-    for key in (f"{needed.graph}/{needed.name}", needed.name):
-        if key in arrays:
-            return key
-    return None
-
-
-def check_names(arrays: Mapping[str, Array], inputs: Sequence[GraphInput], where: str) -> None:
-    """Raises CalibrationError for an array that no input takes."""
-    taken = {key for needed in inputs for key in (needed.name, f"{needed.graph}/{needed.name}")}
-    unknown = sorted(set(arrays) - taken)
-    if unknown:
-        raise CalibrationError(
-            f"{unknown[0]} is no input to feed",
-            where=where,
-            do=f"inputs: {', '.join(needed.text for needed in inputs)}",
-        )
-
-
-def image_input(inputs: Sequence[GraphInput], arrays: Mapping[str, Array]) -> GraphInput:
-    """The one input that images go to.
-
-    Raises:
-        CalibrationError: several are left, or it is no image.
-    """
-    left = [needed for needed in inputs if key_of(arrays, needed) is None]
-    if len(left) != 1 or not left[0].is_image:
-        found = "; ".join(needed.text for needed in left) or "none"
-        raise CalibrationError(
-            f"--images feeds one float32 [N, 3, H, W] input, but those to feed are: {found}",
-            do="give the other inputs with --feeds FILE.npz",
-        )
-    return left[0]
-
-
-def check_arrays(
-    arrays: Mapping[str, Array], inputs: Sequence[GraphInput], where: str
-) -> int | None:
-    """The number of samples that all arrays have, None without arrays.
-
-    Raises:
-        CalibrationError: another type, rank, size or number of samples, NaN or infinity.
-    """
-    counts: dict[str, int] = {}
-    for needed in inputs:
-        key = key_of(arrays, needed)
-        if key is None:
-            continue
-        array = arrays[key]
-        if array.dtype != needed.dtype:
-            raise CalibrationError(
-                f"{key} is {array.dtype}, but the input is {needed.text}",
-                where=where,
-                do=f"convert it: .astype(numpy.{needed.dtype})",
-            )
-        sizes = array.shape[1:]
-        wanted = needed.shape if array.ndim == len(needed.shape) + 1 else needed.shape[1:]
-        fixed = [(a, b) for a, b in zip(sizes, wanted, strict=False) if isinstance(b, int)]
-        if array.ndim < 1 or len(sizes) != len(wanted) or any(a != b for a, b in fixed):
-            raise CalibrationError(
-                f"{key} has shape {list(array.shape)}, but the input is {needed.text}",
-                where=where,
-                do="give samples along the first axis",
-            )
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
-            raise CalibrationError(
-                f"{key} has NaN or infinity in sample {int(bad[0])}",
-                where=where,
-                do="remove the sample",
-            )
-        counts[key] = len(array)
-    if len(set(counts.values())) > 1:
-        text = ", ".join(f"{key} {count}" for key, count in counts.items())
-        raise CalibrationError(
-            f"arrays differ in their number of samples: {text}",
-            where=where,
-            do="give every input the same number",
-        )
-    found = next(iter(counts.values()), None)
-    if found == 0:
-        raise CalibrationError("holds no sample", where=where, do="give one at least")
-    return found
-
-
-def require_batch(
-    inputs: Sequence[GraphInput], arrays: Mapping[str, Array], batch_size: int
-) -> None:
-    """Raises CalibrationError for a batch size that an input does not take."""
-    for needed in inputs:
-        key = key_of(arrays, needed)
-        first = needed.shape[0] if needed.shape else None
-        alone = key is not None and arrays[key].ndim > len(needed.shape)
-        if alone and batch_size != 1:
-            raise CalibrationError(
-                f"{needed.text} has no sample axis", do="calibrate with --batch-size 1"
-            )
-        if not alone and isinstance(first, int) and first != batch_size:
-            raise CalibrationError(
-                f"{needed.text} takes batches of {first}, not of {batch_size}",
-                do=f"calibrate with --batch-size {first}",
-            )
-
-
-def sample_digest(sample: Mapping[str, Array]) -> str:
-    """sha256 of a sample's names, types, shapes and bytes."""
-    found = hashlib.sha256()
-    for name, array in sorted(sample.items()):
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()

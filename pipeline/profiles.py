@@ -10,7 +10,7 @@ from ..recipe import BuildOptions
 from ..runtime.feeds import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ..runtime.sessions.onnxruntime import reference_session
 from .common import require_outputs, tokenizer_of
-from .own_feeds import is_own
+from .own_inputs import is_own
 
 Shape = tuple[int, ...]
 Profiles = dict[str, tuple[Shape, Shape, Shape]]

@@ -15,7 +15,7 @@ from ..errors import AccuracyError
 from ..recipe import ValidateOptions
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
 from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
-from .own_feeds import is_own
+from .own_inputs import is_own
 
 SHARED_WEIGHTS = "model.onnx.data"
 

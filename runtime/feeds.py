@@ -72,7 +72,9 @@ def sample_batches(
         samples = [load_sample(path) for path in group]
         names = [path.name for path in group]
         try:
-            joined = {k: np.concatenate([s[k] for s in samples]) for k in samples[0]}
+            joined = samples[0]
+            if len(samples) > 1:
+                joined = {k: np.concatenate([s[k] for s in samples]) for k in joined}
         except ValueError as error:
             raise CalibrationError(
                 f"samples of different shapes cannot share a batch: {error}",
