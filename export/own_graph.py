@@ -72,9 +72,12 @@ def read_own_graph(path: Path, taken: Collection[str] = ()) -> ir.Model:
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         IdentityEliminationPass(),
         TopologicalSortPass(),
-        NameFixPass(),
     ):
         apply(model)
+    unnamed = [node for node in model.graph if not node.name]
+    NameFixPass()(model)
+    for node in unnamed:
+        node.name = None  # the pass makes up a name that says nothing
     infer_shapes(model)
     name_everything(model.graph, path.stem, taken)
     canonical_linears(model.graph, name_of=linear_name)

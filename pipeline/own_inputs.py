@@ -77,12 +77,14 @@ def read_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise CalibrationError("no such file", where=str(path), do="--feeds takes a .npz of arrays")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise CalibrationError(
-            "is not a .npz of arrays", where=str(path), do="write it with numpy.savez"
-        ) from error
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.lib.npyio.NpzFile):
+            with found:
+                return {name: found[name] for name in found.files}
+        problem = "holds one array without a name"
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        problem = "is not a .npz of arrays"
+    raise CalibrationError(problem, where=str(path), do="write it with numpy.savez(FILE, INPUT=x)")
 
 
 def key_of(arrays: Mapping[str, Array], needed: GraphInput) -> str | None:

@@ -162,6 +162,46 @@ def export_autoencoder(folder: Path) -> tuple[Path, Path]:
     return encoder, decoder
 
 
+Node = tuple[str, list[str], str, dict[str, object]]
+
+
+def small_graph(
+    path: Path,
+    nodes: list[Node],
+    constants: dict[str, np.ndarray],
+    *,
+    x: tuple[object, ...] = ("n", TOKENS, WIDTH),
+    opset: int = 21,
+    names: dict[str, str] | None = None,
+) -> Path:
+    """A file of (operator, inputs, output, attributes); `x` float goes in, `y` comes out.
+
+    `names` gives nodes names by their output; the others have none.
+    """
+    made = [
+        helper.make_node(op, inputs, [output], name=(names or {}).get(output, ""), **attributes)
+        for op, inputs, output, attributes in nodes
+    ]
+    graph = helper.make_graph(
+        made,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def random(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def positive(seed: int, *shape: int) -> np.ndarray:
+    return np.exp(0.5 * random(seed, *shape))
+
+
 def handmade_transformer(path: Path, opset: int = 17) -> Path:
     """One block without metadata: RMSNorm by Mul, LayerNormalization, Gemm, a gate, unnamed nodes.
 
