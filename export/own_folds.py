@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from ..sites import FoldPart, ProducerFold
 from .own_graph import NORMS
+from .own_products import value_uses
 
 # f(x / s) = f(x) / s for s > 0
 HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu")
@@ -25,7 +26,7 @@ def find_fold(
 
     `axis` is the channel axis. Neither, if anything but the inputs of `sites` reads `value`.
     """
-    users = list(value.uses())
+    users = value_uses(value)
     if value.is_graph_output() or any(n not in sites or index != 0 for n, index in users):
         return None, None
     channels = channels_of(users[0][0])
@@ -75,7 +76,7 @@ def producer_parts(value: ir.Value, axis: int, channels: int) -> ProducerFold | 
 
 def behind(value: ir.Value | None, axis: int, channels: int) -> ProducerFold | None:
     """`producer_parts` of an inner value, which only one node may read."""
-    if value is None or value.is_graph_output() or len(list(value.uses())) != 1:
+    if value is None or value.is_graph_output() or len(value_uses(value)) != 1:
         return None
     return producer_parts(value, axis, channels)
 

@@ -10,6 +10,8 @@ from .graph_passes import SITE_OPS
 from .linear_passes import ATTENTION, weight_of
 
 SCORES, VALUES, PRODUCT = "bmm_qk", "bmm_pv", "bmm"
+# They read a tensor's shape and not its values.
+SHAPE_OPS = ("Shape", "Size")
 
 
 def obstacle(node: ir.Node) -> str | None:
@@ -68,7 +70,7 @@ def before(node: ir.Node) -> Iterator[ir.Node]:
     stack = [value for value in node.inputs if value is not None]
     while stack:
         producer = stack.pop().producer()
-        if producer is None or producer in seen:
+        if producer is None or producer in seen or producer.op_type in SHAPE_OPS:
             continue
         seen.add(producer)
         if producer.op_type in SITE_OPS:
@@ -83,13 +85,18 @@ def behind(node: ir.Node) -> Iterator[ir.Node]:
     stack = list(node.outputs[0].consumers())
     while stack:
         user = stack.pop()
-        if user in seen:
+        if user in seen or user.op_type in SHAPE_OPS:
             continue
         seen.add(user)
         if user.op_type in SITE_OPS:
             yield user
         else:
             stack += [u for value in user.outputs for u in value.consumers()]
+
+
+def value_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Who reads the values of a tensor, and as which input."""
+    return [(use.node, use.idx) for use in value.uses() if use.node.op_type not in SHAPE_OPS]
 
 
 def attention_role(node: ir.Node) -> str:
@@ -107,7 +114,7 @@ def reaches_softmax(node: ir.Node, *, forward: bool) -> bool:
     while stack:
         value = stack.pop()
         for found in value.consumers() if forward else [value.producer()]:
-            if found is None or found in seen or found.op_type in SITE_OPS:
+            if found is None or found in seen or found.op_type in (*SITE_OPS, *SHAPE_OPS):
                 continue
             seen.add(found)
             if found.op_type == "Softmax":

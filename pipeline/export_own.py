@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 MODEL = "onnx"
 FAMILY = "onnx"
-LISTED = 3
 
 
 def export_own_stage(
@@ -73,48 +72,45 @@ def beside(file: Path) -> list[Path]:
 def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Write graphs, weights and sites.json; returns the manifest's results."""
     from ..export.own_graph import read_own_graph
-    from ..export.own_parity import check_own_graph
+    from ..export.own_parity import TOLERANCE, check_own_graph
     from ..export.own_sites import find_own_sites
     from ..export.weight_file import WeightFile
 
     sites: list[Site] = []
-    described, parity = [], []
+    models: dict[str, ir.Model] = {}
     with WeightFile(folder) as weights:
         for k, (name, path) in enumerate(graphs.items()):
-            reporter.progress("reading and checking graphs", k, len(graphs))
-            model = read_own_graph(path, taken=[site.name for site in sites])
-            found = find_own_sites(model.graph, name)
-            sites += found
-            described.append(describe(model.graph, name))
+            reporter.progress("reading graphs", k, len(graphs))
+            models[name] = read_own_graph(path, taken=[site.name for site in sites])
+            sites += find_own_sites(models[name].graph, name)
             properties = {"arvg_trt.model": MODEL, "arvg_trt.family": FAMILY}
-            weights.save(model, name, properties)
-            parity.append(asdict(check_own_graph(path, folder / f"{name}.onnx", model)))
-        reporter.progress("reading and checking graphs", len(graphs), len(graphs))
+            weights.save(models[name], name, properties)
+    reporter.progress("reading graphs", len(graphs), len(graphs))
     require_sites(sites)
+    parity = []
+    for k, (name, path) in enumerate(graphs.items()):
+        reporter.progress("comparing with the files", k, len(graphs))
+        parity.append(asdict(check_own_graph(path, folder / f"{name}.onnx", models[name])))
+    reporter.progress("comparing with the files", len(graphs), len(graphs))
+    described = [describe(model.graph, name) for name, model in models.items()]
     site_map = SiteMap(sites=tuple(sites), graphs=tuple(graphs))
     (folder / "sites.json").write_bytes(encode_json(site_map))
     return {
         "parameters": sum(graph["parameters"] for graph in described),
         "graphs": described,
-        "parity": {"tolerance": tolerance(), "graphs": parity},
+        "parity": {"tolerance": TOLERANCE, "graphs": parity},
         "excluded": {s.name: s.excluded for s in sites if s.excluded},
     }
-
-
-def tolerance() -> float:
-    from ..export.own_parity import TOLERANCE
-
-    return TOLERANCE
 
 
 def require_sites(sites: Sequence[Site]) -> None:
     """Raises ExportError where there is nothing to quantize, with the reasons."""
     if any(site.excluded is None for site in sites):
         return
-    reasons = [f"{site.name}: {site.excluded}" for site in sites[:LISTED]]
-    more = f", and {len(sites) - LISTED} more" if len(sites) > LISTED else ""
+    reasons = Counter(site.excluded for site in sites)
+    text = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
     raise ExportError(
-        f"no product can be quantized ({'; '.join(reasons)}{more})"
+        f"none of {len(sites)} products can be quantized ({text})"
         if sites
         else "the graphs have no Conv, MatMul or Gemm",
         do="export a float32 model with its weights as constants",

@@ -230,3 +230,27 @@ def test_only_a_graph_of_several_convolutions_has_ends(
     assert [s.excluded == FIRST_OR_LAST for s in found] == [
         out > 0 and k in (0, length - 1) for k in range(length)
     ]
+
+
+def test_who_reads_only_a_shape_is_no_reader(tmp_path: Path) -> None:
+    """Reshapes to a computed shape, as exporters write them, hide neither folds nor roles."""
+    nodes: list[Node] = [
+        ("LayerNormalization", ["x", "g", "b"], "n", {}),
+        ("Shape", ["n"], "shape", {}),
+        ("MatMul", ["n", "w"], "m", {}),
+        ("Reshape", ["m", "shape"], "q", {}),
+        ("Transpose", ["q"], "k", {"perm": [0, 2, 1]}),
+        ("MatMul", ["q", "k"], "s", {}),
+        ("Softmax", ["s"], "p", {}),
+        ("MatMul", ["p", "q"], "o", {}),
+        ("Shape", ["o"], "shape2", {}),
+        ("Reshape", ["o", "shape2"], "r", {}),
+        ("MatMul", ["r", "v"], "a", {}),
+        ("Shape", ["a"], "shape3", {}),
+        ("Reshape", ["a", "shape3"], "c", {}),
+        ("MatMul", ["c", "u"], "y", {}),
+    ]
+    held = {"g": random(0, W), "b": random(1, W)} | {k: random(2, W, W) for k in "wvu"}
+    found = sites_of(small_graph(tmp_path / "g.onnx", nodes, held))
+    assert [s.role for s in found.values()] == ["qkv", "bmm_qk", "bmm_pv", "proj", "linear"]
+    assert found["w"].fold == ("g", "b")
