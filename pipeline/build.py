@@ -92,7 +92,8 @@ def build_tensorrt(
     source, manifest, plan = source_graphs(workspace, name)
     targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
     planned = {} if plan is None else quantized_sites(plan)
-    required = {e.name: required_format(e) for e in planned.values()}
+    ops = {site.name: site.op for site in load_sites(workspace.folder("export")).sites}
+    required = {name: required_format(entry, ops[name]) for name, entry in planned.items()}
     # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
@@ -183,7 +184,7 @@ def build_graph(
     del twin
     sites = {s.node: s.name for s in load_sites(workspace.folder("export")).of_graph(graph)}
     wanted = {
-        node: "fp8" if required_format(planned[site]) == "fp8" else "int8"
+        node: "fp8" if is_fp8(planned[site]) else "int8"
         for node, site in sites.items()
         if site in planned
     }
@@ -217,11 +218,16 @@ def quantized_sites(plan: Plan) -> dict[str, SitePlan]:
     return {s.name: s for s in plan.sites if s.activation is not None}
 
 
-def required_format(entry: SitePlan) -> Any:
-    assert entry.weight is not None
-    return "fp8" if entry.weight.grid == "fp8" else "int8_conv"
+def is_fp8(entry: SitePlan) -> bool:
+    return entry.weight is not None and entry.weight.grid == "fp8"
+
+
+def required_format(entry: SitePlan, op: str) -> Any:
+    if is_fp8(entry):
+        return "fp8"
+    return "int8_conv" if op == "Conv" else "int8_gemm"
 
 
 def precision_text(planned: dict[str, SitePlan]) -> str:
-    kinds = {"FP8" if required_format(e) == "fp8" else "INT8" for e in planned.values()}
+    kinds = {"FP8" if is_fp8(entry) else "INT8" for entry in planned.values()}
     return "+".join(sorted(kinds)) + " + FP16" if kinds else "FP16"
