@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -69,7 +71,7 @@ def needed_inputs(exported: Manifest) -> tuple[GraphInput, ...]:
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Every array of a `.npz`.
+    """Every array of a `.npz`; those that are not compressed stay in the file, mapped.
 
     Raises:
         CalibrationError: no such file, or another kind of file.
@@ -79,12 +81,34 @@ def read_arrays(path: Path) -> dict[str, Array]:
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
-            with found:
-                return {name: found[name] for name in found.files}
+            with found, zipfile.ZipFile(path) as archive:
+                members = {info.filename: info for info in archive.infolist()}
+                return {
+                    name: array if array is not None else found[name]
+                    for name in found.files
+                    for array in (mapped_array(path, members.get(f"{name}.npy")),)
+                }
         problem = "holds one array without a name"
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         problem = "is not a .npz of arrays"
     raise CalibrationError(problem, where=str(path), do="write it with numpy.savez(FILE, INPUT=x)")
+
+
+def mapped_array(path: Path, member: zipfile.ZipInfo | None) -> Array | None:
+    """A stored member of a `.npz` as a memory map; None for one that cannot be mapped."""
+    if member is None or member.compress_type != zipfile.ZIP_STORED:
+        return None
+    with path.open("rb") as stream:
+        stream.seek(member.header_offset + 26)  # of the lengths in a local file header
+        name_length, extra_length = struct.unpack("<HH", stream.read(4))
+        stream.seek(name_length + extra_length, os.SEEK_CUR)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            return None
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.hasobject or not np.prod(shape):
+            return None
+        order: Literal["F", "C"] = "F" if fortran else "C"
+        return np.memmap(path, dtype, "r", stream.tell(), shape, order)
 
 
 def key_of(arrays: Mapping[str, Array], needed: GraphInput) -> str | None:
@@ -168,13 +192,14 @@ def check_arrays(
                 where=where,
                 do="give samples along the first axis",
             )
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
-            raise CalibrationError(
-                f"{key} has NaN or infinity in sample {int(bad[0])}",
-                where=where,
-                do="remove the sample",
-            )
+        if np.issubdtype(array.dtype, np.floating):
+            bad = next((k for k, row in enumerate(array) if not np.isfinite(row).all()), None)
+            if bad is not None:
+                raise CalibrationError(
+                    f"{key} has NaN or infinity in sample {bad}",
+                    where=where,
+                    do="remove the sample",
+                )
         rows = needed.rows if array.ndim == len(needed.shape) else 1
         if len(array) % rows:
             raise CalibrationError(
