@@ -55,7 +55,8 @@ def run_instrumented(
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
         session = open_instrumented(export / f"{graph}.onnx", graph, instrument)
         done = 0
-        for kept, (names, arrays) in zip(carried, sample_batches(files, batch_size), strict=True):
+        batches = sample_batches(files, batch_size, session.inputs)
+        for kept, (names, arrays) in zip(carried, batches, strict=True):
             outputs = session.run(feeds_of(graph, session.inputs, arrays, kept))
             require_finite(outputs, names, graph)
             consume(graph, outputs)

@@ -7,7 +7,7 @@ same name; `GRAPH/INPUT` names an array for one graph alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ Sample = Uint8Image | dict[str, Array]
 
 TOKENIZER_GRAPHS = ("encoder", "decoder")
 SUFFIXES = (".png", ".safetensors")
+IMAGE = "image"
 
 
 def save_sample(sample: Sample, folder: Path, number: int) -> Path:
@@ -43,14 +44,14 @@ def sample_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
 
 
-def load_sample(path: Path) -> dict[str, Array]:
-    """Arrays of one sample by input name.
+def load_sample(path: Path, inputs: Collection[str] = (IMAGE,)) -> dict[str, Array]:
+    """Arrays of one sample by input name; a picture is not decoded where no input takes it.
 
     Raises:
         CalibrationError: the file is damaged.
     """
     if path.suffix == ".png":
-        return {"image": to_model(load_image(path))}
+        return {IMAGE: to_model(load_image(path))} if IMAGE in inputs else {}
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
@@ -60,16 +61,18 @@ def load_sample(path: Path) -> dict[str, Array]:
 
 
 def sample_batches(
-    files: Sequence[Path], size: int
+    files: Sequence[Path], size: int, inputs: Collection[str] = (IMAGE,)
 ) -> Iterator[tuple[list[str], dict[str, Array]]]:
     """(file names, arrays of at most `size` samples, joined along axis 0); one batch in memory.
+
+    `inputs` are those of the graph that is fed.
 
     Raises:
         CalibrationError: samples of one batch that differ in shape.
     """
     for start in range(0, len(files), size):
         group = files[start : start + size]
-        samples = [load_sample(path) for path in group]
+        samples = [load_sample(path, inputs) for path in group]
         names = [path.name for path in group]
         try:
             joined = samples[0]
