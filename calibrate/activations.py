@@ -44,12 +44,12 @@ class Group:
     gain: NDArray[np.float64]
     fold: bool
 
-    def offset(self, chosen: ActivationFormat) -> NDArray[np.float32] | np.float32:
-        """What is subtracted from the smoothed input in `chosen`: [C], or a scalar."""
-        center = self.center
-        if center is not None:
-            return center
-        return np.float32(chosen.shift) * np.float32(chosen.scale or 0)
+    def offset(self, chosen: ActivationFormat) -> NDArray[np.float32]:
+        """What is subtracted from the smoothed input in `chosen`, [C]."""
+        if self.center is not None:
+            return self.center
+        shift = np.float32(chosen.shift) * np.float32(chosen.scale or 0)
+        return np.full(len(self.stats.low), shift, np.float32)
 
     @property
     def center(self) -> NDArray[np.float32] | None:

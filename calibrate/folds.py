@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ..sites import FoldPart, Site
 from .observers import Floats, initializer_array
@@ -28,45 +27,25 @@ def holds_producer(graph: ir.Graph, site: Site) -> bool:
     return all(part.initializer in graph.initializers for part in (*fold.divide, *fold.subtract))
 
 
-def fold_into_producer(
-    graph: ir.Graph, site: Site, smoothing: Floats | None, offset: Floats | np.float32
-) -> None:
+def fold_into_producer(graph: ir.Graph, site: Site, smoothing: Floats, offset: Floats) -> None:
     """Make the site's input x / smoothing - offset, by its producer's initializers alone.
 
-    `smoothing` [C] (None: ones), `offset` [C] or a scalar, which is only subtracted where the
-    producer takes a shift. Call it once for the sites that share an input, and before the
-    producer's own weight is quantized.
+    Both [C]; `offset` is only subtracted where the producer takes a shift. Call it once for the
+    sites that share an input, and before the producer's own weight is quantized.
     """
     assert site.producer_fold is not None
-    if smoothing is not None:
-        for part in site.producer_fold.divide:
-            change(graph, part, scale=1 / smoothing.astype(np.float64))
+    for part in site.producer_fold.divide:
+        change(graph, part, np.divide, smoothing)
     for part in site.producer_fold.subtract:
-        change(graph, part, shift=np.broadcast_to(offset, input_channels(site)))
+        change(graph, part, np.subtract, offset)
 
 
-def input_channels(site: Site) -> int:
-    """Length of a scale or shift of the site's input; a MatMul has its weight as [in, out]."""
-    return site.weight_shape[0 if site.op == "MatMul" else 1]
-
-
-def change(
-    graph: ir.Graph,
-    part: FoldPart,
-    *,
-    scale: NDArray[np.float64] | None = None,
-    shift: NDArray[np.float64] | None = None,
-) -> None:
-    """Multiply a part of an initializer by `scale` [C], or subtract `shift` [C], in float64."""
+def change(graph: ir.Graph, part: FoldPart, operation: np.ufunc, by: Floats) -> None:
+    """Divide a part of an initializer by `by` [C], or subtract it, in float64."""
     value = graph.initializers[part.initializer]
     wide = initializer_array(value).astype(np.float64)
-    by = scale if shift is None else shift
-    assert by is not None
     where = [slice(None)] * wide.ndim
     where[part.axis] = slice(part.start, part.start + len(by))
-    shaped = by.reshape([-1 if k == part.axis else 1 for k in range(wide.ndim)])
-    if shift is None:
-        wide[tuple(where)] *= shaped
-    else:
-        wide[tuple(where)] -= shaped
+    shaped = by.astype(np.float64).reshape([-1 if k == part.axis else 1 for k in range(wide.ndim)])
+    wide[tuple(where)] = operation(wide[tuple(where)], shaped)
     value.const_value = ir.tensor(wide.astype(np.float32), name=part.initializer)

@@ -134,8 +134,9 @@ def fold_groups(
         first = group.sites[0]
         if not group.fold or first.producer_fold is None:
             continue
-        smooth = entries[first.name].smoothing is not None
-        smoothing = group.scaling.smoothing.astype(np.float32) if smooth else None
+        smoothing = group.scaling.smoothing.astype(np.float32)
+        if entries[first.name].smoothing is None:
+            smoothing = np.ones_like(smoothing)
         fold_into_producer(graph, first, smoothing, group.offset(activations[first.name]))
 
 

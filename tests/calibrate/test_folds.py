@@ -127,12 +127,12 @@ def test_folded_tensor_is_scaled_and_shifted_exactly(tmp_path: Path, kind: str) 
     feed = {"x": random(8, *(3 if d == "n" else int(str(d)) for d in x))}
     before = run(read_own_graph(path), tmp_path / "before", feed, site.input)
     scale = positive(5, W)
-    offset = random(6, W) if shifts else np.float32(0)
+    offset = random(6, W) if shifts else np.zeros(W, np.float32)
     fold_into_producer(model.graph, site, scale, offset)
     after = run(model, tmp_path / "after", feed, site.input)
     shape = [W if k == site.channel_axis else 1 for k in range(before.ndim)]
     wanted = before / scale.astype(np.float64).reshape(shape)
-    wanted -= np.broadcast_to(offset, W).reshape(shape)
+    wanted -= offset.reshape(shape)
     np.testing.assert_allclose(after, wanted, atol=2e-6 * np.abs(wanted).max())
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -127,6 +128,26 @@ def test_every_able_site_is_quantized_and_runs_in_integers(
     assert {e["name"] for e in plan if e["activation"]} == able != set()
     engines = report_of(own.workspace)["engines"]
     assert sum(row["int8_sites_proved"] for row in engines) == len(able)  # type: ignore
+
+
+def test_scales_and_shifts_go_into_producers_where_there_are_some(models: dict[str, Own]) -> None:
+    """Only a site without a fold gets a Mul, and only one without a bias in front a Sub."""
+    for model, own in models.items():
+        sites = json.loads((own.workspace / "export/sites.json").read_text())["sites"]
+        folder = own.workspace / "quantize/int8"
+        inserted = {
+            node.name
+            for path in own.graphs
+            for node in onnx.load(folder / path.name, load_external_data=False).graph.node
+        }
+        folded = [s for s in sites if s["op"] == "MatMul" and (s["fold"] or s["producer_fold"])]
+        assert model == "autoencoder" or len(folded) >= 5
+        for site in folded:
+            assert f"{site['name']}/Mul" not in inserted
+            if site["fold"] or site["producer_fold"]["subtract"]:
+                assert f"{site['name']}/Sub" not in inserted
+    bare = next(s for s in sites if s["name"] == "down")
+    assert bare["fold"] is None and "down/Mul" in inserted
 
 
 @pytest.mark.parametrize("model", MODELS)
