@@ -30,6 +30,8 @@ from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import save_image
 from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
+from .own_models import export_autoencoder, export_transformer, handmade_transformer
+
 Floats = NDArray[np.float32]
 
 TINY_DI = CosmosConfig(channels=32, channels_mult=(2,), num_res_blocks=1, z_channels=32)
@@ -79,6 +81,17 @@ def tiny_di(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
 @pytest.fixture(scope="session")
 def tiny_ci(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
     return export(TINY_CI, tmp_path_factory.mktemp("tiny_ci"))
+
+
+@pytest.fixture(scope="session")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
+    """ONNX files of three models that a user might bring; tests do not change them."""
+    root = tmp_path_factory.mktemp("own_files")
+    return {
+        "transformer": (export_transformer(root),),
+        "handmade": (handmade_transformer(root / "handmade.onnx"),),
+        "autoencoder": export_autoencoder(root),
+    }
 
 
 @pytest.fixture(scope="session")
