@@ -88,7 +88,8 @@ def find_source(tensor: ir.TensorProtocol) -> tuple[Hashable, object]:
     """What is equal for tensors of the same elements in the same memory, and whose memory it is."""
     transposed = isinstance(tensor, TransposedTensor)
     base = tensor.source if isinstance(tensor, TransposedTensor) else tensor
-    held = getattr(base, "raw", base)
+    held = getattr(base, "raw", None)
     if isinstance(held, torch.Tensor):
         return (transposed, held.data_ptr(), held.dtype, held.shape, held.stride()), held
-    return (transposed, id(held)), held
+    # What else a tensor wraps may be more than its own elements: a mapped file holds many.
+    return (transposed, id(base)), base
