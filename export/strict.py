@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -69,6 +70,11 @@ def require_constants(
                 where=where,
                 do="no published model differs here",
             )
+
+
+def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different values the first group of `pattern` has among the keys it matches."""
+    return len({match.group(1) for key in tensors if (match := re.match(pattern, key))})
 
 
 def kind(tensor: Tensor) -> str:

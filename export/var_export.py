@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
 from torch.export import Dim
 
 from ..sites import FoldPart, ProducerFold, Site
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
 from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph
-from .graph_passes import module_path, rename_nodes
-from .linear_passes import canonical_linears, drop_unused, linear_sites, own
-from .onnx_export import OPSET, quiet_exporter
+from .graph_passes import module_path
+from .linear_passes import columns, drop_unused, linear_sites, own
+from .tracing import name_presents, past_names, present_names, trace
 from .weight_file import WeightFile
 
 ROLES = {"mat_qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "head": "head"}
@@ -37,6 +36,7 @@ def export_var(
         ("step", step_graph(model)),
         ("full", full_graph(model)),
     ):
+        add_factors(graph.graph)
         sites += linear_sites(
             graph.graph,
             name,
@@ -61,7 +61,6 @@ def step_graph(model: VarTransformer) -> ir.Model:
     rows, n, past = Dim("rows"), Dim("n"), Dim("past")
     cache = [torch.zeros(ROWS, config.heads, PAST, config.head_dim) for _ in range(config.depth)]
     cache_shape = [{0: rows, 2: past}] * config.depth
-    blocks = range(config.depth)
     graph = trace(
         StepGraph(model),
         (
@@ -78,17 +77,11 @@ def step_graph(model: VarTransformer) -> ir.Model:
             "position_ids",
             "modulation",
             "head_modulation",
-            *(f"past_key.{i}" for i in blocks),
-            *(f"past_value.{i}" for i in blocks),
+            *past_names(config.depth),
         ],
-        [
-            "logits",
-            *(f"present_key.{i}" for i in blocks),
-            *(f"present_value.{i}" for i in blocks),
-        ],
+        ["logits", *present_names(config.depth)],
     )
-    for value in graph.graph.outputs[1:]:
-        value.shape = ir.Shape(["rows", config.heads, "past + n", config.head_dim])
+    name_presents(graph, config.heads, config.head_dim)
     return graph
 
 
@@ -103,33 +96,6 @@ def full_graph(model: VarTransformer) -> ir.Model:
         ["labels", "features"],
         ["logits"],
     )
-
-
-def trace(
-    module: nn.Module,
-    example: tuple[Tensor | list[Tensor], ...],
-    dynamic: Sequence[object],
-    input_names: list[str],
-    output_names: list[str],
-) -> ir.Model:
-    """torch.export -> ONNX with canonical linears; large weights stay where the module has them."""
-    with quiet_exporter():
-        program = torch.onnx.export(
-            module.eval(),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=input_names,
-            output_names=output_names,
-            dynamic_shapes=tuple(dynamic),
-            verbose=False,
-        )
-    assert program is not None
-    rename_nodes(program.model.graph)
-    canonical_linears(program.model.graph)
-    add_factors(program.model.graph)
-    drop_unused(program.model.graph)
-    return program.model
 
 
 def add_factors(graph: ir.Graph) -> None:
@@ -151,6 +117,7 @@ def add_factors(graph: ir.Graph) -> None:
         graph.insert_before(node, scaled)
         node.replace_input_with(0, scaled.outputs[0])
         node.replace_input_with(1, own(graph, rows, f"{block}.ada_rows"))
+    drop_unused(graph)
 
 
 def role(path: str) -> str:
@@ -193,18 +160,4 @@ def own_rows(block: str, starts: Sequence[int], shift: int) -> ProducerFold:
         for name in ("ada_factor", "ada_rows")
     ]
     shifted = FoldPart(initializer=f"{block}.ada_rows", axis=0, start=shift)
-    return ProducerFold(divide=tuple(divide), subtract=(shifted,))
-
-
-def columns(linear: str, starts: Sequence[int], shift: int) -> ProducerFold:
-    """Output features of a linear that are divided; the bias at `shift` takes the shift."""
-    divide = [
-        part
-        for start in starts
-        for part in (
-            FoldPart(initializer=f"{linear}.weight", axis=1, start=start),
-            FoldPart(initializer=f"{linear}.bias", axis=0, start=start),
-        )
-    ]
-    shifted = FoldPart(initializer=f"{linear}.bias", axis=0, start=shift)
     return ProducerFold(divide=tuple(divide), subtract=(shifted,))

@@ -16,29 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ExportError
 from ..runtime.sessions.onnxruntime import fast_session
 from .generators.blocks import KeyValue
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
-from .onnx_export import MAX_TOLERANCE, MEAN_TOLERANCE, ErrorSum
-
-Arrays = dict[str, NDArray[np.generic]]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """ONNX Runtime against PyTorch, relative to the RMS of PyTorch's tensor.
-
-    `graph` and the tensor's name; for a step also its number of tokens and of cached ones.
-    """
-
-    graph: str
-    tensor: str
-    max: float
-    mean: float
-    tokens: int | None = None
-    past: int | None = None
+from .parity import Arrays, Difference, difference, past, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,34 +107,3 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
     for name, array in wanted.cache.items():
         found.append(difference("step", name, cache[past(name)], array))
     return found
-
-
-def past(name: str) -> str:
-    """The input that takes the output `present_...` of the step before."""
-    return name.replace("present", "past", 1)
-
-
-def difference(
-    graph: str,
-    tensor: str,
-    value: NDArray[np.generic],
-    reference: NDArray[np.generic],
-    tokens: int | None = None,
-    cached: int | None = None,
-) -> Difference:
-    error = ErrorSum()
-    error.add(value, reference)
-    return Difference(graph, tensor, error.max, error.mean, tokens, cached)
-
-
-def require(found: Difference) -> None:
-    if found.max <= MAX_TOLERANCE and found.mean <= MEAN_TOLERANCE:
-        return
-    at = "" if found.tokens is None else f" at {found.tokens} tokens behind {found.past}"
-    raise ExportError(
-        f"{found.tensor} of ONNX Runtime differs from PyTorch by {found.max:.2e} at most and "
-        f"{found.mean:.2e} on average{at} "
-        f"(relative; allowed {MAX_TOLERANCE:.0e} and {MEAN_TOLERANCE:.0e})",
-        where=f"{found.graph}.onnx",
-        do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
-    )

@@ -19,6 +19,7 @@ from .blocks import (
     attend,
     extend,
     modulated_norm,
+    ones_of,
     split_qkv,
     unit_length,
 )
@@ -225,11 +226,6 @@ class VarTransformer(nn.Module):
             mask=self.attn_bias_for_masking,
         )
         return logits
-
-
-def ones_of(chunks: Sequence[float], like: Tensor) -> Tensor:
-    """[chunks, 1], to be added to rows [..., chunks, C]."""
-    return torch.tensor(chunks, dtype=like.dtype, device=like.device).unsqueeze(1)
 
 
 def official_levels(config: VarConfig) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..strict import load_strictly, require_constants
+from ..strict import count_items, load_strictly, require_constants
 from .var import VarTransformer, official_levels, official_mask
 from .var_config import VarConfig, VarJson
 
@@ -61,7 +60,7 @@ def infer_config(
     heads = said.get("heads", max(1, width // HEAD_DIM)) if scale is None else scale.numel()
     try:
         config = VarConfig(
-            depth=len({m[1] for k in tensors if (m := re.match(r"blocks\.(\d+)\.", k))}),
+            depth=count_items(tensors, r"blocks\.(\d+)\."),
             width=width,
             heads=int(str(heads)),
             patch_nums=infer_patch_nums(tensors["lvl_1L"]),

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import AttentionKind, Downsample, MidBlock, ResnetBlock, Upsample, group_norm
+from ...errors import ExportError
+from .blocks import (
+    NORM_GROUPS,
+    AttentionKind,
+    Downsample,
+    MidBlock,
+    ResnetBlock,
+    Upsample,
+    group_norm,
+)
 
 IMAGE_CHANNELS = 3
 
@@ -128,3 +137,24 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     digits. The lowest index wins a tie.
     """
     return (z @ codebook.T - 0.5 * codebook.square().sum(dim=1)).argmax(dim=-1)
+
+
+def code_scores(codebook: Tensor) -> nn.Linear:
+    """`nearest_code` as a linear [..., C] -> [..., V], whose arg-max it is."""
+    scores = nn.Linear(codebook.shape[1], codebook.shape[0], device="meta")
+    scores.weight = nn.Parameter(codebook, requires_grad=False)
+    lengths = codebook.double().square().sum(dim=1)
+    scores.bias = nn.Parameter((-0.5 * lengths).float(), requires_grad=False)
+    return scores
+
+
+def require_widths(channels: int, widths: Sequence[int], colours: int, where: str, do: str) -> None:
+    """Raises ExportError for widths that the norms cannot have, or images without three colours."""
+    if not channels or any(w % NORM_GROUPS or w % channels for w in (channels, *widths)):
+        raise ExportError(
+            f"has widths {[channels, *widths]}, not multiples of {NORM_GROUPS} and of the first",
+            where=where,
+            do=do,
+        )
+    if colours != IMAGE_CHANNELS:
+        raise ExportError(f"takes {colours} channels, not {IMAGE_CHANNELS}", where=where, do=do)
