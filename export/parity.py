@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ExportError
+from .generators.blocks import KeyValue
 from .onnx_export import MAX_TOLERANCE, MEAN_TOLERANCE, ErrorSum
 
 LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
@@ -50,6 +52,18 @@ class TokenParity:
 def past(name: str) -> str:
     """The input that takes the output `present_...` of the step before."""
     return name.replace("present", "past", 1)
+
+
+def cache_of(presents: Sequence[KeyValue]) -> Arrays:
+    """Each block's keys and values by the names of a step's outputs."""
+    keys: Arrays = {f"present_key.{i}": k.numpy() for i, (k, _) in enumerate(presents)}
+    return keys | {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(presents)}
+
+
+def empty_cache(presents: Iterable[str], rows: int, heads: int, head_dim: int) -> Arrays:
+    """What the first step takes, by the names of what it gives."""
+    nothing = np.zeros((rows, heads, 0, head_dim), np.float32)
+    return {past(name): nothing for name in presents}
 
 
 def difference(
@@ -110,4 +124,5 @@ def near_boundary(
     to its RMS. A vector of C such errors is sqrt(C) times as long.
     """
     rms = float(np.sqrt(np.mean(np.square(latent, dtype=np.float64))))
-    return distances < ERRORS * max(error, LEAST_ERROR) * rms * latent.shape[1] ** 0.5
+    near: Flags = distances < ERRORS * max(error, LEAST_ERROR) * rms * latent.shape[1] ** 0.5
+    return near

@@ -11,6 +11,15 @@ from torch import Tensor, nn
 from ..errors import ExportError
 
 LISTED = 4
+TOKENIZER_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+
+
+def split_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(transformer, tokenizer): their official names share no prefix."""
+    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for name, tensor in tensors.items():
+        parts[name.startswith(TOKENIZER_PREFIXES)][name] = tensor
+    return parts
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -20,7 +20,7 @@ from ..runtime.sessions.onnxruntime import fast_session
 from .generators.blocks import KeyValue
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
-from .parity import Arrays, Difference, difference, past, require
+from .parity import Arrays, Difference, cache_of, difference, empty_cache, past, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,6 @@ def compute_references(model: VarTransformer, labels: Tensor, features: Tensor) 
         logits, past = model.step(inputs[:, a:b], positions[a:b], modulation, head_modulation, past)
         steps.append(logits.numpy())
     assert past is not None
-    cache: Arrays = {f"present_key.{i}": k.numpy() for i, (k, _) in enumerate(past)}
-    cache |= {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(past)}
     condition = (x, modulation, head_modulation)
     names = ("x", "modulation", "head_modulation")
     return References(
@@ -61,7 +59,7 @@ def compute_references(model: VarTransformer, labels: Tensor, features: Tensor) 
         inputs=inputs.numpy(),
         condition={name: t.numpy() for name, t in zip(names, condition, strict=True)},
         steps=tuple(steps),
-        cache=cache,
+        cache=cache_of(past),
         full=model(labels, features).numpy(),
     )
 
@@ -96,8 +94,7 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
     config = wanted.config
     session = fast_session(folder / "step.onnx")
     constant = {k: wanted.condition[k] for k in ("modulation", "head_modulation")}
-    shape = (len(wanted.labels), config.heads, 0, config.head_dim)
-    cache: Arrays = {past(name): np.zeros(shape, np.float32) for name in wanted.cache}
+    cache = empty_cache(wanted.cache, len(wanted.labels), config.heads, config.head_dim)
     found = []
     for (a, b), logits in zip(pairwise(config.bounds), wanted.steps, strict=True):
         feeds: Arrays = {"x": wanted.inputs[:, a:b], "position_ids": np.arange(a, b)}

@@ -13,6 +13,7 @@ from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_job import ExportJob
+from .export_rar import export_rar
 from .export_var import export_var
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def export_stage(
     job = ExportJob(
         entry=entry,
         spec=spec,
-        paths=tuple(resolve_checkpoint(spec, entry.files)),
+        paths=tuple(resolve_checkpoint(spec, entry.files, entry.elsewhere)),
         source=open_source(images),
         reporter=reporter,
     )
@@ -96,5 +97,6 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "cosmos": export_cosmos,
+    "rar": export_rar,
     "var": export_var,
 }

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import encode_json
-from ..errors import ExportError
 from ..sites import SiteMap
-from .export_job import ExportJob
+from .export_job import ExportJob, guided_labels, read_halves, require_pair
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..export.generators.var import VarTransformer
     from ..export.generators.var_config import VarConfig
     from ..export.tokenizers.var_vqvae import VarVqvae
 
 DEFAULTS = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}  # of the published evaluation
-LABEL = 207
 
 
 def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
@@ -49,7 +44,7 @@ def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
     pictures = job.pictures(vae.config.image_size)
     tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
     shown = torch.from_numpy(tokenizer.features[:1]).repeat(2, 1, 1)
-    transformer = compute_references(model, labels(model.config), shown)
+    transformer = compute_references(model, guided_labels(model.config.num_classes), shown)
     parameters = {
         "transformer": sum(p.numel() for p in model.parameters()),
         "vqvae": sum(p.numel() for p in vae.parameters()),
@@ -59,12 +54,7 @@ def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
     tokens, differences = check_tokenizer_parity(folder, tokenizer)
     differences += check_var_parity(folder, transformer)
     job.progress("comparing with PyTorch", 3)
-    return {
-        "parameters": sum(parameters.values()),
-        "parameters_of": parameters,
-        "parity": {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]},
-        "parity_images": [p.name for p in job.images],
-    }
+    return job.results(parameters, tokens, differences)
 
 
 def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
@@ -73,49 +63,18 @@ def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
     Raises:
         ExportError: a half is missing, or they do not belong together.
     """
-    from ..export.checkpoint import read_all
-    from ..export.generators.var_checkpoint import INFINITE, load_var, split_parts
+    from ..export.generators.var_checkpoint import INFINITE, load_var
     from ..export.generators.var_config import read_config_json
     from ..export.tokenizers.var_vqvae import load_var_vqvae
     from ..export.zoo import VAR_VAE, check_config
 
-    transformer, tokenizer = split_parts(read_all(job.paths, INFINITE))
-    if not tokenizer:
-        raise ExportError(
-            "has no VQVAE",
-            where=job.spec,
-            do=f"put {VAR_VAE}.pth beside the transformer, and name the folder",
-        )
-    if not transformer:
-        raise ExportError(
-            "has a VQVAE and no transformer",
-            where=job.spec,
-            do=f"expected {job.entry.files[0][0]} beside it; name the folder",
-        )
+    transformer, tokenizer = read_halves(job, f"{VAR_VAE}.pth", INFINITE)
     told = read_config_json(job.paths[0].parent)
     model = load_var(transformer, job.spec, told)
-    config = model.config
-    check_config(job.entry, config, job.spec)
-    vae = load_var_vqvae(tokenizer, job.spec, config.patch_nums)
-    differ = [
-        f"{name} is {getattr(config, name)} in the transformer, {getattr(vae.config, name)} in it"
-        for name in ("vocab_size", "latent_channels")
-        if getattr(config, name) != getattr(vae.config, name)
-    ]
-    if differ:
-        raise ExportError(
-            f"its VQVAE is another model's: {', '.join(differ)}",
-            where=job.spec,
-            do="use the VQVAE that the transformer was trained with",
-        )
+    check_config(job.entry, model.config, job.spec)
+    vae = load_var_vqvae(tokenizer, job.spec, model.config.patch_nums)
+    require_pair(job, model.config, vae.config, ("vocab_size", "latent_channels"))
     return model, vae
-
-
-def labels(config: VarConfig) -> Tensor:
-    """A class and the null class, as guidance runs them."""
-    import torch
-
-    return torch.tensor([min(LABEL, config.num_classes - 1), config.num_classes])
 
 
 def describe(config: VarConfig, vae: VarVqvae) -> dict[str, Any]:

@@ -69,3 +69,27 @@ class RarConfig:
     def rows(self) -> int:
         """Of the embedding."""
         return self.class_tokens + self.num_classes + 1
+
+
+@dataclass(frozen=True, slots=True)
+class RarSampling:
+    """The sampling of a published evaluation: guidance, the power of its schedule, temperature."""
+
+    cfg: float
+    cfg_power: float
+    temperature: float
+
+
+# The official demonstration's: constant guidance, for sizes that were not published.
+DEMO = RarSampling(4.0, 0.0, 1.0)
+PUBLISHED = {
+    "b": (RarConfig(24, 768), RarSampling(16.0, 2.75, 1.0)),
+    "l": (RarConfig(24, 1024), RarSampling(15.5, 2.5, 1.02)),
+    "xl": (RarConfig(32, 1280), RarSampling(6.9, 1.5, 1.02)),
+    "xxl": (RarConfig(40, 1408, hidden=6144), RarSampling(8.0, 1.2, 1.02)),
+}
+
+
+def sampling_of(config: RarConfig) -> RarSampling:
+    """The published one of this size, else that of the demonstration."""
+    return next((sampling for known, sampling in PUBLISHED.values() if known == config), DEMO)

@@ -107,11 +107,9 @@ class ConditionGraph(GraphTransformer):
         condition = self.conditions(labels, position_ids)
         rows = torch.cat(list(self.modulations(condition)), dim=2)
         head = self.adaln_before_head(condition)
-        width = self.config.width
-        return (
-            rows.unflatten(2, (self.config.depth, CHUNKS, width)),
-            head.unflatten(2, (2, width)),
-        )
+        shape, width = rows.shape[:2], self.config.width
+        modulation = rows.reshape(*shape, self.config.depth, CHUNKS, width)
+        return modulation, head.reshape(*shape, 2, width)
 
 
 class StepGraph(GraphTransformer):

@@ -13,7 +13,6 @@ from ..strict import count_items, load_strictly, require_constants
 from .var import VarTransformer, official_levels, official_mask
 from .var_config import VarConfig, VarJson
 
-VAE_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 # -inf by design, where other tensors hold none.
 INFINITE = ("attn_bias_for_masking",)
 HEAD_DIM = 64  # of every published size; where no tensor tells the heads
@@ -26,14 +25,6 @@ NEEDED = {  # key: axes
     "blocks.0.attn.mat_qkv.weight": 2,
     "blocks.0.ffn.fc1.weight": 2,
 }
-
-
-def split_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(transformer, VQVAE): their official names share no prefix."""
-    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    for name, tensor in tensors.items():
-        parts[name.startswith(VAE_PREFIXES)][name] = tensor
-    return parts
 
 
 def infer_config(

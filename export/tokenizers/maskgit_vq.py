@@ -18,7 +18,7 @@ from ...errors import ExportError
 from ..strict import count_items, load_strictly
 from .blocks import group_norm
 from .maskgit_vq_config import MaskgitVqConfig
-from .vq_blocks import IMAGE_CHANNELS, nearest_code, require_widths
+from .vq_blocks import IMAGE_CHANNELS, VqTokenizer, require_widths
 
 NEEDED = {  # key: axes
     "encoder.conv_in.weight": 4,
@@ -149,32 +149,24 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.latent_channels)
 
 
-class MaskgitVq(nn.Module):
+class MaskgitVq(VqTokenizer):
     """The whole model, with the parameter names of ``maskgit-vqgan-imagenet-f16-256.bin``."""
 
     def __init__(self, config: MaskgitVqConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: MaskgitVqConfig = config
         self.encoder = MaskgitEncoder(config)
         self.decoder = MaskgitDecoder(config)
         self.quantize = Codebook(config)
 
     @property
     def codebook(self) -> Tensor:
-        """[V, C]; the nearest code is that of least Euclidean distance."""
         return self.quantize.embedding.weight
 
     def encode(self, image: Tensor) -> Tensor:
-        """[N, 3, H, W] in [-1, 1] -> latent [N, C, h, w], before quantization."""
         return self.encoder(image * 0.5 + 0.5)  # type: ignore[no-any-return]
 
-    def codes(self, latent: Tensor) -> Tensor:
-        """[N, C, h, w] -> int64 [N, h, w]."""
-        return nearest_code(latent.permute(0, 2, 3, 1), self.codebook)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """int [N, h, w] -> image [N, 3, H, W] in [-1, 1], not clamped."""
-        latent = F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
+    def reconstruct(self, latent: Tensor) -> Tensor:
         return self.decoder(latent) * 2 - 1  # type: ignore[no-any-return]
 
 

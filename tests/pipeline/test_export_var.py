@@ -142,8 +142,8 @@ def test_the_graphs_generate_tokens_without_pytorch(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda f: write(f, transformer(), None), ("has no VQVAE", FILES[1])),
-        (lambda f: write(f, None, vae()), ("has a VQVAE and no transformer",)),
+        (lambda f: write(f, transformer(), None), ("has no tokenizer", FILES[1])),
+        (lambda f: write(f, None, vae()), ("has a tokenizer and no transformer",)),
         (
             lambda f: write(f, transformer() | {"head.bias": torch.zeros(47)}, vae()),
             ("head.bias has shape [47], not [48]",),
@@ -152,7 +152,7 @@ def test_the_graphs_generate_tokens_without_pytorch(workspace: Path) -> None:
             lambda f: write(
                 f, transformer(), dict(random_vqvae(replace(VAE, vocab_size=40)).state_dict())
             ),
-            ("its VQVAE is another model's: vocab_size is 48 in the transformer, 40 in it",),
+            ("its tokenizer is another model's: vocab_size is 48 in the transformer, 40 in it",),
         ),
         (
             lambda f: write(f, {"norm.weight": torch.zeros(3)}, vae()),

@@ -1,0 +1,90 @@
+"""Stage 1 for RAR: a transformer and its MaskGIT-VQ -> all graphs of the generator."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import encode_json
+from ..sites import SiteMap
+from .export_job import ExportJob, guided_labels, read_halves, require_pair
+
+if TYPE_CHECKING:
+    from ..export.generators.rar import RarTransformer
+    from ..export.generators.rar_config import RarConfig
+    from ..export.tokenizers.maskgit_vq import MaskgitVq
+    from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
+
+
+def export_rar(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Write the generator's graphs, sites.json and generator.json; returns the results."""
+    import torch
+
+    from ..export.rar_export import export_rar as export_transformer
+    from ..export.rar_parity import check_rar_parity, compute_rar_references
+    from ..export.vq_export import export_vq
+    from ..export.vq_parity import check_vq_parity, compute_vq_references
+    from ..export.weight_file import WeightFile
+
+    job.progress("reading the checkpoint", 0)
+    model, vq = load_models(job)
+    job.progress("exporting", 1)
+    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "rar"}
+    with WeightFile(folder) as weights:
+        sites = export_vq(vq, weights, properties)
+        sites += export_transformer(model, weights, properties)
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    (folder / "generator.json").write_bytes(encode_json(describe(model.config, vq.config)))
+    job.progress("comparing with PyTorch", 2)
+    tokenizer = compute_vq_references(vq, job.pictures(model.config.side * vq.config.stride))
+    shown = torch.from_numpy(tokenizer.indices[:1]).flatten(1).repeat(2, 1)
+    transformer = compute_rar_references(model, guided_labels(model.config.num_classes), shown)
+    parameters = {
+        "transformer": sum(p.numel() for p in model.parameters()),
+        "tokenizer": sum(p.numel() for p in vq.parameters()),
+    }
+    del model, vq
+    gc.collect()
+    tokens, differences = check_vq_parity(folder, tokenizer)
+    differences += check_rar_parity(folder, transformer)
+    job.progress("comparing with PyTorch", 3)
+    return job.results(parameters, tokens, differences)
+
+
+def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
+    """Both halves of the checkpoint, of one codebook.
+
+    Raises:
+        ExportError: a half is missing, or they do not belong together.
+    """
+    from ..export.generators.rar_checkpoint import load_rar
+    from ..export.tokenizers.maskgit_vq import load_maskgit_vq
+    from ..export.zoo import RAR_TOKENIZER, check_config
+
+    transformer, tokenizer = read_halves(job, f"{RAR_TOKENIZER}.bin")
+    model = load_rar(transformer, job.spec)
+    check_config(job.entry, model.config, job.spec)
+    vq = load_maskgit_vq(tokenizer, job.spec)
+    require_pair(job, model.config, vq.config, ("vocab_size",))
+    return model, vq
+
+
+def describe(config: RarConfig, tokenizer: MaskgitVqConfig) -> dict[str, Any]:
+    """What the runtime needs to know of the generator."""
+    from ..export.generators.rar_config import sampling_of
+
+    return {
+        "schema": "arvg-trt/generator/v1",
+        "family": "rar",
+        "side": config.side,
+        "num_classes": config.num_classes,
+        "vocab_size": config.vocab_size,
+        "depth": config.depth,
+        "width": config.width,
+        "heads": config.heads,
+        "head_dim": config.head_dim,
+        "image_size": config.side * tokenizer.stride,
+        "defaults": asdict(sampling_of(config)),
+    }
