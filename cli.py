@@ -123,7 +123,7 @@ def models(as_json: bool) -> None:
 def export(model: str, workspace: Path, checkpoint: str | None, images: str, as_json: bool) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
-    MODEL is one that `arvg-trt models` lists, or `var`: a VAR of any size.
+    MODEL is one that `arvg-trt models` lists, or `var` or `rar`: one of any size.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
@@ -370,6 +370,8 @@ def decode(folder: Path, tokens: Path, output: Path) -> None:
 @click.option("--cfg", type=float, help="Guidance strength, 0 for none. [default: the model's]")
 @click.option("--top-k", type=int, help="0 for all. [default: the model's]")
 @click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
+@click.option("--temperature", type=float, help="Above 0. [default: the model's]")
+@click.option("--cfg-power", type=float, help="How late guidance sets in. [default: the model's]")
 @click.option("--greedy", is_flag=True, default=None, help="The arg-max instead of draws.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")

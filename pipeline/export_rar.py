@@ -86,5 +86,5 @@ def describe(config: RarConfig, tokenizer: MaskgitVqConfig) -> dict[str, Any]:
         "heads": config.heads,
         "head_dim": config.head_dim,
         "image_size": config.side * tokenizer.stride,
-        "defaults": asdict(sampling_of(config)),
+        "defaults": {"top_k": 0, "top_p": 1.0, **asdict(sampling_of(config))},
     }

@@ -10,22 +10,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BundleError, GenerationError
 from ..images import FloatImage
-from ..kv_cache import KvCache, require_caches
-from ..sampling import Logits, Sampling, Tokens, exponential_noise, guide, sample
-from ..sessions.onnxruntime import DeviceValue, OnnxRuntimeSession
-
-Count = Annotated[int, msgspec.Meta(ge=1)]
-OpenSession = Callable[[Path, int], OnnxRuntimeSession]
-
-
-class VarDefaults(msgspec.Struct, frozen=True):
-    """The sampling that the model's authors evaluate it with."""
-
-    cfg: float
-    top_k: int
-    top_p: float
+from ..sampling import Sampling, Tokens
+from .frame import (
+    CachedStep,
+    Count,
+    Defaults,
+    OpenSession,
+    choose,
+    guided_rows,
+    open_graphs,
+    require_finite,
+)
 
 
 class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="var"):
@@ -46,7 +42,7 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     latent_channels: Count
     latent_size: Count
     image_size: Count
-    defaults: VarDefaults
+    defaults: Defaults
 
     @property
     def steps(self) -> int:
@@ -74,20 +70,12 @@ class VarLoop:
             BundleError: a graph is missing, does not load, or has other caches than `spec` says.
         """
         updates = [f"update.{k}" for k in range(spec.steps)]
-        paths = {
-            name: folder / f"{name}.onnx" for name in ("condition", "step", *updates, "decoder")
-        }
-        absent = [path.name for path in paths.values() if not path.is_file()]
-        if absent:
-            raise BundleError(
-                f"{', '.join(absent)} missing", where=str(folder), do="export the model again"
-            )
+        names = ("condition", "step", *updates, "decoder")
+        graphs = open_graphs(folder, names, session, threads)
         self.spec = spec
-        self._condition = session(paths["condition"], threads)
-        self._step = session(paths["step"], threads)
-        require_caches(self._step, spec.depth)
-        self._updates = [session(paths[name], threads) for name in updates]
-        self._decoder = session(paths["decoder"], threads)
+        self._condition, self._decoder = graphs["condition"], graphs["decoder"]
+        self._step = CachedStep(graphs["step"], spec.depth, spec.heads, spec.head_dim)
+        self._updates = [graphs[name] for name in updates]
 
     def run(
         self,
@@ -96,84 +84,29 @@ class VarLoop:
         sampling: Sampling,
         tick: Callable[[], None],
     ) -> tuple[FloatImage, Tokens]:
-        """Labels [B] and a stream of noise for each -> images [B, 3, H, W] and tokens [B, L].
-
-        `tick` is called after every step.
-
-        Raises:
-            GenerationError: logits that are not finite; the message says at which scale.
-        """
-        spec, count = self.spec, len(labels)
-        guided = sampling.cfg > 0
-        classes = [labels, np.full_like(labels, spec.num_classes)] if guided else [labels]
-        rows = count * len(classes)
-        condition = self._condition.run_on_device({"labels": np.concatenate(classes)})
+        """As `Loop.run`; guidance rises from 0 at the first scale to cfg at the last."""
+        spec, count, step = self.spec, len(labels), self._step
+        classes = guided_rows(labels, spec.num_classes, sampling)
+        rows = len(classes)
+        condition = self._condition.run_on_device({"labels": classes})
         x = condition.pop("x")
-        cache = KvCache.empty(self._step, rows, spec.heads, spec.head_dim)
+        step.start(rows)
         latent = (rows, spec.latent_channels, spec.latent_size, spec.latent_size)
-        f_hat = self._step.place(np.zeros(latent, np.float32))
+        f_hat = step.session.place(np.zeros(latent, np.float32))
         chosen = []
         for scale, update in enumerate(self._updates):
-            logits, cache = self._forward(scale, rows, x, condition, cache)
-            tokens = self._choose(scale, logits, count, streams, sampling)
+            side = spec.patch_nums[scale]
+            logits = step.run(rows, side * side, {"x": x, **condition})
+            what = f"scale {scale} ({side}x{side} tokens)"
+            require_finite(logits, count, what, step.session.path)
+            strength = sampling.cfg * scale / max(spec.steps - 1, 1)
+            tokens = choose(logits, count, strength, streams, sampling)
             chosen.append(tokens)
             # Both halves get the same tokens, so that the next input has all rows at once.
-            fed = np.tile(tokens, (len(classes), 1))
+            fed = np.tile(tokens, (rows // count, 1))
             outputs = update.run_on_device({"tokens": fed, "f_hat": f_hat})
             f_hat = outputs["f_hat_next"]
             x = outputs.get("x", x)
             tick()
         image = self._decoder.run({"latent": f_hat.numpy()[:count]})["image"]
         return image, np.concatenate(chosen, axis=1)  # type: ignore[return-value]
-
-    def _forward(
-        self,
-        scale: int,
-        rows: int,
-        x: DeviceValue,
-        condition: dict[str, DeviceValue],
-        cache: KvCache,
-    ) -> tuple[Logits, KvCache]:
-        """Logits [rows, n, V] of a scale's n tokens, and the cache with them."""
-        n = self.spec.patch_nums[scale] ** 2
-        positions = np.arange(cache.length, cache.length + n)
-        outputs = self._step.run_on_device(
-            {"x": x, "position_ids": positions, **condition, **cache.feeds(rows)}
-        )
-        logits = outputs["logits"].numpy().astype(np.float32, copy=False)
-        return logits, cache.after(outputs, n)
-
-    def _choose(
-        self,
-        scale: int,
-        logits: Logits,
-        count: int,
-        streams: Sequence[np.random.Generator],
-        sampling: Sampling,
-    ) -> Tokens:
-        """Tokens [B, n] of a scale: guidance rises from 0 at the first scale to cfg at the last."""
-        self._require_finite(scale, logits, count)
-        if len(logits) > count:
-            strength = sampling.cfg * scale / max(self.spec.steps - 1, 1)
-            logits = guide(logits[:count], logits[count:], strength)
-        n = logits.shape[1]
-        flat = logits.reshape(count * n, -1)
-        if sampling.greedy:
-            tokens: Tokens = np.argmax(flat, axis=1)
-        else:
-            noise = exponential_noise(streams, n, flat.shape[1])
-            tokens = sample(flat, noise, sampling.top_k, sampling.top_p)
-        return tokens.reshape(count, n)
-
-    def _require_finite(self, scale: int, logits: Logits, count: int) -> None:
-        finite = np.isfinite(logits)
-        if finite.all():
-            return
-        rows, tokens = np.nonzero(~finite.all(axis=2))
-        side = self.spec.patch_nums[scale]
-        raise GenerationError(
-            f"logits of scale {scale} ({side}x{side} tokens) are not finite, first at token "
-            f"{tokens[0]} of image {rows[0] % count} of the batch",
-            where=str(self._step.path),
-            do="check the weights; an FP16 graph may overflow",
-        )

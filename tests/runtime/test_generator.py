@@ -219,7 +219,7 @@ def test_folder_without_a_generator_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "rar"}, "Invalid value 'rar' - at `\\$.family`"),
+        ({"family": "gan"}, "Invalid value 'gan' - at `\\$.family`"),
         ({"schema": "arvg-trt/generator/v9"}, "v9"),
         ({"patch_nums": []}, "patch_nums"),
         ({"patch_nums": [0, 1]}, "patch_nums"),
@@ -268,7 +268,7 @@ def test_memory_that_numpy_lacks_is_named(generator: Generator, monkeypatch) -> 
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("arvg_trt.runtime.generate.var.exponential_noise", refuse)
+    monkeypatch.setattr("arvg_trt.runtime.generate.frame.exponential_noise", refuse)
     with pytest.raises(OutOfMemory, match="out of memory with 2 images at once"):
         generator.generate([0, 1])
 
