@@ -109,6 +109,7 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
 
 def steps(positions: int) -> Iterator[tuple[int, int]]:
     """Prefill of two tokens, single ones, chunks, and a single one behind all others."""
-    start = min(2 + SINGLE, positions - 1)
-    bounds = [0, *range(2, start), *range(start, positions - 1, CHUNK), positions - 1, positions]
-    return pairwise(sorted(set(bounds)))
+    last = max(positions - 1, 2)
+    start = min(2 + SINGLE, last)
+    bounds = {0, *range(2, start), *range(start, last, CHUNK), last, positions}
+    return pairwise(sorted(bounds))

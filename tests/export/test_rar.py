@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ State = Mapping[str, Array]
 LENGTH = SMALL.length
 CLASSES = SMALL.num_classes
 erf = np.vectorize(math.erf)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def silu(x: Array) -> Array:
@@ -103,7 +105,7 @@ def cached(model: RarTransformer, labels: torch.Tensor, tokens: torch.Tensor, bo
     """Logits of all positions, from one cached step between each two bounds."""
     sequence = torch.cat((model.prefix(labels), tokens), dim=1)
     past, found = None, []
-    for a, b in zip(bounds, bounds[1:], strict=False):
+    for a, b in pairwise(bounds):
         ids = torch.arange(a, b)
         condition = model.conditions(labels, ids)
         mask = causal_mask(ids, b, torch.float32) if b - a > 1 else None
