@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,9 @@ from .recipe import (
     load_recipe,
     with_changes,
 )
+
+if TYPE_CHECKING:
+    from .runtime.generate.spec import KvType
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -119,8 +122,28 @@ def models(as_json: bool) -> None:
 @workspace_argument
 @click.option("--checkpoint", help="File, folder or Hugging Face id. [default: shipped weights]")
 @click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
+@click.option(
+    "--static-batch",
+    type=click.IntRange(1),
+    help="Generators: fixed shapes for so many images, a step graph a scale. [default: dynamic]",
+)
+@click.option(
+    "--kv-type",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Generators: the type of the KV caches.",
+)
 @json_option
-def export(model: str, workspace: Path, checkpoint: str | None, images: str, as_json: bool) -> None:
+def export(
+    model: str,
+    workspace: Path,
+    checkpoint: str | None,
+    images: str,
+    static_batch: int | None,
+    kv_type: KvType,
+    as_json: bool,
+) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
     MODEL is one that `arvg-trt models` lists, or `var` or `rar`: one of any size.
@@ -128,9 +151,11 @@ def export(model: str, workspace: Path, checkpoint: str | None, images: str, as_
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
     """
+    from .export.var_form import VarForm
     from .pipeline.export import export_stage
 
-    perform(workspace, as_json, lambda w, r: [export_stage(w, model, checkpoint, images, r)])
+    form = VarForm(static_batch, kv_type)
+    perform(workspace, as_json, lambda w, r: [export_stage(w, model, checkpoint, images, r, form)])
 
 
 @cli.command()

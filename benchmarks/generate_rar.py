@@ -101,7 +101,8 @@ def graph_decode(folder: Path, threads: int, window: Window) -> Callable[[], np.
     def modulations() -> Modulations:
         return Modulations(condition, labels, config.positions)
 
-    empty = KvCache.empty(step, rows, config.heads, config.head_dim)
+    nothing = np.zeros((rows, config.heads, 0, config.head_dim), np.float32)
+    empty = KvCache.empty(step, nothing)
     _, start = run(empty, modulations(), window.past)
 
     def decode() -> np.ndarray:

@@ -8,7 +8,6 @@ with initializers named after the module. Transposed weights are made one at a t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +17,19 @@ from ..sites import FoldPart, ProducerFold, Site
 from .graph_passes import is_linear, module_path
 
 ATTENTION = "attention stays one fused high-precision kernel"
+
+
+class TransposedTensor(ir.LazyTensor):
+    """The transpose of `source` [rows, columns], made when it is read."""
+
+    def __init__(self, source: ir.TensorProtocol, name: str) -> None:
+        rows, columns = source.shape.numpy()
+        shape = ir.Shape([columns, rows])
+        super().__init__(self._transpose, dtype=source.dtype, shape=shape, name=name)
+        self.source = source
+
+    def _transpose(self) -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(self.source.numpy().T), name=self.name)
 
 
 def canonical_linears(graph: ir.Graph) -> None:
@@ -110,22 +122,12 @@ def transposed(graph: ir.Graph, weight: ir.Value, name: str) -> ir.Value:
         return graph.initializers[name]
     tensor = weight.const_value
     assert tensor is not None and tensor.dtype == ir.DataType.FLOAT
-    rows, columns = tensor.shape.numpy()
     if name in graph.initializers:
         weight.name = f"{name}.official"
-    lazy = ir.LazyTensor(
-        partial(transposed_tensor, tensor, name),
-        dtype=tensor.dtype,
-        shape=ir.Shape([columns, rows]),
-        name=name,
-    )
+    lazy = TransposedTensor(tensor, name)
     value = ir.Value(name=name, const_value=lazy, shape=lazy.shape, type=ir.TensorType(lazy.dtype))
     graph.register_initializer(value)
     return value
-
-
-def transposed_tensor(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    return ir.Tensor(np.ascontiguousarray(tensor.numpy().T), name=name)
 
 
 def own(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:

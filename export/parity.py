@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ExportError
+from ..runtime.kv_cache import past_name
 from .generators.blocks import KeyValue
 from .onnx_export import MAX_TOLERANCE, MEAN_TOLERANCE, ErrorSum
 
 LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
 ERRORS = 4  # how far from a boundary, in measured errors, a token may still differ
 
-Arrays = dict[str, NDArray[np.generic]]
+Array = NDArray[np.generic]
+Arrays = dict[str, Array]
 Flags = NDArray[np.bool_]
 
 
@@ -49,11 +51,6 @@ class TokenParity:
     at_boundary: int
 
 
-def past(name: str) -> str:
-    """The input that takes the output `present_...` of the step before."""
-    return name.replace("present", "past", 1)
-
-
 def cache_of(presents: Sequence[KeyValue]) -> Arrays:
     """Each block's keys and values by the names of a step's outputs."""
     keys: Arrays = {f"present_key.{i}": k.numpy() for i, (k, _) in enumerate(presents)}
@@ -63,20 +60,30 @@ def cache_of(presents: Sequence[KeyValue]) -> Arrays:
 def empty_cache(presents: Iterable[str], rows: int, heads: int, head_dim: int) -> Arrays:
     """What the first step takes, by the names of what it gives."""
     nothing = np.zeros((rows, heads, 0, head_dim), np.float32)
-    return {past(name): nothing for name in presents}
+    return {past_name(name): nothing for name in presents}
 
 
 def difference(
     graph: str,
     tensor: str,
-    value: NDArray[np.generic],
-    reference: NDArray[np.generic],
+    value: Array,
+    reference: Array,
     tokens: int | None = None,
     cached: int | None = None,
 ) -> Difference:
     error = ErrorSum()
-    error.add(value, reference)
+    error.add(settled(value, reference) if value.dtype == np.float16 else value, reference)
     return Difference(graph, tensor, error.max, error.mean, tokens, cached)
+
+
+def settled(value: Array, reference: Array) -> Array:
+    """float16 values, with the reference's where the two are neighbours.
+
+    What lies between two numbers of float16 is rounded to either by the least float32 error.
+    """
+    a, b = value.astype(np.float32), reference.astype(np.float32)
+    larger = np.maximum(np.abs(a), np.abs(b)).astype(np.float16)
+    return np.where(np.abs(a - b) <= np.spacing(larger), reference, value)
 
 
 def require(found: Difference) -> None:

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..runtime.sessions.onnxruntime import fast_session
+from ..runtime.kv_cache import past_name
+from ..runtime.sessions.onnxruntime import mapped_session
 from .generators.rar import CHUNKS, RarTransformer
 from .generators.rar_config import RarConfig
-from .parity import Arrays, Difference, cache_of, difference, empty_cache, past, require
+from .parity import Arrays, Difference, cache_of, difference, empty_cache, require
 
 PLACES = (0, 1, -1)  # positions whose modulation is compared; a wrong one of another shows later
 SINGLE = 2  # steps of one token behind the first; the last step is another
@@ -74,7 +75,7 @@ def check_rar_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
     found = check_steps(folder, wanted)
     gc.collect()
     feeds: Arrays = {"labels": wanted.labels, "tokens": wanted.sequence[:, 2:]}
-    logits = fast_session(folder / "full.onnx").run(feeds)["logits"]
+    logits = mapped_session(folder / "full.onnx").run(feeds)["logits"]
     found.append(difference("full", "logits", logits, wanted.logits[:, 1:]))
     for one in found:
         require(one)
@@ -87,7 +88,7 @@ def places(config: RarConfig) -> NDArray[np.int64]:
 
 def check_steps(folder: Path, wanted: References) -> list[Difference]:
     config = wanted.config
-    condition, step = (fast_session(folder / f"{name}.onnx") for name in ("condition", "step"))
+    condition, step = (mapped_session(folder / f"{name}.onnx") for name in ("condition", "step"))
     outputs = condition.run({"labels": wanted.labels, "position_ids": places(config)})
     found = [
         difference("condition", name, outputs[name], array)
@@ -101,9 +102,9 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
         outputs = step.run({**feeds, **constant, **cache})
         logits = outputs.pop("logits")
         found.append(difference("step", "logits", logits, wanted.logits[:, a:b], b - a, a))
-        cache = {past(name): array for name, array in outputs.items()}
+        cache = {past_name(name): array for name, array in outputs.items()}
     for name, array in wanted.cache.items():
-        found.append(difference("step", name, cache[past(name)], array))
+        found.append(difference("step", name, cache[past_name(name)], array))
     return found
 
 

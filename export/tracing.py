@@ -16,11 +16,14 @@ from .onnx_export import OPSET, quiet_exporter
 def trace(
     module: nn.Module,
     example: tuple[Tensor | list[Tensor], ...],
-    dynamic: Sequence[object],
+    dynamic: Sequence[object] | None,
     input_names: list[str],
     output_names: list[str],
 ) -> ir.Model:
-    """torch.export -> ONNX with canonical linears; large weights stay where the module has them."""
+    """torch.export -> ONNX with canonical linears; large weights stay where the module has them.
+
+    `dynamic` names the axes of each input that vary; None for shapes that are all the example's.
+    """
     with quiet_exporter():
         program = torch.onnx.export(
             module.eval(),
@@ -29,7 +32,7 @@ def trace(
             opset_version=OPSET,
             input_names=input_names,
             output_names=output_names,
-            dynamic_shapes=tuple(dynamic),
+            dynamic_shapes=None if dynamic is None else tuple(dynamic),
             verbose=False,
         )
     assert program is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph
 from .graph_passes import module_path
 from .linear_passes import columns, drop_unused, linear_sites, own
 from .tracing import name_presents, past_names, present_names, trace
+from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 
 ROLES = {"mat_qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "head": "head"}
@@ -26,16 +27,15 @@ ROWS, TOKENS, PAST = 4, 7, 5
 
 
 def export_var(
-    model: VarTransformer, weights: WeightFile, properties: dict[str, str]
+    model: VarTransformer,
+    weights: WeightFile,
+    properties: dict[str, str],
+    form: VarForm = DYNAMIC,
 ) -> tuple[Site, ...]:
-    """Write the three graphs of the transformer through `weights`; returns their sites."""
+    """Write the graphs of the transformer through `weights`; returns their sites."""
     config = model.config
     sites: tuple[Site, ...] = ()
-    for name, graph in (
-        ("condition", condition_graph(model)),
-        ("step", step_graph(model)),
-        ("full", full_graph(model)),
-    ):
+    for name, graph in transformer_graphs(model, form):
         add_factors(graph.graph)
         sites += linear_sites(
             graph.graph,
@@ -44,45 +44,67 @@ def export_var(
             fold=lambda path: producer_fold(path, config),
             excluded=EMBEDDING if name == "full" else {},
             token_axis=TOKEN_AXIS,
-            position_input="position_ids" if name == "step" else None,
+            position_input="position_ids" if name.startswith("step") else None,
         )
         weights.save(graph, name, properties)
     return sites
 
 
-def condition_graph(model: VarTransformer) -> ir.Model:
-    labels = torch.zeros(ROWS, dtype=torch.int64)
+def transformer_graphs(model: VarTransformer, form: VarForm) -> Iterator[tuple[str, ir.Model]]:
+    """Names and graphs, one at a time. The full one has dynamic rows in any form."""
+    scales = len(model.config.patch_nums)
+    yield "condition", condition_graph(model, form)
+    for scale, name in enumerate(form.step_names(scales)):
+        yield name, step_graph(model, form, scale)
+    yield "full", full_graph(model)
+
+
+def condition_graph(model: VarTransformer, form: VarForm = DYNAMIC) -> ir.Model:
+    labels = torch.zeros(form.rows or ROWS, dtype=torch.int64)
+    dynamic = None if form.rows else ({0: Dim("rows")},)
     outputs = ["x", "modulation", "head_modulation"]
-    return trace(ConditionGraph(model), (labels,), ({0: Dim("rows")},), ["labels"], outputs)
+    return trace(ConditionGraph(model), (labels,), dynamic, ["labels"], outputs)
 
 
-def step_graph(model: VarTransformer) -> ir.Model:
+def step_graph(model: VarTransformer, form: VarForm = DYNAMIC, scale: int = 0) -> ir.Model:
+    """The graph of any step, or in a static form that of `scale`; the first has no `past_*`."""
     config = model.config
-    rows, n, past = Dim("rows"), Dim("n"), Dim("past")
-    cache = [torch.zeros(ROWS, config.heads, PAST, config.head_dim) for _ in range(config.depth)]
-    cache_shape = [{0: rows, 2: past}] * config.depth
+    bounds = config.bounds
+    fixed = form.rows is not None
+    rows = form.rows or ROWS
+    n, past = (bounds[scale + 1] - bounds[scale], bounds[scale]) if fixed else (TOKENS, PAST)
+    blocks = range(config.depth if past else 0)
+    shape = (rows, config.heads, past, config.head_dim)
+    cache = [torch.zeros(shape, dtype=getattr(torch, form.kv_type)) for _ in blocks]
+    dynamic = None if fixed else step_dynamics(config.depth)
     graph = trace(
-        StepGraph(model),
+        StepGraph(model).keep_cache_as(cache_type(form)),
         (
-            torch.zeros(ROWS, TOKENS, config.width),
-            torch.arange(TOKENS),
-            torch.zeros(ROWS, config.depth, 6, config.width),
-            torch.zeros(ROWS, 2, config.width),
+            torch.zeros(rows, n, config.width),
+            torch.arange(n),
+            torch.zeros(rows, config.depth, 6, config.width),
+            torch.zeros(rows, 2, config.width),
             cache,
             [c.clone() for c in cache],
         ),
-        ({0: rows, 1: n}, {0: n}, {0: rows}, {0: rows}, cache_shape, cache_shape),
-        [
-            "x",
-            "position_ids",
-            "modulation",
-            "head_modulation",
-            *past_names(config.depth),
-        ],
+        dynamic,
+        ["x", "position_ids", "modulation", "head_modulation", *past_names(len(blocks))],
         ["logits", *present_names(config.depth)],
     )
-    name_presents(graph, config.heads, config.head_dim)
+    if not fixed:
+        name_presents(graph, config.heads, config.head_dim)
     return graph
+
+
+def step_dynamics(depth: int) -> tuple[object, ...]:
+    rows, n, past = Dim("rows"), Dim("n"), Dim("past")
+    cache = [{0: rows, 2: past}] * depth
+    return {0: rows, 1: n}, {0: n}, {0: rows}, {0: rows}, cache, cache
+
+
+def cache_type(form: VarForm) -> torch.dtype | None:
+    """What the model rounds keys and values to."""
+    return torch.float16 if form.kv_type == "float16" else None
 
 
 def full_graph(model: VarTransformer) -> ir.Model:

@@ -23,30 +23,36 @@ from .tokenizers.var_vqvae_graphs import (
     update_excluded,
 )
 from .tracing import trace
+from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 
 EXAMPLES = 2  # the exporter would specialise on a batch of one
 
 
 def export_var_tokenizer(
-    model: VarVqvae, weights: WeightFile, properties: dict[str, str], word_embed: nn.Linear
+    model: VarVqvae,
+    weights: WeightFile,
+    properties: dict[str, str],
+    word_embed: nn.Linear,
+    form: VarForm = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write all graphs of the tokenizer through `weights`; returns their sites.
 
     `word_embed` is the transformer's, for update.{k}; those and the lookup have no site that the
-    method takes.
+    method takes. `form` is that of the graphs that generate: the encoder and the lookup have a
+    dynamic batch in any.
     """
     quantizer = model.quantize
     sites: tuple[Site, ...] = ()
     for name, graph, excluded in (
         ("encoder", encoder_graph(model), encoder_excluded(quantizer)),
-        ("decoder", decoder_graph(model), decoder_excluded()),
+        ("decoder", decoder_graph(model, form), decoder_excluded()),
         ("lookup", lookup_graph(model), lookup_excluded(quantizer)),
     ):
         sites += sites_by_name(graph, name, excluded)
         weights.save(graph, name, properties)
     for scale in range(quantizer.last + 1):
-        name, graph = f"update.{scale}", update_graph(model, scale, word_embed)
+        name, graph = f"update.{scale}", update_graph(model, scale, word_embed, form)
         sites += sites_by_name(graph, name, update_excluded(quantizer, scale))
         weights.save(graph, name, properties)
     return sites
@@ -59,9 +65,10 @@ def encoder_graph(model: VarVqvae) -> ir.Model:
     return trace(VarEncoderGraph(model), (image,), batch, ["image"], ["indices", "latent"])
 
 
-def decoder_graph(model: VarVqvae) -> ir.Model:
-    latent = torch.zeros(EXAMPLES, *model.config.latent_shape)
-    return trace(VarDecoderGraph(model), (latent,), ({0: Dim("batch")},), ["latent"], ["image"])
+def decoder_graph(model: VarVqvae, form: VarForm = DYNAMIC) -> ir.Model:
+    latent = torch.zeros(form.static_batch or EXAMPLES, *model.config.latent_shape)
+    dynamic = None if form.static_batch else ({0: Dim("batch")},)
+    return trace(VarDecoderGraph(model), (latent,), dynamic, ["latent"], ["image"])
 
 
 def lookup_graph(model: VarVqvae) -> ir.Model:
@@ -70,14 +77,16 @@ def lookup_graph(model: VarVqvae) -> ir.Model:
     return trace(graph, (indices,), ({0: Dim("batch")},), ["indices"], outputs)
 
 
-def update_graph(model: VarVqvae, scale: int, word_embed: nn.Linear) -> ir.Model:
-    batch = Dim("batch")
-    tokens = torch.zeros(EXAMPLES, model.config.lengths[scale], dtype=torch.int64)
-    f_hat = torch.zeros(EXAMPLES, *model.config.latent_shape)
+def update_graph(
+    model: VarVqvae, scale: int, word_embed: nn.Linear, form: VarForm = DYNAMIC
+) -> ir.Model:
+    rows, batch = form.rows or EXAMPLES, Dim("batch")
+    tokens = torch.zeros(rows, model.config.lengths[scale], dtype=torch.int64)
+    f_hat = torch.zeros(rows, *model.config.latent_shape)
     return trace(
         VarUpdateGraph(model.quantize, scale, word_embed),
         (tokens, f_hat),
-        ({0: batch}, {0: batch}),
+        None if form.rows else ({0: batch}, {0: batch}),
         ["tokens", "f_hat"],
         ["f_hat_next"] if scale == model.quantize.last else ["f_hat_next", "x"],
     )

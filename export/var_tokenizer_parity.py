@@ -30,6 +30,8 @@ from .parity import (
 )
 from .tokenizers.var_quantizer import MultiScaleQuantizer
 from .tokenizers.var_vqvae import VarVqvae
+from .var_form import DYNAMIC, VarForm
+from .var_parity import run_in_rows
 
 Floats = NDArray[np.float32]
 
@@ -89,7 +91,7 @@ def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tens
 
 
 def check_tokenizer_parity(
-    folder: Path, wanted: TokenizerReferences
+    folder: Path, wanted: TokenizerReferences, form: VarForm = DYNAMIC
 ) -> tuple[TokenParity, tuple[Difference, ...]]:
     """Run encoder, decoder, lookup and every update, each on PyTorch's inputs.
 
@@ -99,13 +101,15 @@ def check_tokenizer_parity(
     encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.images})
     found = [difference("encoder", "latent", encoded["latent"], wanted.latent)]
     gc.collect()
-    decoded = fast_session(folder / "decoder.onnx").run({"latent": wanted.sums[-1]})
+    decoder = fast_session(folder / "decoder.onnx")
+    decoded = run_in_rows(decoder, {"latent": wanted.sums[-1]}, form.static_batch)
+    del decoder
     found.append(difference("decoder", "image", decoded["image"], wanted.decoded))
     gc.collect()
     looked = fast_session(folder / "lookup.onnx").run({"indices": wanted.indices.astype(np.int32)})
     found.append(difference("lookup", "latent", looked["latent"], wanted.sums[-1]))
     found.append(difference("lookup", "features", looked["features"], wanted.features))
-    found += check_updates(folder, wanted)
+    found += check_updates(folder, wanted, form)
     for one in found:
         require(one)
     unequal = encoded["indices"] != wanted.indices
@@ -115,14 +119,14 @@ def check_tokenizer_parity(
     return tokens, tuple(found)
 
 
-def check_updates(folder: Path, wanted: TokenizerReferences) -> list[Difference]:
+def check_updates(folder: Path, wanted: TokenizerReferences, form: VarForm) -> list[Difference]:
     """Each update on the tokens and the f_hat before it."""
     found = []
     before = np.zeros_like(wanted.latent)
     for scale, (a, b) in enumerate(pairwise(np.cumsum([0, *wanted.lengths]))):
         name = f"update.{scale}"
         feeds: Arrays = {"tokens": wanted.indices[:, a:b], "f_hat": before}
-        outputs = fast_session(folder / f"{name}.onnx").run(feeds)
+        outputs = run_in_rows(fast_session(folder / f"{name}.onnx"), feeds, form.rows)
         before = wanted.sums[scale]
         found.append(difference(name, "f_hat_next", outputs["f_hat_next"], before))
         if "x" in outputs:

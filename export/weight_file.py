@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import onnx_ir as ir
+import torch
+
+from .linear_passes import TransposedTensor
 
 WEIGHTS = "model.onnx.data"
 INLINE = 1024  # bytes; smaller tensors stay in the graph
@@ -17,12 +21,15 @@ PAGE = 4096  # so that a loader can map each tensor
 class WeightFile:
     """Writes graphs whose large initializers lie in one file; equal contents share their place.
 
-    Tensors are read, written and let go one at a time, so lazy ones never exist together.
+    Tensors are read, written and let go one at a time, so lazy ones never exist together. A weight
+    that several graphs take from the same memory is read for the first alone.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._places: dict[tuple[bytes, int], int] = {}
+        # The arrays are kept, so that no other takes their address.
+        self._sources: dict[Hashable, tuple[object, int]] = {}
 
     def __enter__(self) -> Self:
         self._stream = (self._folder / WEIGHTS).open("wb")
@@ -52,18 +59,34 @@ class WeightFile:
         ir.save(model, self._folder / f"{name}.onnx")
 
     def _place(self, tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
-        data = tensor.tobytes()
-        key = (hashlib.sha256(data).digest(), len(data))
-        if key not in self._places:
-            self._stream.write(bytes(-self._stream.tell() % PAGE))
-            self._places[key] = self._stream.tell()
-            self._stream.write(data)
+        source, held = find_source(tensor)
+        if source not in self._sources:
+            self._sources[source] = held, self._write(tensor.tobytes())
         return ir.ExternalTensor(
             WEIGHTS,
-            self._places[key],
-            len(data),
+            self._sources[source][1],
+            tensor.nbytes,
             tensor.dtype,
             shape=ir.Shape(tensor.shape.numpy()),
             name=name,
             base_dir=self._folder,
         )
+
+    def _write(self, data: bytes) -> int:
+        """Where the bytes lie in the file."""
+        key = (hashlib.sha256(data).digest(), len(data))
+        if key not in self._places:
+            self._stream.write(bytes(-self._stream.tell() % PAGE))
+            self._places[key] = self._stream.tell()
+            self._stream.write(data)
+        return self._places[key]
+
+
+def find_source(tensor: ir.TensorProtocol) -> tuple[Hashable, object]:
+    """What is equal for tensors of the same elements in the same memory, and whose memory it is."""
+    transposed = isinstance(tensor, TransposedTensor)
+    base = tensor.source if isinstance(tensor, TransposedTensor) else tensor
+    held = getattr(base, "raw", base)
+    if isinstance(held, torch.Tensor):
+        return (transposed, held.data_ptr(), held.dtype, held.shape, held.stride()), held
+    return (transposed, id(held)), held

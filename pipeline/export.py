@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ExportError
+from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
@@ -23,16 +24,32 @@ PARITY_SIZE = 256
 
 
 def export_stage(
-    workspace: Workspace, name: str, checkpoint: str | None, images: str, reporter: Reporter
+    workspace: Workspace,
+    name: str,
+    checkpoint: str | None,
+    images: str,
+    reporter: Reporter,
+    form: VarForm = DYNAMIC,
 ) -> StageResult:
     """Export `name` from `checkpoint` (default: the weights this package ships for it).
 
     `images` is the source of the real images that ONNX Runtime is compared with PyTorch on.
+    `form` is how a generator's graphs are made.
+
+    Raises:
+        ExportError: the checkpoint does not fit or the model has no such form, or its graphs
+            differ from PyTorch.
     """
     from ..export.checkpoint import resolve_checkpoint
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
+    if entry.family != "var" and form != DYNAMIC:
+        raise ExportError(
+            "is no generator: it has no fixed batch and no KV caches",
+            where=name,
+            do="leave out --static-batch and --kv-type",
+        )
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:
         require_one_size(entry, Path(spec))
@@ -42,15 +59,22 @@ def export_stage(
         paths=tuple(resolve_checkpoint(spec, entry.files, entry.elsewhere)),
         source=open_source(images),
         reporter=reporter,
+        form=form,
     )
     wanted = Manifest(
         stage="export",
         inputs={p.name: sha256_file(p) for p in job.inputs()},
-        options={"model": name},
+        options={"model": name, **changed(form)},
         versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
     )
     export = FAMILIES[entry.family]
     return run_stage(workspace.folder("export"), wanted, lambda folder: export(job, folder))
+
+
+def changed(form: VarForm) -> dict[str, Any]:
+    """What differs from the usual form."""
+    given = asdict(form)
+    return {name: value for name, value in given.items() if value != getattr(DYNAMIC, name)}
 
 
 def require_one_size(entry: ZooEntry, folder: Path) -> None:

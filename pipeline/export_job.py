@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
+from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.image_sources import ImageSource
 from ..runtime.images import FloatImage, center_crop, to_model
 from .common import Reporter
@@ -25,13 +26,17 @@ LABEL = 207
 
 @dataclass(frozen=True, slots=True)
 class ExportJob:
-    """The model, the files of its checkpoint, images to compare on, and where progress goes."""
+    """The model, the files of its checkpoint, images to compare on, and where progress goes.
+
+    `form` is how a generator's graphs are made.
+    """
 
     entry: ZooEntry
     spec: str
     paths: tuple[Path, ...]
     source: ImageSource
     reporter: Reporter
+    form: VarForm = DYNAMIC
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -50,19 +55,19 @@ class ExportJob:
     def progress(self, task: str, done: int) -> None:
         self.reporter.progress(task, done, STEPS)
 
-    def results(
-        self,
-        parameters: Mapping[str, int],
-        tokens: TokenParity,
-        differences: Sequence[Difference],
-    ) -> dict[str, Any]:
+    def results(self, parameters: Mapping[str, int], parity: Mapping[str, Any]) -> dict[str, Any]:
         """What a generator's manifest records; `parameters` are those of its parts."""
         return {
             "parameters": sum(parameters.values()),
             "parameters_of": dict(parameters),
-            "parity": {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]},
+            "parity": parity,
             "parity_images": [p.name for p in self.images],
         }
+
+
+def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> dict[str, Any]:
+    """The tokens of the encoder and the differences of every graph."""
+    return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}
 
 
 def read_halves(
@@ -110,8 +115,9 @@ def require_pair(
         )
 
 
-def guided_labels(num_classes: int) -> Tensor:
-    """A class and the null class, as guidance runs them, int64 [2]."""
+def guided_labels(num_classes: int, images: int = 1) -> Tensor:
+    """A class an image, and as often the null class, as guidance runs them; int64 [2 * images]."""
     import torch
 
-    return torch.tensor([min(LABEL, num_classes - 1), num_classes])
+    classes = [(LABEL + k) % num_classes for k in range(images)]
+    return torch.tensor([*classes, *[num_classes] * images])

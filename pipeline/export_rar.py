@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import encode_json
+from ..runtime.generate.rar_spec import RarDefaults, RarSpec
 from ..sites import SiteMap
-from .export_job import ExportJob, guided_labels, read_halves, require_pair
+from .compare_apart import compare_apart
+from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
 
 if TYPE_CHECKING:
     from ..export.generators.rar import RarTransformer
@@ -20,15 +22,21 @@ if TYPE_CHECKING:
 
 def export_rar(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write the generator's graphs, sites.json and generator.json; returns the results."""
-    import torch
+    job.progress("reading the checkpoint", 0)
+    parameters = write_graphs(job, folder)
+    gc.collect()  # the mapped checkpoint
+    job.progress("comparing with PyTorch", 2)
+    parity = compare_apart(job, folder)
+    job.progress("comparing with PyTorch", 3)
+    return job.results(parameters, parity)
 
+
+def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
+    """All that the export leaves; returns the parameters of each half."""
     from ..export.rar_export import export_rar as export_transformer
-    from ..export.rar_parity import check_rar_parity, compute_rar_references
     from ..export.vq_export import export_vq
-    from ..export.vq_parity import check_vq_parity, compute_vq_references
     from ..export.weight_file import WeightFile
 
-    job.progress("reading the checkpoint", 0)
     model, vq = load_models(job)
     job.progress("exporting", 1)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "rar"}
@@ -37,20 +45,31 @@ def export_rar(job: ExportJob, folder: Path) -> dict[str, Any]:
         sites += export_transformer(model, weights, properties)
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
     (folder / "generator.json").write_bytes(encode_json(describe(model.config, vq.config)))
-    job.progress("comparing with PyTorch", 2)
-    tokenizer = compute_vq_references(vq, job.pictures(model.config.side * vq.config.stride))
-    shown = torch.from_numpy(tokenizer.indices[:1]).flatten(1).repeat(2, 1)
-    transformer = compute_rar_references(model, guided_labels(model.config.num_classes), shown)
-    parameters = {
+    return {
         "transformer": sum(p.numel() for p in model.parameters()),
         "tokenizer": sum(p.numel() for p in vq.parameters()),
     }
+
+
+def compare_rar(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Both halves of the model, each let go before its graphs are opened; for the manifest.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph.
+    """
+    import torch
+
+    from ..export.rar_parity import check_rar_parity, compute_rar_references
+    from ..export.vq_parity import check_vq_parity, compute_vq_references
+
+    model, vq = load_models(job)
+    tokenizer = compute_vq_references(vq, job.pictures(model.config.side * vq.config.stride))
+    shown = torch.from_numpy(tokenizer.indices[:1]).flatten(1).repeat(2, 1)
+    references = compute_rar_references(model, guided_labels(model.config.num_classes), shown)
     del model, vq
     gc.collect()
     tokens, differences = check_vq_parity(folder, tokenizer)
-    differences += check_rar_parity(folder, transformer)
-    job.progress("comparing with PyTorch", 3)
-    return job.results(parameters, tokens, differences)
+    return parity_results(tokens, (*differences, *check_rar_parity(folder, references)))
 
 
 def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
@@ -71,20 +90,18 @@ def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
     return model, vq
 
 
-def describe(config: RarConfig, tokenizer: MaskgitVqConfig) -> dict[str, Any]:
+def describe(config: RarConfig, tokenizer: MaskgitVqConfig) -> RarSpec:
     """What the runtime needs to know of the generator."""
     from ..export.generators.rar_config import sampling_of
 
-    return {
-        "schema": "arvg-trt/generator/v1",
-        "family": "rar",
-        "side": config.side,
-        "num_classes": config.num_classes,
-        "vocab_size": config.vocab_size,
-        "depth": config.depth,
-        "width": config.width,
-        "heads": config.heads,
-        "head_dim": config.head_dim,
-        "image_size": config.side * tokenizer.stride,
-        "defaults": {"top_k": 0, "top_p": 1.0, **asdict(sampling_of(config))},
-    }
+    return RarSpec(
+        side=config.side,
+        num_classes=config.num_classes,
+        vocab_size=config.vocab_size,
+        depth=config.depth,
+        width=config.width,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        image_size=config.side * tokenizer.stride,
+        defaults=RarDefaults(top_k=0, top_p=1.0, **asdict(sampling_of(config))),
+    )

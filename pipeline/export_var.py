@@ -6,55 +6,80 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from ..artifacts import encode_json
+from ..export.var_form import DYNAMIC, VarForm
+from ..runtime.generate.spec import Defaults
+from ..runtime.generate.var_spec import VarSpec
 from ..sites import SiteMap
-from .export_job import ExportJob, guided_labels, read_halves, require_pair
+from .compare_apart import compare_apart
+from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
 
 if TYPE_CHECKING:
     from ..export.generators.var import VarTransformer
     from ..export.generators.var_config import VarConfig
     from ..export.tokenizers.var_vqvae import VarVqvae
 
-DEFAULTS = {"cfg": 1.5, "top_k": 900, "top_p": 0.96}  # of the published evaluation
+PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
 
 
 def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write the generator's graphs, sites.json and generator.json; returns the results."""
+    job.progress("reading the checkpoint", 0)
+    parameters = write_graphs(job, folder)
+    gc.collect()  # the mapped checkpoint
+    job.progress("comparing with PyTorch", 2)
+    parity = compare_apart(job, folder)
+    job.progress("comparing with PyTorch", 3)
+    return job.results(parameters, parity)
+
+
+def compare_var(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Both halves of the model, each let go before its graphs are opened; for the manifest.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph.
+    """
     import torch
 
-    from ..export.var_export import export_var as export_transformer
-    from ..export.var_parity import check_var_parity, compute_references
-    from ..export.var_tokenizer_export import export_var_tokenizer
+    from ..export.var_parity import check_var_parity, compute_references, resize
     from ..export.var_tokenizer_parity import (
         check_tokenizer_parity,
         compute_tokenizer_references,
     )
+
+    model, vae = load_models(job)
+    pictures = job.pictures(vae.config.image_size)
+    tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
+    images = job.form.static_batch or 1
+    shown = torch.from_numpy(resize(tokenizer.features, images)).repeat(2, 1, 1)
+    labels = guided_labels(model.config.num_classes, images)
+    references = compute_references(model, labels, shown, job.form)
+    del model, vae
+    gc.collect()
+    tokens, differences = check_tokenizer_parity(folder, tokenizer, job.form)
+    return parity_results(tokens, (*differences, *check_var_parity(folder, references)))
+
+
+def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
+    """All that the export leaves; returns the parameters of each half."""
+    from ..export.var_export import export_var as export_transformer
+    from ..export.var_tokenizer_export import export_var_tokenizer
     from ..export.weight_file import WeightFile
 
-    job.progress("reading the checkpoint", 0)
     model, vae = load_models(job)
     job.progress("exporting", 1)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "var"}
     with WeightFile(folder) as weights:
-        sites = export_var_tokenizer(vae, weights, properties, model.word_embed)
-        sites += export_transformer(model, weights, properties)
+        sites = export_var_tokenizer(vae, weights, properties, model.word_embed, job.form)
+        sites += export_transformer(model, weights, properties, job.form)
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-    (folder / "generator.json").write_bytes(encode_json(describe(model.config, vae)))
-    job.progress("comparing with PyTorch", 2)
-    pictures = job.pictures(vae.config.image_size)
-    tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
-    shown = torch.from_numpy(tokenizer.features[:1]).repeat(2, 1, 1)
-    transformer = compute_references(model, guided_labels(model.config.num_classes), shown)
-    parameters = {
+    (folder / "generator.json").write_bytes(encode_json(describe(model.config, vae, job.form)))
+    return {
         "transformer": sum(p.numel() for p in model.parameters()),
         "vqvae": sum(p.numel() for p in vae.parameters()),
     }
-    del model, vae
-    gc.collect()
-    tokens, differences = check_tokenizer_parity(folder, tokenizer)
-    differences += check_var_parity(folder, transformer)
-    job.progress("comparing with PyTorch", 3)
-    return job.results(parameters, tokens, differences)
 
 
 def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
@@ -77,21 +102,20 @@ def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
     return model, vae
 
 
-def describe(config: VarConfig, vae: VarVqvae) -> dict[str, Any]:
+def describe(config: VarConfig, vae: VarVqvae, form: VarForm = DYNAMIC) -> VarSpec:
     """What the runtime needs to know of the generator."""
-    defaults = DEFAULTS | {"top_k": min(DEFAULTS["top_k"], config.vocab_size)}
-    return {
-        "schema": "arvg-trt/generator/v1",
-        "family": "var",
-        "patch_nums": list(config.patch_nums),
-        "num_classes": config.num_classes,
-        "vocab_size": config.vocab_size,
-        "depth": config.depth,
-        "width": config.width,
-        "heads": config.heads,
-        "head_dim": config.head_dim,
-        "latent_channels": config.latent_channels,
-        "latent_size": vae.config.latent_size,
-        "image_size": vae.config.image_size,
-        "defaults": defaults,
-    }
+    return VarSpec(
+        patch_nums=config.patch_nums,
+        num_classes=config.num_classes,
+        vocab_size=config.vocab_size,
+        depth=config.depth,
+        width=config.width,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        latent_channels=config.latent_channels,
+        latent_size=vae.config.latent_size,
+        image_size=vae.config.image_size,
+        defaults=replace(PUBLISHED, top_k=min(PUBLISHED.top_k, config.vocab_size)),
+        static_batch=form.static_batch,
+        kv_type=form.kv_type,
+    )

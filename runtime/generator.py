@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from ..artifacts import decode_json
 from ..errors import GenerationError, OutOfMemory
 from .generate.frame import Loop, OpenSession
-from .generate.rar import RarLoop, RarSpec
-from .generate.var import VarLoop, VarSpec
+from .generate.rar import RarLoop
+from .generate.rar_spec import RarSpec
+from .generate.var import VarLoop
+from .generate.var_spec import VarSpec
 from .images import Uint8Image, from_model
 from .sampling import Sampling, image_streams
-from .sessions.onnxruntime import fast_session
+from .sessions.onnxruntime import fast_session, mapped_session
 
 SPEC_FILE = "generator.json"
 BATCH_SIZE = 4
@@ -53,9 +55,12 @@ class Generator:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, session: OpenSession = fast_session, threads: int = 0
+        cls, path: Path | str, *, session: OpenSession | None = None, threads: int = 0
     ) -> Generator:
         """Open a workspace, or a folder with `generator.json` and the graphs beside it.
+
+        Without a `session`, graphs of fixed shapes are opened with the weights that they share in
+        memory once, others for speed.
 
         Raises:
             WorkspaceError: no generator was exported there, or its description cannot be read.
@@ -63,7 +68,8 @@ class Generator:
             OutOfMemory: the weights do not fit.
         """
         folder, spec = read_spec(Path(path))
-        return cls(LOOPS[type(spec)](folder, spec, session, threads), spec)
+        own = fast_session if spec.static_batch is None else mapped_session
+        return cls(LOOPS[type(spec)](folder, spec, session or own, threads), spec)
 
     def generate(
         self,
@@ -120,6 +126,7 @@ class Generator:
     ) -> Iterator[Generated]:
         """As `generate`, a batch at a time: for more images than fit in memory.
 
+        Graphs of a fixed batch take no more than that at once.
         Everything is checked before this returns.
         """
         checked = check_labels(self.spec, labels)
@@ -127,7 +134,8 @@ class Generator:
         for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
             if operator.index(value) < least:
                 raise GenerationError(f"{name} is {value}, not {least} or more", where="sampling")
-        return self._run(checked, seed, sampling, batch_size, progress)
+        most = min(batch_size, self.spec.static_batch or batch_size)
+        return self._run(checked, seed, sampling, most, progress)
 
     def _run(
         self,

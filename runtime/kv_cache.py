@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import BundleError, GenerationError
 from .sessions.onnxruntime import DeviceValue, OnnxRuntimeSession
 
 PAST = re.compile(r"past_(key|value)\.(\d+)")
+PRESENT = re.compile(r"present_(key|value)\.(\d+)")
 
 
 class KvCache:
@@ -26,11 +28,13 @@ class KvCache:
         self.length = length
 
     @classmethod
-    def empty(cls, session: OnnxRuntimeSession, rows: int, heads: int, head_dim: int) -> KvCache:
-        """P = 0, before the first step."""
-        nothing = np.zeros((rows, heads, 0, head_dim), np.float32)
+    def empty(cls, session: OnnxRuntimeSession, nothing: NDArray[np.generic]) -> KvCache:
+        """P = 0, before the first step; a first step of fixed shapes has no such inputs.
+
+        `nothing` is [rows, heads, 0, head_dim] of the cache's type.
+        """
         names = past_names(session.inputs)
-        return cls({name: session.place(nothing) for name in names}, rows, 0)
+        return cls({name: session.place(nothing) for name in names}, len(nothing), 0)
 
     def feeds(self, rows: int) -> Mapping[str, DeviceValue]:
         """The inputs of a step of `rows` rows.
@@ -48,7 +52,7 @@ class KvCache:
 
     def after(self, outputs: Mapping[str, DeviceValue], tokens: int) -> KvCache:
         """The cache after a step of `tokens` tokens that gave `outputs`."""
-        values = {name: outputs[present_name(name)] for name in self._values}
+        values = {past_name(name): v for name, v in outputs.items() if PRESENT.fullmatch(name)}
         return KvCache(values, self.rows, self.length + tokens)
 
 
@@ -56,17 +60,21 @@ def past_names(inputs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in inputs if PAST.fullmatch(name))
 
 
-def present_name(past: str) -> str:
-    return past.replace("past_", "present_", 1)
+def past_name(present: str) -> str:
+    return present.replace("present_", "past_", 1)
 
 
-def require_caches(session: OnnxRuntimeSession, depth: int) -> None:
-    """Raises BundleError unless each of `depth` blocks has a key and a value cache."""
-    wanted = {f"past_{kind}.{i}" for kind in ("key", "value") for i in range(depth)}
+def require_caches(session: OnnxRuntimeSession, depth: int, *, first: bool = False) -> None:
+    """Raises BundleError unless each of `depth` blocks has a key and a value cache.
+
+    A graph that only is the `first` step takes none.
+    """
+    blocks = [f"{kind}.{i}" for kind in ("key", "value") for i in range(depth)]
+    wanted = set() if first else {f"past_{name}" for name in blocks}
     absent = [
         *sorted(wanted - set(session.inputs)),
-        *sorted(set(map(present_name, wanted)) - set(session.outputs)),
+        *sorted({f"present_{name}" for name in blocks} - set(session.outputs)),
     ]
-    if absent or len(past_names(session.inputs)) != 2 * depth:
+    if absent or len(past_names(session.inputs)) != len(wanted):
         named = f"lacks {', '.join(absent[:4])}" if absent else f"has caches beyond {depth} blocks"
         raise BundleError(named, where=str(session.path), do="export the model again")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class VarAttention(nn.Module):
 
     scale_mul_1H11: Tensor | None
     zero_k_bias: Tensor
+    # What keys and values are rounded to, in the step that makes them too; None for no rounding.
+    cache_type: torch.dtype | None = None
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
@@ -76,8 +78,10 @@ class VarAttention(nn.Module):
             q = q * (0.25 / math.sqrt(q.shape[-1]))
         else:
             q, k = unit_length(q) * self.query_scale(), unit_length(k)
-        present = extend(past, k, v)
-        return self.proj(attend(q, *present, mask)), present
+        kept = self.cache_type or x.dtype
+        keys, values = extend(past, k.to(kept), v.to(kept))
+        out = attend(q, keys.to(x.dtype), values.to(x.dtype), mask)
+        return self.proj(out), (keys, values)
 
 
 class VarBlock(nn.Module):
@@ -207,8 +211,19 @@ class VarTransformer(nn.Module):
         for i, block in enumerate(self.blocks):
             x, present = block(x, modulation[:, i], None if past is None else past[i], mask)
             presents.append(present)
+        return self.logits(x, head_modulation), presents
+
+    def logits(self, x: Tensor, head_modulation: Tensor) -> Tensor:
+        """[rows, n, V] from what the last block gives."""
         gain, shift = head_modulation.chunk(2, dim=1)
-        return self.head(modulated_norm(x, gain, shift, self.config.norm_eps)), presents
+        out: Tensor = self.head(modulated_norm(x, gain, shift, self.config.norm_eps))
+        return out
+
+    def keep_cache_as(self, kind: torch.dtype | None) -> Self:
+        """Set what keys and values are rounded to."""
+        for block in self.blocks:
+            cast(VarBlock, block).attn.cache_type = kind
+        return self
 
     def forward(self, labels: Tensor, features: Tensor) -> Tensor:
         """Teacher-forced logits [rows, L, V] of all scales at once, block-causal.

@@ -127,7 +127,10 @@ class ConditionGraph(GraphTransformer):
 
 
 class StepGraph(GraphTransformer):
-    """n tokens and the keys and values of P >= 0 before them -> logits, and those of P + n."""
+    """n tokens and the keys and values of P >= 0 before them -> logits, and those of P + n.
+
+    Empty lists of keys and values stand for P = 0.
+    """
 
     def forward(  # type: ignore[override]
         self,
@@ -140,7 +143,7 @@ class StepGraph(GraphTransformer):
     ) -> tuple[Tensor, ...]:
         """Outputs: logits, the keys of all blocks, the values of all blocks."""
         positions = F.embedding(position_ids, self.position_table)
-        past = list(zip(past_key, past_value, strict=True))
+        past = list(zip(past_key, past_value, strict=True)) or None
         logits, presents = self.step(x, positions, modulation, head_modulation, past)
         return (logits, *(k for k, _ in presents), *(v for _, v in presents))
 

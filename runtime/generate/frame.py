@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,21 +14,9 @@ from ..images import FloatImage
 from ..kv_cache import KvCache, require_caches
 from ..sampling import Logits, Sampling, Tokens, exponential_noise, guide, sample
 from ..sessions.onnxruntime import Array, DeviceValue, OnnxRuntimeSession
+from .spec import KvType
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
 OpenSession = Callable[[Path, int], OnnxRuntimeSession]
-
-
-class Defaults(msgspec.Struct, frozen=True, kw_only=True):
-    """The sampling that the model's authors evaluate it with; a family without a `cfg_power` has
-    no such parameter.
-    """
-
-    cfg: float
-    top_k: int
-    top_p: float
-    temperature: float = 1.0
-    cfg_power: float | None = None
 
 
 class Loop(Protocol):
@@ -68,53 +55,96 @@ def open_graphs(
     return {name: session(path, threads) for name, path in paths.items()}
 
 
-def guided_rows(labels: NDArray[np.int64], null: int, sampling: Sampling) -> NDArray[np.int64]:
-    """Labels [B] -> those of the transformer's rows: with guidance, B more of the null class."""
-    return np.concatenate([labels, np.full_like(labels, null)]) if sampling.cfg > 0 else labels
+class Batch:
+    """The transformer's rows of a batch of images.
+
+    The conditional ones, then with guidance as many of the null class. Static graphs always have
+    both halves and all images: missing ones are filled up, and what comes of them is not used.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        null: int,
+        sampling: Sampling,
+        static_batch: int | None = None,
+    ) -> None:
+        self.count = len(labels)
+        self.images = static_batch or self.count
+        self._guided = sampling.cfg > 0
+        padded = np.pad(labels, (0, self.images - self.count))
+        doubled = self._guided or static_batch is not None
+        self.labels = np.concatenate([padded, np.full_like(padded, null)]) if doubled else padded
+        self.rows = len(self.labels)
+
+    def halves(self, logits: Logits) -> list[Logits]:
+        """[rows, n, V] -> those used, [B, n, V]: conditional, with guidance unconditional."""
+        starts = (0, self.images) if self._guided else (0,)
+        return [logits[start : start + self.count] for start in starts]
+
+    def fed(self, tokens: Tokens) -> Tokens:
+        """[B, n] -> [rows, n]: both halves get the same tokens."""
+        filled = np.pad(tokens, ((0, self.images - self.count), (0, 0)))
+        return np.tile(filled, (self.rows // self.images, 1))
 
 
-class CachedStep:
-    """`step.onnx`, and the keys and values of a batch so far, in the session's memory."""
+class CachedSteps:
+    """The step graphs, and the keys and values of a batch so far, in the sessions' memory.
 
-    def __init__(self, session: OnnxRuntimeSession, depth: int, heads: int, head_dim: int) -> None:
+    One graph for all steps; or, of fixed shapes, one a step, the first without a cache to take.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[OnnxRuntimeSession],
+        depth: int,
+        heads: int,
+        head_dim: int,
+        kv_type: KvType = "float32",
+        fixed: bool = False,
+    ) -> None:
         """Raises BundleError for a graph with other caches."""
-        require_caches(session, depth)
-        self.session = session
-        self._shape = (heads, head_dim)
-        self.start(0)
+        for k, graph in enumerate(graphs):
+            require_caches(graph, depth, first=fixed and k == 0)
+        self._graphs = graphs
+        self._nothing = np.zeros((1, heads, 0, head_dim), kv_type)
+        self.start(1)
 
     def start(self, rows: int) -> None:
         """A new batch: nothing is cached."""
-        self._cache = KvCache.empty(self.session, rows, *self._shape)
+        self._next = 0
+        self._cache = KvCache.empty(self._graphs[0], np.repeat(self._nothing, rows, axis=0))
 
-    def run(self, rows: int, n: int, feeds: Mapping[str, Array | DeviceValue]) -> Logits:
-        """Logits [rows, n, V] of the next n tokens; `feeds` but for their positions and the cache.
+    def place(self, array: Array) -> DeviceValue:
+        """The array in the sessions' memory."""
+        return self._graphs[0].place(array)
 
-        Raises:
-            GenerationError: the cache is of another batch.
-        """
+    def run(self, n: int, feeds: Mapping[str, Array | DeviceValue]) -> Logits:
+        """Logits [rows, n, V] of the next n tokens; positions and cache are added to `feeds`."""
         positions = np.arange(self._cache.length, self._cache.length + n)
-        outputs = self.session.run_on_device(
-            {"position_ids": positions, **feeds, **self._cache.feeds(rows)}
+        graph = self._graphs[min(self._next, len(self._graphs) - 1)]
+        self.path = graph.path
+        self._next += 1
+        outputs = graph.run_on_device(
+            {"position_ids": positions, **feeds, **self._cache.feeds(self._cache.rows)}
         )
         self._cache = self._cache.after(outputs, n)
         return outputs["logits"].numpy().astype(np.float32, copy=False)
 
 
 def choose(
-    logits: Logits,
-    count: int,
+    halves: Sequence[Logits],
     strength: float,
     streams: Sequence[np.random.Generator],
     sampling: Sampling,
 ) -> Tokens:
-    """Tokens [B, n] from logits [rows, n, V], guided by `strength` if there are more rows than B.
+    """Tokens [B, n] from logits [B, n, V], guided by `strength` if there are unconditional ones.
 
     A draw takes the next n rows of noise of each image's stream.
     """
-    if len(logits) > count:
-        logits = guide(logits[:count], logits[count:], strength)
-    n = logits.shape[1]
+    conditional, *unconditional = halves
+    logits = guide(conditional, unconditional[0], strength) if unconditional else conditional
+    count, n, _ = logits.shape
     flat = logits.reshape(count * n, -1)
     if sampling.greedy:
         tokens: Tokens = np.argmax(flat, axis=1)
@@ -126,15 +156,16 @@ def choose(
     return tokens.reshape(count, n)
 
 
-def require_finite(logits: Logits, count: int, step: str, path: Path) -> None:
+def require_finite(halves: Sequence[Logits], step: str, path: Path) -> None:
     """Raises GenerationError that names the step, and the first token and image of the batch."""
-    finite = np.isfinite(logits)
-    if finite.all():
-        return
-    rows, tokens = np.nonzero(~finite.all(axis=2))
-    raise GenerationError(
-        f"logits of {step} are not finite, first at token {tokens[0]} of image "
-        f"{rows[0] % count} of the batch",
-        where=str(path),
-        do="check the weights; an FP16 graph may overflow",
-    )
+    for logits in halves:
+        finite = np.isfinite(logits)
+        if finite.all():
+            continue
+        rows, tokens = np.nonzero(~finite.all(axis=2))
+        raise GenerationError(
+            f"logits of {step} are not finite, first at token {tokens[0]} of image "
+            f"{rows[0]} of the batch",
+            where=str(path),
+            do="check the weights; an FP16 graph may overflow",
+        )

@@ -5,70 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..images import FloatImage
 from ..sampling import Sampling, Tokens
 from ..sessions.onnxruntime import Array, OnnxRuntimeSession
-from .frame import (
-    CachedStep,
-    Count,
-    Defaults,
-    OpenSession,
-    choose,
-    guided_rows,
-    open_graphs,
-    require_finite,
-)
+from .frame import Batch, CachedSteps, OpenSession, choose, open_graphs, require_finite
+from .rar_spec import RarSpec
 
 # Rows times positions whose modulations are made at once: as many as make the linears efficient,
 # few enough that what they give stays small.
 ROWS_AHEAD = 64
-
-
-class RarDefaults(Defaults, frozen=True, kw_only=True):
-    """With the power of the guidance's schedule."""
-
-    cfg_power: float
-
-
-class RarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="rar"):
-    """`generator.json` of a RAR: what the schedule needs to know beside the graphs.
-
-    An image is a map of `side` * `side` tokens. The null class is `num_classes`. The step takes
-    rows of one table: the vocabulary, a mask token, the classes with the null class, cls.
-    """
-
-    schema: Literal["arvg-trt/generator/v1"]
-    side: Count
-    num_classes: Count
-    vocab_size: Count
-    depth: Count
-    width: Count
-    heads: Count
-    head_dim: Count
-    image_size: Count
-    defaults: RarDefaults
-
-    @property
-    def length(self) -> int:
-        """Tokens of an image."""
-        return self.side * self.side
-
-    @property
-    def steps(self) -> int:
-        """Steps of one batch: its tokens."""
-        return self.length
-
-    def prefix(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Labels [rows] -> what begins the sequence, [rows, 2]: cls and the class."""
-        classes = labels + self.vocab_size + 1
-        cls = np.full_like(labels, self.vocab_size + self.num_classes + 2)
-        return np.stack([cls, classes], axis=1)
 
 
 class Modulations:
@@ -110,7 +59,7 @@ class RarLoop:
         graphs = open_graphs(folder, ("condition", "step", "decoder"), session, threads)
         self.spec = spec
         self._condition, self._decoder = graphs["condition"], graphs["decoder"]
-        self._step = CachedStep(graphs["step"], spec.depth, spec.heads, spec.head_dim)
+        self._steps = CachedSteps([graphs["step"]], spec.depth, spec.heads, spec.head_dim)
 
     def run(
         self,
@@ -120,23 +69,23 @@ class RarLoop:
         tick: Callable[[], None],
     ) -> tuple[FloatImage, Tokens]:
         """As `Loop.run`; guidance rises as `strength` says."""
-        spec, count, step = self.spec, len(labels), self._step
-        classes = guided_rows(labels, spec.num_classes, sampling)
-        rows = len(classes)
-        modulations = Modulations(self._condition, classes, spec.length + 1)
-        step.start(rows)
-        tokens, position = spec.prefix(classes), 0
+        spec, steps = self.spec, self._steps
+        batch = Batch(labels, spec.num_classes, sampling)
+        modulations = Modulations(self._condition, batch.labels, spec.length + 1)
+        steps.start(batch.rows)
+        tokens, position = spec.prefix(batch.labels), 0
         chosen = []
         for k in range(spec.length):
             n = tokens.shape[1]
-            logits = step.run(rows, n, {"tokens": tokens, **modulations.of(position, n)})[:, -1:]
-            require_finite(logits, count, f"step {k}", step.session.path)
-            new = choose(logits, count, strength(sampling, k, spec.length), streams, sampling)
+            feeds = {"tokens": tokens, **modulations.of(position, n)}
+            logits = batch.halves(steps.run(n, feeds)[:, -1:])
+            require_finite(logits, f"step {k}", steps.path)
+            new = choose(logits, strength(sampling, k, spec.length), streams, sampling)
             chosen.append(new)
-            tokens, position = np.tile(new, (rows // count, 1)), position + n
+            tokens, position = batch.fed(new), position + n
             tick()
         found = np.concatenate(chosen, axis=1)
-        indices = found.reshape(count, spec.side, spec.side).astype(np.int32)
+        indices = found.reshape(-1, spec.side, spec.side).astype(np.int32)
         return self._decoder.run({"indices": indices})["image"], found  # type: ignore[return-value]
 
 

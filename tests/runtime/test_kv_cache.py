@@ -18,6 +18,10 @@ def step(tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntimeSession:
     return fast_session(TOY.save(tmp_path_factory.mktemp("toy")) / "step.onnx", 1)
 
 
+def empty(step: OnnxRuntimeSession, rows: int) -> KvCache:
+    return KvCache.empty(step, np.zeros((rows, HEADS, 0, HEAD_DIM), np.float32))
+
+
 def feeds(rows: int, n: int, first: int, seed: int = 0) -> dict[str, np.ndarray]:
     x = np.random.default_rng(seed).normal(size=(rows, n, WIDTH)).astype(np.float32)
     labels = np.arange(rows)
@@ -30,7 +34,7 @@ def feeds(rows: int, n: int, first: int, seed: int = 0) -> dict[str, np.ndarray]
 
 
 def test_empty_cache_has_no_tokens(step: OnnxRuntimeSession) -> None:
-    cache = KvCache.empty(step, 3, HEADS, HEAD_DIM)
+    cache = empty(step, 3)
     assert (cache.rows, cache.length) == (3, 0)
     found = cache.feeds(3)
     assert set(found) == NAMES
@@ -38,7 +42,7 @@ def test_empty_cache_has_no_tokens(step: OnnxRuntimeSession) -> None:
 
 
 def test_cached_steps_are_the_formulas(step: OnnxRuntimeSession) -> None:
-    cache = KvCache.empty(step, 3, HEADS, HEAD_DIM)
+    cache = empty(step, 3)
     past = [np.zeros((3, 0, WIDTH))] * DEPTH
     first = 0
     for n in (1, 4, 2):
@@ -54,7 +58,7 @@ def test_cached_steps_are_the_formulas(step: OnnxRuntimeSession) -> None:
 
 
 def test_present_values_are_the_next_past_without_a_copy(step: OnnxRuntimeSession) -> None:
-    cache = KvCache.empty(step, 2, HEADS, HEAD_DIM)
+    cache = empty(step, 2)
     outputs = step.run_on_device({**feeds(2, 3, 0), **cache.feeds(2)})
     bound = cache.after(outputs, 3).feeds(2)
     for name in NAMES:
@@ -63,7 +67,7 @@ def test_present_values_are_the_next_past_without_a_copy(step: OnnxRuntimeSessio
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_cache_of_another_batch_is_refused(step: OnnxRuntimeSession, rows: int) -> None:
-    cache = KvCache.empty(step, 2, HEADS, HEAD_DIM)
+    cache = empty(step, 2)
     cache = cache.after(step.run_on_device({**feeds(2, 3, 0), **cache.feeds(2)}), 3)
     message = f"KV cache holds 2 rows after 3 tokens, the step has {rows}"
     with pytest.raises(GenerationError, match=message):

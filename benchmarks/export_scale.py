@@ -1,0 +1,248 @@
+"""Time and memory of exporting a VAR of a published size, as a user runs it.
+
+python -m arvg_trt.benchmarks.export_scale --model var-d30 --workdir /scratch
+
+The checkpoint has the official names, shapes and form, and random weights; it is written without
+ever being in memory. The export runs in a fresh process. Several times a second the memory of it
+and of its second process is read from `/proc`: what is anonymous, and what are pages of mapped
+files, which the system drops as soon as something else needs the room. The workspace is removed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..artifacts import MANIFEST, Manifest, decode_json
+from ..export.generators.var import VarTransformer
+from ..export.generators.var_checkpoint import INFINITE
+from ..export.generators.var_config import VarConfig
+from ..export.tokenizers.var_vqvae import VarVqvae
+from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
+from ..export.zoo import find_model
+from .common import RESULTS, environment, environment_line, markdown_table, write_results
+
+INTERVAL = 0.2  # seconds between two samples
+MOST = 1.6  # of the FP32 weights
+IMAGES = "skimage:astronaut,coffee"
+READING, EXPORTING, COMPARING, SEALING = "reading", "exporting", "comparing", "digests"
+SPREAD = 0.1  # of tables, biases and modulations
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes: anonymous, all resident, and the most that a single process ever had resident."""
+
+    anonymous: int = 0
+    resident: int = 0
+    peak_of_one: int = 0
+
+    def beside(self, other: Memory) -> Memory:
+        """Two processes at the same time."""
+        return Memory(
+            self.anonymous + other.anonymous,
+            self.resident + other.resident,
+            max(self.peak_of_one, other.peak_of_one),
+        )
+
+    def most(self, other: Memory) -> Memory:
+        """Two moments."""
+        return Memory(
+            max(self.anonymous, other.anonymous),
+            max(self.resident, other.resident),
+            max(self.peak_of_one, other.peak_of_one),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the export, by what it has written so far."""
+
+    seconds: float = 0.0
+    memory: Memory = Memory()
+
+    def after(self, seconds: float, memory: Memory) -> Phase:
+        return Phase(self.seconds + seconds, self.memory.most(memory))
+
+
+def write_checkpoint(folder: Path, name: str, config: VarConfig, seed: int) -> None:
+    """The transformer's and the VQVAE's files under their official names."""
+    folder.mkdir(parents=True)
+    transformer, vae = find_model(name).files[0]
+    write_transformer(folder / transformer, config, seed)
+    torch.manual_seed(seed)
+    model = VarVqvae(VarVqvaeConfig(patch_nums=config.patch_nums))
+    with torch.no_grad():
+        model.quant_conv.weight.mul_(4)  # the codes that random latents take are then many
+        model.quantize.embedding.weight.mul_(0.5)
+    torch.save(model.state_dict(), folder / vae)
+
+
+def write_transformer(path: Path, config: VarConfig, seed: int) -> None:
+    """Reserve the file with empty storages, then draw the weights into its mapped pages."""
+    with torch.device("meta"):
+        shapes = VarTransformer(config).state_dict()
+    with FakeTensorMode():
+        empty = {key: torch.empty(t.shape, dtype=t.dtype) for key, t in shapes.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(empty, path)
+    constants = official_buffers(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        tensors: dict[str, Tensor] = torch.load(path, mmap=True, weights_only=True)
+    for key, tensor in tensors.items():
+        if key in constants:
+            tensor.copy_(constants[key])
+        elif key.endswith("scale_mul_1H11"):
+            tensor.fill_(1.4)
+        else:
+            is_weight = tensor.ndim == 2 and "emb" not in key
+            spread = tensor.shape[1] ** -0.5 if is_weight else SPREAD
+            tensor.normal_(std=spread, generator=generator)
+
+
+def official_buffers(config: VarConfig) -> dict[str, Tensor]:
+    tiny = VarTransformer(replace(config, depth=1, width=1, heads=1, hidden=1))
+    found = {"lvl_1L": tiny.lvl_1L, INFINITE[0]: tiny.attn_bias_for_masking}
+    zeros = torch.zeros(config.width)
+    return found | {f"blocks.{i}.attn.zero_k_bias": zeros for i in range(config.depth)}
+
+
+def process_tree(pid: int) -> Iterator[int]:
+    """A process and all that it started; those that end meanwhile are left out."""
+    yield pid
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = listed.read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for child in children:
+            yield from process_tree(int(child))
+
+
+def read_memory(pid: int) -> Memory:
+    """Of one process; nothing once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return Memory()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    peak = status.partition("VmHWM:")[2].split()
+    if not kib or not peak:
+        return Memory()
+    return Memory(kib["Anonymous"] * 1024, kib["Rss"] * 1024, int(peak[0]) * 1024)
+
+
+def phase_of(workspace: Path, processes: int, before: str) -> str:
+    """What the export does, from its files and whether its second process is there."""
+    made = {path.name for path in workspace.glob(".export.*.tmp/*")}
+    if "model.onnx.data" not in made and before == READING:
+        return READING
+    if "generator.json" not in made and before in (READING, EXPORTING):
+        return EXPORTING
+    return SEALING if processes == 1 and before in (COMPARING, SEALING) else COMPARING
+
+
+def measure(arguments: list[str], workspace: Path) -> dict[str, Phase]:
+    """Run the command line; returns its phases.
+
+    Raises:
+        click.ClickException: it failed; its message is on stderr.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "arvg_trt", *arguments])
+    phases: dict[str, Phase] = {}
+    phase, last = READING, time.monotonic()
+    while process.poll() is None:
+        time.sleep(INTERVAL)
+        memory, count = Memory(), 0
+        for pid in process_tree(process.pid):
+            memory, count = memory.beside(read_memory(pid)), count + 1
+        phase = phase_of(workspace, count, phase)
+        now = time.monotonic()
+        phases[phase] = phases.get(phase, Phase()).after(now - last, memory)
+        last = now
+    if process.returncode:
+        raise click.ClickException(f"the export ended with {process.returncode}")
+    return phases
+
+
+def phase_table(phases: dict[str, Phase], weights: float) -> str:
+    def row(name: str, seconds: float, memory: Memory) -> list[str]:
+        sizes = (memory.anonymous, memory.resident, memory.peak_of_one)
+        shown = [f"{size / 1e9:.2f} ({size / weights:.2f}x)" for size in sizes]
+        return [name, f"{seconds:.0f}", *shown]
+
+    total = Memory()
+    for phase in phases.values():
+        total = total.most(phase.memory)
+    seconds = sum(phase.seconds for phase in phases.values())
+    rows = [row(name, phase.seconds, phase.memory) for name, phase in phases.items()]
+    header = ("phase", "s", "anonymous, GB", "resident, GB", "resident of one process, GB")
+    return markdown_table(header, [*rows, row("all", seconds, total)])
+
+
+@click.command()
+@click.option("--model", default="var-d16", show_default=True)
+@click.option("--workdir", type=click.Path(path_type=Path), required=True, help="Needs room.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder, not a random one.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(model: str, workdir: Path, checkpoint: Path | None, out: Path) -> None:
+    """Measure and write `export_scale_MODEL.md` and `.json`."""
+    config = find_model(model).config
+    if not isinstance(config, VarConfig):
+        raise click.BadParameter(f"{model} is no published VAR", param_hint="--model")
+    scratch = Path(tempfile.mkdtemp(dir=workdir))
+    try:
+        folder = checkpoint or scratch / "checkpoint"
+        if checkpoint is None:
+            click.echo("writing a checkpoint", err=True)
+            write_checkpoint(folder, model, config, seed=0)
+        workspace = scratch / "ws"
+        click.echo("exporting", err=True)
+        arguments = ["export", model, str(workspace), "--checkpoint", str(folder)]
+        phases = measure([*arguments, "--images", IMAGES], workspace)
+        manifest = decode_json(workspace / "export" / MANIFEST, Manifest, do="")
+    finally:
+        shutil.rmtree(scratch)
+    results: dict[str, Any] = manifest.results
+    weights = 4 * results["parameters"]
+    worst = max(d["max"] for d in results["parity"]["graphs"])
+    found = environment(torch.get_num_threads())
+    text = "\n\n".join(
+        (
+            f"# Exporting {model}: {results['parameters']:,} parameters",
+            environment_line(found),
+            phase_table(phases, weights),
+            f"In brackets: relative to the FP32 weights, {weights / 1e9:.2f} GB; at most {MOST}x "
+            "is wanted. Anonymous memory cannot be dropped; resident memory has the pages of the "
+            "mapped checkpoint and weights too; both are sums over the two processes. The last "
+            "column is `VmHWM`, what `/usr/bin/time` shows.",
+            f"Largest difference from PyTorch over all graphs and steps: {worst:.1e} of the RMS.",
+        )
+    )
+    values = {
+        "environment": found,
+        "parameters": results["parameters"],
+        "phases": {name: asdict(phase) for name, phase in phases.items()},
+        "worst_difference": worst,
+    }
+    write_results(f"export_scale_{model}", out, text + "\n", values)
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Work in a process of its own: its memory is gone when it ends, and the two can be told apart.
+
+`call` runs a module of this package, whose `main` hands its work to `answer`.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..errors import ArvgError, OutOfMemory
+
+T = TypeVar("T")
+REQUEST, RESULT = "request.json", "result.json"
+KINDS = {kind.__name__: kind for kind in ArvgError.__subclasses__()}
+# How torch says it, in a RuntimeError of no class of its own.
+MEMORY_SIGN = "can't allocate memory"
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """An `ArvgError` on its way to the first process."""
+
+    kind: str
+    what: str
+    where: str | None
+    do: str | None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the work gave, or why it could not be done."""
+
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    problem: Problem | None = None
+
+
+def call(module: str, request: Any, result: type[T]) -> T:
+    """Run `python -m MODULE` with the request; returns its result.
+
+    Raises:
+        ArvgError: what the work raised.
+        OutOfMemory: the system ended the process, as it does for memory.
+        RuntimeError: a bug; its traceback is on stderr.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / REQUEST).write_bytes(msgspec.json.encode(request))
+        code = subprocess.run([sys.executable, "-m", module, folder]).returncode
+        if code == -signal.SIGKILL:
+            raise OutOfMemory(
+                "a second process was killed, as the system does where memory ends",
+                where=module,
+                do="free memory, or use a larger machine",
+            )
+        if code:
+            raise RuntimeError(f"{module} ended with {code}")
+        answer = msgspec.json.decode((Path(folder) / RESULT).read_bytes(), type=Answer)
+    if answer.problem is not None:
+        problem = answer.problem
+        raise KINDS[problem.kind](problem.what, where=problem.where, do=problem.do)
+    return msgspec.json.decode(answer.value, type=result)
+
+
+def answer(request: type[T], work: Callable[[T], Any]) -> None:
+    """Do the work on the request in the folder that the command line names."""
+    folder = Path(sys.argv[1])
+    try:
+        value = work(msgspec.json.decode((folder / REQUEST).read_bytes(), type=request))
+        found = Answer(value=msgspec.Raw(msgspec.json.encode(value)))
+    except ArvgError as error:
+        found = Answer(problem=Problem(type(error).__name__, error.what, error.where, error.do))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and MEMORY_SIGN not in str(error):
+            raise
+        do = "free memory, or use a larger machine"
+        found = Answer(problem=Problem("OutOfMemory", "out of memory", None, do))
+    (folder / RESULT).write_bytes(msgspec.json.encode(found))

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from arvg_trt.errors import ArvgError, ExportError, OutOfMemory
+from arvg_trt.export.var_form import DYNAMIC
+from arvg_trt.pipeline.compare_apart import Comparison
+from arvg_trt.pipeline.second_process import answer, call
+
+MODULE = "arvg_trt.pipeline.compare_apart"
+
+
+def comparison(checkpoint: Path) -> Comparison:
+    return Comparison(
+        model="var",
+        spec="the checkpoint",
+        paths=(str(checkpoint),),
+        images=(),
+        folder=".",
+        form=DYNAMIC,
+    )
+
+
+def executable(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_an_error_of_the_second_process_is_the_first_ones(tmp_path: Path) -> None:
+    missing = tmp_path / "var_d16.pth"
+    with pytest.raises(ExportError) as caught:
+        call(MODULE, comparison(missing), dict)
+    error = caught.value
+    assert (error.what, error.where, error.do) == (
+        "no such file",
+        str(missing),
+        "check --checkpoint",
+    )
+
+
+def test_a_killed_process_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "kill -9 $$"))
+    with pytest.raises(OutOfMemory, match=r"was killed, as the system does where memory ends"):
+        call(MODULE, comparison(tmp_path), dict)
+
+
+def test_a_bug_of_the_second_process_is_no_users_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "exit 1"))
+    with pytest.raises(RuntimeError, match="compare_apart ended with 1") as caught:
+        call(MODULE, comparison(tmp_path), dict)
+    assert not isinstance(caught.value, ArvgError)
+
+
+def ask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "request.json").write_text("[2, 3]")
+    monkeypatch.setattr(sys, "argv", ["module", str(folder)])
+
+
+def test_the_result_is_what_the_work_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(tmp_path, monkeypatch)
+    answer(list[int], sum)
+    assert (tmp_path / "result.json").read_text() == '{"value":5,"problem":null}'
+
+
+@pytest.mark.parametrize("bytes_each", [1, 8])
+def test_memory_that_torch_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_each: int
+) -> None:
+    ask(tmp_path, monkeypatch)
+    kind = {1: torch.uint8, 8: torch.float64}[bytes_each]
+    answer(list[int], lambda _: torch.empty(2**50, dtype=kind))
+    assert '"kind":"OutOfMemory","what":"out of memory"' in (tmp_path / "result.json").read_text()
+
+
+def test_other_errors_of_torch_are_bugs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError, match="size"):
+        answer(list[int], lambda _: torch.zeros(2) + torch.zeros(3))
+    assert not (tmp_path / "result.json").exists()
