@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..runtime.sessions.onnxruntime import fast_session
+from ..runtime.sessions.onnxruntime import mapped_session
 from .parity import (
     Arrays,
     Difference,
@@ -98,15 +98,17 @@ def check_tokenizer_parity(
     Raises:
         ExportError: a difference above the tolerance, or a token that differs and may not.
     """
-    encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.images})
+    encoded = mapped_session(folder / "encoder.onnx").run({"image": wanted.images})
     found = [difference("encoder", "latent", encoded["latent"], wanted.latent)]
     gc.collect()
-    decoder = fast_session(folder / "decoder.onnx")
+    decoder = mapped_session(folder / "decoder.onnx")
     decoded = run_in_rows(decoder, {"latent": wanted.sums[-1]}, form.static_batch)
     del decoder
     found.append(difference("decoder", "image", decoded["image"], wanted.decoded))
     gc.collect()
-    looked = fast_session(folder / "lookup.onnx").run({"indices": wanted.indices.astype(np.int32)})
+    looked = mapped_session(folder / "lookup.onnx").run(
+        {"indices": wanted.indices.astype(np.int32)}
+    )
     found.append(difference("lookup", "latent", looked["latent"], wanted.sums[-1]))
     found.append(difference("lookup", "features", looked["features"], wanted.features))
     found += check_updates(folder, wanted, form)
@@ -126,7 +128,7 @@ def check_updates(folder: Path, wanted: TokenizerReferences, form: VarForm) -> l
     for scale, (a, b) in enumerate(pairwise(np.cumsum([0, *wanted.lengths]))):
         name = f"update.{scale}"
         feeds: Arrays = {"tokens": wanted.indices[:, a:b], "f_hat": before}
-        outputs = run_in_rows(fast_session(folder / f"{name}.onnx"), feeds, form.rows)
+        outputs = run_in_rows(mapped_session(folder / f"{name}.onnx"), feeds, form.rows)
         before = wanted.sums[scale]
         found.append(difference(name, "f_hat_next", outputs["f_hat_next"], before))
         if "x" in outputs:

@@ -13,9 +13,8 @@ from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
+from .export_generator import export_generator
 from .export_job import ExportJob
-from .export_rar import export_rar
-from .export_var import export_var
 
 if TYPE_CHECKING:
     from ..export.zoo import ZooEntry
@@ -121,6 +120,6 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "cosmos": export_cosmos,
-    "rar": export_rar,
-    "var": export_var,
+    "rar": export_generator,
+    "var": export_generator,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,15 +54,6 @@ class ExportJob:
 
     def progress(self, task: str, done: int) -> None:
         self.reporter.progress(task, done, STEPS)
-
-    def results(self, parameters: Mapping[str, int], parity: Mapping[str, Any]) -> dict[str, Any]:
-        """What a generator's manifest records; `parameters` are those of its parts."""
-        return {
-            "parameters": sum(parameters.values()),
-            "parameters_of": dict(parameters),
-            "parity": parity,
-            "parity_images": [p.name for p in self.images],
-        }
 
 
 def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stage 1 for RAR: a transformer and its MaskGIT-VQ -> all graphs of the generator."""
+"""What the export of a RAR writes, of transformer and MaskGIT-VQ, and how it is compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import encode_json
 from ..runtime.generate.rar_spec import RarDefaults, RarSpec
 from ..sites import SiteMap
-from .compare_apart import compare_apart
 from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
 
 if TYPE_CHECKING:
@@ -20,17 +19,6 @@ if TYPE_CHECKING:
     from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
 
 
-def export_rar(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Write the generator's graphs, sites.json and generator.json; returns the results."""
-    job.progress("reading the checkpoint", 0)
-    parameters = write_graphs(job, folder)
-    gc.collect()  # the mapped checkpoint
-    job.progress("comparing with PyTorch", 2)
-    parity = compare_apart(job, folder)
-    job.progress("comparing with PyTorch", 3)
-    return job.results(parameters, parity)
-
-
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     """All that the export leaves; returns the parameters of each half."""
     from ..export.rar_export import export_rar as export_transformer
@@ -38,7 +26,6 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     from ..export.weight_file import WeightFile
 
     model, vq = load_models(job)
-    job.progress("exporting", 1)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "rar"}
     with WeightFile(folder) as weights:
         sites = export_vq(vq, weights, properties)
@@ -51,7 +38,7 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     }
 
 
-def compare_rar(job: ExportJob, folder: Path) -> dict[str, Any]:
+def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Both halves of the model, each let go before its graphs are opened; for the manifest.
 
     Raises:

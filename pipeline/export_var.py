@@ -1,4 +1,4 @@
-"""Stage 1 for VAR: a transformer and its VQVAE -> all graphs of the generator."""
+"""What the export of a VAR writes, from a transformer and its VQVAE, and how it is compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.generate.spec import Defaults
 from ..runtime.generate.var_spec import VarSpec
 from ..sites import SiteMap
-from .compare_apart import compare_apart
 from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
 
 if TYPE_CHECKING:
@@ -24,18 +23,26 @@ if TYPE_CHECKING:
 PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
 
 
-def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Write the generator's graphs, sites.json and generator.json; returns the results."""
-    job.progress("reading the checkpoint", 0)
-    parameters = write_graphs(job, folder)
-    gc.collect()  # the mapped checkpoint
-    job.progress("comparing with PyTorch", 2)
-    parity = compare_apart(job, folder)
-    job.progress("comparing with PyTorch", 3)
-    return job.results(parameters, parity)
+def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
+    """All that the export leaves; returns the parameters of each half."""
+    from ..export.var_export import export_var as export_transformer
+    from ..export.var_tokenizer_export import export_var_tokenizer
+    from ..export.weight_file import WeightFile
+
+    model, vae = load_models(job)
+    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "var"}
+    with WeightFile(folder) as weights:
+        sites = export_var_tokenizer(vae, weights, properties, model.word_embed, job.form)
+        sites += export_transformer(model, weights, properties, job.form)
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    (folder / "generator.json").write_bytes(encode_json(describe(model.config, vae, job.form)))
+    return {
+        "transformer": sum(p.numel() for p in model.parameters()),
+        "vqvae": sum(p.numel() for p in vae.parameters()),
+    }
 
 
-def compare_var(job: ExportJob, folder: Path) -> dict[str, Any]:
+def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Both halves of the model, each let go before its graphs are opened; for the manifest.
 
     Raises:
@@ -60,26 +67,6 @@ def compare_var(job: ExportJob, folder: Path) -> dict[str, Any]:
     gc.collect()
     tokens, differences = check_tokenizer_parity(folder, tokenizer, job.form)
     return parity_results(tokens, (*differences, *check_var_parity(folder, references)))
-
-
-def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
-    """All that the export leaves; returns the parameters of each half."""
-    from ..export.var_export import export_var as export_transformer
-    from ..export.var_tokenizer_export import export_var_tokenizer
-    from ..export.weight_file import WeightFile
-
-    model, vae = load_models(job)
-    job.progress("exporting", 1)
-    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "var"}
-    with WeightFile(folder) as weights:
-        sites = export_var_tokenizer(vae, weights, properties, model.word_embed, job.form)
-        sites += export_transformer(model, weights, properties, job.form)
-    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-    (folder / "generator.json").write_bytes(encode_json(describe(model.config, vae, job.form)))
-    return {
-        "transformer": sum(p.numel() for p in model.parameters()),
-        "vqvae": sum(p.numel() for p in vae.parameters()),
-    }
 
 
 def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:

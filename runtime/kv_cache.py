@@ -12,6 +12,7 @@ from ..errors import BundleError, GenerationError
 from .sessions.onnxruntime import DeviceValue, OnnxRuntimeSession
 
 PAST = re.compile(r"past_(key|value)\.(\d+)")
+CACHE = re.compile(r"(past|present)_(key|value)\.(\d+)")
 PRESENT = re.compile(r"present_(key|value)\.(\d+)")
 
 
@@ -64,8 +65,10 @@ def past_name(present: str) -> str:
     return present.replace("present_", "past_", 1)
 
 
-def require_caches(session: OnnxRuntimeSession, depth: int, *, first: bool = False) -> None:
-    """Raises BundleError unless each of `depth` blocks has a key and a value cache.
+def require_caches(
+    session: OnnxRuntimeSession, depth: int, kind: str = "float32", *, first: bool = False
+) -> None:
+    """Raises BundleError unless each of `depth` blocks has a key and a value cache of type `kind`.
 
     A graph that only is the `first` step takes none.
     """
@@ -78,3 +81,11 @@ def require_caches(session: OnnxRuntimeSession, depth: int, *, first: bool = Fal
     if absent or len(past_names(session.inputs)) != len(wanted):
         named = f"lacks {', '.join(absent[:4])}" if absent else f"has caches beyond {depth} blocks"
         raise BundleError(named, where=str(session.path), do="export the model again")
+    names = [name for name in (*session.inputs, *session.outputs) if CACHE.fullmatch(name)]
+    odd = [name for name in names if session.types[name] != kind]
+    if odd:
+        raise BundleError(
+            f"{odd[0]} is {session.types[odd[0]]}, not {kind}",
+            where=str(session.path),
+            do="export the model again",
+        )

@@ -105,7 +105,7 @@ class CachedSteps:
     ) -> None:
         """Raises BundleError for a graph with other caches."""
         for k, graph in enumerate(graphs):
-            require_caches(graph, depth, first=fixed and k == 0)
+            require_caches(graph, depth, kv_type, first=fixed and k == 0)
         self._graphs = graphs
         self._nothing = np.zeros((1, heads, 0, head_dim), kv_type)
         self.start(1)

@@ -101,6 +101,8 @@ class OnnxRuntimeSession:
         self.memory: str = self.device.removesuffix("ExecutionProvider").lower()
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        ends = (*self._session.get_inputs(), *self._session.get_outputs())
+        self.types: Mapping[str, str] = {end.name: numpy_name(end.type) for end in ends}
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def run(
@@ -151,6 +153,12 @@ class OnnxRuntimeSession:
             f"ONNX Runtime refused {shapes}: {first_line(error)}",
             do="check the input's shape and type against the graph",
         )
+
+
+def numpy_name(kind: str) -> str:
+    """`tensor(float)` is float32 to numpy."""
+    inner = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(inner, inner)
 
 
 def shape_of(value: Array | DeviceValue) -> Sequence[int]:

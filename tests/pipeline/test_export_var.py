@@ -120,6 +120,38 @@ def test_the_workspace_generates_images(workspace: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
+def test_fixed_shapes_and_half_caches_export_and_generate(workspace: Path, tmp_path: Path) -> None:
+    """Three images, two at once. The first map sees no cache, so rounding does not change it."""
+    args = ("--checkpoint", workspace.parent / "checkpoint", "--images", "skimage:astronaut,coffee")
+    form = ("--static-batch", 2, "--kv-type", "float16")
+    outcome = arvg("export", "var", tmp_path / "ws", *args, *form)
+    assert outcome.code == 0, outcome
+    folder = tmp_path / "ws" / "export"
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {f"step.{k}.onnx" for k in range(3)} and "step.onnx" not in names
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["options"] == {"model": "var", "static_batch": 2, "kv_type": "float16"}
+    found = manifest["results"]["parity"]["graphs"]
+    steps = [(d["graph"], d["tokens"]) for d in found if d["tokens"]]
+    assert steps == [("step.0", 1), ("step.1", 4), ("step.2", 9)]
+    spec = json.loads((folder / "generator.json").read_text())
+    assert (spec["static_batch"], spec["kv_type"]) == (2, "float16")
+    tokens = []
+    for source in (workspace, tmp_path / "ws"):
+        path = tmp_path / "t.npz"
+        outcome = arvg("generate", source, "--labels", "0,3,4", "--greedy", "--tokens", path)
+        assert outcome.code == 0, outcome
+        tokens.append(np.load(path)["tokens"])
+    assert np.array_equal(tokens[0][:, :1], tokens[1][:, :1])
+    assert np.mean(tokens[0] == tokens[1]) > 0.8
+
+
+def test_a_tokenizer_alone_has_no_fixed_batch(tmp_path: Path) -> None:
+    outcome = arvg("export", "cosmos-mini-di8x8", tmp_path / "ws", "--static-batch", 2)
+    assert_refused(outcome, 4, "is no generator", "leave out --static-batch")
+    assert not (tmp_path / "ws").exists()
+
+
 def test_the_graphs_generate_tokens_without_pytorch(workspace: Path) -> None:
     """Greedy decoding by the exported graphs alone ends in the f_hat that lookup.onnx gives."""
     folder = workspace / "export"

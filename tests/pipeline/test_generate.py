@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 from PIL import Image
 
 from arvg_trt.errors import GenerationError
 from arvg_trt.pipeline.generate import parse_labels
 from arvg_trt.runtime.generator import Generator
 
-from ..runtime.toy_var import IMAGE, LENGTH, SIDES, ToyVar
+from ..runtime.toy_var import CHANNELS, IMAGE, LENGTH, SIDES, SIZE, ToyVar, ints, save
 from .conftest import Outcome, arvg, assert_refused, digests, leftovers, start, wait_for
 
 
@@ -162,6 +163,21 @@ def test_logits_that_are_not_finite_name_the_scale_and_leave_no_array(tmp_path: 
     broken.save(tmp_path / "ws" / "export")
     outcome = generate(tmp_path / "ws", "--labels", "0", "--npz", tmp_path / "x" / "x.npz")
     assert_refused(outcome, 10, "step.onnx", "scale 2 (3x3 tokens) are not finite")
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+def test_out_of_memory_is_named_and_leaves_no_array(tmp_path: Path) -> None:
+    """A decoder whose image has 2^50 rows."""
+    folder = ToyVar().save(tmp_path / "ws" / "export")
+    nodes = [
+        helper.make_node("ReduceMean", ["latent", "axes"], ["mean"]),
+        helper.make_node("Expand", ["mean", "shape"], ["image"]),
+    ]
+    latent = {"latent": ("float", ["n", CHANNELS, SIZE, SIZE])}
+    constants = {"axes": ints(2, 3), "shape": ints(1, 1, 2**50, 1)}
+    save(folder / "decoder.onnx", nodes, latent, ["image"], constants)
+    outcome = generate(tmp_path / "ws", "--labels", "0", "--npz", tmp_path / "x" / "x.npz")
+    assert_refused(outcome, 11, "decoder.onnx", "out of memory", "smaller batch")
     assert list((tmp_path / "x").iterdir()) == []
 
 

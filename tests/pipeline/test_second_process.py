@@ -8,14 +8,15 @@ import torch
 
 from arvg_trt.errors import ArvgError, ExportError, OutOfMemory
 from arvg_trt.export.var_form import DYNAMIC
-from arvg_trt.pipeline.compare_apart import Comparison
+from arvg_trt.pipeline.export_generator import ModelTask
 from arvg_trt.pipeline.second_process import answer, call
 
-MODULE = "arvg_trt.pipeline.compare_apart"
+MODULE = "arvg_trt.pipeline.export_generator"
 
 
-def comparison(checkpoint: Path) -> Comparison:
-    return Comparison(
+def comparison(checkpoint: Path) -> ModelTask:
+    return ModelTask(
+        what="compare",
         model="var",
         spec="the checkpoint",
         paths=(str(checkpoint),),
@@ -53,7 +54,7 @@ def test_a_bug_of_the_second_process_is_no_users_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "exit 1"))
-    with pytest.raises(RuntimeError, match="compare_apart ended with 1") as caught:
+    with pytest.raises(RuntimeError, match="export_generator ended with 1") as caught:
         call(MODULE, comparison(tmp_path), dict)
     assert not isinstance(caught.value, ArvgError)
 

@@ -80,3 +80,8 @@ def test_graph_needs_a_cache_for_every_block(step: OnnxRuntimeSession) -> None:
         require_caches(step, DEPTH + 1)
     with pytest.raises(BundleError, match="caches beyond 1 blocks"):
         require_caches(step, DEPTH - 1)
+
+
+def test_graph_with_caches_of_another_type_is_refused(step: OnnxRuntimeSession) -> None:
+    with pytest.raises(BundleError, match=r"step\.onnx: past_key\.0 is float32, not float16"):
+        require_caches(step, DEPTH, "float16")

@@ -11,10 +11,11 @@ from arvg_trt.errors import BundleError, OutOfMemory
 from arvg_trt.runtime.sessions.onnxruntime import (
     OnnxRuntimeSession,
     fast_session,
+    mapped_session,
     reference_session,
 )
 
-SESSIONS = [reference_session, fast_session]
+SESSIONS = [reference_session, fast_session, mapped_session]
 
 
 def model(*, opset: int = 21) -> onnx.ModelProto:

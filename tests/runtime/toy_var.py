@@ -20,7 +20,11 @@ WIDTH, CHANNELS, SIZE, IMAGE = HEADS * HEAD_DIM, 3, 3, 6
 LENGTH = sum(side * side for side in SIDES)
 DEFAULTS = {"cfg": 1.5, "top_k": 8, "top_p": 0.9}
 RANKS = {"x": 3, "head_modulation": 3, "logits": 3}
-KINDS = {"float": TensorProto.FLOAT, "int64": TensorProto.INT64}
+KINDS = {
+    "float": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+}
 
 
 class ToyVar:
@@ -72,10 +76,18 @@ class ToyVar:
         return np.tile(f_hat, (1, 1, 2, 2)), np.concatenate(tokens, axis=1)
 
     def save(self, folder: Path, **changes: object) -> Path:
-        """Write the graphs and `generator.json`."""
+        """Write the graphs and `generator.json`; `changes` to that may ask for other steps."""
         folder.mkdir(parents=True, exist_ok=True)
         self.save_condition(folder)
-        self.save_step(folder)
+        half = changes.get("kv_type") == "float16"
+        if static := changes.get("static_batch"):
+            first = 0
+            for scale, side in enumerate(SIDES):
+                sizes = (2 * int(str(static)), side * side, first)
+                self.save_step(folder, f"step.{scale}", sizes, half)
+                first += side * side
+        else:
+            self.save_step(folder, half=half)
         for scale in range(len(SIDES)):
             self.save_update(folder, scale)
         tiled = [helper.make_node("Tile", ["latent", "repeats"], ["image"])]
@@ -110,14 +122,26 @@ class ToyVar:
         nodes = [helper.make_node("Gather", [f"{n}.table", "labels"], [n]) for n in names]
         save(folder / "condition.onnx", nodes, {"labels": ("int64", ["rows"])}, names, constants)
 
-    def save_step(self, folder: Path) -> None:
-        """Key = x, value = 2x; a block adds gate * (mean key + mean value)."""
+    def save_step(
+        self,
+        folder: Path,
+        name: str = "step",
+        sizes: tuple[object, object, object] = ("rows", "n", "past"),
+        half: bool = False,
+    ) -> None:
+        """Key = x, value = 2x; a block adds gate * (mean key + mean value).
+
+        `sizes` of rows, tokens and cached ones may be fixed; without cached ones there are no
+        inputs for them. `half` rounds keys and values to float16.
+        """
         node = helper.make_node
+        rows, n, cached = sizes
+        kind = "float16" if half else "float"
         inputs: dict[str, tuple[str, list[object]]] = {
-            "x": ("float", ["rows", "n", WIDTH]),
-            "position_ids": ("int64", ["n"]),
-            "modulation": ("float", ["rows", DEPTH, 6, WIDTH]),
-            "head_modulation": ("float", ["rows", 2, WIDTH]),
+            "x": ("float", [rows, n, WIDTH]),
+            "position_ids": ("int64", [n]),
+            "modulation": ("float", [rows, DEPTH, 6, WIDTH]),
+            "head_modulation": ("float", [rows, 2, WIDTH]),
         }
         outputs = ["logits"]
         constants = {
@@ -140,14 +164,21 @@ class ToyVar:
                 node("Gather", ["gates", f"block{i}"], [f"gate{i}"], axis=1),
                 node("Unsqueeze", [f"gate{i}", "axis1"], [f"row_gate{i}"]),
             ]
-            for kind in ("key", "value"):
-                past, present = f"past_{kind}.{i}", f"present_{kind}.{i}"
-                inputs[past] = ("float", ["rows", HEADS, f"past_{i}", HEAD_DIM])
+            for what in ("key", "value"):
+                past, present = f"past_{what}.{i}", f"present_{what}.{i}"
                 outputs.append(present)
+                nodes.append(node("Cast", [f"{what}{i}"], [f"new_{what}{i}"], to=KINDS[kind]))
+                parts = [f"new_{what}{i}"]
+                if cached:
+                    inputs[past] = (kind, [rows, HEADS, cached, HEAD_DIM])
+                    parts.insert(0, past)
                 nodes += [
-                    node("Concat", [past, f"{kind}{i}"], [present], axis=2),
-                    node("ReduceMean", [present, "axis2"], [f"mean_{kind}{i}"], keepdims=0),
-                    node("Reshape", [f"mean_{kind}{i}", "join"], [f"seen_{kind}{i}"]),
+                    node("Concat", parts, [present], axis=2),
+                    node("Cast", [present], [f"all_{what}{i}"], to=TensorProto.FLOAT),
+                    node(
+                        "ReduceMean", [f"all_{what}{i}", "axis2"], [f"mean_{what}{i}"], keepdims=0
+                    ),
+                    node("Reshape", [f"mean_{what}{i}", "join"], [f"seen_{what}{i}"]),
                 ]
             nodes += [
                 node("Add", [f"seen_key{i}", f"seen_value{i}"], [f"seen{i}"]),
@@ -162,7 +193,7 @@ class ToyVar:
             node("Add", ["shifted", "position"], ["placed"]),
             node("MatMul", ["placed", "head"], ["logits"]),
         ]
-        save(folder / "step.onnx", nodes, inputs, outputs, constants)
+        save(folder / f"{name}.onnx", nodes, inputs, outputs, constants, kind)
 
     def save_update(self, folder: Path, scale: int) -> None:
         """f_hat + (scale + 1) * mean code, everywhere; x from the mean code."""
@@ -205,13 +236,22 @@ def save(
     inputs: dict[str, tuple[str, list[object]]],
     outputs: list[str],
     constants: dict[str, Array],
+    cache_kind: str = "float",
 ) -> None:
+    """Outputs are float, but for `present_*`."""
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         path.stem,
         [info(name, KINDS[kind], shape) for name, (kind, shape) in inputs.items()],
-        [info(name, TensorProto.FLOAT, [None] * RANKS.get(name, 4)) for name in outputs],
+        [
+            info(
+                name,
+                KINDS[cache_kind if name.startswith("present") else "float"],
+                [None] * RANKS.get(name, 4),
+            )
+            for name in outputs
+        ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
