@@ -1,15 +1,7 @@
 """The FP16 or BF16 twin of a canonical FP32 Q/DQ graph: what TensorRT builds, in valid ONNX.
 
 Precision under strong typing is a property of the graph, so the twin is made by a pass and Casts.
-Conv, MatMul and what lies between them run in half. What stays in FP32:
-
-1. Norms and sums, which lose digits or overflow in half; a Softmax that is not an attention's
-   (TensorRT fuses MatMul, Softmax, MatMul into one kernel only while all of it is half).
-2. Discrete decisions: what lies between the last product and a float-to-integer step, and between
-   integers and the next product (FSQ, floor divisions of indices). There a rounded bit flips a
-   token. A product that feeds the decision (codebook distances) is named in ``keep_fp32``.
-3. The scale of every Quantize, which works in the scale's type, and of a Dequantize whose scale is
-   too small for half.
+Conv, MatMul and what lies between them run in half; `twin_precision` says what stays in FP32.
 """
 
 from __future__ import annotations
@@ -24,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from ..errors import BuildError
+from .twin_precision import TYPE_BLIND, is_float, single_precision
 
 HalfType = Literal["float16", "bfloat16"]
 
@@ -53,20 +46,6 @@ _HALVES: dict[HalfType, _Half] = {
 # takes bfloat16 from 22, which is 21 with that added; GroupNormalization is as now from 21.
 _BFLOAT16_OPSET = 22
 
-_NORMS = frozenset(
-    {"GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization"}
-)
-_SUMS = frozenset(
-    {"CumSum", "Exp", "Log", "LogSoftmax", "Pow", "ReduceL2", "ReduceMean", "ReduceSum"}
-)
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
-# The walk from an integer step to the nearest product ends at these.
-_BARRIERS = _PRODUCTS | _NORMS | _QUANTIZERS | {"Gather", "Resize", "Softmax"}
-_TYPE_BLIND = frozenset({"Shape", "Size"})
-_INTEGER = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64})
-_DISCRETE = _INTEGER | {ir.DataType.BOOL}
-
 
 def fp16_twin(
     model: onnx.ModelProto | ir.Model,
@@ -91,7 +70,7 @@ def fp16_twin(
         twin.opset_imports[""] = _BFLOAT16_OPSET
     _infer_types(twin)
     nodes = list(twin.graph)
-    single = _single_precision(nodes, keep_fp32, half)
+    single = single_precision(nodes, keep_fp32, half.lacking, half.smallest_normal)
     _Converter(twin.graph, half).run(nodes, single)
     return ir.to_proto(twin)
 
@@ -145,92 +124,6 @@ def _letter(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int
     return parameters[min(index, len(parameters) - 1)].type_str  # the last one may be variadic
 
 
-def _single_precision(
-    nodes: Sequence[ir.Node], keep_fp32: Collection[str], half: _Half
-) -> set[ir.Node]:
-    single = {
-        node
-        for node in nodes
-        if node.name in keep_fp32
-        or node.op_type in _NORMS | _SUMS | half.lacking | {"QuantizeLinear"}
-        or (node.op_type == "Softmax" and not _is_attention(node))
-    }
-    single |= _before_integers(nodes) | _after_integers(nodes)
-    for node in nodes:
-        if node.op_type == "QuantizeLinear":
-            _scale(node)
-        elif node.op_type == "DequantizeLinear":
-            scale = _scale(node)
-            consumers = _consumers(node)
-            if (scale is not None and scale.min() < half.smallest_normal) or (
-                consumers and single.issuperset(consumers)
-            ):
-                single.add(node)
-    return single
-
-
-def _scale(node: ir.Node) -> np.ndarray | None:
-    """The constant scale of a Quantize or Dequantize, checked; None if it is computed."""
-    value = node.inputs[1]
-    if value is None or value.const_value is None or value.dtype != ir.DataType.FLOAT:
-        return None
-    scale = value.const_value.numpy()
-    if not np.all(scale > 0):
-        raise BuildError(
-            f"scale {value.name} is not positive",
-            where=node.name,
-            do="floor the scale when quantizing",
-        )
-    return scale
-
-
-def _before_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
-    """Nodes whose values go only into a float-to-integer step, back to the nearest product."""
-    found: set[ir.Node] = set()
-    for node in reversed(nodes):
-        if node.op_type in _TYPE_BLIND or node.op_type == "QuantizeLinear":
-            continue
-        if any(_is_float(v) for v in node.inputs) and any(
-            v.dtype in _DISCRETE for v in node.outputs
-        ):
-            found.add(node)
-        elif node.op_type not in _BARRIERS and any(_is_float(v) for v in node.outputs):
-            consumers = _consumers(node)
-            if consumers and found.issuperset(consumers):
-                found.add(node)
-    return found
-
-
-def _after_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
-    """Nodes that compute from nothing but converted integers and constants, up to a product."""
-    found: set[ir.Node] = set()
-    for node in nodes:
-        if node.op_type in _BARRIERS or not any(_is_float(v) for v in node.outputs):
-            continue
-        computed = [v for v in node.inputs if v is not None and v.const_value is None]
-        converts = node.op_type == "Cast" and any(v.dtype in _INTEGER for v in computed)
-        continues = any(map(_is_float, computed)) and found.issuperset(
-            v.producer() for v in computed
-        )
-        if converts or continues:
-            found.add(node)
-    return found
-
-
-def _is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype == ir.DataType.FLOAT
-
-
-def _consumers(node: ir.Node) -> set[ir.Node]:
-    users = {user for value in node.outputs for user, _ in value.uses()}
-    return {user for user in users if user.op_type not in _TYPE_BLIND}
-
-
-def _is_attention(softmax: ir.Node) -> bool:
-    users = _consumers(softmax)
-    return bool(users) and all(user.op_type in ("MatMul", "QuantizeLinear") for user in users)
-
-
 def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[int]]:
     """Indices of the FP32 inputs and outputs of `node` that its operator may take in half."""
     schema = _schema(node, opset)
@@ -244,12 +137,12 @@ def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[i
     inputs = {
         index: _letter(schema.inputs, index)
         for index, value in enumerate(node.inputs)
-        if _is_float(value) and _letter(schema.inputs, index) in able
+        if is_float(value) and _letter(schema.inputs, index) in able
     }
     outputs = {
         index
         for index, value in enumerate(node.outputs)
-        if _is_float(value) and _letter(schema.outputs, index) in inputs.values()
+        if is_float(value) and _letter(schema.outputs, index) in inputs.values()
     }
     return set(inputs), outputs
 
@@ -266,11 +159,11 @@ class _Converter:
         opset = self.graph.opset_imports[""]
         # Both are read off the untouched graph: the loop below changes types as it goes.
         slots = {node: _half_slots(node, opset, self.half) for node in nodes if node not in single}
-        floats = {value for node in nodes for value in node.inputs if _is_float(value)}
+        floats = {value for node in nodes for value in node.inputs if is_float(value)}
         for node in nodes:
             inputs, outputs = slots.get(node, (set(), set()))
             for index, value in enumerate(node.inputs):
-                if value is not None and value in floats and node.op_type not in _TYPE_BLIND:
+                if value is not None and value in floats and node.op_type not in TYPE_BLIND:
                     wanted = self.half.type if index in inputs else ir.DataType.FLOAT
                     node.replace_input_with(index, self.as_type(value, wanted, before=node))
             for index in outputs:

@@ -100,6 +100,22 @@ VAR = (
     var_entry(24, 1_033_399_360, published(24, PATCH_NUMS_256)),
     var_entry(30, 2_010_020_356, published(30, PATCH_NUMS_256)),
     var_entry(36, 2_353_893_904, published(36, PATCH_NUMS_512, shared_aln=True)),
+    ZooEntry(
+        "var-mini",
+        "var",
+        1_903_768,
+        VarConfig(
+            depth=6,
+            width=128,
+            heads=4,
+            patch_nums=(1, 2, 3, 4, 5, 6, 8),
+            num_classes=10,
+            vocab_size=512,
+            latent_channels=16,
+        ),
+        (("var.safetensors", "vae.safetensors"),),
+        graphs=VAR_GRAPHS,
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
@@ -47,3 +48,8 @@ def load_pictures(folder: Path) -> tuple[Pictures, Pictures]:
         for part in parts
     )
     return training, held_out_part
+
+
+def archive_digest(folder: Path) -> dict[str, str]:
+    """sha256 of the archive, by its name."""
+    return {ARCHIVE: hashlib.sha256((folder / ARCHIVE).read_bytes()).hexdigest()}

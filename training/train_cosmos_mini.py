@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
-import time
 import zipfile
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from ..export.tokenizers.cosmos import CosmosTokenizer
 from ..export.tokenizers.cosmos_config import CosmosConfig
+from .loop import Run, Schedule, step_generator, write_record
 
 CONFIG = CosmosConfig(channels=32, channels_mult=(2, 3, 3), z_channels=64)
 SIZE = 64
@@ -92,13 +91,6 @@ def log_mse(model: CosmosTokenizer, images: Tensor) -> Tensor:
     return (error + 1e-4).log().mean()
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    if step < WARMUP:
-        return peak * (step + 1) / WARMUP
-    progress = (step - WARMUP) / max(1, steps - WARMUP)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
@@ -111,64 +103,26 @@ def main(data: Path, output: Path, steps: int, peak_lr: float, seed: int, device
     torch.manual_seed(seed)
     pictures, digests = load_pictures(data)
     output.mkdir(parents=True, exist_ok=True)
-    state_path = output / "state.pt"
     model = CosmosTokenizer(CONFIG).to(device)
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), peak_lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    start, seconds = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, start, seconds = state["average"], state["step"], state["seconds"]
-    losses: list[float] = []
-    tick = time.monotonic()
-    for step in range(start, steps):
-        # Seeded by the step, so that a resumed run sees what an uninterrupted one would.
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        images = training_batch(pictures, step, generator).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_lr)
-        optimizer.zero_grad(set_to_none=True)
+    groups = [{"params": list(model.parameters()), "weight_decay": 1e-4}]
+    schedule = Schedule(steps, peak_lr, WARMUP)
+    run = Run(model, groups, schedule, output / "state.pt", ema_decay=EMA_DECAY)
+    for step in run.steps():
+        images = training_batch(pictures, step, step_generator(seed, step)).to(device)
         loss = log_mse(model, images)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        for key, value in model.state_dict().items():
-            average[key].lerp_(value, 1 - decay)
-        losses.append(loss.item())
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            seconds += time.monotonic() - tick
-            tick = time.monotonic()
-            psnr = 10 * math.log10(4) - 10 / math.log(10) * float(np.mean(losses))
-            click.echo(
-                f"step {step + 1}/{steps}  train PSNR {psnr:.2f} dB  {seconds:.0f} s", err=True
-            )
-            losses.clear()
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "step": step + 1,
-                "seconds": seconds,
-            }
-            torch.save(state, output / "state.tmp")
-            (output / "state.tmp").replace(state_path)
-    weights = {k: v.to("cpu", torch.bfloat16).contiguous() for k, v in average.items()}
+        run.update(loss, step)
+        run.log(psnr=10 * math.log10(4) - 10 / math.log(10) * loss.item())
+    weights = {k: v.to("cpu", torch.bfloat16).contiguous() for k, v in run.average.items()}
     save_file(weights, output / "model.safetensors")
-    record = {
-        "steps": steps,
-        "peak_lr": peak_lr,
-        "batch": BATCH,
-        "seed": seed,
-        "device": device,
-        "seconds": round(seconds),
-        "torch": torch.__version__,
-        "data_sha256": digests,
-    }
-    (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        output / "training.json",
+        schedule,
+        run.seconds,
+        batch=BATCH,
+        seed=seed,
+        device=device,
+        data_sha256=digests,
+    )
 
 
 if __name__ == "__main__":

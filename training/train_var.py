@@ -10,10 +10,7 @@ trained for guidance. Weights are an exponential moving average, saved as float1
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import time
 from pathlib import Path
 
 import click
@@ -27,9 +24,10 @@ from ..export.generators.var import VarTransformer
 from ..export.generators.var_config import VarConfig
 from ..export.tokenizers.var_quantizer import MultiScaleQuantizer
 from ..export.tokenizers.var_vqvae import VarVqvae, load_var_vqvae
-from .tiny_imagenet import ARCHIVE, Pictures, load_pictures
+from .loop import Run, Schedule, step_generator, write_record
+from .tiny_imagenet import Pictures, archive_digest, load_pictures
 from .train_var_vqvae import CONFIG as VAE
-from .train_var_vqvae import save_state, to_signed
+from .train_var_vqvae import to_signed
 
 CLASSES = 10
 CONFIG = VarConfig(
@@ -95,13 +93,6 @@ def initialize(model: VarTransformer) -> None:
             parameter[:gates].fill_(0.1)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    if step < WARMUP:
-        return peak * (step + 1) / WARMUP
-    progress = (step - WARMUP) / max(1, steps - WARMUP)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
 def loss_of(
     model: VarTransformer, quantizer: MultiScaleQuantizer, codes: Tensor, labels: Tensor
 ) -> Tensor:
@@ -161,11 +152,23 @@ def main(
         save_file(found, cache.with_suffix(".tmp"))
         cache.with_suffix(".tmp").replace(cache)
     codes, measured = (load_file(cache)[name] for name in ("training", "held_out"))
-    train(tokenizer.quantize, codes, training, measured, held_out, output, steps, peak_lr, seed)
-    record = json.loads((output / "var_training.json").read_text())
-    digest = hashlib.sha256((data / ARCHIVE).read_bytes()).hexdigest()
-    record |= {"data_sha256": {ARCHIVE: digest}}
-    (output / "var_training.json").write_text(json.dumps(record, indent=2) + "\n")
+    schedule = Schedule(steps, peak_lr, WARMUP, floor=0.02)
+    run = train(tokenizer.quantize, codes, training, measured, held_out, output, schedule, seed)
+    weights = {
+        k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in run.average.items()
+    }
+    save_file(weights, output / "var.safetensors")
+    loss = held_out_loss(run.average, tokenizer.quantize, measured, held_out.labels)
+    write_record(
+        output / "var_training.json",
+        schedule,
+        run.seconds,
+        batch=BATCH,
+        seed=seed,
+        held_out_loss=round(loss, 4),
+        unigram_entropy=round(unigram_entropy(codes), 4),
+        data_sha256=archive_digest(data),
+    )
 
 
 def train(
@@ -175,82 +178,31 @@ def train(
     measured: Tensor,
     held_out: Pictures,
     output: Path,
-    steps: int,
-    peak_lr: float,
+    schedule: Schedule,
     seed: int,
-) -> None:
+) -> Run:
     """codes int16 [VIEWS, N, L] of `training`, measured [M, L] of `held_out`."""
     model = VarTransformer(CONFIG)
     initialize(model)
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and "emb" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "emb" in n]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, peak_lr, betas=(0.9, 0.95))
-    state_path = output / "var_state.pt"
-    start, seconds = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, start, seconds = state["average"], state["step"], state["seconds"]
-    entropy = unigram_entropy(codes)
-    click.echo(f"unigram entropy {entropy:.4f} nats", err=True)
-    total, tick = 0.0, time.monotonic()
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    run = Run(model, groups, schedule, output / "var_state.pt", ema_decay=EMA_DECAY)
+    click.echo(f"unigram entropy {unigram_entropy(codes):.4f} nats", err=True)
+    for step in run.steps():
+        generator = step_generator(seed, step)
         index = torch.randint(len(training.labels), (BATCH,), generator=generator)
         view = torch.randint(len(codes), (BATCH,), generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < DROP_LABEL
         labels = training.labels[index].masked_fill(dropped, CLASSES)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_lr)
-        optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(model, quantizer, codes[view, index].long(), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        total += loss.item()
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        for key, value in model.state_dict().items():
-            if value.is_floating_point() and key != "attn_bias_for_masking":
-                average[key].lerp_(value, 1 - decay)
-        done = step % 100 + 1
-        if done == 100 or step + 1 == steps:
-            seconds += time.monotonic() - tick
-            tick = time.monotonic()
-            click.echo(
-                f"step {step + 1}/{steps}  loss {total / done:.4f}  {seconds:.0f} s", err=True
-            )
-            total = 0.0
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            found = held_out_loss(average, quantizer, measured, held_out.labels)
-            click.echo(f"step {step + 1}/{steps}  held-out loss {found:.4f}", err=True)
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "step": step + 1,
-                "seconds": seconds,
-            }
-            save_state(state_path, state)
-    weights = {
-        k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in average.items()
-    }
-    save_file(weights, output / "var.safetensors")
-    found = held_out_loss(average, quantizer, measured, held_out.labels)
-    record = {
-        "steps": steps,
-        "peak_lr": peak_lr,
-        "batch": BATCH,
-        "seed": seed,
-        "seconds": round(seconds),
-        "held_out_loss": round(found, 4),
-        "unigram_entropy": round(entropy, 4),
-        "torch": torch.__version__,
-    }
-    (output / "var_training.json").write_text(json.dumps(record, indent=2) + "\n")
+        run.update(loss, step)
+        run.log(loss=loss.item())
+        if run.is_measured(step):
+            found = held_out_loss(run.average, quantizer, measured, held_out.labels)
+            run.say(step + 1, f"held-out loss {found:.4f}")
+    return run
 
 
 if __name__ == "__main__":

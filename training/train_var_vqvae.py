@@ -11,10 +11,7 @@ Weights are an exponential moving average, saved as float16.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import time
 from pathlib import Path
 
 import click
@@ -26,7 +23,8 @@ from torch import Tensor
 from ..export.tokenizers.var_quantizer import MultiScaleQuantizer
 from ..export.tokenizers.var_vqvae import HITS, VarVqvae
 from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
-from .tiny_imagenet import ARCHIVE, load_pictures
+from .loop import Run, Schedule, step_generator, write_record
+from .tiny_imagenet import archive_digest, load_pictures
 
 CONFIG = VarVqvaeConfig(
     channels=32,
@@ -49,7 +47,7 @@ RARE = 0.03  # of the mean use
 
 def training_batch(images: Tensor, step: int, seed: int) -> Tensor:
     """[16, 3, 64, 64] in [-1, 1], half of them flipped; of the step's number and the seed alone."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = step_generator(seed, step)
     index = torch.randint(len(images), (BATCH,), generator=generator)
     batch = to_signed(images[index])
     flip = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
@@ -101,13 +99,6 @@ def restart_codes(
     return len(rare)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    if step < WARMUP:
-        return peak * (step + 1) / WARMUP
-    progress = (step - WARMUP) / max(1, steps - WARMUP)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
 @torch.no_grad()
 def held_out_psnr(weights: dict[str, Tensor], images: Tensor, device: str) -> float:
     """Mean over pictures of the PSNR of 8-bit reconstructions."""
@@ -122,11 +113,6 @@ def held_out_psnr(weights: dict[str, Tensor], images: Tensor, device: str) -> fl
         error = ((found + 1) * 127.5).round() - wanted.float()
         values.append(10 * torch.log10(255**2 / error.square().mean(dim=(1, 2, 3))))
     return float(torch.cat(values).mean())
-
-
-def save_state(path: Path, state: dict[str, object]) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
 
 
 @click.command()
@@ -148,80 +134,40 @@ def main(
     torch.set_num_threads(threads)
     training, held_out = load_pictures(data)
     output.mkdir(parents=True, exist_ok=True)
-    state_path = output / "vae_state.pt"
     model = VarVqvae(CONFIG).to(device)
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), peak_lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    groups = [{"params": list(model.parameters()), "weight_decay": 1e-4}]
+    schedule = Schedule(steps, peak_lr, WARMUP)
     use = torch.zeros(CONFIG.vocab_size, device=device)
-    start, seconds = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, use = state["average"], state["use"]
-        start, seconds = state["step"], state["seconds"]
-    sums = torch.zeros(2)
-    restarted = 0
-    tick = time.monotonic()
-    for step in range(start, steps):
+    kept = {"use": use}
+    run = Run(model, groups, schedule, output / "vae_state.pt", ema_decay=EMA_DECAY, kept=kept)
+    for step in run.steps():
         images = training_batch(training.images, step, seed).to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_lr)
-        optimizer.zero_grad(set_to_none=True)
         image_loss, code_loss, hits, vectors = losses(model, images)
-        (image_loss + code_loss).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        run.update(image_loss + code_loss, step)
         model.quantize.ema_vocab_hit_SV.lerp_(hits, 1 - HITS_DECAY)
         use += hits.sum(dim=0)
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        for key, value in model.state_dict().items():
-            average[key].lerp_(value, 1 - decay)
         if step % RESTART_EVERY == 0 and step < RESTART_UNTIL * steps:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            tables = (model.quantize.embedding.weight.data, average[CODES])
-            restarted += restart_codes(tables, use, vectors, generator)
+            tables = (model.quantize.embedding.weight.data, run.average[CODES])
+            restart_codes(tables, use, vectors, step_generator(seed, step))
             use.zero_()
-        sums += torch.tensor([image_loss.item(), code_loss.item()])
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            seconds += time.monotonic() - tick
-            tick = time.monotonic()
-            done = step % 100 + 1
-            click.echo(
-                f"step {step + 1}/{steps}  image {sums[0] / done:.4f}  codes {sums[1] / done:.4f}  "
-                f"restarted {restarted}  {seconds:.0f} s",
-                err=True,
-            )
-            sums.zero_()
-            restarted = 0
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            psnr = held_out_psnr(average, held_out.images, device)
-            click.echo(f"step {step + 1}/{steps}  held-out PSNR {psnr:.2f} dB", err=True)
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "use": use,
-                "step": step + 1,
-                "seconds": seconds,
-            }
-            save_state(state_path, state)
-    average[HITS] = model.quantize.ema_vocab_hit_SV
-    weights = {k: v.to("cpu", torch.float16).contiguous() for k, v in average.items()}
+        run.log(image=image_loss.item(), codes=code_loss.item())
+        if run.is_measured(step):
+            psnr = held_out_psnr(run.average, held_out.images, device)
+            run.say(step + 1, f"held-out PSNR {psnr:.2f} dB")
+    run.average[HITS] = model.quantize.ema_vocab_hit_SV
+    weights = {k: v.to("cpu", torch.float16).contiguous() for k, v in run.average.items()}
     save_file(weights, output / "vae.safetensors")
-    record = {
-        "steps": steps,
-        "peak_lr": peak_lr,
-        "batch": BATCH,
-        "seed": seed,
-        "device": device,
-        "seconds": round(seconds),
-        "held_out_psnr": round(held_out_psnr(average, held_out.images, device), 3),
-        "torch": torch.__version__,
-        "data_sha256": {ARCHIVE: hashlib.sha256((data / ARCHIVE).read_bytes()).hexdigest()},
-    }
     (output / "config.json").write_text(json.dumps({"patch_nums": CONFIG.patch_nums}) + "\n")
-    (output / "vae_training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        output / "vae_training.json",
+        schedule,
+        run.seconds,
+        batch=BATCH,
+        seed=seed,
+        device=device,
+        held_out_psnr=round(held_out_psnr(run.average, held_out.images, device), 3),
+        data_sha256=archive_digest(data),
+    )
 
 
 if __name__ == "__main__":

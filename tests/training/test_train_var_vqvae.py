@@ -15,9 +15,7 @@ from arvg_trt.export.tokenizers.var_vqvae import VarVqvae
 from arvg_trt.training.tiny_imagenet import ARCHIVE, load_pictures
 from arvg_trt.training.train_var_vqvae import (
     CONFIG,
-    WARMUP,
     held_out_psnr,
-    learning_rate,
     quantize,
     restart_codes,
     training_batch,
@@ -85,14 +83,6 @@ def test_only_rarely_used_codes_are_restarted_in_every_table() -> None:
     assert torch.equal(tables[0][1:3], tables[1][1:3])
     assert set(tables[0][1:3].flatten().tolist()) <= {7.0, 9.0}
     assert tables[0][[0, 3]].tolist() == [[0, 0], [0, 0]]
-
-
-def test_the_learning_rate_rises_then_falls_to_a_hundredth() -> None:
-    rates = [learning_rate(step, 1000, 1.0) for step in range(1001)]
-    assert rates[0] == pytest.approx(1 / WARMUP)
-    assert max(rates) == rates[WARMUP] == 1.0
-    assert all(a >= b for a, b in zip(rates[WARMUP:-1], rates[WARMUP + 1 :], strict=True))
-    assert rates[-1] == pytest.approx(0.01)
 
 
 def test_psnr_of_the_held_out_pictures_is_of_8_bit_images() -> None:

@@ -1,0 +1,147 @@
+"""What every training script does: warm-up and cosine, averaged weights, progress, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+REPORT_EVERY = 100
+SAVE_EVERY = 500
+BETAS = (0.9, 0.95)
+MOST_GRADIENT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A linear warm-up to the peak, then a cosine down to `floor` of it."""
+
+    steps: int
+    peak: float
+    warmup: int
+    floor: float = 0.01
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.peak * (self.floor + (1 - self.floor) * cosine)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Random choices of a step, of its number alone: a resumed run makes the same ones."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+class Run:
+    """A model in training: AdamW, an exponential moving average of its weights, its saved state.
+
+    `kept` are further tensors that belong to the state; they are filled in place.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Iterable[dict[str, Any]],
+        schedule: Schedule,
+        path: Path,
+        *,
+        ema_decay: float,
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.seconds = 0.0
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self._optimizer = torch.optim.AdamW(groups, schedule.peak, betas=BETAS)
+        self._ema_decay = ema_decay
+        self._kept = dict(kept or {})
+        self._path = path
+        self._start = 0
+        self._sums: dict[str, float] = {}
+        if path.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        state = torch.load(self._path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"]
+        for name, tensor in self._kept.items():
+            tensor.copy_(state[name])
+        self._start, self.seconds = state["step"], state["seconds"]
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left; says how it goes and saves the state now and then."""
+        tick = time.monotonic()
+        for step in range(self._start, self.schedule.steps):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.schedule.rate(step)
+            yield step
+            done = step + 1
+            if done % REPORT_EVERY == 0 or done == self.schedule.steps:
+                self.seconds += time.monotonic() - tick
+                tick = time.monotonic()
+                self._report(done, step % REPORT_EVERY + 1)
+            if self.is_measured(step):
+                self._save(done)
+
+    def is_measured(self, step: int) -> bool:
+        """Whether the state is saved after a step: the time to look at held-out pictures."""
+        return (step + 1) % SAVE_EVERY == 0 or step + 1 == self.schedule.steps
+
+    def update(self, loss: Tensor, step: int) -> None:
+        """One step of the optimizer, and of the average, which moves faster in the beginning."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MOST_GRADIENT)
+        self._optimizer.step()
+        decay = min(self._ema_decay, (1 + step) / (10 + step))
+        for name, parameter in self.model.named_parameters():
+            self.average[name].lerp_(parameter.detach(), 1 - decay)
+
+    def log(self, **values: float) -> None:
+        """Figures of a step, whose means are reported."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def say(self, step: int, text: str) -> None:
+        click.echo(f"step {step}/{self.schedule.steps}  {text}", err=True)
+
+    def _report(self, done: int, count: int) -> None:
+        figures = "  ".join(f"{name} {total / count:.4f}" for name, total in self._sums.items())
+        self.say(done, f"{figures}  {self.seconds:.0f} s")
+        self._sums.clear()
+
+    def _save(self, done: int) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": self.average,
+            "step": done,
+            "seconds": self.seconds,
+            **self._kept,
+        }
+        torch.save(state, self._path.with_suffix(".tmp"))
+        self._path.with_suffix(".tmp").replace(self._path)
+
+
+def write_record(path: Path, schedule: Schedule, seconds: float, **others: Any) -> None:
+    """What a training was, as JSON beside the weights."""
+    record = {
+        "steps": schedule.steps,
+        "peak_lr": schedule.peak,
+        **others,
+        "seconds": round(seconds),
+        "torch": torch.__version__,
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n")
