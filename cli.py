@@ -125,7 +125,7 @@ def models(as_json: bool) -> None:
 @click.option(
     "--static-batch",
     type=click.IntRange(1),
-    help="Generators: fixed shapes for so many images, a step graph a scale. [default: dynamic]",
+    help="VAR: fixed shapes for so many images, a step graph a scale. [default: dynamic]",
 )
 @click.option(
     "--kv-type",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ExportError
-from ..runtime.kv_cache import past_name
 from .generators.blocks import KeyValue
 from .onnx_export import MAX_TOLERANCE, MEAN_TOLERANCE, ErrorSum
 
@@ -55,12 +54,6 @@ def cache_of(presents: Sequence[KeyValue]) -> Arrays:
     """Each block's keys and values by the names of a step's outputs."""
     keys: Arrays = {f"present_key.{i}": k.numpy() for i, (k, _) in enumerate(presents)}
     return keys | {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(presents)}
-
-
-def empty_cache(presents: Iterable[str], rows: int, heads: int, head_dim: int) -> Arrays:
-    """What the first step takes, by the names of what it gives."""
-    nothing = np.zeros((rows, heads, 0, head_dim), np.float32)
-    return {past_name(name): nothing for name in presents}
 
 
 def difference(

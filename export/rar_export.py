@@ -7,10 +7,12 @@ import torch
 from torch.export import Dim
 
 from ..sites import ProducerFold, Site
+from .generators.blocks import keep_cache_as
 from .generators.rar import CHUNKS, RarTransformer
 from .generators.rar_graphs import ConditionGraph, FullGraph, StepGraph
 from .linear_passes import columns, linear_sites
-from .tracing import name_presents, past_names, present_names, trace
+from .tracing import cache_type, name_presents, past_names, present_names, trace
+from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 
 ROLES = {"qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "lm_head": "head", "1": "adaln"}
@@ -21,14 +23,17 @@ ROWS, TOKENS, PAST = 4, 7, 5
 
 
 def export_rar(
-    model: RarTransformer, weights: WeightFile, properties: dict[str, str]
+    model: RarTransformer,
+    weights: WeightFile,
+    properties: dict[str, str],
+    form: VarForm = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write the three graphs of the transformer through `weights`; returns their sites."""
     width = model.config.width
     sites: tuple[Site, ...] = ()
     for name, graph in (
         ("condition", condition_graph(model)),
-        ("step", step_graph(model)),
+        ("step", step_graph(model, form)),
         ("full", full_graph(model)),
     ):
         sites += linear_sites(
@@ -55,14 +60,15 @@ def condition_graph(model: RarTransformer) -> ir.Model:
     )
 
 
-def step_graph(model: RarTransformer) -> ir.Model:
+def step_graph(model: RarTransformer, form: VarForm = DYNAMIC) -> ir.Model:
     config = model.config
     rows, n = Dim("rows"), Dim("n")
     shape = (ROWS, config.heads, PAST, config.head_dim)
-    keys, values = ([torch.zeros(shape) for _ in range(config.depth)] for _ in range(2))
+    kind = getattr(torch, form.kv_type)
+    keys, values = ([torch.zeros(shape, dtype=kind) for _ in range(config.depth)] for _ in range(2))
     cache_shape = [{0: rows, 2: Dim("past")}] * config.depth
     graph = trace(
-        StepGraph(model),
+        keep_cache_as(StepGraph(model), cache_type(form)),
         (
             torch.zeros(ROWS, TOKENS, dtype=torch.int64),
             torch.arange(TOKENS),

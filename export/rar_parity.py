@@ -18,9 +18,12 @@ from torch import Tensor
 
 from ..runtime.kv_cache import past_name
 from ..runtime.sessions.onnxruntime import mapped_session
+from .generators.blocks import keep_cache_as
 from .generators.rar import CHUNKS, RarTransformer
 from .generators.rar_config import RarConfig
-from .parity import Arrays, Difference, cache_of, difference, empty_cache, require
+from .parity import Arrays, Difference, cache_of, difference, require
+from .tracing import cache_type
+from .var_form import DYNAMIC, VarForm
 
 PLACES = (0, 1, -1)  # positions whose modulation is compared; a wrong one of another shows later
 SINGLE = 2  # steps of one token behind the first; the last step is another
@@ -31,8 +34,8 @@ CHUNK = 32  # positions of the steps between: the modulations of all at once are
 class References:
     """What PyTorch computes in one pass over the cls token, the class and all tokens but the last.
 
-    `sequence` int64 [rows, positions], `logits` [rows, positions, V]; `condition` are the outputs
-    of condition.onnx for a few positions.
+    `sequence` int64 [rows, positions], `logits` of the steps and `full` [rows, positions, V];
+    `condition` are the outputs of condition.onnx for a few positions.
     """
 
     config: RarConfig
@@ -40,14 +43,22 @@ class References:
     sequence: NDArray[np.int64]
     condition: Arrays
     logits: NDArray[np.float32]
+    full: NDArray[np.float32]
     cache: Arrays
 
 
 @torch.inference_mode()
-def compute_rar_references(model: RarTransformer, labels: Tensor, tokens: Tensor) -> References:
+def compute_rar_references(
+    model: RarTransformer, labels: Tensor, tokens: Tensor, form: VarForm = DYNAMIC
+) -> References:
     """labels int64 [rows], tokens int64 [rows, L]: those of real images."""
     config, seen = model.config, tokens[:, :-1]
-    logits, presents = model.run(labels, seen)
+    full, presents = model.run(labels, seen)
+    logits = full
+    if cache_type(form) is not None:
+        keep_cache_as(model, cache_type(form))
+        logits, presents = model.run(labels, seen)
+        keep_cache_as(model, None)
     condition = model.conditions(labels, torch.from_numpy(places(config)))
     modulation = torch.cat(list(model.modulations(condition)), dim=2).numpy()
     head = model.adaln_before_head(condition).numpy()
@@ -60,6 +71,7 @@ def compute_rar_references(model: RarTransformer, labels: Tensor, tokens: Tensor
             "head_modulation": head.reshape(len(labels), -1, 2, config.width),
         },
         logits=logits.numpy(),
+        full=full.numpy(),
         cache=cache_of(presents),
     )
 
@@ -76,7 +88,7 @@ def check_rar_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
     gc.collect()
     feeds: Arrays = {"labels": wanted.labels, "tokens": wanted.sequence[:, 2:]}
     logits = mapped_session(folder / "full.onnx").run(feeds)["logits"]
-    found.append(difference("full", "logits", logits, wanted.logits[:, 1:]))
+    found.append(difference("full", "logits", logits, wanted.full[:, 1:]))
     for one in found:
         require(one)
     return tuple(found)
@@ -94,7 +106,7 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
         difference("condition", name, outputs[name], array)
         for name, array in wanted.condition.items()
     ]
-    cache = empty_cache(wanted.cache, len(wanted.labels), config.heads, config.head_dim)
+    cache = {past_name(name): array[:, :, :0] for name, array in wanted.cache.items()}
     for a, b in steps(config.positions):
         positions = np.arange(a, b)
         constant = condition.run({"labels": wanted.labels, "position_ids": positions})

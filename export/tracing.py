@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .graph_passes import rename_nodes
 from .linear_passes import canonical_linears
 from .onnx_export import OPSET, quiet_exporter
+from .var_form import VarForm
 
 
 def trace(
@@ -55,3 +56,8 @@ def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:
     """Write their length as "past + n", which the exporter gives names of its own."""
     for value in graph.graph.outputs[1:]:
         value.shape = ir.Shape(["rows", heads, "past + n", head_dim])
+
+
+def cache_type(form: VarForm) -> torch.dtype | None:
+    """What the model rounds keys and values to."""
+    return torch.float16 if form.kv_type == "float16" else None

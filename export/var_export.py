@@ -10,12 +10,13 @@ import torch
 from torch.export import Dim
 
 from ..sites import FoldPart, ProducerFold, Site
+from .generators.blocks import keep_cache_as
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
 from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph
 from .graph_passes import module_path
 from .linear_passes import columns, drop_unused, linear_sites, own
-from .tracing import name_presents, past_names, present_names, trace
+from .tracing import cache_type, name_presents, past_names, present_names, trace
 from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 
@@ -78,7 +79,7 @@ def step_graph(model: VarTransformer, form: VarForm = DYNAMIC, scale: int = 0) -
     cache = [torch.zeros(shape, dtype=getattr(torch, form.kv_type)) for _ in blocks]
     dynamic = None if fixed else step_dynamics(config.depth)
     graph = trace(
-        StepGraph(model).keep_cache_as(cache_type(form)),
+        keep_cache_as(StepGraph(model), cache_type(form)),
         (
             torch.zeros(rows, n, config.width),
             torch.arange(n),
@@ -100,11 +101,6 @@ def step_dynamics(depth: int) -> tuple[object, ...]:
     rows, n, past = Dim("rows"), Dim("n"), Dim("past")
     cache = [{0: rows, 2: past}] * depth
     return {0: rows, 1: n}, {0: n}, {0: rows}, {0: rows}, cache, cache
-
-
-def cache_type(form: VarForm) -> torch.dtype | None:
-    """What the model rounds keys and values to."""
-    return torch.float16 if form.kv_type == "float16" else None
 
 
 def full_graph(model: VarTransformer) -> ir.Model:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..runtime.kv_cache import past_name
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
-from .generators.blocks import KeyValue
+from .generators.blocks import KeyValue, keep_cache_as
 from .generators.var import VarBlock, VarTransformer
 from .generators.var_config import VarConfig
 from .parity import Array, Arrays, Difference, difference, require
-from .var_export import cache_type
+from .tracing import cache_type
 from .var_form import DYNAMIC, VarForm
 
 
@@ -58,9 +58,9 @@ def compute_references(
     full, cache = run_blocks(model, inputs, *condition[1:])
     steps = full
     if cache_type(form) is not None:
-        model.keep_cache_as(cache_type(form))
+        keep_cache_as(model, cache_type(form))
         steps, cache = run_blocks(model, inputs, *condition[1:])
-        model.keep_cache_as(None)
+        keep_cache_as(model, None)
     names = ("x", "modulation", "head_modulation")
     return References(
         config=model.config,

@@ -43,11 +43,17 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if entry.family != "var" and form != DYNAMIC:
+    if entry.family == "cosmos" and form != DYNAMIC:
         raise ExportError(
             "is no generator: it has no fixed batch and no KV caches",
             where=name,
             do="leave out --static-batch and --kv-type",
+        )
+    if entry.family == "rar" and form.static_batch is not None:
+        raise ExportError(
+            "has a cache that grows by one token a step: no fixed shapes",
+            where=name,
+            do="leave out --static-batch",
         )
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import encode_json
+from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.generate.rar_spec import RarDefaults, RarSpec
 from ..sites import SiteMap
 from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
@@ -29,9 +30,10 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "rar"}
     with WeightFile(folder) as weights:
         sites = export_vq(vq, weights, properties)
-        sites += export_transformer(model, weights, properties)
+        sites += export_transformer(model, weights, properties, job.form)
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-    (folder / "generator.json").write_bytes(encode_json(describe(model.config, vq.config)))
+    spec = describe(model.config, vq.config, job.form)
+    (folder / "generator.json").write_bytes(encode_json(spec))
     return {
         "transformer": sum(p.numel() for p in model.parameters()),
         "tokenizer": sum(p.numel() for p in vq.parameters()),
@@ -52,7 +54,8 @@ def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
     model, vq = load_models(job)
     tokenizer = compute_vq_references(vq, job.pictures(model.config.side * vq.config.stride))
     shown = torch.from_numpy(tokenizer.indices[:1]).flatten(1).repeat(2, 1)
-    references = compute_rar_references(model, guided_labels(model.config.num_classes), shown)
+    labels = guided_labels(model.config.num_classes)
+    references = compute_rar_references(model, labels, shown, job.form)
     del model, vq
     gc.collect()
     tokens, differences = check_vq_parity(folder, tokenizer)
@@ -77,7 +80,7 @@ def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
     return model, vq
 
 
-def describe(config: RarConfig, tokenizer: MaskgitVqConfig) -> RarSpec:
+def describe(config: RarConfig, tokenizer: MaskgitVqConfig, form: VarForm = DYNAMIC) -> RarSpec:
     """What the runtime needs to know of the generator."""
     from ..export.generators.rar_config import sampling_of
 
@@ -91,4 +94,5 @@ def describe(config: RarConfig, tokenizer: MaskgitVqConfig) -> RarSpec:
         head_dim=config.head_dim,
         image_size=config.side * tokenizer.stride,
         defaults=RarDefaults(top_k=0, top_p=1.0, **asdict(sampling_of(config))),
+        kv_type=form.kv_type,
     )

@@ -7,12 +7,14 @@ a later opset would hide from them. Token sequences are [rows, n, C], heads [row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeyValue = tuple[Tensor, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 NORM_FLOOR = 1e-12
 
@@ -46,6 +48,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     rows, heads, n, d = q.shape
     joined = (torch.softmax(scores, dim=-1) @ v).transpose(1, 2)
     return joined.reshape(rows, n, heads * d)
+
+
+class CachedAttention(nn.Module):
+    """Attention over a cache; `cache_type` is what keys and values are rounded to, in the step that
+    makes them too, None for no rounding.
+    """
+
+    cache_type: torch.dtype | None = None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, past: KeyValue | None, mask: Tensor | None
+    ) -> tuple[Tensor, KeyValue]:
+        """As `attend` over all tokens so far, and their keys and values."""
+        kept = self.cache_type or q.dtype
+        keys, values = extend(past, k.to(kept), v.to(kept))
+        return attend(q, keys.to(q.dtype), values.to(q.dtype), mask), (keys, values)
+
+
+def keep_cache_as(model: Model, kind: torch.dtype | None) -> Model:
+    """Set what the model's attentions round keys and values to."""
+    for module in model.modules():
+        if isinstance(module, CachedAttention):
+            module.cache_type = kind
+    return model
 
 
 def causal_mask(position_ids: Tensor, total: int, dtype: torch.dtype) -> Tensor:

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import (
+    CachedAttention,
     FeedForward,
     KeyValue,
-    attend,
     causal_mask,
-    extend,
     modulated_norm,
     split_qkv,
     spread_ones,
@@ -35,7 +34,7 @@ ONE_OF_BLOCK = (0.0, 1.0, 0.0, 0.0, 1.0, 0.0)
 ONE_OF_HEAD = (1.0, 0.0)  # scale, shift: the reverse of the blocks
 
 
-class RarAttention(nn.Module):
+class RarAttention(CachedAttention):
     """Self-attention with layer norms, shared by the heads, on q and k."""
 
     def __init__(self, config: RarConfig) -> None:
@@ -56,8 +55,8 @@ class RarAttention(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """[rows, n, C] -> the same, and normalised keys and values of all tokens so far."""
         q, k, v = split_qkv(self.qkv(x), self.heads)
-        present = extend(past, self.k_norm(k), v)
-        return self.proj(attend(self.queries(q), *present, mask)), present
+        out, present = self.attend(self.queries(q), self.k_norm(k), v, past, mask)
+        return self.proj(out), present
 
 
 class RarBlock(nn.Module):

@@ -59,7 +59,9 @@ class RarLoop:
         graphs = open_graphs(folder, ("condition", "step", "decoder"), session, threads)
         self.spec = spec
         self._condition, self._decoder = graphs["condition"], graphs["decoder"]
-        self._steps = CachedSteps([graphs["step"]], spec.depth, spec.heads, spec.head_dim)
+        self._steps = CachedSteps(
+            [graphs["step"]], spec.depth, spec.heads, spec.head_dim, spec.kv_type
+        )
 
     def run(
         self,

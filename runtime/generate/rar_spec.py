@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .spec import Count, Defaults
+from .spec import Count, Defaults, KvType
 
 
 class RarDefaults(Defaults, frozen=True, kw_only=True):
@@ -21,7 +21,8 @@ class RarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     """`generator.json` of a RAR: what the schedule needs to know beside the graphs.
 
     An image is a map of `side` * `side` tokens. The null class is `num_classes`. The step takes
-    rows of one table: the vocabulary, a mask token, the classes with the null class, cls.
+    rows of one table: the vocabulary, a mask token, the classes with the null class, cls. `kv_type`
+    is that of the caches.
     """
 
     schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
@@ -34,6 +35,7 @@ class RarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     head_dim: Count
     image_size: Count
     defaults: RarDefaults
+    kv_type: KvType = "float32"
 
     @property
     def length(self) -> int:

@@ -16,17 +16,19 @@ from onnx import numpy_helper
 
 from arvg_trt.artifacts import decode_json
 from arvg_trt.errors import ExportError
+from arvg_trt.export.rar_export import export_rar
 from arvg_trt.export.rar_parity import (
     References,
     check_rar_parity,
     compute_rar_references,
     steps,
 )
-from arvg_trt.export.weight_file import INLINE, WEIGHTS
+from arvg_trt.export.var_form import VarForm
+from arvg_trt.export.weight_file import INLINE, WEIGHTS, WeightFile
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from arvg_trt.sites import ProducerFold, Site, SiteMap
 
-from .rar_models import SMALL, TinyRar, random_tokens
+from .rar_models import SMALL, TinyRar, random_rar, random_tokens
 
 Floats = NDArray[np.float32]
 GRAPHS = ("condition", "step", "full")
@@ -299,3 +301,22 @@ def test_references_of_another_label_are_refused(tiny_rar: TinyRar, references: 
     other = replace(references, labels=np.array([1, 1]))
     with pytest.raises(ExportError, match=r"condition\.onnx: modulation"):
         check_rar_parity(tiny_rar.folder, other)
+
+
+def test_caches_of_half_are_rounded_in_the_step_that_makes_them(tmp_path: Path) -> None:
+    """Parity holds with the rounding in PyTorch, which full.onnx has not; the cache has half the
+    bytes."""
+    model, half = random_rar(replace(SMALL, depth=1)), VarForm(kv_type="float16")
+    with WeightFile(tmp_path) as weights:
+        export_rar(model, weights, {}, half)
+    labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SMALL.length)
+    wanted = compute_rar_references(model, labels, tokens, half)
+    assert {a.dtype for a in wanted.cache.values()} == {np.dtype(np.float16)}
+    exact = model(labels, tokens[:, :-1])
+    assert relative(wanted.full[:, 1:], exact) == 0
+    assert 1e-5 < relative(wanted.logits[:, 1:], exact) < 2e-2
+    found = check_rar_parity(tmp_path, wanted)
+    assert all(d.mean <= d.max < 5e-4 for d in found)
+    session = reference_session(tmp_path / "step.onnx")
+    assert {v for k, v in session.types.items() if "past" in k or "present" in k} == {"float16"}
+    assert session.types["logits"] == "float32"

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from arvg_trt.artifacts import MANIFEST
+from arvg_trt.errors import ExportError
+from arvg_trt.export.checkpoint import resolve_checkpoint
+from arvg_trt.export.zoo import find_model
+from arvg_trt.pipeline.export_generator import Silent
+from arvg_trt.pipeline.export_job import ExportJob
+from arvg_trt.pipeline.export_rar import load_models
 from arvg_trt.runtime.generator import Generator
+from arvg_trt.runtime.image_sources import open_source
 
 from ..export.rar_models import (
     FILES,
@@ -37,6 +44,13 @@ def transformer() -> Tensors:
 
 def tokenizer(vocab_size: int = TOKENIZER.vocab_size) -> Tensors:
     return dict(random_maskgit(replace(TOKENIZER, vocab_size=vocab_size)).state_dict())
+
+
+def job(name: str, checkpoint: Path) -> ExportJob:
+    entry = find_model(name)
+    paths = resolve_checkpoint(str(checkpoint), entry.files)
+    source = open_source("skimage:astronaut")
+    return ExportJob(entry, str(checkpoint), tuple(paths), source, Silent())
 
 
 def test_every_graph_is_there_and_one_file_of_weights(tiny_rar: TinyRar) -> None:
@@ -74,6 +88,7 @@ def test_generator_json_tells_the_runtime_what_it_needs(tiny_rar: TinyRar) -> No
         "head_dim": 8,
         "image_size": 8,
         "defaults": {"cfg": 4.0, "cfg_power": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        "kv_type": "float32",
     }
 
 
@@ -151,16 +166,30 @@ def test_the_zoo_lists_both_repositories() -> None:
 def test_a_checkpoint_that_is_no_rar_is_refused(
     make: Callable[[Path], Path], words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    checkpoint = make(tmp_path / "checkpoint")
-    outcome = arvg("export", "rar", tmp_path / "ws", "--checkpoint", checkpoint)
-    assert_refused(outcome, 4, *words)
-    assert not (tmp_path / "ws").exists() and not leftovers(tmp_path)
+    with pytest.raises(ExportError) as caught:
+        load_models(job("rar", make(tmp_path / "checkpoint")))
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), tokenizer())
-    outcome = arvg("export", "rar-b", tmp_path / "ws", "--checkpoint", checkpoint)
-    assert_refused(outcome, 4, "is not rar-b", "depth is 2, not 24")
+    with pytest.raises(ExportError, match=r"is not rar-b: .*depth is 2, not 24"):
+        load_models(job("rar-b", checkpoint))
+
+
+def test_a_refused_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), None)
+    outcome = arvg("export", "rar", tmp_path / "ws", "--checkpoint", checkpoint)
+    assert_refused(outcome, 4, "has no tokenizer")
+    assert not (tmp_path / "ws").exists() and not leftovers(tmp_path)
+
+
+def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+    outcome = arvg("export", "rar-b", tmp_path / "ws", "--static-batch", 2)
+    assert_refused(outcome, 4, "a cache that grows by one token a step", "leave out --static-batch")
+    assert not (tmp_path / "ws").exists()
 
 
 def test_a_folder_of_several_sizes_needs_the_variants_name(tmp_path: Path) -> None:
