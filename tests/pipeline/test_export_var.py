@@ -97,7 +97,13 @@ def test_generator_json_tells_the_runtime_what_it_needs(workspace: Path) -> None
         "latent_channels": 8,
         "latent_size": 3,
         "image_size": 6,
-        "defaults": {"cfg": 1.5, "top_k": 48, "top_p": 0.96},
+        "defaults": {
+            "cfg": 1.5,
+            "top_k": 48,
+            "top_p": 0.96,
+            "temperature": 1.0,
+            "cfg_power": None,
+        },
         "static_batch": None,
         "kv_type": "float32",
     }
