@@ -18,6 +18,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
+	$(BIN)/arvg-trt export var-mini out/var-mini
+	$(BIN)/arvg-trt generate out/var-mini --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/pictures
 	$(BIN)/arvg-trt run recipes/cosmos-mini-int8.toml
 
 test: setup

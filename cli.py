@@ -134,6 +134,13 @@ def models(as_json: bool) -> None:
     show_default=True,
     help="Generators: the type of the KV caches.",
 )
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="An ONNX file of your own, with MODEL `onnx`; repeatable.",
+)
 @json_option
 def export(
     model: str,
@@ -142,26 +149,34 @@ def export(
     images: str,
     static_batch: int | None,
     kv_type: KvType,
+    graphs: Sequence[Path],
     as_json: bool,
 ) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
-    MODEL is one that `arvg-trt models` lists, or `var` or `rar`: one of any size.
+    MODEL is one that `arvg-trt models` lists, `var` or `rar`: one of any size, or `onnx`: graphs of
+    your own, each named after its file, whose sites are found from their operators.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
+             arvg-trt export onnx out/mine --graph encoder.onnx --graph decoder.onnx
     """
     from .export.var_form import VarForm
-    from .pipeline.export import export_stage
+    from .pipeline.export import export_any
 
     form = VarForm(static_batch, kv_type)
-    perform(workspace, as_json, lambda w, r: [export_stage(w, model, checkpoint, images, r, form)])
+    perform(
+        workspace,
+        as_json,
+        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form)],
+    )
 
 
 @cli.command()
 @workspace_argument
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
+@click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")
 @click.option("--samples", type=int, help="Number of crops. [default: 32]")
 @click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
 @click.option("--seed", type=int, help="Seed of the crops. [default: 0]")
@@ -190,6 +205,7 @@ def calibrate(workspace: Path, recipe_name: str | None, as_json: bool, **changes
 @name_option
 @click.option("--encoder-bits", type=int, help="2 to 8, or 32 for high precision.")
 @click.option("--decoder-bits", type=int, help="2 to 8, or 32 for high precision.")
+@click.option("--weight-bits", type=int, help="Of every graph: 2 to 8, or 32. [default: 8]")
 @click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only.")
 @click.option(
     "--quantize-method",
@@ -269,6 +285,7 @@ def build(
 @recipe_option
 @name_option
 @click.option("--images", help="Folder of held-out images, or skimage:NAME,NAME.")
+@click.option("--feeds", help="A .npz of held-out arrays, for graphs of your own.")
 @click.option("--size", type=int, help="Side of the centre crops. [default: 256]")
 @click.option("--gate", "gates", multiple=True, help="e.g. 'psnr_drop<=0.5'; repeatable.")
 @click.option("--rounds", type=int, help="Timed rounds, 0 for none. [default: 20]")
@@ -321,7 +338,8 @@ def run(recipe_name: str, workspace: str | None, as_json: bool) -> None:
 def summary(metrics: dict[str, float]) -> str:
     """The main figures in a line."""
     parts = [
-        f"PSNR drop {metrics['psnr_drop']:.2f} dB",
+        f"PSNR drop {metrics['psnr_drop']:.2f} dB" if "psnr_drop" in metrics else "",
+        f"SQNR {metrics['output_sqnr_db']:.1f} dB" if "output_sqnr_db" in metrics else "",
         f"tokens equal {metrics['token_agreement']:.1%}" if "token_agreement" in metrics else "",
         f"weights {metrics['compression']:.2f}x smaller",
         f"{metrics['speedup']:.2f}x faster than FP32" if "speedup" in metrics else "",

@@ -35,9 +35,13 @@ def require_at_least(options: Options, **least: int) -> None:
 
 
 class CalibrateOptions(Options, frozen=True, kw_only=True):
-    """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops."""
+    """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops.
+
+    `feeds` is a .npz with the arrays that a user's own graphs are fed.
+    """
 
     images: str | None = None
+    feeds: str | None = None
     samples: int = 32
     batch_size: int = 1
     seed: int = 0
@@ -46,24 +50,27 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require_at_least(self, samples=1, batch_size=1, size=1, seed=0)
-        if self.synthetic and self.images is not None:
-            raise ValueError("synthetic noise and images exclude each other")
+        if self.synthetic and (self.images is not None or self.feeds is not None):
+            given = "images" if self.images is not None else "feeds"
+            raise ValueError(f"synthetic noise and {given} exclude each other")
 
 
 class QuantizeOptions(Options, frozen=True, kw_only=True):
     """Which formats the sites of a model get.
 
-    Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision. `smoothing` is
-    the SmoothQuant exponent, 0 turns it off, "search" takes the scales of least predicted error;
-    `shift` allows exact shifts of ranges: one for the tensor, or one a channel where that gains.
-    Clips minimise sum |error|^clip_power. `attention_inputs` rounds the inputs of the projections
-    of a convolutional attention too. `tap_sums` rounds the taps of a kernel so that their sum
-    stays: less error on smooth feature maps. `data_aware` weights the search of per-channel weight
-    grids by the energy of the inputs. `exclude` holds patterns of site names.
+    Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision; `weight_bits`
+    are those of every graph, whatever the halves' say. `smoothing` is the SmoothQuant exponent, 0
+    turns it off, "search" takes the scales of least predicted error; `shift` allows exact shifts
+    of ranges: one for the tensor, or one a channel where that gains. Clips minimise
+    sum |error|^clip_power. `attention_inputs` rounds the inputs of the projections of a
+    convolutional attention too. `tap_sums` rounds the taps of a kernel so that their sum stays:
+    less error on smooth feature maps. `data_aware` weights the search of per-channel weight grids
+    by the energy of the inputs. `exclude` holds patterns of site names.
     """
 
     encoder_bits: int = 8
     decoder_bits: int = 8
+    weight_bits: int | None = None
     quantize_method: QuantizeMethod = "per_channel"
     activation_bits: int = 8
     smoothing: Smoothing = "search"
@@ -75,14 +82,15 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("encoder_bits", "decoder_bits", "activation_bits"):
+        for name in ("encoder_bits", "decoder_bits", "weight_bits", "activation_bits"):
             bits = getattr(self, name)
-            if bits != FLOAT_BITS and not 2 <= bits <= 8:
+            if bits is not None and bits != FLOAT_BITS and not 2 <= bits <= 8:
                 raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
         if self.smoothing != "search" and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
         if self.quantize_method == "fp8":
-            if {self.encoder_bits, self.decoder_bits, self.activation_bits} - {8, FLOAT_BITS}:
+            given = {self.encoder_bits, self.decoder_bits, self.weight_bits, self.activation_bits}
+            if given - {8, FLOAT_BITS, None}:
                 raise ValueError(
                     f"fp8 has 8 bits: set encoder and decoder bits to 8 or {FLOAT_BITS}"
                 )
@@ -120,6 +128,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency."""
 
     images: str | None = None
+    feeds: str | None = None
     size: int = 256
     gates: tuple[str, ...] = ()
     rounds: int = 20
@@ -131,12 +140,13 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
 
 class Recipe(Options, frozen=True, kw_only=True):
-    """Everything `arvg-trt run` needs."""
+    """Everything `arvg-trt run` needs; `graphs` are the ONNX files of the model `onnx`."""
 
     model: str
     workspace: str
     name: str
     checkpoint: str | None = None
+    graphs: tuple[str, ...] = ()
     calibrate: CalibrateOptions = CalibrateOptions()
     quantize: QuantizeOptions = QuantizeOptions()
     build: tuple[BuildOptions, ...] = (BuildOptions(),)

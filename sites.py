@@ -67,9 +67,10 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All sites of a model, in graph order."""
+    """All sites of a model, in graph order, and the graphs that are quantized, as they run."""
 
     sites: tuple[Site, ...]
+    graphs: tuple[str, ...] = ("encoder", "decoder")
     schema: Literal["arvg-trt/sites/v1"] = "arvg-trt/sites/v1"
 
     def of_graph(self, graph: str) -> tuple[Site, ...]:

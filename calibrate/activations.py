@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from ..errors import CalibrationError, RecipeError
 from ..recipe import QuantizeOptions
 from ..sites import ActivationFormat, Site, SiteMap, SitePlan
+from .folds import folds_shift, holds_producer
 from .formats import FP8_MAX
-from .observers import ClipCandidate, load_graph
+from .observers import ClipCandidate, initializer_array, load_graph
 from .passes import Progress, collect_clip_errors
-from .qdq_nodes import initializer_array, output_first
+from .qdq_nodes import output_first
 from .scaling import (
     Readers,
     Scaling,
@@ -42,6 +43,21 @@ class Group:
     scaling: Scaling
     gain: NDArray[np.float64]
     fold: bool
+
+    def offset(self, chosen: ActivationFormat) -> NDArray[np.float32]:
+        """What is subtracted from the smoothed input in `chosen`, [C]."""
+        if self.center is not None:
+            return self.center
+        shift = np.float32(chosen.shift) * np.float32(chosen.scale or 0)
+        return np.full(len(self.stats.low), shift, np.float32)
+
+    @property
+    def center(self) -> NDArray[np.float32] | None:
+        """The channels' centres in units of the smoothed input, [C]."""
+        if self.scaling.center is None:
+            return None
+        centers: NDArray[np.float64] = self.scaling.center / self.scaling.smoothing
+        return centers.astype(np.float32)
 
 
 def group_sites(
@@ -72,18 +88,19 @@ def group_sites(
                 where="plan.json",
                 do="give them the same values",
             )
-        # A norm's affine can absorb the scale only if every reader of the norm agrees to it,
-        # and if no zero padding lies between them.
+        # A norm or linear can absorb the scale only if every reader of it agrees, and if no zero
+        # padding lies between them.
         foldable = (
-            first.fold is not None
+            (first.fold is not None or holds_producer(model.graph, first))
             and len(first.shares_input_with) + 1 == len(sites)
             and all(s.op != "Conv" or s.weight_shape[2:] == (1, 1) for s in sites)
         )
         stats = site_statistics(statistics, first.name)
         if any(is_padded(model.graph, site) for site in sites):
             stats = replace(stats, low=np.minimum(stats.low, 0), high=np.maximum(stats.high, 0))
+        free = foldable and folds_shift(first)
         users = summarize(model.graph, sites)
-        scaling = decide_scaling(stats, users, entries[first.name], options, free=foldable)
+        scaling = decide_scaling(stats, users, entries[first.name], options, free=free)
         gain = np.sqrt(users.energy) * scaling.smoothing
         groups.append(Group(tuple(sites), stats, scaling, gain, foldable))
     return groups

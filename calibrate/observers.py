@@ -56,6 +56,11 @@ def constant(graph: ir.Graph, name: str, value: NDArray[Any] | np.generic) -> ir
     return made
 
 
+def initializer_array(value: ir.Value) -> NDArray[Any]:
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
 def observe_ranges(graph: ir.Graph, tensors: Mapping[str, int]) -> None:
     """Add outputs `TENSOR:min`, `:max`, `:square` ([N, C]) and `:shape`.
 

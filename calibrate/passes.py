@@ -1,11 +1,12 @@
 """Calibration passes: run instrumented graphs over saved samples, one batch in flight.
 
-The encoder's session is closed before the decoder's opens; between them only tokens are kept.
+A graph's session is closed before the next one's opens; between them only those outputs are kept
+that feed a later graph, such as a tokenizer's tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from ..runtime.image_sources import batches
-from ..runtime.images import load_image, to_model
+from ..runtime.feeds import feeds_of, sample_batches, sample_files
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..sites import Site, SiteMap
 from .observers import (
@@ -30,54 +30,44 @@ Outputs = Mapping[str, NDArray[np.generic]]
 Progress = Callable[[str, int, int], None]
 
 
-def sample_batches(
-    samples: Path, batch_size: int
-) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    """Saved samples as (file names, float32 [n, 3, H, W])."""
-    files = sorted(samples.glob("*.png"))
-    position = 0
-    for group in batches((load_image(path) for path in files), batch_size):
-        names = [path.name for path in files[position : position + len(group)]]
-        position += len(group)
-        yield names, np.concatenate([to_model(image) for image in group])
-
-
 def run_instrumented(
     export: Path,
     samples: Path,
+    graphs: Sequence[str],
     *,
     batch_size: int,
     instrument: Callable[[str, ir.Graph], None],
     consume: Callable[[str, Outputs], None],
     progress: Progress,
 ) -> None:
-    """Run encoder then decoder over the samples; `consume(graph, outputs)` gets each batch.
+    """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
 
     `instrument` adds output nodes to the graph it is given; nothing else leaves the session.
 
     Raises:
-        CalibrationError: a non-finite value in what a graph computes for a sample (named).
+        CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
+            input that nothing feeds.
     """
-    count = len(list(samples.glob("*.png")))
-    session = open_instrumented(export / "encoder.onnx", "encoder", instrument)
-    feeds: list[tuple[list[str], NDArray[np.generic]]] = []
-    done = 0
-    for names, images in sample_batches(samples, batch_size):
-        outputs = session.run({"image": images})
-        require_finite(outputs, names, "encoder")
-        feeds.append((names, outputs["indices" if "indices" in outputs else "latent"]))
-        consume("encoder", outputs)
-        done += len(names)
-        progress("encoder", done, count)
-    del session
-    session = open_instrumented(export / "decoder.onnx", "decoder", instrument)
-    done = 0
-    for names, tokens in feeds:
-        outputs = session.run({session.inputs[0]: tokens})
-        require_finite(outputs, names, "decoder")
-        consume("decoder", outputs)
-        done += len(names)
-        progress("decoder", done, count)
+    files = sample_files(samples)
+    inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs}
+    carried: list[dict[str, NDArray[np.generic]]] = [{} for _ in range(0, len(files), batch_size)]
+    for position, graph in enumerate(graphs):
+        later = {name for g in graphs[position + 1 :] for name in inputs[g]}
+        session = open_instrumented(export / f"{graph}.onnx", graph, instrument)
+        done = 0
+        batches = sample_batches(files, batch_size, session.inputs)
+        for kept, (names, arrays) in zip(carried, batches, strict=True):
+            outputs = session.run(feeds_of(graph, session.inputs, arrays, kept))
+            require_finite(outputs, names, graph)
+            consume(graph, outputs)
+            kept.update((k, v) for k, v in outputs.items() if k in later)
+            done += len(names)
+            progress(graph, done, len(files))
+        del session
+
+
+def input_names(path: Path) -> tuple[str, ...]:
+    return tuple(str(value.name) for value in load_graph(path).graph.inputs)
 
 
 def open_instrumented(
@@ -135,6 +125,7 @@ def collect_ranges(
     run_instrumented(
         export,
         samples,
+        site_map.graphs,
         batch_size=batch_size,
         instrument=instrument,
         consume=consume,
@@ -188,6 +179,7 @@ def collect_clip_errors(
     run_instrumented(
         export,
         samples,
+        site_map.graphs,
         batch_size=batch_size,
         instrument=instrument,
         consume=consume,

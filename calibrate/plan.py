@@ -13,12 +13,12 @@ from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightForma
 
 # Their rounded inputs pass the softmax: at the real width of DI8x8 a fifth of the decoder's error,
 # for one hundredth of its multiplications.
-ATTENTION_ROLES = ("q", "k", "v", "proj")
+ATTENTION_ROLES = ("q", "k", "v", "qkv", "proj")
 ATTENTION_REASON = "its input stays in high precision: it feeds, or is fed by, the softmax"
 
 
 def weight_format(options: QuantizeOptions, graph: str) -> WeightFormat | None:
-    bits = options.encoder_bits if graph == "encoder" else options.decoder_bits
+    bits = graph_bits(options, graph)
     if bits == FLOAT_BITS:
         return None
     method = options.quantize_method
@@ -29,6 +29,13 @@ def weight_format(options: QuantizeOptions, graph: str) -> WeightFormat | None:
         grid="log" if method in ("log_quantization", "per_channel_log") else "uniform",
         granularity="per_channel" if method.startswith("per_channel") else "per_tensor",
     )
+
+
+def graph_bits(options: QuantizeOptions, graph: str) -> int:
+    """Bits of the weights of a graph; the two halves of a tokenizer have their own options."""
+    if options.weight_bits is not None:
+        return options.weight_bits
+    return {"encoder": options.encoder_bits, "decoder": options.decoder_bits}.get(graph, 8)
 
 
 def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
@@ -50,12 +57,14 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
         reason = "excluded by the recipe"
     chosen = weight_format(options, site.graph)
     if reason is None and chosen is None:
-        reason = f"{site.graph}_bits = {FLOAT_BITS}"
+        option = "weight" if options.weight_bits is not None else site.graph
+        reason = f"{option}_bits = {FLOAT_BITS}"
     if reason is not None or chosen is None:
         return SitePlan(name=site.name, reason=reason)
     if options.activation_bits == FLOAT_BITS:
         return SitePlan(name=site.name, weight=chosen)
-    if site.role in ATTENTION_ROLES and chosen.grid == "uniform" and not options.attention_inputs:
+    in_attention = site.op == "Conv" and site.role in ATTENTION_ROLES
+    if in_attention and chosen.grid == "uniform" and not options.attention_inputs:
         return SitePlan(name=site.name, weight=chosen, reason=ATTENTION_REASON)
     return SitePlan(
         name=site.name,

@@ -19,9 +19,17 @@ import onnx_ir as ir
 
 from ..sites import Site
 from .formats import FP8
-from .observers import constant
+from .observers import constant, initializer_array
 from .qdq_linear import rewrite_linear
-from .qdq_nodes import LINEAR_OPS, Chain, SiteWeights, initializer_array, quantize_input
+from .qdq_nodes import LINEAR_OPS, Chain, SiteWeights, quantize_input
+
+# Norms with a scale and a bias a channel as their second and third input.
+NORMS = (
+    "BatchNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+)
 
 
 def insert_qdq(graph: ir.Graph, sites: Sequence[Site], weights: Mapping[str, SiteWeights]) -> None:
@@ -124,7 +132,7 @@ def norm_behind(node: ir.Node) -> ir.Node:
     while value is not None:
         producer = value.producer()
         assert producer is not None
-        if producer.op_type in ("GroupNormalization", "LayerNormalization"):
+        if producer.op_type in NORMS:
             return producer
         value = producer.inputs[0]
     raise AssertionError(f"{node.name} has a fold but no norm in front")

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ..errors import RecipeError
 from ..sites import Site
 from .formats import FP8, QuantizedWeight
-from .observers import constant
-from .qdq_nodes import Chain, SiteWeights, gemm_transposes, initializer_array, quantize_input
+from .observers import constant, initializer_array
+from .qdq_nodes import Chain, SiteWeights, gemm_transposes, quantize_input
 
 
 def rewrite_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights) -> ir.Node:

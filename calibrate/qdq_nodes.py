@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..sites import ActivationFormat, Site
+from .folds import folds_scale, folds_shift
 from .formats import FP8, QuantizedWeight
 from .observers import constant
 
@@ -65,19 +66,18 @@ class Chain:
 
 
 def quantize_input(chain: Chain, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:
-    """x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a norm with a fold did the first two."""
+    """x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a fold did its part before."""
     activation = chosen.activation
     assert activation is not None and activation.scale is not None
     graph = chain.graph
-    if site.fold is None:
-        if chosen.smoothing is not None:
-            inverse = (1 / chosen.smoothing.astype(np.float64)).astype(np.float32)
-            held = constant(graph, f"{site.name}.input_scale", by_channel(site, value, inverse))
-            value = chain.add("Mul", value, held)
-        offset = np.asarray(chosen.offset)
-        if offset.any():
-            shaped = by_channel(site, value, offset) if offset.ndim else offset
-            value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", shaped))
+    if chosen.smoothing is not None and not folds_scale(site):
+        inverse = (1 / chosen.smoothing.astype(np.float64)).astype(np.float32)
+        held = constant(graph, f"{site.name}.input_scale", by_channel(site, value, inverse))
+        value = chain.add("Mul", value, held)
+    offset = np.asarray(chosen.offset)
+    if offset.any() and not folds_shift(site):
+        shaped = by_channel(site, value, offset) if offset.ndim else offset
+        value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", shaped))
     scale = constant(graph, f"{site.name}.activation_scale", np.float32(activation.scale))
     kind = FP8 if activation.grid == "fp8" else np.int8
     zero = constant(graph, f"{site.name}.zero_point", np.zeros((), kind))
@@ -105,8 +105,3 @@ def output_first(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float
 def gemm_transposes(node: ir.Node) -> bool:
     """Whether the weight of a Gemm is [O, I]; that of a MatMul never is."""
     return "transB" in node.attributes and bool(node.attributes["transB"].as_int())
-
-
-def initializer_array(value: ir.Value) -> NDArray[np.generic]:
-    assert value.const_value is not None
-    return value.const_value.numpy()

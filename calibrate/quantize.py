@@ -14,18 +14,26 @@ from numpy.typing import NDArray
 from ..errors import RecipeError
 from ..recipe import QuantizeOptions
 from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
-from .activations import decibel, group_sites, search_activations, site_statistics, site_weight
+from .activations import (
+    Group,
+    decibel,
+    group_sites,
+    search_activations,
+    site_statistics,
+    site_weight,
+)
+from .folds import fold_into_producer
 from .formats import QuantizedWeight, quantize_weight
-from .observers import load_graph
+from .observers import initializer_array, load_graph
 from .packed import save_packed
 from .passes import Progress
 from .qdq import insert_qdq
-from .qdq_nodes import SiteWeights, initializer_array
+from .qdq_nodes import SiteWeights
 from .scaling import Scaling
 from .statistics import Statistics
 
-GRAPHS = ("encoder", "decoder")
 FP16_MAX = 65504.0
+LARGE = 1024  # bytes, from which graphs keep a constant in their weight file
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +61,13 @@ def quantize_graphs(
     batch_size: int,
     progress: Progress,
 ) -> tuple[Plan, list[SiteResult]]:
-    """Write encoder.onnx, decoder.onnx and weights.safetensors into `output`.
+    """Write the Q/DQ graphs and weights.safetensors into `output`.
 
     Returns the plan with every scale filled in, and what became of each site.
     """
     groups = {
         graph: group_sites(export, site_map, graph, entries, statistics, options)
-        for graph in GRAPHS
+        for graph in site_map.graphs
     }
     activations, quality = search_activations(
         export,
@@ -75,12 +83,13 @@ def quantize_graphs(
     packed: dict[str, QuantizedWeight] = {}
     floats: dict[str, NDArray[np.generic]] = {}
     final: list[SitePlan] = []
-    for graph in GRAPHS:
+    for graph in site_map.graphs:
         model = load_graph(export / f"{graph}.onnx")
         sites = site_map.of_graph(graph)
         chosen: dict[str, SiteWeights] = {}
         scaling = {s.name: g.scaling for g in groups[graph] for s in g.sites}
-        folded = {s.name: g.fold for g in groups[graph] for s in g.sites}
+        folded = {s.name for g in groups[graph] for s in g.sites if g.fold}
+        fold_groups(model.graph, groups[graph], entries, activations)
         for position, site in enumerate(sites):
             entry = entries[site.name]
             site_weights, noise = quantize_site(
@@ -98,8 +107,11 @@ def quantize_graphs(
             final.append(msgspec.structs.replace(entry, activation=activations.get(site.name)))
             results.append(describe(site, final[-1], noise, quality.get(site.name)))
             progress(f"{graph} weights", position + 1, len(sites))
-        floats.update(float_parameters(model.graph, sites))
-        kept = [s if folded.get(s.name) else msgspec.structs.replace(s, fold=None) for s in sites]
+        for key, value in float_parameters(model.graph, sites).items():
+            known = floats.get(key)
+            same = known is None or np.array_equal(known, value)
+            floats[key if same else f"{graph}.{key}"] = value
+        kept = [s if s.name in folded else without_fold(s) for s in sites]
         insert_qdq(model.graph, kept, chosen)
         ir.save(
             model,
@@ -109,6 +121,27 @@ def quantize_graphs(
         )
     save_packed(packed, floats, output / "weights.safetensors")
     return Plan(sites=tuple(final)), results
+
+
+def fold_groups(
+    graph: ir.Graph,
+    groups: Sequence[Group],
+    entries: Mapping[str, SitePlan],
+    activations: Mapping[str, ActivationFormat],
+) -> None:
+    """Put scales and offsets into producers while all weights are still floats."""
+    for group in groups:
+        first = group.sites[0]
+        if not group.fold or first.producer_fold is None:
+            continue
+        smoothing = group.scaling.smoothing.astype(np.float32)
+        if entries[first.name].smoothing is None:
+            smoothing = np.ones_like(smoothing)
+        fold_into_producer(graph, first, smoothing, group.offset(activations[first.name]))
+
+
+def without_fold(site: Site) -> Site:
+    return msgspec.structs.replace(site, fold=None, producer_fold=None)
 
 
 def quantize_site(
@@ -176,15 +209,16 @@ def store(
 
 
 def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArray[np.generic]]:
-    """Biases and norm parameters: every float initializer named after a parameter, but weights."""
+    """Biases, norms, embeddings: what is called a parameter, or large; a site's weight is not."""
     weights = {site.weight for site in sites}
-    return {
-        name: initializer_array(value)
-        for name, value in graph.initializers.items()
-        if name not in weights
-        and value.dtype == ir.DataType.FLOAT
-        and name.rpartition(".")[2] in ("weight", "bias")
-    }
+    found: dict[str, NDArray[np.generic]] = {}
+    for name, value in graph.initializers.items():
+        if name in weights or value.dtype != ir.DataType.FLOAT:
+            continue
+        array = initializer_array(value)
+        if name.rpartition(".")[2] in ("weight", "bias") or array.nbytes >= LARGE:
+            found[name] = array
+    return found
 
 
 def describe(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from ..errors import BuildError
-from ..runtime.images import load_image, to_model
-from ..runtime.tokenizer import ImageTokenizer
+from ..runtime.feeds import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
+from ..runtime.sessions.onnxruntime import reference_session
 from .group_norm_form import expand_group_norms
 from .integer_forms import Ranges, match_chain, rewrite_convolutions
 from .integer_linear import rewrite_linears
@@ -46,18 +46,19 @@ def build_engine(
     samples: Path,
     statistics: Path,
     output: Path,
+    graphs: Sequence[str] = TOKENIZER_GRAPHS,
     *,
     progress: Callable[[str, int, int], None],
 ) -> list[EngineRow]:
-    """Rewrite both graphs of `source` into `output` and check them on calibration samples.
+    """Rewrite the graphs of `source` into `output` and check them on calibration samples.
 
     Raises:
         BuildError: the engine is further from FP32 than the rounding of outputs explains.
     """
     rows = []
     ranges = output_ranges(statistics)
-    for k, graph in enumerate(("encoder", "decoder")):
-        progress("rewriting for ONNX Runtime", k, 3)
+    for k, graph in enumerate(graphs):
+        progress("rewriting for ONNX Runtime", k, len(graphs) + 1)
         start = time.perf_counter()
         model = ir.load(source / f"{graph}.onnx")
         products = [n for n in model.graph if n.op_type in ("Conv", "MatMul")]
@@ -84,9 +85,9 @@ def build_engine(
                 ),
             )
         )
-    progress("checking the engine", 2, 3)
-    check_engine(source, export, output, sorted(samples.glob("*.png"))[:CHECK_SAMPLES])
-    progress("checking the engine", 3, 3)
+    progress("checking the engine", len(graphs), len(graphs) + 1)
+    check_engine(source, export, output, sample_files(samples)[:CHECK_SAMPLES], graphs)
+    progress("checking the engine", len(graphs) + 1, len(graphs) + 1)
     return rows
 
 
@@ -101,30 +102,37 @@ def output_ranges(statistics: Path) -> Ranges:
         }
 
 
-def check_engine(source: Path, export: Path, engine: Path, samples: list[Path]) -> None:
-    """Compare the engine as executed and the Q/DQ graph with FP32, half by half."""
-    images = [to_model(load_image(path)) for path in samples]
-    latents, pictures = [], []
-    inputs: list[NDArray[Any]] = []
-    for k, tokenizer in enumerate(
-        (
-            ImageTokenizer.reference(export),
-            ImageTokenizer.reference(source),
-            ImageTokenizer.open(engine),
+def check_engine(
+    source: Path,
+    export: Path,
+    engine: Path,
+    samples: Sequence[Path],
+    graphs: Sequence[str] = TOKENIZER_GRAPHS,
+) -> None:
+    """Compare the engine as executed and the Q/DQ graphs with FP32, graph by graph."""
+    arrays = [load_sample(path) for path in samples]
+    fp32 = GraphChain.open(export, graphs, session=reference_session)
+    references = [fp32.run(feeds) for feeds in arrays]
+    del fp32
+    simulated, real = (
+        [chain.run(feeds, given=made) for feeds, made in zip(arrays, references, strict=True)]
+        for chain in (
+            GraphChain.open(source, graphs, session=reference_session),
+            GraphChain.open(engine, graphs),
         )
-    ):
-        encoded = [tokenizer.encode(image) for image in images]
-        if k == 0:
-            inputs = [latent if tokens is None else tokens for tokens, latent in encoded]
-        latents.append(np.concatenate([latent for _, latent in encoded]))
-        pictures.append(np.concatenate([tokenizer.decode(t) for t in inputs]))
-    for name, (fp32, qdq, executed) in (("encoder", latents), ("decoder", pictures)):
-        simulated, real = sqnr_db(fp32, qdq), sqnr_db(fp32, executed)
-        if not real >= min(simulated, 40.0) - WORST_LOSS_DB:
+    )
+    for name in [n for n, v in references[0].items() if np.issubdtype(v.dtype, np.floating)]:
+        graph, _, output = name.partition("/")
+        expected, in_reference, executed = (
+            np.concatenate([np.ravel(each[name]) for each in runs])
+            for runs in (references, simulated, real)
+        )
+        wanted, found = sqnr_db(expected, in_reference), sqnr_db(expected, executed)
+        if not found >= min(wanted, 40.0) - WORST_LOSS_DB:
             raise BuildError(
-                f"the ONNX Runtime {name} is {real:.1f} dB from FP32, "
-                f"its Q/DQ graph {simulated:.1f}",
-                where=str(engine / f"{name}.onnx"),
+                f"the ONNX Runtime {graph} is {found:.1f} dB from FP32 at {output}, "
+                f"its Q/DQ graph {wanted:.1f}",
+                where=str(engine / f"{graph}.onnx"),
                 do="report it with the output of `arvg-trt doctor`",
             )
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from ..errors import BuildError
-from .twin_precision import TYPE_BLIND, is_float, single_precision
+from .twin_precision import TYPE_BLIND, is_float, only_masks, single_precision
 
 HalfType = Literal["float16", "bfloat16"]
 
@@ -154,12 +154,14 @@ class _Converter:
         self.graph = graph
         self.half = half
         self.converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.masks: set[ir.Value] = set()
 
     def run(self, nodes: Sequence[ir.Node], single: Collection[ir.Node]) -> None:
         opset = self.graph.opset_imports[""]
         # Both are read off the untouched graph: the loop below changes types as it goes.
         slots = {node: _half_slots(node, opset, self.half) for node in nodes if node not in single}
         floats = {value for node in nodes for value in node.inputs if is_float(value)}
+        self.masks = {v for v in floats if v is not None and v.is_initializer() and only_masks(v)}
         for node in nodes:
             inputs, outputs = slots.get(node, (set(), set()))
             for index, value in enumerate(node.inputs):
@@ -195,6 +197,8 @@ class _Converter:
         if value.const_value is None:
             raise BuildError("an initializer without data", where=value.name)
         array = value.const_value.numpy()
+        if value in self.masks:
+            array = np.where(np.isfinite(array), np.maximum(array, -self.half.largest), array)
         beyond = np.isfinite(array) & (np.abs(array) > self.half.largest)
         if beyond.any():
             raise BuildError(

@@ -31,6 +31,10 @@ BARRIERS = PRODUCTS | NORMS | QUANTIZERS | {"Gather", "Resize", "Softmax"}
 TYPE_BLIND = frozenset({"Shape", "Size"})
 INTEGER = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64})
 DISCRETE = INTEGER | {ir.DataType.BOOL}
+# What a mask passes on its way from a constant to the softmax.
+MASKING = frozenset(
+    {"Add", "Concat", "Expand", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+) | {"Where"}
 
 
 def single_precision(
@@ -62,6 +66,27 @@ def single_precision(
             ):
                 single.add(node)
     return single
+
+
+def only_masks(value: ir.Value) -> bool:
+    """Whether a constant goes nowhere but into softmaxes, by steps that masks are made with.
+
+    There any number far below the scores does for the lowest one of float32.
+    """
+    seen: set[ir.Node] = set()
+    stack = [value]
+    while stack:
+        found = stack.pop()
+        if found.is_graph_output():
+            return False
+        for node, _ in found.uses():
+            if node in seen or node.op_type == "Softmax":
+                continue
+            if node.op_type not in MASKING:
+                return False
+            seen.add(node)
+            stack += node.outputs
+    return True
 
 
 def constant_scale(node: ir.Node) -> np.ndarray | None:

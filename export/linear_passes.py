@@ -32,20 +32,28 @@ class TransposedTensor(ir.LazyTensor):
         return ir.Tensor(np.ascontiguousarray(self.source.numpy().T), name=self.name)
 
 
-def canonical_linears(graph: ir.Graph) -> None:
+def linear_path(node: ir.Node) -> str | None:
+    """The module of a linear that the dynamo exporter wrote, None for another product."""
+    return module_path(node) if is_linear(node) else None
+
+
+def canonical_linears(
+    graph: ir.Graph, name_of: Callable[[ir.Node], str | None] = linear_path
+) -> None:
     """1. Every linear is MatMul `path` of `path.weight` [in, out].
     2. Its bias, if any, is `path.bias` [out], in the Add `path/Add` behind it.
     3. Other products with a constant stay as they are.
 
     Modules have initializers of their own, also where the exporter merged equal ones. One that a
-    graph calls twice keeps one weight, and its second node has a number.
+    graph calls twice keeps one weight, and its second node has a number. `name_of` says what
+    module a product is the linear of.
     """
     for node in list(graph):
-        if not is_linear(node) or node.op_type not in ("Gemm", "MatMul"):
+        path = name_of(node) if node.op_type in ("Gemm", "MatMul") else None
+        if path is None:
             continue
         if node.op_type == "Gemm":
             node = lower_gemm(graph, node)
-        path = module_path(node)
         weight = weight_of(node)
         assert weight is not None and node.inputs[1] is not None
         transpose = node.inputs[1].producer()

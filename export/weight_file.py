@@ -55,6 +55,8 @@ class WeightFile:
             assert value.const_value is not None
             if value.const_value.nbytes >= INLINE:
                 value.const_value = self._place(value.const_value, str(value.name))
+            elif isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), name=str(value.name))
         self._stream.flush()
         ir.save(model, self._folder / f"{name}.onnx")
 

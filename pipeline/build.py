@@ -14,8 +14,8 @@ from ..recipe import BuildOptions
 from ..runtime.trt_compat import Backend
 from ..sites import Plan, SitePlan
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from .profiles import Profiles, graph_profiles
 
-GRAPHS = ("encoder", "decoder")
 FP16 = "fp16"
 
 
@@ -73,6 +73,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
             calibrate / "samples",
             calibrate / "statistics.safetensors",
             folder,
+            load_sites(export).graphs,
             progress=reporter.progress,
         )
         return {"engines": [msgspec.to_builtins(row) for row in rows]}
@@ -91,13 +92,13 @@ def build_tensorrt(
     source, manifest, plan = source_graphs(workspace, name)
     targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
     planned = {} if plan is None else quantized_sites(plan)
-    required = {e.name: required_format(e) for e in planned.values()}
+    ops = {site.name: site.op for site in load_sites(workspace.folder("export")).sites}
+    required = {name: required_format(entry, ops[name]) for name, entry in planned.items()}
     # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
     exported = workspace.manifest("export", stage="export")
-    for graph in GRAPHS:
-        profiles(graph, options, exported.results["tokenizer"])
+    shapes = graph_profiles(workspace, exported, options)
     builder = version(backend)
     results = []
     for group in groups:
@@ -117,8 +118,10 @@ def build_tensorrt(
             folder: Path, group: Sequence[Target] = group, label: str = label
         ) -> dict[str, Any]:
             rows = [
-                build_graph(workspace, source, graph, folder, planned, options, group, exported)
-                for graph in progress_over(GRAPHS, reporter, label)
+                build_graph(
+                    workspace, source, graph, folder, planned, options, group, shapes[graph]
+                )
+                for graph in progress_over(tuple(shapes), reporter, label)
             ]
             return {"engines": rows, "targets": [t.sm for t in group]}
 
@@ -159,7 +162,7 @@ def build_graph(
     planned: dict[str, SitePlan],
     options: BuildOptions,
     group: Sequence[Any],
-    exported: Manifest,
+    shapes: Profiles,
 ) -> dict[str, Any]:
     """The FP16 twin of one graph and the engine built from it; returns its row for reports."""
     import onnx
@@ -181,7 +184,7 @@ def build_graph(
     del twin
     sites = {s.node: s.name for s in load_sites(workspace.folder("export")).of_graph(graph)}
     wanted = {
-        node: "fp8" if required_format(planned[site]) == "fp8" else "int8"
+        node: "fp8" if is_fp8(planned[site]) else "int8"
         for node, site in sites.items()
         if site in planned
     }
@@ -190,7 +193,7 @@ def build_graph(
         folder / f"{graph}.engine",
         backend=options.backend,
         targets=group,
-        profiles=profiles(graph, options, exported.results["tokenizer"]),
+        profiles=shapes,
     )
     proved, missing = prove_sites(result.layers, wanted)  # type: ignore[arg-type]
     (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
@@ -210,36 +213,21 @@ def build_graph(
     }
 
 
-def profiles(
-    graph: str, options: BuildOptions, tokenizer: dict[str, Any]
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Shapes an engine takes: one image size, batches from 1 to `max_batch`."""
-    stride, size, most = tokenizer["stride"], options.image_size, options.max_batch
-    if size % stride:
-        raise BuildError(
-            f"image_size {size} is not a multiple of the stride {stride}",
-            do=f"use a multiple of {stride}",
-        )
-    side = size // stride
-    if graph == "encoder":
-        name, tail = "image", [3, size, size]
-    elif tokenizer["discrete"]:
-        name, tail = "indices", [side, side]
-    else:
-        name, tail = "latent", [tokenizer["latent_channels"], side, side]
-    return {name: ((1, *tail), (most, *tail), (most, *tail))}
-
-
 def quantized_sites(plan: Plan) -> dict[str, SitePlan]:
     """Sites that compute in integers or FP8: those whose input is quantized too."""
     return {s.name: s for s in plan.sites if s.activation is not None}
 
 
-def required_format(entry: SitePlan) -> Any:
-    assert entry.weight is not None
-    return "fp8" if entry.weight.grid == "fp8" else "int8_conv"
+def is_fp8(entry: SitePlan) -> bool:
+    return entry.weight is not None and entry.weight.grid == "fp8"
+
+
+def required_format(entry: SitePlan, op: str) -> Any:
+    if is_fp8(entry):
+        return "fp8"
+    return "int8_conv" if op == "Conv" else "int8_gemm"
 
 
 def precision_text(planned: dict[str, SitePlan]) -> str:
-    kinds = {"FP8" if required_format(e) == "fp8" else "INT8" for e in planned.values()}
+    kinds = {"FP8" if is_fp8(entry) else "INT8" for entry in planned.values()}
     return "+".join(sorted(kinds)) + " + FP16" if kinds else "FP16"

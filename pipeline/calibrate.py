@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -10,42 +11,49 @@ import msgspec
 from ..artifacts import Manifest, Workspace, sha256_file
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
+from ..runtime.feeds import Sample, save_sample
 from ..runtime.image_sources import ImageSource, noise_images, open_source, random_crops
-from ..runtime.images import Uint8Image, save_image
-from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from ..runtime.images import Uint8Image
+from .common import (
+    Reporter,
+    StageResult,
+    load_sites,
+    package_versions,
+    require_outputs,
+    run_stage,
+    tokenizer_of,
+)
+from .own_feeds import open_feeds, synthetic_feeds
+from .own_inputs import is_own, require_batch
 
 
 def calibrate_stage(
     workspace: Workspace, options: CalibrateOptions, reporter: Reporter
 ) -> StageResult:
-    """Cut samples, save them, and collect ranges and squared sums of every site."""
+    """Save samples, and collect ranges and squared sums of every site on them."""
     from ..calibrate.passes import collect_ranges
     from ..calibrate.statistics import save_statistics
 
     export, manifest = require_outputs(workspace, "export", stage="export")
-    stride = manifest.results["tokenizer"]["stride"]
-    if options.size % stride:
-        raise CalibrationError(
-            f"sample size {options.size} is not a multiple of the stride {stride}",
-            do=f"use a multiple of {stride}",
-        )
-    source = calibration_source(options)
-    if source is not None and source.skipped:
+    source = own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
+    if source.skipped:
         reporter.warn(
             f"skipped {len(source.skipped)} unreadable files: {', '.join(source.skipped[:5])}"
         )
     wanted = Manifest(
         stage="calibrate",
-        inputs={**manifest.outputs, **image_digests(source)},
-        options=msgspec.to_builtins(options) | {"images": list(source.names) if source else None},
+        inputs={**manifest.outputs, **source.digests},
+        options=msgspec.to_builtins(options)
+        | {"images": list(source.names) if source.names else None}
+        | ({"feeds": list(source.digests)} if options.feeds else {}),
         versions=package_versions("onnxruntime", "pillow", "numpy"),
     )
 
     def work(folder: Path) -> dict[str, object]:
         samples = folder / "samples"
         samples.mkdir()
-        for k, image in enumerate(sample_images(source, options)):
-            save_image(image, samples / f"{k:05d}.png")
+        for k, sample in enumerate(source.samples):
+            save_sample(sample, samples, k)
             reporter.progress("samples", k + 1, options.samples)
         statistics = collect_ranges(
             export,
@@ -56,13 +64,63 @@ def calibrate_stage(
         )
         save_statistics(statistics, folder / "statistics.safetensors")
         return {
-            "images": list(source.names) if source else [],
-            "skipped": list(source.skipped) if source else [],
+            "images": list(source.names),
+            "skipped": list(source.skipped),
             "samples": options.samples,
             "synthetic": options.synthetic,
         }
 
     return run_stage(workspace.folder("calibrate"), wanted, work)
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is calibrated on: samples, made one at a time, and where they come from."""
+
+    samples: Iterable[Sample]
+    names: tuple[str, ...]
+    digests: Mapping[str, str]
+    skipped: tuple[str, ...] = ()
+
+
+def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:
+    """Square crops of images, or noise, for an image tokenizer.
+
+    Raises:
+        CalibrationError: no images, or a size that the tokenizer does not take.
+    """
+    if options.feeds is not None:
+        raise CalibrationError(
+            "an image tokenizer is calibrated on images", where="--feeds", do="give --images DIR"
+        )
+    stride = tokenizer_of(manifest)["stride"]
+    if options.size % stride:
+        raise CalibrationError(
+            f"sample size {options.size} is not a multiple of the stride {stride}",
+            do=f"use a multiple of {stride}",
+        )
+    source = calibration_source(options)
+    names, skipped = ((), ()) if source is None else (source.names, source.skipped)
+    return Samples(sample_images(source, options), names, image_digests(source), skipped)
+
+
+def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
+    """Arrays for a user's own graphs."""
+    if options.synthetic:
+        found = synthetic_feeds(
+            manifest, count=options.samples, size=options.size, seed=options.seed
+        )
+        return Samples(found.samples(), (), {})
+    found = open_feeds(
+        manifest,
+        feeds=options.feeds,
+        images=options.images,
+        size=options.size,
+        count=options.samples,
+        seed=options.seed,
+    )
+    require_batch(found.inputs, found.arrays, options.batch_size)
+    return Samples(found.samples(), found.names, found.digests, found.skipped)
 
 
 def calibration_source(options: CalibrateOptions) -> ImageSource | None:

@@ -101,6 +101,21 @@ def load_sites(export: Path) -> SiteMap:
     return decode_json(export / "sites.json", SiteMap, do="run `arvg-trt export` again")
 
 
+def tokenizer_of(exported: Manifest) -> dict[str, Any]:
+    """What the export says of an image tokenizer.
+
+    Raises:
+        WorkspaceError: it is of a model that these stages do not quantize.
+    """
+    found: dict[str, Any] | None = exported.results.get("tokenizer")
+    if found is None:
+        raise WorkspaceError(
+            f"{exported.options['model']} cannot be quantized yet, it only generates",
+            do="use an image tokenizer, or your own ONNX model",
+        )
+    return found
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[Workspace]:
     with Workspace(path) as workspace:

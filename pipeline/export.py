@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,43 @@ from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator
 from .export_job import ExportJob
+from .export_own import MODEL as OWN
+from .export_own import export_own_stage
 
 if TYPE_CHECKING:
     from ..export.zoo import ZooEntry
 
 PARITY_SIZE = 256
+
+
+def export_any(
+    workspace: Workspace,
+    name: str,
+    checkpoint: str | None,
+    images: str,
+    graphs: Sequence[Path],
+    reporter: Reporter,
+    form: VarForm = DYNAMIC,
+) -> StageResult:
+    """Export a known model from its checkpoint, or a user's own graphs.
+
+    Raises:
+        ExportError: graphs beside a known model, or a checkpoint beside graphs.
+    """
+    if name == OWN:
+        if checkpoint is not None:
+            raise ExportError(
+                "graphs of your own have no checkpoint", where="--checkpoint", do="leave it out"
+            )
+        require_dynamic(name, form)
+        return export_own_stage(workspace, graphs, reporter)
+    if graphs:
+        raise ExportError(
+            f"{name} is exported from its checkpoint, not from graphs",
+            where="--graph",
+            do=f"name the model {OWN} for graphs of your own",
+        )
+    return export_stage(workspace, name, checkpoint, images, reporter, form)
 
 
 def export_stage(
@@ -43,12 +75,8 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if entry.family == "cosmos" and form != DYNAMIC:
-        raise ExportError(
-            "is no generator: it has no fixed batch and no KV caches",
-            where=name,
-            do="leave out --static-batch and --kv-type",
-        )
+    if entry.family == "cosmos":
+        require_dynamic(name, form)
     if entry.family == "rar" and form.static_batch is not None:
         raise ExportError(
             "has a cache that grows by one token a step: no fixed shapes",
@@ -74,6 +102,15 @@ def export_stage(
     )
     export = FAMILIES[entry.family]
     return run_stage(workspace.folder("export"), wanted, lambda folder: export(job, folder))
+
+
+def require_dynamic(name: str, form: VarForm) -> None:
+    if form != DYNAMIC:
+        raise ExportError(
+            "is no generator: it has no fixed batch and no KV caches",
+            where=name,
+            do="leave out --static-batch and --kv-type",
+        )
 
 
 def changed(form: VarForm) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..export.var_form import VarForm
 from ..runtime.image_sources import ImageSource
 from .common import Reporter
 from .export_job import ExportJob
-from .second_process import answer, call
+from .second_process import call, serve
 
 What = Literal["write", "compare"]
 
@@ -98,4 +98,4 @@ def work(task: ModelTask) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answer(ModelTask, work)
+    serve(ModelTask, work)

@@ -26,7 +26,7 @@ from .common import Reporter
 
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 SAMPLING = ("cfg", "top_k", "top_p", "temperature", "cfg_power")
-GRID_MOST = 64  # a picture of more says nothing
+GRID_MOST = 100  # a picture of more says nothing
 
 
 class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +92,8 @@ def generate_files(
         progress=partial(reporter.progress, "generating"),
     )
     shape = (len(labels), spec.image_size, spec.image_size, 3)
-    files = write_batches(batches, shape, outputs)
+    columns = options.count if options.count > 1 else None  # a row a label
+    files = write_batches(batches, shape, outputs, columns)
     return GenerateResult(
         labels=labels.tolist(),
         seed=options.seed,
@@ -127,9 +128,14 @@ def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:
 
 
 def write_batches(
-    batches: Iterator[Generated], shape: tuple[int, ...], outputs: Outputs
+    batches: Iterator[Generated],
+    shape: tuple[int, ...],
+    outputs: Outputs,
+    columns: int | None = None,
 ) -> list[Path]:
-    """Write every batch as it comes; `shape` is that of all images, [N, H, W, 3]."""
+    """Write every batch as it comes; `shape` is that of all images, [N, H, W, 3], `columns` those
+    of their grid.
+    """
     files: list[Path] = []
     tokens: list[np.ndarray] = []
     first: list[Uint8Image] = []
@@ -146,7 +152,7 @@ def write_batches(
             done += len(batch.labels)
     if outputs.folder:
         files.append(outputs.folder / "grid.png")
-        atomic_write(files[-1], png_bytes(image_grid(np.stack(first))))
+        atomic_write(files[-1], png_bytes(image_grid(np.stack(first), columns)))
     if outputs.npz:
         files.append(outputs.npz)
     if outputs.tokens:

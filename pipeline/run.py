@@ -9,9 +9,12 @@ from ..recipe import Recipe
 from .build import build_stage
 from .calibrate import calibrate_stage, calibration_source
 from .common import Reporter, StageResult
-from .export import export_stage
+from .export import export_any
+from .export_own import MODEL as OWN
+from .export_own import graph_names
+from .held_out import validation_source
 from .quantize import quantize_stage
-from .validate import validate_stage, validation_source
+from .validate import validate_stage
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -26,8 +29,11 @@ def check_recipe(recipe: Recipe) -> None:
     from ..validate.report import METRIC_NAMES
 
     parse_gates(recipe.validate.gates, METRIC_NAMES)
-    calibration_source(recipe.calibrate)
-    validation_source(recipe.validate)
+    if recipe.model == OWN:
+        graph_names([Path(graph) for graph in recipe.graphs])
+    else:
+        calibration_source(recipe.calibrate)
+        validation_source(recipe.validate)
     for options in recipe.build:
         if options.backend != "onnxruntime":
             for target in options.targets:
@@ -49,7 +55,14 @@ def run_recipe(recipe: Recipe, reporter: Reporter) -> list[StageResult]:
         images = recipe.validate.images or "skimage"
         finish(
             "export",
-            export_stage(workspace, recipe.model, recipe.checkpoint, images, reporter),
+            export_any(
+                workspace,
+                recipe.model,
+                recipe.checkpoint,
+                images,
+                [Path(graph) for graph in recipe.graphs],
+                reporter,
+            ),
         )
         finish("calibrate", calibrate_stage(workspace, recipe.calibrate, reporter))
         finish("quantize", quantize_stage(workspace, recipe.name, recipe.quantize, reporter))

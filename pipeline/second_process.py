@@ -1,10 +1,11 @@
 """Work in a process of its own: its memory is gone when it ends, and the two can be told apart.
 
-`call` runs a module of this package, whose `main` hands its work to `answer`.
+`call` runs a module of this package, whose `main` hands its work to `serve`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from ..errors import ArvgError, OutOfMemory
 T = TypeVar("T")
 REQUEST, RESULT = "request.json", "result.json"
 KINDS = {kind.__name__: kind for kind in ArvgError.__subclasses__()}
+PR_SET_PDEATHSIG = 1
 # How torch says it, in a RuntimeError of no class of its own.
 MEMORY_SIGN = "can't allocate memory"
 
@@ -66,6 +68,13 @@ def call(module: str, request: Any, result: type[T]) -> T:
     return msgspec.json.decode(answer.value, type=result)
 
 
+def serve(request: type[T], work: Callable[[T], Any]) -> None:
+    """`answer` as all that a process does: it ends with the first one, and is quiet about it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says what was interrupted
+    end_with_parent()
+    answer(request, work)
+
+
 def answer(request: type[T], work: Callable[[T], Any]) -> None:
     """Do the work on the request in the folder that the command line names."""
     folder = Path(sys.argv[1])
@@ -80,3 +89,9 @@ def answer(request: type[T], work: Callable[[T], Any]) -> None:
         do = "free memory, or use a larger machine"
         found = Answer(problem=Problem("OutOfMemory", "out of memory", None, do))
     (folder / RESULT).write_bytes(msgspec.json.encode(found))
+
+
+def end_with_parent() -> None:
+    """Have Linux end this process when the one that started it ends, however that is."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,26 +1,23 @@
-"""Stage 5: quantized against FP32 on held-out images; report and gates."""
+"""Stage 5: quantized against FP32 on held-out samples; report and gates."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from ..artifacts import MANIFEST, Manifest, Workspace, decode_json
-from ..errors import AccuracyError, CalibrationError
+from ..errors import AccuracyError
 from ..recipe import ValidateOptions
-from ..runtime.image_sources import ImageSource, open_source
-from ..runtime.images import center_crop, to_model
-from ..runtime.tokenizer import ImageTokenizer
-from .calibrate import image_digests
-from .common import Reporter, StageResult, package_versions, require_outputs, run_stage
+from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
+from .own_inputs import is_own
 
-KEPT_PICTURES = 4
+SHARED_WEIGHTS = "model.onnx.data"
 
 
 def validate_stage(
@@ -35,23 +32,17 @@ def validate_stage(
     from ..validate.report import METRIC_NAMES, load_report
 
     gates = parse_gates(options.gates, METRIC_NAMES)
-    source = validation_source(options)
-    if source.skipped:
+    held_out = open_held_out(workspace, options)
+    if held_out.skipped:
         reporter.warn(
-            f"skipped {len(source.skipped)} unreadable files: {', '.join(source.skipped)}"
+            f"skipped {len(held_out.skipped)} unreadable files: {', '.join(held_out.skipped)}"
         )
     _, exported = require_outputs(workspace, "export", stage="export")
-    stride = exported.results["tokenizer"]["stride"]
-    if options.size % stride:
-        raise CalibrationError(
-            f"validation size {options.size} is not a multiple of the stride {stride}",
-            do=f"use a multiple of {stride}",
-        )
     _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
     calibrated = workspace.manifest("calibrate", stage="calibrate")
-    leaked = sorted(set(source.names) & set(calibrated.results["images"]))
+    leaked = sorted(set(held_out.names) & set(calibrated.results["images"]))
     if leaked:
-        reporter.warn(f"validated on calibration images: {', '.join(leaked)}")
+        reporter.warn(f"validated on calibration {held_out.noun}: {', '.join(leaked)}")
     engines = engine_manifests(workspace, name)
     wanted = Manifest(
         stage="validate",
@@ -59,9 +50,11 @@ def validate_stage(
             **{f"export/{k}": v for k, v in exported.outputs.items()},
             **{f"quantize/{k}": v for k, v in manifest.outputs.items()},
             **{f"engines/{f}/{k}": v for f, m in engines.items() for k, v in m.outputs.items()},
-            **image_digests(source),
+            **held_out.digests,
         },
-        options=msgspec.to_builtins(options) | {"images": list(source.names)},
+        options=msgspec.to_builtins(options)
+        | {"images": list(held_out.names)}
+        | ({"feeds": list(held_out.digests)} if options.feeds else {}),
         versions=package_versions("onnxruntime", "numpy", "scikit-image"),
     )
 
@@ -71,7 +64,7 @@ def validate_stage(
         from ..validate.report import metrics
 
         report, pictures = measure_all(
-            workspace, name, options, source, exported, manifest, calibrated, engines, reporter
+            workspace, name, options, held_out, exported, manifest, calibrated, engines, reporter
         )
         judged = tuple(evaluate(gates, metrics(report)))
         report = msgspec.structs.replace(report, gates=judged)
@@ -94,12 +87,6 @@ def validate_stage(
     return result
 
 
-def validation_source(options: ValidateOptions) -> ImageSource:
-    if options.images is None:
-        raise CalibrationError("no validation images", do="give --images DIR")
-    return open_source(options.images)
-
-
 def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
     """Manifests of every engine folder of this quantization, and of the FP16 engines beside it."""
     found = {}
@@ -111,11 +98,27 @@ def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
     return found
 
 
+def open_held_out(workspace: Workspace, options: ValidateOptions) -> HeldOut:
+    """What to validate on: images for a tokenizer, feeds for a user's own graphs.
+
+    Raises:
+        CalibrationError: none given, or they cannot be used.
+    """
+    path = workspace.folder("export") / MANIFEST
+    if path.is_file():
+        exported = workspace.manifest("export", stage="export")
+        if is_own(exported):
+            return HeldOutFeeds.open(exported, options)
+    source = validation_source(options)
+    _, exported = require_outputs(workspace, "export", stage="export")
+    return HeldOutImages.open(source, exported, options)
+
+
 def measure_all(
     workspace: Workspace,
     name: str,
     options: ValidateOptions,
-    source: ImageSource,
+    held_out: HeldOut,
     exported: Manifest,
     quantized: Manifest,
     calibrated: Manifest,
@@ -123,37 +126,23 @@ def measure_all(
     reporter: Reporter,
 ) -> tuple[Any, list[Any]]:
     """The report without gates, and the pictures it shows."""
-    from ..validate.accuracy import measure
     from ..validate.latency import read_cpu
     from ..validate.report import SYNTHETIC, Data, EngineRow, Report, SiteRow, sizes
 
     export = workspace.folder("export")
-    tokenizer = exported.results["tokenizer"]
-    codecs = {"qdq": ImageTokenizer.reference(workspace.folder("quantize", name))}
+    folders = {"qdq": workspace.folder("quantize", name)}
     twins = [key for key in engines if key.startswith(f"{name}/") and "onnxruntime" not in key]
     if twins:
         # The same graph in every folder: targets differ in what is compiled from it.
-        codecs["twin"] = ImageTokenizer.reference(workspace.folder("engines", *twins[0].split("/")))
-    engine_folder = workspace.folder("engines", name, "onnxruntime")
+        folders["twin"] = workspace.folder("engines", *twins[0].split("/"))
     if f"{name}/onnxruntime" in engines:
-        codecs["engine"] = ImageTokenizer.open(engine_folder, threads=options.threads)
-    total = len(source.files)
-    accuracy, pictures = measure(
-        validation_images(source, options),
-        ImageTokenizer.reference(export),
-        codecs,
-        codebook_size=tokenizer["codebook_size"],
-        keep_pictures=KEPT_PICTURES,
-        progress=lambda done: reporter.progress("validating images", done, total),
+        folders["engine"] = workspace.folder("engines", name, "onnxruntime")
+    total = len(held_out.names)
+    measured = held_out.measure(
+        export,
+        folders,
+        lambda done: reporter.progress(f"validating {held_out.noun}", done, total),
     )
-    latency: dict[Any, Any] = {}
-    if "engine" in codecs and options.rounds:
-        latency = measure_latency(
-            ImageTokenizer.open(export, threads=options.threads),
-            codecs["engine"],
-            to_model(next(validation_images(source, options))[1]),
-            options,
-        )
     rows = [
         msgspec.convert(row, EngineRow)
         for manifest in engines.values()
@@ -167,20 +156,17 @@ def measure_all(
         | {"python": platform.python_version()},
         cpu=read_cpu(),
         data=Data(
-            validation=source.names,
+            validation=held_out.names,
             calibration=(SYNTHETIC,) if synthetic else tuple(calibrated.results["images"]),
         ),
         sizes=sizes(
-            fp32_graph_bytes={
-                g: (export / f"{g}.onnx").stat().st_size
-                + (export / f"{g}.onnx.data").stat().st_size
-                for g in ("encoder", "decoder")
-            },
+            fp32_graph_bytes=graph_bytes(export, load_sites(export).graphs),
             fp32_weight_bytes=quantized.results["fp32_bytes"],
             packed_weight_bytes=quantized.results["packed_bytes"],
         ),
-        accuracy=accuracy,
-        latency=latency,
+        accuracy=measured.accuracy,
+        outputs=measured.outputs,
+        latency=measured.latency,
         engines=tuple(rows),
         sites=tuple(
             SiteRow(
@@ -194,50 +180,14 @@ def measure_all(
             for s in quantized.results["sites"]
         ),
     )
-    return report, pictures
+    return report, measured.pictures
 
 
-def validation_images(
-    source: ImageSource, options: ValidateOptions
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """A centre crop of each image, by file name."""
-    for k, name in enumerate(source.names):
-        yield name, center_crop(source.load(k), options.size)
-
-
-def measure_latency(
-    fp32: ImageTokenizer,
-    engine: ImageTokenizer,
-    image: NDArray[np.float32],
-    options: ValidateOptions,
-) -> dict[str, Any]:
-    """Encoder, decoder and both, FP32 and engine in turn."""
-    from ..validate.latency import interleaved, ratio
-    from ..validate.report import LatencyRow
-
-    tokens, latent = fp32.encode(image)
-    fed = latent if tokens is None else tokens
-    runs = {
-        "encoder": {
-            t: (lambda c=c: c.encode(image)) for t, c in (("fp32", fp32), ("engine", engine))
-        },
-        "decoder": {
-            t: (lambda c=c: c.decode(fed)) for t, c in (("fp32", fp32), ("engine", engine))
-        },
-        "total": {
-            t: (lambda c=c: (c.encode(image), c.decode(fed)))
-            for t, c in (("fp32", fp32), ("engine", engine))
-        },
-    }
-    rows = {}
-    for what, pair in runs.items():
-        timed = interleaved(pair, warmup=options.warmup, rounds=options.rounds)
-        rows[what] = LatencyRow(
-            fp32=timed["fp32"],
-            engine=timed["engine"],
-            speed=ratio(timed["fp32"], timed["engine"]),
-            shape=tuple(image.shape),
-            batch=int(image.shape[0]),
-            threads=options.threads,
-        )
-    return rows
+def graph_bytes(folder: Path, graphs: Sequence[str]) -> dict[str, int]:
+    """Bytes of each graph with its own file of weights; a file that all share is its own row."""
+    found = {}
+    for graph in graphs:
+        files = (folder / f"{graph}.onnx", folder / f"{graph}.onnx.data")
+        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
+    shared = folder / SHARED_WEIGHTS
+    return found | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})

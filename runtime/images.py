@@ -65,10 +65,12 @@ def png_bytes(image: Uint8Image) -> bytes:
     return buffer.getvalue()
 
 
-def image_grid(images: Uint8Image, gap: int = 2) -> Uint8Image:
-    """uint8 [N, H, W, 3], N >= 1 -> one picture, row by row, as square as N allows, on white."""
+def image_grid(images: Uint8Image, columns: int | None = None, gap: int = 2) -> Uint8Image:
+    """uint8 [N, H, W, 3], N >= 1 -> one picture, row by row, on white; as square as N allows if
+    `columns` is not given.
+    """
     count, height, width, _ = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
     grid = np.full(size, 255, np.uint8)

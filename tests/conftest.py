@@ -33,6 +33,7 @@ from arvg_trt.runtime.images import save_image
 from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
 from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
+from .own_models import export_autoencoder, export_transformer, handmade_transformer
 
 Floats = NDArray[np.float32]
 
@@ -105,6 +106,17 @@ def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
     result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
     assert result.exit_code == 0, result.output
     return TinyRar(transformer, tokenizer, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
+    """ONNX files of three models that a user might bring; tests do not change them."""
+    root = tmp_path_factory.mktemp("own_files")
+    return {
+        "transformer": (export_transformer(root),),
+        "handmade": (handmade_transformer(root / "handmade.onnx"),),
+        "autoencoder": export_autoencoder(root),
+    }
 
 
 @pytest.fixture(scope="session")

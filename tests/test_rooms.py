@@ -54,7 +54,7 @@ def test_the_walk_sees_every_room() -> None:
         packages = {path.parent for path in (ROOT / room).rglob("__init__.py")}
         assert {p.relative_to(ROOT) for p in packages} <= {path.parent for path in found}
     assert "runtime" in rooms_of(Path("engines/onnxruntime.py"))
-    assert "arvg_trt.runtime.tokenizer.ImageTokenizer" in imported(Path("engines/onnxruntime.py"))
+    assert "arvg_trt.runtime.feeds.GraphChain" in imported(Path("engines/onnxruntime.py"))
     assert "arvg_trt.errors.BundleError" in imported(Path("runtime/sessions/onnxruntime.py"))
 
 

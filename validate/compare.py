@@ -46,6 +46,9 @@ RULES = (
     Rule("token_agreement", "Tokens equal to FP32", "higher", 0.005, SHARE),
     Rule("latent_sqnr_db", "Latent SQNR", "higher", 0.2, DB),
     Rule("decoder_sqnr_db", "Decoder SQNR", "higher", 0.2, DB),
+    Rule("output_sqnr_db", "SQNR of the worst output", "higher", 0.2, DB),
+    Rule("output_cosine", "Cosine of the worst output", "higher", 0.0001, SSIM),
+    Rule("output_equal", "Equal integers of the worst output", "higher", 0.005, SHARE),
     Rule("compression", "Compression", "higher", 0.01, TIMES, relative=True),
     Rule("speedup", "Speed against FP32", "higher", 0.1, TIMES, relative=True, machine=True),
     Rule("latency_ms", "Engine latency, median", "lower", 0.1, MS, relative=True, machine=True),
@@ -147,7 +150,7 @@ def _differences(base: Report, report: Report) -> list[str]:
             if ours != theirs
             else "validation images in another order"
         )
-    elif report.headline is not None and base.headline is not None:
+    elif report.headline in report.accuracy and base.headline in base.accuracy:
         pairs = zip(
             report.data.validation,
             base.accuracy[base.headline].psnr_reference.each,

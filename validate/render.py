@@ -17,6 +17,19 @@ from .report import ENGINE, QDQ, SYNTHETIC, Report, decibels, encode_report, met
 from .tables import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes, report_tables
 
 DIFFERENCE_FACTOR = 8
+OF_IMAGES = (
+    "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, "
+    "mean over channels. Means are over images; an infinite PSNR (identical images) is "
+    "left out of the mean."
+)
+OF_HALVES = (
+    "Latent SQNR compares encoders before the quantizer. Decoder SQNR feeds both decoders "
+    "the FP32 tokens and compares before clamping. Both add up energy over all images."
+)
+OF_OUTPUTS = (
+    "SQNR is the energy of an FP32 output over that of its error, both added up over all samples; "
+    "each graph is fed what the quantized graph before it made."
+)
 
 
 def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -67,8 +80,7 @@ def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
     """What report.md and report.html show."""
     return Page(
         title=f"{report.model}, {report.name}",
-        subtitle=f"Quantized image tokenizer against its FP32 reference, "
-        f"{len(report.data.validation)} validation images",
+        subtitle=_subtitle(report),
         verdict=_verdict(report),
         warnings=_warnings(report),
         figures=_figures(report),
@@ -78,6 +90,13 @@ def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
         tables=report_tables(report),
         notes=_notes(report),
     )
+
+
+def _subtitle(report: Report) -> str:
+    count = len(report.data.validation)
+    if report.outputs:
+        return f"Quantized graphs against their FP32 originals, {count} held-out samples"
+    return f"Quantized image tokenizer against its FP32 reference, {count} validation images"
 
 
 def _verdict(report: Report) -> Mark:
@@ -94,20 +113,32 @@ def _warnings(report: Report) -> tuple[str, ...]:
     shared = set(report.data.validation) & set(report.data.calibration)
     if shared:
         warnings.append(
-            f"{len(shared)} of {len(report.data.validation)} validation images were also used for "
-            "calibration: accuracy may be flattered."
+            f"{len(shared)} of {len(report.data.validation)} validation {_noun(report)} were also "
+            "used for calibration: accuracy may be flattered."
         )
     if SYNTHETIC in report.data.calibration:
-        warnings.append("Calibrated on synthetic noise, not on images.")
+        warnings.append(f"Calibrated on synthetic noise, not on {_noun(report)}.")
     if report.headline == QDQ:
         warnings.append("No engine was executed: accuracy is of the Q/DQ graph.")
     return tuple(warnings)
 
 
+def _noun(report: Report) -> str:
+    return "samples" if report.outputs else "images"
+
+
 def _figures(report: Report) -> tuple[Figure, ...]:
     value = metrics(report)
     found = []
-    if report.headline is not None:
+    if report.headline in report.outputs:
+        found.append(
+            Figure(
+                label="SQNR to FP32",
+                value=DB(value["output_sqnr_db"]),
+                detail="of the worst output",
+            )
+        )
+    if report.headline in report.accuracy:
         accuracy = report.accuracy[report.headline]
         found = [
             Figure(
@@ -156,19 +187,12 @@ def _notes(report: Report) -> tuple[str, ...]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(report.versions.items()))
     flags = ", ".join(report.cpu.flags) or "none of those looked for"
     notes = [
-        (
-            "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, "
-            "mean over channels. Means are over images; an infinite PSNR (identical images) is "
-            "left out of the mean."
-        ),
+        *(() if report.outputs else (OF_IMAGES,)),
         (
             "The Q/DQ graph runs in a session without graph optimizations; the engine is what is "
             "shipped, as executed. Gates and the numbers on top read the engine where there is one."
         ),
-        (
-            "Latent SQNR compares encoders before the quantizer. Decoder SQNR feeds both decoders "
-            "the FP32 tokens and compares before clamping. Both add up energy over all images."
-        ),
+        OF_OUTPUTS if report.outputs else OF_HALVES,
         (
             "Latency: FP32 and engine alternate in one process; the ratio is the median over "
             "rounds, and inconclusive if the interquartile range of the rounds includes 1."
@@ -176,10 +200,12 @@ def _notes(report: Report) -> tuple[str, ...]:
         "A speed is shown only for an engine that was executed on this machine.",
         f"CPU: {report.cpu.model}; relevant flags: {flags}.",
         f"Versions: {versions or 'not recorded'}.",
-        f"Validation images: {', '.join(report.data.validation)}.",
+        f"Validation {_noun(report)}: {', '.join(report.data.validation)}.",
     ]
     if report.data.calibration and SYNTHETIC not in report.data.calibration:
-        notes.append(f"Calibration images: {len(report.data.calibration)}, named in report.json.")
+        notes.append(
+            f"Calibration {_noun(report)}: {len(report.data.calibration)}, named in report.json."
+        )
     return tuple(notes)
 
 

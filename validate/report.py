@@ -14,6 +14,7 @@ from ..errors import WorkspaceError
 from .accuracy import CandidateAccuracy
 from .gates import GateResult
 from .latency import Cpu, Latency, Speed
+from .outputs import WORST_NAMES, OutputAccuracy, worst
 
 SCHEMA = "arvg-trt/report/v1"
 QDQ = "qdq"  # the Q/DQ graph in the reference session
@@ -32,7 +33,7 @@ SIZE_NOTE = (
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names of the images that were measured and of those that set the ranges."""
+    """Names of the images or samples that were measured and of those that set the ranges."""
 
     validation: tuple[str, ...]
     calibration: tuple[str, ...]
@@ -49,7 +50,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """FP32 and the executed engine, interleaved; ``shape`` is the image [N, 3, H, W]."""
+    """FP32 and the executed engine, interleaved; ``shape`` is that of the image or first input."""
 
     fp32: Latency
     engine: Latency
@@ -99,7 +100,10 @@ class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of a validation; ``accuracy`` is keyed by candidate ("qdq", "twin", "engine")."""
+    """All of a validation; ``accuracy`` is keyed by candidate ("qdq", "twin", "engine").
+
+    So is ``outputs``, which a user's own graphs have in its place.
+    """
 
     schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
     model: str
@@ -109,6 +113,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     data: Data
     sizes: Sizes
     accuracy: dict[str, CandidateAccuracy]
+    outputs: dict[str, tuple[OutputAccuracy, ...]] = {}
     latency: dict[Literal["total", "encoder", "decoder"], LatencyRow] = {}
     engines: tuple[EngineRow, ...] = ()
     sites: tuple[SiteRow, ...] = ()
@@ -125,7 +130,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def headline(self) -> str | None:
         """The candidate that gates read: the engine as executed, else the Q/DQ graph."""
-        return next((name for name in (ENGINE, QDQ) if name in self.accuracy), None)
+        measured = {*self.accuracy, *self.outputs}
+        return next((name for name in (ENGINE, QDQ) if name in measured), None)
 
     @property
     def passed(self) -> bool | None:
@@ -179,13 +185,14 @@ _ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
     "codebook_use": lambda a: a.codebook_use,
 }
 _GRAPHS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
+_MEASURED = (*_ACCURACY, *WORST_NAMES)
 METRIC_NAMES: tuple[str, ...] = (
-    *_ACCURACY,
+    *_MEASURED,
     "compression",
     "speedup",
     "latency_ms",
     *(f"{graph}.{name}" for graph in _GRAPHS for name in ("speedup", "latency_ms")),
-    *(f"{candidate}.{name}" for candidate in CANDIDATES for name in _ACCURACY),
+    *(f"{candidate}.{name}" for candidate in CANDIDATES for name in _MEASURED),
 )
 
 
@@ -200,8 +207,10 @@ def metrics(report: Report) -> dict[str, float | None]:
         if candidate in report.accuracy:
             for name, read in _ACCURACY.items():
                 values[f"{candidate}.{name}"] = read(report.accuracy[candidate])
+        for name, value in worst(report.outputs.get(candidate, ())).items():
+            values[f"{candidate}.{name}"] = value
     if report.headline is not None:
-        values |= {name: values[f"{report.headline}.{name}"] for name in _ACCURACY}
+        values |= {name: values[f"{report.headline}.{name}"] for name in _MEASURED}
     values["compression"] = report.sizes.compression
     for what, row in report.latency.items():
         prefix = "" if what == "total" else f"{what}."

@@ -45,6 +45,7 @@ def report_tables(report: Report) -> tuple[Table, ...]:
     tables = (
         _gates(report),
         _accuracy(report),
+        _outputs(report),
         _latency(report),
         _sizes(report),
         _engines(report),
@@ -75,7 +76,7 @@ def _accuracy(report: Report) -> Table:
     shown = {key: title for key, title in CANDIDATES.items() if key in report.accuracy}
     value = metrics(report)
     reference: dict[str, str] = {}
-    if report.headline is not None:
+    if report.headline in report.accuracy:
         fp32 = report.accuracy[report.headline]
         reference = {
             "psnr": DB(decibels(fp32.psnr_reference.mean)),
@@ -111,6 +112,26 @@ def _accuracy(report: Report) -> Table:
     )
 
 
+def _outputs(report: Report) -> Table:
+    return Table(
+        title="Outputs against FP32",
+        header=("Output", "Of", "SQNR", "Largest error", "Cosine", "Equal"),
+        rows=tuple(
+            (
+                row.output,
+                CANDIDATES[candidate],
+                "" if row.max_error is None else DB(decibels(row.sqnr_db)),
+                "" if row.max_error is None else f"{row.max_error:.3g}",
+                "" if row.cosine is None else f"{row.cosine:.6f}",
+                "" if row.equal is None else SHARE(row.equal),
+            )
+            for candidate in (QDQ, TWIN, ENGINE)
+            for row in report.outputs.get(candidate, ())
+        ),
+        caption="End to end over all samples; shares are of integer outputs.",
+    )
+
+
 def _latency(report: Report) -> Table:
     def verdict(text: str) -> str | Mark:
         return text if text == "faster" else Mark(text, "warn")
@@ -119,7 +140,8 @@ def _latency(report: Report) -> Table:
         title="Latency",
         header=(
             *("Part", "FP32 p50", "Engine p50", "p90", "p99", "min"),
-            *("Speed", "Quartiles", "Verdict", "Image", "Threads", "Rounds"),
+            *("Speed", "Quartiles", "Verdict"),
+            *("Image" if report.accuracy else "Input", "Threads", "Rounds"),
         ),
         rows=tuple(
             (
@@ -202,7 +224,7 @@ def _exceptions(report: Report) -> Table:
 
 def _images(report: Report) -> Table:
     shown = {key: report.accuracy[key] for key in CANDIDATES if key in report.accuracy}
-    if report.headline is None:
+    if report.headline not in report.accuracy:
         return Table(title="Image by image", header=(), rows=())
     fp32 = report.accuracy[report.headline].psnr_reference.each
     columns = [tuple(DB(decibels(v)) for v in fp32)]

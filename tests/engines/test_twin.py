@@ -326,6 +326,34 @@ def test_initializer_beyond_half_passes_where_its_node_stays_fp32() -> None:
     assert np.array_equal(run(twin, image=images())["out"], images() * np.float32(7e4))
 
 
+def masked(*, read_elsewhere: bool) -> onnx.ModelProto:
+    """softmax(image + mask); the mask is the lowest float32 in every column but the first two."""
+    g = Graph()
+    lowest = np.full(8, np.finfo(np.float32).min)
+    lowest[:2] = 0
+    total = g.op("Add", "image", g.const("mask", lowest.astype(np.float32)), out="total")
+    scores = g.op("Softmax", total, out="p", axis=-1)
+    g.op("MatMul", scores, g.const("values", np.eye(8, dtype=np.float32)), out="out")
+    outputs = {"out": (FLOAT, "n", 3, SIZE, SIZE)}
+    if read_elsewhere:
+        g.op("Relu", "mask", out="other")
+        outputs["other"] = (FLOAT, 8)
+    return g.model(IMAGE, outputs)
+
+
+def test_a_masks_lowest_number_becomes_that_of_half() -> None:
+    model = masked(read_elsewhere=False)
+    found = run(fp16_twin(model), image=images())["out"]
+    exact = run(model, image=images())["out"]
+    np.testing.assert_allclose(found, exact, atol=2e-3)
+    assert not found[..., 2:].any() and exact[..., :2].all()
+
+
+def test_a_number_beyond_half_that_is_no_mask_is_still_refused() -> None:
+    with pytest.raises(BuildError, match=r"^mask: 3\.40282e\+38 is beyond float16"):
+        fp16_twin(masked(read_elsewhere=True))
+
+
 def test_infinite_mask_is_kept() -> None:
     g = Graph()
     g.op("Add", "image", g.const("mask", np.array([0.0] + [-np.inf] * 7, np.float32)), out="out")

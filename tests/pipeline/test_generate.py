@@ -62,6 +62,14 @@ def test_grid_has_the_pictures_row_by_row(toy: Path, tmp_path: Path) -> None:
     assert (grid[IMAGE + 2 :, 2 * (IMAGE + 2) :] == 255).all()
 
 
+def test_grid_of_several_pictures_a_label_has_a_row_a_label(toy: Path, tmp_path: Path) -> None:
+    generate(toy, "--labels", "1,3", "--count", 3, "-o", tmp_path)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert grid.shape == (2 * IMAGE + 2, 3 * IMAGE + 4, 3)
+    fourth = np.asarray(Image.open(tmp_path / "00003_3.png"))
+    assert np.array_equal(grid[IMAGE + 2 :, :IMAGE], fourth)
+
+
 def test_export_folder_and_options_are_taken(toy: Path, tmp_path: Path) -> None:
     options = {"cfg": 0.5, "top_k": 10, "top_p": 0.99}
     args = [v for k, value in options.items() for v in (f"--{k.replace('_', '-')}", value)]

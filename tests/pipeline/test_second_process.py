@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,21 @@ def test_other_errors_of_torch_are_bugs(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="size"):
         answer(list[int], lambda _: torch.zeros(2) + torch.zeros(3))
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of a parent's end")
+def test_it_does_not_outlive_the_first_process() -> None:
+    child = (
+        "import os, time; from arvg_trt.pipeline.second_process import end_with_parent; "
+        "end_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        second = Path(f"/proc/{int(first.stdout.readline())}/stat")
+        first.kill()
+        first.wait()
+        end = time.monotonic() + 10
+        while second.exists() and second.read_text().split()[2] != "Z":
+            assert time.monotonic() < end
+            time.sleep(0.05)

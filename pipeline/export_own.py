@@ -1,0 +1,148 @@
+"""Stage 1 for a user's own model: ONNX files -> canonical graphs and the sites found in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import Manifest, Workspace, encode_json, sha256_file
+from ..errors import ExportError
+from ..recipe import check_name
+from ..sites import Site, SiteMap
+from .common import Reporter, StageResult, package_versions, run_stage
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MODEL = "onnx"
+FAMILY = "onnx"
+
+
+def export_own_stage(
+    workspace: Workspace, files: Sequence[Path], reporter: Reporter
+) -> StageResult:
+    """Bring ONNX files into the form that later stages take; each is a graph named after its file.
+
+    Raises:
+        ExportError: files that cannot be read or converted, two of one name, nothing to quantize.
+    """
+    graphs = graph_names(files)
+    wanted = Manifest(
+        stage="export",
+        inputs={f"{g}: {path.name}": sha256_file(path) for g, path in graphs.items()}
+        | {f"{g}: {p.name}": sha256_file(p) for g, f in graphs.items() for p in beside(f)},
+        options={"model": MODEL, "graphs": list(graphs)},
+        versions=package_versions("onnx", "onnx-ir", "onnxruntime"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        return export_own(graphs, folder, reporter)
+
+    return run_stage(workspace.folder("export"), wanted, work)
+
+
+def graph_names(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by the name of their graph."""
+    if not files:
+        raise ExportError("no graph given", where=MODEL, do="--graph FILE, once for each graph")
+    counts = Counter(path.stem for path in files)
+    twice = [stem for stem, count in counts.items() if count > 1]
+    if twice:
+        raise ExportError(f"two graphs are called {twice[0]}", do="rename one of the files")
+    for path in files:
+        if not path.is_file():
+            raise ExportError("no such file", where=str(path), do="name ONNX files after --graph")
+        try:
+            check_name(path.stem)
+        except ValueError as error:
+            raise ExportError(str(error), where=str(path), do="rename the file") from error
+    return {path.stem: path for path in files}
+
+
+def beside(file: Path) -> list[Path]:
+    """The files that hold a graph's weights."""
+    from ..export.own_graph import load, weight_files
+
+    return weight_files(load(file))
+
+
+def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Write graphs, weights and sites.json; returns the manifest's results."""
+    from ..export.own_graph import read_own_graph
+    from ..export.own_parity import TOLERANCE, check_own_graph
+    from ..export.own_sites import find_own_sites
+    from ..export.weight_file import WeightFile
+
+    sites: list[Site] = []
+    models: dict[str, ir.Model] = {}
+    with WeightFile(folder) as weights:
+        for k, (name, path) in enumerate(graphs.items()):
+            reporter.progress("reading graphs", k, len(graphs))
+            models[name] = read_own_graph(path, taken=[site.name for site in sites])
+            sites += find_own_sites(models[name].graph, name)
+            properties = {"arvg_trt.model": MODEL, "arvg_trt.family": FAMILY}
+            weights.save(models[name], name, properties)
+    reporter.progress("reading graphs", len(graphs), len(graphs))
+    require_sites(sites)
+    parity = []
+    for k, (name, path) in enumerate(graphs.items()):
+        reporter.progress("comparing with the files", k, len(graphs))
+        parity.append(asdict(check_own_graph(path, folder / f"{name}.onnx", models[name])))
+    reporter.progress("comparing with the files", len(graphs), len(graphs))
+    described = [describe(model.graph, name) for name, model in models.items()]
+    site_map = SiteMap(sites=tuple(sites), graphs=tuple(graphs))
+    (folder / "sites.json").write_bytes(encode_json(site_map))
+    return {
+        "parameters": sum(graph["parameters"] for graph in described),
+        "graphs": described,
+        "parity": {"tolerance": TOLERANCE, "graphs": parity},
+        "excluded": {s.name: s.excluded for s in sites if s.excluded},
+    }
+
+
+def require_sites(sites: Sequence[Site]) -> None:
+    """Raises ExportError where there is nothing to quantize, with the reasons."""
+    if any(site.excluded is None for site in sites):
+        return
+    reasons = Counter(site.excluded for site in sites)
+    text = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
+    raise ExportError(
+        f"none of {len(sites)} products can be quantized ({text})"
+        if sites
+        else "the graphs have no Conv, MatMul or Gemm",
+        do="export a float32 model with its weights as constants",
+    )
+
+
+def describe(graph: ir.Graph, name: str) -> dict[str, Any]:
+    """Inputs and outputs for the stages that feed the graph; a dynamic axis has a text or None."""
+
+    def values(found: Sequence[ir.Value]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": str(value.name),
+                "dtype": "unknown" if value.dtype is None else str(value.dtype.numpy()),
+                "shape": None if value.shape is None else [axis(d) for d in value.shape],
+            }
+            for value in found
+        ]
+
+    return {
+        "name": name,
+        "inputs": values(graph.inputs),
+        "outputs": values(graph.outputs),
+        "parameters": sum(
+            value.const_value.size
+            for value in graph.initializers.values()
+            if value.const_value is not None
+            and value.dtype is not None
+            and value.dtype.is_floating_point()
+        ),
+    }
+
+
+def axis(dimension: Any) -> int | str | None:
+    return dimension if isinstance(dimension, int) else dimension.value

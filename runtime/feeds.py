@@ -1,0 +1,152 @@
+"""Samples on disk, and what each of several graphs is fed with them.
+
+A sample is a PNG, which is fed to the input `image`, or a `.safetensors` with the arrays of one
+run by input name. Graphs run in a given order: an output of one feeds a later one's input of the
+same name; `GRAPH/INPUT` names an array for one graph alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from ..errors import BundleError, CalibrationError
+from .images import Uint8Image, load_image, save_image, to_model
+from .sessions.onnxruntime import OnnxRuntimeSession, fast_session
+
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+Sample = Uint8Image | dict[str, Array]
+
+TOKENIZER_GRAPHS = ("encoder", "decoder")
+SUFFIXES = (".png", ".safetensors")
+IMAGE = "image"
+
+
+def save_sample(sample: Sample, folder: Path, number: int) -> Path:
+    """An image as PNG, arrays (batch axis of length 1) as safetensors; returns the file."""
+    if isinstance(sample, np.ndarray):
+        path = folder / f"{number:05d}.png"
+        save_image(sample, path)
+        return path
+    path = folder / f"{number:05d}.safetensors"
+    path.write_bytes(save({k: np.ascontiguousarray(v) for k, v in sample.items()}))
+    return path
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """Saved samples in their order."""
+    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+
+
+def load_sample(path: Path, inputs: Collection[str] = (IMAGE,)) -> dict[str, Array]:
+    """Arrays of one sample by input name; a picture is not decoded where no input takes it.
+
+    Raises:
+        CalibrationError: the file is damaged.
+    """
+    if path.suffix == ".png":
+        return {IMAGE: to_model(load_image(path))} if IMAGE in inputs else {}
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise CalibrationError(
+            f"cannot be read: {error}", where=str(path), do="run `arvg-trt calibrate` again"
+        ) from error
+
+
+def sample_batches(
+    files: Sequence[Path], size: int, inputs: Collection[str] = (IMAGE,)
+) -> Iterator[tuple[list[str], dict[str, Array]]]:
+    """(file names, arrays of at most `size` samples, joined along axis 0); one batch in memory.
+
+    `inputs` are those of the graph that is fed.
+
+    Raises:
+        CalibrationError: samples of one batch that differ in shape.
+    """
+    for start in range(0, len(files), size):
+        group = files[start : start + size]
+        samples = [load_sample(path, inputs) for path in group]
+        names = [path.name for path in group]
+        try:
+            joined = samples[0]
+            if len(samples) > 1:
+                joined = {k: np.concatenate([s[k] for s in samples]) for k in joined}
+        except ValueError as error:
+            raise CalibrationError(
+                f"samples of different shapes cannot share a batch: {error}",
+                where=names[0],
+                do="calibrate with --batch-size 1",
+            ) from error
+        yield names, joined
+
+
+def feeds_of(
+    graph: str, inputs: Iterable[str], arrays: Arrays, carried: Arrays
+) -> dict[str, Array]:
+    """What a graph is fed: its own `GRAPH/INPUT`, else an earlier graph's output, else `INPUT`.
+
+    Raises:
+        CalibrationError: nothing feeds an input.
+    """
+    feeds: dict[str, Array] = {}
+    for name in inputs:
+        found = arrays.get(f"{graph}/{name}", carried.get(name, arrays.get(name)))
+        if found is None:
+            raise CalibrationError(
+                f"nothing feeds the input {name} of the {graph} graph", do="add it to the feeds"
+            )
+        feeds[name] = found
+    return feeds
+
+
+class GraphChain:
+    """Sessions of one folder's graphs, run one after the other."""
+
+    def __init__(self, sessions: Mapping[str, OnnxRuntimeSession]) -> None:
+        self.sessions = dict(sessions)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        graphs: Sequence[str],
+        *,
+        session: Callable[[Path, int], OnnxRuntimeSession] = fast_session,
+        threads: int = 0,
+    ) -> GraphChain:
+        """Raises BundleError for a graph that is missing or does not load."""
+        missing = [g for g in graphs if not (folder / f"{g}.onnx").is_file()]
+        if missing:
+            raise BundleError(
+                f"{missing[0]}.onnx is missing", where=str(folder), do="run the stage again"
+            )
+        return cls({g: session(folder / f"{g}.onnx", threads) for g in graphs})
+
+    def run(self, arrays: Arrays, given: Arrays | None = None) -> dict[str, Array]:
+        """All outputs by `GRAPH/OUTPUT`.
+
+        Graphs are fed what this chain made, or with `given` (the outputs of another chain) what
+        that one made, so that each graph is judged alone.
+        """
+        outputs: dict[str, Array] = {}
+        for graph, session in self.sessions.items():
+            made = session.run(self.feeds(graph, arrays, outputs if given is None else given))
+            outputs.update((f"{graph}/{name}", value) for name, value in made.items())
+        return outputs
+
+    def feeds(self, graph: str, arrays: Arrays, outputs: Arrays) -> dict[str, Array]:
+        """What `graph` is fed, given the outputs of graphs by `GRAPH/OUTPUT`."""
+        earlier = list(self.sessions)[: list(self.sessions).index(graph)]
+        carried = {
+            key.partition("/")[2]: value
+            for key, value in outputs.items()
+            if key.partition("/")[0] in earlier
+        }
+        return feeds_of(graph, self.sessions[graph].inputs, arrays, carried)

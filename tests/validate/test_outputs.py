@@ -1,0 +1,87 @@
+"""Outputs of quantized graphs against FP32: figures over all samples, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from arvg_trt.errors import AccuracyError
+from arvg_trt.validate.outputs import OutputAccuracy, measure_outputs, worst
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Graphs that return what was recorded for a sample's number."""
+
+    outputs: tuple[dict[str, NDArray], ...]
+
+    def run(self, arrays: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        return self.outputs[int(arrays["k"])]
+
+
+def measure(
+    reference: list[dict[str, NDArray]], found: list[dict[str, NDArray]]
+) -> tuple[OutputAccuracy, ...]:
+    samples = [(f"s{k}", {"k": np.array(k)}) for k in range(len(reference))]
+    pair = Recorded(tuple(reference)), Recorded(tuple(found))
+    return measure_outputs(samples, pair[0], {"qdq": pair[1]}, lambda done: None)["qdq"]
+
+
+def test_figures_are_those_of_all_samples_as_one_vector() -> None:
+    rng = np.random.default_rng(0)
+    exact = [rng.normal(0, 3**k, (1, 4, 5)).astype(np.float32) for k in range(3)]
+    moved = [(x + rng.normal(0, 0.1, x.shape)).astype(np.float32) for x in exact]
+    (found,) = measure([{"g/y": x} for x in exact], [{"g/y": x} for x in moved])
+    a, b = (np.concatenate(v).astype(np.float64).ravel() for v in (exact, moved))
+    assert found.output == "g/y" and found.equal is None
+    assert found.sqnr_db == pytest.approx(-10 * math.log10(((a - b) @ (a - b)) / (a @ a)))
+    assert found.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    assert found.max_error == pytest.approx(np.abs(a - b).max())
+
+
+def test_equal_outputs_have_no_error_and_infinite_decibels() -> None:
+    x = np.float32([[1, -2]])
+    (found,) = measure([{"g/y": x}], [{"g/y": x.copy()}])
+    assert (found.sqnr_db, found.max_error) == (None, 0.0)
+    assert found.cosine == pytest.approx(1)
+    assert worst([found])["output_sqnr_db"] == math.inf
+
+
+def test_integers_are_counted() -> None:
+    (found,) = measure([{"g/ids": np.array([[1, 2, 3, 4]])}], [{"g/ids": np.array([[1, 2, 3, 5]])}])
+    assert found == OutputAccuracy(output="g/ids", equal=0.75)
+
+
+def test_gates_see_the_worst_output() -> None:
+    outputs = [
+        OutputAccuracy(output="a", sqnr_db=30.0, max_error=0.1, cosine=0.99),
+        OutputAccuracy(output="b", sqnr_db=20.0, max_error=0.05, cosine=0.999),
+        OutputAccuracy(output="c", equal=0.5),
+        OutputAccuracy(output="d", equal=0.9),
+    ]
+    assert worst(outputs) == {
+        "output_sqnr_db": 20.0,
+        "output_cosine": 0.99,
+        "output_max_error": 0.1,
+        "output_equal": 0.5,
+    }
+    assert set(worst([]).values()) == {None}
+
+
+def test_bad_outputs_are_refused_by_sample_and_output() -> None:
+    good = {"g/y": np.ones((1, 3), np.float32)}
+    nan = {"g/y": np.float32([[1, np.nan, 1]])}
+    with pytest.raises(AccuracyError, match="g/y of qdq gave 1 non-finite of 3 values") as caught:
+        measure([good, good], [good, nan])
+    assert caught.value.where == "s1"
+    with pytest.raises(AccuracyError, match=r"shape \[1, 2\] where FP32 gave \[1, 3\]"):
+        measure([good], [{"g/y": np.ones((1, 2), np.float32)}])
+    with pytest.raises(AccuracyError, match="zero everywhere"):
+        measure([{"g/y": np.zeros((1, 3), np.float32)}], [good])
+    with pytest.raises(AccuracyError, match="no samples"):
+        measure([], [])
