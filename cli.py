@@ -27,7 +27,7 @@ from .recipe import (
 )
 
 if TYPE_CHECKING:
-    from .runtime.generate.var_spec import KvType
+    from .runtime.generate.spec import KvType
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -125,7 +125,7 @@ def models(as_json: bool) -> None:
 @click.option(
     "--static-batch",
     type=click.IntRange(1),
-    help="Generators: fixed shapes for so many images, a step graph a scale. [default: dynamic]",
+    help="VAR: fixed shapes for so many images, a step graph a scale. [default: dynamic]",
 )
 @click.option(
     "--kv-type",
@@ -154,8 +154,8 @@ def export(
 ) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
-    MODEL is one that `arvg-trt models` lists, `var`: a VAR of any size, or `onnx`: graphs of your
-    own, each named after its file, whose sites are found from their operators.
+    MODEL is one that `arvg-trt models` lists, `var` or `rar`: one of any size, or `onnx`: graphs of
+    your own, each named after its file, whose sites are found from their operators.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
@@ -413,6 +413,8 @@ def decode(folder: Path, tokens: Path, output: Path) -> None:
 @click.option("--cfg", type=float, help="Guidance strength, 0 for none. [default: the model's]")
 @click.option("--top-k", type=int, help="0 for all. [default: the model's]")
 @click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
+@click.option("--temperature", type=float, help="Above 0. [default: the model's]")
+@click.option("--cfg-power", type=float, help="How late guidance sets in. [default: the model's]")
 @click.option("--greedy", is_flag=True, default=None, help="The arg-max instead of draws.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")

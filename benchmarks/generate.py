@@ -39,7 +39,7 @@ from .common import RESULTS, environment, environment_line, markdown_table, writ
 
 OURS, EAGER = "ONNX Runtime generator", "eager PyTorch"
 # What the profile tells apart, by function; all of them run outside the graphs.
-PARTS = ("guide", "exponential_noise", "sample", "_require_finite", "from_model")
+PARTS = ("guide", "exponential_noise", "sample", "require_finite", "from_model")
 GRAPH_RUNS = ("run", "run_with_iobinding")
 MOST = 0.03
 

@@ -28,10 +28,13 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FINITE_TESTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def resolve_checkpoint(spec: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
+def resolve_checkpoint(
+    spec: str, alternatives: Sequence[Sequence[str]], elsewhere: Mapping[str, str] | None = None
+) -> list[Path]:
     """Files of a checkpoint: `spec` is a file, a folder, or a Hugging Face id.
 
-    `alternatives` lists the sets of file names that make a complete checkpoint, best first.
+    `alternatives` lists the sets of file names that make a complete checkpoint, best first;
+    `elsewhere` says which of them lie in another repository of the Hub.
 
     Raises:
         ExportError: nothing there, or not a complete set; says what was expected.
@@ -53,7 +56,7 @@ def resolve_checkpoint(spec: str, alternatives: Sequence[Sequence[str]]) -> list
         )
     is_file_name = path.suffix in (".safetensors", ".jit", *PICKLE_SUFFIXES)
     if HUB_ID.fullmatch(spec) and not is_file_name and not path.parent.is_dir():
-        return download(spec, alternatives)
+        return download(spec, alternatives, elsewhere or {})
     raise ExportError(
         "no such file or folder", where=spec, do="check --checkpoint, or give a Hugging Face id"
     )
@@ -63,7 +66,9 @@ def listed(alternatives: Sequence[Sequence[str]]) -> str:
     return ", or ".join(" with ".join(names) for names in alternatives)
 
 
-def download(repo: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
+def download(
+    repo: str, alternatives: Sequence[Sequence[str]], elsewhere: Mapping[str, str]
+) -> list[Path]:
     """Fetch a checkpoint from the Hugging Face Hub (or its local cache).
 
     Raises:
@@ -89,7 +94,10 @@ def download(repo: str, alternatives: Sequence[Sequence[str]]) -> list[Path]:
         # Once the Hub did not answer, only its cache is asked: each attempt waits for retries.
         cached = unreachable is not None
         try:
-            return [Path(hf_hub_download(repo, name, local_files_only=cached)) for name in names]
+            return [
+                Path(hf_hub_download(elsewhere.get(name, repo), name, local_files_only=cached))
+                for name in names
+            ]
         except HFValidationError as error:
             raise ExportError(
                 f"is neither a file nor a Hugging Face id: {first_sentence(error)}",

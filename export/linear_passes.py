@@ -7,13 +7,13 @@ with initializers named after the module. Transposed weights are made one at a t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ..errors import ExportError
-from ..sites import ProducerFold, Site
+from ..sites import FoldPart, ProducerFold, Site
 from .graph_passes import is_linear, module_path
 
 ATTENTION = "attention stays one fused high-precision kernel"
@@ -262,3 +262,17 @@ def activation_product(node: ir.Node, graph_name: str) -> Site:
         channel_axis=3,
         excluded=ATTENTION,
     )
+
+
+def columns(linear: str, starts: Sequence[int], shift: int) -> ProducerFold:
+    """Output features of a linear that are divided; the bias at `shift` takes the shift."""
+    divide = [
+        part
+        for start in starts
+        for part in (
+            FoldPart(initializer=f"{linear}.weight", axis=1, start=start),
+            FoldPart(initializer=f"{linear}.bias", axis=0, start=start),
+        )
+    ]
+    shifted = FoldPart(initializer=f"{linear}.bias", axis=0, start=shift)
+    return ProducerFold(divide=tuple(divide), subtract=(shifted,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 from ..errors import ExportError
 
 LISTED = 4
+TOKENIZER_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+
+
+def split_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(transformer, tokenizer): their official names share no prefix."""
+    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for name, tensor in tensors.items():
+        parts[name.startswith(TOKENIZER_PREFIXES)][name] = tensor
+    return parts
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -69,6 +79,11 @@ def require_constants(
                 where=where,
                 do="no published model differs here",
             )
+
+
+def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different values the first group of `pattern` has among the keys it matches."""
+    return len({match.group(1) for key in tensors if (match := re.match(pattern, key))})
 
 
 def kind(tensor: Tensor) -> str:

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
 from torch.export import Dim
 
 from ..sites import FoldPart, ProducerFold, Site
+from .generators.blocks import keep_cache_as
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
 from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph
-from .graph_passes import module_path, rename_nodes
-from .linear_passes import canonical_linears, drop_unused, linear_sites, own
-from .onnx_export import OPSET, quiet_exporter
+from .graph_passes import module_path
+from .linear_passes import columns, drop_unused, linear_sites, own
+from .tracing import cache_type, name_presents, past_names, present_names, trace
 from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 
@@ -37,6 +37,7 @@ def export_var(
     config = model.config
     sites: tuple[Site, ...] = ()
     for name, graph in transformer_graphs(model, form):
+        add_factors(graph.graph)
         sites += linear_sites(
             graph.graph,
             name,
@@ -78,7 +79,7 @@ def step_graph(model: VarTransformer, form: VarForm = DYNAMIC, scale: int = 0) -
     cache = [torch.zeros(shape, dtype=getattr(torch, form.kv_type)) for _ in blocks]
     dynamic = None if fixed else step_dynamics(config.depth)
     graph = trace(
-        StepGraph(model).keep_cache_as(cache_type(form)),
+        keep_cache_as(StepGraph(model), cache_type(form)),
         (
             torch.zeros(rows, n, config.width),
             torch.arange(n),
@@ -88,12 +89,11 @@ def step_graph(model: VarTransformer, form: VarForm = DYNAMIC, scale: int = 0) -
             [c.clone() for c in cache],
         ),
         dynamic,
-        ["x", "position_ids", "modulation", "head_modulation", *cache_names("past", len(blocks))],
-        ["logits", *cache_names("present", config.depth)],
+        ["x", "position_ids", "modulation", "head_modulation", *past_names(len(blocks))],
+        ["logits", *present_names(config.depth)],
     )
     if not fixed:
-        for value in graph.graph.outputs[1:]:
-            value.shape = ir.Shape(["rows", config.heads, "past + n", config.head_dim])
+        name_presents(graph, config.heads, config.head_dim)
     return graph
 
 
@@ -101,15 +101,6 @@ def step_dynamics(depth: int) -> tuple[object, ...]:
     rows, n, past = Dim("rows"), Dim("n"), Dim("past")
     cache = [{0: rows, 2: past}] * depth
     return {0: rows, 1: n}, {0: n}, {0: rows}, {0: rows}, cache, cache
-
-
-def cache_names(kind: str, depth: int) -> list[str]:
-    return [f"{kind}_{what}.{i}" for what in ("key", "value") for i in range(depth)]
-
-
-def cache_type(form: VarForm) -> torch.dtype | None:
-    """What the model rounds keys and values to."""
-    return torch.float16 if form.kv_type == "float16" else None
 
 
 def full_graph(model: VarTransformer) -> ir.Model:
@@ -123,36 +114,6 @@ def full_graph(model: VarTransformer) -> ir.Model:
         ["labels", "features"],
         ["logits"],
     )
-
-
-def trace(
-    module: nn.Module,
-    example: tuple[Tensor | list[Tensor], ...],
-    dynamic: Sequence[object] | None,
-    input_names: list[str],
-    output_names: list[str],
-) -> ir.Model:
-    """torch.export -> ONNX with canonical linears; large weights stay where the module has them.
-
-    `dynamic` names the axes of each input that vary; None for shapes that are all the example's.
-    """
-    with quiet_exporter():
-        program = torch.onnx.export(
-            module.eval(),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=input_names,
-            output_names=output_names,
-            dynamic_shapes=None if dynamic is None else tuple(dynamic),
-            verbose=False,
-        )
-    assert program is not None
-    rename_nodes(program.model.graph)
-    canonical_linears(program.model.graph)
-    add_factors(program.model.graph)
-    drop_unused(program.model.graph)
-    return program.model
 
 
 def add_factors(graph: ir.Graph) -> None:
@@ -174,6 +135,7 @@ def add_factors(graph: ir.Graph) -> None:
         graph.insert_before(node, scaled)
         node.replace_input_with(0, scaled.outputs[0])
         node.replace_input_with(1, own(graph, rows, f"{block}.ada_rows"))
+    drop_unused(graph)
 
 
 def role(path: str) -> str:
@@ -216,18 +178,4 @@ def own_rows(block: str, starts: Sequence[int], shift: int) -> ProducerFold:
         for name in ("ada_factor", "ada_rows")
     ]
     shifted = FoldPart(initializer=f"{block}.ada_rows", axis=0, start=shift)
-    return ProducerFold(divide=tuple(divide), subtract=(shifted,))
-
-
-def columns(linear: str, starts: Sequence[int], shift: int) -> ProducerFold:
-    """Output features of a linear that are divided; the bias at `shift` takes the shift."""
-    divide = [
-        part
-        for start in starts
-        for part in (
-            FoldPart(initializer=f"{linear}.weight", axis=1, start=start),
-            FoldPart(initializer=f"{linear}.bias", axis=0, start=start),
-        )
-    ]
-    shifted = FoldPart(initializer=f"{linear}.bias", axis=0, start=shift)
     return ProducerFold(divide=tuple(divide), subtract=(shifted,))

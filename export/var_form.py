@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..runtime.generate.var_spec import KvType, step_names
+from ..runtime.generate.spec import KvType
+from ..runtime.generate.var_spec import step_names
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,33 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ExportError
 from ..runtime.kv_cache import past_name
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
-from .generators.blocks import KeyValue
+from .generators.blocks import KeyValue, keep_cache_as
 from .generators.var import VarBlock, VarTransformer
 from .generators.var_config import VarConfig
-from .onnx_export import MAX_TOLERANCE, MEAN_TOLERANCE, ErrorSum
-from .var_export import cache_type
+from .parity import Array, Arrays, Difference, difference, require
+from .tracing import cache_type
 from .var_form import DYNAMIC, VarForm
-
-Array = NDArray[np.generic]
-Arrays = dict[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """ONNX Runtime against PyTorch, relative to the RMS of PyTorch's tensor.
-
-    `graph` and the tensor's name; for a step also its number of tokens and of cached ones.
-    """
-
-    graph: str
-    tensor: str
-    max: float
-    mean: float
-    tokens: int | None = None
-    past: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +58,9 @@ def compute_references(
     full, cache = run_blocks(model, inputs, *condition[1:])
     steps = full
     if cache_type(form) is not None:
-        model.keep_cache_as(cache_type(form))
+        keep_cache_as(model, cache_type(form))
         steps, cache = run_blocks(model, inputs, *condition[1:])
-        model.keep_cache_as(None)
+        keep_cache_as(model, None)
     names = ("x", "modulation", "head_modulation")
     return References(
         config=model.config,
@@ -196,39 +177,3 @@ def run_in_rows(
 def resize(array: Array, rows: int) -> Array:
     """The first `rows` rows of the array, which is repeated if it has less."""
     return np.resize(array, (rows, *array.shape[1:]))
-
-
-def difference(
-    graph: str,
-    tensor: str,
-    value: Array,
-    reference: Array,
-    tokens: int | None = None,
-    cached: int | None = None,
-) -> Difference:
-    error = ErrorSum()
-    error.add(settled(value, reference) if value.dtype == np.float16 else value, reference)
-    return Difference(graph, tensor, error.max, error.mean, tokens, cached)
-
-
-def settled(value: Array, reference: Array) -> Array:
-    """float16 values, with the reference's where the two are neighbours.
-
-    What lies between two numbers of float16 is rounded to either by the least float32 error.
-    """
-    a, b = value.astype(np.float32), reference.astype(np.float32)
-    larger = np.maximum(np.abs(a), np.abs(b)).astype(np.float16)
-    return np.where(np.abs(a - b) <= np.spacing(larger), reference, value)
-
-
-def require(found: Difference) -> None:
-    if found.max <= MAX_TOLERANCE and found.mean <= MEAN_TOLERANCE:
-        return
-    at = "" if found.tokens is None else f" at {found.tokens} tokens behind {found.past}"
-    raise ExportError(
-        f"{found.tensor} of ONNX Runtime differs from PyTorch by {found.max:.2e} at most and "
-        f"{found.mean:.2e} on average{at} "
-        f"(relative; allowed {MAX_TOLERANCE:.0e} and {MEAN_TOLERANCE:.0e})",
-        where=f"{found.graph}.onnx",
-        do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
-    )

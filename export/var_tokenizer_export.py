@@ -22,7 +22,7 @@ from .tokenizers.var_vqvae_graphs import (
     lookup_excluded,
     update_excluded,
 )
-from .var_export import trace
+from .tracing import trace
 from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 

@@ -16,18 +16,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import ExportError
 from ..runtime.sessions.onnxruntime import mapped_session
+from .parity import (
+    Arrays,
+    Difference,
+    Flags,
+    TokenParity,
+    code_distance,
+    difference,
+    near_boundary,
+    require,
+    require_tokens,
+)
 from .tokenizers.var_quantizer import MultiScaleQuantizer
 from .tokenizers.var_vqvae import VarVqvae
 from .var_form import DYNAMIC, VarForm
-from .var_parity import Arrays, Difference, difference, require, run_in_rows
-
-LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
-ERRORS = 4  # how far from a boundary, in measured errors, a token may still differ
+from .var_parity import run_in_rows
 
 Floats = NDArray[np.float32]
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +54,6 @@ class TokenizerReferences:
     features: Floats
     inputs: Floats
     decoded: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class TokenParity:
-    """Tokens, those that differ from PyTorch's, and those of them that may.
-
-    A token may differ where its vector lies within float error of the boundary between two codes,
-    or behind a scale of its image where such a token does.
-    """
-
-    tokens: int
-    differ: int
-    at_boundary: int
 
 
 @torch.inference_mode()
@@ -94,16 +87,7 @@ def compute_tokenizer_references(
 
 def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tensor) -> Tensor:
     """[N, C, h, w] -> [N, p*p]: how far each vector may move, and its nearest code stays so."""
-    vectors = quantizer.shrink(scale, residual).double()
-    codebook = quantizer.embedding.weight.double()
-    scores = vectors @ codebook.T - 0.5 * codebook.square().sum(dim=1)
-    best, nearest = scores.max(dim=-1, keepdim=True)
-    apart = torch.cdist(codebook[nearest.squeeze(-1)], codebook)
-    # Of the planes between the nearest code and every other one, the nearest.
-    distances = (best - scores) / apart.clamp_min(torch.finfo().tiny)
-    distances.scatter_(-1, nearest, torch.inf)
-    closest: Tensor = distances.amin(dim=-1)
-    return closest.float()
+    return code_distance(quantizer.shrink(scale, residual), quantizer.embedding.weight)
 
 
 def check_tokenizer_parity(
@@ -157,24 +141,10 @@ def check_updates(folder: Path, wanted: TokenizerReferences, form: VarForm) -> l
 def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Flags:
     """[N, L]: tokens near a boundary, and all behind a scale where one of those differs.
 
-    `error` is the largest of the latent, relative to its RMS; a vector of C such errors is
-    sqrt(C) times as long.
+    `error` is the largest of the latent, relative to its RMS.
     """
-    channels = wanted.latent.shape[1]
-    rms = float(np.sqrt(np.mean(np.square(wanted.latent, dtype=np.float64))))
-    reach = ERRORS * max(error, LEAST_ERROR) * rms * channels**0.5
-    near: Flags = np.asarray(wanted.distances < reach)
+    near = near_boundary(wanted.distances, wanted.latent, error)
     allowed = near.copy()
     for a, b in pairwise(np.cumsum([0, *wanted.lengths])):
         allowed[(unequal & near)[:, a:b].any(axis=1), b:] = True
     return allowed
-
-
-def require_tokens(parity: TokenParity) -> None:
-    if parity.differ > parity.at_boundary:
-        raise ExportError(
-            f"{parity.differ - parity.at_boundary} of {parity.tokens} tokens differ from PyTorch "
-            "away from any boundary between two codes",
-            where="encoder.onnx",
-            do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
-        )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..errors import ExportError
+from .generators.rar_config import PUBLISHED, RarConfig
 from .generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 from .tokenizers.cosmos_config import CosmosConfig
 
@@ -18,7 +20,12 @@ VAR_GRAPHS = ("encoder", "decoder", "lookup", "update", "condition", "step", "fu
 # A trainer's snapshot holds the transformer and the VQVAE.
 VAR_SNAPSHOTS = (("ar-ckpt-best.pth",), ("ar-ckpt-last.pth",))
 
-Config = CosmosConfig | VarConfig
+RAR_TOKENIZER = "maskgit-vqgan-imagenet-f16-256"
+RAR_HUB = "yucornetto/RAR"
+RAR_TOKENIZER_HUB = "fun-research/TiTok"
+RAR_GRAPHS = ("encoder", "decoder", "condition", "step", "full")
+
+Config = CosmosConfig | VarConfig | RarConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,8 @@ class ZooEntry:
 
     `files` lists the sets of file names that make a complete checkpoint, best first. `parameters`
     of a generator are those of its transformer, by which it is named. An entry without a
-    configuration takes any size of its family.
+    configuration takes any size of its family. `elsewhere` names the Hub repositories of files
+    that are not in `hub`.
     """
 
     name: str
@@ -37,6 +45,7 @@ class ZooEntry:
     files: tuple[tuple[str, ...], ...]
     hub: str | None = None
     graphs: tuple[str, ...] = ("encoder", "decoder")
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 DI = CosmosConfig()
@@ -108,7 +117,26 @@ VAR = (
         graphs=VAR_GRAPHS,
     ),
 )
-ZOO = (*COSMOS, *VAR)
+
+
+def rar_files(name: str) -> tuple[tuple[str, ...], ...]:
+    """The transformer's file under its official name, with the tokenizer's."""
+    return tuple((f"{name}.{kind}", f"{RAR_TOKENIZER}.{kind}") for kind in ("bin", "safetensors"))
+
+
+def rar_entry(size: str, parameters: int) -> ZooEntry:
+    elsewhere = {f"{RAR_TOKENIZER}.bin": RAR_TOKENIZER_HUB}
+    files, config = rar_files(f"rar_{size}"), PUBLISHED[size][0]
+    return ZooEntry(f"rar-{size}", "rar", parameters, config, files, RAR_HUB, RAR_GRAPHS, elsewhere)
+
+
+RAR = (
+    rar_entry("b", 260_923_648),
+    rar_entry("l", 461_668_352),
+    rar_entry("xl", 955_425_024),
+    rar_entry("xxl", 1_498_520_704),
+)
+ZOO = (*COSMOS, *VAR, *RAR)
 
 # Any size of a family: the configuration comes from the checkpoint alone.
 ANY_SIZE = (
@@ -124,6 +152,18 @@ ANY_SIZE = (
         ),
         None,
         VAR_GRAPHS,
+    ),
+    ZooEntry(
+        "rar",
+        "rar",
+        0,
+        None,
+        (
+            ("model.safetensors", "tokenizer.safetensors"),
+            *(files for entry in RAR for files in entry.files),
+        ),
+        None,
+        RAR_GRAPHS,
     ),
 )
 

@@ -13,10 +13,10 @@ from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
+from .export_generator import export_generator
 from .export_job import ExportJob
 from .export_own import MODEL as OWN
 from .export_own import export_own_stage
-from .export_var import export_var
 
 if TYPE_CHECKING:
     from ..export.zoo import ZooEntry
@@ -75,15 +75,21 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if entry.family != "var":
+    if entry.family == "cosmos":
         require_dynamic(name, form)
+    if entry.family == "rar" and form.static_batch is not None:
+        raise ExportError(
+            "has a cache that grows by one token a step: no fixed shapes",
+            where=name,
+            do="leave out --static-batch",
+        )
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:
         require_one_size(entry, Path(spec))
     job = ExportJob(
         entry=entry,
         spec=spec,
-        paths=tuple(resolve_checkpoint(spec, entry.files)),
+        paths=tuple(resolve_checkpoint(spec, entry.files, entry.elsewhere)),
         source=open_source(images),
         reporter=reporter,
         form=form,
@@ -157,5 +163,6 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "cosmos": export_cosmos,
-    "var": export_var,
+    "rar": export_generator,
+    "var": export_generator,
 }

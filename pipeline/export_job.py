@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..errors import ExportError
 from ..export.var_form import DYNAMIC, VarForm
 from ..runtime.image_sources import ImageSource
 from ..runtime.images import FloatImage, center_crop, to_model
 from .common import Reporter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..export.parity import Difference, TokenParity
     from ..export.zoo import ZooEntry
 
 PARITY_IMAGES = 2
 STEPS = 3
+LABEL = 207
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +54,61 @@ class ExportJob:
 
     def progress(self, task: str, done: int) -> None:
         self.reporter.progress(task, done, STEPS)
+
+
+def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> dict[str, Any]:
+    """The tokens of the encoder and the differences of every graph."""
+    return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}
+
+
+def read_halves(
+    job: ExportJob, tokenizer_file: str, infinite: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A generator's tensors: the transformer's, the tokenizer's.
+
+    Raises:
+        ExportError: a file that cannot be read, or one half is missing.
+    """
+    from ..export.checkpoint import read_all
+    from ..export.strict import split_parts
+
+    transformer, tokenizer = split_parts(read_all(job.paths, infinite))
+    if not tokenizer:
+        raise ExportError(
+            "has no tokenizer",
+            where=job.spec,
+            do=f"put {tokenizer_file} beside the transformer, and name the folder",
+        )
+    if not transformer:
+        raise ExportError(
+            "has a tokenizer and no transformer",
+            where=job.spec,
+            do=f"expected {job.entry.files[0][0]} beside it; name the folder",
+        )
+    return transformer, tokenizer
+
+
+def require_pair(
+    job: ExportJob, transformer: object, tokenizer: object, names: Sequence[str]
+) -> None:
+    """Raises ExportError unless two configurations have the same values of `names`."""
+    differ = [
+        f"{name} is {getattr(transformer, name)} in the transformer, "
+        f"{getattr(tokenizer, name)} in it"
+        for name in names
+        if getattr(transformer, name) != getattr(tokenizer, name)
+    ]
+    if differ:
+        raise ExportError(
+            f"its tokenizer is another model's: {', '.join(differ)}",
+            where=job.spec,
+            do="use the tokenizer that the transformer was trained with",
+        )
+
+
+def guided_labels(num_classes: int, images: int = 1) -> Tensor:
+    """A class an image, and as often the null class, as guidance runs them; int64 [2 * images]."""
+    import torch
+
+    classes = [(LABEL + k) % num_classes for k in range(images)]
+    return torch.tensor([*classes, *[num_classes] * images])

@@ -1,44 +1,26 @@
-"""Stage 1 for VAR: a transformer and its VQVAE -> all graphs of the generator."""
+"""What the export of a VAR writes, from a transformer and its VQVAE, and how it is compared."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from ..artifacts import encode_json
-from ..errors import ExportError
 from ..export.var_form import DYNAMIC, VarForm
-from ..runtime.generate.var_spec import VarDefaults, VarSpec
+from ..runtime.generate.spec import Defaults
+from ..runtime.generate.var_spec import VarSpec
 from ..sites import SiteMap
-from .export_job import ExportJob
-from .var_task import do_apart
+from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
 
 if TYPE_CHECKING:
     from ..export.generators.var import VarTransformer
     from ..export.generators.var_config import VarConfig
     from ..export.tokenizers.var_vqvae import VarVqvae
 
-PUBLISHED = VarDefaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
-
-
-def export_var(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Write the generator's graphs, sites.json and generator.json; returns the results.
-
-    Tracing keeps what it saw until its process ends, and so would the mapped checkpoint stay.
-    """
-    job.progress("exporting", 0)
-    parameters = do_apart("write", job, folder)
-    job.progress("comparing with PyTorch", 2)
-    parity = do_apart("compare", job, folder)
-    job.progress("comparing with PyTorch", 3)
-    return {
-        "parameters": sum(parameters.values()),
-        "parameters_of": parameters,
-        "parity": parity,
-        "parity_images": [p.name for p in job.images],
-    }
+PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
 
 
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
@@ -60,47 +42,50 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     }
 
 
+def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Both halves of the model, each let go before its graphs are opened; for the manifest.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph.
+    """
+    import torch
+
+    from ..export.var_parity import check_var_parity, compute_references, resize
+    from ..export.var_tokenizer_parity import (
+        check_tokenizer_parity,
+        compute_tokenizer_references,
+    )
+
+    model, vae = load_models(job)
+    pictures = job.pictures(vae.config.image_size)
+    tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
+    images = job.form.static_batch or 1
+    shown = torch.from_numpy(resize(tokenizer.features, images)).repeat(2, 1, 1)
+    labels = guided_labels(model.config.num_classes, images)
+    references = compute_references(model, labels, shown, job.form)
+    del model, vae
+    gc.collect()
+    tokens, differences = check_tokenizer_parity(folder, tokenizer, job.form)
+    return parity_results(tokens, (*differences, *check_var_parity(folder, references)))
+
+
 def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
     """Both halves of the checkpoint, of one size and one codebook.
 
     Raises:
         ExportError: a half is missing, or they do not belong together.
     """
-    from ..export.checkpoint import read_all
-    from ..export.generators.var_checkpoint import INFINITE, load_var, split_parts
+    from ..export.generators.var_checkpoint import INFINITE, load_var
     from ..export.generators.var_config import read_config_json
     from ..export.tokenizers.var_vqvae import load_var_vqvae
     from ..export.zoo import VAR_VAE, check_config
 
-    transformer, tokenizer = split_parts(read_all(job.paths, INFINITE))
-    if not tokenizer:
-        raise ExportError(
-            "has no VQVAE",
-            where=job.spec,
-            do=f"put {VAR_VAE}.pth beside the transformer, and name the folder",
-        )
-    if not transformer:
-        raise ExportError(
-            "has a VQVAE and no transformer",
-            where=job.spec,
-            do=f"expected {job.entry.files[0][0]} beside it; name the folder",
-        )
+    transformer, tokenizer = read_halves(job, f"{VAR_VAE}.pth", INFINITE)
     told = read_config_json(job.paths[0].parent)
     model = load_var(transformer, job.spec, told)
-    config = model.config
-    check_config(job.entry, config, job.spec)
-    vae = load_var_vqvae(tokenizer, job.spec, config.patch_nums)
-    differ = [
-        f"{name} is {getattr(config, name)} in the transformer, {getattr(vae.config, name)} in it"
-        for name in ("vocab_size", "latent_channels")
-        if getattr(config, name) != getattr(vae.config, name)
-    ]
-    if differ:
-        raise ExportError(
-            f"its VQVAE is another model's: {', '.join(differ)}",
-            where=job.spec,
-            do="use the VQVAE that the transformer was trained with",
-        )
+    check_config(job.entry, model.config, job.spec)
+    vae = load_var_vqvae(tokenizer, job.spec, model.config.patch_nums)
+    require_pair(job, model.config, vae.config, ("vocab_size", "latent_channels"))
     return model, vae
 
 

@@ -25,6 +25,7 @@ from ..runtime.sampling import Sampling
 from .common import Reporter
 
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
+SAMPLING = ("cfg", "top_k", "top_p", "temperature", "cfg_power")
 GRID_MOST = 100  # a picture of more says nothing
 
 
@@ -37,6 +38,8 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     cfg: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    temperature: float | None = None
+    cfg_power: float | None = None
     greedy: bool = False
     batch_size: int = 4
     threads: int = 0
@@ -74,7 +77,9 @@ def generate_files(
     if outputs == Outputs():
         raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
     _, spec = read_spec(path)
-    sampling = choose_sampling(spec, options.cfg, options.top_k, options.top_p, options.greedy)
+    sampling = choose_sampling(
+        spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}
+    )
     classes = parse_labels(options.labels, spec.num_classes)
     labels = check_labels(spec, np.repeat(np.array(classes, np.int64), options.count))
     start = time.monotonic()

@@ -26,8 +26,9 @@ def model_rows() -> list[dict[str, Any]]:
             "parameters": entry.parameters,
             "graphs": list(entry.graphs),
             "files": [list(names) for names in entry.files],
-            "checkpoint": entry.hub
-            or ("shipped" if (MODELS / entry.name).is_dir() else "train it: training/"),
+            "checkpoint": ", ".join([entry.hub, *entry.elsewhere.values()])
+            if entry.hub
+            else ("shipped" if (MODELS / entry.name).is_dir() else "train it: training/"),
         }
         for entry in ZOO
     ]

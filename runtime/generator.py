@@ -6,13 +6,17 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import decode_json
 from ..errors import GenerationError, OutOfMemory
-from .generate.var import OpenSession, VarLoop
+from .generate.frame import Loop, OpenSession
+from .generate.rar import RarLoop
+from .generate.rar_spec import RarSpec
+from .generate.var import VarLoop
 from .generate.var_spec import VarSpec
 from .images import Uint8Image, from_model
 from .sampling import Sampling, image_streams
@@ -22,6 +26,11 @@ SPEC_FILE = "generator.json"
 BATCH_SIZE = 4
 
 Progress = Callable[[int, int], None]
+Spec = VarSpec | RarSpec
+LOOPS: dict[type[Spec], Callable[[Path, Any, OpenSession, int], Loop]] = {
+    VarSpec: VarLoop,
+    RarSpec: RarLoop,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +49,9 @@ class Generator:
     is cut into batches changes no more than the backend's rounding.
     """
 
-    def __init__(self, loop: VarLoop) -> None:
+    def __init__(self, loop: Loop, spec: Spec) -> None:
         self._loop = loop
-        self.spec: VarSpec = loop.spec
+        self.spec = spec
 
     @classmethod
     def open(
@@ -60,7 +69,7 @@ class Generator:
         """
         folder, spec = read_spec(Path(path))
         own = fast_session if spec.static_batch is None else mapped_session
-        return cls(VarLoop(folder, spec, session or own, threads))
+        return cls(LOOPS[type(spec)](folder, spec, session or own, threads), spec)
 
     def generate(
         self,
@@ -70,20 +79,31 @@ class Generator:
         cfg: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        temperature: float | None = None,
+        cfg_power: float | None = None,
         greedy: bool = False,
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> Generated:
         """One image a label, 0 to num_classes - 1.
 
-        `cfg` >= 0, `top_k` (0: all) and `top_p` in (0, 1] are the model's own where not given;
-        `greedy` takes the arg-max. `progress` is called with the steps done and their total.
+        `cfg` >= 0, `top_k` (0: all), `top_p` in (0, 1], `temperature` > 0 and (RAR) `cfg_power`
+        >= 0 are the model's own where not given; `greedy` takes the arg-max. `progress` is called
+        with the steps done and their total.
 
         Raises:
             GenerationError: a label or option out of its range, logits that are not finite.
             OutOfMemory: a batch does not fit.
         """
-        sampling = choose_sampling(self.spec, cfg, top_k, top_p, greedy)
+        sampling = choose_sampling(
+            self.spec,
+            greedy,
+            cfg=cfg,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            cfg_power=cfg_power,
+        )
         parts = list(
             self.batches(
                 labels, seed=seed, sampling=sampling, batch_size=batch_size, progress=progress
@@ -147,39 +167,33 @@ class Generator:
             yield Generated(part, pictures, tokens.astype(np.int32))
 
 
-def read_spec(path: Path) -> tuple[Path, VarSpec]:
+def read_spec(path: Path) -> tuple[Path, Spec]:
     """The folder of the graphs and what `generator.json` there says.
 
     Raises:
         WorkspaceError: there is none, or it cannot be read.
     """
     folder = path if (path / SPEC_FILE).is_file() else path / "export"
-    return folder, decode_json(folder / SPEC_FILE, VarSpec, do="export a generator there first")
+    kind = cast(type[Spec], Spec)  # the "family" in the file says which
+    return folder, decode_json(folder / SPEC_FILE, kind, do="export a generator there first")
 
 
-def choose_sampling(
-    spec: VarSpec,
-    cfg: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    greedy: bool = False,
-) -> Sampling:
-    """The model's own sampling with what is given instead.
+def choose_sampling(spec: Spec, greedy: bool = False, **changes: float | None) -> Sampling:
+    """The model's own sampling with what is given, by the names of `Sampling`, instead.
 
     Raises:
-        GenerationError: a value out of its range.
+        GenerationError: a value out of its range, or one that the family has no use for.
     """
-    chosen = Sampling(
-        cfg=spec.defaults.cfg if cfg is None else cfg,
-        top_k=spec.defaults.top_k if top_k is None else top_k,
-        top_p=spec.defaults.top_p if top_p is None else top_p,
-        greedy=greedy,
-    )
+    given = {name: value for name, value in changes.items() if value is not None}
+    if "cfg_power" in given and spec.defaults.cfg_power is None:
+        raise GenerationError("cfg_power is not this family's", do="leave it out")
+    own = {name: getattr(spec.defaults, name) for name in spec.defaults.__struct_fields__}
+    chosen = Sampling(**own | given, greedy=greedy)
     chosen.check(spec.vocab_size)
     return chosen
 
 
-def check_labels(spec: VarSpec, labels: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+def check_labels(spec: Spec, labels: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
     """Labels as int64 [N].
 
     Raises:

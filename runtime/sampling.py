@@ -26,13 +26,16 @@ class Sampling:
 
     `cfg` >= 0 is the guidance strength as the family defines it, 0 for none; `top_k` 0 takes all
     of the vocabulary; `top_p` in (0, 1], 1 takes all; `greedy` takes the arg-max of the guided
-    logits instead of a draw.
+    logits instead of a draw. `temperature` > 0 divides the guided logits. `cfg_power` >= 0 shapes
+    the guidance over the steps, None in families whose guidance has another shape.
     """
 
     cfg: float
     top_k: int
     top_p: float
     greedy: bool = False
+    temperature: float = 1.0
+    cfg_power: float | None = None
 
     def check(self, vocab_size: int) -> None:
         """Raises GenerationError, with every value that is out of its range."""
@@ -47,6 +50,8 @@ class Sampling:
                     0 <= self.top_k <= vocab_size,
                 ),
                 ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
+                ("temperature", self.temperature, "above 0", 0 < self.temperature < math.inf),
+                ("cfg_power", self.cfg_power, "0 or more", 0 <= (self.cfg_power or 0) < math.inf),
             )
             if not fits
         ]
@@ -55,7 +60,7 @@ class Sampling:
 
 
 def guide(conditional: Logits, unconditional: Logits, strength: float) -> Logits:
-    """(1 + t) c - t u: the guidance of VAR; any shape."""
+    """(1 + t) c - t u, which is u + (1 + t) (c - u); any shape."""
     guided = (1 + strength) * conditional
     guided -= strength * unconditional
     return guided

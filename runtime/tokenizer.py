@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,10 @@ class ImageTokenizer:
                 "the encoder graph says no stride", do="export it with `arvg-trt export`"
             )
         self.stride = int(properties["arvg_trt.stride"])
-        self.levels = tuple(int(v) for v in properties["arvg_trt.levels"].split(",") if v)
+        # Of FSQ the levels of each channel, of a codebook its size, of neither a latent.
+        levels = [int(v) for v in properties.get("arvg_trt.levels", "").split(",") if v]
+        size = int(properties.get("arvg_trt.codebook_size", 0)) or math.prod(levels or [0])
+        self.codebook_size: int | None = size or None
 
     @classmethod
     def open(
@@ -62,11 +66,7 @@ class ImageTokenizer:
 
     @property
     def discrete(self) -> bool:
-        return bool(self.levels)
-
-    @property
-    def codebook_size(self) -> int | None:
-        return int(np.prod(self.levels)) if self.levels else None
+        return self.codebook_size is not None
 
     def encode(self, image: FloatImage) -> tuple[Tokens | None, Latent]:
         """Model images -> (tokens int32 [N, h, w] or None, latent float32 [N, C, h, w])."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,6 +23,7 @@ from arvg_trt.calibrate.plan import check_plan, make_plan
 from arvg_trt.calibrate.qdq_nodes import SiteWeights
 from arvg_trt.calibrate.quantize import SiteResult, quantize_graphs
 from arvg_trt.calibrate.statistics import Statistics, save_statistics
+from arvg_trt.cli import cli
 from arvg_trt.export.onnx_export import export_tokenizer
 from arvg_trt.export.tokenizers.cosmos import CosmosTokenizer
 from arvg_trt.export.tokenizers.cosmos_config import CosmosConfig
@@ -30,6 +32,7 @@ from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import save_image
 from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
+from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
 from .own_models import export_autoencoder, export_transformer, handmade_transformer
 
 Floats = NDArray[np.float32]
@@ -41,6 +44,15 @@ TINY_CI = replace(TINY_DI, z_channels=16, latent_channels=16, levels=())
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For loops of small operations: threads cost them more than they save, beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -81,6 +93,19 @@ def tiny_di(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
 @pytest.fixture(scope="session")
 def tiny_ci(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
     return export(TINY_CI, tmp_path_factory.mktemp("tiny_ci"))
+
+
+@pytest.fixture(scope="session")
+def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
+    """A checkpoint with the published files' names and layout, through `arvg-trt export`."""
+    root = tmp_path_factory.mktemp("tiny_rar")
+    transformer, tokenizer = random_rar(), random_maskgit()
+    parts = (dict(model.state_dict()) for model in (transformer, tokenizer))
+    checkpoint = write_checkpoint(root / "checkpoint", *parts)
+    args = ["export", "rar", str(root / "ws"), "--checkpoint", str(checkpoint)]
+    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
+    assert result.exit_code == 0, result.output
+    return TinyRar(transformer, tokenizer, root / "ws")
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,15 @@ a later opset would hide from them. Token sequences are [rows, n, C], heads [row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeyValue = tuple[Tensor, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 NORM_FLOOR = 1e-12
 
@@ -46,12 +50,68 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return joined.reshape(rows, n, heads * d)
 
 
+class CachedAttention(nn.Module):
+    """Attention over a cache; `cache_type` is what keys and values are rounded to, in the step that
+    makes them too, None for no rounding.
+    """
+
+    cache_type: torch.dtype | None = None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, past: KeyValue | None, mask: Tensor | None
+    ) -> tuple[Tensor, KeyValue]:
+        """As `attend` over all tokens so far, and their keys and values."""
+        kept = self.cache_type or q.dtype
+        keys, values = extend(past, k.to(kept), v.to(kept))
+        return attend(q, keys.to(q.dtype), values.to(q.dtype), mask), (keys, values)
+
+
+def keep_cache_as(model: Model, kind: torch.dtype | None) -> Model:
+    """Set what the model's attentions round keys and values to."""
+    for module in model.modules():
+        if isinstance(module, CachedAttention):
+            module.cache_type = kind
+    return model
+
+
+def causal_mask(position_ids: Tensor, total: int, dtype: torch.dtype) -> Tensor:
+    """[n, total]: 0 where a token at one of the positions [n] sees one of 0..total - 1, else -inf.
+
+    A token sees itself and what is before it.
+    """
+    visible = torch.arange(total, device=position_ids.device) <= position_ids.unsqueeze(1)
+    return torch.where(visible, 0.0, -torch.inf).to(dtype)
+
+
 def modulated_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
     """LN(x) * gain + shift: a layer norm whose affine comes from the condition (adaLN).
 
-    `gain` is 1 + scale. x [rows, n, C]; gain and shift [rows, 1, C].
+    `gain` is 1 + scale. x [rows, n, C]; gain and shift [rows, 1, C], or [rows, n, C].
     """
     return F.layer_norm(x, x.shape[-1:], eps=eps) * gain + shift
+
+
+def ones_of(chunks: Sequence[float], like: Tensor) -> Tensor:
+    """[chunks, 1], to be added to rows [..., chunks, C]."""
+    return torch.tensor(chunks, dtype=like.dtype, device=like.device).unsqueeze(1)
+
+
+def spread_ones(chunks: Sequence[float], like: Tensor) -> Tensor:
+    """[F], to be added to rows [..., F] of as many chunks, one behind the other."""
+    return ones_of(chunks, like).expand(-1, like.shape[-1] // len(chunks)).reshape(-1)
+
+
+def with_bias(linear: nn.Linear, bias: Tensor) -> nn.Linear:
+    """The same weight, not a copy, with another bias."""
+    changed = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    changed.weight = linear.weight
+    changed.bias = nn.Parameter(bias, requires_grad=False)
+    return changed
+
+
+def with_ones(linear: nn.Linear, chunks: Sequence[float]) -> nn.Linear:
+    """A modulation linear that gives gains, 1 + scale, instead of scales."""
+    return with_bias(linear, linear.bias + spread_ones(chunks, linear.bias))
 
 
 class FeedForward(nn.Module):

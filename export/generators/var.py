@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import (
+    CachedAttention,
     FeedForward,
     KeyValue,
-    attend,
-    extend,
     modulated_norm,
+    ones_of,
     split_qkv,
     unit_length,
 )
@@ -31,7 +31,7 @@ ONE_OF_BLOCK = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
 ONE_OF_HEAD = (1.0, 0.0)
 
 
-class VarAttention(nn.Module):
+class VarAttention(CachedAttention):
     """Self-attention with unit-length q and k and a learned scale a head, or a fixed scale.
 
     The key's bias is zero: `zero_k_bias` is a buffer of the official modules.
@@ -39,8 +39,6 @@ class VarAttention(nn.Module):
 
     scale_mul_1H11: Tensor | None
     zero_k_bias: Tensor
-    # What keys and values are rounded to, in the step that makes them too; None for no rounding.
-    cache_type: torch.dtype | None = None
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
@@ -77,10 +75,8 @@ class VarAttention(nn.Module):
             q = q * (0.25 / math.sqrt(q.shape[-1]))
         else:
             q, k = unit_length(q) * self.query_scale(), unit_length(k)
-        kept = self.cache_type or x.dtype
-        keys, values = extend(past, k.to(kept), v.to(kept))
-        out = attend(q, keys.to(x.dtype), values.to(x.dtype), mask)
-        return self.proj(out), (keys, values)
+        out, present = self.attend(q, k, v, past, mask)
+        return self.proj(out), present
 
 
 class VarBlock(nn.Module):
@@ -218,12 +214,6 @@ class VarTransformer(nn.Module):
         out: Tensor = self.head(modulated_norm(x, gain, shift, self.config.norm_eps))
         return out
 
-    def keep_cache_as(self, kind: torch.dtype | None) -> Self:
-        """Set what keys and values are rounded to."""
-        for block in self.blocks:
-            cast(VarBlock, block).attn.cache_type = kind
-        return self
-
     def forward(self, labels: Tensor, features: Tensor) -> Tensor:
         """Teacher-forced logits [rows, L, V] of all scales at once, block-causal.
 
@@ -240,11 +230,6 @@ class VarTransformer(nn.Module):
             mask=self.attn_bias_for_masking,
         )
         return logits
-
-
-def ones_of(chunks: Sequence[float], like: Tensor) -> Tensor:
-    """[chunks, 1], to be added to rows [..., chunks, C]."""
-    return torch.tensor(chunks, dtype=like.dtype, device=like.device).unsqueeze(1)
 
 
 def official_levels(config: VarConfig) -> Tensor:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..strict import load_strictly, require_constants
+from ..strict import count_items, load_strictly, require_constants
 from .var import VarTransformer, official_levels, official_mask
 from .var_config import VarConfig, VarJson
 
-VAE_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 # -inf by design, where other tensors hold none.
 INFINITE = ("attn_bias_for_masking",)
 HEAD_DIM = 64  # of every published size; where no tensor tells the heads
@@ -27,14 +25,6 @@ NEEDED = {  # key: axes
     "blocks.0.attn.mat_qkv.weight": 2,
     "blocks.0.ffn.fc1.weight": 2,
 }
-
-
-def split_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(transformer, VQVAE): their official names share no prefix."""
-    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    for name, tensor in tensors.items():
-        parts[name.startswith(VAE_PREFIXES)][name] = tensor
-    return parts
 
 
 def infer_config(
@@ -61,7 +51,7 @@ def infer_config(
     heads = said.get("heads", max(1, width // HEAD_DIM)) if scale is None else scale.numel()
     try:
         config = VarConfig(
-            depth=len({m[1] for k in tensors if (m := re.match(r"blocks\.(\d+)\.", k))}),
+            depth=count_items(tensors, r"blocks\.(\d+)\."),
             width=width,
             heads=int(str(heads)),
             patch_nums=infer_patch_nums(tensors["lvl_1L"]),

@@ -12,6 +12,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blocks import ones_of, with_bias, with_ones
 from .var import (
     CHUNKS,
     ONE_OF_BLOCK,
@@ -20,22 +21,7 @@ from .var import (
     VarAttention,
     VarBlock,
     VarTransformer,
-    ones_of,
 )
-
-
-def with_bias(linear: nn.Linear, bias: Tensor) -> nn.Linear:
-    """The same weight, not a copy, with another bias."""
-    changed = nn.Linear(linear.in_features, linear.out_features, device="meta")
-    changed.weight = linear.weight
-    changed.bias = nn.Parameter(bias, requires_grad=False)
-    return changed
-
-
-def with_ones(linear: nn.Linear, chunks: tuple[float, ...]) -> nn.Linear:
-    """A modulation linear that gives gains, 1 + scale, instead of scales."""
-    ones = ones_of(chunks, linear.bias).expand(-1, linear.bias.numel() // len(chunks))
-    return with_bias(linear, linear.bias + ones.reshape(-1))
 
 
 class GraphAttention(VarAttention):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..strict import load_strictly, require_same_keys
+from ..strict import count_items, load_strictly, require_same_keys
 from .blocks import NORM_GROUPS
 from .cosmos import FSQ, IMAGE_CHANNELS, CosmosTokenizer
 from .cosmos_config import FSQ_LEVELS, CosmosConfig
@@ -132,10 +132,6 @@ def infer_levels(
             do=f"the published DI models have {len(FSQ_LEVELS)}",
         )
     return FSQ_LEVELS
-
-
-def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    return len({m.group(1) for key in tensors if (m := re.match(pattern, key))})
 
 
 def check_buffers(buffers: Mapping[str, Tensor], config: CosmosConfig, where: str) -> None:

@@ -7,7 +7,6 @@ Images are [N, 3, H, H] in [-1, 1], H = config.image_size.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor, nn
 
 from ...errors import ExportError
 from ..generators.var_config import PATCH_NUMS_256
-from ..strict import load_strictly
-from .blocks import NORM_GROUPS, FusedAttnBlock
+from ..strict import count_items, load_strictly
+from .blocks import FusedAttnBlock
 from .var_quantizer import MultiScaleQuantizer
 from .var_vqvae_config import VarVqvaeConfig
-from .vq_blocks import IMAGE_CHANNELS, VqDecoder, VqEncoder
+from .vq_blocks import VqDecoder, VqEncoder, require_widths
 
 HITS = "quantize.ema_vocab_hit_SV"
 NEEDED = {  # key: axes
@@ -77,14 +76,7 @@ def infer_vqvae_config(
         )
     channels, colours = tensors["encoder.conv_in.weight"].shape[:2]
     widths = [tensors[key].shape[0] for key in lasts]
-    if not channels or any(w % NORM_GROUPS or w % channels for w in (channels, *widths)):
-        raise ExportError(
-            f"has widths {[channels, *widths]}, not multiples of {NORM_GROUPS} and of the first",
-            where=where,
-            do="use VAR's VQVAE",
-        )
-    if colours != IMAGE_CHANNELS:
-        raise ExportError(f"takes {colours} channels, not 3", where=where, do="use VAR's VQVAE")
+    require_widths(channels, widths, colours, where, do="use VAR's VQVAE")
     vocab_size, latent = tensors["quantize.embedding.weight"].shape
     try:
         return VarVqvaeConfig(
@@ -100,10 +92,6 @@ def infer_vqvae_config(
     except ExportError as error:
         # The configuration does not know which file it came from.
         raise ExportError(error.what, where=where, do=error.do) from error
-
-
-def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    return len({m.group(1) for key in tensors if (m := re.match(pattern, key))})
 
 
 def load_var_vqvae(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .var_quantizer import MultiScaleQuantizer, Phi, PhiList
 from .var_vqvae import VarVqvae
+from .vq_blocks import code_scores
 
 FIRST_OR_LAST = "first or last convolution of its half"
 DECIDES = "decides codes, and an early one that is wrong changes all later ones"
@@ -28,11 +29,7 @@ class GraphQuantizer(MultiScaleQuantizer):
         phis = [phi.folded() for phi in source.quant_resi.qresi_ls if isinstance(phi, Phi)]
         self.quant_resi = PhiList(phis)
         self.up, self.down = source.up, source.down
-        codebook = source.embedding.weight.detach()
-        self.nearest = nn.Linear(codebook.shape[1], codebook.shape[0], device="meta")
-        lengths = codebook.double().square().sum(dim=1)
-        self.nearest.weight = nn.Parameter(codebook, requires_grad=False)
-        self.nearest.bias = nn.Parameter((-0.5 * lengths).float(), requires_grad=False)
+        self.nearest = code_scores(source.embedding.weight.detach())
 
     def codes(self, scale: int, residual: Tensor) -> Tensor:
         scores: Tensor = self.nearest(self.shrink(scale, residual))

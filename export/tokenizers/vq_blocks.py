@@ -6,12 +6,23 @@ between them, attention at the lowest resolution and in the middle.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import AttentionKind, Downsample, MidBlock, ResnetBlock, Upsample, group_norm
+from ...errors import ExportError
+from .blocks import (
+    NORM_GROUPS,
+    AttentionKind,
+    Downsample,
+    MidBlock,
+    ResnetBlock,
+    Upsample,
+    group_norm,
+)
 
 IMAGE_CHANNELS = 3
 
@@ -128,3 +139,67 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     digits. The lowest index wins a tie.
     """
     return (z @ codebook.T - 0.5 * codebook.square().sum(dim=1)).argmax(dim=-1)
+
+
+def code_scores(codebook: Tensor) -> nn.Linear:
+    """`nearest_code` as a linear [..., C] -> [..., V], whose arg-max it is."""
+    scores = nn.Linear(codebook.shape[1], codebook.shape[0], device="meta")
+    scores.weight = nn.Parameter(codebook, requires_grad=False)
+    lengths = codebook.double().square().sum(dim=1)
+    scores.bias = nn.Parameter((-0.5 * lengths).float(), requires_grad=False)
+    return scores
+
+
+class VqConfig(Protocol):
+    """What the graphs of a `VqTokenizer` say of themselves."""
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class VqTokenizer(nn.Module):
+    """A tokenizer with one map of codes, each the nearest of a codebook to a latent vector.
+
+    Images are [N, 3, H, W] in [-1, 1], whatever the official ones are.
+    """
+
+    config: VqConfig
+
+    @property
+    @abstractmethod
+    def codebook(self) -> Tensor:
+        """[V, C]; the nearest code is that of least Euclidean distance."""
+
+    @abstractmethod
+    def encode(self, image: Tensor) -> Tensor:
+        """[N, 3, H, W] -> latent [N, C, h, w], before quantization."""
+
+    @abstractmethod
+    def reconstruct(self, latent: Tensor) -> Tensor:
+        """Quantized latent [N, C, h, w] -> image [N, 3, H, W], not clamped."""
+
+    def codes(self, latent: Tensor) -> Tensor:
+        """[N, C, h, w] -> int64 [N, h, w]."""
+        return nearest_code(latent.permute(0, 2, 3, 1), self.codebook)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int [N, h, w] -> image [N, 3, H, W], not clamped."""
+        return self.reconstruct(F.embedding(codes, self.codebook).permute(0, 3, 1, 2))
+
+
+def require_widths(channels: int, widths: Sequence[int], colours: int, where: str, do: str) -> None:
+    """Raises ExportError for widths that the norms cannot have, or images without three colours."""
+    if not channels or any(w % NORM_GROUPS or w % channels for w in (channels, *widths)):
+        raise ExportError(
+            f"has widths {[channels, *widths]}, not multiples of {NORM_GROUPS} and of the first",
+            where=where,
+            do=do,
+        )
+    if colours != IMAGE_CHANNELS:
+        raise ExportError(f"takes {colours} channels, not {IMAGE_CHANNELS}", where=where, do=do)

@@ -6,16 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-KvType = Literal["float32", "float16"]
-Count = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class VarDefaults(msgspec.Struct, frozen=True):
-    """The sampling that the model's authors evaluate it with."""
-
-    cfg: float
-    top_k: int
-    top_p: float
+from .spec import Count, Defaults, KvType
 
 
 class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="var"):
@@ -37,7 +28,7 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     latent_channels: Count
     latent_size: Count
     image_size: Count
-    defaults: VarDefaults
+    defaults: Defaults
     static_batch: Count | None = None
     kv_type: KvType = "float32"
 

@@ -14,15 +14,10 @@ from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.generators.var import VarTransformer
+from arvg_trt.export.parity import require, settled
 from arvg_trt.export.var_export import export_var
 from arvg_trt.export.var_form import DYNAMIC, VarForm
-from arvg_trt.export.var_parity import (
-    check_var_parity,
-    compute_references,
-    require,
-    run_in_rows,
-    settled,
-)
+from arvg_trt.export.var_parity import check_var_parity, compute_references, run_in_rows
 from arvg_trt.export.weight_file import WEIGHTS, WeightFile
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.sites import Site

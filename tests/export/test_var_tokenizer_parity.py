@@ -13,14 +13,13 @@ import torch
 from onnx import numpy_helper
 
 from arvg_trt.errors import ExportError
+from arvg_trt.export.parity import TokenParity, require_tokens
 from arvg_trt.export.var_tokenizer_parity import (
     TokenizerReferences,
-    TokenParity,
     boundary_distance,
     check_tokenizer_parity,
     compute_tokenizer_references,
     may_differ,
-    require_tokens,
 )
 
 from .vqvae_models import TINY, TinyTokenizer, random_images, random_latent, random_vqvae

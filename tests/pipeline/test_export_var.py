@@ -97,7 +97,13 @@ def test_generator_json_tells_the_runtime_what_it_needs(workspace: Path) -> None
         "latent_channels": 8,
         "latent_size": 3,
         "image_size": 6,
-        "defaults": {"cfg": 1.5, "top_k": 48, "top_p": 0.96},
+        "defaults": {
+            "cfg": 1.5,
+            "top_k": 48,
+            "top_p": 0.96,
+            "temperature": 1.0,
+            "cfg_power": None,
+        },
         "static_batch": None,
         "kv_type": "float32",
     }
@@ -176,8 +182,8 @@ def test_the_graphs_generate_tokens_without_pytorch(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda f: write(f, transformer(), None), ("has no VQVAE", FILES[1])),
-        (lambda f: write(f, None, vae()), ("has a VQVAE and no transformer",)),
+        (lambda f: write(f, transformer(), None), ("has no tokenizer", FILES[1])),
+        (lambda f: write(f, None, vae()), ("has a tokenizer and no transformer",)),
         (
             lambda f: write(f, transformer() | {"head.bias": torch.zeros(47)}, vae()),
             ("head.bias has shape [47], not [48]",),
@@ -186,7 +192,7 @@ def test_the_graphs_generate_tokens_without_pytorch(workspace: Path) -> None:
             lambda f: write(
                 f, transformer(), dict(random_vqvae(replace(VAE, vocab_size=40)).state_dict())
             ),
-            ("its VQVAE is another model's: vocab_size is 48 in the transformer, 40 in it",),
+            ("its tokenizer is another model's: vocab_size is 48 in the transformer, 40 in it",),
         ),
         (
             lambda f: write(f, {"norm.weight": torch.zeros(3)}, vae()),

@@ -10,14 +10,14 @@ import torch
 
 from arvg_trt.errors import ArvgError, ExportError, OutOfMemory
 from arvg_trt.export.var_form import DYNAMIC
+from arvg_trt.pipeline.export_generator import ModelTask
 from arvg_trt.pipeline.second_process import answer, call
-from arvg_trt.pipeline.var_task import VarTask
 
-MODULE = "arvg_trt.pipeline.var_task"
+MODULE = "arvg_trt.pipeline.export_generator"
 
 
-def comparison(checkpoint: Path) -> VarTask:
-    return VarTask(
+def comparison(checkpoint: Path) -> ModelTask:
+    return ModelTask(
         what="compare",
         model="var",
         spec="the checkpoint",
@@ -56,7 +56,7 @@ def test_a_bug_of_the_second_process_is_no_users_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "exit 1"))
-    with pytest.raises(RuntimeError, match="var_task ended with 1") as caught:
+    with pytest.raises(RuntimeError, match="export_generator ended with 1") as caught:
         call(MODULE, comparison(tmp_path), dict)
     assert not isinstance(caught.value, ArvgError)
 

@@ -171,6 +171,8 @@ def test_labels_that_are_no_classes_are_refused(
         ({"top_k": VOCAB + 1}, r"top_k is 13, not 0 \(all\) to 12"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"temperature": -1.0}, "temperature is -1.0, not above 0"),
+        ({"cfg_power": 1.0}, "cfg_power is not this family's"),
         ({"batch_size": 0}, "batch_size is 0, not 1 or more"),
         ({"seed": -1}, "seed is -1, not 0 or more"),
     ],
@@ -219,7 +221,7 @@ def test_folder_without_a_generator_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "rar"}, "Invalid value 'rar' - at `\\$.family`"),
+        ({"family": "gan"}, "Invalid value 'gan' - at `\\$.family`"),
         ({"schema": "arvg-trt/generator/v9"}, "v9"),
         ({"patch_nums": []}, "patch_nums"),
         ({"patch_nums": [0, 1]}, "patch_nums"),
@@ -268,7 +270,7 @@ def test_memory_that_numpy_lacks_is_named(generator: Generator, monkeypatch) -> 
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("arvg_trt.runtime.generate.var.exponential_noise", refuse)
+    monkeypatch.setattr("arvg_trt.runtime.generate.frame.exponential_noise", refuse)
     with pytest.raises(OutOfMemory, match="out of memory with 2 images at once"):
         generator.generate([0, 1])
 

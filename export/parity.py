@@ -1,0 +1,128 @@
+"""What comparing ONNX Runtime with PyTorch measures, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ExportError
+from .generators.blocks import KeyValue
+from .onnx_export import MAX_TOLERANCE, MEAN_TOLERANCE, ErrorSum
+
+LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
+ERRORS = 4  # how far from a boundary, in measured errors, a token may still differ
+
+Array = NDArray[np.generic]
+Arrays = dict[str, Array]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """ONNX Runtime against PyTorch, relative to the RMS of PyTorch's tensor.
+
+    `graph` and the tensor's name; for a step also its number of tokens and of cached ones.
+    """
+
+    graph: str
+    tensor: str
+    max: float
+    mean: float
+    tokens: int | None = None
+    past: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenParity:
+    """Tokens, those that differ from PyTorch's, and those of them that may.
+
+    A token may differ where its vector lies within float error of the boundary between two codes,
+    or, of VAR, behind a scale of its image where such a token does.
+    """
+
+    tokens: int
+    differ: int
+    at_boundary: int
+
+
+def cache_of(presents: Sequence[KeyValue]) -> Arrays:
+    """Each block's keys and values by the names of a step's outputs."""
+    keys: Arrays = {f"present_key.{i}": k.numpy() for i, (k, _) in enumerate(presents)}
+    return keys | {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(presents)}
+
+
+def difference(
+    graph: str,
+    tensor: str,
+    value: Array,
+    reference: Array,
+    tokens: int | None = None,
+    cached: int | None = None,
+) -> Difference:
+    error = ErrorSum()
+    error.add(settled(value, reference) if value.dtype == np.float16 else value, reference)
+    return Difference(graph, tensor, error.max, error.mean, tokens, cached)
+
+
+def settled(value: Array, reference: Array) -> Array:
+    """float16 values, with the reference's where the two are neighbours.
+
+    What lies between two numbers of float16 is rounded to either by the least float32 error.
+    """
+    a, b = value.astype(np.float32), reference.astype(np.float32)
+    larger = np.maximum(np.abs(a), np.abs(b)).astype(np.float16)
+    return np.where(np.abs(a - b) <= np.spacing(larger), reference, value)
+
+
+def require(found: Difference) -> None:
+    if found.max <= MAX_TOLERANCE and found.mean <= MEAN_TOLERANCE:
+        return
+    at = "" if found.tokens is None else f" at {found.tokens} tokens behind {found.past}"
+    raise ExportError(
+        f"{found.tensor} of ONNX Runtime differs from PyTorch by {found.max:.2e} at most and "
+        f"{found.mean:.2e} on average{at} "
+        f"(relative; allowed {MAX_TOLERANCE:.0e} and {MEAN_TOLERANCE:.0e})",
+        where=f"{found.graph}.onnx",
+        do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
+    )
+
+
+def require_tokens(parity: TokenParity) -> None:
+    if parity.differ > parity.at_boundary:
+        raise ExportError(
+            f"{parity.differ - parity.at_boundary} of {parity.tokens} tokens differ from PyTorch "
+            "away from any boundary between two codes",
+            where="encoder.onnx",
+            do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
+        )
+
+
+def code_distance(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """[..., C], [V, C] -> [...]: how far each vector may move, and its nearest code stays so."""
+    vectors, codebook = vectors.double(), codebook.double()
+    scores = vectors @ codebook.T - 0.5 * codebook.square().sum(dim=1)
+    best, nearest = scores.max(dim=-1, keepdim=True)
+    apart = torch.cdist(codebook[nearest.squeeze(-1)], codebook)
+    # Of the planes between the nearest code and every other one, the nearest.
+    distances = (best - scores) / apart.clamp_min(torch.finfo().tiny)
+    distances.scatter_(-1, nearest, torch.inf)
+    closest: Tensor = distances.amin(dim=-1)
+    return closest.float()
+
+
+def near_boundary(
+    distances: NDArray[np.float32], latent: NDArray[np.float32], error: float
+) -> Flags:
+    """Which tokens' vectors lie within float error of another code's region.
+
+    `distances` as of `code_distance`; `error` is the largest of `latent` [N, C, h, w], relative
+    to its RMS. A vector of C such errors is sqrt(C) times as long.
+    """
+    rms = float(np.sqrt(np.mean(np.square(latent, dtype=np.float64))))
+    near: Flags = distances < ERRORS * max(error, LEAST_ERROR) * rms * latent.shape[1] ** 0.5
+    return near

@@ -1,0 +1,55 @@
+"""The graphs of a tokenizer with one map of codes: image to codes, and back.
+
+Submodules keep their official paths, so the graphs' nodes are named after them.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .vq_blocks import VqTokenizer, code_scores
+
+FIRST_OR_LAST = "first or last convolution of its half"
+ENCODER_EXCLUDED = {
+    "encoder.conv_in": FIRST_OR_LAST,
+    "encoder.conv_out": FIRST_OR_LAST,
+    "nearest": "decides codes",
+}
+DECODER_EXCLUDED = dict.fromkeys(("decoder.conv_in", "decoder.conv_out"), FIRST_OR_LAST)
+
+
+class VqGraph(nn.Module):
+    """The model's modules under their own names, for its own arithmetic."""
+
+    def __init__(self, model: VqTokenizer) -> None:
+        super().__init__()
+        for name, child in model.named_children():
+            self.add_module(name, child)
+
+
+class VqEncoderGraph(VqGraph):
+    """image [N, 3, H, W] -> indices int32 [N, h, w], latent [N, C, h, w].
+
+    The nearest code is one linear, with the codes' lengths in its bias, and an arg-max.
+    """
+
+    def __init__(self, model: VqTokenizer) -> None:
+        super().__init__(model)
+        self.encode = model.encode
+        self.nearest = code_scores(model.codebook.detach())
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        latent = self.encode(image)
+        scores: Tensor = self.nearest(latent.permute(0, 2, 3, 1))
+        return scores.argmax(dim=-1).int(), latent
+
+
+class VqDecoderGraph(VqGraph):
+    """indices int32 [N, h, w] -> image [N, 3, H, W], not clamped."""
+
+    def __init__(self, model: VqTokenizer) -> None:
+        super().__init__(model)
+        self.decode = model.decode
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return self.decode(indices)

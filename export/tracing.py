@@ -1,0 +1,63 @@
+"""A generator's module -> an ONNX graph in the form that the passes expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from .graph_passes import rename_nodes
+from .linear_passes import canonical_linears
+from .onnx_export import OPSET, quiet_exporter
+from .var_form import VarForm
+
+
+def trace(
+    module: nn.Module,
+    example: tuple[Tensor | list[Tensor], ...],
+    dynamic: Sequence[object] | None,
+    input_names: list[str],
+    output_names: list[str],
+) -> ir.Model:
+    """torch.export -> ONNX with canonical linears; large weights stay where the module has them.
+
+    `dynamic` names the axes of each input that vary; None for shapes that are all the example's.
+    """
+    with quiet_exporter():
+        program = torch.onnx.export(
+            module.eval(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=None if dynamic is None else tuple(dynamic),
+            verbose=False,
+        )
+    assert program is not None
+    rename_nodes(program.model.graph)
+    canonical_linears(program.model.graph)
+    return program.model
+
+
+def past_names(depth: int) -> list[str]:
+    """Inputs with the keys and values of the tokens so far."""
+    return [f"past_{kind}.{i}" for kind in ("key", "value") for i in range(depth)]
+
+
+def present_names(depth: int) -> list[str]:
+    """Outputs with those and the new tokens' behind them."""
+    return [name.replace("past", "present") for name in past_names(depth)]
+
+
+def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:
+    """Write their length as "past + n", which the exporter gives names of its own."""
+    for value in graph.graph.outputs[1:]:
+        value.shape = ir.Shape(["rows", heads, "past + n", head_dim])
+
+
+def cache_type(form: VarForm) -> torch.dtype | None:
+    """What the model rounds keys and values to."""
+    return torch.float16 if form.kv_type == "float16" else None

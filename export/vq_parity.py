@@ -1,0 +1,82 @@
+"""The graphs of a tokenizer with one map of codes in ONNX Runtime against PyTorch.
+
+PyTorch computes first and is let go; then one graph at a time is loaded.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..runtime.sessions.onnxruntime import fast_session
+from .parity import (
+    Difference,
+    TokenParity,
+    code_distance,
+    difference,
+    near_boundary,
+    require,
+    require_tokens,
+)
+from .tokenizers.vq_blocks import VqTokenizer
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class VqReferences:
+    """What PyTorch computes for N images.
+
+    `distances` [N, h, w]: how far each latent vector lies from another code's region.
+    """
+
+    images: Floats
+    latent: Floats
+    indices: NDArray[np.int64]
+    distances: Floats
+    decoded: Floats
+
+
+@torch.inference_mode()
+def compute_vq_references(model: VqTokenizer, images: Sequence[Floats]) -> VqReferences:
+    """Images are [1, 3, H, W] in [-1, 1], all of one size."""
+    stacked = np.concatenate(images)
+    latent = model.encode(torch.from_numpy(stacked))
+    codes = model.codes(latent)
+    distances = code_distance(latent.permute(0, 2, 3, 1), model.codebook)
+    return VqReferences(
+        images=stacked,
+        latent=latent.numpy(),
+        indices=codes.numpy(),
+        distances=distances.numpy(),
+        decoded=model.decode(codes).numpy(),
+    )
+
+
+def check_vq_parity(
+    folder: Path, wanted: VqReferences
+) -> tuple[TokenParity, tuple[Difference, ...]]:
+    """Run encoder and decoder, each on PyTorch's inputs.
+
+    Raises:
+        ExportError: a difference above the tolerance, or a token that differs and may not.
+    """
+    encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.images})
+    latent = difference("encoder", "latent", encoded["latent"], wanted.latent)
+    gc.collect()
+    indices = wanted.indices.astype(np.int32)
+    decoded = fast_session(folder / "decoder.onnx").run({"indices": indices})
+    image = difference("decoder", "image", decoded["image"], wanted.decoded)
+    require(latent)
+    require(image)
+    unequal = encoded["indices"] != wanted.indices
+    excused = unequal & near_boundary(wanted.distances, wanted.latent, latent.max)
+    tokens = TokenParity(unequal.size, int(unequal.sum()), int(excused.sum()))
+    require_tokens(tokens)
+    return tokens, (latent, image)

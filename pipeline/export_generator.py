@@ -1,0 +1,101 @@
+"""Stage 1 for a generator, in two processes: one writes its graphs, the next compares them.
+
+Tracing keeps what it saw until its process ends, and so would the mapped checkpoint stay.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ..export.var_form import VarForm
+from ..runtime.image_sources import ImageSource
+from .common import Reporter
+from .export_job import ExportJob
+from .second_process import call, serve
+
+What = Literal["write", "compare"]
+
+
+class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do with which checkpoint, images and folder of graphs."""
+
+    what: What
+    model: str
+    spec: str
+    paths: tuple[str, ...]
+    images: tuple[str, ...]
+    folder: str
+    form: VarForm
+
+
+class Silent(Reporter):
+    """The first process tells what is done."""
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def warn(self, line: str) -> None:
+        pass
+
+
+def export_generator(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Write a generator's graphs, sites.json and generator.json; returns the manifest's results."""
+    job.progress("exporting", 0)
+    parameters = do_apart("write", job, folder)
+    job.progress("comparing with PyTorch", 2)
+    parity = do_apart("compare", job, folder)
+    job.progress("comparing with PyTorch", 3)
+    return {
+        "parameters": sum(parameters.values()),
+        "parameters_of": parameters,
+        "parity": parity,
+        "parity_images": [p.name for p in job.images],
+    }
+
+
+def do_apart(what: What, job: ExportJob, folder: Path) -> dict[str, Any]:
+    """The parameters of both halves, or what was found of every graph, for the manifest.
+
+    Raises:
+        ExportError: the checkpoint does not fit, or a difference above the tolerance.
+        OutOfMemory: named as such, also where the system killed the process.
+    """
+    request = ModelTask(
+        what=what,
+        model=job.entry.name,
+        spec=job.spec,
+        paths=tuple(map(str, job.paths)),
+        images=tuple(map(str, job.images)),
+        folder=str(folder),
+        form=job.form,
+    )
+    return call(__name__, request, dict[str, Any])
+
+
+def work(task: ModelTask) -> dict[str, Any]:
+    from ..export.zoo import find_model
+    from . import export_rar, export_var
+
+    entry = find_model(task.model)
+    job = ExportJob(
+        entry=entry,
+        spec=task.spec,
+        paths=tuple(map(Path, task.paths)),
+        source=ImageSource(tuple(map(Path, task.images))),
+        reporter=Silent(),
+        form=task.form,
+    )
+    family: Any = {"rar": export_rar, "var": export_var}[entry.family]
+    do = family.write_graphs if task.what == "write" else family.compare_graphs
+    found: dict[str, Any] = do(job, Path(task.folder))
+    return found
+
+
+if __name__ == "__main__":
+    serve(ModelTask, work)

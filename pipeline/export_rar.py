@@ -1,0 +1,98 @@
+"""What the export of a RAR writes, of transformer and MaskGIT-VQ, and how it is compared."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import encode_json
+from ..export.var_form import DYNAMIC, VarForm
+from ..runtime.generate.rar_spec import RarDefaults, RarSpec
+from ..sites import SiteMap
+from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
+
+if TYPE_CHECKING:
+    from ..export.generators.rar import RarTransformer
+    from ..export.generators.rar_config import RarConfig
+    from ..export.tokenizers.maskgit_vq import MaskgitVq
+    from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
+
+
+def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
+    """All that the export leaves; returns the parameters of each half."""
+    from ..export.rar_export import export_rar as export_transformer
+    from ..export.vq_export import export_vq
+    from ..export.weight_file import WeightFile
+
+    model, vq = load_models(job)
+    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "rar"}
+    with WeightFile(folder) as weights:
+        sites = export_vq(vq, weights, properties)
+        sites += export_transformer(model, weights, properties, job.form)
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    spec = describe(model.config, vq.config, job.form)
+    (folder / "generator.json").write_bytes(encode_json(spec))
+    return {
+        "transformer": sum(p.numel() for p in model.parameters()),
+        "tokenizer": sum(p.numel() for p in vq.parameters()),
+    }
+
+
+def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Both halves of the model, each let go before its graphs are opened; for the manifest.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph.
+    """
+    import torch
+
+    from ..export.rar_parity import check_rar_parity, compute_rar_references
+    from ..export.vq_parity import check_vq_parity, compute_vq_references
+
+    model, vq = load_models(job)
+    tokenizer = compute_vq_references(vq, job.pictures(model.config.side * vq.config.stride))
+    shown = torch.from_numpy(tokenizer.indices[:1]).flatten(1).repeat(2, 1)
+    labels = guided_labels(model.config.num_classes)
+    references = compute_rar_references(model, labels, shown, job.form)
+    del model, vq
+    gc.collect()
+    tokens, differences = check_vq_parity(folder, tokenizer)
+    return parity_results(tokens, (*differences, *check_rar_parity(folder, references)))
+
+
+def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
+    """Both halves of the checkpoint, of one codebook.
+
+    Raises:
+        ExportError: a half is missing, or they do not belong together.
+    """
+    from ..export.generators.rar_checkpoint import load_rar
+    from ..export.tokenizers.maskgit_vq import load_maskgit_vq
+    from ..export.zoo import RAR_TOKENIZER, check_config
+
+    transformer, tokenizer = read_halves(job, f"{RAR_TOKENIZER}.bin")
+    model = load_rar(transformer, job.spec)
+    check_config(job.entry, model.config, job.spec)
+    vq = load_maskgit_vq(tokenizer, job.spec)
+    require_pair(job, model.config, vq.config, ("vocab_size",))
+    return model, vq
+
+
+def describe(config: RarConfig, tokenizer: MaskgitVqConfig, form: VarForm = DYNAMIC) -> RarSpec:
+    """What the runtime needs to know of the generator."""
+    from ..export.generators.rar_config import sampling_of
+
+    return RarSpec(
+        side=config.side,
+        num_classes=config.num_classes,
+        vocab_size=config.vocab_size,
+        depth=config.depth,
+        width=config.width,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        image_size=config.side * tokenizer.stride,
+        defaults=RarDefaults(top_k=0, top_p=1.0, **asdict(sampling_of(config))),
+        kv_type=form.kv_type,
+    )

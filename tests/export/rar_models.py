@@ -1,0 +1,76 @@
+"""Tiny RARs and MaskGIT-VQs with weights in which every part of the arithmetic shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from arvg_trt.export.generators.rar import RarTransformer
+from arvg_trt.export.generators.rar_config import RarConfig
+from arvg_trt.export.tokenizers.maskgit_vq import MaskgitVq
+from arvg_trt.export.tokenizers.maskgit_vq_config import MaskgitVqConfig
+
+SMALL = RarConfig(depth=2, width=32, heads=4, hidden=48, length=16, num_classes=5, vocab_size=48)
+TOKENIZER = MaskgitVqConfig(
+    channels=32, channels_mult=(1, 2), num_res_blocks=1, latent_channels=8, vocab_size=48
+)
+FILES = ("rar_b.bin", "maskgit-vqgan-imagenet-f16-256.bin")
+
+
+@dataclass(frozen=True)
+class TinyRar:
+    """Both models, and the workspace their checkpoint was exported to."""
+
+    transformer: RarTransformer
+    tokenizer: MaskgitVq
+    workspace: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace / "export"
+
+
+def random_rar(config: RarConfig = SMALL, seed: int = 0) -> RarTransformer:
+    """All parameters redrawn: published training begins with zero modulation and no cls token."""
+    generator = torch.Generator().manual_seed(seed)
+    model = RarTransformer(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name and name.endswith("weight"):
+            parameter.copy_(1 + 0.3 * noise)
+        elif parameter.ndim == 2 and "embeddings" not in name:
+            parameter.copy_(noise / parameter.shape[1] ** 0.5)
+        else:
+            parameter.copy_(0.5 * noise)
+    return model
+
+
+def random_maskgit(config: MaskgitVqConfig = TOKENIZER, seed: int = 0) -> MaskgitVq:
+    """Norms that are not the identity, and codes on the scale of the latents."""
+    torch.manual_seed(seed)
+    model = MaskgitVq(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.encoder.conv_out.weight.mul_(4)
+    model.quantize.embedding.weight.mul_(0.7)
+    return model
+
+
+def random_tokens(config: RarConfig, rows: int, count: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (rows, count), generator=generator)
+
+
+def write_checkpoint(
+    folder: Path, transformer: dict[str, Tensor] | None, tokenizer: dict[str, Tensor] | None
+) -> Path:
+    """As published: two bare state dicts; None leaves a file out."""
+    folder.mkdir()
+    for name, tensors in zip(FILES, (transformer, tokenizer), strict=True):
+        if tensors is not None:
+            torch.save(tensors, folder / name)
+    return folder
