@@ -25,6 +25,7 @@ PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluat
 
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     """All that the export leaves; returns the parameters of each half."""
+    from ..export.generators.var_config import read_config_json
     from ..export.var_export import export_var as export_transformer
     from ..export.var_tokenizer_export import export_var_tokenizer
     from ..export.weight_file import WeightFile
@@ -35,7 +36,8 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
         sites = export_var_tokenizer(vae, weights, properties, model.word_embed, job.form)
         sites += export_transformer(model, weights, properties, job.form)
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-    (folder / "generator.json").write_bytes(encode_json(describe(model.config, vae, job.form)))
+    spec = describe(model.config, vae, job.form, read_config_json(job.paths[0].parent).sampling)
+    (folder / "generator.json").write_bytes(encode_json(spec))
     return {
         "transformer": sum(p.numel() for p in model.parameters()),
         "vqvae": sum(p.numel() for p in vae.parameters()),
@@ -89,8 +91,14 @@ def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
     return model, vae
 
 
-def describe(config: VarConfig, vae: VarVqvae, form: VarForm = DYNAMIC) -> VarSpec:
-    """What the runtime needs to know of the generator."""
+def describe(
+    config: VarConfig,
+    vae: VarVqvae,
+    form: VarForm = DYNAMIC,
+    sampling: Defaults | None = None,
+) -> VarSpec:
+    """What the runtime needs to know of the generator; `sampling` instead of the published one."""
+    sampling = sampling or PUBLISHED
     return VarSpec(
         patch_nums=config.patch_nums,
         num_classes=config.num_classes,
@@ -102,7 +110,7 @@ def describe(config: VarConfig, vae: VarVqvae, form: VarForm = DYNAMIC) -> VarSp
         latent_channels=config.latent_channels,
         latent_size=vae.config.latent_size,
         image_size=vae.config.image_size,
-        defaults=replace(PUBLISHED, top_k=min(PUBLISHED.top_k, config.vocab_size)),
+        defaults=replace(sampling, top_k=min(sampling.top_k, config.vocab_size)),
         static_batch=form.static_batch,
         kv_type=form.kv_type,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import ExportError
+from ...runtime.generate.spec import Defaults
 
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -84,7 +85,10 @@ def published(depth: int, patch_nums: tuple[int, ...], shared_aln: bool = False)
 
 
 class VarJson(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of a `config.json` beside the weights that are read; the others are training's."""
+    """The keys of a `config.json` beside the weights that are read; the others are training's.
+
+    `sampling` is what the model generates with unless told otherwise.
+    """
 
     patch_nums: tuple[int, ...] | None = None
     num_heads: int | None = None
@@ -94,11 +98,13 @@ class VarJson(msgspec.Struct, frozen=True, kw_only=True):
     shared_aln: bool | None = None
     attn_l2_norm: bool | None = None
     norm_eps: float | None = None
+    sampling: Defaults | None = None
 
     def told(self) -> dict[str, object]:
         """What the file says, by the names of `VarConfig`."""
         renamed = {"num_heads": "heads", "embed_dim": "width"}
-        fields = {renamed.get(k, k): getattr(self, k) for k in self.__struct_fields__}
+        names = set(self.__struct_fields__) - {"sampling"}
+        fields = {renamed.get(k, k): getattr(self, k) for k in names}
         return {name: value for name, value in fields.items() if value is not None}
 
 

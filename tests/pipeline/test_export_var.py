@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +129,10 @@ def test_the_workspace_generates_images(workspace: Path, tmp_path: Path) -> None
 
 def test_fixed_shapes_and_half_caches_export_and_generate(workspace: Path, tmp_path: Path) -> None:
     """Three images, two at once. The first map sees no cache, so rounding does not change it."""
-    args = ("--checkpoint", workspace.parent / "checkpoint", "--images", "skimage:astronaut,coffee")
+    checkpoint = shutil.copytree(workspace.parent / "checkpoint", tmp_path / "checkpoint")
+    sampling = {"cfg": 2.5, "top_k": 9, "top_p": 0.5}
+    (checkpoint / "config.json").write_text(json.dumps({"sampling": sampling}))
+    args = ("--checkpoint", checkpoint, "--images", "skimage:astronaut,coffee")
     form = ("--static-batch", 2, "--kv-type", "float16")
     outcome = arvg("export", "var", tmp_path / "ws", *args, *form)
     assert outcome.code == 0, outcome
@@ -142,10 +146,13 @@ def test_fixed_shapes_and_half_caches_export_and_generate(workspace: Path, tmp_p
     assert steps == [("step.0", 1), ("step.1", 4), ("step.2", 9)]
     spec = json.loads((folder / "generator.json").read_text())
     assert (spec["static_batch"], spec["kv_type"]) == (2, "float16")
+    assert sampling.items() <= spec["defaults"].items()
     tokens = []
     for source in (workspace, tmp_path / "ws"):
         path = tmp_path / "t.npz"
-        outcome = arvg("generate", source, "--labels", "0,3,4", "--greedy", "--tokens", path)
+        outcome = arvg(
+            *("generate", source, "--labels", "0,3,4", "--greedy", "--cfg", 1.5, "--tokens", path)
+        )
         assert outcome.code == 0, outcome
         tokens.append(np.load(path)["tokens"])
     assert np.array_equal(tokens[0][:, :1], tokens[1][:, :1])
