@@ -46,7 +46,8 @@ def insert_size_check(graph: ir.Graph, multiple: int) -> None:
     """Make the graph refuse images whose H or W is not a multiple of the stride.
 
     Strided convolutions would drop the odd rows silently. A Reshape to
-    [N, 3, H // m * m, W // m * m] has as many elements as its input only for multiples.
+    [N, 3, H // m * m, W // m * m] has as many elements as its input only for multiples; a side
+    of 0, which stands for the input's own, is a side of m instead.
     """
     image = graph.inputs[0]
 
@@ -64,18 +65,19 @@ def insert_size_check(graph: ir.Graph, multiple: int) -> None:
     size = ir.node("Shape", [image], {"start": 2, "end": 4}, name="size_check/Shape_2")
     whole = ir.node("Div", [size.outputs[0], units], name="size_check/Div")
     back = ir.node("Mul", [whole.outputs[0], units], name="size_check/Mul")
+    side = ir.node("Max", [back.outputs[0], units], name="size_check/Max")
     target = ir.node(
-        "Concat", [lead.outputs[0], back.outputs[0]], {"axis": 0}, name="size_check/Concat"
+        "Concat", [lead.outputs[0], side.outputs[0]], {"axis": 0}, name="size_check/Concat"
     )
     reshape = ir.node("Reshape", [image, target.outputs[0]], name="size_check/Reshape")
     reshape.outputs[0].shape = image.shape
     reshape.outputs[0].dtype = ir.DataType.FLOAT
-    for k, node in enumerate((lead, size, whole, back, target, reshape)):
+    for k, node in enumerate((lead, size, whole, back, side, target, reshape)):
         node.outputs[0].name = f"size_check.{k}"
     for consumer, index in list(image.uses()):
         if consumer.op_type != "Shape" and consumer is not reshape:
             consumer.replace_input_with(index, reshape.outputs[0])
-    graph.insert_before(graph[0], (lead, size, whole, back, target, reshape))
+    graph.insert_before(graph[0], (lead, size, whole, back, side, target, reshape))
 
 
 def find_sites(
