@@ -161,10 +161,10 @@ def export(
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
              arvg-trt export onnx out/mine --graph encoder.onnx --graph decoder.onnx
     """
-    from .export.var_form import VarForm
+    from .export.graph_form import GraphForm
     from .pipeline.export import export_any
 
-    form = VarForm(static_batch, kv_type)
+    form = GraphForm(static_batch, kv_type)
     perform(
         workspace,
         as_json,

@@ -10,9 +10,9 @@ from ..sites import ProducerFold, Site
 from .generators.blocks import keep_cache_as
 from .generators.rar import CHUNKS, RarTransformer
 from .generators.rar_graphs import ConditionGraph, FullGraph, StepGraph
+from .graph_form import DYNAMIC, GraphForm
 from .linear_passes import columns, linear_sites
 from .tracing import cache_type, name_presents, past_names, present_names, trace
-from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 
 ROLES = {"qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "lm_head": "head", "1": "adaln"}
@@ -26,7 +26,7 @@ def export_rar(
     model: RarTransformer,
     weights: WeightFile,
     properties: dict[str, str],
-    form: VarForm = DYNAMIC,
+    form: GraphForm = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write the three graphs of the transformer through `weights`; returns their sites."""
     width = model.config.width
@@ -60,7 +60,7 @@ def condition_graph(model: RarTransformer) -> ir.Model:
     )
 
 
-def step_graph(model: RarTransformer, form: VarForm = DYNAMIC) -> ir.Model:
+def step_graph(model: RarTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
     config = model.config
     rows, n = Dim("rows"), Dim("n")
     shape = (ROWS, config.heads, PAST, config.head_dim)

@@ -21,9 +21,9 @@ from ..runtime.sessions.onnxruntime import mapped_session
 from .generators.blocks import keep_cache_as
 from .generators.rar import CHUNKS, RarTransformer
 from .generators.rar_config import RarConfig
+from .graph_form import DYNAMIC, GraphForm
 from .parity import Arrays, Difference, cache_of, difference, require
 from .tracing import cache_type
-from .var_form import DYNAMIC, VarForm
 
 PLACES = (0, 1, -1)  # positions whose modulation is compared; a wrong one of another shows later
 SINGLE = 2  # steps of one token behind the first; the last step is another
@@ -49,7 +49,7 @@ class References:
 
 @torch.inference_mode()
 def compute_rar_references(
-    model: RarTransformer, labels: Tensor, tokens: Tensor, form: VarForm = DYNAMIC
+    model: RarTransformer, labels: Tensor, tokens: Tensor, form: GraphForm = DYNAMIC
 ) -> References:
     """labels int64 [rows], tokens int64 [rows, L]: those of real images."""
     config, seen = model.config, tokens[:, :-1]

@@ -8,10 +8,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from .graph_form import GraphForm
 from .graph_passes import rename_nodes
 from .linear_passes import canonical_linears
 from .onnx_export import OPSET, quiet_exporter
-from .var_form import VarForm
 
 
 def trace(
@@ -58,6 +58,6 @@ def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:
         value.shape = ir.Shape(["rows", heads, "past + n", head_dim])
 
 
-def cache_type(form: VarForm) -> torch.dtype | None:
+def cache_type(form: GraphForm) -> torch.dtype | None:
     """What the model rounds keys and values to."""
     return torch.float16 if form.kv_type == "float16" else None

@@ -14,10 +14,10 @@ from .generators.blocks import keep_cache_as
 from .generators.var import VarTransformer
 from .generators.var_config import VarConfig
 from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph
+from .graph_form import DYNAMIC, GraphForm
 from .graph_passes import module_path
 from .linear_passes import columns, drop_unused, linear_sites, own
 from .tracing import cache_type, name_presents, past_names, present_names, trace
-from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 
 ROLES = {"mat_qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "head": "head"}
@@ -31,7 +31,7 @@ def export_var(
     model: VarTransformer,
     weights: WeightFile,
     properties: dict[str, str],
-    form: VarForm = DYNAMIC,
+    form: GraphForm = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write the graphs of the transformer through `weights`; returns their sites."""
     config = model.config
@@ -51,7 +51,7 @@ def export_var(
     return sites
 
 
-def transformer_graphs(model: VarTransformer, form: VarForm) -> Iterator[tuple[str, ir.Model]]:
+def transformer_graphs(model: VarTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
     """Names and graphs, one at a time. The full one has dynamic rows in any form."""
     scales = len(model.config.patch_nums)
     yield "condition", condition_graph(model, form)
@@ -60,14 +60,14 @@ def transformer_graphs(model: VarTransformer, form: VarForm) -> Iterator[tuple[s
     yield "full", full_graph(model)
 
 
-def condition_graph(model: VarTransformer, form: VarForm = DYNAMIC) -> ir.Model:
+def condition_graph(model: VarTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
     labels = torch.zeros(form.rows or ROWS, dtype=torch.int64)
     dynamic = None if form.rows else ({0: Dim("rows")},)
     outputs = ["x", "modulation", "head_modulation"]
     return trace(ConditionGraph(model), (labels,), dynamic, ["labels"], outputs)
 
 
-def step_graph(model: VarTransformer, form: VarForm = DYNAMIC, scale: int = 0) -> ir.Model:
+def step_graph(model: VarTransformer, form: GraphForm = DYNAMIC, scale: int = 0) -> ir.Model:
     """The graph of any step, or in a static form that of `scale`; the first has no `past_*`."""
     config = model.config
     bounds = config.bounds

@@ -22,9 +22,9 @@ from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
 from .generators.blocks import KeyValue, keep_cache_as
 from .generators.var import VarBlock, VarTransformer
 from .generators.var_config import VarConfig
+from .graph_form import DYNAMIC, GraphForm
 from .parity import Array, Arrays, Difference, difference, require
 from .tracing import cache_type
-from .var_form import DYNAMIC, VarForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class References:
     """
 
     config: VarConfig
-    form: VarForm
+    form: GraphForm
     labels: NDArray[np.int64]
     features: NDArray[np.float32]
     inputs: NDArray[np.float32]
@@ -47,7 +47,7 @@ class References:
 
 @torch.inference_mode()
 def compute_references(
-    model: VarTransformer, labels: Tensor, features: Tensor, form: VarForm = DYNAMIC
+    model: VarTransformer, labels: Tensor, features: Tensor, form: GraphForm = DYNAMIC
 ) -> References:
     """labels int64 [rows], features [rows, L - first, 32] as `VarTransformer.forward` takes.
 

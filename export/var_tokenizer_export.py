@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from ..sites import Site
+from .graph_form import DYNAMIC, GraphForm
 from .graph_passes import find_sites
 from .tokenizers.var_vqvae import VarVqvae
 from .tokenizers.var_vqvae_graphs import (
@@ -23,7 +24,6 @@ from .tokenizers.var_vqvae_graphs import (
     update_excluded,
 )
 from .tracing import trace
-from .var_form import DYNAMIC, VarForm
 from .weight_file import WeightFile
 
 EXAMPLES = 2  # the exporter would specialise on a batch of one
@@ -34,7 +34,7 @@ def export_var_tokenizer(
     weights: WeightFile,
     properties: dict[str, str],
     word_embed: nn.Linear,
-    form: VarForm = DYNAMIC,
+    form: GraphForm = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write all graphs of the tokenizer through `weights`; returns their sites.
 
@@ -65,7 +65,7 @@ def encoder_graph(model: VarVqvae) -> ir.Model:
     return trace(VarEncoderGraph(model), (image,), batch, ["image"], ["indices", "latent"])
 
 
-def decoder_graph(model: VarVqvae, form: VarForm = DYNAMIC) -> ir.Model:
+def decoder_graph(model: VarVqvae, form: GraphForm = DYNAMIC) -> ir.Model:
     latent = torch.zeros(form.static_batch or EXAMPLES, *model.config.latent_shape)
     dynamic = None if form.static_batch else ({0: Dim("batch")},)
     return trace(VarDecoderGraph(model), (latent,), dynamic, ["latent"], ["image"])
@@ -78,7 +78,7 @@ def lookup_graph(model: VarVqvae) -> ir.Model:
 
 
 def update_graph(
-    model: VarVqvae, scale: int, word_embed: nn.Linear, form: VarForm = DYNAMIC
+    model: VarVqvae, scale: int, word_embed: nn.Linear, form: GraphForm = DYNAMIC
 ) -> ir.Model:
     rows, batch = form.rows or EXAMPLES, Dim("batch")
     tokens = torch.zeros(rows, model.config.lengths[scale], dtype=torch.int64)

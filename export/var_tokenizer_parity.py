@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..runtime.sessions.onnxruntime import mapped_session
+from .graph_form import DYNAMIC, GraphForm
 from .parity import (
     Arrays,
     Difference,
@@ -30,7 +31,6 @@ from .parity import (
 )
 from .tokenizers.var_quantizer import MultiScaleQuantizer
 from .tokenizers.var_vqvae import VarVqvae
-from .var_form import DYNAMIC, VarForm
 from .var_parity import run_in_rows
 
 Floats = NDArray[np.float32]
@@ -91,7 +91,7 @@ def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tens
 
 
 def check_tokenizer_parity(
-    folder: Path, wanted: TokenizerReferences, form: VarForm = DYNAMIC
+    folder: Path, wanted: TokenizerReferences, form: GraphForm = DYNAMIC
 ) -> tuple[TokenParity, tuple[Difference, ...]]:
     """Run encoder, decoder, lookup and every update, each on PyTorch's inputs.
 
@@ -121,7 +121,7 @@ def check_tokenizer_parity(
     return tokens, tuple(found)
 
 
-def check_updates(folder: Path, wanted: TokenizerReferences, form: VarForm) -> list[Difference]:
+def check_updates(folder: Path, wanted: TokenizerReferences, form: GraphForm) -> list[Difference]:
     """Each update on the tokens and the f_hat before it."""
     found = []
     before = np.zeros_like(wanted.latent)

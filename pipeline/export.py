@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ExportError
-from ..export.var_form import DYNAMIC, VarForm
+from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
@@ -31,7 +31,7 @@ def export_any(
     images: str,
     graphs: Sequence[Path],
     reporter: Reporter,
-    form: VarForm = DYNAMIC,
+    form: GraphForm = DYNAMIC,
 ) -> StageResult:
     """Export a known model from its checkpoint, or a user's own graphs.
 
@@ -60,7 +60,7 @@ def export_stage(
     checkpoint: str | None,
     images: str,
     reporter: Reporter,
-    form: VarForm = DYNAMIC,
+    form: GraphForm = DYNAMIC,
 ) -> StageResult:
     """Export `name` from `checkpoint` (default: the weights this package ships for it).
 
@@ -104,7 +104,7 @@ def export_stage(
     return run_stage(workspace.folder("export"), wanted, lambda folder: export(job, folder))
 
 
-def require_dynamic(name: str, form: VarForm) -> None:
+def require_dynamic(name: str, form: GraphForm) -> None:
     if form != DYNAMIC:
         raise ExportError(
             "is no generator: it has no fixed batch and no KV caches",
@@ -113,7 +113,7 @@ def require_dynamic(name: str, form: VarForm) -> None:
         )
 
 
-def changed(form: VarForm) -> dict[str, Any]:
+def changed(form: GraphForm) -> dict[str, Any]:
     """What differs from the usual form."""
     given = asdict(form)
     return {name: value for name, value in given.items() if value != getattr(DYNAMIC, name)}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..export.var_form import VarForm
+from ..export.graph_form import GraphForm
 from ..runtime.image_sources import ImageSource
 from .common import Reporter
 from .export_job import ExportJob
@@ -28,7 +28,7 @@ class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
     paths: tuple[str, ...]
     images: tuple[str, ...]
     folder: str
-    form: VarForm
+    form: GraphForm
 
 
 class Silent(Reporter):

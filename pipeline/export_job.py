@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
-from ..export.var_form import DYNAMIC, VarForm
+from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.image_sources import ImageSource
 from ..runtime.images import FloatImage, center_crop, to_model
 from .common import Reporter
@@ -36,7 +36,7 @@ class ExportJob:
     paths: tuple[Path, ...]
     source: ImageSource
     reporter: Reporter
-    form: VarForm = DYNAMIC
+    form: GraphForm = DYNAMIC
 
     @property
     def images(self) -> tuple[Path, ...]:

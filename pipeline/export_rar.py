@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import encode_json
-from ..export.var_form import DYNAMIC, VarForm
+from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.rar_spec import RarDefaults, RarSpec
 from ..sites import SiteMap
 from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
@@ -80,7 +80,7 @@ def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
     return model, vq
 
 
-def describe(config: RarConfig, tokenizer: MaskgitVqConfig, form: VarForm = DYNAMIC) -> RarSpec:
+def describe(config: RarConfig, tokenizer: MaskgitVqConfig, form: GraphForm = DYNAMIC) -> RarSpec:
     """What the runtime needs to know of the generator."""
     from ..export.generators.rar_config import sampling_of
 

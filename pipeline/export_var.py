@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from ..artifacts import encode_json
-from ..export.var_form import DYNAMIC, VarForm
+from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.spec import Defaults
 from ..runtime.generate.var_spec import VarSpec
 from ..sites import SiteMap
@@ -94,7 +94,7 @@ def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
 def describe(
     config: VarConfig,
     vae: VarVqvae,
-    form: VarForm = DYNAMIC,
+    form: GraphForm = DYNAMIC,
     sampling: Defaults | None = None,
 ) -> VarSpec:
     """What the runtime needs to know of the generator; `sampling` instead of the published one."""

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from arvg_trt.artifacts import decode_json
 from arvg_trt.errors import ExportError
+from arvg_trt.export.graph_form import GraphForm
 from arvg_trt.export.rar_export import export_rar
 from arvg_trt.export.rar_parity import (
     References,
@@ -23,7 +24,6 @@ from arvg_trt.export.rar_parity import (
     compute_rar_references,
     steps,
 )
-from arvg_trt.export.var_form import VarForm
 from arvg_trt.export.weight_file import INLINE, WEIGHTS, WeightFile
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from arvg_trt.sites import ProducerFold, Site, SiteMap
@@ -306,7 +306,7 @@ def test_references_of_another_label_are_refused(tiny_rar: TinyRar, references: 
 def test_caches_of_half_are_rounded_in_the_step_that_makes_them(tmp_path: Path) -> None:
     """Parity holds with the rounding in PyTorch, which full.onnx has not; the cache has half the
     bytes."""
-    model, half = random_rar(replace(SMALL, depth=1)), VarForm(kv_type="float16")
+    model, half = random_rar(replace(SMALL, depth=1)), GraphForm(kv_type="float16")
     with WeightFile(tmp_path) as weights:
         export_rar(model, weights, {}, half)
     labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SMALL.length)

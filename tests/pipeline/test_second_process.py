@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from arvg_trt.errors import ArvgError, ExportError, OutOfMemory
-from arvg_trt.export.var_form import DYNAMIC
+from arvg_trt.export.graph_form import DYNAMIC
 from arvg_trt.pipeline.export_generator import ModelTask
 from arvg_trt.pipeline.second_process import answer, call
 

@@ -1,4 +1,4 @@
-"""How a VAR's graphs are made. Torch-free: the command line and the zoo read it without."""
+"""How a generator's graphs are made. Torch-free: the command line and the zoo read it without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..runtime.generate.var_spec import step_names
 
 
 @dataclass(frozen=True, slots=True)
-class VarForm:
+class GraphForm:
     """Dynamic shapes and one step graph, or fixed ones and a step graph a scale.
 
     `static_batch` images at once have twice as many rows, as guidance needs them. Keys and values
@@ -27,4 +27,4 @@ class VarForm:
         return step_names(self.static_batch, scales)
 
 
-DYNAMIC = VarForm()
+DYNAMIC = GraphForm()

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.generators.var import VarTransformer
+from arvg_trt.export.graph_form import DYNAMIC, GraphForm
 from arvg_trt.export.parity import require, settled
 from arvg_trt.export.var_export import export_var
-from arvg_trt.export.var_form import DYNAMIC, VarForm
 from arvg_trt.export.var_parity import check_var_parity, compute_references, run_in_rows
 from arvg_trt.export.weight_file import WEIGHTS, WeightFile
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
@@ -25,8 +25,8 @@ from arvg_trt.sites import Site
 from .var_models import SMALL, features_of, random_var
 
 CONFIG = replace(SMALL, depth=1, patch_nums=(1, 2, 3))
-HALF = VarForm(kv_type="float16")
-STATIC = VarForm(static_batch=2, kv_type="float16")
+HALF = GraphForm(kv_type="float16")
+STATIC = GraphForm(static_batch=2, kv_type="float16")
 FORMS = {"dynamic": DYNAMIC, "half": HALF, "static": STATIC}
 LABELS = torch.tensor([2, 0, 5, 5])
 STEPS = tuple(f"step.{k}" for k in range(len(CONFIG.patch_nums)))
