@@ -1,9 +1,8 @@
-"""The command line: one function a command, parsing and printing only."""
+"""The command line: one function a command, parsing and printing only. Here are the stages."""
 
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .artifacts import Workspace
-from .cli_support import Commands, Exponent
+from .cli_images import decode, encode, generate
+from .cli_info import compare, doctor, inspect, models
+from .cli_support import Commands, Exponent, json_option, workspace_argument
 from .console import ConsoleReporter, print_json
 from .errors import RecipeError
 from .pipeline.common import StageResult, tool_version
@@ -33,24 +34,21 @@ if TYPE_CHECKING:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tool_version(), prog_name="arvg-trt")
 def cli() -> None:
-    """Quantize image tokenizers and build engines for NVIDIA edge GPUs, stage by stage.
+    """Image generators and tokenizers, from checkpoints to quantized engines for NVIDIA edge GPUs.
 
     \b
     arvg-trt run cosmos-mini-int8            everything, from a recipe
     arvg-trt export cosmos-di8x8 ws --checkpoint nvidia/Cosmos-0.1-Tokenizer-DI8x8
+    arvg-trt generate ws --labels 207 -o out/ images, with an exported generator
     """
 
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
-)
 recipe_option = click.option(
     "--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file."
 )
 name_option = click.option(
     "--name", default=None, help="Name of the quantization. [default: the recipe's, or int8]"
 )
-workspace_argument = click.argument("workspace", type=click.Path(path_type=Path))
 
 
 def recipe_or_none(name: str | None) -> Recipe | None:
@@ -96,25 +94,6 @@ def perform(
     for result in results:
         took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
         click.echo(f"{result.manifest.stage}: {took}, {result.folder}")
-
-
-@cli.command()
-@json_option
-def models(as_json: bool) -> None:
-    """List the models that are known by name.
-
-    \b
-    Example: arvg-trt models
-    """
-    from .pipeline.info import model_rows
-
-    rows = model_rows()
-    if as_json:
-        print_json({"models": rows})
-        return
-    for row in rows:
-        files = " ".join(row["files"][0])
-        click.echo(f"{row['name']:<18} {row['parameters']:>13,}  {row['checkpoint']}: {files}")
 
 
 @cli.command()
@@ -347,143 +326,8 @@ def summary(metrics: dict[str, float]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-@cli.command()
-@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page.")
-@click.option("--allow-different", is_flag=True, help="Compare other models or images too.")
-@json_option
-def compare(
-    reports: Sequence[Path], html: Path | None, allow_different: bool, as_json: bool
-) -> None:
-    """Compare two or more reports; the first is the baseline, a regression exits with 8.
-
-    \b
-    Example: arvg-trt compare main/report.json new/report.json
-    """
-    from .pipeline.info import compare_reports
-
-    text, result, regressed = compare_reports(reports, html, allow_different)
-    if as_json:
-        print_json(result)
-    else:
-        click.echo(text)
-    if regressed:
-        sys.exit(8)
-
-
-@cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .npz file.")
-def encode(folder: Path, images: Sequence[Path], output: Path) -> None:
-    """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
-
-    \b
-    Example: arvg-trt encode out/demo/engines/int8/onnxruntime photo.jpg -o photo.npz
-    """
-    from .pipeline.codec import encode_files
-
-    encode_files(folder, images, output)
-    click.echo(str(output))
-
-
-@cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("tokens", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder.")
-def decode(folder: Path, tokens: Path, output: Path) -> None:
-    """Decode a .npz of `encode` to PNG images.
-
-    \b
-    Example: arvg-trt decode out/demo/engines/int8/onnxruntime photo.npz -o pictures/
-    """
-    from .pipeline.codec import decode_files
-
-    for path in decode_files(folder, tokens, output):
-        click.echo(str(path))
-
-
-@cli.command()
-@workspace_argument
-@click.option(
-    "--labels", multiple=True, required=True, help="Classes, e.g. 207,360 or 0-9; repeatable."
-)
-@click.option("--count", type=click.IntRange(1), help="Images of each label. [default: 1]")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the draws. [default: 0]")
-@click.option("--cfg", type=float, help="Guidance strength, 0 for none. [default: the model's]")
-@click.option("--top-k", type=int, help="0 for all. [default: the model's]")
-@click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
-@click.option("--temperature", type=float, help="Above 0. [default: the model's]")
-@click.option("--cfg-power", type=float, help="How late guidance sets in. [default: the model's]")
-@click.option("--greedy", is_flag=True, default=None, help="The arg-max instead of draws.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
-@click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for PNGs and grid.")
-@click.option("--npz", type=click.Path(path_type=Path), help="All images for the ADM evaluator.")
-@click.option("--tokens", type=click.Path(path_type=Path), help="A .npz with the array `tokens`.")
-@json_option
-def generate(
-    workspace: Path,
-    output: Path | None,
-    npz: Path | None,
-    tokens: Path | None,
-    as_json: bool,
-    **changes: Any,
-) -> None:
-    """Generate images with the graphs in WORKSPACE (or an export folder).
-
-    \b
-    Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/pictures
-    """
-    from .pipeline.generate import GenerateOptions, Outputs, generate_files
-
-    options = GenerateOptions(**{k: v for k, v in changes.items() if v is not None})
-    outputs = Outputs(folder=output, npz=npz, tokens=tokens)
-    with ConsoleReporter(quiet=as_json) as reporter:
-        result = generate_files(workspace, options, outputs, reporter)
-    if as_json:
-        print_json(result)
-        return
-    click.echo(f"{len(result.labels)} images, {result.seconds:.1f} s")
-    for path in result.written:
-        click.echo(str(path))
-
-
-@cli.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@json_option
-def inspect(path: Path, as_json: bool) -> None:
-    """Say what a workspace, stage folder, graph, or engine is.
-
-    \b
-    Example: arvg-trt inspect out/demo
-    """
-    from .pipeline.info import inspect_path
-
-    rows = inspect_path(path)
-    if as_json:
-        print_json(rows)
-        return
-    for key, value in rows.items():
-        click.echo(f"{key}: {value}")
-
-
-@cli.command()
-@json_option
-def doctor(as_json: bool) -> None:
-    """Say what this machine can build and run, and what to install.
-
-    \b
-    Example: arvg-trt doctor
-    """
-    from .pipeline.info import doctor_rows
-
-    rows = doctor_rows()
-    if as_json:
-        print_json({"checks": rows})
-        return
-    for row in rows:
-        click.echo(f"{row['state']:<8} {row['what']:<22} {row['detail']}")
+for command in (models, compare, inspect, doctor, encode, decode, generate):
+    cli.add_command(command)
 
 
 def main() -> None:

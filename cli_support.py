@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,11 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export"),
     **dict.fromkeys(("jinja2", "skimage", "matplotlib"), "report"),
 }
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+workspace_argument = click.argument("workspace", type=click.Path(path_type=Path))
 
 
 class Exponent(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3

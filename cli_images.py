@@ -1,0 +1,90 @@
+"""Commands that make images or tokens with what the stages left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_support import json_option, workspace_argument
+from .console import ConsoleReporter, print_json
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .npz file.")
+def encode(folder: Path, images: Sequence[Path], output: Path) -> None:
+    """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
+
+    \b
+    Example: arvg-trt encode out/demo/engines/int8/onnxruntime photo.jpg -o photo.npz
+    """
+    from .pipeline.codec import encode_files
+
+    encode_files(folder, images, output)
+    click.echo(str(output))
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("tokens", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder.")
+def decode(folder: Path, tokens: Path, output: Path) -> None:
+    """Decode a .npz of `encode` to PNG images.
+
+    \b
+    Example: arvg-trt decode out/demo/engines/int8/onnxruntime photo.npz -o pictures/
+    """
+    from .pipeline.codec import decode_files
+
+    for path in decode_files(folder, tokens, output):
+        click.echo(str(path))
+
+
+@click.command()
+@workspace_argument
+@click.option(
+    "--labels", multiple=True, required=True, help="Classes, e.g. 207,360 or 0-9; repeatable."
+)
+@click.option("--count", type=click.IntRange(1), help="Images of each label. [default: 1]")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the draws. [default: 0]")
+@click.option("--cfg", type=float, help="Guidance strength, 0 for none. [default: the model's]")
+@click.option("--top-k", type=int, help="0 for all. [default: the model's]")
+@click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
+@click.option("--temperature", type=float, help="Above 0. [default: the model's]")
+@click.option("--cfg-power", type=float, help="How late guidance sets in. [default: the model's]")
+@click.option("--greedy", is_flag=True, default=None, help="The arg-max instead of draws.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
+@click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for PNGs and grid.")
+@click.option("--npz", type=click.Path(path_type=Path), help="All images for the ADM evaluator.")
+@click.option("--tokens", type=click.Path(path_type=Path), help="A .npz with the array `tokens`.")
+@json_option
+def generate(
+    workspace: Path,
+    output: Path | None,
+    npz: Path | None,
+    tokens: Path | None,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Generate images with the graphs in WORKSPACE (or an export folder).
+
+    \b
+    Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/pictures
+    """
+    from .pipeline.generate import GenerateOptions, Outputs, generate_files
+
+    options = GenerateOptions(**{k: v for k, v in changes.items() if v is not None})
+    outputs = Outputs(folder=output, npz=npz, tokens=tokens)
+    with ConsoleReporter(quiet=as_json) as reporter:
+        result = generate_files(workspace, options, outputs, reporter)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{len(result.labels)} images, {result.seconds:.1f} s")
+    for path in result.written:
+        click.echo(str(path))
