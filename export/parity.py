@@ -79,26 +79,14 @@ def settled(value: Array, reference: Array) -> Array:
     return np.where(np.abs(a - b) <= np.spacing(larger), reference, value)
 
 
-def summation_slack(side: int) -> float:
-    """How many times the tolerance an image tokenizer's graph may take at side x side pixels.
-
-    ONNX Runtime adds up what a group norm averages one value after the other in float32. Of VAR's
-    tokenizer at 512x512 that is 1.3 million values: its latent is then 1.6e-3 of the RMS from
-    float64 at most, where PyTorch's is 1.7e-5, and both agree at 256x256.
-    """
-    return max(1.0, (side / 256) ** 4)
-
-
-def require(found: Difference, slack: float = 1.0) -> None:
-    """Raises ExportError for a difference above `slack` times the tolerance."""
-    most, mean = slack * MAX_TOLERANCE, slack * MEAN_TOLERANCE
-    if found.max <= most and found.mean <= mean:
+def require(found: Difference) -> None:
+    if found.max <= MAX_TOLERANCE and found.mean <= MEAN_TOLERANCE:
         return
     at = "" if found.tokens is None else f" at {found.tokens} tokens behind {found.past}"
     raise ExportError(
         f"{found.tensor} of ONNX Runtime differs from PyTorch by {found.max:.2e} at most and "
         f"{found.mean:.2e} on average{at} "
-        f"(relative; allowed {most:.0e} and {mean:.0e})",
+        f"(relative; allowed {MAX_TOLERANCE:.0e} and {MEAN_TOLERANCE:.0e})",
         where=f"{found.graph}.onnx",
         do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
     )
