@@ -34,6 +34,7 @@ bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.real_width
 	$(BIN)/python -m arvg_trt.benchmarks.tokenizer_bits
 	$(BIN)/python -m arvg_trt.benchmarks.generate
+	$(BIN)/python -m arvg_trt.benchmarks.generate_rar
 
 clean:
 	rm -rf $(VENV) out build

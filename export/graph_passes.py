@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -18,6 +18,7 @@ from ..sites import Site
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"
 SITE_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+ATTENTION = "attention stays one fused high-precision kernel"
 
 
 def module_path(node: ir.Node) -> str:
@@ -40,6 +41,16 @@ def rename_nodes(graph: ir.Graph) -> None:
         name = path if node.op_type in SITE_OPS and path else f"{path}/{node.op_type}"
         seen[name] += 1
         node.name = name if seen[name] == 1 and "/" not in name else f"{name}_{seen[name]}"
+
+
+def sign(model: ir.Model, properties: Mapping[str, str]) -> None:
+    """Say what the model is, and drop what its exporter left, which names paths of the machine."""
+    model.metadata_props.clear()
+    model.metadata_props.update(properties)
+    model.producer_name, model.producer_version = "arvg-trt", ""
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
 
 
 def insert_size_check(graph: ir.Graph, multiple: int) -> None:
@@ -95,7 +106,7 @@ def find_sites(
         weight = node.inputs[1]
         assert node.name and weight is not None and node.inputs[0] is not None
         if weight.const_value is None:
-            sites.append(_activation_product(node, graph_name))
+            sites.append(activation_product(node, graph_name))
             continue
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         path = module_path(node)
@@ -126,17 +137,22 @@ def find_sites(
                 excluded=high_precision.get(path),
             )
         )
-    unknown = sorted(set(high_precision) - {s.name for s in sites})
+    require_named(high_precision, sites, graph_name)
+    return tuple(sites)
+
+
+def require_named(excluded: Collection[str], sites: Sequence[Site], graph_name: str) -> None:
+    """Raises ExportError for a module that is left out and that the graph has not (renamed)."""
+    unknown = sorted(set(excluded) - {site.name for site in sites})
     if unknown:
         raise ExportError(
             f"no site named {', '.join(unknown)} in the {graph_name} graph",
             do="the model's list of high-precision sites is out of date",
         )
-    return tuple(sites)
 
 
-def _activation_product(node: ir.Node, graph_name: str) -> Site:
-    """The two products of an attention: scores (before the softmax) and values (behind it)."""
+def activation_product(node: ir.Node, graph_name: str) -> Site:
+    """One of the two products of an attention: scores, or values behind the softmax."""
     left, right = node.inputs[0], node.inputs[1]
     assert left is not None and right is not None and node.name
     producer = left.producer()
@@ -153,7 +169,7 @@ def _activation_product(node: ir.Node, graph_name: str) -> Site:
         output=str(node.outputs[0].name),
         weight_shape=(),
         channel_axis=3,
-        excluded="attention stays one fused high-precision kernel",
+        excluded=ATTENTION,
     )
 
 

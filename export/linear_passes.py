@@ -14,9 +14,7 @@ import onnx_ir as ir
 
 from ..errors import ExportError
 from ..sites import FoldPart, ProducerFold, Site
-from .graph_passes import is_linear, module_path
-
-ATTENTION = "attention stays one fused high-precision kernel"
+from .graph_passes import activation_product, is_linear, module_path, require_named
 
 
 class TransposedTensor(ir.LazyTensor):
@@ -233,35 +231,8 @@ def linear_sites(
                 excluded=excluded.get(path),
             )
         )
-    unknown = sorted(set(excluded) - {site.name for site in sites})
-    if unknown:
-        raise ExportError(
-            f"no site named {', '.join(unknown)} in the {graph_name} graph",
-            do="the model's list of high-precision sites is out of date",
-        )
+    require_named(excluded, sites, graph_name)
     return tuple(sites)
-
-
-def activation_product(node: ir.Node, graph_name: str) -> Site:
-    """One of the two products of an attention: scores, or values behind the softmax."""
-    left = node.inputs[0]
-    assert left is not None and node.name
-    producer = left.producer()
-    role = "bmm_pv" if producer is not None and producer.op_type == "Softmax" else "bmm_qk"
-    return Site(
-        name=f"{module_path(node)}.{role}",
-        graph=graph_name,
-        role=role,
-        op="MatMul",
-        node=node.name,
-        weight=None,
-        bias=None,
-        input=str(left.name),
-        output=str(node.outputs[0].name),
-        weight_shape=(),
-        channel_axis=3,
-        excluded=ATTENTION,
-    )
 
 
 def columns(linear: str, starts: Sequence[int], shift: int) -> ProducerFold:

@@ -20,7 +20,7 @@ from torch.export import Dim
 from ..errors import ExportError
 from ..runtime.sessions.onnxruntime import fast_session
 from ..sites import Site
-from .graph_passes import find_sites, insert_size_check, rename_nodes
+from .graph_passes import find_sites, insert_size_check, rename_nodes, sign
 from .tokenizers.cosmos import CosmosTokenizer
 from .tokenizers.cosmos_config import CosmosConfig
 
@@ -175,12 +175,7 @@ def quiet_exporter() -> Iterator[None]:
 
 def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:
     """Weights go beside the graph, so that stages can share and map them."""
-    model.metadata_props.clear()
-    model.metadata_props.update(properties)
-    model.producer_name, model.producer_version = "arvg-trt", ""
-    for node in model.graph:
-        node.metadata_props.clear()
-        node.doc_string = None
+    sign(model, properties)
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from .graph_passes import SITE_OPS
-from .linear_passes import ATTENTION, weight_of
+from .graph_passes import ATTENTION, SITE_OPS
+from .linear_passes import weight_of
 
 SCORES, VALUES, PRODUCT = "bmm_qk", "bmm_pv", "bmm"
 # They read a tensor's shape and not its values.

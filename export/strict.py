@@ -64,6 +64,23 @@ def require_same_keys(
         )
 
 
+def require_needed(
+    tensors: Mapping[str, Tensor], needed: Mapping[str, int], what: str, where: str
+) -> None:
+    """The keys that a configuration is read from, each with its number of axes.
+
+    Raises:
+        ExportError: it is not `what`; names the first keys that are absent or of another rank.
+    """
+    odd = [k for k, axes in needed.items() if k not in tensors or tensors[k].ndim != axes]
+    if odd:
+        raise ExportError(
+            f"is not {what}: no {', '.join(odd[:LISTED])} of the right rank",
+            where=where,
+            do="check the model name, and that the file is complete",
+        )
+
+
 def require_constants(
     tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor], where: str
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 import onnx_ir as ir
 import torch
 
+from .graph_passes import sign
 from .linear_passes import TransposedTensor
 
 WEIGHTS = "model.onnx.data"
@@ -45,12 +46,7 @@ class WeightFile:
 
     def save(self, model: ir.Model, name: str, properties: dict[str, str]) -> None:
         """Write `name`.onnx; the model's large initializers then refer to the file."""
-        model.metadata_props.clear()
-        model.metadata_props.update(properties)
-        model.producer_name, model.producer_version = "arvg-trt", ""
-        for node in model.graph:
-            node.metadata_props.clear()
-            node.doc_string = None
+        sign(model, properties)
         for value in model.graph.initializers.values():
             assert value.const_value is not None
             if value.const_value.nbytes >= INLINE:

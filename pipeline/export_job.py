@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artifacts import encode_json
 from ..errors import ExportError
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.image_sources import ImageSource
 from ..runtime.images import FloatImage, center_crop, to_model
+from ..sites import Site, SiteMap
 from .common import Reporter
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..export.parity import Difference, TokenParity
     from ..export.zoo import ZooEntry
+    from ..runtime.generator import Spec
 
 PARITY_IMAGES = 2
 STEPS = 3
@@ -59,6 +62,12 @@ class ExportJob:
 def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> dict[str, Any]:
     """The tokens of the encoder and the differences of every graph."""
     return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}
+
+
+def write_descriptions(folder: Path, sites: Sequence[Site], spec: Spec) -> None:
+    """sites.json for the later stages and generator.json for the runtime."""
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=tuple(sites))))
+    (folder / "generator.json").write_bytes(encode_json(spec))
 
 
 def read_halves(

@@ -7,11 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import encode_json
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.rar_spec import RarDefaults, RarSpec
-from ..sites import SiteMap
-from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
+from .export_job import (
+    ExportJob,
+    guided_labels,
+    parity_results,
+    read_halves,
+    require_pair,
+    write_descriptions,
+)
 
 if TYPE_CHECKING:
     from ..export.generators.rar import RarTransformer
@@ -31,9 +36,7 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     with WeightFile(folder) as weights:
         sites = export_vq(vq, weights, properties)
         sites += export_transformer(model, weights, properties, job.form)
-    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-    spec = describe(model.config, vq.config, job.form)
-    (folder / "generator.json").write_bytes(encode_json(spec))
+    write_descriptions(folder, sites, describe(model.config, vq.config, job.form))
     return {
         "transformer": sum(p.numel() for p in model.parameters()),
         "tokenizer": sum(p.numel() for p in vq.parameters()),

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from ..artifacts import encode_json
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.spec import Defaults
 from ..runtime.generate.var_spec import VarSpec
-from ..sites import SiteMap
-from .export_job import ExportJob, guided_labels, parity_results, read_halves, require_pair
+from .export_job import (
+    ExportJob,
+    guided_labels,
+    parity_results,
+    read_halves,
+    require_pair,
+    write_descriptions,
+)
 
 if TYPE_CHECKING:
     from ..export.generators.var import VarTransformer
@@ -35,9 +40,8 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     with WeightFile(folder) as weights:
         sites = export_var_tokenizer(vae, weights, properties, model.word_embed, job.form)
         sites += export_transformer(model, weights, properties, job.form)
-    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
     spec = describe(model.config, vae, job.form, read_config_json(job.paths[0].parent).sampling)
-    (folder / "generator.json").write_bytes(encode_json(spec))
+    write_descriptions(folder, sites, spec)
     return {
         "transformer": sum(p.numel() for p in model.parameters()),
         "vqvae": sum(p.numel() for p in vae.parameters()),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,7 @@ from typing import IO
 import msgspec
 import numpy as np
 
-from ..artifacts import atomic_write, fsync_path, named
+from ..artifacts import atomic_stream, atomic_write
 from ..errors import GenerationError
 from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, read_spec
 from ..runtime.images import Uint8Image, image_grid, png_bytes
@@ -177,22 +175,11 @@ def npz_stream(path: Path, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
 
     It is what the ADM evaluator reads: an .npz that need not fit in memory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with (
-            os.fdopen(handle, "wb") as file,
-            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
-            archive.open("arr_0.npy", "w", force_zip64=True) as stream,
-        ):
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            yield stream
-        fsync_path(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise named(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_stream(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as stream,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        yield stream

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..strict import count_items, load_strictly
+from ..strict import count_items, load_strictly, require_needed
 from .rar import RarTransformer
 from .rar_config import SPARE_STEPS, RarConfig
 
@@ -28,13 +28,7 @@ def infer_rar_config(tensors: Mapping[str, Tensor], where: str) -> RarConfig:
     Raises:
         ExportError: not a RAR transformer, or sizes that contradict each other.
     """
-    odd = [k for k, axes in NEEDED.items() if k not in tensors or tensors[k].ndim != axes]
-    if odd:
-        raise ExportError(
-            f"is not a RAR transformer: no {', '.join(odd)} of the right rank",
-            where=where,
-            do="check the model name, and that the file is complete",
-        )
+    require_needed(tensors, NEEDED, "a RAR transformer", where)
     rows, width = tensors["embeddings.weight"].shape
     vocab_size = tensors["lm_head.weight"].shape[0]
     head_dim = tensors["blocks.0.attn.q_norm.weight"].numel()

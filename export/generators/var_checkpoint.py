@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..strict import count_items, load_strictly, require_constants
+from ..strict import count_items, load_strictly, require_constants, require_needed
 from .var import VarTransformer, official_levels, official_mask
 from .var_config import VarConfig, VarJson
 
@@ -38,13 +38,7 @@ def infer_config(
     Raises:
         ExportError: not a VAR transformer, sizes that contradict each other or `told`.
     """
-    odd = [k for k, axes in NEEDED.items() if k not in tensors or tensors[k].ndim != axes]
-    if odd:
-        raise ExportError(
-            f"is not a VAR transformer: no {', '.join(odd)} of the right rank",
-            where=where,
-            do="check the model name, and that the file is complete",
-        )
+    require_needed(tensors, NEEDED, "a VAR transformer", where)
     said = {} if told is None else told.told()
     classes, width = tensors["class_emb.weight"].shape
     scale = tensors.get("blocks.0.attn.scale_mul_1H11")

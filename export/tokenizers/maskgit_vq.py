@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ExportError
-from ..strict import count_items, load_strictly
+from ..strict import count_items, load_strictly, require_needed
 from .blocks import group_norm
 from .maskgit_vq_config import MaskgitVqConfig
 from .vq_blocks import IMAGE_CHANNELS, VqTokenizer, require_widths
@@ -178,14 +177,7 @@ def infer_maskgit_config(tensors: Mapping[str, Tensor], where: str) -> MaskgitVq
     """
     levels = count_items(tensors, r"encoder\.down\.(\d+)\.")
     lasts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
-    needed = NEEDED | dict.fromkeys(lasts, 4)
-    odd = [k for k, axes in needed.items() if k not in tensors or tensors[k].ndim != axes]
-    if odd:
-        raise ExportError(
-            f"is not a MaskGIT-VQ: no {', '.join(odd[:3])} of the right rank",
-            where=where,
-            do="check the model name, and that the file is complete",
-        )
+    require_needed(tensors, NEEDED | dict.fromkeys(lasts, 4), "a MaskGIT-VQ", where)
     channels, colours = tensors["encoder.conv_in.weight"].shape[:2]
     widths = [tensors[key].shape[0] for key in lasts]
     require_widths(channels, widths, colours, where, do="use RAR's tokenizer")

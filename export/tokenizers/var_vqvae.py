@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import ExportError
 from ..generators.var_config import PATCH_NUMS_256
-from ..strict import count_items, load_strictly
+from ..strict import count_items, load_strictly, require_needed
 from .blocks import FusedAttnBlock
 from .var_quantizer import MultiScaleQuantizer
 from .var_vqvae_config import VarVqvaeConfig
@@ -66,14 +66,7 @@ def infer_vqvae_config(
     """
     levels = count_items(tensors, r"encoder\.down\.(\d+)\.")
     lasts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
-    needed = NEEDED | dict.fromkeys(lasts, 4)
-    odd = [k for k, axes in needed.items() if k not in tensors or tensors[k].ndim != axes]
-    if odd:
-        raise ExportError(
-            f"is not VAR's VQVAE: no {', '.join(odd[:3])} of the right rank",
-            where=where,
-            do="check the model name, and that the file is complete",
-        )
+    require_needed(tensors, NEEDED | dict.fromkeys(lasts, 4), "VAR's VQVAE", where)
     channels, colours = tensors["encoder.conv_in.weight"].shape[:2]
     widths = [tensors[key].shape[0] for key in lasts]
     require_widths(channels, widths, colours, where, do="use VAR's VQVAE")

@@ -119,14 +119,18 @@ class CachedSteps:
         """The array in the sessions' memory."""
         return self._graphs[0].place(array)
 
-    def run(self, n: int, feeds: Mapping[str, Array | DeviceValue]) -> Logits:
-        """Logits [rows, n, V] of the next n tokens; positions and cache are added to `feeds`."""
+    def run(self, rows: int, n: int, feeds: Mapping[str, Array | DeviceValue]) -> Logits:
+        """Logits [rows, n, V] of the next n tokens; positions and cache are added to `feeds`.
+
+        Raises:
+            GenerationError: the cache is of another batch.
+        """
         positions = np.arange(self._cache.length, self._cache.length + n)
         graph = self._graphs[min(self._next, len(self._graphs) - 1)]
         self.path = graph.path
         self._next += 1
         outputs = graph.run_on_device(
-            {"position_ids": positions, **feeds, **self._cache.feeds(self._cache.rows)}
+            {"position_ids": positions, **feeds, **self._cache.feeds(rows)}
         )
         self._cache = self._cache.after(outputs, n)
         return outputs["logits"].numpy().astype(np.float32, copy=False)

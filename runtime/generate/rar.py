@@ -80,7 +80,7 @@ class RarLoop:
         for k in range(spec.length):
             n = tokens.shape[1]
             feeds = {"tokens": tokens, **modulations.of(position, n)}
-            logits = batch.halves(steps.run(n, feeds)[:, -1:])
+            logits = batch.halves(steps.run(batch.rows, n, feeds)[:, -1:])
             require_finite(logits, f"step {k}", steps.path)
             new = choose(logits, strength(sampling, k, spec.length), streams, sampling)
             chosen.append(new)

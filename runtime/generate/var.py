@@ -60,7 +60,7 @@ class VarLoop:
         chosen = []
         for scale, update in enumerate(self._updates):
             side = spec.patch_nums[scale]
-            logits = batch.halves(steps.run(side * side, {"x": x, **condition}))
+            logits = batch.halves(steps.run(batch.rows, side * side, {"x": x, **condition}))
             require_finite(logits, f"scale {scale} ({side}x{side} tokens)", steps.path)
             strength = sampling.cfg * scale / max(spec.steps - 1, 1)
             chosen.append(choose(logits, strength, streams, sampling))
