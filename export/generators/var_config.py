@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -106,20 +105,3 @@ class VarJson(msgspec.Struct, frozen=True, kw_only=True):
         names = set(self.__struct_fields__) - {"sampling"}
         fields = {renamed.get(k, k): getattr(self, k) for k in names}
         return {name: value for name, value in fields.items() if value is not None}
-
-
-def read_config_json(folder: Path) -> VarJson:
-    """The `config.json` of a folder; without one, nothing is told.
-
-    Raises:
-        ExportError: not JSON, or a key of another type.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        return VarJson()
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=VarJson)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise ExportError(
-            f"cannot be read: {error}", where=str(path), do="correct it, or remove it"
-        ) from error
