@@ -35,12 +35,11 @@ def initialize(model: MarTransformer) -> None:
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     net = model.diffloss.net
-    for linear in (net.time_embed.mlp[0], net.time_embed.mlp[2]):
-        nn.init.normal_(linear.weight, std=0.02)
-    last = net.final_layer
-    modulations = [m.adaLN_modulation for m in (*net.res_blocks, last)]
-    for linear in (*(modulation[1] for modulation in modulations), last.linear):
-        nn.init.zeros_(linear.weight)
+    for name, parameter in net.named_parameters():
+        if name.startswith("time_embed.mlp") and name.endswith("weight"):
+            nn.init.normal_(parameter, std=0.02)
+        if "adaLN_modulation" in name or name == "final_layer.linear.weight":
+            nn.init.zeros_(parameter)
 
 
 def random_orders(rows: int, length: int, generator: torch.Generator) -> Tensor:
@@ -80,7 +79,8 @@ def mar_loss(
     times = torch.randint(TIMES, (len(target),), generator=generator)
     noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
     told = z.reshape(-1, z.shape[2]).repeat(draws, 1)
-    return diffusion_loss(model.diffloss.net, target, told, times, noise).mean()
+    net = model.diffloss.net
+    return diffusion_loss(net, target, told, times, noise).mean()
 
 
 def diffusion_loss(net: Denoiser, x: Tensor, z: Tensor, times: Tensor, noise: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def diffusion_loss(net: Denoiser, x: Tensor, z: Tensor, times: Tensor, noise: Te
     """
     noisy = at(SIGNAL, times, x) * x + at(NOISE, times, x) * noise
     predicted, spread = net(noisy, times, z).to(x.dtype).chunk(2, dim=1)
-    squared = (noise - predicted).square().mean(dim=1)
+    squared: Tensor = (noise - predicted).square().mean(dim=1)
     return squared + variational_bound(x, noisy, predicted.detach(), spread, times)
 
 

@@ -8,6 +8,7 @@ last layer), comes from both. Parameter names are the official ones, under ``dif
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,8 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, times: Tensor) -> Tensor:
-        waves = time_waves(times, self.frequencies).to(self.mlp[0].weight.dtype)
-        return self.mlp(waves)  # type: ignore[no-any-return]
+        first = cast(nn.Linear, self.mlp[0])
+        return self.mlp(time_waves(times, self.frequencies).to(first.weight.dtype))  # type: ignore[no-any-return]
 
 
 def modulation(width: int, chunks: int) -> nn.Sequential:
@@ -63,7 +64,7 @@ class DenoiserBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x [m, W]; `condition` [m, W], of time and token."""
         shift, gain, gate = self.modulation(condition).chunk(3, dim=1)
-        return x + gate * self.mlp(self.in_ln(x) * gain + shift)
+        return x + gate * self.mlp(self.in_ln(x) * gain + shift)  # type: ignore[no-any-return]
 
 
 class LastLayer(nn.Module):

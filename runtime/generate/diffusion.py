@@ -61,7 +61,7 @@ class Diffusion:
     def of(cls, steps: int) -> Diffusion:
         """`steps` of 2 to TIMES."""
         times = respaced(steps)
-        kept = np.cumprod(1 - cosine_betas())[times]
+        kept = np.cumprod(1 - cosine_betas(), dtype=np.float64)[times]
         before = np.append(1.0, kept[:-1])
         beta = 1 - kept / before
         posterior = beta * (1 - before) / (1 - kept)

@@ -96,7 +96,7 @@ class Payload:
 def test_a_payload_beside_the_options_does_not_run(tmp_path: Path) -> None:
     path, ran = tmp_path / FILES[0], tmp_path / "ran"
     torch.save({"model_ema": state_of(), "args": Payload(ran)}, path)
-    with pytest.raises(ExportError, match="its pickle asks for posix.mkdir") as caught:
+    with pytest.raises(ExportError, match=r"its pickle asks for posix\.mkdir") as caught:
         read_all([path])
     assert str(caught.value).startswith(str(path))
     assert not ran.exists()
