@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..errors import ExportError
+from .generators.mar_config import PUBLISHED as MAR_PUBLISHED
+from .generators.mar_config import MarConfig
 from .generators.rar_config import PUBLISHED, RarConfig
 from .generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 from .tokenizers.cosmos_config import CosmosConfig
@@ -25,7 +27,12 @@ RAR_HUB = "yucornetto/RAR"
 RAR_TOKENIZER_HUB = "fun-research/TiTok"
 RAR_GRAPHS = ("encoder", "decoder", "condition", "step", "full")
 
-Config = CosmosConfig | VarConfig | RarConfig
+MAR_VAE = "kl16"
+# The authors give files elsewhere; these were converted by others.
+MAR_HUB = "jadechoghari/mar"
+MAR_GRAPHS = ("encoder", "decoder", "pass", "denoise")
+
+Config = CosmosConfig | VarConfig | RarConfig | MarConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,31 @@ RAR = (
     rar_entry("xl", 955_425_024),
     rar_entry("xxl", 1_498_520_704),
 )
-ZOO = (*COSMOS, *VAR, *RAR)
+
+
+def mar_files(size: str) -> tuple[tuple[str, ...], ...]:
+    """The trainer's file with the autoencoder's, side by side or in the folders they come in; as
+    the Hub has them.
+    """
+    trained, vae = "checkpoint-last.pth", f"{MAR_VAE}.ckpt"
+    return (
+        (trained, vae),
+        (f"mar/mar_{size}/{trained}", f"vae/{vae}"),
+        (f"mar-{size}.safetensors", f"{MAR_VAE}.safetensors"),
+    )
+
+
+def mar_entry(size: str, parameters: int) -> ZooEntry:
+    config, files = MAR_PUBLISHED[size[0]][0], mar_files(size)
+    return ZooEntry(f"mar-{size[0]}", "mar", parameters, config, files, MAR_HUB, MAR_GRAPHS)
+
+
+MAR = (
+    mar_entry("base", 207_924_768),
+    mar_entry("large", 478_326_304),
+    mar_entry("huge", 942_403_104),
+)
+ZOO = (*COSMOS, *VAR, *RAR, *MAR)
 
 # Any size of a family: the configuration comes from the checkpoint alone.
 ANY_SIZE = (
@@ -164,6 +195,18 @@ ANY_SIZE = (
         ),
         None,
         RAR_GRAPHS,
+    ),
+    ZooEntry(
+        "mar",
+        "mar",
+        0,
+        None,
+        (
+            ("model.safetensors", "vae.safetensors"),
+            *dict.fromkeys(files for entry in MAR for files in entry.files),
+        ),
+        None,
+        MAR_GRAPHS,
     ),
 )
 

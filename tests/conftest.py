@@ -32,6 +32,8 @@ from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import save_image
 from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
+from .export.mar_models import TOLD, TinyMar, random_kl_vae, random_mar
+from .export.mar_models import write_checkpoint as write_mar_checkpoint
 from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
 from .own_models import export_autoencoder, export_transformer, handmade_transformer
 
@@ -106,6 +108,19 @@ def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
     result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
     assert result.exit_code == 0, result.output
     return TinyRar(transformer, tokenizer, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
+    """A checkpoint with the published files' names and wrappers, through `arvg-trt export`."""
+    root = tmp_path_factory.mktemp("tiny_mar")
+    transformer, autoencoder = random_mar(), random_kl_vae()
+    parts = (dict(model.state_dict()) for model in (transformer, autoencoder))
+    checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, told=TOLD)
+    args = ["export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint)]
+    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
+    assert result.exit_code == 0, result.output
+    return TinyMar(transformer, autoencoder, root / "ws")
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ class MarTransformer(nn.Module):
         width, eps, length = config.width, config.norm_eps, config.length
         self.class_emb = nn.Embedding(config.num_classes, width)
         self.fake_latent = nn.Parameter(torch.empty(1, width))
-        self.z_proj = nn.Linear(config.channels, width)
+        self.z_proj = nn.Linear(config.latent_channels, width)
         self.z_proj_ln = nn.LayerNorm(width, eps=eps)
         places = config.buffer + length
         self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, places, width))
@@ -114,7 +114,7 @@ class MarTransformer(nn.Module):
         buffer, table = self.config.buffer, self.decoder_pos_embed_learned[0]
         known = encoded.shape[1] - buffer
         places = F.embedding(position_ids[:, :known], table[buffer:])
-        classes = table[:buffer].expand(len(encoded), -1, -1)
+        classes = table[:buffer].expand(encoded.shape[0], -1, -1)
         x = self.decoder_embed(encoded) + torch.cat((classes, places), dim=1)
         unknown = F.embedding(position_ids[:, known:], self.mask_table())
         x = torch.cat((x, unknown), dim=1)

@@ -49,7 +49,7 @@ def infer_mar_config(
             hidden=tensors["encoder_blocks.0.mlp.fc1.weight"].shape[0],
             length=length,
             buffer=tensors["encoder_pos_embed_learned"].shape[1] - length,
-            channels=tensors["z_proj.weight"].shape[1],
+            latent_channels=tensors["z_proj.weight"].shape[1],
             num_classes=classes,
             frequencies=frequencies,
             **{"heads": heads_of(width), **said},  # type: ignore[arg-type]

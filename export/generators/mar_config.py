@@ -18,11 +18,11 @@ LATENT_SCALE = 0.2325
 class MarConfig:
     """Everything that decides the shapes and the arithmetic of a MAR.
 
-    An image has ``length`` tokens of ``channels`` numbers, a square in raster order. The encoder
-    sees ``buffer`` rows of the class before the known tokens, the decoder in addition a mask token
-    for each of the others; both are ``width`` wide. The denoiser has ``head_depth`` blocks of
-    ``head_width`` and takes the time as ``frequencies`` sines and cosines. Tokens are latents of
-    the autoencoder times ``latent_scale``.
+    An image has ``length`` tokens of ``latent_channels`` numbers, a square in raster order. The
+    encoder sees ``buffer`` rows of the class before the known tokens, the decoder in addition a
+    mask token for each of the others; both are ``width`` wide. The denoiser has ``head_depth``
+    blocks of ``head_width`` and takes the time as ``frequencies`` sines and cosines. Tokens are
+    latents of the autoencoder times ``latent_scale``.
     """
 
     encoder_depth: int
@@ -34,7 +34,7 @@ class MarConfig:
     hidden: int = 0
     length: int = 256
     buffer: int = 64
-    channels: int = 16
+    latent_channels: int = 16
     num_classes: int = 1000
     frequencies: int = 256
     latent_scale: float = LATENT_SCALE

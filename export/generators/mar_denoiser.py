@@ -96,11 +96,11 @@ class Denoiser(nn.Module):
     def __init__(self, config: MarConfig) -> None:
         super().__init__()
         width, eps = config.head_width, config.norm_eps
-        self.input_proj = nn.Linear(config.channels, width)
+        self.input_proj = nn.Linear(config.latent_channels, width)
         self.time_embed = TimeEmbedding(config.frequencies, width)
         self.cond_embed = nn.Linear(config.width, width)
         self.res_blocks = nn.ModuleList(DenoiserBlock(width, eps) for _ in range(config.head_depth))
-        self.final_layer = LastLayer(width, 2 * config.channels, eps)
+        self.final_layer = LastLayer(width, 2 * config.latent_channels, eps)
 
     def denoise(self, x: Tensor, condition: Tensor) -> Tensor:
         """x [m, c]; `condition` [m, W]: the sum of the embeddings of time and token."""

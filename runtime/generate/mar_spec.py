@@ -25,13 +25,13 @@ class MarDefaults(Defaults, frozen=True, kw_only=True):
 class MarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="mar"):
     """`generator.json` of a MAR: what the schedule needs to know beside the graphs.
 
-    An image is a map of `side` * `side` tokens of `channels` numbers. The null class is
+    An image is a map of `side` * `side` tokens of `latent_channels` numbers. The null class is
     `num_classes`.
     """
 
     schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
     side: Count
-    channels: Count
+    latent_channels: Count
     num_classes: Count
     image_size: Count
     defaults: MarDefaults

@@ -25,7 +25,7 @@ SMALL = MarConfig(
     hidden=48,
     length=16,
     buffer=3,
-    channels=4,
+    latent_channels=4,
     num_classes=5,
     frequencies=16,
     latent_scale=0.5,
@@ -83,7 +83,7 @@ def random_known(config: MarConfig, rows: int, known: int, seed: int = 1) -> tup
     """Tokens [rows, known, c] and a permutation of the raster a row, [rows, L]."""
     generator = torch.Generator().manual_seed(seed)
     orders = torch.rand(rows, config.length, generator=generator).argsort(dim=1)
-    return torch.randn(rows, known, config.channels, generator=generator), orders
+    return torch.randn(rows, known, config.latent_channels, generator=generator), orders
 
 
 def write_checkpoint(

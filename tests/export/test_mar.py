@@ -122,7 +122,10 @@ def test_encoder_and_decoder_are_the_formulas(known: int) -> None:
     state = state_of(model)
     for row, label in enumerate(labels):
         order = orders[row].numpy()
-        raster, masked = np.zeros((SMALL.length, SMALL.channels)), np.ones(SMALL.length, bool)
+        raster, masked = (
+            np.zeros((SMALL.length, SMALL.latent_channels)),
+            np.ones(SMALL.length, bool),
+        )
         raster[order[:known]], masked[order[:known]] = tokens[row].numpy(), False
         wanted = encoder_by_formula(state, raster, masked, label)
         by_place = np.argsort(order[:known])
@@ -135,10 +138,10 @@ def test_encoder_and_decoder_are_the_formulas(known: int) -> None:
 @pytest.mark.parametrize("time", [0, 1, 496, 999])
 def test_the_denoiser_is_the_formula(time: int) -> None:
     model = random_mar()
-    x, z = torch.randn(3, SMALL.channels), torch.randn(3, SMALL.width)
+    x, z = torch.randn(3, SMALL.latent_channels), torch.randn(3, SMALL.width)
     found = model.diffloss.net(x, torch.full((3,), time), z)
     wanted = denoiser_by_formula(state_of(model), x.double().numpy(), time, z.double().numpy())
-    assert found.shape == (3, 2 * SMALL.channels)
+    assert found.shape == (3, 2 * SMALL.latent_channels)
     assert relative(found.numpy(), wanted) < 1e-4
 
 
@@ -190,7 +193,11 @@ def test_random_weights_make_every_part_visible(name: str) -> None:
 )
 def test_random_weights_make_every_part_of_the_denoiser_visible(name: str) -> None:
     net = random_mar().diffloss.net
-    args = torch.randn(3, SMALL.channels), torch.tensor([0, 5, 999]), torch.randn(3, SMALL.width)
+    args = (
+        torch.randn(3, SMALL.latent_channels),
+        torch.tensor([0, 5, 999]),
+        torch.randn(3, SMALL.width),
+    )
     before = net(*args)
     dict(net.named_parameters())[name].mul_(1.1)
     assert relative(net(*args).numpy(), before.numpy()) > 1e-3

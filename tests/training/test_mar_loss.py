@@ -75,7 +75,7 @@ def test_the_loss_is_the_formula(time: int) -> None:
     """Tokens within and beyond the bins that the first step's likelihood knows."""
     net = random_mar().diffloss.net.double()
     generator = torch.Generator().manual_seed(time)
-    x = torch.randn(5, SMALL.channels, generator=generator, dtype=torch.float64)
+    x = torch.randn(5, SMALL.latent_channels, generator=generator, dtype=torch.float64)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     if time == 0:
         x[0] = torch.tensor([0.1, -0.5, 1.7, -1.2])
@@ -96,7 +96,7 @@ def test_the_loss_in_float32_is_that_of_float64() -> None:
     """Constants are made in float64: 1 - kept of the first time has no digits in float32."""
     generator = torch.Generator().manual_seed(0)
     times = torch.tensor([0, 1, 10, 500, 998, 999])
-    x, noise = torch.randn(2, 6, SMALL.channels, generator=generator, dtype=torch.float64)
+    x, noise = torch.randn(2, 6, SMALL.latent_channels, generator=generator, dtype=torch.float64)
     z = torch.randn(6, SMALL.width, generator=generator, dtype=torch.float64)
     net = random_mar().diffloss.net
     single = diffusion_loss(net, x.float(), z.float(), times, noise.float())
@@ -107,7 +107,7 @@ def test_the_loss_in_float32_is_that_of_float64() -> None:
 def test_the_bound_teaches_the_variance_alone() -> None:
     net = random_mar().diffloss.net.requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
-    x, noise = torch.randn(2, 6, SMALL.channels, generator=generator)
+    x, noise = torch.randn(2, 6, SMALL.latent_channels, generator=generator)
     z, times = torch.randn(6, SMALL.width, generator=generator), torch.randint(TIMES, (6,))
     diffusion_loss(net, x, z, times, noise).sum().backward()
     whole = net.final_layer.linear.bias.grad
@@ -115,13 +115,15 @@ def test_the_bound_teaches_the_variance_alone() -> None:
     kept = torch.tensor(kept_by_formula())[times].unsqueeze(1)
     noisy = (kept.sqrt() * x + (1 - kept).sqrt() * noise).float()
     net.zero_grad()
-    predicted = net(noisy, times, z)[:, : SMALL.channels]
+    predicted = net(noisy, times, z)[:, : SMALL.latent_channels]
     whole = whole.clone()
     (noise - predicted).square().mean(dim=1).sum().backward()
     alone = net.final_layer.linear.bias.grad
     assert alone is not None
-    torch.testing.assert_close(whole[: SMALL.channels], alone[: SMALL.channels])
-    assert alone[SMALL.channels :].abs().max() == 0 < whole[SMALL.channels :].abs().max()
+    torch.testing.assert_close(whole[: SMALL.latent_channels], alone[: SMALL.latent_channels])
+    assert (
+        alone[SMALL.latent_channels :].abs().max() == 0 < whole[SMALL.latent_channels :].abs().max()
+    )
 
 
 def test_orders_are_permutations_and_differ() -> None:
@@ -145,7 +147,7 @@ def test_the_official_initialisation_predicts_nothing() -> None:
     torch.manual_seed(0)
     model = MarTransformer(SMALL).requires_grad_(False)
     initialize(model)
-    x, z = torch.randn(3, SMALL.channels), torch.randn(3, SMALL.width)
+    x, z = torch.randn(3, SMALL.latent_channels), torch.randn(3, SMALL.width)
     assert model.diffloss.net(x, torch.tensor([0, 1, 999]), z).abs().max() == 0
     assert model.encoder_blocks[0].attn.qkv.weight.std() > 0.05
     assert model.z_proj.bias.abs().max() == 0
@@ -157,7 +159,7 @@ def test_a_few_steps_of_training_lower_the_loss() -> None:
     torch.manual_seed(0)
     model = MarTransformer(SMALL)
     initialize(model)
-    latents, labels = torch.randn(8, SMALL.length, SMALL.channels), torch.arange(8) % 6
+    latents, labels = torch.randn(8, SMALL.length, SMALL.latent_channels), torch.arange(8) % 6
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
     for step in range(40):
@@ -174,7 +176,7 @@ def test_a_few_steps_of_training_lower_the_loss() -> None:
 
 def test_the_same_generator_gives_the_same_loss() -> None:
     model, labels = random_mar(), torch.tensor([1, SMALL.num_classes])
-    latents = torch.randn(2, SMALL.length, SMALL.channels)
+    latents = torch.randn(2, SMALL.length, SMALL.latent_channels)
     first, same, other = (
         float(mar_loss(model, latents, labels, torch.Generator().manual_seed(seed)))
         for seed in (1, 1, 2)
