@@ -21,7 +21,7 @@ from .generate.rar_spec import RarSpec
 from .generate.var import VarLoop
 from .generate.var_spec import VarSpec
 from .images import Uint8Image, from_model
-from .sampling import Sampling, image_streams
+from .sampling import Sampling, Tokens, image_streams
 from .sessions.onnxruntime import fast_session, mapped_session
 
 SPEC_FILE = "generator.json"
@@ -175,8 +175,12 @@ class Generator:
                     f"out of memory with {len(part)} images at once", do="use a smaller batch"
                 ) from error
             pictures = np.stack([from_model(image[None]) for image in images])
-            kind = np.float32 if np.issubdtype(tokens.dtype, np.floating) else np.int32
-            yield Generated(part, pictures, tokens.astype(kind))
+            yield Generated(part, pictures, stored(tokens))
+
+
+def stored(tokens: Tokens | Latents) -> NDArray[np.int32] | Latents:
+    """As they are kept: int32, or latents as they are."""
+    return tokens.astype(np.int32) if np.issubdtype(tokens.dtype, np.integer) else tokens  # type: ignore[return-value]
 
 
 def read_spec(path: Path) -> tuple[Path, Spec]:

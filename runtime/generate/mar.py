@@ -67,9 +67,9 @@ class MarLoop:
             new = self._denoise(condition, streams, sampling, diffusion, scale, k)
             tokens, masked = np.concatenate([tokens, new], axis=1), left
             tick()
-        latent = np.empty_like(tokens)
-        np.put_along_axis(latent, order[..., None], tokens, axis=1)
-        latent = latent.transpose(0, 2, 1).reshape(count, -1, spec.side, spec.side)
+        raster = np.empty_like(tokens)
+        np.put_along_axis(raster, order[..., None], tokens, axis=1)
+        latent = raster.transpose(0, 2, 1).reshape(count, -1, spec.side, spec.side)
         return self._decoder.run({"latent": latent})["image"], latent  # type: ignore[return-value]
 
     def _denoise(
@@ -133,4 +133,4 @@ def masked_counts(iterations: int, length: int) -> list[int]:
 def strength(sampling: Sampling, masked: int, length: int) -> float:
     """1 + (cfg - 1) (known / L)^p: p = 1 is the official linear schedule, 0 the constant one."""
     power = 1.0 if sampling.cfg_power is None else sampling.cfg_power
-    return 1 + (sampling.cfg - 1) * ((length - masked) / length) ** power
+    return 1 + (sampling.cfg - 1) * float(((length - masked) / length) ** power)
