@@ -143,7 +143,7 @@ class ParTransformer(nn.Module):
             (
                 labels.unsqueeze(1) + config.class_tokens,
                 tokens[:, : config.group],
-                special.expand(len(tokens), -1),
+                special.expand(tokens.shape[0], -1),
                 tokens[:, config.group :],
             ),
             dim=1,
