@@ -69,6 +69,7 @@ def step_graph(model: ParTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
         ["tokens", "position_ids", *past_names(config.depth)],
         ["logits", *present_names(config.depth)],
     )
+    keep_cache_as(model, None)  # the graph's layers are the model's own
     name_presents(graph, config.heads, config.head_dim)
     return graph
 
