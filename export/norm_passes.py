@@ -51,7 +51,7 @@ def write_out(
     def constant(label: str, content: np.ndarray | np.generic) -> ir.Value:
         name = f"{norm.name}.{label}"
         tensor = ir.tensor(np.asarray(content), name=name)
-        made = ir.Value(name=name, const_value=tensor, shape=tensor.shape)
+        made = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()))
         made.type = ir.TensorType(tensor.dtype)
         graph.register_initializer(made)
         return made
