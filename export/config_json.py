@@ -1,4 +1,4 @@
-"""The `config.json` beside a checkpoint: what its tensors do not tell. Torch-free."""
+"""The `config.json` beside a checkpoint: what its tensors do not tell."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 
 from ..errors import ExportError
 
-Json = TypeVar("Json", bound=msgspec.Struct)
+Told = TypeVar("Told", bound=msgspec.Struct)
 
 
-def read_config_json(folder: Path, kind: type[Json]) -> Json:
-    """The `config.json` of a folder; without one, nothing is told.
+def read_beside(folder: Path, kind: type[Told]) -> Told:
+    """The `config.json` of a folder as `kind`, whose other keys are left alone; absent, `kind()`.
 
     Raises:
         ExportError: not JSON, or a key of another type.
@@ -30,15 +30,15 @@ def read_config_json(folder: Path, kind: type[Json]) -> Json:
         ) from error
 
 
-def require_told(config: object, told: Mapping[str, object], where: str) -> None:
-    """What the tensors tell must agree with what the file says, by the names of `config`.
+def require_agreement(config: object, said: Mapping[str, object], where: str) -> None:
+    """What the file says must be what the tensors have.
 
     Raises:
-        ExportError: a name with two values.
+        ExportError: names every value that differs.
     """
     differ = [
         f"{name} is {getattr(config, name)} in the tensors, {value} in config.json"
-        for name, value in told.items()
+        for name, value in said.items()
         if getattr(config, name) != value
     ]
     if differ:

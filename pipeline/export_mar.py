@@ -89,10 +89,11 @@ def load_models(job: ExportJob) -> tuple[MarTransformer, KlVae]:
 
 
 def told(job: ExportJob) -> MarJson:
-    from ..export.config_json import read_config_json
+    """What the `config.json` beside the weights says."""
+    from ..export.config_json import read_beside
     from ..export.generators.mar_config import MarJson
 
-    return read_config_json(job.paths[0].parent, MarJson)
+    return read_beside(job.paths[0].parent, MarJson)
 
 
 def describe(config: MarConfig, stride: int, sampling: MarDefaults | None = None) -> MarSpec:

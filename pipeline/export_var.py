@@ -30,8 +30,7 @@ PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluat
 
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     """All that the export leaves; returns the parameters of each half."""
-    from ..export.config_json import read_config_json
-    from ..export.generators.var_config import VarJson
+    from ..export.generators.var_config import read_config_json
     from ..export.var_export import export_var as export_transformer
     from ..export.var_tokenizer_export import export_var_tokenizer
     from ..export.weight_file import WeightFile
@@ -41,8 +40,7 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     with WeightFile(folder) as weights:
         sites = export_var_tokenizer(vae, weights, properties, model.word_embed, job.form)
         sites += export_transformer(model, weights, properties, job.form)
-    told = read_config_json(job.paths[0].parent, VarJson)
-    spec = describe(model.config, vae, job.form, told.sampling)
+    spec = describe(model.config, vae, job.form, read_config_json(job.paths[0].parent).sampling)
     write_descriptions(folder, sites, spec)
     return {
         "transformer": sum(p.numel() for p in model.parameters()),
@@ -83,14 +81,13 @@ def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
     Raises:
         ExportError: a half is missing, or they do not belong together.
     """
-    from ..export.config_json import read_config_json
     from ..export.generators.var_checkpoint import INFINITE, load_var
-    from ..export.generators.var_config import VarJson
+    from ..export.generators.var_config import read_config_json
     from ..export.tokenizers.var_vqvae import load_var_vqvae
     from ..export.zoo import VAR_VAE, check_config
 
     transformer, tokenizer = read_halves(job, f"{VAR_VAE}.pth", INFINITE)
-    told = read_config_json(job.paths[0].parent, VarJson)
+    told = read_config_json(job.paths[0].parent)
     model = load_var(transformer, job.spec, told)
     check_config(job.entry, model.config, job.spec)
     vae = load_var_vqvae(tokenizer, job.spec, model.config.patch_nums)

@@ -16,6 +16,8 @@ from ..errors import GenerationError, OutOfMemory
 from .generate.frame import Latents, Loop, OpenSession
 from .generate.mar import MarLoop
 from .generate.mar_spec import MarSpec
+from .generate.par import ParLoop
+from .generate.par_spec import ParSpec
 from .generate.rar import RarLoop
 from .generate.rar_spec import RarSpec
 from .generate.var import VarLoop
@@ -28,10 +30,11 @@ SPEC_FILE = "generator.json"
 BATCH_SIZE = 4
 
 Progress = Callable[[int, int], None]
-Spec = VarSpec | RarSpec | MarSpec
+Spec = VarSpec | RarSpec | ParSpec | MarSpec
 LOOPS: dict[type[Spec], Callable[[Path, Any, OpenSession, int], Loop]] = {
     VarSpec: VarLoop,
     RarSpec: RarLoop,
+    ParSpec: ParLoop,
     MarSpec: MarLoop,
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..config_json import require_told
+from ..config_json import require_agreement
 from ..strict import count_items, load_strictly, require_constants, require_needed
 from .var import VarTransformer, official_levels, official_mask
 from .var_config import VarConfig, VarJson
@@ -61,7 +61,7 @@ def infer_config(
     except ExportError as error:
         # The configuration does not know which file it came from.
         raise ExportError(error.what, where=where, do=error.do) from error
-    require_told(config, said, where)
+    require_agreement(config, said, where)
     return config
 
 

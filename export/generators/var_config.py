@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from ...errors import ExportError
 from ...runtime.generate.spec import Defaults
+from ..config_json import read_beside
 
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -105,3 +107,12 @@ class VarJson(msgspec.Struct, frozen=True, kw_only=True):
         names = set(self.__struct_fields__) - {"sampling"}
         fields = {renamed.get(k, k): getattr(self, k) for k in names}
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def read_config_json(folder: Path) -> VarJson:
+    """The `config.json` of a folder; without one, nothing is told.
+
+    Raises:
+        ExportError: not JSON, or a key of another type.
+    """
+    return read_beside(folder, VarJson)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -157,6 +157,11 @@ def code_scores(codebook: Tensor) -> nn.Linear:
     return scores
 
 
+def lookup(codes: Tensor, codebook: Tensor) -> Tensor:
+    """int [N, h, w], [V, C] -> [N, C, h, w]."""
+    return F.embedding(codes, codebook).permute(0, 3, 1, 2)
+
+
 class VqConfig(Protocol):
     """What the graphs of a `VqTokenizer` say of themselves."""
 
@@ -177,6 +182,13 @@ class VqTokenizer(nn.Module):
     """
 
     config: VqConfig
+    # Convolutions at the ends of both halves: images, features and codes.
+    ends: ClassVar[tuple[str, ...]] = (
+        "encoder.conv_in",
+        "encoder.conv_out",
+        "decoder.conv_in",
+        "decoder.conv_out",
+    )
 
     @property
     @abstractmethod
@@ -197,7 +209,7 @@ class VqTokenizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """int [N, h, w] -> image [N, 3, H, W], not clamped."""
-        return self.reconstruct(F.embedding(codes, self.codebook).permute(0, 3, 1, 2))
+        return self.reconstruct(lookup(codes, self.codebook))
 
 
 def require_widths(channels: int, widths: Sequence[int], colours: int, where: str, do: str) -> None:

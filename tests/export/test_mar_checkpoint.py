@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint import read_all
-from arvg_trt.export.config_json import read_config_json
+from arvg_trt.export.config_json import read_beside
 from arvg_trt.export.generators.mar import MarTransformer
 from arvg_trt.export.generators.mar_checkpoint import infer_mar_config, load_mar
 from arvg_trt.export.generators.mar_config import (
@@ -80,7 +80,7 @@ def test_the_averaged_weights_of_a_trainers_file_are_read(tmp_path: Path) -> Non
     for part, wanted in zip(found, (transformer, autoencoder), strict=True):
         assert part.keys() == wanted.keys()
         assert all(torch.equal(part[k], v) for k, v in wanted.items())
-    assert read_config_json(folder, MarJson) == JSON
+    assert read_beside(folder, MarJson) == JSON
 
 
 class Payload:

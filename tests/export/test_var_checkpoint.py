@@ -14,10 +14,9 @@ from torch import Tensor
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint import read_all, resolve_checkpoint
-from arvg_trt.export.config_json import read_config_json
 from arvg_trt.export.generators.var import VarTransformer
 from arvg_trt.export.generators.var_checkpoint import INFINITE, infer_config, load_var
-from arvg_trt.export.generators.var_config import VarConfig, VarJson
+from arvg_trt.export.generators.var_config import VarConfig, VarJson, read_config_json
 from arvg_trt.export.strict import split_parts
 from arvg_trt.export.zoo import VAR, ZooEntry, check_config, find_model
 
@@ -175,9 +174,9 @@ def test_config_json_tells_what_shapes_do_not(tmp_path: Path) -> None:
     state = VarTransformer(PLAIN).state_dict()
     kwargs = {"num_heads": 4, "norm_eps": 1e-5, "drop_rate": 0.1, "vae_kwargs": {"ch": 160}}
     (tmp_path / "config.json").write_bytes(msgspec.json.encode(kwargs))
-    found = infer_config(state, "here", read_config_json(tmp_path, VarJson))
+    found = infer_config(state, "here", read_config_json(tmp_path))
     assert found == replace(PLAIN, norm_eps=1e-5)
-    assert read_config_json(tmp_path / "elsewhere", VarJson) == VarJson()
+    assert read_config_json(tmp_path / "elsewhere") == VarJson()
 
 
 def test_a_config_json_that_contradicts_the_tensors_is_refused(tensors: Tensors) -> None:
@@ -189,4 +188,4 @@ def test_a_config_json_that_contradicts_the_tensors_is_refused(tensors: Tensors)
 def test_a_config_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"patch_nums": "many"}')
     with pytest.raises(ExportError, match=r"config\.json: cannot be read: .*patch_nums"):
-        read_config_json(tmp_path, VarJson)
+        read_config_json(tmp_path)
