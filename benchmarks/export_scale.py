@@ -1,6 +1,7 @@
-"""Time and memory of exporting a VAR of a published size, as a user runs it.
+"""Time and memory of exporting a VAR or PAR of a published size, as a user runs it.
 
 python -m arvg_trt.benchmarks.export_scale --model var-d30 --workdir /scratch
+python -m arvg_trt.benchmarks.export_scale --model par-3b-4x --dtype bfloat16 --workdir /scratch
 
 The checkpoint has the official names, shapes and form, and random weights; it is written without
 ever being in memory. The export runs in a fresh process. Every second the memory of it
@@ -24,13 +25,17 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..artifacts import MANIFEST, Manifest, decode_json
+from ..export.generators.par import ParTransformer
+from ..export.generators.par_config import ParConfig
 from ..export.generators.var import VarTransformer
 from ..export.generators.var_checkpoint import INFINITE
 from ..export.generators.var_config import VarConfig
+from ..export.tokenizers.llamagen_vq import LlamagenVq
+from ..export.tokenizers.llamagen_vq_config import VQ_16
 from ..export.tokenizers.var_vqvae import VarVqvae
 from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
 from ..export.zoo import find_model
@@ -42,6 +47,7 @@ IMAGES = "skimage:astronaut,coffee"
 # One process writes the graphs, the next compares them; before and after, files are digested.
 PHASES = ("digest of the checkpoint", "graphs", "comparison", "digests of the graphs")
 SPREAD = 0.1  # of tables, biases and modulations
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +89,43 @@ class Phase:
         return Phase(self.seconds + seconds, self.memory.most(memory))
 
 
-def write_checkpoint(folder: Path, name: str, config: VarConfig, seed: int) -> None:
-    """The transformer's and the VQVAE's files under their official names."""
+def write_checkpoint(
+    folder: Path, name: str, config: VarConfig | ParConfig, seed: int, dtype: torch.dtype
+) -> None:
+    """The transformer's and the tokenizer's files under their official names."""
     folder.mkdir(parents=True)
-    transformer, vae = find_model(name).files[0]
-    write_transformer(folder / transformer, config, seed)
+    transformer, tokenizer = find_model(name).files[0]
+    write_transformer(folder / transformer, config, seed, dtype)
     torch.manual_seed(seed)
+    torch.save(random_tokenizer(config).state_dict(), folder / tokenizer)
+
+
+def transformer_of(config: VarConfig | ParConfig) -> nn.Module:
+    return ParTransformer(config) if isinstance(config, ParConfig) else VarTransformer(config)
+
+
+def random_tokenizer(config: VarConfig | ParConfig) -> nn.Module:
+    if isinstance(config, ParConfig):
+        return LlamagenVq(VQ_16)
     model = VarVqvae(VarVqvaeConfig(patch_nums=config.patch_nums))
     with torch.no_grad():
         model.quant_conv.weight.mul_(4)  # the codes that random latents take are then many
         model.quantize.embedding.weight.mul_(0.5)
-    torch.save(model.state_dict(), folder / vae)
+    return model
 
 
-def write_transformer(path: Path, config: VarConfig, seed: int) -> None:
+def write_transformer(
+    path: Path, config: VarConfig | ParConfig, seed: int, dtype: torch.dtype
+) -> None:
     """Reserve the file with empty storages, then draw the weights into its mapped pages."""
     with torch.device("meta"):
-        shapes = VarTransformer(config).state_dict()
+        shapes = transformer_of(config).state_dict()
+    kinds = {key: dtype if t.is_floating_point() else t.dtype for key, t in shapes.items()}
     with FakeTensorMode():
-        empty = {key: torch.empty(t.shape, dtype=t.dtype) for key, t in shapes.items()}
+        empty = {key: torch.empty(t.shape, dtype=kinds[key]) for key, t in shapes.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(empty, path)
-    constants = official_buffers(config)
+    constants = official_buffers(config) if isinstance(config, VarConfig) else {}
     generator = torch.Generator().manual_seed(seed)
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         tensors: dict[str, Tensor] = torch.load(path, mmap=True, weights_only=True)
@@ -113,6 +134,8 @@ def write_transformer(path: Path, config: VarConfig, seed: int) -> None:
             tensor.copy_(constants[key])
         elif key.endswith("scale_mul_1H11"):
             tensor.fill_(1.4)
+        elif key.endswith("norm.weight"):
+            tensor.fill_(1)
         else:
             is_weight = tensor.ndim == 2 and "emb" not in key
             spread = tensor.shape[1] ** -0.5 if is_weight else SPREAD
@@ -197,18 +220,19 @@ def phase_table(phases: dict[str, Phase], weights: float) -> str:
 @click.option("--model", default="var-d16", show_default=True)
 @click.option("--workdir", type=click.Path(path_type=Path), required=True, help="Needs room.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder, not a random one.")
+@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(model: str, workdir: Path, checkpoint: Path | None, out: Path) -> None:
-    """Measure and write `export_scale_MODEL.md` and `.json`."""
+def main(model: str, workdir: Path, checkpoint: Path | None, dtype: str, out: Path) -> None:
+    """Measure and write `export_scale_MODEL.md` and `.json`; `--dtype` is the transformer's."""
     config = find_model(model).config
-    if not isinstance(config, VarConfig):
-        raise click.BadParameter(f"{model} is no published VAR", param_hint="--model")
+    if not isinstance(config, VarConfig | ParConfig):
+        raise click.BadParameter(f"{model} is no published VAR or PAR", param_hint="--model")
     scratch = Path(tempfile.mkdtemp(dir=workdir))
     try:
         folder = checkpoint or scratch / "checkpoint"
         if checkpoint is None:
             click.echo("writing a checkpoint", err=True)
-            write_checkpoint(folder, model, config, seed=0)
+            write_checkpoint(folder, model, config, seed=0, dtype=getattr(torch, dtype))
         workspace = scratch / "ws"
         click.echo("exporting", err=True)
         arguments = ["export", model, str(workspace), "--checkpoint", str(folder)]
@@ -222,7 +246,7 @@ def main(model: str, workdir: Path, checkpoint: Path | None, out: Path) -> None:
     found = environment(torch.get_num_threads())
     text = "\n\n".join(
         (
-            f"# Exporting {model}: {results['parameters']:,} parameters",
+            f"# Exporting {model}: {results['parameters']:,} parameters, from {dtype}",
             environment_line(found),
             phase_table(phases, weights),
             f"In brackets: relative to the FP32 weights, {weights / 1e9:.2f} GB; at most {MOST}x "
@@ -235,6 +259,7 @@ def main(model: str, workdir: Path, checkpoint: Path | None, out: Path) -> None:
     values = {
         "environment": found,
         "parameters": results["parameters"],
+        "dtype": dtype,
         "phases": {name: asdict(phase) for name, phase in phases.items()},
         "worst_difference": worst,
     }
