@@ -8,6 +8,7 @@ from torch.export import Dim
 
 from ..sites import Site
 from .graph_passes import find_sites, insert_size_check
+from .norm_passes import split_long_norms
 from .tokenizers.vq_blocks import IMAGE_CHANNELS, VqTokenizer
 from .tokenizers.vq_graphs import VqDecoderGraph, VqEncoderGraph, excluded
 from .tracing import trace
@@ -18,9 +19,12 @@ EXAMPLES, HIGH, WIDE = 4, 2, 3
 
 
 def export_vq(
-    model: VqTokenizer, weights: WeightFile, properties: dict[str, str]
+    model: VqTokenizer, weights: WeightFile, properties: dict[str, str], side: int | None = None
 ) -> tuple[Site, ...]:
-    """Write both graphs, for images of any size in strides; returns their sites."""
+    """Write both graphs, for images of any size in strides; returns their sites.
+
+    `side` is that of the usual map of codes: at its images' size all sums must keep their digits.
+    """
     config = model.config
     properties = properties | {
         "arvg_trt.stride": str(config.stride),
@@ -31,6 +35,7 @@ def export_vq(
     sites: tuple[Site, ...] = ()
     left_out = excluded(model)
     for name, graph in (("encoder", encoder_graph(model)), ("decoder", decoder_graph(model))):
+        split_long_norms(graph.graph, side)
         sites += find_sites(graph.graph, name, left_out[name])
         weights.save(graph, name, properties)
     return sites

@@ -152,7 +152,8 @@ def code_scores(codebook: Tensor) -> nn.Linear:
 
 def lookup(codes: Tensor, codebook: Tensor) -> Tensor:
     """int [N, h, w], [V, C] -> [N, C, h, w]."""
-    return F.embedding(codes, codebook).permute(0, 3, 1, 2)
+    # In row order: PyTorch's norms of channels in the last place lose digits.
+    return F.embedding(codes, codebook).permute(0, 3, 1, 2).contiguous()
 
 
 class VqConfig(Protocol):
