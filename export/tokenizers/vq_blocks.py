@@ -138,7 +138,12 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     argmin |z - e|^2 = argmax z.e - |e|^2 / 2: without the constant |z|^2, which would only cost
     digits. The lowest index wins a tie.
     """
-    return (z @ codebook.T - 0.5 * codebook.square().sum(dim=1)).argmax(dim=-1)
+    return closeness(z, codebook).argmax(dim=-1)
+
+
+def closeness(z: Tensor, codebook: Tensor) -> Tensor:
+    """z.e - |e|^2 / 2 of every code, largest for the nearest: [..., C], [V, C] -> [..., V]."""
+    return z @ codebook.T - 0.5 * codebook.square().sum(dim=1)
 
 
 def code_scores(codebook: Tensor) -> nn.Linear:
