@@ -11,6 +11,8 @@ from ..errors import ExportError
 from .generators.rar_config import PUBLISHED, RarConfig
 from .generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 from .tokenizers.cosmos_config import CosmosConfig
+from .tokenizers.gsq_config import PUBLISHED as GSQ_PUBLISHED
+from .tokenizers.gsq_config import GsqConfig
 
 MODELS = Path(__file__).parent.parent / "models"
 JIT_FILES = (("autoencoder.jit",), ("encoder.jit", "decoder.jit"), ("model.safetensors",))
@@ -25,7 +27,10 @@ RAR_HUB = "yucornetto/RAR"
 RAR_TOKENIZER_HUB = "fun-research/TiTok"
 RAR_GRAPHS = ("encoder", "decoder", "condition", "step", "full")
 
-Config = CosmosConfig | VarConfig | RarConfig
+GSQ_FILES = (("checkpoint.pt",), ("model.safetensors",))
+GSQ_HUB = "HelmholtzAI-FZJ/GSQ"
+
+Config = CosmosConfig | VarConfig | RarConfig | GsqConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,19 @@ RAR = (
     rar_entry("xl", 955_425_024),
     rar_entry("xxl", 1_498_520_704),
 )
-ZOO = (*COSMOS, *VAR, *RAR)
+
+GSQ = tuple(
+    ZooEntry(
+        f"gsq-{name.lower().replace('_', '-')}",
+        "gsq",
+        parameters,
+        config,
+        GSQ_FILES,
+        f"{GSQ_HUB}-{name}",
+    )
+    for name, (config, parameters) in GSQ_PUBLISHED.items()
+)
+ZOO = (*COSMOS, *VAR, *RAR, *GSQ)
 
 # Any size of a family: the configuration comes from the checkpoint alone.
 ANY_SIZE = (
@@ -165,6 +182,7 @@ ANY_SIZE = (
         None,
         RAR_GRAPHS,
     ),
+    ZooEntry("gsq", "gsq", 0, None, GSQ_FILES),
 )
 
 

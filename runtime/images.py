@@ -81,8 +81,12 @@ def image_grid(images: Uint8Image, columns: int | None = None, gap: int = 2) -> 
 
 
 def to_model(image: Uint8Image) -> FloatImage:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1] (x / 127.5 - 1)."""
-    return (image.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1] (x / 127.5 - 1).
+
+    Its channels follow one another in memory: where they lie side by side, PyTorch's GroupNorm
+    adds in an order that costs three digits at 256x256.
+    """
+    return np.ascontiguousarray((image.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])
 
 
 def from_model(image: NDArray[np.floating]) -> Uint8Image:

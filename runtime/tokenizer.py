@@ -36,6 +36,9 @@ class ImageTokenizer:
         levels = [int(v) for v in properties.get("arvg_trt.levels", "").split(",") if v]
         size = int(properties.get("arvg_trt.codebook_size", 0)) or math.prod(levels or [0])
         self.codebook_size: int | None = size or None
+        # Codes of a position; positions that the decoder takes the variance of.
+        self.groups = int(properties.get("arvg_trt.groups", 1))
+        self.least_positions = int(properties.get("arvg_trt.least_positions", 1))
 
     @classmethod
     def open(
@@ -85,15 +88,17 @@ class ImageTokenizer:
         return crop_back(back, offset, image.shape[:2])
 
     def check_tokens(self, tokens: NDArray[np.generic]) -> Tokens:
-        """Tokens read from a file as int32 [N, h, w].
+        """Tokens read from a file as int32 [N, h, w], or of several groups [N, h, w, groups].
 
         Raises:
             BundleError: wrong rank or type, or a token outside the codebook.
         """
-        if tokens.ndim != 3 or not np.issubdtype(tokens.dtype, np.integer):
+        last = (self.groups,) if self.groups > 1 else ()
+        if tokens.shape[3:] != last or tokens.ndim < 3 or tokens.dtype.kind not in "iu":
+            shape = ", ".join(map(str, ("N", "h", "w", *last)))
             raise BundleError(
                 f"tokens of shape {tokens.shape} and type {tokens.dtype}",
-                do="give integers [N, h, w]",
+                do=f"give integers [{shape}]",
             )
         size = self.codebook_size
         if size is not None and tokens.size and not (tokens.min() >= 0 and tokens.max() < size):

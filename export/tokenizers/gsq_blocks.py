@@ -107,6 +107,15 @@ class AdaptiveNorm(nn.Module):
         scale, shift = self.gamma(deviation), self.beta(mean)
         return self.gn(x) * scale[..., None, None] + shift[..., None, None]  # type: ignore[no-any-return]
 
+    def folded(self) -> AdaptiveNorm:
+        """The same with the constants 1 and 0 that a graph's norm takes."""
+        with torch.device("meta"):
+            made = AdaptiveNorm(self.gamma.out_features, self.gamma.in_features)
+        made.gamma, made.beta = self.gamma, self.beta
+        made.gn = nn.GroupNorm(NORM_GROUPS, self.gamma.out_features, eps=NORM_EPS)
+        made.gn.requires_grad_(False)
+        return made
+
 
 def latent_statistics(quantized: Tensor) -> tuple[Tensor, Tensor]:
     """(deviation, mean) of each image and channel: [N, D, h, w] -> two [N, D].

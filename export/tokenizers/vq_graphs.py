@@ -5,17 +5,35 @@ Submodules keep their official paths, so the graphs' nodes are named after them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from .vq_blocks import VqTokenizer, code_scores
 
 FIRST_OR_LAST = "first or last convolution of its half"
+DECIDES = "decides codes"
 ENCODER_EXCLUDED = {
     "encoder.conv_in": FIRST_OR_LAST,
     "encoder.conv_out": FIRST_OR_LAST,
-    "nearest": "decides codes",
+    "nearest": DECIDES,
 }
 DECODER_EXCLUDED = dict.fromkeys(("decoder.conv_in", "decoder.conv_out"), FIRST_OR_LAST)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerGraphs:
+    """Both halves as modules, and by module path why a site stays in high precision.
+
+    Indices are [N, h, w], or of several `groups` of channels [N, h, w, groups].
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    encoder_excluded: Mapping[str, str]
+    decoder_excluded: Mapping[str, str]
+    groups: int = 1
 
 
 class VqGraph(nn.Module):
@@ -53,3 +71,8 @@ class VqDecoderGraph(VqGraph):
 
     def forward(self, indices: Tensor) -> Tensor:
         return self.decode(indices)
+
+
+def vq_graphs(model: VqTokenizer) -> TokenizerGraphs:
+    encoder, decoder = VqEncoderGraph(model), VqDecoderGraph(model)
+    return TokenizerGraphs(encoder, decoder, ENCODER_EXCLUDED, DECODER_EXCLUDED)
