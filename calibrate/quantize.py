@@ -211,7 +211,7 @@ def store(
 def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArray[np.generic]]:
     """Biases, norms, embeddings: what is called a parameter, or large; a site's weight is not."""
     weights = {site.weight for site in sites}
-    weights |= {site.bias for site in sites if site.role in CONSTANT_ROLES}
+    weights |= {f"{site.name}.bias" for site in sites if site.role in CONSTANT_ROLES}
     found: dict[str, NDArray[np.generic]] = {}
     for name, value in graph.initializers.items():
         if name in weights or value.dtype != ir.DataType.FLOAT:

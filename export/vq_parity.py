@@ -6,7 +6,7 @@ PyTorch computes first and is let go; then one graph at a time is loaded.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..runtime.sessions.onnxruntime import fast_session
+from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
 from .parity import (
     Difference,
     Flags,
@@ -87,17 +87,21 @@ def compute_vq_references(model: VqTokenizer, images: Sequence[Floats]) -> VqRef
     )
 
 
-def check_vq_parity(folder: Path, wanted: References) -> tuple[TokenParity, tuple[Difference, ...]]:
-    """Run encoder and decoder, each on PyTorch's inputs.
+def check_vq_parity(
+    folder: Path,
+    wanted: References,
+    session: Callable[[Path], OnnxRuntimeSession] = fast_session,
+) -> tuple[TokenParity, tuple[Difference, ...]]:
+    """Run encoder and decoder in a `session` each, on PyTorch's inputs.
 
     Raises:
         ExportError: a difference above the tolerance, or a token that differs and may not.
     """
-    encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.images})
+    encoded = session(folder / "encoder.onnx").run({"image": wanted.images})
     latent = difference("encoder", "latent", encoded["latent"], wanted.latent)
     gc.collect()
     indices = wanted.indices.astype(np.int32)
-    decoded = fast_session(folder / "decoder.onnx").run({"indices": indices})
+    decoded = session(folder / "decoder.onnx").run({"indices": indices})
     image = difference("decoder", "image", decoded["image"], wanted.decoded)
     require(latent)
     require(image)

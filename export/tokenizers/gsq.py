@@ -26,7 +26,7 @@ from .gsq_blocks import (
     latent_statistics,
 )
 from .gsq_config import GsqConfig, Normalization
-from .vq_blocks import IMAGE_CHANNELS, VqTokenizer, closeness, require_widths
+from .vq_blocks import IMAGE_CHANNELS, VqTokenizer, channels_first, closeness, require_widths
 
 PART = 1 << 14  # codes that are compared at once
 LEAST_LENGTH = 1e-12  # of a vector that is normalised
@@ -143,7 +143,7 @@ class GsqQuantizer(nn.Module):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """int as of `codes` -> quantized latent [N, D, h, w]: the rows as they are trained."""
-        return self.codebook(codes).flatten(3).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+        return channels_first(self.codebook(codes).flatten(3))
 
     def straight_through(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(quantized latent [N, D, h, w], loss of the codebook): training only.

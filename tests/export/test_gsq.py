@@ -28,7 +28,7 @@ from arvg_trt.export.tokenizers.gsq import (
 from arvg_trt.export.tokenizers.gsq_blocks import DepthToSpace
 from arvg_trt.export.tokenizers.gsq_config import GsqConfig, Normalization
 
-from .gsq_models import GROUPED, SINGLE, random_gsq
+from .gsq_models import GROUPED, SINGLE, Payload, random_gsq, write_checkpoint
 from .rar_models import random_maskgit
 
 State = dict[str, Tensor]
@@ -293,27 +293,14 @@ def test_published_files_have_their_sizes(
     assert round(4e-6 * sum(p.numel() for p in model.parameters())) == megabytes
 
 
-class Payload:
-    """Runs when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.path,))
-
-
 def test_the_pickled_configuration_of_a_checkpoint_never_runs(tmp_path: Path) -> None:
     """The official file has the constructor's arguments as pickled bytes beside the weights."""
-    ran = tmp_path / "ran"
-    state = random_gsq().state_dict()
-    torch.save(
-        {"model_state_dict": state, "config": pickle.dumps(Payload(ran))},
-        tmp_path / "checkpoint.pt",
-    )
-    model = load_gsq(read_all([tmp_path / "checkpoint.pt"]), "here")
-    assert model.config == GROUPED
-    assert not ran.exists()
+    path = write_checkpoint(random_gsq(), tmp_path)
+    pickle.loads(torch.load(path, weights_only=True)["config"])
+    assert (tmp_path / "ran").exists()  # what must not happen
+    (tmp_path / "ran").unlink()
+    assert load_gsq(read_all([path]), "here").config == GROUPED
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_that_is_a_payload_itself_is_refused(tmp_path: Path) -> None:
