@@ -63,7 +63,7 @@ def compute_gsq_references(model: GsqTokenizer, images: Sequence[Floats]) -> Gsq
     stacked = np.concatenate(images)
     latent = model.encode(torch.from_numpy(stacked))
     codes = model.codes(latent)
-    raw = latent.permute(0, 2, 3, 1).unflatten(-1, (quantizer.groups, -1))
+    raw = torch.unflatten(latent.permute(0, 2, 3, 1), -1, (quantizer.groups, -1))
     return GsqReferences(
         images=stacked,
         latent=latent.numpy(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,4 +131,4 @@ def near_boundary(
 def vector_error(latent: NDArray[np.float32], error: float, channels: int) -> float:
     """How far the vector of so many channels of `latent` may have moved, as of `near_boundary`."""
     rms = float(np.sqrt(np.mean(np.square(latent, dtype=np.float64))))
-    return ERRORS * max(error, LEAST_ERROR) * rms * channels**0.5
+    return ERRORS * max(error, LEAST_ERROR) * rms * math.sqrt(channels)

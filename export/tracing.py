@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .graph_form import GraphForm
 from .graph_passes import rename_nodes
 from .linear_passes import canonical_linears
+from .norm_passes import split_long_norms
 from .onnx_export import OPSET, quiet_exporter
 
 
@@ -39,6 +40,7 @@ def trace(
     assert program is not None
     rename_nodes(program.model.graph)
     canonical_linears(program.model.graph)
+    split_long_norms(program.model.graph)
     return program.model
 
 
@@ -50,6 +52,15 @@ def past_names(depth: int) -> list[str]:
 def present_names(depth: int) -> list[str]:
     """Outputs with those and the new tokens' behind them."""
     return [name.replace("past", "present") for name in past_names(depth)]
+
+
+def example_caches(
+    depth: int, shape: tuple[int, ...], form: GraphForm
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of `depth` blocks, each of `shape`."""
+    kind = getattr(torch, form.kv_type)
+    keys, values = ([torch.zeros(shape, dtype=kind) for _ in range(depth)] for _ in range(2))
+    return keys, values
 
 
 def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:

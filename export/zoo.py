@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..errors import ExportError
+from .generators.par_config import PUBLISHED as PUBLISHED_PAR
+from .generators.par_config import ParConfig
 from .generators.rar_config import PUBLISHED, RarConfig
 from .generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 from .tokenizers.cosmos_config import CosmosConfig
@@ -27,10 +29,16 @@ RAR_HUB = "yucornetto/RAR"
 RAR_TOKENIZER_HUB = "fun-research/TiTok"
 RAR_GRAPHS = ("encoder", "decoder", "condition", "step", "full")
 
+LLAMAGEN_VQ16 = "vq_ds16_c2i"
+LLAMAGEN_VQ8 = "vq_ds8_c2i"
+PAR_HUB = "Epiphqny/PAR"
+LLAMAGEN_HUB = "FoundationVision/LlamaGen"
+PAR_GRAPHS = ("encoder", "decoder", "step", "full")
+
 GSQ_FILES = (("checkpoint.pt",), ("model.safetensors",))
 GSQ_HUB = "HelmholtzAI-FZJ/GSQ"
 
-Config = CosmosConfig | VarConfig | RarConfig | GsqConfig
+Config = CosmosConfig | VarConfig | RarConfig | ParConfig | GsqConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,41 @@ RAR = (
     rar_entry("xxl", 1_498_520_704),
 )
 
+
+def par_files(name: str) -> tuple[tuple[str, ...], ...]:
+    """The transformer's file under its official name, with a tokenizer's; VQ-16 is the usual."""
+    return tuple(
+        (f"{name}.{kind}", f"{tokenizer}.{kind}")
+        for tokenizer in (LLAMAGEN_VQ16, LLAMAGEN_VQ8)
+        for kind in ("pt", "safetensors")
+    )
+
+
+def par_entry(variant: str, parameters: int) -> ZooEntry:
+    size, group = variant.split("-")
+    elsewhere = {f"{name}.pt": LLAMAGEN_HUB for name in (LLAMAGEN_VQ16, LLAMAGEN_VQ8)}
+    return ZooEntry(
+        f"par-{variant}",
+        "par",
+        parameters,
+        PUBLISHED_PAR[variant],
+        par_files(f"PAR-{size.upper()}-{group}"),
+        PAR_HUB,
+        PAR_GRAPHS,
+        elsewhere,
+    )
+
+
+PAR = (
+    par_entry("l-4x", 342_914_048),
+    par_entry("l-16x", 342_926_336),
+    par_entry("xl-4x", 774_703_360),
+    par_entry("xl-16x", 774_718_720),
+    par_entry("xxl-4x", 1_410_977_280),
+    par_entry("xxl-16x", 1_410_995_712),
+    par_entry("3b-4x", 3_096_668_800),
+    par_entry("3b-16x", 3_096_707_200),
+)
 GSQ = tuple(
     ZooEntry(
         f"gsq-{name.lower().replace('_', '-')}",
@@ -153,7 +196,7 @@ GSQ = tuple(
     )
     for name, (config, parameters) in GSQ_PUBLISHED.items()
 )
-ZOO = (*COSMOS, *VAR, *RAR, *GSQ)
+ZOO = (*COSMOS, *VAR, *RAR, *PAR, *GSQ)
 
 # Any size of a family: the configuration comes from the checkpoint alone.
 ANY_SIZE = (
@@ -183,6 +226,18 @@ ANY_SIZE = (
         RAR_GRAPHS,
     ),
     ZooEntry("gsq", "gsq", 0, None, GSQ_FILES),
+    ZooEntry(
+        "par",
+        "par",
+        0,
+        None,
+        (
+            ("model.safetensors", "tokenizer.safetensors"),
+            *(files for entry in PAR for files in entry.files),
+        ),
+        None,
+        PAR_GRAPHS,
+    ),
 )
 
 

@@ -34,6 +34,8 @@ from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
 from .export.gsq_models import EXPORTED, TinyGsq, random_gsq
 from .export.gsq_models import write_checkpoint as write_gsq
+from .export.par_models import TinyPar, official_tokenizer, random_llamagen, random_par
+from .export.par_models import write_checkpoint as write_par
 from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
 from .own_models import export_autoencoder, export_transformer, handmade_transformer
 
@@ -120,6 +122,19 @@ def tiny_gsq(tmp_path_factory: pytest.TempPathFactory) -> TinyGsq:
     result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut"])
     assert result.exit_code == 0, result.output
     return TinyGsq(model, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
+    """As `tiny_rar`, of a PAR, with a config.json that tells its heads and tokens."""
+    root = tmp_path_factory.mktemp("tiny_par")
+    transformer, tokenizer = random_par(), random_llamagen()
+    parts = (dict(transformer.state_dict()), official_tokenizer(dict(tokenizer.state_dict())))
+    checkpoint = write_par(root / "checkpoint", *parts)
+    args = ["export", "par", str(root / "ws"), "--checkpoint", str(checkpoint)]
+    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
+    assert result.exit_code == 0, result.output
+    return TinyPar(transformer, tokenizer, root / "ws")
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ class GsqQuantizer(nn.Module):
 
     def vectors(self, latent: Tensor) -> Tensor:
         """[N, D, h, w] -> [N, h, w, G, D / G], normalised."""
-        grouped = latent.permute(0, 2, 3, 1).unflatten(-1, (self.groups, -1))
+        grouped = torch.unflatten(latent.permute(0, 2, 3, 1), -1, (self.groups, -1))
         return self.normalize(grouped)
 
     def table(self) -> Tensor:
@@ -167,7 +167,7 @@ def nearest_in_parts(vectors: Tensor, table: Tensor) -> Tensor:
     """
     codes = torch.zeros(vectors.shape[:-1], dtype=torch.int64, device=vectors.device)
     best = torch.full_like(codes, -torch.inf, dtype=vectors.dtype)
-    for number, part in enumerate(table.split(PART)):
+    for number, part in enumerate(torch.split(table, PART)):
         score, found = closeness(vectors, part).max(dim=-1)
         codes = torch.where(score > best, found + number * PART, codes)
         best = torch.maximum(score, best)
@@ -176,6 +176,13 @@ def nearest_in_parts(vectors: Tensor, table: Tensor) -> Tensor:
 
 class GsqTokenizer(VqTokenizer):
     """The whole model, with the parameter names of ``checkpoint.pt``."""
+
+    ends = (
+        "encoder.conv_in",
+        "encoder.fianl_layers.2",
+        "decoder.conv_in",
+        "decoder.final_layers.2",
+    )
 
     def __init__(self, config: GsqConfig) -> None:
         super().__init__()

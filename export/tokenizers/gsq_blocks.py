@@ -69,7 +69,7 @@ class DepthToSpace(nn.Module):
         self.conv = conv3x3(channels, UP * UP * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels: Tensor = self.conv(x).unflatten(1, (UP * UP, -1))
+        pixels = torch.unflatten(self.conv(x), 1, (UP * UP, -1))
         return F.pixel_shuffle(pixels.transpose(1, 2).flatten(1, 2), UP)
 
     def folded(self) -> ShuffledConv:
@@ -86,7 +86,7 @@ class ShuffledConv(nn.Module):
         with torch.device("meta"):
             self.conv = conv3x3(source.in_channels, source.out_channels)
         for name, rows in (("weight", source.weight), ("bias", source.bias)):
-            ordered = rows.detach().unflatten(0, (UP * UP, -1)).transpose(0, 1).flatten(0, 1)
+            ordered = torch.unflatten(rows.detach(), 0, (UP * UP, -1)).transpose(0, 1).flatten(0, 1)
             setattr(self.conv, name, nn.Parameter(ordered, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class CodeSearch(nn.Module):
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(code_scores(part) for part in table.split(PART))
+        self.parts = nn.ModuleList(code_scores(part) for part in torch.split(table, PART))
 
     def forward(self, vectors: Tensor) -> Tensor:
         first, *others = self.parts
@@ -93,18 +93,11 @@ def gsq_graphs(model: GsqTokenizer) -> TokenizerGraphs:
         if isinstance(block, AdaptiveNorm)
         for linear in ("gamma", "beta")
     ]
+    first, last = (dict.fromkeys(half, FIRST_OR_LAST) for half in (model.ends[:2], model.ends[2:]))
     return TokenizerGraphs(
         encoder=encoder,
         decoder=decoder,
-        encoder_excluded={
-            "encoder.conv_in": FIRST_OR_LAST,
-            "encoder.fianl_layers.2": FIRST_OR_LAST,
-            **dict.fromkeys(searches, DECIDES),
-        },
-        decoder_excluded={
-            "decoder.conv_in": FIRST_OR_LAST,
-            "decoder.final_layers.2": FIRST_OR_LAST,
-            **dict.fromkeys(adaptive, CONDITION),
-        },
+        encoder_excluded=first | dict.fromkeys(searches, DECIDES),
+        decoder_excluded=last | dict.fromkeys(adaptive, CONDITION),
         groups=model.config.groups,
     )

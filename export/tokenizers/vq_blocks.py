@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -155,6 +155,20 @@ def code_scores(codebook: Tensor) -> nn.Linear:
     return scores
 
 
+def lookup(codes: Tensor, codebook: Tensor) -> Tensor:
+    """int [N, h, w], [V, C] -> [N, C, h, w]."""
+    return channels_first(F.embedding(codes, codebook))
+
+
+def channels_first(vectors: Tensor) -> Tensor:
+    """[N, h, w, C] -> [N, C, h, w], also in memory.
+
+    PyTorch takes any other order as channels-last, in which its group norms of large maps add
+    with far fewer digits.
+    """
+    return vectors.permute(0, 3, 1, 2).contiguous()
+
+
 class VqConfig(Protocol):
     """What the graphs of a `VqTokenizer` say of themselves."""
 
@@ -175,6 +189,13 @@ class VqTokenizer(nn.Module):
     """
 
     config: VqConfig
+    # Convolutions at the ends of both halves: images, features and codes.
+    ends: ClassVar[tuple[str, ...]] = (
+        "encoder.conv_in",
+        "encoder.conv_out",
+        "decoder.conv_in",
+        "decoder.conv_out",
+    )
 
     @property
     @abstractmethod
@@ -195,15 +216,7 @@ class VqTokenizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """int [N, h, w] -> image [N, 3, H, W], not clamped."""
-        return self.reconstruct(channels_first(F.embedding(codes, self.codebook)))
-
-
-def channels_first(vectors: Tensor) -> Tensor:
-    """[N, h, w, C] -> [N, C, h, w], also in memory.
-
-    Where channels lie side by side, PyTorch's GroupNorm costs three digits on large maps.
-    """
-    return vectors.permute(0, 3, 1, 2).contiguous()
+        return self.reconstruct(lookup(codes, self.codebook))
 
 
 def require_widths(channels: int, widths: Sequence[int], colours: int, where: str, do: str) -> None:

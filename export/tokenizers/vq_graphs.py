@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .vq_blocks import VqTokenizer, code_scores
+from .vq_blocks import VqTokenizer, code_scores, lookup
 
 FIRST_OR_LAST = "first or last convolution of its half"
 DECIDES = "decides codes"
-ENCODER_EXCLUDED = {
-    "encoder.conv_in": FIRST_OR_LAST,
-    "encoder.conv_out": FIRST_OR_LAST,
-    "nearest": DECIDES,
-}
-DECODER_EXCLUDED = dict.fromkeys(("decoder.conv_in", "decoder.conv_out"), FIRST_OR_LAST)
+
+
+def excluded(model: VqTokenizer) -> dict[str, dict[str, str]]:
+    """Why sites are left out, by their path, of encoder and decoder; `ends` lists two of each."""
+    first, last = (dict.fromkeys(half, FIRST_OR_LAST) for half in (model.ends[:2], model.ends[2:]))
+    return {"encoder": first | {"nearest": DECIDES}, "decoder": last}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,18 @@ class VqEncoderGraph(VqGraph):
 class VqDecoderGraph(VqGraph):
     """indices int32 [N, h, w] -> image [N, 3, H, W], not clamped."""
 
+    codes: Tensor
+
     def __init__(self, model: VqTokenizer) -> None:
         super().__init__(model)
-        self.decode = model.decode
+        self.reconstruct = model.reconstruct
+        self.register_buffer("codes", model.codebook.detach())
 
     def forward(self, indices: Tensor) -> Tensor:
-        return self.decode(indices)
+        return self.reconstruct(lookup(indices, self.codes))
 
 
 def vq_graphs(model: VqTokenizer) -> TokenizerGraphs:
+    left_out = excluded(model)
     encoder, decoder = VqEncoderGraph(model), VqDecoderGraph(model)
-    return TokenizerGraphs(encoder, decoder, ENCODER_EXCLUDED, DECODER_EXCLUDED)
+    return TokenizerGraphs(encoder, decoder, left_out["encoder"], left_out["decoder"])
