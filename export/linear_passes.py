@@ -161,6 +161,17 @@ def own(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     return graph.initializers[name]
 
 
+def own_norms(graph: ir.Graph) -> None:
+    """Every layer norm with an affine has the initializers `path.weight` and `path.bias`."""
+    for node in graph:
+        if node.op_type == "LayerNormalization":
+            for index, name in ((1, "weight"), (2, "bias")):
+                value = node.inputs[index] if index < len(node.inputs) else None
+                if value is not None and value.is_initializer():
+                    node.replace_input_with(index, own(graph, value, f"{module_path(node)}.{name}"))
+    drop_unused(graph)
+
+
 def bias_add(node: ir.Node) -> ir.Node | None:
     """The Add of a constant vector as long as the product's last axis, if that is its only use."""
     users = list(node.outputs[0].consumers())

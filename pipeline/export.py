@@ -85,6 +85,12 @@ def export_stage(
             where=name,
             do="leave out --static-batch",
         )
+    if entry.family == "mar" and form != DYNAMIC:
+        raise ExportError(
+            "sees one more set of tokens in each pass: it has no fixed shapes and no KV caches",
+            where=name,
+            do="leave out --static-batch and --kv-type",
+        )
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:
         require_one_size(entry, Path(spec))
@@ -130,7 +136,8 @@ def require_one_size(entry: ZooEntry, folder: Path) -> None:
     from ..export.zoo import VAR_SNAPSHOTS
 
     sets = [names for names in entry.files if names not in VAR_SNAPSHOTS]
-    found = {Path(s[0]).stem for s in sets if all((folder / name).is_file() for name in s)}
+    held = (s[0] for s in sets if all((folder / name).is_file() for name in s))
+    found = {str(Path(name).with_suffix("")) for name in held}
     if len(found) > 1:
         raise ExportError(
             f"holds several checkpoints: {', '.join(sorted(found))}",
@@ -166,6 +173,7 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
 FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "cosmos": export_cosmos,
     "gsq": export_gsq,
+    "mar": export_generator,
     "par": export_generator,
     "rar": export_generator,
     "var": export_generator,

@@ -74,9 +74,11 @@ def write_descriptions(folder: Path, sites: Sequence[Site], spec: Spec) -> None:
 
 
 def read_halves(
-    job: ExportJob, tokenizer_file: str, infinite: Collection[str] = ()
+    job: ExportJob, tokenizer_file: str, infinite: Collection[str] = (), ignored: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A generator's tensors: the transformer's, the tokenizer's.
+
+    Names that begin with `ignored` are left out.
 
     Raises:
         ExportError: a file that cannot be read, or one half is missing.
@@ -84,7 +86,10 @@ def read_halves(
     from ..export.checkpoint import read_all
     from ..export.strict import split_parts
 
-    transformer, tokenizer = split_parts(read_all(job.paths, infinite))
+    found = read_all(job.paths, infinite)
+    if ignored is not None:
+        found = {name: v for name, v in found.items() if not name.startswith(ignored)}
+    transformer, tokenizer = split_parts(found)
     if not tokenizer:
         raise ExportError(
             "has no tokenizer",

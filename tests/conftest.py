@@ -34,6 +34,8 @@ from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
 from .export.gsq_models import EXPORTED, TinyGsq, random_gsq
 from .export.gsq_models import write_checkpoint as write_gsq
+from .export.mar_models import TOLD, TinyMar, random_kl_vae, random_mar
+from .export.mar_models import write_checkpoint as write_mar_checkpoint
 from .export.par_models import TinyPar, official_tokenizer, random_llamagen, random_par
 from .export.par_models import write_checkpoint as write_par
 from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
@@ -122,6 +124,19 @@ def tiny_gsq(tmp_path_factory: pytest.TempPathFactory) -> TinyGsq:
     result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut"])
     assert result.exit_code == 0, result.output
     return TinyGsq(model, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
+    """A checkpoint with the published files' names and wrappers, through `arvg-trt export`."""
+    root = tmp_path_factory.mktemp("tiny_mar")
+    transformer, autoencoder = random_mar(), random_kl_vae()
+    parts = (dict(model.state_dict()) for model in (transformer, autoencoder))
+    checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, told=TOLD)
+    args = ["export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint)]
+    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
+    assert result.exit_code == 0, result.output
+    return TinyMar(transformer, autoencoder, root / "ws")
 
 
 @pytest.fixture(scope="session")

@@ -105,8 +105,15 @@ class VqDecoder(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int], blocks: int, z_channels: int, attention: AttentionKind
+        self,
+        widths: Sequence[int],
+        blocks: int,
+        z_channels: int,
+        attention: AttentionKind,
+        *,
+        level_attention: bool = True,
     ) -> None:
+        """Without `level_attention` only the middle attends, not the lowest resolution too."""
         super().__init__()
         inputs = (*widths[1:], widths[-1])
         last = len(widths) - 1
@@ -117,7 +124,7 @@ class VqDecoder(nn.Module):
                 inputs[n],
                 widths[n],
                 blocks + 1,
-                attention=attention if n == last else None,
+                attention=attention if level_attention and n == last else None,
                 resample=None if n == 0 else Upsample,
             )
             for n in range(len(widths))
