@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ..errors import ExportError
 from ..sites import FoldPart, ProducerFold, Site
-from .graph_passes import activation_product, is_linear, module_path, require_named
+from .graph_passes import activation_product, is_linear, last_axis, module_path, require_named
 
 
 class TransposedTensor(ir.LazyTensor):
@@ -230,7 +230,7 @@ def linear_sites(
                 input=str(x.name),
                 output=str((add or node).outputs[0].name),
                 weight_shape=tuple(weight.shape.numpy()),
-                channel_axis=x.shape.rank() - 1 if x.shape is not None else 1,
+                channel_axis=last_axis(x),
                 shares_input_with=tuple(
                     module_path(user)
                     for user in x.consumers()

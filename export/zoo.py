@@ -15,6 +15,8 @@ from .generators.par_config import ParConfig
 from .generators.rar_config import PUBLISHED, RarConfig
 from .generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 from .tokenizers.cosmos_config import CosmosConfig
+from .tokenizers.gsq_config import PUBLISHED as GSQ_PUBLISHED
+from .tokenizers.gsq_config import GsqConfig
 
 MODELS = Path(__file__).parent.parent / "models"
 JIT_FILES = (("autoencoder.jit",), ("encoder.jit", "decoder.jit"), ("model.safetensors",))
@@ -40,7 +42,10 @@ PAR_HUB = "Epiphqny/PAR"
 LLAMAGEN_HUB = "FoundationVision/LlamaGen"
 PAR_GRAPHS = ("encoder", "decoder", "step", "full")
 
-Config = CosmosConfig | VarConfig | RarConfig | ParConfig | MarConfig
+GSQ_FILES = (("checkpoint.pt",), ("model.safetensors",))
+GSQ_HUB = "HelmholtzAI-FZJ/GSQ"
+
+Config = CosmosConfig | VarConfig | RarConfig | ParConfig | GsqConfig | MarConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,18 @@ PAR = (
     par_entry("3b-4x", 3_096_668_800),
     par_entry("3b-16x", 3_096_707_200),
 )
-ZOO = (*COSMOS, *VAR, *RAR, *PAR, *MAR)
+GSQ = tuple(
+    ZooEntry(
+        f"gsq-{name.lower().replace('_', '-')}",
+        "gsq",
+        parameters,
+        config,
+        GSQ_FILES,
+        f"{GSQ_HUB}-{name}",
+    )
+    for name, (config, parameters) in GSQ_PUBLISHED.items()
+)
+ZOO = (*COSMOS, *VAR, *RAR, *PAR, *MAR, *GSQ)
 
 # Any size of a family: the configuration comes from the checkpoint alone.
 ANY_SIZE = (
@@ -240,6 +256,7 @@ ANY_SIZE = (
         None,
         RAR_GRAPHS,
     ),
+    ZooEntry("gsq", "gsq", 0, None, GSQ_FILES),
     ZooEntry(
         "mar",
         "mar",

@@ -14,14 +14,14 @@ from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator
-from .export_job import ExportJob
+from .export_gsq import export_gsq
+from .export_job import PARITY_SIZE, ExportJob
 from .export_own import MODEL as OWN
 from .export_own import export_own_stage
 
 if TYPE_CHECKING:
     from ..export.zoo import ZooEntry
 
-PARITY_SIZE = 256
 # Families of so many steps that each cannot have a graph of its own.
 STEPWISE = {"par": "a few tokens", "rar": "one token"}
 
@@ -77,7 +77,7 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if entry.family == "cosmos":
+    if entry.family in ("cosmos", "gsq"):
         require_dynamic(name, form)
     if entry.family in STEPWISE and form.static_batch is not None:
         raise ExportError(
@@ -172,6 +172,7 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "cosmos": export_cosmos,
+    "gsq": export_gsq,
     "mar": export_generator,
     "par": export_generator,
     "rar": export_generator,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..runtime.generator import Spec
 
 PARITY_IMAGES = 2
+PARITY_SIZE = 256
+CONFIGS = ("config.json", "config.yaml")
 STEPS = 3
 LABEL = 207
 
@@ -46,9 +48,10 @@ class ExportJob:
         return self.source.files[:PARITY_IMAGES]
 
     def inputs(self) -> tuple[Path, ...]:
-        """Every file that decides the outputs; a `config.json` lies beside the weights."""
-        beside = self.paths[0].parent / "config.json"
-        return (*self.paths, *([beside] if beside.is_file() else []), *self.images)
+        """Every file that decides the outputs; those of `CONFIGS` lie beside the weights."""
+        folder = self.paths[0].parent
+        beside = [path for name in CONFIGS if (path := folder / name).is_file()]
+        return (*self.paths, *beside, *self.images)
 
     def pictures(self, size: int) -> list[FloatImage]:
         """The images' centres, [1, 3, size, size] in [-1, 1]."""
