@@ -32,8 +32,8 @@ class CosmosReferences:
     def may_differ(self, found: NDArray[np.int32], error: float) -> Flags:
         if self.distances is None:
             return np.zeros(found.shape, np.bool_)
-        near: Flags = self.distances < vector_error(self.latent, error, channels=1)
-        return near.any(axis=1)
+        near: Flags = self.distances.min(axis=1) < vector_error(self.latent, error, channels=1)
+        return near
 
 
 @torch.inference_mode()
