@@ -1,34 +1,24 @@
-"""Tokenizer modules -> encoder.onnx and decoder.onnx, checked against PyTorch on real images."""
+"""A Cosmos tokenizer's module -> encoder.onnx and decoder.onnx."""
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..errors import ExportError
-from ..runtime.sessions.onnxruntime import fast_session
 from ..sites import Site
 from .graph_passes import find_sites, insert_size_check, rename_nodes, sign
 from .tokenizers.cosmos import CosmosTokenizer
 from .tokenizers.cosmos_config import CosmosConfig
 
 OPSET = 21
-# Relative to the RMS of the reference tensor. Float32 sums in another order stay below 3e-5 and
-# 2e-6 on the published configurations; a wrong kernel or constant is off by orders more.
-MAX_TOLERANCE = 5e-4
-MEAN_TOLERANCE = 2e-5
 FIRST_OR_LAST = "first or last convolution of its half"
 FIXED = "fixed Haar transform"
 
@@ -59,23 +49,6 @@ class DecoderGraph(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         codes = tokens if self.quantizer is None else self.quantizer.codes(tokens)
         return self.decoder(self.post_quant_conv(codes))  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """ONNX Runtime against PyTorch; differences relative to the RMS of PyTorch's tensor.
-
-    `indices_differ` counts unequal tokens, `at_boundary` those of them whose latent lies within
-    float error of an FSQ decision boundary (all of them, or the export fails).
-    """
-
-    latent_max: float
-    latent_mean: float
-    image_max: float
-    image_mean: float
-    tokens: int
-    indices_differ: int
-    at_boundary: int
 
 
 def export_tokenizer(model: CosmosTokenizer, folder: Path, name: str) -> tuple[Site, ...]:
@@ -177,107 +150,6 @@ def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:
     """Weights go beside the graph, so that stages can share and map them."""
     sign(model, properties)
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
-
-
-def check_parity(model: CosmosTokenizer, folder: Path, images: list[NDArray[np.float32]]) -> Parity:
-    """Run both graphs on real images and compare with PyTorch.
-
-    Raises:
-        ExportError: a difference above the tolerance, or a token that differs although its
-            latent is not at a decision boundary.
-    """
-    latent_error, image_error = ErrorSum(), ErrorSum()
-    tokens = differ = boundary = 0
-    session = fast_session(folder / "encoder.onnx")
-    references: list[Tensor] = []
-    with torch.inference_mode():
-        for image in images:
-            latent = model.encode(torch.from_numpy(image))
-            found = session.run({"image": image})
-            latent_error.add(found["latent"], latent.numpy())
-            if model.quantizer is None:
-                references.append(latent)
-                continue
-            indices = model.quantizer.indices(latent)
-            references.append(indices)
-            unequal = indices.numpy() != found["indices"]
-            near = near_boundary(model, latent, latent_error.max)
-            tokens += unequal.size
-            differ += int(unequal.sum())
-            boundary += int((unequal & near).sum())
-        del session
-        gc.collect()
-        session = fast_session(folder / "decoder.onnx")
-        for tokens_or_latent in references:
-            codes = (
-                tokens_or_latent
-                if model.quantizer is None
-                else model.quantizer.codes(tokens_or_latent)
-            )
-            found = session.run({session.inputs[0]: tokens_or_latent.numpy()})
-            image_error.add(found["image"], model.decode(codes).numpy())
-    parity = Parity(
-        latent_max=latent_error.max,
-        latent_mean=latent_error.mean,
-        image_max=image_error.max,
-        image_mean=image_error.mean,
-        tokens=tokens,
-        indices_differ=differ,
-        at_boundary=boundary,
-    )
-    require_parity(parity)
-    return parity
-
-
-def near_boundary(model: CosmosTokenizer, latent: Tensor, error: float) -> NDArray[np.bool_]:
-    """[N, h, w]: whether any of a token's bounded latents lies within `error` of a rounding tie."""
-    assert model.quantizer is not None
-    bounded = model.quantizer.bound(latent.double())
-    distance = ((bounded - bounded.floor()) - 0.5).abs()
-    reach = 4 * max(error, 1e-6) * float(latent.square().mean().sqrt())
-    near: NDArray[np.bool_] = (distance < reach).any(dim=1).numpy()
-    return near
-
-
-def require_parity(parity: Parity) -> None:
-    for graph, worst, mean in (
-        ("encoder.onnx", parity.latent_max, parity.latent_mean),
-        ("decoder.onnx", parity.image_max, parity.image_mean),
-    ):
-        if not (worst <= MAX_TOLERANCE and mean <= MEAN_TOLERANCE):
-            raise ExportError(
-                f"ONNX Runtime differs from PyTorch by {worst:.2e} at most and {mean:.2e} on "
-                f"average (relative; allowed {MAX_TOLERANCE:.0e} and {MEAN_TOLERANCE:.0e})",
-                where=graph,
-                do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
-            )
-    if parity.indices_differ > parity.at_boundary:
-        raise ExportError(
-            f"{parity.indices_differ - parity.at_boundary} of {parity.tokens} tokens differ from "
-            "PyTorch away from any decision boundary",
-            where="encoder.onnx",
-            do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
-        )
-
-
-class ErrorSum:
-    """Running max and mean of |a - b| relative to the RMS of b."""
-
-    def __init__(self) -> None:
-        self.max = 0.0
-        self._sum = 0.0
-        self._count = 0
-
-    def add(self, value: NDArray[np.generic], reference: NDArray[np.generic]) -> None:
-        wide = reference.astype(np.float64)
-        error = np.abs(value.astype(np.float64) - wide) / np.sqrt(np.mean(np.square(wide)))
-        self.max = max(self.max, float(error.max()))
-        self._sum += float(error.sum())
-        self._count += error.size
-
-    @property
-    def mean(self) -> float:
-        return self._sum / max(1, self._count)
 
 
 def describe(config: CosmosConfig) -> dict[str, object]:

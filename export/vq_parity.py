@@ -1,4 +1,4 @@
-"""The graphs of a tokenizer with one map of codes in ONNX Runtime against PyTorch.
+"""The graphs of a tokenizer with one map of codes, or of latents, in ONNX Runtime against PyTorch.
 
 PyTorch computes first and is let go; then one graph at a time is loaded.
 """
@@ -32,7 +32,10 @@ Floats = NDArray[np.float32]
 
 
 class References(Protocol):
-    """What PyTorch computes for N images, and which tokens may be others."""
+    """What PyTorch computes for N images, and which tokens may be others.
+
+    A continuous tokenizer has no `indices`: what it decodes is the latent.
+    """
 
     @property
     def images(self) -> Floats: ...
@@ -41,7 +44,7 @@ class References(Protocol):
     def latent(self) -> Floats: ...
 
     @property
-    def indices(self) -> NDArray[np.int64]: ...
+    def indices(self) -> NDArray[np.int64] | None: ...
 
     @property
     def decoded(self) -> Floats: ...
@@ -100,12 +103,15 @@ def check_vq_parity(
     encoded = session(folder / "encoder.onnx").run({"image": wanted.images})
     latent = difference("encoder", "latent", encoded["latent"], wanted.latent)
     gc.collect()
-    indices = wanted.indices.astype(np.int32)
-    decoded = session(folder / "decoder.onnx").run({"indices": indices})
+    indices = None if wanted.indices is None else wanted.indices.astype(np.int32)
+    decoder = session(folder / "decoder.onnx")
+    decoded = decoder.run({decoder.inputs[0]: wanted.latent if indices is None else indices})
     image = difference("decoder", "image", decoded["image"], wanted.decoded)
     require(latent)
     require(image)
-    unequal = encoded["indices"] != wanted.indices
+    if indices is None:
+        return TokenParity(0, 0, 0), (latent, image)
+    unequal = encoded["indices"] != indices
     excused = unequal & wanted.may_differ(encoded["indices"].astype(np.int32), latent.max)
     tokens = TokenParity(unequal.size, int(unequal.sum()), int(excused.sum()))
     require_tokens(tokens)

@@ -15,7 +15,7 @@ from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator
 from .export_gsq import export_gsq
-from .export_job import PARITY_SIZE, ExportJob
+from .export_job import PARITY_SIZE, ExportJob, parity_results
 from .export_own import MODEL as OWN
 from .export_own import export_own_stage
 
@@ -149,8 +149,10 @@ def require_one_size(entry: ZooEntry, folder: Path) -> None:
 def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
     from ..export.checkpoint import read_all
-    from ..export.onnx_export import check_parity, describe, export_tokenizer
+    from ..export.cosmos_parity import compute_cosmos_references
+    from ..export.onnx_export import describe, export_tokenizer
     from ..export.tokenizers.cosmos_checkpoint import load_cosmos
+    from ..export.vq_parity import check_vq_parity
     from ..export.zoo import check_config
 
     job.progress("reading the checkpoint", 0)
@@ -160,12 +162,13 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
     sites = export_tokenizer(model, folder, job.entry.name)
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
     job.progress("comparing with PyTorch", 2)
-    parity = check_parity(model, folder, job.pictures(PARITY_SIZE))
+    references = compute_cosmos_references(model, job.pictures(PARITY_SIZE))
+    parity = check_vq_parity(folder, references)
     job.progress("comparing with PyTorch", 3)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokenizer": describe(model.config),
-        "parity": asdict(parity),
+        "parity": parity_results(*parity),
         "parity_images": [p.name for p in job.images],
     }
 

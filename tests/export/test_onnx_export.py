@@ -14,8 +14,11 @@ from onnx import numpy_helper
 
 from arvg_trt.artifacts import encode_json
 from arvg_trt.errors import BundleError, ExportError
+from arvg_trt.export.cosmos_parity import compute_cosmos_references
 from arvg_trt.export.graph_passes import insert_size_check
-from arvg_trt.export.onnx_export import Parity, check_parity, export_tokenizer, require_parity
+from arvg_trt.export.onnx_export import export_tokenizer
+from arvg_trt.export.parity import Difference, TokenParity, require, require_tokens
+from arvg_trt.export.vq_parity import check_vq_parity
 from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
@@ -69,12 +72,20 @@ def test_batch_and_size_are_free(exported: TinyExport, batch: int, height: int, 
     assert picture.shape == image.shape
 
 
+def compare(exported: TinyExport, folder: Path, count: int = 2) -> tuple:
+    references = compute_cosmos_references(exported.model, list(photographs(count)[:, None]))
+    return check_vq_parity(folder, references)
+
+
 def test_check_of_the_export_passes_and_counts_every_token(exported: TinyExport) -> None:
-    parity = check_parity(exported.model, exported.folder, list(photographs()[:, None]))
-    assert parity.tokens == (2 * 6 * 8 if exported.model.quantizer else 0)
-    assert parity.indices_differ <= parity.at_boundary
-    assert 0 < parity.latent_mean < parity.latent_max < 1e-3
-    assert 0 < parity.image_mean < parity.image_max < 1e-3
+    tokens, differences = compare(exported, exported.folder)
+    assert tokens.tokens == (2 * 6 * 8 if exported.model.quantizer else 0)
+    assert tokens.differ <= tokens.at_boundary
+    assert [(d.graph, d.tensor) for d in differences] == [
+        ("encoder", "latent"),
+        ("decoder", "image"),
+    ]
+    assert all(0 < d.mean < d.max < 1e-3 for d in differences)
 
 
 @pytest.mark.parametrize(
@@ -225,36 +236,28 @@ def test_graph_whose_weights_are_not_the_models_fails_the_check(
                 tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
         onnx.save(model, tmp_path / f"{name}.onnx")
     with pytest.raises(ExportError, match="differs from PyTorch") as caught:
-        check_parity(exported.model, tmp_path, list(photographs(1)[:, None]))
+        compare(exported, tmp_path, 1)
     assert caught.value.where == f"{graph}.onnx"
 
 
-GOOD = Parity(
-    latent_max=1e-5,
-    latent_mean=1e-6,
-    image_max=1e-5,
-    image_mean=1e-6,
-    tokens=100,
-    indices_differ=2,
-    at_boundary=2,
-)
+def test_token_may_differ_at_a_boundary_alone(tiny_di: TinyExport) -> None:
+    references = compute_cosmos_references(tiny_di.model, list(photographs()[:, None]))
+    found = references.indices.astype(np.int32) + 1
+    assert not references.may_differ(found, 0.0).all()
+    assert references.may_differ(found, 10.0).all()
+    moved = 0.1
+    near = (references.distances < 4 * moved * np.sqrt(np.mean(references.latent**2))).any(axis=1)
+    assert np.array_equal(references.may_differ(found, moved), near)
 
 
 def test_token_that_differs_at_a_boundary_is_accepted() -> None:
-    require_parity(GOOD)
+    require_tokens(TokenParity(tokens=100, differ=2, at_boundary=2))
+    with pytest.raises(ExportError, match=r"encoder.onnx: 3 of 100 tokens differ"):
+        require_tokens(TokenParity(tokens=100, differ=5, at_boundary=2))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"latent_max": 0.1}, "encoder.onnx: ONNX Runtime differs"),
-        ({"latent_mean": 0.1}, "encoder.onnx: ONNX Runtime differs"),
-        ({"image_max": 0.1}, "decoder.onnx: ONNX Runtime differs"),
-        ({"image_mean": float("nan")}, "decoder.onnx: ONNX Runtime differs"),
-        ({"indices_differ": 5}, "encoder.onnx: 3 of 100 tokens differ"),
-    ],
-)
-def test_difference_from_pytorch_is_refused(change: dict[str, float], message: str) -> None:
-    values = {name: getattr(GOOD, name) for name in Parity.__slots__}
-    with pytest.raises(ExportError, match=message):
-        require_parity(Parity(**{**values, **change}))
+@pytest.mark.parametrize(("worst", "mean"), [(0.1, 1e-6), (1e-5, 0.1), (1e-5, float("nan"))])
+def test_difference_from_pytorch_is_refused(worst: float, mean: float) -> None:
+    require(Difference("decoder", "image", 1e-5, 1e-6))
+    with pytest.raises(ExportError, match=r"decoder.onnx: image of ONNX Runtime differs"):
+        require(Difference("decoder", "image", worst, mean))
