@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 
 LISTED = 4
+Model = TypeVar("Model", bound=nn.Module)
 TOKENIZER_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
 
@@ -20,6 +23,20 @@ def split_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     for name, tensor in tensors.items():
         parts[name.startswith(TOKENIZER_PREFIXES)][name] = tensor
     return parts
+
+
+def build_strictly(make: Callable[[], Model], tensors: Mapping[str, Tensor], where: str) -> Model:
+    """A float32 model in eval mode from a checkpoint's tensors; `make` is called without memory.
+
+    float32 tensors are taken as they are: those of a mapped file stay there.
+
+    Raises:
+        ExportError: missing, extra or misshapen keys (named).
+    """
+    with torch.device("meta"):
+        model = make()
+    load_strictly(model, tensors, where)
+    return model
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -101,6 +118,15 @@ def require_constants(
 def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """How many different values the first group of `pattern` has among the keys it matches."""
     return len({match.group(1) for key in tensors if (match := re.match(pattern, key))})
+
+
+@contextmanager
+def locating(where: str) -> Iterator[None]:
+    """Errors say `where`: a configuration does not know which file it came from."""
+    try:
+        yield
+    except ExportError as error:
+        raise ExportError(error.what, where=where, do=error.do) from error
 
 
 def kind(tensor: Tensor) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from ...errors import ExportError
-from ..strict import count_items, load_strictly, require_needed
+from ..strict import build_strictly, count_items, locating, require_needed
 from .mar import MarTransformer
 from .mar_config import MarConfig, MarJson, heads_of
 
@@ -39,7 +37,7 @@ def infer_mar_config(
     classes, width = tensors["class_emb.weight"].shape
     length = tensors["diffusion_pos_embed_learned"].shape[1]
     head_width, frequencies = tensors["diffloss.net.time_embed.mlp.0.weight"].shape
-    try:
+    with locating(where):
         return MarConfig(
             encoder_depth=count_items(tensors, r"encoder_blocks\.(\d+)\."),
             decoder_depth=count_items(tensors, r"decoder_blocks\.(\d+)\."),
@@ -54,9 +52,6 @@ def infer_mar_config(
             frequencies=frequencies,
             **{"heads": heads_of(width), **said},  # type: ignore[arg-type]
         )
-    except ExportError as error:
-        # The configuration does not know which file it came from.
-        raise ExportError(error.what, where=where, do=error.do) from error
 
 
 def load_mar(
@@ -70,7 +65,4 @@ def load_mar(
         ExportError: missing, extra or misshapen keys (named), another model.
     """
     config = infer_mar_config(tensors, where, told)
-    with torch.device("meta"):
-        model = MarTransformer(config)
-    load_strictly(model, tensors, where)
-    return model
+    return build_strictly(lambda: MarTransformer(config), tensors, where)

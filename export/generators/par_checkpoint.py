@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from ...errors import ExportError
 from ..config_json import require_agreement
-from ..strict import count_items, load_strictly, require_needed
+from ..strict import build_strictly, count_items, locating, require_needed
 from .par import ParTransformer
 from .par_config import ParConfig, ParJson, usual_heads
 
@@ -48,11 +46,8 @@ def infer_par_config(
     }
     untold = ("heads", "length", "rope_base", "norm_eps")
     own |= {name: said[name] for name in untold if name in said}
-    try:
+    with locating(where):
         config = ParConfig(**own)  # type: ignore[arg-type]
-    except ExportError as error:
-        # The configuration does not know which file it came from.
-        raise ExportError(error.what, where=where, do=error.do) from error
     require_agreement(config, said, where)
     return config
 
@@ -68,7 +63,4 @@ def load_par(
         ExportError: missing, extra or misshapen keys (named), another model.
     """
     config = infer_par_config(tensors, where, told)
-    with torch.device("meta"):
-        model = ParTransformer(config)
-    load_strictly(model, tensors, where)
-    return model
+    return build_strictly(lambda: ParTransformer(config), tensors, where)

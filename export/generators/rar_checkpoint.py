@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..strict import count_items, load_strictly, require_needed
+from ..strict import build_strictly, count_items, locating, require_needed
 from .rar import RarTransformer
 from .rar_config import SPARE_STEPS, RarConfig
 
@@ -38,7 +37,7 @@ def infer_rar_config(tensors: Mapping[str, Tensor], where: str) -> RarConfig:
             where=where,
             do="use the checkpoint of a RAR",
         )
-    try:
+    with locating(where):
         return RarConfig(
             depth=count_items(tensors, r"blocks\.(\d+)\."),
             width=width,
@@ -48,9 +47,6 @@ def infer_rar_config(tensors: Mapping[str, Tensor], where: str) -> RarConfig:
             num_classes=rows - vocab_size - 2,
             vocab_size=vocab_size,
         )
-    except ExportError as error:
-        # The configuration does not know which file it came from.
-        raise ExportError(error.what, where=where, do=error.do) from error
 
 
 def load_rar(tensors: Mapping[str, Tensor], where: str) -> RarTransformer:
@@ -62,7 +58,4 @@ def load_rar(tensors: Mapping[str, Tensor], where: str) -> RarTransformer:
         ExportError: missing, extra or misshapen keys (named), another model.
     """
     config = infer_rar_config(tensors, where)
-    with torch.device("meta"):
-        model = RarTransformer(config)
-    load_strictly(model, tensors, where)
-    return model
+    return build_strictly(lambda: RarTransformer(config), tensors, where)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import ExportError
 from ..config_json import require_agreement
-from ..strict import count_items, load_strictly, require_constants, require_needed
+from ..strict import build_strictly, count_items, locating, require_constants, require_needed
 from .var import VarTransformer, official_levels, official_mask
 from .var_config import VarConfig, VarJson
 
@@ -44,7 +44,7 @@ def infer_config(
     classes, width = tensors["class_emb.weight"].shape
     scale = tensors.get("blocks.0.attn.scale_mul_1H11")
     heads = said.get("heads", max(1, width // HEAD_DIM)) if scale is None else scale.numel()
-    try:
+    with locating(where):
         config = VarConfig(
             depth=count_items(tensors, r"blocks\.(\d+)\."),
             width=width,
@@ -58,9 +58,6 @@ def infer_config(
             attn_l2_norm=scale is not None,
             norm_eps=float(str(said.get("norm_eps", 1e-6))),
         )
-    except ExportError as error:
-        # The configuration does not know which file it came from.
-        raise ExportError(error.what, where=where, do=error.do) from error
     require_agreement(config, said, where)
     return config
 
@@ -94,9 +91,7 @@ def load_var(
         ExportError: missing, extra or misshapen keys (named), another model, odd buffers.
     """
     config = infer_config(tensors, where, told)
-    with torch.device("meta"):
-        model = VarTransformer(config)
-    load_strictly(model, tensors, where)
+    model = build_strictly(lambda: VarTransformer(config), tensors, where)
     zeros = torch.zeros(config.width)
     constants = {f"blocks.{i}.attn.zero_k_bias": zeros for i in range(config.depth)}
     constants |= {"lvl_1L": official_levels(config), INFINITE[0]: official_mask(config)}

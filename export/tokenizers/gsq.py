@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ExportError
-from ..strict import count_items, load_strictly, require_needed
+from ..strict import build_strictly, count_items, locating, require_needed
 from .blocks import NORM_GROUPS
 from .gsq_blocks import (
     AdaptiveNorm,
@@ -26,7 +26,8 @@ from .gsq_blocks import (
     latent_statistics,
 )
 from .gsq_config import GsqConfig, Normalization
-from .vq_blocks import IMAGE_CHANNELS, VqTokenizer, channels_first, closeness, require_widths
+from .vq_blocks import IMAGE_CHANNELS, VqTokenizer, channels_first, closeness
+from .vq_checkpoint import require_widths
 
 PART = 1 << 14  # codes that are compared at once
 LEAST_LENGTH = 1e-12  # of a vector that is normalised
@@ -245,7 +246,7 @@ def infer_gsq_config(
             where=where,
             do="check that the file is complete",
         )
-    try:
+    with locating(where):
         return GsqConfig(
             channels=channels,
             channels_mult=tuple(w // channels for w in widths),
@@ -255,9 +256,6 @@ def infer_gsq_config(
             vocab_size=vocab_size,
             normalization=normalization or ("clip" if width == 1 else "l2"),
         )
-    except ExportError as error:
-        # The configuration does not know which file it came from.
-        raise ExportError(error.what, where=where, do=error.do) from error
 
 
 def load_gsq(
@@ -271,7 +269,4 @@ def load_gsq(
         ExportError: missing, extra or misshapen keys (named), another model.
     """
     config = infer_gsq_config(tensors, where, normalization)
-    with torch.device("meta"):
-        model = GsqTokenizer(config)
-    load_strictly(model, tensors, where)
-    return model
+    return build_strictly(lambda: GsqTokenizer(config), tensors, where)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import ExportError
-from ..strict import count_items, load_strictly, require_needed
+from ..strict import build_strictly
 from .blocks import AttnBlock
 from .kl_vae_config import KlVaeConfig
-from .vq_blocks import VqDecoder, VqEncoder, require_widths
+from .vq_blocks import VqDecoder, VqEncoder
+from .vq_checkpoint import infer_layout
 
 LOG_VARIANCE = (-30.0, 20.0)  # what it is kept within
 NEEDED = {  # key: axes
@@ -60,22 +60,17 @@ def infer_kl_vae_config(tensors: Mapping[str, Tensor], where: str) -> KlVaeConfi
     Raises:
         ExportError: not a KL autoencoder, or widths that its norms cannot have.
     """
-    levels = count_items(tensors, r"encoder\.down\.(\d+)\.")
-    lasts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
-    require_needed(tensors, NEEDED | dict.fromkeys(lasts, 4), "a KL autoencoder", where)
+    layout = infer_layout(tensors, NEEDED, "a KL autoencoder", where, "use MAR's kl16.ckpt")
     if "quantize.embedding.weight" in tensors:
         raise ExportError(
             "is a tokenizer with a codebook, not a KL autoencoder",
             where=where,
             do="use MAR's kl16.ckpt",
         )
-    channels, colours = tensors["encoder.conv_in.weight"].shape[:2]
-    widths = [tensors[key].shape[0] for key in lasts]
-    require_widths(channels, widths, colours, where, do="use MAR's kl16.ckpt")
     return KlVaeConfig(
-        channels=channels,
-        channels_mult=tuple(width // channels for width in widths),
-        num_res_blocks=count_items(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
+        channels=layout.channels,
+        channels_mult=layout.channels_mult,
+        num_res_blocks=layout.num_res_blocks,
         latent_channels=tensors["post_quant_conv.weight"].shape[0],
     )
 
@@ -87,7 +82,4 @@ def load_kl_vae(tensors: Mapping[str, Tensor], where: str) -> KlVae:
         ExportError: missing, extra or misshapen keys (named), another model.
     """
     config = infer_kl_vae_config(tensors, where)
-    with torch.device("meta"):
-        model = KlVae(config)
-    load_strictly(model, tensors, where)
-    return model
+    return build_strictly(lambda: KlVae(config), tensors, where)

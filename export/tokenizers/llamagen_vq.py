@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..strict import count_items, load_strictly, require_needed
+from ..strict import build_strictly
 from .blocks import AttnBlock, Downsample, ResnetBlock, Upsample, group_norm
 from .llamagen_vq_config import LlamagenVqConfig
-from .vq_blocks import IMAGE_CHANNELS, VqTokenizer, require_widths
+from .vq_blocks import IMAGE_CHANNELS, VqTokenizer
+from .vq_checkpoint import infer_layout
 
 # Which codes the training used of late; no part of the model.
 USED = "quantize.codebook_used"
@@ -181,17 +181,14 @@ def infer_llamagen_config(tensors: Mapping[str, Tensor], where: str) -> Llamagen
     Raises:
         ExportError: not a LlamaGen VQ, or widths that its norms cannot have.
     """
-    levels = count_items(tensors, r"encoder\.conv_blocks\.(\d+)\.")
-    lasts = [f"encoder.conv_blocks.{i}.res.0.conv2.weight" for i in range(levels)]
-    require_needed(tensors, NEEDED | dict.fromkeys(lasts, 4), "a LlamaGen VQ", where)
-    channels, colours = tensors["encoder.conv_in.weight"].shape[:2]
-    widths = [tensors[key].shape[0] for key in lasts]
-    require_widths(channels, widths, colours, where, do="use LlamaGen's tokenizer")
+    layout = infer_layout(
+        tensors, NEEDED, "a LlamaGen VQ", where, "use LlamaGen's tokenizer", "conv_blocks", "res"
+    )
     vocab_size, latent = tensors["quantize.embedding.weight"].shape
     return LlamagenVqConfig(
-        channels=channels,
-        channels_mult=tuple(width // channels for width in widths),
-        num_res_blocks=count_items(tensors, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        channels=layout.channels,
+        channels_mult=layout.channels_mult,
+        num_res_blocks=layout.num_res_blocks,
         z_channels=tensors["encoder.conv_out.weight"].shape[0],
         latent_channels=latent,
         vocab_size=vocab_size,
@@ -207,7 +204,5 @@ def load_llamagen_vq(tensors: Mapping[str, Tensor], where: str) -> LlamagenVq:
         ExportError: missing, extra or misshapen keys (named), another model.
     """
     config = infer_llamagen_config(tensors, where)
-    with torch.device("meta"):
-        model = LlamagenVq(config)
-    load_strictly(model, {k: v for k, v in tensors.items() if k != USED}, where)
-    return model
+    weights = {k: v for k, v in tensors.items() if k != USED}
+    return build_strictly(lambda: LlamagenVq(config), weights, where)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..strict import count_items, load_strictly, require_needed
+from ..strict import build_strictly
 from .blocks import group_norm
 from .maskgit_vq_config import MaskgitVqConfig
-from .vq_blocks import IMAGE_CHANNELS, VqTokenizer, require_widths
+from .vq_blocks import IMAGE_CHANNELS, VqTokenizer
+from .vq_checkpoint import infer_layout
 
 NEEDED = {  # key: axes
     "encoder.conv_in.weight": 4,
@@ -175,17 +175,12 @@ def infer_maskgit_config(tensors: Mapping[str, Tensor], where: str) -> MaskgitVq
     Raises:
         ExportError: not a MaskGIT-VQ, or widths that its norms cannot have.
     """
-    levels = count_items(tensors, r"encoder\.down\.(\d+)\.")
-    lasts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
-    require_needed(tensors, NEEDED | dict.fromkeys(lasts, 4), "a MaskGIT-VQ", where)
-    channels, colours = tensors["encoder.conv_in.weight"].shape[:2]
-    widths = [tensors[key].shape[0] for key in lasts]
-    require_widths(channels, widths, colours, where, do="use RAR's tokenizer")
+    layout = infer_layout(tensors, NEEDED, "a MaskGIT-VQ", where, "use RAR's tokenizer")
     vocab_size, latent = tensors["quantize.embedding.weight"].shape
     return MaskgitVqConfig(
-        channels=channels,
-        channels_mult=tuple(width // channels for width in widths),
-        num_res_blocks=count_items(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
+        channels=layout.channels,
+        channels_mult=layout.channels_mult,
+        num_res_blocks=layout.num_res_blocks,
         latent_channels=latent,
         vocab_size=vocab_size,
     )
@@ -198,7 +193,4 @@ def load_maskgit_vq(tensors: Mapping[str, Tensor], where: str) -> MaskgitVq:
         ExportError: missing, extra or misshapen keys (named), another model.
     """
     config = infer_maskgit_config(tensors, where)
-    with torch.device("meta"):
-        model = MaskgitVq(config)
-    load_strictly(model, tensors, where)
-    return model
+    return build_strictly(lambda: MaskgitVq(config), tensors, where)

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import ExportError
 from ..generators.var_config import PATCH_NUMS_256
-from ..strict import count_items, load_strictly, require_needed
+from ..strict import count_items, load_strictly, locating
 from .blocks import FusedAttnBlock
 from .var_quantizer import MultiScaleQuantizer
 from .var_vqvae_config import VarVqvaeConfig
-from .vq_blocks import VqDecoder, VqEncoder, require_widths
+from .vq_blocks import VqDecoder, VqEncoder
+from .vq_checkpoint import infer_layout
 
 HITS = "quantize.ema_vocab_hit_SV"
 NEEDED = {  # key: axes
@@ -64,27 +64,19 @@ def infer_vqvae_config(
     Raises:
         ExportError: not VAR's VQVAE, or widths that its norms cannot have.
     """
-    levels = count_items(tensors, r"encoder\.down\.(\d+)\.")
-    lasts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
-    require_needed(tensors, NEEDED | dict.fromkeys(lasts, 4), "VAR's VQVAE", where)
-    channels, colours = tensors["encoder.conv_in.weight"].shape[:2]
-    widths = [tensors[key].shape[0] for key in lasts]
-    require_widths(channels, widths, colours, where, do="use VAR's VQVAE")
+    layout = infer_layout(tensors, NEEDED, "VAR's VQVAE", where, "use VAR's VQVAE")
     vocab_size, latent = tensors["quantize.embedding.weight"].shape
-    try:
+    with locating(where):
         return VarVqvaeConfig(
-            channels=channels,
-            channels_mult=tuple(width // channels for width in widths),
-            num_res_blocks=count_items(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
+            channels=layout.channels,
+            channels_mult=layout.channels_mult,
+            num_res_blocks=layout.num_res_blocks,
             latent_channels=latent,
             vocab_size=vocab_size,
             patch_nums=tuple(patch_nums),
             phis=count_items(tensors, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.weight"),
             quant_conv_kernel=tensors["quant_conv.weight"].shape[-1],
         )
-    except ExportError as error:
-        # The configuration does not know which file it came from.
-        raise ExportError(error.what, where=where, do=error.do) from error
 
 
 def load_var_vqvae(

@@ -13,9 +13,7 @@ from typing import ClassVar, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ExportError
 from .blocks import (
-    NORM_GROUPS,
     AttentionKind,
     Downsample,
     MidBlock,
@@ -224,15 +222,3 @@ class VqTokenizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """int [N, h, w] -> image [N, 3, H, W], not clamped."""
         return self.reconstruct(lookup(codes, self.codebook))
-
-
-def require_widths(channels: int, widths: Sequence[int], colours: int, where: str, do: str) -> None:
-    """Raises ExportError for widths that the norms cannot have, or images without three colours."""
-    if not channels or any(w % NORM_GROUPS or w % channels for w in (channels, *widths)):
-        raise ExportError(
-            f"has widths {[channels, *widths]}, not multiples of {NORM_GROUPS} and of the first",
-            where=where,
-            do=do,
-        )
-    if colours != IMAGE_CHANNELS:
-        raise ExportError(f"takes {colours} channels, not {IMAGE_CHANNELS}", where=where, do=do)

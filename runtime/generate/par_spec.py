@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .spec import Count, Defaults, KvType
+from .raster_spec import RasterSpec
+from .spec import Count, Defaults
 
 
 def generation_order(side: int, group: int) -> NDArray[np.int64]:
@@ -23,37 +22,15 @@ def generation_order(side: int, group: int) -> NDArray[np.int64]:
     return cells.transpose(1, 3, 0, 2).reshape(-1)
 
 
-class ParSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="par"):
-    """`generator.json` of a PAR: what the schedule needs to know beside the graphs.
+class ParSpec(RasterSpec, frozen=True, kw_only=True, tag_field="family", tag="par"):
+    """`generator.json` of a PAR.
 
-    An image is a map of `side` * `side` tokens, of which `group` at once are predicted behind the
-    first `group`. The null class is `num_classes`. The step takes rows of one table: the
-    vocabulary, the classes with the null class, `group` - 1 special tokens. `kv_type` is that of
-    the caches.
+    Behind the first `group` tokens so many are predicted at once. The step takes rows of one table:
+    the vocabulary, the classes with the null class, `group` - 1 special tokens.
     """
 
-    schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
-    side: Count
     group: Count
-    num_classes: Count
-    vocab_size: Count
-    depth: Count
-    width: Count
-    heads: Count
-    head_dim: Count
-    image_size: Count
     defaults: Defaults
-    kv_type: KvType = "float32"
-
-    @property
-    def length(self) -> int:
-        """Tokens of an image."""
-        return self.side * self.side
-
-    @property
-    def static_batch(self) -> None:
-        """Its graphs take any number of images."""
-        return None
 
     @property
     def steps(self) -> int:

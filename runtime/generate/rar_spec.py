@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .spec import Count, Defaults, KvType
+from .raster_spec import RasterSpec
+from .spec import Defaults
 
 
 class RarDefaults(Defaults, frozen=True, kw_only=True):
@@ -17,35 +15,14 @@ class RarDefaults(Defaults, frozen=True, kw_only=True):
     cfg_power: float
 
 
-class RarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="rar"):
-    """`generator.json` of a RAR: what the schedule needs to know beside the graphs.
+class RarSpec(RasterSpec, frozen=True, kw_only=True, tag_field="family", tag="rar"):
+    """`generator.json` of a RAR.
 
-    An image is a map of `side` * `side` tokens. The null class is `num_classes`. The step takes
-    rows of one table: the vocabulary, a mask token, the classes with the null class, cls. `kv_type`
-    is that of the caches.
+    The step takes rows of one table: the vocabulary, a mask token, the classes with the null class,
+    cls.
     """
 
-    schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
-    side: Count
-    num_classes: Count
-    vocab_size: Count
-    depth: Count
-    width: Count
-    heads: Count
-    head_dim: Count
-    image_size: Count
     defaults: RarDefaults
-    kv_type: KvType = "float32"
-
-    @property
-    def length(self) -> int:
-        """Tokens of an image."""
-        return self.side * self.side
-
-    @property
-    def static_batch(self) -> None:
-        """Its graphs take any number of images."""
-        return None
 
     @property
     def steps(self) -> int:
