@@ -37,11 +37,13 @@ def require_at_least(options: Options, **least: int) -> None:
 class CalibrateOptions(Options, frozen=True, kw_only=True):
     """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops.
 
-    `feeds` is a .npz with the arrays that a user's own graphs are fed.
+    `feeds` is a .npz with the arrays that a user's own graphs are fed. A generator makes `samples`
+    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn.
     """
 
     images: str | None = None
     feeds: str | None = None
+    labels: str | None = None
     samples: int = 32
     batch_size: int = 1
     seed: int = 0
