@@ -7,7 +7,7 @@ another graph, as VAR's modulation does: every graph of a model is given to `abs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np

@@ -70,10 +70,17 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
         name=site.name,
         weight=chosen,
         activation=ActivationFormat(
-            bits=options.activation_bits, grid="fp8" if chosen.grid == "fp8" else "uniform"
+            bits=options.activation_bits,
+            grid="fp8" if chosen.grid == "fp8" else "uniform",
+            granularity="per_position" if tokenwise(site, options) else "per_tensor",
         ),
         smoothing=options.smoothing or None,
     )
+
+
+def tokenwise(site: Site, options: QuantizeOptions) -> bool:
+    """Whether the site's input gets a scale a position: linears of graphs that know positions."""
+    return options.token_wise and site.graph == "full" and site.token_axis is not None
 
 
 def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
