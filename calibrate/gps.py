@@ -19,8 +19,8 @@ def gps_scale(
     """s_i = s_r (|X_i|^2 |dW_i|^2 / (|dX_i|^2 |Q(W)_i|^2))^(1/4), and s_r of the reference channel.
 
     Where the weights' error |X_i|^2 |dW_i|^2 / s^2 and the input's s^2 |dX_i|^2 |Q(W)_i|^2 meet,
-    their sum is least. All [C], squared norms; `dx_sq` is the error on the reference channel's grid.
-    A numerator or denominator of 0 gives scale 1.
+    their sum is least. All [C], squared norms; `dx_sq` is the error on the grid of the reference
+    channel. A numerator or denominator of 0 gives scale 1.
     """
     above, below = x_sq * dw_sq, dx_sq * wq_sq
     alive = (above > 0) & (below > 0)

@@ -21,6 +21,11 @@ Floats = NDArray[np.float64]
 # and no factor that half precision cannot hold.
 LEAST_REACH = 1e-4
 SMALLEST = 1e-12
+# Few samples do not show how far a position can reach, all positions together do: each gets at
+# least the reach over root mean square that this share of them stays below.
+CREST_QUANTILE = 0.9
+# A position takes its own clip where that lowers its error so much against the site's clip.
+OWN_CLIP_GAIN = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ def grid_candidates(
     low, high = np.minimum(ranges.low, 0), np.maximum(ranges.high, 0)
     shifted = allow_shift and is_one_sided(low, high)
     reach = np.maximum(-low, high)
+    reach = np.maximum(reach, usual_reach(ranges, reach))
+    high, low = np.where(high >= -low, reach, high), np.where(high >= -low, low, -reach)
     floor = max(LEAST_REACH * float(reach.max()), SMALLEST)
     half = 2 ** (bits - 1)
     grids = []
@@ -80,10 +87,28 @@ def grid_candidates(
     return grids
 
 
-def best_grid(candidates: Sequence[Grid], errors: Floats) -> Grid:
-    """Of each position the candidate with the least error; `errors` is [candidates, T]."""
-    best = np.argmin(errors, axis=0)
+def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
+    """What the crest factors of all positions make of each one's root mean square, [T]."""
+    rms = np.sqrt(ranges.square / max(1, ranges.count))
+    alive = rms > 0
+    if not alive.any():
+        return np.zeros_like(rms)
+    crest = float(np.quantile(reach[alive] / rms[alive], CREST_QUANTILE))
+    usual: Floats = crest * rms
+    return usual
+
+
+def best_grid(candidates: Sequence[Grid], errors: Floats) -> tuple[Grid, Floats]:
+    """The clip of least error over all positions, or of a position that gains by its own.
+
+    `errors` [candidates, T]; returns the grid and its errors [T].
+    """
+    scale = np.maximum(errors[0], SMALLEST)
+    common = int(np.argmin((errors / scale).sum(axis=1)))
+    own = np.argmin(errors, axis=0)
     at = np.arange(errors.shape[1])
+    gains = errors[own, at] < OWN_CLIP_GAIN * errors[common]
+    best = np.where(gains, own, common)
     step = np.stack([grid.step for grid in candidates])[best, at]
     shift = np.stack([grid.shift for grid in candidates])[best, at]
-    return Grid(step, shift, candidates[0].bits)
+    return Grid(step, shift, candidates[0].bits), errors[best, at]

@@ -157,7 +157,7 @@ def decide_groups(
     found = {}
     for g in groups:
         scaling, error = scalings[g.key], errors[g.key]
-        noise = float(error.min(axis=0).sum())
+        grid, left = best_grid(grids[g.key], error)
         signal = float(np.sum(channels[g.key].square * gains[g.key] ** 2))
         shift = np.zeros(1) if scaling.center is None else scaling.center / scaling.smoothing
         found[g.key] = Decision(
@@ -167,8 +167,8 @@ def decide_groups(
                 g.divides,
                 g.subtracts,
             ),
-            TokenGrid.of(best_grid(grids[g.key], error)),
-            decibel(signal, noise),
+            TokenGrid.of(grid),
+            decibel(signal, float(left.sum())),
             channels[g.key].square / max(1, channels[g.key].count),
         )
     return found
@@ -177,10 +177,10 @@ def decide_groups(
 def first_scalings(
     groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
 ) -> dict[str, Scaling]:
-    """Before gains are known: none, SmoothQuant, the least predicted error, or what GPS begins with.
+    """Before gains are known: no scales, SmoothQuant's, or those of least predicted error.
 
-    A position's range is divided out first, where it will be: else the widest position would decide
-    the channels' scales for all.
+    A position's range is divided out first, where it will be: else the widest position would
+    decide the channels' scales for all.
     """
     views, stats = {}, {}
     for group in groups:

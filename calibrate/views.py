@@ -21,9 +21,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Of the tensor [N, ..., C] or [N, T, C]; `scale`, `shift` [C], `level` [T], None: no such step.
+    """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `level` [T].
 
-    `token_axis` None: positions are not told apart.
+    None leaves a step out. `token_axis` None: positions are not told apart.
     """
 
     tensor: str
@@ -36,7 +36,10 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Integers k to k + 2^bits - 1 of a step, k = `shift` - 2^(bits-1); both [T], or [1] for all."""
+    """Integers k to k + 2^bits - 1 of a step, k = `shift` - 2^(bits-1).
+
+    Both [T], or [1] for all positions.
+    """
 
     step: Floats
     shift: NDArray[np.int64]
