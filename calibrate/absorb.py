@@ -104,10 +104,10 @@ def scale_weight(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
     if not np.any(absorbed.shift):
         return
     addition = absorbed.shift @ (wide.T if turned else wide)
-    if site.bias in graph.initializers:
+    if site.bias is not None and site.bias in graph.initializers:
         bias = graph.initializers[site.bias]
         total = initializer_array(bias).astype(np.float64) + addition
-        bias.const_value = ir.tensor(total.astype(np.float32), name=str(site.bias))
+        bias.const_value = ir.tensor(total.astype(np.float32), name=site.bias)
         return
     last = (1,) * site.channel_axis + (-1,)
     add_to_bias(graph, node.outputs[0], site, addition, last)

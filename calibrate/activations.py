@@ -120,6 +120,11 @@ def decide_scaling(
         bits = (activation.bits, entry.weight.bits)
         movable = options.shift and activation.grid == "uniform"
         found = search_scaling(stats, readers, bits, allow_center=movable, free=free)
+    elif entry.smoothing == "gps":
+        raise RecipeError(
+            f"{entry.name} wants gps, which scales the linears of a generator",
+            do='use "search" or an exponent',
+        )
     elif entry.smoothing is None:
         found = Scaling(np.ones_like(stats.low), None)
     else:

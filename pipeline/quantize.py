@@ -47,10 +47,6 @@ def quantize_stage(
     require_same_export(exported, calibrated)
     site_map = load_sites(export)
     generates = is_generator(exported)
-    if not generates and options.smoothing == "gps":
-        raise RecipeError(
-            "gps scales the linears of a generator", do='use smoothing = "search" or a number'
-        )
     # A generator's plan is by site; its other graphs share the sites of the full one.
     planned = SiteMap(sites=site_map.of_graph(FULL)) if generates else site_map
     if plan_file is None:

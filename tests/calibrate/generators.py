@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from arvg_trt.export.rar_export import export_rar
 from arvg_trt.export.var_export import export_var
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.runtime.feeds import save_sample
+from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.sites import Site, SiteMap
 
@@ -41,8 +41,6 @@ class TinyGenerator:
 
     def feeds(self) -> dict[str, np.ndarray]:
         """All samples at once."""
-        from arvg_trt.runtime.feeds import load_sample, sample_files
-
         rows = [load_sample(path) for path in sample_files(self.samples)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
@@ -84,7 +82,7 @@ def stepped_logits(source: TinyGenerator, folder: Path) -> NDArray[np.float32]:
     config = RAR if source.family == "rar" else VAR
     nothing = np.zeros((len(labels), config.heads, 0, config.head_dim), np.float32)
     cache = {name: nothing for name in step.inputs if name.startswith("past_")}
-    inputs = rar_inputs(feeds) if source.family == "rar" else var_inputs(feeds, source, condition)
+    inputs = rar_inputs(feeds) if source.family == "rar" else var_inputs(feeds, source)
     found = []
     for a, b in zip(source.bounds, source.bounds[1:], strict=False):
         ids = np.arange(a, b)
@@ -108,9 +106,7 @@ def rar_inputs(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"tokens": np.concatenate([np.stack([cls, classes], axis=1), feeds["tokens"]], axis=1)}
 
 
-def var_inputs(
-    feeds: dict[str, np.ndarray], source: TinyGenerator, condition: object
-) -> dict[str, np.ndarray]:
+def var_inputs(feeds: dict[str, np.ndarray], source: TinyGenerator) -> dict[str, np.ndarray]:
     """The condition's first token, then embedded features."""
     model = onnx.load(source.folder / "full.onnx")
     held = {t.name: t for t in model.graph.initializer}
@@ -119,7 +115,9 @@ def var_inputs(
     return {"x": np.concatenate([first["x"], feeds["features"] @ weight + bias], axis=1)}
 
 
-def activations(path: Path, feeds: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+def activations(
+    path: Path, feeds: dict[str, np.ndarray], names: list[str]
+) -> dict[str, np.ndarray]:
     """Tensors inside a graph in float64, from a session without optimizations."""
     model = onnx.load(path)
     known = {o.name for o in model.graph.output}

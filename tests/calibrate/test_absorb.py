@@ -30,9 +30,7 @@ def random_absorptions(
         divides = free and holds_producer(graph, sites[0])
         scale = np.exp(rng.normal(0, 0.7, channels))
         shift = rng.normal(0, 0.7, channels)
-        found.append(
-            (sites, Absorption(scale, shift, divides, divides and folds_shift(sites[0])))
-        )
+        found.append((sites, Absorption(scale, shift, divides, divides and folds_shift(sites[0]))))
     return found
 
 
