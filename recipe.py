@@ -64,12 +64,11 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     are those of every graph, whatever the halves' say. `smoothing` is the SmoothQuant exponent, 0
     turns it off, "search" takes the scales of least predicted error, "gps" (generators) the
     gain-projected ones; `shift` allows exact shifts of ranges: one for the tensor, or one a channel
-    where that gains. Clips minimise sum |error|^clip_power, a generator's always the square. With
-    `token_wise` a generator's inputs have a static scale a position. `attention_inputs` rounds the
-    inputs of the projections of a convolutional attention too. `tap_sums` rounds the taps of a
-    kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the
-    search of per-channel weight grids by the energy of the inputs. `exclude` holds patterns of site
-    names.
+    where that gains. Clips minimise sum |error|^clip_power. With `token_wise` a generator's inputs
+    have a static scale a position. `attention_inputs` rounds the inputs of the projections of a
+    convolutional attention too. `tap_sums` rounds the taps of a kernel so that their sum stays:
+    less error on smooth feature maps. `data_aware` weights the search of per-channel weight grids
+    by the energy of the inputs. `exclude` holds patterns of site names.
     """
 
     encoder_bits: int = 8

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .scaling import CLIP_FRACTIONS, ONE_SIDED
+from .scaling import ONE_SIDED
 from .statistics import TensorStats
 from .views import Grid
 
@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 # and no factor that half precision cannot hold.
 LEAST_REACH = 1e-4
 SMALLEST = 1e-12
+# Above 1: other samples reach further than those seen.
+TOKEN_FRACTIONS = (1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 # Few samples do not show how far a position can reach, all positions together do: each gets at
 # least the reach over root mean square that this share of them stays below.
 CREST_QUANTILE = 0.9
@@ -59,9 +61,9 @@ def grid_candidates(
     bits: int,
     *,
     allow_shift: bool,
-    fractions: Sequence[float] = CLIP_FRACTIONS,
+    fractions: Sequence[float] = TOKEN_FRACTIONS,
 ) -> list[Grid]:
-    """Grids whose long side is a fraction of the positions' ranges [T]; the short is not clipped.
+    """Grids whose long side is a share of the positions' ranges [T]; the short is not clipped.
 
     Zero is in every range. One-sided ones get an integer shift, others are symmetric.
     """
@@ -98,10 +100,10 @@ def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
     return usual
 
 
-def best_grid(candidates: Sequence[Grid], errors: Floats) -> tuple[Grid, Floats]:
+def best_grid(candidates: Sequence[Grid], errors: Floats) -> tuple[Grid, NDArray[np.int64]]:
     """The clip of least error over all positions, or of a position that gains by its own.
 
-    `errors` [candidates, T]; returns the grid and its errors [T].
+    `errors` [candidates, T]; returns the grid, and which candidate each position takes.
     """
     scale = np.maximum(errors[0], SMALLEST)
     common = int(np.argmin((errors / scale).sum(axis=1)))
@@ -111,4 +113,4 @@ def best_grid(candidates: Sequence[Grid], errors: Floats) -> tuple[Grid, Floats]
     best = np.where(gains, own, common)
     step = np.stack([grid.step for grid in candidates])[best, at]
     shift = np.stack([grid.shift for grid in candidates])[best, at]
-    return Grid(step, shift, candidates[0].bits), errors[best, at]
+    return Grid(step, shift, candidates[0].bits), best

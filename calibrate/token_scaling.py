@@ -161,8 +161,9 @@ def decide_groups(
     errors = full.grid_errors(views, grids, gains)
     found = {}
     for g in groups:
-        scaling, error = scalings[g.key], errors[g.key]
-        grid, left = best_grid(grids[g.key], error)
+        scaling, (squares, fourths) = scalings[g.key], errors[g.key]
+        grid, best = best_grid(grids[g.key], squares if options.clip_power == 2 else fourths)
+        noise = float(np.take_along_axis(squares, best[None], axis=0).sum())
         signal = float(np.sum(channels[g.key].square * gains[g.key] ** 2))
         shift = np.zeros(1) if scaling.center is None else scaling.center / scaling.smoothing
         found[g.key] = Decision(
@@ -173,7 +174,7 @@ def decide_groups(
                 g.subtracts,
             ),
             TokenGrid.of(grid),
-            decibel(signal, float(left.sum())),
+            decibel(signal, noise),
             channels[g.key].square / max(1, channels[g.key].count),
         )
     return found

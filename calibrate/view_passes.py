@@ -64,19 +64,24 @@ class FullGraph:
         views: Mapping[str, View],
         grids: Mapping[str, Sequence[Grid]],
         gains: Mapping[str, Floats],
-    ) -> dict[str, Floats]:
-        """By key sums of (gain * error)^2, [grids, T], or [grids, 1] where positions are one."""
-        found: dict[str, Floats] = {}
+    ) -> dict[str, tuple[Floats, Floats]]:
+        """By key sums of (gain * error)^2 and ^4, [grids, T], or [grids, 1] of one position."""
+        found: dict[str, tuple[Floats, Floats]] = {}
 
         def consume(outputs: Outputs) -> None:
             for key, candidates in grids.items():
-                rows = [wide_sum(outputs[f"{key}:{k}"]) for k in range(len(candidates))]
-                # In the units of the view: steps are the candidates' own.
-                squares = np.stack(rows)
-                if views[key].token_axis is None:
-                    squares = squares.sum(axis=1, keepdims=True)
-                squares = squares * np.stack([grid.step**2 for grid in candidates])
-                found[key] = found.get(key, 0.0) + squares
+                sums = []
+                for power in (2, 4):
+                    rows = [
+                        wide_sum(outputs[f"{key}:{k}:e{power}"]) for k in range(len(candidates))
+                    ]
+                    total = np.stack(rows)
+                    if views[key].token_axis is None:
+                        total = total.sum(axis=1, keepdims=True)
+                    # In the units of the view: steps are the candidates' own.
+                    sums.append(total * np.stack([grid.step**power for grid in candidates]))
+                before = found.get(key, (0.0, 0.0))
+                found[key] = before[0] + sums[0], before[1] + sums[1]
 
         self._run(lambda graph: observe_grid_errors(graph, views, grids, gains), consume)
         return found

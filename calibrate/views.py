@@ -82,9 +82,9 @@ def observe_grid_errors(
     grids: Mapping[str, Sequence[Grid]],
     gains: Mapping[str, Floats],
 ) -> None:
-    """Add outputs `KEY:k`: sums of (gain * error)^2 of each grid in its steps, `gains` [C].
+    """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each grid in its steps.
 
-    [N, T] where the view tells positions apart, else [N, C].
+    `gains` are [C]. [N, T] where the view tells positions apart, else [N, C].
     """
     values = values_by_name(graph)
     for key, candidates in grids.items():
@@ -96,7 +96,9 @@ def observe_grid_errors(
         for k, grid in enumerate(candidates):
             _, error = rounding_error(graph, seen, view, grid, f"{key}:{k}")
             weighted = chain(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
-            reducer.add(f"{key}:{k}", weighted, "ReduceSumSquare", "ReduceSum")
+            square = chain(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
+            reducer.add(f"{key}:{k}:e2", square, "ReduceSum")
+            reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
 def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value:

@@ -166,6 +166,7 @@ def test_one_sided_ranges_use_every_level_and_two_sided_ones_are_symmetric() -> 
     bottom = (grid.shift - 32) * grid.step
     assert (np.abs(bottom - low) <= grid.step).all()
     assert (bottom + 63 * grid.step >= np.array(high) - grid.step).all()
+    assert (63 * grid.step < 1.4 * (np.array(high) - low)).all()
     both = grid_candidates(stats([-3, -1, -2], [2, 2, 2], [1, 1, 1]), 6, allow_shift=True)[0]
     assert not both.shift.any()
 
@@ -173,8 +174,8 @@ def test_one_sided_ranges_use_every_level_and_two_sided_ones_are_symmetric() -> 
 def test_a_position_takes_its_own_clip_only_where_it_gains_much() -> None:
     grids = [Grid(np.full(3, step), np.zeros(3, np.int64), 8) for step in (1.0, 0.5)]
     errors = np.array([[1.0, 1.0, 1.0], [0.5, 0.6, 1.1]])
-    grid, left = best_grid(grids, errors)
-    assert grid.step.tolist() == [0.5, 0.5, 0.5] and left.tolist() == [0.5, 0.6, 1.1]
+    grid, best = best_grid(grids, errors)
+    assert grid.step.tolist() == [0.5, 0.5, 0.5] and best.tolist() == [1, 1, 1]
     errors[1, 2] = 5.0
-    grid, left = best_grid(grids, errors)
-    assert left.tolist() == [0.5, 0.6, 1.0]
+    grid, best = best_grid(grids, errors)
+    assert grid.step.tolist() == [0.5, 0.5, 1.0] and best.tolist() == [1, 1, 0]
