@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..recipe import QuantizeOptions
 from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
-from .absorb import Absorption, absorb
+from .absorb import absorb
 from .activations import decibel, site_node, site_weight
 from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph
@@ -28,11 +28,10 @@ from .qdq_nodes import SiteWeights
 from .qdq_tokens import TokenSite, rewrite_token_linear
 from .quantize import SiteResult, describe, float_parameters
 from .statistics import Statistics
-from .token_scaling import Decision, TokenGroup, decide_groups, token_groups
+from .token_groups import TokenGroup, token_groups
+from .token_scaling import Decision, decide_groups
 from .view_passes import FullGraph, quantizable
 from .weight_store import WeightStore
-
-Absorptions = list[tuple[Sequence[Site], Absorption]]
 
 
 def quantize_generator(
@@ -90,13 +89,6 @@ def sharing_graphs(site_map: SiteMap, full: str) -> set[str]:
     """Graphs that have a site of the full one, itself among them."""
     names = {site.name for site in quantizable(site_map.of_graph(full))}
     return {site.graph for site in site_map.sites if site.name in names}
-
-
-def absorbed_graph(path: Path, sites: Sequence[Site], absorptions: Absorptions) -> ir.Model:
-    """A graph with scales and shifts absorbed, nothing rounded: it computes what it did before."""
-    model = load_graph(path)
-    absorb(model.graph, sites, absorptions)
-    return model
 
 
 def quantize_sites(

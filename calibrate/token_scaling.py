@@ -13,52 +13,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..errors import CalibrationError, RecipeError
 from ..recipe import QuantizeOptions
-from ..sites import ActivationFormat, Site, SitePlan
 from .absorb import Absorption
-from .activations import decibel, site_statistics, site_weight, summarize
-from .folds import folds_shift, holds_producer
+from .activations import decibel, site_weight
 from .formats import quantize_weight
 from .gps import gps_scale
-from .scaling import Readers, Scaling, centers, search_scaling, smoothing_scale
+from .scaling import Scaling, centers, search_scaling, smoothing_scale
 from .statistics import Statistics, TensorStats
 from .token_grids import TokenGrid, best_grid, grid_candidates
-from .view_passes import POSITION, FullGraph, by_input, plain_view
+from .token_groups import TokenGroup
+from .view_passes import POSITION, FullGraph
 from .views import Grid, View
 
 Floats = NDArray[np.float64]
 GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with
-
-
-@dataclass(frozen=True, slots=True)
-class TokenGroup:
-    """Sites with one input, their plan's common entry, and what their weights do with channels.
-
-    `stats` and `positions` are of the input as it is; `positions` None: one grid for all.
-    """
-
-    sites: tuple[Site, ...]
-    entry: SitePlan
-    readers: Readers
-    stats: TensorStats
-    positions: TensorStats | None
-    divides: bool
-    subtracts: bool
-
-    @property
-    def key(self) -> str:
-        return self.sites[0].name
-
-    @property
-    def activation(self) -> ActivationFormat:
-        assert self.entry.activation is not None
-        return self.entry.activation
-
-    @property
-    def view(self) -> View:
-        view = plain_view(self.sites[0])
-        return view if self.positions is not None else replace(view, token_axis=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,75 +42,6 @@ class Decision:
     energy: Floats
 
 
-def token_groups(
-    graph: ir.Graph,
-    sites: Sequence[Site],
-    entries: Mapping[str, SitePlan],
-    statistics: Statistics,
-) -> list[TokenGroup]:
-    """Groups of the full graph's sites with quantized inputs.
-
-    Raises:
-        RecipeError: sites that share an input but not the plan for it, or an FP8 input.
-        CalibrationError: statistics that lack a site, or are of another model.
-    """
-    chosen = [s for s in sites if s.name in entries and entries[s.name].activation is not None]
-    groups = []
-    for members in by_input(chosen).values():
-        first = members[0]
-        entry = entries[first.name]
-        odd = [s.name for s in members if differs(entries[s.name], entry)]
-        if odd:
-            raise RecipeError(
-                f"{first.name} and {odd[0]} read the same tensor but differ in smoothing or "
-                "activation",
-                where="plan.json",
-                do="give them the same values",
-            )
-        if entry.activation is not None and entry.activation.grid == "fp8":
-            raise RecipeError(
-                f"{first.name} wants fp8, which a generator's inputs cannot have yet",
-                do="use a uniform grid",
-            )
-        stats = site_statistics(statistics, first.name)
-        require_channels(first, stats)
-        # A producer takes it only if everything that reads its output agrees.
-        alone = len(first.shares_input_with) + 1 == len(members)
-        divides = alone and holds_producer(graph, first)
-        positions = None
-        if first.token_axis is not None and wants_tokens(entry):
-            positions = site_statistics(statistics, f"{first.name}{POSITION}")
-        groups.append(
-            TokenGroup(
-                tuple(members),
-                entry,
-                summarize(graph, members),
-                stats,
-                positions,
-                divides,
-                divides and folds_shift(first),
-            )
-        )
-    return groups
-
-
-def differs(one: SitePlan, other: SitePlan) -> bool:
-    return (one.smoothing, one.activation) != (other.smoothing, other.activation)
-
-
-def wants_tokens(entry: SitePlan) -> bool:
-    return entry.activation is not None and entry.activation.granularity == "per_position"
-
-
-def require_channels(site: Site, stats: TensorStats) -> None:
-    channels = site.weight_shape[0]
-    if len(stats.low) != channels:
-        raise CalibrationError(
-            f"{site.name} has {channels} input channels, its statistics have {len(stats.low)}",
-            do="run `arvg-trt calibrate` again for this model",
-        )
-
-
 def decide_groups(
     graph: ir.Graph, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
 ) -> dict[str, Decision]:
@@ -153,10 +52,7 @@ def decide_groups(
         scalings |= gain_scalings(graph, gps, scalings, full, options)
     views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
     channels, ranges = scaled_ranges(groups, scalings, full)
-    grids = {
-        g.key: grid_candidates(ranges[g.key], g.activation.bits, allow_shift=options.shift)
-        for g in groups
-    }
+    grids = {g.key: allowed_grids(g, ranges[g.key], options) for g in groups}
     gains = {g.key: np.sqrt(g.readers.energy) * scalings[g.key].smoothing for g in groups}
     errors = full.grid_errors(views, grids, gains)
     found = {}
@@ -178,6 +74,14 @@ def decide_groups(
             channels[g.key].square / max(1, channels[g.key].count),
         )
     return found
+
+
+def allowed_grids(group: TokenGroup, ranges: TensorStats, options: QuantizeOptions) -> list[Grid]:
+    """What a group's input may be rounded to: one grid where the plan already has its scale."""
+    wanted = group.activation
+    if wanted.scale is not None and group.positions is None:
+        return [Grid(np.array([wanted.scale]), np.array([wanted.shift]), wanted.bits)]
+    return grid_candidates(ranges, wanted.bits, allow_shift=options.shift)
 
 
 def first_scalings(

@@ -111,7 +111,7 @@ def tokenizer_of(exported: Manifest) -> dict[str, Any]:
     if found is None:
         raise WorkspaceError(
             f"{exported.options['model']} generates, it is no image tokenizer",
-            do="calibrate, quantize and generate work on it; benchmarks/ablation.py measures it",
+            do="calibrate, quantize and generate take it",
         )
     return found
 

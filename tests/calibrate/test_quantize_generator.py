@@ -133,6 +133,17 @@ def test_sites_of_one_input_must_agree(tiny_var: TinyGenerator, tmp_path: Path) 
         quantize(tiny_var, tmp_path / "q", Plan(sites=sites))
 
 
+def test_a_scale_and_a_shift_of_the_plan_are_kept(tiny_var: TinyGenerator, tmp_path: Path) -> None:
+    plan = make_plan(SiteMap(sites=tiny_var.full_sites), QuantizeOptions(token_wise=False))
+    own = ActivationFormat(bits=8, scale=0.125, shift=7)
+    sites = tuple(
+        msgspec.structs.replace(s, activation=own) if s.name == "head" else s for s in plan.sites
+    )
+    final, _ = quantize(tiny_var, tmp_path / "q", Plan(sites=sites))
+    assert next(s for s in final.sites if s.name == "head").activation == own
+    assert all(s.activation.scale for s in final.sites if s.activation)
+
+
 @pytest.mark.parametrize("change", ["position on an input without", "fp8"])
 def test_impossible_formats_are_refused_by_site(
     tiny_var: TinyGenerator, tmp_path: Path, change: str
