@@ -64,11 +64,12 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     are those of every graph, whatever the halves' say. `smoothing` is the SmoothQuant exponent, 0
     turns it off, "search" takes the scales of least predicted error, "gps" (generators) the
     gain-projected ones; `shift` allows exact shifts of ranges: one for the tensor, or one a channel
-    where that gains. Clips minimise sum |error|^clip_power. With `token_wise` a generator's inputs
-    have a static scale a position. `attention_inputs` rounds the inputs of the projections of a
-    convolutional attention too. `tap_sums` rounds the taps of a kernel so that their sum stays:
-    less error on smooth feature maps. `data_aware` weights the search of per-channel weight grids
-    by the energy of the inputs. `exclude` holds patterns of site names.
+    where that gains. Clips minimise sum |error|^clip_power (None: ^4, a generator's ^2). With
+    `token_wise` a generator's inputs have a static scale a position. `attention_inputs` rounds the
+    inputs of the projections of a convolutional attention too. `tap_sums` rounds the taps of a
+    kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the
+    search of per-channel weight grids by the energy of the inputs. `exclude` holds patterns of site
+    names.
     """
 
     encoder_bits: int = 8
@@ -79,7 +80,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     smoothing: Smoothing = "search"
     shift: bool = True
     token_wise: bool = True
-    clip_power: Literal[2, 4] = 4
+    clip_power: Literal[2, 4] | None = None
     attention_inputs: bool = False
     tap_sums: bool = True
     data_aware: bool = False

@@ -29,6 +29,8 @@ from .scaling import (
 )
 from .statistics import Statistics, TensorStats
 
+CLIP_POWER = 4  # clips less than the square does
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -207,7 +209,7 @@ def search_activations(
             if first.name in chosen:
                 continue
             pairs = errors[f"{graph}/{first.input}"]
-            power = options.clip_power
+            power = options.clip_power or CLIP_POWER
             k = best_candidate([pair[power // 4] for pair in pairs], group.gain, power)
             grid = candidates[graph][first.input][k]
             signal = float(np.sum(group.stats.square / group.scaling.smoothing**2 * group.gain**2))

@@ -58,7 +58,7 @@ def decide_groups(
     found = {}
     for g in groups:
         scaling, (squares, fourths) = scalings[g.key], errors[g.key]
-        grid, best = best_grid(grids[g.key], squares if options.clip_power == 2 else fourths)
+        grid, best = best_grid(grids[g.key], fourths if options.clip_power == 4 else squares)
         noise = float(np.take_along_axis(squares, best[None], axis=0).sum())
         signal = float(np.sum(channels[g.key].square * gains[g.key] ** 2))
         shift = np.zeros(1) if scaling.center is None else scaling.center / scaling.smoothing
