@@ -16,10 +16,6 @@ from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightForma
 ATTENTION_ROLES = ("q", "k", "v", "qkv", "proj")
 ATTENTION_REASON = "its input stays in high precision: it feeds, or is fed by, the softmax"
 
-# Their rounded inputs move every token of an image alike; on VAR mini they limit the logits at
-# 8 bits, for a product a picture.
-ONCE_REASON = "its input stays in high precision: the product is computed once an image"
-
 
 def weight_format(options: QuantizeOptions, graph: str) -> WeightFormat | None:
     bits = graph_bits(options, graph)
@@ -70,8 +66,6 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
     in_attention = site.op == "Conv" and site.role in ATTENTION_ROLES
     if in_attention and chosen.grid == "uniform" and not options.attention_inputs:
         return SitePlan(name=site.name, weight=chosen, reason=ATTENTION_REASON)
-    if site.graph == "full" and site.token_axis is None:
-        return SitePlan(name=site.name, weight=chosen, reason=ONCE_REASON)
     return SitePlan(
         name=site.name,
         weight=chosen,
