@@ -13,7 +13,7 @@ from arvg_trt.calibrate.qdq_tokens import TokenSite, rewrite_token_linear
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.calibrate.token_grids import (
     TokenGrid,
-    best_grid,
+    best_clip,
     grid_candidates,
     is_one_sided,
 )
@@ -162,7 +162,8 @@ def test_dead_positions_and_dead_tensors_have_steps_above_zero() -> None:
 def test_one_sided_ranges_use_every_level_and_two_sided_ones_are_symmetric() -> None:
     low, high = [-0.17] * 3, [1.0, 2.0, 4.0]
     assert is_one_sided(np.array(low), np.array(high))
-    grid = grid_candidates(stats(low, high, [1, 4, 16]), 6, allow_shift=True)[0]
+    ranges = stats(low, high, [1, 4, 16])
+    (grid,) = grid_candidates(ranges, 6, allow_shift=True, fractions=(1.0,))
     bottom = (grid.shift - 32) * grid.step
     assert (np.abs(bottom - low) <= grid.step).all()
     assert (bottom + 63 * grid.step >= np.array(high) - grid.step).all()
@@ -171,11 +172,15 @@ def test_one_sided_ranges_use_every_level_and_two_sided_ones_are_symmetric() -> 
     assert not both.shift.any()
 
 
-def test_a_position_takes_its_own_clip_only_where_it_gains_much() -> None:
-    grids = [Grid(np.full(3, step), np.zeros(3, np.int64), 8) for step in (1.0, 0.5)]
-    errors = np.array([[1.0, 1.0, 1.0], [0.5, 0.6, 1.1]])
-    grid, best = best_grid(grids, errors)
-    assert grid.step.tolist() == [0.5, 0.5, 0.5] and best.tolist() == [1, 1, 1]
-    errors[1, 2] = 5.0
-    grid, best = best_grid(grids, errors)
-    assert grid.step.tolist() == [0.5, 0.5, 1.0] and best.tolist() == [1, 1, 0]
+def test_positions_count_alike_in_the_choice_of_the_clip() -> None:
+    errors = np.array([[1.0, 1.0, 1e6], [0.5, 0.5, 1.1e6], [0.9, 0.9, 0.9e6]])
+    assert best_clip(errors) == 1
+    assert best_clip(np.zeros((3, 2))) == 0
+
+
+def test_a_position_reaches_as_far_as_the_crest_factor_of_the_others_says() -> None:
+    square = [4.0, 4.0, 16.0]  # root mean squares 1, 1, 2
+    (grid,) = grid_candidates(
+        stats([-1, -4, -2], [1, 3, 2], square), 8, allow_shift=True, fractions=(1.0,)
+    )
+    np.testing.assert_allclose(grid.step * 127, [4, 4, 8])
