@@ -157,9 +157,10 @@ def export(
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
 @click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")
-@click.option("--samples", type=int, help="Number of crops. [default: 32]")
+@click.option("--labels", help="A generator's classes, e.g. 0-9,207. [default: all in turn]")
+@click.option("--samples", type=int, help="Number of crops, or pictures. [default: 32]")
 @click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
-@click.option("--seed", type=int, help="Seed of the crops. [default: 0]")
+@click.option("--seed", type=int, help="Seed of the crops, or pictures. [default: 0]")
 @click.option("--size", type=int, help="Side of the square crops. [default: 256]")
 @click.option(
     "--synthetic", is_flag=True, default=None, help="Calibrate on noise; marks the report."
@@ -168,8 +169,11 @@ def export(
 def calibrate(workspace: Path, recipe_name: str | None, as_json: bool, **changes: Any) -> None:
     """Collect activation statistics of WORKSPACE's graphs on images.
 
+    A generator's are collected on pictures that it makes itself.
+
     \b
     Example: arvg-trt calibrate out/ws --images photos/ --samples 64
+             arvg-trt calibrate out/var --samples 64 --batch-size 8
     """
     from .pipeline.calibrate import calibrate_stage
 

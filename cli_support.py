@@ -25,19 +25,19 @@ workspace_argument = click.argument("workspace", type=click.Path(path_type=Path)
 
 
 class Exponent(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
-    """A number, or the word "search"."""
+    """A number, or one of the words "search" and "gps"."""
 
-    name = "number|search"
+    name = "number|search|gps"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float | str:
-        if value == "search":
-            return "search"
+        if value in ("search", "gps"):
+            return str(value)
         try:
             return float(value)
         except ValueError:
-            self.fail(f'{value!r} is neither a number nor "search"', param, ctx)
+            self.fail(f'{value!r} is neither a number nor "search" nor "gps"', param, ctx)
 
 
 class Commands(click.Group):

@@ -37,11 +37,13 @@ def require_at_least(options: Options, **least: int) -> None:
 class CalibrateOptions(Options, frozen=True, kw_only=True):
     """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops.
 
-    `feeds` is a .npz with the arrays that a user's own graphs are fed.
+    `feeds` is a .npz with the arrays that a user's own graphs are fed. A generator makes `samples`
+    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn.
     """
 
     images: str | None = None
     feeds: str | None = None
+    labels: str | None = None
     samples: int = 32
     batch_size: int = 1
     seed: int = 0
@@ -60,12 +62,14 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
 
     Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision; `weight_bits`
     are those of every graph, whatever the halves' say. `smoothing` is the SmoothQuant exponent, 0
-    turns it off, "search" takes the scales of least predicted error; `shift` allows exact shifts
-    of ranges: one for the tensor, or one a channel where that gains. Clips minimise
-    sum |error|^clip_power. `attention_inputs` rounds the inputs of the projections of a
-    convolutional attention too. `tap_sums` rounds the taps of a kernel so that their sum stays:
-    less error on smooth feature maps. `data_aware` weights the search of per-channel weight grids
-    by the energy of the inputs. `exclude` holds patterns of site names.
+    turns it off, "search" takes the scales of least predicted error, "gps" (generators) the
+    gain-projected ones; `shift` allows exact shifts of ranges: one for the tensor, or one a channel
+    where that gains. Clips minimise sum |error|^clip_power (None: ^4, a generator's ^2). With
+    `token_wise` a generator's inputs have a static scale a position. `attention_inputs` rounds the
+    inputs of the projections of a convolutional attention too. `tap_sums` rounds the taps of a
+    kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the
+    search of per-channel weight grids by the energy of the inputs. `exclude` holds patterns of site
+    names.
     """
 
     encoder_bits: int = 8
@@ -75,7 +79,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     activation_bits: int = 8
     smoothing: Smoothing = "search"
     shift: bool = True
-    clip_power: Literal[2, 4] = 4
+    token_wise: bool = True
+    clip_power: Literal[2, 4] | None = None
     attention_inputs: bool = False
     tap_sums: bool = True
     data_aware: bool = False
@@ -86,7 +91,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             bits = getattr(self, name)
             if bits is not None and bits != FLOAT_BITS and not 2 <= bits <= 8:
                 raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
-        if self.smoothing != "search" and not 0 <= self.smoothing <= 1:
+        if not isinstance(self.smoothing, str) and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
         if self.quantize_method == "fp8":
             given = {self.encoder_bits, self.decoder_bits, self.weight_bits, self.activation_bits}

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-Smoothing = float | Literal["search"]
+Smoothing = float | Literal["search", "gps"]
 
 # Roles of products with constants that are no weights: Haar filters, the codes that a nearest one
 # is searched among. No plan quantizes them, and they stay in float32.
@@ -98,6 +98,9 @@ class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a site's input is quantized: per tensor, with an exact shift of the range.
 
+    Or with a scale and a shift a position, which lie beside the packed weights: `scale` is then
+    their median, and not read.
+
     The value on the grid is ``round(x / smoothing / scale) - shift`` in [-2^(b-1), 2^(b-1) - 1];
     ``shift`` is an integer number of steps, 0 for a symmetric range. Where ``centered``, the
     centre of each channel's calibrated range is subtracted instead, and ``shift`` is 0.
@@ -105,6 +108,7 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     bits: int
     grid: Literal["uniform", "fp8"] = "uniform"
+    granularity: Literal["per_tensor", "per_position"] = "per_tensor"
     scale: float | None = None
     shift: int = 0
     centered: bool = False
@@ -126,7 +130,7 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The decision for one site; ``reason`` says why a site stays in high precision.
 
     ``smoothing`` is the exponent of the per-channel smoothing of the input, "search" for the
-    scales of least predicted error, None for none.
+    scales of least predicted error, "gps" for gain-projected ones, None for none.
     """
 
     name: str

@@ -29,6 +29,8 @@ from .scaling import (
 )
 from .statistics import Statistics, TensorStats
 
+CLIP_POWER = 4  # clips less than the square does
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -120,6 +122,11 @@ def decide_scaling(
         bits = (activation.bits, entry.weight.bits)
         movable = options.shift and activation.grid == "uniform"
         found = search_scaling(stats, readers, bits, allow_center=movable, free=free)
+    elif entry.smoothing == "gps":
+        raise RecipeError(
+            f"{entry.name} wants gps, which scales the linears of a generator",
+            do='use "search" or an exponent',
+        )
     elif entry.smoothing is None:
         found = Scaling(np.ones_like(stats.low), None)
     else:
@@ -202,7 +209,7 @@ def search_activations(
             if first.name in chosen:
                 continue
             pairs = errors[f"{graph}/{first.input}"]
-            power = options.clip_power
+            power = options.clip_power or CLIP_POWER
             k = best_candidate([pair[power // 4] for pair in pairs], group.gain, power)
             grid = candidates[graph][first.input][k]
             signal = float(np.sum(group.stats.square / group.scaling.smoothing**2 * group.gain**2))

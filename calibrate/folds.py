@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from ..sites import FoldPart, Site
 from .observers import Floats, initializer_array
@@ -40,7 +41,7 @@ def fold_into_producer(graph: ir.Graph, site: Site, smoothing: Floats, offset: F
         change(graph, part, np.subtract, offset)
 
 
-def change(graph: ir.Graph, part: FoldPart, operation: np.ufunc, by: Floats) -> None:
+def change(graph: ir.Graph, part: FoldPart, operation: np.ufunc, by: NDArray[np.floating]) -> None:
     """Divide a part of an initializer by `by` [C], or subtract it, in float64."""
     value = graph.initializers[part.initializer]
     wide = initializer_array(value).astype(np.float64)

@@ -61,12 +61,15 @@ def initializer_array(value: ir.Value) -> NDArray[Any]:
     return value.const_value.numpy()
 
 
-def observe_ranges(graph: ir.Graph, tensors: Mapping[str, int]) -> None:
+def observe_ranges(
+    graph: ir.Graph, tensors: Mapping[str, int], values: Mapping[str, ir.Value] | None = None
+) -> None:
     """Add outputs `TENSOR:min`, `:max`, `:square` ([N, C]) and `:shape`.
 
-    `tensors` gives the channel axis of each; axis 0 is the batch.
+    `tensors` gives the axis of each that is kept, its channels; axis 0 is the batch. `values` are
+    the graph's by name, where they are known.
     """
-    values = values_by_name(graph)
+    values = values_by_name(graph) if values is None else values
     for name, axis in tensors.items():
         reducer = Reducer(graph, values[name], axis)
         reducer.add(f"{name}:min", values[name], "ReduceMin")

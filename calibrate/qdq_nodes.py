@@ -68,7 +68,7 @@ class Chain:
 def quantize_input(chain: Chain, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:
     """x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a fold did its part before."""
     activation = chosen.activation
-    assert activation is not None and activation.scale is not None
+    assert activation is not None
     graph = chain.graph
     if chosen.smoothing is not None and not folds_scale(site):
         inverse = (1 / chosen.smoothing.astype(np.float64)).astype(np.float32)
@@ -78,6 +78,15 @@ def quantize_input(chain: Chain, site: Site, value: ir.Value, chosen: SiteWeight
     if offset.any() and not folds_shift(site):
         shaped = by_channel(site, value, offset) if offset.ndim else offset
         value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", shaped))
+    return quantize_dequantize(chain, site, value, activation)
+
+
+def quantize_dequantize(
+    chain: Chain, site: Site, value: ir.Value, activation: ActivationFormat
+) -> ir.Value:
+    """Q -> [Clip] -> DQ with one scalar scale and no zero point."""
+    assert activation.scale is not None
+    graph = chain.graph
     scale = constant(graph, f"{site.name}.activation_scale", np.float32(activation.scale))
     kind = FP8 if activation.grid == "fp8" else np.int8
     zero = constant(graph, f"{site.name}.zero_point", np.zeros((), kind))

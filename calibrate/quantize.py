@@ -234,7 +234,7 @@ def describe(
         kind = "FP8" if entry.activation.grid == "fp8" else f"INT{entry.activation.bits}"
         shift = ", shifted" if entry.activation.shift else ""
         shift = ", centered" if entry.activation.centered else shift
-        activation = f"{kind} per-tensor{shift}"
+        activation = f"{kind} {entry.activation.granularity.replace('_', '-')}{shift}"
     return SiteResult(
         site.name, site.graph, weight, activation, weight_db, activation_db, entry.reason
     )

@@ -14,6 +14,7 @@ from ..recipe import BuildOptions
 from ..runtime.trt_compat import Backend
 from ..sites import Plan, SitePlan
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from .generated_samples import is_generator
 from .profiles import Profiles, graph_profiles
 
 FP16 = "fp16"
@@ -51,6 +52,12 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
             do="run the FP32 export, or build fp16 with --backend tensorrt_rtx",
         )
     source, manifest, plan = source_graphs(workspace, name)
+    exported = workspace.manifest("export", stage="export")
+    if is_generator(exported):
+        raise BuildError(
+            f"{exported.options['model']} generates: no engine is built of its graphs yet",
+            do=f"run `arvg-trt generate {source}`, which takes the Q/DQ graphs as they are",
+        )
     fp8 = [s.name for s in plan.sites if s.weight and s.weight.grid == "fp8"] if plan else []
     if fp8:
         raise BuildError(

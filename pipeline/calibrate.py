@@ -1,4 +1,4 @@
-"""Stage 2: images -> saved samples and streaming statistics."""
+"""Stage 2: images, arrays or generated tokens -> saved samples and streaming statistics."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .common import (
     run_stage,
     tokenizer_of,
 )
+from .generated_samples import FULL, check_generated, generated_rows, is_generator
 from .own_feeds import open_feeds, synthetic_feeds
 from .own_inputs import is_own, require_batch
 
@@ -33,9 +34,16 @@ def calibrate_stage(
     """Save samples, and collect ranges and squared sums of every site on them."""
     from ..calibrate.passes import collect_ranges
     from ..calibrate.statistics import save_statistics
+    from ..calibrate.view_passes import collect_full_ranges
 
     export, manifest = require_outputs(workspace, "export", stage="export")
-    source = own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
+    generates = is_generator(manifest)
+    if options.labels and not generates:
+        raise CalibrationError("only a generator takes labels", where="--labels", do="leave it out")
+    if generates:
+        source = generated(export, manifest, options, reporter)
+    else:
+        source = own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
     if source.skipped:
         reporter.warn(
             f"skipped {len(source.skipped)} unreadable files: {', '.join(source.skipped[:5])}"
@@ -54,14 +62,15 @@ def calibrate_stage(
         samples.mkdir()
         for k, sample in enumerate(source.samples):
             save_sample(sample, samples, k)
-            reporter.progress("samples", k + 1, options.samples)
-        statistics = collect_ranges(
-            export,
-            samples,
-            load_sites(export),
-            batch_size=options.batch_size,
-            progress=reporter.progress,
-        )
+            if not generates:
+                reporter.progress("samples", k + 1, options.samples)
+        sites, size, progress = load_sites(export), options.batch_size, reporter.progress
+        if generates:
+            statistics = collect_full_ranges(
+                export, samples, sites.of_graph(FULL), batch_size=size, progress=progress
+            )
+        else:
+            statistics = collect_ranges(export, samples, sites, batch_size=size, progress=progress)
         save_statistics(statistics, folder / "statistics.safetensors")
         return {
             "images": list(source.names),
@@ -81,6 +90,19 @@ class Samples:
     names: tuple[str, ...]
     digests: Mapping[str, str]
     skipped: tuple[str, ...] = ()
+
+
+def generated(
+    export: Path, manifest: Manifest, options: CalibrateOptions, reporter: Reporter
+) -> Samples:
+    """A generator's own pictures, as rows of its full graph.
+
+    Raises:
+        CalibrationError: another source was asked for, or its family is not calibrated yet.
+    """
+    check_generated(manifest, options)
+    name = f"generated from seed {options.seed}"
+    return Samples(generated_rows(export, options, reporter), (name,), {})
 
 
 def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:

@@ -105,13 +105,13 @@ def tokenizer_of(exported: Manifest) -> dict[str, Any]:
     """What the export says of an image tokenizer.
 
     Raises:
-        WorkspaceError: it is of a model that these stages do not quantize.
+        WorkspaceError: it is of a generator, which the stage does not take yet.
     """
     found: dict[str, Any] | None = exported.results.get("tokenizer")
     if found is None:
         raise WorkspaceError(
-            f"{exported.options['model']} cannot be quantized yet, it only generates",
-            do="use an image tokenizer, or your own ONNX model",
+            f"{exported.options['model']} generates, it is no image tokenizer",
+            do="calibrate, quantize and generate take it",
         )
     return found
 

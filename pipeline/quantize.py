@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
 
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
-from ..errors import RecipeError
+from ..errors import CalibrationError, RecipeError
 from ..recipe import QuantizeOptions
+from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap
 from .build import FP16
 from .common import (
@@ -21,6 +23,7 @@ from .common import (
     require_outputs,
     run_stage,
 )
+from .generated_samples import FULL, is_generator
 
 
 def quantize_stage(
@@ -33,6 +36,7 @@ def quantize_stage(
     """Quantize by `options`, or by a plan that a person or a search has edited."""
     from ..calibrate.plan import check_plan, make_plan
     from ..calibrate.quantize import quantize_graphs
+    from ..calibrate.quantize_generator import quantize_generator
     from ..calibrate.statistics import load_statistics
 
     if name == FP16:
@@ -41,12 +45,16 @@ def quantize_stage(
         )
     export, exported = require_outputs(workspace, "export", stage="export")
     calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
+    require_same_export(exported, calibrated)
     site_map = load_sites(export)
+    generates = is_generator(exported)
+    # A generator's plan is by site; its other graphs share the sites of the full one.
+    planned = SiteMap(sites=site_map.of_graph(FULL)) if generates else site_map
     if plan_file is None:
-        plan = make_plan(site_map, options)
+        plan = make_plan(planned, options)
     else:
         plan = decode_json(plan_file, Plan, do="see quantize/NAME/plan.json for the form")
-    entries = check_plan(plan, site_map)
+    entries = check_plan(plan, planned)
     wanted = Manifest(
         stage="quantize",
         inputs={**exported.outputs, **calibrated.outputs}
@@ -56,29 +64,67 @@ def quantize_stage(
     )
 
     def work(folder: Path) -> dict[str, object]:
-        final, results = quantize_graphs(
-            export,
-            calibrate / "samples",
-            folder,
-            site_map,
-            entries,
-            load_statistics(calibrate / "statistics.safetensors"),
-            options,
-            batch_size=calibrated.options["batch_size"],
-            progress=reporter.progress,
-        )
+        samples = calibrate / "samples"
+        statistics = load_statistics(calibrate / "statistics.safetensors")
+        size, progress = calibrated.options["batch_size"], reporter.progress
+        if generates:
+            final, results = quantize_generator(
+                export,
+                samples,
+                folder,
+                site_map,
+                FULL,
+                entries,
+                statistics,
+                options,
+                batch_size=size,
+                progress=progress,
+            )
+            shutil.copyfile(export / SPEC_FILE, folder / SPEC_FILE)
+        else:
+            final, results = quantize_graphs(
+                export,
+                samples,
+                folder,
+                site_map,
+                entries,
+                statistics,
+                options,
+                batch_size=size,
+                progress=progress,
+            )
         (folder / "plan.json").write_bytes(encode_json(final))
         return {
             "sites": [asdict(result) for result in results],
             "packed_bytes": (folder / "weights.safetensors").stat().st_size,
-            "fp32_bytes": weight_bytes(export, site_map),
+            "fp32_bytes": float_bytes(export, site_map, FULL if generates else None),
             "quantized": sum(r.weight_sqnr_db is not None for r in results),
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
 
 
-def weight_bytes(export: Path, site_map: SiteMap) -> int:
-    """Of the exported graphs, without the codes as they are searched, which their table repeats."""
-    constants = sum(4 * math.prod(s.weight_shape) for s in site_map.sites if s.role == "codes")
-    return sum(p.stat().st_size for p in export.glob("*.onnx.data")) - constants
+def require_same_export(exported: Manifest, calibrated: Manifest) -> None:
+    """Raises CalibrationError for statistics of graphs that are not the exported ones any more."""
+    odd = [
+        name for name, digest in exported.outputs.items() if calibrated.inputs.get(name) != digest
+    ]
+    if odd:
+        raise CalibrationError(
+            f"the statistics are of another export: {odd[0]} differs",
+            do="run `arvg-trt calibrate` again",
+        )
+
+
+def float_bytes(export: Path, site_map: SiteMap, graph: str | None) -> int:
+    """Bytes of the FP32 weights: of all graphs, or of the one that is quantized.
+
+    Without the codes as they are searched, which their table repeats.
+    """
+    if graph is None:
+        constants = sum(4 * math.prod(s.weight_shape) for s in site_map.sites if s.role == "codes")
+        return sum(p.stat().st_size for p in export.glob("*.onnx.data")) - constants
+    from ..calibrate.observers import load_graph
+
+    initializers = load_graph(export / f"{graph}.onnx").graph.initializers.values()
+    return sum(v.const_value.nbytes for v in initializers if v.const_value is not None)

@@ -9,6 +9,7 @@ import pytest
 from arvg_trt.engines.targets import resolve_target
 from arvg_trt.errors import ExportError, RecipeError
 from arvg_trt.export.zoo import find_model, shipped_checkpoint
+from arvg_trt.pipeline.generated_samples import check_generated
 from arvg_trt.recipe import (
     PRESETS,
     BuildOptions,
@@ -34,6 +35,9 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
+GENERATOR_PRESETS = ("var-w6a6", "var-w8a8")
+
+
 def test_presets_are_shipped() -> None:
     assert "cosmos-mini-int8" in PRESET_NAMES
 
@@ -47,13 +51,20 @@ def test_preset_names_only_what_exists(name: str) -> None:
     else:
         with pytest.raises(ExportError):
             shipped_checkpoint(entry)
-    assert parse_gates(recipe.validate.gates, METRIC_NAMES)
+    assert parse_gates(recipe.validate.gates, METRIC_NAMES) or name in GENERATOR_PRESETS
     for build in recipe.build:
         if build.backend != "onnxruntime":
             assert [resolve_target(t, build.backend) for t in build.targets]
 
 
-@pytest.mark.parametrize("name", PRESET_NAMES)
+@pytest.mark.parametrize("name", GENERATOR_PRESETS)
+def test_generator_preset_names_no_source_beside_what_it_makes(name: str) -> None:
+    recipe = load_recipe(name)
+    assert find_model(recipe.model).family in ("var", "rar")
+    check_generated(recipe.calibrate)
+
+
+@pytest.mark.parametrize("name", sorted({*PRESET_NAMES} - {*GENERATOR_PRESETS}))
 def test_preset_validates_on_other_images_than_it_calibrates_on(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.calibrate.images is not None and recipe.validate.images is not None

@@ -1,0 +1,165 @@
+"""Plan + statistics -> the Q/DQ graphs of a generator, whose weights several graphs share.
+
+Everything is decided in the graph of all positions. Each other graph with sites of the same names
+then gets the same scales, weights and grids; the rest is written as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..recipe import QuantizeOptions
+from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
+from .absorb import absorb
+from .activations import decibel, site_node, site_weight
+from .formats import QuantizedWeight, quantize_weight
+from .observers import load_graph
+from .packed import save_packed
+from .passes import Progress
+from .qdq import drop_unused_initializers
+from .qdq_linear import rewrite_linear
+from .qdq_nodes import SiteWeights
+from .qdq_tokens import TokenSite, rewrite_token_linear
+from .quantize import SiteResult, describe, float_parameters
+from .statistics import Statistics
+from .token_groups import TokenGroup, token_groups
+from .token_scaling import Decision, decide_groups
+from .view_passes import FullGraph, quantizable
+from .weight_store import WeightStore
+
+
+def quantize_generator(
+    export: Path,
+    samples: Path,
+    output: Path,
+    site_map: SiteMap,
+    full: str,
+    entries: Mapping[str, SitePlan],
+    statistics: Statistics,
+    options: QuantizeOptions,
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> tuple[Plan, list[SiteResult]]:
+    """Write every graph of `export`, Q/DQ where it has a planned site, and weights.safetensors.
+
+    `full` names the graph of all positions, whose sites `entries` plans. Returns the plan with
+    every scale filled in, and what became of each site.
+
+    Raises:
+        RecipeError: sites that share an input but not the plan for it.
+        CalibrationError: statistics of another model, a sample that gives NaN.
+    """
+    model = load_graph(export / f"{full}.onnx")
+    sites = site_map.of_graph(full)
+    groups = token_groups(model.graph, sites, entries, statistics)
+    passes = FullGraph(export, samples, full, batch_size=batch_size, progress=progress)
+    decisions = decide_groups(model.graph, groups, passes, options)
+    absorptions = [(group.sites, decisions[group.key].absorption) for group in groups]
+    absorb(model.graph, sites, absorptions)
+    chosen, results, final = quantize_sites(
+        model.graph, sites, groups, entries, decisions, options, progress
+    )
+    floats = float_parameters(model.graph, [s for s in sites if s.name in chosen])
+    for group in groups:
+        floats |= kept_tables(group, decisions[group.key])
+    packed = {name: site_codes(found) for name, found in chosen.items()}
+    save_packed(packed, floats, output / "weights.safetensors")
+    shared = sharing_graphs(site_map, full)
+    with WeightStore(output) as store:
+        for path in sorted(export.glob("*.onnx")):
+            graph = path.stem
+            changed = model if graph == full else load_graph(path)
+            if graph in shared:
+                own = site_map.of_graph(graph)
+                if graph != full:
+                    absorb(changed.graph, own, absorptions)
+                insert_sites(changed.graph, own, chosen)
+            store.save(changed, graph)
+    return Plan(sites=tuple(final)), results
+
+
+def sharing_graphs(site_map: SiteMap, full: str) -> set[str]:
+    """Graphs that have a site of the full one, itself among them."""
+    names = {site.name for site in quantizable(site_map.of_graph(full))}
+    return {site.graph for site in site_map.sites if site.name in names}
+
+
+def quantize_sites(
+    graph: ir.Graph,
+    sites: Sequence[Site],
+    groups: Sequence[TokenGroup],
+    entries: Mapping[str, SitePlan],
+    decisions: Mapping[str, Decision],
+    options: QuantizeOptions,
+    progress: Progress,
+) -> tuple[dict[str, TokenSite | QuantizedWeight], list[SiteResult], list[SitePlan]]:
+    """The codes of every planned weight of the absorbed graph, and what reports say of each."""
+    decided = {site.name: decisions[group.key] for group in groups for site in group.sites}
+    chosen: dict[str, TokenSite | QuantizedWeight] = {}
+    results, final = [], []
+    for k, site in enumerate(sites):
+        entry = entries[site.name]
+        decision = decided.get(site.name)
+        noise = None
+        if entry.weight is not None:
+            weight = site_weight(graph, site)
+            importance = None
+            if options.data_aware and decision and entry.weight.granularity == "per_channel":
+                importance = decision.energy
+            codes = quantize_weight(weight, entry.weight, importance)
+            wide = weight.astype(np.float64)
+            error = codes.dequantize().astype(np.float64) - wide
+            noise = decibel(float(np.sum(wide**2)), float(np.sum(error**2)))
+            chosen[site.name] = codes if decision is None else TokenSite(codes, decision.grid)
+        if decision is not None:
+            entry = msgspec.structs.replace(entry, activation=filled(entry, decision))
+        final.append(entry)
+        results.append(describe(site, entry, noise, decision.sqnr_db if decision else None))
+        progress("weights", k + 1, len(sites))
+    return chosen, results, final
+
+
+def filled(entry: SitePlan, decision: Decision) -> ActivationFormat:
+    """The plan's format with the scale in it, or of a scale a position the median."""
+    assert entry.activation is not None
+    grid = decision.grid
+    constant = len(grid.level) == 1
+    return msgspec.structs.replace(
+        entry.activation, scale=float(grid.step), shift=int(grid.shift[0]) if constant else 0
+    )
+
+
+def kept_tables(group: TokenGroup, decision: Decision) -> dict[str, NDArray[np.generic]]:
+    """What weights.safetensors holds of a group beside the codes, by the name of each site."""
+    grid, absorbed = decision.grid, decision.absorption
+    tables: dict[str, NDArray[np.generic]] = {"smoothing": absorbed.scale.astype(np.float32)}
+    if np.any(absorbed.shift):
+        tables["center"] = absorbed.shift.astype(np.float32)
+    if len(grid.level) > 1:
+        tables["token_scale"] = grid.level * grid.step
+        tables["token_shift"] = grid.shift.astype(np.int32)
+    return {f"{s.name}.{name}": values for s in group.sites for name, values in tables.items()}
+
+
+def site_codes(found: TokenSite | QuantizedWeight) -> QuantizedWeight:
+    return found.weight if isinstance(found, TokenSite) else found
+
+
+def insert_sites(
+    graph: ir.Graph, sites: Sequence[Site], chosen: Mapping[str, TokenSite | QuantizedWeight]
+) -> None:
+    """Rewrite the sites that `chosen` names, by the form that each needs."""
+    for site in sites:
+        found = chosen.get(site.name)
+        if isinstance(found, TokenSite):
+            rewrite_token_linear(graph, site_node(graph, site), site, found)
+        elif found is not None:
+            rewrite_linear(graph, site_node(graph, site), site, SiteWeights(found))
+    drop_unused_initializers(graph)

@@ -1,0 +1,146 @@
+"""Views: a site's input as its quantizer will see it, observed inside the graph.
+
+A view is (x / scale - shift) / level, with a scale and a shift a channel and a level a position.
+The graph itself stays as it is: what is observed behind a view is what the absorbed graph
+computes, so that scales can be chosen before anything is folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .observers import Reducer, chain, constant, observe_ranges, values_by_name
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `level` [T].
+
+    None leaves a step out. `token_axis` None: positions are not told apart.
+    """
+
+    tensor: str
+    channel_axis: int
+    token_axis: int | None = None
+    scale: Floats | None = None
+    shift: Floats | None = None
+    level: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Integers k to k + 2^bits - 1 of a step, k = `shift` - 2^(bits-1).
+
+    Both [T], or [1] for all positions.
+    """
+
+    step: Floats
+    shift: NDArray[np.int64]
+    bits: int
+
+
+def observe_view_ranges(graph: ir.Graph, views: Mapping[str, View]) -> None:
+    """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of each view.
+
+    Where it tells positions apart also `KEY/position:min` and so on, [N, T].
+    """
+    values = values_by_name(graph)
+    for key, view in views.items():
+        seen = add_view(graph, values[view.tensor], view, key)
+        observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
+        if view.token_axis is not None:
+            again = chain(graph, "Identity", [seen], f"{key}/position")
+            again.shape, again.type = seen.shape, seen.type
+            observe_ranges(graph, {str(again.name): view.token_axis}, {str(again.name): again})
+
+
+def observe_gains(graph: ir.Graph, views: Mapping[str, View], grids: Mapping[str, Grid]) -> None:
+    """Add outputs `KEY:signal` and `KEY:noise`, [N, C]: sums of x^2 and of the grid's error^2.
+
+    Both are in steps of the grid.
+    """
+    values = values_by_name(graph)
+    for key, grid in grids.items():
+        view = views[key]
+        seen = add_view(graph, values[view.tensor], view, key)
+        steps, error = rounding_error(graph, seen, view, grid, key)
+        reducer = Reducer(graph, seen, view.channel_axis)
+        reducer.add(f"{key}:signal", steps, "ReduceSumSquare", "ReduceSum")
+        reducer.add(f"{key}:noise", error, "ReduceSumSquare", "ReduceSum")
+
+
+def observe_grid_errors(
+    graph: ir.Graph,
+    views: Mapping[str, View],
+    grids: Mapping[str, Sequence[Grid]],
+    gains: Mapping[str, Floats],
+) -> None:
+    """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each grid in its steps.
+
+    `gains` are [C]. [N, T] where the view tells positions apart, else [N, C].
+    """
+    values = values_by_name(graph)
+    for key, candidates in grids.items():
+        view = views[key]
+        seen = add_view(graph, values[view.tensor], view, key)
+        kept = view.channel_axis if view.token_axis is None else view.token_axis
+        by_channel, reducer = Reducer(graph, seen, view.channel_axis), Reducer(graph, seen, kept)
+        gain = constant(graph, f"{key}:gain", by_channel.by_channel(gains[key].astype(np.float32)))
+        for k, grid in enumerate(candidates):
+            _, error = rounding_error(graph, seen, view, grid, f"{key}:{k}")
+            weighted = chain(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
+            square = chain(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
+            reducer.add(f"{key}:{k}:e2", square, "ReduceSum")
+            reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
+
+
+def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value:
+    """Nodes that compute the view; its value is called `key`."""
+    rank = Reducer(graph, value, view.channel_axis).rank
+    steps: list[tuple[str, Floats, int]] = []
+    if view.scale is not None:
+        steps.append(("Mul", 1 / view.scale, view.channel_axis))
+    if view.shift is not None:
+        steps.append(("Sub", view.shift, view.channel_axis))
+    if view.level is not None:
+        assert view.token_axis is not None
+        steps.append(("Mul", 1 / view.level, view.token_axis))
+    made = value
+    for k, (op, by, axis) in enumerate(steps):
+        held = constant(graph, f"{key}/{k}", along(by.astype(np.float32), axis, rank))
+        made = chain(graph, op, [made, held], f"{key}/view.{k}")
+    made = chain(graph, "Identity", [made], key)
+    made.shape, made.type = value.shape, value.type
+    return made
+
+
+def rounding_error(
+    graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
+) -> tuple[ir.Value, ir.Value]:
+    """The view in steps of the grid, and its distance to the nearest point of it."""
+    assert seen.shape is not None
+    rank, axis = len(seen.shape), view.token_axis or 0
+
+    def held(name: str, values: Floats) -> ir.Value:
+        shaped = along(values.astype(np.float32), axis, rank) if values.size > 1 else values[0]
+        return constant(graph, f"{label}:{name}", np.asarray(shaped, np.float32))
+
+    steps = chain(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
+    low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
+    rounded = chain(graph, "Round", [steps], f"{label}:round")
+    # Max and Min, since a Clip has scalar bounds.
+    raised = chain(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
+    clipped = chain(graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point")
+    return steps, chain(graph, "Sub", [clipped, steps], f"{label}:error")
+
+
+def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
+    """A vector in the shape that broadcasts over `axis` of a tensor of `rank` axes."""
+    return values.reshape([-1 if k == axis else 1 for k in range(rank)])

@@ -1,0 +1,62 @@
+"""One file of weights for all graphs of a quantized model, each tensor stored once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import onnx_ir as ir
+
+WEIGHTS = "model.onnx.data"
+INLINE = 1024  # bytes; smaller tensors stay in the graph
+PAGE = 4096  # so that a loader can map each tensor
+
+
+class WeightStore:
+    """Writes graphs whose large initializers lie in one file; equal contents share their place."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._places: dict[tuple[bytes, int], int] = {}
+
+    def __enter__(self) -> Self:
+        self._stream = (self._folder / WEIGHTS).open("wb")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+    def save(self, model: ir.Model, name: str) -> None:
+        """Write `name`.onnx; one tensor is in memory at a time."""
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            assert tensor is not None
+            if tensor.nbytes >= INLINE:
+                value.const_value = ir.ExternalTensor(
+                    WEIGHTS,
+                    self._place(tensor.tobytes()),
+                    tensor.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=str(value.name),
+                    base_dir=self._folder,
+                )
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.tensor(tensor.numpy(), name=str(value.name))
+        self._stream.flush()
+        ir.save(model, self._folder / f"{name}.onnx")
+
+    def _place(self, data: bytes) -> int:
+        key = (hashlib.sha256(data).digest(), len(data))
+        if key not in self._places:
+            self._stream.write(bytes(-self._stream.tell() % PAGE))
+            self._places[key] = self._stream.tell()
+            self._stream.write(data)
+        return self._places[key]

@@ -1,0 +1,91 @@
+"""What a generator is calibrated on: its own pictures, as the feeds of its full graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import Manifest
+from ..errors import CalibrationError
+from ..recipe import CalibrateOptions
+from ..runtime.feeds import Array
+from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
+from ..runtime.sessions.onnxruntime import fast_session
+from .common import Reporter
+from .generate import parse_labels
+
+FULL = "full"
+Tokens = NDArray[np.int32] | NDArray[np.float32]
+
+
+def is_generator(exported: Manifest) -> bool:
+    return SPEC_FILE in exported.outputs
+
+
+def check_generated(exported: Manifest, options: CalibrateOptions) -> None:
+    """Raises CalibrationError for sources that are not a generator's, and a family without full."""
+    if f"{FULL}.onnx" not in exported.outputs:
+        raise CalibrationError(
+            f"{exported.options['model']} has no teacher-forced graph: it cannot be quantized yet",
+            do="quantize a VAR, a RAR or a PAR",
+        )
+    for name in ("images", "feeds", "synthetic"):
+        if getattr(options, name):
+            raise CalibrationError(
+                "a generator is calibrated on what it generates itself",
+                where=f"--{name}",
+                do="leave it out; --labels says which classes",
+            )
+
+
+def generated_rows(
+    export: Path, options: CalibrateOptions, reporter: Reporter
+) -> Iterator[dict[str, Array]]:
+    """A row of the full graph a sample: of each picture the conditional one, and under guidance
+    that of the null class with the same tokens.
+
+    The labels are the given ones, or all classes, in turn; the seed decides the pictures.
+
+    Raises:
+        GenerationError: a label out of range.
+    """
+    _, spec = read_spec(export)
+    sampling = choose_sampling(spec)
+    given = [options.labels] if options.labels else [f"0-{spec.num_classes - 1}"]
+    labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.samples))
+    force = teacher_forcing(export)
+    classes = [None, spec.num_classes] if sampling.cfg > 0 else [None]
+
+    def tick(done: int, total: int) -> None:
+        reporter.progress("generating samples", done, total)
+
+    generator = Generator.open(export)
+    for batch in generator.batches(labels, seed=options.seed, sampling=sampling, progress=tick):
+        forced = force(batch.tokens)
+        for k, label in enumerate(batch.labels):
+            row = {name: values[k : k + 1] for name, values in forced.items()}
+            for chosen in classes:
+                held = label if chosen is None else chosen
+                yield {"labels": np.array([held], np.int64), **row}
+
+
+def teacher_forcing(export: Path) -> Callable[[Tokens], dict[str, Array]]:
+    """What makes the full graph's inputs beside the labels from the tokens [N, L] of pictures.
+
+    They are `features`, which lookup.onnx makes, or `tokens`, as many as the graph takes.
+    """
+    from ..calibrate.observers import load_graph
+
+    inputs = {str(v.name): v for v in load_graph(export / f"{FULL}.onnx").graph.inputs}
+    if "features" in inputs:
+        lookup = fast_session(export / "lookup.onnx")
+        return lambda tokens: lookup.run({"indices": tokens}, ["features"])
+    shape = inputs["tokens"].shape
+    assert shape is not None
+    count = shape.numpy()[1] if shape.is_static() else shape[1]
+    assert isinstance(count, int)
+    return lambda tokens: {"tokens": tokens[:, :count].astype(np.int64)}
