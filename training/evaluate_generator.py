@@ -21,10 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.generator import Generator
-from .tiny_imagenet import load_pictures
-from .train_var_vqvae import to_signed
+from .tiny_imagenet import CLASSES, flipped, load_pictures, moved, to_signed
 
-CLASSES = 10
 BATCH = 64
 PEAK_LR = 3e-3
 REACH = 4
@@ -46,15 +44,6 @@ def classifier() -> nn.Sequential:
     )
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of a batch flipped, the batch moved by up to four pixels."""
-    flip = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    images = torch.where(flip, images.flip(-1), images)
-    padded = F.pad(images, (REACH,) * 4, mode="replicate")
-    top, left = torch.randint(0, 2 * REACH + 1, (2,), generator=generator).tolist()
-    return padded[:, :, top : top + 64, left : left + 64]
-
-
 def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     model = classifier()
@@ -67,7 +56,7 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int) -> 
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for index in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
-            batch = augmented(to_signed(images[index]), generator)
+            batch = moved(flipped(to_signed(images[index]), generator), REACH, generator)
             loss = F.cross_entropy(model(batch), labels[index], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,90 @@
+"""The pieces of the transformers' training: orders, their logits, dropped views, the measures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from arvg_trt.export.generators.rar import RarTransformer
+from arvg_trt.export.generators.rar_config import RarConfig
+from arvg_trt.training.generator_minis import (
+    Batch,
+    initialize_rar,
+    random_orders,
+    rar_logits,
+)
+from arvg_trt.training.train_generator import parameter_groups, unigram_entropy, views
+
+
+def batch(progress: float, count: int = 200, length: int = 9) -> Batch:
+    tokens = torch.randint(0, 32, (count, length), generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(count) % 10
+    return Batch(tokens, labels, progress, torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def rar() -> RarTransformer:
+    torch.manual_seed(0)
+    model = RarTransformer(RarConfig(2, 32, 2, length=9, num_classes=10, vocab_size=32))
+    initialize_rar(model)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("progress, share", [(0.0, 1.0), (0.5, 1.0), (0.625, 0.5), (0.75, 0.0)])
+def test_orders_are_annealed_from_random_ones_to_the_raster(progress: float, share: float) -> None:
+    orders = random_orders(batch(progress))
+    assert torch.equal(orders.sort(dim=1).values, torch.arange(9).expand(200, -1))
+    found = (orders != torch.arange(9)).any(dim=1).double().mean().item()
+    assert found == pytest.approx(share, abs=0.1)
+    assert found == share or 0 < share < 1
+
+
+def test_in_raster_order_the_training_runs_the_model_itself(rar: RarTransformer) -> None:
+    part = batch(1.0, count=3)
+    with torch.no_grad():
+        found = rar_logits(rar, part.tokens, part.labels, torch.arange(9).expand(3, -1))
+        wanted = rar(part.labels, part.tokens[:, :-1])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prediction_sees_earlier_tokens_of_its_order_and_where_it_is(rar: RarTransformer) -> None:
+    part = batch(0.0, count=1)
+    order = torch.tensor([[4, 0, 7, 2, 8, 1, 3, 6, 5]])
+    with torch.no_grad():
+        before = rar_logits(rar, part.tokens, part.labels, order)
+        changed = part.tokens.clone()
+        changed[0, 7] += 1  # the third of the order: what comes fourth sees it
+        after = rar_logits(rar, changed, part.labels, order)
+        swapped = order.clone()
+        swapped[0, 3:5] = order[0, [4, 3]]
+        elsewhere = rar_logits(rar, part.tokens, part.labels, swapped)
+    differs = (before != after).any(dim=2)[0]
+    assert not differs[:3].any() and differs[3:].all()
+    assert torch.equal(before[:, :3], elsewhere[:, :3])
+    assert not torch.equal(before[:, 3], elsewhere[:, 3])
+
+
+def test_views_are_the_pictures_then_flipped_then_moved_ones() -> None:
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    found = views(images, 4, seed=0)
+    assert torch.equal(found[0], images) and torch.equal(found[1], images.flip(-1))
+    assert all(view.dtype == torch.uint8 and view.shape == images.shape for view in found)
+    assert {len(np.unique(view)) for view in found} == {256}
+
+
+def test_the_entropy_of_tokens_is_that_of_their_shares() -> None:
+    tokens = torch.tensor([[0, 0, 5, 5], [5, 5, 9, 0]], dtype=torch.int16)
+    shares = np.array([3, 4, 1]) / 8
+    assert unigram_entropy(tokens) == pytest.approx(-(shares * np.log(shares)).sum())
+
+
+def test_tables_biases_and_norms_do_not_decay(rar: RarTransformer) -> None:
+    decayed, others = parameter_groups(rar)
+    names = {id(p): n for n, p in rar.named_parameters()}
+    kept = {names[id(p)] for p in decayed["params"]}  # type: ignore[attr-defined]
+    assert "blocks.0.attn.qkv.weight" in kept and "lm_head.weight" in kept
+    assert not any("emb" in n or n.endswith("bias") or "norm.weight" in n for n in kept)
+    assert len(kept) + len(others["params"]) == len(names)  # type: ignore[arg-type]

@@ -1,0 +1,180 @@
+"""The generators of the minis: their sizes, and what each family's training has of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..export.generators.blocks import causal_mask
+from ..export.generators.rar import CHUNKS, RarTransformer
+from ..export.generators.rar_config import RarConfig
+from ..export.generators.var import VarTransformer
+from ..export.generators.var_config import VarConfig
+from ..export.tokenizers.var_vqvae import VarVqvae
+from . import tokenizer_minis
+from .tiny_imagenet import CLASSES, SIDE
+
+# RAR's annealing: all orders at random until the first share of the steps, none after the second.
+RANDOM_UNTIL = 0.5
+RASTER_FROM = 0.75
+
+VAR = VarConfig(
+    depth=6,
+    width=128,
+    heads=4,
+    patch_nums=tokenizer_minis.VAR.patch_nums,
+    num_classes=CLASSES,
+    vocab_size=tokenizer_minis.VAR.vocab_size,
+    latent_channels=tokenizer_minis.VAR.latent_channels,
+)
+RAR = RarConfig(
+    depth=6,
+    width=128,
+    heads=4,
+    length=(SIDE // tokenizer_minis.RAR.stride) ** 2,
+    num_classes=CLASSES,
+    vocab_size=tokenizer_minis.RAR.vocab_size,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tokens int64 [N, L] of pictures, labels [N] (10 where dropped); where the training is.
+
+    `progress` is 0 in the beginning and 1 in the end, and when it is measured.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    progress: float
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorMini:
+    """One family's generator in training.
+
+    `tokens` takes the tokenizer and images [N, 3, 64, 64] in [-1, 1]; `loss` the model, the
+    tokenizer and a batch: the mean cross-entropy in nats of a token.
+    """
+
+    file: str
+    build: Callable[[], nn.Module]
+    initialize: Callable[[Any], None]
+    tokens: Callable[[Any, Tensor], Tensor]
+    loss: Callable[[Any, Any, Batch], Tensor]
+    views: int = 8
+
+
+@torch.no_grad()
+def initialize_var(model: VarTransformer) -> None:
+    """The official initialisation: a small head, residual outputs by depth, gates nearly shut.
+
+    Gates are less shut than officially (1e-5): a small model has few steps to open them.
+    """
+    gates = 2 * model.config.width
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and name.endswith("weight") and "emb" not in name:
+            torch.nn.init.trunc_normal_(parameter, std=0.02)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+        if name == "head.weight":
+            parameter.mul_(0.02)
+        elif name.endswith(("attn.proj.weight", "ffn.fc2.weight")):
+            parameter.div_(math.sqrt(2 * model.config.depth))
+        elif name.startswith("blocks.") and name.endswith("ada_lin.1.weight"):
+            parameter[:gates].mul_(0.1)
+        elif name.startswith("blocks.") and name.endswith("ada_lin.1.bias"):
+            parameter[:gates].fill_(0.1)
+
+
+def var_loss(model: VarTransformer, vae: VarVqvae, batch: Batch) -> Tensor:
+    """Of all tokens of all scales."""
+    with torch.no_grad():
+        features = vae.quantize.features(batch.tokens)
+    return cross_entropy(model(batch.labels, features), batch.tokens)
+
+
+@torch.no_grad()
+def initialize_rar(model: RarTransformer) -> None:
+    """The official initialisation, no modulation at first, but gates that are a little open.
+
+    Officially weights are of deviation 0.02 at widths from 768; it grows as the width shrinks.
+    """
+    width = model.config.width
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "adaLN" in name:
+            nn.init.zeros_(parameter)
+        elif parameter.ndim >= 2:
+            nn.init.trunc_normal_(parameter, std=0.5 / math.sqrt(width))
+        if name.endswith("adaLN_modulation.1.bias") and parameter.numel() == CHUNKS * width:
+            parameter.view(CHUNKS, width)[2::3] = 0.5
+
+
+def random_orders(batch: Batch) -> Tensor:
+    """int64 [N, L]: the order in which each row's tokens are learned, at random or the raster.
+
+    The share of random ones falls from 1 to 0 between two points of the training.
+    """
+    count, length = batch.tokens.shape
+    share = (RASTER_FROM - batch.progress) / (RASTER_FROM - RANDOM_UNTIL)
+    mixed = torch.rand(count, length, generator=batch.generator).argsort(dim=1)
+    is_random = torch.rand(count, 1, generator=batch.generator) < share
+    return torch.where(is_random, mixed, torch.arange(length))
+
+
+def rar_logits(model: RarTransformer, tokens: Tensor, labels: Tensor, orders: Tensor) -> Tensor:
+    """[N, L, V], of tokens [N, L] in the orders [N, L]; the model's `forward` is of the raster.
+
+    A token brings its own place and is told that of the next one; modulation is by the step.
+    """
+    steps = torch.arange(tokens.shape[1] + 1)
+    sequence = torch.cat((model.prefix(labels), tokens.gather(1, orders)), dim=1)[:, :-1]
+    prefix = steps[:2].expand(len(tokens), -1)
+    places = F.embedding(torch.cat((prefix, orders + 2), dim=1)[:, :-1], model.pos_embed[0])
+    targets = F.pad(F.embedding(orders + 2, model.target_aware_pos_embed[0]), (0, 0, 1, 0))
+    x = F.embedding(sequence, model.token_table()) + places + targets
+    condition = model.conditions(labels, steps)
+    head = model.adaln_before_head(condition)
+    mask = causal_mask(steps, len(steps), x.dtype)
+    return model.step(x, model.modulations(condition), head, mask=mask)[0][:, 1:]
+
+
+def rar_loss(model: RarTransformer, _: nn.Module, batch: Batch) -> Tensor:
+    orders = random_orders(batch)
+    logits = rar_logits(model, batch.tokens, batch.labels, orders)
+    return cross_entropy(logits, batch.tokens.gather(1, orders))
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+
+
+def map_tokens(tokenizer: Any, images: Tensor) -> Tensor:
+    """The codes of a tokenizer with one map, in raster order."""
+    return tokenizer.codes(tokenizer.encode(images)).flatten(1)  # type: ignore[no-any-return]
+
+
+MINIS = {
+    "var-mini": GeneratorMini(
+        "var.safetensors",
+        lambda: VarTransformer(VAR),
+        initialize_var,
+        lambda vae, images: vae.quantize.encode(vae.encode(images)),
+        var_loss,
+        views=6,
+    ),
+    "rar-mini": GeneratorMini(
+        "rar.safetensors",
+        lambda: RarTransformer(RAR),
+        initialize_rar,
+        map_tokens,
+        rar_loss,
+    ),
+}
