@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
+from ..config_json import require_agreement
 from ..strict import count_items, load_strictly, require_constants, require_needed
 from .var import VarTransformer, official_levels, official_mask
 from .var_config import VarConfig, VarJson
@@ -60,15 +61,7 @@ def infer_config(
     except ExportError as error:
         # The configuration does not know which file it came from.
         raise ExportError(error.what, where=where, do=error.do) from error
-    differ = [
-        f"{name} is {getattr(config, name)} in the tensors, {value} in config.json"
-        for name, value in said.items()
-        if getattr(config, name) != value
-    ]
-    if differ:
-        raise ExportError(
-            "; ".join(differ), where=where, do="correct config.json, or use its own checkpoint"
-        )
+    require_agreement(config, said, where)
     return config
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from ...errors import ExportError
 from ...runtime.generate.spec import Defaults
+from ..config_json import read_beside
 
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -114,12 +115,4 @@ def read_config_json(folder: Path) -> VarJson:
     Raises:
         ExportError: not JSON, or a key of another type.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        return VarJson()
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=VarJson)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise ExportError(
-            f"cannot be read: {error}", where=str(path), do="correct it, or remove it"
-        ) from error
+    return read_beside(folder, VarJson)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -170,6 +170,13 @@ class VqTokenizer(nn.Module):
     """
 
     config: VqConfig
+    # Convolutions at the ends of both halves: images, features and codes.
+    ends: ClassVar[tuple[str, ...]] = (
+        "encoder.conv_in",
+        "encoder.conv_out",
+        "decoder.conv_in",
+        "decoder.conv_out",
+    )
 
     @property
     @abstractmethod

@@ -1,0 +1,29 @@
+"""What decides the shapes of a LlamaGen VQ tokenizer. Torch-free: the zoo is listed without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LlamagenVqConfig:
+    """Everything that decides the shapes of a LlamaGen VQ; the defaults are those of VQ-16."""
+
+    channels: int = 128
+    channels_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    latent_channels: int = 8
+    vocab_size: int = 16384
+
+    @property
+    def stride(self) -> int:
+        return 1 << (len(self.channels_mult) - 1)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.channels * m for m in self.channels_mult)
+
+
+VQ_16 = LlamagenVqConfig()
+VQ_8 = LlamagenVqConfig(channels_mult=(1, 2, 2, 4))
