@@ -135,6 +135,14 @@ RAR = (
     rar_entry("l", 461_668_352),
     rar_entry("xl", 955_425_024),
     rar_entry("xxl", 1_498_520_704),
+    ZooEntry(
+        "rar-mini",
+        "rar",
+        2_250_624,
+        RarConfig(6, 128, heads=4, length=64, num_classes=10, vocab_size=512),
+        (("rar.safetensors", "tokenizer.safetensors"),),
+        graphs=RAR_GRAPHS,
+    ),
 )
 ZOO = (*COSMOS, *VAR, *RAR)
 

@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..export.generators.blocks import causal_mask
+from ..export.generators.par import ParTransformer
+from ..export.generators.par_config import ParConfig
 from ..export.generators.rar import CHUNKS, RarTransformer
 from ..export.generators.rar_config import RarConfig
 from ..export.generators.var import VarTransformer
 from ..export.generators.var_config import VarConfig
 from ..export.tokenizers.var_vqvae import VarVqvae
+from ..runtime.generate.par_spec import generation_order
 from . import tokenizer_minis
 from .tiny_imagenet import CLASSES, SIDE
 
@@ -40,6 +43,15 @@ RAR = RarConfig(
     length=(SIDE // tokenizer_minis.RAR.stride) ** 2,
     num_classes=CLASSES,
     vocab_size=tokenizer_minis.RAR.vocab_size,
+)
+PAR = ParConfig(
+    depth=6,
+    width=128,
+    heads=4,
+    length=(SIDE // tokenizer_minis.PAR.stride) ** 2,
+    group=4,
+    num_classes=CLASSES,
+    vocab_size=tokenizer_minis.PAR.vocab_size,
 )
 
 
@@ -152,6 +164,21 @@ def rar_loss(model: RarTransformer, _: nn.Module, batch: Batch) -> Tensor:
     return cross_entropy(logits, batch.tokens.gather(1, orders))
 
 
+@torch.no_grad()
+def initialize_par(model: ParTransformer) -> None:
+    """The official initialisation, a head of zeros; deviations as of RAR."""
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.5 / math.sqrt(model.config.width))
+    nn.init.zeros_(model.output.weight)
+
+
+def par_loss(model: ParTransformer, _: nn.Module, batch: Batch) -> Tensor:
+    config = model.config
+    tokens = batch.tokens[:, torch.from_numpy(generation_order(config.side, config.group))]
+    return cross_entropy(model(batch.labels, tokens[:, : -config.group]), tokens)
+
+
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
 
@@ -176,5 +203,12 @@ MINIS = {
         initialize_rar,
         map_tokens,
         rar_loss,
+    ),
+    "par-mini": GeneratorMini(
+        "par.safetensors",
+        lambda: ParTransformer(PAR),
+        initialize_par,
+        map_tokens,
+        par_loss,
     ),
 }

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..export.tokenizers.llamagen_vq import LlamagenVq
+from ..export.tokenizers.llamagen_vq_config import LlamagenVqConfig
 from ..export.tokenizers.maskgit_vq import MaskgitVq
 from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
 from ..export.tokenizers.var_quantizer import MultiScaleQuantizer
@@ -33,6 +35,14 @@ RAR = MaskgitVqConfig(
     channels_mult=(1, 1, 2, 3),
     num_res_blocks=1,
     latent_channels=16,
+    vocab_size=512,
+)
+PAR = LlamagenVqConfig(
+    channels=32,
+    channels_mult=(1, 1, 2, 3),
+    num_res_blocks=1,
+    z_channels=64,
+    latent_channels=8,
     vocab_size=512,
 )
 
@@ -125,6 +135,13 @@ MINIS = {
         lambda: MaskgitVq(RAR),
         quantize_map,
         MaskgitVq.reconstruct,
+        "quantize.embedding.weight",
+    ),
+    "par-mini": TokenizerMini(
+        "tokenizer.safetensors",
+        lambda: LlamagenVq(PAR),
+        quantize_map,
+        LlamagenVq.reconstruct,
         "quantize.embedding.weight",
     ),
 }

@@ -25,8 +25,8 @@ from .tiny_imagenet import archive_digest, load_pictures, to_signed, training_ba
 from .tokenizer_minis import MINIS, Quantized, TokenizerMini
 
 BATCH = 16
-WARMUP = 300
-EMA_DECAY = 0.999
+WARMUP = 1 / 12  # of all steps
+EMA_SPAN = 1 / 3.6  # of all steps, that the average reaches back
 RESTART_EVERY = 50
 RESTART_UNTIL = 0.7  # of all steps; afterwards the codebook only settles
 RARE = 0.03  # of the mean use
@@ -34,17 +34,20 @@ RARE = 0.03  # of the mean use
 
 def losses(
     mini: TokenizerMini, model: nn.Module, images: Tensor, perception: Perception | None
-) -> tuple[Tensor, Quantized]:
-    """Loss of the image, quantized latent; convolutions in bfloat16, the rest in float32."""
+) -> tuple[Tensor, Tensor, Quantized]:
+    """Loss of the pixels, of what is perceived, and the quantized latent.
+
+    Convolutions are in bfloat16, the rest in float32.
+    """
     with torch.autocast(images.device.type, torch.bfloat16):
         latent = model.encode(images)  # type: ignore[operator]
     quantized = mini.quantize(model, latent.float())
     with torch.autocast(images.device.type, torch.bfloat16):
         found = mini.decode(model, quantized.through).float()
-    loss = F.l1_loss(found, images) + F.mse_loss(found, images)
-    if perception is not None:
-        loss = loss + mini.perception * difference(perception, found, images)
-    return loss, quantized
+    pixels = F.l1_loss(found, images) + F.mse_loss(found, images)
+    if perception is None:
+        return pixels, torch.zeros(()), quantized
+    return pixels, mini.perception * difference(perception, found, images), quantized
 
 
 def restart_codes(
@@ -107,22 +110,22 @@ def main(
     torch.manual_seed(seed)
     model = mini.build().to(device)
     groups = [{"params": list(model.parameters()), "weight_decay": 1e-4}]
-    schedule = Schedule(steps, peak_lr, WARMUP)
+    schedule = Schedule(steps, peak_lr, warmup=round(WARMUP * steps))
     table = model.get_parameter(mini.codebook).data
     use = torch.zeros(len(table), device=device)
     path = output / f"{stem}_state.pt"
-    run = Run(model, groups, schedule, path, ema_decay=EMA_DECAY, kept={"use": use})
+    decay = 1 - 1 / (EMA_SPAN * steps)
+    run = Run(model, groups, schedule, path, ema_decay=decay, kept={"use": use})
     for step in run.steps():
         images = training_batch(training, step, seed, BATCH, mini.reach)[0].to(device)
-        image_loss, quantized = losses(mini, model, images, perception)
-        run.update(image_loss + quantized.loss, step)
+        pixels, perceived, quantized = losses(mini, model, images, perception)
+        run.update(pixels + perceived + quantized.loss, step)
         use += quantized.use
         if step % RESTART_EVERY == 0 and step < RESTART_UNTIL * steps:
             tables = (table, run.average[mini.codebook])
-            restarted = restart_codes(tables, use, quantized.vectors, step_generator(seed, step))
-            run.say(step, f"{restarted} codes restarted")
+            restart_codes(tables, use, quantized.vectors, step_generator(seed, step))
             use.zero_()
-        run.log(image=image_loss.item(), codes=quantized.loss.item())
+        run.log(pixels=pixels.item(), perceived=perceived.item(), codes=quantized.loss.item())
         if run.is_measured(step):
             psnr = held_out_psnr(mini, run.average, held_out.images, device)
             run.say(step + 1, f"held-out PSNR {psnr:.2f} dB")
