@@ -24,7 +24,6 @@ from .perception import Perception, difference, train_perception
 from .tiny_imagenet import archive_digest, load_pictures, to_signed, training_batch
 from .tokenizer_minis import MINIS, Quantized, TokenizerMini
 
-BATCH = 16
 WARMUP = 1 / 12  # of all steps
 EMA_SPAN = 1 / 3.6  # of all steps, that the average reaches back
 RESTART_EVERY = 50
@@ -83,6 +82,7 @@ def held_out_psnr(
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 @click.option("--steps", default=3600, show_default=True)
+@click.option("--batch", default=16, show_default=True)
 @click.option("--peak-lr", default=1.5e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
@@ -92,6 +92,7 @@ def main(
     data: Path,
     output: Path,
     steps: int,
+    batch: int,
     peak_lr: float,
     seed: int,
     device: str,
@@ -117,7 +118,7 @@ def main(
     decay = 1 - 1 / (EMA_SPAN * steps)
     run = Run(model, groups, schedule, path, ema_decay=decay, kept={"use": use})
     for step in run.steps():
-        images = training_batch(training, step, seed, BATCH, mini.reach)[0].to(device)
+        images = training_batch(training, step, seed, batch, mini.reach)[0].to(device)
         pixels, perceived, quantized = losses(mini, model, images, perception)
         run.update(pixels + perceived + quantized.loss, step)
         use += quantized.use
@@ -138,7 +139,7 @@ def main(
         output / f"{stem}_training.json",
         schedule,
         run.seconds,
-        batch=BATCH,
+        batch=batch,
         seed=seed,
         device=device,
         held_out_psnr=round(held_out_psnr(mini, run.average, held_out.images, device), 3),
