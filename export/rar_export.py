@@ -12,7 +12,14 @@ from .generators.rar import CHUNKS, RarTransformer
 from .generators.rar_graphs import ConditionGraph, FullGraph, StepGraph
 from .graph_form import DYNAMIC, GraphForm
 from .linear_passes import columns, linear_sites
-from .tracing import cache_type, name_presents, past_names, present_names, trace
+from .tracing import (
+    cache_type,
+    example_caches,
+    name_presents,
+    past_names,
+    present_names,
+    trace,
+)
 from .weight_file import WeightFile
 
 ROLES = {"qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "lm_head": "head", "1": "adaln"}
@@ -64,8 +71,6 @@ def step_graph(model: RarTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
     config = model.config
     rows, n = Dim("rows"), Dim("n")
     shape = (ROWS, config.heads, PAST, config.head_dim)
-    kind = getattr(torch, form.kv_type)
-    keys, values = ([torch.zeros(shape, dtype=kind) for _ in range(config.depth)] for _ in range(2))
     cache_shape = [{0: rows, 2: Dim("past")}] * config.depth
     graph = trace(
         keep_cache_as(StepGraph(model), cache_type(form)),
@@ -74,8 +79,7 @@ def step_graph(model: RarTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
             torch.arange(TOKENS),
             torch.zeros(ROWS, TOKENS, config.depth, CHUNKS, config.width),
             torch.zeros(ROWS, TOKENS, 2, config.width),
-            keys,
-            values,
+            *example_caches(config.depth, shape, form),
         ),
         (
             {0: rows, 1: n},

@@ -52,6 +52,15 @@ def present_names(depth: int) -> list[str]:
     return [name.replace("past", "present") for name in past_names(depth)]
 
 
+def example_caches(
+    depth: int, shape: tuple[int, ...], form: GraphForm
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of `depth` blocks, each of `shape`."""
+    kind = getattr(torch, form.kv_type)
+    keys, values = ([torch.zeros(shape, dtype=kind) for _ in range(depth)] for _ in range(2))
+    return keys, values
+
+
 def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:
     """Write their length as "past + n", which the exporter gives names of its own."""
     for value in graph.graph.outputs[1:]:

@@ -9,12 +9,7 @@ from torch.export import Dim
 from ..sites import Site
 from .graph_passes import find_sites, insert_size_check
 from .tokenizers.vq_blocks import IMAGE_CHANNELS, VqTokenizer
-from .tokenizers.vq_graphs import (
-    DECODER_EXCLUDED,
-    ENCODER_EXCLUDED,
-    VqDecoderGraph,
-    VqEncoderGraph,
-)
+from .tokenizers.vq_graphs import VqDecoderGraph, VqEncoderGraph, excluded
 from .tracing import trace
 from .weight_file import WeightFile
 
@@ -34,11 +29,9 @@ def export_vq(
         "arvg_trt.image_range": "-1,1",
     }
     sites: tuple[Site, ...] = ()
-    for name, graph, excluded in (
-        ("encoder", encoder_graph(model), ENCODER_EXCLUDED),
-        ("decoder", decoder_graph(model), DECODER_EXCLUDED),
-    ):
-        sites += find_sites(graph.graph, name, excluded)
+    left_out = excluded(model)
+    for name, graph in (("encoder", encoder_graph(model)), ("decoder", decoder_graph(model))):
+        sites += find_sites(graph.graph, name, left_out[name])
         weights.save(graph, name, properties)
     return sites
 

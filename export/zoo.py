@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..errors import ExportError
+from .generators.par_config import PUBLISHED as PUBLISHED_PAR
+from .generators.par_config import ParConfig
 from .generators.rar_config import PUBLISHED, RarConfig
 from .generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 from .tokenizers.cosmos_config import CosmosConfig
@@ -25,7 +27,13 @@ RAR_HUB = "yucornetto/RAR"
 RAR_TOKENIZER_HUB = "fun-research/TiTok"
 RAR_GRAPHS = ("encoder", "decoder", "condition", "step", "full")
 
-Config = CosmosConfig | VarConfig | RarConfig
+LLAMAGEN_VQ16 = "vq_ds16_c2i"
+LLAMAGEN_VQ8 = "vq_ds8_c2i"
+PAR_HUB = "Epiphqny/PAR"
+LLAMAGEN_HUB = "FoundationVision/LlamaGen"
+PAR_GRAPHS = ("encoder", "decoder", "step", "full")
+
+Config = CosmosConfig | VarConfig | RarConfig | ParConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +152,43 @@ RAR = (
         graphs=RAR_GRAPHS,
     ),
 )
-ZOO = (*COSMOS, *VAR, *RAR)
+
+
+def par_files(name: str) -> tuple[tuple[str, ...], ...]:
+    """The transformer's file under its official name, with a tokenizer's; VQ-16 is the usual."""
+    return tuple(
+        (f"{name}.{kind}", f"{tokenizer}.{kind}")
+        for tokenizer in (LLAMAGEN_VQ16, LLAMAGEN_VQ8)
+        for kind in ("pt", "safetensors")
+    )
+
+
+def par_entry(variant: str, parameters: int) -> ZooEntry:
+    size, group = variant.split("-")
+    elsewhere = {f"{name}.pt": LLAMAGEN_HUB for name in (LLAMAGEN_VQ16, LLAMAGEN_VQ8)}
+    return ZooEntry(
+        f"par-{variant}",
+        "par",
+        parameters,
+        PUBLISHED_PAR[variant],
+        par_files(f"PAR-{size.upper()}-{group}"),
+        PAR_HUB,
+        PAR_GRAPHS,
+        elsewhere,
+    )
+
+
+PAR = (
+    par_entry("l-4x", 342_914_048),
+    par_entry("l-16x", 342_926_336),
+    par_entry("xl-4x", 774_703_360),
+    par_entry("xl-16x", 774_718_720),
+    par_entry("xxl-4x", 1_410_977_280),
+    par_entry("xxl-16x", 1_410_995_712),
+    par_entry("3b-4x", 3_096_668_800),
+    par_entry("3b-16x", 3_096_707_200),
+)
+ZOO = (*COSMOS, *VAR, *RAR, *PAR)
 
 # Any size of a family: the configuration comes from the checkpoint alone.
 ANY_SIZE = (
@@ -172,6 +216,18 @@ ANY_SIZE = (
         ),
         None,
         RAR_GRAPHS,
+    ),
+    ZooEntry(
+        "par",
+        "par",
+        0,
+        None,
+        (
+            ("model.safetensors", "tokenizer.safetensors"),
+            *(files for entry in PAR for files in entry.files),
+        ),
+        None,
+        PAR_GRAPHS,
     ),
 )
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..export.zoo import ZooEntry
 
 PARITY_SIZE = 256
+# Families of so many steps that each cannot have a graph of its own.
+STEPWISE = {"par": "a few tokens", "rar": "one token"}
 
 
 def export_any(
@@ -77,9 +79,9 @@ def export_stage(
     entry = find_model(name)
     if entry.family == "cosmos":
         require_dynamic(name, form)
-    if entry.family == "rar" and form.static_batch is not None:
+    if entry.family in STEPWISE and form.static_batch is not None:
         raise ExportError(
-            "has a cache that grows by one token a step: no fixed shapes",
+            f"has a cache that grows by {STEPWISE[entry.family]} a step: no fixed shapes",
             where=name,
             do="leave out --static-batch",
         )
@@ -163,6 +165,7 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "cosmos": export_cosmos,
+    "par": export_generator,
     "rar": export_generator,
     "var": export_generator,
 }

@@ -26,7 +26,7 @@ def model_rows() -> list[dict[str, Any]]:
             "parameters": entry.parameters,
             "graphs": list(entry.graphs),
             "files": [list(names) for names in entry.files],
-            "checkpoint": ", ".join([entry.hub, *entry.elsewhere.values()])
+            "checkpoint": ", ".join(dict.fromkeys((entry.hub, *entry.elsewhere.values())))
             if entry.hub
             else ("shipped" if (MODELS / entry.name).is_dir() else "train it: training/"),
         }

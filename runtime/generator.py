@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from ..artifacts import decode_json
 from ..errors import GenerationError, OutOfMemory
 from .generate.frame import Loop, OpenSession
+from .generate.par import ParLoop
+from .generate.par_spec import ParSpec
 from .generate.rar import RarLoop
 from .generate.rar_spec import RarSpec
 from .generate.var import VarLoop
@@ -26,10 +28,11 @@ SPEC_FILE = "generator.json"
 BATCH_SIZE = 4
 
 Progress = Callable[[int, int], None]
-Spec = VarSpec | RarSpec
+Spec = VarSpec | RarSpec | ParSpec
 LOOPS: dict[type[Spec], Callable[[Path, Any, OpenSession, int], Loop]] = {
     VarSpec: VarLoop,
     RarSpec: RarLoop,
+    ParSpec: ParLoop,
 }
 
 

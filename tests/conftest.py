@@ -32,6 +32,8 @@ from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import save_image
 from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
+from .export.par_models import TinyPar, official_tokenizer, random_llamagen, random_par
+from .export.par_models import write_checkpoint as write_par
 from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
 from .own_models import export_autoencoder, export_transformer, handmade_transformer
 
@@ -106,6 +108,19 @@ def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
     result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
     assert result.exit_code == 0, result.output
     return TinyRar(transformer, tokenizer, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
+    """As `tiny_rar`, of a PAR, with a config.json that tells its heads and tokens."""
+    root = tmp_path_factory.mktemp("tiny_par")
+    transformer, tokenizer = random_par(), random_llamagen()
+    parts = (dict(transformer.state_dict()), official_tokenizer(dict(tokenizer.state_dict())))
+    checkpoint = write_par(root / "checkpoint", *parts)
+    args = ["export", "par", str(root / "ws"), "--checkpoint", str(checkpoint)]
+    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
+    assert result.exit_code == 0, result.output
+    return TinyPar(transformer, tokenizer, root / "ws")
 
 
 @pytest.fixture(scope="session")

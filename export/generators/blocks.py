@@ -19,11 +19,15 @@ Model = TypeVar("Model", bound=nn.Module)
 NORM_FLOOR = 1e-12
 
 
-def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[rows, n, 3C], features in the order q, k, v and head-major inside -> three of heads."""
+def joined_heads(qkv: Tensor, heads: int) -> Tensor:
+    """[rows, n, 3C], features in the order q, k, v and head-major inside -> [3, rows, H, n, d]."""
     rows, n, features = qkv.shape
-    parts = qkv.reshape(rows, n, 3, heads, features // (3 * heads)).permute(2, 0, 3, 1, 4)
-    q, k, v = parts.chunk(3, dim=0)  # a single Split; unbind becomes slices
+    return qkv.reshape(rows, n, 3, heads, features // (3 * heads)).permute(2, 0, 3, 1, 4)
+
+
+def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[rows, n, 3C] as `joined_heads` takes it -> q, k and v as heads."""
+    q, k, v = joined_heads(qkv, heads).chunk(3, dim=0)  # a single Split; unbind becomes slices
     return q.squeeze(0), k.squeeze(0), v.squeeze(0)
 
 

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...runtime.generate.par_spec import generation_order
-from .blocks import CachedAttention, KeyValue, split_qkv
+from .blocks import CachedAttention, KeyValue, joined_heads
 from .par_config import ParConfig
+
+Rotary = tuple[Tensor, Tensor]  # cos, sin [2, 1, 1, n, d/2, 1] of q and k at n positions
 
 
 class RmsNorm(nn.Module):
@@ -37,10 +39,10 @@ class RmsNorm(nn.Module):
         return x / torch.sqrt(x.pow(2).mean(dim=-1, keepdim=True) + self.eps) * self.weight
 
 
-def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn the pairs (2j, 2j + 1) of the last axis: [..., n, d], [..., n, d/2, 2] of cos, sin."""
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn the pairs (2j, 2j + 1) of the last axis, [2, rows, H, n, d] of q and k."""
     a, b = x.unflatten(-1, (-1, 2)).chunk(2, dim=-1)
-    cos, sin = rotary.chunk(2, dim=-1)
+    cos, sin = rotary
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
 
@@ -54,12 +56,12 @@ class ParAttention(CachedAttention):
         self.wo = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, past: KeyValue | None, mask: Tensor | None
+        self, x: Tensor, rotary: Rotary, past: KeyValue | None, mask: Tensor | None
     ) -> tuple[Tensor, KeyValue]:
-        """[rows, n, C], rotary [2, n, d/2, 2] of q and k -> [rows, n, C], rotated keys, values."""
-        q, k, v = split_qkv(self.wqkv(x), self.heads)
-        turn_q, turn_k = rotary.unbind()
-        out, present = self.attend(rotate(q, turn_q), rotate(k, turn_k), v, past, mask)
+        """[rows, n, C] -> the same, and rotated keys and values of all tokens so far."""
+        qk, v = joined_heads(self.wqkv(x), self.heads).split((2, 1), dim=0)
+        q, k = rotate(qk, rotary).chunk(2, dim=0)
+        out, present = self.attend(q.squeeze(0), k.squeeze(0), v.squeeze(0), past, mask)
         return self.wo(out), present
 
 
@@ -87,7 +89,7 @@ class ParBlock(nn.Module):
         self.feed_forward = SwiGlu(config.width, config.hidden)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, past: KeyValue | None = None, mask: Tensor | None = None
+        self, x: Tensor, rotary: Rotary, past: KeyValue | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, KeyValue]:
         out, present = self.attention(self.attention_norm(x), rotary, past, mask)
         x = x + out
@@ -119,10 +121,15 @@ class ParTransformer(nn.Module):
         return torch.cat((self.tok_embeddings.weight, classes, special))
 
     def rotary_table(self) -> Tensor:
-        """[2, length, d/2, 2]: what turns q, scaled by d**-0.5, and k at each position."""
-        weight = self.output.weight
-        turns = rotary_rows(self.config).to(weight.device, torch.float32)
-        return torch.stack((turns / math.sqrt(self.config.head_dim), turns))
+        """[2, 2, 1, 1, length, d/2, 1]: cos and sin, of q, scaled by d**-0.5, and of k."""
+        turns = rotary_rows(self.config).permute(2, 0, 1).to(self.output.weight.device)
+        both = torch.stack((turns / math.sqrt(self.config.head_dim), turns), dim=1)
+        return both[:, :, None, None, :, :, None]
+
+    def rotary(self, position_ids: Tensor) -> Rotary:
+        """What turns q and k at positions int64 [n]."""
+        cos, sin = self.rotary_table().index_select(4, position_ids).chunk(2, dim=0)
+        return cos.squeeze(0), sin.squeeze(0)
 
     def mask(self) -> Tensor:
         """[length, length], to be added to scores."""
@@ -136,7 +143,7 @@ class ParTransformer(nn.Module):
             (
                 labels.unsqueeze(1) + config.class_tokens,
                 tokens[:, : config.group],
-                special.expand(len(tokens), -1),
+                special.expand(tokens.shape[0], -1),
                 tokens[:, config.group :],
             ),
             dim=1,
@@ -149,15 +156,14 @@ class ParTransformer(nn.Module):
     def step(
         self,
         x: Tensor,
-        rotary: Tensor,
+        rotary: Rotary,
         past: Sequence[KeyValue] | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
         """Logits [rows, n, V] of n positions, and each block's keys and values of P + n.
 
-        x [rows, n, C] as `embed` makes it, rotary [2, n, d/2, 2] of the positions. Without a mask
-        all of `past` and all of x is visible, which is right for one call of the schedule at a
-        time.
+        x [rows, n, C] as `embed` makes it, `rotary` of its positions. Without a mask all of `past`
+        and all of x is visible, which is right for one step of the schedule at a time.
         """
         presents: list[KeyValue] = []
         for i, block in enumerate(self.layers):
@@ -169,7 +175,8 @@ class ParTransformer(nn.Module):
         """All positions at once: labels [rows], tokens [rows, m] -> logits [rows, m + group, V]."""
         sequence = self.sequence(labels, tokens)
         n = sequence.shape[1]
-        return self.step(self.embed(sequence), self.rotary_table()[:, :n], mask=self.mask()[:n, :n])
+        rotary = self.rotary(torch.arange(n, device=tokens.device))
+        return self.step(self.embed(sequence), rotary, mask=self.mask()[:n, :n])
 
     def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits [rows, length, V] of all tokens of an image.

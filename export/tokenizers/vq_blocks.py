@@ -150,6 +150,11 @@ def code_scores(codebook: Tensor) -> nn.Linear:
     return scores
 
 
+def lookup(codes: Tensor, codebook: Tensor) -> Tensor:
+    """int [N, h, w], [V, C] -> [N, C, h, w]."""
+    return F.embedding(codes, codebook).permute(0, 3, 1, 2)
+
+
 class VqConfig(Protocol):
     """What the graphs of a `VqTokenizer` say of themselves."""
 
@@ -197,7 +202,7 @@ class VqTokenizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """int [N, h, w] -> image [N, 3, H, W], not clamped."""
-        return self.reconstruct(F.embedding(codes, self.codebook).permute(0, 3, 1, 2))
+        return self.reconstruct(lookup(codes, self.codebook))
 
 
 def require_widths(channels: int, widths: Sequence[int], colours: int, where: str, do: str) -> None:

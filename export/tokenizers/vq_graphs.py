@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .vq_blocks import VqTokenizer, code_scores
+from .vq_blocks import VqTokenizer, code_scores, lookup
 
 FIRST_OR_LAST = "first or last convolution of its half"
-ENCODER_EXCLUDED = {
-    "encoder.conv_in": FIRST_OR_LAST,
-    "encoder.conv_out": FIRST_OR_LAST,
-    "nearest": "decides codes",
-}
-DECODER_EXCLUDED = dict.fromkeys(("decoder.conv_in", "decoder.conv_out"), FIRST_OR_LAST)
+DECIDES = "decides codes"
+
+
+def excluded(model: VqTokenizer) -> dict[str, dict[str, str]]:
+    """Why sites are left out, by their path, of encoder and decoder; `ends` lists two of each."""
+    first, last = (dict.fromkeys(half, FIRST_OR_LAST) for half in (model.ends[:2], model.ends[2:]))
+    return {"encoder": first | {"nearest": DECIDES}, "decoder": last}
 
 
 class VqGraph(nn.Module):
@@ -47,9 +48,12 @@ class VqEncoderGraph(VqGraph):
 class VqDecoderGraph(VqGraph):
     """indices int32 [N, h, w] -> image [N, 3, H, W], not clamped."""
 
+    codes: Tensor
+
     def __init__(self, model: VqTokenizer) -> None:
         super().__init__(model)
-        self.decode = model.decode
+        self.reconstruct = model.reconstruct
+        self.register_buffer("codes", model.codebook.detach())
 
     def forward(self, indices: Tensor) -> Tensor:
-        return self.decode(indices)
+        return self.reconstruct(lookup(indices, self.codes))

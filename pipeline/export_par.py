@@ -1,0 +1,121 @@
+"""What the export of a PAR writes, of transformer and LlamaGen VQ, and how it is compared."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..export.graph_form import DYNAMIC, GraphForm
+from ..runtime.generate.par_spec import ParSpec, generation_order
+from ..runtime.generate.spec import Defaults
+from .export_job import (
+    ExportJob,
+    guided_labels,
+    parity_results,
+    read_halves,
+    require_pair,
+    write_descriptions,
+)
+
+if TYPE_CHECKING:
+    from ..export.generators.par import ParTransformer
+    from ..export.generators.par_config import ParConfig, ParJson
+    from ..export.tokenizers.llamagen_vq import LlamagenVq
+    from ..export.tokenizers.llamagen_vq_config import LlamagenVqConfig
+
+
+def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
+    """All that the export leaves; returns the parameters of each half."""
+    from ..export.par_export import export_par as export_transformer
+    from ..export.vq_export import export_vq
+    from ..export.weight_file import WeightFile
+
+    model, vq = load_models(job)
+    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "par"}
+    with WeightFile(folder) as weights:
+        sites = export_vq(vq, weights, properties)
+        sites += export_transformer(model, weights, properties, job.form)
+    write_descriptions(
+        folder, sites, describe(model.config, vq.config, job.form, told(job).sampling)
+    )
+    return {
+        "transformer": sum(p.numel() for p in model.parameters()),
+        "tokenizer": sum(p.numel() for p in vq.parameters()),
+    }
+
+
+def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Both halves of the model, each let go before its graphs are opened; for the manifest.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph.
+    """
+    import torch
+
+    from ..export.par_parity import check_par_parity, compute_par_references
+    from ..export.vq_parity import check_vq_parity, compute_vq_references
+
+    model, vq = load_models(job)
+    config = model.config
+    tokenizer = compute_vq_references(vq, job.pictures(config.side * vq.config.stride))
+    order = generation_order(config.side, config.group)
+    shown = np.tile(tokenizer.indices[0].reshape(-1)[order], (2, 1))
+    labels = guided_labels(config.num_classes)
+    references = compute_par_references(model, labels, torch.from_numpy(shown), job.form)
+    del model, vq
+    gc.collect()
+    tokens, differences = check_vq_parity(folder, tokenizer)
+    return parity_results(tokens, (*differences, *check_par_parity(folder, references)))
+
+
+def load_models(job: ExportJob) -> tuple[ParTransformer, LlamagenVq]:
+    """Both halves of the checkpoint, of one codebook.
+
+    Raises:
+        ExportError: a half is missing, or they do not belong together.
+    """
+    from ..export.generators.par_checkpoint import load_par
+    from ..export.tokenizers.llamagen_vq import load_llamagen_vq
+    from ..export.zoo import LLAMAGEN_VQ16, check_config
+
+    transformer, tokenizer = read_halves(job, f"{LLAMAGEN_VQ16}.pt")
+    model = load_par(transformer, job.spec, told(job))
+    check_config(job.entry, model.config, job.spec)
+    vq = load_llamagen_vq(tokenizer, job.spec)
+    require_pair(job, model.config, vq.config, ("vocab_size",))
+    return model, vq
+
+
+def told(job: ExportJob) -> ParJson:
+    """What the `config.json` beside the weights says."""
+    from ..export.config_json import read_beside
+    from ..export.generators.par_config import ParJson
+
+    return read_beside(job.paths[0].parent, ParJson)
+
+
+def describe(
+    config: ParConfig,
+    tokenizer: LlamagenVqConfig,
+    form: GraphForm = DYNAMIC,
+    sampling: Defaults | None = None,
+) -> ParSpec:
+    """What the runtime needs to know of the generator; `sampling` instead of the published one."""
+    from ..export.generators.par_config import sampling_of
+
+    return ParSpec(
+        side=config.side,
+        group=config.group,
+        num_classes=config.num_classes,
+        vocab_size=config.vocab_size,
+        depth=config.depth,
+        width=config.width,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        image_size=config.side * tokenizer.stride,
+        defaults=sampling or sampling_of(config),
+        kv_type=form.kv_type,
+    )
