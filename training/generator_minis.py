@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,7 +73,8 @@ class GeneratorMini:
     """One family's generator in training.
 
     `tokens` takes the tokenizer and images [N, 3, 64, 64] in [-1, 1]; `loss` the model, the
-    tokenizer and a batch: the mean cross-entropy in nats of a token.
+    tokenizer and a batch: the mean cross-entropy in nats of a token. `config` goes to config.json
+    beside the weights: what no shape tells.
     """
 
     file: str
@@ -81,6 +82,7 @@ class GeneratorMini:
     initialize: Callable[[Any], None]
     tokens: Callable[[Any, Tensor], Tensor]
     loss: Callable[[Any, Any, Batch], Tensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
     views: int = 8
 
 
@@ -210,5 +212,6 @@ MINIS = {
         initialize_par,
         map_tokens,
         par_loss,
+        {"n_head": PAR.heads, "block_size": PAR.length},
     ),
 }

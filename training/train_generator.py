@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import tokenizer_minis
 from .generator_minis import MINIS, Batch, GeneratorMini
-from .loop import Run, Schedule, step_generator, write_record
+from .loop import Run, Schedule, step_generator, tell, write_record
 from .tiny_imagenet import CLASSES, archive_digest, load_pictures, moved, to_signed
 
 BATCH = 48
@@ -155,6 +155,7 @@ def main(
     kept = run.average.items()
     weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in kept}
     save_file(weights, output / mini.file)
+    tell(output, mini.config)
     write_record(
         output / f"{stem}_training.json",
         schedule,

@@ -10,7 +10,6 @@ of the batch. Weights are an exponential moving average, saved as float16.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .loop import Run, Schedule, step_generator, write_record
+from .loop import Run, Schedule, step_generator, tell, write_record
 from .perception import Perception, difference, train_perception
 from .tiny_imagenet import archive_digest, load_pictures, to_signed, training_batch
 from .tokenizer_minis import MINIS, Quantized, TokenizerMini
@@ -133,8 +132,7 @@ def main(
     run.average.update(model.named_buffers())
     weights = {k: v.to("cpu", torch.float16).contiguous() for k, v in run.average.items()}
     save_file(weights, output / mini.file)
-    if mini.config:
-        (output / "config.json").write_text(json.dumps(mini.config) + "\n")
+    tell(output, mini.config)
     write_record(
         output / f"{stem}_training.json",
         schedule,
