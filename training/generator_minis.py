@@ -83,7 +83,7 @@ class GeneratorMini:
     tokens: Callable[[Any, Tensor], Tensor]
     loss: Callable[[Any, Any, Batch], Tensor]
     config: Mapping[str, Any] = field(default_factory=dict)
-    views: int = 8
+    views: int = 4
 
 
 @torch.no_grad()
