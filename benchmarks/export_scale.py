@@ -1,47 +1,38 @@
-"""Time and memory of exporting a VAR of a published size, as a user runs it.
+"""Time and memory of exporting a generator of a published size, as a user runs it.
 
 python -m arvg_trt.benchmarks.export_scale --model var-d30 --workdir /scratch
 
-The checkpoint has the official names, shapes and form, and random weights; it is written without
-ever being in memory. The export runs in a fresh process. Every second the memory of it
-and of the processes that it starts is read from `/proc`: what is anonymous, and what are pages of
-mapped files, which the system drops as soon as something else needs the room. The workspace is
-removed.
+The checkpoint has the official names, shapes and form, and random weights. The export runs in a
+fresh process. Every second the memory of it and of the processes that it starts is read from
+`/proc`: what is anonymous, and what are pages of mapped files, which the system drops as soon as
+something else needs the room. The workspace is removed.
 """
 
 from __future__ import annotations
 
-import mmap
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..artifacts import MANIFEST, Manifest, decode_json
-from ..export.generators.var import VarTransformer
-from ..export.generators.var_checkpoint import INFINITE
-from ..export.generators.var_config import VarConfig
-from ..export.tokenizers.var_vqvae import VarVqvae
-from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
 from ..export.zoo import find_model
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
+from .random_checkpoint import DTYPES, FORMS, write_checkpoint
 
 INTERVAL = 1.0  # seconds between two samples; each costs about 50 ms at 8 GB
 MOST = 1.6  # of the FP32 weights
 IMAGES = "skimage:astronaut,coffee"
 # One process writes the graphs, the next compares them; before and after, files are digested.
 PHASES = ("digest of the checkpoint", "graphs", "comparison", "digests of the graphs")
-SPREAD = 0.1  # of tables, biases and modulations
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,49 +72,6 @@ class Phase:
 
     def after(self, seconds: float, memory: Memory) -> Phase:
         return Phase(self.seconds + seconds, self.memory.most(memory))
-
-
-def write_checkpoint(folder: Path, name: str, config: VarConfig, seed: int) -> None:
-    """The transformer's and the VQVAE's files under their official names."""
-    folder.mkdir(parents=True)
-    transformer, vae = find_model(name).files[0]
-    write_transformer(folder / transformer, config, seed)
-    torch.manual_seed(seed)
-    model = VarVqvae(VarVqvaeConfig(patch_nums=config.patch_nums))
-    with torch.no_grad():
-        model.quant_conv.weight.mul_(4)  # the codes that random latents take are then many
-        model.quantize.embedding.weight.mul_(0.5)
-    torch.save(model.state_dict(), folder / vae)
-
-
-def write_transformer(path: Path, config: VarConfig, seed: int) -> None:
-    """Reserve the file with empty storages, then draw the weights into its mapped pages."""
-    with torch.device("meta"):
-        shapes = VarTransformer(config).state_dict()
-    with FakeTensorMode():
-        empty = {key: torch.empty(t.shape, dtype=t.dtype) for key, t in shapes.items()}
-    with torch.serialization.skip_data(materialize_fake_tensors=True):
-        torch.save(empty, path)
-    constants = official_buffers(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        tensors: dict[str, Tensor] = torch.load(path, mmap=True, weights_only=True)
-    for key, tensor in tensors.items():
-        if key in constants:
-            tensor.copy_(constants[key])
-        elif key.endswith("scale_mul_1H11"):
-            tensor.fill_(1.4)
-        else:
-            is_weight = tensor.ndim == 2 and "emb" not in key
-            spread = tensor.shape[1] ** -0.5 if is_weight else SPREAD
-            tensor.normal_(std=spread, generator=generator)
-
-
-def official_buffers(config: VarConfig) -> dict[str, Tensor]:
-    tiny = VarTransformer(replace(config, depth=1, width=1, heads=1, hidden=1))
-    found = {"lvl_1L": tiny.lvl_1L, INFINITE[0]: tiny.attn_bias_for_masking}
-    zeros = torch.zeros(config.width)
-    return found | {f"blocks.{i}.attn.zero_k_bias": zeros for i in range(config.depth)}
 
 
 def process_tree(pid: int) -> Iterator[int]:
@@ -197,18 +145,19 @@ def phase_table(phases: dict[str, Phase], weights: float) -> str:
 @click.option("--model", default="var-d16", show_default=True)
 @click.option("--workdir", type=click.Path(path_type=Path), required=True, help="Needs room.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder, not a random one.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(model: str, workdir: Path, checkpoint: Path | None, out: Path) -> None:
+def main(model: str, workdir: Path, checkpoint: Path | None, dtype: str, out: Path) -> None:
     """Measure and write `export_scale_MODEL.md` and `.json`."""
-    config = find_model(model).config
-    if not isinstance(config, VarConfig):
-        raise click.BadParameter(f"{model} is no published VAR", param_hint="--model")
+    entry = find_model(model)
+    if entry.family not in FORMS or entry.hub is None:
+        raise click.BadParameter(f"{model} is no published generator", param_hint="--model")
     scratch = Path(tempfile.mkdtemp(dir=workdir))
     try:
         folder = checkpoint or scratch / "checkpoint"
         if checkpoint is None:
             click.echo("writing a checkpoint", err=True)
-            write_checkpoint(folder, model, config, seed=0)
+            write_checkpoint(folder, entry, seed=0, dtype=dtype)
         workspace = scratch / "ws"
         click.echo("exporting", err=True)
         arguments = ["export", model, str(workspace), "--checkpoint", str(folder)]
@@ -222,7 +171,8 @@ def main(model: str, workdir: Path, checkpoint: Path | None, out: Path) -> None:
     found = environment(torch.get_num_threads())
     text = "\n\n".join(
         (
-            f"# Exporting {model}: {results['parameters']:,} parameters",
+            f"# Exporting {model}: {results['parameters']:,} parameters, "
+            + (f"random {dtype} weights" if checkpoint is None else "weights of a user"),
             environment_line(found),
             phase_table(phases, weights),
             f"In brackets: relative to the FP32 weights, {weights / 1e9:.2f} GB; at most {MOST}x "

@@ -1,7 +1,9 @@
 """Which nodes of a Q/DQ graph stay in FP32 when the rest of it computes in half.
 
-1. Norms and sums, which lose digits or overflow in half; a Softmax that is not an attention's
-   (TensorRT fuses MatMul, Softmax, MatMul into one kernel only while all of it is half).
+1. Norms and sums, which lose digits or overflow in half, with the squares that only sums read and
+   what is computed from sums alone (variance + epsilon, its root); a Softmax that is not an
+   attention's (TensorRT fuses MatMul, Softmax, MatMul into one kernel only while all of it is
+   half).
 2. Discrete decisions: what lies between the last product and a float-to-integer step, and between
    integers and the next product (FSQ, floor divisions of indices). There a rounded bit flips a
    token. A product that feeds the decision (codebook distances) is named by the caller.
@@ -24,6 +26,7 @@ NORMS = frozenset(
 SUMS = frozenset(
     {"CumSum", "Exp", "Log", "LogSoftmax", "Pow", "ReduceL2", "ReduceMean", "ReduceSum"}
 )
+REDUCTIONS = frozenset({"ReduceL2", "ReduceMean", "ReduceSum"})
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 # The walk from an integer step to the nearest product ends at these.
@@ -54,6 +57,7 @@ def single_precision(
         or node.op_type in NORMS | SUMS | {"QuantizeLinear", *lacking}
         or (node.op_type == "Softmax" and not is_attention(node))
     }
+    single |= squares(nodes) | statistics(nodes)
     single |= before_integers(nodes) | after_integers(nodes)
     for node in nodes:
         if node.op_type == "QuantizeLinear":
@@ -66,6 +70,31 @@ def single_precision(
             ):
                 single.add(node)
     return single
+
+
+def squares(nodes: Sequence[ir.Node]) -> set[ir.Node]:
+    """Products of a value with itself that nothing but sums read: those of norms written out."""
+    return {
+        node
+        for node in nodes
+        if node.op_type == "Mul"
+        and node.inputs[0] is node.inputs[1]
+        and {user.op_type for user in readers(node)} <= REDUCTIONS
+        and not node.outputs[0].is_graph_output()
+    }
+
+
+def statistics(nodes: Sequence[ir.Node]) -> set[ir.Node]:
+    """Nodes that compute from nothing but sums and constants, up to a product."""
+    found: set[ir.Node] = set()
+    for node in nodes:
+        if node.op_type in BARRIERS or not all(map(is_float, node.outputs)):
+            continue
+        computed = [v for v in node.inputs if v is not None and v.const_value is None]
+        makers = [v.producer() for v in computed]
+        if makers and all(m in found or (m and m.op_type in REDUCTIONS) for m in makers):
+            found.add(node)
+    return found
 
 
 def only_masks(value: ir.Value) -> bool:

@@ -81,8 +81,13 @@ def image_grid(images: Uint8Image, columns: int | None = None, gap: int = 2) -> 
 
 
 def to_model(image: Uint8Image) -> FloatImage:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1] (x / 127.5 - 1)."""
-    return (image.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1] (x / 127.5 - 1), rows in memory order.
+
+    PyTorch takes any other order as channels-last, in which its group norms of large maps add
+    with far fewer digits.
+    """
+    scaled = image.astype(np.float32) / 127.5 - 1
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
 
 
 def from_model(image: NDArray[np.floating]) -> Uint8Image:

@@ -41,7 +41,7 @@ class RmsNorm(nn.Module):
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turn the pairs (2j, 2j + 1) of the last axis, [2, rows, H, n, d] of q and k."""
-    a, b = x.unflatten(-1, (-1, 2)).chunk(2, dim=-1)
+    a, b = x.reshape(*x.shape[:-1], -1, 2).chunk(2, dim=-1)
     cos, sin = rotary
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
@@ -59,7 +59,7 @@ class ParAttention(CachedAttention):
         self, x: Tensor, rotary: Rotary, past: KeyValue | None, mask: Tensor | None
     ) -> tuple[Tensor, KeyValue]:
         """[rows, n, C] -> the same, and rotated keys and values of all tokens so far."""
-        qk, v = joined_heads(self.wqkv(x), self.heads).split((2, 1), dim=0)
+        qk, v = torch.split(joined_heads(self.wqkv(x), self.heads), [2, 1])
         q, k = rotate(qk, rotary).chunk(2, dim=0)
         out, present = self.attend(q.squeeze(0), k.squeeze(0), v.squeeze(0), past, mask)
         return self.wo(out), present

@@ -212,6 +212,33 @@ def test_norm_runs_in_fp32_with_its_affine_constants() -> None:
     assert input_types(twin, "n.silu") == [HALF] * 2
 
 
+def test_a_norm_written_out_keeps_its_squares_and_sums_in_fp32() -> None:
+    g = Graph()
+    x = g.conv("image", "features", 3, CHANNELS)
+    axes = g.const("axes", np.array([2, 3]))
+    mean = g.op("ReduceMean", x, axes, out="mean")
+    centred = g.op("Sub", x, mean, out="centred")
+    square = g.op("Mul", centred, centred, out="square")
+    variance = g.op("ReduceMean", square, axes, out="variance")
+    epsilon = g.const("epsilon", np.float32(1e-6))
+    deviation = g.op("Sqrt", g.op("Add", variance, epsilon, out="safe"), out="deviation")
+    g.conv(g.op("Div", centred, deviation, out="normed"), "y", CHANNELS, 3)
+    twin = fp16_twin(g.model(IMAGE, {"y": (FLOAT, "n", 3, SIZE, SIZE)}))
+    for name in ("n.square", "n.safe", "n.deviation"):
+        assert set(input_types(twin, name)) == {FLOAT}, name
+    for name in ("n.centred", "n.normed", "n.y"):
+        assert set(input_types(twin, name)) == {HALF}, name
+
+
+def test_a_mean_that_a_product_reads_leaves_the_product_in_half() -> None:
+    g = Graph()
+    axes = g.const("axes", np.array([2, 3]))
+    mean = g.op("ReduceMean", g.conv("image", "f", 3, CHANNELS), axes, out="pooled")
+    g.conv(mean, "y", CHANNELS, 3, 1)
+    twin = fp16_twin(g.model(IMAGE, {"y": (FLOAT, "n", 3, 1, 1)}))
+    assert set(input_types(twin, "n.y")) == {HALF}
+
+
 def test_quantize_takes_an_fp32_scale_and_dequantize_a_half_one() -> None:
     twin = fp16_twin(decoder_like())
     assert input_types(twin, "n.block.conv.q")[:2] == [FLOAT, FLOAT]

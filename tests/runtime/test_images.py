@@ -129,6 +129,7 @@ def test_every_value_survives_the_range_of_the_model() -> None:
     image = np.stack([ramp, ramp.T, 255 - ramp], axis=2)
     tensor = to_model(image)
     assert tensor.shape == (1, 3, 16, 16) and tensor.dtype == np.float32
+    assert tensor.flags.c_contiguous
     assert tensor.min() == -1 and tensor.max() == 1
     assert tensor[0, 1, 3, 5] == pytest.approx(image[3, 5, 1] / 127.5 - 1, abs=1e-7)
     assert np.array_equal(from_model(tensor), image)

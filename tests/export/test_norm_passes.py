@@ -1,0 +1,85 @@
+"""Long group norms written out: what PyTorch and float64 compute, and what keeps its operator."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from arvg_trt.export import norm_passes
+from arvg_trt.export.tracing import trace
+
+CHANNELS, GROUPS = 8, 4
+
+
+def model_of(channels: int = CHANNELS, groups: int = GROUPS) -> nn.Sequential:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(groups, channels, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return nn.Sequential(norm, nn.SiLU()).requires_grad_(False)
+
+
+def exported(model: nn.Module, shape: tuple[int, ...], fixed: bool = True) -> ir.Model:
+    sizes = {0: Dim("n")} if fixed else {0: Dim("n"), 2: Dim("h"), 3: Dim("w")}
+    return trace(model, (torch.zeros(2, *shape),), (sizes,), ["x"], ["y"])
+
+
+def operators(graph: ir.Model) -> list[str]:
+    return [node.op_type for node in graph.graph]
+
+
+def run(graph: ir.Model, x: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(
+        ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"x": x})[0]
+
+
+def in_float64(model: nn.Sequential, x: np.ndarray) -> np.ndarray:
+    norm = model[0]
+    groups = x.astype(np.float64).reshape(len(x), norm.num_groups, -1)
+    deviation = np.sqrt(groups.var(axis=2, keepdims=True) + norm.eps)
+    normed = ((groups - groups.mean(axis=2, keepdims=True)) / deviation).reshape(x.shape)
+    weight, bias = (p.double().numpy()[:, None, None] for p in (norm.weight, norm.bias))
+    y = normed * weight + bias
+    return y / (1 + np.exp(-y))
+
+
+@pytest.mark.parametrize("shape", [(CHANNELS, 6, 10), (CHANNELS, 1, 31)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_norm_written_out_computes_the_same(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], count: int
+) -> None:
+    monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 60)
+    model = model_of()
+    graph = exported(model, shape)
+    assert ("GroupNormalization" in operators(graph)) == (shape[1] * shape[2] * 2 <= 60)
+    x = np.random.default_rng(0).normal(2, 3, (count, *shape)).astype(np.float32)
+    np.testing.assert_allclose(run(graph, x), in_float64(model, x), atol=2e-6)
+
+
+def test_a_long_group_keeps_its_digits() -> None:
+    model = model_of(channels=2, groups=1)
+    shape = (2, 512, 1024)
+    x = np.random.default_rng(0).normal(3, 1, (1, *shape)).astype(np.float32)
+    graph = exported(model, shape)
+    assert "GroupNormalization" not in operators(graph)
+    assert np.abs(run(graph, x) - in_float64(model, x)).max() < 2e-5
+
+
+def test_short_norms_and_those_of_any_size_keep_the_operator() -> None:
+    assert "GroupNormalization" in operators(exported(model_of(), (CHANNELS, 64, 64)))
+    assert "GroupNormalization" in operators(exported(model_of(), (CHANNELS, 512, 1024), False))
+
+
+def test_a_norm_that_is_the_graphs_output_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 60)
+    graph = exported(model_of()[:1], (CHANNELS, 8, 8))
+    (output,) = graph.graph.outputs
+    assert output.name == "y"
+    assert list(output.shape or ())[1:] == [CHANNELS, 8, 8]
