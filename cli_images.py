@@ -56,12 +56,21 @@ def decode(folder: Path, tokens: Path, output: Path) -> None:
 @click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
 @click.option("--temperature", type=float, help="Above 0. [default: the model's]")
 @click.option("--cfg-power", type=float, help="How late guidance sets in. [default: the model's]")
-@click.option("--greedy", is_flag=True, default=None, help="The arg-max instead of draws.")
+@click.option("--iterations", type=int, help="MAR: passes over an image. [default: the model's]")
+@click.option("--diffusion-steps", type=int, help="MAR: of each token. [default: the model's]")
+@click.option(
+    "--greedy",
+    is_flag=True,
+    default=None,
+    help="The arg-max instead of draws (MAR: no noise is added to a token on its way).",
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for PNGs and grid.")
 @click.option("--npz", type=click.Path(path_type=Path), help="All images for the ADM evaluator.")
-@click.option("--tokens", type=click.Path(path_type=Path), help="A .npz with the array `tokens`.")
+@click.option(
+    "--tokens", type=click.Path(path_type=Path), help="A .npz with `tokens` (MAR: `latents`)."
+)
 @json_option
 def generate(
     workspace: Path,

@@ -11,6 +11,10 @@ import msgspec
 
 Smoothing = float | Literal["search"]
 
+# Roles of products with constants that are no weights: Haar filters, the codes that a nearest one
+# is searched among. No plan quantizes them, and they stay in float32.
+CONSTANT_ROLES = ("patcher", "codes")
+
 
 class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Elements of an initializer that belong to a site's input channels, in their order.

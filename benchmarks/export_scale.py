@@ -1,6 +1,7 @@
 """Time and memory of exporting a generator of a published size, as a user runs it.
 
 python -m arvg_trt.benchmarks.export_scale --model var-d30 --workdir /scratch
+python -m arvg_trt.benchmarks.export_scale --model par-3b-4x --dtype bfloat16 --workdir /scratch
 
 The checkpoint has the official names, shapes and form, and random weights. The export runs in a
 fresh process. Every second the memory of it and of the processes that it starts is read from

@@ -29,7 +29,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "VAR": ("var",),
     "RAR": ("rar", "maskgit"),
     "PAR": ("par", "llamagen"),
-    "MAR": ("mar", "kl"),
+    "MAR": ("mar", "kl", "diffusion"),
 }
 PARTS: Mapping[str, tuple[str, ...]] = {
     "module": ("export/generators", "export/tokenizers"),

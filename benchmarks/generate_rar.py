@@ -29,6 +29,7 @@ from ..export.generators.rar_config import PUBLISHED, RarConfig
 from ..export.rar_export import condition_graph, step_graph
 from ..export.tokenizers.maskgit_vq import MaskgitVq
 from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
+from ..export.tokenizers.vq_graphs import vq_graphs
 from ..export.vq_export import decoder_graph
 from ..export.weight_file import WeightFile
 from ..pipeline.export_rar import describe
@@ -139,7 +140,7 @@ def export(model: RarTransformer, tokenizer: MaskgitVq, folder: Path) -> None:
     with WeightFile(folder) as weights:
         weights.save(condition_graph(model), "condition", {})
         weights.save(step_graph(model), "step", {})
-        weights.save(decoder_graph(tokenizer), "decoder", {})
+        weights.save(decoder_graph(vq_graphs(tokenizer)), "decoder", {})
     (folder / "generator.json").write_bytes(encode_json(describe(model.config, tokenizer.config)))
 
 

@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..export.generators.mar import MarTransformer
 from ..export.generators.par import ParTransformer
 from ..export.generators.rar import RarTransformer
 from ..export.generators.var import VarTransformer
 from ..export.generators.var_checkpoint import INFINITE
 from ..export.generators.var_config import VarConfig
+from ..export.tokenizers.kl_vae import KlVae
+from ..export.tokenizers.kl_vae_config import KlVaeConfig
 from ..export.tokenizers.llamagen_vq import LlamagenVq
-from ..export.tokenizers.llamagen_vq_config import LlamagenVqConfig
+from ..export.tokenizers.llamagen_vq_config import VQ_16
 from ..export.tokenizers.maskgit_vq import MaskgitVq
 from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
 from ..export.tokenizers.var_vqvae import VarVqvae
@@ -113,5 +116,6 @@ def maskgit_vq(_: object) -> nn.Module:
 FORMS: Mapping[str, Form] = {
     "var": Form(VarTransformer, var_vqvae, var_buffers),
     "rar": Form(RarTransformer, maskgit_vq),
-    "par": Form(ParTransformer, lambda config: LlamagenVq(LlamagenVqConfig()), within="model"),
+    "par": Form(ParTransformer, lambda config: LlamagenVq(VQ_16), within="model"),
+    "mar": Form(MarTransformer, lambda config: KlVae(KlVaeConfig()), within="model"),
 }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import CalibrationError
 from ..runtime.feeds import feeds_of, sample_batches, sample_files
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
-from ..sites import Site, SiteMap
+from ..sites import CONSTANT_ROLES, Site, SiteMap
 from .observers import (
     ClipCandidate,
     graph_bytes,
@@ -92,7 +92,7 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
 
 def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:
     """Sites whose input a plan may quantize: those with a trained weight."""
-    return [s for s in site_map.of_graph(graph) if s.weight is not None and s.role != "patcher"]
+    return [s for s in site_map.of_graph(graph) if s.weight and s.role not in CONSTANT_ROLES]
 
 
 def collect_ranges(

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from ..errors import RecipeError
 from ..recipe import FLOAT_BITS, QuantizeOptions
-from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from ..sites import CONSTANT_ROLES, ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
 
 # Their rounded inputs pass the softmax: at the real width of DI8x8 a fifth of the decoder's error,
 # for one hundredth of its multiplications.
@@ -104,7 +104,7 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
         raise RecipeError("0 sites would be quantized", where="plan.json", do="give one a weight")
     for name, entry in by_name.items():
         site = known[name]
-        if entry.weight is not None and (site.weight is None or site.role == "patcher"):
+        if entry.weight is not None and (site.weight is None or site.role in CONSTANT_ROLES):
             raise RecipeError(
                 f"{name} ({site.role}) has no weight to quantize",
                 where="plan.json",

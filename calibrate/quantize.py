@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from ..recipe import QuantizeOptions
-from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
+from ..sites import CONSTANT_ROLES, ActivationFormat, Plan, Site, SiteMap, SitePlan
 from .activations import (
     Group,
     decibel,
@@ -154,7 +154,7 @@ def quantize_site(
     scaling: Scaling | None,
 ) -> tuple[SiteWeights | None, float | None]:
     """The weights of one site and the SQNR of the quantized weight in dB."""
-    if site.weight is None or site.role == "patcher":
+    if site.weight is None or site.role in CONSTANT_ROLES:
         return None, None
     weight = site_weight(graph, site)
     if entry.weight is None:
@@ -211,6 +211,7 @@ def store(
 def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArray[np.generic]]:
     """Biases, norms, embeddings: what is called a parameter, or large; a site's weight is not."""
     weights = {site.weight for site in sites}
+    weights |= {f"{site.name}.bias" for site in sites if site.role in CONSTANT_ROLES}
     found: dict[str, NDArray[np.generic]] = {}
     for name, value in graph.initializers.items():
         if name in weights or value.dtype != ir.DataType.FLOAT:

@@ -22,6 +22,8 @@ ZIP_MAGIC = b"PK\x03\x04"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "trainer")
 # What a trainer's snapshot holds side by side; together they are the checkpoint.
 PARTS = ("var_wo_ddp", "vae_local")
+# The averaged weights that MAR's trainer keeps beside the last ones: what is evaluated.
+AVERAGE = "model_ema"
 FOREIGN_NAME = re.compile(r"GLOBAL ([\w.]+\w)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # torch tests no narrower float for NaN; a model that takes one has to say what it means by it.
@@ -217,12 +219,19 @@ def read_by_form(path: Path) -> dict[str, Tensor]:
     return read_pickle(path)
 
 
+class Options:
+    """Stands for the `argparse.Namespace` that trainers leave in their files; nobody reads it."""
+
+
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """A file of torch.save; mapped, so that a trainer's optimizer state is never read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, before the error about the file
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
+            with torch.serialization.safe_globals([(Options, "argparse.Namespace")]):
+                loaded = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=is_mappable(path)
+                )
     except pickle.UnpicklingError as error:
         asked = FOREIGN_NAME.search(str(error))
         if asked is None:
@@ -256,7 +265,8 @@ def is_mappable(path: Path) -> bool:
 def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     """The state_dict inside the usual wrappers of trainers, each at most once.
 
-    VAR's trainer keeps the transformer and the VQVAE beside its optimizer; both are taken.
+    VAR's trainer keeps the transformer and the VQVAE beside its optimizer; both are taken. MAR's
+    keeps averaged weights beside the last ones; those are taken.
     """
     for _ in range(len(WRAPPERS) + 1):
         if not isinstance(loaded, Mapping):
@@ -266,6 +276,9 @@ def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
         parts = [loaded[key] for key in PARTS if isinstance(loaded.get(key), Mapping)]
         if parts:
             loaded = {key: value for part in parts for key, value in part.items()}
+            continue
+        if isinstance(loaded.get(AVERAGE), Mapping):
+            loaded = loaded[AVERAGE]
             continue
         inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
         if len(inner) > 1:

@@ -128,6 +128,7 @@ def find_sites(
                 input=str(node.inputs[0].name),
                 output=str(node.outputs[0].name),
                 weight_shape=tuple(weight.const_value.shape.numpy()),
+                channel_axis=1 if node.op_type.startswith("Conv") else last_axis(node.inputs[0]),
                 shares_input_with=tuple(
                     module_path(user)
                     for user in node.inputs[0].consumers()
@@ -139,6 +140,10 @@ def find_sites(
         )
     require_named(high_precision, sites, graph_name)
     return tuple(sites)
+
+
+def last_axis(value: ir.Value) -> int:
+    return 1 if value.shape is None else value.shape.rank() - 1
 
 
 def require_named(excluded: Collection[str], sites: Sequence[Site], graph_name: str) -> None:
@@ -181,4 +186,6 @@ def _conv_role(path: str, weight_shape: tuple[int, ...]) -> str:
         return {"proj_out": "proj", "nin_shortcut": "shortcut"}[last]
     if last in ("patcher", "unpatcher"):
         return "patcher"
+    if "nearest" in path.split("."):
+        return "codes"
     return "conv" if len(weight_shape) == 4 else "linear"

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ..errors import ExportError
 from ..sites import FoldPart, ProducerFold, Site
-from .graph_passes import activation_product, is_linear, module_path, require_named
+from .graph_passes import activation_product, is_linear, last_axis, module_path, require_named
 
 
 class TransposedTensor(ir.LazyTensor):
@@ -161,6 +161,17 @@ def own(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     return graph.initializers[name]
 
 
+def own_norms(graph: ir.Graph) -> None:
+    """Every layer norm with an affine has the initializers `path.weight` and `path.bias`."""
+    for node in graph:
+        if node.op_type == "LayerNormalization":
+            for index, name in ((1, "weight"), (2, "bias")):
+                value = node.inputs[index] if index < len(node.inputs) else None
+                if value is not None and value.is_initializer():
+                    node.replace_input_with(index, own(graph, value, f"{module_path(node)}.{name}"))
+    drop_unused(graph)
+
+
 def bias_add(node: ir.Node) -> ir.Node | None:
     """The Add of a constant vector as long as the product's last axis, if that is its only use."""
     users = list(node.outputs[0].consumers())
@@ -219,7 +230,7 @@ def linear_sites(
                 input=str(x.name),
                 output=str((add or node).outputs[0].name),
                 weight_shape=tuple(weight.shape.numpy()),
-                channel_axis=x.shape.rank() - 1 if x.shape is not None else 1,
+                channel_axis=last_axis(x),
                 shares_input_with=tuple(
                     module_path(user)
                     for user in x.consumers()

@@ -2,11 +2,13 @@
 
 ONNX Runtime has no kernel for GroupNormalization on a CPU. Its function body adds the values of a
 group one after the other: of the 1.3 million of a 512x512 map the sum is off by 1e-4, which a
-dozen norms make 2e-3. Two means in a row, over rows and then over their means, add at most a few
-thousand values each and are off by 3e-6.
+dozen norms make 2e-3. Means in a row, over each axis by itself, add at most a few thousand values
+each and are off by 3e-6.
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import onnx_ir as ir
@@ -16,33 +18,42 @@ from .linear_passes import drop_unused
 # Shorter groups keep the operator that engines fuse: at 256x256 pixels they are exact enough.
 LONGEST_GROUP = 2**19
 IMAGE_RANK = 4
+MULTIPLE = re.compile(r"(?:(\d+)\*)?[a-z]\w*")  # of the side of a latent map
 
 
-def split_long_norms(graph: ir.Graph) -> None:
-    """GroupNormalization over groups above `LONGEST_GROUP` -> two-step mean and variance, affine.
+def split_long_norms(graph: ir.Graph, side: int | None = None) -> None:
+    """GroupNormalization over groups above `LONGEST_GROUP` -> means in a row, deviation, affine.
 
-    Only for images [N, C, H, W] whose C, H and W are fixed: of others the length is not known.
+    Only for images [N, C, H, W]. Sizes that are not fixed are taken to be those of a latent map of
+    `side` x `side`; without one, nothing is known of them and their norms keep the operator.
     """
     for node in list(graph):
         if node.op_type != "GroupNormalization":
             continue
         value = node.inputs[0]
-        assert value is not None
-        sizes = () if value.shape is None else tuple(value.shape)[1:]
-        if len(sizes) != IMAGE_RANK - 1 or not all(isinstance(size, int) for size in sizes):
+        shape = None if value is None else value.shape
+        if shape is None or len(shape) != IMAGE_RANK or not isinstance(shape[1], int):
             continue
-        channels, height, width = (int(str(size)) for size in sizes)
-        groups = node.attributes["num_groups"].as_int()
-        rows = channels // groups * height
-        if rows * width > LONGEST_GROUP:
-            write_out(graph, node, (groups, rows, width), (channels, height, width))
+        height, width = (usual(size, side) for size in (shape[2], shape[3]))
+        channels, groups = shape[1], node.attributes["num_groups"].as_int()
+        if channels // groups * height * width > LONGEST_GROUP:
+            write_out(graph, node, channels, groups)
     drop_unused(graph)
 
 
-def write_out(
-    graph: ir.Graph, norm: ir.Node, grouped: tuple[int, ...], image: tuple[int, ...]
-) -> None:
-    """The norm as (x - mean) / sqrt(variance + epsilon) * scale + bias, x as [N, *grouped]."""
+def usual(size: int | ir.SymbolicDim, side: int | None) -> int:
+    """A size, or what "16*h" is for h = `side`; 0 for what is not known."""
+    if isinstance(size, int):
+        return size
+    match = MULTIPLE.fullmatch(size.value or "")
+    return int(match[1] or 1) * side if match and side is not None else 0
+
+
+def write_out(graph: ir.Graph, norm: ir.Node, channels: int, groups: int) -> None:
+    """The norm as (x - mean) / sqrt(variance + epsilon) * scale + bias, x [N, C, H, W].
+
+    Mean and variance of a group are [N, C, 1, 1], equal for its channels.
+    """
     value, scale, bias = norm.inputs
     assert value is not None and scale is not None and bias is not None
     epsilon = np.float32(norm.attributes["epsilon"].as_float())
@@ -64,25 +75,29 @@ def write_out(
         return node.outputs[0]
 
     def mean(x: ir.Value) -> ir.Value:
-        return add("ReduceMean", add("ReduceMean", x, last, keepdims=1), second, keepdims=1)
+        for axis in (width, height):
+            x = add("ReduceMean", x, axis, keepdims=1)
+        of_group = add("ReduceMean", add("Reshape", x, by_group), height, keepdims=1)
+        return add("Reshape", add("Expand", of_group, members), by_channel)
 
     def affine(parameter: ir.Value, label: str) -> ir.Value:
         assert parameter.const_value is not None
         return constant(label, parameter.const_value.numpy().reshape(-1, 1, 1))
 
-    second, last = (constant(f"axis_{axis}", np.array([axis])) for axis in (2, 3))
-    x = add("Reshape", value, constant("grouped", np.array([0, *grouped])))
-    centred = add("Sub", x, mean(x))
-    variance = mean(add("Mul", centred, centred))
-    deviation = add("Sqrt", add("Add", variance, constant("epsilon", epsilon)))
+    height, width = (constant(f"axis_{axis}", np.array([axis])) for axis in (2, 3))
+    by_group = constant("by_group", np.array([0, groups, channels // groups, 1]))
+    members = constant("members", np.array([1, 1, channels // groups, 1]))
+    by_channel = constant("by_channel", np.array([0, channels, 1, 1]))
+    centred = add("Sub", value, mean(value))
+    square = add("Mul", centred, centred)
+    deviation = add("Sqrt", add("Add", mean(square), constant("epsilon", epsilon)))
     normed = add("Div", centred, deviation)
-    back = add("Reshape", normed, constant("image", np.array([0, *image])))
-    scaled = add("Mul", back, affine(scale, "scale"))
+    scaled = add("Mul", normed, affine(scale, "scale"))
     shifted = add("Add", scaled, affine(bias, "bias"))
 
     old = norm.outputs[0]
-    name, shifted.shape = old.name, old.shape
-    for made in (back, scaled):
+    name = old.name
+    for made in (centred, square, normed, scaled, shifted):
         made.shape = old.shape
     graph.insert_before(norm, nodes)
     ir.convenience.replace_all_uses_with(old, shifted, replace_graph_outputs=True)

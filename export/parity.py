@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -123,6 +124,11 @@ def near_boundary(
     `distances` as of `code_distance`; `error` is the largest of `latent` [N, C, h, w], relative
     to its RMS. A vector of C such errors is sqrt(C) times as long.
     """
-    rms = float(np.sqrt(np.mean(np.square(latent, dtype=np.float64))))
-    near: Flags = distances < ERRORS * max(error, LEAST_ERROR) * rms * latent.shape[1] ** 0.5
+    near: Flags = distances < vector_error(latent, error, latent.shape[1])
     return near
+
+
+def vector_error(latent: NDArray[np.float32], error: float, channels: int) -> float:
+    """How far the vector of so many channels of `latent` may have moved, as of `near_boundary`."""
+    rms = float(np.sqrt(np.mean(np.square(latent, dtype=np.float64))))
+    return ERRORS * max(error, LEAST_ERROR) * rms * math.sqrt(channels)

@@ -42,15 +42,25 @@ def export_var_tokenizer(
     method takes. `form` is that of the graphs that generate: the encoder and the lookup have a
     dynamic batch in any.
     """
-    quantizer = model.quantize
+    quantizer, config = model.quantize, model.config
     sites: tuple[Site, ...] = ()
+    codec = properties | {
+        "arvg_trt.stride": str(config.image_size // config.latent_size),
+        "arvg_trt.image_size": str(config.image_size),
+        "arvg_trt.codebook_size": str(config.vocab_size),
+        "arvg_trt.latent_channels": str(config.latent_channels),
+        "arvg_trt.tokens": str(sum(config.lengths)),
+        "arvg_trt.image_range": "-1,1",
+    }
+    if form.static_batch:
+        codec["arvg_trt.batch"] = str(form.static_batch)
     for name, graph, excluded in (
         ("encoder", encoder_graph(model), encoder_excluded(quantizer)),
         ("decoder", decoder_graph(model, form), decoder_excluded()),
         ("lookup", lookup_graph(model), lookup_excluded(quantizer)),
     ):
         sites += sites_by_name(graph, name, excluded)
-        weights.save(graph, name, properties)
+        weights.save(graph, name, codec)
     for scale in range(quantizer.last + 1):
         name, graph = f"update.{scale}", update_graph(model, scale, word_embed, form)
         sites += sites_by_name(graph, name, update_excluded(quantizer, scale))

@@ -8,8 +8,9 @@ from torch.export import Dim
 
 from ..sites import Site
 from .graph_passes import find_sites, insert_size_check
-from .tokenizers.vq_blocks import IMAGE_CHANNELS, VqTokenizer
-from .tokenizers.vq_graphs import VqDecoderGraph, VqEncoderGraph, excluded
+from .norm_passes import split_long_norms
+from .tokenizers.vq_blocks import IMAGE_CHANNELS, VqConfig, VqTokenizer
+from .tokenizers.vq_graphs import TokenizerGraphs, vq_graphs
 from .tracing import trace
 from .weight_file import WeightFile
 
@@ -18,10 +19,19 @@ EXAMPLES, HIGH, WIDE = 4, 2, 3
 
 
 def export_vq(
-    model: VqTokenizer, weights: WeightFile, properties: dict[str, str]
+    model: VqTokenizer,
+    weights: WeightFile,
+    properties: dict[str, str],
+    graphs: TokenizerGraphs | None = None,
+    side: int | None = None,
 ) -> tuple[Site, ...]:
-    """Write both graphs, for images of any size in strides; returns their sites."""
+    """Write both graphs, for images of any size in strides; returns their sites.
+
+    `graphs` are the model's halves where they are not those of `vq_graphs`. `side` is that of the
+    usual map of codes: at its images' size all sums must keep their digits.
+    """
     config = model.config
+    graphs = graphs or vq_graphs(model)
     properties = properties | {
         "arvg_trt.stride": str(config.stride),
         "arvg_trt.codebook_size": str(config.vocab_size),
@@ -29,28 +39,34 @@ def export_vq(
         "arvg_trt.image_range": "-1,1",
     }
     sites: tuple[Site, ...] = ()
-    left_out = excluded(model)
-    for name, graph in (("encoder", encoder_graph(model)), ("decoder", decoder_graph(model))):
-        sites += find_sites(graph.graph, name, left_out[name])
+    for name, graph, excluded in (
+        ("encoder", encoder_graph(graphs, config), graphs.encoder_excluded),
+        ("decoder", decoder_graph(graphs), graphs.decoder_excluded),
+    ):
+        split_long_norms(graph.graph, side)
+        sites += find_sites(graph.graph, name, excluded)
         weights.save(graph, name, properties)
     return sites
 
 
-def encoder_graph(model: VqTokenizer) -> ir.Model:
-    stride = model.config.stride
+def encoder_graph(graphs: TokenizerGraphs, config: VqConfig) -> ir.Model:
+    stride = config.stride
     image = torch.zeros(EXAMPLES, IMAGE_CHANNELS, HIGH * stride, WIDE * stride)
     sizes = ({0: Dim("batch"), 2: stride * Dim("h"), 3: stride * Dim("w")},)
-    graph = trace(VqEncoderGraph(model), (image,), sizes, ["image"], ["indices", "latent"])
+    graph = trace(graphs.encoder, (image,), sizes, ["image"], ["indices", "latent"])
     insert_size_check(graph.graph, stride)
-    channels = model.config.latent_channels
     indices, latent = graph.graph.outputs
     # The exporter has names of its own.
-    indices.shape = ir.Shape(["batch", "h", "w"])
-    latent.shape = ir.Shape(["batch", channels, "h", "w"])
+    indices.shape = ir.Shape(["batch", "h", "w", *group_axis(graphs)])
+    latent.shape = ir.Shape(["batch", config.latent_channels, "h", "w"])
     return graph
 
 
-def decoder_graph(model: VqTokenizer) -> ir.Model:
-    indices = torch.zeros(EXAMPLES, HIGH, WIDE, dtype=torch.int32)
+def decoder_graph(graphs: TokenizerGraphs) -> ir.Model:
+    indices = torch.zeros(EXAMPLES, HIGH, WIDE, *group_axis(graphs), dtype=torch.int32)
     sizes = ({0: Dim("batch"), 1: Dim("h"), 2: Dim("w")},)
-    return trace(VqDecoderGraph(model), (indices,), sizes, ["indices"], ["image"])
+    return trace(graphs.decoder, (indices,), sizes, ["indices"], ["image"])
+
+
+def group_axis(graphs: TokenizerGraphs) -> list[int]:
+    return [graphs.groups] if graphs.groups > 1 else []

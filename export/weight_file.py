@@ -15,7 +15,7 @@ from .graph_passes import sign
 from .linear_passes import TransposedTensor
 
 WEIGHTS = "model.onnx.data"
-INLINE = 1024  # bytes; smaller tensors stay in the graph
+INLINE = 1024  # bytes; tensors up to this stay in the graph, as onnx_ir leaves them
 PAGE = 4096  # so that a loader can map each tensor
 
 
@@ -49,7 +49,7 @@ class WeightFile:
         sign(model, properties)
         for value in model.graph.initializers.values():
             assert value.const_value is not None
-            if value.const_value.nbytes >= INLINE:
+            if value.const_value.nbytes > INLINE:
                 value.const_value = self._place(value.const_value, str(value.name))
             elif isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.tensor(value.const_value.numpy(), name=str(value.name))

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..errors import ExportError
+from .generators.mar_config import PUBLISHED as MAR_PUBLISHED
+from .generators.mar_config import MarConfig
 from .generators.par_config import PUBLISHED as PUBLISHED_PAR
 from .generators.par_config import ParConfig
 from .generators.rar_config import PUBLISHED, RarConfig
 from .generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 from .tokenizers.cosmos_config import CosmosConfig
+from .tokenizers.gsq_config import PUBLISHED as GSQ_PUBLISHED
+from .tokenizers.gsq_config import GsqConfig
 
 MODELS = Path(__file__).parent.parent / "models"
 JIT_FILES = (("autoencoder.jit",), ("encoder.jit", "decoder.jit"), ("model.safetensors",))
@@ -27,13 +31,21 @@ RAR_HUB = "yucornetto/RAR"
 RAR_TOKENIZER_HUB = "fun-research/TiTok"
 RAR_GRAPHS = ("encoder", "decoder", "condition", "step", "full")
 
+MAR_VAE = "kl16"
+# The authors give files elsewhere; these were converted by others.
+MAR_HUB = "jadechoghari/mar"
+MAR_GRAPHS = ("encoder", "decoder", "pass", "denoise")
+
 LLAMAGEN_VQ16 = "vq_ds16_c2i"
 LLAMAGEN_VQ8 = "vq_ds8_c2i"
 PAR_HUB = "Epiphqny/PAR"
 LLAMAGEN_HUB = "FoundationVision/LlamaGen"
 PAR_GRAPHS = ("encoder", "decoder", "step", "full")
 
-Config = CosmosConfig | VarConfig | RarConfig | ParConfig
+GSQ_FILES = (("checkpoint.pt",), ("model.safetensors",))
+GSQ_HUB = "HelmholtzAI-FZJ/GSQ"
+
+Config = CosmosConfig | VarConfig | RarConfig | ParConfig | GsqConfig | MarConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +166,30 @@ RAR = (
 )
 
 
+def mar_files(size: str) -> tuple[tuple[str, ...], ...]:
+    """The trainer's file with the autoencoder's, side by side or in the folders they come in; as
+    the Hub has them.
+    """
+    trained, vae = "checkpoint-last.pth", f"{MAR_VAE}.ckpt"
+    return (
+        (trained, vae),
+        (f"mar/mar_{size}/{trained}", f"vae/{vae}"),
+        (f"mar-{size}.safetensors", f"{MAR_VAE}.safetensors"),
+    )
+
+
+def mar_entry(size: str, parameters: int) -> ZooEntry:
+    config, files = MAR_PUBLISHED[size[0]][0], mar_files(size)
+    return ZooEntry(f"mar-{size[0]}", "mar", parameters, config, files, MAR_HUB, MAR_GRAPHS)
+
+
+MAR = (
+    mar_entry("base", 207_924_768),
+    mar_entry("large", 478_326_304),
+    mar_entry("huge", 942_403_104),
+)
+
+
 def par_files(name: str) -> tuple[tuple[str, ...], ...]:
     """The transformer's file under its official name, with a tokenizer's; VQ-16 is the usual."""
     return tuple(
@@ -188,7 +224,18 @@ PAR = (
     par_entry("3b-4x", 3_096_668_800),
     par_entry("3b-16x", 3_096_707_200),
 )
-ZOO = (*COSMOS, *VAR, *RAR, *PAR)
+GSQ = tuple(
+    ZooEntry(
+        f"gsq-{name.lower().replace('_', '-')}",
+        "gsq",
+        parameters,
+        config,
+        GSQ_FILES,
+        f"{GSQ_HUB}-{name}",
+    )
+    for name, (config, parameters) in GSQ_PUBLISHED.items()
+)
+ZOO = (*COSMOS, *VAR, *RAR, *PAR, *MAR, *GSQ)
 
 # Any size of a family: the configuration comes from the checkpoint alone.
 ANY_SIZE = (
@@ -216,6 +263,19 @@ ANY_SIZE = (
         ),
         None,
         RAR_GRAPHS,
+    ),
+    ZooEntry("gsq", "gsq", 0, None, GSQ_FILES),
+    ZooEntry(
+        "mar",
+        "mar",
+        0,
+        None,
+        (
+            ("model.safetensors", "vae.safetensors"),
+            *dict.fromkeys(files for entry in MAR for files in entry.files),
+        ),
+        None,
+        MAR_GRAPHS,
     ),
     ZooEntry(
         "par",

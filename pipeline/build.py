@@ -173,7 +173,9 @@ def build_graph(
 
     assert options.backend != "onnxruntime"
     twin_path = folder / f"{graph}.onnx"
-    twin = fp16_twin(onnx.load(source / f"{graph}.onnx"))
+    own_sites = load_sites(workspace.folder("export")).of_graph(graph)
+    decide = [site.node for site in own_sites if site.role == "codes"]
+    twin = fp16_twin(onnx.load(source / f"{graph}.onnx"), keep_fp32=decide)
     onnx.save(
         twin,
         twin_path,
@@ -182,7 +184,7 @@ def build_graph(
         size_threshold=1024,
     )
     del twin
-    sites = {s.node: s.name for s in load_sites(workspace.folder("export")).of_graph(graph)}
+    sites = {site.node: site.name for site in own_sites}
     wanted = {
         node: "fp8" if is_fp8(planned[site]) else "int8"
         for node, site in sites.items()

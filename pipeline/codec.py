@@ -16,7 +16,6 @@ from ..runtime.images import (
     crop_back,
     from_model,
     load_image,
-    pad_to_multiple,
     save_image,
     to_model,
 )
@@ -24,7 +23,12 @@ from ..runtime.tokenizer import ImageTokenizer
 
 
 def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
-    """One array `tokens_K` (or `latent_K`) and `size_K` (H, W) an image, in a .npz."""
+    """One array `tokens_K` (or `latent_K`) and `size_K` (H, W) an image, in a .npz.
+
+    Raises:
+        CalibrationError: a file that is no image.
+        BundleError: an image of a size that the tokenizer is not made for; names it.
+    """
     tokenizer = ImageTokenizer.open(folder)
     arrays: dict[str, np.ndarray] = {"stride": np.array(tokenizer.stride)}
     for k, path in enumerate(images):
@@ -32,7 +36,11 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
             image = load_image(path)
         except UnreadableImage as error:
             raise CalibrationError(f"cannot be read ({error})", where=str(path)) from error
-        padded, _ = pad_to_multiple(image, tokenizer.stride)
+        try:
+            padded, _ = tokenizer.fit(image)
+        except BundleError as error:
+            # The tokenizer does not know which file the image came from.
+            raise BundleError(error.what, where=str(path), do=error.do) from error
         tokens, latent = tokenizer.encode(to_model(padded))
         arrays[f"latent_{k}" if tokens is None else f"tokens_{k}"] = (
             latent if tokens is None else tokens

@@ -14,14 +14,14 @@ from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator
-from .export_job import ExportJob
+from .export_gsq import export_gsq
+from .export_job import PARITY_SIZE, ExportJob
 from .export_own import MODEL as OWN
 from .export_own import export_own_stage
 
 if TYPE_CHECKING:
     from ..export.zoo import ZooEntry
 
-PARITY_SIZE = 256
 # Families of so many steps that each cannot have a graph of its own.
 STEPWISE = {"par": "a few tokens", "rar": "one token"}
 
@@ -77,13 +77,19 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if entry.family == "cosmos":
+    if entry.family in ("cosmos", "gsq"):
         require_dynamic(name, form)
     if entry.family in STEPWISE and form.static_batch is not None:
         raise ExportError(
             f"has a cache that grows by {STEPWISE[entry.family]} a step: no fixed shapes",
             where=name,
             do="leave out --static-batch",
+        )
+    if entry.family == "mar" and form != DYNAMIC:
+        raise ExportError(
+            "sees one more set of tokens in each pass: it has no fixed shapes and no KV caches",
+            where=name,
+            do="leave out --static-batch and --kv-type",
         )
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:
@@ -130,7 +136,8 @@ def require_one_size(entry: ZooEntry, folder: Path) -> None:
     from ..export.zoo import VAR_SNAPSHOTS
 
     sets = [names for names in entry.files if names not in VAR_SNAPSHOTS]
-    found = {Path(s[0]).stem for s in sets if all((folder / name).is_file() for name in s)}
+    held = (s[0] for s in sets if all((folder / name).is_file() for name in s))
+    found = {str(Path(name).with_suffix("")) for name in held}
     if len(found) > 1:
         raise ExportError(
             f"holds several checkpoints: {', '.join(sorted(found))}",
@@ -165,6 +172,8 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "cosmos": export_cosmos,
+    "gsq": export_gsq,
+    "mar": export_generator,
     "par": export_generator,
     "rar": export_generator,
     "var": export_generator,

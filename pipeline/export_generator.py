@@ -80,7 +80,7 @@ def do_apart(what: What, job: ExportJob, folder: Path) -> dict[str, Any]:
 
 def work(task: ModelTask) -> dict[str, Any]:
     from ..export.zoo import find_model
-    from . import export_par, export_rar, export_var
+    from . import export_mar, export_par, export_rar, export_var
 
     entry = find_model(task.model)
     job = ExportJob(
@@ -91,7 +91,12 @@ def work(task: ModelTask) -> dict[str, Any]:
         reporter=Silent(),
         form=task.form,
     )
-    families: dict[str, Any] = {"par": export_par, "rar": export_rar, "var": export_var}
+    families: dict[str, Any] = {
+        "mar": export_mar,
+        "par": export_par,
+        "rar": export_rar,
+        "var": export_var,
+    }
     family = families[entry.family]
     do = family.write_graphs if task.what == "write" else family.compare_graphs
     found: dict[str, Any] = do(job, Path(task.folder))

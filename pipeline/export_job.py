@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..runtime.generator import Spec
 
 PARITY_IMAGES = 2
+PARITY_SIZE = 256
+CONFIGS = ("config.json", "config.yaml")
 STEPS = 3
 LABEL = 207
 
@@ -46,9 +48,10 @@ class ExportJob:
         return self.source.files[:PARITY_IMAGES]
 
     def inputs(self) -> tuple[Path, ...]:
-        """Every file that decides the outputs; a `config.json` lies beside the weights."""
-        beside = self.paths[0].parent / "config.json"
-        return (*self.paths, *([beside] if beside.is_file() else []), *self.images)
+        """Every file that decides the outputs; those of `CONFIGS` lie beside the weights."""
+        folder = self.paths[0].parent
+        beside = [path for name in CONFIGS if (path := folder / name).is_file()]
+        return (*self.paths, *beside, *self.images)
 
     def pictures(self, size: int) -> list[FloatImage]:
         """The images' centres, [1, 3, size, size] in [-1, 1]."""
@@ -71,9 +74,11 @@ def write_descriptions(folder: Path, sites: Sequence[Site], spec: Spec) -> None:
 
 
 def read_halves(
-    job: ExportJob, tokenizer_file: str, infinite: Collection[str] = ()
+    job: ExportJob, tokenizer_file: str, infinite: Collection[str] = (), ignored: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A generator's tensors: the transformer's, the tokenizer's.
+
+    Names that begin with `ignored` are left out.
 
     Raises:
         ExportError: a file that cannot be read, or one half is missing.
@@ -81,7 +86,10 @@ def read_halves(
     from ..export.checkpoint import read_all
     from ..export.strict import split_parts
 
-    transformer, tokenizer = split_parts(read_all(job.paths, infinite))
+    found = read_all(job.paths, infinite)
+    if ignored is not None:
+        found = {name: v for name, v in found.items() if not name.startswith(ignored)}
+    transformer, tokenizer = split_parts(found)
     if not tokenizer:
         raise ExportError(
             "has no tokenizer",

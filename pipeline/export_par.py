@@ -36,7 +36,7 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     model, vq = load_models(job)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "par"}
     with WeightFile(folder) as weights:
-        sites = export_vq(vq, weights, properties)
+        sites = export_vq(vq, weights, properties, side=model.config.side)
         sites += export_transformer(model, weights, properties, job.form)
     write_descriptions(
         folder, sites, describe(model.config, vq.config, job.form, told(job).sampling)

@@ -23,7 +23,15 @@ from ..runtime.sampling import Sampling
 from .common import Reporter
 
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
-SAMPLING = ("cfg", "top_k", "top_p", "temperature", "cfg_power")
+SAMPLING = (
+    "cfg",
+    "top_k",
+    "top_p",
+    "temperature",
+    "cfg_power",
+    "iterations",
+    "diffusion_steps",
+)
 GRID_MOST = 100  # a picture of more says nothing
 
 
@@ -38,13 +46,15 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float | None = None
     temperature: float | None = None
     cfg_power: float | None = None
+    iterations: int | None = None
+    diffusion_steps: int | None = None
     greedy: bool = False
     batch_size: int = 4
     threads: int = 0
 
 
 class Outputs(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to write: a folder of PNGs with their grid, the evaluator's .npz, tokens."""
+    """Where to write: a folder of PNGs with their grid, the evaluator's .npz, tokens or latents."""
 
     folder: Path | None = None
     npz: Path | None = None
@@ -155,7 +165,8 @@ def write_batches(
         files.append(outputs.npz)
     if outputs.tokens:
         buffer = io.BytesIO()
-        np.savez(buffer, tokens=np.concatenate(tokens))
+        kind = "latents" if np.issubdtype(tokens[0].dtype, np.floating) else "tokens"
+        np.savez(buffer, allow_pickle=False, **{kind: np.concatenate(tokens)})
         atomic_write(outputs.tokens, buffer.getvalue())
         files.append(outputs.tokens)
     return files

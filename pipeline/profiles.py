@@ -66,7 +66,8 @@ def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: dict[str, A
     if graph == "encoder":
         name, tail = "image", [3, size, size]
     elif tokenizer["discrete"]:
-        name, tail = "indices", [side, side]
+        groups = tokenizer.get("groups", 1)
+        name, tail = "indices", [side, side, *([groups] if groups > 1 else [])]
     else:
         name, tail = "latent", [tokenizer["latent_channels"], side, side]
     return {name: ((1, *tail), (most, *tail), (most, *tail))}

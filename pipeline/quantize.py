@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import msgspec
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from ..errors import RecipeError
 from ..recipe import QuantizeOptions
-from ..sites import Plan
+from ..sites import Plan, SiteMap
 from .build import FP16
 from .common import (
     Reporter,
@@ -70,8 +71,14 @@ def quantize_stage(
         return {
             "sites": [asdict(result) for result in results],
             "packed_bytes": (folder / "weights.safetensors").stat().st_size,
-            "fp32_bytes": sum(p.stat().st_size for p in export.glob("*.onnx.data")),
+            "fp32_bytes": weight_bytes(export, site_map),
             "quantized": sum(r.weight_sqnr_db is not None for r in results),
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
+
+
+def weight_bytes(export: Path, site_map: SiteMap) -> int:
+    """Of the exported graphs, without the codes as they are searched, which their table repeats."""
+    constants = sum(4 * math.prod(s.weight_shape) for s in site_map.sites if s.role == "codes")
+    return sum(p.stat().st_size for p in export.glob("*.onnx.data")) - constants

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ..artifacts import decode_json
 from ..errors import GenerationError, OutOfMemory
-from .generate.frame import Loop, OpenSession
+from .generate.frame import Latents, Loop, OpenSession
+from .generate.mar import MarLoop
+from .generate.mar_spec import MarSpec
 from .generate.par import ParLoop
 from .generate.par_spec import ParSpec
 from .generate.rar import RarLoop
@@ -21,28 +23,32 @@ from .generate.rar_spec import RarSpec
 from .generate.var import VarLoop
 from .generate.var_spec import VarSpec
 from .images import Uint8Image, from_model
-from .sampling import Sampling, image_streams
+from .sampling import Sampling, Tokens, image_streams
 from .sessions.onnxruntime import fast_session, mapped_session
 
 SPEC_FILE = "generator.json"
 BATCH_SIZE = 4
 
 Progress = Callable[[int, int], None]
-Spec = VarSpec | RarSpec | ParSpec
+Spec = VarSpec | RarSpec | ParSpec | MarSpec
 LOOPS: dict[type[Spec], Callable[[Path, Any, OpenSession, int], Loop]] = {
     VarSpec: VarLoop,
     RarSpec: RarLoop,
     ParSpec: ParLoop,
+    MarSpec: MarLoop,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """uint8 images [N, H, W, 3] and their tokens, int32 [N, L], one a label."""
+    """uint8 images [N, H, W, 3] and their tokens, int32 [N, L], one a label.
+
+    Where tokens are continuous, they are latents, float32 [N, c, h, w].
+    """
 
     labels: NDArray[np.int64]
     images: Uint8Image
-    tokens: NDArray[np.int32]
+    tokens: NDArray[np.int32] | Latents
 
 
 class Generator:
@@ -84,15 +90,18 @@ class Generator:
         top_p: float | None = None,
         temperature: float | None = None,
         cfg_power: float | None = None,
+        iterations: int | None = None,
+        diffusion_steps: int | None = None,
         greedy: bool = False,
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> Generated:
         """One image a label, 0 to num_classes - 1.
 
-        `cfg` >= 0, `top_k` (0: all), `top_p` in (0, 1], `temperature` > 0 and (RAR) `cfg_power`
-        >= 0 are the model's own where not given; `greedy` takes the arg-max. `progress` is called
-        with the steps done and their total.
+        `cfg` >= 0, `top_k` (0: all), `top_p` in (0, 1], `temperature` > 0, (RAR, MAR) `cfg_power`
+        >= 0 and (MAR, which has no top-k and top-p) `iterations` and `diffusion_steps` are the
+        model's own where not given; `greedy` takes the arg-max, of a MAR diffusions without added
+        noise. `progress` is called with the steps done and their total.
 
         Raises:
             GenerationError: a label or option out of its range, logits that are not finite.
@@ -106,6 +115,8 @@ class Generator:
             top_p=top_p,
             temperature=temperature,
             cfg_power=cfg_power,
+            iterations=iterations,
+            diffusion_steps=diffusion_steps,
         )
         parts = list(
             self.batches(
@@ -133,7 +144,7 @@ class Generator:
         Everything is checked before this returns.
         """
         checked = check_labels(self.spec, labels)
-        sampling.check(self.spec.vocab_size)
+        sampling.check(self.spec.vocab_size, self.spec.length)
         for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
             if operator.index(value) < least:
                 raise GenerationError(f"{name} is {value}, not {least} or more", where="sampling")
@@ -149,7 +160,7 @@ class Generator:
         progress: Progress | None,
     ) -> Iterator[Generated]:
         starts = range(0, len(labels), batch_size)
-        total, done = len(starts) * self.spec.steps, 0
+        total, done = len(starts) * (sampling.iterations or self.spec.steps), 0
 
         def tick() -> None:
             nonlocal done
@@ -167,7 +178,12 @@ class Generator:
                     f"out of memory with {len(part)} images at once", do="use a smaller batch"
                 ) from error
             pictures = np.stack([from_model(image[None]) for image in images])
-            yield Generated(part, pictures, tokens.astype(np.int32))
+            yield Generated(part, pictures, stored(tokens))
+
+
+def stored(tokens: Tokens | Latents) -> NDArray[np.int32] | Latents:
+    """As they are kept: int32, or latents as they are."""
+    return tokens.astype(np.int32) if np.issubdtype(tokens.dtype, np.integer) else tokens  # type: ignore[return-value]
 
 
 def read_spec(path: Path) -> tuple[Path, Spec]:
@@ -188,11 +204,15 @@ def choose_sampling(spec: Spec, greedy: bool = False, **changes: float | None) -
         GenerationError: a value out of its range, or one that the family has no use for.
     """
     given = {name: value for name, value in changes.items() if value is not None}
-    if "cfg_power" in given and spec.defaults.cfg_power is None:
-        raise GenerationError("cfg_power is not this family's", do="leave it out")
+    foreign = {name for name in given if getattr(spec.defaults, name, None) is None}
+    if not spec.vocab_size:
+        foreign |= given.keys() & {"top_k", "top_p"}
+    if foreign:
+        named = ", ".join(sorted(foreign))
+        raise GenerationError(f"{named} is not this family's", do="leave it out")
     own = {name: getattr(spec.defaults, name) for name in spec.defaults.__struct_fields__}
     chosen = Sampling(**own | given, greedy=greedy)
-    chosen.check(spec.vocab_size)
+    chosen.check(spec.vocab_size, spec.length)
     return chosen
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GenerationError
+from .generate.diffusion import TIMES
 
 Logits = NDArray[np.float32]
 Noise = NDArray[np.float64]
@@ -27,7 +28,8 @@ class Sampling:
     `cfg` >= 0 is the guidance strength as the family defines it, 0 for none; `top_k` 0 takes all
     of the vocabulary; `top_p` in (0, 1], 1 takes all; `greedy` takes the arg-max of the guided
     logits instead of a draw. `temperature` > 0 divides the guided logits. `cfg_power` >= 0 shapes
-    the guidance over the steps, None in families whose guidance has another shape.
+    the guidance over the steps, None in families whose guidance has another shape. `iterations`,
+    passes over an image, and `diffusion_steps`, of each of its tokens, are a MAR's, else None.
     """
 
     cfg: float
@@ -36,9 +38,14 @@ class Sampling:
     greedy: bool = False
     temperature: float = 1.0
     cfg_power: float | None = None
+    iterations: int | None = None
+    diffusion_steps: int | None = None
 
-    def check(self, vocab_size: int) -> None:
-        """Raises GenerationError, with every value that is out of its range."""
+    def check(self, vocab_size: int, length: int) -> None:
+        """Raises GenerationError, with every value that is out of its range.
+
+        `length` is the number of an image's tokens.
+        """
         odd = [
             f"{name} is {value}, not {wanted}"
             for name, value, wanted, fits in (
@@ -52,6 +59,18 @@ class Sampling:
                 ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
                 ("temperature", self.temperature, "above 0", 0 < self.temperature < math.inf),
                 ("cfg_power", self.cfg_power, "0 or more", 0 <= (self.cfg_power or 0) < math.inf),
+                (
+                    "iterations",
+                    self.iterations,
+                    f"1 to {length}, the tokens of an image",
+                    self.iterations is None or 1 <= self.iterations <= length,
+                ),
+                (
+                    "diffusion_steps",
+                    self.diffusion_steps,
+                    f"2 to {TIMES}",
+                    self.diffusion_steps is None or 2 <= self.diffusion_steps <= TIMES,
+                ),
             )
             if not fits
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +19,39 @@ Latent = NDArray[np.float32]
 
 
 class ImageTokenizer:
-    """A pair of sessions: image -> tokens (or latent) -> image.
+    """Sessions of an encoder and a decoder: image -> tokens (or latent) -> image.
 
-    Model images are float32 [N, 3, H, W] in [-1, 1], H and W multiples of `stride`.
+    Model images are float32 [N, 3, H, W] in [-1, 1], H and W multiples of `stride`, or where there
+    is an `image_size` both that. Tokens are int32 [N, h, w], of several `groups` of channels
+    [N, h, w, groups], of several scales [N, length].
     """
 
-    def __init__(self, encoder: OnnxRuntimeSession, decoder: OnnxRuntimeSession) -> None:
+    def __init__(
+        self,
+        encoder: OnnxRuntimeSession,
+        decoder: OnnxRuntimeSession,
+        lookup: OnnxRuntimeSession | None = None,
+    ) -> None:
+        """`lookup` makes of tokens the latent that the decoder takes, where that does not."""
         self._encoder = encoder
         self._decoder = decoder
+        self._lookup = lookup
         properties = encoder.metadata
         if "arvg_trt.stride" not in properties:
             raise BundleError(
                 "the encoder graph says no stride", do="export it with `arvg-trt export`"
             )
         self.stride = int(properties["arvg_trt.stride"])
+        self.image_size = int(properties.get("arvg_trt.image_size", 0)) or None
         # Of FSQ the levels of each channel, of a codebook its size, of neither a latent.
         levels = [int(v) for v in properties.get("arvg_trt.levels", "").split(",") if v]
         size = int(properties.get("arvg_trt.codebook_size", 0)) or math.prod(levels or [0])
         self.codebook_size: int | None = size or None
+        self.groups = int(properties.get("arvg_trt.groups", 1))
+        self.length = int(properties.get("arvg_trt.tokens", 0)) or None
+        # The decoder may take the variance over positions, or a fixed number of images.
+        self._least_positions = int(properties.get("arvg_trt.least_positions", 0))
+        self._batch = int(decoder.metadata.get("arvg_trt.batch", 0)) or None
 
     @classmethod
     def open(
@@ -45,19 +61,20 @@ class ImageTokenizer:
         session: Callable[[Path, int], OnnxRuntimeSession] = fast_session,
         threads: int = 0,
     ) -> ImageTokenizer:
-        """Open `encoder.onnx` and `decoder.onnx` of a folder: an export, a Q/DQ pair, an engine.
+        """Open the graphs of a workspace or a folder: an export, a Q/DQ pair, an engine.
 
         Raises:
             BundleError: a graph is missing or does not load.
         """
+        if not (folder / "encoder.onnx").is_file() and (folder / "export").is_dir():
+            folder = folder / "export"
         for name in ("encoder.onnx", "decoder.onnx"):
             if not (folder / name).is_file():
                 raise BundleError(
                     f"{name} is missing", where=str(folder), do="name an export or engine folder"
                 )
-        return cls(
-            session(folder / "encoder.onnx", threads), session(folder / "decoder.onnx", threads)
-        )
+        names = [n for n in ("encoder", "decoder", "lookup") if (folder / f"{n}.onnx").is_file()]
+        return cls(*(session(folder / f"{name}.onnx", threads) for name in names))
 
     @classmethod
     def reference(cls, folder: Path, threads: int = 0) -> ImageTokenizer:
@@ -68,32 +85,69 @@ class ImageTokenizer:
     def discrete(self) -> bool:
         return self.codebook_size is not None
 
+    def fit(self, image: Uint8Image) -> tuple[Uint8Image, tuple[int, int]]:
+        """uint8 [H, W, 3] -> padded to the stride, and the (top, left) offset for `crop_back`.
+
+        Raises:
+            BundleError: a size that the tokenizer is not made for.
+        """
+        height, width = image.shape[:2]
+        size = self.image_size
+        if size is not None and (height, width) != (size, size):
+            raise BundleError(
+                f"has {width}x{height} pixels, and this tokenizer takes {size}x{size} alone",
+                do="crop or resize it",
+            )
+        padded, offset = pad_to_multiple(image, self.stride)
+        self._require_positions(padded.shape[0] * padded.shape[1] // self.stride**2)
+        return padded, offset
+
     def encode(self, image: FloatImage) -> tuple[Tokens | None, Latent]:
-        """Model images -> (tokens int32 [N, h, w] or None, latent float32 [N, C, h, w])."""
+        """Model images -> (tokens or None, latent float32 [N, C, h, w])."""
         outputs = self._encoder.run({"image": image})
         return outputs.get("indices"), outputs["latent"]  # type: ignore[return-value]
 
     def decode(self, tokens: Tokens | Latent) -> FloatImage:
         """Tokens (or the latent of a continuous tokenizer) -> model images, not clamped."""
-        return self._decoder.run({self._decoder.inputs[0]: tokens})["image"]  # type: ignore[return-value]
+        if self._lookup is not None:
+            tokens = self._lookup.run({"indices": tokens})["latent"]  # type: ignore[assignment]
+        count = max(1, len(tokens))
+        name, rows = self._decoder.inputs[0], self._batch or count
+        images = [
+            self._decoder.run({name: filled(tokens[start : start + rows], rows)})["image"]
+            for start in range(0, count, rows)
+        ]
+        return np.concatenate(images)[: len(tokens)]  # type: ignore[return-value]
 
     def round_trip(self, image: Uint8Image) -> Uint8Image:
-        """uint8 [H, W, 3] of any size -> its reconstruction; pads to the stride and crops back."""
-        padded, offset = pad_to_multiple(image, self.stride)
+        """uint8 [H, W, 3] of any size -> its reconstruction; pads to the stride and crops back.
+
+        Raises:
+            BundleError: a size that the tokenizer is not made for.
+        """
+        padded, offset = self.fit(image)
         tokens, latent = self.encode(to_model(padded))
         back = from_model(self.decode(latent if tokens is None else tokens))
         return crop_back(back, offset, image.shape[:2])
 
     def check_tokens(self, tokens: NDArray[np.generic]) -> Tokens:
-        """Tokens read from a file as int32 [N, h, w].
+        """Tokens read from a file as int32, in the shape of this tokenizer's.
 
         Raises:
-            BundleError: wrong rank or type, or a token outside the codebook.
+            BundleError: wrong shape or type, a token outside the codebook, too few of them.
         """
-        if tokens.ndim != 3 or not np.issubdtype(tokens.dtype, np.integer):
+        if self.length is not None:
+            axes: tuple[int | str, ...] = ("N", self.length)
+        else:
+            axes = ("N", "h", "w", *((self.groups,) if self.groups > 1 else ()))
+        fits = tokens.ndim == len(axes) and all(
+            isinstance(axis, str) or axis == size
+            for axis, size in zip(axes, tokens.shape, strict=True)
+        )
+        if not fits or tokens.dtype.kind not in "iu":
             raise BundleError(
                 f"tokens of shape {tokens.shape} and type {tokens.dtype}",
-                do="give integers [N, h, w]",
+                do=f"give integers [{', '.join(map(str, axes))}]",
             )
         size = self.codebook_size
         if size is not None and tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
@@ -101,4 +155,18 @@ class ImageTokenizer:
                 f"tokens from {tokens.min()} to {tokens.max()}, outside 0..{size - 1}",
                 do="these are tokens of another model",
             )
+        self._require_positions(math.prod(tokens.shape[1:3]))
         return tokens.astype(np.int32)
+
+    def _require_positions(self, positions: int) -> None:
+        if positions < self._least_positions:
+            raise BundleError(
+                f"has {positions} of the {self._least_positions} or more positions that this "
+                "tokenizer takes the variance of",
+                do=f"use an image of more than {self.stride}x{self.stride} pixels",
+            )
+
+
+def filled(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """`count` rows, those given and the first again."""
+    return np.resize(rows, (count, *rows.shape[1:])) if len(rows) != count else rows

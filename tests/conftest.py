@@ -32,6 +32,10 @@ from arvg_trt.runtime.image_sources import open_source, random_crops
 from arvg_trt.runtime.images import save_image
 from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
 
+from .export.gsq_models import EXPORTED, TinyGsq, random_gsq
+from .export.gsq_models import write_checkpoint as write_gsq
+from .export.mar_models import TOLD, TinyMar, random_kl_vae, random_mar
+from .export.mar_models import write_checkpoint as write_mar_checkpoint
 from .export.par_models import TinyPar, official_tokenizer, random_llamagen, random_par
 from .export.par_models import write_checkpoint as write_par
 from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
@@ -108,6 +112,31 @@ def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
     result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
     assert result.exit_code == 0, result.output
     return TinyRar(transformer, tokenizer, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def tiny_gsq(tmp_path_factory: pytest.TempPathFactory) -> TinyGsq:
+    """The official file's form, through `arvg-trt export`."""
+    root = tmp_path_factory.mktemp("tiny_gsq")
+    model = random_gsq(EXPORTED)
+    write_gsq(model, root / "checkpoint")
+    args = ["export", "gsq", str(root / "ws"), "--checkpoint", str(root / "checkpoint")]
+    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut"])
+    assert result.exit_code == 0, result.output
+    return TinyGsq(model, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
+    """A checkpoint with the published files' names and wrappers, through `arvg-trt export`."""
+    root = tmp_path_factory.mktemp("tiny_mar")
+    transformer, autoencoder = random_mar(), random_kl_vae()
+    parts = (dict(model.state_dict()) for model in (transformer, autoencoder))
+    checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, told=TOLD)
+    args = ["export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint)]
+    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
+    assert result.exit_code == 0, result.output
+    return TinyMar(transformer, autoencoder, root / "ws")
 
 
 @pytest.fixture(scope="session")

@@ -105,8 +105,15 @@ class VqDecoder(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int], blocks: int, z_channels: int, attention: AttentionKind
+        self,
+        widths: Sequence[int],
+        blocks: int,
+        z_channels: int,
+        attention: AttentionKind,
+        *,
+        level_attention: bool = True,
     ) -> None:
+        """Without `level_attention` only the middle attends, not the lowest resolution too."""
         super().__init__()
         inputs = (*widths[1:], widths[-1])
         last = len(widths) - 1
@@ -117,7 +124,7 @@ class VqDecoder(nn.Module):
                 inputs[n],
                 widths[n],
                 blocks + 1,
-                attention=attention if n == last else None,
+                attention=attention if level_attention and n == last else None,
                 resample=None if n == 0 else Upsample,
             )
             for n in range(len(widths))
@@ -138,7 +145,12 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     argmin |z - e|^2 = argmax z.e - |e|^2 / 2: without the constant |z|^2, which would only cost
     digits. The lowest index wins a tie.
     """
-    return (z @ codebook.T - 0.5 * codebook.square().sum(dim=1)).argmax(dim=-1)
+    return closeness(z, codebook).argmax(dim=-1)
+
+
+def closeness(z: Tensor, codebook: Tensor) -> Tensor:
+    """z.e - |e|^2 / 2 of every code, largest for the nearest: [..., C], [V, C] -> [..., V]."""
+    return z @ codebook.T - 0.5 * codebook.square().sum(dim=1)
 
 
 def code_scores(codebook: Tensor) -> nn.Linear:
@@ -152,7 +164,16 @@ def code_scores(codebook: Tensor) -> nn.Linear:
 
 def lookup(codes: Tensor, codebook: Tensor) -> Tensor:
     """int [N, h, w], [V, C] -> [N, C, h, w]."""
-    return F.embedding(codes, codebook).permute(0, 3, 1, 2)
+    return channels_first(F.embedding(codes, codebook))
+
+
+def channels_first(vectors: Tensor) -> Tensor:
+    """[N, h, w, C] -> [N, C, h, w], also in memory.
+
+    PyTorch takes any other order as channels-last, in which its group norms of large maps add
+    with far fewer digits.
+    """
+    return vectors.permute(0, 3, 1, 2).contiguous()
 
 
 class VqConfig(Protocol):

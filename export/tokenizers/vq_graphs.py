@@ -5,6 +5,9 @@ Submodules keep their official paths, so the graphs' nodes are named after them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from .vq_blocks import VqTokenizer, code_scores, lookup
@@ -17,6 +20,20 @@ def excluded(model: VqTokenizer) -> dict[str, dict[str, str]]:
     """Why sites are left out, by their path, of encoder and decoder; `ends` lists two of each."""
     first, last = (dict.fromkeys(half, FIRST_OR_LAST) for half in (model.ends[:2], model.ends[2:]))
     return {"encoder": first | {"nearest": DECIDES}, "decoder": last}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerGraphs:
+    """Both halves as modules, and by module path why a site stays in high precision.
+
+    Indices are [N, h, w], or of several `groups` of channels [N, h, w, groups].
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    encoder_excluded: Mapping[str, str]
+    decoder_excluded: Mapping[str, str]
+    groups: int = 1
 
 
 class VqGraph(nn.Module):
@@ -57,3 +74,9 @@ class VqDecoderGraph(VqGraph):
 
     def forward(self, indices: Tensor) -> Tensor:
         return self.reconstruct(lookup(indices, self.codes))
+
+
+def vq_graphs(model: VqTokenizer) -> TokenizerGraphs:
+    left_out = excluded(model)
+    encoder, decoder = VqEncoderGraph(model), VqDecoderGraph(model)
+    return TokenizerGraphs(encoder, decoder, left_out["encoder"], left_out["decoder"])

@@ -17,6 +17,7 @@ from ..sessions.onnxruntime import Array, DeviceValue, OnnxRuntimeSession
 from .spec import KvType
 
 OpenSession = Callable[[Path, int], OnnxRuntimeSession]
+Latents = NDArray[np.float32]
 
 
 class Loop(Protocol):
@@ -28,8 +29,10 @@ class Loop(Protocol):
         streams: Sequence[np.random.Generator],
         sampling: Sampling,
         tick: Callable[[], None],
-    ) -> tuple[FloatImage, Tokens]:
+    ) -> tuple[FloatImage, Tokens | Latents]:
         """Labels [B] and a stream of noise for each -> images [B, 3, H, W] and tokens [B, L].
+
+        Where these are continuous, latents [B, c, h, w].
 
         `tick` is called after every step.
 
@@ -160,7 +163,9 @@ def choose(
     return tokens.reshape(count, n)
 
 
-def require_finite(halves: Sequence[Logits], step: str, path: Path) -> None:
+def require_finite(
+    halves: Sequence[NDArray[np.floating]], step: str, path: Path, what: str = "logits of"
+) -> None:
     """Raises GenerationError that names the step, and the first token and image of the batch."""
     for logits in halves:
         finite = np.isfinite(logits)
@@ -168,7 +173,7 @@ def require_finite(halves: Sequence[Logits], step: str, path: Path) -> None:
             continue
         rows, tokens = np.nonzero(~finite.all(axis=2))
         raise GenerationError(
-            f"logits of {step} are not finite, first at token {tokens[0]} of image "
+            f"{what} {step} are not finite, first at token {tokens[0]} of image "
             f"{rows[0]} of the batch",
             where=str(path),
             do="check the weights; an FP16 graph may overflow",

@@ -16,6 +16,7 @@ from arvg_trt.export.tokenizers.llamagen_vq import (
     load_llamagen_vq,
 )
 from arvg_trt.export.tokenizers.llamagen_vq_config import VQ_8, VQ_16, LlamagenVqConfig
+from arvg_trt.export.tokenizers.vq_blocks import lookup
 from arvg_trt.export.tokenizers.vq_graphs import VqDecoderGraph, excluded
 
 from .par_models import TOKENIZER, official_tokenizer, random_llamagen
@@ -122,6 +123,11 @@ def test_the_length_of_codes_and_latents_changes_nothing() -> None:
     model.quant_conv.bias.mul_(3)
     assert torch.equal(model.codes(model.encode(image)), codes)
     torch.testing.assert_close(model.decode(codes), picture)
+
+
+def test_vectors_of_codes_lie_in_row_order() -> None:
+    """PyTorch's group norms of channels-last maps lose digits: 1e-5 of an image at 256x256."""
+    assert lookup(torch.zeros(1, 3, 4, dtype=torch.int64), torch.ones(2, 8)).is_contiguous()
 
 
 def test_the_graph_has_codes_of_unit_length() -> None:

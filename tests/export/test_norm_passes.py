@@ -72,6 +72,41 @@ def test_a_long_group_keeps_its_digits() -> None:
     assert np.abs(run(graph, x) - in_float64(model, x)).max() < 2e-5
 
 
+@pytest.mark.parametrize("side", [None, 6, 7])
+def test_a_norm_of_any_size_is_written_out_where_its_usual_one_is_long(
+    monkeypatch: pytest.MonkeyPatch, side: int | None
+) -> None:
+    """Eight channels in four groups on a map of `side` x `side`; it is right at other sizes too."""
+    monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 2 * 6 * 6)
+    model = model_of()
+    graph = exported(model, (CHANNELS, 3, 5), fixed=False)
+    assert "GroupNormalization" in operators(graph)
+    norm_passes.split_long_norms(graph.graph, side)
+    assert ("GroupNormalization" in operators(graph)) == (side != 7)
+    for size in ((3, 5), (8, 1), (9, 12)):
+        x = np.random.default_rng(0).normal(2, 3, (2, CHANNELS, *size)).astype(np.float32)
+        np.testing.assert_allclose(run(graph, x), in_float64(model, x), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "wanted"),
+    [
+        (64, None, 64),
+        ("h", 24, 24),
+        ("16*h", 24, 384),
+        ("8*s39", 24, 192),
+        ("16*h", None, 0),
+        ("h + 1", 24, 0),
+        (None, 24, 0),
+    ],
+)
+def test_the_usual_size_is_a_multiple_of_the_latent_maps_side(
+    size: int | str | None, side: int | None, wanted: int
+) -> None:
+    given = size if isinstance(size, int) else ir.SymbolicDim(size)
+    assert norm_passes.usual(given, side) == wanted
+
+
 def test_short_norms_and_those_of_any_size_keep_the_operator() -> None:
     assert "GroupNormalization" in operators(exported(model_of(), (CHANNELS, 64, 64)))
     assert "GroupNormalization" in operators(exported(model_of(), (CHANNELS, 512, 1024), False))

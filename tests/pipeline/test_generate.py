@@ -98,8 +98,9 @@ def test_json_is_one_object(toy: Path, tmp_path: Path) -> None:
     outcome = generate(toy, "--labels", "3", "--json", "-o", tmp_path / "o", "--cfg", 2)
     result = json.loads(outcome.out)
     assert result["labels"] == [3] and result["seed"] == 0
-    own = {"top_k": 8, "top_p": 0.9, "temperature": 1.0, "cfg_power": None, "greedy": False}
-    assert result["sampling"] == {"cfg": 2.0, **own}
+    own = {"top_k": 8, "top_p": 0.9, "temperature": 1.0, "greedy": False}
+    foreign = dict.fromkeys(("cfg_power", "iterations", "diffusion_steps"))
+    assert result["sampling"] == {"cfg": 2.0, **own, **foreign}
     names = ("00000_3.png", "grid.png")
     assert result["files"] == [str(tmp_path / "o" / name) for name in names]
     assert outcome.err == ""

@@ -185,9 +185,9 @@ def test_guidance_is_the_formula_and_leaves_its_inputs(t: float, seed: int) -> N
 
 
 def test_published_sampling_is_taken() -> None:
-    Sampling(cfg=1.5, top_k=900, top_p=0.96).check(4096)
-    Sampling(cfg=0, top_k=0, top_p=1).check(1)
-    Sampling(cfg=4, top_k=4096, top_p=1).check(4096)
+    Sampling(cfg=1.5, top_k=900, top_p=0.96).check(4096, 680)
+    Sampling(cfg=0, top_k=0, top_p=1).check(1, 1)
+    Sampling(cfg=4, top_k=4096, top_p=1).check(4096, 680)
 
 
 @pytest.mark.parametrize(
@@ -207,4 +207,4 @@ def test_published_sampling_is_taken() -> None:
 def test_sampling_out_of_range_is_refused(changed: dict[str, float], message: str) -> None:
     options = {"cfg": 1.5, "top_k": 900, "top_p": 0.96, **changed}
     with pytest.raises(GenerationError, match=message):
-        Sampling(**options).check(4096)
+        Sampling(**options).check(4096, 680)

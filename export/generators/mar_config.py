@@ -1,0 +1,125 @@
+"""What decides the shapes of a MAR. Torch-free: the zoo is listed without it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import msgspec
+
+from ...errors import ExportError
+from ...runtime.generate.mar_spec import MarDefaults
+
+# Of the latents that the published sizes were trained on, so that their deviation is 1.
+LATENT_SCALE = 0.2325
+
+
+@dataclass(frozen=True, slots=True)
+class MarConfig:
+    """Everything that decides the shapes and the arithmetic of a MAR.
+
+    An image has ``length`` tokens of ``latent_channels`` numbers, a square in raster order. The
+    encoder sees ``buffer`` rows of the class before the known tokens, the decoder in addition a
+    mask token for each of the others; both are ``width`` wide. The denoiser has ``head_depth``
+    blocks of ``head_width`` and takes the time as ``frequencies`` sines and cosines. Tokens are
+    latents of the autoencoder times ``latent_scale``.
+    """
+
+    encoder_depth: int
+    decoder_depth: int
+    width: int
+    heads: int
+    head_depth: int
+    head_width: int
+    hidden: int = 0
+    length: int = 256
+    buffer: int = 64
+    latent_channels: int = 16
+    num_classes: int = 1000
+    frequencies: int = 256
+    latent_scale: float = LATENT_SCALE
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.hidden == 0:
+            object.__setattr__(self, "hidden", 4 * self.width)
+        counts = {n: getattr(self, n) for n in self.__slots__ if n not in FRACTIONS}
+        small = [f"{name} {value}" for name, value in counts.items() if value < 1]
+        if small:
+            raise ExportError(f"has {', '.join(small)} below 1", do="use another file")
+        if self.width % self.heads:
+            raise ExportError(
+                f"has width {self.width}, not a multiple of {self.heads} heads",
+                do="say num_heads in a config.json beside the weights",
+            )
+        if self.side**2 != self.length:
+            raise ExportError(
+                f"has images of {self.length} tokens, not a square", do="use another file"
+            )
+        if self.frequencies % 2:
+            raise ExportError(
+                f"has {self.frequencies} sines and cosines of the time, not a pair of each",
+                do="use another file",
+            )
+        if not all(0 < getattr(self, name) < math.inf for name in FRACTIONS):
+            raise ExportError(
+                f"has latent_scale {self.latent_scale} and norm_eps {self.norm_eps}",
+                do="say numbers above 0 in config.json",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def side(self) -> int:
+        """Of the token map."""
+        return math.isqrt(self.length)
+
+
+FRACTIONS = ("latent_scale", "norm_eps")
+
+
+class MarJson(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of a `config.json` beside the weights that are read: what shapes do not tell.
+
+    `sampling` is what the model generates with unless told otherwise.
+    """
+
+    num_heads: int | None = None
+    latent_scale: float | None = None
+    norm_eps: float | None = None
+    sampling: MarDefaults | None = None
+
+    def told(self) -> dict[str, object]:
+        """What the file says, by the names of `MarConfig`."""
+        fields = {
+            "heads": self.num_heads,
+            "latent_scale": self.latent_scale,
+            "norm_eps": self.norm_eps,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+PUBLISHED = {
+    "b": (MarConfig(12, 12, 768, 12, 6, 1024), 2.9),
+    "l": (MarConfig(16, 16, 1024, 16, 8, 1280), 3.0),
+    "h": (MarConfig(20, 20, 1280, 16, 12, 1536), 3.2),
+}
+HEAD_DIM = 64  # of sizes that were not published and say nothing
+# The official script's own, for sizes that were not published.
+ITERATIONS, CFG = 64, 3.0
+
+
+def heads_of(width: int) -> int:
+    """The heads of the published size of this width, else as many as make HEAD_DIM each."""
+    known = {config.width: config.heads for config, _ in PUBLISHED.values()}
+    return known.get(width, max(1, width // HEAD_DIM))
+
+
+def sampling_of(config: MarConfig) -> MarDefaults:
+    """That of the published evaluation of this size: a token a step, else fewer steps."""
+    for known, cfg in PUBLISHED.values():
+        if known == config:
+            return MarDefaults(cfg=cfg, iterations=config.length)
+    return MarDefaults(cfg=CFG, iterations=min(ITERATIONS, config.length))

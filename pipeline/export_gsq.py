@@ -1,0 +1,111 @@
+"""What the export of a GSQ tokenizer writes, and how it is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from ..artifacts import encode_json
+from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ..sites import SiteMap
+from .export_job import PARITY_SIZE, ExportJob, parity_results
+
+if TYPE_CHECKING:
+    from ..export.tokenizers.gsq import GsqTokenizer
+    from ..export.tokenizers.gsq_config import GsqConfig
+
+LEAST_POSITIONS = 2  # whose variance the decoder's norms take
+
+
+def export_gsq(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Write both graphs and their sites; returns the manifest's results.
+
+    Raises:
+        ExportError: the checkpoint does not fit, or a difference above the tolerance.
+    """
+    from ..export.gsq_parity import compute_gsq_references
+    from ..export.tokenizers.gsq_graphs import gsq_graphs
+    from ..export.vq_export import export_vq
+    from ..export.vq_parity import check_vq_parity
+    from ..export.weight_file import WeightFile
+
+    job.progress("reading the checkpoint", 0)
+    model = load_model(job)
+    job.progress("exporting", 1)
+    properties = {
+        "arvg_trt.model": job.entry.name,
+        "arvg_trt.family": "gsq",
+        "arvg_trt.groups": str(model.config.groups),
+        "arvg_trt.least_positions": str(LEAST_POSITIONS),
+    }
+    with WeightFile(folder) as weights:
+        sites = export_vq(model, weights, properties, gsq_graphs(model))
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    job.progress("comparing with PyTorch", 2)
+    references = compute_gsq_references(model, job.pictures(PARITY_SIZE))
+    parity = check_vq_parity(folder, references, precise_norms)
+    job.progress("comparing with PyTorch", 3)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokenizer": describe(model.config),
+        "parity": parity_results(*parity),
+        "parity_images": [p.name for p in job.images],
+    }
+
+
+def load_model(job: ExportJob) -> GsqTokenizer:
+    """The checkpoint's model, of the normalization that its files or the zoo tell.
+
+    Raises:
+        ExportError: it does not fit, or what tells the normalization disagrees.
+    """
+    from ..export.checkpoint import read_all
+    from ..export.tokenizers.gsq import load_gsq
+    from ..export.tokenizers.gsq_yaml import read_normalization
+    from ..export.zoo import ZOO, check_config
+
+    told = read_normalization(job.paths[0].parent)
+    if told is None:
+        known = [job.entry, *(entry for entry in ZOO if entry.hub == job.spec)]
+        told = next((e.config.normalization for e in known if is_gsq(e.config)), None)
+    model = load_gsq(read_all(job.paths), job.spec, told)
+    if told is None:
+        job.reporter.warn(
+            f"no config.yaml beside {job.spec}: codes are compared by {model.config.normalization}"
+        )
+    check_config(job.entry, model.config, job.spec)
+    return model
+
+
+def is_gsq(config: object) -> TypeGuard[GsqConfig]:
+    from ..export.tokenizers.gsq_config import GsqConfig
+
+    return isinstance(config, GsqConfig)
+
+
+def precise_norms(path: Path) -> OnnxRuntimeSession:
+    """A graph whose group norms are in the form that ONNX Runtime has a kernel for.
+
+    It runs GroupNormalization as a difference of two means of squares. Where an adaptive norm has
+    left a group nearly constant, as its scale near 0 does, that costs three digits.
+    """
+    import onnx_ir as ir
+
+    from ..engines.group_norm_form import expand_group_norms
+
+    model = ir.load(path)
+    expand_group_norms(model.graph)
+    graph = ir.to_proto(model).SerializeToString()
+    return OnnxRuntimeSession(path, optimized=True, graph=graph)
+
+
+def describe(config: GsqConfig) -> dict[str, object]:
+    """What later stages need to know of the tokenizer, for the manifest."""
+    return {
+        "stride": config.stride,
+        "discrete": True,
+        "levels": [],
+        "groups": config.groups,
+        "latent_channels": config.latent_channels,
+        "codebook_size": config.vocab_size,
+    }

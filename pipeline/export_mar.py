@@ -1,0 +1,120 @@
+"""What the export of a MAR writes, of transformers and autoencoder, and how it is compared."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExportError
+from ..runtime.generate.mar_spec import MarDefaults, MarSpec
+from .export_job import ExportJob, guided_labels, read_halves, require_pair, write_descriptions
+
+if TYPE_CHECKING:
+    from ..export.generators.mar import MarTransformer
+    from ..export.generators.mar_config import MarConfig, MarJson
+    from ..export.tokenizers.kl_vae import KlVae
+
+# What a trainer of autoencoders leaves beside them.
+LOSS = "loss."
+
+
+def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
+    """All that the export leaves; returns the parameters of each half."""
+    from ..export.kl_vae_export import export_kl_vae
+    from ..export.mar_export import export_mar
+    from ..export.weight_file import WeightFile
+
+    model, vae = load_models(job)
+    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "mar"}
+    with WeightFile(folder) as weights:
+        sites = export_kl_vae(vae, weights, properties, model.config.latent_scale)
+        sites += export_mar(model, weights, properties)
+    spec = describe(model.config, vae.config.stride, told(job).sampling)
+    write_descriptions(folder, sites, spec)
+    return {
+        "transformer": sum(p.numel() for p in model.parameters()),
+        "tokenizer": sum(p.numel() for p in vae.parameters()),
+    }
+
+
+def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Both halves of the model, each let go before its graphs are opened; for the manifest.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph.
+    """
+    import torch
+
+    from ..export.mar_parity import (
+        check_autoencoder_parity,
+        check_mar_parity,
+        compute_autoencoder_references,
+        compute_mar_references,
+    )
+
+    model, vae = load_models(job)
+    config = model.config
+    images = job.pictures(config.side * vae.config.stride)
+    autoencoder = compute_autoencoder_references(vae, images, config.latent_scale)
+    shown = torch.from_numpy(autoencoder.latent[:1]).flatten(2).transpose(1, 2)
+    labels = guided_labels(config.num_classes)
+    references = compute_mar_references(model, labels, shown.repeat(2, 1, 1))
+    del model, vae
+    gc.collect()
+    found = (
+        *check_autoencoder_parity(folder, autoencoder),
+        *check_mar_parity(folder, references),
+    )
+    return {"graphs": [asdict(one) for one in found]}
+
+
+def load_models(job: ExportJob) -> tuple[MarTransformer, KlVae]:
+    """Both halves of the checkpoint, of one latent.
+
+    Raises:
+        ExportError: a half is missing, or they do not belong together.
+    """
+    from ..export.generators.mar_checkpoint import load_mar
+    from ..export.tokenizers.kl_vae import load_kl_vae
+    from ..export.zoo import MAR_VAE, check_config
+
+    transformer, tokenizer = read_halves(job, f"{MAR_VAE}.ckpt", ignored=LOSS)
+    model = load_mar(transformer, job.spec, told(job))
+    check_config(job.entry, model.config, job.spec)
+    vae = load_kl_vae(tokenizer, job.spec)
+    require_pair(job, model.config, vae.config, ("latent_channels",))
+    return model, vae
+
+
+def told(job: ExportJob) -> MarJson:
+    """What the `config.json` beside the weights says."""
+    from ..export.config_json import read_beside
+    from ..export.generators.mar_config import MarJson
+
+    return read_beside(job.paths[0].parent, MarJson)
+
+
+def describe(config: MarConfig, stride: int, sampling: MarDefaults | None = None) -> MarSpec:
+    """What the runtime needs to know of the generator.
+
+    Raises:
+        ExportError: `sampling` says more passes than an image has tokens.
+    """
+    from ..export.generators.mar_config import sampling_of
+
+    defaults = sampling or sampling_of(config)
+    if defaults.iterations > config.length:
+        raise ExportError(
+            f"its sampling has {defaults.iterations} iterations over {config.length} tokens",
+            where="config.json",
+            do="correct it",
+        )
+    return MarSpec(
+        side=config.side,
+        latent_channels=config.latent_channels,
+        num_classes=config.num_classes,
+        image_size=config.side * stride,
+        defaults=defaults,
+    )

@@ -1,0 +1,50 @@
+"""`encode` and `decode` with the tokenizers of generators' workspaces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arvg_trt.runtime.images import from_model, load_image, to_model
+
+from ..export.rar_models import TOKENIZER, TinyRar
+from .conftest import arvg, assert_refused
+
+STRIDE = TOKENIZER.stride
+
+
+def picture(path: Path, height: int, width: int) -> np.ndarray:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.mark.parametrize("inside", ["", "export"])
+def test_rars_tokenizer_takes_images_of_any_size(
+    tiny_rar: TinyRar, tmp_path: Path, inside: str
+) -> None:
+    folder, tokens = tiny_rar.workspace / inside, tmp_path / "tokens.npz"
+    pixels = picture(tmp_path / "a.png", 12, 20)
+    picture(tmp_path / "odd.png", 7, 5)
+    outcome = arvg("encode", folder, tmp_path / "a.png", tmp_path / "odd.png", "-o", tokens)
+    assert outcome.code == 0, outcome
+    model = tiny_rar.tokenizer
+    codes = model.codes(model.encode(torch.from_numpy(to_model(pixels))))
+    with np.load(tokens) as found:
+        assert np.array_equal(found["tokens_0"], codes.numpy())
+        assert found["tokens_1"].shape == (1, 4, 3)
+    assert arvg("decode", folder, tokens, "-o", tmp_path / "out").code == 0
+    wanted = from_model(model.decode(codes).numpy())
+    assert np.abs(load_image(tmp_path / "out" / "0.png").astype(int) - wanted).max() <= 1
+    assert load_image(tmp_path / "out" / "1.png").shape == (7, 5, 3)
+
+
+def test_a_workspace_without_graphs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ws" / "export").mkdir(parents=True)
+    picture(tmp_path / "a.png", 8, 8)
+    outcome = arvg("encode", tmp_path / "ws", tmp_path / "a.png", "-o", tmp_path / "t.npz")
+    assert_refused(outcome, 7, "ws/export: encoder.onnx is missing")

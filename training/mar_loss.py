@@ -1,0 +1,137 @@
+"""What trains a MAR: which tokens it is shown, and the diffusion loss of the others.
+
+As the official training has it (github.com/LTH14/mar), but for its dropout: a random order for
+each picture; a share of masked tokens, one a batch, from a normal distribution around 1 with
+deviation 0.25, cut to [0.7, 1]; every masked token at several random times of the diffusion. Its
+loss is the squared error of the noise, plus the variational bound, which teaches the variance
+alone, in bits a number.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..export.generators.mar import MarTransformer
+from ..export.generators.mar_denoiser import Denoiser
+from ..runtime.generate.diffusion import TIMES, Array, Diffusion
+
+LEAST_MASKED, DEVIATION = 0.7, 0.25
+DRAWS = 4  # times and noises that each masked token is seen at in a step
+DIFFUSION = Diffusion.of(TIMES)
+SIGNAL, NOISE = np.sqrt(DIFFUSION.kept), np.sqrt(1 - DIFFUSION.kept)
+HALF_BIN = 1 / 255  # the first step's likelihood is that of numbers in bins twice as wide
+EDGE = 0.999  # numbers beyond it are in the last bin, without end
+LEAST_CHANCE = 1e-12
+
+
+def initialize(model: MarTransformer) -> None:
+    """The official initialisation: a denoiser that begins with closed gates and predicts 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    net = model.diffloss.net
+    for name, parameter in net.named_parameters():
+        if name.startswith("time_embed.mlp") and name.endswith("weight"):
+            nn.init.normal_(parameter, std=0.02)
+        if "adaLN_modulation" in name or name == "final_layer.linear.weight":
+            nn.init.zeros_(parameter)
+
+
+def random_orders(rows: int, length: int, generator: torch.Generator) -> Tensor:
+    """A permutation a picture, int64 [rows, length]."""
+    return torch.rand(rows, length, generator=generator).argsort(dim=1)
+
+
+def masked_count(length: int, generator: torch.Generator) -> int:
+    """How many tokens of each picture are masked: 1 to `length`."""
+    least, most = (
+        0.5 * math.erfc(-(share - 1) / DEVIATION / math.sqrt(2)) for share in (LEAST_MASKED, 1.0)
+    )
+    drawn = torch.rand((), generator=generator, dtype=torch.float64)
+    share = 1 + DEVIATION * float(torch.special.ndtri(least + (most - least) * drawn))
+    return min(length, math.ceil(length * share))
+
+
+def mar_loss(
+    model: MarTransformer,
+    latents: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    draws: int = DRAWS,
+) -> Tensor:
+    """The mean loss over the masked tokens of a batch.
+
+    `latents` [rows, L, c] are the pictures' tokens in raster order, of deviation about 1: the
+    autoencoder's latents, drawn from its moments, times `latent_scale`. `labels` int64 [rows];
+    dropped ones are the null class `num_classes`.
+    """
+    rows, length, channels = latents.shape
+    known = length - masked_count(length, generator)
+    position_ids = random_orders(rows, length, generator)
+    ordered = latents.gather(1, position_ids.unsqueeze(2).expand(-1, -1, channels))
+    z = model(labels, ordered[:, :known], position_ids)
+    target = ordered[:, known:].reshape(-1, channels).repeat(draws, 1)
+    times = torch.randint(TIMES, (len(target),), generator=generator)
+    noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
+    told = z.reshape(-1, z.shape[2]).repeat(draws, 1)
+    net = model.diffloss.net
+    return diffusion_loss(net, target, told, times, noise).mean()
+
+
+def diffusion_loss(net: Denoiser, x: Tensor, z: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+    """[m]: of tokens x [m, c] with `noise` [m, c] added as at `times` int64 [m], z [m, C].
+
+    Mean squared error of the noise, plus `variational_bound` with the noise held fast.
+    """
+    noisy = at(SIGNAL, times, x) * x + at(NOISE, times, x) * noise
+    predicted, spread = net(noisy, times, z).to(x.dtype).chunk(2, dim=1)
+    squared: Tensor = (noise - predicted).square().mean(dim=1)
+    return squared + variational_bound(x, noisy, predicted.detach(), spread, times)
+
+
+def variational_bound(
+    x: Tensor, noisy: Tensor, predicted: Tensor, spread: Tensor, times: Tensor
+) -> Tensor:
+    """[m], in bits a number: the divergence of the predicted step back from the true one.
+
+    At time 0 the negative log-likelihood of x, as of numbers in bins of 2/255.
+    """
+    tables, like = DIFFUSION, x
+    clean = at(tables.clean_of_x, times, like) * noisy
+    clean = clean - at(tables.clean_of_noise, times, like) * predicted
+    least, most = (at(table, times, like) for table in (tables.log_least, tables.log_most))
+    share = (spread + 1) / 2
+    log_variance = share * most + (1 - share) * least
+    # Both means have the same share of x_t; x and its estimate differ.
+    mean_of_clean = at(tables.mean_of_clean, times, like)
+    apart = mean_of_clean * (x - clean)
+    divergence = 0.5 * (
+        log_variance - least - 1 + (least - log_variance).exp() + apart**2 * (-log_variance).exp()
+    )
+    mean = mean_of_clean * clean + at(tables.mean_of_x, times, like) * noisy
+    nats = torch.where(times.unsqueeze(1) == 0, -log_chance(x, mean, log_variance), divergence)
+    return nats.mean(dim=1) / math.log(2)
+
+
+def log_chance(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log of what a normal distribution gives to the bin of x."""
+    inverse = (-0.5 * log_variance).exp()
+    below = normal_cdf(inverse * (x - mean - HALF_BIN))
+    upto = normal_cdf(inverse * (x - mean + HALF_BIN))
+    chance = torch.where(x < -EDGE, upto, torch.where(x > EDGE, 1 - below, upto - below))
+    return chance.clamp_min(LEAST_CHANCE).log()
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """The official approximation, by a tanh."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def at(table: Array, times: Tensor, like: Tensor) -> Tensor:
+    """Entries of a table of all times, [m, 1]."""
+    return torch.from_numpy(table).to(like)[times].unsqueeze(1)
