@@ -12,15 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..export.generators.blocks import causal_mask
+from ..export.generators.mar import MarTransformer
+from ..export.generators.mar_config import MarConfig
 from ..export.generators.par import ParTransformer
 from ..export.generators.par_config import ParConfig
 from ..export.generators.rar import CHUNKS, RarTransformer
 from ..export.generators.rar_config import RarConfig
 from ..export.generators.var import VarTransformer
 from ..export.generators.var_config import VarConfig
+from ..export.tokenizers.kl_vae import KlVae
 from ..export.tokenizers.var_vqvae import VarVqvae
 from ..runtime.generate.par_spec import generation_order
-from . import tokenizer_minis
+from . import mar_loss, tokenizer_minis
 from .tiny_imagenet import CLASSES, SIDE
 
 # RAR's annealing: all orders at random until the first share of the steps, none after the second.
@@ -53,13 +56,29 @@ PAR = ParConfig(
     num_classes=CLASSES,
     vocab_size=tokenizer_minis.PAR.vocab_size,
 )
+MAR = MarConfig(
+    encoder_depth=4,
+    decoder_depth=4,
+    width=128,
+    heads=4,
+    head_depth=3,
+    head_width=192,
+    length=(SIDE // tokenizer_minis.MAR.stride) ** 2,
+    buffer=4,
+    latent_channels=tokenizer_minis.MAR.latent_channels,
+    num_classes=CLASSES,
+    frequencies=64,
+    latent_scale=1.0,
+)
+DRAWS = 2  # times and noises that each masked token of a MAR is seen at in a step
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Tokens int64 [N, L] of pictures, labels [N] (10 where dropped); where the training is.
 
-    `progress` is 0 in the beginning and 1 in the end, and when it is measured.
+    Of a MAR the tokens are the moments of latents, [N, L, 2C]. `progress` is 0 in the beginning
+    and 1 in the end, and when it is measured.
     """
 
     tokens: Tensor
@@ -73,7 +92,8 @@ class GeneratorMini:
     """One family's generator in training.
 
     `tokens` takes the tokenizer and images [N, 3, 64, 64] in [-1, 1]; `loss` the model, the
-    tokenizer and a batch: the mean cross-entropy in nats of a token. `config` goes to config.json
+    tokenizer and a batch: the mean cross-entropy in nats of a token, or what a
+    family without codes has for it. `config` goes to config.json
     beside the weights: what no shape tells.
     """
 
@@ -181,6 +201,19 @@ def par_loss(model: ParTransformer, _: nn.Module, batch: Batch) -> Tensor:
     return cross_entropy(model(batch.labels, tokens[:, : -config.group]), tokens)
 
 
+def mar_moments(vae: KlVae, images: Tensor) -> Tensor:
+    """Mean and log variance of the latents in raster order, [N, L, 2C]."""
+    return torch.cat(vae.moments(images), dim=1).flatten(2).transpose(1, 2)
+
+
+def diffusion_loss(model: MarTransformer, _: nn.Module, batch: Batch) -> Tensor:
+    """Of latents that are drawn from their moments."""
+    mean, log_variance = batch.tokens.chunk(2, dim=2)
+    noise = torch.randn(mean.shape, generator=batch.generator)
+    latents = (mean + (0.5 * log_variance).exp() * noise) * model.config.latent_scale
+    return mar_loss.mar_loss(model, latents, batch.labels, batch.generator, DRAWS)
+
+
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
 
@@ -213,5 +246,13 @@ MINIS = {
         map_tokens,
         par_loss,
         {"n_head": PAR.heads, "block_size": PAR.length},
+    ),
+    "mar-mini": GeneratorMini(
+        "mar.safetensors",
+        lambda: MarTransformer(MAR),
+        mar_loss.initialize,
+        mar_moments,
+        diffusion_loss,
+        {"num_heads": MAR.heads, "latent_scale": MAR.latent_scale},
     ),
 }

@@ -34,9 +34,15 @@ EMA_DECAY = 0.998
 
 @torch.no_grad()
 def tokenize(mini: GeneratorMini, tokenizer: nn.Module, images: Tensor) -> Tensor:
-    """uint8 [N, 3, 64, 64] -> int16 codes [N, L]."""
+    """uint8 [N, 3, 64, 64] -> int16 codes [N, L], or float16 numbers [N, L, C]."""
     parts = [mini.tokens(tokenizer, to_signed(part)) for part in torch.split(images, 100)]
-    return torch.cat(parts).short()
+    found = torch.cat(parts)
+    return found.half() if found.is_floating_point() else found.short()
+
+
+def widened(tokens: Tensor) -> Tensor:
+    """As they are computed with: int64 or float32."""
+    return tokens.float() if tokens.is_floating_point() else tokens.long()
 
 
 def views(images: Tensor, count: int, seed: int) -> list[Tensor]:
@@ -65,13 +71,13 @@ def held_out_loss(
     model.eval()
     total, generator = 0.0, step_generator(0, 0)
     for part, of in zip(torch.split(tokens, 100), torch.split(labels, 100), strict=True):
-        batch = Batch(part.long(), of, 1.0, generator)
+        batch = Batch(widened(part), of, 1.0, generator)
         total += float(mini.loss(model, tokenizer, batch)) * len(part)
     return total / len(tokens)
 
 
 def unigram_entropy(tokens: Tensor) -> float:
-    """Entropy in nats of the tokens of training, at all places together."""
+    """Entropy in nats of the codes of training, at all places together."""
     counts = np.bincount(tokens.flatten().numpy()).astype(np.float64)
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
@@ -131,8 +137,10 @@ def main(
     stem = Path(mini.file).stem
     cache = output / f"{stem}_tokens.safetensors"
     tokens, measured = cached_tokens(mini, tokenizer, training.images, held_out.images, cache)
-    entropy = unigram_entropy(tokens)
-    click.echo(f"unigram entropy {entropy:.4f} nats", err=True)
+    measures = {}
+    if not tokens.is_floating_point():
+        measures["unigram_entropy"] = round(unigram_entropy(tokens), 4)
+        click.echo(f"unigram entropy {measures['unigram_entropy']} nats", err=True)
     model = mini.build()
     mini.initialize(model)
     schedule = Schedule(steps, peak_lr, WARMUP, floor=0.02)
@@ -144,11 +152,11 @@ def main(
         view = torch.randint(len(tokens), (BATCH,), generator=generator)
         dropped = torch.rand(BATCH, generator=generator) < DROP_LABEL
         labels = training.labels[index].masked_fill(dropped, CLASSES)
-        batch = Batch(tokens[view, index].long(), labels, step / steps, generator)
+        batch = Batch(widened(tokens[view, index]), labels, step / steps, generator)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = mini.loss(model, tokenizer, batch)
-        run.update(loss, step)
-        run.log(loss=loss.item())
+            step_loss = mini.loss(model, tokenizer, batch)
+        run.update(step_loss, step)
+        run.log(loss=step_loss.item())
         if run.is_measured(step):
             found = held_out_loss(mini, run.average, tokenizer, measured, held_out.labels)
             run.say(step + 1, f"held-out loss {found:.4f}")
@@ -156,16 +164,15 @@ def main(
     weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in kept}
     save_file(weights, output / mini.file)
     tell(output, mini.config)
+    loss = held_out_loss(mini, run.average, tokenizer, measured, held_out.labels)
     write_record(
         output / f"{stem}_training.json",
         schedule,
         run.seconds,
         batch=BATCH,
         seed=seed,
-        held_out_loss=round(
-            held_out_loss(mini, run.average, tokenizer, measured, held_out.labels), 4
-        ),
-        unigram_entropy=round(entropy, 4),
+        held_out_loss=round(loss, 4),
+        **measures,
         data_sha256=archive_digest(data),
     )
 

@@ -10,6 +10,7 @@ of the batch. Weights are an exponential moving average, saved as float16.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -38,7 +39,7 @@ def losses(
     Convolutions are in bfloat16, the rest in float32.
     """
     with torch.autocast(images.device.type, torch.bfloat16):
-        latent = model.encode(images)  # type: ignore[operator]
+        latent = mini.encode(model, images)
     quantized = mini.quantize(model, latent.float())
     with torch.autocast(images.device.type, torch.bfloat16):
         found = mini.decode(model, quantized.through).float()
@@ -49,7 +50,7 @@ def losses(
 
 
 def restart_codes(
-    tables: tuple[Tensor, ...], use: Tensor, vectors: Tensor, generator: torch.Generator
+    tables: Sequence[Tensor], use: Tensor, vectors: Tensor, generator: torch.Generator
 ) -> int:
     """Give rarely used codes a random vector in every table [V, C]; how many there were."""
     rare = (use < RARE * use.mean()).nonzero().flatten()
@@ -111,20 +112,23 @@ def main(
     model = mini.build().to(device)
     groups = [{"params": list(model.parameters()), "weight_decay": 1e-4}]
     schedule = Schedule(steps, peak_lr, warmup=round(WARMUP * steps))
-    table = model.get_parameter(mini.codebook).data
-    use = torch.zeros(len(table), device=device)
+    tables = [model.get_parameter(name).data for name in (mini.codebook,) if name]
+    use = torch.zeros(len(tables[0]) if tables else 0, device=device)
     path = output / f"{stem}_state.pt"
     decay = 1 - 1 / (EMA_SPAN * steps)
     run = Run(model, groups, schedule, path, ema_decay=decay, kept={"use": use})
+    if mini.codebook is not None:
+        tables.append(run.average[mini.codebook])
     for step in run.steps():
+        torch.manual_seed(step)  # what is drawn inside the model, the same after resuming
         images = training_batch(training, step, seed, batch, mini.reach)[0].to(device)
         pixels, perceived, quantized = losses(mini, model, images, perception)
         run.update(pixels + perceived + quantized.loss, step)
-        use += quantized.use
-        if step % RESTART_EVERY == 0 and step < RESTART_UNTIL * steps:
-            tables = (table, run.average[mini.codebook])
-            restart_codes(tables, use, quantized.vectors, step_generator(seed, step))
-            use.zero_()
+        if quantized.use is not None and quantized.vectors is not None:
+            use += quantized.use
+            if step % RESTART_EVERY == 0 and step < RESTART_UNTIL * steps:
+                restart_codes(tables, use, quantized.vectors, step_generator(seed, step))
+                use.zero_()
         run.log(pixels=pixels.item(), perceived=perceived.item(), codes=quantized.loss.item())
         if run.is_measured(step):
             psnr = held_out_psnr(mini, run.average, held_out.images, device)

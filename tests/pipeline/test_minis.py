@@ -54,6 +54,10 @@ def rar_shown(tokens: Tokens, _: Path) -> dict[str, NDArray[np.int64]]:
     return {"tokens": tokens[:, :-1].astype(np.int64)}
 
 
+def par_shown(tokens: Tokens, _: Path) -> dict[str, NDArray[np.int64]]:
+    return {"tokens": tokens[:, :-4].astype(np.int64)}
+
+
 # What a family's full graph is shown of the tokens, beside the labels.
 SHOWN: dict[str, Callable[[Tokens, Path], dict]] = {"var": var_shown, "rar": rar_shown}
 

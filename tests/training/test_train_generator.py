@@ -5,12 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from arvg_trt.export.generators.par import ParTransformer
+from arvg_trt.export.generators.par_config import ParConfig
 from arvg_trt.export.generators.rar import RarTransformer
 from arvg_trt.export.generators.rar_config import RarConfig
+from arvg_trt.runtime.generate.par_spec import generation_order
+from arvg_trt.training import mar_loss
 from arvg_trt.training.generator_minis import (
+    MAR,
+    MINIS,
     Batch,
+    diffusion_loss,
     initialize_rar,
+    par_loss,
     random_orders,
     rar_logits,
 )
@@ -65,6 +74,29 @@ def test_a_prediction_sees_earlier_tokens_of_its_order_and_where_it_is(rar: RarT
     assert not differs[:3].any() and differs[3:].all()
     assert torch.equal(before[:, :3], elsewhere[:, :3])
     assert not torch.equal(before[:, 3], elsewhere[:, 3])
+
+
+def test_a_par_predicts_each_token_in_its_order_of_generation() -> None:
+    """A head that knows the right answer by its place alone has no loss."""
+    model = ParTransformer(ParConfig(1, 16, 2, length=16, num_classes=2, vocab_size=16))
+    tokens = torch.arange(16).expand(2, -1)
+    order = torch.from_numpy(generation_order(4, 4))
+    model.forward = lambda labels, shown: 50.0 * F.one_hot(order).expand(2, -1, -1)  # type: ignore
+    part = Batch(tokens, torch.zeros(2).long(), 0.0, torch.Generator())
+    assert par_loss(model, model, part).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_mar_sees_latents_drawn_from_their_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MINIS["mar-mini"].build()
+    tokens = torch.tensor([0.5, 2 * np.log(2.0)]).repeat_interleave(8).expand(64, 64, -1).float()
+    seen = []
+    monkeypatch.setattr(mar_loss, "mar_loss", lambda _, latents, *args: seen.append(latents))
+    part = Batch(tokens, torch.zeros(64).long(), 0.0, torch.Generator().manual_seed(0))
+    diffusion_loss(model, model, part)  # type: ignore[arg-type]
+    scale = MAR.latent_scale
+    assert seen[0].shape == (64, 64, 8)
+    assert seen[0].mean().item() == pytest.approx(0.5 * scale, abs=0.05 * scale)
+    assert seen[0].std().item() == pytest.approx(2.0 * scale, rel=0.02)
 
 
 def test_views_are_the_pictures_then_flipped_then_moved_ones() -> None:

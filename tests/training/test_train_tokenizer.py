@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from arvg_trt.export.tokenizers.gsq import GsqTokenizer
 from arvg_trt.export.tokenizers.maskgit_vq import MaskgitVq
 from arvg_trt.export.tokenizers.var_vqvae import VarVqvae
 from arvg_trt.training.perception import Perception, difference
@@ -25,9 +26,12 @@ from arvg_trt.training.tiny_imagenet import (
     training_batch,
 )
 from arvg_trt.training.tokenizer_minis import (
+    DIVERGENCE,
     MINIS,
     VAR,
     Quantized,
+    draw,
+    quantize_groups,
     quantize_map,
     quantize_scales,
 )
@@ -124,6 +128,34 @@ def test_the_codes_of_a_map_are_passed_through() -> None:
     assert torch.equal(found.use, torch.bincount(codes, minlength=512).float())
     assert torch.equal(found.vectors, vectors)
     check_gradients(found, latent, model.codebook)
+
+
+def test_the_codes_of_groups_are_passed_through() -> None:
+    torch.manual_seed(0)
+    model = MINIS["gsq-mini"].build()
+    assert isinstance(model, GsqTokenizer)
+    latent = torch.randn(2, 16, 8, 8)
+    found = quantize_groups(model, latent)
+    codes = model.codes(latent)
+    torch.testing.assert_close(found.through, model.quantizers.lookup(codes), atol=1e-5, rtol=0)
+    assert found.use is not None and found.vectors is not None
+    assert torch.equal(found.use, torch.bincount(codes.flatten(), minlength=512).float())
+    wanted = F.normalize(latent.permute(0, 2, 3, 1).reshape(-1, 4), dim=1)
+    torch.testing.assert_close(found.vectors, wanted)
+
+
+def test_a_latent_is_drawn_in_training_alone_and_held_near_the_normal_distribution() -> None:
+    model = MINIS["mar-mini"].build()
+    mean, deviation = 0.5, 2.0
+    moments = torch.tensor([mean, 2 * np.log(deviation)]).repeat_interleave(50_000)
+    moments = moments.reshape(1, 2, 250, 200).float()
+    torch.manual_seed(0)
+    found = draw(model, moments)  # type: ignore[arg-type]
+    assert found.through.mean().item() == pytest.approx(mean, abs=0.04)
+    assert found.through.std().item() == pytest.approx(deviation, rel=0.02)
+    divergence = 0.5 * (mean**2 + deviation**2 - 1) - np.log(deviation)
+    assert found.loss.item() == pytest.approx(DIVERGENCE * divergence, rel=1e-5)
+    assert torch.equal(draw(model.eval(), moments).through, moments[:, :1])  # type: ignore[arg-type]
 
 
 def test_the_perceived_difference_is_of_directions_and_leaves_the_wanted_picture_alone() -> None:
