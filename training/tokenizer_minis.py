@@ -25,6 +25,7 @@ from ..export.tokenizers.vq_blocks import VqTokenizer
 
 COMMITMENT = 0.25
 HITS_DECAY = 0.99
+LENGTH = 0.25  # weight of the squared lengths' distance from 1
 DIVERGENCE = 1e-3  # weight of a latent's divergence from the standard normal distribution
 
 VAR = VarVqvaeConfig(
@@ -39,7 +40,7 @@ RAR = MaskgitVqConfig(
     channels=32,
     channels_mult=(1, 1, 2, 3),
     num_res_blocks=1,
-    latent_channels=16,
+    latent_channels=8,
     vocab_size=512,
 )
 PAR = LlamagenVqConfig(
@@ -127,12 +128,17 @@ def quantize_scales(quantizer: MultiScaleQuantizer, latent: Tensor) -> Quantized
 
 
 def quantize_map(model: VqTokenizer, latent: Tensor) -> Quantized:
-    """Straight-through nearest codes of a map; codebook loss and 0.25 of commitment."""
+    """Straight-through nearest codes of a map; codebook loss and 0.25 of commitment.
+
+    Vectors are drawn to unit length, which a LlamaGen's have: else the three directions of the mean
+    colour grow until all codes tell them alone.
+    """
     with torch.no_grad():
         codes = model.codes(latent)
     found = F.embedding(codes, model.codebook).permute(0, 3, 1, 2)
     fixed = latent.detach()
     loss = F.mse_loss(found, fixed) + COMMITMENT * F.mse_loss(found.detach(), latent)
+    loss = loss + LENGTH * (latent.square().sum(dim=1) - 1).square().mean()
     through = latent + (found - latent).detach()
     use = torch.bincount(codes.flatten(), minlength=len(model.codebook)).float()
     return Quantized(through, loss, use, fixed.permute(0, 2, 3, 1).flatten(0, 2))

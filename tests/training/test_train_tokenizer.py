@@ -27,6 +27,7 @@ from arvg_trt.training.tiny_imagenet import (
 )
 from arvg_trt.training.tokenizer_minis import (
     DIVERGENCE,
+    LENGTH,
     MINIS,
     VAR,
     Quantized,
@@ -116,15 +117,16 @@ def test_the_codes_of_a_map_are_passed_through() -> None:
     torch.manual_seed(0)
     model = MINIS["rar-mini"].build()
     assert isinstance(model, MaskgitVq)
-    latent = torch.randn(2, 16, 8, 8, requires_grad=True)
+    latent = torch.randn(2, 8, 8, 8, requires_grad=True)
     found = quantize_map(model, latent)
-    vectors = latent.detach().permute(0, 2, 3, 1).reshape(-1, 16)
+    vectors = latent.detach().permute(0, 2, 3, 1).reshape(-1, 8)
     distances = (vectors[:, None].double() - model.codebook.detach().double()).square().sum(dim=2)
     codes = distances.argmin(dim=1)
-    wanted = model.codebook.detach()[codes].reshape(2, 8, 8, 16).permute(0, 3, 1, 2)
+    wanted = model.codebook.detach()[codes].reshape(2, 8, 8, 8).permute(0, 3, 1, 2)
     torch.testing.assert_close(found.through, wanted, atol=1e-5, rtol=0)
     error = float((wanted - latent.detach()).square().mean())
-    assert found.loss.item() == pytest.approx(1.25 * error, rel=1e-5)
+    lengths = float((vectors.square().sum(dim=1) - 1).square().mean())
+    assert found.loss.item() == pytest.approx(1.25 * error + LENGTH * lengths, rel=1e-5)
     assert torch.equal(found.use, torch.bincount(codes, minlength=512).float())
     assert torch.equal(found.vectors, vectors)
     check_gradients(found, latent, model.codebook)
