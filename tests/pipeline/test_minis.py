@@ -59,7 +59,11 @@ def par_shown(tokens: Tokens, _: Path) -> dict[str, NDArray[np.int64]]:
 
 
 # What a family's full graph is shown of the tokens, beside the labels.
-SHOWN: dict[str, Callable[[Tokens, Path], dict]] = {"var": var_shown, "rar": rar_shown}
+SHOWN: dict[str, Callable[[Tokens, Path], dict]] = {
+    "var": var_shown,
+    "rar": rar_shown,
+    "par": par_shown,
+}
 
 
 @dataclass(frozen=True)
