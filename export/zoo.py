@@ -155,6 +155,14 @@ RAR = (
     rar_entry("l", 461_668_352),
     rar_entry("xl", 955_425_024),
     rar_entry("xxl", 1_498_520_704),
+    ZooEntry(
+        "rar-mini",
+        "rar",
+        2_250_624,
+        RarConfig(6, 128, heads=4, length=64, num_classes=10, vocab_size=512),
+        (("rar.safetensors", "tokenizer.safetensors"),),
+        graphs=RAR_GRAPHS,
+    ),
 )
 
 
@@ -215,6 +223,14 @@ PAR = (
     par_entry("xxl-16x", 1_410_995_712),
     par_entry("3b-4x", 3_096_668_800),
     par_entry("3b-16x", 3_096_707_200),
+    ZooEntry(
+        "par-mini",
+        "par",
+        1_707_392,
+        ParConfig(6, 128, heads=4, length=64, num_classes=10, vocab_size=512),
+        (("par.safetensors", "tokenizer.safetensors"),),
+        graphs=PAR_GRAPHS,
+    ),
 )
 GSQ = tuple(
     ZooEntry(
@@ -227,7 +243,14 @@ GSQ = tuple(
     )
     for name, (config, parameters) in GSQ_PUBLISHED.items()
 )
-ZOO = (*COSMOS, *VAR, *RAR, *PAR, *MAR, *GSQ)
+GSQ_MINI = ZooEntry(
+    "gsq-mini",
+    "gsq",
+    1_821_715,
+    GsqConfig(32, (1, 1, 2, 3), num_res_blocks=1, latent_channels=16, groups=4, vocab_size=512),
+    (("model.safetensors",),),
+)
+ZOO = (*COSMOS, *VAR, *RAR, *PAR, *MAR, *GSQ, GSQ_MINI)
 
 # Any size of a family: the configuration comes from the checkpoint alone.
 ANY_SIZE = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     """All that the export leaves; returns the parameters of each half."""
+    from ..export.config_json import read_beside
+    from ..export.generators.rar_config import RarJson
     from ..export.rar_export import export_rar as export_transformer
     from ..export.vq_export import export_vq
     from ..export.weight_file import WeightFile
@@ -36,7 +37,8 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     with WeightFile(folder) as weights:
         sites = export_vq(vq, weights, properties)
         sites += export_transformer(model, weights, properties, job.form)
-    write_descriptions(folder, sites, describe(model.config, vq.config, job.form))
+    sampling = read_beside(job.paths[0].parent, RarJson).sampling
+    write_descriptions(folder, sites, describe(model.config, vq.config, job.form, sampling))
     return {
         "transformer": sum(p.numel() for p in model.parameters()),
         "tokenizer": sum(p.numel() for p in vq.parameters()),
@@ -83,8 +85,13 @@ def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
     return model, vq
 
 
-def describe(config: RarConfig, tokenizer: MaskgitVqConfig, form: GraphForm = DYNAMIC) -> RarSpec:
-    """What the runtime needs to know of the generator."""
+def describe(
+    config: RarConfig,
+    tokenizer: MaskgitVqConfig,
+    form: GraphForm = DYNAMIC,
+    sampling: RarDefaults | None = None,
+) -> RarSpec:
+    """What the runtime needs to know of the generator; `sampling` instead of the published one."""
     from ..export.generators.rar_config import sampling_of
 
     return RarSpec(
@@ -96,6 +103,6 @@ def describe(config: RarConfig, tokenizer: MaskgitVqConfig, form: GraphForm = DY
         heads=config.heads,
         head_dim=config.head_dim,
         image_size=config.side * tokenizer.stride,
-        defaults=RarDefaults(top_k=0, top_p=1.0, **asdict(sampling_of(config))),
+        defaults=sampling or sampling_of(config),
         kv_type=form.kv_type,
     )

@@ -21,16 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.generator import Generator
-from .tiny_imagenet import load_pictures
-from .train_var_vqvae import to_signed
+from .tiny_imagenet import CLASSES, flipped, load_pictures, moved, to_signed
 
-CLASSES = 10
 BATCH = 64
 PEAK_LR = 3e-3
 REACH = 4
 
 
-def classifier() -> nn.Sequential:
+def untrained() -> nn.Sequential:
     """[N, 3, 64, 64] in [-1, 1] -> logits [N, 10]; 0.3 M parameters."""
     layers: list[nn.Module] = []
     widths = (3, 32, 64, 96, 128)
@@ -46,18 +44,9 @@ def classifier() -> nn.Sequential:
     )
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of a batch flipped, the batch moved by up to four pixels."""
-    flip = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    images = torch.where(flip, images.flip(-1), images)
-    padded = F.pad(images, (REACH,) * 4, mode="replicate")
-    top, left = torch.randint(0, 2 * REACH + 1, (2,), generator=generator).tolist()
-    return padded[:, :, top : top + 64, left : left + 64]
-
-
 def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
-    model = classifier()
+    model = untrained()
     steps = epochs * (len(images) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -67,7 +56,7 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int) -> 
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for index in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
-            batch = augmented(to_signed(images[index]), generator)
+            batch = moved(flipped(to_signed(images[index]), generator), REACH, generator)
             loss = F.cross_entropy(model(batch), labels[index], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -94,12 +83,26 @@ def accuracy(model: nn.Sequential, images: Tensor, labels: Tensor) -> float:
 @click.option("--epochs", default=12, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--cfg", type=float, help="Guidance. [default: the model's]")
+@click.option("--classifier", type=click.Path(path_type=Path), help="Kept there, or taken.")
 def main(
-    data: Path, workspace: Path, count: int, epochs: int, seed: int, cfg: float | None
+    data: Path,
+    workspace: Path,
+    count: int,
+    epochs: int,
+    seed: int,
+    cfg: float | None,
+    classifier: Path | None,
 ) -> None:
     """Print the two accuracies as one JSON object."""
     training, held_out = load_pictures(data)
-    model = train_classifier(training.images, training.labels, epochs, seed)
+    if classifier is not None and classifier.exists():
+        model = untrained()
+        model.load_state_dict(torch.load(classifier, weights_only=True))
+        model.eval()
+    else:
+        model = train_classifier(training.images, training.labels, epochs, seed)
+        if classifier is not None:
+            torch.save(model.state_dict(), classifier)
     labels = np.repeat(np.arange(CLASSES), count)
     made = Generator.open(workspace).generate(labels, seed=seed, cfg=cfg, batch_size=20)
     pictures = torch.from_numpy(made.images).permute(0, 3, 1, 2)

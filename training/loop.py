@@ -135,6 +135,14 @@ class Run:
         self._path.with_suffix(".tmp").replace(self._path)
 
 
+def tell(folder: Path, values: Mapping[str, Any]) -> None:
+    """Put values into the `config.json` beside the weights, which keeps its others."""
+    path = folder / "config.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if values:
+        path.write_text(json.dumps(known | dict(values)) + "\n")
+
+
 def write_record(path: Path, schedule: Schedule, seconds: float, **others: Any) -> None:
     """What a training was, as JSON beside the weights."""
     record = {

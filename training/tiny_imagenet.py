@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .loop import step_generator
+
+CLASSES = 10
+SIDE = 64
 ARCHIVE = "tiny_imagenet_10x500_train_64.zip"
 HELD_OUT_FROM = 450
 
@@ -53,3 +58,36 @@ def load_pictures(folder: Path) -> tuple[Pictures, Pictures]:
 def archive_digest(folder: Path) -> dict[str, str]:
     """sha256 of the archive, by its name."""
     return {ARCHIVE: hashlib.sha256((folder / ARCHIVE).read_bytes()).hexdigest()}
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of a batch flipped."""
+    flip = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(flip, images.flip(-1), images)
+
+
+def moved(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """A float batch [N, 3, 64, 64] moved by up to `reach` pixels, its borders repeated."""
+    padded = F.pad(images, (reach,) * 4, mode="replicate")
+    top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
+    return padded[:, :, top : top + SIDE, left : left + SIDE]
+
+
+def training_batch(
+    pictures: Pictures, step: int, seed: int, size: int, reach: int = 0
+) -> tuple[Tensor, Tensor]:
+    """[size, 3, 64, 64] in [-1, 1] with labels, half flipped, moved by up to `reach` pixels.
+
+    Of the step's number and the seed alone.
+    """
+    generator = step_generator(seed, step)
+    index = torch.randint(len(pictures.labels), (size,), generator=generator)
+    images = flipped(to_signed(pictures.images[index]), generator)
+    if reach:
+        images = moved(images, reach, generator)
+    return images, pictures.labels[index]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from ...errors import ExportError
+from ...runtime.generate.rar_spec import RarDefaults
 
 # Rows that the official position and step tables have beyond the tokens of an image.
 SPARE_POSITIONS = 1024
@@ -71,25 +74,30 @@ class RarConfig:
         return self.class_tokens + self.num_classes + 1
 
 
-@dataclass(frozen=True, slots=True)
-class RarSampling:
-    """The sampling of a published evaluation: guidance, the power of its schedule, temperature."""
-
-    cfg: float
-    cfg_power: float
-    temperature: float
+def published_sampling(cfg: float, cfg_power: float, temperature: float = 1.0) -> RarDefaults:
+    """Of an evaluation: guidance, the power of its schedule, temperature; all tokens are drawn."""
+    return RarDefaults(cfg=cfg, cfg_power=cfg_power, temperature=temperature, top_k=0, top_p=1.0)
 
 
 # The official demonstration's: constant guidance, for sizes that were not published.
-DEMO = RarSampling(4.0, 0.0, 1.0)
+DEMO = published_sampling(4.0, 0.0)
 PUBLISHED = {
-    "b": (RarConfig(24, 768), RarSampling(16.0, 2.75, 1.0)),
-    "l": (RarConfig(24, 1024), RarSampling(15.5, 2.5, 1.02)),
-    "xl": (RarConfig(32, 1280), RarSampling(6.9, 1.5, 1.02)),
-    "xxl": (RarConfig(40, 1408, hidden=6144), RarSampling(8.0, 1.2, 1.02)),
+    "b": (RarConfig(24, 768), published_sampling(16.0, 2.75)),
+    "l": (RarConfig(24, 1024), published_sampling(15.5, 2.5, 1.02)),
+    "xl": (RarConfig(32, 1280), published_sampling(6.9, 1.5, 1.02)),
+    "xxl": (RarConfig(40, 1408, hidden=6144), published_sampling(8.0, 1.2, 1.02)),
 }
 
 
-def sampling_of(config: RarConfig) -> RarSampling:
+def sampling_of(config: RarConfig) -> RarDefaults:
     """The published one of this size, else that of the demonstration."""
     return next((sampling for known, sampling in PUBLISHED.values() if known == config), DEMO)
+
+
+class RarJson(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of a `config.json` beside the weights that are read; the tensors tell the rest.
+
+    `sampling` is what the model generates with unless told otherwise.
+    """
+
+    sampling: RarDefaults | None = None

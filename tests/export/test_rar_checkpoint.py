@@ -38,8 +38,8 @@ def test_a_zoo_entry_has_the_parameters_it_says_and_is_inferred(entry: ZooEntry)
     with torch.device("meta"):
         model = RarTransformer(entry.config)
     assert sum(p.numel() for p in model.parameters()) == entry.parameters
-    assert model.state_dict()["pos_embed"].shape[1] == 1280
-    assert model.state_dict()["timesteps_embeddings"].shape[1] == 356
+    assert model.state_dict()["pos_embed"].shape[1] == entry.config.length + 1024
+    assert model.state_dict()["timesteps_embeddings"].shape[1] == entry.config.length + 100
     found = infer_rar_config(model.state_dict(), "here")
     assert found == entry.config
     check_config(entry, found, "here")
@@ -70,6 +70,7 @@ def test_published_sampling_goes_with_the_size() -> None:
         (15.5, 2.5, 1.02),
         (6.9, 1.5, 1.02),
         (8.0, 1.2, 1.02),
+        (4.0, 0.0, 1.0),  # the mini's: as of any size that was not published
     ]
     assert sampling_of(SMALL) == DEMO
 

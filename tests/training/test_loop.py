@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from arvg_trt.training import loop
-from arvg_trt.training.loop import Run, Schedule, step_generator, write_record
+from arvg_trt.training.loop import Run, Schedule, step_generator, tell, write_record
 
 PEAK, DECAY = 1e-2, 0.9
 
@@ -104,4 +104,15 @@ def test_the_record_tells_what_the_training_was(tmp_path: Path) -> None:
         "seed": 3,
         "seconds": 13,
         "torch": torch.__version__,
+    }
+
+
+def test_what_no_shape_tells_is_put_beside_what_was_told_before(tmp_path: Path) -> None:
+    tell(tmp_path, {})
+    assert not list(tmp_path.iterdir())
+    tell(tmp_path, {"n_head": 4, "sampling": {"cfg": 1.0}})
+    tell(tmp_path, {"n_head": 5})
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "n_head": 5,
+        "sampling": {"cfg": 1.0},
     }

@@ -1,0 +1,259 @@
+"""The generators of the minis: their sizes, and what each family's training has of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..export.generators.blocks import causal_mask
+from ..export.generators.mar import MarTransformer
+from ..export.generators.mar_config import MarConfig
+from ..export.generators.par import ParTransformer
+from ..export.generators.par_config import ParConfig
+from ..export.generators.rar import CHUNKS, RarTransformer
+from ..export.generators.rar_config import RarConfig
+from ..export.generators.var import VarTransformer
+from ..export.generators.var_config import VarConfig
+from ..export.tokenizers.kl_vae import KlVae
+from ..export.tokenizers.var_vqvae import VarVqvae
+from ..runtime.generate.par_spec import generation_order
+from . import mar_loss, tokenizer_minis
+from .tiny_imagenet import CLASSES, SIDE
+
+# RAR's annealing: all orders at random until the first share of the steps, none after the second.
+# Officially a half and three quarters, of a training a thousand times as long.
+RANDOM_UNTIL = 0.25
+RASTER_FROM = 0.5
+
+VAR = VarConfig(
+    depth=6,
+    width=128,
+    heads=4,
+    patch_nums=tokenizer_minis.VAR.patch_nums,
+    num_classes=CLASSES,
+    vocab_size=tokenizer_minis.VAR.vocab_size,
+    latent_channels=tokenizer_minis.VAR.latent_channels,
+)
+RAR = RarConfig(
+    depth=6,
+    width=128,
+    heads=4,
+    length=(SIDE // tokenizer_minis.RAR.stride) ** 2,
+    num_classes=CLASSES,
+    vocab_size=tokenizer_minis.RAR.vocab_size,
+)
+PAR = ParConfig(
+    depth=6,
+    width=128,
+    heads=4,
+    length=(SIDE // tokenizer_minis.PAR.stride) ** 2,
+    group=4,
+    num_classes=CLASSES,
+    vocab_size=tokenizer_minis.PAR.vocab_size,
+)
+MAR = MarConfig(
+    encoder_depth=4,
+    decoder_depth=4,
+    width=128,
+    heads=4,
+    head_depth=3,
+    head_width=192,
+    length=(SIDE // tokenizer_minis.MAR.stride) ** 2,
+    buffer=4,
+    latent_channels=tokenizer_minis.MAR.latent_channels,
+    num_classes=CLASSES,
+    frequencies=64,
+    latent_scale=1.0,
+)
+DRAWS = 2  # times and noises that each masked token of a MAR is seen at in a step
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tokens int64 [N, L] of pictures, labels [N] (10 where dropped); where the training is.
+
+    Of a MAR the tokens are the moments of latents, [N, L, 2C]. `progress` is 0 in the beginning
+    and 1 in the end, and when it is measured.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    progress: float
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorMini:
+    """One family's generator in training.
+
+    `tokens` takes the tokenizer and images [N, 3, 64, 64] in [-1, 1]; `loss` the model, the
+    tokenizer and a batch: the mean cross-entropy in nats of a token, or what a
+    family without codes has for it. `config` goes to config.json
+    beside the weights: what no shape tells.
+    """
+
+    file: str
+    build: Callable[[], nn.Module]
+    initialize: Callable[[Any], None]
+    tokens: Callable[[Any, Tensor], Tensor]
+    loss: Callable[[Any, Any, Batch], Tensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    views: int = 4
+
+
+@torch.no_grad()
+def initialize_var(model: VarTransformer) -> None:
+    """The official initialisation: a small head, residual outputs by depth, gates nearly shut.
+
+    Gates are less shut than officially (1e-5): a small model has few steps to open them.
+    """
+    gates = 2 * model.config.width
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and name.endswith("weight") and "emb" not in name:
+            torch.nn.init.trunc_normal_(parameter, std=0.02)
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+        if name == "head.weight":
+            parameter.mul_(0.02)
+        elif name.endswith(("attn.proj.weight", "ffn.fc2.weight")):
+            parameter.div_(math.sqrt(2 * model.config.depth))
+        elif name.startswith("blocks.") and name.endswith("ada_lin.1.weight"):
+            parameter[:gates].mul_(0.1)
+        elif name.startswith("blocks.") and name.endswith("ada_lin.1.bias"):
+            parameter[:gates].fill_(0.1)
+
+
+def var_loss(model: VarTransformer, vae: VarVqvae, batch: Batch) -> Tensor:
+    """Of all tokens of all scales."""
+    with torch.no_grad():
+        features = vae.quantize.features(batch.tokens)
+    return cross_entropy(model(batch.labels, features), batch.tokens)
+
+
+@torch.no_grad()
+def initialize_rar(model: RarTransformer) -> None:
+    """The official initialisation, no modulation at first, but gates that are a little open.
+
+    Officially weights are of deviation 0.02 at widths from 768; it grows as the width shrinks.
+    """
+    width = model.config.width
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "adaLN" in name:
+            nn.init.zeros_(parameter)
+        elif parameter.ndim >= 2:
+            nn.init.trunc_normal_(parameter, std=0.5 / math.sqrt(width))
+        if name.endswith("adaLN_modulation.1.bias") and parameter.numel() == CHUNKS * width:
+            parameter.view(CHUNKS, width)[2::3] = 0.5
+
+
+def random_orders(batch: Batch) -> Tensor:
+    """int64 [N, L]: the order in which each row's tokens are learned, at random or the raster.
+
+    The share of random ones falls from 1 to 0 between two points of the training.
+    """
+    count, length = batch.tokens.shape
+    share = (RASTER_FROM - batch.progress) / (RASTER_FROM - RANDOM_UNTIL)
+    mixed = torch.rand(count, length, generator=batch.generator).argsort(dim=1)
+    is_random = torch.rand(count, 1, generator=batch.generator) < share
+    return torch.where(is_random, mixed, torch.arange(length))
+
+
+def rar_logits(model: RarTransformer, tokens: Tensor, labels: Tensor, orders: Tensor) -> Tensor:
+    """[N, L, V], of tokens [N, L] in the orders [N, L]; the model's `forward` is of the raster.
+
+    A token brings its own place and is told that of the next one; modulation is by the step.
+    """
+    steps = torch.arange(tokens.shape[1] + 1)
+    sequence = torch.cat((model.prefix(labels), tokens.gather(1, orders)), dim=1)[:, :-1]
+    prefix = steps[:2].expand(len(tokens), -1)
+    places = F.embedding(torch.cat((prefix, orders + 2), dim=1)[:, :-1], model.pos_embed[0])
+    targets = F.pad(F.embedding(orders + 2, model.target_aware_pos_embed[0]), (0, 0, 1, 0))
+    x = F.embedding(sequence, model.token_table()) + places + targets
+    condition = model.conditions(labels, steps)
+    head = model.adaln_before_head(condition)
+    mask = causal_mask(steps, len(steps), x.dtype)
+    return model.step(x, model.modulations(condition), head, mask=mask)[0][:, 1:]
+
+
+def rar_loss(model: RarTransformer, _: nn.Module, batch: Batch) -> Tensor:
+    orders = random_orders(batch)
+    logits = rar_logits(model, batch.tokens, batch.labels, orders)
+    return cross_entropy(logits, batch.tokens.gather(1, orders))
+
+
+@torch.no_grad()
+def initialize_par(model: ParTransformer) -> None:
+    """The official initialisation, a head of zeros; deviations as of RAR."""
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.5 / math.sqrt(model.config.width))
+    nn.init.zeros_(model.output.weight)
+
+
+def par_loss(model: ParTransformer, _: nn.Module, batch: Batch) -> Tensor:
+    config = model.config
+    tokens = batch.tokens[:, torch.from_numpy(generation_order(config.side, config.group))]
+    return cross_entropy(model(batch.labels, tokens[:, : -config.group]), tokens)
+
+
+def mar_moments(vae: KlVae, images: Tensor) -> Tensor:
+    """Mean and log variance of the latents in raster order, [N, L, 2C]."""
+    return torch.cat(vae.moments(images), dim=1).flatten(2).transpose(1, 2)
+
+
+def diffusion_loss(model: MarTransformer, _: nn.Module, batch: Batch) -> Tensor:
+    """Of latents that are drawn from their moments."""
+    mean, log_variance = batch.tokens.chunk(2, dim=2)
+    noise = torch.randn(mean.shape, generator=batch.generator)
+    latents = (mean + (0.5 * log_variance).exp() * noise) * model.config.latent_scale
+    return mar_loss.mar_loss(model, latents, batch.labels, batch.generator, DRAWS)
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
+
+
+def map_tokens(tokenizer: Any, images: Tensor) -> Tensor:
+    """The codes of a tokenizer with one map, in raster order."""
+    return tokenizer.codes(tokenizer.encode(images)).flatten(1)  # type: ignore[no-any-return]
+
+
+MINIS = {
+    "var-mini": GeneratorMini(
+        "var.safetensors",
+        lambda: VarTransformer(VAR),
+        initialize_var,
+        lambda vae, images: vae.quantize.encode(vae.encode(images)),
+        var_loss,
+        views=6,
+    ),
+    "rar-mini": GeneratorMini(
+        "rar.safetensors",
+        lambda: RarTransformer(RAR),
+        initialize_rar,
+        map_tokens,
+        rar_loss,
+    ),
+    "par-mini": GeneratorMini(
+        "par.safetensors",
+        lambda: ParTransformer(PAR),
+        initialize_par,
+        map_tokens,
+        par_loss,
+        {"n_head": PAR.heads, "block_size": PAR.length},
+    ),
+    "mar-mini": GeneratorMini(
+        "mar.safetensors",
+        lambda: MarTransformer(MAR),
+        mar_loss.initialize,
+        mar_moments,
+        diffusion_loss,
+        {"num_heads": MAR.heads, "latent_scale": MAR.latent_scale},
+    ),
+}

@@ -1,0 +1,83 @@
+"""A loss of features: what a small classifier sees in a picture, as LPIPS measures it.
+
+64 tokens do not hold a picture's pixels. The absolute error alone spends them on smooth colours;
+this loss keeps what tells the classes apart. The network is trained first, on the pictures that
+the tokenizer is trained on; it is not the classifier that measures generated pictures.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .loop import Run, Schedule
+from .tiny_imagenet import CLASSES, Pictures, training_batch
+
+WIDTHS = (3, 32, 64, 128)
+BATCH = 64
+STEPS = 600
+WARMUP = 100
+PEAK_LR = 2e-3
+NORM_FLOOR = 1e-6
+
+
+class Perception(nn.Module):
+    """[N, 3, 64, 64] in [-1, 1] -> features at a half, a quarter and an eighth of the side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.SiLU(),
+            )
+            for before, after in itertools.pairwise(WIDTHS)
+        )
+        self.head = nn.Linear(WIDTHS[-1], CLASSES)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        found = [image]
+        for level in self.levels:
+            found.append(level(found[-1]))
+        return found[1:]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [N, 10]."""
+        return self.head(self.features(image)[-1].mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of unit length along the channels, [N, C, H, W]."""
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(NORM_FLOOR)
+
+
+def difference(perception: Perception, found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over levels and places of the squared distance of the unit feature vectors."""
+    with torch.no_grad():
+        goals = perception.features(wanted)
+    pairs = zip(perception.features(found), goals, strict=True)
+    distances = [(unit(a) - unit(b)).square().sum(dim=1).mean() for a, b in pairs]
+    return torch.stack(distances).mean()
+
+
+def train_perception(training: Pictures, path: Path, seed: int) -> Perception:
+    """In eval mode, its weights fixed; taken from `path` if it was trained before."""
+    torch.manual_seed(seed)
+    model = Perception()
+    if not path.exists():
+        groups = [{"params": list(model.parameters()), "weight_decay": 0.05}]
+        schedule = Schedule(STEPS, PEAK_LR, WARMUP)
+        run = Run(model, groups, schedule, path.with_suffix(".state.pt"), ema_decay=0.99)
+        for step in run.steps():
+            images, labels = training_batch(training, step, seed, BATCH, reach=4)
+            loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+            run.update(loss, step)
+            run.log(perception=loss.item())
+        torch.save(model.state_dict(), path)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval().requires_grad_(False)
