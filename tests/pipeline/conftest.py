@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from PIL import Image
 from arvg_trt.artifacts import WORKSPACE_FILE
 from arvg_trt.cli import cli
 from arvg_trt.export.zoo import MODELS
+from arvg_trt.runtime.generator import Generator
+
+from .minis import LABELS, Mini
 
 MODEL = "cosmos-mini-di8x8"
 CHECKPOINT = MODELS / MODEL / "model.safetensors"
@@ -169,3 +173,18 @@ def exported(finished: Finished, tmp_path: Path) -> Path:
     shutil.copytree(finished.workspace / "export", copy / "export")
     shutil.copy(finished.workspace / WORKSPACE_FILE, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def mini_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mini]:
+    """The shipped mini of a family, exported once; tests that change its workspace take a copy."""
+
+    @cache
+    def make(family: str) -> Mini:
+        root = tmp_path_factory.mktemp(f"{family}_mini") / "ws"
+        outcome = arvg("export", f"{family}-mini", root)
+        assert outcome.code == 0, outcome
+        made = Generator.open(root).generate(LABELS, seed=1, batch_size=10)
+        return Mini(family, root, made)
+
+    return make

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from arvg_trt.runtime.generator import Generated, Generator
 from arvg_trt.runtime.image_sources import open_source
 from arvg_trt.runtime.images import center_crop, load_image
 from arvg_trt.validate.metrics import psnr
 
 from .conftest import arvg, assert_refused
-
-SIDES = (1, 2, 3, 4, 5, 6, 8)
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("var_mini") / "ws"
-    outcome = arvg("export", "var-mini", root)
-    assert outcome.code == 0, outcome
-    return root
+from .minis import SIDES, Mini
 
 
-@pytest.fixture(scope="module")
-def made(workspace: Path) -> Generated:
-    return Generator.open(workspace).generate([3], seed=1)
+@pytest.fixture
+def workspace(mini_of: Callable[[str], Mini]) -> Path:
+    return mini_of("var").workspace
 
 
 def photograph(path: Path, *size: int) -> Path:
@@ -51,8 +42,9 @@ def test_pictures_become_tokens_and_pictures_again(workspace: Path, tmp_path: Pa
 
 
 def test_generated_tokens_decode_to_the_generated_picture(
-    workspace: Path, tmp_path: Path, made: Generated
+    mini_of: Callable[[str], Mini], workspace: Path, tmp_path: Path
 ) -> None:
+    made = mini_of("var").made
     np.savez(tmp_path / "tokens.npz", tokens_0=made.tokens[:1])
     assert arvg("decode", workspace, tmp_path / "tokens.npz", "-o", tmp_path / "out").code == 0
     found = load_image(tmp_path / "out" / "0.png").astype(int)
