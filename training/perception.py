@@ -53,7 +53,7 @@ class Perception(nn.Module):
 
 def unit(x: Tensor) -> Tensor:
     """Vectors of unit length along the channels, [N, C, H, W]."""
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(NORM_FLOOR)
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(NORM_FLOOR)  # type: ignore[no-any-return]
 
 
 def difference(perception: Perception, found: Tensor, wanted: Tensor) -> Tensor:
