@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from arvg_trt.runtime.generator import Generated
+from arvg_trt.runtime.image_sources import open_source
+from arvg_trt.runtime.images import center_crop
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
 
 LABELS = np.arange(10)
@@ -78,3 +81,10 @@ class Mini:
         chosen = np.take_along_axis(logits, tokens[..., None].astype(np.int64), axis=-1)[..., 0]
         entropy: NDArray[np.float64] = np.log(np.exp(logits).sum(axis=-1)) - chosen
         return entropy.mean(axis=1)
+
+
+def photograph(path: Path, *size: int) -> Path:
+    """A photograph of that width and height, saved."""
+    crop = center_crop(open_source("skimage:astronaut").load(0), 256)
+    Image.fromarray(crop).resize(size).save(path)
+    return path

@@ -13,7 +13,7 @@ from arvg_trt.runtime.images import load_image
 from arvg_trt.validate.metrics import psnr
 
 from .conftest import arvg
-from .test_var_mini import photograph
+from .minis import photograph
 
 
 def test_it_keeps_a_photograph_in_four_codes_a_place(tmp_path: Path) -> None:

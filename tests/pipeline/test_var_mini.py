@@ -7,25 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from arvg_trt.runtime.image_sources import open_source
-from arvg_trt.runtime.images import center_crop, load_image
+from arvg_trt.runtime.images import load_image
 from arvg_trt.validate.metrics import psnr
 
 from .conftest import arvg, assert_refused
-from .minis import SIDES, Mini
+from .minis import SIDES, Mini, photograph
 
 
 @pytest.fixture
 def workspace(mini_of: Callable[[str], Mini]) -> Path:
     return mini_of("var").workspace
-
-
-def photograph(path: Path, *size: int) -> Path:
-    crop = center_crop(open_source("skimage:astronaut").load(0), 256)
-    Image.fromarray(crop).resize(size).save(path)
-    return path
 
 
 def test_pictures_become_tokens_and_pictures_again(workspace: Path, tmp_path: Path) -> None:
