@@ -29,7 +29,7 @@ from ..export.tokenizers.maskgit_vq import MaskgitVq
 from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
 from ..export.tokenizers.var_vqvae import VarVqvae
 from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
-from ..export.zoo import ZooEntry
+from ..export.zoo_entries import ZooEntry
 
 SPREAD = 0.1  # of tables, biases and modulations
 DTYPES = ("float32", "float16", "bfloat16")

@@ -20,7 +20,7 @@ from .export_own import MODEL as OWN
 from .export_own import export_own_stage
 
 if TYPE_CHECKING:
-    from ..export.zoo import ZooEntry
+    from ..export.zoo_entries import ZooEntry
 
 # Families of so many steps that each cannot have a graph of its own.
 STEPWISE = {"par": "a few tokens", "rar": "one token"}
@@ -133,7 +133,7 @@ def require_one_size(entry: ZooEntry, folder: Path) -> None:
     Raises:
         ExportError: there are several; names them.
     """
-    from ..export.zoo import VAR_SNAPSHOTS
+    from ..export.zoo_entries import VAR_SNAPSHOTS
 
     sets = [names for names in entry.files if names not in VAR_SNAPSHOTS]
     held = (s[0] for s in sets if all((folder / name).is_file() for name in s))

@@ -62,7 +62,8 @@ def load_model(job: ExportJob) -> GsqTokenizer:
     from ..export.checkpoint import read_all
     from ..export.tokenizers.gsq import load_gsq
     from ..export.tokenizers.gsq_yaml import read_normalization
-    from ..export.zoo import ZOO, check_config
+    from ..export.zoo import check_config
+    from ..export.zoo_entries import ZOO
 
     told = read_normalization(job.paths[0].parent)
     if told is None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..export.parity import Difference, TokenParity
-    from ..export.zoo import ZooEntry
+    from ..export.zoo_entries import ZooEntry
     from ..runtime.generator import Spec
 
 PARITY_IMAGES = 2

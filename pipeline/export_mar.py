@@ -78,7 +78,8 @@ def load_models(job: ExportJob) -> tuple[MarTransformer, KlVae]:
     """
     from ..export.generators.mar_checkpoint import load_mar
     from ..export.tokenizers.kl_vae import load_kl_vae
-    from ..export.zoo import MAR_VAE, check_config
+    from ..export.zoo import check_config
+    from ..export.zoo_entries import MAR_VAE
 
     transformer, tokenizer = read_halves(job, f"{MAR_VAE}.ckpt", ignored=LOSS)
     model = load_mar(transformer, job.spec, told(job))

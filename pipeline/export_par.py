@@ -79,7 +79,8 @@ def load_models(job: ExportJob) -> tuple[ParTransformer, LlamagenVq]:
     """
     from ..export.generators.par_checkpoint import load_par
     from ..export.tokenizers.llamagen_vq import load_llamagen_vq
-    from ..export.zoo import LLAMAGEN_VQ16, check_config
+    from ..export.zoo import check_config
+    from ..export.zoo_entries import LLAMAGEN_VQ16
 
     transformer, tokenizer = read_halves(job, f"{LLAMAGEN_VQ16}.pt")
     model = load_par(transformer, job.spec, told(job))

@@ -75,7 +75,8 @@ def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
     """
     from ..export.generators.rar_checkpoint import load_rar
     from ..export.tokenizers.maskgit_vq import load_maskgit_vq
-    from ..export.zoo import RAR_TOKENIZER, check_config
+    from ..export.zoo import check_config
+    from ..export.zoo_entries import RAR_TOKENIZER
 
     transformer, tokenizer = read_halves(job, f"{RAR_TOKENIZER}.bin")
     model = load_rar(transformer, job.spec)

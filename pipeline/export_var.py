@@ -84,7 +84,8 @@ def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
     from ..export.generators.var_checkpoint import INFINITE, load_var
     from ..export.generators.var_config import read_config_json
     from ..export.tokenizers.var_vqvae import load_var_vqvae
-    from ..export.zoo import VAR_VAE, check_config
+    from ..export.zoo import check_config
+    from ..export.zoo_entries import VAR_VAE
 
     transformer, tokenizer = read_halves(job, f"{VAR_VAE}.pth", INFINITE)
     told = read_config_json(job.paths[0].parent)

@@ -17,7 +17,8 @@ from ..runtime.trt_compat import device_compute_capability, load_builder
 
 def model_rows() -> list[dict[str, Any]]:
     """The zoo as plain rows."""
-    from ..export.zoo import MODELS, ZOO
+    from ..export.zoo import MODELS
+    from ..export.zoo_entries import ZOO
 
     return [
         {

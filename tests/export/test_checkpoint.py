@@ -19,7 +19,8 @@ from arvg_trt.export.checkpoint import read_all, read_tensors, resolve_checkpoin
 from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer
 from arvg_trt.export.tokenizers.cosmos_checkpoint import load_cosmos
 from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig
-from arvg_trt.export.zoo import JIT_FILES, check_config, find_model
+from arvg_trt.export.zoo import check_config, find_model
+from arvg_trt.export.zoo_entries import JIT_FILES
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=48)
 

@@ -14,7 +14,8 @@ from arvg_trt.export.tokenizers.blocks import AttnBlock, Downsample
 from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer, Patcher, UnPatcher
 from arvg_trt.export.tokenizers.cosmos_checkpoint import infer_config, load_cosmos
 from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig
-from arvg_trt.export.zoo import COSMOS, find_model
+from arvg_trt.export.zoo import find_model
+from arvg_trt.export.zoo_entries import COSMOS
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=32)
 SMALL_CI = CosmosConfig(

@@ -20,7 +20,8 @@ from arvg_trt.export.generators.par import ParTransformer
 from arvg_trt.export.generators.par_checkpoint import infer_par_config, load_par
 from arvg_trt.export.generators.par_config import PUBLISHED, ParConfig, ParJson, sampling_of
 from arvg_trt.export.strict import split_parts
-from arvg_trt.export.zoo import PAR, ZooEntry, check_config, find_model
+from arvg_trt.export.zoo import check_config, find_model
+from arvg_trt.export.zoo_entries import PAR, ZooEntry
 
 from .par_models import (
     FILES,

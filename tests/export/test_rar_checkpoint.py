@@ -18,7 +18,8 @@ from arvg_trt.export.generators.rar import RarTransformer
 from arvg_trt.export.generators.rar_checkpoint import infer_rar_config, load_rar
 from arvg_trt.export.generators.rar_config import DEMO, RarConfig, sampling_of
 from arvg_trt.export.strict import split_parts
-from arvg_trt.export.zoo import RAR, ZooEntry, check_config, find_model
+from arvg_trt.export.zoo import check_config, find_model
+from arvg_trt.export.zoo_entries import RAR, ZooEntry
 
 from .rar_models import FILES, SMALL, random_maskgit, random_rar, write_checkpoint
 from .var_models import SMALL as SMALL_VAR

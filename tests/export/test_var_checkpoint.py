@@ -18,7 +18,8 @@ from arvg_trt.export.generators.var import VarTransformer
 from arvg_trt.export.generators.var_checkpoint import INFINITE, infer_config, load_var
 from arvg_trt.export.generators.var_config import VarConfig, VarJson, read_config_json
 from arvg_trt.export.strict import split_parts
-from arvg_trt.export.zoo import VAR, ZooEntry, check_config, find_model
+from arvg_trt.export.zoo import check_config, find_model
+from arvg_trt.export.zoo_entries import VAR, ZooEntry
 
 from .var_models import FORMS, PLAIN, SHARED, SMALL, random_var
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from arvg_trt.calibrate.packed import load_packed, save_packed
 from arvg_trt.cli import cli
-from arvg_trt.export.zoo import ZOO
+from arvg_trt.export.zoo_entries import ZOO
 from arvg_trt.pipeline.common import tool_version
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 

@@ -20,7 +20,8 @@ from arvg_trt.export.checkpoint import resolve_checkpoint
 from arvg_trt.export.tokenizers.gsq import GsqTokenizer
 from arvg_trt.export.tokenizers.gsq_config import PUBLISHED
 from arvg_trt.export.tokenizers.gsq_yaml import read_normalization
-from arvg_trt.export.zoo import GSQ, find_model
+from arvg_trt.export.zoo import find_model
+from arvg_trt.export.zoo_entries import GSQ
 from arvg_trt.pipeline.export_generator import Silent
 from arvg_trt.pipeline.export_gsq import load_model
 from arvg_trt.pipeline.export_job import ExportJob
