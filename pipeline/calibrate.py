@@ -23,7 +23,13 @@ from .common import (
     run_stage,
     tokenizer_of,
 )
-from .generated_samples import FULL, check_generated, generated_rows, is_generator
+from .generated_samples import (
+    FULL,
+    check_generated,
+    generated_rows,
+    is_generator,
+    require_teacher_forced,
+)
 from .own_feeds import open_feeds, synthetic_feeds
 from .own_inputs import is_own, require_batch
 
@@ -100,7 +106,8 @@ def generated(
     Raises:
         CalibrationError: another source was asked for, or its family is not calibrated yet.
     """
-    check_generated(manifest, options)
+    require_teacher_forced(manifest)
+    check_generated(options)
     name = f"generated from seed {options.seed}"
     return Samples(generated_rows(export, options, reporter), (name,), {})
 

@@ -26,13 +26,17 @@ def is_generator(exported: Manifest) -> bool:
     return SPEC_FILE in exported.outputs
 
 
-def check_generated(exported: Manifest, options: CalibrateOptions) -> None:
-    """Raises CalibrationError for sources that are not a generator's, and a family without full."""
+def require_teacher_forced(exported: Manifest) -> None:
+    """Raises CalibrationError for a family that has no full graph."""
     if f"{FULL}.onnx" not in exported.outputs:
         raise CalibrationError(
             f"{exported.options['model']} has no teacher-forced graph: it cannot be quantized yet",
             do="quantize a VAR, a RAR or a PAR",
         )
+
+
+def check_generated(options: CalibrateOptions) -> None:
+    """Raises CalibrationError for sources that are not a generator's."""
     for name in ("images", "feeds", "synthetic"):
         if getattr(options, name):
             raise CalibrationError(
