@@ -133,8 +133,8 @@ def export(
 ) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
-    MODEL is one that `arvg-trt models` lists, `var`, `rar`, `par` or `mar`: one of any size, or
-    `onnx`: graphs of your own, each named after its file, whose sites are found from their
+    MODEL is one that `arvg-trt models` lists, `var`, `rar`, `par`, `mar` or `gsq`: one of any size,
+    or `onnx`: graphs of your own, each named after its file, whose sites are found from their
     operators.
 
     \b
