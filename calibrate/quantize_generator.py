@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..recipe import QuantizeOptions
 from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
+from ..weight_file import SharedWeights
 from .absorb import absorb
 from .activations import decibel, site_node, site_weight
 from .formats import QuantizedWeight, quantize_weight
@@ -31,7 +32,6 @@ from .statistics import Statistics
 from .token_groups import TokenGroup, token_groups
 from .token_scaling import Decision, decide_groups
 from .view_passes import FullGraph, quantizable
-from .weight_store import WeightStore
 
 
 def quantize_generator(
@@ -72,7 +72,7 @@ def quantize_generator(
     packed = {name: site_codes(found) for name, found in chosen.items()}
     save_packed(packed, floats, output / "weights.safetensors")
     shared = sharing_graphs(site_map, full)
-    with WeightStore(output) as store:
+    with SharedWeights(output) as weights:
         for path in sorted(export.glob("*.onnx")):
             graph = path.stem
             changed = model if graph == full else load_graph(path)
@@ -81,7 +81,7 @@ def quantize_generator(
                 if graph != full:
                     absorb(changed.graph, own, absorptions)
                 insert_sites(changed.graph, own, chosen)
-            store.save(changed, graph)
+            weights.write(changed, graph)
     return Plan(sites=tuple(final)), results
 
 

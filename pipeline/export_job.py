@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..artifacts import encode_json
 from ..errors import ExportError
@@ -16,9 +16,10 @@ from ..sites import Site, SiteMap
 from .common import Reporter
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..export.parity import Difference, TokenParity
+    from ..export.weight_file import WeightFile
     from ..export.zoo_entries import ZooEntry
     from ..runtime.generator import Spec
 
@@ -27,6 +28,16 @@ PARITY_SIZE = 256
 CONFIGS = ("config.json", "config.yaml")
 STEPS = 3
 LABEL = 207
+
+
+class HasConfig(Protocol):
+    """A model that says what it is."""
+
+    config: Any
+
+
+Transformer = TypeVar("Transformer", bound=HasConfig)
+Tokenizer = TypeVar("Tokenizer", bound=HasConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +78,51 @@ def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> di
     return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}
 
 
-def write_descriptions(folder: Path, sites: Sequence[Site], spec: Spec) -> None:
-    """sites.json for the later stages and generator.json for the runtime."""
-    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=tuple(sites))))
+def write_halves(
+    job: ExportJob,
+    folder: Path,
+    halves: tuple[nn.Module, nn.Module],
+    spec: Spec,
+    export: Callable[[WeightFile, dict[str, str]], tuple[Site, ...]],
+) -> dict[str, int]:
+    """All that the export of a transformer and its tokenizer leaves; returns their parameters.
+
+    `export` writes the graphs, with these properties, and returns their sites; `spec` is for the
+    runtime.
+    """
+    from ..export.weight_file import WeightFile
+
+    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
+    with WeightFile(folder) as weights:
+        sites = export(weights, properties)
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
     (folder / "generator.json").write_bytes(encode_json(spec))
+    names = ("transformer", "tokenizer")
+    return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, halves, strict=True)}
+
+
+def load_halves(
+    job: ExportJob,
+    tokenizer_file: str,
+    load_transformer: Callable[[dict[str, Tensor]], Transformer],
+    load_tokenizer: Callable[[dict[str, Tensor], Transformer], Tokenizer],
+    shared: Sequence[str],
+    infinite: Collection[str] = (),
+    ignored: str | None = None,
+) -> tuple[Transformer, Tokenizer]:
+    """Both halves of a generator's checkpoint, whose configurations agree in `shared`.
+
+    Raises:
+        ExportError: a half is missing, is another variant's, or they do not belong together.
+    """
+    from ..export.zoo import check_config
+
+    transformer, tokenizer = read_halves(job, tokenizer_file, infinite, ignored)
+    model = load_transformer(transformer)
+    check_config(job.entry, model.config, job.spec)
+    found = load_tokenizer(tokenizer, model)
+    require_pair(job, model.config, found.config, shared)
+    return model, found
 
 
 def read_halves(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
 from ..runtime.generate.mar_spec import MarDefaults, MarSpec
-from .export_job import ExportJob, guided_labels, read_halves, require_pair, write_descriptions
+from .export_job import ExportJob, guided_labels, load_halves, write_halves
 
 if TYPE_CHECKING:
     from ..export.generators.mar import MarTransformer
@@ -24,19 +24,19 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     """All that the export leaves; returns the parameters of each half."""
     from ..export.kl_vae_export import export_kl_vae
     from ..export.mar_export import export_mar
-    from ..export.weight_file import WeightFile
 
     model, vae = load_models(job)
-    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "mar"}
-    with WeightFile(folder) as weights:
-        sites = export_kl_vae(vae, weights, properties, model.config.latent_scale)
-        sites += export_mar(model, weights, properties)
-    spec = describe(model.config, vae.config.stride, told(job).sampling)
-    write_descriptions(folder, sites, spec)
-    return {
-        "transformer": sum(p.numel() for p in model.parameters()),
-        "tokenizer": sum(p.numel() for p in vae.parameters()),
-    }
+    scale = model.config.latent_scale
+    return write_halves(
+        job,
+        folder,
+        (model, vae),
+        describe(model.config, vae.config.stride, told(job).sampling),
+        lambda weights, properties: (
+            *export_kl_vae(vae, weights, properties, scale),
+            *export_mar(model, weights, properties),
+        ),
+    )
 
 
 def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
@@ -71,22 +71,19 @@ def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 
 def load_models(job: ExportJob) -> tuple[MarTransformer, KlVae]:
-    """Both halves of the checkpoint, of one latent.
-
-    Raises:
-        ExportError: a half is missing, or they do not belong together.
-    """
+    """As `load_halves`: of one latent."""
     from ..export.generators.mar_checkpoint import load_mar
     from ..export.tokenizers.kl_vae import load_kl_vae
-    from ..export.zoo import check_config
     from ..export.zoo_entries import MAR_VAE
 
-    transformer, tokenizer = read_halves(job, f"{MAR_VAE}.ckpt", ignored=LOSS)
-    model = load_mar(transformer, job.spec, told(job))
-    check_config(job.entry, model.config, job.spec)
-    vae = load_kl_vae(tokenizer, job.spec)
-    require_pair(job, model.config, vae.config, ("latent_channels",))
-    return model, vae
+    return load_halves(
+        job,
+        f"{MAR_VAE}.ckpt",
+        lambda tensors: load_mar(tensors, job.spec, told(job)),
+        lambda tensors, _: load_kl_vae(tensors, job.spec),
+        ("latent_channels",),
+        ignored=LOSS,
+    )
 
 
 def told(job: ExportJob) -> MarJson:

@@ -11,14 +11,7 @@ import numpy as np
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.par_spec import ParSpec, generation_order
 from ..runtime.generate.spec import Defaults
-from .export_job import (
-    ExportJob,
-    guided_labels,
-    parity_results,
-    read_halves,
-    require_pair,
-    write_descriptions,
-)
+from .export_job import ExportJob, guided_labels, load_halves, parity_results, write_halves
 
 if TYPE_CHECKING:
     from ..export.generators.par import ParTransformer
@@ -29,22 +22,21 @@ if TYPE_CHECKING:
 
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     """All that the export leaves; returns the parameters of each half."""
-    from ..export.par_export import export_par as export_transformer
+    from ..export.par_export import export_par
     from ..export.vq_export import export_vq
-    from ..export.weight_file import WeightFile
 
     model, vq = load_models(job)
-    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "par"}
-    with WeightFile(folder) as weights:
-        sites = export_vq(vq, weights, properties, side=model.config.side)
-        sites += export_transformer(model, weights, properties, job.form)
-    write_descriptions(
-        folder, sites, describe(model.config, vq.config, job.form, told(job).sampling)
+    side = model.config.side
+    return write_halves(
+        job,
+        folder,
+        (model, vq),
+        describe(model.config, vq.config, job.form, told(job).sampling),
+        lambda weights, properties: (
+            *export_vq(vq, weights, properties, side=side),
+            *export_par(model, weights, properties, job.form),
+        ),
     )
-    return {
-        "transformer": sum(p.numel() for p in model.parameters()),
-        "tokenizer": sum(p.numel() for p in vq.parameters()),
-    }
 
 
 def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
@@ -72,22 +64,18 @@ def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 
 def load_models(job: ExportJob) -> tuple[ParTransformer, LlamagenVq]:
-    """Both halves of the checkpoint, of one codebook.
-
-    Raises:
-        ExportError: a half is missing, or they do not belong together.
-    """
+    """As `load_halves`: of one codebook."""
     from ..export.generators.par_checkpoint import load_par
     from ..export.tokenizers.llamagen_vq import load_llamagen_vq
-    from ..export.zoo import check_config
     from ..export.zoo_entries import LLAMAGEN_VQ16
 
-    transformer, tokenizer = read_halves(job, f"{LLAMAGEN_VQ16}.pt")
-    model = load_par(transformer, job.spec, told(job))
-    check_config(job.entry, model.config, job.spec)
-    vq = load_llamagen_vq(tokenizer, job.spec)
-    require_pair(job, model.config, vq.config, ("vocab_size",))
-    return model, vq
+    return load_halves(
+        job,
+        f"{LLAMAGEN_VQ16}.pt",
+        lambda tensors: load_par(tensors, job.spec, told(job)),
+        lambda tensors, _: load_llamagen_vq(tensors, job.spec),
+        ("vocab_size",),
+    )
 
 
 def told(job: ExportJob) -> ParJson:

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.rar_spec import RarDefaults, RarSpec
-from .export_job import (
-    ExportJob,
-    guided_labels,
-    parity_results,
-    read_halves,
-    require_pair,
-    write_descriptions,
-)
+from .export_job import ExportJob, guided_labels, load_halves, parity_results, write_halves
 
 if TYPE_CHECKING:
     from ..export.generators.rar import RarTransformer
@@ -28,21 +21,21 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     """All that the export leaves; returns the parameters of each half."""
     from ..export.config_json import read_beside
     from ..export.generators.rar_config import RarJson
-    from ..export.rar_export import export_rar as export_transformer
+    from ..export.rar_export import export_rar
     from ..export.vq_export import export_vq
-    from ..export.weight_file import WeightFile
 
     model, vq = load_models(job)
-    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "rar"}
-    with WeightFile(folder) as weights:
-        sites = export_vq(vq, weights, properties)
-        sites += export_transformer(model, weights, properties, job.form)
     sampling = read_beside(job.paths[0].parent, RarJson).sampling
-    write_descriptions(folder, sites, describe(model.config, vq.config, job.form, sampling))
-    return {
-        "transformer": sum(p.numel() for p in model.parameters()),
-        "tokenizer": sum(p.numel() for p in vq.parameters()),
-    }
+    return write_halves(
+        job,
+        folder,
+        (model, vq),
+        describe(model.config, vq.config, job.form, sampling),
+        lambda weights, properties: (
+            *export_vq(vq, weights, properties),
+            *export_rar(model, weights, properties, job.form),
+        ),
+    )
 
 
 def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
@@ -68,22 +61,18 @@ def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 
 def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
-    """Both halves of the checkpoint, of one codebook.
-
-    Raises:
-        ExportError: a half is missing, or they do not belong together.
-    """
+    """As `load_halves`: of one codebook."""
     from ..export.generators.rar_checkpoint import load_rar
     from ..export.tokenizers.maskgit_vq import load_maskgit_vq
-    from ..export.zoo import check_config
     from ..export.zoo_entries import RAR_TOKENIZER
 
-    transformer, tokenizer = read_halves(job, f"{RAR_TOKENIZER}.bin")
-    model = load_rar(transformer, job.spec)
-    check_config(job.entry, model.config, job.spec)
-    vq = load_maskgit_vq(tokenizer, job.spec)
-    require_pair(job, model.config, vq.config, ("vocab_size",))
-    return model, vq
+    return load_halves(
+        job,
+        f"{RAR_TOKENIZER}.bin",
+        lambda tensors: load_rar(tensors, job.spec),
+        lambda tensors, _: load_maskgit_vq(tensors, job.spec),
+        ("vocab_size",),
+    )
 
 
 def describe(

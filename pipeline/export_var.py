@@ -11,14 +11,7 @@ from msgspec.structs import replace
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.spec import Defaults
 from ..runtime.generate.var_spec import VarSpec
-from .export_job import (
-    ExportJob,
-    guided_labels,
-    parity_results,
-    read_halves,
-    require_pair,
-    write_descriptions,
-)
+from .export_job import ExportJob, guided_labels, load_halves, parity_results, write_halves
 
 if TYPE_CHECKING:
     from ..export.generators.var import VarTransformer
@@ -31,21 +24,21 @@ PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluat
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
     """All that the export leaves; returns the parameters of each half."""
     from ..export.generators.var_config import read_config_json
-    from ..export.var_export import export_var as export_transformer
+    from ..export.var_export import export_var
     from ..export.var_tokenizer_export import export_var_tokenizer
-    from ..export.weight_file import WeightFile
 
     model, vae = load_models(job)
-    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": "var"}
-    with WeightFile(folder) as weights:
-        sites = export_var_tokenizer(vae, weights, properties, model.word_embed, job.form)
-        sites += export_transformer(model, weights, properties, job.form)
-    spec = describe(model.config, vae, job.form, read_config_json(job.paths[0].parent).sampling)
-    write_descriptions(folder, sites, spec)
-    return {
-        "transformer": sum(p.numel() for p in model.parameters()),
-        "vqvae": sum(p.numel() for p in vae.parameters()),
-    }
+    sampling = read_config_json(job.paths[0].parent).sampling
+    return write_halves(
+        job,
+        folder,
+        (model, vae),
+        describe(model.config, vae, job.form, sampling),
+        lambda weights, properties: (
+            *export_var_tokenizer(vae, weights, properties, model.word_embed, job.form),
+            *export_var(model, weights, properties, job.form),
+        ),
+    )
 
 
 def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
@@ -76,24 +69,21 @@ def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
 
 
 def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
-    """Both halves of the checkpoint, of one size and one codebook.
-
-    Raises:
-        ExportError: a half is missing, or they do not belong together.
-    """
+    """As `load_halves`: of one size and one codebook."""
     from ..export.generators.var_checkpoint import INFINITE, load_var
     from ..export.generators.var_config import read_config_json
     from ..export.tokenizers.var_vqvae import load_var_vqvae
-    from ..export.zoo import check_config
     from ..export.zoo_entries import VAR_VAE
 
-    transformer, tokenizer = read_halves(job, f"{VAR_VAE}.pth", INFINITE)
     told = read_config_json(job.paths[0].parent)
-    model = load_var(transformer, job.spec, told)
-    check_config(job.entry, model.config, job.spec)
-    vae = load_var_vqvae(tokenizer, job.spec, model.config.patch_nums)
-    require_pair(job, model.config, vae.config, ("vocab_size", "latent_channels"))
-    return model, vae
+    return load_halves(
+        job,
+        f"{VAR_VAE}.pth",
+        lambda tensors: load_var(tensors, job.spec, told),
+        lambda tensors, model: load_var_vqvae(tensors, job.spec, model.config.patch_nums),
+        ("vocab_size", "latent_channels"),
+        INFINITE,
+    )
 
 
 def describe(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...errors import ExportError
+from .pyramid import Pyramid
 
 Normalization = Literal["l2", "l1", "clip", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class GsqConfig:
+class GsqConfig(Pyramid):
     """A tokenizer of the GSQ family (FlexTokenizer, arXiv 2412.02632); F8-D8-V64k by default.
 
     ``latent_channels`` are divided into ``groups`` of neighbours, each of which gets a code of its
@@ -37,14 +38,6 @@ class GsqConfig:
             raise ExportError(
                 f"clips codes of {self.code_channels} channels", do="only codes of one are clipped"
             )
-
-    @property
-    def stride(self) -> int:
-        return 1 << (len(self.channels_mult) - 1)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.channels * m for m in self.channels_mult)
 
     @property
     def code_channels(self) -> int:

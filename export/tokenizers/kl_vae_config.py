@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .pyramid import Pyramid
+
 
 @dataclass(frozen=True, slots=True)
-class KlVaeConfig:
+class KlVaeConfig(Pyramid):
     """Everything that decides the shapes of a KL autoencoder; the defaults are the KL-16's."""
 
     channels: int = 128
     channels_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     latent_channels: int = 16
-
-    @property
-    def stride(self) -> int:
-        return 1 << (len(self.channels_mult) - 1)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.channels * m for m in self.channels_mult)

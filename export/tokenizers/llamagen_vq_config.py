@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .pyramid import Pyramid
+
 
 @dataclass(frozen=True, slots=True)
-class LlamagenVqConfig:
+class LlamagenVqConfig(Pyramid):
     """Everything that decides the shapes of a LlamaGen VQ; the defaults are those of VQ-16."""
 
     channels: int = 128
@@ -15,14 +17,6 @@ class LlamagenVqConfig:
     z_channels: int = 256
     latent_channels: int = 8
     vocab_size: int = 16384
-
-    @property
-    def stride(self) -> int:
-        return 1 << (len(self.channels_mult) - 1)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.channels * m for m in self.channels_mult)
 
 
 VQ_16 = LlamagenVqConfig()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .pyramid import Pyramid
+
 
 @dataclass(frozen=True, slots=True)
-class MaskgitVqConfig:
+class MaskgitVqConfig(Pyramid):
     """Everything that decides the shapes of a MaskGIT-VQ; the defaults are the published file's."""
 
     channels: int = 128
@@ -14,11 +16,3 @@ class MaskgitVqConfig:
     num_res_blocks: int = 2
     latent_channels: int = 256
     vocab_size: int = 1024
-
-    @property
-    def stride(self) -> int:
-        return 1 << (len(self.channels_mult) - 1)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.channels * m for m in self.channels_mult)

@@ -7,13 +7,14 @@ from itertools import pairwise
 
 from ...errors import ExportError
 from ..generators.var_config import PATCH_NUMS_256
+from .pyramid import Pyramid
 
 # Of ten scales, two lie exactly between two convolutions in real numbers; float64 decides them.
 PHI_OF_TEN_SCALES = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class VarVqvaeConfig:
+class VarVqvaeConfig(Pyramid):
     """Everything that decides the shapes of a multi-scale residual VQVAE.
 
     ``patch_nums`` are the sides of the token maps, coarse to fine; the last is the latent's side.
@@ -43,14 +44,6 @@ class VarVqvaeConfig:
                 "an even size",
                 do="use another file",
             )
-
-    @property
-    def stride(self) -> int:
-        return 1 << (len(self.channels_mult) - 1)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.channels * m for m in self.channels_mult)
 
     @property
     def latent_size(self) -> int:

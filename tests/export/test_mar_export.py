@@ -24,9 +24,9 @@ from arvg_trt.export.mar_parity import (
     compute_mar_references,
     known_counts,
 )
-from arvg_trt.export.weight_file import INLINE, WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from arvg_trt.sites import ProducerFold, Site, SiteMap
+from arvg_trt.weight_file import INLINE, WEIGHTS
 
 from .mar_models import SMALL, TinyMar, random_known
 

@@ -24,9 +24,10 @@ from arvg_trt.export.rar_parity import (
     compute_rar_references,
     steps,
 )
-from arvg_trt.export.weight_file import INLINE, WEIGHTS, WeightFile
+from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from arvg_trt.sites import ProducerFold, Site, SiteMap
+from arvg_trt.weight_file import INLINE, WEIGHTS
 
 from .rar_models import SMALL, TinyRar, random_rar, random_tokens
 

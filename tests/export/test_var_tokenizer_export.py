@@ -12,8 +12,8 @@ from torch import nn
 
 from arvg_trt.errors import BundleError
 from arvg_trt.export.tokenizers.var_vqvae_graphs import VarUpdateGraph
-from arvg_trt.export.weight_file import WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.weight_file import WEIGHTS
 
 from .vqvae_models import TINY, TinyTokenizer, random_images, random_latent, random_vqvae
 

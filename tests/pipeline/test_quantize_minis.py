@@ -95,22 +95,22 @@ def test_its_weights_take_a_third_of_the_bytes(quantized: Quantized) -> None:
 @pytest.mark.parametrize(
     ("words", "args"),
     [
-        (("its own", "--images"), ("calibrate", "--images", "skimage")),
-        (("generates itself", "--synthetic"), ("calibrate", "--synthetic")),
-        (("label out of range: 10",), ("calibrate", "--labels", "3,10")),
-        (("is neither a class",), ("calibrate", "--labels", "cat")),
-        (("no engine is built",), ("build", "--name", "w8a8")),
-        (("is no image tokenizer",), ("validate", "--name", "w8a8", "--images", "skimage")),
-        (("matches no site",), ("quantize", "--exclude", "blocks.99.*")),
-        (("not fp8", "fp8"), ("quantize", "--quantize-method", "fp8")),
+        ("--images: a generator is calibrated on what it", ("calibrate", "--images", "skimage")),
+        ("--synthetic: a generator is calibrated on what it", ("calibrate", "--synthetic")),
+        ("label out of range: 10", ("calibrate", "--labels", "3,10")),
+        ("is neither a class", ("calibrate", "--labels", "cat")),
+        ("no engine is built", ("build", "--name", "w8a8")),
+        ("is no image tokenizer", ("validate", "--name", "w8a8", "--images", "skimage")),
+        ("matches no site", ("quantize", "--exclude", "blocks.99.*")),
+        ("fp8", ("quantize", "--quantize-method", "fp8")),
     ],
 )
 def test_what_a_generator_cannot_have_is_refused(
-    quantized: Quantized, words: tuple[str, ...], args: tuple[str, ...]
+    quantized: Quantized, words: str, args: tuple[str, ...]
 ) -> None:
     outcome = arvg(args[0], quantized.workspace, *args[1:])
-    assert outcome.code != 0 and outcome.err.count("\n") == 1
-    assert any(word in outcome.err for word in words), outcome.err
+    assert outcome.code not in (0, 1, 2), outcome  # a kind of its own, not a usage error
+    assert outcome.err.count("\n") == 1 and words in outcome.err, outcome.err
 
 
 def test_statistics_of_another_export_are_refused(quantized: Quantized, tmp_path: Path) -> None:

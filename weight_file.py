@@ -1,4 +1,4 @@
-"""One file of weights for all graphs of a quantized model, each tensor stored once."""
+"""One file of weights for all graphs of a model, each tensor stored once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Self
 import onnx_ir as ir
 
 WEIGHTS = "model.onnx.data"
-INLINE = 1024  # bytes; smaller tensors stay in the graph
+INLINE = 1024  # bytes; tensors up to this stay in the graph, as onnx_ir leaves them
 PAGE = 4096  # so that a loader can map each tensor
 
 
-class WeightStore:
-    """Writes graphs whose large initializers lie in one file; equal contents share their place."""
+class SharedWeights:
+    """Writes graphs whose large initializers lie in one file; equal contents share their place.
+
+    Tensors are read, written and let go one at a time, so lazy ones never exist together.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,15 +36,15 @@ class WeightStore:
     ) -> None:
         self._stream.close()
 
-    def save(self, model: ir.Model, name: str) -> None:
-        """Write `name`.onnx; one tensor is in memory at a time."""
+    def write(self, model: ir.Model, name: str) -> None:
+        """Write `name`.onnx; the model's large initializers then refer to the file."""
         for value in model.graph.initializers.values():
             tensor = value.const_value
             assert tensor is not None
-            if tensor.nbytes >= INLINE:
+            if tensor.nbytes > INLINE:
                 value.const_value = ir.ExternalTensor(
                     WEIGHTS,
-                    self._place(tensor.tobytes()),
+                    self._place(tensor),
                     tensor.nbytes,
                     tensor.dtype,
                     shape=ir.Shape(tensor.shape.numpy()),
@@ -53,7 +56,9 @@ class WeightStore:
         self._stream.flush()
         ir.save(model, self._folder / f"{name}.onnx")
 
-    def _place(self, data: bytes) -> int:
+    def _place(self, tensor: ir.TensorProtocol) -> int:
+        """Where the tensor lies in the file."""
+        data = tensor.tobytes()
         key = (hashlib.sha256(data).digest(), len(data))
         if key not in self._places:
             self._stream.write(bytes(-self._stream.tell() % PAGE))
