@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 import torch
 from torch.export import Dim
@@ -12,7 +14,7 @@ from .generators.par import ParTransformer
 from .generators.par_graphs import FullGraph, StepGraph
 from .graph_form import DYNAMIC, GraphForm
 from .graph_passes import module_path
-from .linear_passes import drop_unused, linear_sites, own
+from .linear_passes import drop_unused, own
 from .tracing import (
     cache_type,
     example_caches,
@@ -21,6 +23,7 @@ from .tracing import (
     present_names,
     trace,
 )
+from .transformer_graphs import SiteRules, write_transformer
 from .weight_file import WeightFile
 
 ROLES = {"wqkv": "qkv", "wo": "proj", "w1": "fc1", "w3": "fc1", "w2": "fc2", "output": "head"}
@@ -38,20 +41,18 @@ def export_par(
 ) -> tuple[Site, ...]:
     """Write both graphs of the transformer through `weights`; returns their sites."""
     width = model.config.width
-    sites: tuple[Site, ...] = ()
-    for name, graph in (("step", step_graph(model, form)), ("full", full_graph(model))):
-        own_norms(graph.graph)
-        sites += linear_sites(
-            graph.graph,
-            name,
-            role=lambda path: ROLES[path.rpartition(".")[2]],
-            fold=lambda path: producer_fold(path, width),
-            excluded={},
-            token_axis=TOKEN_AXIS,
-            position_input=None if name == "full" else "position_ids",
-        )
-        weights.save(graph, name, properties)
-    return sites
+    rules = SiteRules(role, lambda path: producer_fold(path, width), TOKEN_AXIS)
+    return write_transformer(transformer_graphs(model, form), rules, weights, properties)
+
+
+def transformer_graphs(model: ParTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
+    yield "step", with_own_norms(step_graph(model, form))
+    yield "full", with_own_norms(full_graph(model))
+
+
+def role(path: str) -> str:
+    """Of a linear by its official path."""
+    return ROLES[path.rpartition(".")[2]]
 
 
 def step_graph(model: ParTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
@@ -87,8 +88,9 @@ def full_graph(model: ParTransformer) -> ir.Model:
     )
 
 
-def own_norms(graph: ir.Graph) -> None:
+def with_own_norms(model: ir.Model) -> ir.Model:
     """Every norm has a weight of its own, `path.weight`; the exporter merges equal ones."""
+    graph = model.graph
     for node in graph:
         path = module_path(node)
         if node.op_type != "Mul" or not path.endswith("norm"):
@@ -97,6 +99,7 @@ def own_norms(graph: ir.Graph) -> None:
             if value is not None and value.is_initializer():
                 node.replace_input_with(index, own(graph, value, f"{path}.weight"))
     drop_unused(graph)
+    return model
 
 
 def producer_fold(path: str, width: int) -> ProducerFold:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 import torch
 from torch.export import Dim
@@ -11,7 +13,7 @@ from .generators.blocks import keep_cache_as
 from .generators.rar import CHUNKS, RarTransformer
 from .generators.rar_graphs import ConditionGraph, FullGraph, StepGraph
 from .graph_form import DYNAMIC, GraphForm
-from .linear_passes import columns, linear_sites
+from .linear_passes import columns
 from .tracing import (
     cache_type,
     example_caches,
@@ -20,6 +22,7 @@ from .tracing import (
     present_names,
     trace,
 )
+from .transformer_graphs import SiteRules, write_transformer
 from .weight_file import WeightFile
 
 ROLES = {"qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "lm_head": "head", "1": "adaln"}
@@ -37,23 +40,19 @@ def export_rar(
 ) -> tuple[Site, ...]:
     """Write the three graphs of the transformer through `weights`; returns their sites."""
     width = model.config.width
-    sites: tuple[Site, ...] = ()
-    for name, graph in (
-        ("condition", condition_graph(model)),
-        ("step", step_graph(model, form)),
-        ("full", full_graph(model)),
-    ):
-        sites += linear_sites(
-            graph.graph,
-            name,
-            role=lambda path: ROLES[path.rpartition(".")[2]],
-            fold=lambda path: producer_fold(path, width),
-            excluded={},
-            token_axis=TOKEN_AXIS,
-            position_input=None if name == "full" else "position_ids",
-        )
-        weights.save(graph, name, properties)
-    return sites
+    rules = SiteRules(role, lambda path: producer_fold(path, width), TOKEN_AXIS)
+    return write_transformer(transformer_graphs(model, form), rules, weights, properties)
+
+
+def transformer_graphs(model: RarTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
+    yield "condition", condition_graph(model)
+    yield "step", step_graph(model, form)
+    yield "full", full_graph(model)
+
+
+def role(path: str) -> str:
+    """Of a linear by its official path."""
+    return ROLES[path.rpartition(".")[2]]
 
 
 def condition_graph(model: RarTransformer) -> ir.Model:

@@ -16,8 +16,9 @@ from .generators.var_config import VarConfig
 from .generators.var_graphs import ConditionGraph, FullGraph, StepGraph
 from .graph_form import DYNAMIC, GraphForm
 from .graph_passes import module_path
-from .linear_passes import columns, drop_unused, linear_sites, own
+from .linear_passes import columns, drop_unused, own
 from .tracing import cache_type, name_presents, past_names, present_names, trace
+from .transformer_graphs import SiteRules, write_transformer
 from .weight_file import WeightFile
 
 ROLES = {"mat_qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "head": "head"}
@@ -35,29 +36,19 @@ def export_var(
 ) -> tuple[Site, ...]:
     """Write the graphs of the transformer through `weights`; returns their sites."""
     config = model.config
-    sites: tuple[Site, ...] = ()
-    for name, graph in transformer_graphs(model, form):
-        add_factors(graph.graph)
-        sites += linear_sites(
-            graph.graph,
-            name,
-            role=role,
-            fold=lambda path: producer_fold(path, config),
-            excluded=EMBEDDING if name == "full" else {},
-            token_axis=TOKEN_AXIS,
-            position_input="position_ids" if name.startswith("step") else None,
-        )
-        weights.save(graph, name, properties)
-    return sites
+    rules = SiteRules(
+        role, lambda path: producer_fold(path, config), TOKEN_AXIS, {"full": EMBEDDING}
+    )
+    return write_transformer(transformer_graphs(model, form), rules, weights, properties)
 
 
 def transformer_graphs(model: VarTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
     """Names and graphs, one at a time. The full one has dynamic rows in any form."""
-    scales = len(model.config.patch_nums)
-    yield "condition", condition_graph(model, form)
-    for scale, name in enumerate(form.step_names(scales)):
-        yield name, step_graph(model, form, scale)
-    yield "full", full_graph(model)
+    steps = form.step_names(len(model.config.patch_nums))
+    yield "condition", with_factors(condition_graph(model, form))
+    for scale, name in enumerate(steps):
+        yield name, with_factors(step_graph(model, form, scale))
+    yield "full", with_factors(full_graph(model))
 
 
 def condition_graph(model: VarTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
@@ -114,6 +105,11 @@ def full_graph(model: VarTransformer) -> ir.Model:
         ["labels", "features"],
         ["logits"],
     )
+
+
+def with_factors(model: ir.Model) -> ir.Model:
+    add_factors(model.graph)
+    return model
 
 
 def add_factors(graph: ir.Graph) -> None:

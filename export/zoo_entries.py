@@ -183,6 +183,27 @@ MAR = (
     mar_entry("base", 207_924_768),
     mar_entry("large", 478_326_304),
     mar_entry("huge", 942_403_104),
+    ZooEntry(
+        "mar-mini",
+        "mar",
+        2_341_968,
+        MarConfig(
+            encoder_depth=4,
+            decoder_depth=4,
+            width=128,
+            heads=4,
+            head_depth=3,
+            head_width=192,
+            length=64,
+            buffer=4,
+            latent_channels=8,
+            num_classes=10,
+            frequencies=64,
+            latent_scale=0.508,
+        ),
+        (("mar.safetensors", "vae.safetensors"),),
+        graphs=MAR_GRAPHS,
+    ),
 )
 
 

@@ -13,7 +13,7 @@ from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.image_sources import open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
-from .export_generator import export_generator
+from .export_generator import export_generator, family
 from .export_gsq import export_gsq
 from .export_job import PARITY_SIZE, ExportJob, parity_results
 from .export_own import MODEL as OWN
@@ -21,9 +21,6 @@ from .export_own import export_own_stage
 
 if TYPE_CHECKING:
     from ..export.zoo_entries import ZooEntry
-
-# Families of so many steps that each cannot have a graph of its own.
-STEPWISE = {"par": "a few tokens", "rar": "one token"}
 
 
 def export_any(
@@ -77,20 +74,10 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if entry.family in ("cosmos", "gsq"):
+    if entry.family in TOKENIZERS:
         require_dynamic(name, form)
-    if entry.family in STEPWISE and form.static_batch is not None:
-        raise ExportError(
-            f"has a cache that grows by {STEPWISE[entry.family]} a step: no fixed shapes",
-            where=name,
-            do="leave out --static-batch",
-        )
-    if entry.family == "mar" and form != DYNAMIC:
-        raise ExportError(
-            "sees one more set of tokens in each pass: it has no fixed shapes and no KV caches",
-            where=name,
-            do="leave out --static-batch and --kv-type",
-        )
+    else:
+        family(entry.family).check_form(name, form)
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:
         require_one_size(entry, Path(spec))
@@ -108,7 +95,7 @@ def export_stage(
         options={"model": name, **changed(form)},
         versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
     )
-    export = FAMILIES[entry.family]
+    export = TOKENIZERS.get(entry.family, export_generator)
     return run_stage(workspace.folder("export"), wanted, lambda folder: export(job, folder))
 
 
@@ -173,11 +160,8 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
     }
 
 
-FAMILIES: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
+# A family that is not here generates.
+TOKENIZERS: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "cosmos": export_cosmos,
     "gsq": export_gsq,
-    "mar": export_generator,
-    "par": export_generator,
-    "rar": export_generator,
-    "var": export_generator,
 }

@@ -5,8 +5,9 @@ Tracing keeps what it saw until its process ends, and so would the mapped checkp
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
@@ -29,6 +30,27 @@ class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
     images: tuple[str, ...]
     folder: str
     form: GraphForm
+
+
+class Family(Protocol):
+    """What `export_NAME.py` has of the family NAME."""
+
+    def check_form(self, name: str, form: GraphForm) -> None:
+        """Raises ExportError for a form that its graphs cannot have."""
+
+    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+        """All that the export leaves; returns the parameters of each half."""
+
+    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Both halves against PyTorch, for the manifest.
+
+        Raises:
+            ExportError: a difference above the tolerance; names the graph.
+        """
+
+
+def family(name: str) -> Family:
+    return cast(Family, import_module(f".export_{name}", __package__))
 
 
 class Silent(Reporter):
@@ -80,7 +102,6 @@ def do_apart(what: What, job: ExportJob, folder: Path) -> dict[str, Any]:
 
 def work(task: ModelTask) -> dict[str, Any]:
     from ..export.zoo import find_model
-    from . import export_mar, export_par, export_rar, export_var
 
     entry = find_model(task.model)
     job = ExportJob(
@@ -91,16 +112,10 @@ def work(task: ModelTask) -> dict[str, Any]:
         reporter=Silent(),
         form=task.form,
     )
-    families: dict[str, Any] = {
-        "mar": export_mar,
-        "par": export_par,
-        "rar": export_rar,
-        "var": export_var,
-    }
-    family = families[entry.family]
-    do = family.write_graphs if task.what == "write" else family.compare_graphs
-    found: dict[str, Any] = do(job, Path(task.folder))
-    return found
+    of = family(entry.family)
+    if task.what == "write":
+        return of.write_graphs(job, Path(task.folder))
+    return of.compare_graphs(job, Path(task.folder))
 
 
 if __name__ == "__main__":

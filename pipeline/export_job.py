@@ -73,6 +73,16 @@ class ExportJob:
         self.reporter.progress(task, done, STEPS)
 
 
+def refuse_static(name: str, form: GraphForm, grows: str) -> None:
+    """Raises ExportError for fixed shapes of a cache that grows by so much a step."""
+    if form.static_batch is not None:
+        raise ExportError(
+            f"has a cache that grows by {grows} a step: no fixed shapes",
+            where=name,
+            do="leave out --static-batch",
+        )
+
+
 def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> dict[str, Any]:
     """The tokens of the encoder and the differences of every graph."""
     return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
+from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.mar_spec import MarDefaults, MarSpec
 from .export_job import ExportJob, guided_labels, load_halves, write_halves
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 # What a trainer of autoencoders leaves beside them.
 LOSS = "loss."
+
+
+def check_form(name: str, form: GraphForm) -> None:
+    """Raises ExportError for any but the usual form."""
+    if form != DYNAMIC:
+        raise ExportError(
+            "sees one more set of tokens in each pass: it has no fixed shapes and no KV caches",
+            where=name,
+            do="leave out --static-batch and --kv-type",
+        )
 
 
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:

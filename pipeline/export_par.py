@@ -11,13 +11,25 @@ import numpy as np
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.par_spec import ParSpec, generation_order
 from ..runtime.generate.spec import Defaults
-from .export_job import ExportJob, guided_labels, load_halves, parity_results, write_halves
+from .export_job import (
+    ExportJob,
+    guided_labels,
+    load_halves,
+    parity_results,
+    refuse_static,
+    write_halves,
+)
 
 if TYPE_CHECKING:
     from ..export.generators.par import ParTransformer
     from ..export.generators.par_config import ParConfig, ParJson
     from ..export.tokenizers.llamagen_vq import LlamagenVq
     from ..export.tokenizers.llamagen_vq_config import LlamagenVqConfig
+
+
+def check_form(name: str, form: GraphForm) -> None:
+    """Raises ExportError for fixed shapes: a graph a step would be too many."""
+    refuse_static(name, form, "a few tokens")
 
 
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:

@@ -8,13 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..runtime.generate.rar_spec import RarDefaults, RarSpec
-from .export_job import ExportJob, guided_labels, load_halves, parity_results, write_halves
+from .export_job import (
+    ExportJob,
+    guided_labels,
+    load_halves,
+    parity_results,
+    refuse_static,
+    write_halves,
+)
 
 if TYPE_CHECKING:
     from ..export.generators.rar import RarTransformer
     from ..export.generators.rar_config import RarConfig
     from ..export.tokenizers.maskgit_vq import MaskgitVq
     from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
+
+
+def check_form(name: str, form: GraphForm) -> None:
+    """Raises ExportError for fixed shapes: a graph a step would be too many."""
+    refuse_static(name, form, "one token")
 
 
 def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:

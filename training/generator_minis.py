@@ -69,8 +69,9 @@ MAR = MarConfig(
     latent_channels=tokenizer_minis.MAR.latent_channels,
     num_classes=CLASSES,
     frequencies=64,
-    latent_scale=1.0,
+    latent_scale=0.508,
 )
+MASKS = 4  # shares of masked tokens that a trained MAR is measured at
 DRAWS = 2  # times and noises that each masked token of a MAR is seen at in a step
 
 
@@ -95,7 +96,8 @@ class GeneratorMini:
     `tokens` takes the tokenizer and images [N, 3, 64, 64] in [-1, 1]; `loss` the model, the
     tokenizer and a batch: the mean cross-entropy in nats of a token, or what a
     family without codes has for it. `config` goes to config.json
-    beside the weights: what no shape tells.
+    beside the weights: what no shape tells. `measures` has what else is to be recorded of a
+    trained model on held-out pictures.
     """
 
     file: str
@@ -105,6 +107,7 @@ class GeneratorMini:
     loss: Callable[[Any, Any, Batch], Tensor]
     config: Mapping[str, Any] = field(default_factory=dict)
     views: int = 4
+    measures: Callable[[Any, Batch], dict[str, float]] = lambda *_: {}
 
 
 @torch.no_grad()
@@ -208,11 +211,26 @@ def mar_moments(vae: KlVae, images: Tensor) -> Tensor:
 
 
 def diffusion_loss(model: MarTransformer, _: nn.Module, batch: Batch) -> Tensor:
-    """Of latents that are drawn from their moments."""
+    latents = drawn_latents(model.config, batch)
+    return mar_loss.mar_loss(model, latents, batch.labels, batch.generator, DRAWS)
+
+
+def noise_errors(model: MarTransformer, batch: Batch) -> dict[str, float]:
+    """The mean squared error of the noise, and that of a guess by mean and variance alone."""
+    latents = drawn_latents(model.config, batch)
+    found = [
+        mar_loss.noise_errors(model, latents, batch.labels, batch.generator) for _ in range(MASKS)
+    ]
+    names = ("noise_error", "noise_error_of_linear_guess")
+    means = (round(sum(values) / MASKS, 4) for values in zip(*found, strict=True))
+    return dict(zip(names, means, strict=True))
+
+
+def drawn_latents(config: MarConfig, batch: Batch) -> Tensor:
+    """[N, L, C] of deviation about 1, from their moments."""
     mean, log_variance = batch.tokens.chunk(2, dim=2)
     noise = torch.randn(mean.shape, generator=batch.generator)
-    latents = (mean + (0.5 * log_variance).exp() * noise) * model.config.latent_scale
-    return mar_loss.mar_loss(model, latents, batch.labels, batch.generator, DRAWS)
+    return (mean + (0.5 * log_variance).exp() * noise) * config.latent_scale
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -255,5 +273,6 @@ MINIS = {
         mar_moments,
         diffusion_loss,
         {"num_heads": MAR.heads, "latent_scale": MAR.latent_scale},
+        measures=noise_errors,
     ),
 }

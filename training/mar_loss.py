@@ -10,6 +10,7 @@ alone, in bits a number.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,6 +58,25 @@ def masked_count(length: int, generator: torch.Generator) -> int:
     return min(length, math.ceil(length * share))
 
 
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """Masked tokens in the diffusion: m of them, as often as they are seen.
+
+    Tokens x and their noise [m, c], times int64 [m], what the transformers tell of them z [m, C].
+    """
+
+    x: Tensor
+    z: Tensor
+    times: Tensor
+    noise: Tensor
+
+    @property
+    def noisy(self) -> Tensor:
+        """[m, c]: the tokens with the noise added as at their times."""
+        signal, noise = at(SIGNAL, self.times, self.x), at(NOISE, self.times, self.x)
+        return signal * self.x + noise * self.noise
+
+
 def mar_loss(
     model: MarTransformer,
     latents: Tensor,
@@ -64,7 +84,37 @@ def mar_loss(
     generator: torch.Generator,
     draws: int = DRAWS,
 ) -> Tensor:
-    """The mean loss over the masked tokens of a batch.
+    """The mean loss over the masked tokens of a batch; arguments as of `masked`."""
+    seen = masked(model, latents, labels, generator, draws)
+    return diffusion_loss(model.diffloss.net, seen).mean()
+
+
+@torch.no_grad()
+def noise_errors(
+    model: MarTransformer, latents: Tensor, labels: Tensor, generator: torch.Generator
+) -> tuple[float, float]:
+    """Mean squared errors of the noise: the model's, and that of the best linear guess.
+
+    The latter knows of a token no more than its channels' means m and variances v: of
+    x_t = a x + s noise it takes the noise for s (x_t - a m) / (a^2 v + s^2).
+    """
+    seen = masked(model, latents, labels, generator)
+    predicted, _ = model.diffloss.net(seen.noisy, seen.times, seen.z).chunk(2, dim=1)
+    mean, variance = latents.mean(dim=(0, 1)), latents.var(dim=(0, 1))
+    a, s = at(SIGNAL, seen.times, latents), at(NOISE, seen.times, latents)
+    guess = s * (seen.noisy - a * mean) / (a.square() * variance + s.square())
+    errors = ((seen.noise - found).square().mean().item() for found in (predicted, guess))
+    return next(errors), next(errors)
+
+
+def masked(
+    model: MarTransformer,
+    latents: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    draws: int = DRAWS,
+) -> Noised:
+    """The masked tokens of a batch, each at `draws` times and noises.
 
     `latents` [rows, L, c] are the pictures' tokens in raster order, of deviation about 1: the
     autoencoder's latents, drawn from its moments, times `latent_scale`. `labels` int64 [rows];
@@ -78,20 +128,15 @@ def mar_loss(
     target = ordered[:, known:].reshape(-1, channels).repeat(draws, 1)
     times = torch.randint(TIMES, (len(target),), generator=generator)
     noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
-    told = z.reshape(-1, z.shape[2]).repeat(draws, 1)
-    net = model.diffloss.net
-    return diffusion_loss(net, target, told, times, noise).mean()
+    return Noised(target, z.reshape(-1, z.shape[2]).repeat(draws, 1), times, noise)
 
 
-def diffusion_loss(net: Denoiser, x: Tensor, z: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-    """[m]: of tokens x [m, c] with `noise` [m, c] added as at `times` int64 [m], z [m, C].
-
-    Mean squared error of the noise, plus `variational_bound` with the noise held fast.
-    """
-    noisy = at(SIGNAL, times, x) * x + at(NOISE, times, x) * noise
-    predicted, spread = net(noisy, times, z).to(x.dtype).chunk(2, dim=1)
-    squared: Tensor = (noise - predicted).square().mean(dim=1)
-    return squared + variational_bound(x, noisy, predicted.detach(), spread, times)
+def diffusion_loss(net: Denoiser, seen: Noised) -> Tensor:
+    """[m]: mean squared error of the noise, plus `variational_bound` with the noise held fast."""
+    noisy = seen.noisy
+    predicted, spread = net(noisy, seen.times, seen.z).to(noisy.dtype).chunk(2, dim=1)
+    squared: Tensor = (seen.noise - predicted).square().mean(dim=1)
+    return squared + variational_bound(seen.x, noisy, predicted.detach(), spread, seen.times)
 
 
 def variational_bound(

@@ -165,6 +165,9 @@ def main(
     save_file(weights, output / mini.file)
     tell(output, mini.config)
     loss = held_out_loss(mini, run.average, tokenizer, measured, held_out.labels)
+    model.load_state_dict(run.average)
+    whole = Batch(widened(measured), held_out.labels, 1.0, step_generator(0, 0))
+    measures |= mini.measures(model.eval(), whole)
     write_record(
         output / f"{stem}_training.json",
         schedule,

@@ -12,10 +12,12 @@ from scipy import stats
 
 from arvg_trt.export.generators.mar import MarTransformer
 from arvg_trt.training.mar_loss import (
+    Noised,
     diffusion_loss,
     initialize,
     mar_loss,
     masked_count,
+    noise_errors,
     random_orders,
 )
 
@@ -81,7 +83,7 @@ def test_the_loss_is_the_formula(time: int) -> None:
         x[0] = torch.tensor([0.1, -0.5, 1.7, -1.2])
     z = torch.randn(5, SMALL.width, generator=generator, dtype=torch.float64)
     times = torch.full((5,), time)
-    found = diffusion_loss(net, x, z, times, noise)
+    found = diffusion_loss(net, Noised(x, z, times, noise))
     now = kept_by_formula()[time]
     out = net(now**0.5 * x + (1 - now) ** 0.5 * noise, times, z).numpy()
     predicted, spread = np.split(out, 2, axis=1)
@@ -99,8 +101,8 @@ def test_the_loss_in_float32_is_that_of_float64() -> None:
     x, noise = torch.randn(2, 6, SMALL.latent_channels, generator=generator, dtype=torch.float64)
     z = torch.randn(6, SMALL.width, generator=generator, dtype=torch.float64)
     net = random_mar().diffloss.net
-    single = diffusion_loss(net, x.float(), z.float(), times, noise.float())
-    double = diffusion_loss(net.double(), x, z, times, noise)
+    single = diffusion_loss(net, Noised(x.float(), z.float(), times, noise.float()))
+    double = diffusion_loss(net.double(), Noised(x, z, times, noise))
     np.testing.assert_allclose(single, double, rtol=2e-3)
 
 
@@ -109,7 +111,7 @@ def test_the_bound_teaches_the_variance_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, 6, SMALL.latent_channels, generator=generator)
     z, times = torch.randn(6, SMALL.width, generator=generator), torch.randint(TIMES, (6,))
-    diffusion_loss(net, x, z, times, noise).sum().backward()
+    diffusion_loss(net, Noised(x, z, times, noise)).sum().backward()
     whole = net.final_layer.linear.bias.grad
     assert whole is not None
     kept = torch.tensor(kept_by_formula())[times].unsqueeze(1)
@@ -182,3 +184,18 @@ def test_the_same_generator_gives_the_same_loss() -> None:
         for seed in (1, 1, 2)
     )
     assert first == same != other
+
+
+def test_the_linear_guess_errs_as_the_formula_says_and_an_untrained_model_as_no_guess() -> None:
+    torch.manual_seed(0)
+    model = MarTransformer(SMALL)
+    initialize(model)
+    deviation = torch.linspace(0.4, 1.6, SMALL.latent_channels)
+    latents = 3 + deviation * torch.randn(64, SMALL.length, SMALL.latent_channels)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % SMALL.num_classes
+    untrained, guess = noise_errors(model, latents, labels, generator)
+    kept, variance = kept_by_formula()[:, None], deviation.double().numpy() ** 2
+    wanted = np.mean(kept * variance / (kept * variance + 1 - kept))
+    assert guess == pytest.approx(wanted, rel=0.05)
+    assert untrained == pytest.approx(1, rel=0.02)
