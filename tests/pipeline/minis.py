@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ from arvg_trt.runtime.sessions.onnxruntime import fast_session
 
 LABELS = np.arange(10)
 SIDES = (1, 2, 3, 4, 5, 6, 8)
+TIMES = (100, 300, 500, 700)  # of MAR's diffusion
 Tokens = NDArray[np.int32]
+Labels = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def var_shown(tokens: Tokens, export: Path) -> dict[str, NDArray[np.float32]]:
@@ -63,6 +67,44 @@ SHOWN: dict[str, Callable[[Tokens, Path], dict]] = {
 }
 
 
+def cross_entropy(family: str, export: Path, labels: Labels, tokens: Tokens) -> Floats:
+    """Teacher-forced, in nats a token."""
+    full = fast_session(export / "full.onnx")
+    shown = SHOWN[family](tokens, export)
+    logits = full.run({"labels": labels, **shown})["logits"].astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(logits, tokens[..., None].astype(np.int64), axis=-1)[..., 0]
+    entropy: Floats = np.log(np.exp(logits).sum(axis=-1)) - chosen
+    return entropy.mean(axis=1)
+
+
+def kept(time: int) -> float:
+    """The share of a token's variance that is left at a time of the diffusion, but at its end."""
+    return math.cos(((time + 1) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def noise_error(export: Path, labels: Labels, latents: NDArray[np.float32]) -> Floats:
+    """Mean squared error of the noise of half of the tokens [N, c, h, w], given the others."""
+    count, channels = latents.shape[:2]
+    rng = np.random.default_rng(0)
+    order = rng.permuted(np.tile(np.arange(64), (count, 1)), axis=1)
+    raster = latents.reshape(count, channels, 64).transpose(0, 2, 1)
+    tokens = np.take_along_axis(raster, order[..., None], axis=1)
+    feeds = {"labels": labels, "tokens": tokens[:, :32], "position_ids": order}
+    told = fast_session(export / "pass.onnx").run(feeds, ["condition"])["condition"]
+    denoise = fast_session(export / "denoise.onnx")
+    unknown, errors = tokens[:, 32:].reshape(-1, channels), []
+    for time in TIMES:
+        noise = rng.standard_normal(unknown.shape).astype(np.float32)
+        noisy = (
+            np.float32(kept(time) ** 0.5) * unknown + np.float32((1 - kept(time)) ** 0.5) * noise
+        )
+        feeds = {"x": noisy, "time": np.array([time]), "condition": told.reshape(len(noisy), -1)}
+        errors.append(np.square(denoise.run(feeds, ["noise"])["noise"] - noise))
+    found: Floats = np.mean(errors, axis=0).reshape(count, -1).mean(axis=1)
+    return found
+
+
 @dataclass(frozen=True)
 class Mini:
     """A family, its mini's workspace and a picture of each class that it made."""
@@ -71,16 +113,18 @@ class Mini:
     workspace: Path
     made: Generated
 
-    def losses(self, labels: NDArray[np.int64], tokens: Tokens) -> NDArray[np.float64]:
-        """Teacher-forced cross-entropy in nats, [N], of the tokens [N, L] under labels [N]."""
+    @property
+    def losses(self) -> Callable[[Labels, NDArray], Floats]:
+        """How badly it foresees tokens under labels [N], by picture [N]."""
         export = self.workspace / "export"
-        full = fast_session(export / "full.onnx")
-        shown = SHOWN[self.family](tokens, export)
-        logits = full.run({"labels": labels, **shown})["logits"].astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        chosen = np.take_along_axis(logits, tokens[..., None].astype(np.int64), axis=-1)[..., 0]
-        entropy: NDArray[np.float64] = np.log(np.exp(logits).sum(axis=-1)) - chosen
-        return entropy.mean(axis=1)
+        if self.family == "mar":
+            return partial(noise_error, export)
+        return partial(cross_entropy, self.family, export)
+
+    @property
+    def chance(self) -> float:
+        """The loss of who knows no more than that codes are even, or numbers normal."""
+        return float(np.mean([kept(t) for t in TIMES])) if self.family == "mar" else math.log(512)
 
 
 def photograph(path: Path, *size: int) -> Path:
