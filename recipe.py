@@ -41,7 +41,8 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops.
 
     `feeds` is a .npz with the arrays that a user's own graphs are fed. A generator makes `samples`
-    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn.
+    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn. `shard` "K/N" makes
+    part K of N of them, to be merged with the others.
     """
 
     images: str | None = None
@@ -52,12 +53,30 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     seed: int = 0
     size: int = 256
     synthetic: bool = False
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         require_at_least(self, samples=1, batch_size=1, size=1, seed=0)
+        if self.shard is not None:
+            _, n = self.part
+            if n > self.samples:
+                raise ValueError(f"{self.samples} samples cannot be cut into {n} shards")
         if self.synthetic and (self.images is not None or self.feeds is not None):
             given = "images" if self.images is not None else "feeds"
             raise ValueError(f"synthetic noise and {given} exclude each other")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(K, N) of the shard, counted from 1; (1, 1) is all.
+
+        Raises:
+            ValueError: it is not written as K/N with 1 <= K <= N.
+        """
+        found = re.fullmatch(r"([0-9]+)/([0-9]+)", self.shard or "1/1")
+        k, n = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= k <= n:
+            raise ValueError(f"shard {self.shard!r} is not K/N, part K of N from 1/N to N/N")
+        return k, n
 
 
 class QuantizeOptions(Options, frozen=True, kw_only=True):
