@@ -205,6 +205,22 @@ def shared_names(names: Sequence[str], calibrated: Manifest) -> list[str]:
     return sorted(set(names) & set(calibrated.results["images"]))
 
 
+def check_pictures(options: ValidateOptions) -> None:
+    """Raises CalibrationError for what a generator cannot be validated on, whichever it is."""
+    if options.feeds is not None:
+        raise CalibrationError(
+            "a generator is validated on pictures", where="--feeds", do="leave it out"
+        )
+    if options.images is not None:
+        open_source(options.images)
+    if options.features is not None and not Path(options.features).is_file():
+        raise CalibrationError(
+            "no such feature network",
+            where=f"--features {options.features}",
+            do="give an ONNX graph from pictures [N, 3, H, W] to features [N, D]",
+        )
+
+
 def validation_source(options: ValidateOptions) -> ImageSource:
     """Raises CalibrationError where no images are given."""
     if options.images is None:

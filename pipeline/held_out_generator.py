@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ..artifacts import Manifest, sha256_file
 from ..errors import CalibrationError
@@ -18,13 +22,14 @@ from ..runtime.image_sources import ImageSource, open_source
 from ..runtime.sessions.onnxruntime import fast_session, reference_session
 from ..validate.forced import ForcedGraph, ForcedRun, measure_forced
 from ..validate.generation import GeneratorAccuracy
+from ..validate.latency import ratio, timed_parts
 from ..validate.pictures import Batch, Images, measure_pictures
-from ..validate.report import QDQ
-from .calibrate import image_digests
+from ..validate.report import QDQ, LatencyRow
+from .calibration_sources import image_digests
 from .common import load_sites
 from .generate import parse_labels
-from .generated_samples import FULL, Tokens, teacher_forcing
-from .held_out import ENGINE, Measured, Progress, shared_names
+from .generated_samples import FULL, Tokens, pictures_of, teacher_forcing
+from .held_out import ENGINE, Measured, Progress, check_pictures, shared_names
 from .image_tokens import image_labels, image_tokens, require_size
 from .picture_features import open_features
 from .probing import probe, site_outputs, unfolding
@@ -55,10 +60,7 @@ class HeldOutGenerator:
             GenerationError: a label out of range.
             RecipeError: a feature network that cannot be used.
         """
-        if options.feeds is not None:
-            raise CalibrationError(
-                "a generator is validated on pictures", where="--feeds", do="leave it out"
-            )
+        check_pictures(options)
         if FULL_FILE not in exported.outputs:
             raise CalibrationError(
                 f"{exported.options['model']} has no teacher-forced graph: it cannot be validated",
@@ -97,10 +99,8 @@ class HeldOutGenerator:
 
     def leaked(self, calibrated: Manifest) -> list[str]:
         """What calibration has seen too."""
-        shared = shared_names(self.names, calibrated)
-        if not calibrated.options["images"] and calibrated.options["seed"] == self.options.seed:
-            shared.append(f"seed {self.options.seed}")
-        return shared
+        own = pictures_of(self.options.seed)
+        return shared_names((*self.names, own), calibrated)
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -139,10 +139,39 @@ class HeldOutGenerator:
         }
         return Measured(
             generation=generation,
+            latency=self._latency(export, folders),
             pictures=kept,
             picture_names=self.picture_names,
             sampling=self.sampling,
         )
+
+    def _latency(self, export: Path, folders: Folders) -> dict[str, LatencyRow]:
+        """The loops of FP32 and the engine in turn, a batch of pictures a round."""
+        if ENGINE not in folders or not self.options.rounds:
+            return {}
+        generators = {
+            "fp32": self._open(ENGINE, export),
+            ENGINE: self._open(ENGINE, folders[ENGINE]),
+        }
+        labels = self.labels[: self.options.batch_size]
+        found = timed_parts(
+            {name: partial(timed_loop, made, labels) for name, made in generators.items()},
+            warmup=self.options.warmup,
+            rounds=self.options.rounds,
+        )
+        side = self.spec.image_size
+        return {
+            part: LatencyRow(
+                fp32=times["fp32"],
+                engine=times[ENGINE],
+                speed=ratio(times["fp32"], times[ENGINE]),
+                shape=(len(labels), 3, side, side),
+                batch=len(labels),
+                threads=self.options.threads,
+                tokens=len(labels) * self.spec.length if part in ("total", "tokens") else None,
+            )
+            for part, times in found.items()
+        }
 
     def _reference(self, folder: Path) -> Generator:
         return Generator.open(folder, session=reference_session, threads=self.options.threads)
@@ -166,11 +195,11 @@ class HeldOutGenerator:
         for made in self._batches(self._reference(export), self.options.seed + 1):
             yield made.images
 
-    def _runs(self, export: Path, made: Tokens) -> Iterator[ForcedRun]:
+    def _runs(self, export: Path, made: NDArray[Any]) -> Iterator[ForcedRun]:
         """One row at a time, so that all that sites give fits in memory."""
         force = teacher_forcing(export)
         if self.source is None:
-            tokens: Iterator[Tokens] = (made[k : k + 1] for k in range(len(made)))
+            tokens: Iterator[NDArray[Any]] = (made[k : k + 1] for k in range(len(made)))
             classes: Sequence[int] = self.labels
         else:
             tokens = image_tokens(export, self.spec, self.source, self.options.threads)
@@ -190,6 +219,17 @@ class HeldOutGenerator:
     def _rows(self) -> int:
         """Of the full graph for each picture: with its class and, under guidance, without."""
         return 1 + (choose_sampling(self.spec).cfg > 0)
+
+
+def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[str, float]:
+    """Seconds that a batch of pictures takes: its tokens, up to the last step, and the decoder."""
+    ticks = [time.perf_counter()]
+    start = ticks[0]
+    generator.generate(
+        labels, batch_size=len(labels), progress=lambda *_: ticks.append(time.perf_counter())
+    )
+    end = time.perf_counter()
+    return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}
 
 
 def remembered(made: Iterator[Generated], tokens: list[Tokens]) -> Iterator[Batch]:

@@ -54,8 +54,6 @@ def network_features(path: Path, image_size: int, threads: int) -> Features:
     """
     where = f"--features {path}"
     do = "give an ONNX graph from pictures [N, 3, H, W] to features [N, D]"
-    if not path.is_file():
-        raise RecipeError("no such file", where=where, do=do)
     try:
         session = fast_session(path, threads)
     except BundleError as error:

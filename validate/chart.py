@@ -44,6 +44,8 @@ def svg(chart: Chart) -> str:
         ValueError: there is no finite value to draw.
     """
     drawn = [v for s in chart.series for v in s.values if v is not None and math.isfinite(v)]
+    if not drawn:
+        raise ValueError(f"{chart.title} has no finite value to draw")
     step = grid_step(min(drawn), max(drawn))
     low, high = step * math.floor(min(drawn) / step), step * math.ceil(max(drawn) / step)
     high = high if high > low else low + step

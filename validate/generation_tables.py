@@ -8,7 +8,7 @@ from .generation import GeneratorAccuracy, PictureAccuracy
 from .logits import perplexity
 from .metrics import decibels
 from .page import Figure, Table
-from .report import QDQ, Report, metrics
+from .report import QDQ, LatencyRow, Report, metrics
 
 CROSS_ENTROPY, PERPLEXITY = number(4, " nats"), number(2)
 ROWS: tuple[tuple[str, str, Format], ...] = (
@@ -125,6 +125,24 @@ def _each_picture(report: Report) -> Table:
         rows=tuple(zip(report.data.pictures, *columns, strict=True)) if shown else (),
         folded=True,
     )
+
+
+def rates(report: Report) -> Table:
+    """What a generator makes in a second, by the median rounds."""
+    tokens, total = report.latency.get("tokens"), report.latency.get("total")
+    rows = []
+    if tokens is not None and total is not None and tokens.tokens is not None:
+        rows = [
+            ("Tokens a second, without the image decoder", *per_second(tokens, tokens.tokens)),
+            ("Pictures a second", *per_second(total, total.batch)),
+        ]
+    return Table(title="Rates", header=("What", "FP32", "Engine"), rows=tuple(rows))
+
+
+def per_second(row: LatencyRow, count: int) -> tuple[str, str]:
+    """Of FP32 and the engine, where a round makes `count`."""
+    fp32, engine = (f"{1000 * count / times.p50_ms:.4g}" for times in (row.fp32, row.engine))
+    return fp32, engine
 
 
 def generator_figures(report: Report) -> list[Figure]:

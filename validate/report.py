@@ -26,6 +26,9 @@ ENGINE = "engine"  # the engine as executed
 
 CANDIDATES = (QDQ, TWIN, ENGINE)
 
+# What is timed: all, a tokenizer's halves, of a generator the tokens without the image decoder.
+Part = Literal["total", "encoder", "decoder", "tokens"]
+
 SIZE_NOTE = (
     "Compression is the FP32 weights on disk over the packed quantized weights on disk "
     "(weights.safetensors, with their scales and what stays in high precision). Engine files are a "
@@ -64,7 +67,10 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """FP32 and the executed engine, interleaved; ``shape`` is that of the image or first input."""
+    """FP32 and the executed engine, interleaved; ``shape`` is that of the image or first input.
+
+    A generator's ``tokens`` are those made in one call, of ``batch`` pictures.
+    """
 
     fp32: Latency
     engine: Latency
@@ -72,6 +78,7 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     shape: tuple[int, ...]
     batch: int
     threads: int
+    tokens: int | None = None
 
 
 class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,7 +139,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     accuracy: dict[str, CandidateAccuracy]
     outputs: dict[str, tuple[OutputAccuracy, ...]] = {}
     generation: dict[str, GeneratorAccuracy] = {}
-    latency: dict[Literal["total", "encoder", "decoder"], LatencyRow] = {}
+    latency: dict[Part, LatencyRow] = {}
     engines: tuple[EngineRow, ...] = ()
     sites: tuple[SiteRow, ...] = ()
     gates: tuple[GateResult, ...] = ()
@@ -203,14 +210,14 @@ _ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
     "decoder_sqnr_db": lambda a: decibels(a.decoder_sqnr_db),
     "codebook_use": lambda a: a.codebook_use,
 }
-_GRAPHS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
+_PARTS: tuple[Part, ...] = ("encoder", "decoder", "tokens")
 _MEASURED = tuple(dict.fromkeys((*_ACCURACY, *WORST_NAMES, *GENERATION_NAMES)))
 METRIC_NAMES: tuple[str, ...] = (
     *_MEASURED,
     "compression",
     "speedup",
     "latency_ms",
-    *(f"{graph}.{name}" for graph in _GRAPHS for name in ("speedup", "latency_ms")),
+    *(f"{part}.{name}" for part in _PARTS for name in ("speedup", "latency_ms")),
     *(f"{candidate}.{name}" for candidate in CANDIDATES for name in _MEASURED),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, Format, megabytes
-from .generation_tables import generator_tables
+from .generation_tables import generator_tables, rates
 from .metrics import decibels
 from .page import Mark, Table
 from .report import ENGINE, QDQ, TWIN, EngineRow, Report, metrics
@@ -23,6 +23,7 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         _outputs(report),
         *generator_tables(report),
         _latency(report),
+        rates(report),
         _sizes(report),
         _engines(report),
         _exceptions(report),
@@ -117,7 +118,7 @@ def _latency(report: Report) -> Table:
         header=(
             *("Part", "FP32 p50", "Engine p50", "p90", "p99", "min"),
             *("Speed", "Quartiles", "Verdict"),
-            *("Image" if report.accuracy else "Input", "Threads", "Rounds"),
+            *("Image" if report.accuracy or report.generation else "Input", "Threads", "Rounds"),
         ),
         rows=tuple(
             (
