@@ -49,9 +49,8 @@ def svg(chart: Chart) -> str:
     step = grid_step(min(drawn), max(drawn))
     low, high = step * math.floor(min(drawn) / step), step * math.ceil(max(drawn) / step)
     high = high if high > low else low + step
-    root = Element(
-        "svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", **{"aria-label": chart.title}
-    )
+    told = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": chart.title}
+    root = Element("svg", told)
     pitch = (WIDTH - LEFT - RIGHT) / len(chart.names)
 
     def x(k: int) -> float:
@@ -75,12 +74,12 @@ def svg(chart: Chart) -> str:
         for a, b in points:
             SubElement(root, "circle", cx=str(a), cy=str(b), r="2.6", fill=style)
     for k, name in enumerate(chart.names):
-        told = [f"{s.label} {text(s.values[k], chart.unit)}" for s in chart.series]
+        values = [f"{s.label} {text(s.values[k], chart.unit)}" for s in chart.series]
         place = {"x": f"{LEFT + k * pitch:.1f}", "y": str(TOP), "width": f"{pitch:.1f}"}
         over = SubElement(
             root, "rect", place, height=str(HEIGHT - TOP - BOTTOM), fill="transparent"
         )
-        SubElement(over, "title").text = "\n".join([name, *told])
+        SubElement(over, "title").text = "\n".join([name, *values])
     indent(root)
     return tostring(root, encoding="unicode")
 

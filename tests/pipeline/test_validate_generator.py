@@ -13,13 +13,15 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from arvg_trt.errors import CalibrationError
+from arvg_trt.pipeline.validate import require_no_classes
+from arvg_trt.recipe import ValidateOptions
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.validate.frechet import frechet_distance
 
-from ..export.gsq_models import TinyGsq
 from ..export.rar_models import SMALL, TinyRar
 from .conftest import Outcome, arvg, assert_refused
 
@@ -94,7 +96,7 @@ def test_every_site_is_compared_with_the_folds_of_others_taken_back(
     """Without that, the rows that hold another's scales would be off by them: a few decibels."""
     found = report["generation"]["qdq"]["sites"]
     plan = json.loads((quantized / "quantize/w6a6/plan.json").read_text())["sites"]
-    linears = [site["name"] for site in plan if site["weight"] and site["name"] != "lm_head"]
+    linears = [site["name"] for site in plan if site["weight"]]
     assert list(found) == linears and len(linears) > 8
     assert min(found.values()) > 10
 
@@ -282,6 +284,8 @@ def test_a_feature_network_of_another_form_is_refused(quantized: Path, tmp_path:
     assert_refused(outcome, 3, "1 inputs (uint8) and 2 outputs")
 
 
-def test_a_tokenizer_takes_no_classes(tiny_gsq: TinyGsq) -> None:
-    outcome = arvg("validate", tiny_gsq.workspace, "--images", "skimage", "--labels", "1")
-    assert_refused(outcome, 5, "--labels: only a generator takes labels")
+@pytest.mark.parametrize("name", ["labels", "features"])
+def test_what_only_a_generator_takes_is_refused_elsewhere(name: str) -> None:
+    with pytest.raises(CalibrationError, match=f"only a generator takes {name}") as refusal:
+        require_no_classes(ValidateOptions(**{name: "1"}))
+    assert refusal.value.where == f"--{name}"
