@@ -74,7 +74,7 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if entry.family in TOKENIZERS:
+    if not entry.generates:
         require_dynamic(name, form)
     else:
         family(entry.family).check_form(name, form)
