@@ -36,10 +36,12 @@ class Inserter:
         self.before = before
         self.count = 0
 
-    def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+    def __call__(
+        self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
         self.count += 1
         name = f"{self.before.name}/{op}_ort{self.count}"
-        node = ir.node(op, inputs, attributes, name=name)
+        node = ir.node(op, inputs, attributes, name=name, domain=domain)
         node.outputs[0].name = f"{name}:0"
         self.graph.insert_before(self.before, node)
         return node.outputs[0]

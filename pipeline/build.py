@@ -45,6 +45,7 @@ def source_graphs(workspace: Workspace, name: str) -> tuple[Path, Manifest, Plan
 
 def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> StageResult:
     from ..engines.onnxruntime import build_engine
+    from ..engines.onnxruntime_generator import build_generator_engine
 
     if name == FP16:
         raise BuildError(
@@ -52,12 +53,6 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
             do="run the FP32 export, or build fp16 with --backend tensorrt_rtx",
         )
     source, manifest, plan = source_graphs(workspace, name)
-    exported = workspace.manifest("export", stage="export")
-    if is_generator(exported):
-        raise BuildError(
-            f"{exported.options['model']} generates: no engine is built of its graphs yet",
-            do=f"run `arvg-trt generate {source}`, which takes the Q/DQ graphs as they are",
-        )
     fp8 = [s.name for s in plan.sites if s.weight and s.weight.grid == "fp8"] if plan else []
     if fp8:
         raise BuildError(
@@ -65,7 +60,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
             "sites; nearest that works: int8"
         )
     calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
-    export, _ = require_outputs(workspace, "export", stage="export")
+    export, exported = require_outputs(workspace, "export", stage="export")
     wanted = Manifest(
         stage="build",
         inputs={**manifest.outputs, "statistics": calibrated.outputs["statistics.safetensors"]},
@@ -74,15 +69,12 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        rows = build_engine(
-            source,
-            export,
-            calibrate / "samples",
-            calibrate / "statistics.safetensors",
-            folder,
-            load_sites(export).graphs,
-            progress=reporter.progress,
-        )
+        places = (source, export, calibrate / "samples", calibrate / "statistics.safetensors")
+        if is_generator(exported):
+            rows = build_generator_engine(*places, folder, progress=reporter.progress)
+        else:
+            graphs = load_sites(export).graphs
+            rows = build_engine(*places, folder, graphs, progress=reporter.progress)
         return {"engines": [msgspec.to_builtins(row) for row in rows]}
 
     return run_stage(workspace.folder("engines", name, "onnxruntime"), wanted, work)

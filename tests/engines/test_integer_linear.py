@@ -23,7 +23,11 @@ def test_integer_product_equals_the_qdq_graph(label: str, tmp_path: Path) -> Non
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     ir.save(model, tmp_path / "engine.onnx")
     kinds = [node.op_type for node in onnx.load(tmp_path / "engine.onnx").graph.node]
-    assert "MatMulInteger" in kinds and "MatMul" not in kinds and "DequantizeLinear" not in kinds
+    assert (
+        "MatMulIntegerToFloat" in kinds
+        and "MatMul" not in kinds
+        and "DequantizeLinear" not in kinds
+    )
     for session in (fast_session, reference_session):
         (found,) = session(tmp_path / "engine.onnx").run({"x": case.x}).values()
         np.testing.assert_allclose(found, case.expected, atol=2e-6 * np.abs(case.expected).max())
