@@ -89,8 +89,7 @@ def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: i
         low, high = (np.array(np.clip(v + 128, 0, 255), np.uint8) for v in quantized.clip)
         value = add("Clip", value, add.constant("u8_low", low), add.constant("u8_high", high))
     scale = float(array(weight.inputs[1])) * end.factor
-    product = add(
-        "MatMulIntegerToFloat",
+    inputs = [
         value,
         add.constant("w_codes", codes),
         step,
@@ -98,8 +97,8 @@ def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: i
         zero,
         None,
         add.constant("bias", end.bias.astype(np.float32)) if end.bias.any() else None,
-        domain=DOMAIN,
-    )
+    ]
+    product = add.of_domain(DOMAIN, "MatMulIntegerToFloat", inputs)
     take_over(product, end.value)
 
 
@@ -107,7 +106,7 @@ def absorb_behind(value: ir.Value, channels: int) -> Behind:
     """The constant factors and biases a channel that nothing but each other reads."""
     factor, bias = np.ones(channels), np.zeros(channels)
     while len(value.uses()) == 1 and not value.is_graph_output():
-        user, index = value.uses()[0]
+        user, index = next(iter(value.uses()))
         if user.op_type not in ("Mul", "Add"):
             break
         held = by_channel(user.inputs[1 - index], value, channels)
