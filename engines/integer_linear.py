@@ -53,6 +53,8 @@ def rewrite_linears(model: ir.Model) -> list[str]:
         weight = producer(node.inputs[1], "DequantizeLinear")
         if quantized is None or weight is None or array(weight.inputs[1]).ndim:
             continue
+        if array(weight.inputs[0]).dtype != np.int8:
+            continue
         rewrite(graph, node, quantized, weight)
         done.append(str(node.name))
     if done:
