@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -222,8 +223,8 @@ def measure(
     equal = float(np.mean(made == eager.tokens(labels, greedy=True)[1].numpy()))
     click.echo("timing tokens", err=True)
     alone = interleaved(
-        {EAGER: lambda: eager.tokens(labels)}
-        | {name: (lambda g=g: g.generate(labels)) for name, g in generators.items()},
+        {EAGER: partial(eager.tokens, labels)}
+        | {name: partial(g.generate, labels) for name, g in generators.items()},
         warmup=1,
         rounds=rounds,
     )
@@ -234,8 +235,8 @@ def measure(
     pictures[WHOLE] = Generator.open(engine, session=session, threads=threads)
     click.echo("timing pictures", err=True)
     whole = interleaved(
-        {EAGER: lambda: eager.generate(labels)}
-        | {name: (lambda g=g: g.generate(labels)) for name, g in pictures.items()},
+        {EAGER: partial(eager.generate, labels)}
+        | {name: partial(g.generate, labels) for name, g in pictures.items()},
         warmup=1,
         rounds=rounds,
     )

@@ -38,7 +38,7 @@ def largest_step(step: Path, spec: VarSpec, threads: int) -> dict[str, float]:
         }
         feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
         positions = np.arange(spec.length - n, spec.length)
-            for _ in range(ROUNDS):
+        for _ in range(ROUNDS):
             session.run(None, feeds | {"position_ids": positions})
         events = json.loads(Path(session.end_profiling()).read_text())
     found: Counter[str] = Counter()

@@ -40,7 +40,7 @@ class Behind:
 
 
 def rewrite_linears(model: ir.Model) -> list[str]:
-    """Turn every MatMul with Q/DQ on both sides into MatMulIntegerToFloat, in place.
+    """Turn every MatMul with INT8 Q/DQ on both sides into MatMulIntegerToFloat, in place.
 
     Returns the rewritten node names, in graph order.
     """
@@ -51,9 +51,7 @@ def rewrite_linears(model: ir.Model) -> list[str]:
             continue
         quantized = match_input(node)
         weight = producer(node.inputs[1], "DequantizeLinear")
-        if quantized is None or weight is None or array(weight.inputs[1]).ndim:
-            continue
-        if array(weight.inputs[0]).dtype != np.int8:
+        if quantized is None or weight is None or not has_one_scale(weight):
             continue
         rewrite(graph, node, quantized, weight)
         done.append(str(node.name))
@@ -80,10 +78,20 @@ def match_input(node: ir.Node) -> QuantizedInput | None:
     return QuantizedInput(source, float(array(quantize.inputs[1])), bounds)
 
 
+def has_one_scale(dequantize: ir.Node) -> bool:
+    """Whether all of an INT8 weight, or of the other activation of a product, has one scale."""
+    _, scale, zero = dequantize.inputs
+    return array(zero).dtype == np.int8 and not array(scale).ndim
+
+
 def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: ir.Node) -> None:
-    codes = array(weight.inputs[0]).astype(np.int8)
-    end = absorb_behind(node.outputs[0], codes.shape[1])
+    codes = weight.inputs[0]
+    assert codes is not None
     add = Inserter(graph, node)
+    end = Behind(node.outputs[0], np.ones(()), np.zeros(()))
+    if codes.const_value is not None:
+        end = absorb_behind(node.outputs[0], codes.const_value.shape.numpy()[1])
+        codes = add.constant("w_codes", array(codes))
     step = add.constant("x_scale", np.array(quantized.scale, np.float32))
     zero = add.constant("x_zero", np.array(128, np.uint8))
     value = add("QuantizeLinear", quantized.source, step, zero)
@@ -93,7 +101,7 @@ def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: i
     scale = float(array(weight.inputs[1])) * end.factor
     inputs = [
         value,
-        add.constant("w_codes", codes),
+        codes,
         step,
         add.constant("w_scale", scale.astype(np.float32)),
         zero,

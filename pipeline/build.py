@@ -214,12 +214,11 @@ def build_graph(
 
 
 def is_fp8(entry: SitePlan) -> bool:
-    """Powers of two are FP8 numbers too."""
-    return entry.weight is not None and entry.weight.grid in ("fp8", "log2")
+    return entry.activation is not None and entry.activation.grid == "fp8"
 
 
 def required_formats(plan: Plan, ops: Mapping[str, str]) -> dict[str, Format]:
-    """What a target must have, by site; weights alone need it where the graph holds their type."""
+    """What a target must have, by site; weights alone only where the graph holds their type."""
     found: dict[str, Format] = {}
     for entry in plan.sites:
         if is_fp8(entry):
