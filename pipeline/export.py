@@ -74,10 +74,10 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if not entry.generates:
-        require_dynamic(name, form)
-    else:
+    if entry.generates:
         family(entry.family).check_form(name, form)
+    else:
+        require_dynamic(name, form)
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:
         require_one_size(entry, Path(spec))
