@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from .errors import RecipeError
-from .sites import Smoothing
+from .sites import Rounding, Smoothing
 
 PRESETS = Path(__file__).parent / "recipes"
 FLOAT_BITS = 32
@@ -68,8 +68,9 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     `token_wise` a generator's inputs have a static scale a position. `attention_inputs` rounds the
     inputs of the projections of a convolutional attention too. `tap_sums` rounds the taps of a
     kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the
-    search of per-channel weight grids by the energy of the inputs. `exclude` holds patterns of site
-    names.
+    search of per-channel weight grids by the energy of the inputs. `rounding` "gptq" compensates
+    the weights' errors on the calibration data, `bias_correction` keeps the outputs' means there.
+    `exclude` holds patterns of site names.
     """
 
     encoder_bits: int = 8
@@ -84,6 +85,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     attention_inputs: bool = False
     tap_sums: bool = True
     data_aware: bool = False
+    rounding: Rounding = "nearest"
+    bias_correction: bool = False
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -94,6 +97,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         if not isinstance(self.smoothing, str) and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
         if self.quantize_method == "fp8":
+            if self.rounding != "nearest":
+                raise ValueError(f"{self.rounding} rounds to integer grids, not to fp8")
             given = {self.encoder_bits, self.decoder_bits, self.weight_bits, self.activation_bits}
             if given - {8, FLOAT_BITS, None}:
                 raise ValueError(

@@ -1,0 +1,170 @@
+"""Rounding of a weight that compensates its error on the calibration data: GPTQ.
+
+Minimises sum |(W - Q) x|^2 over the rows x that the product is fed, column by column, each
+column's error carried to those that follow (GPTQ, arXiv 2210.17323). Written in the equivalent form
+of QuIP (arXiv 2307.13304, section 3.1, LDLQ), which needs no inverse: with H = U D U^T, U unit
+upper triangular, E = W - Q and t_k = W_k + sum_{j<k} E_j U_jk, the error is
+sum_k D_k |t_k - Q_k|^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .formats import QuantizedWeight, log_table, nearest_magnitudes
+
+Floats = NDArray[np.float64]
+BLOCK = 64
+DAMPING = 0.01  # of the mean diagonal
+# More where rows are few, so that directions which they do not show are not taken for free.
+FEW_ROWS = 0.25  # times columns / rows
+# Steps that are tried, as multiples of the one with the least rounding error.
+STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2)
+SEARCHED_BITS = 4  # with finer grids the first step is as good
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """H[order][:, order] + damping = U diag(D) U^T, U unit upper triangular [K, K]."""
+
+    order: NDArray[np.int64]
+    upper: Floats
+    diagonal: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class UnitGrid:
+    """A grid of step (or largest magnitude) 1: values by code, for each row.
+
+    `table` [G, 2^(bits-1)] are the magnitudes of a logarithmic grid; None: the codes themselves.
+    """
+
+    bits: int
+    table: Floats | None
+
+    @classmethod
+    def of(cls, weight: QuantizedWeight) -> UnitGrid:
+        bits = weight.format.bits
+        if weight.ratio is None:
+            return cls(bits, None)
+        ones = np.ones_like(weight.ratio)
+        return cls(bits, log_table(ones, weight.ratio, bits).astype(np.float64))
+
+    def codes(self, values: Floats) -> Floats:
+        """Of the nearest points to `values` [O, M]."""
+        if self.table is None:
+            top = 2 ** (self.bits - 1) - 1
+            return np.clip(np.rint(values), -top, top)
+        rows = values.reshape(len(self.table), -1)
+        found = np.copysign(nearest_magnitudes(np.abs(rows), self.table), rows)
+        return found.reshape(values.shape)
+
+    def values(self, codes: Floats) -> Floats:
+        if self.table is None:
+            return codes
+        rows = codes.reshape(len(self.table), -1)
+        magnitudes = np.take_along_axis(self.table, np.abs(rows).astype(np.int64), axis=1)
+        return np.copysign(magnitudes, rows).reshape(codes.shape)
+
+
+def compensate(
+    weight: NDArray[np.float32], nearest: QuantizedWeight, square: Floats, rows: int
+) -> QuantizedWeight:
+    """Round `weight` [O, I, ...] anew on the kind of grid of `nearest`, its rounding to nearest.
+
+    `square` [K, K] is the sum of x x^T over `rows` rows, K = I * kernel. Scales are searched at few
+    bits, then fitted by least squares; where the sum of squares over the rows would not fall, a
+    channel (a tensor, where it has one scale) stays as it is in `nearest`.
+    """
+    wide = weight.reshape(len(weight), -1).astype(np.float64)
+    grid, found = UnitGrid.of(nearest), factorize(square, rows)
+    start = nearest.scale.astype(np.float64)
+    codes, scale = np.zeros_like(wide), start.copy()
+    least = np.full(start.shape, np.inf)
+    for step in STEPS if nearest.format.bits <= SEARCHED_BITS else STEPS[:1]:
+        tried = (start * step).astype(np.float32).astype(np.float64)
+        made, errors = round_columns(wide, tried, grid, found)
+        errors = by_scale(errors, start)
+        better = errors < least
+        least = np.where(better, errors, least)
+        scale = np.where(better, tried, scale)
+        codes = np.where(better[:, None], made, codes)
+    fitted = fit_scale(wide, grid.values(codes), scale, square)
+    shape = nearest.codes.shape
+    best = nearest
+    lowest = by_scale(output_error(wide, nearest, square), start)
+    for tried in (scale, fitted):
+        narrow = tried.astype(np.float32)
+        made_now = replace(nearest, codes=codes.astype(np.int8).reshape(shape), scale=narrow)
+        errors = by_scale(output_error(wide, made_now, square), start)
+        better = errors < lowest
+        lowest = np.where(better, errors, lowest)
+        kept = better.reshape(-1, *(1,) * (len(shape) - 1))
+        best = replace(
+            best,
+            codes=np.where(kept, made_now.codes, best.codes),
+            scale=np.where(better, narrow, best.scale),
+        )
+    return best
+
+
+def factorize(square: Floats, rows: int) -> Factor:
+    """Columns of much energy come first; dead ones get the damping alone, so carry no error."""
+    columns = len(square)
+    energy = np.diag(square)
+    order = np.argsort(-energy, kind="stable")
+    damping = max(DAMPING, FEW_ROWS * columns / max(1, rows))
+    turned = order[::-1]
+    damped = square[np.ix_(turned, turned)]
+    damped.flat[:: columns + 1] += damping * float(energy.mean()) or 1.0
+    lower = np.linalg.cholesky(damped)
+    root: Floats = np.diag(lower).copy()
+    lower /= root
+    diagonal: Floats = np.square(root)
+    return Factor(order, lower[::-1, ::-1], diagonal[::-1])
+
+
+def round_columns(
+    weight: Floats, scale: Floats, grid: UnitGrid, factor: Factor
+) -> tuple[Floats, Floats]:
+    """Codes [O, K] and the damped error of each row, [O]."""
+    columns = weight.shape[1]
+    ordered = weight[:, factor.order]
+    error, made = np.zeros_like(ordered), np.zeros_like(ordered)
+    total = np.zeros(len(weight))
+    for start in range(0, columns, BLOCK):
+        end = min(columns, start + BLOCK)
+        carried = ordered[:, start:end] + error[:, :start] @ factor.upper[:start, start:end]
+        for k in range(start, end):
+            target = carried[:, k - start] + error[:, start:k] @ factor.upper[start:k, k]
+            made[:, k] = grid.codes((target / scale)[:, None])[:, 0]
+            rounded = grid.values(made[:, k : k + 1])[:, 0] * scale
+            error[:, k] = ordered[:, k] - rounded
+            total += factor.diagonal[k] * np.square(target - rounded)
+    codes = np.empty_like(made)
+    codes[:, factor.order] = made
+    return codes, total
+
+
+def fit_scale(weight: Floats, values: Floats, scale: Floats, square: Floats) -> Floats:
+    """argmin_s sum |(W - s V) x|^2, s = <V, W>_H / <V, V>_H, by the groups of `scale`."""
+    projected = values @ square
+    against = by_scale((projected * weight).sum(axis=1), scale)
+    energy = by_scale((projected * values).sum(axis=1), scale)
+    usable = (against > 0) & (energy > 0)
+    return np.where(usable, against / np.where(usable, energy, 1.0), scale)
+
+
+def output_error(weight: Floats, rounded: QuantizedWeight, square: Floats) -> Floats:
+    """sum |(W - Q) x|^2 by output channel, [O]."""
+    error = weight - rounded.dequantize().reshape(weight.shape).astype(np.float64)
+    total: Floats = ((error @ square) * error).sum(axis=1)
+    return total
+
+
+def by_scale(errors: Floats, scale: Floats) -> Floats:
+    """Of channels that have a scale each, as they are; else their sum, [1]."""
+    return errors if scale.size > 1 else errors.sum(keepdims=True)
