@@ -39,6 +39,7 @@ def run_instrumented(
     instrument: Callable[[str, ir.Graph], None],
     consume: Callable[[str, Outputs], None],
     progress: Progress,
+    threads: int = 0,
 ) -> None:
     """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
 
@@ -53,7 +54,7 @@ def run_instrumented(
     carried: list[dict[str, NDArray[np.generic]]] = [{} for _ in range(0, len(files), batch_size)]
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
-        session = open_instrumented(export / f"{graph}.onnx", graph, instrument)
+        session = open_instrumented(export / f"{graph}.onnx", graph, instrument, threads)
         done = 0
         batches = sample_batches(files, batch_size, session.inputs)
         for kept, (names, arrays) in zip(carried, batches, strict=True):
@@ -71,21 +72,25 @@ def input_names(path: Path) -> tuple[str, ...]:
 
 
 def open_instrumented(
-    path: Path, graph: str, instrument: Callable[[str, ir.Graph], None]
+    path: Path, graph: str, instrument: Callable[[str, ir.Graph], None], threads: int = 0
 ) -> OnnxRuntimeSession:
     model = load_graph(path)
     instrument(graph, model.graph)
-    return OnnxRuntimeSession(path, optimized=True, lean=True, graph=graph_bytes(model))
+    data = graph_bytes(model)
+    return OnnxRuntimeSession(path, optimized=True, lean=True, graph=data, threads=threads)
 
 
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
     # What observers see comes first: it is in graph order, so the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            rows = np.flatnonzero(~np.isfinite(values).reshape(len(names), -1).all(axis=1))
+            where = f"{names[0]} to {names[-1]}" if len(names) > 1 else names[0]
+            if len(values) == len(names):  # else sums over the batch
+                rows = np.flatnonzero(~np.isfinite(values).reshape(len(names), -1).all(axis=1))
+                where = names[int(rows[0])]
             raise CalibrationError(
                 f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
-                where=names[int(rows[0])],
+                where=where,
                 do="check the checkpoint, then remove the sample if it is to blame",
             )
 
@@ -102,6 +107,7 @@ def collect_ranges(
     *,
     batch_size: int,
     progress: Progress,
+    threads: int = 0,
 ) -> Statistics:
     """Pass 1: min, max and sum of squares per channel, by site name.
 
@@ -130,6 +136,7 @@ def collect_ranges(
         instrument=instrument,
         consume=consume,
         progress=progress,
+        threads=threads,
     )
     return statistics
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import RecipeError
-from ..recipe import QuantizeOptions
+from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..sites import CONSTANT_ROLES, ActivationFormat, Plan, Site, SiteMap, SitePlan
 from .activations import (
     Group,
@@ -21,6 +21,7 @@ from .activations import (
     search_activations,
     site_weight,
 )
+from .block_check import require_blocks
 from .folds import fold_into_producer
 from .formats import QuantizedWeight
 from .observers import initializer_array, load_graph
@@ -28,7 +29,7 @@ from .packed import save_packed
 from .passes import Progress
 from .qdq import insert_qdq
 from .qdq_nodes import SiteWeights
-from .rounded_sites import MAX_MEMORY, Rounded, correct_biases, round_sites
+from .rounded_sites import Rounded, correct_biases, round_sites
 from .scaled_weights import input_scaling, nearest, rounding_tasks, scaled_weight
 from .scaling import Scaling
 from .statistics import Statistics
@@ -68,6 +69,9 @@ def quantize_graphs(
     Returns the plan with every scale filled in, and what became of each site. Second moments stay
     below `max_memory` bytes.
     """
+    for graph in site_map.graphs:
+        own = load_graph(export / f"{graph}.onnx").graph
+        require_blocks(own, site_map.of_graph(graph), entries)
     groups = {
         graph: group_sites(export, site_map, graph, entries, statistics, options)
         for graph in site_map.graphs
@@ -238,8 +242,10 @@ def describe(
 ) -> SiteResult:
     weight = "float16" if site.weight is not None else "-"
     if entry.weight is not None:
-        kind = {"uniform": "INT", "log": "LOG", "fp8": "FP"}[entry.weight.grid]
-        weight = f"{kind}{entry.weight.bits} {entry.weight.granularity.replace('_', '-')}"
+        kind = {"uniform": "INT", "fp8": "FP"}.get(entry.weight.grid, entry.weight.grid.upper())
+        size = f" of {entry.weight.block}" if entry.weight.block else ""
+        kind = f"{kind}-" if kind == "LOG2" else kind
+        weight = f"{kind}{entry.weight.bits} {entry.weight.granularity.replace('_', '-')}{size}"
     activation = "float"
     if entry.activation is not None:
         kind = "FP8" if entry.activation.grid == "fp8" else f"INT{entry.activation.bits}"

@@ -16,11 +16,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..recipe import QuantizeOptions
+from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
 from ..weight_file import SharedWeights
 from .absorb import absorb
 from .activations import decibel, site_node, site_statistics, site_weight
+from .block_check import require_blocks
 from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph
 from .packed import save_packed
@@ -30,7 +31,7 @@ from .qdq_linear import rewrite_linear
 from .qdq_nodes import SiteWeights
 from .qdq_tokens import TokenSite, rewrite_token_linear
 from .quantize import SiteResult, describe, float_parameters
-from .rounded_sites import MAX_MEMORY, Rounded, Task, correct_biases, round_sites
+from .rounded_sites import Rounded, Task, correct_biases, round_sites
 from .statistics import Statistics
 from .token_groups import TokenGroup, token_groups
 from .token_scaling import Decision, decide_groups
@@ -59,11 +60,12 @@ def quantize_generator(
     bytes.
 
     Raises:
-        RecipeError: sites that share an input but not the plan for it.
+        RecipeError: sites that share an input but not the plan for it, or that cannot take blocks.
         CalibrationError: statistics of another model, a sample that gives NaN.
     """
     model = load_graph(export / f"{full}.onnx")
     sites = site_map.of_graph(full)
+    require_blocks(model.graph, sites, entries)
     groups = token_groups(model.graph, sites, entries, statistics)
     passes = FullGraph(export, samples, full, batch_size=batch_size, progress=progress)
     decisions = decide_groups(model.graph, groups, passes, options)
@@ -182,7 +184,8 @@ def rounding_tasks(
             absorbed, found = decision.absorption, decision.grid
             shift = absorbed.shift if np.any(absorbed.shift) else None
             view = replace(group.view, scale=absorbed.scale, shift=shift)
-            grid = Grid(found.level * np.float64(found.step), found.shift, found.bits)
+            step = found.level * np.float64(found.step)
+            grid = Grid(step, found.shift, found.bits, found.kind)
         tasks.append(
             Task(
                 site,

@@ -24,8 +24,6 @@ from .rounding import compensate
 from .second_moments import Kernel, Probe, collect_moments, split_passes
 from .views import Grid, View
 
-MAX_MEMORY = 2 * 2**30  # bytes
-
 
 @dataclass(frozen=True, slots=True)
 class Rounded:

@@ -10,10 +10,12 @@ sum_k D_k |t_k - Q_k|^2.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .blocks import half_scale
 from .formats import QuantizedWeight, log_table, nearest_magnitudes
 
 Floats = NDArray[np.float64]
@@ -48,13 +50,14 @@ class UnitGrid:
     @classmethod
     def of(cls, weight: QuantizedWeight) -> UnitGrid:
         bits = weight.format.bits
-        if weight.ratio is None:
+        if not weight.is_logarithmic:
             return cls(bits, None)
-        ones = np.ones_like(weight.ratio)
-        return cls(bits, log_table(ones, weight.ratio, bits).astype(np.float64))
+        ones = np.ones_like(weight.scale)
+        ratio = ones / 2 if weight.ratio is None else weight.ratio
+        return cls(bits, log_table(ones, ratio, bits).astype(np.float64))
 
     def codes(self, values: Floats) -> Floats:
-        """Of the nearest points to `values` [O, M]."""
+        """Of the nearest points to `values`, [O] or [O, M]."""
         if self.table is None:
             top = 2 ** (self.bits - 1) - 1
             return np.clip(np.rint(values), -top, top)
@@ -76,37 +79,32 @@ def compensate(
     """Round `weight` [O, I, ...] anew on the kind of grid of `nearest`, its rounding to nearest.
 
     `square` [K, K] is the sum of x x^T over `rows` rows, K = I * kernel. Scales are searched at few
-    bits, then fitted by least squares; where the sum of squares over the rows would not fall, a
-    channel (a tensor, where it has one scale) stays as it is in `nearest`.
+    bits, and those of channels or tensors fitted by least squares. Where the sum of squares over
+    the rows would not fall, a channel (a tensor, if it has one scale) stays as it is in `nearest`.
     """
     wide = weight.reshape(len(weight), -1).astype(np.float64)
-    grid, found = UnitGrid.of(nearest), factorize(square, rows)
-    start = nearest.scale.astype(np.float64)
-    codes, scale = np.zeros_like(wide), start.copy()
-    least = np.full(start.shape, np.inf)
+    grid, found, start = UnitGrid.of(nearest), factorize(square, rows), nearest.scale
+    codes, scale = np.zeros_like(wide), start
+    least = np.full(1 if start.size == 1 else len(wide), np.inf)
     for step in STEPS if nearest.format.bits <= SEARCHED_BITS else STEPS[:1]:
-        tried = (start * step).astype(np.float32).astype(np.float64)
+        tried = start * np.float32(step)
+        tried = tried if start.ndim == 1 else half_scale(tried)
         made, errors = round_columns(wide, tried, grid, found)
-        errors = by_scale(errors, start)
-        better = errors < least
-        least = np.where(better, errors, least)
-        scale = np.where(better, tried, scale)
-        codes = np.where(better[:, None], made, codes)
-    fitted = fit_scale(wide, grid.values(codes), scale, square)
-    shape = nearest.codes.shape
-    best = nearest
-    lowest = by_scale(output_error(wide, nearest, square), start)
-    for tried in (scale, fitted):
-        narrow = tried.astype(np.float32)
-        made_now = replace(nearest, codes=codes.astype(np.int8).reshape(shape), scale=narrow)
-        errors = by_scale(output_error(wide, made_now, square), start)
+        better = by_scale(errors, start) < least
+        least = np.where(better, by_scale(errors, start), least)
+        scale, codes = by_row(better, tried, scale), by_row(better, made, codes)
+    choices = [scale]
+    if start.ndim == 1:
+        choices.append(fit_scale(wide, grid.values(codes), scale, square))
+    best, lowest = nearest, by_scale(output_error(wide, nearest, square), start)
+    whole = codes.astype(np.int8).reshape(nearest.codes.shape)
+    for tried in choices:
+        candidate = replace(nearest, codes=whole, scale=tried)
+        errors = by_scale(output_error(wide, candidate, square), start)
         better = errors < lowest
         lowest = np.where(better, errors, lowest)
-        kept = better.reshape(-1, *(1,) * (len(shape) - 1))
         best = replace(
-            best,
-            codes=np.where(kept, made_now.codes, best.codes),
-            scale=np.where(better, narrow, best.scale),
+            best, codes=by_row(better, whole, best.codes), scale=by_row(better, tried, best.scale)
         )
     return best
 
@@ -128,20 +126,23 @@ def factorize(square: Floats, rows: int) -> Factor:
 
 
 def round_columns(
-    weight: Floats, scale: Floats, grid: UnitGrid, factor: Factor
+    weight: Floats, scale: NDArray[np.float32], grid: UnitGrid, factor: Factor
 ) -> tuple[Floats, Floats]:
     """Codes [O, K] and the damped error of each row, [O]."""
     columns = weight.shape[1]
     ordered = weight[:, factor.order]
     error, made = np.zeros_like(ordered), np.zeros_like(ordered)
     total = np.zeros(len(weight))
+    steps = scale.astype(np.float64)
     for start in range(0, columns, BLOCK):
         end = min(columns, start + BLOCK)
         carried = ordered[:, start:end] + error[:, :start] @ factor.upper[:start, start:end]
         for k in range(start, end):
             target = carried[:, k - start] + error[:, start:k] @ factor.upper[start:k, k]
-            made[:, k] = grid.codes((target / scale)[:, None])[:, 0]
-            rounded = grid.values(made[:, k : k + 1])[:, 0] * scale
+            # Of blocks, that of the column's.
+            step = steps if steps.ndim == 1 else steps.T[factor.order[k] * len(steps.T) // columns]
+            made[:, k] = grid.codes(target / step)
+            rounded = grid.values(made[:, k]) * step
             error[:, k] = ordered[:, k] - rounded
             total += factor.diagonal[k] * np.square(target - rounded)
     codes = np.empty_like(made)
@@ -149,13 +150,16 @@ def round_columns(
     return codes, total
 
 
-def fit_scale(weight: Floats, values: Floats, scale: Floats, square: Floats) -> Floats:
-    """argmin_s sum |(W - s V) x|^2, s = <V, W>_H / <V, V>_H, by the groups of `scale`."""
+def fit_scale(
+    weight: Floats, values: Floats, scale: NDArray[np.float32], square: Floats
+) -> NDArray[np.float32]:
+    """argmin_s sum |(W - s V) x|^2, s = <V, W>_H / <V, V>_H, of a channel or of all."""
     projected = values @ square
     against = by_scale((projected * weight).sum(axis=1), scale)
     energy = by_scale((projected * values).sum(axis=1), scale)
     usable = (against > 0) & (energy > 0)
-    return np.where(usable, against / np.where(usable, energy, 1.0), scale)
+    fitted = (against / np.where(usable, energy, 1.0)).astype(np.float32)
+    return np.where(usable & (fitted > 0), fitted, scale)
 
 
 def output_error(weight: Floats, rounded: QuantizedWeight, square: Floats) -> Floats:
@@ -165,6 +169,11 @@ def output_error(weight: Floats, rounded: QuantizedWeight, square: Floats) -> Fl
     return total
 
 
-def by_scale(errors: Floats, scale: Floats) -> Floats:
-    """Of channels that have a scale each, as they are; else their sum, [1]."""
+def by_scale(errors: Floats, scale: NDArray[np.float32]) -> Floats:
+    """By channel as they are; of one scale for all the sum, [1]."""
     return errors if scale.size > 1 else errors.sum(keepdims=True)
+
+
+def by_row(chosen: NDArray[np.bool_], new: NDArray[Any], old: NDArray[Any]) -> NDArray[Any]:
+    """`new` in the chosen rows ([1]: in all or none), else `old`."""
+    return np.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

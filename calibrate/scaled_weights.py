@@ -106,7 +106,8 @@ def rounding_tasks(
 
 
 def grid_of(activation: ActivationFormat | None) -> Grid | None:
-    """None where the input is not rounded, or to FP8, whose errors have no mean to speak of."""
-    if activation is None or activation.grid == "fp8" or activation.scale is None:
+    """None where the input is not rounded."""
+    if activation is None or activation.scale is None:
         return None
-    return Grid(np.array([activation.scale]), np.array([activation.shift]), activation.bits)
+    scale, shift = np.array([activation.scale]), np.array([activation.shift])
+    return Grid(scale, shift, activation.bits, activation.grid)

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
-from ..errors import CalibrationError, RecipeError
-from ..recipe import QuantizeOptions
+from ..errors import RecipeError
+from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap
 from .build import FP16
@@ -21,6 +21,7 @@ from .common import (
     load_sites,
     package_versions,
     require_outputs,
+    require_same_export,
     run_stage,
 )
 from .generated_samples import FULL, is_generator
@@ -32,8 +33,12 @@ def quantize_stage(
     options: QuantizeOptions,
     reporter: Reporter,
     plan_file: Path | None = None,
+    max_memory: int = MAX_MEMORY,
 ) -> StageResult:
-    """Quantize by `options`, or by a plan that a person or a search has edited."""
+    """Quantize by `options`, or by a plan that a person or a search has edited.
+
+    Second moments, where a rounding asks for them, take at most `max_memory` bytes at a time.
+    """
     from ..calibrate.plan import check_plan, make_plan
     from ..calibrate.quantize import quantize_graphs
     from ..calibrate.quantize_generator import quantize_generator
@@ -79,6 +84,7 @@ def quantize_stage(
                 options,
                 batch_size=size,
                 progress=progress,
+                max_memory=max_memory,
             )
             shutil.copyfile(export / SPEC_FILE, folder / SPEC_FILE)
         else:
@@ -92,6 +98,7 @@ def quantize_stage(
                 options,
                 batch_size=size,
                 progress=progress,
+                max_memory=max_memory,
             )
         (folder / "plan.json").write_bytes(encode_json(final))
         return {
@@ -102,18 +109,6 @@ def quantize_stage(
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
-
-
-def require_same_export(exported: Manifest, calibrated: Manifest) -> None:
-    """Raises CalibrationError for statistics of graphs that are not the exported ones any more."""
-    odd = [
-        name for name, digest in exported.outputs.items() if calibrated.inputs.get(name) != digest
-    ]
-    if odd:
-        raise CalibrationError(
-            f"the statistics are of another export: {odd[0]} differs",
-            do="run `arvg-trt calibrate` again",
-        )
 
 
 def float_bytes(export: Path, site_map: SiteMap, graph: str | None) -> int:
