@@ -53,7 +53,7 @@ class UnitGrid:
         if not weight.is_logarithmic:
             return cls(bits, None)
         ones = np.ones_like(weight.scale)
-        ratio = ones / 2 if weight.ratio is None else weight.ratio
+        ratio = np.full_like(weight.scale, 0.5) if weight.ratio is None else weight.ratio
         return cls(bits, log_table(ones, ratio, bits).astype(np.float64))
 
     def codes(self, values: Floats) -> Floats:
@@ -118,7 +118,7 @@ def factorize(square: Floats, rows: int) -> Factor:
     turned = order[::-1]
     damped = square[np.ix_(turned, turned)]
     damped.flat[:: columns + 1] += damping * float(energy.mean()) or 1.0
-    lower = np.linalg.cholesky(damped)
+    lower = np.asarray(np.linalg.cholesky(damped), np.float64)
     root: Floats = np.diag(lower).copy()
     lower /= root
     diagonal: Floats = np.square(root)
