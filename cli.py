@@ -247,6 +247,11 @@ def calibrate(
 @click.option(
     "--max-memory", type=Bytes(), default=MAX_MEMORY, help="Of second moments. [default: 2GiB]"
 )
+@click.option(
+    "--attention",
+    type=click.Choice(["float", "fp8", "int8"]),
+    help="Of a generator's attention products. [default: float]",
+)
 @click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="An edited plan.json.")
 @json_option

@@ -95,7 +95,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     the weights' errors on the calibration data, `bias_correction` keeps the outputs' means there.
     `exclude` holds patterns of site names. `blockwise` weights have 4 bits and a scale every
     `block_size` input channels. With `integer_exponents` a logarithmic grid has powers of two, of 2
-    to 5 bits, and inputs of 8 bits are FP8.
+    to 5 bits, and inputs of 8 bits are FP8. `attention` is the format of a generator's queries,
+    keys, values and softmax.
     """
 
     encoder_bits: int = 8
@@ -114,6 +115,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     bias_correction: bool = False
     block_size: int = 64
     integer_exponents: bool = False
+    attention: Literal["float", "fp8", "int8"] = "float"
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
