@@ -35,6 +35,9 @@ class TensorStats:
         )
 
 
+# Statistics by name: of a site's input, and with these behind the name of its positions and of the
+# site's output.
+POSITION, OUTPUT = ":position", ":output"
 Statistics = dict[str, TensorStats]
 
 

@@ -1,8 +1,8 @@
-"""What a generator is calibrated on: its own pictures, as the feeds of its full graph."""
+"""What a generator is calibrated on: its own pictures or images, as feeds of its full graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -13,8 +13,12 @@ from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import Array
-from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
+from ..runtime.generate.par_spec import ParSpec
+from ..runtime.generator import SPEC_FILE, Generator, Spec, choose_sampling, read_spec
+from ..runtime.image_sources import ImageSource, random_crops
+from ..runtime.images import to_model
 from ..runtime.sessions.onnxruntime import fast_session
+from ..runtime.tokenizer import ImageTokenizer
 from .common import Reporter
 from .generate import parse_labels
 
@@ -37,10 +41,10 @@ def require_teacher_forced(exported: Manifest) -> None:
 
 def check_generated(options: CalibrateOptions) -> None:
     """Raises CalibrationError for sources that are not a generator's."""
-    for name in ("images", "feeds", "synthetic"):
+    for name in ("feeds", "synthetic"):
         if getattr(options, name):
             raise CalibrationError(
-                "a generator is calibrated on what it generates itself",
+                "a generator is calibrated on what it generates itself, or on images",
                 where=f"--{name}",
                 do="leave it out; --labels says which classes",
             )
@@ -66,10 +70,10 @@ def generated_rows(
     _, spec = read_spec(export)
     sampling = choose_sampling(spec)
     given = [options.labels] if options.labels else [f"0-{spec.num_classes - 1}"]
-    labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.samples))
-    part = range(options.samples) if part is None else part
+    labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.pool))
+    part = range(options.pool) if part is None else part
     force = teacher_forcing(export)
-    classes = [None, spec.num_classes] if sampling.cfg > 0 else [None]
+    null = spec.num_classes if sampling.cfg > 0 else None
 
     def tick(done: int, total: int) -> None:
         reporter.progress("generating samples", done, total)
@@ -83,11 +87,75 @@ def generated_rows(
         progress=tick,
     )
     for batch in batches:
-        forced = force(batch.tokens)
-        for k, label in enumerate(batch.labels):
-            row = {name: values[k : k + 1] for name, values in forced.items()}
-            for chosen in classes:
-                held = label if chosen is None else chosen
+        yield from forced_rows(force(batch.tokens), batch.labels, null)
+
+
+def encoded_rows(
+    export: Path,
+    source: ImageSource,
+    options: CalibrateOptions,
+    *,
+    part: range,
+    threads: int = 0,
+) -> Iterator[dict[str, Array]]:
+    """As `generated_rows`, of square crops of images through the generator's own tokenizer.
+
+    Raises:
+        CalibrationError: no labels, or neither one nor one an image.
+        GenerationError: a label out of range.
+    """
+    _, spec = read_spec(export)
+    if not options.labels:
+        raise CalibrationError(
+            "the classes of the images are not known",
+            where="--labels",
+            do="give one for all, or one an image in the order of their names",
+        )
+    labels = parse_labels([options.labels], spec.num_classes)
+    if len(labels) not in (1, len(source.files)):
+        raise CalibrationError(
+            f"{len(labels)} labels for {len(source.files)} images",
+            where="--labels",
+            do="give one for all, or one an image in the order of their names",
+        )
+    null = spec.num_classes if choose_sampling(spec).cfg > 0 else None
+    return encoded(export, spec, source, labels, null, options.seed, part, threads)
+
+
+def encoded(
+    export: Path,
+    spec: Spec,
+    source: ImageSource,
+    labels: Sequence[int],
+    null: int | None,
+    seed: int,
+    part: range,
+    threads: int,
+) -> Iterator[dict[str, Array]]:
+    tokenizer, force = ImageTokenizer.open(export, threads=threads), teacher_forcing(export)
+    crops = random_crops(source, part.stop, spec.image_size, seed, part.start)
+    for k, crop in zip(part, crops, strict=True):
+        indices, _ = tokenizer.encode(to_model(crop))
+        assert indices is not None
+        tokens = in_generation_order(spec, indices)
+        label = labels[k % len(source.files) % len(labels)]
+        yield from forced_rows(force(tokens), [label], null)
+
+
+def in_generation_order(spec: Spec, indices: NDArray[np.int32]) -> NDArray[np.int32]:
+    """What a tokenizer makes of images, [N, ...] -> tokens [N, L] as the generator makes them."""
+    tokens = indices.reshape(len(indices), -1)
+    return tokens[:, spec.order] if isinstance(spec, ParSpec) else tokens
+
+
+def forced_rows(
+    forced: Mapping[str, Array], labels: Iterable[int], null: int | None
+) -> Iterator[dict[str, Array]]:
+    """Of each picture the row of its label, and that of the null class where there is one."""
+    for k, label in enumerate(labels):
+        row = {name: values[k : k + 1] for name, values in forced.items()}
+        for held in (label, null):
+            if held is not None:
                 yield {"labels": np.array([held], np.int64), **row}
 
 
