@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -19,6 +19,7 @@ from .pipeline.common import StageResult, tool_version
 from .recipe import (
     BuildOptions,
     CalibrateOptions,
+    QuantizeMethod,
     QuantizeOptions,
     Recipe,
     ValidateOptions,
@@ -241,7 +242,11 @@ def calibrate(
 @click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only.")
 @click.option(
     "--quantize-method",
-    type=click.Choice(["per_tensor", "log_quantization", "per_channel", "per_channel_log", "fp8"]),
+    type=click.Choice(get_args(QuantizeMethod)),
+)
+@click.option("--block-size", type=int, help="Of blockwise: 32, 64 or 128. [default: 64]")
+@click.option(
+    "--integer-exponents", is_flag=True, default=None, help="Powers of two, which FP8 has."
 )
 @click.option(
     "--smoothing",

@@ -82,9 +82,16 @@ def full_inputs(export: Path) -> tuple[GraphInput, ...]:
 
 def check_file(path: Path, inputs: tuple[GraphInput, ...]) -> dict[str, np.ndarray]:
     """The arrays of a sample; a picture feeds the one image input that is left."""
+    picture = path.suffix == ".png"
+    if picture and not any(needed.is_image for needed in inputs):
+        raise CalibrationError(
+            "is a picture, which no input takes",
+            where=str(path),
+            do="name a folder of samples that were calibrated on",
+        )
     arrays = load_sample(path, ())
     check_names(arrays, inputs, str(path))
-    require_fed(inputs, arrays, str(path), with_images=path.suffix == ".png")
+    require_fed(inputs, arrays, str(path), with_images=picture)
     check_arrays(arrays, inputs, str(path))
     return arrays
 

@@ -190,7 +190,7 @@ def test_samples_that_do_not_fit_are_refused_by_file(
         (saved("long", tokens=np.zeros((1, 99), np.int64)), "has shape [1, 99]"),
         (saved("float", tokens=good["tokens"].astype(np.float32)), "is float32"),
         (saved("label", labels=np.array([6])), "label 6, but the classes are 0 to 4"),
-        (picture, "has no"),
+        (picture, "is a picture, which no input takes"),
         (torn, "cannot be read"),
     ):
         outcome = arvg("calibrate", copy, "--samples-from", folder)
