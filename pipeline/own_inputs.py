@@ -250,8 +250,8 @@ def check_pictures(
                 raise CalibrationError(
                     f"{key} has values from {least:g} to {most:g}{limits} in sample {k}",
                     where=where,
-                    do="scale it as in training: x / 127.5 - 1 for 0..255; where the model takes "
-                    f"them so, give --value-range {least:g} {most:g}",
+                    do="scale it as in training, e.g. x / 127.5 - 1; if the model takes bytes, "
+                    "give --value-range 0 255",
                 )
             if least == most:
                 raise CalibrationError(

@@ -107,5 +107,5 @@ def test_a_tokenizers_pass_does_so_for_both_halves(tiny_di: TinyExport, samples:
         tiny_di.folder, samples, tiny_di.sites, batch_size=2, progress=silent, growth=growth
     )
     found = convergence(growth)
-    assert {row.name.partition(".")[0] for row in found.sites} == {"encoder", "decoder"}
+    assert {row.name.partition(".")[0] for row in found.sites} >= {"encoder", "decoder"}
     assert found.share == 2 / 3 and growth.at.keys() == {1, 2}

@@ -16,16 +16,16 @@ from .conftest import arvg, assert_refused, digests
 
 
 def dead_model(path: Path) -> Path:
-    """Three convolutions: channel 0 of the first is dead, and so is all that the second gives."""
+    """Four convolutions: channel 0 of the first is dead, and so is all that the second gives."""
     rng = np.random.default_rng(0)
     weights = [
         rng.normal(0, 0.3, shape).astype(np.float32)
-        for shape in ((8, 3, 3, 3), (8, 8, 1, 1), (4, 8, 1, 1))
+        for shape in ((8, 3, 3, 3), (8, 8, 1, 1), (8, 8, 1, 1), (4, 8, 1, 1))
     ]
     weights[0][0] = 0
     weights[1][:] = 0
     nodes, value = [], "image"
-    for k, made in enumerate(("a", "b", "out")):
+    for k, made in enumerate(("a", "b", "c", "out")):
         pads = [1, 1, 1, 1] if k == 0 else [0, 0, 0, 0]
         nodes.append(helper.make_node("Conv", [value, f"w{k}"], [made], f"conv{k}", pads=pads))
         value = made
@@ -36,7 +36,8 @@ def dead_model(path: Path) -> Path:
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 4, 12, 12])],
         [numpy_helper.from_array(w, f"w{k}") for k, w in enumerate(weights)],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), path)
+    opset = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
     return path
 
 
@@ -120,8 +121,9 @@ def test_dead_channels_and_zero_tensors_get_scales_above_zero(
     assert arvg("calibrate", workspace, "--feeds", feeds, "--samples", 4).code == 0
     assert arvg("quantize", workspace, "--name", "dead").code == 0
     plan = json.loads((workspace / "quantize" / "dead" / "plan.json").read_text())
-    scales = [site["activation"]["scale"] for site in plan["sites"]]
-    assert len(scales) == 3 and all(np.isfinite(scale) and scale > 0 for scale in scales)
+    # The first and the last convolution stay in high precision.
+    scales = [site["activation"]["scale"] for site in plan["sites"] if site["activation"]]
+    assert len(scales) == 2 and all(np.isfinite(scale) and scale > 0 for scale in scales)
     graph = onnx.load(workspace / "quantize" / "dead" / "dead.onnx")
     held_scales = [
         numpy_helper.to_array(t)
@@ -130,4 +132,4 @@ def test_dead_channels_and_zero_tensors_get_scales_above_zero(
     ]
     assert held_scales and all((values > 0).all() for values in held_scales)
     found = reference_session(workspace / "quantize" / "dead" / "dead.onnx").run({"image": held})
-    assert np.array_equal(found["out"], np.zeros_like(found["out"]))
+    assert np.abs(found["out"]).max() < 1e-15  # the exact shift leaves a rounding of its bias
