@@ -127,7 +127,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     search of per-channel weight grids by the energy of the inputs. `exclude` holds patterns of site
     names. `blockwise` weights have 4 bits and a scale every `block_size` input channels. With
     `integer_exponents` a logarithmic grid has powers of two, of 2 to 5 bits, and inputs of 8 bits
-    are FP8.
+    are FP8. `attention` is the format of a generator's queries, keys, values and softmax.
     """
 
     encoder_bits: int = 8
@@ -144,6 +144,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     data_aware: bool = False
     block_size: int = 64
     integer_exponents: bool = False
+    attention: Literal["float", "fp8", "int8"] = "float"
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -205,10 +206,21 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 
 
 class ValidateOptions(Options, frozen=True, kw_only=True):
-    """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency."""
+    """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency.
+
+    A generator makes `samples` pictures of `seed`, of the classes `labels` (`0-9,207`; None: all)
+    in turn, so many at once as `batch_size`, and is given their tokens; or those of `images`, which
+    `labels` then has a class for each of. `features` is an ONNX graph from pictures to features,
+    for a Frechet distance.
+    """
 
     images: str | None = None
     feeds: str | None = None
+    labels: str | None = None
+    samples: int = 32
+    seed: int = 1000
+    batch_size: int = 4
+    features: str | None = None
     size: int = 256
     gates: tuple[str, ...] = ()
     rounds: int = 20
@@ -216,7 +228,9 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     threads: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(self, size=1, rounds=0, warmup=0, threads=0)
+        require_at_least(
+            self, size=1, rounds=0, warmup=0, threads=0, samples=1, seed=0, batch_size=1
+        )
 
 
 class Recipe(Options, frozen=True, kw_only=True):

@@ -83,7 +83,7 @@ def count_of(source: Samples, options: CalibrateOptions) -> int:
     """Pictures, crops or arrays; of saved samples their files."""
     if options.dgc:
         return options.samples
-    return len(source.digests) if options.samples_from else len(shard_of(options))
+    return len(shard_of(options)) if source.count is None else source.count
 
 
 def check_execution(options: CalibrateOptions, execution: Execution | None) -> None:

@@ -20,6 +20,7 @@ from .generated_samples import (
     encoded_rows,
     generated_rows,
     is_generator,
+    pictures_of,
     require_teacher_forced,
 )
 from .own_feeds import open_feeds, synthetic_feeds
@@ -29,12 +30,16 @@ from .saved_samples import open_saved, sample_names, saved_sample
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What is calibrated on: samples, made one at a time, and where they come from."""
+    """What is calibrated on: samples, made one at a time, and where they come from.
+
+    `count` is their number where it is not the one that was asked for.
+    """
 
     samples: Iterable[Sample]
     names: tuple[str, ...]
     digests: Mapping[str, str]
     skipped: tuple[str, ...] = ()
+    count: int | None = None
     synthetic: bool = False
 
 
@@ -59,14 +64,14 @@ def open_samples(
     return own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
 
 
-def shard_of(options: CalibrateOptions) -> range:
-    """Numbers of the samples that the shard makes.
+def shard_of(options: CalibrateOptions, most: int | None = None) -> range:
+    """Numbers of the samples that the shard makes, of `most` that there are.
 
     Cut between batches where there are enough, so that the shards together compute what one run
     does, to the bit.
     """
     k, n = options.part
-    total = options.pool
+    total = options.pool if most is None else min(most, options.pool)
     unit = math.lcm(BATCH_SIZE, options.batch_size)
     unit = unit if total >= n * unit else 1
     units = math.ceil(total / unit)
@@ -80,7 +85,8 @@ def saved_samples(export: Path, manifest: Manifest, options: CalibrateOptions) -
     files = open_saved(export, manifest, Path(options.samples_from))
     digests = {f"sample/{path.name}": sha256_file(path) for path in files}
     names, synthetic = sample_names(Path(options.samples_from))
-    return Samples((saved_sample(path) for path in files), names, digests, synthetic=synthetic)
+    samples = (saved_sample(path) for path in files)
+    return Samples(samples, names, digests, count=len(files), synthetic=synthetic)
 
 
 def generated(
@@ -96,11 +102,11 @@ def generated(
     part = shard_of(options)
     if options.images is not None:
         source = open_source(options.images)
+        part = shard_of(options, len(source.files))
         rows = encoded_rows(export, source, options, part=part, threads=threads)
-        return Samples(rows, source.names, image_digests(source), source.skipped)
-    name = f"generated from seed {options.seed}"
+        return Samples(rows, source.names, image_digests(source), source.skipped, len(part))
     rows = generated_rows(export, options, reporter, part=part, threads=threads)
-    return Samples(rows, (name,), {})
+    return Samples(rows, (pictures_of(options.seed),), {})
 
 
 def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -13,14 +13,12 @@ from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import Array
-from ..runtime.generate.par_spec import ParSpec
-from ..runtime.generator import SPEC_FILE, Generator, Spec, choose_sampling, read_spec
-from ..runtime.image_sources import ImageSource, random_crops
-from ..runtime.images import to_model
+from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
+from ..runtime.image_sources import ImageSource
 from ..runtime.sessions.onnxruntime import fast_session
-from ..runtime.tokenizer import ImageTokenizer
 from .common import Reporter
 from .generate import parse_labels
+from .image_tokens import image_labels, image_tokens, require_size
 
 FULL = "full"
 Tokens = NDArray[np.int32] | NDArray[np.float32]
@@ -28,6 +26,11 @@ Tokens = NDArray[np.int32] | NDArray[np.float32]
 
 def is_generator(exported: Manifest) -> bool:
     return SPEC_FILE in exported.outputs
+
+
+def pictures_of(seed: int) -> str:
+    """What manifests and reports call a model's own pictures."""
+    return f"generated from seed {seed}"
 
 
 def require_teacher_forced(exported: Manifest) -> None:
@@ -98,54 +101,24 @@ def encoded_rows(
     part: range,
     threads: int = 0,
 ) -> Iterator[dict[str, Array]]:
-    """As `generated_rows`, of square crops of images through the generator's own tokenizer.
+    """As `generated_rows`, of the images `part` through the generator's own tokenizer.
 
     Raises:
-        CalibrationError: no labels, or neither one nor one an image.
+        CalibrationError: no labels, neither one nor one an image, or images that are too small.
         GenerationError: a label out of range.
     """
     _, spec = read_spec(export)
-    if not options.labels:
-        raise CalibrationError(
-            "the classes of the images are not known",
-            where="--labels",
-            do="give one for all, or one an image in the order of their names",
-        )
-    labels = parse_labels([options.labels], spec.num_classes)
-    if len(labels) not in (1, len(source.files)):
-        raise CalibrationError(
-            f"{len(labels)} labels for {len(source.files)} images",
-            where="--labels",
-            do="give one for all, or one an image in the order of their names",
-        )
+    labels = image_labels(source, options.labels, spec.num_classes)
+    require_size(source, spec.image_size)
     null = spec.num_classes if choose_sampling(spec).cfg > 0 else None
-    return encoded(export, spec, source, labels, null, options.seed, part, threads)
-
-
-def encoded(
-    export: Path,
-    spec: Spec,
-    source: ImageSource,
-    labels: Sequence[int],
-    null: int | None,
-    seed: int,
-    part: range,
-    threads: int,
-) -> Iterator[dict[str, Array]]:
-    tokenizer, force = ImageTokenizer.open(export, threads=threads), teacher_forcing(export)
-    crops = random_crops(source, part.stop, spec.image_size, seed, part.start)
-    for k, crop in zip(part, crops, strict=True):
-        indices, _ = tokenizer.encode(to_model(crop))
-        assert indices is not None
-        tokens = in_generation_order(spec, indices)
-        label = labels[k % len(source.files) % len(labels)]
-        yield from forced_rows(force(tokens), [label], null)
-
-
-def in_generation_order(spec: Spec, indices: NDArray[np.int32]) -> NDArray[np.int32]:
-    """What a tokenizer makes of images, [N, ...] -> tokens [N, L] as the generator makes them."""
-    tokens = indices.reshape(len(indices), -1)
-    return tokens[:, spec.order] if isinstance(spec, ParSpec) else tokens
+    chosen = slice(part.start, part.stop)
+    force = teacher_forcing(export)
+    found = image_tokens(export, spec, ImageSource(source.files[chosen]), threads)
+    return (
+        row
+        for tokens, label in zip(found, labels[chosen], strict=True)
+        for row in forced_rows(force(tokens), [label], null)
+    )
 
 
 def forced_rows(

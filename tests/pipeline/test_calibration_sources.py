@@ -13,11 +13,8 @@ from PIL import Image
 from arvg_trt.artifacts import MANIFEST, Manifest
 from arvg_trt.errors import CalibrationError
 from arvg_trt.pipeline.distribution import require_halves
-from arvg_trt.pipeline.generated_samples import in_generation_order
 from arvg_trt.pipeline.saved_samples import open_saved, sample_names, saved_sample
 from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
-from arvg_trt.runtime.generate.par_spec import ParSpec
-from arvg_trt.runtime.generate.spec import Defaults
 from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 
@@ -107,43 +104,23 @@ def test_images_become_rows_by_the_generators_own_tokenizer(
     outcome = arvg("calibrate", root, "--images", images, "--labels", "2,0,1", "--samples", 4)
     assert outcome.code == 0, outcome
     null = spec.num_classes
-    assert labels_of(root) == [2, null, 0, null, 1, null, 2, null]
+    assert labels_of(root) == [2, null, 0, null, 1, null]
     tokenizer = ImageTokenizer.open(tiny_rar.folder)
     for k in range(3):
         pixels = np.asarray(Image.open(images / f"{k}.png"), np.float32).transpose(2, 0, 1)
         tokens = tokenizer.encode(pixels[None] / 127.5 - 1)[0].reshape(-1)
         for row in rows_of(root)[2 * k : 2 * k + 2]:
             assert np.array_equal(row["tokens"][0], tokens[: row["tokens"].shape[1]])
-    assert manifest_of(root)["results"]["images"] == ["0.png", "1.png", "2.png"]
-
-
-def test_tokens_of_an_image_come_in_the_order_of_a_pars_generation() -> None:
-    spec = ParSpec(
-        side=4,
-        num_classes=2,
-        vocab_size=16,
-        depth=1,
-        width=8,
-        heads=1,
-        head_dim=8,
-        image_size=32,
-        group=4,
-        defaults=Defaults(cfg=1.0, top_k=0, top_p=1.0),
-    )
-    indices = np.arange(32, dtype=np.int32).reshape(2, 4, 4)
-    tokens = in_generation_order(spec, indices)
-    # The same cell of the four regions, one after another.
-    assert tokens[0, :8].tolist() == [0, 2, 8, 10, 1, 3, 9, 11]
-    assert np.array_equal(tokens[1], tokens[0] + 16)
-    assert sorted(tokens[0].tolist()) == list(range(16))
+    results = manifest_of(root)["results"]
+    assert results["images"] == ["0.png", "1.png", "2.png"] and results["samples"] == 3
 
 
 def test_what_images_of_a_generator_lack_is_refused(copy: Path, tmp_path: Path) -> None:
     images = pictures(tmp_path / "images", 3, 8)
     before = digests(copy)
     for args, code, words in (
-        (("--images", images), 5, "--labels: the classes of the images are not known"),
-        (("--images", images, "--labels", "0,1"), 5, "2 labels for 3 images"),
+        (("--images", images), 5, "--labels: 3 images without classes"),
+        (("--images", images, "--labels", "0,1"), 5, "2 classes for 3 images"),
         (("--images", images, "--labels", "7"), 10, "7"),
     ):
         assert_refused(arvg("calibrate", copy, *args), code, words)
