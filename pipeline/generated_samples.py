@@ -13,6 +13,7 @@ from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import Array
+from ..runtime.generator import FULL as FULL
 from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.image_sources import ImageSource
 from ..runtime.sessions.onnxruntime import fast_session
@@ -20,7 +21,6 @@ from .common import Reporter
 from .generate import parse_labels
 from .image_tokens import image_labels, image_tokens, require_size
 
-FULL = "full"
 Tokens = NDArray[np.int32] | NDArray[np.float32]
 
 
