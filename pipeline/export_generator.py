@@ -5,9 +5,8 @@ Tracing keeps what it saw until its process ends, and so would the mapped checkp
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -50,7 +49,15 @@ class Family(Protocol):
 
 
 def family(name: str) -> Family:
-    return cast(Family, import_module(f".export_{name}", __package__))
+    from . import export_mar, export_par, export_rar, export_var
+
+    families: dict[str, Family] = {
+        "mar": export_mar,
+        "par": export_par,
+        "rar": export_rar,
+        "var": export_var,
+    }
+    return families[name]
 
 
 class Silent(Reporter):
