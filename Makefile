@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.tokenizer_bits
 	$(BIN)/python -m arvg_trt.benchmarks.generate
 	$(BIN)/python -m arvg_trt.benchmarks.generate_rar
+	$(BIN)/python -m arvg_trt.benchmarks.calibration
 
 clean:
 	rm -rf $(VENV) out build

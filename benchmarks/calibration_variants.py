@@ -1,0 +1,199 @@
+"""One way to run, or to calibrate, the full graph of a folder; `calibration.py` starts it.
+
+Writes `told.json`: seconds, and of quantized graphs the SQNR of their logits.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import click
+import numpy as np
+
+from ..artifacts import decode_json
+from ..calibrate.observers import load_graph
+from ..calibrate.passes import run_instrumented
+from ..calibrate.plan import check_plan, make_plan
+from ..calibrate.quantize_generator import quantize_generator
+from ..calibrate.token_grids import grid_candidates
+from ..calibrate.token_groups import token_groups
+from ..calibrate.view_passes import FullGraph, collect_full_ranges
+from ..recipe import QuantizeOptions
+from ..runtime.feeds import Array, load_sample, sample_files
+from ..runtime.sessions.onnxruntime import reference_session
+from ..sites import SiteMap
+from .common import QuietReporter
+
+FULL = "full"
+BATCH = 1
+PEER = "percentile"
+CLIPS = (1.0, 0.8, 0.6)
+VARIANTS: Mapping[str, str] = {
+    "plain": "plain FP32 inference",
+    "ranges": "pass 1: ranges and squares by channel and position",
+    "errors": "pass 2: squared errors of three clips a position",
+    "ours": "calibrated and quantized, W8A8",
+    PEER: "onnxruntime, percentile calibrator",
+    "peer_int8": "onnxruntime, quantize_static by percentile",
+}
+progress = QuietReporter().progress
+
+
+def run_plain(export: Path, samples: Path, _: Path) -> None:
+    run_instrumented(
+        export,
+        samples,
+        (FULL,),
+        batch_size=BATCH,
+        instrument=lambda graph, model: None,
+        consume=lambda graph, outputs: None,
+        progress=progress,
+    )
+
+
+def run_ranges(export: Path, samples: Path, kept: Path) -> None:
+    from ..calibrate.statistics import save_statistics
+
+    sites = load_map(export).of_graph(FULL)
+    found = collect_full_ranges(export, samples, sites, batch_size=BATCH, progress=progress)
+    save_statistics(found, kept)
+
+
+def run_errors(export: Path, samples: Path, kept: Path) -> None:
+    """On the statistics that `run_ranges` kept."""
+    from ..calibrate.statistics import load_statistics
+
+    planned = SiteMap(sites=load_map(export).of_graph(FULL))
+    entries = check_plan(make_plan(planned, QuantizeOptions()), planned)
+    model = load_graph(export / f"{FULL}.onnx")
+    groups = token_groups(model.graph, planned.sites, entries, load_statistics(kept))
+    grids = {
+        g.key: grid_candidates(g.positions or g.stats, 8, allow_shift=True, fractions=CLIPS)
+        for g in groups
+        if g.positions is not None
+    }
+    views = {g.key: g.view for g in groups if g.key in grids}
+    gains = {g.key: np.sqrt(g.readers.energy) for g in groups if g.key in grids}
+    passes = FullGraph(export, samples, FULL, batch_size=BATCH, progress=progress)
+    passes.grid_errors(views, grids, gains)
+
+
+def load_map(export: Path) -> SiteMap:
+    return decode_json(export / "sites.json", SiteMap, do="export again")
+
+
+def quantize_ours(export: Path, samples: Path, kept: Path, output: Path) -> None:
+    from ..calibrate.statistics import load_statistics
+
+    options = QuantizeOptions()
+    sites = load_map(export)
+    planned = SiteMap(sites=sites.of_graph(FULL))
+    run_ranges(export, samples, kept)
+    quantize_generator(
+        export,
+        samples,
+        output,
+        sites,
+        FULL,
+        check_plan(make_plan(planned, options), planned),
+        load_statistics(kept),
+        options,
+        batch_size=BATCH,
+        progress=progress,
+    )
+
+
+class Reader:
+    """Samples as ONNX Runtime's calibrators take them."""
+
+    def __init__(self, samples: Path) -> None:
+        self._rows: Iterator[dict[str, Array]] = (load_sample(p) for p in sample_files(samples))
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._rows, None)
+
+
+def calibrate_peer(export: Path, samples: Path, scratch: Path) -> None:
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    calibrator = create_calibrator(
+        export / f"{FULL}.onnx",
+        ["MatMul"],
+        augmented_model_path=str(scratch / "augmented.onnx"),
+        calibrate_method=CalibrationMethod.Percentile,
+        use_external_data_format=True,
+    )
+    calibrator.collect_data(Reader(samples))
+    calibrator.compute_data()
+
+
+def quantize_peer(export: Path, samples: Path, output: Path) -> None:
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    quantize_static(
+        export / f"{FULL}.onnx",
+        output / f"{FULL}.onnx",
+        Reader(samples),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.Percentile,
+        use_external_data_format=True,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def logits_sqnr(wanted: Path, found: Path, rows: Path) -> float:
+    """dB over all rows, in sessions without rewrites."""
+    sessions = [reference_session(path) for path in (wanted, found)]
+    signal = noise = 0.0
+    for path in sample_files(rows):
+        row = load_sample(path)
+        a, b = (s.run(row, ["logits"])["logits"].astype(np.float64) for s in sessions)
+        signal, noise = signal + float(np.square(a).sum()), noise + float(np.square(b - a).sum())
+    return 10 * float(np.log10(signal / noise))
+
+
+@click.command()
+@click.argument("variant", type=click.Choice(list(VARIANTS)))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--samples", type=int, required=True)
+def main(variant: str, folder: Path, samples: int) -> None:
+    """Run VARIANT on the first samples of FOLDER."""
+    export, some = folder / "export", folder / f"samples.{samples}"
+    if not some.is_dir():
+        some.mkdir()
+        for path in sample_files(folder / "samples")[:samples]:
+            shutil.copyfile(path, some / path.name)
+    output, kept = folder / variant, folder / f"statistics.{samples}"
+    output.mkdir(exist_ok=True)
+    work: Mapping[str, Callable[[], None]] = {
+        "plain": lambda: run_plain(export, some, kept),
+        "ranges": lambda: run_ranges(export, some, kept),
+        "errors": lambda: run_errors(export, some, kept),
+        "ours": lambda: quantize_ours(export, some, kept, output),
+        PEER: lambda: calibrate_peer(export, some, output),
+        "peer_int8": lambda: quantize_peer(export, some, output),
+    }
+    start = time.perf_counter()
+    work[variant]()
+    told = {"seconds": time.perf_counter() - start}
+    if (output / f"{FULL}.onnx").is_file():
+        paths = (export / f"{FULL}.onnx", output / f"{FULL}.onnx")
+        told["sqnr_db"] = logits_sqnr(*paths, folder / "held_out")
+    (folder / "told.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
