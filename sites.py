@@ -69,9 +69,17 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     producer_fold: ProducerFold | None = None
     excluded: str | None = None
 
+    @property
+    def knows_positions(self) -> bool:
+        """Whether the input can have a scale a position: in a generator's full graph."""
+        return self.graph == "full" and self.token_axis is not None
+
 
 class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All sites of a model, in graph order, and the graphs that are quantized, as they run."""
+    """All sites of a model, in graph order, and the graphs that are calibrated, as they run.
+
+    Of a generator other graphs may have sites of the same names.
+    """
 
     sites: tuple[Site, ...]
     graphs: tuple[str, ...] = ("encoder", "decoder")
@@ -79,6 +87,12 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def of_graph(self, graph: str) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.graph == graph)
+
+    @property
+    def calibrated(self) -> SiteMap:
+        """The same without the sites of other graphs: what a plan has entries for."""
+        sites = tuple(site for site in self.sites if site.graph in self.graphs)
+        return msgspec.structs.replace(self, sites=sites)
 
 
 class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

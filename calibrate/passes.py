@@ -48,15 +48,14 @@ def run_instrumented(
         CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
             input that nothing feeds.
     """
-    files = sample_files(samples)
     inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs}
-    carried: list[dict[str, NDArray[np.generic]]] = [{} for _ in range(0, len(files), batch_size)]
+    carried: dict[str, dict[str, NDArray[np.generic]]] = {}
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
         session = open_instrumented(export / f"{graph}.onnx", graph, instrument)
-        done = 0
-        batches = sample_batches(files, batch_size, session.inputs)
-        for kept, (names, arrays) in zip(carried, batches, strict=True):
+        files, done = sample_files(samples, graph), 0
+        for names, arrays in sample_batches(files, batch_size, session.inputs):
+            kept = carried.setdefault(names[0], {})
             outputs = session.run(feeds_of(graph, session.inputs, arrays, kept))
             require_finite(outputs, names, graph)
             consume(graph, outputs)

@@ -73,16 +73,11 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
             bits=options.activation_bits,
             grid="fp8" if chosen.grid == "fp8" else "uniform",
             granularity="per_position"
-            if options.token_wise and knows_positions(site)
+            if options.token_wise and site.knows_positions
             else "per_tensor",
         ),
         smoothing=options.smoothing or None,
     )
-
-
-def knows_positions(site: Site) -> bool:
-    """Whether the site's input can have a scale a position: in a generator's full graph."""
-    return site.graph == "full" and site.token_axis is not None
 
 
 def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
@@ -127,7 +122,7 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
                 where="plan.json",
                 do="give weight and activation both a uniform or both an fp8 grid",
             )
-        if entry.activation.granularity == "per_position" and not knows_positions(site):
+        if entry.activation.granularity == "per_position" and not site.knows_positions:
             raise RecipeError(
                 f"{name} wants a scale a position, but its input has none that are known",
                 where="plan.json",

@@ -1,4 +1,4 @@
-"""Passes over the samples of a generator: what the views of its sites show in the full graph."""
+"""Passes over the samples of a generator: what the views of a graph's sites show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ POSITION = ":position"
 
 
 class FullGraph:
-    """The graph of all positions and the samples it is calibrated on, run once a pass."""
+    """A graph that is calibrated and its samples, run once a pass; in most families of all
+    positions."""
 
     def __init__(
         self, export: Path, samples: Path, graph: str, *, batch_size: int, progress: Progress
@@ -34,6 +35,8 @@ class FullGraph:
     def ranges(self, views: Mapping[str, View]) -> Statistics:
         """By `KEY` statistics of the channels, by `KEY:position` of the positions."""
         found: Statistics = {}
+        if not views:
+            return found
 
         def consume(outputs: Outputs) -> None:
             for key, view in views.items():
@@ -49,6 +52,8 @@ class FullGraph:
     ) -> dict[str, tuple[Floats, Floats]]:
         """By key sums of x^2 and of the grid's error^2 by channel, [C] both, in steps."""
         found: dict[str, tuple[Floats, Floats]] = {}
+        if not grids:
+            return found
 
         def consume(outputs: Outputs) -> None:
             for key in grids:
@@ -67,6 +72,8 @@ class FullGraph:
     ) -> dict[str, tuple[Floats, Floats]]:
         """By key sums of (gain * error)^2 and ^4, [grids, T], or [grids, 1] of one position."""
         found: dict[str, tuple[Floats, Floats]] = {}
+        if not grids:
+            return found
 
         def consume(outputs: Outputs) -> None:
             for key, candidates in grids.items():
@@ -101,7 +108,7 @@ class FullGraph:
 def collect_full_ranges(
     export: Path, samples: Path, sites: Sequence[Site], *, batch_size: int, progress: Progress
 ) -> Statistics:
-    """Ranges and squares of the inputs of a full graph's sites, by site name.
+    """Ranges and squares of the inputs of a graph's sites, by site name.
 
     Of the channels under `SITE`; of the positions, where there are any, under `SITE:position`.
     """
@@ -132,7 +139,8 @@ def by_input(sites: Sequence[Site]) -> dict[str, list[Site]]:
 
 def plain_view(site: Site) -> View:
     """The site's input as it is."""
-    return View(site.input, site.channel_axis, site.token_axis)
+    token_axis = site.token_axis if site.knows_positions else None
+    return View(site.input, site.channel_axis, token_axis)
 
 
 def wide_sum(rows: NDArray[np.generic]) -> Floats:

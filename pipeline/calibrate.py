@@ -23,13 +23,7 @@ from .common import (
     run_stage,
     tokenizer_of,
 )
-from .generated_samples import (
-    FULL,
-    check_generated,
-    generated_rows,
-    is_generator,
-    require_teacher_forced,
-)
+from .generated_samples import check_generated, generated_rows, is_generator
 from .own_feeds import open_feeds, synthetic_feeds
 from .own_inputs import is_own, require_batch
 
@@ -47,7 +41,7 @@ def calibrate_stage(
     if options.labels and not generates:
         raise CalibrationError("only a generator takes labels", where="--labels", do="leave it out")
     if generates:
-        source = generated(export, manifest, options, reporter)
+        source = generated(export, options, reporter)
     else:
         source = own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
     if source.skipped:
@@ -72,9 +66,12 @@ def calibrate_stage(
                 reporter.progress("samples", k + 1, options.samples)
         sites, size, progress = load_sites(export), options.batch_size, reporter.progress
         if generates:
-            statistics = collect_full_ranges(
-                export, samples, sites.of_graph(FULL), batch_size=size, progress=progress
-            )
+            statistics = {}
+            for graph in sites.graphs:
+                own = sites.of_graph(graph)
+                statistics |= collect_full_ranges(
+                    export, samples, own, batch_size=size, progress=progress
+                )
         else:
             statistics = collect_ranges(export, samples, sites, batch_size=size, progress=progress)
         save_statistics(statistics, folder / "statistics.safetensors")
@@ -98,15 +95,12 @@ class Samples:
     skipped: tuple[str, ...] = ()
 
 
-def generated(
-    export: Path, manifest: Manifest, options: CalibrateOptions, reporter: Reporter
-) -> Samples:
-    """A generator's own pictures, as rows of its full graph.
+def generated(export: Path, options: CalibrateOptions, reporter: Reporter) -> Samples:
+    """A generator's own pictures, as what its calibrated graphs are fed.
 
     Raises:
-        CalibrationError: another source was asked for, or its family is not calibrated yet.
+        CalibrationError: another source was asked for.
     """
-    require_teacher_forced(manifest)
     check_generated(options)
     name = f"generated from seed {options.seed}"
     return Samples(generated_rows(export, options, reporter), (name,), {})

@@ -1,4 +1,4 @@
-"""What a generator is calibrated on: its own pictures, as the feeds of its full graph."""
+"""What a generator is calibrated on: its own pictures, as the feeds of its calibrated graphs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
-from ..runtime.feeds import Array
+from ..runtime.feeds import Array, Sample
+from ..runtime.generate.mar_spec import MarSpec
 from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter
 from .generate import parse_labels
+from .trajectory import trajectory_runs
 
 FULL = "full"
 Tokens = NDArray[np.int32] | NDArray[np.float32]
@@ -24,15 +26,6 @@ Tokens = NDArray[np.int32] | NDArray[np.float32]
 
 def is_generator(exported: Manifest) -> bool:
     return SPEC_FILE in exported.outputs
-
-
-def require_teacher_forced(exported: Manifest) -> None:
-    """Raises CalibrationError for a family that has no full graph."""
-    if f"{FULL}.onnx" not in exported.outputs:
-        raise CalibrationError(
-            f"{exported.options['model']} has no teacher-forced graph: it cannot be quantized yet",
-            do="quantize a VAR, a RAR or a PAR",
-        )
 
 
 def check_generated(options: CalibrateOptions) -> None:
@@ -46,13 +39,13 @@ def check_generated(options: CalibrateOptions) -> None:
             )
 
 
-def generated_rows(
-    export: Path, options: CalibrateOptions, reporter: Reporter
-) -> Iterator[dict[str, Array]]:
-    """A row of the full graph a sample: of each picture the conditional one, and under guidance
-    that of the null class with the same tokens.
+def generated_rows(export: Path, options: CalibrateOptions, reporter: Reporter) -> Iterator[Sample]:
+    """What the calibrated graphs are fed for pictures of the model's own.
 
-    The labels are the given ones, or all classes, in turn; the seed decides the pictures.
+    A row of the full graph a sample: of each picture the conditional one, and under guidance that
+    of the null class with the same tokens. A family without such a graph is calibrated along its
+    trajectory. The labels are the given ones, or all classes, in turn; the seed decides the
+    pictures.
 
     Raises:
         GenerationError: a label out of range.
@@ -61,12 +54,15 @@ def generated_rows(
     sampling = choose_sampling(spec)
     given = [options.labels] if options.labels else [f"0-{spec.num_classes - 1}"]
     labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.samples))
-    force = teacher_forcing(export)
-    classes = [None, spec.num_classes] if sampling.cfg > 0 else [None]
 
     def tick(done: int, total: int) -> None:
         reporter.progress("generating samples", done, total)
 
+    if isinstance(spec, MarSpec):
+        yield from trajectory_runs(export, spec, labels, options.seed, sampling, tick)
+        return
+    force = teacher_forcing(export)
+    classes = [None, spec.num_classes] if sampling.cfg > 0 else [None]
     generator = Generator.open(export)
     for batch in generator.batches(labels, seed=options.seed, sampling=sampling, progress=tick):
         forced = force(batch.tokens)
