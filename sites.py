@@ -46,8 +46,9 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     channel axis of the input tensor (1 for images). ``fold`` names where a per-channel scale of the
     input goes for free: the initializers of a norm's weight and bias, or None: an explicit Mul.
     ``producer_fold`` says it where parts of larger initializers take it. ``token_axis`` is the
-    axis of the input along which positions lie, and ``position_input`` the graph input with their
-    numbers (None: they count from 0).
+    axis of the input along which positions lie, and ``position_input`` the graph's input or value
+    with their numbers (None: they count from 0). Where all rows of a calibrated graph have such
+    numbers, they are below ``positions``.
     ``excluded`` says why the method leaves the site in high precision, None if it does not.
     """
 
@@ -66,13 +67,15 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fold: tuple[str, str] | None = None
     token_axis: int | None = None
     position_input: str | None = None
+    positions: int | None = None
     producer_fold: ProducerFold | None = None
     excluded: str | None = None
 
     @property
     def knows_positions(self) -> bool:
-        """Whether the input can have a scale a position: in a generator's full graph."""
-        return self.graph == "full" and self.token_axis is not None
+        """Whether the input can have a scale a position: in a graph that is calibrated."""
+        numbered = self.graph == "full" or self.positions is not None
+        return numbered and self.token_axis is not None
 
 
 class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -170,7 +170,7 @@ def quantize_site(
     if options.data_aware and entry.weight.granularity == "per_channel":
         stats = site_statistics(statistics, site.name)
         ones = np.ones_like(stats.square) if scaling is None else scaling.smoothing
-        importance = stats.square / max(1, stats.count) / ones**2
+        importance = stats.mean_square / ones**2
     quantized = quantize_weight(weight, entry.weight, importance, tap_sums=options.tap_sums)
     wide = weight.astype(np.float64)
     noise = decibel(

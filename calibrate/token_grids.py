@@ -90,7 +90,7 @@ def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
     Few samples do not show how far a position can reach, all positions together do: with ranges of
     each one's own, values that calibration did not see were clipped (VAR mini, 8 bits: -0.8 dB).
     """
-    rms = np.sqrt(ranges.square / max(1, ranges.count))
+    rms = np.sqrt(ranges.mean_square)
     alive = rms > 0
     if not alive.any():
         return np.zeros_like(rms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ class FullGraph:
             for key, view in views.items():
                 merge_into(found, key, batch_stats(outputs, key))
                 if view.token_axis is not None:
-                    merge_into(found, f"{key}{POSITION}", batch_stats(outputs, f"{key}/position"))
+                    merge_into(found, f"{key}{POSITION}", position_stats(outputs, key, view))
 
         self._run(lambda graph: observe_view_ranges(graph, views), consume)
         return found
@@ -79,9 +80,8 @@ class FullGraph:
             for key, candidates in grids.items():
                 sums = []
                 for power in (2, 4):
-                    rows = [
-                        wide_sum(outputs[f"{key}:{k}:e{power}"]) for k in range(len(candidates))
-                    ]
+                    names = [f"{key}:{k}:e{power}" for k in range(len(candidates))]
+                    rows = [position_sums(outputs, name, views[key]) for name in names]
                     total = np.stack(rows)
                     if views[key].token_axis is None:
                         total = total.sum(axis=1, keepdims=True)
@@ -139,14 +139,44 @@ def by_input(sites: Sequence[Site]) -> dict[str, list[Site]]:
 
 def plain_view(site: Site) -> View:
     """The site's input as it is."""
-    token_axis = site.token_axis if site.knows_positions else None
-    return View(site.input, site.channel_axis, token_axis)
+    if not site.knows_positions:
+        return View(site.input, site.channel_axis)
+    view = View(site.input, site.channel_axis, site.token_axis)
+    if site.positions is None:
+        return view
+    return replace(view, places=site.position_input, positions=site.positions)
 
 
 def wide_sum(rows: NDArray[np.generic]) -> Floats:
     """Over the samples of a batch, in float64."""
     total: Floats = rows.astype(np.float64).sum(axis=0)
     return total
+
+
+def position_sums(outputs: Outputs, name: str, view: View) -> Floats:
+    """Over the samples of a batch, in float64, by position where the view tells them apart."""
+    if view.token_axis is None or view.places is None:
+        return wide_sum(outputs[name])
+    assert view.positions is not None
+    rows = outputs[name].astype(np.float64)
+    places = np.broadcast_to(outputs[view.places].astype(np.int64), rows.shape)
+    total: Floats = np.bincount(places.ravel(), rows.ravel(), view.positions).astype(np.float64)
+    return total
+
+
+def position_stats(outputs: Outputs, key: str, view: View) -> TensorStats:
+    """Of a batch, by position; one that no row had is empty: no count, its range inside out."""
+    name = f"{key}/position"
+    if view.places is None:
+        return batch_stats(outputs, name)
+    assert view.positions is not None
+    rows, channels = outputs[f"{name}:min"].shape, int(outputs[f"{name}:shape"][view.channel_axis])
+    places = np.broadcast_to(outputs[view.places].astype(np.int64), rows)
+    low, high = np.full(view.positions, np.inf), np.full(view.positions, -np.inf)
+    np.minimum.at(low, places, outputs[f"{name}:min"].astype(np.float64))
+    np.maximum.at(high, places, outputs[f"{name}:max"].astype(np.float64))
+    counts = np.bincount(places.ravel(), minlength=view.positions) * channels
+    return TensorStats(low, high, position_sums(outputs, f"{name}:square", view), counts)
 
 
 def merge_into(statistics: Statistics, key: str, stats: TensorStats) -> None:

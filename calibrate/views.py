@@ -7,7 +7,7 @@ computes, so that scales can be chosen before anything is folded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,9 @@ Floats = NDArray[np.float64]
 class View:
     """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `level` [T].
 
-    None leaves a step out. `token_axis` None: positions are not told apart.
+    None leaves a step out. `token_axis` None: positions are not told apart. `places` names the
+    graph's value [n] or [N, n] with the numbers below `positions` of rows [N, n, C] that lie in
+    another order.
     """
 
     tensor: str
@@ -32,6 +34,8 @@ class View:
     scale: Floats | None = None
     shift: Floats | None = None
     level: Floats | None = None
+    places: str | None = None
+    positions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +53,11 @@ class Grid:
 def observe_view_ranges(graph: ir.Graph, views: Mapping[str, View]) -> None:
     """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of each view.
 
-    Where it tells positions apart also `KEY/position:min` and so on, [N, T].
+    Where it tells positions apart also `KEY/position:min` and so on, [N, T], of rows in another
+    order with their places.
     """
     values = values_by_name(graph)
+    show_places(graph, views.values(), values)
     for key, view in views.items():
         seen = add_view(graph, values[view.tensor], view, key)
         observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
@@ -84,9 +90,11 @@ def observe_grid_errors(
 ) -> None:
     """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each grid in its steps.
 
-    `gains` are [C]. [N, T] where the view tells positions apart, else [N, C].
+    `gains` are [C]. [N, T] where the view tells positions apart, else [N, C]; of rows in another
+    order with their places.
     """
     values = values_by_name(graph)
+    show_places(graph, [views[key] for key in grids], values)
     for key, candidates in grids.items():
         view = views[key]
         seen = add_view(graph, values[view.tensor], view, key)
@@ -101,21 +109,32 @@ def observe_grid_errors(
             reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
+def show_places(graph: ir.Graph, views: Iterable[View], values: Mapping[str, ir.Value]) -> None:
+    """Make what the rows' positions are read from outputs."""
+    names = {view.places for view in views if view.token_axis is not None and view.places}
+    graph.outputs.extend(
+        values[name] for name in sorted(names) if not values[name].is_graph_output()
+    )
+
+
 def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value:
     """Nodes that compute the view; its value is called `key`."""
     rank = Reducer(graph, value, view.channel_axis).rank
-    steps: list[tuple[str, Floats, int]] = []
+    steps: list[tuple[str, ir.Value]] = []
+
+    def by_channel(name: str, values: Floats) -> ir.Value:
+        shaped = along(values.astype(np.float32), view.channel_axis, rank)
+        return constant(graph, f"{key}/{name}", shaped)
+
     if view.scale is not None:
-        steps.append(("Mul", 1 / view.scale, view.channel_axis))
+        steps.append(("Mul", by_channel("scale", 1 / view.scale)))
     if view.shift is not None:
-        steps.append(("Sub", view.shift, view.channel_axis))
+        steps.append(("Sub", by_channel("shift", view.shift)))
     if view.level is not None:
-        assert view.token_axis is not None
-        steps.append(("Mul", 1 / view.level, view.token_axis))
+        steps.append(("Mul", by_position(graph, view, 1 / view.level, rank, f"{key}/level")))
     made = value
-    for k, (op, by, axis) in enumerate(steps):
-        held = constant(graph, f"{key}/{k}", along(by.astype(np.float32), axis, rank))
-        made = chain(graph, op, [made, held], f"{key}/view.{k}")
+    for k, (op, by) in enumerate(steps):
+        made = chain(graph, op, [made, by], f"{key}/view.{k}")
     made = chain(graph, "Identity", [made], key)
     made.shape, made.type = value.shape, value.type
     return made
@@ -126,11 +145,12 @@ def rounding_error(
 ) -> tuple[ir.Value, ir.Value]:
     """The view in steps of the grid, and its distance to the nearest point of it."""
     assert seen.shape is not None
-    rank, axis = len(seen.shape), view.token_axis or 0
+    rank = len(seen.shape)
 
     def held(name: str, values: Floats) -> ir.Value:
-        shaped = along(values.astype(np.float32), axis, rank) if values.size > 1 else values[0]
-        return constant(graph, f"{label}:{name}", np.asarray(shaped, np.float32))
+        if values.size > 1:
+            return by_position(graph, view, values, rank, f"{label}:{name}")
+        return constant(graph, f"{label}:{name}", np.asarray(values[0], np.float32))
 
     steps = chain(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
     low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
@@ -139,6 +159,16 @@ def rounding_error(
     raised = chain(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
     clipped = chain(graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point")
     return steps, chain(graph, "Sub", [clipped, steps], f"{label}:error")
+
+
+def by_position(graph: ir.Graph, view: View, values: Floats, rank: int, label: str) -> ir.Value:
+    """Values [T] in the shape that broadcasts over the view's rows, each that of its position."""
+    assert view.token_axis is not None
+    if view.places is None:
+        shaped = along(values.astype(np.float32), view.token_axis, rank)
+        return constant(graph, label, shaped)
+    table = constant(graph, f"{label}/table", values.astype(np.float32).reshape(-1, 1))
+    return chain(graph, "Gather", [table, values_by_name(graph)[view.places]], label, axis=0)
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:

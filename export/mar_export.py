@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import Dim
@@ -27,12 +31,14 @@ ROLES = {
     "1": "adaln",
     "linear": "head",
 }
-# Along a sequence lie the buffer, then the tokens: a scale a buffer row, one for all tokens.
+# Along a sequence lie the buffer, then the tokens, known ones first.
 TOKEN_AXIS = dict.fromkeys(("qkv", "proj", "fc1", "fc2"), 1)
 EMBEDS = "first product of raw tokens or between the transformers"
 DENOISES = "the diffusion's network stays in high precision"
 # Sizes of the example inputs: different, and above 1, which the exporter would specialise on.
 ROWS, KNOWN = 4, 5
+# Values of the pass with the number of each row's place, which its arithmetic does not need.
+ENCODER_PLACES, DECODER_PLACES = "encoder_places", "decoder_places"
 
 
 def export_mar(
@@ -54,6 +60,7 @@ def export_mar(
         token_axis=TOKEN_AXIS,
         position_input=None,
     )
+    sites = numbered(sites, model.config.buffer, model.config.length)
     weights.save(graph, "pass", properties)
     graph = denoise_graph(model)
     linears = (n for n, m in DenoiseGraph(model).named_modules() if isinstance(m, torch.nn.Linear))
@@ -87,7 +94,64 @@ def pass_graph(model: MarTransformer) -> ir.Model:
     for value, width in zip(graph.graph.outputs, (config.width, config.head_width), strict=True):
         # The exporter has a name of its own for the number of unknown tokens.
         value.shape = ir.Shape(["rows", f"{config.length} - n", width])
+    add_places(graph.graph, config.buffer, config.length)
     return graph
+
+
+def add_places(graph: ir.Graph, buffer: int, length: int) -> None:
+    """Make `ENCODER_PLACES` [rows, b + n] and `DECODER_PLACES` [rows, b + L].
+
+    Of the buffer's rows 0 to b - 1, of a known token b + its place in the raster, of an unknown
+    one, another vector at the same place, L more.
+    """
+    _, tokens, position_ids = graph.inputs
+    made: list[ir.Node] = []
+
+    def held(name: str, *numbers: int) -> ir.Value:
+        tensor = ir.tensor(np.array(numbers, np.int64), name=f"places.{name}")
+        value = ir.Value(name=tensor.name, const_value=tensor)
+        value.shape, value.type = ir.Shape([len(numbers)]), ir.TensorType(tensor.dtype)
+        graph.register_initializer(value)
+        return value
+
+    def add(
+        op: str, inputs: Sequence[ir.Value], name: str, sizes: Sequence[int | str], **options: int
+    ) -> ir.Value:
+        node = ir.node(op, inputs, options, name=f"places/{name}")
+        value = node.outputs[0]
+        value.name, value.type = name, ir.TensorType(ir.DataType.INT64)
+        value.shape = ir.Shape(sizes)
+        made.append(node)
+        return value
+
+    count = add("Shape", [tokens], "places.n", [1], start=1, end=2)
+    rows = add("Shape", [position_ids], "places.rows", [1], start=0, end=1)
+    sizes = add("Concat", [rows, held("buffer", buffer)], "places.sizes", [2], axis=0)
+    first = add("Expand", [held("first", *range(buffer)), sizes], "places.0", ["rows", buffer])
+    zero, axis, end = held("zero", 0), held("axis", 1), held("end", length)
+    known = add("Slice", [position_ids, zero, count, axis], "places.1", ["rows", "n"])
+    known = add("Add", [known, held("known", buffer)], "places.2", ["rows", "n"])
+    left = f"{length} - n"
+    unknown = add("Slice", [position_ids, count, end, axis], "places.3", ["rows", left])
+    unknown = add("Add", [unknown, held("unknown", buffer + length)], "places.4", ["rows", left])
+    add("Concat", [first, known], ENCODER_PLACES, ["rows", f"{buffer} + n"], axis=1)
+    add("Concat", [first, known, unknown], DECODER_PLACES, ["rows", buffer + length], axis=1)
+    graph.insert_before(graph[0], made)
+
+
+def numbered(sites: Sequence[Site], buffer: int, length: int) -> tuple[Site, ...]:
+    """Sites with the numbers of their rows' places."""
+    found = []
+    for site in sites:
+        if site.token_axis is not None:
+            encodes = site.name.startswith("encoder")
+            site = msgspec.structs.replace(
+                site,
+                position_input=ENCODER_PLACES if encodes else DECODER_PLACES,
+                positions=buffer + (1 if encodes else 2) * length,
+            )
+        found.append(site)
+    return tuple(found)
 
 
 def denoise_graph(model: MarTransformer) -> ir.Model:

@@ -33,7 +33,7 @@ def calibrate_stage(
 ) -> StageResult:
     """Save samples, and collect ranges and squared sums of every site on them."""
     from ..calibrate.passes import collect_ranges
-    from ..calibrate.statistics import save_statistics
+    from ..calibrate.statistics import Statistics, save_statistics
     from ..calibrate.view_passes import collect_full_ranges
 
     export, manifest = require_outputs(workspace, "export", stage="export")
@@ -66,7 +66,7 @@ def calibrate_stage(
                 reporter.progress("samples", k + 1, options.samples)
         sites, size, progress = load_sites(export), options.batch_size, reporter.progress
         if generates:
-            statistics = {}
+            statistics: Statistics = {}
             for graph in sites.graphs:
                 own = sites.of_graph(graph)
                 statistics |= collect_full_ranges(

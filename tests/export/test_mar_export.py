@@ -187,8 +187,14 @@ def test_the_papers_quantized_and_excluded_layers_are_read_from_the_sites(
         for i in range(depth)
         for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     }
-    assert {(s.role, s.token_axis, s.position_input) for s in found} == {
-        (role, 1, None) for role in ("qkv", "proj", "fc1", "fc2")
+    places = SMALL.buffer + SMALL.length
+    assert {(s.role, s.token_axis, s.position_input, s.positions) for s in found} == {
+        (role, 1, *numbers)
+        for role in ("qkv", "proj", "fc1", "fc2")
+        for numbers in (
+            ("encoder_places", places),
+            ("decoder_places", places + SMALL.length),
+        )
     }
     assert all((s.producer_fold is not None) == (s.role != "fc2") for s in found)
 
