@@ -20,6 +20,7 @@ from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
 from ..weight_file import SharedWeights
 from .absorb import absorb
 from .activations import decibel, site_node, site_weight
+from .block_check import require_blocks
 from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph
 from .packed import save_packed
@@ -53,10 +54,12 @@ def quantize_generator(
     filled in, and what became of each site.
 
     Raises:
-        RecipeError: sites that share an input but not the plan for it.
+        RecipeError: sites that share an input but not the plan for it, or that cannot take blocks.
         CalibrationError: statistics of another model, a sample that gives NaN.
     """
     models = {graph: load_graph(export / f"{graph}.onnx") for graph in site_map.graphs}
+    for graph, model in models.items():
+        require_blocks(model.graph, site_map.of_graph(graph), entries)
     groups: list[TokenGroup] = []
     decisions: dict[str, Decision] = {}
     for graph, model in models.items():

@@ -18,7 +18,7 @@ from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter
 from .generate import parse_labels
-from .trajectory import trajectory_runs
+from .trajectory import open_recorded, trajectory_runs
 
 FULL = "full"
 Tokens = NDArray[np.int32] | NDArray[np.float32]
@@ -39,13 +39,20 @@ def check_generated(options: CalibrateOptions) -> None:
             )
 
 
-def generated_rows(export: Path, options: CalibrateOptions, reporter: Reporter) -> Iterator[Sample]:
+def generated_rows(
+    export: Path,
+    options: CalibrateOptions,
+    reporter: Reporter,
+    *,
+    part: range | None = None,
+    threads: int = 0,
+) -> Iterator[Sample]:
     """What the calibrated graphs are fed for pictures of the model's own.
 
     A row of the full graph a sample: of each picture the conditional one, and under guidance that
     of the null class with the same tokens. A family without such a graph is calibrated along its
     trajectory. The labels are the given ones, or all classes, in turn; the seed decides the
-    pictures.
+    pictures. Of the pictures all are made, or `part`.
 
     Raises:
         GenerationError: a label out of range.
@@ -54,17 +61,26 @@ def generated_rows(export: Path, options: CalibrateOptions, reporter: Reporter) 
     sampling = choose_sampling(spec)
     given = [options.labels] if options.labels else [f"0-{spec.num_classes - 1}"]
     labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.samples))
+    part = range(options.samples) if part is None else part
+    chosen_labels = labels[part.start : part.stop]
 
     def tick(done: int, total: int) -> None:
         reporter.progress("generating samples", done, total)
 
     if isinstance(spec, MarSpec):
-        yield from trajectory_runs(export, spec, labels, options.seed, sampling, tick)
+        generator, recorders = open_recorded(export, threads)
+        made = generator.batches(
+            chosen_labels, seed=options.seed, sampling=sampling, first=part.start, progress=tick
+        )
+        yield from trajectory_runs(made, recorders, part, options.seed, sampling)
         return
     force = teacher_forcing(export)
     classes = [None, spec.num_classes] if sampling.cfg > 0 else [None]
-    generator = Generator.open(export)
-    for batch in generator.batches(labels, seed=options.seed, sampling=sampling, progress=tick):
+    generator = Generator.open(export, threads=threads)
+    batches = generator.batches(
+        chosen_labels, seed=options.seed, sampling=sampling, first=part.start, progress=tick
+    )
+    for batch in batches:
         forced = force(batch.tokens)
         for k, label in enumerate(batch.labels):
             row = {name: values[k : k + 1] for name, values in forced.items()}

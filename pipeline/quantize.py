@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
-from ..errors import CalibrationError, RecipeError
+from ..errors import RecipeError
 from ..recipe import QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap
@@ -21,6 +21,7 @@ from .common import (
     load_sites,
     package_versions,
     require_outputs,
+    require_same_export,
     run_stage,
 )
 from .generated_samples import is_generator
@@ -100,18 +101,6 @@ def quantize_stage(
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
-
-
-def require_same_export(exported: Manifest, calibrated: Manifest) -> None:
-    """Raises CalibrationError for statistics of graphs that are not the exported ones any more."""
-    odd = [
-        name for name, digest in exported.outputs.items() if calibrated.inputs.get(name) != digest
-    ]
-    if odd:
-        raise CalibrationError(
-            f"the statistics are of another export: {odd[0]} differs",
-            do="run `arvg-trt calibrate` again",
-        )
 
 
 def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:

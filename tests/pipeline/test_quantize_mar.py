@@ -19,13 +19,13 @@ from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from ..export.mar_models import SMALL, TinyMar
 from .conftest import arvg
 
-LENGTH, STEPS = 16, 100
+LENGTH = SMALL.length
 LABELS = ("--labels", "0-2")
 
 
 @pytest.fixture(scope="module")
 def workspace(tiny_mar: TinyMar, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Calibrated on six pictures, which are made four and two at a time, and quantized."""
+    """Calibrated on six pictures, made four and two at a time, and quantized."""
     copy = tmp_path_factory.mktemp("mar") / "ws"
     shutil.copytree(tiny_mar.workspace, copy)
     outcome = arvg("calibrate", copy, "--samples", 6, *LABELS)
@@ -47,45 +47,51 @@ def decibel(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10(np.square(wanted.astype(np.float64)).sum() / noise))
 
 
-def test_passes_are_spread_over_the_trajectory_of_both_halves(workspace: Path) -> None:
+def test_passes_are_spread_over_the_trajectory_of_each_picture(workspace: Path) -> None:
     found = runs(workspace, "pass")
     known = [feeds["tokens"].shape[1] for feeds in found]
-    before = [LENGTH, *masked_counts(SMALL.length, LENGTH)[:-1]]
+    before = [LENGTH, *masked_counts(16, LENGTH)[:-1]]
     quarters = [sorted(LENGTH - n for n in before)[k : k + 4] for k in range(0, 16, 4)]
-    for batch in (known[:4], known[4:]):
-        assert all(n in part for n, part in zip(batch, quarters, strict=True))
-    assert known[:4] != known[4:]
-    for feeds, labels in zip(found, [[0, 1, 2, 0]] * 4 + [[1, 2]] * 4, strict=True):
-        assert feeds["labels"].tolist() == [*labels, *[SMALL.num_classes] * len(labels)]
-        assert np.array_equal(
-            np.sort(feeds["position_ids"]), np.tile(np.arange(16), (2 * len(labels), 1))
-        )
+    pictures = [known[k : k + 4] for k in range(0, len(known), 4)]
+    assert len(pictures) == 6 and len({tuple(p) for p in pictures}) > 1
+    for label, picture in enumerate(pictures):
+        assert all(n in part for n, part in zip(picture, quarters, strict=True))
+        for feeds in found[4 * label : 4 * label + 4]:
+            assert feeds["labels"].tolist() == [label % 3, SMALL.num_classes]
+            first, second = feeds["position_ids"]
+            assert np.array_equal(first, second) and np.array_equal(np.sort(first), np.arange(16))
+            assert np.array_equal(*feeds["tokens"])
 
 
 def test_diffusions_are_those_behind_these_passes(workspace: Path) -> None:
-    """Their condition is what the recorded pass makes, whose next tokens the recorded x are of."""
+    """Their condition is what the recorded pass makes of its next tokens."""
     session = reference_session(workspace / "export" / "pass.onnx")
     denoised = runs(workspace, "denoise")
     passes = runs(workspace, "pass")
-    assert len(denoised) == 4 * len(passes) == 32
+    assert len(denoised) == 4 * len(passes) == 96
     for k, feeds in enumerate(passes):
         made = session.run(feeds, ["condition"])["condition"]
         own = denoised[4 * k : 4 * k + 4]
         assert [int(d["time"][0]) // 250 for d in own] == [3, 2, 1, 0]
-        for feeds_of_one in own:
-            rows = feeds_of_one["condition"].reshape(len(made), -1, SMALL.head_width)
+        for one in own:
+            rows = one["condition"].reshape(2, -1, SMALL.head_width)
             np.testing.assert_allclose(rows, made[:, : rows.shape[1]], atol=2e-5)
-            halves = feeds_of_one["x"].reshape(2, -1, SMALL.latent_channels)
-            assert np.array_equal(*halves)
+            assert np.array_equal(*one["x"].reshape(2, -1, SMALL.latent_channels))
 
 
-def test_the_same_seed_saves_the_same_runs(workspace: Path, tmp_path: Path) -> None:
+def test_a_picture_is_recorded_alike_however_the_work_is_cut(
+    workspace: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "ws"
     shutil.copytree(workspace, copy)
-    assert arvg("calibrate", copy, "--samples", 5, *LABELS).code == 0
-    first, again = (runs(path, "pass") for path in (workspace, copy))
-    for one, other in zip(first[:4], again[:4], strict=True):
-        assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert arvg("calibrate", copy, "--samples", 6, *LABELS, "--shard", "2/3").code == 0
+    for graph in ("pass", "denoise"):
+        whole, part = runs(workspace, graph), runs(copy, graph)
+        third = len(whole) // 3
+        assert len(part) == third
+        for one, other in zip(whole[third : 2 * third], part, strict=True):
+            for name, values in one.items():
+                np.testing.assert_allclose(other[name], values, atol=1e-4)
 
 
 def test_quantized_passes_are_near_the_float_ones(workspace: Path) -> None:
