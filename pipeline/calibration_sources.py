@@ -15,7 +15,7 @@ from ..runtime.generator import BATCH_SIZE
 from ..runtime.image_sources import ImageSource, noise_images, open_source, random_crops
 from ..runtime.images import Uint8Image
 from .common import Reporter, tokenizer_of
-from .generated_samples import check_generated, generated_rows, is_generator
+from .generated_samples import check_generated, generated_rows, is_generator, pictures_of
 from .own_feeds import open_feeds, synthetic_feeds
 from .own_inputs import is_own, require_batch
 
@@ -70,9 +70,8 @@ def generated(export: Path, options: CalibrateOptions, reporter: Reporter, threa
         CalibrationError: another source was asked for.
     """
     check_generated(options)
-    name = f"generated from seed {options.seed}"
     rows = generated_rows(export, options, reporter, part=shard_of(options), threads=threads)
-    return Samples(rows, (name,), {})
+    return Samples(rows, (pictures_of(options.seed),), {})
 
 
 def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:

@@ -28,6 +28,11 @@ def is_generator(exported: Manifest) -> bool:
     return SPEC_FILE in exported.outputs
 
 
+def pictures_of(seed: int) -> str:
+    """What manifests and reports call a model's own pictures."""
+    return f"generated from seed {seed}"
+
+
 def check_generated(options: CalibrateOptions) -> None:
     """Raises CalibrationError for sources that are not a generator's."""
     for name in ("images", "feeds", "synthetic"):
