@@ -40,10 +40,13 @@ def run_instrumented(
     consume: Callable[[str, Outputs], None],
     progress: Progress,
     threads: int = 0,
+    optimized: bool = True,
+    limit: int | None = None,
 ) -> None:
     """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
 
-    `instrument` adds output nodes to the graph it is given; nothing else leaves the session.
+    `instrument` adds output nodes to the graph it is given; nothing else leaves the session. One
+    with quantized products is right where not `optimized`. `limit` is the most samples that count.
 
     Raises:
         CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
@@ -53,8 +56,10 @@ def run_instrumented(
     carried: dict[str, dict[str, NDArray[np.generic]]] = {}
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
-        session = open_instrumented(export / f"{graph}.onnx", graph, instrument, threads)
-        files, done = sample_files(samples, graph), 0
+        session = open_instrumented(
+            export / f"{graph}.onnx", graph, instrument, threads, optimized=optimized
+        )
+        files, done = sample_files(samples, graph)[:limit], 0
         for names, arrays in sample_batches(files, batch_size, session.inputs):
             kept = carried.setdefault(names[0], {})
             outputs = session.run(feeds_of(graph, session.inputs, arrays, kept))
@@ -71,19 +76,26 @@ def input_names(path: Path) -> tuple[str, ...]:
 
 
 def open_instrumented(
-    path: Path, graph: str, instrument: Callable[[str, ir.Graph], None], threads: int = 0
+    path: Path,
+    graph: str,
+    instrument: Callable[[str, ir.Graph], None],
+    threads: int = 0,
+    *,
+    optimized: bool = True,
 ) -> OnnxRuntimeSession:
     model = load_graph(path)
     instrument(graph, model.graph)
     data = graph_bytes(model)
-    return OnnxRuntimeSession(path, optimized=True, lean=True, graph=data, threads=threads)
+    return OnnxRuntimeSession(path, optimized=optimized, lean=True, graph=data, threads=threads)
 
 
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
     # What observers see comes first: it is in graph order, so the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            rows = np.flatnonzero(~np.isfinite(values).reshape(len(names), -1).all(axis=1))
+            bad = ~np.isfinite(values)
+            # A scalar is of all rows: the first stands for them.
+            rows = np.flatnonzero(bad.reshape(len(names), -1).any(axis=1) if bad.ndim else [True])
             raise CalibrationError(
                 f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
                 where=names[int(rows[0])],

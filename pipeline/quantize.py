@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_fi
 from ..errors import RecipeError
 from ..recipe import QuantizeOptions
 from ..runtime.generator import SPEC_FILE
-from ..sites import Plan, SiteMap
+from ..sites import Plan, SiteMap, SitePlan
 from .build import FP16
 from .common import (
     Reporter,
@@ -35,8 +36,10 @@ def quantize_stage(
     plan_file: Path | None = None,
 ) -> StageResult:
     """Quantize by `options`, or by a plan that a person or a search has edited."""
+    from ..calibrate.attention import quantize_attention
+    from ..calibrate.peaks import quantize_in_range
     from ..calibrate.plan import check_plan, make_plan
-    from ..calibrate.quantize import quantize_graphs
+    from ..calibrate.quantize import SiteResult, quantize_graphs
     from ..calibrate.quantize_generator import quantize_generator
     from ..calibrate.statistics import load_statistics
 
@@ -67,37 +70,54 @@ def quantize_stage(
         samples = calibrate / "samples"
         statistics = load_statistics(calibrate / "statistics.safetensors")
         size, progress = calibrated.options["batch_size"], reporter.progress
+
+        def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
+            if not generates:
+                return quantize_graphs(
+                    export,
+                    samples,
+                    folder,
+                    site_map,
+                    chosen,
+                    statistics,
+                    options,
+                    batch_size=size,
+                    progress=progress,
+                )
+            made, told = quantize_generator(
+                export,
+                samples,
+                folder,
+                site_map,
+                chosen,
+                statistics,
+                options,
+                batch_size=size,
+                progress=progress,
+            )
+            return quantize_attention(
+                folder, samples, site_map, FULL, made, told, batch_size=size, progress=progress
+            )
+
+        final, results, wide = quantize_in_range(
+            make,
+            folder,
+            samples,
+            site_map,
+            site_map.graphs,
+            entries,
+            batch_size=size,
+            progress=progress,
+        )
         if generates:
-            final, results = quantize_generator(
-                export,
-                samples,
-                folder,
-                site_map,
-                entries,
-                statistics,
-                options,
-                batch_size=size,
-                progress=progress,
-            )
             shutil.copyfile(export / SPEC_FILE, folder / SPEC_FILE)
-        else:
-            final, results = quantize_graphs(
-                export,
-                samples,
-                folder,
-                site_map,
-                entries,
-                statistics,
-                options,
-                batch_size=size,
-                progress=progress,
-            )
         (folder / "plan.json").write_bytes(encode_json(final))
         return {
             "sites": [asdict(result) for result in results],
             "packed_bytes": (folder / "weights.safetensors").stat().st_size,
             "fp32_bytes": float_bytes(export, site_map, generates),
             "quantized": sum(r.weight_sqnr_db is not None for r in results),
+            "fp32_tensors": [asdict(tensor) for tensor in wide],
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
