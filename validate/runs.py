@@ -34,7 +34,7 @@ def run_decibels(
             for name, values in wanted.run(feeds).items():
                 wide = values.astype(np.float64)
                 signal[name] += float(np.square(wide).sum())
-                noise[name] += float(np.square(outputs[name] - wide).sum())
+                noise[name] += float(np.square(outputs[name].astype(np.float64) - wide).sum())
         for name in wanted.outputs:
             ratio = signal[name] / noise[name] if noise[name] else math.inf
             found[f"{graph}/{name}"] = 10 * math.log10(ratio)
