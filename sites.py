@@ -82,6 +82,11 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return numbered and self.token_axis is not None
 
 
+def may_be_planned(site: Site) -> bool:
+    """Whether the site has a trained weight."""
+    return site.weight is not None and site.role not in CONSTANT_ROLES
+
+
 class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All sites of a model, in graph order, and the graphs that are calibrated, as they run.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import CalibrationError
 from ..runtime.feeds import feeds_of, sample_batches, sample_files
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
-from ..sites import CONSTANT_ROLES, Site, SiteMap
+from ..sites import Site, SiteMap, may_be_planned
 from .observers import (
     ClipCandidate,
     graph_bytes,
@@ -92,6 +92,8 @@ def open_instrumented(
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
     # What observers see comes first: it is in graph order, so the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
+        if is_empty(outputs, tensor):
+            continue  # its minimum is infinite
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             bad = ~np.isfinite(values)
             # A scalar is of all rows: the first stands for them.
@@ -103,9 +105,15 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
             )
 
 
+def is_empty(outputs: Outputs, name: str) -> bool:
+    """Whether what an observer saw has no elements, such as the known tokens before the first."""
+    shape = outputs.get(f"{name.rpartition(':')[0]}:shape")
+    return shape is not None and 0 in shape
+
+
 def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:
     """Sites whose input a plan may quantize: those with a trained weight."""
-    return [s for s in site_map.of_graph(graph) if s.weight and s.role not in CONSTANT_ROLES]
+    return [site for site in site_map.of_graph(graph) if may_be_planned(site)]
 
 
 def collect_ranges(

@@ -84,7 +84,7 @@ def quantize_generator(
         floats |= kept_tables(group, decisions[group.key])
     packed = {name: site_codes(found) for name, found in chosen.items()}
     save_packed(packed, floats, output / "weights.safetensors")
-    shared = sharing_graphs(site_map)
+    shared = {site.graph for site in site_map.sites if site.name in chosen}
     with SharedWeights(output) as weights:
         for path in sorted(export.glob("*.onnx")):
             graph = path.stem

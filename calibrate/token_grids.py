@@ -131,7 +131,9 @@ def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
     return usual
 
 
-def best_grid(candidates: Sequence[Grid], errors: Floats, samples: int) -> tuple[Grid, Index]:
+def best_grid(
+    candidates: Sequence[Grid], errors: Floats, samples: int | Index
+) -> tuple[Grid, Index]:
     """Of each position the candidate of least error, and which that is [T].
 
     `errors` is [candidates, T], of `samples` samples. Few of them tell little of a position's

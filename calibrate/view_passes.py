@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..sites import Site
+from ..sites import Site, may_be_planned
 from .passes import Outputs, Progress, batch_stats, run_instrumented
 from .statistics import Statistics, TensorStats
 from .views import Grid, View, observe_gains, observe_grid_errors, observe_view_ranges
@@ -130,7 +130,7 @@ def collect_full_ranges(
 
     Of the channels under `SITE`; of the positions, where there are any, under `SITE:position`.
     """
-    groups = by_input(quantizable(sites))
+    groups = by_input([site for site in sites if may_be_planned(site)])
     graph = FullGraph(
         export,
         samples,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import Dim
@@ -14,6 +11,7 @@ from ..sites import FoldPart, ProducerFold, Site
 from .generators.mar import MarTransformer
 from .generators.mar_graphs import DenoiseGraph, PassGraph
 from .linear_passes import columns, linear_sites, own_norms
+from .mar_places import TIME_PLACE, TIME_PLACES, add_places, add_time_place, numbered
 from .tracing import trace
 from .weight_file import WeightFile
 
@@ -37,8 +35,6 @@ EMBEDS = "first product of raw tokens or between the transformers"
 DENOISES = "the diffusion's network stays in high precision"
 # Sizes of the example inputs: different, and above 1, which the exporter would specialise on.
 ROWS, KNOWN = 4, 5
-# Values of the pass with the number of each row's place, which its arithmetic does not need.
-ENCODER_PLACES, DECODER_PLACES = "encoder_places", "decoder_places"
 
 
 def export_mar(
@@ -60,19 +56,21 @@ def export_mar(
         token_axis=TOKEN_AXIS,
         position_input=None,
     )
-    sites = numbered(sites, model.config.buffer, model.config.length)
+    sites = tuple(numbered(site, model.config) for site in sites)
     weights.save(graph, "pass", properties)
     graph = denoise_graph(model)
     linears = (n for n, m in DenoiseGraph(model).named_modules() if isinstance(m, torch.nn.Linear))
-    sites += linear_sites(
+    found = linear_sites(
         graph.graph,
         "denoise",
         role=lambda path: ROLES[path.rpartition(".")[2]],
         fold=lambda path: denoise_fold(path, head_width),
         excluded=dict.fromkeys(linears, DENOISES),
-        token_axis={},
-        position_input=None,
+        token_axis=dict.fromkeys(ROLES.values(), 0),
+        position_input=TIME_PLACE,
     )
+    timed = (msgspec.structs.replace(site, positions=TIME_PLACES) for site in found)
+    sites += tuple(timed)
     weights.save(graph, "denoise", properties)
     return sites
 
@@ -98,62 +96,6 @@ def pass_graph(model: MarTransformer) -> ir.Model:
     return graph
 
 
-def add_places(graph: ir.Graph, buffer: int, length: int) -> None:
-    """Make `ENCODER_PLACES` [rows, b + n] and `DECODER_PLACES` [rows, b + L].
-
-    Of the buffer's rows 0 to b - 1, of a known token b + its place in the raster, of an unknown
-    one, another vector at the same place, L more.
-    """
-    _, tokens, position_ids = graph.inputs
-    made: list[ir.Node] = []
-
-    def held(name: str, *numbers: int) -> ir.Value:
-        tensor = ir.tensor(np.array(numbers, np.int64), name=f"places.{name}")
-        value = ir.Value(name=tensor.name, const_value=tensor)
-        value.shape, value.type = ir.Shape([len(numbers)]), ir.TensorType(tensor.dtype)
-        graph.register_initializer(value)
-        return value
-
-    def add(
-        op: str, inputs: Sequence[ir.Value], name: str, sizes: Sequence[int | str], **options: int
-    ) -> ir.Value:
-        node = ir.node(op, inputs, options, name=f"places/{name}")
-        value = node.outputs[0]
-        value.name, value.type = name, ir.TensorType(ir.DataType.INT64)
-        value.shape = ir.Shape(sizes)
-        made.append(node)
-        return value
-
-    count = add("Shape", [tokens], "places.n", [1], start=1, end=2)
-    rows = add("Shape", [position_ids], "places.rows", [1], start=0, end=1)
-    sizes = add("Concat", [rows, held("buffer", buffer)], "places.sizes", [2], axis=0)
-    first = add("Expand", [held("first", *range(buffer)), sizes], "places.0", ["rows", buffer])
-    zero, axis, end = held("zero", 0), held("axis", 1), held("end", length)
-    known = add("Slice", [position_ids, zero, count, axis], "places.1", ["rows", "n"])
-    known = add("Add", [known, held("known", buffer)], "places.2", ["rows", "n"])
-    left = f"{length} - n"
-    unknown = add("Slice", [position_ids, count, end, axis], "places.3", ["rows", left])
-    unknown = add("Add", [unknown, held("unknown", buffer + length)], "places.4", ["rows", left])
-    add("Concat", [first, known], ENCODER_PLACES, ["rows", f"{buffer} + n"], axis=1)
-    add("Concat", [first, known, unknown], DECODER_PLACES, ["rows", buffer + length], axis=1)
-    graph.insert_before(graph[0], made)
-
-
-def numbered(sites: Sequence[Site], buffer: int, length: int) -> tuple[Site, ...]:
-    """Sites with the numbers of their rows' places."""
-    found = []
-    for site in sites:
-        if site.token_axis is not None:
-            encodes = site.name.startswith("encoder")
-            site = msgspec.structs.replace(
-                site,
-                position_input=ENCODER_PLACES if encodes else DECODER_PLACES,
-                positions=buffer + (1 if encodes else 2) * length,
-            )
-        found.append(site)
-    return tuple(found)
-
-
 def denoise_graph(model: MarTransformer) -> ir.Model:
     config, m = model.config, Dim("m")
     graph = trace(
@@ -168,6 +110,7 @@ def denoise_graph(model: MarTransformer) -> ir.Model:
         ["noise", "spread"],
     )
     own_norms(graph.graph)
+    add_time_place(graph.graph)
     return graph
 
 

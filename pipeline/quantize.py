@@ -25,7 +25,7 @@ from .common import (
     require_same_export,
     run_stage,
 )
-from .generated_samples import is_generator
+from .generated_samples import FULL, is_generator
 
 
 def quantize_stage(

@@ -83,14 +83,16 @@ def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
     """By graph which of the runs that make a picture are kept, counted from 0."""
     assert sampling.iterations is not None and sampling.diffusion_steps is not None
     rng, steps = np.random.default_rng([seed, number]), sampling.diffusion_steps
-    passes = spread(rng, sampling.iterations, PASSES)
-    times = [k * steps + t for k in passes for t in spread(rng, steps, TIMES)]
+    # The first pass knows no token, and nothing is to be seen of an empty tensor.
+    passes = spread(rng, range(1, sampling.iterations), PASSES)
+    times = [k * steps + t for k in passes for t in spread(rng, range(steps), TIMES)]
     return {"pass": passes, "denoise": times}
 
 
-def spread(rng: np.random.Generator, total: int, count: int) -> list[int]:
-    """`count` of `total` numbers from 0, one from each of as many like parts; all if fewer."""
-    return [int(rng.choice(part)) for part in np.array_split(np.arange(total), min(count, total))]
+def spread(rng: np.random.Generator, numbers: range, count: int) -> list[int]:
+    """`count` of the numbers, one from each of as many like parts; all if they are fewer."""
+    parts = np.array_split(numbers, max(1, min(count, len(numbers))))
+    return [int(rng.choice(part)) for part in parts if len(part)]
 
 
 def picture_rows(feeds: Arrays, place: int, count: int, sampling: Sampling) -> dict[str, Array]:
@@ -103,7 +105,8 @@ def picture_rows(feeds: Arrays, place: int, count: int, sampling: Sampling) -> d
     def own(values: Array) -> Array:
         if len(values) == 1:
             return values
-        by_picture = values.reshape(halves, count, -1, *values.shape[1:])
-        return by_picture[:, place].reshape(-1, *values.shape[1:])
+        rows = len(values) // (halves * count)
+        by_picture = values.reshape(halves, count, rows, *values.shape[1:])
+        return by_picture[:, place].reshape(halves * rows, *values.shape[1:])
 
     return {name: own(values) for name, values in feeds.items()}

@@ -79,8 +79,13 @@ def token_sites(source: Source) -> list[Site]:
 
 
 def places_of(site: Site, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """The buffer, known tokens by their place, in the decoder unknown ones by theirs, L further."""
+    """The buffer, known tokens by their place, in the decoder unknown ones by theirs, L further.
+
+    Behind the last attention only unknown ones are computed.
+    """
     known = feeds["tokens"].shape[1]
+    if site.name.startswith("decoder") and not site.name.endswith("qkv"):
+        return feeds["position_ids"][:, known:]
     rows = []
     for order in feeds["position_ids"]:
         row = [*range(BUFFER), *(BUFFER + order[:known])]
@@ -88,6 +93,12 @@ def places_of(site: Site, feeds: dict[str, np.ndarray]) -> np.ndarray:
             row += [*(BUFFER + LENGTH + order[known:])]
         rows.append(row)
     return np.array(rows)
+
+
+def positions_of(site: Site) -> int:
+    if site.name.startswith("encoder"):
+        return BUFFER + LENGTH
+    return BUFFER + 2 * LENGTH if site.name.endswith("qkv") else LENGTH
 
 
 def seen_by_place(source: Source, site: Site) -> dict[int, np.ndarray]:
@@ -114,7 +125,7 @@ def test_statistics_are_by_place_whatever_the_order(source: Source, tmp_path: Pa
     for site in token_sites(source):
         stats = found[f"{site.name}{POSITION}"]
         wanted = seen_by_place(source, site)
-        assert len(stats.low) == BUFFER + LENGTH * (2 if "decoder" in site.name else 1)
+        assert len(stats.low) == positions_of(site)
         for place in range(len(stats.low)):
             if place not in wanted:
                 assert stats.count[place] == 0 and stats.low[place] > stats.high[place]
@@ -127,8 +138,33 @@ def test_statistics_are_by_place_whatever_the_order(source: Source, tmp_path: Pa
             assert stats.square[place] == pytest.approx(np.square(rows).sum(), rel=1e-5)
 
 
-def test_errors_are_summed_by_place(source: Source) -> None:
-    site = token_sites(source)[-1]
+def test_statistics_of_the_denoiser_are_by_parts_of_its_times(source: Source) -> None:
+    sites = source.sites("denoise")
+    found = collect_full_ranges(source.folder, source.samples, sites, batch_size=1, progress=silent)
+    (feeds,) = source.runs("denoise")
+    seen = activations(source.folder / "denoise.onnx", feeds, [s.input for s in sites])
+    for site in sites:
+        x, stats = seen[site.input], found[f"{site.name}{POSITION}"]
+        assert np.flatnonzero(stats.count).tolist() == [14]  # 700 of 1000 in 20 parts
+        assert stats.count[14] == x.size and len(stats.count) == 20
+        assert stats.low[14] == pytest.approx(x.min(), rel=1e-5)
+        assert stats.square[14] == pytest.approx(np.square(x).sum(), rel=1e-5)
+
+
+def test_before_the_first_token_there_are_none_to_observe(source: Source, tmp_path: Path) -> None:
+    feeds = source.runs("pass")[0]
+    assert feeds["tokens"].shape[1] == 0
+    save_sample(GraphRun("pass", feeds), tmp_path, 0)
+    found = collect_full_ranges(
+        source.folder, tmp_path, source.sites("pass"), batch_size=1, progress=silent
+    )
+    assert found["z_proj"].count == 0 and np.isinf(found["z_proj"].low).all()
+    assert np.isfinite(found["decoder_embed"].low).all()
+
+
+@pytest.mark.parametrize("which", [0, -1], ids=["encoder", "unknown tokens"])
+def test_errors_are_summed_by_place(source: Source, which: int) -> None:
+    site = token_sites(source)[which]
     rng = np.random.default_rng(3)
     view = plain_view(site)
     level = np.exp(rng.normal(0, 0.5, view.positions))

@@ -15,9 +15,10 @@ from arvg_trt.runtime.feeds import load_sample, sample_files
 from arvg_trt.runtime.generate.mar import masked_counts
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.validate.runs import run_decibels
 
 from ..export.mar_models import SMALL, TinyMar
-from .conftest import arvg
+from .conftest import arvg, assert_refused
 
 LENGTH = SMALL.length
 LABELS = ("--labels", "0-2")
@@ -51,7 +52,8 @@ def test_passes_are_spread_over_the_trajectory_of_each_picture(workspace: Path) 
     found = runs(workspace, "pass")
     known = [feeds["tokens"].shape[1] for feeds in found]
     before = [LENGTH, *masked_counts(16, LENGTH)[:-1]]
-    quarters = [sorted(LENGTH - n for n in before)[k : k + 4] for k in range(0, 16, 4)]
+    counts = sorted(LENGTH - n for n in before)[1:]  # the first pass knows none
+    quarters = [counts[:4], counts[4:8], counts[8:12], counts[12:]]
     pictures = [known[k : k + 4] for k in range(0, len(known), 4)]
     assert len(pictures) == 6 and len({tuple(p) for p in pictures}) > 1
     for label, picture in enumerate(pictures):
@@ -117,6 +119,30 @@ def test_the_method_leaves_the_denoiser_as_it_is(workspace: Path) -> None:
     assert not any("Linear" in kind for graph in ("denoise", "decoder") for kind in kinds[graph])
     results = json.loads((folder / MANIFEST).read_text())["results"]
     assert results["quantized"] == 4 * (SMALL.encoder_depth + SMALL.decoder_depth)
+
+
+def test_the_denoiser_is_quantized_on_request(workspace: Path) -> None:
+    """A scale a part of the times and scales a channel; the pass then quantizes its condition."""
+    outcome = arvg("quantize", workspace, "--name", "all", "--include", "diffloss.*")
+    assert outcome.code == 0, outcome
+    folder = workspace / "quantize" / "all"
+    results = json.loads((folder / MANIFEST).read_text())["results"]
+    more = 3 * SMALL.head_depth + 4  # input_proj, the last layer's two, cond_embed of the pass
+    assert results["quantized"] == 4 * (SMALL.encoder_depth + SMALL.decoder_depth) + more
+    gathers = [
+        node.name
+        for node in onnx.load(folder / "denoise.onnx").graph.node
+        if node.op_type == "Gather"
+    ]
+    assert any(name.startswith("diffloss.net.res_blocks.0.mlp.2.token_scale") for name in gathers)
+    samples = workspace / "calibrate" / "samples"
+    found = run_decibels(workspace / "export", folder, samples, ("pass", "denoise"))
+    assert found["pass/z"] > 30 and found["denoise/noise"] > 20, found
+
+
+def test_a_pattern_to_include_must_match(workspace: Path) -> None:
+    outcome = arvg("quantize", workspace, "--name", "odd", "--include", "diffloss.nett.*")
+    assert_refused(outcome, 3, "include pattern 'diffloss.nett.*' matches no site")
 
 
 def test_it_generates_from_its_folder(workspace: Path, tmp_path: Path) -> None:
