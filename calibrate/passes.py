@@ -95,12 +95,14 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
         if is_empty(outputs, tensor):
             continue  # its minimum is infinite
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            bad = ~np.isfinite(values)
-            # A scalar is of all rows: the first stands for them.
-            rows = np.flatnonzero(bad.reshape(len(names), -1).any(axis=1) if bad.ndim else [True])
+            bad, where = ~np.isfinite(values), names[0]
+            if values.ndim and len(values) == len(names):
+                where = names[int(np.flatnonzero(bad.reshape(len(names), -1).any(axis=1))[0])]
+            elif values.ndim and len(names) > 1:  # sums over the batch
+                where = f"{names[0]} to {names[-1]}"
             raise CalibrationError(
                 f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
-                where=names[int(rows[0])],
+                where=where,
                 do="check the checkpoint, then remove the sample if it is to blame",
             )
 

@@ -8,6 +8,8 @@ is written as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,11 +17,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..recipe import QuantizeOptions
+from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
 from ..weight_file import SharedWeights
 from .absorb import absorb
-from .activations import decibel, site_node, site_weight
+from .activations import decibel, site_node, site_statistics, site_weight
 from .block_check import require_blocks
 from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph
@@ -30,10 +32,12 @@ from .qdq_linear import rewrite_linear
 from .qdq_nodes import SiteWeights
 from .qdq_tokens import TokenSite, rewrite_token_linear
 from .quantize import SiteResult, describe, float_parameters
+from .rounded_sites import Rounded, Task, correct_biases, round_sites
 from .statistics import Statistics
 from .token_groups import TokenGroup, token_groups
 from .token_scaling import Decision, decide_groups
-from .view_passes import FullGraph, quantizable
+from .view_passes import FullGraph, plain_view, quantizable
+from .views import Grid
 
 
 def quantize_generator(
@@ -47,11 +51,12 @@ def quantize_generator(
     *,
     batch_size: int,
     progress: Progress,
+    max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult]]:
     """Write every graph of `export`, Q/DQ where it has a planned site, and weights.safetensors.
 
     `entries` plans the sites of the map's calibrated graphs. Returns the plan with every scale
-    filled in, and what became of each site.
+    filled in, and what became of each site. Second moments stay below `max_memory` bytes.
 
     Raises:
         RecipeError: sites that share an input but not the plan for it, or that cannot take blocks.
@@ -68,17 +73,34 @@ def quantize_generator(
         decisions |= decide_groups(model.graph, found, passes, options)
         groups += found
     absorptions = [(group.sites, decisions[group.key].absorption) for group in groups]
+    tasks: list[Task] = []
+    for graph, model in models.items():
+        sites = site_map.of_graph(graph)
+        absorb(model.graph, sites, absorptions)
+        tasks += rounding_tasks(model.graph, sites, groups, entries, decisions, statistics, options)
+    rounded = round_sites(
+        export,
+        samples,
+        site_map.graphs,
+        tasks,
+        correct=options.bias_correction,
+        max_memory=max_memory,
+        batch_size=batch_size,
+        progress=progress,
+    )
     chosen: dict[str, TokenSite | QuantizedWeight] = {}
     floats: dict[str, NDArray[np.generic]] = {}
     results: list[SiteResult] = []
     final: list[SitePlan] = []
     for graph, model in models.items():
         sites = site_map.of_graph(graph)
-        absorb(model.graph, sites, absorptions)
-        made = quantize_sites(model.graph, sites, groups, entries, decisions, options, progress)
+        made = quantize_sites(
+            model.graph, sites, groups, entries, decisions, options, rounded, progress
+        )
         chosen |= made[0]
         results += made[1]
         final += made[2]
+        correct_biases(model.graph, sites, rounded)
         floats |= float_parameters(model.graph, [s for s in sites if s.name in chosen])
     for group in groups:
         floats |= kept_tables(group, decisions[group.key])
@@ -93,6 +115,7 @@ def quantize_generator(
                 own = site_map.of_graph(graph)
                 if graph not in models:
                     absorb(changed.graph, own, absorptions)
+                    correct_biases(changed.graph, own, rounded)
                 insert_sites(changed.graph, own, chosen)
             weights.write(changed, graph)
     return Plan(sites=tuple(final)), results
@@ -111,9 +134,13 @@ def quantize_sites(
     entries: Mapping[str, SitePlan],
     decisions: Mapping[str, Decision],
     options: QuantizeOptions,
+    rounded: Mapping[str, Rounded],
     progress: Progress,
 ) -> tuple[dict[str, TokenSite | QuantizedWeight], list[SiteResult], list[SitePlan]]:
-    """The codes of every planned weight of the absorbed graph, and what reports say of each."""
+    """The codes of every planned weight of the absorbed graph, and what reports say of each.
+
+    Those in `rounded` are had already; the others are rounded to nearest.
+    """
     decided = {site.name: decisions[group.key] for group in groups for site in group.sites}
     chosen: dict[str, TokenSite | QuantizedWeight] = {}
     results, final = [], []
@@ -123,10 +150,8 @@ def quantize_sites(
         noise = None
         if entry.weight is not None:
             weight = site_weight(graph, site)
-            importance = None
-            if options.data_aware and decision and entry.weight.granularity == "per_channel":
-                importance = decision.energy
-            codes = quantize_weight(weight, entry.weight, importance)
+            known = rounded.get(site.name)
+            codes = known.weight if known else nearest(weight, entry, decision, options)
             wide = weight.astype(np.float64)
             error = codes.dequantize().astype(np.float64) - wide
             noise = decibel(float(np.sum(wide**2)), float(np.sum(error**2)))
@@ -137,6 +162,59 @@ def quantize_sites(
         results.append(describe(site, entry, noise, decision.sqnr_db if decision else None))
         progress("weights", k + 1, len(sites))
     return chosen, results, final
+
+
+def nearest(
+    weight: NDArray[np.float32],
+    entry: SitePlan,
+    decision: Decision | None,
+    options: QuantizeOptions,
+) -> QuantizedWeight:
+    assert entry.weight is not None
+    importance = None
+    if options.data_aware and decision and entry.weight.granularity == "per_channel":
+        importance = decision.energy
+    return quantize_weight(weight, entry.weight, importance)
+
+
+def rounding_tasks(
+    graph: ir.Graph,
+    sites: Sequence[Site],
+    groups: Sequence[TokenGroup],
+    entries: Mapping[str, SitePlan],
+    decisions: Mapping[str, Decision],
+    statistics: Statistics,
+    options: QuantizeOptions,
+) -> list[Task]:
+    """The weights of the absorbed graph that data rounds, and what their products are fed."""
+    group_of = {site.name: group for group in groups for site in group.sites}
+    tasks = []
+    for site in sites:
+        entry = entries[site.name]
+        if not Task.needed(entry, correct=options.bias_correction):
+            continue
+        group = group_of.get(site.name)
+        decision = decisions[group.key] if group else None
+        view, grid = plain_view(site), None
+        if group and decision:
+            absorbed, found = decision.absorption, decision.grid
+            shift = absorbed.shift if np.any(absorbed.shift) else None
+            view = replace(group.view, scale=absorbed.scale, shift=shift)
+            step = found.level * np.float64(found.step)
+            grid = Grid(step, found.shift, found.bits, found.kind)
+        tasks.append(
+            Task(
+                site,
+                entry,
+                site_node(graph, site),
+                view,
+                grid,
+                int(site_statistics(statistics, site.name).count),
+                partial(site_weight, graph, site),
+                partial(nearest, entry=entry, decision=decision, options=options),
+            )
+        )
+    return tasks
 
 
 def filled(entry: SitePlan, decision: Decision) -> ActivationFormat:

@@ -133,7 +133,7 @@ def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value
     if view.shift is not None:
         steps.append(("Sub", by_channel("shift", view.shift)))
     if view.level is not None:
-        steps.append(("Mul", by_position(graph, view, 1 / view.level, rank, f"{key}/level")))
+        steps.append(("Mul", by_position(graph, value, view, 1 / view.level, f"{key}/level")))
     made = value
     for k, (op, by) in enumerate(steps):
         made = chain(graph, op, [made, by], f"{key}/view.{k}")
@@ -146,36 +146,53 @@ def rounding_error(
     graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
 ) -> tuple[ir.Value, ir.Value]:
     """The view in steps of the grid, and its distance to the nearest point of it."""
-    assert seen.shape is not None
-    rank = len(seen.shape)
+    steps, point = nearest_point(graph, seen, view, grid, label)
+    return steps, chain(graph, "Sub", [point, steps], f"{label}:error")
+
+
+def rounded_view(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
+    """The view as the grid gives it, in the view's units."""
+    _, point = nearest_point(graph, seen, view, grid, label)
+    step = by_position(graph, seen, view, grid.step, f"{label}:step")
+    made = chain(graph, "Mul", [point, step], f"{label}:rounded")
+    made.shape, made.type = seen.shape, seen.type
+    return made
+
+
+def nearest_point(
+    graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
+) -> tuple[ir.Value, ir.Value]:
+    """The view in steps of the grid, and the grid's nearest number."""
 
     def held(name: str, values: Floats) -> ir.Value:
-        if values.size > 1:
-            return by_position(graph, view, values, rank, f"{label}:{name}")
-        return constant(graph, f"{label}:{name}", np.asarray(values[0], np.float32))
+        return by_position(graph, seen, view, values, f"{label}:{name}")
 
     steps = chain(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
     if grid.kind == "fp8":
         to = ir.DataType.FLOAT8E4M3FN
         number = chain(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
-        point = chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
-        return steps, chain(graph, "Sub", [point, steps], f"{label}:error")
+        return steps, chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
     low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
     rounded = chain(graph, "Round", [steps], f"{label}:round")
     # Max and Min, since a Clip has scalar bounds.
     raised = chain(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
     clipped = chain(graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point")
-    return steps, chain(graph, "Sub", [clipped, steps], f"{label}:error")
+    return steps, clipped
 
 
-def by_position(graph: ir.Graph, view: View, values: Floats, rank: int, label: str) -> ir.Value:
-    """Values [T] in the shape that broadcasts over the view's rows, each that of its position."""
-    assert view.token_axis is not None
+def by_position(graph: ir.Graph, seen: ir.Value, view: View, values: Floats, name: str) -> ir.Value:
+    """A constant of a scalar, or of values [T] the one of each row's position, so as to broadcast.
+
+    Rows in another order have theirs gathered by their places.
+    """
+    assert seen.shape is not None
+    if values.size == 1:
+        return constant(graph, name, np.asarray(values[0], np.float32))
     if view.places is None:
-        shaped = along(values.astype(np.float32), view.token_axis, rank)
-        return constant(graph, label, shaped)
-    table = constant(graph, f"{label}/table", values.astype(np.float32).reshape(-1, 1))
-    return chain(graph, "Gather", [table, values_by_name(graph)[view.places]], label, axis=0)
+        shaped = along(values.astype(np.float32), view.token_axis or 0, len(seen.shape))
+        return constant(graph, name, shaped)
+    table = constant(graph, f"{name}/table", values.astype(np.float32).reshape(-1, 1))
+    return chain(graph, "Gather", [table, values_by_name(graph)[view.places]], name, axis=0)
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:

@@ -14,13 +14,13 @@ from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import Array, Sample
 from ..runtime.generate.mar_spec import MarSpec
+from ..runtime.generator import FULL as FULL
 from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter
 from .generate import parse_labels
 from .trajectory import open_recorded, trajectory_runs
 
-FULL = "full"
 Tokens = NDArray[np.int32] | NDArray[np.float32]
 
 
