@@ -8,6 +8,7 @@ of one run of that graph, which others are not fed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,7 @@ def sample_batches(
     Raises:
         CalibrationError: samples of one batch that differ in shape.
     """
-    if any(graph_of(path) for path in files):
-        size = 1
+    size = batch_length(files, size)
     for start in range(0, len(files), size):
         group = files[start : start + size]
         samples = [load_sample(path, inputs) for path in group]
@@ -107,6 +107,15 @@ def sample_batches(
                 do="calibrate with --batch-size 1",
             ) from error
         yield names, joined
+
+
+def batch_length(files: Sequence[Path], size: int) -> int:
+    """Samples of a batch: one where they are runs of a graph."""
+    return 1 if any(graph_of(path) for path in files) else size
+
+
+def count_batches(files: Sequence[Path], size: int) -> int:
+    return math.ceil(len(files) / batch_length(files, size))
 
 
 def feeds_of(
