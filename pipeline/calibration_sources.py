@@ -105,8 +105,8 @@ def generated(
         part = shard_of(options, len(source.files))
         rows = encoded_rows(export, source, options, part=part, threads=threads)
         return Samples(rows, source.names, image_digests(source), source.skipped, len(part))
-    rows = generated_rows(export, options, reporter, part=part, threads=threads)
-    return Samples(rows, (pictures_of(options.seed),), {})
+    made = generated_rows(export, options, reporter, part=part, threads=threads)
+    return Samples(made, (pictures_of(options.seed),), {})
 
 
 def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:
