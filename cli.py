@@ -268,6 +268,7 @@ def calibrate(
     help="Of a generator's attention products. [default: float]",
 )
 @click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
+@click.option("--include", multiple=True, default=None, help="Of sites that the method leaves out.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="An edited plan.json.")
 @json_option
 def quantize(
@@ -289,7 +290,7 @@ def quantize(
 
     recipe = recipe_or_none(recipe_name)
     base = recipe.quantize if recipe else QuantizeOptions()
-    changes["exclude"] = changes["exclude"] or None
+    changes |= {name: changes[name] or None for name in ("exclude", "include")}
     options = with_changes(base, **changes)
     called = chosen_name(name, recipe)
     perform(

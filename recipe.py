@@ -127,10 +127,11 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the
     search of per-channel weight grids by the energy of the inputs. `rounding` "gptq" compensates
     the weights' errors on the calibration data, `bias_correction` keeps the outputs' means there.
-    `exclude` holds patterns of site names. `blockwise` weights have 4 bits and a scale every
-    `block_size` input channels. With `integer_exponents` a logarithmic grid has powers of two, of 2
-    to 5 bits, and inputs of 8 bits are FP8. `attention` is the format of a generator's queries,
-    keys, values and softmax.
+    `exclude` holds patterns of site names; `include` those of sites that the method leaves out and
+    that shall be quantized. `blockwise` weights have 4 bits and a scale every `block_size` input
+    channels. With `integer_exponents` a logarithmic grid has powers of two, of 2 to 5 bits, and
+    inputs of 8 bits are FP8. `attention` is the format of a generator's queries, keys, values and
+    softmax.
     """
 
     encoder_bits: int = 8
@@ -151,6 +152,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     integer_exponents: bool = False
     attention: Literal["float", "fp8", "int8"] = "float"
     exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("encoder_bits", "decoder_bits", "weight_bits", "activation_bits"):

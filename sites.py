@@ -51,8 +51,9 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     channel axis of the input tensor (1 for images). ``fold`` names where a per-channel scale of the
     input goes for free: the initializers of a norm's weight and bias, or None: an explicit Mul.
     ``producer_fold`` says it where parts of larger initializers take it. ``token_axis`` is the
-    axis of the input along which positions lie, and ``position_input`` the graph input with their
-    numbers (None: they count from 0).
+    axis of the input along which positions lie, and ``position_input`` the graph's input or value
+    with their numbers (None: they count from 0). Where all rows of a calibrated graph have such
+    numbers, they are below ``positions``.
     ``excluded`` says why the method leaves the site in high precision, None if it does not.
     """
 
@@ -71,12 +72,27 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fold: tuple[str, str] | None = None
     token_axis: int | None = None
     position_input: str | None = None
+    positions: int | None = None
     producer_fold: ProducerFold | None = None
     excluded: str | None = None
 
+    @property
+    def knows_positions(self) -> bool:
+        """Whether the input can have a scale a position: in a graph that is calibrated."""
+        numbered = self.graph == "full" or self.positions is not None
+        return numbered and self.token_axis is not None
+
+
+def may_be_planned(site: Site) -> bool:
+    """Whether the site has a trained weight."""
+    return site.weight is not None and site.role not in CONSTANT_ROLES
+
 
 class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All sites of a model, in graph order, and the graphs that are quantized, as they run."""
+    """All sites of a model, in graph order, and the graphs that are calibrated, as they run.
+
+    Of a generator other graphs may have sites of the same names.
+    """
 
     sites: tuple[Site, ...]
     graphs: tuple[str, ...] = ("encoder", "decoder")
@@ -84,6 +100,12 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def of_graph(self, graph: str) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.graph == graph)
+
+    @property
+    def calibrated(self) -> SiteMap:
+        """The same without the sites of other graphs: what a plan has entries for."""
+        sites = tuple(site for site in self.sites if site.graph in self.graphs)
+        return msgspec.structs.replace(self, sites=sites)
 
 
 class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -127,7 +127,8 @@ def growths(
         key = f"{name}{POSITION}"
         positions = None
         if key in after:
-            positions = most(added(magnitudes(before[key]), magnitudes(after[key])))
+            parts = (before[key].filled(), after[key].filled())
+            positions = most(added(*(magnitudes(part) for part in parts)))
         found.append(
             SiteGrowth(
                 name=name,
@@ -149,7 +150,7 @@ def magnitudes(stats: TensorStats) -> Floats:
 
 
 def root_mean_squares(stats: TensorStats) -> Floats:
-    found: Floats = np.sqrt(stats.square / max(1, stats.count))
+    found: Floats = np.sqrt(stats.mean_square)
     return found
 
 

@@ -138,7 +138,8 @@ class Reducer:
         for k, axis in enumerate(self.axes):
             label = output if k == len(self.axes) - 1 else f"{output}:{axis}"
             value = self.reduce(first if k == 0 else later or first, value, axis, label)
-        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([None, None])
+        left = max(1, self.rank - len(self.axes))
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([None] * left)
         self.graph.outputs.append(value)
 
     def reduce(self, op: str, value: ir.Value, axis: int, output: str) -> ir.Value:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import CalibrationError
 from ..runtime.feeds import feeds_of, sample_batches, sample_files
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
-from ..sites import CONSTANT_ROLES, Site, SiteMap
+from ..sites import Site, SiteMap, may_be_planned
 from .convergence import Growth
 from .observers import (
     ClipCandidate,
@@ -53,17 +53,16 @@ def run_instrumented(
         CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
             input that nothing feeds.
     """
-    files = sample_files(samples)[:limit]
     inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs}
-    carried: list[dict[str, NDArray[np.generic]]] = [{} for _ in range(0, len(files), batch_size)]
+    carried: dict[str, dict[str, NDArray[np.generic]]] = {}
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
         session = open_instrumented(
             export / f"{graph}.onnx", graph, instrument, threads, optimized=optimized
         )
-        done = 0
-        batches = sample_batches(files, batch_size, session.inputs)
-        for kept, (names, arrays) in zip(carried, batches, strict=True):
+        files, done = sample_files(samples, graph)[:limit], 0
+        for names, arrays in sample_batches(files, batch_size, session.inputs):
+            kept = carried.setdefault(names[0], {})
             outputs = session.run(feeds_of(graph, session.inputs, arrays, kept))
             require_finite(outputs, names, graph)
             consume(graph, outputs)
@@ -94,6 +93,8 @@ def open_instrumented(
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
     # What observers see comes first: it is in graph order, so the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
+        if is_empty(outputs, tensor):
+            continue  # its minimum is infinite
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             bad, where = ~np.isfinite(values), names[0]
             if values.ndim and len(values) == len(names):
@@ -107,9 +108,15 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
             )
 
 
+def is_empty(outputs: Outputs, name: str) -> bool:
+    """Whether what an observer saw has no elements, such as the known tokens before the first."""
+    shape = outputs.get(f"{name.rpartition(':')[0]}:shape")
+    return shape is not None and 0 in shape
+
+
 def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:
     """Sites whose input a plan may quantize: those with a trained weight."""
-    return [s for s in site_map.of_graph(graph) if s.weight and s.role not in CONSTANT_ROLES]
+    return [site for site in site_map.of_graph(graph) if may_be_planned(site)]
 
 
 def collect_ranges(

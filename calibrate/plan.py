@@ -12,7 +12,6 @@ from ..errors import RecipeError
 from ..recipe import FLOAT_BITS, LOG_METHODS, QuantizeOptions
 from ..sites import (
     BLOCK_BITS,
-    CONSTANT_ROLES,
     PRODUCT_ROLES,
     ActivationFormat,
     Plan,
@@ -20,6 +19,7 @@ from ..sites import (
     SiteMap,
     SitePlan,
     WeightFormat,
+    may_be_planned,
 )
 
 # Their rounded inputs pass the softmax: at the real width of DI8x8 a fifth of the decoder's error,
@@ -66,7 +66,9 @@ def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
     Raises:
         RecipeError: an exclude pattern that matches nothing, or a plan that quantizes nothing.
     """
-    check_patterns(options.exclude, [site.name for site in site_map.sites])
+    names = [site.name for site in site_map.sites]
+    check_patterns("exclude", options.exclude, names)
+    check_patterns("include", options.include, names)
     plan = Plan(sites=tuple(plan_site(site, options) for site in site_map.sites))
     if not any(site.weight for site in plan.sites):
         raise RecipeError("0 sites would be quantized", do="check the bits and exclude patterns")
@@ -77,7 +79,9 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
     reason = site.excluded
     if options.attention != "float" and is_product(site):
         return plan_product(site, options)
-    if reason is None and any(fnmatchcase(site.name, p) for p in options.exclude):
+    if matches(site, options.include) and may_be_planned(site):
+        reason = None
+    if reason is None and matches(site, options.exclude):
         reason = "excluded by the recipe"
     chosen = weight_format(options, site.graph)
     if reason is None and chosen is None:
@@ -101,7 +105,7 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
             bits=options.activation_bits,
             grid=ACTIVATION_GRIDS[chosen.grid],
             granularity="per_position"
-            if options.token_wise and knows_positions(site)
+            if options.token_wise and site.knows_positions
             else "per_tensor",
         ),
         smoothing=options.smoothing or None,
@@ -115,7 +119,7 @@ def is_product(site: Site) -> bool:
 
 
 def plan_product(site: Site, options: QuantizeOptions) -> SitePlan:
-    if any(fnmatchcase(site.name, p) for p in options.exclude):
+    if matches(site, options.exclude):
         return SitePlan(name=site.name, reason="excluded by the recipe")
     whole = options.attention == "int8"
     chosen = ActivationFormat(bits=8, grid="uniform" if whole else "fp8")
@@ -124,17 +128,16 @@ def plan_product(site: Site, options: QuantizeOptions) -> SitePlan:
     )
 
 
-def knows_positions(site: Site) -> bool:
-    """Whether the site's input can have a scale a position: in a generator's full graph."""
-    return site.graph == "full" and site.token_axis is not None
+def matches(site: Site, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(site.name, pattern) for pattern in patterns)
 
 
-def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
             raise RecipeError(
-                f"exclude pattern {pattern!r} matches no site",
+                f"{kind} pattern {pattern!r} matches no site",
                 do=f"nearest: {', '.join(near)}" if near else "see sites.json for the names",
             )
 
@@ -157,7 +160,7 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
         raise RecipeError("0 sites would be quantized", where="plan.json", do="give one a weight")
     for name, entry in by_name.items():
         site = known[name]
-        if entry.weight is not None and (site.weight is None or site.role in CONSTANT_ROLES):
+        if entry.weight is not None and not may_be_planned(site):
             raise RecipeError(
                 f"{name} ({site.role}) has no weight to quantize",
                 where="plan.json",
@@ -194,7 +197,7 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
                 where="plan.json",
                 do="give weight and activation both a uniform or both an fp8 grid",
             )
-        if entry.activation.granularity == "per_position" and not knows_positions(site):
+        if entry.activation.granularity == "per_position" and not site.knows_positions:
             raise RecipeError(
                 f"{name} wants a scale a position, but its input has none that are known",
                 where="plan.json",

@@ -1,7 +1,8 @@
 """Plan + statistics -> the Q/DQ graphs of a generator, whose weights several graphs share.
 
-Everything is decided in the graph of all positions. Each other graph with sites of the same names
-then gets the same scales, weights and grids; the rest is written as it is.
+Everything is decided in the graphs that are calibrated: of most families the one of all positions.
+Each other graph with sites of the same names then gets the same scales, weights and grids; the rest
+is written as it is.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ def quantize_generator(
     samples: Path,
     output: Path,
     site_map: SiteMap,
-    full: str,
     entries: Mapping[str, SitePlan],
     statistics: Statistics,
     options: QuantizeOptions,
@@ -55,49 +55,65 @@ def quantize_generator(
 ) -> tuple[Plan, list[SiteResult]]:
     """Write every graph of `export`, Q/DQ where it has a planned site, and weights.safetensors.
 
-    `full` names the graph of all positions, whose sites `entries` plans. Returns the plan with
-    every scale filled in, and what became of each site. Second moments stay below `max_memory`
-    bytes.
+    `entries` plans the sites of the map's calibrated graphs. Returns the plan with every scale
+    filled in, and what became of each site. Second moments stay below `max_memory` bytes.
 
     Raises:
         RecipeError: sites that share an input but not the plan for it, or that cannot take blocks.
         CalibrationError: statistics of another model, a sample that gives NaN.
     """
-    model = load_graph(export / f"{full}.onnx")
-    sites = site_map.of_graph(full)
-    require_blocks(model.graph, sites, entries)
-    groups = token_groups(model.graph, sites, entries, statistics)
-    passes = FullGraph(export, samples, full, batch_size=batch_size, progress=progress)
-    decisions = decide_groups(model.graph, groups, passes, options)
+    models = {graph: load_graph(export / f"{graph}.onnx") for graph in site_map.graphs}
+    for graph, model in models.items():
+        require_blocks(model.graph, site_map.of_graph(graph), entries)
+    groups: list[TokenGroup] = []
+    decisions: dict[str, Decision] = {}
+    for graph, model in models.items():
+        found = token_groups(model.graph, site_map.of_graph(graph), entries, statistics)
+        passes = FullGraph(export, samples, graph, batch_size=batch_size, progress=progress)
+        decisions |= decide_groups(model.graph, found, passes, options)
+        groups += found
     absorptions = [(group.sites, decisions[group.key].absorption) for group in groups]
-    absorb(model.graph, sites, absorptions)
+    tasks: list[Task] = []
+    for graph, model in models.items():
+        sites = site_map.of_graph(graph)
+        absorb(model.graph, sites, absorptions)
+        tasks += rounding_tasks(model.graph, sites, groups, entries, decisions, statistics, options)
     rounded = round_sites(
         export,
         samples,
-        (full,),
-        rounding_tasks(model.graph, sites, groups, entries, decisions, statistics, options),
+        site_map.graphs,
+        tasks,
         correct=options.bias_correction,
         max_memory=max_memory,
         batch_size=batch_size,
         progress=progress,
     )
-    chosen, results, final = quantize_sites(
-        model.graph, sites, groups, entries, decisions, options, rounded, progress
-    )
-    correct_biases(model.graph, sites, rounded)
-    floats = float_parameters(model.graph, [s for s in sites if s.name in chosen])
+    chosen: dict[str, TokenSite | QuantizedWeight] = {}
+    floats: dict[str, NDArray[np.generic]] = {}
+    results: list[SiteResult] = []
+    final: list[SitePlan] = []
+    for graph, model in models.items():
+        sites = site_map.of_graph(graph)
+        made = quantize_sites(
+            model.graph, sites, groups, entries, decisions, options, rounded, progress
+        )
+        chosen |= made[0]
+        results += made[1]
+        final += made[2]
+        correct_biases(model.graph, sites, rounded)
+        floats |= float_parameters(model.graph, [s for s in sites if s.name in chosen])
     for group in groups:
         floats |= kept_tables(group, decisions[group.key])
     packed = {name: site_codes(found) for name, found in chosen.items()}
     save_packed(packed, floats, output / "weights.safetensors")
-    shared = sharing_graphs(site_map, full)
+    shared = {site.graph for site in site_map.sites if site.name in chosen}
     with SharedWeights(output) as weights:
         for path in sorted(export.glob("*.onnx")):
             graph = path.stem
-            changed = model if graph == full else load_graph(path)
+            changed = models[graph] if graph in models else load_graph(path)
             if graph in shared:
                 own = site_map.of_graph(graph)
-                if graph != full:
+                if graph not in models:
                     absorb(changed.graph, own, absorptions)
                     correct_biases(changed.graph, own, rounded)
                 insert_sites(changed.graph, own, chosen)
@@ -105,9 +121,9 @@ def quantize_generator(
     return Plan(sites=tuple(final)), results
 
 
-def sharing_graphs(site_map: SiteMap, full: str) -> set[str]:
-    """Graphs that have a site of the full one, itself among them."""
-    names = {site.name for site in quantizable(site_map.of_graph(full))}
+def sharing_graphs(site_map: SiteMap) -> set[str]:
+    """Graphs that have a site of a calibrated one, those among them."""
+    names = {site.name for site in quantizable(site_map.calibrated.sites)}
     return {site.graph for site in site_map.sites if site.name in names}
 
 
@@ -193,7 +209,7 @@ def rounding_tasks(
                 site_node(graph, site),
                 view,
                 grid,
-                site_statistics(statistics, site.name).count,
+                int(site_statistics(statistics, site.name).count),
                 partial(site_weight, graph, site),
                 partial(nearest, entry=entry, decision=decision, options=options),
             )

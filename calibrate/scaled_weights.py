@@ -56,7 +56,7 @@ def nearest(
     if options.data_aware and entry.weight.granularity == "per_channel":
         stats = site_statistics(statistics, site.name)
         ones = np.ones_like(stats.square) if scaling is None else scaling.smoothing
-        importance = stats.square / max(1, stats.count) / ones**2
+        importance = stats.mean_square / ones**2
     return quantize_weight(weight, entry.weight, importance, tap_sums=options.tap_sums)
 
 
@@ -90,7 +90,7 @@ def rounding_tasks(
                 site_node(graph, site),
                 view,
                 grid_of(activations.get(site.name)),
-                site_statistics(statistics, site.name).count,
+                int(site_statistics(statistics, site.name).count),
                 partial(scaled_weight, graph, site, entry, scaling),
                 partial(
                     nearest,

@@ -123,7 +123,7 @@ def predicted_error(
         width = high - low if short < ONE_SIDED * long else 2 * long
     step = width / (2 ** bits[0] - 1)
     error = float(step**2 / 12 * np.sum(scale**2 * readers.energy))
-    signal = float(np.sum(stats.square / max(1, stats.count) / scale**2))
+    signal = float(np.sum(stats.mean_square / scale**2))
     for peak, taps in zip(readers.peaks, readers.taps, strict=True):
         steps = (peak * scale).max(axis=1) / (2 ** (bits[1] - 1) - 1)
         error += float(np.sum(steps**2)) / 12 * taps * signal

@@ -19,12 +19,33 @@ from ..errors import CalibrationError
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """Per-channel statistics of one tensor [N, C, ...]: arrays [C], `count` elements a channel."""
+    """Per-channel statistics of one tensor [N, C, ...]: arrays [C], `count` elements a channel.
+
+    Channels that were not seen alike have a count each, [C]; without any the range is inside out.
+    """
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     square: NDArray[np.float64]
-    count: int
+    count: int | NDArray[np.int64]
+
+    @property
+    def mean_square(self) -> NDArray[np.float64]:
+        """[C]; 0 of what was not seen."""
+        return self.square / np.maximum(self.count, 1)
+
+    def filled(self) -> TensorStats:
+        """With the range and mean square of all where nothing was seen."""
+        unseen = np.broadcast_to(np.equal(self.count, 0), self.low.shape)
+        if not unseen.any() or unseen.all():
+            return self
+        mean = self.mean_square[~unseen].mean()
+        return TensorStats(
+            np.where(unseen, self.low.min(), self.low),
+            np.where(unseen, self.high.max(), self.high),
+            np.where(unseen, mean, self.square),
+            np.where(unseen, 1, self.count),
+        )
 
     def merge(self, other: TensorStats) -> TensorStats:
         return TensorStats(
@@ -77,7 +98,7 @@ def save_statistics(
         tensors[f"{name}:low"] = stats.low
         tensors[f"{name}:high"] = stats.high
         tensors[f"{name}:square"] = stats.square
-        tensors[f"{name}:count"] = np.array([stats.count], np.int64)
+        tensors[f"{name}:count"] = np.atleast_1d(np.asarray(stats.count, np.int64))
     if export is not None:  # a tensor, since metadata of two keys come in any order
         tensors[EXPORT] = np.frombuffer(bytes.fromhex(export), np.uint8)
     data = save(tensors, metadata={"schema": "arvg-trt/statistics/v1"})
@@ -110,7 +131,7 @@ def load_exported(path: Path) -> tuple[Statistics, str | None]:
                     file.get_tensor(f"{name}:low"),
                     file.get_tensor(f"{name}:high"),
                     file.get_tensor(f"{name}:square"),
-                    int(file.get_tensor(f"{name}:count")[0]),
+                    held_count(file.get_tensor(f"{name}:count")),
                 )
                 for name in names
             }
@@ -120,3 +141,8 @@ def load_exported(path: Path) -> tuple[Statistics, str | None]:
         raise CalibrationError(
             f"cannot be read: {error}", where=str(path), do="run `arvg-trt calibrate` again"
         ) from error
+
+
+def held_count(saved: NDArray[np.int64]) -> int | NDArray[np.int64]:
+    """One for all channels, or [C]."""
+    return int(saved[0]) if len(saved) == 1 else saved

@@ -123,7 +123,7 @@ def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
     It is not the highest: a first token with massive activations says nothing of the others (23 of
     them left a fifth of its levels to every other position of a planted model).
     """
-    rms = np.sqrt(ranges.square / max(1, ranges.count))
+    rms = np.sqrt(ranges.mean_square)
     alive = rms > 0
     if not alive.any():
         return np.zeros_like(rms)
@@ -131,7 +131,9 @@ def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
     return usual
 
 
-def best_grid(candidates: Sequence[Grid], errors: Floats, samples: int) -> tuple[Grid, Index]:
+def best_grid(
+    candidates: Sequence[Grid], errors: Floats, samples: int | Index
+) -> tuple[Grid, Index]:
     """Of each position the candidate of least error, and which that is [T].
 
     `errors` is [candidates, T], of `samples` samples. Few of them tell little of a position's

@@ -82,8 +82,8 @@ def token_groups(
         alone = len(first.shares_input_with) + 1 == len(members)
         divides = alone and holds_producer(graph, first)
         positions = None
-        if first.token_axis is not None and wants_tokens(entry):
-            positions = site_statistics(statistics, f"{first.name}{POSITION}")
+        if first.knows_positions and wants_tokens(entry):
+            positions = site_statistics(statistics, f"{first.name}{POSITION}").filled()
         groups.append(
             TokenGroup(
                 tuple(members),

@@ -73,7 +73,7 @@ def decide_groups(
             ),
             TokenGrid.of(grid),
             decibel(signal, noise),
-            channels[g.key].square / max(1, channels[g.key].count),
+            channels[g.key].mean_square,
         )
     return found
 
@@ -190,7 +190,7 @@ def scaled_ranges(
         for g in groups
     }
     ranges = {g.key: found.get(f"{g.key}{POSITION}") or one_range(channels[g.key]) for g in groups}
-    return channels, ranges
+    return channels, {key: stats.filled() for key, stats in ranges.items()}
 
 
 def scaled_stats(stats: TensorStats, scaling: Scaling) -> TensorStats:

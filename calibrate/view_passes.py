@@ -1,18 +1,19 @@
-"""Passes over the samples of a generator: what the views of its sites show in the full graph."""
+"""Passes over the samples of a generator: what the views of a graph's sites show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..sites import Site
+from ..sites import Site, may_be_planned
 from .convergence import Growth
 from .passes import Outputs, Progress, batch_stats, run_instrumented
-from .statistics import POSITION, Statistics
+from .statistics import POSITION, Statistics, TensorStats
 from .views import Grid, View, observe_gains, observe_grid_errors, observe_view_ranges
 
 Floats = NDArray[np.float64]
@@ -20,7 +21,8 @@ Instrument = Callable[[ir.Graph], None]
 
 
 class FullGraph:
-    """The graph of all positions and the samples it is calibrated on, run once a pass."""
+    """A graph that is calibrated and its samples, run once a pass; in most families of all
+    positions."""
 
     def __init__(
         self,
@@ -47,12 +49,14 @@ class FullGraph:
         A `growth` of as many parts as there are batches keeps what they were on the way.
         """
         found = Growth(1) if growth is None else growth
+        if not views:
+            return found.total
 
         def consume(outputs: Outputs) -> None:
             for key, view in views.items():
                 found.add(key, batch_stats(outputs, key))
                 if view.token_axis is not None:
-                    found.add(f"{key}{POSITION}", batch_stats(outputs, f"{key}/position"))
+                    found.add(f"{key}{POSITION}", position_stats(outputs, key, view))
 
         self._run(lambda graph: observe_view_ranges(graph, views), consume)
         return found.total
@@ -62,6 +66,8 @@ class FullGraph:
     ) -> dict[str, tuple[Floats, Floats]]:
         """By key sums of x^2 and of the grid's error^2 by channel, [C] both, in steps."""
         found: dict[str, tuple[Floats, Floats]] = {}
+        if not grids:
+            return found
 
         def consume(outputs: Outputs) -> None:
             for key in grids:
@@ -80,14 +86,15 @@ class FullGraph:
     ) -> dict[str, tuple[Floats, Floats]]:
         """By key sums of (gain * error)^2 and ^4, [grids, T], or [grids, 1] of one position."""
         found: dict[str, tuple[Floats, Floats]] = {}
+        if not grids:
+            return found
 
         def consume(outputs: Outputs) -> None:
             for key, candidates in grids.items():
                 sums = []
                 for power in (2, 4):
-                    rows = [
-                        wide_sum(outputs[f"{key}:{k}:e{power}"]) for k in range(len(candidates))
-                    ]
+                    names = [f"{key}:{k}:e{power}" for k in range(len(candidates))]
+                    rows = [position_sums(outputs, name, views[key]) for name in names]
                     total = np.stack(rows)
                     if views[key].token_axis is None:
                         total = total.sum(axis=1, keepdims=True)
@@ -123,11 +130,11 @@ def collect_full_ranges(
     threads: int = 0,
     growth: Growth | None = None,
 ) -> Statistics:
-    """Ranges and squares of the inputs of a full graph's sites, by site name.
+    """Ranges and squares of the inputs of a graph's sites, by site name.
 
     Of the channels under `SITE`; of the positions, where there are any, under `SITE:position`.
     """
-    groups = by_input(quantizable(sites))
+    groups = by_input([site for site in sites if may_be_planned(site)])
     graph = FullGraph(
         export,
         samples,
@@ -161,10 +168,41 @@ def by_input(sites: Sequence[Site]) -> dict[str, list[Site]]:
 
 def plain_view(site: Site) -> View:
     """The site's input as it is."""
-    return View(site.input, site.channel_axis, site.token_axis)
+    if not site.knows_positions:
+        return View(site.input, site.channel_axis)
+    view = View(site.input, site.channel_axis, site.token_axis)
+    if site.positions is None:
+        return view
+    return replace(view, places=site.position_input, positions=site.positions)
 
 
 def wide_sum(rows: NDArray[np.generic]) -> Floats:
     """Over the samples of a batch, in float64."""
     total: Floats = rows.astype(np.float64).sum(axis=0)
     return total
+
+
+def position_sums(outputs: Outputs, name: str, view: View) -> Floats:
+    """Over the samples of a batch, in float64, by position where the view tells them apart."""
+    if view.token_axis is None or view.places is None:
+        return wide_sum(outputs[name])
+    assert view.positions is not None
+    rows = outputs[name].astype(np.float64)
+    places = np.broadcast_to(outputs[view.places].astype(np.int64), rows.shape)
+    total: Floats = np.bincount(places.ravel(), rows.ravel(), view.positions).astype(np.float64)
+    return total
+
+
+def position_stats(outputs: Outputs, key: str, view: View) -> TensorStats:
+    """Of a batch, by position; one that no row had is empty: no count, its range inside out."""
+    name = f"{key}/position"
+    if view.places is None:
+        return batch_stats(outputs, name)
+    assert view.positions is not None
+    rows, channels = outputs[f"{name}:min"].shape, int(outputs[f"{name}:shape"][view.channel_axis])
+    places = np.broadcast_to(outputs[view.places].astype(np.int64), rows)
+    low, high = np.full(view.positions, np.inf), np.full(view.positions, -np.inf)
+    np.minimum.at(low, places, outputs[f"{name}:min"].astype(np.float64))
+    np.maximum.at(high, places, outputs[f"{name}:max"].astype(np.float64))
+    counts = np.bincount(places.ravel(), minlength=view.positions) * channels
+    return TensorStats(low, high, position_sums(outputs, f"{name}:square", view), counts)

@@ -7,7 +7,7 @@ computes, so that scales can be chosen before anything is folded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,9 @@ Floats = NDArray[np.float64]
 class View:
     """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `level` [T].
 
-    None leaves a step out. `token_axis` None: positions are not told apart.
+    None leaves a step out. `token_axis` None: positions are not told apart. `places` names the
+    graph's value [n] or [N, n] with the numbers below `positions` of rows [N, n, C] that lie in
+    another order.
     """
 
     tensor: str
@@ -33,6 +35,8 @@ class View:
     scale: Floats | None = None
     shift: Floats | None = None
     level: Floats | None = None
+    places: str | None = None
+    positions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,11 @@ class Grid:
 def observe_view_ranges(graph: ir.Graph, views: Mapping[str, View]) -> None:
     """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of each view.
 
-    Where it tells positions apart also `KEY/position:min` and so on, [N, T].
+    Where it tells positions apart also `KEY/position:min` and so on, [N, T], of rows in another
+    order with their places.
     """
     values = values_by_name(graph)
+    show_places(graph, views.values(), values)
     for key, view in views.items():
         seen = add_view(graph, values[view.tensor], view, key)
         observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
@@ -86,9 +92,11 @@ def observe_grid_errors(
 ) -> None:
     """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each grid in its steps.
 
-    `gains` are [C]. [N, T] where the view tells positions apart, else [N, C].
+    `gains` are [C]. [N, T] where the view tells positions apart, else [N, C]; of rows in another
+    order with their places.
     """
     values = values_by_name(graph)
+    show_places(graph, [views[key] for key in grids], values)
     for key, candidates in grids.items():
         view = views[key]
         seen = add_view(graph, values[view.tensor], view, key)
@@ -103,21 +111,32 @@ def observe_grid_errors(
             reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
+def show_places(graph: ir.Graph, views: Iterable[View], values: Mapping[str, ir.Value]) -> None:
+    """Make what the rows' positions are read from outputs."""
+    names = {view.places for view in views if view.token_axis is not None and view.places}
+    graph.outputs.extend(
+        values[name] for name in sorted(names) if not values[name].is_graph_output()
+    )
+
+
 def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value:
     """Nodes that compute the view; its value is called `key`."""
     rank = Reducer(graph, value, view.channel_axis).rank
-    steps: list[tuple[str, Floats, int]] = []
+    steps: list[tuple[str, ir.Value]] = []
+
+    def by_channel(name: str, values: Floats) -> ir.Value:
+        shaped = along(values.astype(np.float32), view.channel_axis, rank)
+        return constant(graph, f"{key}/{name}", shaped)
+
     if view.scale is not None:
-        steps.append(("Mul", 1 / view.scale, view.channel_axis))
+        steps.append(("Mul", by_channel("scale", 1 / view.scale)))
     if view.shift is not None:
-        steps.append(("Sub", view.shift, view.channel_axis))
+        steps.append(("Sub", by_channel("shift", view.shift)))
     if view.level is not None:
-        assert view.token_axis is not None
-        steps.append(("Mul", 1 / view.level, view.token_axis))
+        steps.append(("Mul", by_position(graph, value, view, 1 / view.level, f"{key}/level")))
     made = value
-    for k, (op, by, axis) in enumerate(steps):
-        held = constant(graph, f"{key}/{k}", along(by.astype(np.float32), axis, rank))
-        made = chain(graph, op, [made, held], f"{key}/view.{k}")
+    for k, (op, by) in enumerate(steps):
+        made = chain(graph, op, [made, by], f"{key}/view.{k}")
     made = chain(graph, "Identity", [made], key)
     made.shape, made.type = value.shape, value.type
     return made
@@ -162,11 +181,18 @@ def nearest_point(
 
 
 def by_position(graph: ir.Graph, seen: ir.Value, view: View, values: Floats, name: str) -> ir.Value:
-    """A constant of a scalar, or of a value a position in a shape that broadcasts."""
+    """A constant of a scalar, or of values [T] the one of each row's position, so as to broadcast.
+
+    Rows in another order have theirs gathered by their places.
+    """
     assert seen.shape is not None
-    rank, axis = len(seen.shape), view.token_axis or 0
-    shaped = along(values.astype(np.float32), axis, rank) if values.size > 1 else values[0]
-    return constant(graph, name, np.asarray(shaped, np.float32))
+    if values.size == 1:
+        return constant(graph, name, np.asarray(values[0], np.float32))
+    if view.places is None:
+        shaped = along(values.astype(np.float32), view.token_axis or 0, len(seen.shape))
+        return constant(graph, name, shaped)
+    table = constant(graph, f"{name}/table", values.astype(np.float32).reshape(-1, 1))
+    return chain(graph, "Gather", [table, values_by_name(graph)[view.places]], name, axis=0)
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:

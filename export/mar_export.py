@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import onnx_ir as ir
 import torch
 from torch.export import Dim
@@ -10,6 +11,7 @@ from ..sites import FoldPart, ProducerFold, Site
 from .generators.mar import MarTransformer
 from .generators.mar_graphs import DenoiseGraph, PassGraph
 from .linear_passes import columns, linear_sites, own_norms
+from .mar_places import TIME_PLACE, TIME_PLACES, add_places, add_time_place, numbered
 from .tracing import trace
 from .weight_file import WeightFile
 
@@ -27,7 +29,7 @@ ROLES = {
     "1": "adaln",
     "linear": "head",
 }
-# Along a sequence lie the buffer, then the tokens: a scale a buffer row, one for all tokens.
+# Along a sequence lie the buffer, then the tokens, known ones first.
 TOKEN_AXIS = dict.fromkeys(("qkv", "proj", "fc1", "fc2"), 1)
 EMBEDS = "first product of raw tokens or between the transformers"
 DENOISES = "the diffusion's network stays in high precision"
@@ -54,18 +56,21 @@ def export_mar(
         token_axis=TOKEN_AXIS,
         position_input=None,
     )
+    sites = tuple(numbered(site, model.config) for site in sites)
     weights.save(graph, "pass", properties)
     graph = denoise_graph(model)
     linears = (n for n, m in DenoiseGraph(model).named_modules() if isinstance(m, torch.nn.Linear))
-    sites += linear_sites(
+    found = linear_sites(
         graph.graph,
         "denoise",
         role=lambda path: ROLES[path.rpartition(".")[2]],
         fold=lambda path: denoise_fold(path, head_width),
         excluded=dict.fromkeys(linears, DENOISES),
-        token_axis={},
-        position_input=None,
+        token_axis=dict.fromkeys(ROLES.values(), 0),
+        position_input=TIME_PLACE,
     )
+    timed = (msgspec.structs.replace(site, positions=TIME_PLACES) for site in found)
+    sites += tuple(timed)
     weights.save(graph, "denoise", properties)
     return sites
 
@@ -87,6 +92,7 @@ def pass_graph(model: MarTransformer) -> ir.Model:
     for value, width in zip(graph.graph.outputs, (config.width, config.head_width), strict=True):
         # The exporter has a name of its own for the number of unknown tokens.
         value.shape = ir.Shape(["rows", f"{config.length} - n", width])
+    add_places(graph.graph, config.buffer, config.length)
     return graph
 
 
@@ -104,6 +110,7 @@ def denoise_graph(model: MarTransformer) -> ir.Model:
         ["noise", "spread"],
     )
     own_norms(graph.graph)
+    add_time_place(graph.graph)
     return graph
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import msgspec
 from ..artifacts import Manifest, Workspace
 from ..errors import RecipeError
 from ..recipe import CalibrateOptions
-from ..runtime.feeds import sample_files, save_sample
+from ..runtime.feeds import count_batches, sample_files, save_sample
 from .calibration_sources import Samples, open_samples, shard_of
 from .common import (
     Reporter,
@@ -27,7 +26,7 @@ from .common import (
 )
 from .distribution import keep_far_rows, require_halves
 from .executors import Execution, SilentReporter, run_tasks
-from .generated_samples import FULL, is_generator
+from .generated_samples import is_generator
 from .merging import STATISTICS, combine_parts, say_convergence
 
 PARTS, CANDIDATES = "parts", "candidates"
@@ -117,7 +116,7 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
     """Save the samples of a task, then collect their statistics; what the manifest says of them."""
     from ..calibrate.convergence import Growth, convergence
     from ..calibrate.passes import collect_ranges
-    from ..calibrate.statistics import save_statistics
+    from ..calibrate.statistics import Statistics, save_statistics
     from ..calibrate.view_passes import collect_full_ranges
 
     export, options, threads = task.export, task.options, task.threads
@@ -135,17 +134,20 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
         results["dgc"] = keep_far_rows(export, made, samples, options, reporter)
         shutil.rmtree(made)
     sites, size, progress = load_sites(export), options.batch_size, reporter.progress
-    growth = Growth(math.ceil(len(sample_files(samples)) / size))
+    # Of several graphs that are sampled apart the first tells: in others as many batches differ.
+    growth = Growth(count_batches(sample_files(samples, sites.graphs[0]), size))
     if generates:
-        statistics = collect_full_ranges(
-            export,
-            samples,
-            sites.of_graph(FULL),
-            batch_size=size,
-            progress=progress,
-            threads=threads,
-            growth=growth,
-        )
+        statistics: Statistics = {}
+        for graph in sites.graphs:
+            statistics |= collect_full_ranges(
+                export,
+                samples,
+                sites.of_graph(graph),
+                batch_size=size,
+                progress=progress,
+                threads=threads,
+                growth=growth if graph == sites.graphs[0] else None,
+            )
     else:
         statistics = collect_ranges(
             export,

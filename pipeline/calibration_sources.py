@@ -92,21 +92,21 @@ def saved_samples(export: Path, manifest: Manifest, options: CalibrateOptions) -
 def generated(
     export: Path, manifest: Manifest, options: CalibrateOptions, reporter: Reporter, threads: int
 ) -> Samples:
-    """A generator's own pictures, or images through its tokenizer, as rows of its full graph.
+    """A generator's own pictures, or images through its tokenizer, as its graphs are fed them.
 
     Raises:
-        CalibrationError: another source was asked for, or its family is not calibrated yet.
+        CalibrationError: another source was asked for, or images of a family without tokens.
     """
-    require_teacher_forced(manifest)
     check_generated(options)
     part = shard_of(options)
     if options.images is not None:
+        require_teacher_forced(manifest)
         source = open_source(options.images)
         part = shard_of(options, len(source.files))
         rows = encoded_rows(export, source, options, part=part, threads=threads)
         return Samples(rows, source.names, image_digests(source), source.skipped, len(part))
-    rows = generated_rows(export, options, reporter, part=part, threads=threads)
-    return Samples(rows, (pictures_of(options.seed),), {})
+    made = generated_rows(export, options, reporter, part=part, threads=threads)
+    return Samples(made, (pictures_of(options.seed),), {})
 
 
 def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:

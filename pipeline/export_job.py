@@ -94,18 +94,19 @@ def write_halves(
     halves: tuple[nn.Module, nn.Module],
     spec: Spec,
     export: Callable[[WeightFile, dict[str, str]], tuple[Site, ...]],
+    calibrated: tuple[str, ...] = ("full",),
 ) -> dict[str, int]:
     """All that the export of a transformer and its tokenizer leaves; returns their parameters.
 
     `export` writes the graphs, with these properties, and returns their sites; `spec` is for the
-    runtime.
+    runtime. `calibrated` names the graphs that have every site to be planned once.
     """
     from ..export.weight_file import WeightFile
 
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
     with WeightFile(folder) as weights:
         sites = export(weights, properties)
-    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=calibrated)))
     (folder / "generator.json").write_bytes(encode_json(spec))
     names = ("transformer", "tokenizer")
     return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, halves, strict=True)}

@@ -47,6 +47,7 @@ def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
             *export_kl_vae(vae, weights, properties, scale),
             *export_mar(model, weights, properties),
         ),
+        ("pass", "denoise"),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a generator is calibrated on: its own pictures or images, as feeds of its full graph."""
+"""What a generator is calibrated on: its own pictures or images, as its graphs are fed them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
-from ..runtime.feeds import Array
+from ..runtime.feeds import Array, Sample
+from ..runtime.generate.mar_spec import MarSpec
 from ..runtime.generator import FULL as FULL
 from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.image_sources import ImageSource
@@ -20,6 +21,7 @@ from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter
 from .generate import parse_labels
 from .image_tokens import image_labels, image_tokens, require_size
+from .trajectory import open_recorded, trajectory_runs
 
 Tokens = NDArray[np.int32] | NDArray[np.float32]
 
@@ -37,8 +39,9 @@ def require_teacher_forced(exported: Manifest) -> None:
     """Raises CalibrationError for a family that has no full graph."""
     if f"{FULL}.onnx" not in exported.outputs:
         raise CalibrationError(
-            f"{exported.options['model']} has no teacher-forced graph: it cannot be quantized yet",
-            do="quantize a VAR, a RAR or a PAR",
+            f"{exported.options['model']} has no teacher-forced graph: it is calibrated on what "
+            "its own graphs are fed along its trajectory",
+            do="leave images and saved samples out",
         )
 
 
@@ -60,12 +63,13 @@ def generated_rows(
     *,
     part: range | None = None,
     threads: int = 0,
-) -> Iterator[dict[str, Array]]:
-    """A row of the full graph a sample: of each picture the conditional one, and under guidance
-    that of the null class with the same tokens.
+) -> Iterator[Sample]:
+    """What the calibrated graphs are fed for pictures of the model's own.
 
-    The labels are the given ones, or all classes, in turn; the seed decides the pictures. Of the
-    pictures all are made, or `part`.
+    A row of the full graph a sample: of each picture the conditional one, and under guidance that
+    of the null class with the same tokens. A family without such a graph is calibrated along its
+    trajectory. The labels are the given ones, or all classes, in turn; the seed decides the
+    pictures. Of the pictures all are made, or `part`.
 
     Raises:
         GenerationError: a label out of range.
@@ -75,19 +79,23 @@ def generated_rows(
     given = [options.labels] if options.labels else [f"0-{spec.num_classes - 1}"]
     labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.pool))
     part = range(options.pool) if part is None else part
-    force = teacher_forcing(export)
+    chosen_labels = labels[part.start : part.stop]
     null = spec.num_classes if sampling.cfg > 0 else None
 
     def tick(done: int, total: int) -> None:
         reporter.progress("generating samples", done, total)
 
+    if isinstance(spec, MarSpec):
+        generator, recorders = open_recorded(export, threads)
+        made = generator.batches(
+            chosen_labels, seed=options.seed, sampling=sampling, first=part.start, progress=tick
+        )
+        yield from trajectory_runs(made, recorders, part, options.seed, sampling)
+        return
+    force = teacher_forcing(export)
     generator = Generator.open(export, threads=threads)
     batches = generator.batches(
-        labels[part.start : part.stop],
-        seed=options.seed,
-        sampling=sampling,
-        first=part.start,
-        progress=tick,
+        chosen_labels, seed=options.seed, sampling=sampling, first=part.start, progress=tick
     )
     for batch in batches:
         yield from forced_rows(force(batch.tokens), batch.labels, null)

@@ -188,7 +188,8 @@ def combine_parts(
     target.mkdir(exist_ok=True)
     numbered = enumerate(path for part in samples for path in part)
     for number, path in numbered:
-        shutil.copyfile(path, target / f"{number:05d}{path.suffix}")
+        kind = path.name.partition(".")[2]
+        shutil.copyfile(path, target / f"{number:05d}.{kind}")
     merged = merge(part for part, _ in loaded)
     save_statistics(merged, folder / STATISTICS, export=export or loaded[0][1])
     growth = Growth(len(loaded))

@@ -56,8 +56,7 @@ def quantize_stage(
     require_same_export(exported, calibrated)
     site_map = load_sites(export)
     generates = is_generator(exported)
-    # A generator's plan is by site; its other graphs share the sites of the full one.
-    planned = SiteMap(sites=site_map.of_graph(FULL)) if generates else site_map
+    planned = site_map.calibrated
     if plan_file is None:
         plan = make_plan(planned, options)
     else:
@@ -95,7 +94,6 @@ def quantize_stage(
                 samples,
                 folder,
                 site_map,
-                FULL,
                 chosen,
                 statistics,
                 options,
@@ -112,7 +110,7 @@ def quantize_stage(
             folder,
             samples,
             site_map,
-            (FULL,) if generates else site_map.graphs,
+            site_map.graphs,
             entries,
             batch_size=size,
             progress=progress,
@@ -123,7 +121,7 @@ def quantize_stage(
         return {
             "sites": [asdict(result) for result in results],
             "packed_bytes": (folder / "weights.safetensors").stat().st_size,
-            "fp32_bytes": float_bytes(export, site_map, FULL if generates else None),
+            "fp32_bytes": float_bytes(export, site_map, generates),
             "quantized": sum(r.weight_sqnr_db is not None for r in results),
             "fp32_tensors": [asdict(tensor) for tensor in wide],
         }
@@ -131,15 +129,16 @@ def quantize_stage(
     return run_stage(workspace.folder("quantize", name), wanted, work)
 
 
-def float_bytes(export: Path, site_map: SiteMap, graph: str | None) -> int:
-    """Bytes of the FP32 weights: of all graphs, or of the one that is quantized.
+def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:
+    """Bytes of the FP32 weights: of all graphs, or of a generator's calibrated ones.
 
     Without the codes as they are searched, which their table repeats.
     """
-    if graph is None:
+    if not generates:
         constants = sum(4 * math.prod(s.weight_shape) for s in site_map.sites if s.role == "codes")
         return sum(p.stat().st_size for p in export.glob("*.onnx.data")) - constants
     from ..calibrate.observers import load_graph
 
-    initializers = load_graph(export / f"{graph}.onnx").graph.initializers.values()
+    models = [load_graph(export / f"{graph}.onnx") for graph in site_map.graphs]
+    initializers = [v for model in models for v in model.graph.initializers.values()]
     return sum(v.const_value.nbytes for v in initializers if v.const_value is not None)

@@ -2,12 +2,15 @@
 
 A sample is a PNG, which is fed to the input `image`, or a `.safetensors` with the arrays of one
 run by input name. Graphs run in a given order: an output of one feeds a later one's input of the
-same name; `GRAPH/INPUT` names an array for one graph alone.
+same name; `GRAPH/INPUT` names an array for one graph alone. A `.GRAPH.safetensors` has the arrays
+of one run of that graph, which others are not fed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,27 +24,45 @@ from .sessions.onnxruntime import OnnxRuntimeSession, fast_session
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
-Sample = Uint8Image | dict[str, Array]
 
 TOKENIZER_GRAPHS = ("encoder", "decoder")
 SUFFIXES = (".png", ".safetensors")
 IMAGE = "image"
 
 
+@dataclass(frozen=True, slots=True)
+class GraphRun:
+    """What one graph was fed in one run, of as many rows as it had."""
+
+    graph: str
+    feeds: Arrays
+
+
+Sample = Uint8Image | dict[str, Array] | GraphRun
+
+
 def save_sample(sample: Sample, folder: Path, number: int) -> Path:
-    """An image as PNG, arrays (batch axis of length 1) as safetensors; returns the file."""
+    """An image as PNG, arrays (batch axis of length 1 but in a run) as safetensors; the file."""
     if isinstance(sample, np.ndarray):
         path = folder / f"{number:05d}.png"
         save_image(sample, path)
         return path
-    path = folder / f"{number:05d}.safetensors"
-    path.write_bytes(save({k: np.ascontiguousarray(v) for k, v in sample.items()}))
+    arrays: Arrays = sample.feeds if isinstance(sample, GraphRun) else sample
+    kind = f".{sample.graph}" if isinstance(sample, GraphRun) else ""
+    path = folder / f"{number:05d}{kind}.safetensors"
+    path.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
     return path
 
 
-def sample_files(folder: Path) -> list[Path]:
-    """Saved samples in their order."""
-    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+def sample_files(folder: Path, graph: str | None = None) -> list[Path]:
+    """Saved samples in their order: all, or those that `graph` is fed."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    return [path for path in files if graph is None or graph_of(path) in (None, graph)]
+
+
+def graph_of(path: Path) -> str | None:
+    """The graph that a sample is a run of, None for one of all graphs."""
+    return path.name.split(".", 1)[1].rpartition(".")[0] or None
 
 
 def load_sample(path: Path, inputs: Collection[str] = (IMAGE,)) -> dict[str, Array]:
@@ -65,11 +86,12 @@ def sample_batches(
 ) -> Iterator[tuple[list[str], dict[str, Array]]]:
     """(file names, arrays of at most `size` samples, joined along axis 0); one batch in memory.
 
-    `inputs` are those of the graph that is fed.
+    `inputs` are those of the graph that is fed. A run of a graph is a batch as it is.
 
     Raises:
         CalibrationError: samples of one batch that differ in shape.
     """
+    size = batch_length(files, size)
     for start in range(0, len(files), size):
         group = files[start : start + size]
         samples = [load_sample(path, inputs) for path in group]
@@ -85,6 +107,15 @@ def sample_batches(
                 do="calibrate with --batch-size 1",
             ) from error
         yield names, joined
+
+
+def batch_length(files: Sequence[Path], size: int) -> int:
+    """Samples of a batch: one where they are runs of a graph."""
+    return 1 if any(graph_of(path) for path in files) else size
+
+
+def count_batches(files: Sequence[Path], size: int) -> int:
+    return math.ceil(len(files) / batch_length(files, size))
 
 
 def feeds_of(

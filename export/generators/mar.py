@@ -32,8 +32,10 @@ class MarAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """[rows, n, C] -> what the positions from `start` on see of all, [rows, n - start, C]."""
         q, k, v = split_qkv(self.qkv(x), self.heads)
+        q = q[:, :, start:]
         return self.proj(attend(q * (1 / math.sqrt(q.shape[-1])), k, v))  # type: ignore[no-any-return]
 
 
@@ -47,8 +49,9 @@ class MarBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = FeedForward(config.width, config.hidden, "none")
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Of the positions from `start` on."""
+        x = x[:, start:] + self.attn(self.norm1(x), start)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
@@ -107,9 +110,10 @@ class MarTransformer(nn.Module):
         return self.encoder_norm(x)  # type: ignore[no-any-return]
 
     def decode(self, encoded: Tensor, position_ids: Tensor) -> Tensor:
-        """Rows of `encode`, where all tokens are [rows, L], known ones first -> z [rows, b + L, C].
+        """Rows of `encode`, where all tokens are [rows, L], known ones first -> z [rows, L - N, C].
 
-        The diffusion's position is not yet added: `place` does so.
+        Of the unknown tokens, which are all that the last block computes. The diffusion's position
+        is not yet added: `place` does so.
         """
         buffer, table = self.config.buffer, self.decoder_pos_embed_learned[0]
         known = encoded.shape[1] - buffer
@@ -118,8 +122,10 @@ class MarTransformer(nn.Module):
         x = self.decoder_embed(encoded) + torch.cat((classes, places), dim=1)
         unknown = F.embedding(position_ids[:, known:], self.mask_table())
         x = torch.cat((x, unknown), dim=1)
-        for block in self.decoder_blocks:
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
             x = block(x)
+        x = last(x, encoded.shape[1])
         return self.decoder_norm(x)  # type: ignore[no-any-return]
 
     def place(self, z: Tensor, position_ids: Tensor) -> Tensor:
@@ -134,5 +140,5 @@ class MarTransformer(nn.Module):
         """
         known = tokens.shape[1]
         encoded = self.encode(labels, tokens, position_ids[:, :known])
-        z = self.decode(encoded, position_ids)[:, self.config.buffer + known :]
+        z = self.decode(encoded, position_ids)
         return self.place(z, position_ids[:, known:])

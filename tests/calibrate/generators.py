@@ -66,7 +66,9 @@ def make_generator(family: str, folder: Path) -> TinyGenerator:
             shape = (1, VAR.length - 1, VAR.latent_channels)
             sample["features"] = rng.normal(0, 1, shape).astype(np.float32)
         save_sample(sample, samples, k)
-    return TinyGenerator(family, graphs, samples, SiteMap(sites=sites), tuple(bounds))
+    return TinyGenerator(
+        family, graphs, samples, SiteMap(sites=sites, graphs=("full",)), tuple(bounds)
+    )
 
 
 def full_logits(source: TinyGenerator, folder: Path) -> NDArray[np.float32]:

@@ -36,7 +36,7 @@ def random_absorptions(
 
 def absorbed(source: TinyGenerator, folder: Path, *, free: bool = True) -> Path:
     folder.mkdir()
-    for graph in sharing_graphs(source.site_map, "full"):
+    for graph in sharing_graphs(source.site_map):
         model = load_graph(source.folder / f"{graph}.onnx")
         absorb(model.graph, source.site_map.of_graph(graph), random_absorptions(source, free=free))
         ir.save(model, folder / f"{graph}.onnx", external_data=f"{graph}.data")
@@ -51,7 +51,7 @@ def close(found: np.ndarray, wanted: np.ndarray) -> None:
 def test_full_step_and_condition_compute_what_they_did(
     generator: TinyGenerator, tmp_path: Path, free: bool
 ) -> None:
-    assert sharing_graphs(generator.site_map, "full") == {"condition", "step", "full"}
+    assert sharing_graphs(generator.site_map) == {"condition", "step", "full"}
     folder = absorbed(generator, tmp_path / "absorbed", free=free)
     close(full_logits(generator, folder), full_logits(generator, generator.folder))
     close(stepped_logits(generator, folder), stepped_logits(generator, generator.folder))

@@ -23,6 +23,8 @@ from arvg_trt.sites import Site, WeightFormat
 
 POSITIONS, INPUTS, OUTPUTS = 9, 12, 10
 IDS = np.array([4, 5, 6, 2])
+ROW_IDS = np.array([[4, 5, 6, 2], [0, 8, 2, 3]])
+FORMS = ("all positions", "gathered", "gathered by row", "no bias", "one grid", "rank 2")
 SHIFTS = {
     "symmetric": np.zeros(POSITIONS, np.int64),
     "one shift": np.full(POSITIONS, 11),
@@ -30,7 +32,7 @@ SHIFTS = {
 }
 
 
-def graph(bias: bool, positions: bool, rank: int) -> onnx.ModelProto:
+def graph(bias: bool, positions: bool, rank: int, by_row: bool = False) -> onnx.ModelProto:
     rng = np.random.default_rng(1)
     info = helper.make_tensor_value_info
     constants = {"w": rng.normal(0, 0.3, (INPUTS, OUTPUTS)).astype(np.float32)}
@@ -40,7 +42,7 @@ def graph(bias: bool, positions: bool, rank: int) -> onnx.ModelProto:
         nodes.append(helper.make_node("Add", ["m", "b"], ["y"], name="add"))
     inputs = [info("x", TensorProto.FLOAT, ["n", "t", INPUTS][3 - rank :])]
     if positions:
-        inputs.append(info("ids", TensorProto.INT64, ["t"]))
+        inputs.append(info("ids", TensorProto.INT64, ["n", "t"] if by_row else ["t"]))
     made = helper.make_graph(
         nodes,
         "case",
@@ -75,7 +77,7 @@ def simulate(
     """clamp(round(x / d_t) + z_t, 0, 2^b - 1), back to values, times the symmetric weight."""
     step, zero = grid.step[ids], 2 ** (grid.bits - 1) - grid.shift[ids]
     if x.ndim == 3:
-        step, zero = step[:, None], zero[:, None]
+        step, zero = step[..., None], zero[..., None]
     codes = np.clip(np.rint(x / step) + zero, 0, 2**grid.bits - 1)
     return (codes - zero) * step @ weight.astype(np.float64).T + bias
 
@@ -90,12 +92,12 @@ def run(proto: onnx.ModelProto, folder, feeds: dict[str, np.ndarray], optimized:
 @pytest.mark.parametrize("optimized", [False, True], ids=["reference", "fast"])
 @pytest.mark.parametrize("bits", [8, 6, 4])
 @pytest.mark.parametrize("kind", SHIFTS)
-@pytest.mark.parametrize("form", ["all positions", "gathered", "no bias", "one grid", "rank 2"])
+@pytest.mark.parametrize("form", FORMS)
 def test_graph_equals_the_papers_simulation(  # type: ignore[no-untyped-def]
     tmp_path, form: str, kind: str, bits: int, optimized: bool
 ) -> None:
     rng = np.random.default_rng(2)
-    bias, positions = form != "no bias", form == "gathered"
+    bias, positions = form != "no bias", form.startswith("gathered")
     rank = 2 if form == "rank 2" else 3
     count = 1 if form in ("one grid", "rank 2") else POSITIONS
     step = 0.05 * 2.0 ** (8 - bits) * np.exp(rng.normal(0, 0.8, count))
@@ -103,7 +105,7 @@ def test_graph_equals_the_papers_simulation(  # type: ignore[no-untyped-def]
     token_grid = TokenGrid.of(Grid(step, shift, bits))
     # What float32 tables mean, exactly.
     exact = Grid(token_grid.level.astype(np.float64) * np.float64(token_grid.step), shift, bits)
-    proto = graph(bias, positions, rank)
+    proto = graph(bias, positions, rank, form == "gathered by row")
     held = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     weight = quantize_weight(held["w"].T, WeightFormat(bits=bits))
     model = ir.serde.deserialize_model(proto)
@@ -112,11 +114,12 @@ def test_graph_equals_the_papers_simulation(  # type: ignore[no-untyped-def]
         model.graph, node, site(bias, positions, rank), TokenSite(weight, token_grid)
     )
     ids = IDS if positions else np.arange(POSITIONS)
-    rows = np.zeros(len(ids), np.int64) if count == 1 else ids
+    ids = ROW_IDS if form == "gathered by row" else ids
+    rows = np.zeros(ids.shape[-1], np.int64) if count == 1 else ids
     low = shift[rows] - 2 ** (bits - 1)
-    size = (2, len(ids), INPUTS)
+    size = (2, ids.shape[-1], INPUTS)
     points = rng.integers(-3, 2**bits + 3, size) + rng.uniform(-0.4, 0.4, size)
-    x = ((points + low[:, None]) * exact.step[rows][:, None]).astype(np.float32)
+    x = ((points + low[..., None]) * exact.step[rows][..., None]).astype(np.float32)
     x = x if rank == 3 else x.reshape(-1, INPUTS)
     rows = rows if rank == 3 else np.zeros(1, np.int64)
     wanted = simulate(

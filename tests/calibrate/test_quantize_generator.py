@@ -46,7 +46,6 @@ def quantize(  # type: ignore[no-untyped-def]
         source.samples,
         folder,
         source.site_map,
-        "full",
         entries,
         statistics or statistics_of(source),
         chosen,

@@ -187,9 +187,19 @@ def test_the_papers_quantized_and_excluded_layers_are_read_from_the_sites(
         for i in range(depth)
         for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     }
-    assert {(s.role, s.token_axis, s.position_input) for s in found} == {
-        (role, 1, None) for role in ("qkv", "proj", "fc1", "fc2")
-    }
+    places = SMALL.buffer + SMALL.length
+    last = {s.name for s in found if s.position_input == "unknown_places"}
+    assert last == {f"decoder_blocks.2.{part}" for part in ("attn.proj", "mlp.fc1", "mlp.fc2")}
+    for site in found:
+        half = site.name.partition("_")[0]
+        wanted = {"encoder": places, "decoder": places + SMALL.length}[half]
+        if site.name in last:
+            assert (site.token_axis, site.positions) == (1, SMALL.length)
+        else:
+            numbers = (site.token_axis, site.position_input, site.positions)
+            assert numbers == (1, f"{half}_places", wanted)
+    timed = [s for s in sites(tiny_mar) if s.graph == "denoise"]
+    assert {(s.token_axis, s.position_input, s.positions) for s in timed} == {(0, "time_place", 20)}
     assert all((s.producer_fold is not None) == (s.role != "fc2") for s in found)
 
 
@@ -212,6 +222,9 @@ def test_the_buffer_lies_first_in_every_sequence(tiny_mar: TinyMar, tmp_path: Pa
     tokens, orders = random_known(SMALL, 1, known)
     feeds = {"labels": LABELS[:1], "tokens": tokens.numpy(), "position_ids": orders.numpy()}
     found = run(feeds, [s.input for s in blocks])
+    last = [s for s in blocks if s.position_input == "unknown_places"]
+    assert {found[s.input].shape[1] for s in last} == {SMALL.length - known}
+    blocks = [s for s in blocks if s not in last]
     lengths = {s.name.partition("_")[0]: found[s.input].shape[1] for s in blocks}
     assert lengths == {"encoder": SMALL.buffer + known, "decoder": SMALL.buffer + SMALL.length}
     other = run(feeds | {"tokens": tokens.numpy() + 1}, [blocks[0].input])[blocks[0].input]

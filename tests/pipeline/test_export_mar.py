@@ -162,12 +162,6 @@ def test_options_of_a_mar_are_refused_by_the_others(tmp_path: Path) -> None:
     assert_refused(outcome, 10, "iterations is not this family's")
 
 
-def test_it_cannot_be_calibrated_yet(tiny_mar: TinyMar) -> None:
-    outcome = arvg("calibrate", tiny_mar.workspace, "--samples", 1)
-    assert_refused(outcome, 5, "has no teacher-forced graph")
-    assert not (tiny_mar.workspace / "calibrate").exists()
-
-
 def test_the_zoo_lists_three_sizes() -> None:
     rows = {row["name"]: row for row in json.loads(arvg("models", "--json").out)["models"]}
     assert {"mar-b", "mar-l", "mar-h"} <= rows.keys()
