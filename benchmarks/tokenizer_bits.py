@@ -27,6 +27,7 @@ from ..recipe import FLOAT_BITS, CalibrateOptions, QuantizeMethod, QuantizeOptio
 from ..runtime.image_sources import ImageSource
 from ..runtime.images import Uint8Image, from_model, to_model
 from ..runtime.tokenizer import ImageTokenizer
+from ..sites import Rounding
 from ..validate.metrics import psnr
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
@@ -116,14 +117,23 @@ class Bench:
         self.fp32 = measure(ImageTokenizer.open(workspace.folder("export")), images)
         self.checked: float | None = None
 
-    def row(self, method: QuantizeMethod, encoder_bits: int, decoder_bits: int) -> Row:
+    def row(
+        self,
+        method: QuantizeMethod,
+        encoder_bits: int,
+        decoder_bits: int,
+        rounding: Rounding = "nearest",
+        bias_correction: bool = False,
+    ) -> Row:
         """Quantize for real and measure what lies on disk."""
-        name = f"{method}-{encoder_bits}-{decoder_bits}"
+        name = f"{method}-{encoder_bits}-{decoder_bits}-{rounding}" + "-bias" * bias_correction
         options = QuantizeOptions(
             quantize_method=method,
             encoder_bits=encoder_bits,
             decoder_bits=decoder_bits,
             activation_bits=FLOAT_BITS,
+            rounding=rounding,
+            bias_correction=bias_correction,
         )
         done = quantize_stage(self.workspace, name, options, QuietReporter())
         found = measure(ImageTokenizer.open(done.folder), self.images)

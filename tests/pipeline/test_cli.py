@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
 
 from arvg_trt.calibrate.packed import load_packed, save_packed
 from arvg_trt.cli import cli
+from arvg_trt.cli_support import Bytes
 from arvg_trt.export.zoo_entries import ZOO
 from arvg_trt.pipeline.common import tool_version
 from arvg_trt.runtime.tokenizer import ImageTokenizer
@@ -309,3 +311,17 @@ def test_comparison_with_two_bit_weights_exits_with_8(workspace: Path, finished:
     assert found["regressed"] is True
     verdicts = {row["metric"]: row["cells"][1]["verdict"] for row in found["rows"]}
     assert verdicts["psnr_drop"] == "worse"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("800000000", 8 * 10**8), ("800MB", 8 * 10**8), ("2GiB", 2**31), ("1.5 GiB", 3 * 2**29)],
+)
+def test_bytes_are_read_with_their_suffix(text: str, size: int) -> None:
+    assert Bytes().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "GiB", "-1GB", "2 gigabytes", "1e9", "3KB", "7B7"])
+def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="no number of bytes"):
+        Bytes().convert(text, None, None)
