@@ -16,6 +16,7 @@ INTERRUPTED = 130
 EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export"),
     **dict.fromkeys(("jinja2", "skimage", "matplotlib"), "report"),
+    "scipy": "search",
 }
 
 json_option = click.option(

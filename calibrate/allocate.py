@@ -6,6 +6,7 @@ A multiple-choice knapsack, solved by HiGHS through scipy.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -42,9 +43,7 @@ class Tie:
     other: tuple[int, int]
 
 
-def allocate(
-    losses: Table, limits: Sequence[Limit], ties: Sequence[Tie] = ()
-) -> list[int] | None:
+def allocate(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie] = ()) -> list[int] | None:
     """The option of each item with the least sum of losses; None where the limits allow nothing.
 
     `losses` are not negative; items may differ in their number of options. Limits hold exactly.
@@ -117,7 +116,7 @@ def program(
     if found.status == INFEASIBLE:
         return None
     assert found.x is not None, found.message
-    return [int(np.argmax(found.x[a:b])) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [int(np.argmax(found.x[a:b])) for a, b in itertools.pairwise(starts)]
 
 
 @contextlib.contextmanager

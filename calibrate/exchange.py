@@ -9,8 +9,9 @@ solution until they agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,9 +19,7 @@ MOST_ROUNDS = 20
 # Where the iteration may start: it can end in a local optimum.
 STARTS = (1e-2, 0.1, 1.0, 10.0, 100.0)
 
-Chosen = dict[str, list[int]]
-Solve = Callable[[Mapping[str, float]], Chosen]
-Sums = Callable[[Chosen], Mapping[str, float]]
+ChosenT = TypeVar("ChosenT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +67,33 @@ class Response:
 
 
 def balance(
-    responses: Mapping[str, Response], solve: Solve, sums: Sums
-) -> tuple[Chosen, float]:
-    """The options of least predicted end loss, and that loss.
+    responses: Mapping[str, Response],
+    solve: Callable[[Mapping[str, float]], ChosenT],
+    sums: Callable[[ChosenT], Mapping[str, float]],
+) -> tuple[ChosenT, float]:
+    """The choice of least predicted end loss, and that loss.
 
-    `solve` gives the best options for the weights of the graphs' sums, `sums` those of options.
+    `solve` gives the best choice for the weights of the graphs' sums, `sums` the sums of a choice.
     """
-    best: tuple[Chosen, float] | None = None
-    for weights in starting_weights(responses, solve, sums):
-        seen: list[Chosen] = []
+    best = solve(dict.fromkeys(responses, 1.0))
+    least = end_loss(responses, sums(best))
+    slopes = {graph: r.slope(sums(best)[graph]) for graph, r in responses.items()}
+    if len(responses) == 1:
+        return best, least
+    first = next(iter(slopes))
+    for factor in STARTS:
+        weights = {**slopes, first: slopes[first] * factor}
+        seen: list[ChosenT] = []
         while len(seen) < MOST_ROUNDS:
             chosen = solve(weights)
             if chosen in seen:
                 break
             seen.append(chosen)
             found = sums(chosen)
-            loss = end_loss(responses, found)
-            if best is None or loss < best[1]:
-                best = chosen, loss
+            if end_loss(responses, found) < least:
+                best, least = chosen, end_loss(responses, found)
             weights = {graph: r.slope(found[graph]) for graph, r in responses.items()}
-    assert best is not None
-    return best
-
-
-def starting_weights(
-    responses: Mapping[str, Response], solve: Solve, sums: Sums
-) -> list[dict[str, float]]:
-    """Slopes at a plan for equal weights, those of the first graph also times some powers of ten."""
-    found = sums(solve(dict.fromkeys(responses, 1.0)))
-    slopes = {graph: r.slope(found[graph]) for graph, r in responses.items()}
-    first = next(iter(slopes))
-    factors: Sequence[float] = STARTS if len(slopes) > 1 else (1.0,)
-    return [{**slopes, first: slopes[first] * factor} for factor in factors]
+    return best, least
 
 
 def end_loss(responses: Mapping[str, Response], sums: Mapping[str, float]) -> float:

@@ -59,9 +59,7 @@ def format_losses(
 
 def scaled(row: FormatLoss, rows: Sequence[FormatLoss]) -> FormatLoss:
     """By noise, from the nearest narrower and wider format of the same grid that were measured."""
-    same = [
-        r for r in rows if r.measured and r.noise > 0 and r.format.grid == row.format.grid
-    ]
+    same = [r for r in rows if r.measured and r.noise > 0 and r.format.grid == row.format.grid]
     narrower = [r for r in same if r.format.bits < row.format.bits][-1:]
     wider = [r for r in same if r.format.bits > row.format.bits][:1]
     ratios = [r.loss / r.noise for r in narrower + wider]

@@ -65,7 +65,7 @@ class Probe:
         return output_first(self._nodes[name], held.astype(np.float32, copy=False))
 
     def feeds(self, weights: Mapping[str, Floats], rounded: Sequence[str] = ()) -> dict[str, Array]:
-        """What a run is fed beside its samples: weights [O, I, ...] and inputs to round, by site."""
+        """What a run is fed beside its samples, for weights [O, I, ...] and inputs to round."""
         fed: dict[str, Array] = {}
         for name, weight in weights.items():
             held = np.ascontiguousarray(output_first(self._nodes[name], weight))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,7 +15,7 @@ from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_fi
 from ..errors import CalibrationError, RecipeError
 from ..recipe import QuantizeOptions
 from ..runtime.generator import SPEC_FILE
-from ..sites import Plan, SiteMap
+from ..sites import Plan, SiteMap, SitePlan
 from .build import FP16
 from .common import (
     Reporter,
@@ -25,6 +27,47 @@ from .common import (
 )
 from .generated_samples import FULL, is_generator
 
+if TYPE_CHECKING:
+    from ..calibrate.quantize import SiteResult
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What quantization reads of a workspace."""
+
+    export: Path
+    exported: Manifest
+    calibrate: Path
+    calibrated: Manifest
+    site_map: SiteMap
+
+    @classmethod
+    def open(cls, workspace: Workspace) -> Calibrated:
+        """Raises an error for stages that were not run, or statistics of another export."""
+        export, exported = require_outputs(workspace, "export", stage="export")
+        calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
+        require_same_export(exported, calibrated)
+        return cls(export, exported, calibrate, calibrated, load_sites(export))
+
+    @property
+    def generates(self) -> bool:
+        return is_generator(self.exported)
+
+    @property
+    def planned(self) -> SiteMap:
+        """A generator's plan is by site; its other graphs share the sites of the full one."""
+        if self.generates:
+            return SiteMap(sites=self.site_map.of_graph(FULL), graphs=(FULL,))
+        return self.site_map
+
+    @property
+    def samples(self) -> Path:
+        return self.calibrate / "samples"
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {**self.exported.outputs, **self.calibrated.outputs}
+
 
 def quantize_stage(
     workspace: Workspace,
@@ -35,73 +78,79 @@ def quantize_stage(
 ) -> StageResult:
     """Quantize by `options`, or by a plan that a person or a search has edited."""
     from ..calibrate.plan import check_plan, make_plan
-    from ..calibrate.quantize import quantize_graphs
-    from ..calibrate.quantize_generator import quantize_generator
-    from ..calibrate.statistics import load_statistics
 
     if name == FP16:
         raise RecipeError(
             f"{FP16} names the engines of the unquantized graphs", do="choose another --name"
         )
-    export, exported = require_outputs(workspace, "export", stage="export")
-    calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
-    require_same_export(exported, calibrated)
-    site_map = load_sites(export)
-    generates = is_generator(exported)
-    # A generator's plan is by site; its other graphs share the sites of the full one.
-    planned = SiteMap(sites=site_map.of_graph(FULL)) if generates else site_map
+    source = Calibrated.open(workspace)
     if plan_file is None:
-        plan = make_plan(planned, options)
+        plan = make_plan(source.planned, options)
     else:
         plan = decode_json(plan_file, Plan, do="see quantize/NAME/plan.json for the form")
-    entries = check_plan(plan, planned)
+    entries = check_plan(plan, source.planned)
     wanted = Manifest(
         stage="quantize",
-        inputs={**exported.outputs, **calibrated.outputs}
-        | ({"plan": sha256_file(plan_file)} if plan_file else {}),
+        inputs=source.digests | ({"plan": sha256_file(plan_file)} if plan_file else {}),
         options=msgspec.to_builtins(options),
         versions=package_versions("onnxruntime", "onnx-ir", "numpy"),
     )
 
     def work(folder: Path) -> dict[str, object]:
-        samples = calibrate / "samples"
-        statistics = load_statistics(calibrate / "statistics.safetensors")
-        size, progress = calibrated.options["batch_size"], reporter.progress
-        if generates:
-            final, results = quantize_generator(
-                export,
-                samples,
-                folder,
-                site_map,
-                FULL,
-                entries,
-                statistics,
-                options,
-                batch_size=size,
-                progress=progress,
-            )
-            shutil.copyfile(export / SPEC_FILE, folder / SPEC_FILE)
-        else:
-            final, results = quantize_graphs(
-                export,
-                samples,
-                folder,
-                site_map,
-                entries,
-                statistics,
-                options,
-                batch_size=size,
-                progress=progress,
-            )
-        (folder / "plan.json").write_bytes(encode_json(final))
+        _, results = write_quantized(source, entries, options, folder, reporter)
+        graph = FULL if source.generates else None
         return {
             "sites": [asdict(result) for result in results],
             "packed_bytes": (folder / "weights.safetensors").stat().st_size,
-            "fp32_bytes": float_bytes(export, site_map, FULL if generates else None),
+            "fp32_bytes": float_bytes(source.export, source.site_map, graph),
             "quantized": sum(r.weight_sqnr_db is not None for r in results),
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
+
+
+def write_quantized(
+    source: Calibrated,
+    entries: Mapping[str, SitePlan],
+    options: QuantizeOptions,
+    folder: Path,
+    reporter: Reporter,
+) -> tuple[Plan, list[SiteResult]]:
+    """The graphs, weights.safetensors and plan.json of a checked plan."""
+    from ..calibrate.quantize import quantize_graphs
+    from ..calibrate.quantize_generator import quantize_generator
+    from ..calibrate.statistics import load_statistics
+
+    statistics = load_statistics(source.calibrate / "statistics.safetensors")
+    size, progress = source.calibrated.options["batch_size"], reporter.progress
+    if source.generates:
+        final, results = quantize_generator(
+            source.export,
+            source.samples,
+            folder,
+            source.site_map,
+            FULL,
+            entries,
+            statistics,
+            options,
+            batch_size=size,
+            progress=progress,
+        )
+        shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
+    else:
+        final, results = quantize_graphs(
+            source.export,
+            source.samples,
+            folder,
+            source.site_map,
+            entries,
+            statistics,
+            options,
+            batch_size=size,
+            progress=progress,
+        )
+    (folder / "plan.json").write_bytes(encode_json(final))
+    return final, results
 
 
 def require_same_export(exported: Manifest, calibrated: Manifest) -> None:
