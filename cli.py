@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -20,6 +20,7 @@ from .pipeline.common import StageResult, tool_version
 from .recipe import (
     BuildOptions,
     CalibrateOptions,
+    QuantizeMethod,
     QuantizeOptions,
     Recipe,
     ValidateOptions,
@@ -29,6 +30,7 @@ from .recipe import (
 )
 
 if TYPE_CHECKING:
+    from .pipeline.executors import ExecutorName
     from .runtime.generate.spec import KvType
 
 
@@ -155,6 +157,7 @@ def export(
 
 @cli.command()
 @workspace_argument
+@click.argument("parts", nargs=-1, type=click.Path(path_type=Path))
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
 @click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")
@@ -166,22 +169,53 @@ def export(
 @click.option(
     "--synthetic", is_flag=True, default=None, help="Calibrate on noise; marks the report."
 )
+@click.option("--shard", metavar="K/N", help="Part K of N of the samples, to be merged.")
+@click.option(
+    "--executor", type=click.Choice(["processes", "ray"]), help="Make shards at once, and merge."
+)
+@click.option("--workers", type=int, help="Shards of an executor. [default: one a processor]")
+@click.option("--merge", is_flag=True, help="Make one of PARTS: workspaces or statistics files.")
 @json_option
-def calibrate(workspace: Path, recipe_name: str | None, as_json: bool, **changes: Any) -> None:
+def calibrate(
+    workspace: Path,
+    parts: Sequence[Path],
+    recipe_name: str | None,
+    executor: ExecutorName | None,
+    workers: int | None,
+    merge: bool,
+    as_json: bool,
+    **changes: Any,
+) -> None:
     """Collect activation statistics of WORKSPACE's graphs on images.
 
-    A generator's are collected on pictures that it makes itself.
+    A generator's are collected on pictures that it makes itself. With --merge they are those of
+    PARTS, that other processes or machines made of the same export.
 
     \b
     Example: arvg-trt calibrate out/ws --images photos/ --samples 64
              arvg-trt calibrate out/var --samples 64 --batch-size 8
+             arvg-trt calibrate out/var --merge out/part1 out/part2
     """
     from .pipeline.calibrate import calibrate_stage
+    from .pipeline.executors import Execution
+    from .pipeline.merging import merge_stage
 
+    given = [name for name, value in changes.items() if value is not None]
+    given += ["executor"] * bool(executor) + ["recipe"] * bool(recipe_name)
+    if merge and given:
+        raise click.UsageError(f"--merge takes no --{given[0].replace('_', '-')}: parts have it")
+    if merge != bool(parts):
+        raise click.UsageError("--merge and PARTS go together")
+    if workers is not None and executor is None:
+        raise click.UsageError("--workers is an executor's: give --executor")
+    if merge:
+        perform(workspace, as_json, lambda w, r: [merge_stage(w, parts, r)])
+        return
     recipe = recipe_or_none(recipe_name)
     base = recipe.calibrate if recipe else CalibrateOptions()
     options = with_changes(base, **changes)
-    perform(workspace, as_json, lambda w, r: [calibrate_stage(w, options, r)])
+    execution = Execution.choose(executor, workers) if executor else None
+    perform(workspace, as_json, lambda w, r: [calibrate_stage(w, options, r, execution)])
 
 
 @cli.command()
@@ -194,7 +228,11 @@ def calibrate(workspace: Path, recipe_name: str | None, as_json: bool, **changes
 @click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only.")
 @click.option(
     "--quantize-method",
-    type=click.Choice(["per_tensor", "log_quantization", "per_channel", "per_channel_log", "fp8"]),
+    type=click.Choice(get_args(QuantizeMethod)),
+)
+@click.option("--block-size", type=int, help="Of blockwise: 32, 64 or 128. [default: 64]")
+@click.option(
+    "--integer-exponents", is_flag=True, default=None, help="Powers of two, which FP8 has."
 )
 @click.option(
     "--smoothing",

@@ -31,8 +31,8 @@ from .recipe import QuantizeOptions, check_name, load_recipe, with_changes
     "--grid",
     "grids",
     multiple=True,
-    type=click.Choice(["uniform", "log"]),
-    help="Grids to try where only weights are rounded. [default: both]",
+    type=click.Choice(["uniform", "log", "block"]),
+    help="Grids to try where only weights are rounded. [default: all]",
 )
 @click.option("--samples", type=int, help="Calibration samples of each measurement. [default: 4]")
 @click.option(

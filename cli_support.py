@@ -17,6 +17,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export"),
     **dict.fromkeys(("jinja2", "skimage", "matplotlib"), "report"),
     "scipy": "search",
+    "ray": "distributed",
 }
 
 json_option = click.option(

@@ -13,12 +13,15 @@ from typing import Literal, TypeVar
 import msgspec
 
 from .errors import RecipeError
-from .sites import Smoothing
+from .sites import BLOCK_BITS, BLOCKS, Smoothing
 
 PRESETS = Path(__file__).parent / "recipes"
 FLOAT_BITS = 32
 
-QuantizeMethod = Literal["per_tensor", "log_quantization", "per_channel", "per_channel_log", "fp8"]
+QuantizeMethod = Literal[
+    "per_tensor", "log_quantization", "per_channel", "per_channel_log", "blockwise", "fp8"
+]
+LOG_METHODS = ("log_quantization", "per_channel_log")
 Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
 OptionsT = TypeVar("OptionsT", bound="Options")
@@ -38,7 +41,8 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops.
 
     `feeds` is a .npz with the arrays that a user's own graphs are fed. A generator makes `samples`
-    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn.
+    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn. `shard` "K/N" makes
+    part K of N of them, to be merged with the others.
     """
 
     images: str | None = None
@@ -49,12 +53,30 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     seed: int = 0
     size: int = 256
     synthetic: bool = False
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         require_at_least(self, samples=1, batch_size=1, size=1, seed=0)
+        if self.shard is not None:
+            _, n = self.part
+            if n > self.samples:
+                raise ValueError(f"{self.samples} samples cannot be cut into {n} shards")
         if self.synthetic and (self.images is not None or self.feeds is not None):
             given = "images" if self.images is not None else "feeds"
             raise ValueError(f"synthetic noise and {given} exclude each other")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(K, N) of the shard, counted from 1; (1, 1) is all.
+
+        Raises:
+            ValueError: it is not written as K/N with 1 <= K <= N.
+        """
+        found = re.fullmatch(r"([0-9]+)/([0-9]+)", self.shard or "1/1")
+        k, n = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= k <= n:
+            raise ValueError(f"shard {self.shard!r} is not K/N, part K of N from 1/N to N/N")
+        return k, n
 
 
 class QuantizeOptions(Options, frozen=True, kw_only=True):
@@ -69,7 +91,9 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     inputs of the projections of a convolutional attention too. `tap_sums` rounds the taps of a
     kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the
     search of per-channel weight grids by the energy of the inputs. `exclude` holds patterns of site
-    names.
+    names. `blockwise` weights have 4 bits and a scale every `block_size` input channels. With
+    `integer_exponents` a logarithmic grid has powers of two, of 2 to 5 bits, and inputs of 8 bits
+    are FP8.
     """
 
     encoder_bits: int = 8
@@ -84,6 +108,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     attention_inputs: bool = False
     tap_sums: bool = True
     data_aware: bool = False
+    block_size: int = 64
+    integer_exponents: bool = False
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -93,6 +119,19 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
         if not isinstance(self.smoothing, str) and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
+        self.check_formats()
+
+    def check_formats(self) -> None:
+        """Raises ValueError for a method, bits and options that do not go together."""
+        if self.block_size not in BLOCKS:
+            raise ValueError(f"block_size must be one of {BLOCKS}, got {self.block_size}")
+        log = self.quantize_method in LOG_METHODS
+        if self.integer_exponents and not log:
+            raise ValueError(f"integer_exponents goes with {' or '.join(LOG_METHODS)}")
+        if self.integer_exponents and self.activation_bits not in (8, FLOAT_BITS):
+            raise ValueError(f"beside integer exponents inputs are FP8 (8) or float ({FLOAT_BITS})")
+        if self.quantize_method == "blockwise" and self.weight_bits not in (BLOCK_BITS, None):
+            raise ValueError(f"blockwise weights have {BLOCK_BITS} bits, not {self.weight_bits}")
         if self.quantize_method == "fp8":
             given = {self.encoder_bits, self.decoder_bits, self.weight_bits, self.activation_bits}
             if given - {8, FLOAT_BITS, None}:
@@ -101,7 +140,9 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
                 )
             if self.activation_bits == FLOAT_BITS:
                 raise ValueError("fp8 quantizes weights and activations: set activation_bits = 8")
-        elif self.activation_bits != FLOAT_BITS and self.quantize_method != "per_channel":
+        elif self.activation_bits != FLOAT_BITS and not (
+            self.quantize_method == "per_channel" or self.integer_exponents
+        ):
             raise ValueError(
                 f"{self.quantize_method} is weight-only: set activation_bits = {FLOAT_BITS}, "
                 "or use per_channel"

@@ -14,6 +14,8 @@ Smoothing = float | Literal["search", "gps"]
 # Roles of products with constants that are no weights: Haar filters, the codes that a nearest one
 # is searched among. No plan quantizes them, and they stay in float32.
 CONSTANT_ROLES = ("patcher", "codes")
+BLOCKS, BLOCK_BITS = (32, 64, 128), 4
+LOG2_BITS = 5
 
 
 class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,17 +84,35 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a weight is stored: a symmetric uniform or logarithmic grid of ``bits``, or FP8 E4M3."""
+    """How a weight is stored: a symmetric uniform or logarithmic grid of ``bits``, or FP8 E4M3.
+
+    The levels of ``log2`` are powers of two, which FP8 has exactly. A scale ``per_block`` serves
+    ``block`` input channels of an output; only linears with float inputs have it, at 4 bits.
+    """
 
     bits: int
-    grid: Literal["uniform", "log", "fp8"] = "uniform"
-    granularity: Literal["per_tensor", "per_channel"] = "per_channel"
+    grid: Literal["uniform", "log", "log2", "fp8"] = "uniform"
+    granularity: Literal["per_tensor", "per_channel", "per_block"] = "per_channel"
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"weight bits must be 2 to 8, not {self.bits}")
         if self.grid == "fp8" and self.bits != 8:
             raise ValueError(f"an FP8 weight has 8 bits, not {self.bits}")
+        if self.grid == "log2" and self.bits > LOG2_BITS:
+            raise ValueError(
+                f"integer exponents fill the range of FP8 with {LOG2_BITS} bits, not {self.bits}"
+            )
+        if (self.granularity == "per_block") != (self.block is not None):
+            raise ValueError("a block size goes with the granularity per_block, and only with it")
+        if self.block is not None and (
+            self.block not in BLOCKS or self.bits != BLOCK_BITS or self.grid != "uniform"
+        ):
+            raise ValueError(
+                f"weights in blocks are INT4 in blocks of {', '.join(map(str, BLOCKS))}, "
+                "others are expanded on every run"
+            )
 
 
 class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ of the input channel that each weight multiplies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -14,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..sites import WeightFormat
+from .blocks import block_codes
 
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
+LARGEST_EXPONENT = 8  # of a power of two that E4M3 has
 BINS = 1024
 UNIFORM_FRACTIONS = np.geomspace(0.12, 1.0, 40)
 LOG_FRACTIONS = np.geomspace(0.15, 1.0, 24)
@@ -30,9 +33,9 @@ class QuantizedWeight:
     """Integer codes and what they mean.
 
     uniform: ``w = codes * scale``; log: ``w = sign(code) * scale * ratio**(n - |code|)`` with
-    n = 2^(bits-1) - 1 magnitudes, code 0 is zero; fp8: the bits of an E4M3 number times ``scale``.
-    ``codes`` has the weight's shape, values in +-n (fp8: any); ``scale`` and ``ratio`` are
-    float32, [1] (per tensor) or [O].
+    n = 2^(bits-1) - 1 magnitudes, code 0 is zero; log2: the same with a ratio of 1/2; fp8: the bits
+    of an E4M3 number times ``scale``. ``codes`` has the weight's shape, values in +-n (fp8: any);
+    ``scale`` and ``ratio`` are float32, [1] (per tensor), [O] or (``scale``) [O, I / block].
     """
 
     format: WeightFormat
@@ -46,12 +49,37 @@ class QuantizedWeight:
         if self.format.grid == "fp8":
             values: NDArray[np.float32] = self.codes.view(FP8).astype(np.float32)
             return values * self.scale.reshape(shape)
-        if self.ratio is None:
+        if self.format.block is not None:
+            blocks = self.codes.reshape(*self.scale.shape, self.format.block).astype(np.float32)
+            whole: NDArray[np.float32] = blocks * self.scale[..., None]
+            return whole.reshape(self.codes.shape)
+        if not self.is_logarithmic:
             return self.codes.astype(np.float32) * self.scale.reshape(shape)
-        table = log_table(self.scale, self.ratio, self.format.bits)
+        ratio = np.full_like(self.scale, 0.5) if self.ratio is None else self.ratio
+        table = log_table(self.scale, ratio, self.format.bits)
         rows = self.codes.reshape(len(table), -1)
         magnitude = np.take_along_axis(table, np.abs(rows).astype(np.int64), axis=1)
         return (np.sign(rows) * magnitude).reshape(self.codes.shape).astype(np.float32)
+
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether the codes are levels of a table, which no operator of ONNX reads."""
+        return self.format.grid in ("log", "log2")
+
+
+def as_fp8(weight: QuantizedWeight) -> QuantizedWeight:
+    """Of a grid of powers of two the same numbers as FP8, bit by bit: no further error.
+
+    The largest level becomes 2^8; 15 magnitudes, of 5 bits, are normal numbers of E4M3.
+    """
+    n = 2 ** (weight.format.bits - 1) - 1
+    magnitude = np.abs(weight.codes).astype(np.float32)
+    levels = np.sign(weight.codes) * np.exp2(LARGEST_EXPONENT + magnitude - n)
+    codes: NDArray[np.int8] = levels.astype(FP8).view(np.int8)
+    scale = np.ldexp(weight.scale, -LARGEST_EXPONENT)
+    return QuantizedWeight(
+        WeightFormat(bits=8, grid="fp8", granularity=weight.format.granularity), codes, scale
+    )
 
 
 def log_table(
@@ -76,6 +104,8 @@ def quantize_weight(
     With `tap_sums`, kernels on a uniform grid per channel of 4 bits or more keep their sums.
     `importance` [I], the mean square of each input channel, weights the searched error.
     """
+    if weight_format.block is not None:
+        return QuantizedWeight(weight_format, *block_codes(weight, weight_format.block, importance))
     groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
     rows = weight.astype(np.float64).reshape(groups, -1)
     columns = None
@@ -99,14 +129,16 @@ def quantize_weight(
             kernels = (*weight.shape[:2], -1)
             codes = keep_tap_sums(exact.reshape(kernels), codes.reshape(kernels), n)
         return QuantizedWeight(weight_format, codes.reshape(weight.shape).astype(np.int8), scale)
-    fraction, wide_ratio = search_log(histogram, n)
+    powers = weight_format.grid == "log2"
+    fraction, wide_ratio = search_log(histogram, n, [0.5] if powers else log_ratios(n))
     scale, ratio = (top * fraction).astype(np.float32), wide_ratio.astype(np.float32)
     table = log_table(scale, ratio, weight_format.bits).astype(np.float64)
     codes = np.empty(rows.shape, np.int8)
     for group, levels in enumerate(table):
         nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, np.abs(rows[group]))
         codes[group] = np.sign(rows[group]) * nearest
-    return QuantizedWeight(weight_format, codes.reshape(weight.shape), scale, ratio)
+    kept = None if powers else ratio
+    return QuantizedWeight(weight_format, codes.reshape(weight.shape), scale, kept)
 
 
 def keep_tap_sums(
@@ -151,16 +183,19 @@ def search_uniform(histogram: NDArray[np.float64], n: int) -> NDArray[np.float64
     return np.asarray(UNIFORM_FRACTIONS[np.argmin(errors, axis=0)])
 
 
+def log_ratios(n: int) -> Sequence[float]:
+    """Ratios of neighbours to try, for n magnitudes."""
+    return [float(span ** (1 / (n - 1))) for span in LOG_SPANS] if n > 1 else [1.0]
+
+
 def search_log(
-    histogram: NDArray[np.float64], n: int
+    histogram: NDArray[np.float64], n: int, ratios: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(largest magnitude as a share of max|w|, ratio of neighbours), each [G]."""
     centres = (np.arange(BINS) + 0.5) / BINS
-    spans = LOG_SPANS if n > 1 else np.array([1.0])
     choices, errors = [], []
     for fraction in LOG_FRACTIONS:
-        for span in spans:
-            ratio = span ** (1 / max(1, n - 1))
+        for ratio in ratios:
             levels = np.concatenate([[0.0], fraction * ratio ** np.arange(n - 1, -1, -1)])
             nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, centres)
             choices.append((fraction, ratio))

@@ -59,12 +59,16 @@ def format_losses(
 
 def scaled(row: FormatLoss, rows: Sequence[FormatLoss]) -> FormatLoss:
     """By noise, from the nearest narrower and wider format of the same grid that were measured."""
-    same = [r for r in rows if r.measured and r.noise > 0 and r.format.grid == row.format.grid]
+    same = [r for r in rows if r.measured and r.noise > 0 and kind(r.format) == kind(row.format)]
     narrower = [r for r in same if r.format.bits < row.format.bits][-1:]
     wider = [r for r in same if r.format.bits > row.format.bits][:1]
     ratios = [r.loss / r.noise for r in narrower + wider]
     mean = float(np.prod(ratios)) ** (1 / len(ratios)) if ratios else 0.0
     return msgspec.structs.replace(row, loss=mean * row.noise)
+
+
+def kind(form: WeightFormat) -> tuple[str, str]:
+    return form.grid, form.granularity
 
 
 def rounded_weight(

@@ -34,7 +34,9 @@ def save_packed(
     header: dict[str, object] = {}
     for site, weight in quantized.items():
         tensors[f"{site}.weight_q"] = pack_codes(weight.codes, weight.format.bits)
-        tensors[f"{site}.weight_scale"] = weight.scale
+        # Scales of blocks are numbers of float16.
+        half = weight.format.block is not None
+        tensors[f"{site}.weight_scale"] = weight.scale.astype(np.float16 if half else np.float32)
         if weight.ratio is not None:
             tensors[f"{site}.log_ratio"] = weight.ratio
         header[site] = {
@@ -62,7 +64,7 @@ def load_packed(
         quantized[site] = QuantizedWeight(
             weight_format,
             codes,
-            tensors.pop(f"{site}.weight_scale"),
+            tensors.pop(f"{site}.weight_scale").astype(np.float32),
             tensors.pop(f"{site}.log_ratio", None),
         )
     return quantized, tensors

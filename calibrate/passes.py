@@ -39,6 +39,7 @@ def run_instrumented(
     instrument: Callable[[str, ir.Graph], None],
     consume: Callable[[str, Outputs], None],
     progress: Progress,
+    threads: int = 0,
 ) -> None:
     """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
 
@@ -53,7 +54,7 @@ def run_instrumented(
     carried: list[dict[str, NDArray[np.generic]]] = [{} for _ in range(0, len(files), batch_size)]
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
-        session = open_instrumented(export / f"{graph}.onnx", graph, instrument)
+        session = open_instrumented(export / f"{graph}.onnx", graph, instrument, threads)
         done = 0
         batches = sample_batches(files, batch_size, session.inputs)
         for kept, (names, arrays) in zip(carried, batches, strict=True):
@@ -71,11 +72,12 @@ def input_names(path: Path) -> tuple[str, ...]:
 
 
 def open_instrumented(
-    path: Path, graph: str, instrument: Callable[[str, ir.Graph], None]
+    path: Path, graph: str, instrument: Callable[[str, ir.Graph], None], threads: int = 0
 ) -> OnnxRuntimeSession:
     model = load_graph(path)
     instrument(graph, model.graph)
-    return OnnxRuntimeSession(path, optimized=True, lean=True, graph=graph_bytes(model))
+    data = graph_bytes(model)
+    return OnnxRuntimeSession(path, optimized=True, lean=True, graph=data, threads=threads)
 
 
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
@@ -102,6 +104,7 @@ def collect_ranges(
     *,
     batch_size: int,
     progress: Progress,
+    threads: int = 0,
 ) -> Statistics:
     """Pass 1: min, max and sum of squares per channel, by site name.
 
@@ -130,6 +133,7 @@ def collect_ranges(
         instrument=instrument,
         consume=consume,
         progress=progress,
+        threads=threads,
     )
     return statistics
 

@@ -6,14 +6,31 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from ..errors import RecipeError
-from ..recipe import FLOAT_BITS, QuantizeOptions
-from ..sites import CONSTANT_ROLES, ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from ..recipe import FLOAT_BITS, LOG_METHODS, QuantizeOptions
+from ..sites import (
+    BLOCK_BITS,
+    CONSTANT_ROLES,
+    ActivationFormat,
+    Plan,
+    Site,
+    SiteMap,
+    SitePlan,
+    WeightFormat,
+)
 
 # Their rounded inputs pass the softmax: at the real width of DI8x8 a fifth of the decoder's error,
 # for one hundredth of its multiplications.
 ATTENTION_ROLES = ("q", "k", "v", "qkv", "proj")
+# The grid of an input beside each of a weight; a logarithmic one has none.
+ACTIVATION_GRIDS: dict[str, Literal["uniform", "fp8"]] = {
+    "uniform": "uniform",
+    "fp8": "fp8",
+    "log2": "fp8",
+}
+BLOCK_REASON = "blocks of 4 bits are for linears: engines expand a convolution's on every run"
 ATTENTION_REASON = "its input stays in high precision: it feeds, or is fed by, the softmax"
 
 
@@ -24,9 +41,12 @@ def weight_format(options: QuantizeOptions, graph: str) -> WeightFormat | None:
     method = options.quantize_method
     if method == "fp8":
         return WeightFormat(bits=8, grid="fp8")
+    if method == "blockwise":
+        return WeightFormat(bits=BLOCK_BITS, granularity="per_block", block=options.block_size)
+    log: Literal["log", "log2"] = "log2" if options.integer_exponents else "log"
     return WeightFormat(
         bits=bits,
-        grid="log" if method in ("log_quantization", "per_channel_log") else "uniform",
+        grid=log if method in LOG_METHODS else "uniform",
         granularity="per_channel" if method.startswith("per_channel") else "per_tensor",
     )
 
@@ -59,6 +79,8 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
     if reason is None and chosen is None:
         option = "weight" if options.weight_bits is not None else site.graph
         reason = f"{option}_bits = {FLOAT_BITS}"
+    if reason is None and chosen and chosen.block and site.op == "Conv":
+        reason = BLOCK_REASON
     if reason is not None or chosen is None:
         return SitePlan(name=site.name, reason=reason)
     if options.activation_bits == FLOAT_BITS:
@@ -71,7 +93,7 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
         weight=chosen,
         activation=ActivationFormat(
             bits=options.activation_bits,
-            grid="fp8" if chosen.grid == "fp8" else "uniform",
+            grid=ACTIVATION_GRIDS[chosen.grid],
             granularity="per_position"
             if options.token_wise and knows_positions(site)
             else "per_tensor",
@@ -119,9 +141,17 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
                 where="plan.json",
                 do="set its weight to null",
             )
+        if entry.weight is not None and entry.weight.block and site.op == "Conv":
+            raise RecipeError(f"{name}: {BLOCK_REASON}", where="plan.json", do="give it 8 bits")
         if entry.activation is None:
             continue
-        if entry.weight is None or entry.weight.grid != entry.activation.grid:
+        if entry.weight is not None and entry.weight.block:
+            raise RecipeError(
+                f"{name} has a weight in blocks beside a quantized input, which no engine builds",
+                where="plan.json",
+                do="leave its input in high precision, or give the weight a scale a channel",
+            )
+        if entry.weight is None or ACTIVATION_GRIDS.get(entry.weight.grid) != entry.activation.grid:
             raise RecipeError(
                 f"{name} quantizes its input, but not its weight on the same kind of grid",
                 where="plan.json",

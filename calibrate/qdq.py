@@ -20,7 +20,7 @@ import onnx_ir as ir
 from ..sites import Site
 from .formats import FP8
 from .observers import constant, initializer_array
-from .qdq_linear import rewrite_linear
+from .qdq_linear import engine_weight, rewrite_linear
 from .qdq_nodes import LINEAR_OPS, Chain, SiteWeights, quantize_input
 
 # Norms with a scale and a bias a channel as their second and third input.
@@ -79,7 +79,9 @@ def place_weight(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
         assert chosen.floating is not None
         return constant(graph, f"{site.name}.weight_f", chosen.floating)
     quantized = chosen.quantized
-    if quantized.ratio is not None:
+    if quantized.is_logarithmic and chosen.activation is not None:
+        quantized = engine_weight(quantized)
+    if quantized.is_logarithmic:
         return constant(graph, f"{site.name}.weight_log", quantized.dequantize())
     kind = FP8 if quantized.format.grid == "fp8" else np.int8
     codes = constant(graph, f"{site.name}.weight_q", quantized.codes.view(kind))

@@ -10,13 +10,14 @@ behind the product. The offset's part, c sum(W_q s_w), goes into the bias.
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from ..sites import Site
-from .formats import FP8, QuantizedWeight
+from .formats import FP8, QuantizedWeight, as_fp8
 from .observers import constant, initializer_array
 from .qdq_nodes import Chain, SiteWeights, gemm_transposes, quantize_input
 
@@ -34,7 +35,7 @@ def rewrite_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeigh
     if chosen.quantized is None or chosen.activation is None:
         node.replace_input_with(1, place_float_side_weight(graph, node, site, chosen))
         return node
-    source, quantized = node.inputs[0], chosen.quantized
+    source, quantized = node.inputs[0], engine_weight(chosen.quantized)
     assert source is not None
     node.replace_input_with(0, quantize_input(Chain(graph, node, site.name), site, source, chosen))
     common = np.asarray(np.median(quantized.scale), np.float32)
@@ -48,6 +49,11 @@ def rewrite_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeigh
     if np.any(chosen.offset):
         add_to_bias(graph, value, site, chosen.constant_output(), last)
     return node
+
+
+def engine_weight(weight: QuantizedWeight) -> QuantizedWeight:
+    """What a quantized product computes with: powers of two are FP8 there."""
+    return as_fp8(weight) if weight.format.grid == "log2" else weight
 
 
 def gemm_to_matmul(graph: ir.Graph, gemm: ir.Node, site: Site) -> ir.Node:
@@ -93,7 +99,7 @@ def place_float_side_weight(
         assert chosen.floating is not None
         return constant(graph, f"{site.name}.weight_f", np.ascontiguousarray(chosen.floating.T))
     quantized = chosen.quantized
-    if quantized.ratio is not None:
+    if quantized.is_logarithmic:
         expanded = np.ascontiguousarray(quantized.dequantize().T)
         return constant(graph, f"{site.name}.weight_log", expanded)
     scale = quantized.scale if quantized.scale.size > 1 else quantized.scale.reshape(())
@@ -107,7 +113,9 @@ def dequantized(
     quantized: QuantizedWeight,
     scale: NDArray[np.float32],
 ) -> ir.Value:
-    """DQ of the codes as [I, O] with `scale`, a scalar or [O]."""
+    """DQ of the codes as [I, O] with `scale`, a scalar or [O], or of blocks [O, I / block]."""
+    if quantized.format.block is not None:
+        return blocks_dequantized(graph, node, site, quantized)
     kind = FP8 if quantized.format.grid == "fp8" else np.int8
     codes = np.ascontiguousarray(quantized.codes.T).view(kind)
     return Chain(graph, node, f"{site.name}.weight").add(
@@ -116,6 +124,21 @@ def dequantized(
         constant(graph, f"{site.name}.weight_scale", scale),
         constant(graph, f"{site.name}.weight_zero_point", np.zeros(scale.shape, kind)),
         **({"axis": 1} if scale.ndim else {}),
+    )
+
+
+def blocks_dequantized(
+    graph: ir.Graph, node: ir.Node, site: Site, quantized: QuantizedWeight
+) -> ir.Value:
+    """DQ of INT4 codes [I, O] with scales [I / block, O]: one that engines do not expand."""
+    assert quantized.format.block is not None
+    codes = np.ascontiguousarray(quantized.codes.T).astype(ml_dtypes.int4)
+    return Chain(graph, node, f"{site.name}.weight").add(
+        "DequantizeLinear",
+        constant(graph, f"{site.name}.weight_q", codes),
+        constant(graph, f"{site.name}.weight_scale", np.ascontiguousarray(quantized.scale.T)),
+        axis=0,
+        block_size=quantized.format.block,
     )
 
 

@@ -1,12 +1,12 @@
-"""The Q/DQ form of linears with a static grid a position, which engines run as one INT8 GEMM.
+"""The Q/DQ form of linears with a static grid a position: one INT8 or FP8 GEMM to engines.
 
     x -> Mul 1/d -> [Sub c] -> Q(a) -> [Clip] -> DQ(a) -> MatMul(W_q c_w) -> Mul s_w/c_w
       -> [Add c sum(W_q s_w)] -> Mul d -> Add bias
 
 d [T, 1] is a factor of the rows, so it commutes with the product: a and c_w stay scalars. c = a k
-is an exact shift of one-sided ranges, k an integer a position. Both are tables [T, 1]; in a graph
-that computes some positions at a time they are gathered by its input of position numbers. One grid
-for all positions has no Mul d.
+is an exact shift of one-sided ranges, k an integer a position (an FP8 grid has none). Both are
+tables [T, 1]; in a graph that computes some positions at a time they are gathered by its input of
+position numbers. One grid for all positions has no Mul d.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx_ir as ir
 from ..sites import ActivationFormat, Site
 from .formats import QuantizedWeight
 from .observers import constant, values_by_name
-from .qdq_linear import dequantized, gemm_to_matmul, insert_behind
+from .qdq_linear import dequantized, engine_weight, gemm_to_matmul, insert_behind
 from .qdq_nodes import Chain, quantize_dequantize
 from .token_grids import TokenGrid
 
@@ -40,7 +40,7 @@ def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: Tok
     """
     if node.op_type == "Gemm":
         node = gemm_to_matmul(graph, node, site)
-    grid, weight = chosen.grid, chosen.weight
+    grid, weight = chosen.grid, engine_weight(chosen.weight)
     tables = Tables(graph, node, site, len(grid.level))
     chain = Chain(graph, node, site.name)
     value = node.inputs[0]
@@ -52,7 +52,7 @@ def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: Tok
     offset = grid.shift * np.float64(grid.step)
     if offset.any():
         value = chain.add("Sub", value, tables.get("input_shift", offset))
-    activation = ActivationFormat(bits=grid.bits, scale=float(grid.step))
+    activation = ActivationFormat(bits=grid.bits, grid=grid.kind, scale=float(grid.step))
     node.replace_input_with(0, quantize_dequantize(chain, site, value, activation))
     common = np.asarray(np.median(weight.scale), np.float32)
     node.replace_input_with(1, dequantized(graph, node, site, weight, common))

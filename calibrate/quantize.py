@@ -22,6 +22,7 @@ from .activations import (
     site_statistics,
     site_weight,
 )
+from .block_check import require_blocks
 from .folds import fold_into_producer
 from .formats import QuantizedWeight, quantize_weight
 from .observers import initializer_array, load_graph
@@ -65,6 +66,9 @@ def quantize_graphs(
 
     Returns the plan with every scale filled in, and what became of each site.
     """
+    for graph in site_map.graphs:
+        own = load_graph(export / f"{graph}.onnx").graph
+        require_blocks(own, site_map.of_graph(graph), entries)
     groups = {
         graph: group_sites(export, site_map, graph, entries, statistics, options)
         for graph in site_map.graphs
@@ -227,8 +231,10 @@ def describe(
 ) -> SiteResult:
     weight = "float16" if site.weight is not None else "-"
     if entry.weight is not None:
-        kind = {"uniform": "INT", "log": "LOG", "fp8": "FP"}[entry.weight.grid]
-        weight = f"{kind}{entry.weight.bits} {entry.weight.granularity.replace('_', '-')}"
+        kind = {"uniform": "INT", "fp8": "FP"}.get(entry.weight.grid, entry.weight.grid.upper())
+        size = f" of {entry.weight.block}" if entry.weight.block else ""
+        kind = f"{kind}-" if kind == "LOG2" else kind
+        weight = f"{kind}{entry.weight.bits} {entry.weight.granularity.replace('_', '-')}{size}"
     activation = "float"
     if entry.activation is not None:
         kind = "FP8" if entry.activation.grid == "fp8" else f"INT{entry.activation.bits}"

@@ -19,6 +19,7 @@ from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
 from ..weight_file import SharedWeights
 from .absorb import absorb
 from .activations import decibel, site_node, site_weight
+from .block_check import require_blocks
 from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph
 from .packed import save_packed
@@ -53,11 +54,12 @@ def quantize_generator(
     every scale filled in, and what became of each site.
 
     Raises:
-        RecipeError: sites that share an input but not the plan for it.
+        RecipeError: sites that share an input but not the plan for it, or that cannot take blocks.
         CalibrationError: statistics of another model, a sample that gives NaN.
     """
     model = load_graph(export / f"{full}.onnx")
     sites = site_map.of_graph(full)
+    require_blocks(model.graph, sites, entries)
     groups = token_groups(model.graph, sites, entries, statistics)
     passes = FullGraph(export, samples, full, batch_size=batch_size, progress=progress)
     decisions = decide_groups(model.graph, groups, passes, options)

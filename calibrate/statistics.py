@@ -64,29 +64,43 @@ def merge(shards: Iterable[Mapping[str, TensorStats]]) -> Statistics:
     return total
 
 
-def save_statistics(statistics: Mapping[str, TensorStats], path: Path) -> None:
+def save_statistics(
+    statistics: Mapping[str, TensorStats], path: Path, *, export: str | None = None
+) -> None:
+    """Write a statistics file; `export` is the digest of the export that they are of."""
     tensors: dict[str, NDArray[np.generic]] = {}
     for name, stats in statistics.items():
         tensors[f"{name}:low"] = stats.low
         tensors[f"{name}:high"] = stats.high
         tensors[f"{name}:square"] = stats.square
         tensors[f"{name}:count"] = np.array([stats.count], np.int64)
-    data = save(tensors, metadata={"schema": "arvg-trt/statistics/v1"})
+    metadata = {"schema": "arvg-trt/statistics/v1"} | ({"export": export} if export else {})
+    data = save(tensors, metadata=metadata)
     path.write_bytes(data)  # save_file hides the errno of a full disk
 
 
 def load_statistics(path: Path) -> Statistics:
     """Raises CalibrationError for a file that is not a statistics file of this version."""
+    return load_exported(path)[0]
+
+
+def load_exported(path: Path) -> tuple[Statistics, str | None]:
+    """Statistics and the digest of their export, None where the file does not say it.
+
+    Raises:
+        CalibrationError: not a statistics file of this version.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("schema") != "arvg-trt/statistics/v1":
+            metadata = file.metadata() or {}
+            if metadata.get("schema") != "arvg-trt/statistics/v1":
                 raise CalibrationError(
                     "not a statistics file of this version",
                     where=str(path),
                     do="run `arvg-trt calibrate` again",
                 )
             names = sorted({key.rpartition(":")[0] for key in list(file.keys())})
-            return {
+            found = {
                 name: TensorStats(
                     file.get_tensor(f"{name}:low"),
                     file.get_tensor(f"{name}:high"),
@@ -95,6 +109,7 @@ def load_statistics(path: Path) -> Statistics:
                 )
                 for name in names
             }
+            return found, metadata.get("export")
     except (SafetensorError, FileNotFoundError) as error:
         raise CalibrationError(
             f"cannot be read: {error}", where=str(path), do="run `arvg-trt calibrate` again"

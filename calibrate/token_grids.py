@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..sites import ActivationFormat
+from .formats import FP8_MAX
 from .scaling import ONE_SIDED
 from .statistics import TensorStats
 from .views import Grid
@@ -23,6 +26,8 @@ LEAST_REACH = 1e-4
 SMALLEST = 1e-12
 # Above 1: other samples reach further than those seen.
 TOKEN_FRACTIONS = (1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# An FP8 grid loses nothing by reaching further: which quarter of an octave has the least error.
+FP8_FRACTIONS = (1.0, 2**0.25, 2**0.5, 2**0.75)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +41,13 @@ class TokenGrid:
     level: NDArray[np.float32]
     shift: NDArray[np.int64]
     bits: int
+    kind: Literal["uniform", "fp8"] = "uniform"
 
     @classmethod
     def of(cls, grid: Grid) -> TokenGrid:
         step = np.float32(np.median(grid.step))
         level = (grid.step / np.float64(step)).astype(np.float32)
-        return cls(step, level, grid.shift, grid.bits)
+        return cls(step, level, grid.shift, grid.bits, grid.kind)
 
 
 def is_one_sided(low: Floats, high: Floats) -> bool:
@@ -49,6 +55,28 @@ def is_one_sided(low: Floats, high: Floats) -> bool:
     short, long = np.minimum(-low, high), np.maximum(-low, high)
     alive = long > 0
     return bool(alive.any() and np.median(short[alive] / long[alive]) < ONE_SIDED)
+
+
+def format_candidates(
+    ranges: TensorStats, wanted: ActivationFormat, *, allow_shift: bool, clip: bool = True
+) -> list[Grid]:
+    """Grids of a plan's format for positions of these ranges; the first is not clipped.
+
+    `clip` False: only that one.
+    """
+    if wanted.grid == "fp8":
+        return fp8_candidates(ranges, FP8_FRACTIONS if clip else FP8_FRACTIONS[:1])
+    fractions = TOKEN_FRACTIONS if clip else (1.0,)
+    return grid_candidates(ranges, wanted.bits, allow_shift=allow_shift, fractions=fractions)
+
+
+def fp8_candidates(ranges: TensorStats, fractions: Sequence[float]) -> list[Grid]:
+    """Grids that put a multiple of the positions' reach [T] on E4M3's largest number."""
+    reach = np.maximum(-ranges.low, ranges.high)
+    reach = np.maximum(reach, usual_reach(ranges, reach))
+    reach = np.maximum(reach, max(LEAST_REACH * float(reach.max()), SMALLEST))
+    none = np.zeros(len(reach), np.int64)
+    return [Grid(reach * fraction / FP8_MAX, none, 8, "fp8") for fraction in fractions]
 
 
 def grid_candidates(

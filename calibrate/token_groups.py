@@ -56,7 +56,7 @@ def token_groups(
     """Groups of the full graph's sites with quantized inputs.
 
     Raises:
-        RecipeError: sites that share an input but not the plan for it, or an FP8 input.
+        RecipeError: sites that share an input but not the plan for it.
         CalibrationError: statistics that lack a site, or are of another model.
     """
     chosen = [s for s in sites if s.name in entries and entries[s.name].activation is not None]
@@ -71,11 +71,6 @@ def token_groups(
                 "activation",
                 where="plan.json",
                 do="give them the same values",
-            )
-        if entry.activation is not None and entry.activation.grid == "fp8":
-            raise RecipeError(
-                f"{first.name} wants fp8, which a generator's inputs cannot have yet",
-                do="use a uniform grid",
             )
         stats = site_statistics(statistics, first.name)
         require_channels(first, stats)

@@ -20,7 +20,7 @@ from .formats import quantize_weight
 from .gps import gps_scale
 from .scaling import Scaling, centers, search_scaling, smoothing_scale
 from .statistics import Statistics, TensorStats
-from .token_grids import TokenGrid, best_clip, grid_candidates
+from .token_grids import TokenGrid, best_clip, format_candidates
 from .token_groups import TokenGroup
 from .view_passes import POSITION, FullGraph
 from .views import Grid, View
@@ -80,8 +80,9 @@ def allowed_grids(group: TokenGroup, ranges: TensorStats, options: QuantizeOptio
     """What a group's input may be rounded to: one grid where the plan already has its scale."""
     wanted = group.activation
     if wanted.scale is not None and group.positions is None:
-        return [Grid(np.array([wanted.scale]), np.array([wanted.shift]), wanted.bits)]
-    return grid_candidates(ranges, wanted.bits, allow_shift=options.shift)
+        scale, shift = np.array([wanted.scale]), np.array([wanted.shift])
+        return [Grid(scale, shift, wanted.bits, wanted.grid)]
+    return format_candidates(ranges, wanted, allow_shift=options.shift)
 
 
 def first_scalings(
@@ -108,7 +109,8 @@ def first_scalings(
 def first_scaling(group: TokenGroup, stats: TensorStats, options: QuantizeOptions) -> Scaling:
     method, weight = group.entry.smoothing, group.entry.weight
     assert weight is not None
-    movable = options.shift and group.subtracts
+    # FP8 is finest around 0, which a shift would move away.
+    movable = options.shift and group.subtracts and group.activation.grid == "uniform"
     if method is None:
         return Scaling(np.ones_like(stats.low), None)
     if method == "search":
@@ -134,8 +136,8 @@ def gain_scalings(
     channels, ranges = scaled_ranges(groups, scalings, full)
     grids: dict[str, Grid] = {}
     for g in groups:
-        (grids[g.key],) = grid_candidates(
-            ranges[g.key], g.activation.bits, allow_shift=options.shift, fractions=(1.0,)
+        (grids[g.key],) = format_candidates(
+            ranges[g.key], g.activation, allow_shift=options.shift, clip=False
         )
     views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
     gains = full.gains(views, grids)

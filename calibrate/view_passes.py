@@ -23,13 +23,21 @@ class FullGraph:
     """The graph of all positions and the samples it is calibrated on, run once a pass."""
 
     def __init__(
-        self, export: Path, samples: Path, graph: str, *, batch_size: int, progress: Progress
+        self,
+        export: Path,
+        samples: Path,
+        graph: str,
+        *,
+        batch_size: int,
+        progress: Progress,
+        threads: int = 0,
     ) -> None:
         self.path = export / f"{graph}.onnx"
         self._graph = graph
         self._samples = samples
         self._batch_size = batch_size
         self._progress = progress
+        self._threads = threads
 
     def ranges(self, views: Mapping[str, View]) -> Statistics:
         """By `KEY` statistics of the channels, by `KEY:position` of the positions."""
@@ -95,18 +103,32 @@ class FullGraph:
             instrument=lambda _, graph: instrument(graph),
             consume=lambda _, outputs: consume(outputs),
             progress=self._progress,
+            threads=self._threads,
         )
 
 
 def collect_full_ranges(
-    export: Path, samples: Path, sites: Sequence[Site], *, batch_size: int, progress: Progress
+    export: Path,
+    samples: Path,
+    sites: Sequence[Site],
+    *,
+    batch_size: int,
+    progress: Progress,
+    threads: int = 0,
 ) -> Statistics:
     """Ranges and squares of the inputs of a full graph's sites, by site name.
 
     Of the channels under `SITE`; of the positions, where there are any, under `SITE:position`.
     """
     groups = by_input(quantizable(sites))
-    graph = FullGraph(export, samples, sites[0].graph, batch_size=batch_size, progress=progress)
+    graph = FullGraph(
+        export,
+        samples,
+        sites[0].graph,
+        batch_size=batch_size,
+        progress=progress,
+        threads=threads,
+    )
     found = graph.ranges({key: plain_view(group[0]) for key, group in groups.items()})
     return {
         f"{site.name}{kind}": found[f"{key}{kind}"]

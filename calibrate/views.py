@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -36,14 +37,15 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Integers k to k + 2^bits - 1 of a step, k = `shift` - 2^(bits-1).
+    """Integers k to k + 2^bits - 1 of a step, k = `shift` - 2^(bits-1); or E4M3 numbers of it.
 
-    Both [T], or [1] for all positions.
+    Both [T], or [1] for all positions. An fp8 grid has no shift.
     """
 
     step: Floats
     shift: NDArray[np.int64]
     bits: int
+    kind: Literal["uniform", "fp8"] = "uniform"
 
 
 def observe_view_ranges(graph: ir.Graph, views: Mapping[str, View]) -> None:
@@ -133,6 +135,11 @@ def rounding_error(
         return constant(graph, f"{label}:{name}", np.asarray(shaped, np.float32))
 
     steps = chain(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
+    if grid.kind == "fp8":
+        to = ir.DataType.FLOAT8E4M3FN
+        number = chain(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
+        point = chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
+        return steps, chain(graph, "Sub", [point, steps], f"{label}:error")
     low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
     rounded = chain(graph, "Round", [steps], f"{label}:round")
     # Max and Min, since a Clip has scalar bounds.

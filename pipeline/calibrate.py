@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from ..artifacts import Manifest, Workspace, sha256_file
-from ..errors import CalibrationError
+from ..artifacts import Manifest, Workspace
+from ..errors import RecipeError
 from ..recipe import CalibrateOptions
-from ..runtime.feeds import Sample, save_sample
-from ..runtime.image_sources import ImageSource, noise_images, open_source, random_crops
-from ..runtime.images import Uint8Image
+from ..runtime.feeds import sample_files, save_sample
+from .calibration_sources import Samples, open_samples, shard_of
 from .common import (
     Reporter,
     StageResult,
+    export_digest,
     load_sites,
     package_versions,
     require_outputs,
     run_stage,
-    tokenizer_of,
 )
-from .generated_samples import (
-    FULL,
-    check_generated,
-    generated_rows,
-    is_generator,
-    require_teacher_forced,
-)
-from .own_feeds import open_feeds, synthetic_feeds
-from .own_inputs import is_own, require_batch
+from .executors import Execution, SilentReporter, run_tasks
+from .generated_samples import FULL, is_generator
+from .merging import STATISTICS, combine_parts
+
+PARTS = "parts"
 
 
 def calibrate_stage(
-    workspace: Workspace, options: CalibrateOptions, reporter: Reporter
+    workspace: Workspace,
+    options: CalibrateOptions,
+    reporter: Reporter,
+    execution: Execution | None = None,
 ) -> StageResult:
-    """Save samples, and collect ranges and squared sums of every site on them."""
-    from ..calibrate.passes import collect_ranges
-    from ..calibrate.statistics import save_statistics
-    from ..calibrate.view_passes import collect_full_ranges
+    """Save samples, and collect ranges and squared sums of every site on them.
 
+    With an `execution` in shards, at once in several processes or on a Ray cluster; what they
+    make together is what one process makes.
+    """
+    if execution is not None and options.shard is not None:
+        raise RecipeError(
+            "a shard is one process's, an executor makes all", where="--shard", do="leave one out"
+        )
     export, manifest = require_outputs(workspace, "export", stage="export")
-    generates = is_generator(manifest)
-    if options.labels and not generates:
-        raise CalibrationError("only a generator takes labels", where="--labels", do="leave it out")
-    if generates:
-        source = generated(export, manifest, options, reporter)
-    else:
-        source = own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
+    source = open_samples(export, manifest, options, reporter)
     if source.skipped:
         reporter.warn(
             f"skipped {len(source.skipped)} unreadable files: {', '.join(source.skipped[:5])}"
@@ -63,25 +61,15 @@ def calibrate_stage(
         versions=package_versions("onnxruntime", "pillow", "numpy"),
     )
 
-    def work(folder: Path) -> dict[str, object]:
-        samples = folder / "samples"
-        samples.mkdir()
-        for k, sample in enumerate(source.samples):
-            save_sample(sample, samples, k)
-            if not generates:
-                reporter.progress("samples", k + 1, options.samples)
-        sites, size, progress = load_sites(export), options.batch_size, reporter.progress
-        if generates:
-            statistics = collect_full_ranges(
-                export, samples, sites.of_graph(FULL), batch_size=size, progress=progress
-            )
+    def work(folder: Path) -> dict[str, Any]:
+        if execution is None:
+            fill(Task(export, manifest, options, folder), source, reporter)
         else:
-            statistics = collect_ranges(export, samples, sites, batch_size=size, progress=progress)
-        save_statistics(statistics, folder / "statistics.safetensors")
+            spread(export, manifest, options, folder, execution, reporter)
         return {
             "images": list(source.names),
             "skipped": list(source.skipped),
-            "samples": options.samples,
+            "samples": len(shard_of(options)),
             "synthetic": options.synthetic,
         }
 
@@ -89,86 +77,79 @@ def calibrate_stage(
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
-    """What is calibrated on: samples, made one at a time, and where they come from."""
+class Task:
+    """One shard's samples and statistics, to be made in `folder`."""
 
-    samples: Iterable[Sample]
-    names: tuple[str, ...]
-    digests: Mapping[str, str]
-    skipped: tuple[str, ...] = ()
-
-
-def generated(
-    export: Path, manifest: Manifest, options: CalibrateOptions, reporter: Reporter
-) -> Samples:
-    """A generator's own pictures, as rows of its full graph.
-
-    Raises:
-        CalibrationError: another source was asked for, or its family is not calibrated yet.
-    """
-    require_teacher_forced(manifest)
-    check_generated(options)
-    name = f"generated from seed {options.seed}"
-    return Samples(generated_rows(export, options, reporter), (name,), {})
+    export: Path
+    manifest: Manifest
+    options: CalibrateOptions
+    folder: Path
+    threads: int = 0
 
 
-def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:
-    """Square crops of images, or noise, for an image tokenizer.
+def fill(task: Task, source: Samples, reporter: Reporter) -> None:
+    """Save the samples of a task, then collect their statistics."""
+    from ..calibrate.passes import collect_ranges
+    from ..calibrate.statistics import save_statistics
+    from ..calibrate.view_passes import collect_full_ranges
 
-    Raises:
-        CalibrationError: no images, or a size that the tokenizer does not take.
-    """
-    if options.feeds is not None:
-        raise CalibrationError(
-            "an image tokenizer is calibrated on images", where="--feeds", do="give --images DIR"
+    export, options, threads = task.export, task.options, task.threads
+    samples = task.folder / "samples"
+    samples.mkdir(parents=True)
+    generates = is_generator(task.manifest)
+    for k, sample in enumerate(source.samples):
+        save_sample(sample, samples, k)
+        if not generates:
+            reporter.progress("samples", k + 1, len(shard_of(options)))
+    sites, size, progress = load_sites(export), options.batch_size, reporter.progress
+    if generates:
+        statistics = collect_full_ranges(
+            export,
+            samples,
+            sites.of_graph(FULL),
+            batch_size=size,
+            progress=progress,
+            threads=threads,
         )
-    stride = tokenizer_of(manifest)["stride"]
-    if options.size % stride:
-        raise CalibrationError(
-            f"sample size {options.size} is not a multiple of the stride {stride}",
-            do=f"use a multiple of {stride}",
+    else:
+        statistics = collect_ranges(
+            export, samples, sites, batch_size=size, progress=progress, threads=threads
         )
-    source = calibration_source(options)
-    names, skipped = ((), ()) if source is None else (source.names, source.skipped)
-    return Samples(sample_images(source, options), names, image_digests(source), skipped)
+    save_statistics(statistics, task.folder / STATISTICS, export=export_digest(task.manifest))
 
 
-def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
-    """Arrays for a user's own graphs."""
-    if options.synthetic:
-        found = synthetic_feeds(
-            manifest, count=options.samples, size=options.size, seed=options.seed
+def fill_silently(task: Task) -> None:
+    """`fill` in a process of its own."""
+    silent = SilentReporter()
+    source = open_samples(task.export, task.manifest, task.options, silent, task.threads)
+    fill(task, source, silent)
+
+
+def spread(
+    export: Path,
+    manifest: Manifest,
+    options: CalibrateOptions,
+    folder: Path,
+    execution: Execution,
+    reporter: Reporter,
+) -> None:
+    """Make shards at once, and of them one set of samples and statistics in `folder`."""
+    total = len(shard_of(options))
+    count = min(execution.workers, total)
+    tasks = [
+        Task(
+            export.resolve(),
+            manifest,
+            msgspec.structs.replace(options, shard=f"{k + 1}/{count}"),
+            folder.resolve() / PARTS / str(k),
+            execution.threads,
         )
-        return Samples(found.samples(), (), {})
-    found = open_feeds(
-        manifest,
-        feeds=options.feeds,
-        images=options.images,
-        size=options.size,
-        count=options.samples,
-        seed=options.seed,
-    )
-    require_batch(found.inputs, found.arrays, options.batch_size)
-    return Samples(found.samples(), found.names, found.digests, found.skipped)
+        for k in range(count)
+    ]
+    run_tasks(execution, fill_silently, tasks, lambda n: reporter.progress("shards", n, count))
+    combine_parts([task.folder / STATISTICS for task in tasks], sample_lists(tasks), folder)
+    shutil.rmtree(folder / PARTS)
 
 
-def calibration_source(options: CalibrateOptions) -> ImageSource | None:
-    """The images to calibrate on; None for noise, which has to be asked for."""
-    if options.synthetic:
-        return None
-    if options.images is None:
-        raise CalibrationError(
-            "no calibration images",
-            do="give --images DIR (or --synthetic for noise, which stamps the report)",
-        )
-    return open_source(options.images)
-
-
-def image_digests(source: ImageSource | None) -> dict[str, str]:
-    return {} if source is None else {p.name: sha256_file(p) for p in source.files}
-
-
-def sample_images(source: ImageSource | None, options: CalibrateOptions) -> Iterator[Uint8Image]:
-    if source is None:
-        return noise_images(options.samples, options.size, options.seed)
-    return random_crops(source, options.samples, options.size, options.seed)
+def sample_lists(tasks: Sequence[Task]) -> list[list[Path]]:
+    return [sample_files(task.folder / "samples") for task in tasks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from ..artifacts import (
     sha256_file,
     write_manifest,
 )
-from ..errors import WorkspaceError
+from ..errors import CalibrationError, WorkspaceError
 from ..sites import SiteMap
 
 Work = Callable[[Path], Mapping[str, Any]]
@@ -95,6 +96,25 @@ def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path
                 do=f"run `arvg-trt {edited}` again",
             )
     return folder, manifest
+
+
+def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:
+    """Raises CalibrationError for statistics of graphs that are not the exported ones any more."""
+    odd = [
+        name for name, digest in exported.outputs.items() if calibrated.inputs.get(name) != digest
+    ]
+    if odd:
+        raise CalibrationError(
+            f"the statistics are of another export: {odd[0]} differs",
+            where=where,
+            do="run `arvg-trt calibrate` again",
+        )
+
+
+def export_digest(exported: Manifest) -> str:
+    """One digest of all that an export wrote."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(exported.outputs.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def load_sites(export: Path) -> SiteMap:

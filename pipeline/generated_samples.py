@@ -47,12 +47,18 @@ def check_generated(options: CalibrateOptions) -> None:
 
 
 def generated_rows(
-    export: Path, options: CalibrateOptions, reporter: Reporter
+    export: Path,
+    options: CalibrateOptions,
+    reporter: Reporter,
+    *,
+    part: range | None = None,
+    threads: int = 0,
 ) -> Iterator[dict[str, Array]]:
     """A row of the full graph a sample: of each picture the conditional one, and under guidance
     that of the null class with the same tokens.
 
-    The labels are the given ones, or all classes, in turn; the seed decides the pictures.
+    The labels are the given ones, or all classes, in turn; the seed decides the pictures. Of the
+    pictures all are made, or `part`.
 
     Raises:
         GenerationError: a label out of range.
@@ -61,14 +67,22 @@ def generated_rows(
     sampling = choose_sampling(spec)
     given = [options.labels] if options.labels else [f"0-{spec.num_classes - 1}"]
     labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.samples))
+    part = range(options.samples) if part is None else part
     force = teacher_forcing(export)
     classes = [None, spec.num_classes] if sampling.cfg > 0 else [None]
 
     def tick(done: int, total: int) -> None:
         reporter.progress("generating samples", done, total)
 
-    generator = Generator.open(export)
-    for batch in generator.batches(labels, seed=options.seed, sampling=sampling, progress=tick):
+    generator = Generator.open(export, threads=threads)
+    batches = generator.batches(
+        labels[part.start : part.stop],
+        seed=options.seed,
+        sampling=sampling,
+        first=part.start,
+        progress=tick,
+    )
+    for batch in batches:
         forced = force(batch.tokens)
         for k, label in enumerate(batch.labels):
             row = {name: values[k : k + 1] for name, values in forced.items()}

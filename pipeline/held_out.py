@@ -18,7 +18,7 @@ from ..runtime.image_sources import ImageSource, open_source
 from ..runtime.images import center_crop, to_model
 from ..runtime.sessions.onnxruntime import reference_session
 from ..runtime.tokenizer import ImageTokenizer
-from .calibrate import image_digests
+from .calibration_sources import image_digests
 from .common import tokenizer_of
 from .own_feeds import OwnFeeds, open_feeds
 

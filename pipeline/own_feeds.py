@@ -52,10 +52,11 @@ class OwnFeeds:
     def skipped(self) -> tuple[str, ...]:
         return self.images.skipped if self.images else ()
 
-    def samples(self) -> Iterator[dict[str, Array]]:
-        """One sample after the other."""
-        pictures = self.pictures()
-        for k in range(len(self.names)):
+    def samples(self, part: range | None = None) -> Iterator[dict[str, Array]]:
+        """One sample after the other, all or a range of them."""
+        part = range(len(self.names)) if part is None else part
+        pictures = self.pictures(part)
+        for k in part:
             sample = {
                 key: needed.sample(self.arrays[key], k)
                 for needed, key in ((i, key_of(self.arrays, i)) for i in self.inputs)
@@ -65,15 +66,17 @@ class OwnFeeds:
                 sample[image_input(self.inputs, self.arrays).name] = next(pictures)
             yield sample
 
-    def pictures(self) -> Iterator[NDArray[np.float32]]:
+    def pictures(self, part: range) -> Iterator[NDArray[np.float32]]:
         """Random crops in [-1, 1] to calibrate on; without a seed the centre of every image."""
         if self.images is None:
             return
         if self.seed is not None:
-            for crop in random_crops(self.images, len(self.names), self.image_size, self.seed):
+            for crop in random_crops(
+                self.images, part.stop, self.image_size, self.seed, part.start
+            ):
                 yield to_model(crop)
             return
-        for k in range(len(self.names)):
+        for k in part:
             yield to_model(center_crop(self.images.load(k), self.image_size))
 
 

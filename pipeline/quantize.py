@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
-from ..errors import CalibrationError, RecipeError
+from ..errors import RecipeError
 from ..recipe import QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap, SitePlan
@@ -23,6 +23,7 @@ from .common import (
     load_sites,
     package_versions,
     require_outputs,
+    require_same_export,
     run_stage,
 )
 from .generated_samples import FULL, is_generator
@@ -151,18 +152,6 @@ def write_quantized(
         )
     (folder / "plan.json").write_bytes(encode_json(final))
     return final, results
-
-
-def require_same_export(exported: Manifest, calibrated: Manifest) -> None:
-    """Raises CalibrationError for statistics of graphs that are not the exported ones any more."""
-    odd = [
-        name for name, digest in exported.outputs.items() if calibrated.inputs.get(name) != digest
-    ]
-    if odd:
-        raise CalibrationError(
-            f"the statistics are of another export: {odd[0]} differs",
-            do="run `arvg-trt calibrate` again",
-        )
 
 
 def float_bytes(export: Path, site_map: SiteMap, graph: str | None) -> int:

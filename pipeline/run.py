@@ -7,7 +7,8 @@ from pathlib import Path
 from ..artifacts import Workspace
 from ..recipe import Recipe
 from .build import build_stage
-from .calibrate import calibrate_stage, calibration_source
+from .calibrate import calibrate_stage
+from .calibration_sources import calibration_source
 from .common import Reporter, StageResult
 from .export import export_any
 from .export_own import MODEL as OWN

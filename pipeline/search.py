@@ -17,20 +17,21 @@ from .quantize import Calibrated
 from .search_budget import parse_all
 from .search_sites import search_items
 
-Grid = Literal["uniform", "log"]
+Grid = Literal["uniform", "log", "block"]
 
 
 class SearchOptions(Options, frozen=True, kw_only=True):
     """`budgets` all hold; `bits` and `grids` are what a weight may have, float always too.
 
-    `samples` of the calibration's are run for each loss. `all_sites` also searches those that the
+    `block` is INT4 in blocks of input channels, for linears. `samples` of the calibration's are
+    run for each loss. `all_sites` also searches those that the
     method leaves out by rule; what a recipe excludes stays out.
     """
 
     budgets: tuple[str, ...]
     samples: int = 4
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-    grids: tuple[Grid, ...] = ("uniform", "log")
+    grids: tuple[Grid, ...] = ("uniform", "log", "block")
     all_sites: bool = False
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ def search_stage(
     from ..calibrate.plan import make_plan
 
     budgets = parse_all(search.budgets)
-    if options.quantize_method == "fp8":
+    if options.quantize_method == "fp8" or options.integer_exponents:
         raise RecipeError("a search has no FP8 grids", do="use per_channel")
     source = Calibrated.open(workspace)
     plan = make_plan(source.planned, options)

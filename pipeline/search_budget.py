@@ -72,7 +72,8 @@ def form_bytes(site: Site, form: Form, float_bits: int) -> int:
     rows = {"MatMul": site.weight_shape[-1], "Gemm": max(site.weight_shape)}.get(
         site.op, site.weight_shape[0]
     )
-    scales = 4 * (rows if form.granularity == "per_channel" else 1)
+    groups = rows if form.block is None else count // form.block
+    scales = 4 * (1 if form.granularity == "per_tensor" else groups)
     table = scales + len(site.name) + TABLE_ENTRY if form.grid == "log" else 0
     return -(-count * form.bits // 8) + scales + table
 
@@ -80,7 +81,8 @@ def form_bytes(site: Site, form: Form, float_bits: int) -> int:
 def form_name(form: Form, float_bits: int) -> str:
     if form is None:
         return f"float{float_bits}"
-    return f"{'log' if form.grid == 'log' else 'int'}{form.bits}"
+    blocks = f"/{form.block}" if form.block else ""
+    return f"{'log' if form.grid == 'log' else 'int'}{form.bits}{blocks}"
 
 
 def require_reachable(budget: Budget, smallest: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from ..recipe import QuantizeOptions
 from ..runtime.feeds import Array, sample_batches, sample_files
-from ..sites import CONSTANT_ROLES, Plan, Site, SitePlan, WeightFormat
+from ..sites import BLOCK_BITS, CONSTANT_ROLES, Plan, Site, SitePlan, WeightFormat
 from .quantize import Calibrated
 from .search_budget import Form
 
@@ -69,13 +69,23 @@ def search_items(
                 continue
             entry = SitePlan(name=site.name)
         chosen = ("uniform",) if entry.activation is not None else grids
-        forms: list[Form] = [
-            msgspec.convert({"bits": b, "grid": grid}, WeightFormat)
-            for grid in chosen
-            for b in sorted(bits)
-        ]
+        forms = [form for grid in chosen for form in grid_forms(site, grid, bits, options)]
         items.append(Item(site, entry, (*forms, None)))
     return items
+
+
+def grid_forms(
+    site: Site, grid: str, bits: Sequence[int], options: QuantizeOptions
+) -> list[WeightFormat]:
+    """A grid's formats that a site can have, from the narrowest."""
+    if grid != "block":
+        kind: Literal["uniform", "log"] = "log" if grid == "log" else "uniform"
+        return [WeightFormat(bits=b, grid=kind) for b in sorted(bits)]
+    size = options.block_size
+    inputs = site.weight_shape[0] if site.op == "MatMul" else 0
+    if BLOCK_BITS not in bits or inputs == 0 or inputs % size:
+        return []
+    return [WeightFormat(bits=BLOCK_BITS, granularity="per_block", block=size)]
 
 
 def whole_plan(plan: Plan, items: Sequence[Item], forms: Iterable[Form]) -> Plan:

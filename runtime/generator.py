@@ -136,20 +136,26 @@ class Generator:
         seed: int,
         sampling: Sampling,
         batch_size: int = BATCH_SIZE,
+        first: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[Generated]:
         """As `generate`, a batch at a time: for more images than fit in memory.
 
+        `first` is the number of the first image, where the labels are a part of a longer list.
         Graphs of a fixed batch take no more than that at once.
         Everything is checked before this returns.
         """
         checked = check_labels(self.spec, labels)
         sampling.check(self.spec.vocab_size, self.spec.length)
-        for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
+        for name, value, least in (
+            ("seed", seed, 0),
+            ("batch_size", batch_size, 1),
+            ("first", first, 0),
+        ):
             if operator.index(value) < least:
                 raise GenerationError(f"{name} is {value}, not {least} or more", where="sampling")
         most = min(batch_size, self.spec.static_batch or batch_size)
-        return self._run(checked, seed, sampling, most, progress)
+        return self._run(checked, seed, sampling, most, first, progress)
 
     def _run(
         self,
@@ -157,6 +163,7 @@ class Generator:
         seed: int,
         sampling: Sampling,
         batch_size: int,
+        first: int,
         progress: Progress | None,
     ) -> Iterator[Generated]:
         starts = range(0, len(labels), batch_size)
@@ -170,7 +177,7 @@ class Generator:
 
         for start in starts:
             part = labels[start : start + batch_size]
-            streams = image_streams(seed, start, len(part))
+            streams = image_streams(seed, first + start, len(part))
             try:
                 images, tokens = self._loop.run(part, streams, sampling, tick)
             except MemoryError as error:

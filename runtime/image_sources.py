@@ -171,12 +171,15 @@ def from_float_array(array: NDArray[np.floating], path: Path) -> Uint8Image:
     return np.floor((image.astype(np.float64) + 1) * 127.5 + 0.5).astype(np.uint8)
 
 
-def random_crops(source: ImageSource, count: int, size: int, seed: int) -> Iterator[Uint8Image]:
-    """`count` square crops, image by image in turn; crop k depends on `seed` and k alone.
+def random_crops(
+    source: ImageSource, count: int, size: int, seed: int, first: int = 0
+) -> Iterator[Uint8Image]:
+    """Square crops `first` to `count` - 1, image by image in turn.
 
-    Larger counts extend smaller ones. Images smaller than `size` are enlarged first.
+    Crop k depends on `seed` and k alone: larger counts extend smaller ones. Images smaller than
+    `size` are enlarged first.
     """
-    for k in range(count):
+    for k in range(first, count):
         image = enlarge_to(source.load(k % len(source.files)), size)
         rng = np.random.default_rng([seed, k])
         top = int(rng.integers(0, image.shape[0] - size + 1))
@@ -184,9 +187,9 @@ def random_crops(source: ImageSource, count: int, size: int, seed: int) -> Itera
         yield image[top : top + size, left : left + size]
 
 
-def noise_images(count: int, size: int, seed: int) -> Iterator[Uint8Image]:
+def noise_images(count: int, size: int, seed: int, first: int = 0) -> Iterator[Uint8Image]:
     """Uniform noise, only for `--synthetic`, which stamps every report made from it."""
-    for k in range(count):
+    for k in range(first, count):
         rng = np.random.default_rng([seed, k])
         yield rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
 

@@ -23,6 +23,10 @@ Array = NDArray[np.generic]
 # On QLinearConv graphs, moving to NHWC costs more in transposes and in DequantizeLinear per
 # channel than the convolutions gain (158 against 171 ms for the DI8x8 encoder at 256x256).
 SLOW_OPTIMIZERS = ("NhwcTransformer",)
+# It fuses FP8 products into an operator for integers, and the graph does not load.
+FUSES_FP8 = "QDQSelectorActionTransformer"
+# Where weights alone have 8 or 4 bits, products are computed in float: the default rounds inputs.
+WEIGHT_ONLY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 DISABLE_PREPACKING = "session.disable_prepacking"
 # How ONNX Runtime, the C++ library and CUDA say it; there is no class or code of its own.
@@ -65,6 +69,7 @@ class OnnxRuntimeSession:
         options.enable_cpu_mem_arena = not lean
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
         options.add_session_config_entry(DISABLE_PREPACKING, str(int(mapped)))
+        options.add_session_config_entry(WEIGHT_ONLY_LEVEL, "1")
         options.enable_mem_pattern = not lean
         if lean:
             # The default order runs what hangs off a tensor last, which keeps every one alive.
@@ -75,12 +80,7 @@ class OnnxRuntimeSession:
             else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )
         try:
-            self._session = ort.InferenceSession(
-                graph or str(path),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=list(disabled),
-            )
+            self._session = open_session(graph or str(path), options, disabled)
         except (
             ort.capi.onnxruntime_pybind11_state.InvalidGraph,
             ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
@@ -153,6 +153,21 @@ class OnnxRuntimeSession:
             f"ONNX Runtime refused {shapes}: {first_line(error)}",
             do="check the input's shape and type against the graph",
         )
+
+
+def open_session(
+    graph: bytes | str, options: ort.SessionOptions, disabled: Sequence[str]
+) -> ort.InferenceSession:
+    """A session of the graph, or file; one with FP8 products needs an optimizer less."""
+    providers = ["CPUExecutionProvider"]
+    try:
+        return ort.InferenceSession(
+            graph, options, providers=providers, disabled_optimizers=list(disabled)
+        )
+    except ort.capi.onnxruntime_pybind11_state.InvalidGraph as error:
+        if "float8" not in str(error) or FUSES_FP8 in disabled:
+            raise
+    return open_session(graph, options, [*disabled, FUSES_FP8])
 
 
 def numpy_name(kind: str) -> str:

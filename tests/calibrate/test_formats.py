@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arvg_trt.calibrate.formats import (
+    FP8,
     QuantizedWeight,
+    as_fp8,
     keep_tap_sums,
     pack_codes,
     quantize_weight,
@@ -25,6 +27,11 @@ FORMATS = [
         range(2, 9), ("uniform", "log"), ("per_tensor", "per_channel")
     )
 ]
+POWERS = [
+    WeightFormat(bits=bits, grid="log2", granularity=granularity)
+    for bits, granularity in itertools.product(range(2, 6), ("per_tensor", "per_channel"))
+]
+FORMATS += POWERS
 SHAPE = (6, 5, 3, 3)
 
 
@@ -47,6 +54,9 @@ def levels(quantized: QuantizedWeight, channel: int) -> np.ndarray:
     scale = float(quantized.scale[group])
     if quantized.format.grid == "uniform":
         return scale * np.arange(-n, n + 1)
+    if quantized.format.grid == "log2":
+        magnitudes = [scale * 2.0 ** (k - n) for k in range(1, n + 1)]
+        return np.array([0.0, *magnitudes, *(-m for m in magnitudes)])
     assert quantized.ratio is not None
     magnitudes = [scale * float(quantized.ratio[group]) ** (n - k) for k in range(1, n + 1)]
     return np.array([0.0, *magnitudes, *(-m for m in magnitudes)])
@@ -202,6 +212,23 @@ def test_fp8_weights_are_the_nearest_e4m3_numbers() -> None:
         distance = np.abs(steps[:, None] - grid).min(axis=1)
         reached = np.abs(np.abs(found.ravel()) / float(scale) - steps)
         np.testing.assert_allclose(reached, distance, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight_format", POWERS, ids=label)
+def test_powers_of_two_are_the_same_numbers_as_fp8(weight_format: WeightFormat) -> None:
+    quantized = quantize_weight(gaussian(8, (6, 50, 3, 3)), weight_format)
+    same = as_fp8(quantized)
+    assert same.format == WeightFormat(bits=8, grid="fp8", granularity=weight_format.granularity)
+    powers = np.abs(same.codes.view(FP8).astype(np.float64))
+    exponents = np.log2(powers[powers > 0])
+    assert np.array_equal(exponents, np.rint(exponents))
+    np.testing.assert_array_equal(
+        same.dequantize().view(np.uint32) & 0x7FFFFFFF,
+        quantized.dequantize().view(np.uint32) & 0x7FFFFFFF,
+    )
+    assert np.array_equal(same.dequantize(), quantized.dequantize())
+    levels_used = {2 ** (weight_format.bits - 1) - 1, *np.abs(quantized.codes).ravel().tolist()}
+    assert len(np.unique(powers)) == len(levels_used | {0})
 
 
 def nearest_with_sum(exact: np.ndarray, n: int) -> float:

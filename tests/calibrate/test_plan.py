@@ -135,6 +135,7 @@ def edited(name: str, **changes: object) -> Callable[[Plan], Plan]:
 
 
 INT8, INT8_INPUT = WeightFormat(bits=8), ActivationFormat(bits=8)
+BLOCKS = WeightFormat(bits=4, granularity="per_block", block=64)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,10 @@ INT8, INT8_INPUT = WeightFormat(bits=8), ActivationFormat(bits=8)
         (
             edited("decoder.up.conv1", activation=ActivationFormat(bits=8, grid="fp8")),
             "decoder.up.conv1 quantizes its input",
+        ),
+        (
+            edited("decoder.up.conv1", weight=BLOCKS, activation=None),
+            "decoder.up.conv1: blocks of 4 bits are for linears",
         ),
         (
             edited("decoder.up.conv1", activation=ActivationFormat(bits=8, scale=0.1, shift=200)),
@@ -186,6 +191,12 @@ def test_shift_that_keeps_zero_on_the_grid_is_accepted(bits: int, shift: int) ->
         (WeightFormat, {"bits": 9}),
         (WeightFormat, {"bits": 1}),
         (WeightFormat, {"bits": 4, "grid": "fp8"}),
+        (WeightFormat, {"bits": 6, "grid": "log2"}),
+        (WeightFormat, {"bits": 8, "granularity": "per_block", "block": 64}),
+        (WeightFormat, {"bits": 4, "granularity": "per_block", "block": 48}),
+        (WeightFormat, {"bits": 4, "granularity": "per_block", "block": 64, "grid": "log"}),
+        (WeightFormat, {"bits": 4, "granularity": "per_block"}),
+        (WeightFormat, {"bits": 4, "block": 64}),
         (ActivationFormat, {"bits": 1}),
         (ActivationFormat, {"bits": 8, "grid": "fp8", "shift": 1}),
         (ActivationFormat, {"bits": 8, "scale": 0.0}),
@@ -193,5 +204,5 @@ def test_shift_that_keeps_zero_on_the_grid_is_accepted(bits: int, shift: int) ->
     ],
 )
 def test_format_that_cannot_be_is_refused_when_it_is_made(kind: type, values: dict) -> None:
-    with pytest.raises(ValueError, match=r"bits|shift|positive"):
+    with pytest.raises(ValueError, match=r"bits|shift|positive|block"):
         kind(**values)

@@ -18,7 +18,7 @@ from arvg_trt.calibrate.view_passes import POSITION, collect_full_ranges
 from arvg_trt.errors import CalibrationError, RecipeError
 from arvg_trt.recipe import QuantizeOptions
 from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
-from arvg_trt.sites import ActivationFormat, Plan, SiteMap
+from arvg_trt.sites import ActivationFormat, Plan, SiteMap, WeightFormat
 
 from ..conftest import silent
 from .generators import TinyGenerator, full_logits, stepped_logits
@@ -144,18 +144,17 @@ def test_a_scale_and_a_shift_of_the_plan_are_kept(tiny_var: TinyGenerator, tmp_p
     assert all(s.activation.scale for s in final.sites if s.activation)
 
 
-@pytest.mark.parametrize("change", ["position on an input without", "fp8"])
+@pytest.mark.parametrize("change", ["position on an input without", "blocks"])
 def test_impossible_formats_are_refused_by_site(
     tiny_var: TinyGenerator, tmp_path: Path, change: str
 ) -> None:
     plan = make_plan(SiteMap(sites=tiny_var.full_sites), QuantizeOptions())
-    name = "blocks.0.ada_lin.1" if change != "fp8" else "head"
+    name = "blocks.0.ada_lin.1" if change != "blocks" else "head"
     sites = []
     for entry in plan.sites:
-        if entry.name == name and change == "fp8":
-            weight = msgspec.structs.replace(entry.weight, grid="fp8")
-            activation = ActivationFormat(bits=8, grid="fp8")
-            entry = msgspec.structs.replace(entry, weight=weight, activation=activation)
+        if entry.name == name and change == "blocks":
+            weight = WeightFormat(bits=4, granularity="per_block", block=32)
+            entry = msgspec.structs.replace(entry, weight=weight)
         elif entry.name == name:
             activation = ActivationFormat(bits=8, granularity="per_position")
             entry = msgspec.structs.replace(entry, activation=activation)

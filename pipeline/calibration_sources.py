@@ -1,0 +1,148 @@
+"""What a model is calibrated on: its own pictures, crops of images, arrays, or noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..artifacts import Manifest, sha256_file
+from ..errors import CalibrationError
+from ..recipe import CalibrateOptions
+from ..runtime.feeds import Sample
+from ..runtime.generator import BATCH_SIZE
+from ..runtime.image_sources import ImageSource, noise_images, open_source, random_crops
+from ..runtime.images import Uint8Image
+from .common import Reporter, tokenizer_of
+from .generated_samples import (
+    check_generated,
+    generated_rows,
+    is_generator,
+    require_teacher_forced,
+)
+from .own_feeds import open_feeds, synthetic_feeds
+from .own_inputs import is_own, require_batch
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is calibrated on: samples, made one at a time, and where they come from."""
+
+    samples: Iterable[Sample]
+    names: tuple[str, ...]
+    digests: Mapping[str, str]
+    skipped: tuple[str, ...] = ()
+
+
+def open_samples(
+    export: Path,
+    manifest: Manifest,
+    options: CalibrateOptions,
+    reporter: Reporter,
+    threads: int = 0,
+) -> Samples:
+    """What `options` ask for, or their shard of it; everything is checked before this returns.
+
+    Raises:
+        CalibrationError: nothing to calibrate on, or what this model cannot be calibrated on.
+    """
+    if is_generator(manifest):
+        return generated(export, manifest, options, reporter, threads)
+    if options.labels:
+        raise CalibrationError("only a generator takes labels", where="--labels", do="leave it out")
+    return own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
+
+
+def shard_of(options: CalibrateOptions) -> range:
+    """Numbers of the samples that the shard makes.
+
+    Cut between batches where there are enough, so that the shards together compute what one run
+    does, to the bit.
+    """
+    k, n = options.part
+    unit = math.lcm(BATCH_SIZE, options.batch_size)
+    unit = unit if options.samples >= n * unit else 1
+    units = math.ceil(options.samples / unit)
+    first, end = (min(options.samples, unit * (units * part // n)) for part in (k - 1, k))
+    return range(first, end)
+
+
+def generated(
+    export: Path, manifest: Manifest, options: CalibrateOptions, reporter: Reporter, threads: int
+) -> Samples:
+    """A generator's own pictures, as rows of its full graph.
+
+    Raises:
+        CalibrationError: another source was asked for, or its family is not calibrated yet.
+    """
+    require_teacher_forced(manifest)
+    check_generated(options)
+    name = f"generated from seed {options.seed}"
+    rows = generated_rows(export, options, reporter, part=shard_of(options), threads=threads)
+    return Samples(rows, (name,), {})
+
+
+def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:
+    """Square crops of images, or noise, for an image tokenizer.
+
+    Raises:
+        CalibrationError: no images, or a size that the tokenizer does not take.
+    """
+    if options.feeds is not None:
+        raise CalibrationError(
+            "an image tokenizer is calibrated on images", where="--feeds", do="give --images DIR"
+        )
+    stride = tokenizer_of(manifest)["stride"]
+    if options.size % stride:
+        raise CalibrationError(
+            f"sample size {options.size} is not a multiple of the stride {stride}",
+            do=f"use a multiple of {stride}",
+        )
+    source = calibration_source(options)
+    names, skipped = ((), ()) if source is None else (source.names, source.skipped)
+    return Samples(sample_images(source, options), names, image_digests(source), skipped)
+
+
+def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
+    """Arrays for a user's own graphs."""
+    if options.synthetic:
+        found = synthetic_feeds(
+            manifest, count=options.samples, size=options.size, seed=options.seed
+        )
+        return Samples(found.samples(shard_of(options)), (), {})
+    found = open_feeds(
+        manifest,
+        feeds=options.feeds,
+        images=options.images,
+        size=options.size,
+        count=options.samples,
+        seed=options.seed,
+    )
+    require_batch(found.inputs, found.arrays, options.batch_size)
+    part = shard_of(options)
+    names = found.names[part.start : part.stop]
+    return Samples(found.samples(part), names, found.digests, found.skipped)
+
+
+def calibration_source(options: CalibrateOptions) -> ImageSource | None:
+    """The images to calibrate on; None for noise, which has to be asked for."""
+    if options.synthetic:
+        return None
+    if options.images is None:
+        raise CalibrationError(
+            "no calibration images",
+            do="give --images DIR (or --synthetic for noise, which stamps the report)",
+        )
+    return open_source(options.images)
+
+
+def image_digests(source: ImageSource | None) -> dict[str, str]:
+    return {} if source is None else {p.name: sha256_file(p) for p in source.files}
+
+
+def sample_images(source: ImageSource | None, options: CalibrateOptions) -> Iterator[Uint8Image]:
+    part = shard_of(options)
+    if source is None:
+        return noise_images(part.stop, options.size, options.seed, part.start)
+    return random_crops(source, part.stop, options.size, options.seed, part.start)

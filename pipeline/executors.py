@@ -1,0 +1,113 @@
+"""Where the shards of a stage run: processes of this machine, or tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Literal, TypeVar
+
+from ..errors import ArvgError, RecipeError
+
+TaskT = TypeVar("TaskT")
+ExecutorName = Literal["processes", "ray"]
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """`workers` at once, each with as many `threads` of ONNX Runtime (0: all)."""
+
+    executor: ExecutorName
+    workers: int
+    threads: int
+
+    @classmethod
+    def choose(cls, executor: ExecutorName, workers: int | None) -> Execution:
+        """One worker a processor without `workers`; processors are shared out among them.
+
+        Raises:
+            RecipeError: fewer than one worker.
+        """
+        processors = os.cpu_count() or 1
+        chosen = processors if workers is None else workers
+        if chosen < 1:
+            raise RecipeError(f"{chosen} workers", where="--workers", do="give 1 or more")
+        return cls(executor, chosen, max(1, processors // chosen))
+
+
+class SilentReporter:
+    """Workers report nothing: what they do is counted where they were started."""
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def warn(self, line: str) -> None:
+        pass
+
+
+def run_tasks(
+    execution: Execution,
+    function: Callable[[TaskT], None],
+    tasks: Sequence[TaskT],
+    done: Callable[[int], None],
+) -> None:
+    """`function` of every task; `done` is called with how many are.
+
+    What tasks read and write lies in files, which every worker must see under the same paths.
+
+    Raises:
+        ArvgError: what a task raised; the others are not waited for.
+        ModuleNotFoundError: Ray is not installed.
+    """
+    run = on_ray if execution.executor == "ray" else in_processes
+    run(execution, function, tasks, done)
+
+
+def in_processes(
+    execution: Execution,
+    function: Callable[[TaskT], None],
+    tasks: Sequence[TaskT],
+    done: Callable[[int], None],
+) -> None:
+    # Spawned: sessions and their threads do not survive a fork.
+    with ProcessPoolExecutor(execution.workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(function, task) for task in tasks]
+        try:
+            for count, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                done(count)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def on_ray(
+    execution: Execution,
+    function: Callable[[TaskT], None],
+    tasks: Sequence[TaskT],
+    done: Callable[[int], None],
+) -> None:
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        remote: Any = ray.remote(num_cpus=execution.threads)(function)
+        left = [remote.remote(task) for task in tasks]
+        while left:
+            ready, left = ray.wait(left)
+            ray.get(ready)
+            done(len(tasks) - len(left))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ArvgError):
+            raise error.cause from None
+        raise
+    finally:
+        if started:
+            ray.shutdown()

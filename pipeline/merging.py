@@ -1,0 +1,184 @@
+"""`calibrate --merge`: statistics and samples of several runs of one export, made into one."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import MANIFEST, Manifest, Workspace, decode_json, sha256_file
+from ..errors import CalibrationError
+from ..runtime.feeds import sample_files
+from .common import (
+    Reporter,
+    StageResult,
+    export_digest,
+    package_versions,
+    require_outputs,
+    require_same_export,
+    run_stage,
+)
+
+STATISTICS = "statistics.safetensors"
+# Of a part's options those that the manifest of the whole repeats.
+TOLD = ("seed", "samples", "shard", "labels", "synthetic")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Statistics and the samples that they are of; of a file alone there are none, nor a manifest.
+
+    `files` are digests by name within the part.
+    """
+
+    name: str
+    statistics: Path
+    samples: tuple[Path, ...]
+    files: dict[str, str]
+    manifest: Manifest | None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the manifest of the whole says of it."""
+        options = self.manifest.options if self.manifest else {}
+        counts = {"name": self.name, "samples_saved": len(self.samples)}
+        return counts | {key: options[key] for key in TOLD if key in options}
+
+
+def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter) -> StageResult:
+    """One calibration of those in `given`: workspaces, their calibrate folders or statistics files.
+
+    Minima, maxima and counts are those of one run over all samples, sums to 1e-12 of them.
+
+    Raises:
+        CalibrationError: parts of another export or model, one that was changed, no samples, or
+            fewer than two parts.
+    """
+    from ..calibrate.statistics import load_exported, merge
+
+    _, exported = require_outputs(workspace, "export", stage="export")
+    if len(given) < 2:
+        raise CalibrationError("there is nothing to merge", do="name two parts or more")
+    parts = [open_part(path, exported) for path in given]
+    wanted_digest = export_digest(exported)
+    loaded = []
+    for part in parts:
+        statistics, digest = load_exported(part.statistics)
+        if digest is not None and digest != wanted_digest:
+            raise CalibrationError(
+                "the statistics are of another export",
+                where=str(part.statistics),
+                do="merge parts of one export only",
+            )
+        if digest is None and part.manifest is None:
+            raise CalibrationError(
+                "does not say which export it is of",
+                where=str(part.statistics),
+                do="name the folder that `arvg-trt calibrate` wrote",
+            )
+        loaded.append(statistics)
+    merge(loaded)  # whether they fit, before anything is written
+    require_samples(parts)
+    warn_of_repeats(parts, reporter)
+    wanted = Manifest(
+        stage="calibrate",
+        inputs={**exported.outputs}
+        | {f"part.{k}/{name}": d for k, part in enumerate(parts) for name, d in part.files.items()},
+        options={
+            "merge": len(parts),
+            "batch_size": max(p.manifest.options["batch_size"] for p in parts if p.manifest),
+        },
+        versions=package_versions("onnxruntime", "pillow", "numpy"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        samples = [list(part.samples) for part in parts]
+        combine_parts([p.statistics for p in parts], samples, folder, export=wanted_digest)
+        results = [p.manifest.results for p in parts if p.manifest]
+        return {
+            "images": list(dict.fromkeys(name for r in results for name in r["images"])),
+            "skipped": list(dict.fromkeys(name for r in results for name in r["skipped"])),
+            "samples": sum(r["samples"] for r in results),
+            "synthetic": any(r["synthetic"] for r in results),
+            "parts": [part.told for part in parts],
+        }
+
+    return run_stage(workspace.folder("calibrate"), wanted, work)
+
+
+def open_part(given: Path, exported: Manifest) -> Part:
+    """Raises CalibrationError for what is no part, is of another export, or was changed."""
+    if given.is_file():
+        return Part(given.name, given, (), {STATISTICS: sha256_file(given)}, None)
+    folder = given / "calibrate" if (given / "calibrate").is_dir() else given
+    if not (folder / STATISTICS).is_file():
+        raise CalibrationError(
+            "holds no statistics",
+            where=str(given),
+            do="name a workspace, its calibrate folder or a statistics file",
+        )
+    manifest = decode_json(folder / MANIFEST, Manifest, do="run `arvg-trt calibrate` there again")
+    require_same_export(exported, manifest, str(folder))
+    found = {
+        name: sha256_file(folder / name) for name in manifest.outputs if (folder / name).exists()
+    }
+    odd = [name for name, digest in manifest.outputs.items() if found.get(name) != digest]
+    if odd:
+        raise CalibrationError(
+            "is missing, or was changed after `arvg-trt calibrate` wrote it",
+            where=str(folder / odd[0]),
+            do="run `arvg-trt calibrate` there again",
+        )
+    name = folder.parent.name if folder.name == "calibrate" else folder.name
+    samples = tuple(sample_files(folder / "samples"))
+    return Part(name, folder / STATISTICS, samples, found, manifest)
+
+
+def require_samples(parts: Sequence[Part]) -> None:
+    if not any(part.samples for part in parts):
+        raise CalibrationError(
+            "none of the parts has its samples, which `arvg-trt quantize` runs again",
+            where=str(parts[0].statistics),
+            do="name the folder of one at least",
+        )
+
+
+def warn_of_repeats(parts: Sequence[Part], reporter: Reporter) -> None:
+    """Parts that were made with one seed count their samples twice."""
+    seen: Counter[str] = Counter()
+    for part in parts:
+        own = {digest for name, digest in part.files.items() if name.startswith("samples/")}
+        repeated = sum(digest in seen for digest in own)
+        if repeated:
+            reporter.warn(
+                f"{repeated} samples of {part.name} are in another part too: give parts their own "
+                "--shard or --seed"
+            )
+        seen.update(own)
+
+
+def combine_parts(
+    statistics: Sequence[Path],
+    samples: Sequence[Sequence[Path]],
+    folder: Path,
+    *,
+    export: str | None = None,
+) -> None:
+    """Write the parts' statistics as one, and their samples one after the other, to `folder`.
+
+    Raises:
+        CalibrationError: statistics of different models.
+    """
+    from ..calibrate.statistics import load_exported, merge, save_statistics
+
+    loaded = [load_exported(path) for path in statistics]
+    target = folder / "samples"
+    target.mkdir(exist_ok=True)
+    numbered = enumerate(path for part in samples for path in part)
+    for number, path in numbered:
+        shutil.copyfile(path, target / f"{number:05d}{path.suffix}")
+    merged = merge(part for part, _ in loaded)
+    save_statistics(merged, folder / STATISTICS, export=export or loaded[0][1])
