@@ -65,10 +65,8 @@ def search(
         raise RecipeError(str(error), where="--name") from error
     base = load_recipe(recipe_name).quantize if recipe_name else QuantizeOptions()
     options = with_changes(base, activation_bits=activation_bits, exclude=list(exclude) or None)
-    given = {k: list(v) if isinstance(v, tuple) else v for k, v in changes.items()}
-    wanted = with_changes(
-        SearchOptions(budgets=tuple(budgets)), **{k: v or None for k, v in given.items()}
-    )
+    given = {k: (list(v) or None) if isinstance(v, tuple) else v for k, v in changes.items()}
+    wanted = with_changes(SearchOptions(budgets=tuple(budgets)), **given)
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
         result = search_stage(opened, name, options, wanted, reporter)
     if as_json:

@@ -48,18 +48,19 @@ def allocate(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie] = ()) -
 
     `losses` are not negative; items may differ in their number of options. Limits hold exactly.
     """
-    tightened = list(limits)
+    margins = [0.0 for _ in limits]
     while True:
-        chosen = solve(losses, tightened, ties)
+        tight = [replace(m, most=m.most - less) for m, less in zip(limits, margins, strict=True)]
+        chosen = solve(losses, tight, ties)
         if chosen is None:
             return None
         over = [limit.used(chosen) - limit.most for limit in limits]
         if max(over, default=0.0) <= 0:
             return chosen
-        # The solver keeps limits to a relative 1e-6 or so: what it took too much is given up.
-        tightened = [
-            replace(tight, most=tight.most - max(0.0, extra))
-            for tight, extra in zip(tightened, over, strict=True)
+        # The solver keeps limits to a relative 1e-6 or so.
+        margins = [
+            2 * less + extra if extra > 0 else less
+            for less, extra in zip(margins, over, strict=True)
         ]
 
 

@@ -38,6 +38,8 @@ class SearchOptions(Options, frozen=True, kw_only=True):
         require_at_least(self, samples=1)
         if not self.bits or not self.grids or any(not 2 <= b <= 8 for b in self.bits):
             raise ValueError("a search needs bits from 2 to 8 and a grid")
+        if set(self.grids) == {"block"}:
+            raise ValueError("convolutions have no blocks: give uniform or log beside them")
 
 
 def search_stage(

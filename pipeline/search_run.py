@@ -29,7 +29,7 @@ from .search_budget import (
     require_reachable,
     weights_of,
 )
-from .search_sites import Inputs, Item, Model, whole_plan
+from .search_sites import Inputs, Item, Model, of_width, whole_plan, widths
 
 HALF_BITS = 16
 # Times that the curves take in what the found plan measures, and the program is solved again.
@@ -277,15 +277,6 @@ class Search:
             sites=tuple(self.found),
             responses={graph: r.points for graph, r in self.responses.items()},
         )
-
-
-def of_width(item: Item, bits: int) -> Form:
-    """A uniform grid of that width, or the item's first grid."""
-    return next(form for form in item.forms if form is not None and form.bits == bits)
-
-
-def widths(items: Sequence[Item]) -> list[int]:
-    return sorted({form.bits for form in items[0].forms if form is not None})
 
 
 def input_ties(items: Sequence[Item]) -> list[Tie]:

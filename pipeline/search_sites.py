@@ -88,6 +88,15 @@ def grid_forms(
     return [WeightFormat(bits=BLOCK_BITS, granularity="per_block", block=size)]
 
 
+def of_width(item: Item, bits: int) -> Form:
+    """A uniform grid of that width, or the item's first grid."""
+    return next(form for form in item.forms if form is not None and form.bits == bits)
+
+
+def widths(items: Sequence[Item]) -> list[int]:
+    return sorted({form.bits for form in items[0].forms if form is not None})
+
+
 def whole_plan(plan: Plan, items: Sequence[Item], forms: Iterable[Form]) -> Plan:
     """`plan` with the searched sites' formats."""
     chosen = {item.site.name: item.planned(form) for item, form in zip(items, forms, strict=True)}
