@@ -309,6 +309,11 @@ def build(
 @name_option
 @click.option("--images", help="Folder of held-out images, or skimage:NAME,NAME.")
 @click.option("--feeds", help="A .npz of held-out arrays, for graphs of your own.")
+@click.option("--labels", help="A generator's classes, e.g. 0-9,207; with --images one for each.")
+@click.option("--samples", type=int, help="Pictures that a generator makes. [default: 32]")
+@click.option("--seed", type=int, help="Seed of these pictures. [default: 1000]")
+@click.option("--batch-size", type=int, help="Pictures in flight. [default: 4]")
+@click.option("--features", help="An ONNX graph from pictures to features, for their distance.")
 @click.option("--size", type=int, help="Side of the centre crops. [default: 256]")
 @click.option("--gate", "gates", multiple=True, help="e.g. 'psnr_drop<=0.5'; repeatable.")
 @click.option("--rounds", type=int, help="Timed rounds, 0 for none. [default: 20]")
@@ -326,6 +331,7 @@ def validate(
 
     \b
     Example: arvg-trt validate out/ws --images held_out/ --gate 'psnr_drop<=0.5'
+             arvg-trt validate out/var --name w8a8 --samples 50 --gate 'top1>=0.95'
     """
     from .pipeline.validate import validate_stage
 
@@ -363,6 +369,7 @@ def summary(metrics: dict[str, float]) -> str:
     parts = [
         f"PSNR drop {metrics['psnr_drop']:.2f} dB" if "psnr_drop" in metrics else "",
         f"SQNR {metrics['output_sqnr_db']:.1f} dB" if "output_sqnr_db" in metrics else "",
+        f"likeliest token equal {metrics['top1']:.1%}" if "top1" in metrics else "",
         f"tokens equal {metrics['token_agreement']:.1%}" if "token_agreement" in metrics else "",
         f"weights {metrics['compression']:.2f}x smaller",
         f"{metrics['speedup']:.2f}x faster than FP32" if "speedup" in metrics else "",

@@ -171,10 +171,21 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 
 
 class ValidateOptions(Options, frozen=True, kw_only=True):
-    """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency."""
+    """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency.
+
+    A generator makes `samples` pictures of `seed`, of the classes `labels` (`0-9,207`; None: all)
+    in turn, so many at once as `batch_size`, and is given their tokens; or those of `images`, which
+    `labels` then has a class for each of. `features` is an ONNX graph from pictures to features,
+    for a Frechet distance.
+    """
 
     images: str | None = None
     feeds: str | None = None
+    labels: str | None = None
+    samples: int = 32
+    seed: int = 1000
+    batch_size: int = 4
+    features: str | None = None
     size: int = 256
     gates: tuple[str, ...] = ()
     rounds: int = 20
@@ -182,7 +193,9 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     threads: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(self, size=1, rounds=0, warmup=0, threads=0)
+        require_at_least(
+            self, size=1, rounds=0, warmup=0, threads=0, samples=1, seed=0, batch_size=1
+        )
 
 
 class Recipe(Options, frozen=True, kw_only=True):

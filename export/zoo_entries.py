@@ -63,6 +63,11 @@ class ZooEntry:
     graphs: tuple[str, ...] = ("encoder", "decoder")
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def generates(self) -> bool:
+        """Whether it makes images of classes; else it is an image tokenizer."""
+        return self.family not in ("cosmos", "gsq")
+
 
 DI = CosmosConfig()
 CI = CosmosConfig(z_channels=16, latent_channels=16, levels=())

@@ -19,6 +19,7 @@ from .generated_samples import (
     check_generated,
     generated_rows,
     is_generator,
+    pictures_of,
     require_teacher_forced,
 )
 from .own_feeds import open_feeds, synthetic_feeds
@@ -78,9 +79,8 @@ def generated(
     """
     require_teacher_forced(manifest)
     check_generated(options)
-    name = f"generated from seed {options.seed}"
     rows = generated_rows(export, options, reporter, part=shard_of(options), threads=threads)
-    return Samples(rows, (name,), {})
+    return Samples(rows, (pictures_of(options.seed),), {})
 
 
 def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:

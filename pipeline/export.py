@@ -77,7 +77,7 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
-    if entry.family in ("cosmos", "gsq"):
+    if not entry.generates:
         require_dynamic(name, form)
     if entry.family in STEPWISE and form.static_batch is not None:
         raise ExportError(

@@ -26,6 +26,11 @@ def is_generator(exported: Manifest) -> bool:
     return SPEC_FILE in exported.outputs
 
 
+def pictures_of(seed: int) -> str:
+    """What manifests and reports call a model's own pictures."""
+    return f"generated from seed {seed}"
+
+
 def require_teacher_forced(exported: Manifest) -> None:
     """Raises CalibrationError for a family that has no full graph."""
     if f"{FULL}.onnx" not in exported.outputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,16 +24,22 @@ from .own_feeds import OwnFeeds, open_feeds
 
 KEPT_PICTURES = 4
 ENGINE = "engine"
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Parts of a report; `accuracy` of an image tokenizer, `outputs` of a user's own graphs."""
+    """Parts of a report; `accuracy` of an image tokenizer, `outputs` of a user's own graphs,
+    `generation` of a generator, with the names of the pictures that it made and how.
+    """
 
     accuracy: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     latency: dict[Any, Any] = field(default_factory=dict)
     pictures: list[Any] = field(default_factory=list)
+    picture_names: tuple[str, ...] = ()
+    sampling: dict[str, float] = field(default_factory=dict)
 
 
 class HeldOut(Protocol):
@@ -51,9 +57,11 @@ class HeldOut(Protocol):
     @property
     def digests(self) -> Mapping[str, str]: ...
 
-    def measure(
-        self, export: Path, folders: Mapping[str, Path], progress: Callable[[int], None]
-    ) -> Measured:
+    def leaked(self, calibrated: Manifest) -> Sequence[str]:
+        """What calibration has seen too."""
+        ...
+
+    def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
         """Compare the graphs in `folders` (by candidate) with those of `export`."""
         ...
 
@@ -93,9 +101,10 @@ class HeldOutImages:
     def digests(self) -> Mapping[str, str]:
         return image_digests(self.source)
 
-    def measure(
-        self, export: Path, folders: Mapping[str, Path], progress: Callable[[int], None]
-    ) -> Measured:
+    def leaked(self, calibrated: Manifest) -> Sequence[str]:
+        return shared_names(self.names, calibrated)
+
+    def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
         from ..validate.accuracy import measure
 
         threads = self.options.threads
@@ -111,7 +120,7 @@ class HeldOutImages:
             codecs,
             codebook_size=self.codebook_size,
             keep_pictures=KEPT_PICTURES,
-            progress=progress,
+            progress=lambda done: progress("validating images", done, len(self.names)),
         )
         latency: dict[Any, Any] = {}
         if ENGINE in codecs and self.options.rounds:
@@ -159,9 +168,10 @@ class HeldOutFeeds:
     def digests(self) -> Mapping[str, str]:
         return self.feeds.digests
 
-    def measure(
-        self, export: Path, folders: Mapping[str, Path], progress: Callable[[int], None]
-    ) -> Measured:
+    def leaked(self, calibrated: Manifest) -> Sequence[str]:
+        return shared_names(self.names, calibrated)
+
+    def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
         from ..validate.outputs import measure_outputs
 
         threads = self.options.threads
@@ -175,7 +185,7 @@ class HeldOutFeeds:
             zip(self.names, self.feeds.samples(), strict=True),
             GraphChain.open(export, self.graphs, session=reference_session),
             chains,
-            progress,
+            lambda done: progress("validating samples", done, len(self.names)),
         )
         latency: dict[Any, Any] = {}
         if ENGINE in chains and self.options.rounds:
@@ -188,6 +198,27 @@ class HeldOutFeeds:
             shape = next(iter(sample.values())).shape
             latency = {"total": timed(pair, shape, self.options)}
         return Measured(outputs=outputs, latency=latency)
+
+
+def shared_names(names: Sequence[str], calibrated: Manifest) -> list[str]:
+    """Those that calibration has seen too."""
+    return sorted(set(names) & set(calibrated.results["images"]))
+
+
+def check_pictures(options: ValidateOptions) -> None:
+    """Raises CalibrationError for what a generator cannot be validated on, whichever it is."""
+    if options.feeds is not None:
+        raise CalibrationError(
+            "a generator is validated on pictures", where="--feeds", do="leave it out"
+        )
+    if options.images is not None:
+        open_source(options.images)
+    if options.features is not None and not Path(options.features).is_file():
+        raise CalibrationError(
+            "no such feature network",
+            where=f"--features {options.features}",
+            do="give an ONNX graph from pictures [N, 3, H, W] to features [N, D]",
+        )
 
 
 def validation_source(options: ValidateOptions) -> ImageSource:

@@ -13,7 +13,8 @@ from .common import Reporter, StageResult
 from .export import export_any
 from .export_own import MODEL as OWN
 from .export_own import graph_names
-from .held_out import validation_source
+from .generated_samples import check_generated
+from .held_out import check_pictures, validation_source
 from .quantize import quantize_stage
 from .validate import validate_stage
 
@@ -25,6 +26,7 @@ def check_recipe(recipe: Recipe) -> None:
         ArvgError: gates, image sources or targets that cannot be used.
     """
     from ..engines.targets import resolve_target
+    from ..export.zoo import find_model
     from ..runtime.trt_compat import load_builder
     from ..validate.gates import parse_gates
     from ..validate.report import METRIC_NAMES
@@ -32,6 +34,9 @@ def check_recipe(recipe: Recipe) -> None:
     parse_gates(recipe.validate.gates, METRIC_NAMES)
     if recipe.model == OWN:
         graph_names([Path(graph) for graph in recipe.graphs])
+    elif find_model(recipe.model).generates:
+        check_generated(recipe.calibrate)
+        check_pictures(recipe.validate)
     else:
         calibration_source(recipe.calibrate)
         validation_source(recipe.validate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 
 from ..artifacts import MANIFEST, Manifest, Workspace, decode_json
-from ..errors import AccuracyError
+from ..errors import AccuracyError, CalibrationError
 from ..recipe import ValidateOptions
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from .generated_samples import is_generator
 from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from .own_inputs import is_own
 
@@ -40,7 +41,7 @@ def validate_stage(
     _, exported = require_outputs(workspace, "export", stage="export")
     _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
     calibrated = workspace.manifest("calibrate", stage="calibrate")
-    leaked = sorted(set(held_out.names) & set(calibrated.results["images"]))
+    leaked = held_out.leaked(calibrated)
     if leaked:
         reporter.warn(f"validated on calibration {held_out.noun}: {', '.join(leaked)}")
     engines = engine_manifests(workspace, name)
@@ -99,7 +100,7 @@ def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
 
 
 def open_held_out(workspace: Workspace, options: ValidateOptions) -> HeldOut:
-    """What to validate on: images for a tokenizer, feeds for a user's own graphs.
+    """What to validate on: images, feeds for a user's own graphs, pictures of a generator's own.
 
     Raises:
         CalibrationError: none given, or they cannot be used.
@@ -107,11 +108,26 @@ def open_held_out(workspace: Workspace, options: ValidateOptions) -> HeldOut:
     path = workspace.folder("export") / MANIFEST
     if path.is_file():
         exported = workspace.manifest("export", stage="export")
+        if not is_generator(exported):
+            require_no_classes(options)
         if is_own(exported):
             return HeldOutFeeds.open(exported, options)
+        if is_generator(exported):
+            from .held_out_generator import HeldOutGenerator
+
+            return HeldOutGenerator.open(path.parent, exported, options)
     source = validation_source(options)
     _, exported = require_outputs(workspace, "export", stage="export")
     return HeldOutImages.open(source, exported, options)
+
+
+def require_no_classes(options: ValidateOptions) -> None:
+    """Raises CalibrationError for what only a generator takes."""
+    for name in ("labels", "features"):
+        if getattr(options, name) is not None:
+            raise CalibrationError(
+                f"only a generator takes {name}", where=f"--{name}", do="leave it out"
+            )
 
 
 def measure_all(
@@ -127,7 +143,16 @@ def measure_all(
 ) -> tuple[Any, list[Any]]:
     """The report without gates, and the pictures it shows."""
     from ..validate.latency import read_cpu
-    from ..validate.report import SYNTHETIC, Data, EngineRow, Report, SiteRow, sizes
+    from ..validate.report import (
+        GENERATOR_SIZE_NOTE,
+        SIZE_NOTE,
+        SYNTHETIC,
+        Data,
+        EngineRow,
+        Report,
+        SiteRow,
+        sizes,
+    )
 
     export = workspace.folder("export")
     folders = {"qdq": workspace.folder("quantize", name)}
@@ -137,17 +162,13 @@ def measure_all(
         folders["twin"] = workspace.folder("engines", *twins[0].split("/"))
     if f"{name}/onnxruntime" in engines:
         folders["engine"] = workspace.folder("engines", name, "onnxruntime")
-    total = len(held_out.names)
-    measured = held_out.measure(
-        export,
-        folders,
-        lambda done: reporter.progress(f"validating {held_out.noun}", done, total),
-    )
+    measured = held_out.measure(export, folders, reporter.progress)
     rows = [
         msgspec.convert(row, EngineRow)
         for manifest in engines.values()
         for row in manifest.results["engines"]
     ]
+    generates = is_generator(exported)
     synthetic = calibrated.results["synthetic"]
     report = Report(
         model=exported.options["model"],
@@ -158,14 +179,18 @@ def measure_all(
         data=Data(
             validation=held_out.names,
             calibration=(SYNTHETIC,) if synthetic else tuple(calibrated.results["images"]),
+            pictures=measured.picture_names,
+            sampling=measured.sampling,
         ),
         sizes=sizes(
-            fp32_graph_bytes=graph_bytes(export, load_sites(export).graphs),
+            fp32_graph_bytes=graph_bytes(export, generates),
             fp32_weight_bytes=quantized.results["fp32_bytes"],
             packed_weight_bytes=quantized.results["packed_bytes"],
+            note=GENERATOR_SIZE_NOTE if generates else SIZE_NOTE,
         ),
         accuracy=measured.accuracy,
         outputs=measured.outputs,
+        generation=measured.generation,
         latency=measured.latency,
         engines=tuple(rows),
         sites=tuple(
@@ -175,6 +200,7 @@ def measure_all(
                 weight=s["weight"],
                 activation=s["activation"],
                 weight_sqnr_db=s["weight_sqnr_db"],
+                activation_sqnr_db=s["activation_sqnr_db"],
                 reason=s["reason"],
             )
             for s in quantized.results["sites"]
@@ -183,10 +209,15 @@ def measure_all(
     return report, measured.pictures
 
 
-def graph_bytes(folder: Path, graphs: Sequence[str]) -> dict[str, int]:
-    """Bytes of each graph with its own file of weights; a file that all share is its own row."""
+def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
+    """Bytes of each graph with its own file of weights; a file that all share is its own row.
+
+    A generator's many small graphs are one row.
+    """
     found = {}
-    for graph in graphs:
+    if generates:
+        found["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
+    for graph in () if generates else load_sites(folder).graphs:
         files = (folder / f"{graph}.onnx", folder / f"{graph}.onnx.data")
         found[graph] = sum(path.stat().st_size for path in files if path.is_file())
     shared = folder / SHARED_WEIGHTS

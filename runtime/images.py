@@ -122,6 +122,16 @@ def center_crop(image: Uint8Image, size: int) -> Uint8Image:
     return image[top : top + size, left : left + size]
 
 
+def shrunk_crop(image: Uint8Image, size: int) -> Uint8Image:
+    """Square centre of side `size` of the image, scaled so that its short side has that."""
+    height, width = image.shape[:2]
+    if min(height, width) > size:
+        ratio = size / min(height, width)
+        target = (max(size, round(width * ratio)), max(size, round(height * ratio)))
+        image = np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
+    return center_crop(image, size)
+
+
 def enlarge_to(image: Uint8Image, size: int) -> Uint8Image:
     """Scale up so that the short side is at least `size`; larger images stay as they are."""
     height, width = image.shape[:2]

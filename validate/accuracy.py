@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AccuracyError
-from .metrics import SSIM_WINDOW, Energy, codebook_use, psnr, ssim, to_float, to_uint8
+from .metrics import (
+    SSIM_WINDOW,
+    Energy,
+    codebook_use,
+    none_if_infinite,
+    psnr,
+    ssim,
+    to_float,
+    to_uint8,
+)
 
 
 class Codec(Protocol):
@@ -87,10 +96,10 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image and its reconstructions, all [H, W, 3] uint8."""
+    """An image and its reconstructions, all [H, W, 3] uint8; what a model made has no original."""
 
     name: str
-    original: NDArray[np.uint8]
+    original: NDArray[np.uint8] | None
     reference: NDArray[np.uint8]
     candidates: Mapping[str, NDArray[np.uint8]]
 
@@ -180,15 +189,11 @@ class _Tally:
             psnr_drop=math.fsum(drops) / len(drops) if np.isfinite(drops).all() else None,
             ssim_drop=(math.fsum(reference.ssim) - math.fsum(self.ssim)) / len(self.ssim),
             token_agreement=self.equal / self.tokens if self.tokens else None,
-            latent_sqnr_db=_none_if_infinite(self.latent.decibels()),
-            decoder_sqnr_db=_none_if_infinite(self.decoder.decibels()),
+            latent_sqnr_db=none_if_infinite(self.latent.decibels()),
+            decoder_sqnr_db=none_if_infinite(self.decoder.decibels()),
             codebook_use=codebook_use(self.used, size) if size else None,
             codebook_use_reference=codebook_use(reference.used, size) if size else None,
         )
-
-
-def _none_if_infinite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _check_image(name: str, image: NDArray[np.uint8]) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import BundleError, RecipeError
+from .cells import DB, DISTANCE, MS, NATS, SHARE, SSIM, TIMES, Format
 from .page import Mark, Mood, Page, Table, to_html, to_markdown
 from .report import Report, metrics
-from .tables import DB, MS, SHARE, SSIM, TIMES, Format
 
 Verdict = Literal["baseline", "better", "worse", "same", "not compared"]
 
@@ -49,6 +49,16 @@ RULES = (
     Rule("output_sqnr_db", "SQNR of the worst output", "higher", 0.2, DB),
     Rule("output_cosine", "Cosine of the worst output", "higher", 0.0001, SSIM),
     Rule("output_equal", "Equal integers of the worst output", "higher", 0.005, SHARE),
+    Rule("kl", "Divergence of the logits, KL a token", "lower", 0.1, NATS, relative=True),
+    Rule("top1", "Likeliest token is FP32's", "higher", 0.005, SHARE),
+    Rule("top5", "Of FP32's five likeliest tokens", "higher", 0.005, SHARE),
+    Rule("logits_sqnr_db", "Logits SQNR", "higher", 0.3, DB),
+    Rule("cross_entropy_rise", "Cross-entropy above FP32's", "lower", 0.002, NATS),
+    Rule("condition_sqnr_db", "SQNR of z", "higher", 0.3, DB),
+    Rule("noise_sqnr_db", "SQNR of the predicted noise", "higher", 0.3, DB),
+    Rule("site_sqnr_db", "SQNR of the worst site", "higher", 0.5, DB),
+    Rule("frechet_latent", "Fréchet distance, own latents", "lower", 0.2, DISTANCE, relative=True),
+    Rule("frechet_features", "Fréchet distance, features", "lower", 0.2, DISTANCE, relative=True),
     Rule("compression", "Compression", "higher", 0.01, TIMES, relative=True),
     Rule("speedup", "Speed against FP32", "higher", 0.1, TIMES, relative=True, machine=True),
     Rule("latency_ms", "Engine latency, median", "lower", 0.1, MS, relative=True, machine=True),
@@ -150,6 +160,10 @@ def _differences(base: Report, report: Report) -> list[str]:
             if ours != theirs
             else "validation images in another order"
         )
+    elif report.data.pictures != base.data.pictures:
+        found.append("pictures of other classes or seeds")
+    elif report.data.sampling != base.data.sampling:
+        found.append("other sampling of the pictures")
     elif report.headline in report.accuracy and base.headline in base.accuracy:
         pairs = zip(
             report.data.validation,

@@ -87,11 +87,7 @@ def interleaved(
     `warmup` (>= 0) untimed rounds, then `rounds` (>= 1) timed ones. `clock` returns seconds; it
     covers the call and nothing else, so a call must return only when its work is done.
     """
-    if warmup < 0 or rounds < 1:
-        raise RecipeError(
-            f"{warmup} warm-up and {rounds} timed rounds cannot be measured",
-            do="use warmup >= 0 and rounds >= 1",
-        )
+    require_rounds(warmup, rounds)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(warmup + rounds):
         for name, call in runs.items():
@@ -101,6 +97,35 @@ def interleaved(
             if number >= warmup:
                 samples[name].append(elapsed * 1000)
     return {name: Latency.of(times) for name, times in samples.items()}
+
+
+def timed_parts(
+    runs: Mapping[str, Callable[[], Mapping[str, float]]], *, warmup: int, rounds: int
+) -> dict[str, dict[str, Latency]]:
+    """As `interleaved`, of programs that tell themselves the seconds of each of their parts.
+
+    By part, then by program. Every program must tell of the same parts.
+    """
+    require_rounds(warmup, rounds)
+    samples: dict[str, dict[str, list[float]]] = {}
+    for number in range(warmup + rounds):
+        for name, call in runs.items():
+            for part, seconds in call().items():
+                if number >= warmup:
+                    samples.setdefault(part, {}).setdefault(name, []).append(seconds * 1000)
+    return {
+        part: {name: Latency.of(times) for name, times in by_name.items()}
+        for part, by_name in samples.items()
+    }
+
+
+def require_rounds(warmup: int, rounds: int) -> None:
+    """Raises RecipeError for rounds that nothing can be measured in."""
+    if warmup < 0 or rounds < 1:
+        raise RecipeError(
+            f"{warmup} warm-up and {rounds} timed rounds cannot be measured",
+            do="use warmup >= 0 and rounds >= 1",
+        )
 
 
 def ratio(reference: Latency, candidate: Latency) -> Speed:

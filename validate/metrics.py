@@ -78,6 +78,16 @@ class Energy:
         return 10 * math.log10(self.signal / self.noise)
 
 
+def decibels(value: float | None) -> float:
+    """A stored value in dB, where None stands for infinity."""
+    return math.inf if value is None else value
+
+
+def none_if_infinite(value: float) -> float | None:
+    """As JSON can hold decibels."""
+    return value if math.isfinite(value) else None
+
+
 def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:
     """10 log10(sum(reference^2) / sum((reference - value)^2)) in dB; inf if they are equal.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AccuracyError
-from .metrics import Energy
+from .metrics import Energy, none_if_infinite
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -38,7 +38,7 @@ class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     equal: float | None = None
 
 
-class _Tally:
+class OutputTally:
     """Sums over samples of one output, in float64."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class _Tally:
         norms = math.sqrt(self.energy.signal * self.own)
         return OutputAccuracy(
             output=output,
-            sqnr_db=decibels if math.isfinite(decibels) else None,
+            sqnr_db=none_if_infinite(decibels),
             max_error=self.largest,
             cosine=min(1.0, self.product / norms) if norms else None,
         )
@@ -89,7 +89,7 @@ def measure_outputs(
         AccuracyError: a non-finite value or another shape than FP32's (sample and output are
             named), an FP32 output of zeros that a candidate differs from, or no samples.
     """
-    tallies: dict[str, dict[str, _Tally]] = {name: {} for name in candidates}
+    tallies: dict[str, dict[str, OutputTally]] = {name: {} for name in candidates}
     done = 0
     for done, (sample, feeds) in enumerate(samples, start=1):
         expected = reference.run(feeds)
@@ -97,7 +97,7 @@ def measure_outputs(
             found = graphs.run(feeds)
             for output, value in expected.items():
                 require_like(name, sample, output, value, found[output])
-                tallies[name].setdefault(output, _Tally()).add(value, found[output])
+                tallies[name].setdefault(output, OutputTally()).add(value, found[output])
         progress(done)
     if not done:
         raise AccuracyError("there are no samples to validate with", do="give --feeds FILE.npz")

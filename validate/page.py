@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArvgError
+from .chart import Chart, svg
 
 Mood = Literal["good", "bad", "warn", "plain"]
 _NUMBER = re.compile(r"[+\-\u2212]?[\d\u221e]")
@@ -69,7 +70,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Pictures that belong side by side."""
+    """Pictures that belong side by side, four in a row or as many as there are."""
 
     title: str
     frames: tuple[Frame, ...]
@@ -77,7 +78,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What both renderings show, in this order."""
+    """What both renderings show, in this order; charts only the HTML, for all is in tables."""
 
     title: str
     subtitle: str
@@ -86,6 +87,7 @@ class Page:
     figures: tuple[Figure, ...] = ()
     strips: tuple[Strip, ...] = ()
     strips_caption: str = ""
+    charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -106,6 +108,7 @@ def to_html(page: Page) -> str:
     """The page as one HTML file: styles and pictures inside, nothing is loaded from outside."""
     try:
         import jinja2
+        import markupsafe
     except ImportError as error:
         raise ArvgError("HTML reports need jinja2", do='pip install "arvg-trt[report]"') from error
     environment = jinja2.Environment(
@@ -116,6 +119,7 @@ def to_html(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = _data_uri
+    environment.filters["svg"] = lambda chart: markupsafe.Markup(svg(chart))
     environment.filters["is_number"] = lambda cell: bool(_NUMBER.match(str(cell)))
     return environment.get_template("report.html.j2").render(page=page)
 

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from ..errors import WorkspaceError
 from .accuracy import Picture
+from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes
+from .generation_tables import generator_figures, site_charts
+from .metrics import decibels
 from .page import Figure, Frame, Mark, Page, Strip, to_html, to_markdown
-from .report import ENGINE, QDQ, SYNTHETIC, Report, decibels, encode_report, metrics
-from .tables import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes, report_tables
+from .report import ENGINE, QDQ, SYNTHETIC, Report, encode_report, metrics
+from .tables import report_tables
 
 DIFFERENCE_FACTOR = 8
 OF_IMAGES = (
@@ -29,6 +32,16 @@ OF_HALVES = (
 OF_OUTPUTS = (
     "SQNR is the energy of an FP32 output over that of its error, both added up over all samples; "
     "each graph is fed what the quantized graph before it made."
+)
+
+
+OF_GENERATORS = (
+    "Logits are those of all positions, each graph given the same tokens, in rows with the class "
+    "and, where the model is guided, in rows without. KL is that of the candidate from FP32. The "
+    "share of the five likeliest is that of FP32's five that are among the candidate's. "
+    "Cross-entropy and perplexity are of rows with the class.",
+    "Pictures of the same seed draw with the same random numbers, one stream a picture.",
+    "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
 )
 
 
@@ -84,9 +97,12 @@ def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
         verdict=_verdict(report),
         warnings=_warnings(report),
         figures=_figures(report),
-        strips=tuple(_strip(i, p) for i, p in enumerate(pictures)),
+        strips=_generated_strips(report, pictures)
+        if report.generation
+        else tuple(_strip(i, p) for i, p in enumerate(pictures)),
         strips_caption=f"Difference: |quantized \u2212 FP32| times {DIFFERENCE_FACTOR}, "
         "clamped; black is no difference.",
+        charts=site_charts(report),
         tables=report_tables(report),
         notes=_notes(report),
     )
@@ -94,6 +110,10 @@ def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
 
 def _subtitle(report: Report) -> str:
     count = len(report.data.validation)
+    if report.generation:
+        return (
+            f"Quantized generator against its FP32 reference, {len(report.data.pictures)} pictures"
+        )
     if report.outputs:
         return f"Quantized graphs against their FP32 originals, {count} held-out samples"
     return f"Quantized image tokenizer against its FP32 reference, {count} validation images"
@@ -124,6 +144,8 @@ def _warnings(report: Report) -> tuple[str, ...]:
 
 
 def _noun(report: Report) -> str:
+    if report.generation:
+        return "pictures"
     return "samples" if report.outputs else "images"
 
 
@@ -138,6 +160,8 @@ def _figures(report: Report) -> tuple[Figure, ...]:
                 detail="of the worst output",
             )
         )
+    if report.generation:
+        found = generator_figures(report)
     if report.headline in report.accuracy:
         accuracy = report.accuracy[report.headline]
         found = [
@@ -187,12 +211,11 @@ def _notes(report: Report) -> tuple[str, ...]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(report.versions.items()))
     flags = ", ".join(report.cpu.flags) or "none of those looked for"
     notes = [
-        *(() if report.outputs else (OF_IMAGES,)),
+        *_how(report),
         (
             "The Q/DQ graph runs in a session without graph optimizations; the engine is what is "
             "shipped, as executed. Gates and the numbers on top read the engine where there is one."
         ),
-        OF_OUTPUTS if report.outputs else OF_HALVES,
         (
             "Latency: FP32 and engine alternate in one process; the ratio is the median over "
             "rounds, and inconclusive if the interquartile range of the rounds includes 1."
@@ -200,7 +223,7 @@ def _notes(report: Report) -> tuple[str, ...]:
         "A speed is shown only for an engine that was executed on this machine.",
         f"CPU: {report.cpu.model}; relevant flags: {flags}.",
         f"Versions: {versions or 'not recorded'}.",
-        f"Validation {_noun(report)}: {', '.join(report.data.validation)}.",
+        *_what(report),
     ]
     if report.data.calibration and SYNTHETIC not in report.data.calibration:
         notes.append(
@@ -209,13 +232,31 @@ def _notes(report: Report) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _how(report: Report) -> tuple[str, ...]:
+    """What the numbers of this kind of model are."""
+    if report.generation:
+        return OF_GENERATORS
+    return (OF_OUTPUTS,) if report.outputs else (OF_IMAGES, OF_HALVES)
+
+
+def _what(report: Report) -> tuple[str, ...]:
+    """What was measured; pictures of its own have a table."""
+    data = report.data
+    found = []
+    if data.pictures:
+        drawn = ", ".join(f"{name} {value:g}" for name, value in data.sampling.items())
+        found.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
+    if data.validation != data.pictures:
+        found.append(f"Validation {_noun(report)}: {', '.join(data.validation)}.")
+    return tuple(found)
+
+
 def _strip(index: int, picture: Picture) -> Strip:
-    stem = f"samples/{index:03d}-" + re.sub(r"[^A-Za-z0-9_-]+", "_", picture.name)
+    stem = stem_of(index, picture)
     shown = next((c for c in (ENGINE, QDQ) if c in picture.candidates), None)
-    frames = [
-        Frame("Original", f"{stem}-original.png", picture.original),
-        Frame("FP32", f"{stem}-fp32.png", picture.reference),
-    ]
+    frames = [Frame("FP32", f"{stem}-fp32.png", picture.reference)]
+    if picture.original is not None:
+        frames.insert(0, Frame("Original", f"{stem}-original.png", picture.original))
     if shown is not None:
         quantized = picture.candidates[shown]
         gap = difference(picture.reference, quantized)
@@ -224,3 +265,31 @@ def _strip(index: int, picture: Picture) -> Strip:
             Frame(f"Difference \u00d7{DIFFERENCE_FACTOR}", f"{stem}-difference.png", gap),
         ]
     return Strip(picture.name, tuple(frames))
+
+
+def stem_of(index: int, picture: Picture) -> str:
+    return f"samples/{index:03d}-" + re.sub(r"[^A-Za-z0-9_-]+", "_", picture.name)
+
+
+def _generated_strips(report: Report, pictures: Sequence[Picture]) -> tuple[Strip, ...]:
+    """Rows of FP32's pictures, each candidate's, and how the headline's differ."""
+    if not pictures:
+        return ()
+    rows = {"fp32": ("FP32", [p.reference for p in pictures])}
+    for key, title in CANDIDATES.items():
+        if key in pictures[0].candidates:
+            rows[key] = (title, [p.candidates[key] for p in pictures])
+    shown = report.headline
+    if shown in rows:
+        gaps = [difference(p.reference, p.candidates[shown]) for p in pictures]
+        rows["difference"] = (f"Difference of the last \u00d7{DIFFERENCE_FACTOR}", gaps)
+    return tuple(
+        Strip(
+            title,
+            tuple(
+                Frame(p.name.split(", ")[-1], f"{stem_of(k, p)}-{key}.png", image)
+                for k, (p, image) in enumerate(zip(pictures, images, strict=True))
+            ),
+        )
+        for key, (title, images) in rows.items()
+    )

@@ -13,7 +13,9 @@ from ..artifacts import decode_json, encode_json
 from ..errors import WorkspaceError
 from .accuracy import CandidateAccuracy
 from .gates import GateResult
+from .generation import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from .latency import Cpu, Latency, Speed
+from .metrics import decibels
 from .outputs import WORST_NAMES, OutputAccuracy, worst
 
 SCHEMA = "arvg-trt/report/v1"
@@ -24,6 +26,9 @@ ENGINE = "engine"  # the engine as executed
 
 CANDIDATES = (QDQ, TWIN, ENGINE)
 
+# What is timed: all, a tokenizer's halves, of a generator the tokens without the image decoder.
+Part = Literal["total", "encoder", "decoder", "tokens"]
+
 SIZE_NOTE = (
     "Compression is the FP32 weights on disk over the packed quantized weights on disk "
     "(weights.safetensors, with their scales and what stays in high precision). Engine files are a "
@@ -31,12 +36,24 @@ SIZE_NOTE = (
     "such as an FSQ table, count on neither side."
 )
 
+GENERATOR_SIZE_NOTE = (
+    "Compression is the FP32 weights of the quantized graphs over the packed quantized weights on "
+    "disk (weights.safetensors, with their scales and what stays in high precision). The image "
+    "tokenizer stays in high precision and counts on neither side. Engine files are a column of "
+    "their own: builders expand or repack weights."
+)
+
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names of the images or samples that were measured and of those that set the ranges."""
+    """Names of the images or samples that were measured and of those that set the ranges.
+
+    Of a generator ``pictures`` are those that FP32 and the candidates made, by ``sampling``.
+    """
 
     validation: tuple[str, ...]
     calibration: tuple[str, ...]
+    pictures: tuple[str, ...] = ()
+    sampling: dict[str, float] = {}
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +67,10 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """FP32 and the executed engine, interleaved; ``shape`` is that of the image or first input."""
+    """FP32 and the executed engine, interleaved; ``shape`` is that of the image or first input.
+
+    A generator's ``tokens`` are those made in one call, of ``batch`` pictures.
+    """
 
     fp32: Latency
     engine: Latency
@@ -58,6 +78,7 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     shape: tuple[int, ...]
     batch: int
     threads: int
+    tokens: int | None = None
 
 
 class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +109,8 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One site: its formats as text, the SQNR of its weight in dB, why it is not quantized.
 
-    ``weight_sqnr_db`` is None if the weight is not quantized or is represented exactly.
+    ``weight_sqnr_db`` is None if the weight is not quantized or is represented exactly;
+    ``activation_sqnr_db`` is that of rounding its input, where it was measured.
     """
 
     name: str
@@ -96,13 +118,15 @@ class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     weight: str
     activation: str
     weight_sqnr_db: float | None = None
+    activation_sqnr_db: float | None = None
     reason: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of a validation; ``accuracy`` is keyed by candidate ("qdq", "twin", "engine").
 
-    So is ``outputs``, which a user's own graphs have in its place.
+    So are ``outputs``, which a user's own graphs have in its place, and a generator's
+    ``generation``.
     """
 
     schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
@@ -114,7 +138,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sizes: Sizes
     accuracy: dict[str, CandidateAccuracy]
     outputs: dict[str, tuple[OutputAccuracy, ...]] = {}
-    latency: dict[Literal["total", "encoder", "decoder"], LatencyRow] = {}
+    generation: dict[str, GeneratorAccuracy] = {}
+    latency: dict[Part, LatencyRow] = {}
     engines: tuple[EngineRow, ...] = ()
     sites: tuple[SiteRow, ...] = ()
     gates: tuple[GateResult, ...] = ()
@@ -126,11 +151,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     f"{candidate} has {len(result.psnr.each)} images, "
                     f"the data names {len(self.data.validation)}"
                 )
+        for candidate, made in self.generation.items():
+            count = len(made.pictures.psnr_vs_fp32.each) if made.pictures else None
+            if count not in (None, len(self.data.pictures)):
+                raise ValueError(
+                    f"{candidate} made {count} pictures, the data names {len(self.data.pictures)}"
+                )
 
     @property
     def headline(self) -> str | None:
         """The candidate that gates read: the engine as executed, else the Q/DQ graph."""
-        measured = {*self.accuracy, *self.outputs}
+        measured = {*self.accuracy, *self.outputs, *self.generation}
         return next((name for name in (ENGINE, QDQ) if name in measured), None)
 
     @property
@@ -163,11 +194,6 @@ def sizes(
     )
 
 
-def decibels(value: float | None) -> float:
-    """A stored value in dB, where None stands for infinity."""
-    return math.inf if value is None else value
-
-
 _ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
     "psnr": lambda a: decibels(a.psnr.mean),
     "psnr_min": lambda a: decibels(a.psnr.min),
@@ -184,14 +210,14 @@ _ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
     "decoder_sqnr_db": lambda a: decibels(a.decoder_sqnr_db),
     "codebook_use": lambda a: a.codebook_use,
 }
-_GRAPHS: tuple[Literal["encoder", "decoder"], ...] = ("encoder", "decoder")
-_MEASURED = (*_ACCURACY, *WORST_NAMES)
+_PARTS: tuple[Part, ...] = ("encoder", "decoder", "tokens")
+_MEASURED = tuple(dict.fromkeys((*_ACCURACY, *WORST_NAMES, *GENERATION_NAMES)))
 METRIC_NAMES: tuple[str, ...] = (
     *_MEASURED,
     "compression",
     "speedup",
     "latency_ms",
-    *(f"{graph}.{name}" for graph in _GRAPHS for name in ("speedup", "latency_ms")),
+    *(f"{part}.{name}" for part in _PARTS for name in ("speedup", "latency_ms")),
     *(f"{candidate}.{name}" for candidate in CANDIDATES for name in _MEASURED),
 )
 
@@ -209,6 +235,9 @@ def metrics(report: Report) -> dict[str, float | None]:
                 values[f"{candidate}.{name}"] = read(report.accuracy[candidate])
         for name, value in worst(report.outputs.get(candidate, ())).items():
             values[f"{candidate}.{name}"] = value
+        if candidate in report.generation:
+            made = generation_metrics(report.generation[candidate])
+            values |= {f"{candidate}.{name}": value for name, value in made.items()}
     if report.headline is not None:
         values |= {name: values[f"{report.headline}.{name}"] for name in _MEASURED}
     values["compression"] = report.sizes.compression

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
+from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, Format, megabytes
+from .generation_tables import generator_tables, rates
+from .metrics import decibels
 from .page import Mark, Table
-from .report import ENGINE, QDQ, TWIN, EngineRow, Report, decibels, metrics
+from .report import ENGINE, QDQ, TWIN, EngineRow, Report, metrics
 
 EXECUTED = "executed"
-CANDIDATES = {
-    QDQ: "Q/DQ graph (reference session)",
-    TWIN: "its FP16 twin for TensorRT (reference session)",
-    ENGINE: "Engine as executed",
-}
-
-Format = Callable[[float | None], str]
-
-
-def number(decimals: int, unit: str = "", *, scale: float = 1) -> Format:
-    """A formatter: infinity as such, None as "not measured", no minus zero."""
-
-    def text(value: float | None) -> str:
-        if value is None:
-            return "not measured"
-        if math.isinf(value):
-            return "\u221e"
-        return f"{value * scale:z.{decimals}f}{unit}"
-
-    return text
-
-
-DB, SSIM, SHARE = number(2, " dB"), number(4), number(2, " %", scale=100)
-TIMES, MS = number(2, "\u00d7"), number(2, " ms")
-
-
-def megabytes(count: int) -> str:
-    """Bytes in MB of 10^6 bytes; small files in kB."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+OF_SITES = (
+    "In graph order. Weight and input: what rounding them alone costs; output: what the site gives "
+    "with all quantized before it, against FP32."
+)
 
 
 def report_tables(report: Report) -> tuple[Table, ...]:
@@ -46,7 +21,9 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         _gates(report),
         _accuracy(report),
         _outputs(report),
+        *generator_tables(report),
         _latency(report),
+        rates(report),
         _sizes(report),
         _engines(report),
         _exceptions(report),
@@ -141,7 +118,7 @@ def _latency(report: Report) -> Table:
         header=(
             *("Part", "FP32 p50", "Engine p50", "p90", "p99", "min"),
             *("Speed", "Quartiles", "Verdict"),
-            *("Image" if report.accuracy else "Input", "Threads", "Rounds"),
+            *("Image" if report.accuracy or report.generation else "Input", "Threads", "Rounds"),
         ),
         rows=tuple(
             (
@@ -245,19 +222,30 @@ def _images(report: Report) -> Table:
 
 
 def _sites(report: Report) -> Table:
-    return Table(
-        title="Sites",
-        header=("Site", "Graph", "Weight", "Activation", "Weight SQNR", "Why not quantized"),
-        rows=tuple(
+    rows: list[tuple[str, ...]] = []
+    outputs = report.generation[QDQ].sites if QDQ in report.generation else {}
+    for site in report.sites:
+        noise = (site.weight_sqnr_db, site.activation_sqnr_db)
+        given = DB(decibels(outputs[site.name])) if site.name in outputs else ""
+        rows.append(
             (
                 site.name,
                 site.graph,
                 site.weight,
                 site.activation,
-                "" if site.weight_sqnr_db is None else DB(site.weight_sqnr_db),
+                *("" if db is None else DB(db) for db in noise),
+                *((given,) if outputs else ()),
                 site.reason or "",
             )
-            for site in report.sites
+        )
+    return Table(
+        title="Sites",
+        header=(
+            *("Site", "Graph", "Weight", "Activation", "Weight SQNR", "Input SQNR"),
+            *(("Output SQNR",) if outputs else ()),
+            "Why not quantized",
         ),
+        rows=tuple(rows),
+        caption=OF_SITES if outputs else "",
         folded=True,
     )

@@ -100,7 +100,7 @@ def test_its_weights_take_a_third_of_the_bytes(quantized: Quantized) -> None:
         ("label out of range: 10", ("calibrate", "--labels", "3,10")),
         ("is neither a class", ("calibrate", "--labels", "cat")),
         ("no engine is built", ("build", "--name", "w8a8")),
-        ("is no image tokenizer", ("validate", "--name", "w8a8", "--images", "skimage")),
+        ("7 images without classes", ("validate", "--name", "w8a8", "--images", "skimage")),
         ("matches no site", ("quantize", "--exclude", "blocks.99.*")),
         ("blockwise is weight-only", ("quantize", "--quantize-method", "blockwise")),
     ],

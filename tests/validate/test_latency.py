@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from arvg_trt.errors import AccuracyError, RecipeError
-from arvg_trt.validate.latency import Latency, interleaved, ratio, read_cpu
+from arvg_trt.validate.latency import Latency, interleaved, ratio, read_cpu, timed_parts
 
 
 def test_programs_take_turns_and_warm_up_is_not_counted() -> None:
@@ -83,3 +84,26 @@ def test_the_cpu_is_named_with_the_flags_that_matter(tmp_path: Path) -> None:
 def test_a_machine_without_cpuinfo_still_has_a_name(tmp_path: Path) -> None:
     cpu = read_cpu(tmp_path / "missing")
     assert cpu.model and cpu.flags == ()
+
+
+def test_parts_that_programs_time_themselves_pair_up_by_round() -> None:
+    order: list[str] = []
+
+    def program(name: str, seconds: list[float]) -> Callable[[], dict[str, float]]:
+        left = iter(seconds)
+
+        def call() -> dict[str, float]:
+            order.append(name)
+            now = next(left)
+            return {"total": now, "tokens": now / 2}
+
+        return call
+
+    runs = {"fp32": program("fp32", [9.0, 4.0, 2.0]), "engine": program("engine", [9.0, 1.0, 0.5])}
+    found = timed_parts(runs, warmup=1, rounds=2)
+    assert order == ["fp32", "engine"] * 3
+    assert found["total"]["fp32"].samples_ms == (4000.0, 2000.0)
+    assert found["tokens"]["engine"].samples_ms == (500.0, 250.0)
+    assert ratio(found["tokens"]["fp32"], found["tokens"]["engine"]).ratio == 4.0
+    with pytest.raises(RecipeError, match="cannot be measured"):
+        timed_parts(runs, warmup=0, rounds=0)

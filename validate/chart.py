@@ -1,0 +1,122 @@
+"""A chart of several rows of numbers over names in order, as SVG for a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+WIDTH, HEIGHT = 1040, 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
+LABEL_WIDTH = 64  # pixels that a name below the axis takes
+GRID_LINES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Values by name, None where there is none; `joined` ones are a line, others dots.
+
+    `colour` is a colour of the page's style.
+    """
+
+    label: str
+    values: tuple[float | None, ...]
+    colour: str
+    joined: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """Series over `names`, each as long; `unit` stands behind every value."""
+
+    title: str
+    caption: str
+    unit: str
+    names: tuple[str, ...]
+    series: tuple[Series, ...]
+
+
+def svg(chart: Chart) -> str:
+    """The chart as an SVG element, in the colours of the page; a hover names the values.
+
+    Raises:
+        ValueError: there is no finite value to draw.
+    """
+    drawn = [v for s in chart.series for v in s.values if v is not None and math.isfinite(v)]
+    if not drawn:
+        raise ValueError(f"{chart.title} has no finite value to draw")
+    step = grid_step(min(drawn), max(drawn))
+    low, high = step * math.floor(min(drawn) / step), step * math.ceil(max(drawn) / step)
+    high = high if high > low else low + step
+    told = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": chart.title}
+    root = Element("svg", told)
+    pitch = (WIDTH - LEFT - RIGHT) / len(chart.names)
+
+    def x(k: int) -> float:
+        return round(LEFT + (k + 0.5) * pitch, 1)
+
+    def y(value: float) -> float:
+        return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    for k in range(round((high - low) / step) + 1):
+        add_line(root, low + k * step, y(low + k * step))
+    add_groups(root, chart.names, x)
+    for series in chart.series:
+        points = [
+            (x(k), y(v)) for k, v in enumerate(series.values) if v is not None and math.isfinite(v)
+        ]
+        style = f"var(--{series.colour})"
+        if series.joined:
+            path = " ".join(f"{a},{b}" for a, b in points)
+            line = {"points": path, "fill": "none", "stroke": style, "stroke-width": "1.5"}
+            SubElement(root, "polyline", line)
+        for a, b in points:
+            SubElement(root, "circle", cx=str(a), cy=str(b), r="2.6", fill=style)
+    for k, name in enumerate(chart.names):
+        values = [f"{s.label} {text(s.values[k], chart.unit)}" for s in chart.series]
+        place = {"x": f"{LEFT + k * pitch:.1f}", "y": str(TOP), "width": f"{pitch:.1f}"}
+        over = SubElement(
+            root, "rect", place, height=str(HEIGHT - TOP - BOTTOM), fill="transparent"
+        )
+        SubElement(over, "title").text = "\n".join([name, *values])
+    indent(root)
+    return tostring(root, encoding="unicode")
+
+
+def text(value: float | None, unit: str) -> str:
+    if value is None:
+        return "\u2013"
+    return f"{value:.1f} {unit}" if math.isfinite(value) else "\u221e"
+
+
+def grid_step(low: float, high: float) -> float:
+    """1, 2 or 5 times a power of ten, so that about GRID_LINES lines cover the range."""
+    rough = max(high - low, 1e-9) / GRID_LINES
+    power: float = 10.0 ** math.floor(math.log10(rough))
+    return next(power * k for k in (1, 2, 5, 10) if power * k >= rough * (1 - 1e-9))
+
+
+def add_line(root: Element, value: float, at: float) -> None:
+    ends = {"x1": str(LEFT), "x2": str(WIDTH - RIGHT), "y1": str(at), "y2": str(at)}
+    SubElement(root, "line", ends, stroke="var(--line)")
+    SubElement(
+        root, "text", {"x": str(LEFT - 8), "y": str(at + 4), "text-anchor": "end"}
+    ).text = f"{value:g}"
+
+
+def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float]) -> None:
+    """The first two parts of names, below where each begins, as many as there is room for."""
+    last, free = "", 0.0
+    for k, name in enumerate(names):
+        group = ".".join(name.split(".")[:2])
+        if group == last:
+            continue
+        last = group
+        if x(k) < free:
+            continue
+        free = x(k) + LABEL_WIDTH
+        tick = {"x1": str(x(k)), "x2": str(x(k)), "y1": str(HEIGHT - BOTTOM)}
+        SubElement(root, "line", tick, y2=str(HEIGHT - BOTTOM + 5), stroke="var(--soft)")
+        place = {"x": str(x(k) - 2), "y": str(HEIGHT - BOTTOM + 19)}
+        SubElement(root, "text", place).text = group
