@@ -90,6 +90,7 @@ class Search:
         self.reporter = reporter
         self.float_bits = FLOAT_BITS if source.generates else HALF_BITS
         self.ties = input_ties(self.items)
+        self.weight_count = sum(weights_of(item.site) for item in self.items)
 
     def find(self) -> Found:
         """Measure, choose, and quantize what was chosen.
@@ -102,8 +103,11 @@ class Search:
         # Biases, norms, tables, sites that are not searched, and the file's header.
         self.fixed: float = self.packed_bytes() - sum(map(self.bytes_of, self.items, base))
         for budget in self.budgets:
-            limit = self.limit(budget)
-            require_reachable(budget, least(limit.amounts, self.ties) + budget.most - limit.most)
+            smallest = least(self.limit(budget).amounts, self.ties)
+            of_size = budget.kind == "size"
+            require_reachable(
+                budget, smallest + self.fixed if of_size else smallest / self.weight_count
+            )
         inputs = Inputs.read(self.scratch, quantized, self.items)
         self.model = Model(self.source, self.items, inputs, self.options, self.samples)
         self.losses = self.measure()
@@ -127,8 +131,7 @@ class Search:
             "uniform_bits": width,
             "uniform_loss": even,
             "bytes": self.packed_bytes(),
-            "avg_bits": sum(map(self.bits_of, self.items, chosen))
-            / sum(weights_of(item.site) for item in self.items),
+            "avg_bits": sum(map(self.bits_of, self.items, chosen)) / self.weight_count,
             "sites": [
                 {
                     "name": item.site.name,
@@ -239,8 +242,9 @@ class Search:
     def likely_width(self) -> int:
         """About what a weight will have, for scales that depend on it; the size of all else is
         not known yet."""
-        count = sum(weights_of(item.site) for item in self.items)
-        most = min(b.most if b.kind == "avg_bits" else 8 * b.most / count for b in self.budgets)
+        most = min(
+            b.most if b.kind == "avg_bits" else 8 * b.most / self.weight_count for b in self.budgets
+        )
         return max((b for b in widths(self.items) if b <= most), default=widths(self.items)[0])
 
     def sizes(self) -> list[Budget]:
@@ -250,7 +254,7 @@ class Search:
         measure = self.bits_of if budget.kind == "avg_bits" else self.bytes_of
         amounts = [[float(measure(item, form)) for form in item.forms] for item in self.items]
         if budget.kind == "avg_bits":
-            return Limit(amounts, budget.most * sum(weights_of(i.site) for i in self.items))
+            return Limit(amounts, budget.most * self.weight_count)
         return Limit(amounts, budget.most - self.fixed)
 
     def bits_of(self, item: Item, form: Form) -> int:
