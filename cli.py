@@ -239,6 +239,11 @@ def calibrate(
     type=Exponent(),
     help='SmoothQuant exponent, 0 for none, or "search". [default: search]',
 )
+@click.option(
+    "--attention",
+    type=click.Choice(["float", "fp8", "int8"]),
+    help="Of a generator's attention products. [default: float]",
+)
 @click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="An edited plan.json.")
 @json_option

@@ -93,7 +93,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     search of per-channel weight grids by the energy of the inputs. `exclude` holds patterns of site
     names. `blockwise` weights have 4 bits and a scale every `block_size` input channels. With
     `integer_exponents` a logarithmic grid has powers of two, of 2 to 5 bits, and inputs of 8 bits
-    are FP8.
+    are FP8. `attention` is the format of a generator's queries, keys, values and softmax.
     """
 
     encoder_bits: int = 8
@@ -110,6 +110,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     data_aware: bool = False
     block_size: int = 64
     integer_exponents: bool = False
+    attention: Literal["float", "fp8", "int8"] = "float"
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ Smoothing = float | Literal["search", "gps"]
 # Roles of products with constants that are no weights: Haar filters, the codes that a nearest one
 # is searched among. No plan quantizes them, and they stay in float32.
 CONSTANT_ROLES = ("patcher", "codes")
+# Products of two activations: of queries and keys, of the softmax and values.
+PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
 BLOCKS, BLOCK_BITS = (32, 64, 128), 4
 LOG2_BITS = 5
 
@@ -149,6 +151,9 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The decision for one site; ``reason`` says why a site stays in high precision.
 
+    A product of two activations has no weight: ``activation`` is its first operand's format and
+    ``other`` its second's; the ``reason`` then says what that costs an engine.
+
     ``smoothing`` is the exponent of the per-channel smoothing of the input, "search" for the
     scales of least predicted error, "gps" for gain-projected ones, None for none.
     """
@@ -156,6 +161,7 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: str
     weight: WeightFormat | None = None
     activation: ActivationFormat | None = None
+    other: ActivationFormat | None = None
     smoothing: Smoothing | None = None
     reason: str | None = None
 

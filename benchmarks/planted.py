@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..artifacts import Workspace
-from ..export.generators.var import CHUNKS, VarAttention, VarBlock, VarTransformer
+from ..export.generators.var import CHUNKS, VarBlock, VarTransformer
 from ..export.generators.var_config import VarConfig
 from ..export.tokenizers.var_vqvae import VarVqvae
 from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
@@ -72,7 +72,7 @@ def plant_channels(block: VarBlock, channels: Tensor) -> None:
     for scale, shift in ((scale1, shift1), (scale2, shift2)):
         scale[channels] = GAIN - 1
         shift[channels] = SHIFT
-    attention = cast(VarAttention, block.attn)
+    attention = block.attn
     for linear in (attention.mat_qkv, block.ffn.fc1):
         linear.weight[:, channels] /= COLUMN
 

@@ -40,21 +40,26 @@ def run_instrumented(
     consume: Callable[[str, Outputs], None],
     progress: Progress,
     threads: int = 0,
+    optimized: bool = True,
+    limit: int | None = None,
 ) -> None:
     """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
 
-    `instrument` adds output nodes to the graph it is given; nothing else leaves the session.
+    `instrument` adds output nodes to the graph it is given; nothing else leaves the session. One
+    with quantized products is right where not `optimized`. `limit` is the most samples that count.
 
     Raises:
         CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
             input that nothing feeds.
     """
-    files = sample_files(samples)
+    files = sample_files(samples)[:limit]
     inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs}
     carried: list[dict[str, NDArray[np.generic]]] = [{} for _ in range(0, len(files), batch_size)]
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
-        session = open_instrumented(export / f"{graph}.onnx", graph, instrument, threads)
+        session = open_instrumented(
+            export / f"{graph}.onnx", graph, instrument, threads, optimized=optimized
+        )
         done = 0
         batches = sample_batches(files, batch_size, session.inputs)
         for kept, (names, arrays) in zip(carried, batches, strict=True):
@@ -72,19 +77,26 @@ def input_names(path: Path) -> tuple[str, ...]:
 
 
 def open_instrumented(
-    path: Path, graph: str, instrument: Callable[[str, ir.Graph], None], threads: int = 0
+    path: Path,
+    graph: str,
+    instrument: Callable[[str, ir.Graph], None],
+    threads: int = 0,
+    *,
+    optimized: bool = True,
 ) -> OnnxRuntimeSession:
     model = load_graph(path)
     instrument(graph, model.graph)
     data = graph_bytes(model)
-    return OnnxRuntimeSession(path, optimized=True, lean=True, graph=data, threads=threads)
+    return OnnxRuntimeSession(path, optimized=optimized, lean=True, graph=data, threads=threads)
 
 
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
     # What observers see comes first: it is in graph order, so the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            rows = np.flatnonzero(~np.isfinite(values).reshape(len(names), -1).all(axis=1))
+            bad = ~np.isfinite(values)
+            # A scalar is of all rows: the first stands for them.
+            rows = np.flatnonzero(bad.reshape(len(names), -1).any(axis=1) if bad.ndim else [True])
             raise CalibrationError(
                 f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
                 where=names[int(rows[0])],

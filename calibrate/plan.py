@@ -13,6 +13,7 @@ from ..recipe import FLOAT_BITS, LOG_METHODS, QuantizeOptions
 from ..sites import (
     BLOCK_BITS,
     CONSTANT_ROLES,
+    PRODUCT_ROLES,
     ActivationFormat,
     Plan,
     Site,
@@ -30,6 +31,7 @@ ACTIVATION_GRIDS: dict[str, Literal["uniform", "fp8"]] = {
     "fp8": "fp8",
     "log2": "fp8",
 }
+BROKEN = "INT8 breaks the engine's fused attention into two GEMMs and a softmax between them"
 BLOCK_REASON = "blocks of 4 bits are for linears: engines expand a convolution's on every run"
 ATTENTION_REASON = "its input stays in high precision: it feeds, or is fed by, the softmax"
 
@@ -73,6 +75,8 @@ def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
 
 def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
     reason = site.excluded
+    if options.attention != "float" and is_product(site):
+        return plan_product(site, options)
     if reason is None and any(fnmatchcase(site.name, p) for p in options.exclude):
         reason = "excluded by the recipe"
     chosen = weight_format(options, site.graph)
@@ -99,6 +103,21 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
             else "per_tensor",
         ),
         smoothing=options.smoothing or None,
+    )
+
+
+def is_product(site: Site) -> bool:
+    """Whether it is one of the two products of a generator's attention."""
+    return site.graph == "full" and site.role in PRODUCT_ROLES and site.weight is None
+
+
+def plan_product(site: Site, options: QuantizeOptions) -> SitePlan:
+    if any(fnmatchcase(site.name, p) for p in options.exclude):
+        return SitePlan(name=site.name, reason="excluded by the recipe")
+    whole = options.attention == "int8"
+    chosen = ActivationFormat(bits=8, grid="uniform" if whole else "fp8")
+    return SitePlan(
+        name=site.name, activation=chosen, other=chosen, reason=BROKEN if whole else None
     )
 
 
@@ -143,6 +162,15 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
             )
         if entry.weight is not None and entry.weight.block and site.op == "Conv":
             raise RecipeError(f"{name}: {BLOCK_REASON}", where="plan.json", do="give it 8 bits")
+        if is_product(site):
+            check_product(entry)
+            continue
+        if entry.other is not None:
+            raise RecipeError(
+                f"{name} is no product of two activations, but has formats for both",
+                where="plan.json",
+                do="set other to null",
+            )
         if entry.activation is None:
             continue
         if entry.weight is not None and entry.weight.block:
@@ -172,3 +200,18 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
                 do=f"use a shift from {1 - half} to {half}",
             )
     return by_name
+
+
+def check_product(entry: SitePlan) -> None:
+    """Raises RecipeError for operands of an attention's product that no engine multiplies."""
+    both = [f for f in (entry.activation, entry.other) if f is not None]
+    if not both:
+        return
+    plain = all(f.granularity == "per_tensor" and not f.shift and not f.centered for f in both)
+    if len(both) < 2 or both[0].grid != both[1].grid or not plain:
+        raise RecipeError(
+            f"{entry.name} multiplies two activations, which need one kind of grid, per tensor and "
+            "without shifts",
+            where="plan.json",
+            do="give activation and other the same format, or neither",
+        )

@@ -7,7 +7,7 @@ n = -2^(b-1) ... 2^(b-1) - 1 and k = 2^(b-1) - z: here k is the shift.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,12 +20,15 @@ from .statistics import TensorStats
 from .views import Grid
 
 Floats = NDArray[np.float64]
+Index = NDArray[np.intp]
 # A position that calibration saw dead gets a share of the widest one's range: never a step of 0,
 # and no factor that half precision cannot hold.
 LEAST_REACH = 1e-4
 SMALLEST = 1e-12
 # Above 1: other samples reach further than those seen.
 TOKEN_FRACTIONS = (1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+USUAL = 0.9  # which quantile of the positions' crest factors holds for all
+PRIOR = 8  # samples that the mean over positions counts as, beside a position's own
 # An FP8 grid loses nothing by reaching further: which quarter of an octave has the least error.
 FP8_FRACTIONS = (1.0, 2**0.25, 2**0.5, 2**0.75)
 
@@ -113,23 +116,34 @@ def grid_candidates(
 
 
 def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
-    """What the largest crest factor of any position makes of each one's root mean square, [T].
+    """What a high crest factor among positions makes of each one's root mean square, [T].
 
     Few samples do not show how far a position can reach, all positions together do: with ranges of
     each one's own, values that calibration did not see were clipped (VAR mini, 8 bits: -0.8 dB).
+    It is not the highest: a first token with massive activations says nothing of the others (23 of
+    them left a fifth of its levels to every other position of a planted model).
     """
     rms = np.sqrt(ranges.square / max(1, ranges.count))
     alive = rms > 0
     if not alive.any():
         return np.zeros_like(rms)
-    usual: Floats = float(np.max(reach[alive] / rms[alive])) * rms
+    usual: Floats = np.quantile(reach[alive] / rms[alive], USUAL, method="higher") * rms
     return usual
 
 
-def best_clip(errors: Floats) -> int:
-    """Which clip has the least error over all positions; `errors` is [candidates, T].
+def best_grid(candidates: Sequence[Grid], errors: Floats, samples: int) -> tuple[Grid, Index]:
+    """Of each position the candidate of least error, and which that is [T].
 
-    Positions count alike, by their error's ratio to that of the first clip.
+    `errors` is [candidates, T], of `samples` samples. Few of them tell little of a position's
+    tails: its errors count as `samples` beside `PRIOR` of the geometric mean over positions, all as
+    ratios to those of the first candidate.
     """
-    scale = np.maximum(errors[0], SMALLEST)
-    return int(np.argmin((errors / scale).sum(axis=1)))
+    alive = errors.min(axis=0) > 0
+    ratio = np.where(alive, errors / np.where(alive, errors[0], 1), 1)
+    usual = np.exp(np.log(ratio).mean(axis=1, keepdims=True))
+    own = samples / (samples + PRIOR)
+    best = np.argmin(own * ratio + (1 - own) * np.where(alive, usual, 1), axis=0)
+    where = np.arange(len(best))
+    step = np.stack([grid.step for grid in candidates])[best, where]
+    shift = np.stack([grid.shift for grid in candidates])[best, where]
+    return replace(candidates[0], step=step, shift=shift), best

@@ -59,7 +59,11 @@ def token_groups(
         RecipeError: sites that share an input but not the plan for it.
         CalibrationError: statistics that lack a site, or are of another model.
     """
-    chosen = [s for s in sites if s.name in entries and entries[s.name].activation is not None]
+    chosen = [
+        s
+        for s in sites
+        if s.weight and s.name in entries and entries[s.name].activation is not None
+    ]
     groups = []
     for members in by_input(chosen).values():
         first = members[0]

@@ -20,7 +20,7 @@ from .formats import quantize_weight
 from .gps import gps_scale
 from .scaling import Scaling, centers, search_scaling, smoothing_scale
 from .statistics import Statistics, TensorStats
-from .token_grids import TokenGrid, best_clip, format_candidates
+from .token_grids import TokenGrid, best_grid, format_candidates
 from .token_groups import TokenGroup
 from .view_passes import POSITION, FullGraph
 from .views import Grid, View
@@ -58,8 +58,10 @@ def decide_groups(
     found = {}
     for g in groups:
         scaling, (squares, fourths) = scalings[g.key], errors[g.key]
-        best = best_clip(fourths if options.clip_power == 4 else squares)
-        noise = float(squares[best].sum())
+        seen = ranges[g.key].count // len(scaling.smoothing)
+        powers = fourths if options.clip_power == 4 else squares
+        grid, best = best_grid(grids[g.key], powers, seen)
+        noise = float(np.take_along_axis(squares, best[None], axis=0).sum())
         signal = float(np.sum(channels[g.key].square * gains[g.key] ** 2))
         shift = np.zeros(1) if scaling.center is None else scaling.center / scaling.smoothing
         found[g.key] = Decision(
@@ -69,7 +71,7 @@ def decide_groups(
                 g.divides,
                 g.subtracts,
             ),
-            TokenGrid.of(grids[g.key][best]),
+            TokenGrid.of(grid),
             decibel(signal, noise),
             channels[g.key].square / max(1, channels[g.key].count),
         )

@@ -31,6 +31,7 @@ class FullGraph:
         batch_size: int,
         progress: Progress,
         threads: int = 0,
+        optimized: bool = True,
     ) -> None:
         self.path = export / f"{graph}.onnx"
         self._graph = graph
@@ -38,6 +39,7 @@ class FullGraph:
         self._batch_size = batch_size
         self._progress = progress
         self._threads = threads
+        self._optimized = optimized
 
     def ranges(self, views: Mapping[str, View]) -> Statistics:
         """By `KEY` statistics of the channels, by `KEY:position` of the positions."""
@@ -104,6 +106,7 @@ class FullGraph:
             consume=lambda _, outputs: consume(outputs),
             progress=self._progress,
             threads=self._threads,
+            optimized=self._optimized,
         )
 
 

@@ -228,7 +228,7 @@ def quantized_sites(plan: Plan) -> dict[str, SitePlan]:
 
 
 def is_fp8(entry: SitePlan) -> bool:
-    return entry.weight is not None and entry.weight.grid == "fp8"
+    return entry.activation is not None and entry.activation.grid == "fp8"
 
 
 def required_format(entry: SitePlan, op: str) -> Any:

@@ -29,6 +29,7 @@ from .common import (
 from .generated_samples import FULL, is_generator
 
 if TYPE_CHECKING:
+    from ..calibrate.peaks import WideTensor
     from ..calibrate.quantize import SiteResult
 
 
@@ -98,13 +99,14 @@ def quantize_stage(
     )
 
     def work(folder: Path) -> dict[str, object]:
-        _, results = write_quantized(source, entries, options, folder, reporter)
+        _, results, wide = write_quantized(source, entries, options, folder, reporter)
         graph = FULL if source.generates else None
         return {
             "sites": [asdict(result) for result in results],
             "packed_bytes": (folder / "weights.safetensors").stat().st_size,
             "fp32_bytes": float_bytes(source.export, source.site_map, graph),
             "quantized": sum(r.weight_sqnr_db is not None for r in results),
+            "fp32_tensors": [asdict(tensor) for tensor in wide],
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
@@ -116,42 +118,61 @@ def write_quantized(
     options: QuantizeOptions,
     folder: Path,
     reporter: Reporter,
-) -> tuple[Plan, list[SiteResult]]:
+) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
     """The graphs, weights.safetensors and plan.json of a checked plan."""
+    from ..calibrate.attention import quantize_attention
+    from ..calibrate.peaks import quantize_in_range
     from ..calibrate.quantize import quantize_graphs
     from ..calibrate.quantize_generator import quantize_generator
     from ..calibrate.statistics import load_statistics
 
     statistics = load_statistics(source.calibrate / "statistics.safetensors")
+    samples, site_map = source.samples, source.site_map
     size, progress = source.calibrated.options["batch_size"], reporter.progress
-    if source.generates:
-        final, results = quantize_generator(
+
+    def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
+        if not source.generates:
+            return quantize_graphs(
+                source.export,
+                samples,
+                folder,
+                site_map,
+                chosen,
+                statistics,
+                options,
+                batch_size=size,
+                progress=progress,
+            )
+        made, told = quantize_generator(
             source.export,
-            source.samples,
+            samples,
             folder,
-            source.site_map,
+            site_map,
             FULL,
-            entries,
+            chosen,
             statistics,
             options,
             batch_size=size,
             progress=progress,
         )
+        return quantize_attention(
+            folder, samples, site_map, FULL, made, told, batch_size=size, progress=progress
+        )
+
+    final, results, wide = quantize_in_range(
+        make,
+        folder,
+        samples,
+        site_map,
+        source.planned.graphs,
+        entries,
+        batch_size=size,
+        progress=progress,
+    )
+    if source.generates:
         shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
-    else:
-        final, results = quantize_graphs(
-            source.export,
-            source.samples,
-            folder,
-            source.site_map,
-            entries,
-            statistics,
-            options,
-            batch_size=size,
-            progress=progress,
-        )
     (folder / "plan.json").write_bytes(encode_json(final))
-    return final, results
+    return final, results, wide
 
 
 def float_bytes(export: Path, site_map: SiteMap, graph: str | None) -> int:

@@ -161,7 +161,7 @@ class Search:
             )
             tensor = (item.site.graph, item.site.input)
             of_input = 0.0
-            if item.rounds_input and tensor not in seen:
+            if self.model.rounds_input(item) and tensor not in seen:
                 seen.add(tensor)
                 of_input = self.model.input_loss(item)
             table.append([*(row.loss + of_input for row in rows), 0.0])
@@ -269,7 +269,7 @@ class Search:
         self.scratch.mkdir(parents=True)
         plan = whole_plan(self.plan, self.items, forms)
         entries = check_plan(plan, self.source.planned)
-        final, _ = write_quantized(self.source, entries, self.options, self.scratch, self.reporter)
+        final, _, _ = write_quantized(self.source, entries, self.options, self.scratch, self.reporter)
         return final
 
     def packed_bytes(self) -> int:

@@ -128,7 +128,8 @@ class Inputs:
 
             for item in (item for item in items if item.rounds_input):
                 site, activation = item.site, entries[item.site.name].activation
-                assert activation is not None and activation.scale is not None
+                if activation is None or activation.scale is None:
+                    continue  # quantization left it in high precision: half would overflow
                 scale, steps = table(site, "smoothing"), table(site, "token_scale")
                 view = View(
                     site.input,
@@ -197,6 +198,9 @@ class Model:
     def smoothing(self, item: Item) -> Floats | None:
         return self.inputs.smoothing.get(item.site.name)
 
+    def rounds_input(self, item: Item) -> bool:
+        return item.site.name in self.inputs.rounded
+
     def own_loss(self, item: Item, weight: Floats) -> float:
         """Of the site's graph when it computes with this weight, [O, I, ...]."""
         probe = self.chain.probes[item.site.graph]
@@ -218,7 +222,7 @@ class Model:
             weights[item.site.name] = rounded_weight(
                 self.weight(item), form, self.stats(item), self.smoothing(item), self.options
             )
-            inputs += [item.site.name] if item.rounds_input else []
+            inputs += [item.site.name] if self.rounds_input(item) else []
         return self.chain.probes[graph].feeds(weights, inputs)
 
     def end_loss(self, forms: Sequence[Form], graphs: Sequence[str]) -> float:

@@ -13,7 +13,7 @@ from arvg_trt.calibrate.qdq_tokens import TokenSite, rewrite_token_linear
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.calibrate.token_grids import (
     TokenGrid,
-    best_clip,
+    best_grid,
     grid_candidates,
     is_one_sided,
 )
@@ -172,10 +172,41 @@ def test_one_sided_ranges_use_every_level_and_two_sided_ones_are_symmetric() -> 
     assert not both.shift.any()
 
 
-def test_positions_count_alike_in_the_choice_of_the_clip() -> None:
-    errors = np.array([[1.0, 1.0, 1e6], [0.5, 0.5, 1.1e6], [0.9, 0.9, 0.9e6]])
-    assert best_clip(errors) == 1
-    assert best_clip(np.zeros((3, 2))) == 0
+def grids_of(*steps: list[float]) -> list[Grid]:
+    return [Grid(np.array(s), np.full(len(s), k), 8) for k, s in enumerate(steps)]
+
+
+def test_each_position_gets_the_clip_of_its_own_least_error_where_samples_are_many() -> None:
+    candidates = grids_of([1.0, 2.0, 3.0], [0.5, 1.0, 1.5])
+    errors = np.array([[1.0, 1.0, 1e6], [0.5, 0.5, 1.1e6]])
+    grid, best = best_grid(candidates, errors, samples=10**6)
+    np.testing.assert_array_equal(best, [1, 1, 0])
+    np.testing.assert_array_equal(grid.step, [0.5, 1.0, 3.0])
+    np.testing.assert_array_equal(grid.shift, [1, 1, 0])
+
+
+def test_few_samples_of_a_position_count_less_than_what_all_positions_say() -> None:
+    candidates = grids_of([1.0] * 40, [0.5] * 40)
+    errors = np.ones((2, 40))
+    errors[1], errors[1, 7] = 0.5, 1.1  # one position saw a value that the clip cuts
+    assert not best_grid(candidates, errors, samples=10**6)[1][7]
+    assert best_grid(candidates, errors, samples=1)[1].all()
+    # A sink that the clip would ruin keeps its range from the first sample on.
+    errors[1, 7] = 100
+    best = best_grid(candidates, errors, samples=1)[1]
+    assert not best[7] and best.sum() == 39
+
+
+def test_positions_without_any_error_keep_the_first_clip() -> None:
+    candidates = grids_of([1.0, 1.0], [0.5, 0.5])
+    assert not best_grid(candidates, np.zeros((2, 2)), samples=4)[1].any()
+
+
+def test_one_position_with_massive_activations_leaves_the_others_their_levels() -> None:
+    peaks = np.array([23.0] + [4.0] * 30)
+    seen = stats(list(-peaks), list(peaks), [4.0] * 31)  # a root mean square of 1 each
+    (grid,) = grid_candidates(seen, 8, allow_shift=True, fractions=(1.0,))
+    np.testing.assert_allclose(grid.step * 127, peaks)
 
 
 def test_a_position_reaches_as_far_as_the_crest_factor_of_the_others_says() -> None:
