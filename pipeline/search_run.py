@@ -269,8 +269,8 @@ class Search:
         self.scratch.mkdir(parents=True)
         plan = whole_plan(self.plan, self.items, forms)
         entries = check_plan(plan, self.source.planned)
-        final, _, _ = write_quantized(self.source, entries, self.options, self.scratch, self.reporter)
-        return final
+        made = write_quantized(self.source, entries, self.options, self.scratch, self.reporter)
+        return made[0]
 
     def packed_bytes(self) -> int:
         return (self.scratch / "weights.safetensors").stat().st_size
