@@ -13,12 +13,12 @@ from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import Array
+from ..runtime.generator import FULL as FULL
 from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter
 from .generate import parse_labels
 
-FULL = "full"
 Tokens = NDArray[np.int32] | NDArray[np.float32]
 
 

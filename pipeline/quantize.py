@@ -13,7 +13,7 @@ import msgspec
 
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from ..errors import RecipeError
-from ..recipe import QuantizeOptions
+from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap, SitePlan
 from .build import FP16
@@ -77,8 +77,12 @@ def quantize_stage(
     options: QuantizeOptions,
     reporter: Reporter,
     plan_file: Path | None = None,
+    max_memory: int = MAX_MEMORY,
 ) -> StageResult:
-    """Quantize by `options`, or by a plan that a person or a search has edited."""
+    """Quantize by `options`, or by a plan that a person or a search has edited.
+
+    Second moments, where a rounding asks for them, take at most `max_memory` bytes at a time.
+    """
     from ..calibrate.plan import check_plan, make_plan
 
     if name == FP16:
@@ -99,7 +103,7 @@ def quantize_stage(
     )
 
     def work(folder: Path) -> dict[str, object]:
-        _, results, wide = write_quantized(source, entries, options, folder, reporter)
+        _, results, wide = write_quantized(source, entries, options, folder, reporter, max_memory)
         graph = FULL if source.generates else None
         return {
             "sites": [asdict(result) for result in results],
@@ -118,6 +122,7 @@ def write_quantized(
     options: QuantizeOptions,
     folder: Path,
     reporter: Reporter,
+    max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
     """The graphs, weights.safetensors and plan.json of a checked plan."""
     from ..calibrate.attention import quantize_attention
@@ -142,6 +147,7 @@ def write_quantized(
                 options,
                 batch_size=size,
                 progress=progress,
+                max_memory=max_memory,
             )
         made, told = quantize_generator(
             source.export,
@@ -154,6 +160,7 @@ def write_quantized(
             options,
             batch_size=size,
             progress=progress,
+            max_memory=max_memory,
         )
         return quantize_attention(
             folder, samples, site_map, FULL, made, told, batch_size=size, progress=progress
