@@ -12,6 +12,7 @@ import click
 from .artifacts import Workspace
 from .cli_images import decode, encode, generate
 from .cli_info import compare, doctor, inspect, models
+from .cli_search import search
 from .cli_support import Bytes, Commands, Exponent, json_option, workspace_argument
 from .console import ConsoleReporter, print_json
 from .errors import RecipeError
@@ -411,7 +412,7 @@ def summary(metrics: dict[str, float]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-for command in (models, compare, inspect, doctor, encode, decode, generate):
+for command in (models, compare, inspect, doctor, encode, decode, generate, search):
     cli.add_command(command)
 
 

@@ -17,6 +17,7 @@ INTERRUPTED = 130
 EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes"), "export"),
     **dict.fromkeys(("jinja2", "skimage", "matplotlib"), "report"),
+    "scipy": "search",
     "ray": "distributed",
 }
 
@@ -91,8 +92,9 @@ class Commands(click.Group):
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
     """Which extra brings a package that only some stages need; None for any other module."""
-    extra = EXTRAS.get(str(error.name).partition(".")[0])
-    return f"{error.name} is not installed (pip install 'arvg-trt[{extra}]')" if extra else None
+    package = str(error.name).partition(".")[0]
+    extra = EXTRAS.get(package)
+    return f"{package} is not installed (pip install 'arvg-trt[{extra}]')" if extra else None
 
 
 def describe_os_error(error: OSError) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,6 +28,46 @@ from .common import (
 )
 from .generated_samples import FULL, is_generator
 
+if TYPE_CHECKING:
+    from ..calibrate.peaks import WideTensor
+    from ..calibrate.quantize import SiteResult
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What quantization reads of a workspace."""
+
+    export: Path
+    exported: Manifest
+    calibrate: Path
+    calibrated: Manifest
+    site_map: SiteMap
+
+    @classmethod
+    def open(cls, workspace: Workspace) -> Calibrated:
+        """Raises an error for stages that were not run, or statistics of another export."""
+        export, exported = require_outputs(workspace, "export", stage="export")
+        calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
+        require_same_export(exported, calibrated)
+        return cls(export, exported, calibrate, calibrated, load_sites(export))
+
+    @property
+    def generates(self) -> bool:
+        return is_generator(self.exported)
+
+    @property
+    def planned(self) -> SiteMap:
+        """A generator's plan is by site; its other graphs share the sites of the calibrated."""
+        return self.site_map.calibrated
+
+    @property
+    def samples(self) -> Path:
+        return self.calibrate / "samples"
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {**self.exported.outputs, **self.calibrated.outputs}
+
 
 def quantize_stage(
     workspace: Workspace,
@@ -40,57 +81,61 @@ def quantize_stage(
 
     Second moments, where a rounding asks for them, take at most `max_memory` bytes at a time.
     """
-    from ..calibrate.attention import quantize_attention
-    from ..calibrate.peaks import quantize_in_range
     from ..calibrate.plan import check_plan, make_plan
-    from ..calibrate.quantize import SiteResult, quantize_graphs
-    from ..calibrate.quantize_generator import quantize_generator
-    from ..calibrate.statistics import load_statistics
 
     if name == FP16:
         raise RecipeError(
             f"{FP16} names the engines of the unquantized graphs", do="choose another --name"
         )
-    export, exported = require_outputs(workspace, "export", stage="export")
-    calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
-    require_same_export(exported, calibrated)
-    site_map = load_sites(export)
-    generates = is_generator(exported)
-    planned = site_map.calibrated
+    source = Calibrated.open(workspace)
     if plan_file is None:
-        plan = make_plan(planned, options)
+        plan = make_plan(source.planned, options)
     else:
         plan = decode_json(plan_file, Plan, do="see quantize/NAME/plan.json for the form")
-    entries = check_plan(plan, planned)
+    entries = check_plan(plan, source.planned)
     wanted = Manifest(
         stage="quantize",
-        inputs={**exported.outputs, **calibrated.outputs}
-        | ({"plan": sha256_file(plan_file)} if plan_file else {}),
+        inputs=source.digests | ({"plan": sha256_file(plan_file)} if plan_file else {}),
         options=msgspec.to_builtins(options),
         versions=package_versions("onnxruntime", "onnx-ir", "numpy"),
     )
 
     def work(folder: Path) -> dict[str, object]:
-        samples = calibrate / "samples"
-        statistics = load_statistics(calibrate / "statistics.safetensors")
-        size, progress = calibrated.options["batch_size"], reporter.progress
+        _, results, wide = write_quantized(source, entries, options, folder, reporter, max_memory)
+        return {
+            "sites": [asdict(result) for result in results],
+            "packed_bytes": (folder / "weights.safetensors").stat().st_size,
+            "fp32_bytes": float_bytes(source.export, source.site_map, source.generates),
+            "quantized": sum(r.weight_sqnr_db is not None for r in results),
+            "fp32_tensors": [asdict(tensor) for tensor in wide],
+        }
 
-        def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
-            if not generates:
-                return quantize_graphs(
-                    export,
-                    samples,
-                    folder,
-                    site_map,
-                    chosen,
-                    statistics,
-                    options,
-                    batch_size=size,
-                    progress=progress,
-                    max_memory=max_memory,
-                )
-            made, told = quantize_generator(
-                export,
+    return run_stage(workspace.folder("quantize", name), wanted, work)
+
+
+def write_quantized(
+    source: Calibrated,
+    entries: Mapping[str, SitePlan],
+    options: QuantizeOptions,
+    folder: Path,
+    reporter: Reporter,
+    max_memory: int = MAX_MEMORY,
+) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
+    """The graphs, weights.safetensors and plan.json of a checked plan."""
+    from ..calibrate.attention import quantize_attention
+    from ..calibrate.peaks import quantize_in_range
+    from ..calibrate.quantize import quantize_graphs
+    from ..calibrate.quantize_generator import quantize_generator
+    from ..calibrate.statistics import load_statistics
+
+    statistics = load_statistics(source.calibrate / "statistics.safetensors")
+    samples, site_map = source.samples, source.site_map
+    size, progress = source.calibrated.options["batch_size"], reporter.progress
+
+    def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
+        if not source.generates:
+            return quantize_graphs(
+                source.export,
                 samples,
                 folder,
                 site_map,
@@ -101,32 +146,36 @@ def quantize_stage(
                 progress=progress,
                 max_memory=max_memory,
             )
-            return quantize_attention(
-                folder, samples, site_map, FULL, made, told, batch_size=size, progress=progress
-            )
-
-        final, results, wide = quantize_in_range(
-            make,
-            folder,
+        made, told = quantize_generator(
+            source.export,
             samples,
+            folder,
             site_map,
-            site_map.graphs,
-            entries,
+            chosen,
+            statistics,
+            options,
             batch_size=size,
             progress=progress,
+            max_memory=max_memory,
         )
-        if generates:
-            shutil.copyfile(export / SPEC_FILE, folder / SPEC_FILE)
-        (folder / "plan.json").write_bytes(encode_json(final))
-        return {
-            "sites": [asdict(result) for result in results],
-            "packed_bytes": (folder / "weights.safetensors").stat().st_size,
-            "fp32_bytes": float_bytes(export, site_map, generates),
-            "quantized": sum(r.weight_sqnr_db is not None for r in results),
-            "fp32_tensors": [asdict(tensor) for tensor in wide],
-        }
+        return quantize_attention(
+            folder, samples, site_map, FULL, made, told, batch_size=size, progress=progress
+        )
 
-    return run_stage(workspace.folder("quantize", name), wanted, work)
+    final, results, wide = quantize_in_range(
+        make,
+        folder,
+        samples,
+        site_map,
+        source.planned.graphs,
+        entries,
+        batch_size=size,
+        progress=progress,
+    )
+    if source.generates:
+        shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
+    (folder / "plan.json").write_bytes(encode_json(final))
+    return final, results, wide
 
 
 def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:

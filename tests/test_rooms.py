@@ -13,7 +13,7 @@ import arvg_trt
 
 ROOT = Path(str(arvg_trt.__file__)).resolve().parent
 ROOMS = ("calibrate", "engines", "export", "runtime", "validate")
-SEES_ALL = ("pipeline", "cli", "cli_images", "cli_info", "__main__")
+SEES_ALL = ("pipeline", "cli", "cli_images", "cli_info", "cli_search", "__main__")
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "skimage", "matplotlib", "jinja2", "scipy"}
 
 

@@ -21,3 +21,20 @@ def test_export_without_torch_names_the_extra_in_one_line(tmp_path: Path) -> Non
     assert done.stderr.strip().splitlines() == [
         "error: torch is not installed (pip install 'arvg-trt[export]')"
     ]
+
+
+WITHOUT_SCIPY = """
+import sys
+sys.modules["scipy"] = None
+from arvg_trt.cli import cli
+cli(["search", sys.argv[1], "--budget", "avg_bits<=5"])
+"""
+
+
+def test_search_without_scipy_names_the_extra_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_SCIPY, str(tmp_path / "ws")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [
+        "error: scipy is not installed (pip install 'arvg-trt[search]')"
+    ]

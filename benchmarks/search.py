@@ -1,0 +1,315 @@
+"""Found bits against fixed bits: a tokenizer at the size of encoder 6 and decoder 4, a generator.
+
+python -m arvg_trt.benchmarks.search --data ../shared/data
+
+The tokenizer's plan may take no more bytes on disk than the smaller of the paper's two (per tensor,
+logarithmic and uniform). The generator's has at most 5 bits a weight on average.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from ..artifacts import Workspace
+from ..pipeline.calibrate import calibrate_stage
+from ..pipeline.common import StageResult, load_sites
+from ..pipeline.export import export_stage
+from ..pipeline.generated_samples import FULL, generated_rows
+from ..pipeline.quantize import quantize_stage
+from ..pipeline.search import SearchOptions, search_stage
+from ..recipe import FLOAT_BITS, CalibrateOptions, QuantizeMethod, QuantizeOptions
+from ..runtime.feeds import save_sample
+from ..runtime.images import Uint8Image
+from ..runtime.tokenizer import ImageTokenizer
+from .ablation import HELD_OUT_SEED
+from .ablation import measure as measure_logits
+from .common import (
+    CALIBRATION_PHOTOGRAPHS,
+    RESULTS,
+    QuietReporter,
+    data_folder,
+    environment,
+    environment_line,
+    evaluation_sets,
+    markdown_table,
+    write_results,
+)
+from .tokenizer_bits import Measurement, crops, measure
+
+TOKENIZER = "cosmos-mini-di8x8"
+GENERATOR = "var-mini"
+ENCODER_BITS, DECODER_BITS = 6, 4
+PAPER: tuple[QuantizeMethod, ...] = ("log_quantization", "per_tensor")
+AVG_BITS = 5
+FOUND = "found"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerRow:
+    """PSNR in dB against the images, how far it is below the found plan's, paired over images, and
+    two standard errors of that."""
+
+    name: str
+    bytes: int
+    psnr: float
+    tokens_equal: float
+    below_found: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorRow:
+    """KL of the logits in nats a token, teacher-forced, and how often the arg-max is FP32's."""
+
+    name: str
+    activation_bits: int
+    avg_bits: float
+    bytes: int
+    kl: float
+    top1: float
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRow:
+    """What a search predicted, measured on its samples and took."""
+
+    name: str
+    predicted: float
+    measured: float
+    quantized: float
+    uniform: float | None
+    seconds: float
+
+    @classmethod
+    def of(cls, name: str, done: StageResult) -> SearchRow:
+        found = done.manifest.results
+        return cls(
+            name=name,
+            predicted=found["predicted_loss"],
+            measured=found["measured_loss"],
+            quantized=found["quantized_loss"],
+            uniform=found["uniform_loss"],
+            seconds=done.seconds,
+        )
+
+
+def tokenizer_rows(
+    root: Path, source: str, images: Mapping[str, Sequence[Uint8Image]], samples: int, size: int
+) -> tuple[list[TokenizerRow], SearchRow]:
+    """The paper's two settings, and the plan found for the bytes of the smaller one."""
+    reporter = QuietReporter()
+    weights_only = QuantizeOptions(activation_bits=FLOAT_BITS)
+    with Workspace(root) as workspace:
+        export_stage(workspace, TOKENIZER, None, "skimage", reporter)
+        calibrate_stage(
+            workspace, CalibrateOptions(images=source, samples=samples, size=size), reporter
+        )
+        made = {}
+        for method in PAPER:
+            options = QuantizeOptions(
+                quantize_method=method,
+                encoder_bits=ENCODER_BITS,
+                decoder_bits=DECODER_BITS,
+                activation_bits=FLOAT_BITS,
+            )
+            name = f"{method}-{ENCODER_BITS}-{DECODER_BITS}"
+            made[name] = quantize_stage(workspace, name, options, reporter)
+        most = min(done.manifest.results["packed_bytes"] for done in made.values())
+        search = SearchOptions(budgets=(f"size<={most}B",), samples=samples)
+        found = search_stage(workspace, FOUND, weights_only, search, reporter)
+        plan = found.folder / "plan.json"
+        made[FOUND] = quantize_stage(workspace, FOUND, weights_only, reporter, plan)
+        fp32 = measure(ImageTokenizer.open(workspace.folder("export")), images)
+        measured = {k: measure(ImageTokenizer.open(v.folder), images) for k, v in made.items()}
+    rows = [
+        tokenizer_row(name, made[name], values, measured[FOUND], fp32)
+        for name, values in measured.items()
+    ]
+    fp32_bytes = made[FOUND].manifest.results["fp32_bytes"]
+    rows.append(TokenizerRow("FP32", fp32_bytes, fp32.mean, 1.0, *paired(fp32, measured[FOUND])))
+    return rows, SearchRow.of(TOKENIZER, found)
+
+
+def tokenizer_row(
+    name: str, done: StageResult, found: Measurement, best: Measurement, fp32: Measurement
+) -> TokenizerRow:
+    return TokenizerRow(
+        name,
+        done.manifest.results["packed_bytes"],
+        found.mean,
+        found.tokens_equal(fp32),
+        *paired(found, best),
+    )
+
+
+def paired(one: Measurement, other: Measurement) -> tuple[float, float]:
+    """How much lower the PSNR of one is, and two standard errors."""
+    less = np.subtract(other.values, one.values)
+    return float(less.mean()), 2 * float(np.std(less)) / len(less) ** 0.5
+
+
+def generator_rows(
+    root: Path, calibration: int, held_out: int, samples: int
+) -> tuple[list[GeneratorRow], list[SearchRow]]:
+    """One width everywhere and the plan found, weights alone and with inputs of 8 bits."""
+    reporter = QuietReporter()
+    rows, searches = [], []
+    with Workspace(root) as workspace, tempfile.TemporaryDirectory() as scratch:
+        export_stage(workspace, GENERATOR, None, "skimage", reporter)
+        calibrate_stage(workspace, CalibrateOptions(samples=calibration, batch_size=8), reporter)
+        export = workspace.folder("export")
+        options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
+        for k, row in enumerate(generated_rows(export, options, reporter)):
+            save_sample(row, Path(scratch), k)
+        sites = load_sites(export).of_graph(FULL)
+        for bits in (FLOAT_BITS, 8):
+            even = QuantizeOptions(weight_bits=AVG_BITS, activation_bits=bits)
+            # Grids alike: what is gained is gained by the widths.
+            search = SearchOptions(
+                budgets=(f"avg_bits<={AVG_BITS}",), samples=samples, grids=("uniform",)
+            )
+            found = search_stage(workspace, f"{FOUND}-{bits}", even, search, reporter)
+            searches.append(SearchRow.of(f"{GENERATOR}, activations {bits}", found))
+            plan = found.folder / "plan.json"
+            made = {
+                f"{AVG_BITS} everywhere": quantize_stage(workspace, f"even-{bits}", even, reporter),
+                FOUND: quantize_stage(workspace, f"{FOUND}-{bits}", even, reporter, plan),
+            }
+            for name, done in made.items():
+                kl, top1, _, _ = measure_logits(export, done.folder, Path(scratch), sites)
+                average = found.manifest.results["avg_bits"] if name == FOUND else AVG_BITS
+                size = done.manifest.results["packed_bytes"]
+                rows.append(GeneratorRow(name, bits, average, size, kl, top1))
+                click.echo(rows[-1], err=True)
+    return rows, searches
+
+
+def report(
+    tokenizer: Sequence[TokenizerRow],
+    generator: Sequence[GeneratorRow],
+    searches: Sequence[SearchRow],
+    about: str,
+    found: Mapping[str, object],
+) -> str:
+    of_tokenizer = markdown_table(
+        ["weights", "bytes", "PSNR, dB", "tokens equal", "below the found plan, dB"],
+        [
+            [
+                row.name,
+                f"{row.bytes:,}",
+                f"{row.psnr:.3f}",
+                f"{row.tokens_equal:.1%}",
+                "" if row.name == FOUND else f"{row.below_found:z.3f} ± {row.error:.3f}",
+            ]
+            for row in tokenizer
+        ],
+    )
+    of_generator = markdown_table(
+        ["weights", "activations", "bits a weight", "bytes", "KL, nats", "top-1 equal"],
+        [
+            [
+                row.name,
+                "float" if row.activation_bits == FLOAT_BITS else row.activation_bits,
+                f"{row.avg_bits:.2f}",
+                f"{row.bytes:,}",
+                f"{row.kl:.5f}",
+                f"{row.top1:.2%}",
+            ]
+            for row in generator
+        ],
+    )
+    of_searches = markdown_table(
+        ["search", "predicted", "measured", "quantized", "one width", "seconds"],
+        [
+            [
+                row.name,
+                *(f"{v:.3g}" for v in (row.predicted, row.measured, row.quantized)),
+                "" if row.uniform is None else f"{row.uniform:.3g}",
+                f"{row.seconds:.0f}",
+            ]
+            for row in searches
+        ],
+    )
+    return f"""# Searched bits
+
+{(__doc__ or "").split("--data ../shared/data")[1].strip()}
+
+{about}
+
+## {TOKENIZER}, weights alone
+
+{of_tokenizer}
+
+## {GENERATOR}
+
+{of_generator}
+
+## The searches
+
+Losses on the samples of each search: what the sum of the sites' losses and the measured curves
+predict, what the plan measures with rounded weights and inputs, what its Q/DQ graphs measure, and
+one width for all sites under the same budget.
+
+{of_searches}
+
+Written by `python -m arvg_trt.benchmarks.search`; seconds on a machine with other work.
+{environment_line(found)}
+"""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with kodak, art, calib256.")
+@click.option("--workspaces", type=click.Path(path_type=Path), help="Kept; else temporary ones.")
+@click.option("--samples", default=8, show_default=True, help="Samples of each search.")
+@click.option("--size", default=128, show_default=True, help="Side of the tokenizer's samples.")
+@click.option("--calibration", default=64, show_default=True, help="Pictures of the generator.")
+@click.option("--held-out", default=20, show_default=True, help="Pictures of the generator.")
+@click.option("--most", default=1000, show_default=True, help="Images of each set at most.")
+@click.option("--output", default=RESULTS, type=click.Path(path_type=Path), help="Results folder.")
+def main(
+    data: Path | None,
+    workspaces: Path | None,
+    samples: int,
+    size: int,
+    calibration: int,
+    held_out: int,
+    most: int,
+    output: Path,
+) -> None:
+    """Search, quantize by the plans found, measure on held-out images; write search.md, .json."""
+    images = crops(evaluation_sets(data, ("kodak", "art"), most))
+    source = data_folder(data, "calib256") or CALIBRATION_PHOTOGRAPHS
+    with tempfile.TemporaryDirectory() as folder:
+        root = workspaces or Path(folder)
+        generator, searches = generator_rows(root / GENERATOR, calibration, held_out, samples)
+        tokenizer, of_tokenizer = tokenizer_rows(root / TOKENIZER, source, images, samples, size)
+    found = environment(0)
+    searches = [of_tokenizer, *searches]
+    counts = ", ".join(f"{len(pictures)} {name}" for name, pictures in images.items())
+    about = (
+        f"Tokenizer: {samples} crops of {size}x{size} to search, {counts} images of 256x256 to "
+        f"measure, differences paired over images, ± two standard errors. Generator: calibrated on "
+        f"{calibration} pictures, of which {samples} rows are searched on, measured on {held_out} "
+        f"of another seed."
+    )
+    write_results(
+        "search",
+        output,
+        report(tokenizer, generator, searches, about, found),
+        {
+            "environment": found,
+            "tokenizer": [asdict(row) for row in tokenizer],
+            "generator": [asdict(row) for row in generator],
+            "searches": [asdict(row) for row in searches],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The search stage: measured losses of formats, an integer program, and the plan it finds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ..artifacts import Manifest, Workspace, encode_json
+from ..errors import RecipeError
+from ..recipe import Options, QuantizeOptions, require_at_least
+from .common import Reporter, StageResult, package_versions, run_stage
+from .quantize import Calibrated
+from .search_budget import parse_all
+from .search_sites import search_items
+
+Grid = Literal["uniform", "log", "block"]
+
+
+class SearchOptions(Options, frozen=True, kw_only=True):
+    """`budgets` all hold; `bits` and `grids` are what a weight may have, float always too.
+
+    `block` is INT4 in blocks of input channels, for linears. `samples` of the calibration's are
+    run for each loss. `all_sites` also searches those that the
+    method leaves out by rule; what a recipe excludes stays out.
+    """
+
+    budgets: tuple[str, ...]
+    samples: int = 4
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    grids: tuple[Grid, ...] = ("uniform", "log", "block")
+    all_sites: bool = False
+
+    def __post_init__(self) -> None:
+        require_at_least(self, samples=1)
+        if not self.bits or not self.grids or any(not 2 <= b <= 8 for b in self.bits):
+            raise ValueError("a search needs bits from 2 to 8 and a grid")
+        if set(self.grids) == {"block"}:
+            raise ValueError("convolutions have no blocks: give uniform or log beside them")
+
+
+def search_stage(
+    workspace: Workspace,
+    name: str,
+    options: QuantizeOptions,
+    search: SearchOptions,
+    reporter: Reporter,
+) -> StageResult:
+    """Write the plan of least loss within the budgets, for `quantize --plan`.
+
+    Raises:
+        RecipeError: a budget that cannot be read or reached, or nothing to search.
+        ModuleNotFoundError: scipy is not installed.
+    """
+    from ..calibrate.allocate import allocate  # noqa: F401  # before anything is measured
+    from ..calibrate.plan import make_plan
+
+    budgets = parse_all(search.budgets)
+    if options.quantize_method == "fp8" or options.integer_exponents:
+        raise RecipeError("a search has no FP8 grids", do="use per_channel")
+    source = Calibrated.open(workspace)
+    plan = make_plan(source.planned, options)
+    items = search_items(
+        source,
+        plan,
+        options,
+        bits=search.bits,
+        grids=search.grids,
+        all_sites=search.all_sites,
+    )
+    wanted = Manifest(
+        stage="search",
+        inputs=source.digests,
+        options={
+            "quantize": msgspec.to_builtins(options),
+            "search": msgspec.to_builtins(search),
+        },
+        versions=package_versions("onnxruntime", "onnx-ir", "numpy", "scipy"),
+    )
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        from .search_run import Search
+
+        scratch = folder / "scratch"
+        run = Search(source, plan, items, options, budgets, search.samples, scratch, reporter)
+        found = run.find()
+        (folder / "plan.json").write_bytes(encode_json(found.plan))
+        (folder / "sensitivity.json").write_bytes(encode_json(run.sensitivity()))
+        shutil.rmtree(scratch)
+        return found.results
+
+    return run_stage(workspace.folder("search", name), wanted, work)
