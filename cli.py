@@ -12,11 +12,12 @@ import click
 from .artifacts import Workspace
 from .cli_images import decode, encode, generate
 from .cli_info import compare, doctor, inspect, models
-from .cli_support import Commands, Exponent, json_option, workspace_argument
+from .cli_support import Bytes, Commands, Exponent, json_option, workspace_argument
 from .console import ConsoleReporter, print_json
 from .errors import RecipeError
 from .pipeline.common import StageResult, tool_version
 from .recipe import (
+    MAX_MEMORY,
     BuildOptions,
     CalibrateOptions,
     QuantizeMethod,
@@ -27,6 +28,7 @@ from .recipe import (
     load_recipe,
     with_changes,
 )
+from .sites import Rounding
 
 if TYPE_CHECKING:
     from .pipeline.executors import ExecutorName
@@ -160,6 +162,11 @@ def export(
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
 @click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")
+@click.option(
+    "--value-range",
+    type=(float, float),
+    help="What float pictures of --feeds lie in. [default: +-16]",
+)
 @click.option("--labels", help="A generator's classes, e.g. 0-9,207. [default: all in turn]")
 @click.option("--samples", type=int, help="Number of crops, or pictures. [default: 32]")
 @click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
@@ -167,6 +174,16 @@ def export(
 @click.option("--size", type=int, help="Side of the square crops. [default: 256]")
 @click.option(
     "--synthetic", is_flag=True, default=None, help="Calibrate on noise; marks the report."
+)
+@click.option("--samples-from", help="Samples that were saved: a workspace or folder.")
+@click.option(
+    "--dgc/--no-dgc", default=None, help="Choose a generator's rows by distance. [default: no]"
+)
+@click.option("--candidates", type=int, help="Pictures that DGC chooses from. [default: twice]")
+@click.option(
+    "--dgc-select",
+    type=click.Choice(["ratio", "distance"]),
+    help="Keep the first rows in the far ones' ratio, or the far ones. [default: ratio]",
 )
 @click.option("--shard", metavar="K/N", help="Part K of N of the samples, to be merged.")
 @click.option(
@@ -238,6 +255,13 @@ def calibrate(
     type=Exponent(),
     help='SmoothQuant exponent, 0 for none, or "search". [default: search]',
 )
+@click.option("--rounding", type=click.Choice(get_args(Rounding)), help="Of weights.")
+@click.option(
+    "--bias-correction/--no-bias-correction", default=None, help="Keep the outputs' means."
+)
+@click.option(
+    "--max-memory", type=Bytes(), default=MAX_MEMORY, help="Of second moments. [default: 2GiB]"
+)
 @click.option(
     "--attention",
     type=click.Choice(["float", "fp8", "int8"]),
@@ -251,6 +275,7 @@ def quantize(
     recipe_name: str | None,
     name: str | None,
     plan_file: Path | None,
+    max_memory: int,
     as_json: bool,
     **changes: Any,
 ) -> None:
@@ -267,7 +292,11 @@ def quantize(
     changes["exclude"] = changes["exclude"] or None
     options = with_changes(base, **changes)
     called = chosen_name(name, recipe)
-    perform(workspace, as_json, lambda w, r: [quantize_stage(w, called, options, r, plan_file)])
+    perform(
+        workspace,
+        as_json,
+        lambda w, r: [quantize_stage(w, called, options, r, plan_file, max_memory)],
+    )
 
 
 @cli.command()

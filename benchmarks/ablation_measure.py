@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers import graph_bytes, load_graph, values_by_name
 from ..calibrate.view_passes import quantizable
 from ..pipeline.generated_samples import FULL
+from ..pipeline.probing import probe
 from ..runtime.feeds import load_sample, sample_batches, sample_files
-from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..sites import Site
 from ..validate.logits import log_softmax
 from ..validate.metrics import Energy
@@ -49,15 +47,7 @@ def comparable(sites: Sequence[Site]) -> list[str]:
 
 def graph_model(folder: Path, tensors: Sequence[str] = ()) -> Model:
     """A full graph in the reference session, that also gives tensors inside it."""
-    path = folder / f"{FULL}.onnx"
-    model = load_graph(path)
-    values = values_by_name(model.graph)
-    for name in tensors:
-        value = values[name]
-        if not value.is_graph_output():
-            value.dtype = ir.DataType.FLOAT
-            model.graph.outputs.append(value)
-    session = OnnxRuntimeSession(path, optimized=False, graph=graph_bytes(model))
+    session = probe(folder / f"{FULL}.onnx", tensors)
     return lambda feeds: session.run(feeds, ["logits", *tensors])
 
 

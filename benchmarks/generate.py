@@ -61,6 +61,13 @@ class EagerLoop:
     @torch.inference_mode()
     def generate(self, labels: Sequence[int], *, greedy: bool = False) -> tuple[Tensor, Tensor]:
         """Images uint8 [B, H, W, 3] and tokens [B, L]."""
+        f_hat, tokens = self.tokens(labels, greedy=greedy)
+        image = self.vae.decode(f_hat).clamp(-1, 1).add(1).mul(127.5).round()
+        return image.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), tokens
+
+    @torch.inference_mode()
+    def tokens(self, labels: Sequence[int], *, greedy: bool = False) -> tuple[Tensor, Tensor]:
+        """What the decoder takes, and tokens [B, L]."""
         model, quantizer = self.transformer, self.vae.quantize
         config, count = model.config, len(labels)
         rows = torch.tensor([*labels, *[config.num_classes] * count])
@@ -78,8 +85,7 @@ class EagerLoop:
             f_hat = f_hat + quantizer.contribution(scale, tokens)
             if scale < last:
                 x = model.word_embed(quantizer.shrink(scale + 1, f_hat)).repeat(2, 1, 1)
-        image = self.vae.decode(f_hat).clamp(-1, 1).add(1).mul(127.5).round()
-        return image.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), torch.cat(chosen, dim=1)
+        return f_hat, torch.cat(chosen, dim=1)
 
     def draw(self, logits: Tensor) -> Tensor:
         """Top-k, top-p and one multinomial draw a row, [B, n, V] -> [B, n]."""

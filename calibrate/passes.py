@@ -17,6 +17,7 @@ from ..errors import CalibrationError
 from ..runtime.feeds import feeds_of, sample_batches, sample_files
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..sites import CONSTANT_ROLES, Site, SiteMap
+from .convergence import Growth
 from .observers import (
     ClipCandidate,
     graph_bytes,
@@ -94,12 +95,14 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
     # What observers see comes first: it is in graph order, so the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            bad = ~np.isfinite(values)
-            # A scalar is of all rows: the first stands for them.
-            rows = np.flatnonzero(bad.reshape(len(names), -1).any(axis=1) if bad.ndim else [True])
+            bad, where = ~np.isfinite(values), names[0]
+            if values.ndim and len(values) == len(names):
+                where = names[int(np.flatnonzero(bad.reshape(len(names), -1).any(axis=1))[0])]
+            elif values.ndim and len(names) > 1:  # sums over the batch
+                where = f"{names[0]} to {names[-1]}"
             raise CalibrationError(
                 f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
-                where=names[int(rows[0])],
+                where=where,
                 do="check the checkpoint, then remove the sample if it is to blame",
             )
 
@@ -117,13 +120,15 @@ def collect_ranges(
     batch_size: int,
     progress: Progress,
     threads: int = 0,
+    growth: Growth | None = None,
 ) -> Statistics:
     """Pass 1: min, max and sum of squares per channel, by site name.
 
     Of every site's input under `SITE`, and of its output under `SITE:output` (the ONNX Runtime
-    engine needs a grid for what a convolution returns).
+    engine needs a grid for what a convolution returns). A `growth` of as many parts as there are
+    batches keeps what they were on the way.
     """
-    statistics: Statistics = {}
+    seen = Growth(1) if growth is None else growth
 
     def instrument(graph: str, ir_graph: ir.Graph) -> None:
         sites = observed_sites(site_map, graph)
@@ -133,9 +138,7 @@ def collect_ranges(
     def consume(graph: str, outputs: Outputs) -> None:
         for site in observed_sites(site_map, graph):
             for key, tensor in ((site.name, site.input), (f"{site.name}:output", site.output)):
-                stats = batch_stats(outputs, tensor)
-                seen = statistics.get(key)
-                statistics[key] = stats if seen is None else seen.merge(stats)
+                seen.add(key, batch_stats(outputs, tensor))
 
     run_instrumented(
         export,
@@ -147,7 +150,7 @@ def collect_ranges(
         progress=progress,
         threads=threads,
     )
-    return statistics
+    return seen.total
 
 
 def batch_stats(outputs: Outputs, name: str) -> TensorStats:

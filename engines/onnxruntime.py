@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from ..errors import BuildError
 from ..runtime.feeds import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ..runtime.sessions.onnxruntime import reference_session
 from .group_norm_form import expand_group_norms
-from .integer_forms import Ranges, match_chain, rewrite_convolutions
-from .integer_linear import rewrite_linears
+from .integer_forms import Ranges, rewrite_convolutions
+from .integer_linear import match_input, rewrite_linears
 
 # A wrong rewrite is off by half the signal; the rounding of outputs costs a few dB.
 WORST_LOSS_DB = 8.0
 CHECK_SAMPLES = 2
+REWRITING = "rewriting for ONNX Runtime"
+CHECKING = "checking the engine"
+
+Progress = Callable[[str, int, int], None]
 
 
 class EngineRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +53,7 @@ def build_engine(
     output: Path,
     graphs: Sequence[str] = TOKENIZER_GRAPHS,
     *,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[EngineRow]:
     """Rewrite the graphs of `source` into `output` and check them on calibration samples.
 
@@ -58,37 +63,53 @@ def build_engine(
     rows = []
     ranges = output_ranges(statistics)
     for k, graph in enumerate(graphs):
-        progress("rewriting for ONNX Runtime", k, len(graphs) + 1)
+        progress(REWRITING, k, len(graphs) + 1)
         start = time.perf_counter()
         model = ir.load(source / f"{graph}.onnx")
-        products = [n for n in model.graph if n.op_type in ("Conv", "MatMul")]
-        planned = [str(node.name) for node in products if match_chain(node)]
-        done = rewrite_convolutions(model, ranges) + rewrite_linears(model)
-        expand_group_norms(model.graph)
+        found = rewrite_graph(model, ranges)
         path = output / f"{graph}.onnx"
         ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
         size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")))
-        rows.append(
-            EngineRow(
-                backend="onnxruntime",
-                target="cpu",
-                precision="INT8 + FP32" if done else "FP32",
-                graph=graph,
-                bytes=size,
-                build_seconds=time.perf_counter() - start,
-                int8_sites_planned=len(planned),
-                int8_sites_proved=len(done),
-                exceptions=tuple(
-                    {"site": name, "reason": "its chain has no INT8 form"}
-                    for name in planned
-                    if name not in done
-                ),
-            )
-        )
-    progress("checking the engine", len(graphs), len(graphs) + 1)
+        rows.append(engine_row(graph, found, size, time.perf_counter() - start))
+    progress(CHECKING, len(graphs), len(graphs) + 1)
     check_engine(source, export, output, sample_files(samples)[:CHECK_SAMPLES], graphs)
-    progress("checking the engine", len(graphs) + 1, len(graphs) + 1)
+    progress(CHECKING, len(graphs) + 1, len(graphs) + 1)
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """Names of the products with quantized inputs, and of those that compute in integers now."""
+
+    planned: tuple[str, ...]
+    done: tuple[str, ...]
+
+
+def rewrite_graph(model: ir.Model, ranges: Ranges) -> Rewritten:
+    """Every form that is fast on a CPU, in place; `ranges` are those of convolutions' outputs."""
+    products = [n for n in model.graph if n.op_type in ("Conv", "MatMul")]
+    planned = [str(node.name) for node in products if match_input(node)]
+    done = rewrite_convolutions(model, ranges) + rewrite_linears(model)
+    expand_group_norms(model.graph)
+    return Rewritten(tuple(planned), tuple(done))
+
+
+def engine_row(graph: str, found: Rewritten, size: int, seconds: float) -> EngineRow:
+    return EngineRow(
+        backend="onnxruntime",
+        target="cpu",
+        precision="INT8 + FP32" if found.done else "FP32",
+        graph=graph,
+        bytes=size,
+        build_seconds=seconds,
+        int8_sites_planned=len(found.planned),
+        int8_sites_proved=len(found.done),
+        exceptions=tuple(
+            {"site": name, "reason": "its chain has no INT8 form"}
+            for name in found.planned
+            if name not in found.done
+        ),
+    )
 
 
 def output_ranges(statistics: Path) -> Ranges:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,18 @@ class Inserter:
         self.count = 0
 
     def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        return self.of_domain("", op, inputs, attributes)
+
+    def of_domain(
+        self,
+        domain: str,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> ir.Value:
         self.count += 1
         name = f"{self.before.name}/{op}_ort{self.count}"
-        node = ir.node(op, inputs, attributes, name=name)
+        node = ir.node(op, inputs, attributes, domain=domain, name=name)
         node.outputs[0].name = f"{name}:0"
         self.graph.insert_before(self.before, node)
         return node.outputs[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,8 +14,12 @@ from ..recipe import BuildOptions
 from ..runtime.trt_compat import Backend
 from ..sites import Plan, SitePlan
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from .fp32_nodes import fp32_nodes
 from .generated_samples import is_generator
 from .profiles import Profiles, graph_profiles
+
+if TYPE_CHECKING:
+    from ..engines.targets import Format
 
 FP16 = "fp16"
 
@@ -45,6 +49,7 @@ def source_graphs(workspace: Workspace, name: str) -> tuple[Path, Manifest, Plan
 
 def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> StageResult:
     from ..engines.onnxruntime import build_engine
+    from ..engines.onnxruntime_generator import build_generator_engine
 
     if name == FP16:
         raise BuildError(
@@ -52,20 +57,14 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
             do="run the FP32 export, or build fp16 with --backend tensorrt_rtx",
         )
     source, manifest, plan = source_graphs(workspace, name)
-    exported = workspace.manifest("export", stage="export")
-    if is_generator(exported):
-        raise BuildError(
-            f"{exported.options['model']} generates: no engine is built of its graphs yet",
-            do=f"run `arvg-trt generate {source}`, which takes the Q/DQ graphs as they are",
-        )
-    fp8 = [s.name for s in plan.sites if s.weight and s.weight.grid == "fp8"] if plan else []
+    fp8 = [s.name for s in plan.sites if is_fp8(s)] if plan else []
     if fp8:
         raise BuildError(
             f"{fp8[0]} wants fp8, which ONNX Runtime lacks on the CPU, and {len(fp8) - 1} more "
             "sites; nearest that works: int8"
         )
     calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
-    export, _ = require_outputs(workspace, "export", stage="export")
+    export, exported = require_outputs(workspace, "export", stage="export")
     wanted = Manifest(
         stage="build",
         inputs={**manifest.outputs, "statistics": calibrated.outputs["statistics.safetensors"]},
@@ -74,15 +73,12 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        rows = build_engine(
-            source,
-            export,
-            calibrate / "samples",
-            calibrate / "statistics.safetensors",
-            folder,
-            load_sites(export).graphs,
-            progress=reporter.progress,
-        )
+        places = (source, export, calibrate / "samples", calibrate / "statistics.safetensors")
+        if is_generator(exported):
+            rows = build_generator_engine(*places, folder, progress=reporter.progress)
+        else:
+            graphs = load_sites(export).graphs
+            rows = build_engine(*places, folder, graphs, progress=reporter.progress)
         return {"engines": [msgspec.to_builtins(row) for row in rows]}
 
     return run_stage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
@@ -98,9 +94,8 @@ def build_tensorrt(
     assert backend != "onnxruntime"
     source, manifest, plan = source_graphs(workspace, name)
     targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
-    planned = {} if plan is None else quantized_sites(plan)
     ops = {site.name: site.op for site in load_sites(workspace.folder("export")).sites}
-    required = {name: required_format(entry, ops[name]) for name, entry in planned.items()}
+    required = {} if plan is None else required_formats(plan, ops)
     # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
@@ -125,9 +120,7 @@ def build_tensorrt(
             folder: Path, group: Sequence[Target] = group, label: str = label
         ) -> dict[str, Any]:
             rows = [
-                build_graph(
-                    workspace, source, graph, folder, planned, options, group, shapes[graph]
-                )
+                build_graph(workspace, source, graph, folder, plan, options, group, shapes[graph])
                 for graph in progress_over(tuple(shapes), reporter, label)
             ]
             return {"engines": rows, "targets": [t.sm for t in group]}
@@ -166,7 +159,7 @@ def build_graph(
     source: Path,
     graph: str,
     folder: Path,
-    planned: dict[str, SitePlan],
+    plan: Plan | None,
     options: BuildOptions,
     group: Sequence[Any],
     shapes: Profiles,
@@ -182,7 +175,9 @@ def build_graph(
     twin_path = folder / f"{graph}.onnx"
     own_sites = load_sites(workspace.folder("export")).of_graph(graph)
     decide = [site.node for site in own_sites if site.role == "codes"]
-    twin = fp16_twin(onnx.load(source / f"{graph}.onnx"), keep_fp32=decide)
+    model = onnx.load(source / f"{graph}.onnx")
+    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(source, model)])
+    del model
     onnx.save(
         twin,
         twin_path,
@@ -192,11 +187,10 @@ def build_graph(
     )
     del twin
     sites = {site.node: site.name for site in own_sites}
-    wanted = {
-        node: "fp8" if is_fp8(planned[site]) else "int8"
-        for node, site in sites.items()
-        if site in planned
-    }
+    entries = {entry.name: entry for entry in plan.sites} if plan else {}
+    planned = [entries[name] for name in sites.values() if name in entries]
+    formats = {e.name: "fp8" if is_fp8(e) else "int8" for e in planned if e.activation}
+    wanted = {node: formats[name] for node, name in sites.items() if name in formats}
     result = build_engine(
         twin_path,
         folder / f"{graph}.engine",
@@ -222,21 +216,29 @@ def build_graph(
     }
 
 
-def quantized_sites(plan: Plan) -> dict[str, SitePlan]:
-    """Sites that compute in integers or FP8: those whose input is quantized too."""
-    return {s.name: s for s in plan.sites if s.activation is not None}
-
-
 def is_fp8(entry: SitePlan) -> bool:
     return entry.activation is not None and entry.activation.grid == "fp8"
 
 
-def required_format(entry: SitePlan, op: str) -> Any:
-    if is_fp8(entry):
-        return "fp8"
-    return "int8_conv" if op == "Conv" else "int8_gemm"
+def required_formats(plan: Plan, ops: Mapping[str, str]) -> dict[str, Format]:
+    """What a target must have, by site; weights alone only where the graph holds their type."""
+    found: dict[str, Format] = {}
+    for entry in plan.sites:
+        if is_fp8(entry):
+            found[entry.name] = "fp8"
+        elif entry.weight is not None and entry.weight.granularity == "per_block":
+            found[entry.name] = "int4"
+        elif entry.activation is not None:
+            found[entry.name] = "int8_conv" if ops[entry.name] == "Conv" else "int8_gemm"
+    return found
 
 
-def precision_text(planned: dict[str, SitePlan]) -> str:
-    kinds = {"FP8" if is_fp8(entry) else "INT8" for entry in planned.values()}
+def precision_text(planned: Sequence[SitePlan]) -> str:
+    """What a graph computes in, e.g. `INT8 + FP16`; `W4` are weights of 4 bits alone."""
+    kinds = set()
+    for entry in planned:
+        if entry.activation is not None:
+            kinds.add("FP8" if is_fp8(entry) else "INT8")
+        elif entry.weight is not None and entry.weight.grid != "log":
+            kinds.add(f"W{entry.weight.bits}")
     return "+".join(sorted(kinds)) + " + FP16" if kinds else "FP16"

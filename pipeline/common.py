@@ -84,6 +84,25 @@ def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path
     """
     manifest = workspace.manifest(*parts, stage=stage)
     folder = workspace.folder(*parts)
+    require_files(folder, manifest)
+    return folder, manifest
+
+
+def require_engine_files(folder: Path) -> None:
+    """An engine runs on other machines than where it was built: its files must have got there.
+
+    Raises:
+        WorkspaceError: `folder` has the manifest of a build, and a file is missing or was changed.
+    """
+    if (folder / MANIFEST).is_file():
+        manifest = decode_json(folder / MANIFEST, Manifest, do="run `arvg-trt build` again")
+        if manifest.stage == "build":
+            require_files(folder, manifest)
+
+
+def require_files(folder: Path, manifest: Manifest) -> None:
+    """Raises WorkspaceError unless the files of a stage are the ones it wrote."""
+    stage = manifest.stage
     for name, digest in manifest.outputs.items():
         path = folder / name
         if not path.is_file():
@@ -95,7 +114,6 @@ def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path
                 where=str(path),
                 do=f"run `arvg-trt {edited}` again",
             )
-    return folder, manifest
 
 
 def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:

@@ -20,7 +20,7 @@ from ..errors import GenerationError
 from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, read_spec
 from ..runtime.images import Uint8Image, image_grid, png_bytes
 from ..runtime.sampling import Sampling
-from .common import Reporter
+from .common import Reporter, require_engine_files
 
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 SAMPLING = (
@@ -75,16 +75,19 @@ class GenerateResult(msgspec.Struct, frozen=True, kw_only=True):
 def generate_files(
     path: Path, options: GenerateOptions, outputs: Outputs, reporter: Reporter
 ) -> GenerateResult:
-    """Generate with the graphs of a workspace or export folder and write what `outputs` names.
+    """Generate with the graphs of a workspace, or of a stage's folder, and write what `outputs`
+    names.
 
     PNGs are written as they come, each in one rename; the .npz files take their names at the end.
 
     Raises:
         GenerationError: labels or options out of range, nothing to write.
+        WorkspaceError: a file of an engine is missing or was changed.
     """
     if outputs == Outputs():
         raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
-    _, spec = read_spec(path)
+    folder, spec = read_spec(path)
+    require_engine_files(folder)
     sampling = choose_sampling(
         spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}
     )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..artifacts import Manifest, Workspace
 from ..errors import BuildError
 from ..recipe import BuildOptions
 from ..runtime.feeds import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
+from ..runtime.generate.mar_spec import MarSpec
+from ..runtime.generate.par_spec import ParSpec
+from ..runtime.generate.rar import ROWS_AHEAD
+from ..runtime.generate.var_spec import VarSpec
+from ..runtime.generator import OTHER_GRAPHS, Spec, read_spec
 from ..runtime.sessions.onnxruntime import reference_session
 from .common import require_outputs, tokenizer_of
+from .generated_samples import is_generator
 from .own_inputs import is_own
 
 Shape = tuple[int, ...]
@@ -19,11 +26,13 @@ Profiles = dict[str, tuple[Shape, Shape, Shape]]
 def graph_profiles(
     workspace: Workspace, exported: Manifest, options: BuildOptions
 ) -> dict[str, Profiles]:
-    """Shapes by graph, in the order that the graphs run.
+    """Shapes by graph, in the order that the graphs run, of a generator by name.
 
     Raises:
         BuildError: a size that the model does not take.
     """
+    if is_generator(exported):
+        return generator_profiles(workspace.folder("export"), options.max_batch)
     if is_own(exported):
         return own_profiles(workspace, exported, options.max_batch)
     tokenizer = tokenizer_of(exported)
@@ -52,6 +61,53 @@ def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> di
             most = (max_batch, *shape[1:]) if batched else shape
             found[graph["name"]][value["name"]] = (shape, most, most)
     return found
+
+
+def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
+    """Of each graph that generates: 1 to `most` images, under guidance or not, at any step.
+
+    Where shapes are fixed a graph has no profile.
+    """
+    import onnx
+
+    _, spec = read_spec(export)
+    found: dict[str, Profiles] = {}
+    for path in sorted(export.glob("*.onnx")):
+        if path.stem in OTHER_GRAPHS:
+            continue
+        sizes = {"rows": (1, 2 * most, 2 * most), "batch": (1, most, most)}
+        sizes |= step_sizes(spec, path.stem, most)
+        found[path.stem] = {}
+        for value in onnx.load(path, load_external_data=False).graph.input:
+            axes = value.type.tensor_type.shape.dim
+            if any(axis.dim_param for axis in axes):
+                ranges = [
+                    sizes[axis.dim_param] if axis.dim_param else (axis.dim_value,) * 3
+                    for axis in axes
+                ]
+                low, best, high = zip(*ranges, strict=True)
+                found[path.stem][value.name] = (low, best, high)
+    return found
+
+
+def step_sizes(spec: Spec, graph: str, most: int) -> dict[str, tuple[int, int, int]]:
+    """Tokens of a step and tokens cached before it, by the names of the axes: the best sizes are
+    those of the steps that take the longest.
+    """
+    length = spec.length
+    if isinstance(spec, VarSpec):
+        first, last = spec.patch_nums[0] ** 2, spec.patch_nums[-1] ** 2
+        return {"n": (first, last, last), "past": (0, length - last, length - last)}
+    if isinstance(spec, MarSpec):
+        drawn = 2 * most * max(1, length // spec.steps)
+        return {"n": (0, length - 1, length - 1), "m": (1, drawn, 2 * most * length)}
+    side = {axis: (spec.side,) * 3 for axis in ("h", "w")}
+    if isinstance(spec, ParSpec):
+        last = length - spec.group
+        return side | {"n": (1, spec.group, spec.group), "past": (0, last, last)}
+    if graph == "condition":
+        return {"n": (1, max(2, ROWS_AHEAD // (2 * most)), ROWS_AHEAD)}
+    return side | {"n": (1, 1, 2), "past": (0, length, length)}
 
 
 def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: dict[str, Any]) -> Profiles:

@@ -28,6 +28,9 @@ from .sessions.onnxruntime import fast_session, mapped_session
 
 SPEC_FILE = "generator.json"
 BATCH_SIZE = 4
+FULL = "full"  # the graph of all positions at once, teacher-forced
+# Graphs of an export that no loop opens: it, and what makes tokens of pictures.
+OTHER_GRAPHS = (FULL, "encoder", "lookup")
 
 Progress = Callable[[int, int], None]
 Spec = VarSpec | RarSpec | ParSpec | MarSpec

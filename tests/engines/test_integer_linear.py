@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
 
 from arvg_trt.calibrate.qdq import insert_qdq
 from arvg_trt.engines.integer_linear import rewrite_linears
@@ -23,7 +24,11 @@ def test_integer_product_equals_the_qdq_graph(label: str, tmp_path: Path) -> Non
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     ir.save(model, tmp_path / "engine.onnx")
     kinds = [node.op_type for node in onnx.load(tmp_path / "engine.onnx").graph.node]
-    assert "MatMulInteger" in kinds and "MatMul" not in kinds and "DequantizeLinear" not in kinds
+    assert (
+        "MatMulIntegerToFloat" in kinds
+        and "MatMul" not in kinds
+        and "DequantizeLinear" not in kinds
+    )
     for session in (fast_session, reference_session):
         (found,) = session(tmp_path / "engine.onnx").run({"x": case.x}).values()
         np.testing.assert_allclose(found, case.expected, atol=2e-6 * np.abs(case.expected).max())
@@ -37,3 +42,45 @@ def test_linear_with_a_float_input_is_left_alone(label: str) -> None:
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     assert rewrite_linears(model) == []
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_product_of_two_activations_equals_the_qdq_graph(tmp_path: Path) -> None:
+    """As in an attention: both operands on grids of their own, the left one of 6 bits."""
+    rng = np.random.default_rng(3)
+    grids = {"q": (0.05, -32, 31), "k": (0.02, -128, 127)}
+    shapes = {"q": (2, 3, 4, 8), "k": (2, 3, 8, 5)}
+    feeds = {
+        name: (
+            rng.integers(1.3 * low, 1.3 * high, shapes[name]) + rng.uniform(-0.4, 0.4, shapes[name])
+        ).astype(np.float32)
+        * np.float32(scale)
+        for name, (scale, low, high) in grids.items()
+    }
+    nodes, constants = [], []
+    make = helper.make_node
+    for name, (scale, low, high) in grids.items():
+        values = {"scale": np.float32(scale), "zero": np.int8(0), "low": np.int8(low)}
+        values["high"] = np.int8(high)
+        for label, held in values.items():
+            constants.append(numpy_helper.from_array(np.array(held), f"{name}_{label}"))
+        one, two, three = (f"{name}{k}" for k in (1, 2, 3))
+        grid = [f"{name}_scale", f"{name}_zero"]
+        nodes.append(make("QuantizeLinear", [name, *grid], [one], name=one))
+        nodes.append(make("Clip", [one, f"{name}_low", f"{name}_high"], [two], name=two))
+        nodes.append(make("DequantizeLinear", [two, *grid], [three], name=three))
+    nodes.append(helper.make_node("MatMul", ["q3", "k3"], ["out"], name="product"))
+    info = helper.make_tensor_value_info
+    ends = [info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    out = info("out", onnx.TensorProto.FLOAT, (2, 3, 4, 5))
+    graph = helper.make_graph(nodes, "g", ends, [out], constants)
+    opset = [helper.make_opsetid("", 21)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opset, ir_version=10))
+    assert rewrite_linears(model) == ["product"]
+    ir.save(model, tmp_path / "engine.onnx")
+    q, k = (
+        np.clip(np.rint(feeds[name].astype(np.float64) / scale), low, high) * scale
+        for name, (scale, low, high) in grids.items()
+    )
+    for session in (fast_session, reference_session):
+        (found,) = session(tmp_path / "engine.onnx").run(feeds).values()
+        np.testing.assert_allclose(found, q @ k, atol=1e-5)

@@ -23,7 +23,7 @@ from arvg_trt.cli import cli
 from arvg_trt.export.zoo import MODELS
 from arvg_trt.runtime.generator import Generator
 
-from .minis import LABELS, Mini
+from .minis import LABELS, Mini, Quantized
 
 MODEL = "cosmos-mini-di8x8"
 CHECKPOINT = MODELS / MODEL / "model.safetensors"
@@ -186,5 +186,25 @@ def mini_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mini]:
         assert outcome.code == 0, outcome
         made = Generator.open(root).generate(LABELS, seed=1, batch_size=10)
         return Mini(family, root, made)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quantized_of(
+    mini_of: Callable[[str], Mini], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Quantized]:
+    """The mini of a family with its W8A8 Q/DQ graphs, made once."""
+
+    @cache
+    def make(family: str) -> Quantized:
+        mini = mini_of(family)
+        workspace = tmp_path_factory.mktemp(f"{family}_quantized") / "ws"
+        shutil.copytree(mini.workspace, workspace)
+        outcome = arvg("calibrate", workspace, "--samples", 20, "--batch-size", 8)
+        assert outcome.code == 0, outcome
+        outcome = arvg("quantize", workspace, "--recipe", "var-w8a8")
+        assert outcome.code == 0, outcome
+        return Quantized(mini, workspace)
 
     return make

@@ -83,6 +83,18 @@ class Mini:
         return entropy.mean(axis=1)
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """A mini, a workspace of it with statistics, and the folder of its Q/DQ graphs."""
+
+    mini: Mini
+    workspace: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace / "quantize" / "w8a8"
+
+
 def photograph(path: Path, *size: int) -> Path:
     """A photograph of that width and height, saved."""
     crop = center_crop(open_source("skimage:astronaut").load(0), 256)

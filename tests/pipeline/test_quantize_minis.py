@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,39 +17,18 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
 from .conftest import arvg, assert_refused
-from .minis import LABELS, SHOWN, Mini
+from .minis import LABELS, SHOWN, Quantized
 
 # Linears of a transformer of six blocks that are quantized: a RAR and a PAR have no last products
 # that are computed once an image; a VAR's modulations are.
 QUANTIZED = {"var": 32, "rar": 32, "par": 31}
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """A mini, a workspace of it with statistics, and the folder of its Q/DQ graphs."""
-
-    mini: Mini
-    workspace: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.workspace / "quantize" / "w8a8"
-
-
 @pytest.fixture(scope="module", params=sorted(QUANTIZED))
 def quantized(
-    request: pytest.FixtureRequest,
-    mini_of: Callable[[str], Mini],
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, quantized_of: Callable[[str], Quantized]
 ) -> Quantized:
-    mini = mini_of(request.param)
-    workspace = tmp_path_factory.mktemp("quantized") / "ws"
-    shutil.copytree(mini.workspace, workspace)
-    outcome = arvg("calibrate", workspace, "--samples", 20, "--batch-size", 8)
-    assert outcome.code == 0, outcome
-    outcome = arvg("quantize", workspace, "--recipe", "var-w8a8")
-    assert outcome.code == 0, outcome
-    return Quantized(mini, workspace)
+    return quantized_of(request.param)
 
 
 def test_samples_are_its_own_pictures_under_guidance(quantized: Quantized) -> None:
@@ -95,11 +73,10 @@ def test_its_weights_take_a_third_of_the_bytes(quantized: Quantized) -> None:
 @pytest.mark.parametrize(
     ("words", "args"),
     [
-        ("--images: a generator is calibrated on what it", ("calibrate", "--images", "skimage")),
+        ("--labels: 7 images without classes", ("calibrate", "--images", "skimage")),
         ("--synthetic: a generator is calibrated on what it", ("calibrate", "--synthetic")),
         ("label out of range: 10", ("calibrate", "--labels", "3,10")),
         ("is neither a class", ("calibrate", "--labels", "cat")),
-        ("no engine is built", ("build", "--name", "w8a8")),
         ("7 images without classes", ("validate", "--name", "w8a8", "--images", "skimage")),
         ("matches no site", ("quantize", "--exclude", "blocks.99.*")),
         ("blockwise is weight-only", ("quantize", "--quantize-method", "blockwise")),

@@ -1,0 +1,117 @@
+"""Engines of generators for ONNX Runtime: the shipped minis at eight bits, as executed."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from arvg_trt.artifacts import MANIFEST, sha256_file
+from arvg_trt.engines.onnxruntime_generator import check_loop
+from arvg_trt.errors import BuildError
+from arvg_trt.runtime.generator import Generator
+from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+
+from .conftest import arvg, assert_refused
+from .minis import LABELS, SHOWN, Quantized
+
+
+@pytest.fixture(scope="module", params=["par", "rar", "var"])
+def quantized(
+    request: pytest.FixtureRequest, quantized_of: Callable[[str], Quantized]
+) -> Quantized:
+    return quantized_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(quantized: Quantized) -> Path:
+    outcome = arvg("build", quantized.workspace, "--name", "w8a8", "--backend", "onnxruntime")
+    assert outcome.code == 0, outcome
+    return quantized.workspace / "engines" / "w8a8" / "onnxruntime"
+
+
+def test_every_planned_product_computes_in_integers(engine: Path) -> None:
+    rows = json.loads((engine / MANIFEST).read_text())["results"]["engines"]
+    assert all(row["int8_sites_proved"] == row["int8_sites_planned"] for row in rows)
+    proved = {row["graph"]: row["int8_sites_proved"] for row in rows}
+    assert {"step", "full", "decoder"} <= proved.keys() and not {"encoder", "lookup"} & set(proved)
+    for graph in ("step", "full"):
+        kinds = [node.op_type for node in onnx.load(engine / f"{graph}.onnx").graph.node]
+        assert kinds.count("MatMulIntegerToFloat") == proved[graph] > 20
+        assert "DequantizeLinear" not in kinds
+
+
+def test_weights_of_all_graphs_lie_in_one_file_once(engine: Path) -> None:
+    manifest = json.loads((engine / MANIFEST).read_text())
+    files = {p.name: p for p in engine.iterdir() if p.name != MANIFEST}
+    assert manifest["outputs"] == {name: sha256_file(path) for name, path in files.items()}
+    data = files["model.onnx.data"].stat().st_size
+    rows = manifest["results"]["engines"]
+    assert sum(row["bytes"] for row in rows) == sum(
+        path.stat().st_size for name, path in files.items() if name != "generator.json"
+    )
+    graphs = [onnx.load(path, load_external_data=False) for path in engine.glob("*.onnx")]
+    lengths = [
+        int(entry.value)
+        for graph in graphs
+        for tensor in graph.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "length"
+    ]
+    assert data < 0.8 * sum(lengths)
+
+
+def test_engine_foresees_what_its_qdq_graph_does(engine: Path, quantized: Quantized) -> None:
+    mini = quantized.mini
+    shown = SHOWN[mini.family](mini.made.tokens, mini.workspace / "export")
+    wanted = reference_session(quantized.folder / "full.onnx")
+    found = fast_session(engine / "full.onnx")
+    logits = [s.run({"labels": LABELS, **shown})["logits"] for s in (wanted, found)]
+    assert (logits[0].argmax(axis=-1) == logits[1].argmax(axis=-1)).mean() > 0.99
+
+
+def test_engine_generates_from_its_folder(
+    engine: Path, quantized: Quantized, tmp_path: Path
+) -> None:
+    mini = quantized.mini
+    made = Generator.open(engine).generate(LABELS, seed=1, batch_size=10)
+    assert mini.losses(LABELS, made.tokens).mean() < 0.7 * math.log(512)
+    outcome = arvg("generate", engine, "--labels", "3", "-o", tmp_path / "out")
+    assert outcome.code == 0 and len(list((tmp_path / "out").glob("*_3.png"))) == 1
+
+
+def test_changed_engine_is_refused(engine: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy)
+    with (copy / "model.onnx.data").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\x01\x02")
+    outcome = arvg("generate", copy, "--labels", "3", "-o", tmp_path / "out")
+    assert_refused(outcome, 9, "model.onnx.data", "was changed after")
+    (copy / "decoder.onnx").unlink()
+    outcome = arvg("generate", copy, "--labels", "3", "-o", tmp_path / "out")
+    assert_refused(outcome, 9, "decoder.onnx", "is missing")
+
+
+def test_wrong_step_is_refused_at_build_time(
+    engine: Path, quantized: Quantized, tmp_path: Path
+) -> None:
+    """A step whose tables of positions are off by one, which the full graph does not show."""
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy)
+    model = onnx.load(copy / "step.onnx")
+    tables = [t for t in model.graph.initializer if t.name.endswith(".token_scale")]
+    for tensor in tables:
+        moved = np.roll(numpy_helper.to_array(tensor), 1, axis=0)
+        tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+    assert tables
+    onnx.save(model, copy / "step.onnx")
+    with pytest.raises(BuildError, match=r"step is .* dB from its Q/DQ graph at"):
+        check_loop(quantized.folder, copy)
