@@ -91,14 +91,13 @@ def quantize_ours(export: Path, samples: Path, kept: Path, output: Path) -> None
 
     options = QuantizeOptions()
     sites = load_map(export)
-    planned = SiteMap(sites=sites.of_graph(FULL))
+    planned = sites.calibrated
     run_ranges(export, samples, kept)
     quantize_generator(
         export,
         samples,
         output,
         sites,
-        FULL,
         check_plan(make_plan(planned, options), planned),
         load_statistics(kept),
         options,

@@ -18,17 +18,18 @@ import numpy as np
 
 from ..artifacts import Workspace
 from ..pipeline.calibrate import calibrate_stage
-from ..pipeline.common import StageResult, load_sites
+from ..pipeline.common import StageResult
 from ..pipeline.export import export_stage
-from ..pipeline.generated_samples import FULL, generated_rows
+from ..pipeline.generated_samples import generated_rows
 from ..pipeline.quantize import quantize_stage
 from ..pipeline.search import SearchOptions, search_stage
 from ..recipe import FLOAT_BITS, CalibrateOptions, QuantizeMethod, QuantizeOptions
 from ..runtime.feeds import save_sample
 from ..runtime.images import Uint8Image
 from ..runtime.tokenizer import ImageTokenizer
-from .ablation import HELD_OUT_SEED
-from .ablation import measure as measure_logits
+from .ablation import BATCH, HELD_OUT_SEED
+from .ablation_measure import graph_model
+from .ablation_measure import measure as distance
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
     RESULTS,
@@ -167,7 +168,7 @@ def generator_rows(
         options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
         for k, row in enumerate(generated_rows(export, options, reporter)):
             save_sample(row, Path(scratch), k)
-        sites = load_sites(export).of_graph(FULL)
+        reference = graph_model(export)
         for bits in (FLOAT_BITS, 8):
             even = QuantizeOptions(weight_bits=AVG_BITS, activation_bits=bits)
             # Grids alike: what is gained is gained by the widths.
@@ -182,10 +183,10 @@ def generator_rows(
                 FOUND: quantize_stage(workspace, f"{FOUND}-{bits}", even, reporter, plan),
             }
             for name, done in made.items():
-                kl, top1, _, _ = measure_logits(export, done.folder, Path(scratch), sites)
+                to = distance(reference, graph_model(done.folder), Path(scratch), BATCH)
                 average = found.manifest.results["avg_bits"] if name == FOUND else AVG_BITS
                 size = done.manifest.results["packed_bytes"]
-                rows.append(GeneratorRow(name, bits, average, size, kl, top1))
+                rows.append(GeneratorRow(name, bits, average, size, to.kl, to.top1))
                 click.echo(rows[-1], err=True)
     return rows, searches
 

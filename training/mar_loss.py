@@ -100,7 +100,8 @@ def mar_loss(
         loss = diffusion_loss(net, seen).mean()
         last = seen.at_last_time(math.ceil(LAST_SHARE * len(seen.x)))
         predicted, _ = net(last.noisy, last.times, last.z).chunk(2, dim=1)
-        return loss + LAST_WEIGHT * (last.noise - predicted).square().mean()
+        squared: Tensor = (last.noise - predicted).square().mean()
+        return loss + LAST_WEIGHT * squared
 
 
 @torch.no_grad()
