@@ -12,11 +12,12 @@ import click
 from .artifacts import Workspace
 from .cli_images import decode, encode, generate
 from .cli_info import compare, doctor, inspect, models
-from .cli_support import Commands, Exponent, json_option, workspace_argument
+from .cli_support import Bytes, Commands, Exponent, json_option, workspace_argument
 from .console import ConsoleReporter, print_json
 from .errors import RecipeError
 from .pipeline.common import StageResult, tool_version
 from .recipe import (
+    MAX_MEMORY,
     BuildOptions,
     CalibrateOptions,
     QuantizeMethod,
@@ -27,6 +28,7 @@ from .recipe import (
     load_recipe,
     with_changes,
 )
+from .sites import Rounding
 
 if TYPE_CHECKING:
     from .pipeline.executors import ExecutorName
@@ -238,6 +240,13 @@ def calibrate(
     type=Exponent(),
     help='SmoothQuant exponent, 0 for none, or "search". [default: search]',
 )
+@click.option("--rounding", type=click.Choice(get_args(Rounding)), help="Of weights.")
+@click.option(
+    "--bias-correction/--no-bias-correction", default=None, help="Keep the outputs' means."
+)
+@click.option(
+    "--max-memory", type=Bytes(), default=MAX_MEMORY, help="Of second moments. [default: 2GiB]"
+)
 @click.option(
     "--attention",
     type=click.Choice(["float", "fp8", "int8"]),
@@ -251,6 +260,7 @@ def quantize(
     recipe_name: str | None,
     name: str | None,
     plan_file: Path | None,
+    max_memory: int,
     as_json: bool,
     **changes: Any,
 ) -> None:
@@ -267,7 +277,11 @@ def quantize(
     changes["exclude"] = changes["exclude"] or None
     options = with_changes(base, **changes)
     called = chosen_name(name, recipe)
-    perform(workspace, as_json, lambda w, r: [quantize_stage(w, called, options, r, plan_file)])
+    perform(
+        workspace,
+        as_json,
+        lambda w, r: [quantize_stage(w, called, options, r, plan_file, max_memory)],
+    )
 
 
 @cli.command()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -39,6 +40,25 @@ class Exponent(click.ParamType):  # type: ignore[type-arg]  # not generic before
             return float(value)
         except ValueError:
             self.fail(f'{value!r} is neither a number nor "search" nor "gps"', param, ctx)
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
+    """A number of bytes, as 800000000, 800MB or 2GiB."""
+
+    name = "bytes"
+    units: ClassVar[dict[str, int]] = {
+        **{"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+        **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]?i?B|)", str(value))
+        size = int(float(found[1]) * self.units.get(found[2], 0)) if found else 0
+        if size < 1:
+            self.fail(f"{value!r} is no number of bytes such as 800MB or 2GiB", param, ctx)
+        return size
 
 
 class Commands(click.Group):

@@ -13,10 +13,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 from .errors import RecipeError
-from .sites import BLOCK_BITS, BLOCKS, Smoothing
+from .sites import BLOCK_BITS, BLOCKS, Rounding, Smoothing
 
 PRESETS = Path(__file__).parent / "recipes"
 FLOAT_BITS = 32
+MAX_MEMORY = 2 * 2**30  # bytes of second moments at a time
 
 QuantizeMethod = Literal[
     "per_tensor", "log_quantization", "per_channel", "per_channel_log", "blockwise", "fp8"
@@ -90,10 +91,12 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     `token_wise` a generator's inputs have a static scale a position. `attention_inputs` rounds the
     inputs of the projections of a convolutional attention too. `tap_sums` rounds the taps of a
     kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the
-    search of per-channel weight grids by the energy of the inputs. `exclude` holds patterns of site
-    names. `blockwise` weights have 4 bits and a scale every `block_size` input channels. With
-    `integer_exponents` a logarithmic grid has powers of two, of 2 to 5 bits, and inputs of 8 bits
-    are FP8. `attention` is the format of a generator's queries, keys, values and softmax.
+    search of per-channel weight grids by the energy of the inputs. `rounding` "gptq" compensates
+    the weights' errors on the calibration data, `bias_correction` keeps the outputs' means there.
+    `exclude` holds patterns of site names. `blockwise` weights have 4 bits and a scale every
+    `block_size` input channels. With `integer_exponents` a logarithmic grid has powers of two, of 2
+    to 5 bits, and inputs of 8 bits are FP8. `attention` is the format of a generator's queries,
+    keys, values and softmax.
     """
 
     encoder_bits: int = 8
@@ -108,6 +111,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     attention_inputs: bool = False
     tap_sums: bool = True
     data_aware: bool = False
+    rounding: Rounding = "nearest"
+    bias_correction: bool = False
     block_size: int = 64
     integer_exponents: bool = False
     attention: Literal["float", "fp8", "int8"] = "float"
@@ -134,6 +139,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         if self.quantize_method == "blockwise" and self.weight_bits not in (BLOCK_BITS, None):
             raise ValueError(f"blockwise weights have {BLOCK_BITS} bits, not {self.weight_bits}")
         if self.quantize_method == "fp8":
+            if self.rounding != "nearest":
+                raise ValueError(f"{self.rounding} rounds to integer grids, not to fp8")
             given = {self.encoder_bits, self.decoder_bits, self.weight_bits, self.activation_bits}
             if given - {8, FLOAT_BITS, None}:
                 raise ValueError(

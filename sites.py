@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 Smoothing = float | Literal["search", "gps"]
+Rounding = Literal["nearest", "gptq"]
 
 # Roles of products with constants that are no weights: Haar filters, the codes that a nearest one
 # is searched among. No plan quantizes them, and they stay in float32.
@@ -155,7 +156,8 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``other`` its second's; the ``reason`` then says what that costs an engine.
 
     ``smoothing`` is the exponent of the per-channel smoothing of the input, "search" for the
-    scales of least predicted error, "gps" for gain-projected ones, None for none.
+    scales of least predicted error, "gps" for gain-projected ones, None for none. ``rounding`` of
+    the weight is to nearest, or "gptq": errors compensated on the calibration data.
     """
 
     name: str
@@ -163,6 +165,7 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     activation: ActivationFormat | None = None
     other: ActivationFormat | None = None
     smoothing: Smoothing | None = None
+    rounding: Rounding = "nearest"
     reason: str | None = None
 
 

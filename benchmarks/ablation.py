@@ -16,21 +16,20 @@ from pathlib import Path
 
 import click
 import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ..artifacts import Workspace
-from ..calibrate.observers import graph_bytes, load_graph, values_by_name
 from ..calibrate.view_passes import quantizable
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.common import load_sites
 from ..pipeline.export import export_stage
 from ..pipeline.generated_samples import FULL, generated_rows
+from ..pipeline.probing import probe, site_outputs
 from ..pipeline.quantize import quantize_stage
 from ..recipe import CalibrateOptions, QuantizeOptions
 from ..runtime.feeds import sample_batches, sample_files, save_sample
-from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..sites import Site
+from ..validate.logits import LogitsAccuracy, LogitsTally
+from ..validate.metrics import Energy, decibels
 from .common import (
     RESULTS,
     QuietReporter,
@@ -51,7 +50,6 @@ STEPS: Mapping[str, QuantizeOptions] = {
     "least predicted error, per tensor": QuantizeOptions(smoothing="search", token_wise=False),
     "least predicted error, a scale a position": QuantizeOptions(smoothing="search"),
 }
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,69 +65,32 @@ class Row:
     median_site_db: float
 
 
-class Sums:
-    """Signal and noise by tensor over batches."""
-
-    def __init__(self) -> None:
-        self.signal: dict[str, float] = {}
-        self.noise: dict[str, float] = {}
-
-    def add(self, name: str, wanted: Floats, found: Floats) -> None:
-        self.signal[name] = self.signal.get(name, 0.0) + float(np.square(wanted).sum())
-        self.noise[name] = self.noise.get(name, 0.0) + float(np.square(found - wanted).sum())
-
-    def decibels(self) -> dict[str, float]:
-        return {k: 10 * float(np.log10(self.signal[k] / self.noise[k])) for k in self.signal}
-
-
-def probe(path: Path, tensors: Sequence[str]) -> OnnxRuntimeSession:
-    """The reference session of a graph that also gives tensors inside it."""
-    model = load_graph(path)
-    values = values_by_name(model.graph)
-    for name in tensors:
-        value = values[name]
-        if not value.is_graph_output():
-            value.dtype = ir.DataType.FLOAT
-            model.graph.outputs.append(value)
-    return OnnxRuntimeSession(path, optimized=False, graph=graph_bytes(model))
-
-
-def comparable(sites: Sequence[Site]) -> list[str]:
-    """Outputs that no fold changes, so that both graphs mean the same by them."""
+def comparable(sites: Sequence[Site]) -> dict[str, str]:
+    """By site the outputs that no fold changes, so that both graphs mean the same by them."""
     chosen = quantizable(sites)
     parts = [p for s in chosen if s.producer_fold for p in s.producer_fold.divide]
     changed = {part.initializer for part in parts}
-    return [s.output for s in chosen if s.weight not in changed and s.output != "logits"]
-
-
-def log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return found
+    outputs = site_outputs(sites)
+    return {
+        s.name: outputs[s.name] for s in chosen if s.weight not in changed and s.name in outputs
+    }
 
 
 def measure(
     export: Path, folder: Path, samples: Path, sites: Sequence[Site]
-) -> tuple[float, float, float, dict[str, float]]:
-    """KL, top-1 agreement and SQNR of the logits, and SQNR by tensor."""
+) -> tuple[LogitsAccuracy, dict[str, float]]:
+    """The logits against FP32's, and SQNR by site."""
     tensors = comparable(sites)
-    sessions = [probe(path / f"{FULL}.onnx", tensors) for path in (export, folder)]
-    sums, divergence, agreed, tokens = Sums(), 0.0, 0, 0
+    sessions = [probe(path / f"{FULL}.onnx", list(tensors.values())) for path in (export, folder)]
+    logits, energies = LogitsTally(), {site: Energy() for site in tensors}
     for _, feeds in sample_batches(sample_files(samples), BATCH, sessions[0].inputs):
-        wanted, found = (
-            {k: v.astype(np.float64) for k, v in s.run(feeds, ["logits", *tensors]).items()}
-            for s in sessions
-        )
-        p, q = log_softmax(wanted["logits"]), log_softmax(found["logits"])
-        divergence += float((np.exp(p) * (p - q)).sum())
-        agreed += int((p.argmax(axis=-1) == q.argmax(axis=-1)).sum())
-        tokens += p[..., 0].size
-        centred = [v["logits"] - v["logits"].mean(axis=-1, keepdims=True) for v in (wanted, found)]
-        sums.add("logits", *centred)
-        for name in tensors:
-            sums.add(name, wanted[name], found[name])
-    by_tensor = sums.decibels()
-    return divergence / tokens, agreed / tokens, by_tensor.pop("logits"), by_tensor
+        wanted, found = (s.run(feeds, ["logits", *tensors.values()]) for s in sessions)
+        rows = len(feeds["labels"])
+        tokens = wanted["logits"].argmax(axis=-1)  # what the cross-entropy, not shown, is of
+        logits.add(wanted["logits"], found["logits"], tokens, np.ones(rows, bool))
+        for site, tensor in tensors.items():
+            energies[site].add(wanted[tensor], found[tensor])
+    return logits.result(), {site: energy.decibels() for site, energy in energies.items()}
 
 
 def run_steps(root: Path, bits: Sequence[int], calibration: int, held_out: int) -> list[Row]:
@@ -155,10 +116,18 @@ def run_steps(root: Path, bits: Sequence[int], calibration: int, held_out: int) 
                     token_wise=options_of.token_wise,
                 )
                 made = quantize_stage(workspace, f"ablation-{b}-{k}", chosen, reporter)
-                kl, top1, logits, by_site = measure(exported, made.folder, Path(scratch), sites)
+                logits, by_site = measure(exported, made.folder, Path(scratch), sites)
                 found = np.array(list(by_site.values()))
                 rows.append(
-                    Row(b, step, kl, top1, logits, float(found.min()), float(np.median(found)))
+                    Row(
+                        bits=b,
+                        step=step,
+                        kl=logits.kl,
+                        top1=logits.top1,
+                        logits_db=decibels(logits.sqnr_db),
+                        least_site_db=float(found.min()),
+                        median_site_db=float(np.median(found)),
+                    )
                 )
                 click.echo(rows[-1], err=True)
     return rows

@@ -133,12 +133,24 @@ def quantize_weight(
     fraction, wide_ratio = search_log(histogram, n, [0.5] if powers else log_ratios(n))
     scale, ratio = (top * fraction).astype(np.float32), wide_ratio.astype(np.float32)
     table = log_table(scale, ratio, weight_format.bits).astype(np.float64)
-    codes = np.empty(rows.shape, np.int8)
-    for group, levels in enumerate(table):
-        nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, np.abs(rows[group]))
-        codes[group] = np.sign(rows[group]) * nearest
+    codes = np.copysign(nearest_magnitudes(np.abs(rows), table), rows).astype(np.int8)
     kept = None if powers else ratio
     return QuantizedWeight(weight_format, codes.reshape(weight.shape), scale, kept)
+
+
+def nearest_magnitudes(
+    magnitudes: NDArray[np.float64], table: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Index of the nearest of each group's rising magnitudes [G, L] to each of [G, M].
+
+    One search over all groups: each is brought to an interval of its own.
+    """
+    groups = np.arange(len(table))[:, None]
+    top = table[:, -1:]
+    middles = (table[:, 1:] + table[:, :-1]) / (2 * top) + 2 * groups
+    found = np.searchsorted(middles.ravel(), np.minimum(magnitudes / top, 1.5) + 2 * groups)
+    index: NDArray[np.int64] = found - groups * middles.shape[1]
+    return index
 
 
 def keep_tap_sums(

@@ -94,12 +94,14 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
     # What observers see comes first: it is in graph order, so the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            bad = ~np.isfinite(values)
-            # A scalar is of all rows: the first stands for them.
-            rows = np.flatnonzero(bad.reshape(len(names), -1).any(axis=1) if bad.ndim else [True])
+            bad, where = ~np.isfinite(values), names[0]
+            if values.ndim and len(values) == len(names):
+                where = names[int(np.flatnonzero(bad.reshape(len(names), -1).any(axis=1))[0])]
+            elif values.ndim and len(names) > 1:  # sums over the batch
+                where = f"{names[0]} to {names[-1]}"
             raise CalibrationError(
                 f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
-                where=names[int(rows[0])],
+                where=where,
                 do="check the checkpoint, then remove the sample if it is to blame",
             )
 

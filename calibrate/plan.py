@@ -88,10 +88,12 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
     if reason is not None or chosen is None:
         return SitePlan(name=site.name, reason=reason)
     if options.activation_bits == FLOAT_BITS:
-        return SitePlan(name=site.name, weight=chosen)
+        return SitePlan(name=site.name, weight=chosen, rounding=options.rounding)
     in_attention = site.op == "Conv" and site.role in ATTENTION_ROLES
     if in_attention and chosen.grid == "uniform" and not options.attention_inputs:
-        return SitePlan(name=site.name, weight=chosen, reason=ATTENTION_REASON)
+        return SitePlan(
+            name=site.name, weight=chosen, rounding=options.rounding, reason=ATTENTION_REASON
+        )
     return SitePlan(
         name=site.name,
         weight=chosen,
@@ -103,6 +105,7 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
             else "per_tensor",
         ),
         smoothing=options.smoothing or None,
+        rounding=options.rounding,
     )
 
 
@@ -159,6 +162,12 @@ def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
                 f"{name} ({site.role}) has no weight to quantize",
                 where="plan.json",
                 do="set its weight to null",
+            )
+        if entry.rounding != "nearest" and (entry.weight is None or entry.weight.grid == "fp8"):
+            raise RecipeError(
+                f"{name} wants {entry.rounding}, but has no weight on a uniform or log grid",
+                where="plan.json",
+                do='set its rounding to "nearest"',
             )
         if entry.weight is not None and entry.weight.block and site.op == "Conv":
             raise RecipeError(f"{name}: {BLOCK_REASON}", where="plan.json", do="give it 8 bits")

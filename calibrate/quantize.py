@@ -12,24 +12,25 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import RecipeError
-from ..recipe import QuantizeOptions
+from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..sites import CONSTANT_ROLES, ActivationFormat, Plan, Site, SiteMap, SitePlan
 from .activations import (
     Group,
     decibel,
     group_sites,
     search_activations,
-    site_statistics,
     site_weight,
 )
 from .block_check import require_blocks
 from .folds import fold_into_producer
-from .formats import QuantizedWeight, quantize_weight
+from .formats import QuantizedWeight
 from .observers import initializer_array, load_graph
 from .packed import save_packed
 from .passes import Progress
 from .qdq import insert_qdq
 from .qdq_nodes import SiteWeights
+from .rounded_sites import Rounded, correct_biases, round_sites
+from .scaled_weights import input_scaling, nearest, rounding_tasks, scaled_weight
 from .scaling import Scaling
 from .statistics import Statistics
 
@@ -61,10 +62,12 @@ def quantize_graphs(
     *,
     batch_size: int,
     progress: Progress,
+    max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult]]:
     """Write the Q/DQ graphs and weights.safetensors into `output`.
 
-    Returns the plan with every scale filled in, and what became of each site.
+    Returns the plan with every scale filled in, and what became of each site. Second moments stay
+    below `max_memory` bytes.
     """
     for graph in site_map.graphs:
         own = load_graph(export / f"{graph}.onnx").graph
@@ -83,17 +86,28 @@ def quantize_graphs(
         batch_size=batch_size,
         progress=progress,
     )
+    scaling = {s.name: g.scaling for found in groups.values() for g in found for s in g.sites}
+    models = {graph: load_graph(export / f"{graph}.onnx") for graph in site_map.graphs}
+    for graph, model in models.items():
+        fold_groups(model.graph, groups[graph], entries, activations)
+    rounded = round_sites(
+        export,
+        samples,
+        site_map.graphs,
+        rounding_tasks(models, site_map, entries, statistics, options, activations, scaling),
+        correct=options.bias_correction,
+        max_memory=max_memory,
+        batch_size=batch_size,
+        progress=progress,
+    )
     results: list[SiteResult] = []
     packed: dict[str, QuantizedWeight] = {}
     floats: dict[str, NDArray[np.generic]] = {}
     final: list[SitePlan] = []
-    for graph in site_map.graphs:
-        model = load_graph(export / f"{graph}.onnx")
+    for graph, model in models.items():
         sites = site_map.of_graph(graph)
         chosen: dict[str, SiteWeights] = {}
-        scaling = {s.name: g.scaling for g in groups[graph] for s in g.sites}
         folded = {s.name for g in groups[graph] for s in g.sites if g.fold}
-        fold_groups(model.graph, groups[graph], entries, activations)
         for position, site in enumerate(sites):
             entry = entries[site.name]
             site_weights, noise = quantize_site(
@@ -104,6 +118,7 @@ def quantize_graphs(
                 options,
                 activations.get(site.name),
                 scaling.get(site.name),
+                rounded.get(site.name),
             )
             if site_weights is not None:
                 chosen[site.name] = site_weights
@@ -111,6 +126,7 @@ def quantize_graphs(
             final.append(msgspec.structs.replace(entry, activation=activations.get(site.name)))
             results.append(describe(site, final[-1], noise, quality.get(site.name)))
             progress(f"{graph} weights", position + 1, len(sites))
+        correct_biases(model.graph, sites, rounded)
         for key, value in float_parameters(model.graph, sites).items():
             known = floats.get(key)
             same = known is None or np.array_equal(known, value)
@@ -156,26 +172,21 @@ def quantize_site(
     options: QuantizeOptions,
     activation: ActivationFormat | None,
     scaling: Scaling | None,
+    rounded: Rounded | None,
 ) -> tuple[SiteWeights | None, float | None]:
     """The weights of one site and the SQNR of the quantized weight in dB."""
     if site.weight is None or site.role in CONSTANT_ROLES:
         return None, None
-    weight = site_weight(graph, site)
     if entry.weight is None:
-        return SiteWeights(quantized=None, floating=to_half(weight, site.name)), None
-    scale = center = None
-    if scaling is not None and entry.smoothing is not None:
-        scale = scaling.smoothing.astype(np.float32)
-    if scaling is not None and scaling.center is not None:
-        center = (scaling.center / scaling.smoothing).astype(np.float32)
-    if scale is not None:
-        weight = weight * scale.reshape(1, -1, *(1,) * (weight.ndim - 2))
-    importance = None
-    if options.data_aware and entry.weight.granularity == "per_channel":
-        stats = site_statistics(statistics, site.name)
-        ones = np.ones_like(stats.square) if scaling is None else scaling.smoothing
-        importance = stats.square / max(1, stats.count) / ones**2
-    quantized = quantize_weight(weight, entry.weight, importance, tap_sums=options.tap_sums)
+        return SiteWeights(
+            quantized=None, floating=to_half(site_weight(graph, site), site.name)
+        ), None
+    weight = scaled_weight(graph, site, entry, scaling)
+    if rounded is None:
+        quantized = nearest(weight, site, entry, statistics, options, scaling)
+    else:
+        quantized = rounded.weight
+    scale, center = input_scaling(entry, scaling)
     wide = weight.astype(np.float64)
     noise = decibel(
         float(np.sum(wide**2)),

@@ -7,6 +7,8 @@ then gets the same scales, weights and grids; the rest is written as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..recipe import QuantizeOptions
+from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
 from ..weight_file import SharedWeights
 from .absorb import absorb
-from .activations import decibel, site_node, site_weight
+from .activations import decibel, site_node, site_statistics, site_weight
 from .block_check import require_blocks
 from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph
@@ -29,10 +31,12 @@ from .qdq_linear import rewrite_linear
 from .qdq_nodes import SiteWeights
 from .qdq_tokens import TokenSite, rewrite_token_linear
 from .quantize import SiteResult, describe, float_parameters
+from .rounded_sites import Rounded, Task, correct_biases, round_sites
 from .statistics import Statistics
 from .token_groups import TokenGroup, token_groups
 from .token_scaling import Decision, decide_groups
-from .view_passes import FullGraph, quantizable
+from .view_passes import FullGraph, plain_view, quantizable
+from .views import Grid
 
 
 def quantize_generator(
@@ -47,11 +51,13 @@ def quantize_generator(
     *,
     batch_size: int,
     progress: Progress,
+    max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult]]:
     """Write every graph of `export`, Q/DQ where it has a planned site, and weights.safetensors.
 
     `full` names the graph of all positions, whose sites `entries` plans. Returns the plan with
-    every scale filled in, and what became of each site.
+    every scale filled in, and what became of each site. Second moments stay below `max_memory`
+    bytes.
 
     Raises:
         RecipeError: sites that share an input but not the plan for it, or that cannot take blocks.
@@ -65,9 +71,20 @@ def quantize_generator(
     decisions = decide_groups(model.graph, groups, passes, options)
     absorptions = [(group.sites, decisions[group.key].absorption) for group in groups]
     absorb(model.graph, sites, absorptions)
-    chosen, results, final = quantize_sites(
-        model.graph, sites, groups, entries, decisions, options, progress
+    rounded = round_sites(
+        export,
+        samples,
+        (full,),
+        rounding_tasks(model.graph, sites, groups, entries, decisions, statistics, options),
+        correct=options.bias_correction,
+        max_memory=max_memory,
+        batch_size=batch_size,
+        progress=progress,
     )
+    chosen, results, final = quantize_sites(
+        model.graph, sites, groups, entries, decisions, options, rounded, progress
+    )
+    correct_biases(model.graph, sites, rounded)
     floats = float_parameters(model.graph, [s for s in sites if s.name in chosen])
     for group in groups:
         floats |= kept_tables(group, decisions[group.key])
@@ -82,6 +99,7 @@ def quantize_generator(
                 own = site_map.of_graph(graph)
                 if graph != full:
                     absorb(changed.graph, own, absorptions)
+                    correct_biases(changed.graph, own, rounded)
                 insert_sites(changed.graph, own, chosen)
             weights.write(changed, graph)
     return Plan(sites=tuple(final)), results
@@ -100,9 +118,13 @@ def quantize_sites(
     entries: Mapping[str, SitePlan],
     decisions: Mapping[str, Decision],
     options: QuantizeOptions,
+    rounded: Mapping[str, Rounded],
     progress: Progress,
 ) -> tuple[dict[str, TokenSite | QuantizedWeight], list[SiteResult], list[SitePlan]]:
-    """The codes of every planned weight of the absorbed graph, and what reports say of each."""
+    """The codes of every planned weight of the absorbed graph, and what reports say of each.
+
+    Those in `rounded` are had already; the others are rounded to nearest.
+    """
     decided = {site.name: decisions[group.key] for group in groups for site in group.sites}
     chosen: dict[str, TokenSite | QuantizedWeight] = {}
     results, final = [], []
@@ -112,10 +134,8 @@ def quantize_sites(
         noise = None
         if entry.weight is not None:
             weight = site_weight(graph, site)
-            importance = None
-            if options.data_aware and decision and entry.weight.granularity == "per_channel":
-                importance = decision.energy
-            codes = quantize_weight(weight, entry.weight, importance)
+            known = rounded.get(site.name)
+            codes = known.weight if known else nearest(weight, entry, decision, options)
             wide = weight.astype(np.float64)
             error = codes.dequantize().astype(np.float64) - wide
             noise = decibel(float(np.sum(wide**2)), float(np.sum(error**2)))
@@ -126,6 +146,59 @@ def quantize_sites(
         results.append(describe(site, entry, noise, decision.sqnr_db if decision else None))
         progress("weights", k + 1, len(sites))
     return chosen, results, final
+
+
+def nearest(
+    weight: NDArray[np.float32],
+    entry: SitePlan,
+    decision: Decision | None,
+    options: QuantizeOptions,
+) -> QuantizedWeight:
+    assert entry.weight is not None
+    importance = None
+    if options.data_aware and decision and entry.weight.granularity == "per_channel":
+        importance = decision.energy
+    return quantize_weight(weight, entry.weight, importance)
+
+
+def rounding_tasks(
+    graph: ir.Graph,
+    sites: Sequence[Site],
+    groups: Sequence[TokenGroup],
+    entries: Mapping[str, SitePlan],
+    decisions: Mapping[str, Decision],
+    statistics: Statistics,
+    options: QuantizeOptions,
+) -> list[Task]:
+    """The weights of the absorbed graph that data rounds, and what their products are fed."""
+    group_of = {site.name: group for group in groups for site in group.sites}
+    tasks = []
+    for site in sites:
+        entry = entries[site.name]
+        if not Task.needed(entry, correct=options.bias_correction):
+            continue
+        group = group_of.get(site.name)
+        decision = decisions[group.key] if group else None
+        view, grid = plain_view(site), None
+        if group and decision:
+            absorbed, found = decision.absorption, decision.grid
+            shift = absorbed.shift if np.any(absorbed.shift) else None
+            view = replace(group.view, scale=absorbed.scale, shift=shift)
+            step = found.level * np.float64(found.step)
+            grid = Grid(step, found.shift, found.bits, found.kind)
+        tasks.append(
+            Task(
+                site,
+                entry,
+                site_node(graph, site),
+                view,
+                grid,
+                site_statistics(statistics, site.name).count,
+                partial(site_weight, graph, site),
+                partial(nearest, entry=entry, decision=decision, options=options),
+            )
+        )
+    return tasks
 
 
 def filled(entry: SitePlan, decision: Decision) -> ActivationFormat:

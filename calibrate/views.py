@@ -127,25 +127,46 @@ def rounding_error(
     graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
 ) -> tuple[ir.Value, ir.Value]:
     """The view in steps of the grid, and its distance to the nearest point of it."""
-    assert seen.shape is not None
-    rank, axis = len(seen.shape), view.token_axis or 0
+    steps, point = nearest_point(graph, seen, view, grid, label)
+    return steps, chain(graph, "Sub", [point, steps], f"{label}:error")
+
+
+def rounded_view(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
+    """The view as the grid gives it, in the view's units."""
+    _, point = nearest_point(graph, seen, view, grid, label)
+    step = by_position(graph, seen, view, grid.step, f"{label}:step")
+    made = chain(graph, "Mul", [point, step], f"{label}:rounded")
+    made.shape, made.type = seen.shape, seen.type
+    return made
+
+
+def nearest_point(
+    graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
+) -> tuple[ir.Value, ir.Value]:
+    """The view in steps of the grid, and the grid's nearest number."""
 
     def held(name: str, values: Floats) -> ir.Value:
-        shaped = along(values.astype(np.float32), axis, rank) if values.size > 1 else values[0]
-        return constant(graph, f"{label}:{name}", np.asarray(shaped, np.float32))
+        return by_position(graph, seen, view, values, f"{label}:{name}")
 
     steps = chain(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
     if grid.kind == "fp8":
         to = ir.DataType.FLOAT8E4M3FN
         number = chain(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
-        point = chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
-        return steps, chain(graph, "Sub", [point, steps], f"{label}:error")
+        return steps, chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
     low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
     rounded = chain(graph, "Round", [steps], f"{label}:round")
     # Max and Min, since a Clip has scalar bounds.
     raised = chain(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
     clipped = chain(graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point")
-    return steps, chain(graph, "Sub", [clipped, steps], f"{label}:error")
+    return steps, clipped
+
+
+def by_position(graph: ir.Graph, seen: ir.Value, view: View, values: Floats, name: str) -> ir.Value:
+    """A constant of a scalar, or of a value a position in a shape that broadcasts."""
+    assert seen.shape is not None
+    rank, axis = len(seen.shape), view.token_axis or 0
+    shaped = along(values.astype(np.float32), axis, rank) if values.size > 1 else values[0]
+    return constant(graph, name, np.asarray(shaped, np.float32))
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import msgspec
 
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from ..errors import RecipeError
-from ..recipe import QuantizeOptions
+from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap, SitePlan
 from .build import FP16
@@ -34,8 +34,12 @@ def quantize_stage(
     options: QuantizeOptions,
     reporter: Reporter,
     plan_file: Path | None = None,
+    max_memory: int = MAX_MEMORY,
 ) -> StageResult:
-    """Quantize by `options`, or by a plan that a person or a search has edited."""
+    """Quantize by `options`, or by a plan that a person or a search has edited.
+
+    Second moments, where a rounding asks for them, take at most `max_memory` bytes at a time.
+    """
     from ..calibrate.attention import quantize_attention
     from ..calibrate.peaks import quantize_in_range
     from ..calibrate.plan import check_plan, make_plan
@@ -84,6 +88,7 @@ def quantize_stage(
                     options,
                     batch_size=size,
                     progress=progress,
+                    max_memory=max_memory,
                 )
             made, told = quantize_generator(
                 export,
@@ -96,6 +101,7 @@ def quantize_stage(
                 options,
                 batch_size=size,
                 progress=progress,
+                max_memory=max_memory,
             )
             return quantize_attention(
                 folder, samples, site_map, FULL, made, told, batch_size=size, progress=progress

@@ -78,8 +78,8 @@ def _pictures(report: Report) -> Table:
         title="Pictures of the same seeds",
         header=_header(report),
         rows=_rows(report, PICTURE_ROWS, {}),
-        caption="Each goes on from its own tokens: after the first other token, what follows is "
-        "another picture of the same class, no error.",
+        caption="Each goes on from its own tokens: what follows the first other token is another "
+        "draw, which may be as good.",
     )
 
 

@@ -240,6 +240,8 @@ def metrics(report: Report) -> dict[str, float | None]:
             values |= {f"{candidate}.{name}": value for name, value in made.items()}
     if report.headline is not None:
         values |= {name: values[f"{report.headline}.{name}"] for name in _MEASURED}
+    if values["site_sqnr_db"] is None:  # an engine has no sites to look into
+        values["site_sqnr_db"] = values[f"{QDQ}.site_sqnr_db"]
     values["compression"] = report.sizes.compression
     for what, row in report.latency.items():
         prefix = "" if what == "total" else f"{what}."

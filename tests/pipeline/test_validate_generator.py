@@ -248,6 +248,42 @@ def test_reports_of_generators_are_compared(
     assert_refused(arvg("compare", base, worse), 7, "other sampling")
 
 
+def test_run_follows_a_recipe_of_a_generator_and_resumes(
+    quantized: Path, tiny_rar: TinyRar, tmp_path: Path
+) -> None:
+    copy, recipe = tmp_path / "ws", tmp_path / "rar.toml"
+    shutil.copytree(quantized, copy)
+    shutil.rmtree(copy / "validate", ignore_errors=True)
+    recipe.write_text(
+        f"""
+        schema = "arvg-trt/recipe/v1"
+        model = "rar"
+        checkpoint = "{tiny_rar.workspace.parent / "checkpoint"}"
+        workspace = "{copy}"
+        name = "w6a6"
+        build = []
+        [calibrate]
+        samples = 5
+        batch_size = 10
+        [quantize]
+        weight_bits = 6
+        activation_bits = 6
+        smoothing = "gps"
+        [validate]
+        samples = 2
+        rounds = 0
+        gates = ["kl<=1"]
+        """
+    )
+    first, again = (json.loads(arvg("run", recipe, "--json").out)["stages"] for _ in range(2))
+    stages = ["export", "calibrate", "quantize", "validate"]
+    assert [s["manifest"]["stage"] for s in first] == stages
+    assert [s["skipped"] for s in first] == [True, True, True, False]
+    assert all(s["skipped"] for s in again)
+    outcome = arvg("run", recipe)
+    assert "likeliest token equal" in outcome.out and "tokens equal" in outcome.out, outcome
+
+
 @pytest.mark.parametrize(
     ("code", "words", "args"),
     [
