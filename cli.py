@@ -162,6 +162,11 @@ def export(
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
 @click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")
+@click.option(
+    "--value-range",
+    type=(float, float),
+    help="What float pictures of --feeds lie in. [default: +-16]",
+)
 @click.option("--labels", help="A generator's classes, e.g. 0-9,207. [default: all in turn]")
 @click.option("--samples", type=int, help="Number of crops, or pictures. [default: 32]")
 @click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
@@ -169,6 +174,16 @@ def export(
 @click.option("--size", type=int, help="Side of the square crops. [default: 256]")
 @click.option(
     "--synthetic", is_flag=True, default=None, help="Calibrate on noise; marks the report."
+)
+@click.option("--samples-from", help="Samples that were saved: a workspace or folder.")
+@click.option(
+    "--dgc/--no-dgc", default=None, help="Choose a generator's rows by distance. [default: no]"
+)
+@click.option("--candidates", type=int, help="Pictures that DGC chooses from. [default: twice]")
+@click.option(
+    "--dgc-select",
+    type=click.Choice(["ratio", "distance"]),
+    help="Keep the first rows in the far ones' ratio, or the far ones. [default: ratio]",
 )
 @click.option("--shard", metavar="K/N", help="Part K of N of the samples, to be merged.")
 @click.option(

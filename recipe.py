@@ -43,7 +43,14 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
 
     `feeds` is a .npz with the arrays that a user's own graphs are fed. A generator makes `samples`
     pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn. `shard` "K/N" makes
-    part K of N of them, to be merged with the others.
+    part K of N of them, to be merged with the others. `samples_from` is a folder of saved samples
+    to use instead, all of them.
+
+    `value_range` is what the float pictures of `feeds` must lie in (None: within +-16).
+
+    `dgc` chooses twice `samples` rows of those of `candidates` pictures (None: twice `samples`), by
+    the distances of their first tokens: as many conditional ones as are far ("ratio"), or the far
+    ones themselves (`dgc_select` "distance").
     """
 
     images: str | None = None
@@ -55,9 +62,29 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     size: int = 256
     synthetic: bool = False
     shard: str | None = None
+    samples_from: str | None = None
+    value_range: tuple[float, float] | None = None
+    dgc: bool = False
+    candidates: int | None = None
+    dgc_select: Literal["ratio", "distance"] = "ratio"
 
     def __post_init__(self) -> None:
         require_at_least(self, samples=1, batch_size=1, size=1, seed=0)
+        if self.samples_from is not None:
+            others = [n for n in ("images", "feeds", "labels", "synthetic") if getattr(self, n)]
+            if others:
+                raise ValueError(f"samples_from and {others[0]} exclude each other")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range {list(self.value_range)} is empty")
+        if self.candidates is not None and not self.dgc:
+            raise ValueError("candidates are what dgc chooses from: set dgc")
+        if self.dgc and self.shard is not None:
+            raise ValueError(
+                "dgc chooses among all candidates: make shards without it, merge them, and choose "
+                "with samples_from"
+            )
+        if self.dgc and self.pool < self.samples:
+            raise ValueError(f"{self.samples} samples of {self.pool} candidates leave no choice")
         if self.shard is not None:
             _, n = self.part
             if n > self.samples:
@@ -65,6 +92,13 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
         if self.synthetic and (self.images is not None or self.feeds is not None):
             given = "images" if self.images is not None else "feeds"
             raise ValueError(f"synthetic noise and {given} exclude each other")
+
+    @property
+    def pool(self) -> int:
+        """Pictures to make: the samples, or the candidates for them."""
+        if not self.dgc:
+            return self.samples
+        return 2 * self.samples if self.candidates is None else self.candidates
 
     @property
     def part(self) -> tuple[int, int]:

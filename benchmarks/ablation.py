@@ -1,35 +1,38 @@
-"""What each step of PTQ4ARVG gains, on a generator of ours: the ablation table.
+"""What each step of PTQ4ARVG gains, on generators of ours: the ablation table.
 
-python -m arvg_trt.benchmarks.ablation [--workspace WS]
+python -m arvg_trt.benchmarks.ablation --model var-mini [--workspace WS]
+python -m arvg_trt.benchmarks.ablation --model planted --samples 16 --held-out 4 --peers
 
 Logits are those of all positions, teacher-forced on pictures that the FP32 model made from a seed
 that calibration did not use; conditional and null rows alike. KL is that of the quantized from the
-FP32 distribution, in nats a token.
+FP32 distribution, in nats a token. Sites are those whose outputs no fold changes: proj, fc1 and
+fc2. "Tied" tokens are those whose two likeliest logits are closer in FP32 than the root mean
+square error of a logit: a coin decides whether their top-1 agrees.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
 from ..artifacts import Workspace
-from ..calibrate.view_passes import quantizable
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.common import load_sites
 from ..pipeline.export import export_stage
 from ..pipeline.generated_samples import FULL, generated_rows
-from ..pipeline.probing import probe, site_outputs
 from ..pipeline.quantize import quantize_stage
-from ..recipe import CalibrateOptions, QuantizeOptions
-from ..runtime.feeds import sample_batches, sample_files, save_sample
-from ..sites import Site
-from ..validate.logits import LogitsAccuracy, LogitsTally
-from ..validate.metrics import Energy, decibels
+from ..recipe import CalibrateOptions, QuantizeOptions, with_changes
+from ..runtime.feeds import save_sample
+from ..runtime.generator import Generator
+from .ablation_measure import Distance, comparable, graph_model, measure
+from .ablation_peers import peers
 from .common import (
     RESULTS,
     QuietReporter,
@@ -38,154 +41,210 @@ from .common import (
     markdown_table,
     write_results,
 )
+from .planted import export_planted
 
-MODEL = "var-mini"
+PLANTED = "planted"
+MODELS = ("var-mini", "rar-mini", "par-mini", PLANTED)
 HELD_OUT_SEED = 2000
-BATCH = 8
-STEPS: Mapping[str, QuantizeOptions] = {
-    "per tensor": QuantizeOptions(smoothing=0.0, token_wise=False),
-    "+ SmoothQuant": QuantizeOptions(smoothing=0.5, token_wise=False),
-    "+ GPS": QuantizeOptions(smoothing="gps", token_wise=False),
-    "+ a scale a position": QuantizeOptions(smoothing="gps"),
-    "least predicted error, per tensor": QuantizeOptions(smoothing="search", token_wise=False),
-    "least predicted error, a scale a position": QuantizeOptions(smoothing="search"),
+BATCH = 4
+FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "W8A8": {"weight_bits": 8, "activation_bits": 8},
+    "W6A6": {"weight_bits": 6, "activation_bits": 6},
+    "W8A16": {"weight_bits": 8, "activation_bits": 32},
+    "W6A16": {"weight_bits": 6, "activation_bits": 32},
+    "W4A16": {"quantize_method": "blockwise", "activation_bits": 32},
+    "FP8": {"quantize_method": "fp8"},
 }
+STEPS: Mapping[str, Mapping[str, Any]] = {
+    "per tensor": {"smoothing": 0.0, "token_wise": False},
+    "SmoothQuant": {"smoothing": 0.5, "token_wise": False},
+    "GPS": {"smoothing": "gps", "token_wise": False},
+    "GPS, a scale a position": {"smoothing": "gps"},
+    "search, a scale a position": {"smoothing": "search"},
+}
+WEIGHTS_ALONE = "nearest"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One quantization; `sites_db` is the least and the median SQNR of what its linears give."""
+    """One quantization; `tokens` is the share of tokens of generated pictures that stay."""
 
-    bits: int
+    format: str
     step: str
-    kl: float
-    top1: float
-    logits_db: float
-    least_site_db: float
-    median_site_db: float
+    distance: Distance
+    tokens: float | None = None
 
 
-def comparable(sites: Sequence[Site]) -> dict[str, str]:
-    """By site the outputs that no fold changes, so that both graphs mean the same by them."""
-    chosen = quantizable(sites)
-    parts = [p for s in chosen if s.producer_fold for p in s.producer_fold.divide]
-    changed = {part.initializer for part in parts}
-    outputs = site_outputs(sites)
-    return {
-        s.name: outputs[s.name] for s in chosen if s.weight not in changed and s.name in outputs
-    }
+def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
+    """Export the model where the workspace has none; returns the folder of its graphs."""
+    exported = workspace.folder("export")
+    if not (exported / "manifest.json").is_file():
+        if model == PLANTED:
+            export_planted(workspace, checkpoint, QuietReporter())
+        else:
+            export_stage(workspace, model, None, "skimage", QuietReporter())
+    return exported
 
 
-def measure(
-    export: Path, folder: Path, samples: Path, sites: Sequence[Site]
-) -> tuple[LogitsAccuracy, dict[str, float]]:
-    """The logits against FP32's, and SQNR by site."""
-    tensors = comparable(sites)
-    sessions = [probe(path / f"{FULL}.onnx", list(tensors.values())) for path in (export, folder)]
-    logits, energies = LogitsTally(), {site: Energy() for site in tensors}
-    for _, feeds in sample_batches(sample_files(samples), BATCH, sessions[0].inputs):
-        wanted, found = (s.run(feeds, ["logits", *tensors.values()]) for s in sessions)
-        rows = len(feeds["labels"])
-        tokens = wanted["logits"].argmax(axis=-1)  # what the cross-entropy, not shown, is of
-        logits.add(wanted["logits"], found["logits"], tokens, np.ones(rows, bool))
-        for site, tensor in tensors.items():
-            energies[site].add(wanted[tensor], found[tensor])
-    return logits.result(), {site: energy.decibels() for site, energy in energies.items()}
+def steps_of(name: str) -> Iterator[tuple[str, QuantizeOptions]]:
+    """Steps of a format; one with float inputs has nothing to scale, and so a single one."""
+    base = with_changes(QuantizeOptions(), **FORMATS[name])
+    if base.activation_bits == 32:
+        yield WEIGHTS_ALONE, base
+        return
+    for step, changes in STEPS.items():
+        yield step, with_changes(base, **changes)
 
 
-def run_steps(root: Path, bits: Sequence[int], calibration: int, held_out: int) -> list[Row]:
-    reporter = QuietReporter()
-    with Workspace(root) as workspace, tempfile.TemporaryDirectory() as scratch:
-        exported = workspace.folder("export")
-        if not (exported / "manifest.json").is_file():
-            export_stage(workspace, MODEL, None, "skimage", reporter)
-        calibrate_stage(
-            workspace, CalibrateOptions(samples=calibration, batch_size=BATCH), reporter
-        )
-        options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
-        for k, row in enumerate(generated_rows(exported, options, reporter)):
-            save_sample(row, Path(scratch), k)
-        sites = load_sites(exported).of_graph(FULL)
-        rows = []
-        for b in bits:
-            for k, (step, options_of) in enumerate(STEPS.items()):
-                chosen = QuantizeOptions(
-                    weight_bits=b,
-                    activation_bits=b,
-                    smoothing=options_of.smoothing,
-                    token_wise=options_of.token_wise,
-                )
-                made = quantize_stage(workspace, f"ablation-{b}-{k}", chosen, reporter)
-                logits, by_site = measure(exported, made.folder, Path(scratch), sites)
-                found = np.array(list(by_site.values()))
-                rows.append(
-                    Row(
-                        bits=b,
-                        step=step,
-                        kl=logits.kl,
-                        top1=logits.top1,
-                        logits_db=decibels(logits.sqnr_db),
-                        least_site_db=float(found.min()),
-                        median_site_db=float(np.median(found)),
-                    )
-                )
-                click.echo(rows[-1], err=True)
-    return rows
+def pictures(folder: Path, count: int) -> np.ndarray[Any, Any]:
+    """Tokens of pictures of the first classes in turn, of the held-out seed."""
+    generator = Generator.open(folder)
+    labels = np.arange(count) % generator.spec.num_classes
+    return generator.generate(labels, seed=HELD_OUT_SEED).tokens
 
 
-def report(rows: Sequence[Row], found: Mapping[str, object], calibration: int, held: int) -> str:
+def run_steps(
+    workspace: Workspace,
+    exported: Path,
+    formats: Sequence[str],
+    held_out: Path,
+    count: int,
+) -> Iterator[Row]:
+    """Quantize by each step of each format, and measure it; `count` pictures are generated."""
+    tensors = comparable(load_sites(exported).of_graph(FULL))
+    wanted = pictures(exported, count) if count else None
+    reference = graph_model(exported, tensors)
+    for name in formats:
+        for k, (step, options) in enumerate(steps_of(name)):
+            made = quantize_stage(
+                workspace, f"ablation-{name}-{k}", options, QuietReporter()
+            ).folder
+            found = measure(reference, graph_model(made, tensors), held_out, BATCH, tensors)
+            same = None if wanted is None else float((pictures(made, count) == wanted).mean())
+            yield Row(name, step, found, same)
+
+
+def run_peers(
+    exported: Path, samples: Path, checkpoint: Path | None, held_out: Path
+) -> Iterator[Row]:
+    reference = graph_model(exported)
+    for name, make in peers(exported, samples, checkpoint):
+        found = make()
+        if found is not None:
+            yield Row("W8A8", name, measure(reference, found, held_out, BATCH))
+
+
+def table(rows: Sequence[Row]) -> str:
     header = (
-        "bits",
+        "format",
         "",
         "KL, nats",
         "top-1 equal",
+        "tied",
         "logits SQNR, dB",
         "least site, dB",
         "median site, dB",
+        "generated tokens equal",
     )
-    lines = [
-        (
-            f"W{row.bits}A{row.bits}",
-            row.step,
-            f"{row.kl:.5f}",
-            f"{row.top1:.2%}",
-            f"{row.logits_db:.1f}",
-            f"{row.least_site_db:.1f}",
-            f"{row.median_site_db:.1f}",
-        )
-        for row in rows
+    return markdown_table(header, [cells(row) for row in rows])
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    found = row.distance
+    sites = np.array(list(found.sites_db.values()))
+    return (
+        row.format,
+        row.step,
+        f"{found.kl:.6f}",
+        f"{found.top1:.2%}",
+        f"{found.tied:.1%}",
+        f"{found.logits_db:.1f}",
+        *((f"{sites.min():.1f}", f"{np.median(sites):.1f}") if sites.size else ("", "")),
+        "" if row.tokens is None else f"{row.tokens:.1%}",
+    )
+
+
+def setbacks(rows: Sequence[Row]) -> list[str]:
+    """Steps of ours whose KL is above that of the step before, within a format."""
+    return [
+        f"{row.format}: {row.step} does not help over {before.step} "
+        f"(KL {row.distance.kl:.6f} after {before.distance.kl:.6f} nats)."
+        for before, row in pairwise(rows)
+        if row.format == before.format
+        and row.step in STEPS
+        and before.step in STEPS
+        and row.distance.kl > before.distance.kl
     ]
-    return f"""# Ablation on {MODEL}
 
-{__doc__.split("[--workspace WS]")[1].strip()}
 
-Calibrated on {calibration} pictures of seed 0, measured on {held} of seed {HELD_OUT_SEED}.
-Attention products and the embedding of latents stay FP32. Sites are those whose outputs no fold
-changes: proj, fc1, fc2 of every block.
+def report(model: str, rows: Sequence[Row], found: Mapping[str, Any], counts: str) -> str:
+    lines = "\n".join(f"- {line}" for line in setbacks(rows))
+    return f"""# Ablation on {model}
 
-{markdown_table(header, lines)}
+{__doc__.split("--peers")[1].strip()}
+
+{counts} Attention products and the embedding of latents stay FP32.
+
+{table(rows)}
+
+{lines or "Each step lowers the divergence."}
 
 {environment_line(found)}
 """
 
 
 @click.command()
+@click.option("--model", type=click.Choice(MODELS), default="var-mini", show_default=True)
 @click.option("--workspace", type=click.Path(path_type=Path), help="Kept; else a temporary one.")
-@click.option("--bits", multiple=True, type=int, default=(8, 6), show_default=True)
+@click.option("--format", "formats", multiple=True, type=click.Choice(list(FORMATS)))
 @click.option("--samples", default=64, show_default=True, help="Pictures to calibrate on.")
 @click.option("--held-out", default=20, show_default=True, help="Pictures to measure on.")
+@click.option("--pictures", "count", default=0, show_default=True, help="To generate and compare.")
+@click.option("--peers", "with_peers", is_flag=True, help="Other tools beside us.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
 def main(
-    workspace: Path | None, bits: Sequence[int], samples: int, held_out: int, output: Path
+    model: str,
+    workspace: Path | None,
+    formats: Sequence[str],
+    samples: int,
+    held_out: int,
+    count: int,
+    with_peers: bool,
+    output: Path,
 ) -> None:
-    """Quantize step by step and write ablation.md and .json."""
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = run_steps(workspace or Path(scratch) / "ws", bits, samples, held_out)
+    """Quantize step by step and write ablation_MODEL.md and .json."""
+    rows: list[Row] = []
+    chosen = formats or ("W8A8", "W6A6")
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        root = workspace or scratch / "ws"
+        checkpoint = root.parent / f"{root.name}-checkpoint"
+        with Workspace(root) as opened:
+            exported = prepare(opened, model, checkpoint)
+            calibrate_stage(
+                opened, CalibrateOptions(samples=samples, batch_size=BATCH), QuietReporter()
+            )
+            held = scratch / "held"
+            held.mkdir()
+            options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
+            for k, sample in enumerate(generated_rows(exported, options, QuietReporter())):
+                save_sample(sample, held, k)
+            if with_peers:
+                seen = opened.folder("calibrate") / "samples"
+                source = checkpoint if model == PLANTED else None
+                rows.extend(run_peers(exported, seen, source, held))
+            for row in run_steps(opened, exported, chosen, held, count):
+                rows.append(row)
+                click.echo(cells(row), err=True)
     found = environment(0)
+    counts = (
+        f"Calibrated on {samples} pictures of seed 0, measured on {held_out} of seed "
+        f"{HELD_OUT_SEED}."
+    )
     write_results(
-        "ablation",
+        f"ablation_{model}",
         output,
-        report(rows, found, samples, held_out),
+        report(model, rows, found, counts),
         {"environment": found, "rows": [asdict(row) for row in rows]},
     )
 

@@ -249,4 +249,7 @@ def candidate_grids(
 
 
 def decibel(signal: float, noise: float) -> float:
-    return float(10 * np.log10(signal / max(noise, 1e-30)))
+    """10 log10(signal / noise), finite: a tensor of zeros that stay zeros counts as one of ones."""
+    if signal == 0 == noise:
+        signal = 1.0
+    return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))

@@ -44,7 +44,9 @@ def save_packed(
             "format": msgspec.to_builtins(weight.format),
         }
     # One metadata key: safetensors writes several in random order.
-    data = save(tensors, metadata={HEADER: json.dumps({"schema": SCHEMA, "sites": header})})
+    # What is not contiguous it would write in the order of memory.
+    held = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    data = save(held, metadata={HEADER: json.dumps({"schema": SCHEMA, "sites": header})})
     path.write_bytes(data)  # save_file hides the errno of a full disk
 
 

@@ -17,6 +17,7 @@ from ..errors import CalibrationError
 from ..runtime.feeds import feeds_of, sample_batches, sample_files
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..sites import CONSTANT_ROLES, Site, SiteMap
+from .convergence import Growth
 from .observers import (
     ClipCandidate,
     graph_bytes,
@@ -119,13 +120,15 @@ def collect_ranges(
     batch_size: int,
     progress: Progress,
     threads: int = 0,
+    growth: Growth | None = None,
 ) -> Statistics:
     """Pass 1: min, max and sum of squares per channel, by site name.
 
     Of every site's input under `SITE`, and of its output under `SITE:output` (the ONNX Runtime
-    engine needs a grid for what a convolution returns).
+    engine needs a grid for what a convolution returns). A `growth` of as many parts as there are
+    batches keeps what they were on the way.
     """
-    statistics: Statistics = {}
+    seen = Growth(1) if growth is None else growth
 
     def instrument(graph: str, ir_graph: ir.Graph) -> None:
         sites = observed_sites(site_map, graph)
@@ -135,9 +138,7 @@ def collect_ranges(
     def consume(graph: str, outputs: Outputs) -> None:
         for site in observed_sites(site_map, graph):
             for key, tensor in ((site.name, site.input), (f"{site.name}:output", site.output)):
-                stats = batch_stats(outputs, tensor)
-                seen = statistics.get(key)
-                statistics[key] = stats if seen is None else seen.merge(stats)
+                seen.add(key, batch_stats(outputs, tensor))
 
     run_instrumented(
         export,
@@ -149,7 +150,7 @@ def collect_ranges(
         progress=progress,
         threads=threads,
     )
-    return statistics
+    return seen.total
 
 
 def batch_stats(outputs: Outputs, name: str) -> TensorStats:

@@ -35,6 +35,10 @@ class TensorStats:
         )
 
 
+EXPORT = "export"  # beside them in a file: the digest of the export that they are of
+# Statistics by name: of a site's input, and with these behind the name of its positions and of the
+# site's output.
+POSITION, OUTPUT = ":position", ":output"
 Statistics = dict[str, TensorStats]
 
 
@@ -74,8 +78,9 @@ def save_statistics(
         tensors[f"{name}:high"] = stats.high
         tensors[f"{name}:square"] = stats.square
         tensors[f"{name}:count"] = np.array([stats.count], np.int64)
-    metadata = {"schema": "arvg-trt/statistics/v1"} | ({"export": export} if export else {})
-    data = save(tensors, metadata=metadata)
+    if export is not None:  # a tensor, since metadata of two keys come in any order
+        tensors[EXPORT] = np.frombuffer(bytes.fromhex(export), np.uint8)
+    data = save(tensors, metadata={"schema": "arvg-trt/statistics/v1"})
     path.write_bytes(data)  # save_file hides the errno of a full disk
 
 
@@ -92,14 +97,14 @@ def load_exported(path: Path) -> tuple[Statistics, str | None]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("schema") != "arvg-trt/statistics/v1":
+            if (file.metadata() or {}).get("schema") != "arvg-trt/statistics/v1":
                 raise CalibrationError(
                     "not a statistics file of this version",
                     where=str(path),
                     do="run `arvg-trt calibrate` again",
                 )
-            names = sorted({key.rpartition(":")[0] for key in list(file.keys())})
+            keys = set(file.keys())
+            names = sorted({key.rpartition(":")[0] for key in keys - {EXPORT}})
             found = {
                 name: TensorStats(
                     file.get_tensor(f"{name}:low"),
@@ -109,7 +114,8 @@ def load_exported(path: Path) -> tuple[Statistics, str | None]:
                 )
                 for name in names
             }
-            return found, metadata.get("export")
+            digest = file.get_tensor(EXPORT).tobytes().hex() if EXPORT in keys else None
+            return found, digest
     except (SafetensorError, FileNotFoundError) as error:
         raise CalibrationError(
             f"cannot be read: {error}", where=str(path), do="run `arvg-trt calibrate` again"

@@ -12,8 +12,8 @@ from ..sites import ActivationFormat, Site, SitePlan
 from .activations import site_statistics, summarize
 from .folds import folds_shift, holds_producer
 from .scaling import Readers
-from .statistics import Statistics, TensorStats
-from .view_passes import POSITION, by_input, plain_view
+from .statistics import POSITION, Statistics, TensorStats
+from .view_passes import by_input, plain_view
 from .views import View
 
 

@@ -19,10 +19,10 @@ from .activations import decibel, site_weight
 from .formats import quantize_weight
 from .gps import gps_scale
 from .scaling import Scaling, centers, search_scaling, smoothing_scale
-from .statistics import Statistics, TensorStats
+from .statistics import POSITION, Statistics, TensorStats
 from .token_grids import TokenGrid, best_grid, format_candidates
 from .token_groups import TokenGroup
-from .view_passes import POSITION, FullGraph
+from .view_passes import FullGraph
 from .views import Grid, View
 
 Floats = NDArray[np.float64]

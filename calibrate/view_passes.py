@@ -10,13 +10,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..sites import Site
+from .convergence import Growth
 from .passes import Outputs, Progress, batch_stats, run_instrumented
-from .statistics import Statistics, TensorStats
+from .statistics import POSITION, Statistics
 from .views import Grid, View, observe_gains, observe_grid_errors, observe_view_ranges
 
 Floats = NDArray[np.float64]
 Instrument = Callable[[ir.Graph], None]
-POSITION = ":position"
 
 
 class FullGraph:
@@ -41,18 +41,21 @@ class FullGraph:
         self._threads = threads
         self._optimized = optimized
 
-    def ranges(self, views: Mapping[str, View]) -> Statistics:
-        """By `KEY` statistics of the channels, by `KEY:position` of the positions."""
-        found: Statistics = {}
+    def ranges(self, views: Mapping[str, View], growth: Growth | None = None) -> Statistics:
+        """By `KEY` statistics of the channels, by `KEY:position` of the positions.
+
+        A `growth` of as many parts as there are batches keeps what they were on the way.
+        """
+        found = Growth(1) if growth is None else growth
 
         def consume(outputs: Outputs) -> None:
             for key, view in views.items():
-                merge_into(found, key, batch_stats(outputs, key))
+                found.add(key, batch_stats(outputs, key))
                 if view.token_axis is not None:
-                    merge_into(found, f"{key}{POSITION}", batch_stats(outputs, f"{key}/position"))
+                    found.add(f"{key}{POSITION}", batch_stats(outputs, f"{key}/position"))
 
         self._run(lambda graph: observe_view_ranges(graph, views), consume)
-        return found
+        return found.total
 
     def gains(
         self, views: Mapping[str, View], grids: Mapping[str, Grid]
@@ -118,6 +121,7 @@ def collect_full_ranges(
     batch_size: int,
     progress: Progress,
     threads: int = 0,
+    growth: Growth | None = None,
 ) -> Statistics:
     """Ranges and squares of the inputs of a full graph's sites, by site name.
 
@@ -132,7 +136,7 @@ def collect_full_ranges(
         progress=progress,
         threads=threads,
     )
-    found = graph.ranges({key: plain_view(group[0]) for key, group in groups.items()})
+    found = graph.ranges({key: plain_view(group[0]) for key, group in groups.items()}, growth)
     return {
         f"{site.name}{kind}": found[f"{key}{kind}"]
         for key, group in groups.items()
@@ -164,8 +168,3 @@ def wide_sum(rows: NDArray[np.generic]) -> Floats:
     """Over the samples of a batch, in float64."""
     total: Floats = rows.astype(np.float64).sum(axis=0)
     return total
-
-
-def merge_into(statistics: Statistics, key: str, stats: TensorStats) -> None:
-    seen = statistics.get(key)
-    statistics[key] = stats if seen is None else seen.merge(stats)

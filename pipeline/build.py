@@ -14,6 +14,7 @@ from ..recipe import BuildOptions
 from ..runtime.trt_compat import Backend
 from ..sites import Plan, SitePlan
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from .fp32_nodes import fp32_nodes
 from .generated_samples import is_generator
 from .profiles import Profiles, graph_profiles
 
@@ -174,7 +175,9 @@ def build_graph(
     twin_path = folder / f"{graph}.onnx"
     own_sites = load_sites(workspace.folder("export")).of_graph(graph)
     decide = [site.node for site in own_sites if site.role == "codes"]
-    twin = fp16_twin(onnx.load(source / f"{graph}.onnx"), keep_fp32=decide)
+    model = onnx.load(source / f"{graph}.onnx")
+    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(source, model)])
+    del model
     onnx.save(
         twin,
         twin_path,

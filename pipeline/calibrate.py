@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from .common import (
     require_outputs,
     run_stage,
 )
+from .distribution import keep_far_rows, require_halves
 from .executors import Execution, SilentReporter, run_tasks
 from .generated_samples import FULL, is_generator
-from .merging import STATISTICS, combine_parts
+from .merging import STATISTICS, combine_parts, say_convergence
 
-PARTS = "parts"
+PARTS, CANDIDATES = "parts", "candidates"
 
 
 def calibrate_stage(
@@ -42,11 +44,10 @@ def calibrate_stage(
     With an `execution` in shards, at once in several processes or on a Ray cluster; what they
     make together is what one process makes.
     """
-    if execution is not None and options.shard is not None:
-        raise RecipeError(
-            "a shard is one process's, an executor makes all", where="--shard", do="leave one out"
-        )
+    check_execution(options, execution)
     export, manifest = require_outputs(workspace, "export", stage="export")
+    if options.dgc:
+        require_halves(manifest)
     source = open_samples(export, manifest, options, reporter)
     if source.skipped:
         reporter.warn(
@@ -63,17 +64,42 @@ def calibrate_stage(
 
     def work(folder: Path) -> dict[str, Any]:
         if execution is None:
-            fill(Task(export, manifest, options, folder), source, reporter)
+            found = fill(Task(export, manifest, options, folder), source, reporter)
         else:
-            spread(export, manifest, options, folder, execution, reporter)
-        return {
+            found = spread(export, manifest, options, folder, execution, reporter)
+        return found | {
             "images": list(source.names),
             "skipped": list(source.skipped),
-            "samples": len(shard_of(options)),
-            "synthetic": options.synthetic,
+            "samples": count_of(source, options),
+            "synthetic": options.synthetic or source.synthetic,
         }
 
-    return run_stage(workspace.folder("calibrate"), wanted, work)
+    result = run_stage(workspace.folder("calibrate"), wanted, work)
+    say_convergence(result, reporter)
+    return result
+
+
+def count_of(source: Samples, options: CalibrateOptions) -> int:
+    """Pictures, crops or arrays; of saved samples their files."""
+    if options.dgc:
+        return options.samples
+    return len(shard_of(options)) if source.count is None else source.count
+
+
+def check_execution(options: CalibrateOptions, execution: Execution | None) -> None:
+    """Raises RecipeError for what cannot be cut into shards, or already is one."""
+    if execution is None:
+        return
+    if options.shard is not None:
+        raise RecipeError(
+            "a shard is one process's, an executor makes all", where="--shard", do="leave one out"
+        )
+    if options.dgc or options.samples_from:
+        raise RecipeError(
+            "the samples are chosen, or saved, already: an executor makes them",
+            where="--executor",
+            do="make candidates with it first, then choose with --samples-from and --dgc",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +113,9 @@ class Task:
     threads: int = 0
 
 
-def fill(task: Task, source: Samples, reporter: Reporter) -> None:
-    """Save the samples of a task, then collect their statistics."""
+def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
+    """Save the samples of a task, then collect their statistics; what the manifest says of them."""
+    from ..calibrate.convergence import Growth, convergence
     from ..calibrate.passes import collect_ranges
     from ..calibrate.statistics import save_statistics
     from ..calibrate.view_passes import collect_full_ranges
@@ -97,11 +124,18 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> None:
     samples = task.folder / "samples"
     samples.mkdir(parents=True)
     generates = is_generator(task.manifest)
+    made = task.folder / CANDIDATES if options.dgc else samples
+    made.mkdir(exist_ok=True)
     for k, sample in enumerate(source.samples):
-        save_sample(sample, samples, k)
+        save_sample(sample, made, k)
         if not generates:
             reporter.progress("samples", k + 1, len(shard_of(options)))
+    results: dict[str, Any] = {}
+    if options.dgc:
+        results["dgc"] = keep_far_rows(export, made, samples, options, reporter)
+        shutil.rmtree(made)
     sites, size, progress = load_sites(export), options.batch_size, reporter.progress
+    growth = Growth(math.ceil(len(sample_files(samples)) / size))
     if generates:
         statistics = collect_full_ranges(
             export,
@@ -110,12 +144,20 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> None:
             batch_size=size,
             progress=progress,
             threads=threads,
+            growth=growth,
         )
     else:
         statistics = collect_ranges(
-            export, samples, sites, batch_size=size, progress=progress, threads=threads
+            export,
+            samples,
+            sites,
+            batch_size=size,
+            progress=progress,
+            threads=threads,
+            growth=growth,
         )
     save_statistics(statistics, task.folder / STATISTICS, export=export_digest(task.manifest))
+    return results | {"convergence": msgspec.to_builtins(convergence(growth))}
 
 
 def fill_silently(task: Task) -> None:
@@ -132,7 +174,7 @@ def spread(
     folder: Path,
     execution: Execution,
     reporter: Reporter,
-) -> None:
+) -> dict[str, Any]:
     """Make shards at once, and of them one set of samples and statistics in `folder`."""
     total = len(shard_of(options))
     count = min(execution.workers, total)
@@ -147,8 +189,10 @@ def spread(
         for k in range(count)
     ]
     run_tasks(execution, fill_silently, tasks, lambda n: reporter.progress("shards", n, count))
-    combine_parts([task.folder / STATISTICS for task in tasks], sample_lists(tasks), folder)
+    statistics = [task.folder / STATISTICS for task in tasks]
+    found = combine_parts(statistics, sample_lists(tasks), folder)
     shutil.rmtree(folder / PARTS)
+    return {"convergence": found}
 
 
 def sample_lists(tasks: Sequence[Task]) -> list[list[Path]]:

@@ -17,23 +17,30 @@ from ..runtime.images import Uint8Image
 from .common import Reporter, tokenizer_of
 from .generated_samples import (
     check_generated,
+    encoded_rows,
     generated_rows,
     is_generator,
     pictures_of,
     require_teacher_forced,
 )
 from .own_feeds import open_feeds, synthetic_feeds
-from .own_inputs import is_own, require_batch
+from .own_inputs import check_pictures, is_own, require_batch
+from .saved_samples import open_saved, sample_names, saved_sample
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What is calibrated on: samples, made one at a time, and where they come from."""
+    """What is calibrated on: samples, made one at a time, and where they come from.
+
+    `count` is their number where it is not the one that was asked for.
+    """
 
     samples: Iterable[Sample]
     names: tuple[str, ...]
     digests: Mapping[str, str]
     skipped: tuple[str, ...] = ()
+    count: int | None = None
+    synthetic: bool = False
 
 
 def open_samples(
@@ -48,6 +55,8 @@ def open_samples(
     Raises:
         CalibrationError: nothing to calibrate on, or what this model cannot be calibrated on.
     """
+    if options.samples_from is not None:
+        return saved_samples(export, manifest, options)
     if is_generator(manifest):
         return generated(export, manifest, options, reporter, threads)
     if options.labels:
@@ -55,31 +64,48 @@ def open_samples(
     return own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
 
 
-def shard_of(options: CalibrateOptions) -> range:
-    """Numbers of the samples that the shard makes.
+def shard_of(options: CalibrateOptions, most: int | None = None) -> range:
+    """Numbers of the samples that the shard makes, of `most` that there are.
 
     Cut between batches where there are enough, so that the shards together compute what one run
     does, to the bit.
     """
     k, n = options.part
+    total = options.pool if most is None else min(most, options.pool)
     unit = math.lcm(BATCH_SIZE, options.batch_size)
-    unit = unit if options.samples >= n * unit else 1
-    units = math.ceil(options.samples / unit)
-    first, end = (min(options.samples, unit * (units * part // n)) for part in (k - 1, k))
+    unit = unit if total >= n * unit else 1
+    units = math.ceil(total / unit)
+    first, end = (min(total, unit * (units * part // n)) for part in (k - 1, k))
     return range(first, end)
+
+
+def saved_samples(export: Path, manifest: Manifest, options: CalibrateOptions) -> Samples:
+    """Those of an earlier calibration, as they are."""
+    assert options.samples_from is not None
+    files = open_saved(export, manifest, Path(options.samples_from))
+    digests = {f"sample/{path.name}": sha256_file(path) for path in files}
+    names, synthetic = sample_names(Path(options.samples_from))
+    samples = (saved_sample(path) for path in files)
+    return Samples(samples, names, digests, count=len(files), synthetic=synthetic)
 
 
 def generated(
     export: Path, manifest: Manifest, options: CalibrateOptions, reporter: Reporter, threads: int
 ) -> Samples:
-    """A generator's own pictures, as rows of its full graph.
+    """A generator's own pictures, or images through its tokenizer, as rows of its full graph.
 
     Raises:
         CalibrationError: another source was asked for, or its family is not calibrated yet.
     """
     require_teacher_forced(manifest)
     check_generated(options)
-    rows = generated_rows(export, options, reporter, part=shard_of(options), threads=threads)
+    part = shard_of(options)
+    if options.images is not None:
+        source = open_source(options.images)
+        part = shard_of(options, len(source.files))
+        rows = encoded_rows(export, source, options, part=part, threads=threads)
+        return Samples(rows, source.names, image_digests(source), source.skipped, len(part))
+    rows = generated_rows(export, options, reporter, part=part, threads=threads)
     return Samples(rows, (pictures_of(options.seed),), {})
 
 
@@ -119,6 +145,7 @@ def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
         count=options.samples,
         seed=options.seed,
     )
+    check_pictures(found.arrays, found.inputs, options.feeds or "", options.value_range)
     require_batch(found.inputs, found.arrays, options.batch_size)
     part = shard_of(options)
     names = found.names[part.start : part.stop]

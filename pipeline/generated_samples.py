@@ -1,8 +1,8 @@
-"""What a generator is calibrated on: its own pictures, as the feeds of its full graph."""
+"""What a generator is calibrated on: its own pictures or images, as feeds of its full graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from ..recipe import CalibrateOptions
 from ..runtime.feeds import Array
 from ..runtime.generator import FULL as FULL
 from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
+from ..runtime.image_sources import ImageSource
 from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter
 from .generate import parse_labels
+from .image_tokens import image_labels, image_tokens, require_size
 
 Tokens = NDArray[np.int32] | NDArray[np.float32]
 
@@ -42,10 +44,10 @@ def require_teacher_forced(exported: Manifest) -> None:
 
 def check_generated(options: CalibrateOptions) -> None:
     """Raises CalibrationError for sources that are not a generator's."""
-    for name in ("images", "feeds", "synthetic"):
+    for name in ("feeds", "synthetic"):
         if getattr(options, name):
             raise CalibrationError(
-                "a generator is calibrated on what it generates itself",
+                "a generator is calibrated on what it generates itself, or on images",
                 where=f"--{name}",
                 do="leave it out; --labels says which classes",
             )
@@ -71,10 +73,10 @@ def generated_rows(
     _, spec = read_spec(export)
     sampling = choose_sampling(spec)
     given = [options.labels] if options.labels else [f"0-{spec.num_classes - 1}"]
-    labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.samples))
-    part = range(options.samples) if part is None else part
+    labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.pool))
+    part = range(options.pool) if part is None else part
     force = teacher_forcing(export)
-    classes = [None, spec.num_classes] if sampling.cfg > 0 else [None]
+    null = spec.num_classes if sampling.cfg > 0 else None
 
     def tick(done: int, total: int) -> None:
         reporter.progress("generating samples", done, total)
@@ -88,11 +90,45 @@ def generated_rows(
         progress=tick,
     )
     for batch in batches:
-        forced = force(batch.tokens)
-        for k, label in enumerate(batch.labels):
-            row = {name: values[k : k + 1] for name, values in forced.items()}
-            for chosen in classes:
-                held = label if chosen is None else chosen
+        yield from forced_rows(force(batch.tokens), batch.labels, null)
+
+
+def encoded_rows(
+    export: Path,
+    source: ImageSource,
+    options: CalibrateOptions,
+    *,
+    part: range,
+    threads: int = 0,
+) -> Iterator[dict[str, Array]]:
+    """As `generated_rows`, of the images `part` through the generator's own tokenizer.
+
+    Raises:
+        CalibrationError: no labels, neither one nor one an image, or images that are too small.
+        GenerationError: a label out of range.
+    """
+    _, spec = read_spec(export)
+    labels = image_labels(source, options.labels, spec.num_classes)
+    require_size(source, spec.image_size)
+    null = spec.num_classes if choose_sampling(spec).cfg > 0 else None
+    chosen = slice(part.start, part.stop)
+    force = teacher_forcing(export)
+    found = image_tokens(export, spec, ImageSource(source.files[chosen]), threads)
+    return (
+        row
+        for tokens, label in zip(found, labels[chosen], strict=True)
+        for row in forced_rows(force(tokens), [label], null)
+    )
+
+
+def forced_rows(
+    forced: Mapping[str, Array], labels: Iterable[int], null: int | None
+) -> Iterator[dict[str, Array]]:
+    """Of each picture the row of its label, and that of the null class where there is one."""
+    for k, label in enumerate(labels):
+        row = {name: values[k : k + 1] for name, values in forced.items()}
+        for held in (label, null):
+            if held is not None:
                 yield {"labels": np.array([held], np.int64), **row}
 
 

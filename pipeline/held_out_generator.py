@@ -136,6 +136,7 @@ class HeldOutGenerator:
                 found.get(name, GeneratorAccuracy()), pictures=pictures.get(name)
             )
             for name in folders
+            if name in found or name in pictures
         }
         return Measured(
             generation=generation,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..artifacts import MANIFEST, Manifest, Workspace, decode_json, sha256_file
 from ..errors import CalibrationError
 from ..runtime.feeds import sample_files
@@ -96,7 +98,8 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
 
     def work(folder: Path) -> dict[str, Any]:
         samples = [list(part.samples) for part in parts]
-        combine_parts([p.statistics for p in parts], samples, folder, export=wanted_digest)
+        files = [p.statistics for p in parts]
+        found = combine_parts(files, samples, folder, export=wanted_digest)
         results = [p.manifest.results for p in parts if p.manifest]
         return {
             "images": list(dict.fromkeys(name for r in results for name in r["images"])),
@@ -104,9 +107,12 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
             "samples": sum(r["samples"] for r in results),
             "synthetic": any(r["synthetic"] for r in results),
             "parts": [part.told for part in parts],
+            "convergence": found,
         }
 
-    return run_stage(workspace.folder("calibrate"), wanted, work)
+    result = run_stage(workspace.folder("calibrate"), wanted, work)
+    say_convergence(result, reporter)
+    return result
 
 
 def open_part(given: Path, exported: Manifest) -> Part:
@@ -166,12 +172,15 @@ def combine_parts(
     folder: Path,
     *,
     export: str | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Write the parts' statistics as one, and their samples one after the other, to `folder`.
+
+    Returns how much the scales grew with the last half of the parts, for the manifest.
 
     Raises:
         CalibrationError: statistics of different models.
     """
+    from ..calibrate.convergence import Growth, convergence
     from ..calibrate.statistics import load_exported, merge, save_statistics
 
     loaded = [load_exported(path) for path in statistics]
@@ -182,3 +191,18 @@ def combine_parts(
         shutil.copyfile(path, target / f"{number:05d}{path.suffix}")
     merged = merge(part for part, _ in loaded)
     save_statistics(merged, folder / STATISTICS, export=export or loaded[0][1])
+    growth = Growth(len(loaded))
+    for part, _ in loaded:
+        for name, stats in part.items():
+            growth.add(name, stats)
+    found: dict[str, Any] = msgspec.to_builtins(convergence(growth))
+    return found
+
+
+def say_convergence(result: StageResult, reporter: Reporter) -> None:
+    """Whether the samples were enough, in one line."""
+    from ..calibrate.convergence import Convergence
+
+    told = result.manifest.results.get("convergence")
+    if told is not None:
+        reporter.say(f"calibration: {msgspec.convert(told, Convergence).text}")

@@ -16,6 +16,9 @@ from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..runtime.feeds import Array
 
+# Of a float picture's magnitude: standardized ones reach 2.7.
+MOST_OF_A_PICTURE = 16.0
+
 
 @dataclass(frozen=True, slots=True)
 class GraphInput:
@@ -219,6 +222,43 @@ def check_arrays(
     if found == 0:
         raise CalibrationError("holds no sample", where=where, do="give one at least")
     return found
+
+
+def check_pictures(
+    arrays: Mapping[str, Array],
+    inputs: Sequence[GraphInput],
+    where: str,
+    value_range: tuple[float, float] | None,
+) -> None:
+    """Whether arrays for image inputs can be pictures that the model is made for.
+
+    Without a `value_range` they reach to `MOST_OF_A_PICTURE`: further than [0, 1], [-1, 1] and
+    standardized ones, and not as far as bytes.
+
+    Raises:
+        CalibrationError: values out of range, a picture of one value; names the sample.
+    """
+    low, high = value_range or (-MOST_OF_A_PICTURE, MOST_OF_A_PICTURE)
+    for needed in inputs:
+        key = key_of(arrays, needed)
+        if key is None or not needed.is_image:
+            continue
+        for k, picture in enumerate(arrays[key]):
+            least, most = float(picture.min()), float(picture.max())
+            if least < low or most > high:
+                limits = f", outside [{low:g}, {high:g}]" if value_range else ""
+                raise CalibrationError(
+                    f"{key} has values from {least:g} to {most:g}{limits} in sample {k}",
+                    where=where,
+                    do="scale it as in training, e.g. x / 127.5 - 1; if the model takes bytes, "
+                    "give --value-range 0 255",
+                )
+            if least == most:
+                raise CalibrationError(
+                    f"{key} has a constant image in sample {k}: every value is {least:g}",
+                    where=where,
+                    do="remove it: it says nothing about activation ranges",
+                )
 
 
 def require_batch(

@@ -35,6 +35,15 @@ def in_blocks(block: int) -> WeightFormat:
     return WeightFormat(bits=4, granularity="per_block", block=block)
 
 
+def test_a_weight_that_onnx_holds_transposed_packs_like_any_other(tmp_path: Path) -> None:
+    turned = np.asfortranarray(gaussian(5))
+    found = quantize_weight(turned, in_blocks(32))
+    save_packed({"site": found}, {"table": turned}, tmp_path / "w.safetensors")
+    packed, floats = load_packed(tmp_path / "w.safetensors")
+    assert np.array_equal(packed["site"].dequantize(), found.dequantize())
+    assert np.array_equal(floats["table"], turned)
+
+
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_weights_go_to_the_nearest_of_fifteen_points_of_their_block(block: int) -> None:
     weight = gaussian()

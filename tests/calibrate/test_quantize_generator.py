@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from arvg_trt.calibrate.packed import load_packed
 from arvg_trt.calibrate.plan import check_plan, make_plan
 from arvg_trt.calibrate.quantize_generator import quantize_generator
-from arvg_trt.calibrate.statistics import Statistics
-from arvg_trt.calibrate.view_passes import POSITION, collect_full_ranges
+from arvg_trt.calibrate.statistics import POSITION, Statistics
+from arvg_trt.calibrate.view_passes import collect_full_ranges
 from arvg_trt.errors import CalibrationError, RecipeError
 from arvg_trt.recipe import QuantizeOptions
 from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from arvg_trt.calibrate.statistics import POSITION
 from arvg_trt.calibrate.view_passes import (
-    POSITION,
     FullGraph,
     collect_full_ranges,
     plain_view,

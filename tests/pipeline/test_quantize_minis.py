@@ -73,7 +73,7 @@ def test_its_weights_take_a_third_of_the_bytes(quantized: Quantized) -> None:
 @pytest.mark.parametrize(
     ("words", "args"),
     [
-        ("--images: a generator is calibrated on what it", ("calibrate", "--images", "skimage")),
+        ("--labels: 7 images without classes", ("calibrate", "--images", "skimage")),
         ("--synthetic: a generator is calibrated on what it", ("calibrate", "--synthetic")),
         ("label out of range: 10", ("calibrate", "--labels", "3,10")),
         ("is neither a class", ("calibrate", "--labels", "cat")),

@@ -278,7 +278,8 @@ def test_run_follows_a_recipe_of_a_generator_and_resumes(
     first, again = (json.loads(arvg("run", recipe, "--json").out)["stages"] for _ in range(2))
     stages = ["export", "calibrate", "quantize", "validate"]
     assert [s["manifest"]["stage"] for s in first] == stages
-    assert [s["skipped"] for s in first] == [True, True, True, False]
+    # The parity check has other photographs than the fixture's: exported again, to the same bytes.
+    assert [s["skipped"] for s in first] == [False, True, True, False]
     assert all(s["skipped"] for s in again)
     outcome = arvg("run", recipe)
     assert "likeliest token equal" in outcome.out and "tokens equal" in outcome.out, outcome

@@ -1,0 +1,85 @@
+"""How far quantized logits and sites are from FP32 ones: what the ablation measures of a step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibrate.view_passes import quantizable
+from ..pipeline.generated_samples import FULL
+from ..pipeline.probing import probe
+from ..runtime.feeds import load_sample, sample_batches, sample_files
+from ..sites import Site
+from ..validate.logits import log_softmax
+from ..validate.metrics import Energy
+
+Feeds = Mapping[str, NDArray[np.generic]]
+Model = Callable[[Feeds], Mapping[str, NDArray[np.generic]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """KL in nats a token, share of equal likeliest tokens, SQNR in dB of logits and of sites.
+
+    `tied` is the share of tokens whose two likeliest logits are closer in FP32 than the root mean
+    square of the error: what of the agreement is decided by a coin.
+    """
+
+    kl: float
+    top1: float
+    logits_db: float
+    sites_db: Mapping[str, float]
+    tied: float
+
+
+def comparable(sites: Sequence[Site]) -> list[str]:
+    """Outputs that no fold changes, so that both graphs mean the same by them."""
+    chosen = quantizable(sites)
+    parts = [p for s in chosen if s.producer_fold for p in s.producer_fold.divide]
+    changed = {part.initializer for part in parts}
+    return [s.output for s in chosen if s.weight not in changed and s.output != "logits"]
+
+
+def graph_model(folder: Path, tensors: Sequence[str] = ()) -> Model:
+    """A full graph in the reference session, that also gives tensors inside it."""
+    session = probe(folder / f"{FULL}.onnx", tensors)
+    return lambda feeds: session.run(feeds, ["logits", *tensors])
+
+
+def measure(
+    reference: Model, candidate: Model, samples: Path, batch: int, tensors: Sequence[str] = ()
+) -> Distance:
+    """Of `candidate` from `reference` over the saved samples, `batch` at a time."""
+    energies: dict[str, Energy] = defaultdict(Energy)
+    divergence, agreed, gaps = 0.0, 0, []
+    files = sample_files(samples)
+    for _, feeds in sample_batches(files, batch, load_sample(files[0])):
+        wanted, found = (
+            {k: v.astype(np.float64) for k, v in run(feeds).items()}
+            for run in (reference, candidate)
+        )
+        p, q = (log_softmax(v["logits"]) for v in (wanted, found))
+        divergence += float(np.sum(np.exp(p) * (p - q)))
+        agreed += int(np.count_nonzero(p.argmax(axis=-1) == q.argmax(axis=-1)))
+        best = np.partition(p, -2, axis=-1)[..., -2:]
+        gaps.append((best[..., 1] - best[..., 0]).ravel())
+        for name in ("logits", *tensors):
+            # What all logits of a token share means nothing.
+            pair = [v[name] for v in (wanted, found)]
+            shown = [v - v.mean(axis=-1, keepdims=True) for v in pair] if name == "logits" else pair
+            energies[name].add(*shown)
+    margins = np.concatenate(gaps)
+    logits = energies.pop("logits")
+    error = np.sqrt(logits.noise / (margins.size * p.shape[-1]))
+    return Distance(
+        divergence / margins.size,
+        agreed / margins.size,
+        logits.decibels(),
+        {name: energy.decibels() for name, energy in energies.items()},
+        float((margins < error).mean()),
+    )

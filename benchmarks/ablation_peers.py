@@ -1,0 +1,81 @@
+"""Other tools' INT8 of a generator's full graph, on the same samples: peers of the ablation."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from safetensors.torch import load_file
+
+from ..export.generators.var_checkpoint import load_var
+from ..pipeline.generated_samples import FULL
+from ..runtime.feeds import load_sample, sample_files
+from .ablation_measure import Feeds, Model, graph_model
+
+
+class SampleReader(CalibrationDataReader):  # type: ignore[misc]
+    """Saved samples, one at a time."""
+
+    def __init__(self, samples: Path) -> None:
+        self._left: Iterator[Path] = iter(sample_files(samples))
+
+    def get_next(self) -> dict[str, Any] | None:
+        path = next(self._left, None)
+        return None if path is None else load_sample(path)
+
+
+def onnxruntime_static(export: Path, samples: Path, folder: Path) -> Model:
+    """Its static Q/DQ of all MatMul and Gemm with MinMax, INT8 on both sides, weights per channel.
+
+    Products of two activations are left out, as ours are.
+    """
+    quantize_static(
+        str(export / f"{FULL}.onnx"),
+        str(folder / f"{FULL}.onnx"),
+        SampleReader(samples),
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"MatMulConstBOnly": True},
+    )
+    return graph_model(folder)
+
+
+def torchao_dynamic(checkpoint: Path) -> Model | None:
+    """torchao's INT8 weights and inputs with a scale a token found while it runs; of a VAR.
+
+    None, with a line on stderr, where torchao is not installed.
+    """
+    try:
+        quantization = importlib.import_module("torchao.quantization")
+    except ModuleNotFoundError:
+        click.echo("torchao is not installed: left out (pip install torchao)", err=True)
+        return None
+    model = load_var(load_file(checkpoint / "model.safetensors"), str(checkpoint))
+    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
+
+    def run(feeds: Feeds) -> Mapping[str, Any]:
+        with torch.no_grad():
+            tensors = (torch.from_numpy(np.asarray(feeds[k])) for k in ("labels", "features"))
+            return {"logits": model(*tensors).numpy()}
+
+    return run
+
+
+def peers(
+    export: Path, samples: Path, checkpoint: Path | None
+) -> Iterator[tuple[str, Callable[[], Model | None]]]:
+    """Names, and what makes each; torchao takes the checkpoint of a VAR."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield "onnxruntime, static", lambda: onnxruntime_static(export, samples, Path(scratch))
+        if checkpoint is not None:
+            yield "torchao, dynamic per token", lambda: torchao_dynamic(checkpoint)

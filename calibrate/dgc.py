@@ -1,0 +1,189 @@
+"""Distribution-guided calibration, DGC (PTQ4ARVG): which rows a generator is calibrated on.
+
+Under guidance half of the rows have no condition and look alike. The distance of a row is
+Mahalanobis': of what the last block gives for the first token, to the mean of the row's own half
+(conditional or null) under that half's covariance. Far rows tell more about ranges than near ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..errors import CalibrationError
+from ..sites import Site
+from .observers import chain, constant, values_by_name
+from .passes import Outputs, Progress, run_instrumented
+
+Floats = NDArray[np.float64]
+Covariance = Literal["pseudo-inverse", "shrunk"]
+Selection = Literal["ratio", "distance"]
+FEATURES = "first-token"
+# Halves whose distances differ by less are kept alike, as published.
+AGREE = 1e-3
+# Of the features' norm: what float32 leaves of the differences of equal rows.
+ROUNDING = 1e-5
+LAST_OF_BLOCK = "fc2"  # in all families
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows of each half to keep, in order.
+
+    `distances` are those of all rows, conditional and null; `agree` where they told nothing, and
+    the halves are kept alike.
+    """
+
+    conditional: NDArray[np.int64]
+    null: NDArray[np.int64]
+    distances: tuple[Floats, Floats]
+    covariance: Covariance
+    agree: bool
+
+    @property
+    def share(self) -> float:
+        """Of the kept rows that are conditional."""
+        return len(self.conditional) / (len(self.conditional) + len(self.null))
+
+
+def choose_rows(conditional: Floats, null: Floats, keep: int, selection: Selection) -> Choice:
+    """Keep `keep` of the rows with these features, [N, C] of each half.
+
+    The share of conditional rows among the `keep` most distant decides; kept are the first of each
+    half in that share ("ratio", as published), or the most distant themselves ("distance").
+
+    Raises:
+        CalibrationError: fewer than two rows a half, which have no covariance, or than `keep`.
+    """
+    count = min(len(conditional), len(null))
+    if count < 2:
+        raise CalibrationError(
+            f"DGC has {len(conditional)} conditional and {len(null)} null rows, too few for a "
+            "covariance",
+            do="give it more candidates",
+        )
+    if keep > len(conditional) + len(null):
+        raise CalibrationError(
+            f"{keep} rows cannot be chosen of {len(conditional) + len(null)}",
+            do="give DGC more candidates",
+        )
+    (of_conditional, kind), (of_null, other) = distances(conditional), distances(null)
+    agree = abs(float(of_conditional.mean() - of_null.mean())) <= AGREE
+    order = np.argsort(-np.concatenate([of_conditional, of_null]), kind="stable")
+    wanted = int(np.sum(order[:keep] < len(conditional)))
+    if agree:
+        wanted = min(max((keep + 1) // 2, keep - len(null)), len(conditional))
+    chosen = []
+    for rows, size in ((of_conditional, wanted), (of_null, keep - wanted)):
+        first = np.arange(len(rows)) if selection == "ratio" else np.argsort(-rows, kind="stable")
+        chosen.append(np.sort(first[:size]))
+    covariance = "shrunk" if "shrunk" in (kind, other) else kind
+    return Choice(chosen[0], chosen[1], (of_conditional, of_null), covariance, agree)
+
+
+def distances(features: Floats) -> tuple[Floats, Covariance]:
+    """Mahalanobis distances [N] of rows [N, C] to their mean, and whose covariance it was.
+
+    sqrt((x - m)^T S^+ (x - m)) as published, S with 1 / (N - 1), where distinct rows outnumber the
+    dimensions that they span by more than one. With fewer, as 128 samples of 1024 features, every
+    row has the same distance (N - 1) / sqrt(N) under S^+, whatever it is: then S is shrunk towards
+    a multiple of the identity (Ledoit and Wolf 2004, "A well-conditioned estimator for
+    large-dimensional covariance matrices"), which tells rows apart. Equal rows have the distance 0.
+    """
+    rows = len(features)
+    centred = features - features.mean(axis=0)
+    tolerance = ROUNDING * float(np.linalg.norm(features))
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    rank = int(np.sum(sizes > tolerance))
+    left, sizes = left[:, :rank], sizes[:rank]
+    along = left * sizes
+    if rank == 0:
+        return np.zeros(rows), "pseudo-inverse"
+    if rank < distinct_rows(along, tolerance) - 1:
+        return np.sqrt((rows - 1) * np.square(left).sum(axis=1)), "pseudo-inverse"
+    energies = sizes**2 / rows
+    share, mean = shrinkage(along, energies, features.shape[1])
+    shrunk = (1 - share) * energies + share * mean
+    return np.sqrt((np.square(along) / shrunk).sum(axis=1)), "shrunk"
+
+
+def distinct_rows(rows: Floats, tolerance: float) -> int:
+    """How many of the rows [N, R] are further apart than rounding."""
+    seen: list[Floats] = []
+    for row in rows:
+        if not seen or np.linalg.norm(np.stack(seen) - row, axis=1).min() > tolerance:
+            seen.append(row)
+    return len(seen)
+
+
+def shrinkage(along: Floats, energies: Floats, features: int) -> tuple[float, float]:
+    """(weight of the identity, its factor) for covariance S, all in the basis of its eigenvectors.
+
+    `along` [N, R] are the centred rows, `energies` [R] the eigenvalues of S with 1 / N; all others
+    of the `features` are 0. The weight is Ledoit and Wolf's b^2 / d^2, the factor their m.
+    """
+    rows = len(along)
+    mean = float(energies.sum()) / features
+    square = float(np.square(energies).sum())
+    spread = square - features * mean**2
+    norms = np.square(along).sum(axis=1)
+    # |x x^T - S|^2 = |x|^4 - 2 x^T S x + |S|^2
+    each = norms**2 - 2 * (np.square(along) @ energies) + square
+    error = float(each.sum()) / rows**2
+    return min(error, spread) / spread if spread > 0 else 1.0, mean
+
+
+def first_token_features(
+    export: Path,
+    samples: Path,
+    sites: Sequence[Site],
+    *,
+    batch_size: int,
+    progress: Progress,
+    threads: int = 0,
+) -> Floats:
+    """What the last block of a full graph gives for the first token of every sample, [N, C]."""
+    found: list[Floats] = []
+
+    def instrument(_: str, graph: ir.Graph) -> None:
+        value = block_output(graph, sites)
+        first = constant(graph, f"{FEATURES}/index", np.int64(0))
+        made = chain(graph, "Gather", [value, first], FEATURES, axis=1)
+        made.dtype, made.shape = ir.DataType.FLOAT, ir.Shape([None, None])
+        graph.outputs[:] = [made]  # the head is not computed
+
+    def consume(_: str, outputs: Outputs) -> None:
+        found.append(outputs[FEATURES].astype(np.float64))
+
+    run_instrumented(
+        export,
+        samples,
+        (sites[0].graph,),
+        batch_size=batch_size,
+        instrument=instrument,
+        consume=consume,
+        progress=progress,
+        threads=threads,
+    )
+    return np.concatenate(found)
+
+
+def block_output(graph: ir.Graph, sites: Sequence[Site]) -> ir.Value:
+    """The sum behind the last linear of the last block, [rows, T, C]."""
+    last = [site for site in sites if site.role == LAST_OF_BLOCK][-1]
+    value = values_by_name(graph)[last.output]
+    while True:
+        (node,) = value.consumers()
+        value = node.outputs[0]
+        if node.op_type == "Add" and not any(held_constant(v) for v in node.inputs):
+            return value
+
+
+def held_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()

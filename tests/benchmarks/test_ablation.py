@@ -1,0 +1,68 @@
+"""What the ablation measures: against sums written another way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arvg_trt.benchmarks.ablation import FORMATS, STEPS, Row, cells, setbacks, steps_of
+from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, measure
+from arvg_trt.runtime.feeds import save_sample
+
+RNG = np.random.default_rng(0)
+WANTED = RNG.normal(size=(5, 4, 6))
+FOUND = WANTED + 0.3 * RNG.normal(size=WANTED.shape)
+
+
+def distance(tmp_path: Path, batch: int) -> Distance:
+    """Between tables of logits, of which a sample names its row."""
+    for k in range(5):
+        save_sample({"labels": np.array([k], np.int64)}, tmp_path, k)
+
+    def model(logits: np.ndarray, offset: float):  # type: ignore[no-untyped-def]
+        def run(feeds: Feeds) -> dict[str, np.ndarray]:
+            rows = logits[feeds["labels"]]
+            return {"logits": rows + offset, "inside": rows}
+
+        return run
+
+    return measure(model(WANTED, 0), model(FOUND, 7), tmp_path, batch, ["inside"])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_distances_are_those_of_all_tokens_at_once(tmp_path: Path, batch: int) -> None:
+    found = distance(tmp_path, batch)
+    p, q = (np.exp(v) / np.exp(v).sum(axis=-1, keepdims=True) for v in (WANTED, FOUND))
+    assert found.kl == pytest.approx(np.mean(np.sum(p * np.log(p / q), axis=-1)))
+    assert found.top1 == np.mean(WANTED.argmax(-1) == FOUND.argmax(-1))
+    # A constant of a token is no error of its logits.
+    centre = WANTED - WANTED.mean(-1, keepdims=True)
+    error = FOUND - FOUND.mean(-1, keepdims=True) - centre
+    assert found.logits_db == pytest.approx(20 * np.log10(np.std(centre) / np.std(error)))
+    plain = np.linalg.norm(WANTED) / np.linalg.norm(FOUND - WANTED)
+    assert found.sites_db == {"inside": pytest.approx(20 * np.log10(plain))}
+    ordered = np.sort(WANTED, axis=-1)
+    near = ordered[..., -1] - ordered[..., -2] < np.sqrt(np.mean(error**2))
+    assert 0 < found.tied == near.mean()
+
+
+def test_every_format_has_its_steps_and_float_inputs_have_nothing_to_scale() -> None:
+    for name in FORMATS:
+        found = dict(steps_of(name))
+        if all(o.activation_bits == 32 for o in found.values()):
+            assert len(found) == 1
+        else:
+            assert list(found) == list(STEPS)
+    assert dict(steps_of("W6A6"))["GPS, a scale a position"].token_wise
+
+
+def test_a_step_that_does_not_help_is_named() -> None:
+    def row(step: str, kl: float, name: str = "W8A8") -> Row:
+        return Row(name, step, Distance(kl, 0.9, 30, {"a": 20.0, "b": 31.0, "c": 40.0}, 0.1))
+
+    rows = [row("per tensor", 3), row("SmoothQuant", 2), row("GPS", 2.5), row("GPS", 9, "W6A6")]
+    (line,) = setbacks([row("torchao, dynamic per token", 1), *rows])
+    assert line.startswith("W8A8: GPS does not help over SmoothQuant")
+    assert cells(rows[0])[5:8] == ("30.0", "20.0", "31.0")

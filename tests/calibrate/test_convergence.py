@@ -1,0 +1,111 @@
+"""How scales grow with the samples, against plain numpy over the first half and over all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arvg_trt.calibrate.convergence import Growth, convergence
+from arvg_trt.calibrate.passes import collect_ranges
+from arvg_trt.calibrate.statistics import TensorStats
+from arvg_trt.calibrate.view_passes import collect_full_ranges
+
+from ..conftest import TinyExport, silent
+from .generators import TinyGenerator, activations
+
+
+def stats_of(rows: np.ndarray) -> TensorStats:
+    """Of rows [N, C]."""
+    return TensorStats(rows.min(0), rows.max(0), np.square(rows).sum(0), len(rows))
+
+
+def grown(batches: list[np.ndarray], positions: list[np.ndarray] | None = None) -> Growth:
+    growth = Growth(len(batches))
+    for k, batch in enumerate(batches):
+        growth.add("site", stats_of(batch))
+        if positions:
+            growth.add("site:position", stats_of(positions[k]))
+        growth.add("site:output", stats_of(batch * 2**k))  # never settles, and does not count
+    return growth
+
+
+def test_growth_is_the_share_that_the_last_half_added() -> None:
+    rng = np.random.default_rng(0)
+    rows, others = rng.normal(size=(64, 40)), rng.normal(size=(64, 7))
+    found = convergence(grown(np.split(rows, 8), np.split(others, 8)))
+    assert found.share == 0.5 and len(found.sites) == 1
+    (site,) = found.sites
+    half, width = rows[:32], np.ptp(rows, axis=0)
+    assert site.tensor == pytest.approx(1 - np.abs(half).max() / np.abs(rows).max())
+    assert site.channels == pytest.approx(np.quantile(1 - np.ptp(half, axis=0) / width, 0.95))
+    reach = 1 - np.abs(others[:32]).max(axis=0) / np.abs(others).max(axis=0)
+    assert site.positions == pytest.approx(np.quantile(reach, 0.95))
+    rms = 1 - np.sqrt(np.square(half).mean(0) / np.square(rows).mean(0))
+    assert site.rms == pytest.approx(np.quantile(np.abs(rms), 0.95))
+    quarter = 1 - np.ptp(rows[:16], axis=0) / np.ptp(half, axis=0)
+    assert found.earlier == pytest.approx(np.quantile(quarter, 0.95))
+    assert found.later == site.channels
+
+
+def test_repeated_batches_have_settled_and_a_late_outlier_has_not() -> None:
+    rng = np.random.default_rng(0)
+    batch = rng.normal(size=(8, 40))
+    settled = convergence(grown([batch] * 4))
+    assert settled.enough and settled.settled == 1
+    assert settled.text == "scales settled at 1 of 1 inputs"
+    late = convergence(grown([batch] * 3 + [1.2 * batch]))
+    assert late.enough is False and late.settled == 0
+    assert late.text == (
+        "scales settled at 0 of 1 inputs: with the last 50% of the samples the channels of site "
+        "grew by 17%, their tensor by 17%"
+    )
+
+
+def test_dead_channels_and_zeros_have_settled() -> None:
+    found = convergence(grown([np.zeros((3, 5))] * 4))
+    assert found.enough and found.sites[0].channels == 0 == found.sites[0].tensor
+
+
+@pytest.mark.parametrize(
+    ("parts", "marks"), [(1, ()), (2, (1,)), (3, (1, 2)), (4, (1, 2)), (7, (2, 4)), (64, (16, 32))]
+)
+def test_marks_lie_at_a_quarter_and_at_half(parts: int, marks: tuple[int, ...]) -> None:
+    assert Growth(parts).marks == marks
+
+
+def test_one_batch_tells_nothing() -> None:
+    found = convergence(grown([np.ones((3, 5))]))
+    assert found.enough is None and "too few batches" in found.text
+
+
+def test_a_pass_keeps_what_the_first_half_of_its_batches_showed(tiny_var: TinyGenerator) -> None:
+    growth = Growth(5)
+    total = collect_full_ranges(
+        tiny_var.folder,
+        tiny_var.samples,
+        tiny_var.full_sites,
+        batch_size=1,
+        progress=silent,
+        growth=growth,
+    )
+    site = next(s for s in tiny_var.full_sites if s.role == "fc2")
+    x = activations(tiny_var.folder / "full.onnx", tiny_var.feeds(), [site.input])[site.input]
+    half = growth.at[3]
+    np.testing.assert_allclose(half[site.name].high, x[:3].max(axis=(0, 1)), rtol=1e-4, atol=1e-5)
+    key = f"{site.name}:position"
+    np.testing.assert_allclose(half[key].high, x[:3].max(axis=(0, 2)), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(growth.total[site.name].high, total[site.name].high)
+    rows = {row.name for row in convergence(growth).sites}
+    assert site.name in rows and len(rows) < len(total) / 2
+
+
+def test_a_tokenizers_pass_does_so_for_both_halves(tiny_di: TinyExport, samples: Path) -> None:
+    growth = Growth(3)  # five samples by two
+    collect_ranges(
+        tiny_di.folder, samples, tiny_di.sites, batch_size=2, progress=silent, growth=growth
+    )
+    found = convergence(growth)
+    assert {row.name.partition(".")[0] for row in found.sites} >= {"encoder", "decoder"}
+    assert found.share == 2 / 3 and growth.at.keys() == {1, 2}
