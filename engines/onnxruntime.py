@@ -79,10 +79,19 @@ def build_engine(
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """Names of the products with quantized inputs, and of those that compute in integers now."""
+    """Names of the products with quantized inputs, and of those that compute in integers now.
+
+    `weights` are the bits of weights that are stored as integers and computed with as floats.
+    """
 
     planned: tuple[str, ...]
     done: tuple[str, ...]
+    weights: tuple[int, ...]
+
+    @property
+    def precision(self) -> str:
+        kinds = ["INT8"] * bool(self.done) + [f"W{bits}" for bits in self.weights]
+        return "+".join(kinds) + " + FP32" if kinds else "FP32"
 
 
 def rewrite_graph(model: ir.Model, ranges: Ranges) -> Rewritten:
@@ -91,14 +100,16 @@ def rewrite_graph(model: ir.Model, ranges: Ranges) -> Rewritten:
     planned = [str(node.name) for node in products if match_input(node)]
     done = rewrite_convolutions(model, ranges) + rewrite_linears(model)
     expand_group_norms(model.graph)
-    return Rewritten(tuple(planned), tuple(done))
+    held = [n.inputs[0] for n in model.graph if n.op_type == "DequantizeLinear"]
+    bits = {int(v.const_value.dtype.bitwidth) for v in held if v is not None and v.const_value}
+    return Rewritten(tuple(planned), tuple(done), tuple(sorted(bits)))
 
 
 def engine_row(graph: str, found: Rewritten, size: int, seconds: float) -> EngineRow:
     return EngineRow(
         backend="onnxruntime",
         target="cpu",
-        precision="INT8 + FP32" if found.done else "FP32",
+        precision=found.precision,
         graph=graph,
         bytes=size,
         build_seconds=seconds,

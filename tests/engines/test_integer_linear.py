@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 from arvg_trt.calibrate.qdq import insert_qdq
 from arvg_trt.engines.integer_linear import rewrite_linears
+from arvg_trt.engines.onnxruntime import rewrite_graph
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 
 from ..linear_cases import FLOAT_LINEARS, INTEGER_LINEARS
@@ -42,6 +43,8 @@ def test_linear_with_a_float_input_is_left_alone(label: str) -> None:
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     assert rewrite_linears(model) == []
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    stored = label in ("weight-only", "weight-only, one scale", "weight-only Gemm")
+    assert rewrite_graph(model, {}).precision == ("W8 + FP32" if stored else "FP32")
 
 
 def test_product_of_two_activations_equals_the_qdq_graph(tmp_path: Path) -> None:

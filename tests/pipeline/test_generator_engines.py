@@ -115,3 +115,20 @@ def test_wrong_step_is_refused_at_build_time(
     onnx.save(model, copy / "step.onnx")
     with pytest.raises(BuildError, match=r"step is .* dB from its Q/DQ graph at"):
         check_loop(quantized.folder, copy)
+
+
+def test_step_of_growing_size_compiles_for_a_gpu_with_every_site_in_int8(
+    quantized_of: Callable[[str], Quantized],
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
+    workspace = quantized_of("var").workspace
+    backend = ("--backend", "tensorrt_rtx", "--target", "sm89")
+    outcome = arvg("build", workspace, "--name", "w8a8", *backend)
+    assert outcome.code == 0, outcome
+    folder = workspace / "engines" / "w8a8" / "rtx-sm89"
+    rows = json.loads((folder / MANIFEST).read_text())["results"]["engines"]
+    proved = {row["graph"]: row["int8_sites_proved"] for row in rows}
+    assert proved == {row["graph"]: row["int8_sites_planned"] for row in rows}
+    assert proved["step"] == 25 and proved["condition"] == 7 and "full" not in proved
+    precision = {row["graph"]: row["precision"] for row in rows}
+    assert (precision["step"], precision["decoder"]) == ("INT8 + FP16", "FP16")
