@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from arvg_trt.artifacts import MANIFEST
+from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.validate.runs import run_decibels
 
 from .conftest import arvg
 from .minis import LABELS, SHOWN, Mini
@@ -101,3 +103,21 @@ def test_attention_of_a_mini_is_quantized_on_request(calibrated: Calibrated) -> 
     for site in products:
         assert site["activation"]["scale"] > 0 and site["other"]["scale"] > 0
         assert {site["activation"]["grid"], site["other"]["grid"]} == {"fp8"}
+
+
+@pytest.mark.parametrize(("recipe", "least"), [("mar-w8a8", 35), ("mar-w6a6", 25)])
+def test_a_recipe_quantizes_the_transformers_of_a_mar(
+    calibrated: Calibrated, recipe: str, least: float
+) -> None:
+    """What they tell the denoiser stays, on the runs of its own pictures."""
+    _, workspace = calibrated("mar")
+    outcome = arvg("quantize", workspace, "--recipe", recipe)
+    assert outcome.code == 0, outcome
+    folder = workspace / "quantize" / recipe.partition("-")[2]
+    results = json.loads((folder / MANIFEST).read_text())["results"]
+    assert results["quantized"] == 32
+    samples = workspace / "calibrate" / "samples"
+    found = run_decibels(workspace / "export", folder, samples, ("pass",))
+    assert min(found.values()) > least
+    made = Generator.open(folder).generate([3], seed=0, iterations=4)
+    assert made.images.shape == (1, 64, 64, 3)
