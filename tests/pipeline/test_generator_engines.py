@@ -68,13 +68,23 @@ def test_weights_of_all_graphs_lie_in_one_file_once(engine: Path) -> None:
     assert data < 0.8 * sum(lengths)
 
 
-def test_engine_foresees_what_its_qdq_graph_does(engine: Path, quantized: Quantized) -> None:
+def test_engine_differs_from_its_qdq_graph_by_far_less_than_that_from_float(
+    engine: Path, quantized: Quantized
+) -> None:
+    """Values on the edge of two steps round either way: features times 1 + 1e-6 change the logits
+    of the Q/DQ graph as much as the engine does (var-mini: 47.5 and 47.3 dB).
+    """
     mini = quantized.mini
     shown = SHOWN[mini.family](mini.made.tokens, mini.workspace / "export")
-    wanted = reference_session(quantized.folder / "full.onnx")
-    found = fast_session(engine / "full.onnx")
-    logits = [s.run({"labels": LABELS, **shown})["logits"] for s in (wanted, found)]
-    assert (logits[0].argmax(axis=-1) == logits[1].argmax(axis=-1)).mean() > 0.99
+    sessions = (
+        reference_session(mini.workspace / "export" / "full.onnx"),
+        reference_session(quantized.folder / "full.onnx"),
+        fast_session(engine / "full.onnx"),
+    )
+    logits = (s.run({"labels": LABELS, **shown})["logits"].astype(np.float64) for s in sessions)
+    float_ones, rounded, executed = logits
+    rounding, rewriting = (float(np.square(a - rounded).sum()) for a in (float_ones, executed))
+    assert 0 < rewriting < 0.5 * rounding
 
 
 def test_engine_generates_from_its_folder(
