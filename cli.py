@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from .artifacts import Workspace
+from .cli_calibrate import calibrate
 from .cli_images import decode, encode, generate
 from .cli_info import compare, doctor, inspect, models
 from .cli_search import search
+from .cli_stage import (
+    chosen_builds,
+    chosen_name,
+    name_option,
+    perform,
+    recipe_option,
+    recipe_or_none,
+)
 from .cli_support import Bytes, Commands, Exponent, json_option, workspace_argument
 from .console import ConsoleReporter, print_json
-from .errors import RecipeError
-from .pipeline.common import StageResult, tool_version
+from .pipeline.common import tool_version
 from .recipe import (
     MAX_MEMORY,
-    BuildOptions,
-    CalibrateOptions,
     QuantizeMethod,
     QuantizeOptions,
-    Recipe,
     ValidateOptions,
-    check_name,
     load_recipe,
     with_changes,
 )
 from .sites import Rounding
 
 if TYPE_CHECKING:
-    from .pipeline.executors import ExecutorName
     from .runtime.generate.spec import KvType
 
 
@@ -46,59 +48,6 @@ def cli() -> None:
     arvg-trt export cosmos-di8x8 ws --checkpoint nvidia/Cosmos-0.1-Tokenizer-DI8x8
     arvg-trt generate ws --labels 207 -o out/ images, with an exported generator
     """
-
-
-recipe_option = click.option(
-    "--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file."
-)
-name_option = click.option(
-    "--name", default=None, help="Name of the quantization. [default: the recipe's, or int8]"
-)
-
-
-def recipe_or_none(name: str | None) -> Recipe | None:
-    return None if name is None else load_recipe(name)
-
-
-def chosen_name(name: str | None, recipe: Recipe | None) -> str:
-    if name is None:
-        return recipe.name if recipe else "int8"
-    try:
-        check_name(name)
-    except ValueError as error:
-        raise RecipeError(str(error), where="--name") from error
-    return name
-
-
-def chosen_builds(recipe: Recipe | None, changes: dict[str, Any]) -> list[BuildOptions]:
-    """The recipe's builds, or the one that the command line asks for."""
-    backend = changes["backend"]
-    given = [name for name, value in changes.items() if value is not None]
-    if recipe is None:
-        return [with_changes(BuildOptions(), **changes)]
-    if backend is None:
-        if given:
-            option = given[0].replace("_", "-").replace("targets", "target")
-            raise RecipeError(f"--{option} beside a recipe needs --backend", do="add --backend")
-        return list(recipe.build)
-    base = next((b for b in recipe.build if b.backend == backend), BuildOptions())
-    return [with_changes(base, **changes)]
-
-
-def perform(
-    workspace: Path,
-    as_json: bool,
-    work: Callable[[Workspace, ConsoleReporter], Sequence[StageResult]],
-) -> None:
-    """Run stages under the workspace's lock and print what they made."""
-    with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
-        results = work(opened, reporter)
-    if as_json:
-        print_json({"stages": results})
-        return
-    for result in results:
-        took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
-        click.echo(f"{result.manifest.stage}: {took}, {result.folder}")
 
 
 @cli.command()
@@ -155,84 +104,6 @@ def export(
         as_json,
         lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form)],
     )
-
-
-@cli.command()
-@workspace_argument
-@click.argument("parts", nargs=-1, type=click.Path(path_type=Path))
-@recipe_option
-@click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
-@click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")
-@click.option(
-    "--value-range",
-    type=(float, float),
-    help="What float pictures of --feeds lie in. [default: +-16]",
-)
-@click.option("--labels", help="A generator's classes, e.g. 0-9,207. [default: all in turn]")
-@click.option("--samples", type=int, help="Number of crops, or pictures. [default: 32]")
-@click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
-@click.option("--seed", type=int, help="Seed of the crops, or pictures. [default: 0]")
-@click.option("--size", type=int, help="Side of the square crops. [default: 256]")
-@click.option(
-    "--synthetic", is_flag=True, default=None, help="Calibrate on noise; marks the report."
-)
-@click.option("--samples-from", help="Samples that were saved: a workspace or folder.")
-@click.option(
-    "--dgc/--no-dgc", default=None, help="Choose a generator's rows by distance. [default: no]"
-)
-@click.option("--candidates", type=int, help="Pictures that DGC chooses from. [default: twice]")
-@click.option(
-    "--dgc-select",
-    type=click.Choice(["ratio", "distance"]),
-    help="Keep the first rows in the far ones' ratio, or the far ones. [default: ratio]",
-)
-@click.option("--shard", metavar="K/N", help="Part K of N of the samples, to be merged.")
-@click.option(
-    "--executor", type=click.Choice(["processes", "ray"]), help="Make shards at once, and merge."
-)
-@click.option("--workers", type=int, help="Shards of an executor. [default: one a processor]")
-@click.option("--merge", is_flag=True, help="Make one of PARTS: workspaces or statistics files.")
-@json_option
-def calibrate(
-    workspace: Path,
-    parts: Sequence[Path],
-    recipe_name: str | None,
-    executor: ExecutorName | None,
-    workers: int | None,
-    merge: bool,
-    as_json: bool,
-    **changes: Any,
-) -> None:
-    """Collect activation statistics of WORKSPACE's graphs on images.
-
-    A generator's are collected on pictures that it makes itself. With --merge they are those of
-    PARTS, that other processes or machines made of the same export.
-
-    \b
-    Example: arvg-trt calibrate out/ws --images photos/ --samples 64
-             arvg-trt calibrate out/var --samples 64 --batch-size 8
-             arvg-trt calibrate out/var --merge out/part1 out/part2
-    """
-    from .pipeline.calibrate import calibrate_stage
-    from .pipeline.executors import Execution
-    from .pipeline.merging import merge_stage
-
-    given = [name for name, value in changes.items() if value is not None]
-    given += ["executor"] * bool(executor) + ["recipe"] * bool(recipe_name)
-    if merge and given:
-        raise click.UsageError(f"--merge takes no --{given[0].replace('_', '-')}: parts have it")
-    if merge != bool(parts):
-        raise click.UsageError("--merge and PARTS go together")
-    if workers is not None and executor is None:
-        raise click.UsageError("--workers is an executor's: give --executor")
-    if merge:
-        perform(workspace, as_json, lambda w, r: [merge_stage(w, parts, r)])
-        return
-    recipe = recipe_or_none(recipe_name)
-    base = recipe.calibrate if recipe else CalibrateOptions()
-    options = with_changes(base, **changes)
-    execution = Execution.choose(executor, workers) if executor else None
-    perform(workspace, as_json, lambda w, r: [calibrate_stage(w, options, r, execution)])
 
 
 @cli.command()
@@ -412,7 +283,7 @@ def summary(metrics: dict[str, float]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-for command in (models, compare, inspect, doctor, encode, decode, generate, search):
+for command in (calibrate, models, compare, inspect, doctor, encode, decode, generate, search):
     cli.add_command(command)
 
 
