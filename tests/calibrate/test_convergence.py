@@ -98,7 +98,8 @@ def test_a_pass_keeps_what_the_first_half_of_its_batches_showed(tiny_var: TinyGe
     np.testing.assert_allclose(half[key].high, x[:3].max(axis=(0, 2)), rtol=1e-4, atol=1e-5)
     assert np.array_equal(growth.total[site.name].high, total[site.name].high)
     rows = {row.name for row in convergence(growth).sites}
-    assert site.name in rows and len(rows) < len(total) / 2
+    sites = {name for name in total if not name.endswith(":position")}
+    assert site.name in rows and rows < sites  # those that share an input count once
 
 
 def test_a_tokenizers_pass_does_so_for_both_halves(tiny_di: TinyExport, samples: Path) -> None:

@@ -78,7 +78,6 @@ def test_a_site_that_would_overflow_stays_in_high_precision_and_its_tensors_in_f
             source.samples,
             output,
             source.site_map,
-            "full",
             entries,
             statistics,
             options,

@@ -35,7 +35,6 @@ def quantize(source: TinyGenerator, folder: Path, max_memory: int = 2**30, **opt
         source.samples,
         folder,
         source.site_map,
-        "full",
         check_plan(make_plan(planned, chosen), planned),
         statistics,
         chosen,
