@@ -44,8 +44,11 @@ def rename_nodes(graph: ir.Graph) -> None:
 
 
 def sign(model: ir.Model, properties: Mapping[str, str]) -> None:
-    """Say what the model is, and drop what its exporter left, which names paths of the machine."""
+    """Say what the model is, and drop what its exporter left: paths of the machine, sets whose
+    order is another in each process.
+    """
     model.metadata_props.clear()
+    model.graph.metadata_props.clear()
     model.metadata_props.update(properties)
     model.producer_name, model.producer_version = "arvg-trt", ""
     for node in model.graph:

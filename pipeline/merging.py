@@ -201,9 +201,9 @@ def combine_parts(
 
 
 def say_convergence(result: StageResult, reporter: Reporter) -> None:
-    """Whether the samples were enough, in one line."""
+    """Whether the samples were enough, in one line; nothing of those that were there."""
     from ..calibrate.convergence import Convergence
 
     told = result.manifest.results.get("convergence")
-    if told is not None:
+    if told is not None and not result.skipped:
         reporter.say(f"calibration: {msgspec.convert(told, Convergence).text}")

@@ -128,7 +128,11 @@ def test_the_denoiser_is_quantized_on_request(workspace: Path) -> None:
     folder = workspace / "quantize" / "all"
     results = json.loads((folder / MANIFEST).read_text())["results"]
     more = 3 * SMALL.head_depth + 4  # input_proj, the last layer's two, cond_embed of the pass
-    assert results["quantized"] == 4 * (SMALL.encoder_depth + SMALL.decoder_depth) + more
+    planned = 4 * (SMALL.encoder_depth + SMALL.decoder_depth) + more
+    # Random weights let tokens run away, further than half precision reaches.
+    wide = [s["name"] for s in results["sites"] if "float16" in (s["reason"] or "")]
+    assert set(wide) <= {"diffloss.net.input_proj"}
+    assert results["quantized"] == planned - len(wide)
     gathers = [
         node.name
         for node in onnx.load(folder / "denoise.onnx").graph.node
