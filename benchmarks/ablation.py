@@ -60,6 +60,8 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "SmoothQuant": {"smoothing": 0.5, "token_wise": False},
     "GPS": {"smoothing": "gps", "token_wise": False},
     "GPS, a scale a position": {"smoothing": "gps"},
+    "GPS, a scale a position, weights rounded with data": {"smoothing": "gps", "rounding": "gptq"},
+    "SmoothQuant, a scale a position": {"smoothing": 0.5},
     "search, a scale a position": {"smoothing": "search"},
 }
 WEIGHTS_ALONE = "nearest"
