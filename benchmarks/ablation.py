@@ -89,13 +89,17 @@ def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
 
 
 def steps_of(name: str) -> Iterator[tuple[str, QuantizeOptions]]:
-    """Steps of a format; one with float inputs has nothing to scale, and so a single one."""
+    """Steps of a format; one with float inputs has nothing to scale, and so a single one.
+
+    FP8 has no integers to round with data.
+    """
     base = with_changes(QuantizeOptions(), **FORMATS[name])
     if base.activation_bits == 32:
         yield WEIGHTS_ALONE, base
         return
     for step, changes in STEPS.items():
-        yield step, with_changes(base, **changes)
+        if "rounding" not in changes or base.quantize_method != "fp8":
+            yield step, with_changes(base, **changes)
 
 
 def pictures(folder: Path, count: int) -> np.ndarray[Any, Any]:
