@@ -17,6 +17,7 @@ from ..runtime.feeds import count_batches, sample_files, save_sample
 from .calibration_sources import Samples, open_samples, shard_of
 from .common import (
     Reporter,
+    SilentReporter,
     StageResult,
     export_digest,
     load_sites,
@@ -25,7 +26,7 @@ from .common import (
     run_stage,
 )
 from .distribution import keep_far_rows, require_halves
-from .executors import Execution, SilentReporter, run_tasks
+from .executors import Execution, run_tasks
 from .generated_samples import is_generator
 from .merging import STATISTICS, combine_parts, say_convergence
 

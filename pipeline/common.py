@@ -38,6 +38,19 @@ class Reporter(Protocol):
     def warn(self, line: str) -> None: ...
 
 
+class SilentReporter:
+    """Tells nobody: what is done is told by who asked for it."""
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def warn(self, line: str) -> None:
+        pass
+
+
 class StageResult(msgspec.Struct, frozen=True, kw_only=True):
     """A stage's manifest, where it lies, and whether the work was skipped as up to date."""
 

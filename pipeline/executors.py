@@ -37,19 +37,6 @@ class Execution:
         return cls(executor, chosen, max(1, processors // chosen))
 
 
-class SilentReporter:
-    """Workers report nothing: what they do is counted where they were started."""
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        pass
-
-    def warn(self, line: str) -> None:
-        pass
-
-
 def run_tasks(
     execution: Execution,
     function: Callable[[TaskT], None],

@@ -12,7 +12,7 @@ import msgspec
 
 from ..export.graph_form import GraphForm
 from ..runtime.image_sources import ImageSource
-from .common import Reporter
+from .common import SilentReporter
 from .export_job import ExportJob
 from .second_process import call, serve
 
@@ -60,19 +60,6 @@ def family(name: str) -> Family:
     return families[name]
 
 
-class Silent(Reporter):
-    """The first process tells what is done."""
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        pass
-
-    def warn(self, line: str) -> None:
-        pass
-
-
 def export_generator(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write a generator's graphs, sites.json and generator.json; returns the manifest's results."""
     job.progress("exporting", 0)
@@ -116,7 +103,7 @@ def work(task: ModelTask) -> dict[str, Any]:
         spec=task.spec,
         paths=tuple(map(Path, task.paths)),
         source=ImageSource(tuple(map(Path, task.images))),
-        reporter=Silent(),
+        reporter=SilentReporter(),
         form=task.form,
     )
     of = family(entry.family)

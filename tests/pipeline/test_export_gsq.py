@@ -22,7 +22,7 @@ from arvg_trt.export.tokenizers.gsq_config import PUBLISHED
 from arvg_trt.export.tokenizers.gsq_yaml import read_normalization
 from arvg_trt.export.zoo import find_model
 from arvg_trt.export.zoo_entries import GSQ
-from arvg_trt.pipeline.export_generator import Silent
+from arvg_trt.pipeline.common import SilentReporter
 from arvg_trt.pipeline.export_gsq import load_model
 from arvg_trt.pipeline.export_job import ExportJob
 from arvg_trt.runtime.image_sources import open_source
@@ -43,7 +43,7 @@ model:
 """
 
 
-class Heard(Silent):
+class Heard(SilentReporter):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
@@ -53,11 +53,11 @@ class Heard(Silent):
         self.lines.append(line)
 
 
-def job(name: str, checkpoint: Path, reporter: Silent | None = None) -> ExportJob:
+def job(name: str, checkpoint: Path, reporter: SilentReporter | None = None) -> ExportJob:
     entry = find_model(name)
     paths = tuple(resolve_checkpoint(str(checkpoint), entry.files))
     source = open_source("skimage:astronaut")
-    return ExportJob(entry, str(checkpoint), paths, source, reporter or Silent())
+    return ExportJob(entry, str(checkpoint), paths, source, reporter or SilentReporter())
 
 
 def test_the_export_leaves_graphs_sites_and_what_later_stages_need(tiny_gsq: TinyGsq) -> None:

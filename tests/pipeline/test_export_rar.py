@@ -16,7 +16,7 @@ from arvg_trt.artifacts import MANIFEST
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint import resolve_checkpoint
 from arvg_trt.export.zoo import find_model
-from arvg_trt.pipeline.export_generator import Silent
+from arvg_trt.pipeline.common import SilentReporter
 from arvg_trt.pipeline.export_job import ExportJob
 from arvg_trt.pipeline.export_rar import load_models
 from arvg_trt.runtime.generator import Generator
@@ -50,7 +50,7 @@ def job(name: str, checkpoint: Path) -> ExportJob:
     entry = find_model(name)
     paths = resolve_checkpoint(str(checkpoint), entry.files)
     source = open_source("skimage:astronaut")
-    return ExportJob(entry, str(checkpoint), tuple(paths), source, Silent())
+    return ExportJob(entry, str(checkpoint), tuple(paths), source, SilentReporter())
 
 
 def test_every_graph_is_there_and_one_file_of_weights(tiny_rar: TinyRar) -> None:
