@@ -26,11 +26,11 @@ from ..artifacts import Workspace
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.common import load_sites
 from ..pipeline.export import export_stage
-from ..pipeline.generated_samples import FULL, generated_rows
+from ..pipeline.generated_samples import generated_rows
 from ..pipeline.quantize import quantize_stage
 from ..recipe import CalibrateOptions, QuantizeOptions, with_changes
 from ..runtime.feeds import save_sample
-from ..runtime.generator import Generator
+from ..runtime.generator import FULL, Generator
 from .ablation_measure import Distance, comparable, graph_model, measure
 from .ablation_peers import peers
 from .common import (

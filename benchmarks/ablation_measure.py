@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibrate.view_passes import quantizable
-from ..pipeline.generated_samples import FULL
 from ..pipeline.probing import probe
 from ..runtime.feeds import load_sample, sample_batches, sample_files
+from ..runtime.generator import FULL
 from ..sites import Site
 from ..validate.logits import log_softmax
 from ..validate.metrics import Energy

@@ -15,8 +15,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from safetensors.torch import load_file
 
 from ..export.generators.var_checkpoint import load_var
-from ..pipeline.generated_samples import FULL
 from ..runtime.feeds import load_sample, sample_files
+from ..runtime.generator import FULL
 from .ablation_measure import Feeds, Model, graph_model
 
 

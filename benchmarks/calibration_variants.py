@@ -24,11 +24,11 @@ from ..calibrate.token_groups import token_groups
 from ..calibrate.view_passes import FullGraph, collect_full_ranges
 from ..recipe import QuantizeOptions
 from ..runtime.feeds import Array, load_sample, sample_files
+from ..runtime.generator import FULL
 from ..runtime.sessions.onnxruntime import reference_session
 from ..sites import SiteMap
 from .common import QuietReporter
 
-FULL = "full"
 BATCH = 1
 PEER = "percentile"
 CLIPS = (1.0, 0.8, 0.6)

@@ -21,7 +21,6 @@ import click
 from .common import markdown_table
 
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 # The modules that a family alone needs carry one of these words in their name.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "Cosmos": ("cosmos",),

@@ -36,7 +36,7 @@ from .rounded_sites import Rounded, Task, correct_biases, round_sites
 from .statistics import Statistics
 from .token_groups import TokenGroup, token_groups
 from .token_scaling import Decision, decide_groups
-from .view_passes import FullGraph, plain_view, quantizable
+from .view_passes import FullGraph, plain_view
 from .views import Grid
 
 
@@ -119,12 +119,6 @@ def quantize_generator(
                 insert_sites(changed.graph, own, chosen)
             weights.write(changed, graph)
     return Plan(sites=tuple(final)), results
-
-
-def sharing_graphs(site_map: SiteMap) -> set[str]:
-    """Graphs that have a site of a calibrated one, those among them."""
-    names = {site.name for site in quantizable(site_map.calibrated.sites)}
-    return {site.graph for site in site_map.sites if site.name in names}
 
 
 def quantize_sites(

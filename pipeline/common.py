@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,9 +165,3 @@ def tokenizer_of(exported: Manifest) -> dict[str, Any]:
             do="calibrate, quantize and generate take it",
         )
     return found
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[Workspace]:
-    with Workspace(path) as workspace:
-        yield workspace

@@ -11,9 +11,9 @@ from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import load_sample, sample_files
-from ..runtime.generator import read_spec
+from ..runtime.generator import FULL, read_spec
 from .common import Reporter, load_sites
-from .generated_samples import FULL, is_generator
+from .generated_samples import is_generator
 
 
 def require_halves(exported: Manifest) -> None:

@@ -62,15 +62,14 @@ def in_processes(
     done: Callable[[int], None],
 ) -> None:
     # Spawned: sessions and their threads do not survive a fork.
-    with ProcessPoolExecutor(execution.workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(execution.workers, mp_context=get_context("spawn"))
+    try:
         futures = [pool.submit(function, task) for task in tasks]
-        try:
-            for count, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                done(count)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for count, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            done(count)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def on_ray(

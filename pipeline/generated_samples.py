@@ -14,8 +14,7 @@ from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import Array, Sample
 from ..runtime.generate.mar_spec import MarSpec
-from ..runtime.generator import FULL as FULL
-from ..runtime.generator import SPEC_FILE, Generator, choose_sampling, read_spec
+from ..runtime.generator import FULL, SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.image_sources import ImageSource
 from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter

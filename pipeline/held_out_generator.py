@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from ..artifacts import Manifest, sha256_file
 from ..errors import CalibrationError
 from ..recipe import ValidateOptions
-from ..runtime.generator import SPEC_FILE, Generated, Generator, Spec, choose_sampling, read_spec
+from ..runtime.generator import (
+    FULL,
+    SPEC_FILE,
+    Generated,
+    Generator,
+    Spec,
+    choose_sampling,
+    read_spec,
+)
 from ..runtime.image_sources import ImageSource, open_source
 from ..runtime.sessions.onnxruntime import fast_session, reference_session
 from ..validate.forced import ForcedGraph, ForcedRun, measure_forced
@@ -28,7 +36,7 @@ from ..validate.report import QDQ, LatencyRow
 from .calibration_sources import image_digests
 from .common import load_sites
 from .generate import parse_labels
-from .generated_samples import FULL, Tokens, pictures_of, teacher_forcing
+from .generated_samples import Tokens, pictures_of, teacher_forcing
 from .held_out import ENGINE, Measured, Progress, check_pictures, shared_names
 from .image_tokens import image_labels, image_tokens, require_size
 from .picture_features import open_features

@@ -14,7 +14,7 @@ import msgspec
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from ..errors import RecipeError
 from ..recipe import MAX_MEMORY, QuantizeOptions
-from ..runtime.generator import SPEC_FILE
+from ..runtime.generator import FULL, SPEC_FILE
 from ..sites import Plan, SiteMap, SitePlan
 from .build import FP16
 from .common import (
@@ -145,21 +145,10 @@ def write_quantized(
     samples, site_map = source.samples, source.site_map
     size, progress = source.calibrated.options["batch_size"], reporter.progress
 
+    quantize = quantize_generator if source.generates else quantize_graphs
+
     def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
-        if not source.generates:
-            return quantize_graphs(
-                source.export,
-                samples,
-                folder,
-                site_map,
-                chosen,
-                statistics,
-                options,
-                batch_size=size,
-                progress=progress,
-                max_memory=max_memory,
-            )
-        made, told = quantize_generator(
+        made, told = quantize(
             source.export,
             samples,
             folder,

@@ -10,10 +10,10 @@ import numpy as np
 from ..artifacts import MANIFEST, Manifest
 from ..errors import CalibrationError
 from ..runtime.feeds import Sample, load_sample, sample_files
-from ..runtime.generator import read_spec
+from ..runtime.generator import FULL, read_spec
 from ..runtime.images import UnreadableImage, load_image
 from .common import tokenizer_of
-from .generated_samples import FULL, is_generator, require_teacher_forced
+from .generated_samples import is_generator, require_teacher_forced
 from .own_inputs import (
     GraphInput,
     check_arrays,

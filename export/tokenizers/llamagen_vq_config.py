@@ -20,4 +20,3 @@ class LlamagenVqConfig(Pyramid):
 
 
 VQ_16 = LlamagenVqConfig()
-VQ_8 = LlamagenVqConfig(channels_mult=(1, 2, 2, 4))

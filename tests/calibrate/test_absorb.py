@@ -11,9 +11,8 @@ import pytest
 from arvg_trt.calibrate.absorb import Absorption, absorb
 from arvg_trt.calibrate.folds import folds_shift, holds_producer
 from arvg_trt.calibrate.observers import load_graph
-from arvg_trt.calibrate.quantize_generator import sharing_graphs
 from arvg_trt.calibrate.view_passes import by_input, quantizable
-from arvg_trt.sites import Site
+from arvg_trt.sites import Site, SiteMap
 
 from .generators import TinyGenerator, activations, full_logits, stepped_logits
 
@@ -32,6 +31,12 @@ def random_absorptions(
         shift = rng.normal(0, 0.7, channels)
         found.append((sites, Absorption(scale, shift, divides, divides and folds_shift(sites[0]))))
     return found
+
+
+def sharing_graphs(site_map: SiteMap) -> set[str]:
+    """Graphs that have a site of a calibrated one, those among them."""
+    names = {site.name for site in quantizable(site_map.calibrated.sites)}
+    return {site.graph for site in site_map.sites if site.name in names}
 
 
 def absorbed(source: TinyGenerator, folder: Path, *, free: bool = True) -> Path:

@@ -16,6 +16,7 @@ from arvg_trt.calibrate.token_grids import (
     best_grid,
     grid_candidates,
     is_one_sided,
+    usual_reach,
 )
 from arvg_trt.calibrate.views import Grid
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
@@ -218,3 +219,13 @@ def test_a_position_reaches_as_far_as_the_crest_factor_of_the_others_says() -> N
         stats([-1, -4, -2], [1, 3, 2], square), 8, allow_shift=True, fractions=(1.0,)
     )
     np.testing.assert_allclose(grid.step * 127, [4, 4, 8])
+
+
+@pytest.mark.parametrize(
+    ("peak", "usual"), [(4.0, 4.0), (6.0, 6.0), (8.0, 8.0), (8.1, 4.0), (20.0, 4.0)]
+)
+def test_the_largest_crest_counts_unless_it_is_a_sinks(peak: float, usual: float) -> None:
+    """Twice the 0.9 quantile, 4 here, is the border; a dead position reaches nowhere."""
+    peaks = np.array([0.0, peak] + [8.0] * 10)
+    seen = stats(list(-peaks), list(peaks), [0.0, 4.0] + [16.0] * 10)  # root mean squares 0, 1, 2
+    np.testing.assert_allclose(usual_reach(seen, peaks), [0.0, usual] + [2 * usual] * 10)

@@ -15,7 +15,7 @@ from arvg_trt.export.tokenizers.llamagen_vq import (
     infer_llamagen_config,
     load_llamagen_vq,
 )
-from arvg_trt.export.tokenizers.llamagen_vq_config import VQ_8, VQ_16, LlamagenVqConfig
+from arvg_trt.export.tokenizers.llamagen_vq_config import VQ_16, LlamagenVqConfig
 from arvg_trt.export.tokenizers.vq_blocks import lookup
 from arvg_trt.export.tokenizers.vq_graphs import VqDecoderGraph, excluded
 
@@ -24,6 +24,7 @@ from .rar_models import random_maskgit
 from .test_maskgit_vq import State, close, conv, images, normed, swish
 from .vqvae_models import TINY, random_vqvae
 
+VQ_8 = LlamagenVqConfig(channels_mult=(1, 2, 2, 4))
 # More blocks and levels than one, so that each of them differs from the next.
 DEEP = LlamagenVqConfig(32, (1, 2, 1), 2, 16, 8, 24)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,6 +16,7 @@ from arvg_trt.training.mar_loss import (
     diffusion_loss,
     initialize,
     mar_loss,
+    masked,
     masked_count,
     noise_errors,
     random_orders,
@@ -104,6 +105,25 @@ def test_the_loss_in_float32_is_that_of_float64() -> None:
     single = diffusion_loss(net, Noised(x.float(), z.float(), times, noise.float()))
     double = diffusion_loss(net.double(), Noised(x, z, times, noise))
     np.testing.assert_allclose(single, double, rtol=2e-3)
+
+
+def test_the_last_time_has_its_part_in_the_loss() -> None:
+    """30 times the squared error that an eighth of the draws have there, rounded up."""
+    model = random_mar().double()
+    latents = torch.randn(3, SMALL.length, SMALL.latent_channels, dtype=torch.float64)
+    labels, seed = torch.tensor([0, 4, 2]), 11
+    found = float(mar_loss(model, latents, labels, torch.Generator().manual_seed(seed)))
+    seen = masked(model, latents, labels, torch.Generator().manual_seed(seed))
+    net = model.diffloss.net
+    official = float(diffusion_loss(net, seen).mean())
+    count = -(-len(seen.x) // 8)
+    x, noise = (tensor[:count].numpy() for tensor in (seen.x, seen.noise))
+    kept = kept_by_formula()[999]
+    noisy = torch.from_numpy(kept**0.5 * x + (1 - kept) ** 0.5 * noise)
+    out = net(noisy, torch.full((count,), 999), seen.z[:count]).numpy()
+    error = np.mean((noise - out[:, : SMALL.latent_channels]) ** 2)
+    assert found == pytest.approx(official + 30 * error, rel=1e-9)
+    assert 30 * error > 0.1 * official
 
 
 def test_the_bound_teaches_the_variance_alone() -> None:
