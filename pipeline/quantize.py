@@ -14,7 +14,7 @@ import msgspec
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from ..errors import RecipeError
 from ..recipe import MAX_MEMORY, QuantizeOptions
-from ..runtime.generator import FULL, SPEC_FILE
+from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap, SitePlan
 from .build import FP16
 from .common import (
