@@ -31,11 +31,12 @@ from .view_passes import FullGraph
 from .views import Grid, View
 
 SIDES = ("left", "right")
+HEAD_AXIS = 1  # of all operands, [N, H, T, d], [N, H, d, T] and [N, H, T, T]; T may vary by run
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """One side of a product in the graph of all positions, and the plan's format for it."""
+    """One side of a product in a graph that is calibrated, and the plan's format for it."""
 
     site: Site
     side: str
@@ -57,31 +58,36 @@ def quantize_attention(
     folder: Path,
     samples: Path,
     site_map: SiteMap,
-    full: str,
     plan: Plan,
     results: Sequence[SiteResult],
     *,
     batch_size: int,
     progress: Progress,
 ) -> tuple[Plan, list[SiteResult]]:
-    """Choose grids on the Q/DQ graph `full` in `folder`, and put them into all of its graphs.
+    """Choose grids on the calibrated Q/DQ graphs in `folder`, and put them into all graphs there.
 
     What quantized linears make is what is rounded here, so this comes last. Returns the plan with
     the scales filled in, and the results with the products' signal-to-noise ratios.
     """
     entries = {entry.name: entry for entry in plan.sites}
-    sites = planned_products(site_map.of_graph(full), entries)
-    if not sites:
-        return plan, list(results)
-    graph = load_graph(folder / f"{full}.onnx").graph
-    operands = [operand for site in sites for operand in operands_of(graph, site, entries)]
-    passes = FullGraph(
-        folder, samples, full, batch_size=batch_size, progress=progress, optimized=False
-    )
-    grids, quality = choose_grids(operands, passes)
+    sites: list[Site] = []
+    grids: dict[str, Grid] = {}
+    quality: dict[str, float] = {}
+    for name in site_map.graphs:
+        own = planned_products(site_map.of_graph(name), entries)
+        if not own:
+            continue
+        graph = load_graph(folder / f"{name}.onnx").graph
+        operands = [operand for site in own for operand in operands_of(graph, site, entries)]
+        passes = FullGraph(
+            folder, samples, name, batch_size=batch_size, progress=progress, optimized=False
+        )
+        found = choose_grids(operands, passes)
+        grids |= found[0]
+        quality |= found[1]
+        sites += own
     filled = {s.name: with_scales(entries[s.name], s, grids) for s in sites}
-    names = {site.name for site in sites}
-    for other in sorted({s.graph for s in site_map.sites if s.name in names}):
+    for other in sorted({s.graph for s in site_map.sites if s.name in filled}):
         model = load_graph(folder / f"{other}.onnx")
         for site in site_map.of_graph(other):
             if site.name in filled:
@@ -115,7 +121,7 @@ def choose_grids(
 
     A scale of the plan is kept; the softmax's in FP8 is 1/448, since it ends at 1.
     """
-    views = {o.key: View(o.tensor, o.site.channel_axis) for o in operands}
+    views = {o.key: View(o.tensor, HEAD_AXIS) for o in operands}
     seen = passes.ranges(views)
     candidates = {o.key: operand_grids(o, one_range(seen[o.key])) for o in operands}
     ones = {key: np.ones(len(stats.low)) for key, stats in seen.items()}

@@ -11,6 +11,7 @@ from typing import Literal
 from ..errors import RecipeError
 from ..recipe import FLOAT_BITS, LOG_METHODS, QuantizeOptions
 from ..sites import (
+    ATTENTION_GRAPHS,
     BLOCK_BITS,
     PRODUCT_ROLES,
     ActivationFormat,
@@ -115,7 +116,7 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
 
 def is_product(site: Site) -> bool:
     """Whether it is one of the two products of a generator's attention."""
-    return site.graph == "full" and site.role in PRODUCT_ROLES and site.weight is None
+    return site.graph in ATTENTION_GRAPHS and site.role in PRODUCT_ROLES and site.weight is None
 
 
 def plan_product(site: Site, options: QuantizeOptions) -> SitePlan:

@@ -14,7 +14,7 @@ import msgspec
 from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from ..errors import RecipeError
 from ..recipe import MAX_MEMORY, QuantizeOptions
-from ..runtime.generator import FULL, SPEC_FILE
+from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap, SitePlan
 from .build import FP16
 from .common import (
@@ -93,6 +93,8 @@ def quantize_stage(
     else:
         plan = decode_json(plan_file, Plan, do="see quantize/NAME/plan.json for the form")
     entries = check_plan(plan, source.planned)
+    if not source.generates:
+        require_float_attention(options, entries)
     wanted = Manifest(
         stage="quantize",
         inputs=source.digests | ({"plan": sha256_file(plan_file)} if plan_file else {}),
@@ -111,6 +113,17 @@ def quantize_stage(
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
+
+
+def require_float_attention(options: QuantizeOptions, entries: Mapping[str, SitePlan]) -> None:
+    """Raises RecipeError for formats of attention products, which only generators get."""
+    planned = [entry.name for entry in entries.values() if entry.other is not None]
+    if planned or options.attention != "float":
+        raise RecipeError(
+            "only a generator's attention is quantized",
+            where=planned[0] if planned else "attention",
+            do='leave it "float"',
+        )
 
 
 def write_quantized(
@@ -148,7 +161,7 @@ def write_quantized(
             max_memory=max_memory,
         )
         return quantize_attention(
-            folder, samples, site_map, FULL, made, told, batch_size=size, progress=progress
+            folder, samples, site_map, made, told, batch_size=size, progress=progress
         )
 
     final, results, wide = quantize_in_range(

@@ -447,6 +447,7 @@ def test_size_that_the_stride_does_not_divide_is_refused(
         ),
         (("quantize", "--exclude", "encoder.down.9.*"), ("encoder.down.9.*", "matches no site")),
         (("quantize", "--exclude", "*"), ("0 sites",)),
+        (("quantize", "--attention", "fp8"), ("attention", "only a generator's")),
         (("quantize", "--name", "../elsewhere"), ("--name", "../elsewhere")),
         (("quantize", "--name", "fp16"), ("fp16", "unquantized")),
         (("build", "--backend", "tensorrt_rtx"), ("targets", "sm86")),

@@ -144,6 +144,37 @@ def test_the_denoiser_is_quantized_on_request(workspace: Path) -> None:
     assert found["pass/z"] > 30 and found["denoise/noise"] > 20, found
 
 
+@pytest.mark.parametrize(("kind", "least"), [("fp8", 25), ("int8", 20)])
+def test_attention_of_both_transformers_is_quantized_on_request(
+    workspace: Path, kind: str, least: float
+) -> None:
+    """With the scales of the plan on both operands of every product, and a little more error."""
+    outcome = arvg("quantize", workspace, "--name", kind, "--attention", kind)
+    assert outcome.code == 0, outcome
+    folder = workspace / "quantize" / kind
+    plan = json.loads((folder / "plan.json").read_text())["sites"]
+    products = {site["name"]: site for site in plan if "bmm" in site["name"]}
+    assert len(products) == 2 * (SMALL.encoder_depth + SMALL.decoder_depth)
+    model = onnx.load(folder / "pass.onnx")
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    nodes = {node.name: node for node in model.graph.node}
+    named = json.loads((workspace / "export" / "sites.json").read_text())["sites"]
+    for site in named:
+        chosen = products.get(site["name"])
+        if chosen is None:
+            continue
+        for value, side in zip(nodes[site["node"]].input, ("activation", "other"), strict=True):
+            assert makers[value].op_type == "DequantizeLinear"
+            assert held[makers[value].input[1]] == np.float32(chosen[side]["scale"])
+    samples = workspace / "calibrate" / "samples"
+    found, plain = (
+        run_decibels(workspace / "export", workspace / "quantize" / name, samples, ("pass",))
+        for name in (kind, "w8a8")
+    )
+    assert least < found["pass/z"] < plain["pass/z"]
+
+
 def test_a_pattern_to_include_must_match(workspace: Path) -> None:
     outcome = arvg("quantize", workspace, "--name", "odd", "--include", "diffloss.nett.*")
     assert_refused(outcome, 3, "include pattern 'diffloss.nett.*' matches no site")
