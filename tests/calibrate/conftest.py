@@ -7,15 +7,27 @@ from functools import cache
 
 import pytest
 
-from .generators import TinyGenerator, make_generator
+from ..export.rar_models import TinyRar
+from .generators import TinyGenerator, make_rar, make_var
 
 Generators = Callable[[str], TinyGenerator]
 
 
 @pytest.fixture(scope="session")
-def generators(tmp_path_factory: pytest.TempPathFactory) -> Generators:
+def generators(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generators:
     """By family, when a test asks for one."""
-    return cache(lambda family: make_generator(family, tmp_path_factory.mktemp("generator")))
+
+    @cache
+    def make(family: str) -> TinyGenerator:
+        folder = tmp_path_factory.mktemp("generator")
+        if family != "rar":
+            return make_var(family, folder)
+        tiny: TinyRar = request.getfixturevalue("tiny_rar")
+        return make_rar(tiny.folder, folder)
+
+    return make
 
 
 @pytest.fixture(params=["var", "shared var", "rar"])

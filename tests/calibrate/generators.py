@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arvg_trt.export.rar_export import export_rar
+from arvg_trt.artifacts import decode_json
 from arvg_trt.export.var_export import export_var
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
@@ -45,19 +46,30 @@ class TinyGenerator:
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def make_generator(family: str, folder: Path) -> TinyGenerator:
-    graphs, samples = folder / "export", folder / "samples"
+def make_var(family: str, folder: Path) -> TinyGenerator:
+    graphs = folder / "export"
     graphs.mkdir()
+    config = replace(VAR, shared_aln=family == "shared var")
+    with WeightFile(graphs) as weights:
+        sites = export_var(var_models.random_var(config), weights, {})
+    return with_samples(family, folder, sites, VAR.bounds)
+
+
+def make_rar(export: Path, folder: Path) -> TinyGenerator:
+    """The transformer's graphs of an exported `SMALL`."""
+    graphs = folder / "export"
+    shutil.copytree(export, graphs, ignore=shutil.ignore_patterns("*coder.onnx"))
+    found = decode_json(export / "sites.json", SiteMap, do="")
+    sites = tuple(site for site in found.sites if (graphs / f"{site.graph}.onnx").is_file())
+    return with_samples("rar", folder, sites, (0, 2, *range(3, RAR.length + 2)))
+
+
+def with_samples(
+    family: str, folder: Path, sites: tuple[Site, ...], bounds: tuple[int, ...]
+) -> TinyGenerator:
+    graphs, samples = folder / "export", folder / "samples"
     samples.mkdir()
     rng = np.random.default_rng(7)
-    with WeightFile(graphs) as weights:
-        if family == "rar":
-            sites = export_rar(rar_models.random_rar(), weights, {})
-            bounds: tuple[int, ...] = (0, 2, *range(3, RAR.length + 2))
-        else:
-            config = replace(VAR, shared_aln=family == "shared var")
-            sites = export_var(var_models.random_var(config), weights, {})
-            bounds = VAR.bounds
     for k in range(SAMPLES):
         sample: dict[str, np.ndarray] = {"labels": rng.integers(0, 6, 1)}
         if family == "rar":
@@ -66,9 +78,7 @@ def make_generator(family: str, folder: Path) -> TinyGenerator:
             shape = (1, VAR.length - 1, VAR.latent_channels)
             sample["features"] = rng.normal(0, 1, shape).astype(np.float32)
         save_sample(sample, samples, k)
-    return TinyGenerator(
-        family, graphs, samples, SiteMap(sites=sites, graphs=("full",)), tuple(bounds)
-    )
+    return TinyGenerator(family, graphs, samples, SiteMap(sites=sites, graphs=("full",)), bounds)
 
 
 def full_logits(source: TinyGenerator, folder: Path) -> NDArray[np.float32]:
