@@ -29,9 +29,9 @@ from .recipe import (
     QuantizeMethod,
     QuantizeOptions,
     ValidateOptions,
-    load_recipe,
     with_changes,
 )
+from .recipe_file import load_recipe
 from .sites import Rounding
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import click
 from .cli_support import json_option, workspace_argument
 from .console import ConsoleReporter, print_json
 from .errors import RecipeError
-from .recipe import QuantizeOptions, check_name, load_recipe, with_changes
+from .recipe import QuantizeOptions, check_name, with_changes
+from .recipe_file import load_recipe
 
 
 @click.command()

@@ -12,7 +12,8 @@ from .artifacts import Workspace
 from .console import ConsoleReporter, print_json
 from .errors import RecipeError
 from .pipeline.common import StageResult
-from .recipe import BuildOptions, Recipe, check_name, load_recipe, with_changes
+from .recipe import BuildOptions, Recipe, check_name, with_changes
+from .recipe_file import load_recipe
 
 recipe_option = click.option(
     "--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file."

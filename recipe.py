@@ -1,13 +1,11 @@
-"""Typed recipes: TOML in, frozen structs out; presets are the files in `recipes/`.
+"""What a recipe says, as frozen structs.
 
 Unknown keys are errors, and so are values that do not go together, before any work starts.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
@@ -15,7 +13,6 @@ import msgspec
 from .errors import RecipeError
 from .sites import BLOCK_BITS, BLOCKS, Rounding, Smoothing
 
-PRESETS = Path(__file__).parent / "recipes"
 FLOAT_BITS = 32
 MAX_MEMORY = 2 * 2**30  # bytes of second moments at a time
 
@@ -264,34 +261,6 @@ def check_name(name: str) -> None:
     """Raises ValueError for a name of a quantization that is no plain folder name, or reserved."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"name {name!r} is not letters, digits, '.', '_' and '-'")
-
-
-def find_recipe(name: str) -> Path:
-    """A TOML file, or the name of a preset.
-
-    Raises:
-        RecipeError: neither; names the nearest presets.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    preset = PRESETS / f"{path.name.removesuffix('.toml')}.toml"
-    if preset.is_file():
-        return preset
-    known = sorted(p.stem for p in PRESETS.glob("*.toml"))
-    near = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.3)
-    raise RecipeError("no such recipe", where=name, do=f"presets: {', '.join(near or known)}")
-
-
-def load_recipe(name: str) -> Recipe:
-    """Read and check a recipe; errors name the file and the key."""
-    path = find_recipe(name)
-    try:
-        return msgspec.toml.decode(path.read_bytes(), type=Recipe)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise RecipeError(str(error), where=str(path), do="see docs/recipes.md") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError("is not UTF-8 text", where=str(path)) from error
 
 
 def with_changes(options: OptionsT, **changes: object) -> OptionsT:

@@ -119,7 +119,7 @@ def latents(export: Path, labels: Sequence[int]) -> NDArray[np.generic]:
     return np.concatenate(caught[0].fed)
 
 
-def with_decoder(engine: Path, decoder: Path) -> Callable[[Path, int], OnnxRuntimeSession]:
+def with_decoder(decoder: Path) -> Callable[[Path, int], OnnxRuntimeSession]:
     """Sessions of an engine folder, but another decoder."""
 
     def session(path: Path, threads: int) -> OnnxRuntimeSession:
@@ -231,7 +231,7 @@ def measure(
     kinds = largest_step(engine / "step.onnx", cast(VarSpec, generators[W8A8].spec), threads)
     del generators
     pictures = {name: Generator.open(folder, threads=threads) for name, folder in tokens.items()}
-    session = with_decoder(engine, decoder)
+    session = with_decoder(decoder)
     pictures[WHOLE] = Generator.open(engine, session=session, threads=threads)
     click.echo("timing pictures", err=True)
     whole = interleaved(

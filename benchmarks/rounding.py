@@ -33,7 +33,8 @@ from .common import (
     markdown_table,
     write_results,
 )
-from .tokenizer_bits import Bench, Row, crops
+from .tokenizer_bits import Bench, crops
+from .tokenizer_bits_tables import Row
 
 METHODS: tuple[QuantizeMethod, ...] = ("per_channel", "per_channel_log")
 STEPS: dict[str, tuple[Rounding, bool]] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -36,68 +36,23 @@ from .common import (
     QuietReporter,
     data_folder,
     environment,
-    environment_line,
     evaluation_sets,
-    markdown_table,
     write_results,
+)
+from .search_report import (
+    FOUND,
+    GENERATOR,
+    TOKENIZER,
+    GeneratorRow,
+    SearchRow,
+    TokenizerRow,
+    report,
 )
 from .tokenizer_bits import Measurement, crops, measure
 
-TOKENIZER = "cosmos-mini-di8x8"
-GENERATOR = "var-mini"
 ENCODER_BITS, DECODER_BITS = 6, 4
 PAPER: tuple[QuantizeMethod, ...] = ("log_quantization", "per_tensor")
 AVG_BITS = 5
-FOUND = "found"
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerRow:
-    """PSNR in dB against the images, how far it is below the found plan's, paired over images, and
-    two standard errors of that."""
-
-    name: str
-    bytes: int
-    psnr: float
-    tokens_equal: float
-    below_found: float
-    error: float
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorRow:
-    """KL of the logits in nats a token, teacher-forced, and how often the arg-max is FP32's."""
-
-    name: str
-    activation_bits: int
-    avg_bits: float
-    bytes: int
-    kl: float
-    top1: float
-
-
-@dataclass(frozen=True, slots=True)
-class SearchRow:
-    """What a search predicted, measured on its samples and took."""
-
-    name: str
-    predicted: float
-    measured: float
-    quantized: float
-    uniform: float | None
-    seconds: float
-
-    @classmethod
-    def of(cls, name: str, done: StageResult) -> SearchRow:
-        found = done.manifest.results
-        return cls(
-            name=name,
-            predicted=found["predicted_loss"],
-            measured=found["measured_loss"],
-            quantized=found["quantized_loss"],
-            uniform=found["uniform_loss"],
-            seconds=done.seconds,
-        )
 
 
 def tokenizer_rows(
@@ -191,79 +146,6 @@ def generator_rows(
     return rows, searches
 
 
-def report(
-    tokenizer: Sequence[TokenizerRow],
-    generator: Sequence[GeneratorRow],
-    searches: Sequence[SearchRow],
-    about: str,
-    found: Mapping[str, object],
-) -> str:
-    of_tokenizer = markdown_table(
-        ["weights", "bytes", "PSNR, dB", "tokens equal", "below the found plan, dB"],
-        [
-            [
-                row.name,
-                f"{row.bytes:,}",
-                f"{row.psnr:.3f}",
-                f"{row.tokens_equal:.1%}",
-                "" if row.name == FOUND else f"{row.below_found:z.3f} ± {row.error:.3f}",
-            ]
-            for row in tokenizer
-        ],
-    )
-    of_generator = markdown_table(
-        ["weights", "activations", "bits a weight", "bytes", "KL, nats", "top-1 equal"],
-        [
-            [
-                row.name,
-                "float" if row.activation_bits == FLOAT_BITS else row.activation_bits,
-                f"{row.avg_bits:.2f}",
-                f"{row.bytes:,}",
-                f"{row.kl:.5f}",
-                f"{row.top1:.2%}",
-            ]
-            for row in generator
-        ],
-    )
-    of_searches = markdown_table(
-        ["search", "predicted", "measured", "quantized", "one width", "seconds"],
-        [
-            [
-                row.name,
-                *(f"{v:.3g}" for v in (row.predicted, row.measured, row.quantized)),
-                "" if row.uniform is None else f"{row.uniform:.3g}",
-                f"{row.seconds:.0f}",
-            ]
-            for row in searches
-        ],
-    )
-    return f"""# Searched bits
-
-{(__doc__ or "").split("--data ../shared/data")[1].strip()}
-
-{about}
-
-## {TOKENIZER}, weights alone
-
-{of_tokenizer}
-
-## {GENERATOR}
-
-{of_generator}
-
-## The searches
-
-Losses on the samples of each search: what the sum of the sites' losses and the measured curves
-predict, what the plan measures with rounded weights and inputs, what its Q/DQ graphs measure, and
-one width for all sites under the same budget.
-
-{of_searches}
-
-Written by `python -m arvg_trt.benchmarks.search`; seconds on a machine with other work.
-{environment_line(found)}
-"""
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--data", type=click.Path(path_type=Path), help="Folder with kodak, art, calib256.")
 @click.option("--workspaces", type=click.Path(path_type=Path), help="Kept; else temporary ones.")
@@ -294,6 +176,7 @@ def main(
     searches = [of_tokenizer, *searches]
     counts = ", ".join(f"{len(pictures)} {name}" for name, pictures in images.items())
     about = (
+        f"{(__doc__ or '').split('--data ../shared/data')[1].strip()}\n\n"
         f"Tokenizer: {samples} crops of {size}x{size} to search, {counts} images of 256x256 to "
         f"measure, differences paired over images, ± two standard errors. Generator: calibrated on "
         f"{calibration} pictures, of which {samples} rows are searched on, measured on {held_out} "

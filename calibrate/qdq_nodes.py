@@ -72,11 +72,11 @@ def quantize_input(chain: Chain, site: Site, value: ir.Value, chosen: SiteWeight
     graph = chain.graph
     if chosen.smoothing is not None and not folds_scale(site):
         inverse = (1 / chosen.smoothing.astype(np.float64)).astype(np.float32)
-        held = constant(graph, f"{site.name}.input_scale", by_channel(site, value, inverse))
+        held = constant(graph, f"{site.name}.input_scale", by_channel(site, inverse))
         value = chain.add("Mul", value, held)
     offset = np.asarray(chosen.offset)
     if offset.any() and not folds_shift(site):
-        shaped = by_channel(site, value, offset) if offset.ndim else offset
+        shaped = by_channel(site, offset) if offset.ndim else offset
         value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", shaped))
     return quantize_dequantize(chain, site, value, activation)
 
@@ -99,7 +99,7 @@ def quantize_dequantize(
     return chain.add("DequantizeLinear", value, scale, zero)
 
 
-def by_channel(site: Site, value: ir.Value, values: NDArray[np.generic]) -> NDArray[np.generic]:
+def by_channel(site: Site, values: NDArray[np.generic]) -> NDArray[np.generic]:
     """[C] in a shape that broadcasts over the site's input: [1, C, 1, 1], [1, 1, C] or [1, C]."""
     if site.op not in LINEAR_OPS:
         return values.reshape(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""Find a model's checkpoint files and read their tensors; no pickle of a stranger ever runs."""
+"""The tensors of a model's checkpoint files; no pickle of a stranger ever runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import ExportError
+from .checkpoint_files import PICKLE_SUFFIXES, first_sentence
 from .torchscript import is_torchscript, read_torchscript
 
-PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 ZIP_MAGIC = b"PK\x03\x04"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "trainer")
 # What a trainer's snapshot holds side by side; together they are the checkpoint.
@@ -25,114 +25,8 @@ PARTS = ("var_wo_ddp", "vae_local")
 # The averaged weights that MAR's trainer keeps beside the last ones: what is evaluated.
 AVERAGE = "model_ema"
 FOREIGN_NAME = re.compile(r"GLOBAL ([\w.]+\w)")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # torch tests no narrower float for NaN; a model that takes one has to say what it means by it.
 FINITE_TESTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def resolve_checkpoint(
-    spec: str, alternatives: Sequence[Sequence[str]], elsewhere: Mapping[str, str] | None = None
-) -> list[Path]:
-    """Files of a checkpoint: `spec` is a file, a folder, or a Hugging Face id.
-
-    `alternatives` lists the sets of file names that make a complete checkpoint, best first;
-    `elsewhere` says which of them lie in another repository of the Hub.
-
-    Raises:
-        ExportError: nothing there, or not a complete set; says what was expected.
-    """
-    path = Path(spec)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        for names in alternatives:
-            if all((path / name).is_file() for name in names):
-                return [path / name for name in names]
-        single = [
-            p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", *PICKLE_SUFFIXES)
-        ]
-        if len(single) == 1:
-            return single
-        raise ExportError(
-            "has no complete checkpoint", where=spec, do=f"expected {listed(alternatives)}"
-        )
-    is_file_name = path.suffix in (".safetensors", ".jit", *PICKLE_SUFFIXES)
-    if HUB_ID.fullmatch(spec) and not is_file_name and not path.parent.is_dir():
-        return download(spec, alternatives, elsewhere or {})
-    raise ExportError(
-        "no such file or folder", where=spec, do="check --checkpoint, or give a Hugging Face id"
-    )
-
-
-def listed(alternatives: Sequence[Sequence[str]]) -> str:
-    return ", or ".join(" with ".join(names) for names in alternatives)
-
-
-def download(
-    repo: str, alternatives: Sequence[Sequence[str]], elsewhere: Mapping[str, str]
-) -> list[Path]:
-    """Fetch a checkpoint from the Hugging Face Hub (or its local cache).
-
-    Raises:
-        ExportError: no access, no network and not cached, or none of `alternatives` is there.
-    """
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-            RepositoryNotFoundError,
-        )
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            "huggingface_hub is not installed", where=repo, do="pip install 'arvg-trt[export]'"
-        ) from error
-    unreachable: LocalEntryNotFoundError | None = None
-    for names in alternatives:
-        # Once the Hub did not answer, only its cache is asked: each attempt waits for retries.
-        cached = unreachable is not None
-        try:
-            return [
-                Path(hf_hub_download(elsewhere.get(name, repo), name, local_files_only=cached))
-                for name in names
-            ]
-        except HFValidationError as error:
-            raise ExportError(
-                f"is neither a file nor a Hugging Face id: {first_sentence(error)}",
-                where=repo,
-                do="check --checkpoint",
-            ) from error
-        except LocalEntryNotFoundError as error:
-            unreachable = error
-        except EntryNotFoundError:
-            continue
-        except GatedRepoError as error:
-            raise ExportError(
-                "is gated", where=repo, do="accept its licence on the Hub and run `hf auth login`"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ExportError(
-                "no such repository, or a private one", where=repo, do="check the id, or log in"
-            ) from error
-        except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            raise ExportError(
-                f"could not be downloaded: {first_sentence(error)}",
-                where=repo,
-                do="check the network, or give a local folder",
-            ) from error
-    if unreachable is not None:
-        raise ExportError(
-            "the Hugging Face Hub cannot be reached and the files are not in its cache",
-            where=repo,
-            do="check the network, or give a local folder",
-        ) from unreachable
-    raise ExportError(
-        "has none of the expected files", where=repo, do=f"expected {listed(alternatives)}"
-    )
 
 
 def read_all(paths: Sequence[Path], infinite: Collection[str] = ()) -> dict[str, Tensor]:
@@ -304,8 +198,3 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         raise ExportError(
             f"NaN or infinity in {bad[0]}{others}", where=where, do="use another checkpoint"
         )
-
-
-def first_sentence(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0][:200]

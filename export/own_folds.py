@@ -32,7 +32,7 @@ def find_fold(
     channels = channels_of(users[0][0])
     norm = value.producer()
     if norm is not None and norm.op_type in NORMS and norm_axis(norm) == axis:
-        names = [constant_name(norm, k, channels, axis=0) for k in (1, 2)]
+        names = [constant_name(norm, k, channels) for k in (1, 2)]
         if names[0] is not None and names[1] is not None:
             return (names[0], names[1]), None
     return None, producer_parts(value, axis, channels)
@@ -53,7 +53,7 @@ def producer_parts(value: ir.Value, axis: int, channels: int) -> ProducerFold | 
     if node is None:
         return None
     if node.op_type in NORMS and norm_axis(node) == axis:
-        scale, bias = (constant_name(node, k, channels, axis=0) for k in (1, 2))
+        scale, bias = (constant_name(node, k, channels) for k in (1, 2))
         if scale is None:
             return None
         return parts([(scale, 0)], (bias, 0) if bias else None)
@@ -129,7 +129,7 @@ def vector(
     return str(held.name), own_axis
 
 
-def constant_name(node: ir.Node, index: int, channels: int, *, axis: int) -> str | None:
+def constant_name(node: ir.Node, index: int, channels: int) -> str | None:
     """The node's own constant [C] at an input, None for anything else."""
     value = node.inputs[index] if len(node.inputs) > index else None
     if value is None or value.const_value is None or not is_own(value):

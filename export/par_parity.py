@@ -16,11 +16,9 @@ from torch import Tensor
 
 from ..runtime.kv_cache import past_name
 from ..runtime.sessions.onnxruntime import mapped_session
-from .generators.blocks import keep_cache_as
 from .generators.par import ParTransformer
 from .graph_form import DYNAMIC, GraphForm
-from .parity import Arrays, Difference, cache_of, difference, require
-from .tracing import cache_type
+from .parity import Arrays, Difference, cache_of, difference, require, run_as_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +44,7 @@ def compute_par_references(
 ) -> References:
     """labels int64 [rows], tokens int64 [rows, length]: those of real images, as generated."""
     seen = tokens[:, : -model.config.group]
-    full, presents = model.run(labels, seen)
-    logits = full
-    if cache_type(form) is not None:
-        keep_cache_as(model, cache_type(form))
-        logits, presents = model.run(labels, seen)
-        keep_cache_as(model, None)
+    full, logits, presents = run_as_kept(model, form, lambda: model.run(labels, seen))
     return References(
         group=model.config.group,
         labels=labels.numpy(),

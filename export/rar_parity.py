@@ -18,12 +18,10 @@ from torch import Tensor
 
 from ..runtime.kv_cache import past_name
 from ..runtime.sessions.onnxruntime import mapped_session
-from .generators.blocks import keep_cache_as
 from .generators.rar import CHUNKS, RarTransformer
 from .generators.rar_config import RarConfig
 from .graph_form import DYNAMIC, GraphForm
-from .parity import Arrays, Difference, cache_of, difference, require
-from .tracing import cache_type
+from .parity import Arrays, Difference, cache_of, difference, require, run_as_kept
 
 PLACES = (0, 1, -1)  # positions whose modulation is compared; a wrong one of another shows later
 SINGLE = 2  # steps of one token behind the first; the last step is another
@@ -53,12 +51,7 @@ def compute_rar_references(
 ) -> References:
     """labels int64 [rows], tokens int64 [rows, L]: those of real images."""
     config, seen = model.config, tokens[:, :-1]
-    full, presents = model.run(labels, seen)
-    logits = full
-    if cache_type(form) is not None:
-        keep_cache_as(model, cache_type(form))
-        logits, presents = model.run(labels, seen)
-        keep_cache_as(model, None)
+    full, logits, presents = run_as_kept(model, form, lambda: model.run(labels, seen))
     condition = model.conditions(labels, torch.from_numpy(places(config)))
     modulation = torch.cat(list(model.modulations(condition)), dim=2).numpy()
     head = model.adaln_before_head(condition).numpy()

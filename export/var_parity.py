@@ -19,12 +19,11 @@ from torch import Tensor
 
 from ..runtime.kv_cache import past_name
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
-from .generators.blocks import KeyValue, keep_cache_as
+from .generators.blocks import KeyValue
 from .generators.var import VarBlock, VarTransformer
 from .generators.var_config import VarConfig
 from .graph_form import DYNAMIC, GraphForm
-from .parity import Array, Arrays, Difference, difference, require
-from .tracing import cache_type
+from .parity import Array, Arrays, Difference, difference, require, run_as_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +54,7 @@ def compute_references(
     """
     condition = model.condition(labels)
     inputs = torch.cat((condition[0], model.word_embed(features)), dim=1)
-    full, cache = run_blocks(model, inputs, *condition[1:])
-    steps = full
-    if cache_type(form) is not None:
-        keep_cache_as(model, cache_type(form))
-        steps, cache = run_blocks(model, inputs, *condition[1:])
-        keep_cache_as(model, None)
+    full, steps, cache = run_as_kept(model, form, lambda: run_blocks(model, inputs, *condition[1:]))
     names = ("x", "modulation", "head_modulation")
     return References(
         config=model.config,

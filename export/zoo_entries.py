@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .generators.mar_config import PUBLISHED as MAR_PUBLISHED
@@ -274,56 +274,22 @@ GSQ_MINI = ZooEntry(
 )
 ZOO = (*COSMOS, *VAR, *RAR, *PAR, *MAR, *GSQ, GSQ_MINI)
 
-# Any size of a family: the configuration comes from the checkpoint alone.
+
+def any_size(family: str, partner: str, entries: Sequence[ZooEntry]) -> ZooEntry:
+    """An entry of any size of a family: the configuration comes from the checkpoint alone.
+
+    Files of both models come before a trainer's snapshot, as they do in `entries`.
+    """
+    plain = ("model.safetensors", f"{partner}.safetensors")
+    found = dict.fromkeys((plain, *(files for entry in entries for files in entry.files)))
+    files = tuple(sorted(found, key=len, reverse=True))
+    return ZooEntry(family, family, 0, None, files, graphs=entries[0].graphs)
+
+
 ANY_SIZE = (
-    ZooEntry(
-        "var",
-        "var",
-        0,
-        None,
-        (
-            ("model.safetensors", "vae.safetensors"),
-            *(files for entry in VAR for files in entry.files if len(files) > 1),
-            *VAR_SNAPSHOTS,
-        ),
-        None,
-        VAR_GRAPHS,
-    ),
-    ZooEntry(
-        "rar",
-        "rar",
-        0,
-        None,
-        (
-            ("model.safetensors", "tokenizer.safetensors"),
-            *(files for entry in RAR for files in entry.files),
-        ),
-        None,
-        RAR_GRAPHS,
-    ),
+    any_size("var", "vae", VAR),
+    any_size("rar", "tokenizer", RAR),
     ZooEntry("gsq", "gsq", 0, None, GSQ_FILES),
-    ZooEntry(
-        "mar",
-        "mar",
-        0,
-        None,
-        (
-            ("model.safetensors", "vae.safetensors"),
-            *dict.fromkeys(files for entry in MAR for files in entry.files),
-        ),
-        None,
-        MAR_GRAPHS,
-    ),
-    ZooEntry(
-        "par",
-        "par",
-        0,
-        None,
-        (
-            ("model.safetensors", "tokenizer.safetensors"),
-            *(files for entry in PAR for files in entry.files),
-        ),
-        None,
-        PAR_GRAPHS,
-    ),
+    any_size("mar", "vae", MAR),
+    any_size("par", "tokenizer", PAR),
 )

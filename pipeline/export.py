@@ -70,7 +70,7 @@ def export_stage(
         ExportError: the checkpoint does not fit or the model has no such form, or its graphs
             differ from PyTorch.
     """
-    from ..export.checkpoint import resolve_checkpoint
+    from ..export.checkpoint_files import resolve_checkpoint
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)

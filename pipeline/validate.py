@@ -65,7 +65,7 @@ def validate_stage(
         from ..validate.report import metrics
 
         report, pictures = measure_all(
-            workspace, name, options, held_out, exported, manifest, calibrated, engines, reporter
+            workspace, name, held_out, exported, manifest, calibrated, engines, reporter
         )
         judged = tuple(evaluate(gates, metrics(report)))
         report = msgspec.structs.replace(report, gates=judged)
@@ -133,7 +133,6 @@ def require_no_classes(options: ValidateOptions) -> None:
 def measure_all(
     workspace: Workspace,
     name: str,
-    options: ValidateOptions,
     held_out: HeldOut,
     exported: Manifest,
     quantized: Manifest,

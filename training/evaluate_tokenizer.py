@@ -11,7 +11,8 @@ import click
 import numpy as np
 import torch
 
-from ..export.checkpoint import read_all, resolve_checkpoint
+from ..export.checkpoint import read_all
+from ..export.checkpoint_files import resolve_checkpoint
 from ..export.tokenizers.cosmos import CosmosTokenizer
 from ..export.tokenizers.cosmos_checkpoint import load_cosmos
 from ..export.zoo import find_model, shipped_checkpoint

@@ -91,26 +91,38 @@ class Batch:
         return np.tile(filled, (self.rows // self.images, 1))
 
 
+class CacheSpec(Protocol):
+    """What a step graph's caches are, as `generator.json` says."""
+
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def kv_type(self) -> KvType: ...
+
+    @property
+    def static_batch(self) -> int | None: ...
+
+
 class CachedSteps:
     """The step graphs, and the keys and values of a batch so far, in the sessions' memory.
 
     One graph for all steps; or, of fixed shapes, one a step, the first without a cache to take.
     """
 
-    def __init__(
-        self,
-        graphs: Sequence[OnnxRuntimeSession],
-        depth: int,
-        heads: int,
-        head_dim: int,
-        kv_type: KvType = "float32",
-        fixed: bool = False,
-    ) -> None:
+    def __init__(self, graphs: Sequence[OnnxRuntimeSession], spec: CacheSpec) -> None:
         """Raises BundleError for a graph with other caches."""
+        fixed = spec.static_batch is not None
         for k, graph in enumerate(graphs):
-            require_caches(graph, depth, kv_type, first=fixed and k == 0)
+            require_caches(graph, spec.depth, spec.kv_type, first=fixed and k == 0)
         self._graphs = graphs
-        self._nothing = np.zeros((1, heads, 0, head_dim), kv_type)
+        self._nothing = np.zeros((1, spec.heads, 0, spec.head_dim), spec.kv_type)
         self.start(1)
 
     def start(self, rows: int) -> None:

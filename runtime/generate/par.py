@@ -33,9 +33,7 @@ class ParLoop:
         graphs = open_graphs(folder, ("step", "decoder"), session, threads)
         self.spec = spec
         self._decoder = graphs["decoder"]
-        self._steps = CachedSteps(
-            [graphs["step"]], spec.depth, spec.heads, spec.head_dim, spec.kv_type
-        )
+        self._steps = CachedSteps([graphs["step"]], spec)
 
     def run(
         self,

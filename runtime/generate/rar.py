@@ -59,9 +59,7 @@ class RarLoop:
         graphs = open_graphs(folder, ("condition", "step", "decoder"), session, threads)
         self.spec = spec
         self._condition, self._decoder = graphs["condition"], graphs["decoder"]
-        self._steps = CachedSteps(
-            [graphs["step"]], spec.depth, spec.heads, spec.head_dim, spec.kv_type
-        )
+        self._steps = CachedSteps([graphs["step"]], spec)
 
     def run(
         self,

@@ -32,14 +32,7 @@ class VarLoop:
         graphs = open_graphs(folder, names, session, threads)
         self.spec = spec
         self._condition, self._decoder = graphs["condition"], graphs["decoder"]
-        self._steps = CachedSteps(
-            [graphs[name] for name in spec.step_graphs],
-            spec.depth,
-            spec.heads,
-            spec.head_dim,
-            spec.kv_type,
-            fixed=spec.static_batch is not None,
-        )
+        self._steps = CachedSteps([graphs[name] for name in spec.step_graphs], spec)
         self._updates = [graphs[name] for name in updates]
 
     def run(

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all, read_tensors, resolve_checkpoint
+from arvg_trt.export.checkpoint import read_all, read_tensors
+from arvg_trt.export.checkpoint_files import resolve_checkpoint
 from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer
 from arvg_trt.export.tokenizers.cosmos_checkpoint import load_cosmos
 from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all, resolve_checkpoint
+from arvg_trt.export.checkpoint import read_all
+from arvg_trt.export.checkpoint_files import resolve_checkpoint
 from arvg_trt.export.config_json import read_beside
 from arvg_trt.export.generators.par import ParTransformer
 from arvg_trt.export.generators.par_checkpoint import infer_par_config, load_par

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all, resolve_checkpoint
+from arvg_trt.export.checkpoint import read_all
+from arvg_trt.export.checkpoint_files import resolve_checkpoint
 from arvg_trt.export.generators.rar import RarTransformer
 from arvg_trt.export.generators.rar_checkpoint import infer_rar_config, load_rar
 from arvg_trt.export.generators.rar_config import DEMO, RarConfig, sampling_of

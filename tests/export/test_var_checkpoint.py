@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all, resolve_checkpoint
+from arvg_trt.export.checkpoint import read_all
+from arvg_trt.export.checkpoint_files import resolve_checkpoint
 from arvg_trt.export.generators.var import VarTransformer
 from arvg_trt.export.generators.var_checkpoint import INFINITE, infer_config, load_var
 from arvg_trt.export.generators.var_config import VarConfig, VarJson, read_config_json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from arvg_trt.runtime.feeds import load_sample, sample_files
 from arvg_trt.runtime.generator import Generated
 from arvg_trt.runtime.image_sources import open_source
 from arvg_trt.runtime.images import center_crop
-from arvg_trt.runtime.sessions.onnxruntime import fast_session
+from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 
 LABELS = np.arange(10)
 SIDES = (1, 2, 3, 4, 5, 6, 8)
@@ -106,6 +107,29 @@ def noise_error(export: Path, labels: Labels, latents: NDArray[np.float32]) -> F
         feeds = {"x": noisy, "time": np.array([time]), "condition": told.reshape(len(noisy), -1)}
         errors.append(np.square(denoise.run(feeds, ["noise"])["noise"] - noise))
     found: Floats = np.mean(errors, axis=0).reshape(count, -1).mean(axis=1)
+    return found
+
+
+def run_decibels(
+    export: Path, folder: Path, samples: Path, graphs: Sequence[str]
+) -> dict[str, float]:
+    """SQNR in dB of every output over all runs in `samples`, by `GRAPH/OUTPUT`; equal ones: inf."""
+    found: dict[str, float] = {}
+    for graph in graphs:
+        files = sample_files(samples, graph)
+        assert files, graph
+        wanted, made = (reference_session(path / f"{graph}.onnx") for path in (export, folder))
+        signal, noise = dict.fromkeys(wanted.outputs, 0.0), dict.fromkeys(wanted.outputs, 0.0)
+        for path in files:
+            feeds = load_sample(path, wanted.inputs)
+            outputs = made.run(feeds)
+            for name, values in wanted.run(feeds).items():
+                wide = values.astype(np.float64)
+                signal[name] += float(np.square(wide).sum())
+                noise[name] += float(np.square(outputs[name].astype(np.float64) - wide).sum())
+        for name in wanted.outputs:
+            ratio = signal[name] / noise[name] if noise[name] else math.inf
+            found[f"{graph}/{name}"] = 10 * math.log10(ratio)
     return found
 
 

@@ -11,10 +11,8 @@ from PIL import Image
 
 from arvg_trt.runtime.images import from_model, load_image, to_model
 
-from ..export.rar_models import TOKENIZER, TinyRar
+from ..export.rar_models import TinyRar
 from .conftest import arvg, assert_refused
-
-STRIDE = TOKENIZER.stride
 
 
 def picture(path: Path, height: int, width: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from arvg_trt.artifacts import MANIFEST
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import resolve_checkpoint
+from arvg_trt.export.checkpoint_files import resolve_checkpoint
 from arvg_trt.export.tokenizers.gsq import GsqTokenizer
 from arvg_trt.export.tokenizers.gsq_config import PUBLISHED
 from arvg_trt.export.tokenizers.gsq_yaml import read_normalization

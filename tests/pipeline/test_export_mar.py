@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arvg_trt.artifacts import MANIFEST
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import resolve_checkpoint
+from arvg_trt.export.checkpoint_files import resolve_checkpoint
 from arvg_trt.export.generators.mar_config import PUBLISHED
 from arvg_trt.export.zoo import find_model
 from arvg_trt.pipeline.common import SilentReporter

@@ -12,10 +12,9 @@ import pytest
 from arvg_trt.artifacts import MANIFEST
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.validate.runs import run_decibels
 
 from .conftest import arvg
-from .minis import LABELS, SHOWN, Mini
+from .minis import LABELS, SHOWN, Mini, run_decibels
 
 SAMPLES = 4
 

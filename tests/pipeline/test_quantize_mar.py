@@ -15,10 +15,10 @@ from arvg_trt.runtime.feeds import load_sample, sample_files
 from arvg_trt.runtime.generate.mar import masked_counts
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.validate.runs import run_decibels
 
 from ..export.mar_models import SMALL
 from .conftest import MAR_CHOICE, arvg, assert_refused
+from .minis import run_decibels
 
 LENGTH = SMALL.length
 

@@ -11,15 +11,14 @@ from arvg_trt.errors import ExportError, RecipeError
 from arvg_trt.export.zoo import find_model, shipped_checkpoint
 from arvg_trt.pipeline.generated_samples import check_generated
 from arvg_trt.recipe import (
-    PRESETS,
     BuildOptions,
     CalibrateOptions,
     QuantizeOptions,
     Recipe,
     ValidateOptions,
-    load_recipe,
     with_changes,
 )
+from arvg_trt.recipe_file import PRESETS, load_recipe
 from arvg_trt.validate.gates import parse_gates
 from arvg_trt.validate.report import METRIC_NAMES
 
