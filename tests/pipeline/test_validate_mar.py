@@ -209,6 +209,7 @@ def test_run_follows_a_recipe_and_resumes(
         [calibrate]
         samples = 6
         labels = "0-2"
+        seed = 3
         [quantize]
         weight_bits = 8
         activation_bits = 8
