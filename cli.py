@@ -277,6 +277,7 @@ def summary(metrics: dict[str, float]) -> str:
         f"SQNR {metrics['output_sqnr_db']:.1f} dB" if "output_sqnr_db" in metrics else "",
         f"likeliest token equal {metrics['top1']:.1%}" if "top1" in metrics else "",
         f"tokens equal {metrics['token_agreement']:.1%}" if "token_agreement" in metrics else "",
+        f"noise SQNR {metrics['noise_sqnr_db']:.1f} dB" if "noise_sqnr_db" in metrics else "",
         f"weights {metrics['compression']:.2f}x smaller",
         f"{metrics['speedup']:.2f}x faster than FP32" if "speedup" in metrics else "",
     ]

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ..sites import Plan, Site, SiteMap, SitePlan
 from .observers import chain, constant, initializer_array, load_graph
-from .passes import Outputs, Progress, run_instrumented
+from .passes import Outputs, Progress, is_empty, run_instrumented
 from .quantize import SiteResult
 
 LIMIT = 65504 / 4
@@ -53,7 +53,7 @@ def collect_peaks(
     def consume(graph: str, outputs: Outputs) -> None:
         for name, values in outputs.items():
             tensor, _, kind = name.rpartition(":")
-            if kind in ("peak_low", "peak_high"):
+            if kind in ("peak_low", "peak_high") and not is_empty(outputs, name):
                 seen = peaks[graph].get(tensor, 0.0)
                 peaks[graph][tensor] = max(seen, abs(float(values)))
 

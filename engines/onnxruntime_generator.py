@@ -1,8 +1,8 @@
 """The ONNX Runtime engine of a generator: all graphs that generate, over one file of weights.
 
 Each graph is checked against the Q/DQ graph that it was made from: the teacher-forced one on
-calibration samples, both beside FP32, and those of the loop on what the engine itself feeds them
-while it makes a picture.
+calibration samples, both beside FP32, those of the loop on what the engine itself feeds them while
+it makes a picture, and those that were calibrated along a trajectory on runs of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import BuildError
-from ..runtime.feeds import sample_files
+from ..runtime.feeds import graph_of, load_sample, sample_files
 from ..runtime.generator import FULL, OTHER_GRAPHS, SPEC_FILE, Generator
 from ..runtime.sessions.onnxruntime import (
     SLOW_OPTIMIZERS,
@@ -40,7 +40,8 @@ from .onnxruntime import (
     rewrite_graph,
 )
 
-# Runs of a graph that are compared: of a RAR or PAR the first tokens, of a VAR all scales.
+# Runs of a graph that are compared: of a RAR or PAR the first tokens, of a VAR all scales, of a
+# MAR the first passes and diffusions; of recorded ones as many.
 CHECKED_RUNS = 12
 # A wrong rewrite is off by half the signal. A right one rounds a value in ten thousand to the next
 # step, since it divides in another order.
@@ -75,6 +76,7 @@ def build_generator_engine(
     progress(CHECKING, steps - 2, steps)
     if FULL in graphs:
         check_engine(source, export, output, sample_files(samples)[:CHECK_SAMPLES], [FULL])
+    check_runs(source, output, samples, graphs)
     progress(CHECKING, steps - 1, steps)
     check_loop(source, output)
     progress(CHECKING, steps, steps)
@@ -99,14 +101,35 @@ def check_loop(source: Path, engine: Path) -> None:
 
     Generator.open(engine, session=session).generate([0])
     for compared in opened:
-        for name, db in compared.decibels().items():
-            if not db >= LEAST_DB:
-                raise BuildError(
-                    f"the ONNX Runtime {compared.path.stem} is {db:.1f} dB from its Q/DQ graph at "
-                    f"{name}, {LEAST_DB:g} is the least",
-                    where=str(compared.path),
-                    do="report it with the output of `arvg-trt doctor`",
-                )
+        require_close(compared)
+
+
+def check_runs(source: Path, engine: Path, samples: Path, graphs: Sequence[str]) -> None:
+    """Compare graphs on the runs that calibration recorded of them, spread over all.
+
+    Raises:
+        BuildError: as `check_loop`.
+    """
+    for graph in graphs:
+        files = [path for path in sample_files(samples) if graph_of(path) == graph]
+        if not files:
+            continue
+        compared = ComparedSession(engine / f"{graph}.onnx", source / f"{graph}.onnx", threads=0)
+        for part in np.array_split(np.arange(len(files)), min(CHECKED_RUNS, len(files))):
+            compared.run(load_sample(files[part[0]], compared.inputs))
+        require_close(compared)
+
+
+def require_close(compared: ComparedSession) -> None:
+    """Raises BuildError for an output that differs by more than `LEAST_DB` allows."""
+    for name, db in compared.decibels().items():
+        if not db >= LEAST_DB:
+            raise BuildError(
+                f"the ONNX Runtime {compared.path.stem} is {db:.1f} dB from its Q/DQ graph at "
+                f"{name}, {LEAST_DB:g} is the least",
+                where=str(compared.path),
+                do="report it with the output of `arvg-trt doctor`",
+            )
 
 
 class ComparedSession(OnnxRuntimeSession):

@@ -14,13 +14,13 @@ from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import Array, Sample
 from ..runtime.generate.mar_spec import MarSpec
-from ..runtime.generator import FULL, SPEC_FILE, Generator, choose_sampling, read_spec
+from ..runtime.generator import BATCH_SIZE, FULL, SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.image_sources import ImageSource
 from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter
 from .generate import parse_labels
 from .image_tokens import image_labels, image_tokens, require_size
-from .trajectory import open_recorded, trajectory_runs
+from .trajectory import open_recorded, recorded_batches
 
 Tokens = NDArray[np.int32] | NDArray[np.float32]
 
@@ -89,7 +89,8 @@ def generated_rows(
         made = generator.batches(
             chosen_labels, seed=options.seed, sampling=sampling, first=part.start, progress=tick
         )
-        yield from trajectory_runs(made, recorders, part, options.seed, sampling)
+        for _, runs in recorded_batches(made, recorders, part, BATCH_SIZE, options.seed, sampling):
+            yield from (run for _, run in runs)
         return
     force = teacher_forcing(export)
     generator = Generator.open(export, threads=threads)

@@ -8,17 +8,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ..artifacts import Manifest, sha256_file
 from ..errors import CalibrationError
 from ..recipe import ValidateOptions
+from ..runtime.generate.mar_spec import MarSpec
 from ..runtime.generator import (
-    FULL,
     SPEC_FILE,
     Generated,
     Generator,
@@ -27,23 +25,21 @@ from ..runtime.generator import (
     read_spec,
 )
 from ..runtime.image_sources import ImageSource, open_source
-from ..runtime.sessions.onnxruntime import fast_session, reference_session
-from ..validate.forced import ForcedGraph, ForcedRun, measure_forced
+from ..runtime.sessions.onnxruntime import reference_session
+from ..validate.forced import measure_forced
 from ..validate.generation import GeneratorAccuracy
 from ..validate.latency import ratio, timed_parts
 from ..validate.pictures import Batch, Images, measure_pictures
-from ..validate.report import QDQ, LatencyRow
+from ..validate.report import LatencyRow
 from .calibration_sources import image_digests
-from .common import load_sites
+from .forced_runs import Asked, Forcing, TeacherForced, Trajectory, forced_graphs
 from .generate import parse_labels
-from .generated_samples import Tokens, pictures_of, teacher_forcing
+from .generated_samples import pictures_of
 from .held_out import ENGINE, Measured, Progress, check_pictures, shared_names
-from .image_tokens import image_labels, image_tokens, require_size
+from .image_tokens import image_labels, require_size
 from .picture_features import open_features
-from .probing import probe, site_outputs, unfolding
 
 KEPT_PICTURES = 8
-FULL_FILE = f"{FULL}.onnx"
 Folders = Mapping[str, Path]
 
 
@@ -69,12 +65,13 @@ class HeldOutGenerator:
             RecipeError: a feature network that cannot be used.
         """
         check_pictures(options)
-        if FULL_FILE not in exported.outputs:
-            raise CalibrationError(
-                f"{exported.options['model']} has no teacher-forced graph: it cannot be validated",
-                do="validate a VAR, a RAR or a PAR",
-            )
         _, spec = read_spec(export)
+        if isinstance(spec, MarSpec) and options.images is not None:
+            raise CalibrationError(
+                f"{exported.options['model']} is validated along its own trajectory",
+                where="--images",
+                do="leave it out",
+            )
         given = options.labels or f"0-{spec.num_classes - 1}"
         labels = islice(cycle(parse_labels([given], spec.num_classes)), options.samples)
         source, classes = None, []
@@ -114,31 +111,33 @@ class HeldOutGenerator:
     def sampling(self) -> dict[str, float]:
         """The model's own, and the seed, as reports have it."""
         drawn = asdict(choose_sampling(self.spec))
+        foreign = {"greedy"} if self.spec.vocab_size else {"greedy", "top_k", "top_p"}
         return {"seed": self.options.seed} | {
-            name: value for name, value in drawn.items() if value is not None and name != "greedy"
+            name: value
+            for name, value in drawn.items()
+            if value is not None and name not in foreign
         }
 
     def measure(self, export: Path, folders: Folders, progress: Progress) -> Measured:
-        """Pictures of FP32 and each candidate, then their graphs on FP32's tokens or the user's."""
-        made: list[Tokens] = []
+        """Pictures of FP32 and each candidate, then their graphs on what `Forcing` gives both."""
         generates = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
         threads, size = self.options.threads, self.spec.image_size
-        pictures, kept = measure_pictures(
-            self.picture_names,
-            remembered(self._batches(self._reference(export)), made),
-            {n: batches(self._batches(self._open(n, f))) for n, f in generates.items()},
-            networks=open_features(export, self.options.features, size, threads),
-            others=self._others(export),
-            keep=KEPT_PICTURES,
-            progress=lambda done: progress("comparing pictures", done, len(self.labels)),
-        )
-        forced = {n: f for n, f in folders.items() if (f / FULL_FILE).is_file()}
-        graph = forced_graph(export, folders[QDQ], forced, threads)
-        found = measure_forced(
-            self._runs(export, np.concatenate(made)),
-            {FULL: graph},
-            lambda done: progress("comparing logits", done, self._rows * len(self.names)),
-        )
+        with TemporaryDirectory() as kept_runs:
+            forcing = self._forcing(export, Path(kept_runs))
+            pictures, kept = measure_pictures(
+                self.picture_names,
+                forcing.pictures(),
+                {n: batches(self._batches(self._open(n, f))) for n, f in generates.items()},
+                networks=open_features(export, self.options.features, size, threads),
+                others=self._others(export),
+                keep=KEPT_PICTURES,
+                progress=lambda done: progress("comparing pictures", done, len(self.labels)),
+            )
+            found = measure_forced(
+                forcing.runs(),
+                forced_graphs(export, folders, forcing.outputs, threads),
+                lambda done: progress("comparing graphs", done, forcing.count),
+            )
         generation = {
             name: msgspec.structs.replace(
                 found.get(name, GeneratorAccuracy()), pictures=pictures.get(name)
@@ -204,30 +203,12 @@ class HeldOutGenerator:
         for made in self._batches(self._reference(export), self.options.seed + 1):
             yield made.images
 
-    def _runs(self, export: Path, made: NDArray[Any]) -> Iterator[ForcedRun]:
-        """One row at a time, so that all that sites give fits in memory."""
-        force = teacher_forcing(export)
-        if self.source is None:
-            tokens: Iterator[NDArray[Any]] = (made[k : k + 1] for k in range(len(made)))
-            classes: Sequence[int] = self.labels
-        else:
-            tokens = image_tokens(export, self.spec, self.source, self.options.threads)
-            classes = self.image_classes
-        for name, label, own in zip(self.names, classes, tokens, strict=True):
-            forced = force(own)
-            for row in (label, self.spec.num_classes)[: self._rows]:
-                yield ForcedRun(
-                    name=name,
-                    graph=FULL,
-                    feeds={"labels": np.array([row], np.int64), **forced},
-                    tokens=own,
-                    conditional=np.array([row != self.spec.num_classes]),
-                )
-
-    @property
-    def _rows(self) -> int:
-        """Of the full graph for each picture: with its class and, under guidance, without."""
-        return 1 + (choose_sampling(self.spec).cfg > 0)
+    def _forcing(self, export: Path, folder: Path) -> Forcing:
+        """A family with a graph of all positions is given tokens, a MAR runs of its trajectory."""
+        asked = Asked(export, self.spec, self.labels, self.options, self.picture_names)
+        if isinstance(self.spec, MarSpec):
+            return Trajectory(asked, folder)
+        return TeacherForced(asked, self.source, self.image_classes)
 
 
 def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[str, float]:
@@ -241,32 +222,6 @@ def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[str, float]:
     return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}
 
 
-def remembered(made: Iterator[Generated], tokens: list[Tokens]) -> Iterator[Batch]:
-    """Batches as they are compared, whose tokens are put into the list."""
-    for batch in made:
-        tokens.append(batch.tokens)
-        yield batch.images, batch.tokens
-
-
 def batches(made: Iterator[Generated]) -> Iterator[Batch]:
     for batch in made:
         yield batch.images, batch.tokens
-
-
-def forced_graph(export: Path, quantized: Path, folders: Folders, threads: int) -> ForcedGraph:
-    """The full graphs, all but the engine's with the outputs of their sites."""
-    sites = load_sites(export).of_graph(FULL)
-    tensors = list(site_outputs(sites).values())
-    restore = unfolding(quantized / FULL_FILE, sites)
-    return ForcedGraph(
-        reference=probe(export / FULL_FILE, tensors, threads),
-        candidates={
-            name: fast_session(folder / FULL_FILE, threads)
-            if name == ENGINE
-            else probe(folder / FULL_FILE, tensors, threads)
-            for name, folder in folders.items()
-        },
-        outputs=("logits",),
-        sites=site_outputs(sites),
-        restore={name: restore for name in folders if name != ENGINE},
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from ..calibrate.observers import graph_bytes, load_graph, values_by_name
-from ..calibrate.view_passes import by_input, quantizable
+from ..calibrate.view_passes import by_input
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
-from ..sites import Site
+from ..sites import Plan, Site
 
 Array = NDArray[Any]
 
@@ -32,9 +32,15 @@ def probe(path: Path, tensors: Sequence[str], threads: int = 0) -> OnnxRuntimeSe
     return OnnxRuntimeSession(path, optimized=False, graph=graph_bytes(model), threads=threads)
 
 
-def site_outputs(sites: Sequence[Site]) -> dict[str, str]:
-    """By site, in graph order, the tensor that it gives; but the logits, compared as such."""
-    return {s.name: s.output for s in quantizable(sites) if s.output != "logits"}
+def compared_sites(sites: Sequence[Site], plan: Plan) -> list[Site]:
+    """Linears that the method quantizes, and others that the plan does."""
+    planned = {entry.name for entry in plan.sites if entry.weight is not None}
+    return [s for s in sites if s.weight and (s.excluded is None or s.name in planned)]
+
+
+def site_outputs(sites: Sequence[Site], outputs: Collection[str]) -> dict[str, str]:
+    """By site, in graph order, the tensor that it gives; but `outputs`, compared as such."""
+    return {s.name: s.output for s in sites if s.output not in outputs}
 
 
 def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
@@ -46,8 +52,7 @@ def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
     nodes = {node.name for node in load_graph(path).graph}
     tables = load_file(path.parent / "weights.safetensors")
     found: dict[str, list[FoldedPart]] = {}
-    chosen = quantizable(sites)
-    for first, *_ in by_input(chosen).values():
+    for first, *_ in by_input(sites).values():
         fold, scale = first.producer_fold, tables.get(f"{first.name}.smoothing")
         # Where a node of its own scales the input, the linear in front is as it was.
         if fold is None or scale is None or f"{first.name}/input_scale" in nodes:
@@ -55,7 +60,7 @@ def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
         shift = np.zeros_like(scale)
         if f"{first.name}/input_shift" not in nodes:
             shift = tables.get(f"{first.name}.center", shift)
-        for producer in chosen:
+        for producer in sites:
             places = [p.start for p in fold.divide if p.initializer == producer.weight]
             moved = {p.start for p in fold.subtract if p.initializer == producer.bias}
             found.setdefault(producer.name, []).extend(

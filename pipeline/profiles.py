@@ -98,10 +98,10 @@ def step_sizes(spec: Spec, graph: str, most: int) -> dict[str, tuple[int, int, i
     if isinstance(spec, VarSpec):
         first, last = spec.patch_nums[0] ** 2, spec.patch_nums[-1] ** 2
         return {"n": (first, last, last), "past": (0, length - last, length - last)}
+    side = {axis: (spec.side,) * 3 for axis in ("h", "w")}
     if isinstance(spec, MarSpec):
         drawn = 2 * most * max(1, length // spec.steps)
-        return {"n": (0, length - 1, length - 1), "m": (1, drawn, 2 * most * length)}
-    side = {axis: (spec.side,) * 3 for axis in ("h", "w")}
+        return side | {"n": (0, length - 1, length - 1), "m": (1, drawn, 2 * most * length)}
     if isinstance(spec, ParSpec):
         last = length - spec.group
         return side | {"n": (1, spec.group, spec.group), "past": (0, last, last)}

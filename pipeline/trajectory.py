@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.feeds import Array, Arrays, GraphRun
-from ..runtime.generator import BATCH_SIZE, Generated, Generator
+from ..runtime.generator import Generated, Generator
 from ..runtime.sampling import Sampling
 from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, OnnxRuntimeSession
 
 PASSES = 4  # kept of a picture
 TIMES = 4  # kept of the diffusions behind each of these passes
 GRAPHS = ("pass", "denoise")
-Runs = dict[str, list[int]]
+Runs = list[tuple[str, int]]
 
 
 class Recorder(OnnxRuntimeSession):
-    """A graph opened for speed that keeps what it is fed in chosen runs."""
+    """A graph opened for speed, or `exact`, that keeps what it is fed in chosen runs."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
+    def __init__(self, path: Path, threads: int, *, exact: bool) -> None:
+        super().__init__(path, optimized=not exact, threads=threads, disabled=SLOW_OPTIMIZERS)
         self.start(())
 
     def start(self, chosen: Collection[int]) -> None:
@@ -41,52 +41,60 @@ class Recorder(OnnxRuntimeSession):
         return super().run(feeds, outputs)
 
 
-def open_recorded(export: Path, threads: int) -> tuple[Generator, dict[str, Recorder]]:
+def open_recorded(
+    export: Path, threads: int, *, exact: bool = False
+) -> tuple[Generator, dict[str, Recorder]]:
     """A generator and the recorders of its graphs by name."""
     recorders: dict[str, Recorder] = {}
 
     def opened(path: Path, threads: int) -> Recorder:
-        recorders[path.stem] = Recorder(path, threads)
+        recorders[path.stem] = Recorder(path, threads, exact=exact)
         return recorders[path.stem]
 
     return Generator.open(export, session=opened, threads=threads), recorders
 
 
-def trajectory_runs(
+def recorded_batches(
     batches: Iterator[Generated],
     recorders: Mapping[str, Recorder],
     numbers: range,
+    batch_size: int,
     seed: int,
     sampling: Sampling,
-) -> Iterator[GraphRun]:
-    """Runs of pass.onnx and denoise.onnx that make pictures, those of each picture by themselves.
+) -> Iterator[tuple[Generated, list[tuple[int, GraphRun]]]]:
+    """Batches of pictures, and what is kept of the runs that made them, by the picture's number.
 
-    `numbers` are the pictures', made by iterating over `batches`. A run has the picture's
-    conditional rows, then under guidance as many of the null class. Which runs of a picture are
-    kept its number and the seed decide.
+    `numbers` are the pictures', of which each of the `batches` has `batch_size`. A run of pass.onnx
+    is followed by those of denoise.onnx behind it. It has the picture's conditional rows, then
+    under guidance as many of the null class. Which runs of a picture are kept its number and the
+    seed decide.
     """
-    for start in range(numbers.start, numbers.stop, BATCH_SIZE):
-        pictures = range(start, min(start + BATCH_SIZE, numbers.stop))
+    for start in range(numbers.start, numbers.stop, batch_size):
+        pictures = range(start, min(start + batch_size, numbers.stop))
         chosen = [choose_runs(seed, number, sampling) for number in pictures]
         for graph in GRAPHS:
-            recorders[graph].start({k for runs in chosen for k in runs[graph]})
-        next(batches)
+            recorders[graph].start({k for runs in chosen for name, k in runs if name == graph})
+        made = next(batches)
+        found = []
         for place, runs in enumerate(chosen):
-            for graph in GRAPHS:
-                kept = recorders[graph].kept
-                for k in runs[graph]:
-                    feeds = picture_rows(kept[k], place, len(pictures), sampling)
-                    yield GraphRun(graph, feeds)
+            for graph, k in runs:
+                feeds = picture_rows(recorders[graph].kept[k], place, len(pictures), sampling)
+                found.append((pictures[place], GraphRun(graph, feeds)))
+        yield made, found
 
 
 def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
-    """By graph which of the runs that make a picture are kept, counted from 0."""
+    """Which of the runs that make a picture are kept: graphs, and runs of each counted from 0.
+
+    A pass comes in front of the diffusions behind it.
+    """
     assert sampling.iterations is not None and sampling.diffusion_steps is not None
     rng, steps = np.random.default_rng([seed, number]), sampling.diffusion_steps
-    # The first pass knows no token, and nothing is to be seen of an empty tensor.
-    passes = spread(rng, range(1, sampling.iterations), PASSES)
-    times = [k * steps + t for k in passes for t in spread(rng, range(steps), TIMES)]
-    return {"pass": passes, "denoise": times}
+    chosen: Runs = []
+    for k in spread(rng, range(sampling.iterations), PASSES):
+        chosen.append(("pass", k))
+        chosen += [("denoise", k * steps + t) for t in spread(rng, range(steps), TIMES)]
+    return chosen
 
 
 def spread(rng: np.random.Generator, numbers: range, count: int) -> list[int]:

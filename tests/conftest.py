@@ -134,7 +134,7 @@ def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
     parts = (dict(model.state_dict()) for model in (transformer, autoencoder))
     checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, told=TOLD)
     args = ["export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint)]
-    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
+    result = CliRunner().invoke(cli, args)
     assert result.exit_code == 0, result.output
     return TinyMar(transformer, autoencoder, root / "ws")
 

@@ -54,7 +54,7 @@ RULES = (
     Rule("top5", "Of FP32's five likeliest tokens", "higher", 0.005, SHARE),
     Rule("logits_sqnr_db", "Logits SQNR", "higher", 0.3, DB),
     Rule("cross_entropy_rise", "Cross-entropy above FP32's", "lower", 0.002, NATS),
-    Rule("condition_sqnr_db", "SQNR of z", "higher", 0.3, DB),
+    Rule("condition_sqnr_db", "SQNR of the condition", "higher", 0.3, DB),
     Rule("noise_sqnr_db", "SQNR of the predicted noise", "higher", 0.3, DB),
     Rule("site_sqnr_db", "SQNR of the worst site", "higher", 0.5, DB),
     Rule("frechet_latent", "Fréchet distance, own latents", "lower", 0.2, DISTANCE, relative=True),

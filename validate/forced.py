@@ -29,6 +29,8 @@ class ForcedRun:
     """What one graph is fed, and of a graph with logits the tokens that came, int [R, L].
 
     `conditional` [R] says which rows have a class; `name` is that of the sample in errors.
+    `carried` makes what else the graph is fed of the outputs of the last run that has none: of each
+    side its own.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ForcedRun:
     feeds: Arrays
     tokens: NDArray[np.integer] | None = None
     conditional: NDArray[np.bool_] | None = None
+    carried: Callable[[Arrays], Arrays] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,19 @@ class ForcedGraph:
     outputs: tuple[str, ...]
     sites: Mapping[str, str]
     restore: Mapping[str, Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]]]
+
+
+class _Side:
+    """FP32 or a candidate, and what it gave for others to be fed."""
+
+    def __init__(self) -> None:
+        self._given: Arrays = {}
+
+    def run(self, session: Session, run: ForcedRun, outputs: Sequence[str]) -> Arrays:
+        if run.carried is not None:
+            return session.run({**run.feeds, **run.carried(self._given)}, outputs)
+        self._given = session.run(run.feeds, outputs)
+        return self._given
 
 
 class _Tally:
@@ -100,14 +116,15 @@ def measure_forced(
             and sample are named), or no runs at all.
     """
     tallies = {name: _Tally() for graph in graphs.values() for name in graph.candidates}
+    sides = {name: _Side() for name in (None, *tallies)}
     done = 0
     for done, run in enumerate(runs, start=1):
         graph = graphs[run.graph]
         tensors = list(dict.fromkeys(graph.sites.values()))
-        wanted = graph.reference.run(run.feeds, [*graph.outputs, *tensors])
+        wanted = sides[None].run(graph.reference, run, [*graph.outputs, *tensors])
         for name, session in graph.candidates.items():
             asked = tensors if name in graph.restore else []
-            found = session.run(run.feeds, [*graph.outputs, *asked])
+            found = sides[name].run(session, run, [*graph.outputs, *asked])
             for output in graph.outputs:
                 require_like(name, run.name, f"{run.graph}/{output}", wanted[output], found[output])
             tallies[name].add(run, graph, name, wanted, found)

@@ -18,7 +18,7 @@ ROWS: tuple[tuple[str, str, Format], ...] = (
     ("Logits SQNR", "logits_sqnr_db", DB),
     ("Cross-entropy of the tokens", "cross_entropy", CROSS_ENTROPY),
     ("Perplexity", "perplexity", PERPLEXITY),
-    ("SQNR of z, what a pass gives", "condition_sqnr_db", DB),
+    ("SQNR of the condition, what a pass tells the denoiser", "condition_sqnr_db", DB),
     ("SQNR of the predicted noise", "noise_sqnr_db", DB),
     ("SQNR of the worst site", "site_sqnr_db", DB),
 )
@@ -33,6 +33,13 @@ PICTURE_ROWS: tuple[tuple[str, str, Format], ...] = (
 )
 
 
+OF_TOKENS = (
+    "Each goes on from its own tokens: what follows the first other token is another draw, which "
+    "may be as good."
+)
+OF_LATENTS = "Each goes on from its own tokens, in the same order and with the same noise."
+
+
 def generator_tables(report: Report) -> tuple[Table, ...]:
     """What a generator's report has before sizes and speed; tables may be without rows."""
     return (_forced(report), _pictures(report), _frechet(report), _each_picture(report))
@@ -40,6 +47,10 @@ def generator_tables(report: Report) -> tuple[Table, ...]:
 
 def _shown(report: Report) -> dict[str, GeneratorAccuracy]:
     return {key: report.generation[key] for key in CANDIDATES if key in report.generation}
+
+
+def _has_tokens(found: GeneratorAccuracy) -> bool:
+    return found.pictures is not None and found.pictures.token_agreement is not None
 
 
 def _rows(
@@ -78,8 +89,7 @@ def _pictures(report: Report) -> Table:
         title="Pictures of the same seeds",
         header=_header(report),
         rows=_rows(report, PICTURE_ROWS, {}),
-        caption="Each goes on from its own tokens: what follows the first other token is another "
-        "draw, which may be as good.",
+        caption=OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS,
     )
 
 
@@ -151,7 +161,12 @@ def generator_figures(report: Report) -> list[Figure]:
     found = [
         ("Likeliest token is FP32's", SHARE, "top1", f"five likeliest {SHARE(value['top5'])}"),
         ("Divergence a token", NATS, "kl", f"logits SQNR {DB(value['logits_sqnr_db'])}"),
-        ("SQNR of z", DB, "condition_sqnr_db", f"of noise {DB(value['noise_sqnr_db'])}"),
+        (
+            "SQNR of the predicted noise",
+            DB,
+            "noise_sqnr_db",
+            f"of the condition {DB(value['condition_sqnr_db'])}",
+        ),
         (
             "Tokens equal, same seed",
             SHARE,

@@ -15,34 +15,12 @@ from .accuracy import Picture
 from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes
 from .generation_tables import generator_figures, site_charts
 from .metrics import decibels
+from .notes import noun, report_notes
 from .page import Figure, Frame, Mark, Page, Strip, to_html, to_markdown
 from .report import ENGINE, QDQ, SYNTHETIC, Report, encode_report, metrics
 from .tables import report_tables
 
 DIFFERENCE_FACTOR = 8
-OF_IMAGES = (
-    "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, "
-    "mean over channels. Means are over images; an infinite PSNR (identical images) is "
-    "left out of the mean."
-)
-OF_HALVES = (
-    "Latent SQNR compares encoders before the quantizer. Decoder SQNR feeds both decoders "
-    "the FP32 tokens and compares before clamping. Both add up energy over all images."
-)
-OF_OUTPUTS = (
-    "SQNR is the energy of an FP32 output over that of its error, both added up over all samples; "
-    "each graph is fed what the quantized graph before it made."
-)
-
-
-OF_GENERATORS = (
-    "Logits are those of all positions, each graph given the same tokens, in rows with the class "
-    "and, where the model is guided, in rows without. KL is that of the candidate from FP32. The "
-    "share of the five likeliest is that of FP32's five that are among the candidate's. "
-    "Cross-entropy and perplexity are of rows with the class.",
-    "Pictures of the same seed draw with the same random numbers, one stream a picture.",
-    "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
-)
 
 
 def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -104,7 +82,7 @@ def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
         "clamped; black is no difference.",
         charts=site_charts(report),
         tables=report_tables(report),
-        notes=_notes(report),
+        notes=report_notes(report),
     )
 
 
@@ -133,20 +111,14 @@ def _warnings(report: Report) -> tuple[str, ...]:
     shared = set(report.data.validation) & set(report.data.calibration)
     if shared:
         warnings.append(
-            f"{len(shared)} of {len(report.data.validation)} validation {_noun(report)} were also "
+            f"{len(shared)} of {len(report.data.validation)} validation {noun(report)} were also "
             "used for calibration: accuracy may be flattered."
         )
     if SYNTHETIC in report.data.calibration:
-        warnings.append(f"Calibrated on synthetic noise, not on {_noun(report)}.")
+        warnings.append(f"Calibrated on synthetic noise, not on {noun(report)}.")
     if report.headline == QDQ:
         warnings.append("No engine was executed: accuracy is of the Q/DQ graph.")
     return tuple(warnings)
-
-
-def _noun(report: Report) -> str:
-    if report.generation:
-        return "pictures"
-    return "samples" if report.outputs else "images"
 
 
 def _figures(report: Report) -> tuple[Figure, ...]:
@@ -204,50 +176,6 @@ def _figures(report: Report) -> tuple[Figure, ...]:
                 mood="warn" if inconclusive or total.speed.verdict == "slower" else "plain",
             )
         )
-    return tuple(found)
-
-
-def _notes(report: Report) -> tuple[str, ...]:
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(report.versions.items()))
-    flags = ", ".join(report.cpu.flags) or "none of those looked for"
-    notes = [
-        *_how(report),
-        (
-            "The Q/DQ graph runs in a session without graph optimizations; the engine is what is "
-            "shipped, as executed. Gates and the numbers on top read the engine where there is one."
-        ),
-        (
-            "Latency: FP32 and engine alternate in one process; the ratio is the median over "
-            "rounds, and inconclusive if the interquartile range of the rounds includes 1."
-        ),
-        "A speed is shown only for an engine that was executed on this machine.",
-        f"CPU: {report.cpu.model}; relevant flags: {flags}.",
-        f"Versions: {versions or 'not recorded'}.",
-        *_what(report),
-    ]
-    if report.data.calibration and SYNTHETIC not in report.data.calibration:
-        notes.append(
-            f"Calibration {_noun(report)}: {len(report.data.calibration)}, named in report.json."
-        )
-    return tuple(notes)
-
-
-def _how(report: Report) -> tuple[str, ...]:
-    """What the numbers of this kind of model are."""
-    if report.generation:
-        return OF_GENERATORS
-    return (OF_OUTPUTS,) if report.outputs else (OF_IMAGES, OF_HALVES)
-
-
-def _what(report: Report) -> tuple[str, ...]:
-    """What was measured; pictures of its own have a table."""
-    data = report.data
-    found = []
-    if data.pictures:
-        drawn = ", ".join(f"{name} {value:g}" for name, value in data.sampling.items())
-        found.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
-    if data.validation != data.pictures:
-        found.append(f"Validation {_noun(report)}: {', '.join(data.validation)}.")
     return tuple(found)
 
 

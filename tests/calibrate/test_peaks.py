@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, save
 
 from arvg_trt.calibrate.observers import initializer_array, load_graph
 from arvg_trt.calibrate.peaks import LIMIT, collect_peaks, quantize_in_range
 from arvg_trt.calibrate.plan import check_plan, make_plan
 from arvg_trt.calibrate.quantize_generator import quantize_generator
+from arvg_trt.errors import CalibrationError
 from arvg_trt.recipe import QuantizeOptions
+from arvg_trt.runtime.feeds import GraphRun, save_sample
 from arvg_trt.sites import SiteMap
 from arvg_trt.weight_file import SharedWeights
 
@@ -45,6 +48,35 @@ def test_peaks_are_the_largest_magnitudes_of_all_float_tensors_but_masked_ones(
     # Weights are constants.
     weights = [n for n in graph if str(n.name).endswith(".weight/DequantizeLinear")]
     assert weights and not any(n.outputs[0].name in found for n in weights)
+
+
+@pytest.mark.parametrize("least", [0.5, 0.0])
+def test_a_tensor_without_elements_has_no_peak_and_infinity_is_refused(
+    tmp_path: Path, least: float
+) -> None:
+    """As the known tokens of a MAR's first pass; the logarithm of 0 is another matter."""
+    info = helper.make_tensor_value_info
+    shape = ["rows", "n"]
+    graph = helper.make_graph(
+        [helper.make_node("Log", ["x"], ["y"])],
+        "g",
+        [info("x", TensorProto.FLOAT, shape)],
+        [info("y", TensorProto.FLOAT, shape)],
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "g.onnx")
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for k, x in enumerate((np.zeros((2, 0)), np.array([[1.0, 2.0, least]]))):
+        save_sample(GraphRun("g", {"x": x.astype(np.float32)}), samples, k)
+    given = {"batch_size": 1, "progress": silent}
+    if least:
+        peaks = collect_peaks(tmp_path, samples, ("g",), **given)  # type: ignore[arg-type]
+        assert peaks["g"]["y"] == pytest.approx(np.log(2))
+        return
+    with pytest.raises(CalibrationError, match="g makes NaN or infinity at y") as refusal:
+        collect_peaks(tmp_path, samples, ("g",), **given)  # type: ignore[arg-type]
+    assert refusal.value.where == "00001.g.safetensors"
 
 
 def scaled(source: TinyGenerator, folder: Path, weight: str, factor: float) -> TinyGenerator:

@@ -16,26 +16,17 @@ from arvg_trt.runtime.generate.mar import masked_counts
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
-from ..export.mar_models import SMALL, TinyMar
-from .conftest import arvg, assert_refused
+from ..export.mar_models import SMALL
+from .conftest import MAR_CHOICE, arvg, assert_refused
 from .minis import run_decibels
 
 LENGTH = SMALL.length
-LABELS = ("--labels", "0-2")
 
 
 @pytest.fixture(scope="module")
-def workspace(tiny_mar: TinyMar, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Calibrated on six pictures, made four and two at a time, and quantized."""
-    copy = tmp_path_factory.mktemp("mar") / "ws"
-    shutil.copytree(tiny_mar.workspace, copy)
-    outcome = arvg("calibrate", copy, "--samples", 6, *LABELS)
-    assert outcome.code == 0, outcome
-    for bits in (8, 6):
-        options = ("--weight-bits", bits, "--activation-bits", bits)
-        outcome = arvg("quantize", copy, "--name", f"w{bits}a{bits}", *options)
-        assert outcome.code == 0, outcome
-    return copy
+def workspace(quantized_mar: Path) -> Path:
+    """Tests add quantizations of other names."""
+    return quantized_mar
 
 
 def runs(workspace: Path, graph: str) -> list[dict[str, np.ndarray]]:
@@ -52,10 +43,11 @@ def test_passes_are_spread_over_the_trajectory_of_each_picture(workspace: Path) 
     found = runs(workspace, "pass")
     known = [feeds["tokens"].shape[1] for feeds in found]
     before = [LENGTH, *masked_counts(16, LENGTH)[:-1]]
-    counts = sorted(LENGTH - n for n in before)[1:]  # the first pass knows none
+    counts = sorted(LENGTH - n for n in before)
     quarters = [counts[:4], counts[4:8], counts[8:12], counts[12:]]
     pictures = [known[k : k + 4] for k in range(0, len(known), 4)]
     assert len(pictures) == 6 and len({tuple(p) for p in pictures}) > 1
+    assert 0 in known  # the first pass
     for label, picture in enumerate(pictures):
         assert all(n in part for n, part in zip(picture, quarters, strict=True))
         for feeds in found[4 * label : 4 * label + 4]:
@@ -86,7 +78,7 @@ def test_a_picture_is_recorded_alike_however_the_work_is_cut(
 ) -> None:
     copy = tmp_path / "ws"
     shutil.copytree(workspace, copy)
-    assert arvg("calibrate", copy, "--samples", 6, *LABELS, "--shard", "2/3").code == 0
+    assert arvg("calibrate", copy, "--samples", 6, *MAR_CHOICE, "--shard", "2/3").code == 0
     for graph in ("pass", "denoise"):
         whole, part = runs(workspace, graph), runs(copy, graph)
         third = len(whole) // 3

@@ -77,3 +77,13 @@ def test_values_that_are_not_finite_are_refused_by_graph_and_sample() -> None:
 def test_no_samples_are_refused() -> None:
     with pytest.raises(AccuracyError, match="no samples"):
         measure_forced([], {"pass": graph(Doubler(), {})}, lambda done: None)
+
+
+def test_each_side_is_fed_what_its_own_run_before_gave() -> None:
+    """Errors of both runs add up: 1.01 twice; FP32 doubles twice."""
+    first = runs(X[0])[0]
+    then = ForcedRun("sample 0", "pass", {}, carried=lambda given: {"x": given["y"]})
+    found = measure_forced([first, then], {"pass": graph(Doubler(0.01), {})}, lambda done: None)
+    x = X[0]
+    wanted, made = np.stack([2 * x, 4 * x]), np.stack([2.02 * x, 4.0804 * x])
+    assert found["qdq"].outputs[0].sqnr_db == pytest.approx(sqnr_db(wanted, made))
