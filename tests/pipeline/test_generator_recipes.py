@@ -104,9 +104,18 @@ def test_attention_of_a_mini_is_quantized_on_request(calibrated: Calibrated) -> 
         assert {site["activation"]["grid"], site["other"]["grid"]} == {"fp8"}
 
 
-@pytest.mark.parametrize(("recipe", "least"), [("mar-w8a8", 35), ("mar-w6a6", 25)])
+@pytest.mark.parametrize(
+    ("recipe", "weight", "activation", "least"),
+    [
+        ("mar-w8a8", "INT8 per-channel", "INT8 per-position", 35),
+        ("mar-w6a6", "INT6 per-channel", "INT6 per-position", 25),
+        ("mar-w8a16", "INT8 per-channel", "float", 45),
+        ("mar-w4a16", "INT4 per-block of 32", "float", 25),
+        ("mar-fp8", "FP8 per-channel", "FP8 per-position", 30),
+    ],
+)
 def test_a_recipe_quantizes_the_transformers_of_a_mar(
-    calibrated: Calibrated, recipe: str, least: float
+    calibrated: Calibrated, recipe: str, weight: str, activation: str, least: float
 ) -> None:
     """What they tell the denoiser stays, on the runs of its own pictures."""
     _, workspace = calibrated("mar")
@@ -114,9 +123,12 @@ def test_a_recipe_quantizes_the_transformers_of_a_mar(
     assert outcome.code == 0, outcome
     folder = workspace / "quantize" / recipe.partition("-")[2]
     results = json.loads((folder / MANIFEST).read_text())["results"]
-    assert results["quantized"] == 32
+    quantized = [s for s in results["sites"] if s["weight_sqnr_db"] is not None]
+    assert len(quantized) == results["quantized"] == 32
+    assert {site["weight"] for site in quantized} == {weight}
+    assert {site["activation"].split(",")[0] for site in quantized} == {activation}
     samples = workspace / "calibrate" / "samples"
     found = run_decibels(workspace / "export", folder, samples, ("pass",))
     assert min(found.values()) > least
-    made = Generator.open(folder).generate([3], seed=0, iterations=4)
+    made = Generator.open(folder).generate([3], seed=0, iterations=4, diffusion_steps=20)
     assert made.images.shape == (1, 64, 64, 3)
