@@ -114,10 +114,10 @@ def is_empty(outputs: Outputs, name: str) -> bool:
     Of a tensor whose shape is not shown the least value is then above the largest.
     """
     seen = name.rpartition(":")[0]
-    shape, *peaks = (outputs.get(f"{seen}:{kind}") for kind in ("shape", "peak_low", "peak_high"))
+    shape, low, high = (outputs.get(f"{seen}:{k}") for k in ("shape", "peak_low", "peak_high"))
     if shape is not None:
         return 0 in shape
-    return bool(peaks[0] is not None and peaks[1] is not None and peaks[0] > peaks[1])
+    return low is not None and high is not None and float(low) > float(high)
 
 
 def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:

@@ -40,7 +40,8 @@ def require_teacher_forced(exported: Manifest) -> None:
         raise CalibrationError(
             f"{exported.options['model']} has no teacher-forced graph: it is calibrated on what "
             "its own graphs are fed along its trajectory",
-            do="leave images and saved samples out",
+            where="--images",
+            do="leave it out",
         )
 
 

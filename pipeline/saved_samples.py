@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,11 +10,13 @@ import numpy as np
 
 from ..artifacts import MANIFEST, Manifest
 from ..errors import CalibrationError
-from ..runtime.feeds import Sample, load_sample, sample_files
-from ..runtime.generator import FULL, read_spec
+from ..runtime.feeds import Array, GraphRun, Sample, graph_of, load_sample, sample_files
+from ..runtime.generate.diffusion import TIMES
+from ..runtime.generate.mar_spec import MarSpec
+from ..runtime.generator import FULL, Spec, read_spec
 from ..runtime.images import UnreadableImage, load_image
 from .common import tokenizer_of
-from .generated_samples import is_generator, require_teacher_forced
+from .generated_samples import is_generator
 from .own_inputs import (
     GraphInput,
     check_arrays,
@@ -22,6 +25,7 @@ from .own_inputs import (
     needed_inputs,
     require_fed,
 )
+from .trajectory import GRAPHS
 
 
 def sample_folder(given: Path) -> Path:
@@ -47,17 +51,13 @@ def open_saved(export: Path, exported: Manifest, given: Path) -> list[Path]:
             do="--samples-from takes a workspace, or a folder that `arvg-trt calibrate` wrote",
         )
     if is_generator(exported):
-        require_teacher_forced(exported)
-        inputs, classes = full_inputs(export), read_spec(export)[1].num_classes
+        _, spec = read_spec(export)
+        if isinstance(spec, MarSpec):
+            check_runs(files, export, spec, folder)
+            return files
+        inputs = graph_inputs(export, FULL)
         for path in files:
-            arrays = check_file(path, inputs)
-            label = int(np.asarray(arrays["labels"]).flat[0])
-            if not 0 <= label <= classes:
-                raise CalibrationError(
-                    f"label {label}, but the classes are 0 to {classes - 1} and the null class",
-                    where=str(path),
-                    do="these are samples of another model",
-                )
+            check_labels(check_file(path, inputs), spec, path)
     elif is_own(exported):
         for path in files:
             check_file(path, needed_inputs(exported))
@@ -67,21 +67,83 @@ def open_saved(export: Path, exported: Manifest, given: Path) -> list[Path]:
     return files
 
 
-def full_inputs(export: Path) -> tuple[GraphInput, ...]:
-    """What a generator's full graph takes."""
+def check_labels(arrays: Mapping[str, Array], spec: Spec, path: Path) -> None:
+    """Raises CalibrationError for a label that is neither a class nor the null class."""
+    odd = [int(v) for v in arrays["labels"].flat if not 0 <= v <= spec.num_classes]
+    if odd:
+        raise CalibrationError(
+            f"label {odd[0]}, but the classes are 0 to {spec.num_classes - 1} and the null class",
+            where=str(path),
+            do="these are samples of another model",
+        )
+
+
+def check_runs(files: Sequence[Path], export: Path, spec: MarSpec, folder: Path) -> None:
+    """Runs along a MAR's trajectory: of every graph, each with what that graph takes.
+
+    Raises:
+        CalibrationError: they are not, or a value is out of range; names the file.
+    """
+    inputs = {graph: graph_inputs(export, graph) for graph in GRAPHS}
+    lacking = set(inputs) - {graph_of(path) for path in files}
+    if lacking:
+        raise CalibrationError(
+            f"has no run of {min(lacking)}.onnx",
+            where=str(folder),
+            do="name what `arvg-trt calibrate` saved of a MAR",
+        )
+    for path in files:
+        graph = graph_of(path)
+        if graph not in inputs:
+            raise CalibrationError(
+                f"is no run of {' or '.join(GRAPHS)}",
+                where=str(path),
+                do="name what `arvg-trt calibrate` saved of a MAR",
+            )
+        arrays = check_file(path, inputs[graph], alike=graph == "pass")
+        if graph == "pass":
+            check_labels(arrays, spec, path)
+            check_places(arrays, spec, path)
+        elif not 0 <= int(arrays["time"][0]) < TIMES:
+            raise CalibrationError(
+                f"time {arrays['time'][0]}, but those of the diffusion are 0 to {TIMES - 1}",
+                where=str(path),
+            )
+
+
+def check_places(arrays: Mapping[str, Array], spec: MarSpec, path: Path) -> None:
+    """Raises CalibrationError for orders that are none, or without an unknown token."""
+    orders, known = arrays["position_ids"], arrays["tokens"].shape[1]
+    if not np.array_equal(
+        np.sort(orders, axis=1), np.tile(np.arange(spec.length), (len(orders), 1))
+    ):
+        raise CalibrationError(
+            f"position_ids are no orders of the {spec.length} tokens", where=str(path)
+        )
+    if known >= spec.length:
+        raise CalibrationError(f"all {known} tokens are known", where=str(path))
+
+
+def graph_inputs(export: Path, graph: str) -> tuple[GraphInput, ...]:
+    """What a generator's graph takes."""
     from ..calibrate.observers import load_graph
 
-    values = load_graph(export / f"{FULL}.onnx").graph.inputs
+    values = load_graph(export / f"{graph}.onnx").graph.inputs
     found = []
     for value in values:
         assert value.shape is not None and value.dtype is not None
         shape = tuple(d if isinstance(d, int) else None for d in value.shape)
-        found.append(GraphInput(FULL, str(value.name), value.dtype.numpy(), shape))
+        found.append(GraphInput(graph, str(value.name), value.dtype.numpy(), shape))
     return tuple(found)
 
 
-def check_file(path: Path, inputs: tuple[GraphInput, ...]) -> dict[str, np.ndarray]:
-    """The arrays of a sample; a picture feeds the one image input that is left."""
+def check_file(
+    path: Path, inputs: tuple[GraphInput, ...], *, alike: bool = True
+) -> dict[str, np.ndarray]:
+    """The arrays of a sample; a picture feeds the one image input that is left.
+
+    Arrays that are `alike` have as many rows.
+    """
     picture = path.suffix == ".png"
     if picture and not any(needed.is_image for needed in inputs):
         raise CalibrationError(
@@ -92,7 +154,8 @@ def check_file(path: Path, inputs: tuple[GraphInput, ...]) -> dict[str, np.ndarr
     arrays = load_sample(path, ())
     check_names(arrays, inputs, str(path))
     require_fed(inputs, arrays, str(path), with_images=picture)
-    check_arrays(arrays, inputs, str(path))
+    for together in (inputs,) if alike else ((one,) for one in inputs):
+        check_arrays(arrays, together, str(path))
     return arrays
 
 
@@ -117,7 +180,10 @@ def saved_picture(path: Path) -> np.ndarray:
 
 
 def saved_sample(path: Path) -> Sample:
-    return saved_picture(path) if path.suffix == ".png" else load_sample(path)
+    if path.suffix == ".png":
+        return saved_picture(path)
+    graph = graph_of(path)
+    return GraphRun(graph, load_sample(path)) if graph in GRAPHS else load_sample(path)
 
 
 def sample_names(given: Path) -> tuple[tuple[str, ...], bool]:
