@@ -69,7 +69,7 @@ def open_saved(export: Path, exported: Manifest, given: Path) -> list[Path]:
 
 def check_labels(arrays: Mapping[str, Array], spec: Spec, path: Path) -> None:
     """Raises CalibrationError for a label that is neither a class nor the null class."""
-    odd = [int(v) for v in arrays["labels"].flat if not 0 <= v <= spec.num_classes]
+    odd = [v for v in map(int, arrays["labels"].flat) if not 0 <= v <= spec.num_classes]
     if odd:
         raise CalibrationError(
             f"label {odd[0]}, but the classes are 0 to {spec.num_classes - 1} and the null class",
