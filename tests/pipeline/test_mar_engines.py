@@ -89,7 +89,7 @@ def test_wrong_tables_of_places_or_times_are_refused_at_build_time(
     tables = [t for t in model.graph.initializer if t.name.endswith(".token_scale")]
     for tensor in tables:
         wrong = numpy_helper.to_array(tensor).copy()
-        wrong[: len(wrong) // 2] *= 1.5
+        wrong[: len(wrong) // 2] *= 30  # random tokens run away: what a block adds is little
         tensor.CopyFrom(numpy_helper.from_array(wrong, tensor.name))
     assert tables
     onnx.save(model, copy / f"{graph}.onnx")
