@@ -1,6 +1,7 @@
 """What each step of PTQ4ARVG gains, on generators of ours: the ablation table.
 
 python -m arvg_trt.benchmarks.ablation --model var-mini [--workspace WS]
+python -m arvg_trt.benchmarks.ablation --model mar-mini
 python -m arvg_trt.benchmarks.ablation --model planted --samples 16 --held-out 4 --peers
 
 Logits are those of all positions, teacher-forced on pictures that the FP32 model made from a seed
@@ -13,11 +14,11 @@ square error of a logit: a coin decides whether their top-1 agrees.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -31,6 +32,7 @@ from ..pipeline.quantize import quantize_stage
 from ..recipe import CalibrateOptions, QuantizeOptions, with_changes
 from ..runtime.feeds import save_sample
 from ..runtime.generator import FULL, Generator
+from .ablation_mar import OF_MAR, MarRow, mar_cells, mar_setbacks, mar_table, run_mar_steps
 from .ablation_measure import Distance, comparable, graph_model, measure
 from .ablation_peers import peers
 from .common import (
@@ -44,7 +46,9 @@ from .common import (
 from .planted import export_planted
 
 PLANTED = "planted"
-MODELS = ("var-mini", "rar-mini", "par-mini", PLANTED)
+MAR = "mar-mini"
+MODELS = ("var-mini", "rar-mini", "par-mini", MAR, PLANTED)
+RowT = TypeVar("RowT")
 HELD_OUT_SEED = 2000
 BATCH = 4
 FORMATS: Mapping[str, Mapping[str, Any]] = {
@@ -110,6 +114,16 @@ def pictures(folder: Path, count: int) -> np.ndarray[Any, Any]:
     return generator.generate(labels, seed=HELD_OUT_SEED).tokens
 
 
+def quantized_steps(
+    workspace: Workspace, formats: Sequence[str]
+) -> Iterator[tuple[str, str, Path]]:
+    """Each format and step, and the folder of what it makes; quantized when asked for."""
+    for name in formats:
+        for k, (step, options) in enumerate(steps_of(name)):
+            made = quantize_stage(workspace, f"ablation-{name}-{k}", options, QuietReporter())
+            yield name, step, made.folder
+
+
 def run_steps(
     workspace: Workspace,
     exported: Path,
@@ -121,14 +135,10 @@ def run_steps(
     tensors = comparable(load_sites(exported).of_graph(FULL))
     wanted = pictures(exported, count) if count else None
     reference = graph_model(exported, tensors)
-    for name in formats:
-        for k, (step, options) in enumerate(steps_of(name)):
-            made = quantize_stage(
-                workspace, f"ablation-{name}-{k}", options, QuietReporter()
-            ).folder
-            found = measure(reference, graph_model(made, tensors), held_out, BATCH, tensors)
-            same = None if wanted is None else float((pictures(made, count) == wanted).mean())
-            yield Row(name, step, found, same)
+    for name, step, made in quantized_steps(workspace, formats):
+        found = measure(reference, graph_model(made, tensors), held_out, BATCH, tensors)
+        same = None if wanted is None else float((pictures(made, count) == wanted).mean())
+        yield Row(name, step, found, same)
 
 
 def run_peers(
@@ -183,20 +193,37 @@ def setbacks(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def report(model: str, rows: Sequence[Row], found: Mapping[str, Any], counts: str) -> str:
-    lines = "\n".join(f"- {line}" for line in setbacks(rows))
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Rows as data and as a table, what their numbers are, and the steps that did not help."""
+
+    rows: Sequence[Row] | Sequence[MarRow]
+    about: str
+    table: str
+    setbacks: list[str]
+
+
+def report(model: str, findings: Findings, found: Mapping[str, Any], counts: str) -> str:
+    lines = "\n".join(f"- {line}" for line in findings.setbacks)
     return f"""# Ablation on {model}
 
-{__doc__.split("--peers")[1].strip()}
+{findings.about.strip()}
 
 {counts} Attention products and the embedding of latents stay FP32.
 
-{table(rows)}
+{findings.table}
 
-{lines or "Each step lowers the divergence."}
+{lines or "Each step lowers the error."}
 
 {environment_line(found)}
 """
+
+
+def told(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> Iterator[RowT]:
+    """The rows, each said as it comes."""
+    for row in rows:
+        click.echo(cells(row), err=True)
+        yield row
 
 
 @click.command()
@@ -219,6 +246,8 @@ def main(
     output: Path,
 ) -> None:
     """Quantize step by step and write ablation_MODEL.md and .json."""
+    if with_peers and model == MAR:
+        raise click.UsageError("peers are compared by their logits, which a MAR has none of")
     rows: list[Row] = []
     chosen = formats or ("W8A8", "W6A6")
     with tempfile.TemporaryDirectory() as folder:
@@ -230,18 +259,24 @@ def main(
             calibrate_stage(
                 opened, CalibrateOptions(samples=samples, batch_size=BATCH), QuietReporter()
             )
-            held = scratch / "held"
-            held.mkdir()
-            options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
-            for k, sample in enumerate(generated_rows(exported, options, QuietReporter())):
-                save_sample(sample, held, k)
-            if with_peers:
-                seen = opened.folder("calibrate") / "samples"
-                source = checkpoint if model == PLANTED else None
-                rows.extend(run_peers(exported, seen, source, held))
-            for row in run_steps(opened, exported, chosen, held, count):
-                rows.append(row)
-                click.echo(cells(row), err=True)
+            if model == MAR:
+                made = quantized_steps(opened, chosen)
+                steps = run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED)
+                of_mar = list(told(steps, mar_cells))
+                findings = Findings(of_mar, OF_MAR, mar_table(of_mar), mar_setbacks(of_mar))
+            else:
+                held = scratch / "held"
+                held.mkdir()
+                options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
+                for k, sample in enumerate(generated_rows(exported, options, QuietReporter())):
+                    save_sample(sample, held, k)
+                if with_peers:
+                    seen = opened.folder("calibrate") / "samples"
+                    source = checkpoint if model == PLANTED else None
+                    rows.extend(run_peers(exported, seen, source, held))
+                rows.extend(told(run_steps(opened, exported, chosen, held, count), cells))
+                about = __doc__.split("--peers")[1]
+                findings = Findings(rows, about, table(rows), setbacks(rows))
     found = environment(0)
     counts = (
         f"Calibrated on {samples} pictures of seed 0, measured on {held_out} of seed "
@@ -250,8 +285,8 @@ def main(
     write_results(
         f"ablation_{model}",
         output,
-        report(model, rows, found, counts),
-        {"environment": found, "rows": [asdict(row) for row in rows]},
+        report(model, findings, found, counts),
+        {"environment": found, "rows": [asdict(row) for row in findings.rows]},
     )
 
 

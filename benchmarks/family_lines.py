@@ -28,7 +28,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "VAR": ("var",),
     "RAR": ("rar", "maskgit"),
     "PAR": ("par", "llamagen"),
-    "MAR": ("mar", "kl", "diffusion"),
+    "MAR": ("mar", "kl", "diffusion", "trajectory"),
 }
 PARTS: Mapping[str, tuple[str, ...]] = {
     "module": ("export/generators", "export/tokenizers"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..artifacts import decode_json
 from ..recipe import ValidateOptions
 from ..runtime.feeds import GraphRun, graph_of, load_sample, save_sample
-from ..runtime.generator import FULL, Generator, Spec, choose_sampling
+from ..runtime.generator import FULL, Generated, Generator, Spec, choose_sampling
 from ..runtime.image_sources import ImageSource
 from ..runtime.sessions.onnxruntime import fast_session, reference_session
 from ..sites import Plan
@@ -33,13 +33,21 @@ Folders = Mapping[str, Path]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Which pictures FP32 makes in a validation."""
+    """Which pictures both sides of a validation make."""
 
     export: Path
     spec: Spec
     labels: tuple[int, ...]
     options: ValidateOptions
     names: tuple[str, ...]
+
+    def batches(self, generator: Generator, seed: int | None = None) -> Iterator[Generated]:
+        return generator.batches(
+            self.labels,
+            seed=self.options.seed if seed is None else seed,
+            sampling=choose_sampling(self.spec),
+            batch_size=self.options.batch_size,
+        )
 
 
 class Forcing(Protocol):
@@ -87,17 +95,10 @@ class TeacherForced:
         return 1 + (choose_sampling(self.asked.spec).cfg > 0)
 
     def pictures(self) -> Iterator[Batch]:
-        options = self.asked.options
         generator = Generator.open(
-            self.asked.export, session=reference_session, threads=options.threads
+            self.asked.export, session=reference_session, threads=self.asked.options.threads
         )
-        batches = generator.batches(
-            self.asked.labels,
-            seed=options.seed,
-            sampling=choose_sampling(self.asked.spec),
-            batch_size=options.batch_size,
-        )
-        for batch in batches:
+        for batch in self.asked.batches(generator):
             self._made.append(batch.tokens)
             yield batch.images, batch.tokens
 
@@ -146,15 +147,13 @@ class Trajectory:
     def pictures(self) -> Iterator[Batch]:
         options, sampling = self.asked.options, choose_sampling(self.asked.spec)
         generator, recorders = open_recorded(self.asked.export, options.threads, exact=True)
-        batches = generator.batches(
-            self.asked.labels,
-            seed=options.seed,
-            sampling=sampling,
-            batch_size=options.batch_size,
-        )
-        numbers = range(len(self.asked.labels))
         for made, runs in recorded_batches(
-            batches, recorders, numbers, options.batch_size, options.seed, sampling
+            self.asked.batches(generator),
+            recorders,
+            range(len(self.asked.labels)),
+            options.batch_size,
+            options.seed,
+            sampling,
         ):
             for number, run in runs:
                 path = save_sample(followed(run), self.folder, len(self._kept))

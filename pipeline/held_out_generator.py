@@ -123,11 +123,11 @@ class HeldOutGenerator:
         generates = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
         threads, size = self.options.threads, self.spec.image_size
         with TemporaryDirectory() as kept_runs:
-            forcing = self._forcing(export, Path(kept_runs))
+            forcing = self._forcing(Path(kept_runs))
             pictures, kept = measure_pictures(
                 self.picture_names,
                 forcing.pictures(),
-                {n: batches(self._batches(self._open(n, f))) for n, f in generates.items()},
+                {n: batches(self._asked.batches(self._open(n, f))) for n, f in generates.items()},
                 networks=open_features(export, self.options.features, size, threads),
                 others=self._others(export),
                 keep=KEPT_PICTURES,
@@ -190,25 +190,20 @@ class HeldOutGenerator:
             return Generator.open(folder, threads=self.options.threads)
         return self._reference(folder)
 
-    def _batches(self, generator: Generator, seed: int | None = None) -> Iterator[Generated]:
-        return generator.batches(
-            self.labels,
-            seed=self.options.seed if seed is None else seed,
-            sampling=choose_sampling(self.spec),
-            batch_size=self.options.batch_size,
-        )
+    @property
+    def _asked(self) -> Asked:
+        return Asked(self.export, self.spec, self.labels, self.options, self.picture_names)
 
     def _others(self, export: Path) -> Iterator[Images]:
         """FP32's pictures of the next seed."""
-        for made in self._batches(self._reference(export), self.options.seed + 1):
+        for made in self._asked.batches(self._reference(export), self.options.seed + 1):
             yield made.images
 
-    def _forcing(self, export: Path, folder: Path) -> Forcing:
+    def _forcing(self, folder: Path) -> Forcing:
         """A family with a graph of all positions is given tokens, a MAR runs of its trajectory."""
-        asked = Asked(export, self.spec, self.labels, self.options, self.picture_names)
         if isinstance(self.spec, MarSpec):
-            return Trajectory(asked, folder)
-        return TeacherForced(asked, self.source, self.image_classes)
+            return Trajectory(self._asked, folder)
+        return TeacherForced(self._asked, self.source, self.image_classes)
 
 
 def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[str, float]:

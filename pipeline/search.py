@@ -12,6 +12,7 @@ import msgspec
 from ..artifacts import Manifest, Workspace, encode_json
 from ..errors import RecipeError
 from ..recipe import Options, QuantizeOptions, require_at_least
+from ..runtime.feeds import graph_of, sample_files
 from .common import Reporter, StageResult, package_versions, run_stage
 from .quantize import Calibrated
 from .search_budget import parse_all
@@ -62,6 +63,7 @@ def search_stage(
     if options.quantize_method == "fp8" or options.integer_exponents:
         raise RecipeError("a search has no FP8 grids", do="use per_channel")
     source = Calibrated.open(workspace)
+    require_whole_samples(source)
     plan = make_plan(source.planned, options)
     items = search_items(
         source,
@@ -93,3 +95,14 @@ def search_stage(
         return found.results
 
     return run_stage(workspace.folder("search", name), wanted, work)
+
+
+def require_whole_samples(source: Calibrated) -> None:
+    """Raises RecipeError for a MAR, whose graphs are sampled apart: losses are of whole samples."""
+    graph = next((g for p in sample_files(source.samples) if (g := graph_of(p))), None)
+    if graph is not None:
+        raise RecipeError(
+            f"{source.exported.options['model']} is calibrated on runs of {graph}.onnx, and a "
+            "search measures whole samples",
+            do="choose its bits with a recipe, or edit plan.json",
+        )

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from arvg_trt.benchmarks.ablation import FORMATS, STEPS, Row, cells, setbacks, steps_of
+from arvg_trt.benchmarks.ablation import FORMATS, STEPS, Row, cells, main, setbacks, steps_of
+from arvg_trt.benchmarks.ablation_mar import MarRow, mar_cells, mar_setbacks, mar_table
 from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, measure
 from arvg_trt.runtime.feeds import save_sample
 
@@ -67,3 +69,24 @@ def test_a_step_that_does_not_help_is_named() -> None:
     (line,) = setbacks([row("torchao, dynamic per token", 1), *rows])
     assert line.startswith("W8A8: GPS does not help over SmoothQuant")
     assert cells(rows[0])[5:8] == ("30.0", "20.0", "31.0")
+
+
+def test_a_step_of_a_mar_that_does_not_help_is_named_by_its_noise() -> None:
+    rows = [
+        MarRow(name, step, noise, noise + 2, {"a": 20.0, "b": 31.0, "c": 40.0})
+        for name, step, noise in (
+            ("W8A8", "per tensor", 20.0),
+            ("W8A8", "GPS", 30.0),
+            ("W8A8", "search", 25.0),
+            ("W6A6", "per tensor", 10.0),
+        )
+    ]
+    (line,) = mar_setbacks(rows)
+    assert line == "W8A8: search does not help over GPS (noise 25.0 after 30.0 dB)."
+    assert mar_cells(rows[0]) == ("W8A8", "per tensor", "20.0", "22.0", "20.0", "31.0", "")
+    assert "| W6A6" in mar_table(rows)
+
+
+def test_peers_of_a_mar_are_refused() -> None:
+    outcome = CliRunner().invoke(main, ["--model", "mar-mini", "--peers"])
+    assert outcome.exit_code == 2 and "which a MAR has none of" in outcome.output

@@ -167,6 +167,11 @@ def test_attention_of_both_transformers_is_quantized_on_request(
     assert least < found["pass/z"] < plain["pass/z"]
 
 
+def test_its_bits_are_not_searched(workspace: Path) -> None:
+    outcome = arvg("search", workspace, "--budget", "avg_bits<=6", "--activation-bits", 32)
+    assert_refused(outcome, 3, "calibrated on runs of pass.onnx", "edit plan.json")
+
+
 def test_a_pattern_to_include_must_match(workspace: Path) -> None:
     outcome = arvg("quantize", workspace, "--name", "odd", "--include", "diffloss.nett.*")
     assert_refused(outcome, 3, "include pattern 'diffloss.nett.*' matches no site")

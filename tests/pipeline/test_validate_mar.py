@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from arvg_trt.benchmarks.ablation_mar import run_mar_steps
 from arvg_trt.pipeline.trajectory import choose_runs
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
@@ -179,6 +180,17 @@ def test_better_quantizations_have_better_predictions(
     head = [name for name in made["sites"] if name.startswith("diffloss")]
     assert len(head) == 3 * SMALL.head_depth
     assert 10 < min(made["sites"][name] for name in head) < 80
+
+
+def test_the_ablation_measures_the_same(workspace: Path, report: dict[str, Any]) -> None:
+    made = iter([("W6A6", "GPS", workspace / "quantize" / "w6a6")])
+    (row,) = run_mar_steps(workspace / "export", made, held_out=SAMPLES, count=2, seed=SEED)
+    found = {row["output"]: row["sqnr_db"] for row in report["generation"]["qdq"]["outputs"]}
+    # Made four at a time there, two here.
+    assert row.noise_db == pytest.approx(found["denoise/noise"], abs=0.05)
+    assert row.condition_db == pytest.approx(found["pass/condition"], abs=0.05)
+    assert row.sites_db == pytest.approx(report["generation"]["qdq"]["sites"], abs=0.1)
+    assert row.latents_db is not None and row.latents_db > 0
 
 
 def test_reports_are_compared(workspace: Path, report: dict[str, Any], tmp_path: Path) -> None:

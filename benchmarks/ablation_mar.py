@@ -1,0 +1,126 @@
+"""What the ablation measures of a MAR, which has no logits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..pipeline.forced_runs import Asked, Trajectory, forced_graphs
+from ..recipe import ValidateOptions
+from ..runtime.generator import Generator, read_spec
+from ..validate.forced import measure_forced
+from ..validate.generation import GeneratorAccuracy
+from ..validate.metrics import Energy, decibels
+from ..validate.report import QDQ
+from .common import markdown_table
+
+BATCH = 4
+OF_MAR = """\
+Noise is that which the denoiser predicts along trajectories of the FP32 model, of a seed that
+calibration did not use: at some times behind some passes, of FP32's noisy tokens and of what the
+quantized pass tells of them (the condition). Rows with the class and of the null class count alike,
+before guidance. Sites are all quantized linears, each with all before it quantized.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MarRow:
+    """One quantization, in dB; `latents` is of those of pictures of the same seeds."""
+
+    format: str
+    step: str
+    noise_db: float
+    condition_db: float
+    sites_db: dict[str, float]
+    latents_db: float | None = None
+
+
+def held_out_trajectory(exported: Path, folder: Path, count: int, seed: int) -> Trajectory:
+    """FP32's runs behind `count` pictures of all classes in turn, kept in `folder`."""
+    _, spec = read_spec(exported)
+    labels = tuple(islice(cycle(range(spec.num_classes)), count))
+    options = ValidateOptions(samples=count, seed=seed, batch_size=BATCH)
+    names = tuple(f"picture {k}" for k in range(count))
+    found = Trajectory(Asked(exported, spec, labels, options, names), folder)
+    for _ in found.pictures():
+        pass
+    return found
+
+
+def run_mar_steps(
+    exported: Path,
+    quantized: Iterator[tuple[str, str, Path]],
+    held_out: int,
+    count: int,
+    seed: int,
+) -> Iterator[MarRow]:
+    """Measure each (format, step, folder); `count` pictures are generated and compared."""
+    with tempfile.TemporaryDirectory() as folder:
+        trajectory = held_out_trajectory(exported, Path(folder), held_out, seed)
+        wanted = latents(exported, count, seed) if count else None
+        for name, step, made in quantized:
+            graphs = forced_graphs(exported, {QDQ: made}, trajectory.outputs, 0)
+            found = measure_forced(trajectory.runs(), graphs, lambda done: None)[QDQ]
+            energy = Energy()
+            if wanted is not None:
+                energy.add(wanted, latents(made, count, seed))
+            yield mar_row(name, step, found, energy.decibels() if count else None)
+
+
+def latents(folder: Path, count: int, seed: int) -> NDArray[Any]:
+    generator = Generator.open(folder)
+    labels = np.arange(count) % generator.spec.num_classes
+    return generator.generate(labels, seed=seed).tokens
+
+
+def mar_row(
+    name: str, step: str, found: GeneratorAccuracy, latents_db: float | None = None
+) -> MarRow:
+    by_output = {row.output: decibels(row.sqnr_db) for row in found.outputs}
+    sites = {site: decibels(value) for site, value in found.sites.items()}
+    return MarRow(
+        name, step, by_output["denoise/noise"], by_output["pass/condition"], sites, latents_db
+    )
+
+
+def mar_table(rows: Sequence[MarRow]) -> str:
+    header = (
+        "format",
+        "",
+        "noise SQNR, dB",
+        "condition SQNR, dB",
+        "least site, dB",
+        "median site, dB",
+        "latents of pictures, dB",
+    )
+    return markdown_table(header, [mar_cells(row) for row in rows])
+
+
+def mar_cells(row: MarRow) -> tuple[str, ...]:
+    sites = np.array(list(row.sites_db.values()))
+    return (
+        row.format,
+        row.step,
+        f"{row.noise_db:.1f}",
+        f"{row.condition_db:.1f}",
+        f"{sites.min():.1f}",
+        f"{np.median(sites):.1f}",
+        "" if row.latents_db is None else f"{row.latents_db:.1f}",
+    )
+
+
+def mar_setbacks(rows: Sequence[MarRow]) -> list[str]:
+    """Steps whose noise has a larger error than that of the step before, within a format."""
+    return [
+        f"{row.format}: {row.step} does not help over {before.step} "
+        f"(noise {row.noise_db:.1f} after {before.noise_db:.1f} dB)."
+        for before, row in pairwise(rows)
+        if row.format == before.format and row.noise_db < before.noise_db
+    ]
