@@ -116,9 +116,10 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
 
     Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision; `weight_bits`
     are those of every graph, whatever the halves' say. `smoothing` is the SmoothQuant exponent, 0
-    turns it off, "search" takes the scales of least predicted error, "gps" (generators) the
-    gain-projected ones; `shift` allows exact shifts of ranges: one for the tensor, or one a channel
-    where that gains. Clips minimise sum |error|^clip_power (None: ^4, a generator's ^2). With
+    turns it off, "search" takes the scales of least predicted error (a generator's: of least error
+    on samples they were not fitted to), "gps" (generators) the gain-projected ones; `shift` allows
+    exact shifts of ranges: one for the tensor, or one a channel where that gains. Clips minimise
+    sum |error|^clip_power (None: ^4, a generator's ^2). With
     `token_wise` a generator's inputs have a static scale a position. `attention_inputs` rounds the
     inputs of the projections of a convolutional attention too. `tap_sums` rounds the taps of a
     kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the

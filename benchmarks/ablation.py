@@ -65,10 +65,16 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "GPS": {"smoothing": "gps", "token_wise": False},
     "GPS, a scale a position": {"smoothing": "gps"},
     "GPS, a scale a position, weights rounded with data": {"smoothing": "gps", "rounding": "gptq"},
-    "SmoothQuant, a scale a position": {"smoothing": 0.5},
-    "search, a scale a position": {"smoothing": "search"},
+    "searched scaling, a scale a position": {"smoothing": "search"},
+    "searched scaling, a scale a position, weights rounded with data": {
+        "smoothing": "search",
+        "rounding": "gptq",
+    },
 }
-WEIGHTS_ALONE = "nearest"
+WEIGHTS_ALONE: Mapping[str, Mapping[str, Any]] = {
+    "nearest": {},
+    "rounded with data": {"rounding": "gptq"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +99,10 @@ def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
 
 
 def steps_of(name: str) -> Iterator[tuple[str, QuantizeOptions]]:
-    """Steps of a format; one with float inputs has nothing to scale, and so a single one.
-
-    FP8 has no integers to round with data.
-    """
+    """Steps of a format; one with float inputs has nothing to scale, FP8 no integers to round."""
     base = with_changes(QuantizeOptions(), **FORMATS[name])
-    if base.activation_bits == 32:
-        yield WEIGHTS_ALONE, base
-        return
-    for step, changes in STEPS.items():
+    steps = WEIGHTS_ALONE if base.activation_bits == 32 else STEPS
+    for step, changes in steps.items():
         if "rounding" not in changes or base.quantize_method != "fp8":
             yield step, with_changes(base, **changes)
 
@@ -187,8 +188,7 @@ def setbacks(rows: Sequence[Row]) -> list[str]:
         f"(KL {row.distance.kl:.6f} after {before.distance.kl:.6f} nats)."
         for before, row in pairwise(rows)
         if row.format == before.format
-        and row.step in STEPS
-        and before.step in STEPS
+        and {row.step, before.step} <= STEPS.keys() | WEIGHTS_ALONE.keys()
         and row.distance.kl > before.distance.kl
     ]
 

@@ -29,6 +29,7 @@ from .statistics import Statistics, TensorStats
 
 Outputs = Mapping[str, NDArray[np.generic]]
 Progress = Callable[[str, int, int], None]
+ALL = slice(None)
 
 
 def run_instrumented(
@@ -42,12 +43,12 @@ def run_instrumented(
     progress: Progress,
     threads: int = 0,
     optimized: bool = True,
-    limit: int | None = None,
+    part: slice = ALL,
 ) -> None:
     """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
 
     `instrument` adds output nodes to the graph it is given; nothing else leaves the session. One
-    with quantized products is right where not `optimized`. `limit` is the most samples that count.
+    with quantized products is right where not `optimized`. `part` of the samples counts.
 
     Raises:
         CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
@@ -60,7 +61,7 @@ def run_instrumented(
         session = open_instrumented(
             export / f"{graph}.onnx", graph, instrument, threads, optimized=optimized
         )
-        files, done = sample_files(samples, graph)[:limit], 0
+        files, done = sample_files(samples, graph)[part], 0
         for names, arrays in sample_batches(files, batch_size, session.inputs):
             kept = carried.setdefault(names[0], {})
             outputs = session.run(feeds_of(graph, session.inputs, arrays, kept))

@@ -66,7 +66,7 @@ def collect_peaks(
         consume=consume,
         progress=progress,
         optimized=False,
-        limit=SAMPLES,
+        part=slice(SAMPLES),
     )
     return peaks
 

@@ -34,8 +34,8 @@ from .qdq_tokens import TokenSite, rewrite_token_linear
 from .quantize import SiteResult, describe, float_parameters
 from .rounded_sites import Rounded, Task, correct_biases, round_sites
 from .statistics import Statistics
+from .token_decisions import Decision, decide_groups
 from .token_groups import TokenGroup, token_groups
-from .token_scaling import Decision, decide_groups
 from .view_passes import FullGraph, plain_view
 from .views import Grid
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from ..errors import CalibrationError, RecipeError
+from ..recipe import QuantizeOptions
 from ..sites import ActivationFormat, Site, SitePlan
 from .activations import site_statistics, summarize
 from .folds import folds_shift, holds_producer
 from .scaling import Readers
 from .statistics import POSITION, Statistics, TensorStats
+from .token_grids import format_candidates
 from .view_passes import by_input, plain_view
-from .views import View
+from .views import Grid, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,15 @@ def token_groups(
             )
         )
     return groups
+
+
+def allowed_grids(group: TokenGroup, ranges: TensorStats, options: QuantizeOptions) -> list[Grid]:
+    """What a group's input may be rounded to: one grid where the plan already has its scale."""
+    wanted = group.activation
+    if wanted.scale is not None and group.positions is None:
+        scale, shift = np.array([wanted.scale]), np.array([wanted.shift])
+        return [Grid(scale, shift, wanted.bits, wanted.grid)]
+    return format_candidates(ranges, wanted, allow_shift=options.shift)
 
 
 def differs(one: SitePlan, other: SitePlan) -> bool:

@@ -1,26 +1,27 @@
-"""What becomes of the inputs of a generator's sites: channel scales and shifts, then their grids.
+"""Scales and shifts of the channels of a generator's inputs, by one method for all groups.
 
-Everything is decided in the graph of all positions, group by group of sites that share an input,
-by passes over the samples; a pass serves all groups.
+Everything is decided in a graph that is calibrated, group by group of sites that share an input, by
+passes over the samples; a pass serves all groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..recipe import QuantizeOptions
-from .absorb import Absorption
-from .activations import decibel, site_weight
+from ..sites import SitePlan
+from .activations import site_weight
 from .formats import quantize_weight
 from .gps import gps_scale
-from .scaling import Scaling, centers, search_scaling, smoothing_scale
+from .scaling import Scaling, centers, smoothing_scale
 from .statistics import POSITION, Statistics, TensorStats
-from .token_grids import TokenGrid, best_grid, format_candidates
+from .token_grids import format_candidates
 from .token_groups import TokenGroup
 from .view_passes import FullGraph
 from .views import Grid, View
@@ -30,101 +31,70 @@ GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """Of a group: what is absorbed, the grid, and the grid's SQNR in dB weighted as in the product.
+class Method:
+    """How channels are scaled: not, by SmoothQuant's exponent, or by GPS.
 
-    `energy` [C] is the mean square of each channel once that is absorbed.
+    `centered` first moves each channel's middle to zero, where the producer takes that for free.
     """
 
-    absorption: Absorption
-    grid: TokenGrid
-    sqnr_db: float
-    energy: Floats
+    scales: Literal["gps"] | float | None
+    centered: bool = False
 
 
-def decide_groups(
-    graph: ir.Graph, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
-) -> dict[str, Decision]:
-    """Scales, shifts and grids by the name of each group's first site."""
-    scalings = first_scalings(groups, full, options)
-    gps = [group for group in groups if group.entry.smoothing == "gps"]
-    if gps:
-        scalings |= gain_scalings(graph, gps, scalings, full, options)
-    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
-    channels, ranges = scaled_ranges(groups, scalings, full)
-    grids = {g.key: allowed_grids(g, ranges[g.key], options) for g in groups}
-    gains = {g.key: np.sqrt(g.readers.energy) * scalings[g.key].smoothing for g in groups}
-    errors = full.grid_errors(views, grids, gains)
-    found = {}
-    for g in groups:
-        scaling, (squares, fourths) = scalings[g.key], errors[g.key]
-        seen = ranges[g.key].count // len(scaling.smoothing)
-        powers = fourths if options.clip_power == 4 else squares
-        grid, best = best_grid(grids[g.key], powers, seen)
-        noise = float(np.take_along_axis(squares, best[None], axis=0).sum())
-        signal = float(np.sum(channels[g.key].square * gains[g.key] ** 2))
-        shift = np.zeros(1) if scaling.center is None else scaling.center / scaling.smoothing
-        found[g.key] = Decision(
-            Absorption(
-                scaling.smoothing,
-                np.broadcast_to(shift, scaling.smoothing.shape),
-                g.divides,
-                g.subtracts,
-            ),
-            TokenGrid.of(grid),
-            decibel(signal, noise),
-            channels[g.key].mean_square,
-        )
-    return found
+def method_of(entry: SitePlan) -> Method:
+    """Of a plan's entry; GPS centres channels, as published."""
+    assert entry.smoothing != "search"
+    return Method(entry.smoothing, entry.smoothing == "gps")
 
 
-def allowed_grids(group: TokenGroup, ranges: TensorStats, options: QuantizeOptions) -> list[Grid]:
-    """What a group's input may be rounded to: one grid where the plan already has its scale."""
-    wanted = group.activation
-    if wanted.scale is not None and group.positions is None:
-        scale, shift = np.array([wanted.scale]), np.array([wanted.shift])
-        return [Grid(scale, shift, wanted.bits, wanted.grid)]
-    return format_candidates(ranges, wanted, allow_shift=options.shift)
+def scalings_by(
+    method: Method,
+    graph: ir.Graph,
+    groups: Sequence[TokenGroup],
+    full: FullGraph,
+    options: QuantizeOptions,
+) -> dict[str, Scaling]:
+    """By the name of each group's first site, of one method, from the samples of `full`."""
+    scalings = first_scalings(method, groups, full, options)
+    if method.scales == "gps":
+        scalings |= gain_scalings(graph, groups, scalings, full, options)
+    return scalings
 
 
 def first_scalings(
-    groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
+    method: Method, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
 ) -> dict[str, Scaling]:
-    """Before gains are known: no scales, SmoothQuant's, or those of least predicted error.
+    """Before gains are known: no scales, or SmoothQuant's.
 
     A position's range is divided out first, where it will be: else the widest position would
     decide the channels' scales for all.
     """
-    views, stats = {}, {}
+    views = {}
     for group in groups:
-        stats[group.key] = group.stats
-        if group.positions is not None and group.entry.smoothing is not None:
+        if group.positions is not None and method.scales is not None:
             reach = np.maximum(-group.positions.low, group.positions.high)
             level = np.maximum(reach, 1e-4 * max(float(reach.max()), 1e-12))
             views[group.key] = replace(group.view, level=level / np.median(level))
-    if views:
-        seen = full.ranges(views)
-        stats |= {key: seen[key] for key in views}
-    return {g.key: first_scaling(g, stats[g.key], options) for g in groups}
+    seen = full.ranges(views)
+    return {g.key: first_scaling(method, g, seen.get(g.key, g.stats), options) for g in groups}
 
 
-def first_scaling(group: TokenGroup, stats: TensorStats, options: QuantizeOptions) -> Scaling:
-    method, weight = group.entry.smoothing, group.entry.weight
-    assert weight is not None
-    # FP8 is finest around 0, which a shift would move away.
-    movable = options.shift and group.subtracts and group.activation.grid == "uniform"
-    if method is None:
+def first_scaling(
+    method: Method, group: TokenGroup, stats: TensorStats, options: QuantizeOptions
+) -> Scaling:
+    if method.scales is None:
         return Scaling(np.ones_like(stats.low), None)
-    if method == "search":
-        bits = (group.activation.bits, weight.bits)
-        return search_scaling(stats, group.readers, bits, allow_center=movable, free=movable)
-    exponent = GPS_EXPONENT if method == "gps" else method
-    if method == "gps" and movable:
-        scale = smoothing_scale(stats, group.readers.absmax, exponent)
-        return Scaling(scale, centers(stats))
+    exponent = GPS_EXPONENT if method.scales == "gps" else method.scales
+    if method.centered and takes_shift(group, options):
+        return Scaling(smoothing_scale(stats, group.readers.absmax, exponent), centers(stats))
     reach = np.maximum(-stats.low, stats.high)
     around = replace(stats, low=-reach, high=reach)
     return Scaling(smoothing_scale(around, group.readers.absmax, exponent), None)
+
+
+def takes_shift(group: TokenGroup, options: QuantizeOptions) -> bool:
+    """Whether a shift a channel costs nothing; FP8 is finest around 0, which it would move away."""
+    return options.shift and group.subtracts and group.activation.grid == "uniform"
 
 
 def gain_scalings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..errors import CalibrationError
+from ..runtime.feeds import sample_files
 from ..sites import Site, may_be_planned
 from .convergence import Growth
-from .passes import Outputs, Progress, batch_stats, run_instrumented
+from .passes import ALL, Outputs, Progress, batch_stats, run_instrumented
 from .statistics import POSITION, Statistics, TensorStats
 from .views import Grid, View, observe_gains, observe_grid_errors, observe_view_ranges
 
@@ -34,6 +37,7 @@ class FullGraph:
         progress: Progress,
         threads: int = 0,
         optimized: bool = True,
+        part: slice = ALL,
     ) -> None:
         self.path = export / f"{graph}.onnx"
         self._graph = graph
@@ -42,6 +46,29 @@ class FullGraph:
         self._progress = progress
         self._threads = threads
         self._optimized = optimized
+        self._part = part
+
+    @property
+    def size(self) -> int:
+        """How many samples a pass sees."""
+        return len(sample_files(self._samples, self._graph)[self._part])
+
+    def halves(self) -> tuple[FullGraph, FullGraph]:
+        """The same graph on the first and on the second half of the samples.
+
+        Raises:
+            CalibrationError: fewer than two samples.
+        """
+        middle = (self.size + 1) // 2
+        if self.size < 2:
+            raise CalibrationError(
+                "a scaling is searched on one half of the samples and judged on the other, but "
+                f"there is {self.size}",
+                do='calibrate on more, or use smoothing = "gps"',
+            )
+        first, second = copy(self), copy(self)
+        first._part, second._part = slice(middle), slice(middle, None)
+        return first, second
 
     def ranges(self, views: Mapping[str, View], growth: Growth | None = None) -> Statistics:
         """By `KEY` statistics of the channels, by `KEY:position` of the positions.
@@ -117,6 +144,7 @@ class FullGraph:
             progress=self._progress,
             threads=self._threads,
             optimized=self._optimized,
+            part=self._part,
         )
 
 

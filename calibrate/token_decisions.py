@@ -1,0 +1,84 @@
+"""What becomes of the inputs of a generator's sites: channels' scales and shifts, then grids."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..recipe import QuantizeOptions
+from .absorb import Absorption
+from .activations import decibel
+from .scaling import Scaling
+from .token_grids import TokenGrid, best_grid
+from .token_groups import TokenGroup, allowed_grids
+from .token_scaling import Method, method_of, scaled_ranges, scaled_view, scalings_by
+from .token_search import search_scalings
+from .view_passes import FullGraph
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Of a group: what is absorbed, the grid, and the grid's SQNR in dB weighted as in the product.
+
+    `energy` [C] is the mean square of each channel once that is absorbed.
+    """
+
+    absorption: Absorption
+    grid: TokenGrid
+    sqnr_db: float
+    energy: Floats
+
+
+def decide_groups(
+    graph: ir.Graph, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
+) -> dict[str, Decision]:
+    """Scales, shifts and grids by the name of each group's first site."""
+    scalings = scale_groups(graph, groups, full, options)
+    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
+    channels, ranges = scaled_ranges(groups, scalings, full)
+    grids = {g.key: allowed_grids(g, ranges[g.key], options) for g in groups}
+    gains = {g.key: np.sqrt(g.readers.energy) * scalings[g.key].smoothing for g in groups}
+    errors = full.grid_errors(views, grids, gains)
+    found = {}
+    for g in groups:
+        scaling, (squares, fourths) = scalings[g.key], errors[g.key]
+        seen = ranges[g.key].count // len(scaling.smoothing)
+        powers = fourths if options.clip_power == 4 else squares
+        grid, best = best_grid(grids[g.key], powers, seen)
+        noise = float(np.take_along_axis(squares, best[None], axis=0).sum())
+        signal = float(np.sum(channels[g.key].square * gains[g.key] ** 2))
+        shift = np.zeros(1) if scaling.center is None else scaling.center / scaling.smoothing
+        found[g.key] = Decision(
+            Absorption(
+                scaling.smoothing,
+                np.broadcast_to(shift, scaling.smoothing.shape),
+                g.divides,
+                g.subtracts,
+            ),
+            TokenGrid.of(grid),
+            decibel(signal, noise),
+            channels[g.key].mean_square,
+        )
+    return found
+
+
+def scale_groups(
+    graph: ir.Graph, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
+) -> dict[str, Scaling]:
+    """By the name of each group's first site, by the method that its plan names."""
+    searched = [group for group in groups if group.entry.smoothing == "search"]
+    found = search_scalings(graph, searched, full, options) if searched else {}
+    named: dict[Method, list[TokenGroup]] = defaultdict(list)
+    for group in groups:
+        if group.entry.smoothing != "search":
+            named[method_of(group.entry)].append(group)
+    for method, members in named.items():
+        found |= scalings_by(method, graph, members, full, options)
+    return found
