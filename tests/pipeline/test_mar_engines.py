@@ -118,7 +118,7 @@ def test_the_report_is_of_the_engine_as_executed_and_of_its_twin(
     }
     for key in ("twin", "engine"):
         for output, value in decibels["qdq"].items():
-            assert decibels[key][output] == pytest.approx(value, abs=1.5)
+            assert decibels[key][output] > value - 1.5  # other roundings may also be nearer
     assert found["engine"]["pictures"]["latent_sqnr_db"] is not None
     assert found["twin"]["pictures"] is None
     assert report["latency"]["tokens"]["tokens"] == 2 * SMALL.length
