@@ -2,13 +2,7 @@
 
 python -m arvg_trt.benchmarks.ablation --model var-mini [--workspace WS]
 python -m arvg_trt.benchmarks.ablation --model mar-mini
-python -m arvg_trt.benchmarks.ablation --model planted --samples 16 --held-out 4 --peers
-
-Logits are those of all positions, teacher-forced on pictures that the FP32 model made from a seed
-that calibration did not use; conditional and null rows alike. KL is that of the quantized from the
-FP32 distribution, in nats a token. Sites are those whose outputs no fold changes: proj, fc1 and
-fc2. "Tied" tokens are those whose two likeliest logits are closer in FP32 than the root mean
-square error of a logit: a coin decides whether their top-1 agrees.
+python -m arvg_trt.benchmarks.ablation --model planted --samples 32 --held-out 4 --peers
 """
 
 from __future__ import annotations
@@ -16,31 +10,25 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import numpy as np
 
 from ..artifacts import Workspace
 from ..pipeline.calibrate import calibrate_stage
-from ..pipeline.common import load_sites
 from ..pipeline.export import export_stage
 from ..pipeline.generated_samples import generated_rows
 from ..pipeline.quantize import quantize_stage
 from ..recipe import CalibrateOptions, QuantizeOptions, with_changes
 from ..runtime.feeds import save_sample
-from ..runtime.generator import FULL, Generator
+from .ablation_logits import OF_LOGITS, Row, cells, run_peers, run_steps, setbacks, table
 from .ablation_mar import OF_MAR, MarRow, mar_cells, mar_setbacks, mar_table, run_mar_steps
-from .ablation_measure import Distance, comparable, graph_model, measure
-from .ablation_peers import peers
 from .common import (
     RESULTS,
     QuietReporter,
     environment,
     environment_line,
-    markdown_table,
     write_results,
 )
 from .planted import export_planted
@@ -50,6 +38,7 @@ MAR = "mar-mini"
 MODELS = ("var-mini", "rar-mini", "par-mini", MAR, PLANTED)
 RowT = TypeVar("RowT")
 HELD_OUT_SEED = 2000
+DGC = "samples chosen by DGC"
 BATCH = 4
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     "W8A8": {"weight_bits": 8, "activation_bits": 8},
@@ -77,16 +66,6 @@ WEIGHTS_ALONE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One quantization; `tokens` is the share of tokens of generated pictures that stay."""
-
-    format: str
-    step: str
-    distance: Distance
-    tokens: float | None = None
-
-
 def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
     """Export the model where the workspace has none; returns the folder of its graphs."""
     exported = workspace.folder("export")
@@ -107,90 +86,25 @@ def steps_of(name: str) -> Iterator[tuple[str, QuantizeOptions]]:
             yield step, with_changes(base, **changes)
 
 
-def pictures(folder: Path, count: int) -> np.ndarray[Any, Any]:
-    """Tokens of pictures of the first classes in turn, of the held-out seed."""
-    generator = Generator.open(folder)
-    labels = np.arange(count) % generator.spec.num_classes
-    return generator.generate(labels, seed=HELD_OUT_SEED).tokens
-
-
 def quantized_steps(
-    workspace: Workspace, formats: Sequence[str]
+    workspace: Workspace, formats: Sequence[str], again: CalibrateOptions | None = None
 ) -> Iterator[tuple[str, str, Path]]:
-    """Each format and step, and the folder of what it makes; quantized when asked for."""
+    """Each format and step, and the folder of what it makes; quantized when asked for.
+
+    With `again` the last step of each format a second time, on samples of that calibration.
+    """
+    last = {}
     for name in formats:
         for k, (step, options) in enumerate(steps_of(name)):
             made = quantize_stage(workspace, f"ablation-{name}-{k}", options, QuietReporter())
+            last[name] = (step, options)
             yield name, step, made.folder
-
-
-def run_steps(
-    workspace: Workspace,
-    exported: Path,
-    formats: Sequence[str],
-    held_out: Path,
-    count: int,
-) -> Iterator[Row]:
-    """Quantize by each step of each format, and measure it; `count` pictures are generated."""
-    tensors = comparable(load_sites(exported).of_graph(FULL))
-    wanted = pictures(exported, count) if count else None
-    reference = graph_model(exported, tensors)
-    for name, step, made in quantized_steps(workspace, formats):
-        found = measure(reference, graph_model(made, tensors), held_out, BATCH, tensors)
-        same = None if wanted is None else float((pictures(made, count) == wanted).mean())
-        yield Row(name, step, found, same)
-
-
-def run_peers(
-    exported: Path, samples: Path, checkpoint: Path | None, held_out: Path
-) -> Iterator[Row]:
-    reference = graph_model(exported)
-    for name, make in peers(exported, samples, checkpoint):
-        found = make()
-        if found is not None:
-            yield Row("W8A8", name, measure(reference, found, held_out, BATCH))
-
-
-def table(rows: Sequence[Row]) -> str:
-    header = (
-        "format",
-        "",
-        "KL, nats",
-        "top-1 equal",
-        "tied",
-        "logits SQNR, dB",
-        "least site, dB",
-        "median site, dB",
-        "generated tokens equal",
-    )
-    return markdown_table(header, [cells(row) for row in rows])
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    found = row.distance
-    sites = np.array(list(found.sites_db.values()))
-    return (
-        row.format,
-        row.step,
-        f"{found.kl:.6f}",
-        f"{found.top1:.2%}",
-        f"{found.tied:.1%}",
-        f"{found.logits_db:.1f}",
-        *((f"{sites.min():.1f}", f"{np.median(sites):.1f}") if sites.size else ("", "")),
-        "" if row.tokens is None else f"{row.tokens:.1%}",
-    )
-
-
-def setbacks(rows: Sequence[Row]) -> list[str]:
-    """Steps of ours whose KL is above that of the step before, within a format."""
-    return [
-        f"{row.format}: {row.step} does not help over {before.step} "
-        f"(KL {row.distance.kl:.6f} after {before.distance.kl:.6f} nats)."
-        for before, row in pairwise(rows)
-        if row.format == before.format
-        and {row.step, before.step} <= STEPS.keys() | WEIGHTS_ALONE.keys()
-        and row.distance.kl > before.distance.kl
-    ]
+    if again is None:
+        return
+    calibrate_stage(workspace, again, QuietReporter())
+    for name, (step, options) in last.items():
+        made = quantize_stage(workspace, f"ablation-{name}-dgc", options, QuietReporter())
+        yield name, f"{step}, {DGC}", made.folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +147,7 @@ def told(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> Iter
 @click.option("--samples", default=64, show_default=True, help="Pictures to calibrate on.")
 @click.option("--held-out", default=20, show_default=True, help="Pictures to measure on.")
 @click.option("--pictures", "count", default=0, show_default=True, help="To generate and compare.")
+@click.option("--dgc", "with_dgc", is_flag=True, help="The last step on chosen samples as well.")
 @click.option("--peers", "with_peers", is_flag=True, help="Other tools beside us.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
 def main(
@@ -242,12 +157,15 @@ def main(
     samples: int,
     held_out: int,
     count: int,
+    with_dgc: bool,
     with_peers: bool,
     output: Path,
 ) -> None:
     """Quantize step by step and write ablation_MODEL.md and .json."""
     if with_peers and model == MAR:
         raise click.UsageError("peers are compared by their logits, which a MAR has none of")
+    if with_dgc and model == MAR:
+        raise click.UsageError("DGC reads the features of a first token, which a MAR has none of")
     rows: list[Row] = []
     chosen = formats or ("W8A8", "W6A6")
     with tempfile.TemporaryDirectory() as folder:
@@ -256,13 +174,14 @@ def main(
         checkpoint = root.parent / f"{root.name}-checkpoint"
         with Workspace(root) as opened:
             exported = prepare(opened, model, checkpoint)
-            calibrate_stage(
-                opened, CalibrateOptions(samples=samples, batch_size=BATCH), QuietReporter()
-            )
+            plain = CalibrateOptions(samples=samples, batch_size=BATCH)
+            dgc = with_changes(plain, dgc=True) if with_dgc else None
+            calibrate_stage(opened, plain, QuietReporter())
             if model == MAR:
                 made = quantized_steps(opened, chosen)
-                steps = run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED)
-                of_mar = list(told(steps, mar_cells))
+                of_mar = list(
+                    told(run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED), mar_cells)
+                )
                 findings = Findings(of_mar, OF_MAR, mar_table(of_mar), mar_setbacks(of_mar))
             else:
                 held = scratch / "held"
@@ -274,9 +193,10 @@ def main(
                     seen = opened.folder("calibrate") / "samples"
                     source = checkpoint if model == PLANTED else None
                     rows.extend(run_peers(exported, seen, source, held))
-                rows.extend(told(run_steps(opened, exported, chosen, held, count), cells))
-                about = __doc__.split("--peers")[1]
-                findings = Findings(rows, about, table(rows), setbacks(rows))
+                made = quantized_steps(opened, chosen, dgc)
+                steps = run_steps(exported, made, held, count, HELD_OUT_SEED)
+                rows.extend(told(steps, cells))
+                findings = Findings(rows, OF_LOGITS, table(rows), setbacks(rows))
     found = environment(0)
     counts = (
         f"Calibrated on {samples} pictures of seed 0, measured on {held_out} of seed "

@@ -19,6 +19,8 @@ from ..runtime.feeds import load_sample, sample_files
 from ..runtime.generator import FULL
 from .ablation_measure import Feeds, Model, graph_model
 
+STATIC, DYNAMIC = PEERS = ("onnxruntime, static", "torchao, dynamic per token")
+
 
 class SampleReader(CalibrationDataReader):  # type: ignore[misc]
     """Saved samples, one at a time."""
@@ -76,6 +78,6 @@ def peers(
 ) -> Iterator[tuple[str, Callable[[], Model | None]]]:
     """Names, and what makes each; torchao takes the checkpoint of a VAR."""
     with tempfile.TemporaryDirectory() as scratch:
-        yield "onnxruntime, static", lambda: onnxruntime_static(export, samples, Path(scratch))
+        yield STATIC, lambda: onnxruntime_static(export, samples, Path(scratch))
         if checkpoint is not None:
-            yield "torchao, dynamic per token", lambda: torchao_dynamic(checkpoint)
+            yield DYNAMIC, lambda: torchao_dynamic(checkpoint)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from arvg_trt.benchmarks.ablation import FORMATS, STEPS, Row, cells, main, setbacks, steps_of
+from arvg_trt.benchmarks.ablation import FORMATS, STEPS, main, steps_of
+from arvg_trt.benchmarks.ablation_logits import Row, cells, setbacks
 from arvg_trt.benchmarks.ablation_mar import MarRow, mar_cells, mar_setbacks, mar_table
 from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, measure
 from arvg_trt.runtime.feeds import save_sample
@@ -67,9 +68,11 @@ def test_a_step_that_does_not_help_is_named() -> None:
         return Row(name, step, Distance(kl, 0.9, 30, {"a": 20.0, "b": 31.0, "c": 40.0}, 0.1))
 
     rows = [row("per tensor", 3), row("SmoothQuant", 2), row("GPS", 2.5), row("GPS", 9, "W6A6")]
-    (line,) = setbacks([row("torchao, dynamic per token", 1), *rows])
+    others = [row("torchao, dynamic per token", 1), Row("FP32", "other seeds", None, None, 0.25)]
+    (line,) = setbacks([*others, *rows])
     assert line.startswith("W8A8: GPS does not help over SmoothQuant")
     assert cells(rows[0])[5:8] == ("30.0", "20.0", "31.0")
+    assert cells(others[1]) == ("FP32", "other seeds", *[""] * 7, "0.2500")
 
 
 def test_a_step_of_a_mar_that_does_not_help_is_named_by_its_noise() -> None:
@@ -88,6 +91,7 @@ def test_a_step_of_a_mar_that_does_not_help_is_named_by_its_noise() -> None:
     assert "| W6A6" in mar_table(rows)
 
 
-def test_peers_of_a_mar_are_refused() -> None:
-    outcome = CliRunner().invoke(main, ["--model", "mar-mini", "--peers"])
+@pytest.mark.parametrize("option", ["--peers", "--dgc"])
+def test_what_a_mar_has_not_is_refused(option: str) -> None:
+    outcome = CliRunner().invoke(main, ["--model", "mar-mini", option])
     assert outcome.exit_code == 2 and "which a MAR has none of" in outcome.output

@@ -1,0 +1,138 @@
+"""What the ablation measures of a generator with logits: them, sites, and pictures it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from ..pipeline.common import load_sites
+from ..pipeline.picture_features import latent_features
+from ..runtime.generator import FULL, Generated, Generator
+from ..validate.frechet import frechet_distance
+from .ablation_measure import Distance, comparable, graph_model, measure
+from .ablation_peers import PEERS, peers
+from .common import markdown_table
+
+BATCH = 4
+OF_LOGITS = """\
+Logits are those of all positions, teacher-forced on pictures that the FP32 model made from a seed
+that calibration did not use; conditional and null rows alike. KL is that of the quantized from the
+FP32 distribution, in nats a token. Sites are those whose outputs no fold changes: proj, fc1 and
+fc2. "Tied" tokens are those whose two likeliest logits are closer in FP32 than the root mean
+square error of a logit: a coin decides whether their top-1 agrees. Generated pictures are of FP32's
+seeds; their Frechet distance to FP32's is that of the means and deviations of the latent channels
+that the model's own encoder makes of them. The row FP32 is FP32 on other seeds: what chance makes.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One quantization; `tokens` is the share of tokens of generated pictures that stay."""
+
+    format: str
+    step: str
+    distance: Distance | None
+    tokens: float | None = None
+    frechet: float | None = None
+
+
+class Pictures:
+    """Those that FP32 makes of `count` labels in turn, and how near others' are to them."""
+
+    def __init__(self, exported: Path, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+        self._extract = latent_features(exported, 0).extract
+        wanted = self.made(exported, seed)
+        self._tokens, self._features = wanted.tokens, self._extract(wanted.images)
+
+    def made(self, folder: Path, seed: int) -> Generated:
+        generator = Generator.open(folder)
+        labels = np.arange(self._count) % generator.spec.num_classes
+        return generator.generate(labels, seed=seed)
+
+    def compared(self, folder: Path, seed: int | None = None) -> tuple[float, float]:
+        """Share of equal tokens, and the Frechet distance; of FP32's seed, or another."""
+        found = self.made(folder, self._seed if seed is None else seed)
+        features = self._extract(found.images)
+        same = float((found.tokens == self._tokens).mean())
+        return same, frechet_distance(self._features, features)
+
+
+def run_steps(
+    exported: Path,
+    quantized: Iterator[tuple[str, str, Path]],
+    held_out: Path,
+    count: int,
+    seed: int,
+) -> Iterator[Row]:
+    """Measure each (format, step, folder); `count` pictures are generated and compared."""
+    tensors = comparable(load_sites(exported).of_graph(FULL))
+    pictures = Pictures(exported, count, seed) if count else None
+    reference = graph_model(exported, tensors)
+    if pictures is not None:
+        yield Row("FP32", "other seeds", None, None, pictures.compared(exported, seed + 1)[1])
+    for name, step, made in quantized:
+        found = measure(reference, graph_model(made, tensors), held_out, BATCH, tensors)
+        yield Row(name, step, found, *(pictures.compared(made) if pictures else ()))
+
+
+def run_peers(
+    exported: Path, samples: Path, checkpoint: Path | None, held_out: Path
+) -> Iterator[Row]:
+    reference = graph_model(exported)
+    for name, make in peers(exported, samples, checkpoint):
+        found = make()
+        if found is not None:
+            yield Row("W8A8", name, measure(reference, found, held_out, BATCH))
+
+
+def table(rows: Sequence[Row]) -> str:
+    header = (
+        "format",
+        "",
+        "KL, nats",
+        "top-1 equal",
+        "tied",
+        "logits SQNR, dB",
+        "least site, dB",
+        "median site, dB",
+        "generated tokens equal",
+        "Frechet distance",
+    )
+    return markdown_table(header, [cells(row) for row in rows])
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.format,
+        row.step,
+        *([""] * 6 if row.distance is None else distance_cells(row.distance)),
+        "" if row.tokens is None else f"{row.tokens:.1%}",
+        "" if row.frechet is None else f"{row.frechet:.4f}",
+    )
+
+
+def distance_cells(found: Distance) -> tuple[str, ...]:
+    sites = np.array(list(found.sites_db.values()))
+    return (
+        f"{found.kl:.6f}",
+        f"{found.top1:.2%}",
+        f"{found.tied:.1%}",
+        f"{found.logits_db:.1f}",
+        *((f"{sites.min():.1f}", f"{np.median(sites):.1f}") if sites.size else ("", "")),
+    )
+
+
+def setbacks(rows: Sequence[Row]) -> list[str]:
+    """Steps of ours whose KL is above that of the step before, within a format."""
+    ours = [(row, row.distance) for row in rows if row.distance and row.step not in PEERS]
+    return [
+        f"{row.format}: {row.step} does not help over {before.step} "
+        f"(KL {now.kl:.6f} after {then.kl:.6f} nats)."
+        for (before, then), (row, now) in pairwise(ours)
+        if row.format == before.format and now.kl > then.kl
+    ]
