@@ -16,7 +16,7 @@ from .activations import decibel
 from .scaling import Scaling
 from .token_grids import TokenGrid, best_grid
 from .token_groups import TokenGroup, allowed_grids
-from .token_scaling import Method, method_of, scaled_ranges, scaled_view, scalings_by
+from .token_scaling import Method, levelled, method_of, scaled_ranges, scaled_view, scalings_by
 from .token_search import search_scalings
 from .view_passes import FullGraph
 
@@ -79,6 +79,7 @@ def scale_groups(
     for group in groups:
         if group.entry.smoothing != "search":
             named[method_of(group.entry)].append(group)
+    seen = levelled([g for method in named if method.scales for g in named[method]], full)
     for method, members in named.items():
-        found |= scalings_by(method, graph, members, full, options)
+        found |= scalings_by(method, graph, members, seen, full, options)
     return found

@@ -47,43 +47,47 @@ def method_of(entry: SitePlan) -> Method:
     return Method(entry.smoothing, entry.smoothing == "gps")
 
 
+def levelled(groups: Sequence[TokenGroup], full: FullGraph) -> Statistics:
+    """Statistics by the name of each group's first site, a position's range divided out.
+
+    It will be, where positions have scales: else the widest one would decide the channels' scales
+    for all.
+    """
+    views = {}
+    for group in groups:
+        if group.positions is not None:
+            reach = np.maximum(-group.positions.low, group.positions.high)
+            level = np.maximum(reach, 1e-4 * max(float(reach.max()), 1e-12))
+            views[group.key] = replace(group.view, level=level / np.median(level))
+    seen = full.ranges(views)
+    return {group.key: seen.get(group.key, group.stats) for group in groups}
+
+
 def scalings_by(
     method: Method,
     graph: ir.Graph,
     groups: Sequence[TokenGroup],
+    seen: Statistics,
     full: FullGraph,
     options: QuantizeOptions,
 ) -> dict[str, Scaling]:
-    """By the name of each group's first site, of one method, from the samples of `full`."""
-    scalings = first_scalings(method, groups, full, options)
+    """By the name of each group's first site, of one method; `seen` as `levelled` has it of `full`.
+
+    Not to scale needs no statistics.
+    """
+    if method.scales is None:
+        return {g.key: Scaling(np.ones_like(g.stats.low), None) for g in groups}
+    scalings = {g.key: first_scaling(method, g, seen[g.key], options) for g in groups}
     if method.scales == "gps":
         scalings |= gain_scalings(graph, groups, scalings, full, options)
     return scalings
 
 
-def first_scalings(
-    method: Method, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
-) -> dict[str, Scaling]:
-    """Before gains are known: no scales, or SmoothQuant's.
-
-    A position's range is divided out first, where it will be: else the widest position would
-    decide the channels' scales for all.
-    """
-    views = {}
-    for group in groups:
-        if group.positions is not None and method.scales is not None:
-            reach = np.maximum(-group.positions.low, group.positions.high)
-            level = np.maximum(reach, 1e-4 * max(float(reach.max()), 1e-12))
-            views[group.key] = replace(group.view, level=level / np.median(level))
-    seen = full.ranges(views)
-    return {g.key: first_scaling(method, g, seen.get(g.key, g.stats), options) for g in groups}
-
-
 def first_scaling(
     method: Method, group: TokenGroup, stats: TensorStats, options: QuantizeOptions
 ) -> Scaling:
-    if method.scales is None:
-        return Scaling(np.ones_like(stats.low), None)
+    """SmoothQuant's scales, which GPS begins with."""
+    assert method.scales is not None
     exponent = GPS_EXPONENT if method.scales == "gps" else method.scales
     if method.centered and takes_shift(group, options):
         return Scaling(smoothing_scale(stats, group.readers.absmax, exponent), centers(stats))

@@ -22,6 +22,7 @@ from .token_grids import best_grid
 from .token_groups import TokenGroup, allowed_grids
 from .token_scaling import (
     Method,
+    levelled,
     scaled_ranges,
     scaled_view,
     scalings_by,
@@ -38,6 +39,7 @@ METHODS = (
     Method("gps"),
     Method("gps", centered=True),
 )
+EVERY = 2  # of the grids' clips is judged: methods are compared, and the time goes into grids
 
 
 def search_scalings(
@@ -50,16 +52,18 @@ def search_scalings(
     """
     fitted, judged = full.halves()
     half = of_samples(groups, fitted)
+    seen = levelled(half, fitted)
     errors: dict[str, list[float]] = {group.key: [] for group in groups}
     for method in METHODS:
-        scalings = scalings_by(method, graph, half, fitted, options)
+        scalings = scalings_by(method, graph, half, seen, fitted, options)
         for key, error in judged_errors(graph, half, scalings, fitted, judged, options).items():
             errors[key].append(error)
     found: dict[str, Scaling] = {}
+    seen = levelled(groups, full)
     for k, method in enumerate(METHODS):
         chosen = [group for group in groups if np.argmin(errors[group.key]) == k]
         if chosen:
-            found |= scalings_by(method, graph, chosen, full, options)
+            found |= scalings_by(method, graph, chosen, seen, full, options)
     return found
 
 
@@ -89,7 +93,7 @@ def judged_errors(
     channels, ranges = scaled_ranges(groups, scalings, fitted)
     views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
     gains = {g.key: np.sqrt(g.readers.energy) * scalings[g.key].smoothing for g in groups}
-    grids = {g.key: allowed_grids(g, ranges[g.key], options) for g in groups}
+    grids = {g.key: allowed_grids(g, ranges[g.key], options)[::EVERY] for g in groups}
     errors = judged.grid_errors(views, grids, gains)
     found = {}
     for g in groups:

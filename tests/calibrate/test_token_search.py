@@ -16,7 +16,12 @@ from arvg_trt.calibrate.scaling import Scaling
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.calibrate.token_grids import best_grid, format_candidates
 from arvg_trt.calibrate.token_groups import TokenGroup, token_groups
-from arvg_trt.calibrate.token_search import judged_errors, of_samples, search_scalings
+from arvg_trt.calibrate.token_search import (
+    EVERY,
+    judged_errors,
+    of_samples,
+    search_scalings,
+)
 from arvg_trt.calibrate.view_passes import FullGraph, collect_full_ranges
 from arvg_trt.calibrate.views import Grid
 from arvg_trt.errors import CalibrationError
@@ -124,7 +129,7 @@ def input_error(
     low, high = fitted.min(axis=(0, 2)), fitted.max(axis=(0, 2))
     count = len(fitted) * fitted.shape[2]
     ranges = TensorStats(low, high, np.square(fitted).sum(axis=(0, 2)), count)
-    grids = format_candidates(ranges, group.activation, allow_shift=True)
+    grids = format_candidates(ranges, group.activation, allow_shift=True)[::EVERY]
     errors = np.stack([grid_error(grid, judged, gain) for grid in grids])
     _, best = best_grid(grids, errors, len(fitted))
     return float(errors[best, np.arange(len(best))].sum()) / len(judged)
