@@ -79,7 +79,8 @@ def scale_groups(
     for group in groups:
         if group.entry.smoothing != "search":
             named[method_of(group.entry)].append(group)
-    seen = levelled([g for method in named if method.scales for g in named[method]], full)
+    scaled = [g for method in named if method.scales is not None for g in named[method]]
+    seen = levelled(scaled, full)
     for method, members in named.items():
         found |= scalings_by(method, graph, members, seen, full, options)
     return found

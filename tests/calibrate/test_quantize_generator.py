@@ -86,6 +86,15 @@ def test_rar_goes_the_same_way_by_its_site_map_alone(
     assert sqnr(full, full_logits(rar, rar.folder)) > 25
 
 
+def test_a_plan_may_scale_by_the_weights_alone(tiny_var: TinyGenerator, tmp_path: Path) -> None:
+    """SmoothQuant's exponent 0, which options mean no scaling by."""
+    plan = make_plan(SiteMap(sites=tiny_var.full_sites), QuantizeOptions(smoothing=0.5))
+    edited = [msgspec.structs.replace(e, smoothing=e.smoothing and 0.0) for e in plan.sites]
+    quantize(tiny_var, tmp_path / "q", Plan(sites=tuple(edited)))
+    found = full_logits(tiny_var, tmp_path / "q")
+    assert 25 < sqnr(found, full_logits(tiny_var, tiny_var.folder)) < 60
+
+
 def test_fewer_bits_lose_more_and_pack_smaller(tiny_var: TinyGenerator, tmp_path: Path) -> None:
     sizes, losses = [], []
     for bits in (8, 6, 4):
