@@ -17,8 +17,6 @@ Rounding = Literal["nearest", "gptq"]
 CONSTANT_ROLES = ("patcher", "codes")
 # Products of two activations: of queries and keys, of the softmax and values.
 PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
-# Calibrated graphs of generators with an attention, whose products a plan may quantize.
-ATTENTION_GRAPHS = ("full", "pass")
 BLOCKS, BLOCK_BITS = (32, 64, 128), 4
 LOG2_BITS = 5
 

@@ -11,7 +11,6 @@ from typing import Literal
 from ..errors import RecipeError
 from ..recipe import FLOAT_BITS, LOG_METHODS, QuantizeOptions
 from ..sites import (
-    ATTENTION_GRAPHS,
     BLOCK_BITS,
     PRODUCT_ROLES,
     ActivationFormat,
@@ -115,8 +114,8 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
 
 
 def is_product(site: Site) -> bool:
-    """Whether it is one of the two products of a generator's attention."""
-    return site.graph in ATTENTION_GRAPHS and site.role in PRODUCT_ROLES and site.weight is None
+    """Whether it is one of the two products of an attention."""
+    return site.role in PRODUCT_ROLES and site.weight is None
 
 
 def plan_product(site: Site, options: QuantizeOptions) -> SitePlan:

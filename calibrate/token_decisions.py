@@ -14,9 +14,9 @@ from ..recipe import QuantizeOptions
 from .absorb import Absorption
 from .activations import decibel
 from .scaling import Scaling
-from .token_grids import TokenGrid, best_grid
-from .token_groups import TokenGroup, allowed_grids
-from .token_scaling import Method, levelled, method_of, scaled_ranges, scaled_view, scalings_by
+from .token_grids import TokenGrid
+from .token_groups import TokenGroup
+from .token_scaling import Method, levelled, method_of, round_inputs, scalings_by
 from .token_search import search_scalings
 from .view_passes import FullGraph
 
@@ -41,19 +41,11 @@ def decide_groups(
 ) -> dict[str, Decision]:
     """Scales, shifts and grids by the name of each group's first site."""
     scalings = scale_groups(graph, groups, full, options)
-    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
-    channels, ranges = scaled_ranges(groups, scalings, full)
-    grids = {g.key: allowed_grids(g, ranges[g.key], options) for g in groups}
-    gains = {g.key: np.sqrt(g.readers.energy) * scalings[g.key].smoothing for g in groups}
-    errors = full.grid_errors(views, grids, gains)
+    rounded = round_inputs(groups, scalings, full, full, options)
     found = {}
     for g in groups:
-        scaling, (squares, fourths) = scalings[g.key], errors[g.key]
-        seen = ranges[g.key].count // len(scaling.smoothing)
-        powers = fourths if options.clip_power == 4 else squares
-        grid, best = best_grid(grids[g.key], powers, seen)
-        noise = float(np.take_along_axis(squares, best[None], axis=0).sum())
-        signal = float(np.sum(channels[g.key].square * gains[g.key] ** 2))
+        scaling, made = scalings[g.key], rounded[g.key]
+        signal = float(np.sum(made.channels.square * made.gain**2))
         shift = np.zeros(1) if scaling.center is None else scaling.center / scaling.smoothing
         found[g.key] = Decision(
             Absorption(
@@ -62,9 +54,9 @@ def decide_groups(
                 g.divides,
                 g.subtracts,
             ),
-            TokenGrid.of(grid),
-            decibel(signal, noise),
-            channels[g.key].mean_square,
+            TokenGrid.of(made.grid),
+            decibel(signal, made.noise),
+            made.channels.mean_square,
         )
     return found
 

@@ -21,8 +21,8 @@ from .formats import quantize_weight
 from .gps import gps_scale
 from .scaling import Scaling, centers, smoothing_scale
 from .statistics import POSITION, Statistics, TensorStats
-from .token_grids import format_candidates
-from .token_groups import TokenGroup
+from .token_grids import best_grid, format_candidates
+from .token_groups import TokenGroup, allowed_grids
 from .view_passes import FullGraph
 from .views import Grid, View
 
@@ -165,6 +165,48 @@ def scaled_ranges(
     }
     ranges = {g.key: found.get(f"{g.key}{POSITION}") or one_range(channels[g.key]) for g in groups}
     return channels, {key: stats.filled() for key, stats in ranges.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedInput:
+    """A group's scaled input: the chosen grid, what it loses and what there is of it.
+
+    `noise` is the summed square of the error, each channel weighted by `gain` [C], its norm in the
+    product; `channels` are the statistics of the scaled input.
+    """
+
+    grid: Grid
+    noise: float
+    gain: Floats
+    channels: TensorStats
+
+
+def round_inputs(
+    groups: Sequence[TokenGroup],
+    scalings: Mapping[str, Scaling],
+    fitted: FullGraph,
+    judged: FullGraph,
+    options: QuantizeOptions,
+    every: int = 1,
+) -> dict[str, RoundedInput]:
+    """By the name of each group's first site, on grids whose ranges are those of `fitted`.
+
+    Of each position the clip with the least error on `judged` is taken, of `every` one that there
+    is. `noise` is that of `judged`, `channels` are those of `fitted`.
+    """
+    channels, ranges = scaled_ranges(groups, scalings, fitted)
+    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
+    gains = {g.key: np.sqrt(g.readers.energy) * scalings[g.key].smoothing for g in groups}
+    grids = {g.key: allowed_grids(g, ranges[g.key], options)[::every] for g in groups}
+    errors = judged.grid_errors(views, grids, gains)
+    found = {}
+    for g in groups:
+        squares, fourths = errors[g.key]
+        powers = fourths if options.clip_power == 4 else squares
+        grid, best = best_grid(grids[g.key], powers, ranges[g.key].count // len(gains[g.key]))
+        noise = float(np.take_along_axis(squares, best[None], axis=0).sum())
+        found[g.key] = RoundedInput(grid, noise, gains[g.key], channels[g.key])
+    return found
 
 
 def scaled_stats(stats: TensorStats, scaling: Scaling) -> TensorStats:

@@ -18,16 +18,8 @@ from numpy.typing import NDArray
 from ..recipe import QuantizeOptions
 from .scaling import Scaling
 from .statistics import POSITION
-from .token_grids import best_grid
-from .token_groups import TokenGroup, allowed_grids
-from .token_scaling import (
-    Method,
-    levelled,
-    scaled_ranges,
-    scaled_view,
-    scalings_by,
-    weight_energies,
-)
+from .token_groups import TokenGroup
+from .token_scaling import Method, levelled, round_inputs, scalings_by, weight_energies
 from .view_passes import FullGraph
 
 Floats = NDArray[np.float64]
@@ -88,20 +80,16 @@ def judged_errors(
     judged: FullGraph,
     options: QuantizeOptions,
 ) -> dict[str, float]:
-    """Squared error a sample of each group's products: inputs on grids fitted to the one half,
-    seen on the other, and weights rounded to nearest."""
-    channels, ranges = scaled_ranges(groups, scalings, fitted)
-    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
-    gains = {g.key: np.sqrt(g.readers.energy) * scalings[g.key].smoothing for g in groups}
-    grids = {g.key: allowed_grids(g, ranges[g.key], options)[::EVERY] for g in groups}
-    errors = judged.grid_errors(views, grids, gains)
+    """Squared error a sample of each group's products, by the name of its first site.
+
+    That of inputs is on grids fitted to the one half, seen on the other; that of weights is of
+    rounding them to nearest.
+    """
+    rounded = round_inputs(groups, scalings, fitted, judged, options, EVERY)
     found = {}
     for g in groups:
-        squares, _ = errors[g.key]
-        seen = ranges[g.key].count // len(gains[g.key])
-        _, best = best_grid(grids[g.key], squares, seen)
-        of_input = float(np.take_along_axis(squares, best[None], axis=0).sum()) / judged.size
+        made = rounded[g.key]
         _, rounding = weight_energies(graph, g, scalings[g.key].smoothing)
-        of_weight = float(np.sum(channels[g.key].square * rounding)) / fitted.size
-        found[g.key] = of_input + of_weight
+        of_weight = float(np.sum(made.channels.square * rounding)) / fitted.size
+        found[g.key] = made.noise / judged.size + of_weight
     return found
