@@ -22,7 +22,7 @@ from ..pipeline.generated_samples import generated_rows
 from ..pipeline.quantize import quantize_stage
 from ..recipe import CalibrateOptions, QuantizeOptions, with_changes
 from ..runtime.feeds import save_sample
-from .ablation_logits import OF_LOGITS, Row, cells, run_peers, run_steps, setbacks, table
+from .ablation_logits import OF_LOGITS, Row, cells, logit_setbacks, run_peers, run_steps, table
 from .ablation_mar import OF_MAR, MarRow, mar_cells, mar_setbacks, mar_table, run_mar_steps
 from .common import (
     RESULTS,
@@ -196,7 +196,7 @@ def main(
                 made = quantized_steps(opened, chosen, dgc)
                 steps = run_steps(exported, made, held, count, HELD_OUT_SEED)
                 rows.extend(told(steps, cells))
-                findings = Findings(rows, OF_LOGITS, table(rows), setbacks(rows))
+                findings = Findings(rows, OF_LOGITS, table(rows), logit_setbacks(rows))
     found = environment(0)
     counts = (
         f"Calibrated on {samples} pictures of seed 0, measured on {held_out} of seed "

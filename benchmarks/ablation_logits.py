@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
 
 from ..pipeline.common import load_sites
 from ..pipeline.picture_features import latent_features
-from ..runtime.generator import FULL, Generated, Generator
+from ..runtime.generator import FULL
 from ..validate.frechet import frechet_distance
-from .ablation_measure import Distance, comparable, graph_model, measure
+from .ablation_measure import (
+    Distance,
+    comparable,
+    generated,
+    graph_model,
+    measure,
+    setbacks,
+    site_cells,
+)
 from .ablation_peers import PEERS, peers
 from .common import markdown_table
 
@@ -46,17 +51,12 @@ class Pictures:
     def __init__(self, exported: Path, count: int, seed: int) -> None:
         self._count, self._seed = count, seed
         self._extract = latent_features(exported, 0).extract
-        wanted = self.made(exported, seed)
+        wanted = generated(exported, count, seed)
         self._tokens, self._features = wanted.tokens, self._extract(wanted.images)
-
-    def made(self, folder: Path, seed: int) -> Generated:
-        generator = Generator.open(folder)
-        labels = np.arange(self._count) % generator.spec.num_classes
-        return generator.generate(labels, seed=seed)
 
     def compared(self, folder: Path, seed: int | None = None) -> tuple[float, float]:
         """Share of equal tokens, and the Frechet distance; of FP32's seed, or another."""
-        found = self.made(folder, self._seed if seed is None else seed)
+        found = generated(folder, self._count, self._seed if seed is None else seed)
         features = self._extract(found.images)
         same = float((found.tokens == self._tokens).mean())
         return same, frechet_distance(self._features, features)
@@ -110,29 +110,27 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         row.format,
         row.step,
-        *([""] * 6 if row.distance is None else distance_cells(row.distance)),
+        *(distance_cells(row.distance) if row.distance else [""] * 6),
         "" if row.tokens is None else f"{row.tokens:.1%}",
         "" if row.frechet is None else f"{row.frechet:.4f}",
     )
 
 
 def distance_cells(found: Distance) -> tuple[str, ...]:
-    sites = np.array(list(found.sites_db.values()))
     return (
         f"{found.kl:.6f}",
         f"{found.top1:.2%}",
         f"{found.tied:.1%}",
         f"{found.logits_db:.1f}",
-        *((f"{sites.min():.1f}", f"{np.median(sites):.1f}") if sites.size else ("", "")),
+        *site_cells(found.sites_db),
     )
 
 
-def setbacks(rows: Sequence[Row]) -> list[str]:
+def logit_setbacks(rows: Sequence[Row]) -> list[str]:
     """Steps of ours whose KL is above that of the step before, within a format."""
-    ours = [(row, row.distance) for row in rows if row.distance and row.step not in PEERS]
-    return [
-        f"{row.format}: {row.step} does not help over {before.step} "
-        f"(KL {now.kl:.6f} after {then.kl:.6f} nats)."
-        for (before, then), (row, now) in pairwise(ours)
-        if row.format == before.format and now.kl > then.kl
+    errors = [
+        (row.format, row.step, row.distance.kl, f"{row.distance.kl:.6f}")
+        for row in rows
+        if row.distance and row.step not in PEERS
     ]
+    return setbacks("KL", "nats", errors)

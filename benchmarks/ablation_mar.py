@@ -5,20 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..pipeline.forced_runs import Asked, Trajectory, forced_graphs
 from ..recipe import ValidateOptions
-from ..runtime.generator import Generator, read_spec
+from ..runtime.generator import read_spec
 from ..validate.forced import measure_forced
 from ..validate.generation import GeneratorAccuracy
 from ..validate.metrics import Energy, decibels
 from ..validate.report import QDQ
+from .ablation_measure import generated, setbacks, site_cells
 from .common import markdown_table
 
 BATCH = 4
@@ -64,20 +61,14 @@ def run_mar_steps(
     """Measure each (format, step, folder); `count` pictures are generated and compared."""
     with tempfile.TemporaryDirectory() as folder:
         trajectory = held_out_trajectory(exported, Path(folder), held_out, seed)
-        wanted = latents(exported, count, seed) if count else None
+        wanted = generated(exported, count, seed).tokens if count else None
         for name, step, made in quantized:
             graphs = forced_graphs(exported, {QDQ: made}, trajectory.outputs, 0)
             found = measure_forced(trajectory.runs(), graphs, lambda done: None)[QDQ]
             energy = Energy()
             if wanted is not None:
-                energy.add(wanted, latents(made, count, seed))
+                energy.add(wanted, generated(made, count, seed).tokens)
             yield mar_row(name, step, found, energy.decibels() if count else None)
-
-
-def latents(folder: Path, count: int, seed: int) -> NDArray[Any]:
-    generator = Generator.open(folder)
-    labels = np.arange(count) % generator.spec.num_classes
-    return generator.generate(labels, seed=seed).tokens
 
 
 def mar_row(
@@ -104,23 +95,17 @@ def mar_table(rows: Sequence[MarRow]) -> str:
 
 
 def mar_cells(row: MarRow) -> tuple[str, ...]:
-    sites = np.array(list(row.sites_db.values()))
     return (
         row.format,
         row.step,
         f"{row.noise_db:.1f}",
         f"{row.condition_db:.1f}",
-        f"{sites.min():.1f}",
-        f"{np.median(sites):.1f}",
+        *site_cells(row.sites_db),
         "" if row.latents_db is None else f"{row.latents_db:.1f}",
     )
 
 
 def mar_setbacks(rows: Sequence[MarRow]) -> list[str]:
     """Steps whose noise has a larger error than that of the step before, within a format."""
-    return [
-        f"{row.format}: {row.step} does not help over {before.step} "
-        f"(noise {row.noise_db:.1f} after {before.noise_db:.1f} dB)."
-        for before, row in pairwise(rows)
-        if row.format == before.format and row.noise_db < before.noise_db
-    ]
+    errors = [(row.format, row.step, -row.noise_db, f"{row.noise_db:.1f}") for row in rows]
+    return setbacks("noise", "dB", errors)

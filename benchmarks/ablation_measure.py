@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ..calibrate.view_passes import quantizable
 from ..pipeline.probing import probe
 from ..runtime.feeds import load_sample, sample_batches, sample_files
-from ..runtime.generator import FULL
+from ..runtime.generator import FULL, Generated, Generator
 from ..sites import Site
 from ..validate.logits import log_softmax
 from ..validate.metrics import Energy
@@ -43,6 +44,28 @@ def comparable(sites: Sequence[Site]) -> list[str]:
     parts = [p for s in chosen if s.producer_fold for p in s.producer_fold.divide]
     changed = {part.initializer for part in parts}
     return [s.output for s in chosen if s.weight not in changed and s.output != "logits"]
+
+
+def site_cells(sites_db: Mapping[str, float]) -> tuple[str, str]:
+    """Of a table: the least and the median site, in dB; empty where none was measured."""
+    sites = np.array(list(sites_db.values()))
+    return (f"{sites.min():.1f}", f"{np.median(sites):.1f}") if sites.size else ("", "")
+
+
+def setbacks(measure: str, unit: str, steps: Sequence[tuple[str, str, float, str]]) -> list[str]:
+    """Of (format, step, error, the measured value): steps that err more than the one before."""
+    return [
+        f"{name}: {step} does not help over {before} ({measure} {value} after {was} {unit})."
+        for (of, before, then, was), (name, step, now, value) in pairwise(steps)
+        if of == name and now > then
+    ]
+
+
+def generated(folder: Path, count: int, seed: int) -> Generated:
+    """Pictures of the first classes in turn."""
+    generator = Generator.open(folder)
+    labels = np.arange(count) % generator.spec.num_classes
+    return generator.generate(labels, seed=seed)
 
 
 def graph_model(folder: Path, tensors: Sequence[str] = ()) -> Model:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..export.tokenizers.cosmos import CosmosTokenizer
 from ..export.tokenizers.cosmos_config import CosmosConfig
-from ..pipeline.common import package_versions
+from ..pipeline.common import SilentReporter, package_versions
 from ..runtime.image_sources import ImageSource, open_source
 from ..runtime.images import Uint8Image, center_crop
 from ..validate.latency import read_cpu
@@ -46,14 +46,8 @@ else:
 """
 
 
-class QuietReporter:
+class QuietReporter(SilentReporter):
     """Stages report nothing but warnings."""
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        pass
 
     def warn(self, line: str) -> None:
         click.echo(f"warning: {line}", err=True)

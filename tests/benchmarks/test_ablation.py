@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from arvg_trt.benchmarks.ablation import FORMATS, STEPS, main, steps_of
-from arvg_trt.benchmarks.ablation_logits import Row, cells, setbacks
+from arvg_trt.benchmarks.ablation_logits import Row, cells, logit_setbacks
 from arvg_trt.benchmarks.ablation_mar import MarRow, mar_cells, mar_setbacks, mar_table
 from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, measure
 from arvg_trt.runtime.feeds import save_sample
@@ -69,7 +69,7 @@ def test_a_step_that_does_not_help_is_named() -> None:
 
     rows = [row("per tensor", 3), row("SmoothQuant", 2), row("GPS", 2.5), row("GPS", 9, "W6A6")]
     others = [row("torchao, dynamic per token", 1), Row("FP32", "other seeds", None, None, 0.25)]
-    (line,) = setbacks([*others, *rows])
+    (line,) = logit_setbacks([*others, *rows])
     assert line.startswith("W8A8: GPS does not help over SmoothQuant")
     assert cells(rows[0])[5:8] == ("30.0", "20.0", "31.0")
     assert cells(others[1]) == ("FP32", "other seeds", *[""] * 7, "0.2500")

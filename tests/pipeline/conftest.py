@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import signal
 import subprocess
@@ -82,6 +83,15 @@ def arvg(*args: object) -> Outcome:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def skipped_twice(recipe: Path) -> list[bool]:
+    """Run a recipe without engines twice: the stages that the first run skips; the second all."""
+    first, again = (json.loads(arvg("run", recipe, "--json").out)["stages"] for _ in range(2))
+    stages = ["export", "calibrate", "quantize", "validate"]
+    assert [stage["manifest"]["stage"] for stage in first] == stages
+    assert all(stage["skipped"] for stage in again)
+    return [stage["skipped"] for stage in first]
 
 
 def start(*args: object, **options: object) -> subprocess.Popen[str]:
