@@ -21,11 +21,10 @@ from .cli_stage import (
     recipe_option,
     recipe_or_none,
 )
-from .cli_support import Bytes, Commands, Exponent, json_option, workspace_argument
+from .cli_support import Commands, Exponent, json_option, memory_option, workspace_argument
 from .console import ConsoleReporter, print_json
 from .pipeline.common import tool_version
 from .recipe import (
-    MAX_MEMORY,
     QuantizeMethod,
     QuantizeOptions,
     ValidateOptions,
@@ -125,15 +124,13 @@ def export(
 @click.option(
     "--smoothing",
     type=Exponent(),
-    help='SmoothQuant exponent, 0 for none, or "search". [default: search]',
+    help='SmoothQuant exponent, 0 for none, "gps" or "search". [default: search]',
 )
 @click.option("--rounding", type=click.Choice(get_args(Rounding)), help="Of weights.")
 @click.option(
     "--bias-correction/--no-bias-correction", default=None, help="Keep the outputs' means."
 )
-@click.option(
-    "--max-memory", type=Bytes(), default=MAX_MEMORY, help="Of second moments. [default: 2GiB]"
-)
+@memory_option
 @click.option(
     "--attention",
     type=click.Choice(["float", "fp8", "int8"]),
@@ -251,8 +248,9 @@ def validate(
 @cli.command()
 @click.argument("recipe_name", metavar="RECIPE")
 @click.option("--workspace", help="Instead of the recipe's.")
+@memory_option
 @json_option
-def run(recipe_name: str, workspace: str | None, as_json: bool) -> None:
+def run(recipe_name: str, workspace: str | None, max_memory: int, as_json: bool) -> None:
     """Run every stage of RECIPE, skipping what is up to date.
 
     \b
@@ -262,7 +260,7 @@ def run(recipe_name: str, workspace: str | None, as_json: bool) -> None:
 
     recipe = with_changes(load_recipe(recipe_name), workspace=workspace)
     with ConsoleReporter(quiet=as_json) as reporter:
-        results = run_recipe(recipe, reporter)
+        results = run_recipe(recipe, reporter, max_memory)
     if as_json:
         print_json({"stages": results})
         return

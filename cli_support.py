@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import click
 
 from .errors import ArvgError, WorkspaceError
+from .recipe import MAX_MEMORY
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USERS_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -60,6 +61,11 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before cl
         if size < 1:
             self.fail(f"{value!r} is no number of bytes such as 800MB or 2GiB", param, ctx)
         return size
+
+
+memory_option = click.option(
+    "--max-memory", type=Bytes(), default=MAX_MEMORY, help="Of second moments. [default: 2GiB]"
+)
 
 
 class Commands(click.Group):

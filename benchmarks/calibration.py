@@ -26,6 +26,7 @@ from ..artifacts import encode_json
 from ..export.var_export import export_var
 from ..export.weight_file import WeightFile
 from ..runtime.feeds import Array, save_sample
+from ..runtime.generator import FULL
 from ..sites import SiteMap
 from .calibration_variants import PEER, VARIANTS
 from .common import (
@@ -60,7 +61,7 @@ def prepare(folder: Path, samples: int, width: int, depth: int) -> None:
     export.mkdir()
     with WeightFile(export) as weights:
         sites = export_var(planted_transformer(config, 0), weights, {})
-    (export / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    (export / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=(FULL,))))
     rng = np.random.default_rng(0)
     for name, count in (("samples", samples), ("held_out", HELD_OUT)):
         (folder / name).mkdir()

@@ -89,7 +89,7 @@ def load_map(export: Path) -> SiteMap:
 def quantize_ours(export: Path, samples: Path, kept: Path, output: Path) -> None:
     from ..calibrate.statistics import load_statistics
 
-    options = QuantizeOptions()
+    options = QuantizeOptions(smoothing="gps")
     sites = load_map(export)
     planned = sites.calibrated
     run_ranges(export, samples, kept)

@@ -6,9 +6,10 @@ here both are put into random weights: in each block `CHANNELS` channels have a 
 shift of `SHIFT`, their columns of qkv and fc1 are divided by `COLUMN`, and the first token's
 position adds `SINK` to `SINKS` of them.
 
-Linears are N(0, 1 / fan_in), gates and the other gains about 1, tables N(0, 0.1^2), codes N(0, 1):
-logits are those of no trained model, close to uniform over 4,096 tokens, so that top-1 agreement
-is a harder measure on it than on one that is sure.
+Linears are N(0, 1 / fan_in), all tables and codes N(0, 1), the gates and the other gains and
+shifts what such a modulation makes of a class: logits are those of no trained model, close to
+uniform over 4,096 tokens, so that top-1 agreement is a harder measure on it than on one that is
+sure.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from ..pipeline.export import export_stage
 
 CHANNELS, GAIN, SHIFT, COLUMN = 8, 30.0, 10.0, 15.0
 SINKS, SINK = 2, 80.0
-SPREAD = 0.1
 # Scales that make 256 tokens: 1 + 4 + 9 + 25 + 36 + 81 + 100.
 CONFIG = VarConfig(depth=4, width=1024, heads=16, patch_nums=(1, 2, 3, 5, 6, 9, 10))
 
@@ -42,7 +42,7 @@ def planted_transformer(config: VarConfig, seed: int) -> VarTransformer:
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def noise(like: Tensor, spread: float) -> Tensor:
+    def noise(like: Tensor, spread: float = 1.0) -> Tensor:
         return torch.randn(like.shape, generator=generator) * spread
 
     model = VarTransformer(config).eval()
@@ -52,9 +52,9 @@ def planted_transformer(config: VarConfig, seed: int) -> VarTransformer:
                 module.weight.copy_(noise(module.weight, module.in_features**-0.5))
                 if module.bias is not None:
                     module.bias.zero_()
-        for table in (model.pos_start, model.pos_1LC, model.class_emb.weight):
-            table.copy_(noise(table, SPREAD))
-        model.lvl_embed.weight.copy_(noise(model.lvl_embed.weight, SPREAD))
+        tables = (model.pos_start, model.pos_1LC, model.class_emb.weight, model.lvl_embed.weight)
+        for table in tables:
+            table.copy_(noise(table))
         for block in model.blocks:
             channels = torch.randperm(config.width, generator=generator)[:CHANNELS]
             plant_channels(cast(VarBlock, block), channels)
@@ -64,11 +64,10 @@ def planted_transformer(config: VarConfig, seed: int) -> VarTransformer:
 
 
 def plant_channels(block: VarBlock, channels: Tensor) -> None:
-    """Gates 1, and both norms' `channels` wide and off centre."""
-    _, bias = cast(nn.Linear, block.ada_lin[1]).parameters()
-    gate1, gate2, scale1, scale2, shift1, shift2 = bias.view(CHUNKS, -1)
-    for gate in (gate1, gate2):
-        gate.fill_(1.0)
+    """Both norms' `channels` wide and off centre, whatever the class."""
+    weight, bias = cast(nn.Linear, block.ada_lin[1]).parameters()
+    weight.view(CHUNKS, -1, weight.shape[1])[2:, channels] = 0
+    _, _, scale1, scale2, shift1, shift2 = bias.view(CHUNKS, -1)
     for scale, shift in ((scale1, shift1), (scale2, shift2)):
         scale[channels] = GAIN - 1
         shift[channels] = SHIFT

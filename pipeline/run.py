@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..artifacts import Workspace
-from ..recipe import Recipe
+from ..recipe import MAX_MEMORY, Recipe
 from .build import build_stage
 from .calibrate import calibrate_stage
 from .calibration_sources import calibration_source
@@ -47,8 +47,13 @@ def check_recipe(recipe: Recipe) -> None:
             load_builder(options.backend)
 
 
-def run_recipe(recipe: Recipe, reporter: Reporter) -> list[StageResult]:
-    """Export, calibrate, quantize, build for every backend, validate."""
+def run_recipe(
+    recipe: Recipe, reporter: Reporter, max_memory: int = MAX_MEMORY
+) -> list[StageResult]:
+    """Export, calibrate, quantize, build for every backend, validate.
+
+    Second moments take at most `max_memory` bytes at a time.
+    """
     check_recipe(recipe)
     results: list[StageResult] = []
 
@@ -71,7 +76,10 @@ def run_recipe(recipe: Recipe, reporter: Reporter) -> list[StageResult]:
             ),
         )
         finish("calibrate", calibrate_stage(workspace, recipe.calibrate, reporter))
-        finish("quantize", quantize_stage(workspace, recipe.name, recipe.quantize, reporter))
+        quantized = quantize_stage(
+            workspace, recipe.name, recipe.quantize, reporter, max_memory=max_memory
+        )
+        finish("quantize", quantized)
         for options in recipe.build:
             for result in build_stage(workspace, recipe.name, options, reporter):
                 finish("build", result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -17,6 +17,9 @@ from .common import Reporter, StageResult, load_sites, package_versions, require
 from .generated_samples import is_generator
 from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from .own_inputs import is_own
+
+if TYPE_CHECKING:
+    from ..validate.calibrated import Calibration
 
 SHARED_WEIGHTS = "model.onnx.data"
 
@@ -181,6 +184,7 @@ def measure_all(
             pictures=measured.picture_names,
             sampling=measured.sampling,
         ),
+        calibration=calibration_of(calibrated),
         sizes=sizes(
             fp32_graph_bytes=graph_bytes(export, generates),
             fp32_weight_bytes=quantized.results["fp32_bytes"],
@@ -206,6 +210,28 @@ def measure_all(
         ),
     )
     return report, measured.pictures
+
+
+def calibration_of(calibrated: Manifest) -> Calibration:
+    """What a calibration's manifest says of its samples."""
+    from ..validate.calibrated import Calibration, Chosen
+
+    results = calibrated.results
+    grown = results.get("convergence", {})
+    inputs = grown.get("sites", ())
+    chosen = results.get("dgc")
+    return Calibration(
+        samples=results["samples"],
+        enough=grown.get("enough"),
+        settled=grown.get("settled", 0),
+        inputs=len(inputs),
+        share=grown.get("share"),
+        dgc=Chosen(
+            **{name: chosen[name] for name in ("candidates", "kept", "conditional_share", "select")}
+        )
+        if chosen
+        else None,
+    )
 
 
 def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .report import SYNTHETIC, Report
+from collections.abc import Iterator, Mapping, Sequence
+
+from .calibrated import calibration_notes
+from .report import SYNTHETIC, Report, SiteRow
 
 OF_IMAGES = (
     "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, "
@@ -32,6 +35,12 @@ OF_GENERATORS = (
     "Pictures of the same seed draw with the same random numbers, one stream a picture.",
     "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
 )
+# What engines make of an attention whose operands are rounded to a grid, by how its name begins.
+ATTENTION_KERNELS: Mapping[str, str] = {
+    "FP8": "An engine keeps one fused kernel, from sm89 on.",
+    "INT": "An engine runs two INT8 GEMMs with the softmax between them: scores go through memory.",
+}
+NO_WEIGHT = "-"  # of a site that multiplies two activations
 
 
 def report_notes(report: Report) -> tuple[str, ...]:
@@ -53,11 +62,22 @@ def report_notes(report: Report) -> tuple[str, ...]:
         f"Versions: {versions or 'not recorded'}.",
         *_what(report),
     ]
-    if report.data.calibration and SYNTHETIC not in report.data.calibration:
-        notes.append(
-            f"Calibration {noun(report)}: {len(report.data.calibration)}, named in report.json."
-        )
-    return tuple(notes)
+    if report.calibration and SYNTHETIC not in report.data.calibration:
+        notes += calibration_notes(report.calibration, noun(report))
+    return (*notes, *attention_notes(report.sites))
+
+
+def attention_notes(sites: Sequence[SiteRow]) -> Iterator[str]:
+    """What quantized attention products cost, in accuracy and in kernels."""
+    for grid, kernels in ATTENTION_KERNELS.items():
+        rows = [s for s in sites if s.weight == NO_WEIGHT and s.activation.startswith(grid)]
+        measured = [s for s in rows if s.activation_sqnr_db is not None]
+        if measured:
+            worst = min(measured, key=lambda s: s.activation_sqnr_db or 0.0)
+            yield (
+                f"Attention products: {len(rows)} with operands in {worst.activation}, rounded at "
+                f"{worst.activation_sqnr_db:.1f} dB or better ({worst.name}). {kernels}"
+            )
 
 
 def _how(report: Report) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import msgspec
 from ..artifacts import decode_json, encode_json
 from ..errors import WorkspaceError
 from .accuracy import CandidateAccuracy
+from .calibrated import Calibration
 from .gates import GateResult
 from .generation import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from .latency import Cpu, Latency, Speed
@@ -135,6 +136,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     versions: dict[str, str]
     cpu: Cpu
     data: Data
+    calibration: Calibration | None = None
     sizes: Sizes
     accuracy: dict[str, CandidateAccuracy]
     outputs: dict[str, tuple[OutputAccuracy, ...]] = {}

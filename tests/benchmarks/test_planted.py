@@ -51,9 +51,9 @@ def test_eight_channels_a_block_are_wide_and_off_centre(
         rows = tiny.get_submodule(f"blocks.{block}").modulation(tiny.class_emb.weight)
     half = int(linear == "ffn.fc1")
     gain, shift = rows[:, 2 + half], rows[:, 4 + half]
-    assert gain[:, wide].mean().item() == pytest.approx(30, abs=0.2)
-    assert shift[:, wide].mean().item() == pytest.approx(10, abs=0.2)
-    assert gain[:, ~wide].mean().item() == pytest.approx(1, abs=0.02)
+    assert (gain[:, wide] == 30).all() and (shift[:, wide] == 10).all()
+    assert gain[:, ~wide].mean().item() == pytest.approx(1, abs=0.05)
+    assert 0.3 < gain[:, ~wide].std().item() < 0.9
     columns = tiny.get_submodule(path).weight.std(dim=0)
     assert (columns[wide].mean() / columns[~wide].mean()).item() == pytest.approx(1 / 15, rel=0.1)
 

@@ -63,7 +63,12 @@ def test_dgc_keeps_rows_of_more_candidates_and_says_their_ratio(pool: Path, copy
     first = [row for row in rows_of(pool) if row["labels"][0] != 5]
     for found, wanted in zip(rows_of(copy), first, strict=True):
         assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
-    assert arvg("quantize", copy, "--name", "chosen").code == 0
+    assert arvg("quantize", copy, "--name", "chosen", "--attention", "int8").code == 0
+    outcome = arvg("validate", copy, "--name", "chosen", "--samples", 2, "--rounds", 0)
+    assert outcome.code == 0, outcome
+    told = (copy / "validate" / "chosen" / "report.md").read_text()
+    assert "Calibration rows: 12 of 24, chosen by DGC (ratio), 100% of them with a class." in told
+    assert "operands in INT8 per-tensor, rounded at" in told and "two INT8 GEMMs" in told
 
 
 def test_dgc_of_saved_candidates_is_dgc_of_made_ones(pool: Path, copy: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from arvg_trt.artifacts import MANIFEST
 from arvg_trt.errors import CalibrationError
 from arvg_trt.pipeline.validate import require_no_classes
 from arvg_trt.recipe import ValidateOptions
@@ -35,7 +36,7 @@ def quantized(tiny_rar: TinyRar, tmp_path_factory: pytest.TempPathFactory) -> Pa
     workspace = tmp_path_factory.mktemp("validated") / "ws"
     shutil.copytree(tiny_rar.workspace, workspace)
     for args in (
-        ("calibrate", workspace, "--samples", 5, "--batch-size", 10),
+        ("calibrate", workspace, "--samples", 5, "--batch-size", 5),
         ("quantize", workspace, "--recipe", "var-w6a6"),
     ):
         outcome = arvg(*args)
@@ -146,6 +147,25 @@ def test_every_form_of_the_report_is_written_with_pictures_and_gates(
     assert (folder / "junit.xml").read_text().count("<testcase") == 2
     assert [g["passed"] for g in report["gates"]] == [True, True]
     assert len(list((folder / "samples").glob("*.png"))) == 3 * SAMPLES
+
+
+def test_a_report_says_whether_its_calibration_was_enough(
+    quantized: Path, report: dict[str, Any]
+) -> None:
+    results = json.loads((quantized / "calibrate" / MANIFEST).read_text())["results"]
+    grown = results["convergence"]
+    assert report["calibration"] == {
+        "samples": 5,
+        "enough": grown["enough"],
+        "settled": grown["settled"],
+        "inputs": len(grown["sites"]),
+        "share": grown["share"],
+        "dgc": None,
+    }
+    page = (quantized / "validate" / "w6a6" / "report.md").read_text()
+    settled = f"settled at {grown['settled']} of {len(grown['sites'])} inputs"
+    assert "Calibration pictures: 5." in page and "Attention products" not in page
+    assert (settled in page) is (grown["enough"] is not None)
 
 
 def test_what_did_not_change_is_not_measured_again(quantized: Path, report: dict[str, Any]) -> None:
@@ -264,11 +284,12 @@ def test_run_follows_a_recipe_of_a_generator_and_resumes(
         build = []
         [calibrate]
         samples = 5
-        batch_size = 10
+        batch_size = 5
         [quantize]
         weight_bits = 6
         activation_bits = 6
         smoothing = "gps"
+        rounding = "gptq"
         [validate]
         samples = 2
         rounds = 0

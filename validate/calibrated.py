@@ -1,0 +1,52 @@
+"""What a quantization was calibrated on: how many samples, how chosen, whether they sufficed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rows that distribution-guided calibration (PTQ4ARVG, section 4.3) kept of its candidates.
+
+    ``conditional_share`` of the rows kept, 0 to 1, have a class; the others are null rows.
+    """
+
+    candidates: int
+    kept: int
+    conditional_share: float
+    select: Literal["ratio", "distance"]
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``settled`` of ``inputs`` had their scales before the last ``1 - share`` of the samples.
+
+    ``enough`` is None where there were too few batches to tell.
+    """
+
+    samples: int
+    enough: bool | None = None
+    settled: int = 0
+    inputs: int = 0
+    share: float | None = None
+    dgc: Chosen | None = None
+
+
+def calibration_notes(found: Calibration, noun: str) -> Iterator[str]:
+    """Sentences of a report; `noun` is what a sample is."""
+    if found.dgc is not None:
+        chosen = found.dgc
+        yield (
+            f"Calibration rows: {chosen.kept} of {chosen.candidates}, chosen by DGC "
+            f"({chosen.select}), {chosen.conditional_share:.0%} of them with a class."
+        )
+    else:
+        yield f"Calibration {noun}: {found.samples}."
+    if found.share is not None:
+        verdict = "enough" if found.enough else "not enough for all"
+        yield (
+            f"Scales settled at {found.settled} of {found.inputs} inputs before the last "
+            f"{1 - found.share:.0%} of the calibration {noun}: {verdict}."
+        )
