@@ -5,6 +5,7 @@ Writes `told.json`: seconds, and of quantized graphs the SQNR of their logits.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -22,6 +23,7 @@ from ..calibrate.quantize_generator import quantize_generator
 from ..calibrate.token_grids import grid_candidates
 from ..calibrate.token_groups import token_groups
 from ..calibrate.view_passes import FullGraph, collect_full_ranges
+from ..calibrate.views import Floats, Grid, View
 from ..recipe import QuantizeOptions
 from ..runtime.feeds import Array, load_sample, sample_files
 from ..runtime.generator import FULL
@@ -65,6 +67,16 @@ def run_ranges(export: Path, samples: Path, kept: Path) -> None:
 
 def run_errors(export: Path, samples: Path, kept: Path) -> None:
     """On the statistics that `run_ranges` kept."""
+    wanted = candidate_grids(export, kept)
+    gc.collect()  # the graph whose weights were looked at has cycles
+    passes = FullGraph(export, samples, FULL, batch_size=BATCH, progress=progress)
+    passes.grid_errors(*wanted)
+
+
+def candidate_grids(
+    export: Path, kept: Path
+) -> tuple[dict[str, View], dict[str, list[Grid]], dict[str, Floats]]:
+    """Views, three grids and channels' gains of each group with positions."""
     from ..calibrate.statistics import load_statistics
 
     planned = SiteMap(sites=load_map(export).of_graph(FULL))
@@ -77,9 +89,8 @@ def run_errors(export: Path, samples: Path, kept: Path) -> None:
         if g.positions is not None
     }
     views = {g.key: g.view for g in groups if g.key in grids}
-    gains = {g.key: np.sqrt(g.readers.energy) for g in groups if g.key in grids}
-    passes = FullGraph(export, samples, FULL, batch_size=BATCH, progress=progress)
-    passes.grid_errors(views, grids, gains)
+    gains = {g.key: np.sqrt(g.energy) for g in groups if g.key in grids}
+    return views, grids, gains
 
 
 def load_map(export: Path) -> SiteMap:

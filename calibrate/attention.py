@@ -129,7 +129,7 @@ def choose_grids(
     grids: dict[str, Grid] = {}
     quality: dict[str, float] = {}
     for o in operands:
-        squares = errors[o.key][0][:, 0]
+        squares = errors[o.key][2][:, 0]
         best = int(np.argmin(squares))
         grids[o.key] = candidates[o.key][best]
         db = decibel(float(seen[o.key].square.sum()), float(squares[best]))

@@ -40,7 +40,7 @@ class Readers:
     def absmax(self) -> Array:
         """max |W| by input channel, [C]."""
         largest: Array = np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
-        return largest
+        return largest.astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,23 +13,24 @@ from ..recipe import QuantizeOptions
 from ..sites import ActivationFormat, Site, SitePlan
 from .activations import site_statistics, summarize
 from .folds import folds_shift, holds_producer
-from .scaling import Readers
 from .statistics import POSITION, Statistics, TensorStats
 from .token_grids import format_candidates
 from .view_passes import by_input, plain_view
-from .views import Grid, View
+from .views import Floats, Grid, View
 
 
 @dataclass(frozen=True, slots=True)
 class TokenGroup:
     """Sites with one input, their plan's common entry, and what their weights do with channels.
 
+    `absmax` [C] has max |W| by channel, `energy` [C] the sum of W^2, both over all of the sites.
     `stats` and `positions` are of the input as it is; `positions` None: one grid for all.
     """
 
     sites: tuple[Site, ...]
     entry: SitePlan
-    readers: Readers
+    absmax: Floats
+    energy: Floats
     stats: TensorStats
     positions: TensorStats | None
     divides: bool
@@ -87,11 +88,13 @@ def token_groups(
         positions = None
         if first.knows_positions and wants_tokens(entry):
             positions = site_statistics(statistics, f"{first.name}{POSITION}").filled()
+        readers = summarize(graph, members)
         groups.append(
             TokenGroup(
                 tuple(members),
                 entry,
-                summarize(graph, members),
+                readers.absmax,
+                readers.energy,
                 stats,
                 positions,
                 divides,

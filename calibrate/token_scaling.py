@@ -24,7 +24,7 @@ from .statistics import POSITION, Statistics, TensorStats
 from .token_grids import best_grid, format_candidates
 from .token_groups import TokenGroup, allowed_grids
 from .view_passes import FullGraph
-from .views import Grid, View
+from .views import Grid, Power, View
 
 Floats = NDArray[np.float64]
 GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with
@@ -90,10 +90,10 @@ def first_scaling(
     assert method.scales is not None
     exponent = GPS_EXPONENT if method.scales == "gps" else method.scales
     if method.centered and takes_shift(group, options):
-        return Scaling(smoothing_scale(stats, group.readers.absmax, exponent), centers(stats))
+        return Scaling(smoothing_scale(stats, group.absmax, exponent), centers(stats))
     reach = np.maximum(-stats.low, stats.high)
     around = replace(stats, low=-reach, high=reach)
-    return Scaling(smoothing_scale(around, group.readers.absmax, exponent), None)
+    return Scaling(smoothing_scale(around, group.absmax, exponent), None)
 
 
 def takes_shift(group: TokenGroup, options: QuantizeOptions) -> bool:
@@ -122,7 +122,7 @@ def gain_scalings(
         before = scalings[g.key]
         width = channels[g.key].high - channels[g.key].low
         reference = int(np.argmax(width))
-        peaks = g.readers.absmax * before.smoothing
+        peaks = g.absmax * before.smoothing
         start = float(np.sqrt(width[reference] / max(2 * peaks[reference], 1e-12)))
         rounded, error = weight_energies(graph, g, before.smoothing)
         factor = gps_scale(*gains[g.key], rounded, error, reference, start)
@@ -196,15 +196,16 @@ def round_inputs(
     """
     channels, ranges = scaled_ranges(groups, scalings, fitted)
     views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
-    gains = {g.key: np.sqrt(g.readers.energy) * scalings[g.key].smoothing for g in groups}
+    gains = {g.key: np.sqrt(g.energy) * scalings[g.key].smoothing for g in groups}
     grids = {g.key: allowed_grids(g, ranges[g.key], options)[::every] for g in groups}
-    errors = judged.grid_errors(views, grids, gains)
+    power: Power = options.clip_power or 2
+    powers: tuple[Power, ...] = (2,) if power == 2 else (2, power)
+    errors = judged.grid_errors(views, grids, gains, powers)
     found = {}
     for g in groups:
-        squares, fourths = errors[g.key]
-        powers = fourths if options.clip_power == 4 else squares
-        grid, best = best_grid(grids[g.key], powers, ranges[g.key].count // len(gains[g.key]))
-        noise = float(np.take_along_axis(squares, best[None], axis=0).sum())
+        sums = errors[g.key]
+        grid, best = best_grid(grids[g.key], sums[power], ranges[g.key].count // len(gains[g.key]))
+        noise = float(np.take_along_axis(sums[2], best[None], axis=0).sum())
         found[g.key] = RoundedInput(grid, noise, gains[g.key], channels[g.key])
     return found
 

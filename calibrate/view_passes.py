@@ -17,7 +17,7 @@ from ..sites import Site, may_be_planned
 from .convergence import Growth
 from .passes import ALL, Outputs, Progress, batch_stats, run_instrumented
 from .statistics import POSITION, Statistics, TensorStats
-from .views import Grid, View, observe_gains, observe_grid_errors, observe_view_ranges
+from .views import Grid, Power, View, observe_gains, observe_grid_errors, observe_view_ranges
 
 Floats = NDArray[np.float64]
 Instrument = Callable[[ir.Graph], None]
@@ -110,27 +110,26 @@ class FullGraph:
         views: Mapping[str, View],
         grids: Mapping[str, Sequence[Grid]],
         gains: Mapping[str, Floats],
-    ) -> dict[str, tuple[Floats, Floats]]:
-        """By key sums of (gain * error)^2 and ^4, [grids, T], or [grids, 1] of one position."""
-        found: dict[str, tuple[Floats, Floats]] = {}
+        powers: Sequence[Power] = (2,),
+    ) -> dict[str, dict[Power, Floats]]:
+        """By key sums of (gain * error)^power, [grids, T], or [grids, 1] of one position."""
+        found: dict[str, dict[Power, Floats]] = {key: {} for key in grids}
         if not grids:
             return found
 
         def consume(outputs: Outputs) -> None:
             for key, candidates in grids.items():
-                sums = []
-                for power in (2, 4):
+                for power in powers:
                     names = [f"{key}:{k}:e{power}" for k in range(len(candidates))]
                     rows = [position_sums(outputs, name, views[key]) for name in names]
                     total = np.stack(rows)
                     if views[key].token_axis is None:
                         total = total.sum(axis=1, keepdims=True)
                     # In the units of the view: steps are the candidates' own.
-                    sums.append(total * np.stack([grid.step**power for grid in candidates]))
-                before = found.get(key, (0.0, 0.0))
-                found[key] = before[0] + sums[0], before[1] + sums[1]
+                    total *= np.stack([grid.step**power for grid in candidates])
+                    found[key][power] = found[key].get(power, 0.0) + total
 
-        self._run(lambda graph: observe_grid_errors(graph, views, grids, gains), consume)
+        self._run(lambda graph: observe_grid_errors(graph, views, grids, gains, powers), consume)
         return found
 
     def _run(self, instrument: Instrument, consume: Callable[[Outputs], None]) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .observers import Reducer, chain, constant, observe_ranges, values_by_name
 
 Floats = NDArray[np.float64]
+Power = Literal[2, 4]  # of an error that is summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,12 @@ def observe_grid_errors(
     views: Mapping[str, View],
     grids: Mapping[str, Sequence[Grid]],
     gains: Mapping[str, Floats],
+    powers: Sequence[Power],
 ) -> None:
     """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each grid in its steps.
 
-    `gains` are [C]. [N, T] where the view tells positions apart, else [N, C]; of rows in another
-    order with their places.
+    Those of `powers` alone. `gains` are [C]. [N, T] where the view tells positions apart, else
+    [N, C]; of rows in another order with their places.
     """
     values = values_by_name(graph)
     show_places(graph, [views[key] for key in grids], values)
@@ -106,9 +108,11 @@ def observe_grid_errors(
         for k, grid in enumerate(candidates):
             _, error = rounding_error(graph, seen, view, grid, f"{key}:{k}")
             weighted = chain(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
-            square = chain(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
-            reducer.add(f"{key}:{k}:e2", square, "ReduceSum")
-            reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
+            if 2 in powers:
+                reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
+            if 4 in powers:
+                square = chain(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
+                reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
 def show_places(graph: ir.Graph, views: Iterable[View], values: Mapping[str, ir.Value]) -> None:
@@ -174,6 +178,9 @@ def nearest_point(
         return steps, chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
     low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
     rounded = chain(graph, "Round", [steps], f"{label}:round")
+    if np.all(low == low[0]):
+        bounds = [held("low", low[:1]), held("high", low[:1] + 2**grid.bits - 1)]
+        return steps, chain(graph, "Clip", [rounded, *bounds], f"{label}:point")
     # Max and Min, since a Clip has scalar bounds.
     raised = chain(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
     clipped = chain(graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point")

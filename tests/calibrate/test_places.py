@@ -173,8 +173,8 @@ def test_errors_are_summed_by_place(source: Source, which: int) -> None:
     step = 0.1 * np.exp(rng.normal(0, 0.3, view.positions))
     grid = Grid(step, rng.integers(-3, 3, view.positions), 4)
     gains = np.linspace(0.5, 2, site.weight_shape[0])
-    errors = passes(source).grid_errors({"k": view}, {"k": [grid]}, {"k": gains})["k"]
-    for power, sums in zip((2, 4), errors, strict=True):
+    errors = passes(source).grid_errors({"k": view}, {"k": [grid]}, {"k": gains}, (2, 4))["k"]
+    for power, sums in errors.items():
         for place in range(view.positions):
             if place not in wanted:
                 assert sums[0][place] == 0

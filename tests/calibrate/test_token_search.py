@@ -117,7 +117,7 @@ def test_judged_errors_are_those_of_grids_of_the_other_half(tiny_var: TinyGenera
     for g in groups:
         x = inputs[g.sites[0].input] / scales[g.key]
         of_weight = sum(weight_error(graph, site, scales[g.key], x[:3]) for site in g.sites)
-        of_input = input_error(g, x[:3], x[3:], np.sqrt(g.readers.energy) * scales[g.key])
+        of_input = input_error(g, x[:3], x[3:], np.sqrt(g.energy) * scales[g.key])
         assert found[g.key] == pytest.approx(of_input + of_weight, rel=1e-4)
         assert of_input > 0.1 * of_weight > 0
 
