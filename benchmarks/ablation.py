@@ -17,6 +17,7 @@ import click
 
 from ..artifacts import Workspace
 from ..pipeline.calibrate import calibrate_stage
+from ..pipeline.common import load_sites
 from ..pipeline.export import export_stage
 from ..pipeline.generated_samples import generated_rows
 from ..pipeline.quantize import quantize_stage
@@ -48,6 +49,8 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "W4A16": {"quantize_method": "blockwise", "activation_bits": 32},
     "FP8": {"quantize_method": "fp8"},
 }
+# Without what makes the logits, whose input's error nothing follows to average.
+HEAD = "GPS, a scale a position, weights rounded with data, the head in high precision"
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "per tensor": {"smoothing": 0.0, "token_wise": False},
     "SmoothQuant": {"smoothing": 0.5, "token_wise": False},
@@ -59,6 +62,7 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
         "smoothing": "search",
         "rounding": "gptq",
     },
+    HEAD: {"smoothing": "gps", "rounding": "gptq"},
 }
 WEIGHTS_ALONE: Mapping[str, Mapping[str, Any]] = {
     "nearest": {},
@@ -91,13 +95,19 @@ def quantized_steps(
 ) -> Iterator[tuple[str, str, Path]]:
     """Each format and step, and the folder of what it makes; quantized when asked for.
 
-    With `again` the last step of each format a second time, on samples of that calibration.
+    With `again` the last step of all sites a second time, on samples of that calibration.
     """
     last = {}
+    heads = [s.name for s in load_sites(workspace.folder("export")).sites if s.output == "logits"]
     for name in formats:
         for k, (step, options) in enumerate(steps_of(name)):
+            if step == HEAD and not heads:
+                continue
+            if step == HEAD:
+                options = with_changes(options, exclude=tuple(sorted(set(heads))))
             made = quantize_stage(workspace, f"ablation-{name}-{k}", options, QuietReporter())
-            last[name] = (step, options)
+            if step != HEAD:
+                last[name] = (step, options)
             yield name, step, made.folder
     if again is None:
         return
