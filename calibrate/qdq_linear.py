@@ -166,14 +166,16 @@ def add_to_bias(
 
 
 def insert_behind(graph: ir.Graph, value: ir.Value, op: str, held: ir.Value, name: str) -> ir.Value:
-    """`op`(value, held) for everyone who reads `value`; a graph output keeps its name."""
+    """`op`(value, held) for everyone who reads `value`, under whose name it goes from now on.
+
+    A site's output is known by its name, be it inside the graph or at its end.
+    """
     node = ir.node(op, [value, held], name=name)
     made = node.outputs[0]
-    made.name, made.type, made.shape = f"{name}:0", value.type, value.shape
+    made.type, made.shape = value.type, value.shape
     producer = value.producer()
     assert producer is not None
-    if value.is_graph_output():
-        made.name, value.name = value.name, f"{name}:input"
+    made.name, value.name = value.name, f"{name}:input"
     for user, index in list(value.uses()):
         if user is not node:
             user.replace_input_with(index, made)

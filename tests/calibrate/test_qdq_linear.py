@@ -49,6 +49,23 @@ def test_graph_computes_what_float64_simulation_says(label: str) -> None:
 
 
 @pytest.mark.parametrize("label", INTEGER_LINEARS)
+def test_an_output_inside_the_graph_keeps_its_name(label: str) -> None:
+    """What reports call a site's output is all of its product, with or without a bias."""
+    case = INTEGER_LINEARS[label]()
+    graph = case.proto.graph
+    graph.node.append(onnx.helper.make_node("Identity", ["out"], ["end"], name="end"))
+    graph.output[0].name = "end"
+    proto = rewritten(case)
+    shown = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)
+    proto.graph.output.insert(0, shown)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    found, end = ort.InferenceSession(proto.SerializeToString(), options).run(None, {"x": case.x})
+    np.testing.assert_array_equal(found, end)
+    np.testing.assert_allclose(found, case.expected, atol=2e-6 * np.abs(case.expected).max())
+
+
+@pytest.mark.parametrize("label", INTEGER_LINEARS)
 def test_both_sides_of_a_product_have_one_scalar_scale_and_no_zero_point(label: str) -> None:
     graph = rewritten(INTEGER_LINEARS[label]()).graph
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
