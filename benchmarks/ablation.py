@@ -49,7 +49,7 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "W4A16": {"quantize_method": "blockwise", "activation_bits": 32},
     "FP8": {"quantize_method": "fp8"},
 }
-# Without what makes the logits, whose input's error nothing follows to average.
+# Without what makes the logits: nothing behind it evens its error out.
 HEAD = "GPS, a scale a position, weights rounded with data, the head in high precision"
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "per tensor": {"smoothing": 0.0, "token_wise": False},

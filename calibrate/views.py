@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .observers import Reducer, chain, constant, observe_ranges, values_by_name
 
 Floats = NDArray[np.float64]
-WHOLE = 1.5 * 2**23  # float32 numbers of up to 2^22 less or more than this are the integers
+WHOLE = 1.5 * 2**23  # float32 has the integers alone from 2^22 below it to 2^22 above
 Power = Literal[2, 4]  # of an error that is summed
 
 
@@ -116,7 +116,7 @@ def observe_grid_errors(
 
 
 def add_products(graph: ir.Graph, key: str, errors: Sequence[ir.Value], gains: Floats) -> None:
-    """Sums over channels, the last axis, as products with a vector: several times as fast."""
+    """Sums over channels, the last axis, as products with a vector, which is faster."""
     energy = constant(graph, f"{key}:energy", np.square(gains).astype(np.float32))
     for k, error in enumerate(errors):
         square = chain(graph, "Mul", [error, error], f"{key}:{k}:squared")
@@ -210,7 +210,7 @@ def nearest_point(
         number = chain(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
         return steps, chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
     low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
-    # Round to nearest even as Round does, which takes one thread: beyond it the grid has ended.
+    # Rounds to nearest even in half the time of Round; what is too large for it is off the grid.
     end = constant(graph, f"{label}:end", np.float32(WHOLE))
     raised = chain(graph, "Add", [steps, end], f"{label}:whole")
     rounded = chain(graph, "Sub", [raised, end], f"{label}:round")

@@ -9,7 +9,7 @@ import msgspec
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rows that distribution-guided calibration (PTQ4ARVG, section 4.3) kept of its candidates.
+    """Rows that distribution-guided calibration (PTQ4ARVG) kept of its candidates.
 
     ``conditional_share`` of the rows kept, 0 to 1, have a class; the others are null rows.
     """

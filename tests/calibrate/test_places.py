@@ -20,7 +20,7 @@ from arvg_trt.calibrate.view_passes import (
     collect_full_ranges,
     plain_view,
 )
-from arvg_trt.calibrate.views import Grid
+from arvg_trt.calibrate.views import Grid, Power
 from arvg_trt.export.mar_export import export_mar
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.runtime.feeds import GraphRun, load_sample, sample_files, save_sample
@@ -162,8 +162,9 @@ def test_before_the_first_token_there_are_none_to_observe(source: Source, tmp_pa
     assert np.isfinite(found["decoder_embed"].low).all()
 
 
+@pytest.mark.parametrize("powers", [(2,), (2, 4)])
 @pytest.mark.parametrize("which", [0, -1], ids=["encoder", "unknown tokens"])
-def test_errors_are_summed_by_place(source: Source, which: int) -> None:
+def test_errors_are_summed_by_place(source: Source, which: int, powers: tuple[Power, ...]) -> None:
     site = token_sites(source)[which]
     rng = np.random.default_rng(3)
     view = plain_view(site)
@@ -173,7 +174,8 @@ def test_errors_are_summed_by_place(source: Source, which: int) -> None:
     step = 0.1 * np.exp(rng.normal(0, 0.3, view.positions))
     grid = Grid(step, rng.integers(-3, 3, view.positions), 4)
     gains = np.linspace(0.5, 2, site.weight_shape[0])
-    errors = passes(source).grid_errors({"k": view}, {"k": [grid]}, {"k": gains}, (2, 4))["k"]
+    errors = passes(source).grid_errors({"k": view}, {"k": [grid]}, {"k": gains}, powers)["k"]
+    assert tuple(errors) == powers
     for power, sums in errors.items():
         for place in range(view.positions):
             if place not in wanted:

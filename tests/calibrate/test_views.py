@@ -115,7 +115,7 @@ def test_errors_and_gains_are_those_of_the_papers_grids(tiny_var: TinyGenerator)
     graph = passes(tiny_var)
     coarse = {name: Grid(2 * g.step, g.shift, g.bits) for name, g in grids.items()}
     both = {name: [grids[name], coarse[name]] for name in grids}
-    errors = graph.grid_errors(views, both, gains, (2, 4))
+    errors, squares = (graph.grid_errors(views, both, gains, p) for p in ((2, 4), (2,)))
     channels = graph.gains(views, grids)
     for name, value in x.items():
         axes = (0, 2) if tokens[name] else tuple(range(value.ndim))
@@ -125,6 +125,8 @@ def test_errors_and_gains_are_those_of_the_papers_grids(tiny_var: TinyGenerator)
             for power, sums in errors[name].items():
                 wanted = np.atleast_1d((error**power).sum(axis=axes))
                 np.testing.assert_allclose(sums[k], wanted, rtol=1e-4 * power)
+                if power == 2:
+                    np.testing.assert_allclose(squares[name][2][k], wanted, rtol=2e-4)
         grid = grids[name]
         steps = value / (grid.step[:, None] if tokens[name] else grid.step)
         signal, noise = channels[name]
