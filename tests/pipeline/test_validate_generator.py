@@ -288,7 +288,7 @@ def test_run_follows_a_recipe_of_a_generator_and_resumes(
         [quantize]
         weight_bits = 6
         activation_bits = 6
-        smoothing = "gps"
+        smoothing = "search"
         rounding = "gptq"
         [validate]
         samples = 2
