@@ -189,11 +189,10 @@ class Workspace:
                 where=str(self.root),
                 do="wait for it to end, or name another workspace",
             ) from None
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.push(self)
             self.check_version()
-        except BaseException:
-            self.__exit__(BaseException)
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:

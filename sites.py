@@ -17,6 +17,7 @@ Rounding = Literal["nearest", "gptq"]
 CONSTANT_ROLES = ("patcher", "codes")
 # Products of two activations: of queries and keys, of the softmax and values.
 PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
+NO_WEIGHT = "-"  # the format of such a product's weight, as reports say it
 BLOCKS, BLOCK_BITS = (32, 64, 128), 4
 LOG2_BITS = 5
 

@@ -49,7 +49,7 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "W4A16": {"quantize_method": "blockwise", "activation_bits": 32},
     "FP8": {"quantize_method": "fp8"},
 }
-# Without what makes the logits: nothing behind it evens its error out.
+# The head makes the logits: nothing behind it evens its error out.
 HEAD = "GPS, a scale a position, weights rounded with data, the head in high precision"
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "per tensor": {"smoothing": 0.0, "token_wise": False},
@@ -62,7 +62,6 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
         "smoothing": "search",
         "rounding": "gptq",
     },
-    HEAD: {"smoothing": "gps", "rounding": "gptq"},
 }
 WEIGHTS_ALONE: Mapping[str, Mapping[str, Any]] = {
     "nearest": {},
@@ -81,10 +80,15 @@ def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
     return exported
 
 
-def steps_of(name: str) -> Iterator[tuple[str, QuantizeOptions]]:
-    """Steps of a format; one with float inputs has nothing to scale, FP8 no integers to round."""
+def steps_of(name: str, heads: Sequence[str] = ()) -> Iterator[tuple[str, QuantizeOptions]]:
+    """Steps of a format; one with float inputs has nothing to scale, FP8 no integers to round.
+
+    The last is without the sites `heads`, where there are any.
+    """
     base = with_changes(QuantizeOptions(), **FORMATS[name])
-    steps = WEIGHTS_ALONE if base.activation_bits == 32 else STEPS
+    steps = dict(WEIGHTS_ALONE if base.activation_bits == 32 else STEPS)
+    if heads and base.activation_bits != 32:
+        steps[HEAD] = {"smoothing": "gps", "rounding": "gptq", "exclude": tuple(heads)}
     for step, changes in steps.items():
         if "rounding" not in changes or base.quantize_method != "fp8":
             yield step, with_changes(base, **changes)
@@ -97,22 +101,17 @@ def quantized_steps(
 
     With `again` the last step of all sites a second time, on samples of that calibration.
     """
-    last = {}
-    heads = [s.name for s in load_sites(workspace.folder("export")).sites if s.output == "logits"]
+    site_map = load_sites(workspace.folder("export"))
+    heads = sorted({s.name for s in site_map.sites if s.output == "logits"})
     for name in formats:
-        for k, (step, options) in enumerate(steps_of(name)):
-            if step == HEAD and not heads:
-                continue
-            if step == HEAD:
-                options = with_changes(options, exclude=tuple(sorted(set(heads))))
+        for k, (step, options) in enumerate(steps_of(name, heads)):
             made = quantize_stage(workspace, f"ablation-{name}-{k}", options, QuietReporter())
-            if step != HEAD:
-                last[name] = (step, options)
             yield name, step, made.folder
     if again is None:
         return
     calibrate_stage(workspace, again, QuietReporter())
-    for name, (step, options) in last.items():
+    for name in formats:
+        *_, (step, options) = steps_of(name)
         made = quantize_stage(workspace, f"ablation-{name}-dgc", options, QuietReporter())
         yield name, f"{step}, {DGC}", made.folder
 

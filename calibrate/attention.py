@@ -79,9 +79,7 @@ def quantize_attention(
             continue
         graph = load_graph(folder / f"{name}.onnx").graph
         operands = [operand for site in own for operand in operands_of(graph, site, entries)]
-        passes = FullGraph(
-            folder, samples, name, batch_size=batch_size, progress=progress, optimized=False
-        )
+        passes = FullGraph(folder, samples, name, batch_size=batch_size, progress=progress)
         found = choose_grids(operands, passes)
         grids |= found[0]
         quality |= found[1]

@@ -179,21 +179,24 @@ def magnitude_histogram(
     top = magnitude.max(axis=1, keepdims=True)
     top[top == 0] = 1.0
     bins = np.minimum((magnitude / top * BINS).astype(np.int64), BINS - 1)
-    flat = bins + np.arange(len(rows))[:, None] * BINS
-    weights = None if importance is None else importance.ravel()
-    counts = np.bincount(flat.ravel(), weights=weights, minlength=len(rows) * BINS)
+    bins += np.arange(len(rows))[:, None] * BINS
+    weights = None
+    if importance is not None:
+        held = np.empty_like(bins, np.float64)
+        held[...] = importance
+        weights = held.ravel(order="K")
+    # Counted as they lie in memory: linears are held transposed.
+    counts = np.bincount(bins.ravel(order="K"), weights, minlength=len(rows) * BINS)
     return counts.reshape(len(rows), BINS).astype(np.float64)
 
 
 def search_uniform(histogram: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     """Clip as a share of max|w| with the least squared error, [G]."""
     centres = (np.arange(BINS) + 0.5) / BINS
-    errors = []
-    for fraction in UNIFORM_FRACTIONS:
-        step = fraction / n
-        rounded = np.minimum(np.round(centres / step), n) * step
-        errors.append(histogram @ np.square(rounded - centres))
-    return np.asarray(UNIFORM_FRACTIONS[np.argmin(errors, axis=0)])
+    steps = UNIFORM_FRACTIONS[:, None] / n
+    rounded = np.minimum(np.round(centres / steps), n) * steps
+    errors = histogram @ np.square(rounded - centres).T
+    return np.asarray(UNIFORM_FRACTIONS[np.argmin(errors, axis=1)])
 
 
 def log_ratios(n: int) -> Sequence[float]:

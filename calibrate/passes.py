@@ -42,13 +42,12 @@ def run_instrumented(
     consume: Callable[[str, Outputs], None],
     progress: Progress,
     threads: int = 0,
-    optimized: bool = True,
     part: slice = ALL,
 ) -> None:
     """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
 
-    `instrument` adds output nodes to the graph it is given; nothing else leaves the session. One
-    with quantized products is right where not `optimized`. `part` of the samples counts.
+    `instrument` adds output nodes to the graph it is given; nothing else leaves the session.
+    `part` of the samples counts.
 
     Raises:
         CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
@@ -58,9 +57,7 @@ def run_instrumented(
     carried: dict[str, dict[str, NDArray[np.generic]]] = {}
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
-        session = open_instrumented(
-            export / f"{graph}.onnx", graph, instrument, threads, optimized=optimized
-        )
+        session = open_instrumented(export / f"{graph}.onnx", graph, instrument, threads)
         files, done = sample_files(samples, graph)[part], 0
         for names, arrays in sample_batches(files, batch_size, session.inputs):
             kept = carried.setdefault(names[0], {})
@@ -82,13 +79,13 @@ def open_instrumented(
     graph: str,
     instrument: Callable[[str, ir.Graph], None],
     threads: int = 0,
-    *,
-    optimized: bool = True,
 ) -> OnnxRuntimeSession:
     model = load_graph(path)
     instrument(graph, model.graph)
     data = graph_bytes(model)
-    return OnnxRuntimeSession(path, optimized=optimized, lean=True, graph=data, threads=threads)
+    return OnnxRuntimeSession(
+        path, optimized=True, lean=True, graph=data, threads=threads, fused=False
+    )
 
 
 def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:

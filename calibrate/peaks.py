@@ -20,7 +20,7 @@ from .passes import Outputs, Progress, is_empty, run_instrumented
 from .quantize import SiteResult
 
 LIMIT = 65504 / 4
-SAMPLES = 16  # that are run: one pass without ONNX Runtime's optimizations
+SAMPLES = 16  # that are run: one pass over the Q/DQ graph
 MASK = -1e30  # what is below is a mask, to which float16 has an end of its own
 CONVERTING = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear", "Shape", "Size"})
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum"})
@@ -51,11 +51,7 @@ def collect_peaks(
     peaks: Peaks = {graph: {} for graph in graphs}
 
     def consume(graph: str, outputs: Outputs) -> None:
-        for name, values in outputs.items():
-            tensor, _, kind = name.rpartition(":")
-            if kind in ("peak_low", "peak_high") and not is_empty(outputs, name):
-                seen = peaks[graph].get(tensor, 0.0)
-                peaks[graph][tensor] = max(seen, abs(float(values)))
+        keep_peaks(peaks[graph], outputs)
 
     run_instrumented(
         folder,
@@ -65,7 +61,6 @@ def collect_peaks(
         instrument=lambda _, graph: observe_peaks(graph),
         consume=consume,
         progress=progress,
-        optimized=False,
         part=slice(SAMPLES),
     )
     return peaks
@@ -80,6 +75,14 @@ def observe_peaks(graph: ir.Graph) -> None:
             found = chain(graph, op, [value, axes], name, keepdims=0)
             found.dtype, found.shape = ir.DataType.FLOAT, ir.Shape([])
             graph.outputs.append(found)
+
+
+def keep_peaks(peaks: dict[str, float], outputs: Outputs) -> None:
+    """Raise the peaks of tensors by what a run of a graph with observers gave."""
+    for name, values in outputs.items():
+        tensor, _, kind = name.rpartition(":")
+        if kind in ("peak_low", "peak_high") and not is_empty(outputs, name):
+            peaks[tensor] = max(peaks.get(tensor, 0.0), abs(float(values)))
 
 
 def computed_floats(graph: ir.Graph) -> list[ir.Value]:

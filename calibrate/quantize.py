@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from ..recipe import MAX_MEMORY, QuantizeOptions
-from ..sites import CONSTANT_ROLES, ActivationFormat, Plan, Site, SiteMap, SitePlan
+from ..sites import CONSTANT_ROLES, NO_WEIGHT, ActivationFormat, Plan, Site, SiteMap, SitePlan
 from .activations import (
     Group,
     decibel,
@@ -240,7 +240,7 @@ def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArra
 def describe(
     site: Site, entry: SitePlan, weight_db: float | None, activation_db: float | None
 ) -> SiteResult:
-    weight = "float16" if site.weight is not None else "-"
+    weight = "float16" if site.weight is not None else NO_WEIGHT
     if entry.weight is not None:
         kind = {"uniform": "INT", "fp8": "FP"}.get(entry.weight.grid, entry.weight.grid.upper())
         size = f" of {entry.weight.block}" if entry.weight.block else ""

@@ -36,7 +36,6 @@ class FullGraph:
         batch_size: int,
         progress: Progress,
         threads: int = 0,
-        optimized: bool = True,
         part: slice = ALL,
     ) -> None:
         self.path = export / f"{graph}.onnx"
@@ -45,7 +44,6 @@ class FullGraph:
         self._batch_size = batch_size
         self._progress = progress
         self._threads = threads
-        self._optimized = optimized
         self._part = part
 
     @property
@@ -142,7 +140,6 @@ class FullGraph:
             consume=lambda _, outputs: consume(outputs),
             progress=self._progress,
             threads=self._threads,
-            optimized=self._optimized,
             part=self._part,
         )
 

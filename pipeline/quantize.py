@@ -136,7 +136,8 @@ def write_quantized(
 ) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
     """The graphs, weights.safetensors and plan.json of a checked plan."""
     from ..calibrate.attention import quantize_attention
-    from ..calibrate.peaks import quantize_in_range
+    from ..calibrate.loop_peaks import collect_loop_peaks
+    from ..calibrate.peaks import quantize_in_range, wide_tensors
     from ..calibrate.quantize import quantize_graphs
     from ..calibrate.quantize_generator import quantize_generator
     from ..calibrate.statistics import load_statistics
@@ -176,6 +177,8 @@ def write_quantized(
     )
     if source.generates:
         shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
+        peaks = collect_loop_peaks(source.export, site_map, progress=progress)
+        wide += wide_tensors(source.export, peaks)
     (folder / "plan.json").write_bytes(encode_json(final))
     return final, results, wide
 

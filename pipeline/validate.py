@@ -226,11 +226,7 @@ def calibration_of(calibrated: Manifest) -> Calibration:
         settled=grown.get("settled", 0),
         inputs=len(inputs),
         share=grown.get("share"),
-        dgc=Chosen(
-            **{name: chosen[name] for name in ("candidates", "kept", "conditional_share", "select")}
-        )
-        if chosen
-        else None,
+        dgc=Chosen(**{k: chosen[k] for k in Chosen.__struct_fields__}) if chosen else None,
     )
 
 

@@ -80,8 +80,7 @@ class Generator:
             OutOfMemory: the weights do not fit.
         """
         folder, spec = read_spec(Path(path))
-        own = fast_session if spec.static_batch is None else mapped_session
-        return cls(LOOPS[type(spec)](folder, spec, session or own, threads), spec)
+        return cls(LOOPS[type(spec)](folder, spec, session or own_session(spec), threads), spec)
 
     def generate(
         self,
@@ -205,6 +204,11 @@ def read_spec(path: Path) -> tuple[Path, Spec]:
     folder = path if (path / SPEC_FILE).is_file() else path / "export"
     kind = cast(type[Spec], Spec)  # the "family" in the file says which
     return folder, decode_json(folder / SPEC_FILE, kind, do="export a generator there first")
+
+
+def own_session(spec: Spec) -> OpenSession:
+    """How a generator's graphs are opened where nothing else is asked for."""
+    return fast_session if spec.static_batch is None else mapped_session
 
 
 def choose_sampling(spec: Spec, greedy: bool = False, **changes: float | None) -> Sampling:

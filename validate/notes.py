@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ..sites import NO_WEIGHT
 from .calibrated import calibration_notes
 from .report import SYNTHETIC, Report, SiteRow
 
@@ -40,7 +41,6 @@ ATTENTION_KERNELS: Mapping[str, str] = {
     "FP8": "An engine keeps one fused kernel, from sm89 on.",
     "INT": "An engine runs two INT8 GEMMs with the softmax between them: scores go through memory.",
 }
-NO_WEIGHT = "-"  # of a site that multiplies two activations
 
 
 def report_notes(report: Report) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ FUSES_FP8 = "QDQSelectorActionTransformer"
 WEIGHT_ONLY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 DISABLE_PREPACKING = "session.disable_prepacking"
+LEAVE_QDQ = "session.disable_quant_qdq"
 # How ONNX Runtime, the C++ library and CUDA say it; there is no class or code of its own.
 MEMORY_SIGNS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
@@ -48,7 +49,8 @@ class OnnxRuntimeSession:
     the weights in their file, shared by all sessions and processes that map it; without, each
     session makes its own copy in the layout that its products are fastest with.
     `graph` holds the graph's bytes when it is a changed copy of the one at `path`, whose folder
-    then has its weights.
+    then has its weights. Where not `fused`, optimizations leave Q/DQ pairs as they are, so that
+    the products between them are computed in float, as the graph says.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class OnnxRuntimeSession:
         mapped: bool = False,
         graph: bytes | None = None,
         disabled: Sequence[str] = (),
+        fused: bool = True,
     ) -> None:
         self.path = path
         options = ort.SessionOptions()
@@ -70,6 +73,7 @@ class OnnxRuntimeSession:
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
         options.add_session_config_entry(DISABLE_PREPACKING, str(int(mapped)))
         options.add_session_config_entry(WEIGHT_ONLY_LEVEL, "1")
+        options.add_session_config_entry(LEAVE_QDQ, str(int(not fused)))
         options.enable_mem_pattern = not lean
         if lean:
             # The default order runs what hangs off a tensor last, which keeps every one alive.

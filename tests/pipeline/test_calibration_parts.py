@@ -83,10 +83,11 @@ def test_merged_shards_are_one_run(whole: Path, halves: list[Path], tmp_path: Pa
     assert arvg("quantize", copy, "--name", "merged").code == 0
 
 
+@pytest.mark.parametrize("executor", ["processes", "ray"])
 def test_executor_makes_what_one_process_makes(
-    whole: Path, tiny_rar: TinyRar, tmp_path: Path
+    executor: str, whole: Path, tiny_rar: TinyRar, tmp_path: Path
 ) -> None:
-    options = (*OPTIONS, "--executor", "processes", "--workers", 2)
+    options = (*OPTIONS, "--executor", executor, "--workers", 2)
     made = calibrated(tiny_rar.workspace, tmp_path / "ws", *options)
     assert samples_of(made) == samples_of(whole)
     assert_same(statistics_of(made), statistics_of(whole))
@@ -95,13 +96,14 @@ def test_executor_makes_what_one_process_makes(
     assert manifest_of(made)["options"] == manifest_of(whole)["options"]
 
 
+@pytest.mark.parametrize("executor", ["processes", "ray"])
 def test_executor_refuses_in_one_line_what_a_task_refuses(
-    whole: Path, tiny_rar: TinyRar, tmp_path: Path
+    executor: str, whole: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "ws"
     shutil.copytree(whole, copy)
     before = digests(copy)
-    outcome = arvg("calibrate", copy, "--labels", "99", "--executor", "processes", "--workers", 1)
+    outcome = arvg("calibrate", copy, "--labels", "99", "--executor", executor, "--workers", 1)
     assert_refused(outcome, 10, "99")
     assert digests(copy) == before
 
