@@ -127,9 +127,10 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     the weights' errors on the calibration data, `bias_correction` keeps the outputs' means there.
     `exclude` holds patterns of site names; `include` those of sites that the method leaves out and
     that shall be quantized. `blockwise` weights have 4 bits and a scale every `block_size` input
-    channels. With `integer_exponents` a logarithmic grid has powers of two, of 2 to 5 bits, and
-    inputs of 8 bits are FP8. `attention` is the format of a generator's queries, keys, values and
-    softmax.
+    channels. `adaln_bits` are those of linears that make a generator's modulation, whose inputs
+    then stay in high precision (None: as all others). With `integer_exponents` a logarithmic grid
+    has powers of two, of 2 to 5 bits, and inputs of 8 bits are FP8. `attention` is the format of a
+    generator's queries, keys, values and softmax.
     """
 
     encoder_bits: int = 8
@@ -147,13 +148,15 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     rounding: Rounding = "nearest"
     bias_correction: bool = False
     block_size: int = 64
+    adaln_bits: int | None = None
     integer_exponents: bool = False
     attention: Literal["float", "fp8", "int8"] = "float"
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("encoder_bits", "decoder_bits", "weight_bits", "activation_bits"):
+        of_weights = ("encoder_bits", "decoder_bits", "weight_bits", "adaln_bits")
+        for name in (*of_weights, "activation_bits"):
             bits = getattr(self, name)
             if bits is not None and bits != FLOAT_BITS and not 2 <= bits <= 8:
                 raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
@@ -170,6 +173,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             raise ValueError(f"integer_exponents goes with {' or '.join(LOG_METHODS)}")
         if self.integer_exponents and self.activation_bits not in (8, FLOAT_BITS):
             raise ValueError(f"beside integer exponents inputs are FP8 (8) or float ({FLOAT_BITS})")
+        if self.adaln_bits not in (None, FLOAT_BITS) and self.quantize_method != "per_channel":
+            raise ValueError(f"adaln_bits goes with per_channel, not with {self.quantize_method}")
         if self.quantize_method == "blockwise" and self.weight_bits not in (BLOCK_BITS, None):
             raise ValueError(f"blockwise weights have {BLOCK_BITS} bits, not {self.weight_bits}")
         if self.quantize_method == "fp8":

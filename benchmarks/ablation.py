@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from ..artifacts import Workspace
+from ..calibrate.plan import makes_modulation
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.common import load_sites
 from ..pipeline.export import export_stage
@@ -23,6 +24,7 @@ from ..pipeline.generated_samples import generated_rows
 from ..pipeline.quantize import quantize_stage
 from ..recipe import CalibrateOptions, QuantizeOptions, with_changes
 from ..runtime.feeds import save_sample
+from ..sites import SiteMap
 from .ablation_logits import OF_LOGITS, Row, cells, logit_setbacks, run_peers, run_steps, table
 from .ablation_mar import OF_MAR, MarRow, mar_cells, mar_setbacks, mar_table, run_mar_steps
 from .common import (
@@ -49,14 +51,16 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "W4A16": {"quantize_method": "blockwise", "activation_bits": 32},
     "FP8": {"quantize_method": "fp8"},
 }
-# The head makes the logits: nothing behind it evens its error out.
-HEAD = "GPS, a scale a position, weights rounded with data, the head in high precision"
+ROUNDED = "GPS, a scale a position, weights rounded with data"
+# Nothing behind the head evens its error out; what makes a modulation scales all rows of a picture.
+HEAD = f"{ROUNDED}, the head in high precision"
+MODULATION = f"{HEAD}, adaLN with 8-bit weights alone"
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "per tensor": {"smoothing": 0.0, "token_wise": False},
     "SmoothQuant": {"smoothing": 0.5, "token_wise": False},
     "GPS": {"smoothing": "gps", "token_wise": False},
     "GPS, a scale a position": {"smoothing": "gps"},
-    "GPS, a scale a position, weights rounded with data": {"smoothing": "gps", "rounding": "gptq"},
+    ROUNDED: {"smoothing": "gps", "rounding": "gptq"},
     "searched scaling, a scale a position": {"smoothing": "search"},
     "searched scaling, a scale a position, weights rounded with data": {
         "smoothing": "search",
@@ -80,15 +84,23 @@ def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
     return exported
 
 
-def steps_of(name: str, heads: Sequence[str] = ()) -> Iterator[tuple[str, QuantizeOptions]]:
-    """Steps of a format; one with float inputs has nothing to scale, FP8 no integers to round.
+def kept_steps(site_map: SiteMap) -> dict[str, Mapping[str, Any]]:
+    """Further steps, that leave in high precision what costs most, of a model that has it."""
+    heads = tuple(sorted({s.name for s in site_map.sites if s.output == "logits"}))
+    without_heads = {**STEPS[ROUNDED], "exclude": heads}
+    found: dict[str, Mapping[str, Any]] = {HEAD: without_heads} if heads else {}
+    if heads and any(makes_modulation(s) for s in site_map.calibrated.sites):
+        found[MODULATION] = {**without_heads, "adaln_bits": 8}
+    return found
 
-    The last is without the sites `heads`, where there are any.
-    """
+
+def steps_of(
+    name: str, further: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[tuple[str, QuantizeOptions]]:
+    """Steps of a format; one with float inputs has nothing to scale, FP8 no integers to round."""
     base = with_changes(QuantizeOptions(), **FORMATS[name])
-    steps = dict(WEIGHTS_ALONE if base.activation_bits == 32 else STEPS)
-    if heads and base.activation_bits != 32:
-        steps[HEAD] = {"smoothing": "gps", "rounding": "gptq", "exclude": tuple(heads)}
+    floats = base.activation_bits == 32
+    steps = WEIGHTS_ALONE if floats else {**STEPS, **(further or {})}
     for step, changes in steps.items():
         if "rounding" not in changes or base.quantize_method != "fp8":
             yield step, with_changes(base, **changes)
@@ -101,10 +113,9 @@ def quantized_steps(
 
     With `again` the last step of all sites a second time, on samples of that calibration.
     """
-    site_map = load_sites(workspace.folder("export"))
-    heads = sorted({s.name for s in site_map.sites if s.output == "logits"})
+    further = kept_steps(load_sites(workspace.folder("export")))
     for name in formats:
-        for k, (step, options) in enumerate(steps_of(name, heads)):
+        for k, (step, options) in enumerate(steps_of(name, further)):
             made = quantize_stage(workspace, f"ablation-{name}-{k}", options, QuietReporter())
             yield name, step, made.folder
     if again is None:

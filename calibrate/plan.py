@@ -31,13 +31,17 @@ ACTIVATION_GRIDS: dict[str, Literal["uniform", "fp8"]] = {
     "fp8": "fp8",
     "log2": "fp8",
 }
+HALVES = ("encoder", "decoder")  # of a tokenizer
+USUAL_BITS = 8
 BROKEN = "INT8 breaks the engine's fused attention into two GEMMs and a softmax between them"
 BLOCK_REASON = "blocks of 4 bits are for linears: engines expand a convolution's on every run"
+MODULATION_REASON = "its input stays in high precision: all rows are scaled by what it makes"
 ATTENTION_REASON = "its input stays in high precision: it feeds, or is fed by, the softmax"
 
 
-def weight_format(options: QuantizeOptions, graph: str) -> WeightFormat | None:
-    bits = graph_bits(options, graph)
+def weight_format(options: QuantizeOptions, site: Site) -> WeightFormat | None:
+    given = getattr(options, bits_option(options, site))
+    bits = USUAL_BITS if given is None else given
     if bits == FLOAT_BITS:
         return None
     method = options.quantize_method
@@ -53,11 +57,12 @@ def weight_format(options: QuantizeOptions, graph: str) -> WeightFormat | None:
     )
 
 
-def graph_bits(options: QuantizeOptions, graph: str) -> int:
-    """Bits of the weights of a graph; the two halves of a tokenizer have their own options."""
-    if options.weight_bits is not None:
-        return options.weight_bits
-    return {"encoder": options.encoder_bits, "decoder": options.decoder_bits}.get(graph, 8)
+def bits_option(options: QuantizeOptions, site: Site) -> str:
+    """The option that has the bits of a site's weight; halves of a tokenizer have their own."""
+    if makes_modulation(site) and options.adaln_bits is not None:
+        return "adaln_bits"
+    halved = options.weight_bits is None and site.graph in HALVES
+    return f"{site.graph}_bits" if halved else "weight_bits"
 
 
 def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
@@ -83,16 +88,19 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
         reason = None
     if reason is None and matches(site, options.exclude):
         reason = "excluded by the recipe"
-    chosen = weight_format(options, site.graph)
+    chosen = weight_format(options, site)
     if reason is None and chosen is None:
-        option = "weight" if options.weight_bits is not None else site.graph
-        reason = f"{option}_bits = {FLOAT_BITS}"
+        reason = f"{bits_option(options, site)} = {FLOAT_BITS}"
     if reason is None and chosen and chosen.block and site.op == "Conv":
         reason = BLOCK_REASON
     if reason is not None or chosen is None:
         return SitePlan(name=site.name, reason=reason)
     if options.activation_bits == FLOAT_BITS:
         return SitePlan(name=site.name, weight=chosen, rounding=options.rounding)
+    if makes_modulation(site) and options.adaln_bits is not None:
+        return SitePlan(
+            name=site.name, weight=chosen, rounding=options.rounding, reason=MODULATION_REASON
+        )
     in_attention = site.op == "Conv" and site.role in ATTENTION_ROLES
     if in_attention and chosen.grid == "uniform" and not options.attention_inputs:
         return SitePlan(
@@ -111,6 +119,11 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
         smoothing=options.smoothing or None,
         rounding=options.rounding,
     )
+
+
+def makes_modulation(site: Site) -> bool:
+    """Whether it makes the gains, shifts and gates of an adaLN from the condition."""
+    return site.role == "adaln"
 
 
 def is_product(site: Site) -> bool:

@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from arvg_trt.benchmarks.ablation import FORMATS, STEPS, main, steps_of
+from arvg_trt.benchmarks.ablation import (
+    FORMATS,
+    HEAD,
+    MODULATION,
+    STEPS,
+    kept_steps,
+    main,
+    steps_of,
+)
 from arvg_trt.benchmarks.ablation_logits import Row, cells, logit_setbacks
 from arvg_trt.benchmarks.ablation_mar import MarRow, mar_cells, mar_setbacks, mar_table
 from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, measure
 from arvg_trt.runtime.feeds import save_sample
+from arvg_trt.sites import Site, SiteMap
 
 RNG = np.random.default_rng(0)
 WANTED = RNG.normal(size=(5, 4, 6))
@@ -61,6 +70,38 @@ def test_every_format_has_its_steps_and_float_inputs_have_nothing_to_scale() -> 
             left_out = [step for step in STEPS if step not in found]
             assert left_out == [s for s, c in STEPS.items() if name == "FP8" and "rounding" in c]
     assert dict(steps_of("W6A6"))["GPS, a scale a position"].token_wise
+
+
+def site(name: str, role: str, output: str) -> Site:
+    return Site(
+        name=name,
+        graph="full",
+        role=role,
+        op="MatMul",
+        node=name,
+        weight=f"{name}.weight",
+        bias=None,
+        input="x",
+        output=output,
+        weight_shape=(8, 8),
+    )
+
+
+def test_what_stays_in_high_precision_is_what_the_model_has() -> None:
+    block = site("block.fc1", "fc1", "h")
+    head, modulation = site("head", "head", "logits"), site("block.ada_lin", "adaln", "m")
+
+    def further(*sites: Site) -> dict:
+        return kept_steps(SiteMap(sites=sites, graphs=("full",)))
+
+    assert further(block) == {}
+    assert list(further(block, head)) == [HEAD]
+    found = further(block, head, modulation)
+    assert list(found) == [HEAD, MODULATION]
+    last = dict(steps_of("W6A6", found))[MODULATION]
+    assert last.exclude == ("head",) and last.adaln_bits == 8 and last.rounding == "gptq"
+    assert MODULATION not in dict(steps_of("FP8", found))
+    assert list(dict(steps_of("W4A16", found))) == ["nearest", "rounded with data"]
 
 
 def test_a_step_that_does_not_help_is_named() -> None:

@@ -59,6 +59,46 @@ def test_half_left_in_high_precision_says_so() -> None:
     assert entries["encoder.mid.conv1"].reason == "encoder_bits = 32"
 
 
+MODULATED = SiteMap(
+    sites=(
+        site("blocks.0.ada_lin", "full", role="adaln", op="MatMul", weight_shape=(8, 48)),
+        site("blocks.0.fc1", "full", role="fc1", op="MatMul", weight_shape=(8, 32)),
+    )
+)
+
+
+def test_modulation_with_bits_of_its_own_keeps_float_inputs() -> None:
+    options = QuantizeOptions(weight_bits=6, activation_bits=6, rounding="gptq")
+    same = named(make_plan(MODULATED, options))
+    assert same["blocks.0.ada_lin"].activation == same["blocks.0.fc1"].activation
+    own = named(make_plan(MODULATED, msgspec.structs.replace(options, adaln_bits=8)))
+    modulation = own["blocks.0.ada_lin"]
+    assert modulation.weight == WeightFormat(bits=8) and modulation.rounding == "gptq"
+    assert modulation.activation is None and modulation.smoothing is None
+    assert "high precision" in str(modulation.reason)
+    assert own["blocks.0.fc1"] == same["blocks.0.fc1"]
+    float_options = msgspec.structs.replace(options, adaln_bits=32)
+    left = named(make_plan(MODULATED, float_options))["blocks.0.ada_lin"]
+    assert left == SitePlan(name="blocks.0.ada_lin", reason="adaln_bits = 32")
+    check_plan(make_plan(MODULATED, float_options), MODULATED)
+
+
+@pytest.mark.parametrize("method", ["fp8", "blockwise", "per_channel_log"])
+def test_modulation_with_bits_of_its_own_is_per_channel(method: str) -> None:
+    bits = 8 if method == "fp8" else 32
+    with pytest.raises(ValueError, match="adaln_bits goes with per_channel"):
+        QuantizeOptions(quantize_method=method, activation_bits=bits, adaln_bits=8)
+    QuantizeOptions(quantize_method=method, activation_bits=bits, adaln_bits=32)
+    with pytest.raises(ValueError, match="adaln_bits must be 2 to 8, or 32"):
+        QuantizeOptions(adaln_bits=9)
+
+
+def test_a_graph_that_is_called_like_an_option_has_the_usual_bits() -> None:
+    odd = SiteMap(sites=(site("a", "activation"), site("b", "adaln")))
+    options = QuantizeOptions(activation_bits=6)
+    assert {e.weight for e in make_plan(odd, options).sites} == {WeightFormat(bits=8)}
+
+
 ATTENTION = SiteMap(sites=(*SITES.sites, site("encoder.mid.q", "encoder", role="q")))
 
 
