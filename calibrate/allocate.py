@@ -106,7 +106,7 @@ def program(
         row[0, starts[tie.one[0]] + tie.one[1]] += 1
         row[0, starts[tie.other[0]] + tie.other[1]] -= 1
         constraints.append(LinearConstraint(row, 0, 0))
-    with prints_on_stderr():
+    with without_prints():
         found = milp(
             objective,
             integrality=np.ones(total),
@@ -121,13 +121,14 @@ def program(
 
 
 @contextlib.contextmanager
-def prints_on_stderr() -> Iterator[None]:
+def without_prints() -> Iterator[None]:
     """HiGHS prints lines of its own for some programs; stdout is for results."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        os.dup2(nowhere, 1)
         yield
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nowhere)
