@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/arvg-trt run recipes/cosmos-mini-int8.toml
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
