@@ -114,6 +114,9 @@ def export(
 @click.option("--weight-bits", type=int, help="Of every graph: 2 to 8, or 32. [default: 8]")
 @click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only.")
 @click.option(
+    "--adaln-bits", type=int, help="Of what makes a generator's modulation, weight-only; or 32."
+)
+@click.option(
     "--quantize-method",
     type=click.Choice(get_args(QuantizeMethod)),
 )

@@ -56,6 +56,7 @@ ROUNDED = "GPS, a scale a position, weights rounded with data"
 # Nothing behind the head evens its error out; what makes a modulation scales all rows of a picture.
 HEAD = f"{ROUNDED}, the head in high precision"
 MODULATION = f"{HEAD}, adaLN with 8-bit weights alone"
+SMOOTHED = f"{MODULATION}, SmoothQuant instead of GPS"
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "per tensor": {"smoothing": 0.0, "token_wise": False},
     "SmoothQuant": {"smoothing": 0.5, "token_wise": False},
@@ -92,6 +93,7 @@ def kept_steps(site_map: SiteMap) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {HEAD: without_heads} if heads else {}
     if heads and any(makes_modulation(s) for s in site_map.calibrated.sites):
         found[MODULATION] = {**without_heads, "adaln_bits": 8}
+        found[SMOOTHED] = {**found[MODULATION], "smoothing": STEPS["SmoothQuant"]["smoothing"]}
     return found
 
 

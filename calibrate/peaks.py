@@ -67,9 +67,12 @@ def collect_peaks(
 
 
 def observe_peaks(graph: ir.Graph) -> None:
-    """Add scalar outputs `TENSOR:peak_low` and `:peak_high` of each float tensor computed."""
+    """Add outputs `TENSOR:peak_low`, `:peak_high`, scalars, and `:shape` of each float computed."""
     axes = constant(graph, "peak/axes", np.zeros(0, np.int64))
     for value in computed_floats(graph):
+        shape = chain(graph, "Shape", [value], f"{value.name}:shape")
+        shape.dtype = ir.DataType.INT64
+        graph.outputs.append(shape)
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax")):
             name = f"{value.name}:peak_{kind}"
             found = chain(graph, op, [value, axes], name, keepdims=0)

@@ -14,6 +14,7 @@ from arvg_trt.benchmarks.ablation import (
     FORMATS,
     HEAD,
     MODULATION,
+    SMOOTHED,
     STEPS,
     in_order,
     kept_rows,
@@ -101,9 +102,12 @@ def test_what_stays_in_high_precision_is_what_the_model_has() -> None:
     assert further(block) == {}
     assert list(further(block, head)) == [HEAD]
     found = further(block, head, modulation)
-    assert list(found) == [HEAD, MODULATION]
-    last = dict(steps_of("W6A6", found))[MODULATION]
-    assert last.exclude == ("head",) and last.adaln_bits == 8 and last.rounding == "gptq"
+    assert list(found) == [HEAD, MODULATION, SMOOTHED]
+    steps = dict(steps_of("W6A6", found))
+    assert steps[HEAD].exclude == ("head",) and steps[HEAD].adaln_bits is None
+    for last, scaling in ((steps[MODULATION], "gps"), (steps[SMOOTHED], 0.5)):
+        assert last.exclude == ("head",) and last.adaln_bits == 8 and last.rounding == "gptq"
+        assert last.smoothing == scaling and last.token_wise
     assert MODULATION not in dict(steps_of("FP8", found))
     assert list(dict(steps_of("W4A16", found))) == ["nearest", "rounded with data"]
 

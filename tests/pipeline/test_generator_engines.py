@@ -19,6 +19,7 @@ from arvg_trt.errors import BuildError
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 
+from ..conftest import TinyRar
 from .conftest import arvg, assert_refused
 from .minis import LABELS, SHOWN, Quantized
 
@@ -142,3 +143,26 @@ def test_step_of_growing_size_compiles_for_a_gpu_with_every_site_in_int8(
     assert proved["step"] == 25 and proved["condition"] == 7 and "full" not in proved
     precision = {row["graph"]: row["precision"] for row in rows}
     assert (precision["step"], precision["decoder"]) == ("INT8 + FP16", "FP16")
+
+
+def test_modulation_with_bits_of_its_own_is_float_with_8_bit_weights(
+    tiny_rar: TinyRar, tmp_path: Path
+) -> None:
+    copy = tmp_path / "ws"
+    shutil.copytree(tiny_rar.workspace, copy)
+    assert arvg("calibrate", copy, "--samples", 2).code == 0
+    bits = ("--weight-bits", 6, "--activation-bits", 6)
+    outcome = arvg("quantize", copy, "--name", "a6", *bits, "--adaln-bits", 8)
+    assert outcome.code == 0, outcome
+    entries = json.loads((copy / "quantize" / "a6" / "plan.json").read_text())["sites"]
+    modulation = [e for e in entries if "adaLN" in e["name"]]
+    assert len(modulation) > 1
+    for entry in modulation:
+        assert entry["weight"]["bits"] == 8 and entry["activation"] is None
+    fc1 = next(e for e in entries if e["name"].endswith("fc1"))
+    assert fc1["weight"]["bits"] == 6 and fc1["activation"]["bits"] == 6
+    assert arvg("build", copy, "--name", "a6", "--backend", "onnxruntime").code == 0
+    engine = copy / "engines" / "a6" / "onnxruntime"
+    rows = json.loads((engine / MANIFEST).read_text())["results"]["engines"]
+    proved = {row["graph"]: row["int8_sites_proved"] for row in rows}
+    assert proved["step"] > 0 and proved["condition"] == 0
