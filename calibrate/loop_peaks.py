@@ -25,15 +25,15 @@ MOST_PASSES = 8
 def collect_loop_peaks(export: Path, site_map: SiteMap, *, progress: Progress) -> Peaks:
     """max |x| of the float tensors that the FP32 graphs of `export` compute, by graph and tensor.
 
-    Of those that no plan quantizes, while the model makes a picture.
+    Of those with sites that no plan names, while the model makes a picture.
 
     Raises:
         CalibrationError: a value that is not finite.
     """
     planned = {site.name for site in site_map.calibrated.sites}
-    busy = {site.graph for site in site_map.sites if site.name in planned}
+    others = {site.graph for site in site_map.sites if site.name not in planned}
     found = {path.stem for path in export.glob("*.onnx")}
-    watched = found - busy - set(site_map.graphs) - set(OTHER_GRAPHS)
+    watched = (found & others) - set(site_map.graphs) - set(OTHER_GRAPHS)
     peaks: Peaks = {graph: {} for graph in sorted(watched)}
 
     _, spec = read_spec(export)
