@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from .observers import Reducer, chain, constant, observe_ranges, values_by_name
 
 Floats = NDArray[np.float64]
-WHOLE = 1.5 * 2**23  # float32 has the integers alone from 2^22 below it to 2^22 above
 Power = Literal[2, 4]  # of an error that is summed
 
 
@@ -103,49 +102,18 @@ def observe_grid_errors(
     for key, candidates in grids.items():
         view = views[key]
         seen = add_view(graph, values[view.tensor], view, key)
-        errors = [
-            rounding_error(graph, seen, view, grid, f"{key}:{k}")[1]
-            for k, grid in enumerate(candidates)
-        ]
-        assert seen.shape is not None
-        axes = (view.token_axis, view.channel_axis)
-        if len(seen.shape) == 3 and axes == (1, 2) and tuple(powers) == (2,):
-            add_products(graph, key, errors, gains[key])
-        else:
-            add_sums(graph, key, seen, view, errors, gains[key], powers)
-
-
-def add_products(graph: ir.Graph, key: str, errors: Sequence[ir.Value], gains: Floats) -> None:
-    """Sums over channels, the last axis, as products with a vector, which is faster."""
-    energy = constant(graph, f"{key}:energy", np.square(gains).astype(np.float32))
-    for k, error in enumerate(errors):
-        square = chain(graph, "Mul", [error, error], f"{key}:{k}:squared")
-        made = chain(graph, "MatMul", [square, energy], f"{key}:{k}:e2")
-        made.dtype, made.shape = ir.DataType.FLOAT, ir.Shape([None, None])
-        graph.outputs.append(made)
-
-
-def add_sums(
-    graph: ir.Graph,
-    key: str,
-    seen: ir.Value,
-    view: View,
-    errors: Sequence[ir.Value],
-    gains: Floats,
-    powers: Sequence[Power],
-) -> None:
-    """Sums over all axes but the samples and the one that the view keeps."""
-    kept = view.channel_axis if view.token_axis is None else view.token_axis
-    rank = len(seen.shape or ())
-    gain = constant(graph, f"{key}:gain", along(gains.astype(np.float32), view.channel_axis, rank))
-    reducer = Reducer(graph, seen, kept)
-    for k, error in enumerate(errors):
-        weighted = chain(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
-        if 2 in powers:
-            reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
-        if 4 in powers:
-            square = chain(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
-            reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
+        kept = view.channel_axis if view.token_axis is None else view.token_axis
+        weights = along(gains[key].astype(np.float32), view.channel_axis, len(seen.shape or ()))
+        gain = constant(graph, f"{key}:gain", weights)
+        reducer = Reducer(graph, seen, kept)
+        for k, grid in enumerate(candidates):
+            _, error = rounding_error(graph, seen, view, grid, f"{key}:{k}")
+            weighted = chain(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
+            if 2 in powers:
+                reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
+            if 4 in powers:
+                square = chain(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
+                reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
 def show_places(graph: ir.Graph, views: Iterable[View], values: Mapping[str, ir.Value]) -> None:
@@ -210,10 +178,7 @@ def nearest_point(
         number = chain(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
         return steps, chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
     low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
-    # Rounds to nearest even in half the time of Round; what is too large for it is off the grid.
-    end = constant(graph, f"{label}:end", np.float32(WHOLE))
-    raised = chain(graph, "Add", [steps, end], f"{label}:whole")
-    rounded = chain(graph, "Sub", [raised, end], f"{label}:round")
+    rounded = chain(graph, "Round", [steps], f"{label}:round")
     if np.all(low == low[0]):
         bounds = [held("low", low[:1]), held("high", low[:1] + 2**grid.bits - 1)]
         return steps, chain(graph, "Clip", [rounded, *bounds], f"{label}:point")
