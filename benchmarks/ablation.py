@@ -8,13 +8,12 @@ python -m arvg_trt.benchmarks.ablation --model planted --samples 32 --held-out 4
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from ..artifacts import Workspace
 from ..calibrate.plan import makes_modulation
@@ -40,7 +39,7 @@ from .planted import export_planted
 PLANTED = "planted"
 MAR = "mar-mini"
 MODELS = ("var-mini", "rar-mini", "par-mini", MAR, PLANTED)
-RowT = TypeVar("RowT", Row, MarRow)
+RowT = TypeVar("RowT")
 HELD_OUT_SEED = 2000
 DGC = "samples chosen by DGC"
 BATCH = 4
@@ -156,23 +155,6 @@ def report(model: str, findings: Findings, found: Mapping[str, Any], counts: str
 """
 
 
-def kept_rows(path: Path, formats: Collection[str], counts: str, kind: type[RowT]) -> list[RowT]:
-    """Rows of other formats that the results at `path` have, measured on as many pictures."""
-    if not path.is_file():
-        return []
-    found = msgspec.json.decode(path.read_bytes())
-    if found.get("counts", counts) != counts:
-        return []
-    rows = (msgspec.convert(row, kind) for row in found["rows"])
-    return [row for row in rows if row.format not in formats]
-
-
-def in_order(rows: Iterable[RowT]) -> list[RowT]:
-    """By format, as they were measured within each."""
-    places = {name: place for place, name in enumerate(FORMATS)}
-    return sorted(rows, key=lambda row: places.get(row.format, -1))
-
-
 def told(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> Iterator[RowT]:
     """The rows, each said as it comes."""
     for row in rows:
@@ -189,7 +171,6 @@ def told(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> Iter
 @click.option("--pictures", "count", default=0, show_default=True, help="To generate and compare.")
 @click.option("--dgc", "with_dgc", is_flag=True, help="The last step on chosen samples as well.")
 @click.option("--peers", "with_peers", is_flag=True, help="Other tools beside us.")
-@click.option("--keep", is_flag=True, help="Rows of other formats that the results have stay.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
 def main(
     model: str,
@@ -200,7 +181,6 @@ def main(
     count: int,
     with_dgc: bool,
     with_peers: bool,
-    keep: bool,
     output: Path,
 ) -> None:
     """Quantize step by step and write ablation_MODEL.md and .json."""
@@ -208,12 +188,12 @@ def main(
         raise click.UsageError("peers are compared by their logits, which a MAR has none of")
     if with_dgc and model == MAR:
         raise click.UsageError("DGC reads the features of a first token, which a MAR has none of")
+    rows: list[Row] = []
     chosen = formats or ("W8A8", "W6A6")
     counts = (
         f"Calibrated on {samples} pictures of seed 0, measured on {held_out} of seed "
         f"{HELD_OUT_SEED}."
     )
-    before = output / f"ablation_{model}.json" if keep else Path()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         root = workspace or scratch / "ws"
@@ -225,11 +205,9 @@ def main(
             calibrate_stage(opened, plain, QuietReporter())
             if model == MAR:
                 made = quantized_steps(opened, chosen)
-                of_mar = kept_rows(before, chosen, counts, MarRow)
-                of_mar += told(
-                    run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED), mar_cells
+                of_mar = list(
+                    told(run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED), mar_cells)
                 )
-                of_mar = in_order(of_mar)
                 findings = Findings(of_mar, OF_MAR, mar_table(of_mar), mar_setbacks(of_mar))
             else:
                 held = scratch / "held"
@@ -237,14 +215,13 @@ def main(
                 options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
                 for k, sample in enumerate(generated_rows(exported, options, QuietReporter())):
                     save_sample(sample, held, k)
-                rows = kept_rows(before, chosen, counts, Row)
                 if with_peers:
                     seen = opened.folder("calibrate") / "samples"
                     source = checkpoint if model == PLANTED else None
                     rows.extend(run_peers(exported, seen, source, held))
                 made = quantized_steps(opened, chosen, dgc)
                 steps = run_steps(exported, made, held, count, HELD_OUT_SEED)
-                rows = in_order([*rows, *told(steps, cells)])
+                rows.extend(told(steps, cells))
                 findings = Findings(rows, OF_LOGITS, table(rows), logit_setbacks(rows))
     found = environment(0)
     write_results(

@@ -158,7 +158,7 @@ def summarize(graph: ir.Graph, sites: Sequence[Site]) -> Readers:
     for site in sites:
         weight = site_weight(graph, site)
         by_tap = weight.reshape(*weight.shape[:2], -1)
-        peaks.append(np.abs(by_tap[..., 0]) if by_tap.shape[2] == 1 else np.abs(by_tap).max(axis=2))
+        peaks.append(np.abs(by_tap).max(axis=2))
         taps.append(by_tap.shape[2])
         energies.append(np.einsum("oit,oit->i", by_tap, by_tap, dtype=np.float64))
     return Readers(tuple(peaks), np.sum(energies, axis=0), tuple(taps))

@@ -1,6 +1,6 @@
 """The largest magnitudes in a generator's graphs that are not calibrated, such as its decoder.
 
-No sample feeds them: they are seen while the model makes pictures. Convolutional decoders are what
+No sample feeds them: they are seen while the model makes a picture. Convolutional decoders are what
 overflows in float16 most.
 """
 

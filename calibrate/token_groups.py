@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ..errors import CalibrationError, RecipeError
 from ..recipe import QuantizeOptions
 from ..sites import ActivationFormat, Site, SitePlan
-from .activations import site_statistics, site_weight
+from .activations import site_statistics, summarize
 from .folds import folds_shift, holds_producer
 from .statistics import POSITION, Statistics, TensorStats
 from .token_grids import format_candidates
@@ -88,13 +88,13 @@ def token_groups(
         positions = None
         if first.knows_positions and wants_tokens(entry):
             positions = site_statistics(statistics, f"{first.name}{POSITION}").filled()
-        absmax, energy = weight_channels(graph, members)
+        readers = summarize(graph, members)
         groups.append(
             TokenGroup(
                 tuple(members),
                 entry,
-                absmax,
-                energy,
+                readers.absmax,
+                readers.energy,
                 stats,
                 positions,
                 divides,
@@ -102,17 +102,6 @@ def token_groups(
             )
         )
     return groups
-
-
-def weight_channels(graph: ir.Graph, sites: Sequence[Site]) -> tuple[Floats, Floats]:
-    """max |W| and the sum of W^2 by input channel, [C], over sites; one is in memory at a time."""
-    peaks, energies = [], []
-    for site in sites:
-        weight = site_weight(graph, site)
-        by_tap = weight.reshape(*weight.shape[:2], -1)
-        peaks.append(np.maximum(by_tap.max(axis=(0, 2)), -by_tap.min(axis=(0, 2))))
-        energies.append(np.einsum("oit,oit->i", by_tap, by_tap, dtype=np.float64))
-    return np.max(peaks, axis=0).astype(np.float64), np.sum(energies, axis=0)
 
 
 def allowed_grids(group: TokenGroup, ranges: TensorStats, options: QuantizeOptions) -> list[Grid]:

@@ -103,9 +103,8 @@ def observe_grid_errors(
         view = views[key]
         seen = add_view(graph, values[view.tensor], view, key)
         kept = view.channel_axis if view.token_axis is None else view.token_axis
-        weights = along(gains[key].astype(np.float32), view.channel_axis, len(seen.shape or ()))
-        gain = constant(graph, f"{key}:gain", weights)
-        reducer = Reducer(graph, seen, kept)
+        by_channel, reducer = Reducer(graph, seen, view.channel_axis), Reducer(graph, seen, kept)
+        gain = constant(graph, f"{key}:gain", by_channel.by_channel(gains[key].astype(np.float32)))
         for k, grid in enumerate(candidates):
             _, error = rounding_error(graph, seen, view, grid, f"{key}:{k}")
             weighted = chain(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
@@ -183,8 +182,8 @@ def nearest_point(
         bounds = [held("low", low[:1]), held("high", low[:1] + 2**grid.bits - 1)]
         return steps, chain(graph, "Clip", [rounded, *bounds], f"{label}:point")
     # Max and Min, since a Clip has scalar bounds.
-    above = chain(graph, "Max", [rounded, held("low", low)], f"{label}:above")
-    clipped = chain(graph, "Min", [above, held("high", low + 2**grid.bits - 1)], f"{label}:point")
+    raised = chain(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
+    clipped = chain(graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point")
     return steps, clipped
 
 

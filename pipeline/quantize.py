@@ -104,6 +104,8 @@ def quantize_stage(
 
     def work(folder: Path) -> dict[str, object]:
         _, results, wide = write_quantized(source, entries, options, folder, reporter, max_memory)
+        if source.generates:
+            wide += unplanned_wide_tensors(source, reporter)
         return {
             "sites": [asdict(result) for result in results],
             "packed_bytes": (folder / "weights.safetensors").stat().st_size,
@@ -113,6 +115,15 @@ def quantize_stage(
         }
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
+
+
+def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideTensor]:
+    """Those of graphs that no plan changes: a generator's decoder, VAR's updates."""
+    from ..calibrate.loop_peaks import collect_loop_peaks
+    from ..calibrate.peaks import wide_tensors
+
+    peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
+    return wide_tensors(source.export, peaks)
 
 
 def require_float_attention(options: QuantizeOptions, entries: Mapping[str, SitePlan]) -> None:
@@ -136,8 +147,7 @@ def write_quantized(
 ) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
     """The graphs, weights.safetensors and plan.json of a checked plan."""
     from ..calibrate.attention import quantize_attention
-    from ..calibrate.loop_peaks import collect_loop_peaks
-    from ..calibrate.peaks import quantize_in_range, wide_tensors
+    from ..calibrate.peaks import quantize_in_range
     from ..calibrate.quantize import quantize_graphs
     from ..calibrate.quantize_generator import quantize_generator
     from ..calibrate.statistics import load_statistics
@@ -177,8 +187,6 @@ def write_quantized(
     )
     if source.generates:
         shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
-        peaks = collect_loop_peaks(source.export, site_map, progress=progress)
-        wide += wide_tensors(source.export, peaks)
     (folder / "plan.json").write_bytes(encode_json(final))
     return final, results, wide
 

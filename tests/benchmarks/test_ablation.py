@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,6 @@ from arvg_trt.benchmarks.ablation import (
     MODULATION,
     SMOOTHED,
     STEPS,
-    in_order,
-    kept_rows,
     kept_steps,
     main,
     steps_of,
@@ -122,19 +118,6 @@ def test_a_step_that_does_not_help_is_named() -> None:
     assert line.startswith("W8A8: GPS does not help over SmoothQuant")
     assert cells(rows[0])[5:8] == ("30.0", "20.0", "31.0")
     assert cells(others[1]) == ("FP32", "other seeds", *[""] * 7, "0.2500")
-
-
-def test_rows_of_other_formats_stay_where_they_count_as_many_pictures(tmp_path: Path) -> None:
-    rows = [
-        Row(name, "per tensor", Distance(kl, 0.9, 30, {"a": 20.0}, 0.1))
-        for name, kl in (("W8A8", 1.0), ("W6A6", 2.0))
-    ]
-    path = tmp_path / "ablation.json"
-    path.write_text(json.dumps({"counts": "64 and 20", "rows": [asdict(row) for row in rows]}))
-    assert kept_rows(path, ["W6A6"], "64 and 20", Row) == rows[:1]
-    assert kept_rows(path, ["W6A6"], "32 and 4", Row) == []
-    assert kept_rows(tmp_path / "absent.json", [], "64 and 20", Row) == []
-    assert in_order(rows[::-1]) == rows
 
 
 def test_a_step_of_a_mar_that_does_not_help_is_named_by_its_noise() -> None:
