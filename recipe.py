@@ -119,7 +119,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     turns it off, "search" takes the scales of least predicted error (a generator's: of least error
     on samples they were not fitted to), "gps" (generators) the gain-projected ones; `shift` allows
     exact shifts of ranges: one for the tensor, or one a channel where that gains. Clips minimise
-    sum |error|^clip_power (None: ^4, a generator's ^2). With
+    sum |error|^clip_power (None: ^4, a generator's ^2); 0: no clips, the ranges that were seen,
+    and no pass to measure what inputs lose. With
     `token_wise` a generator's inputs have a static scale a position. `attention_inputs` rounds the
     inputs of the projections of a convolutional attention too. `tap_sums` rounds the taps of a
     kernel so that their sum stays: less error on smooth feature maps. `data_aware` weights the
@@ -141,7 +142,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     smoothing: Smoothing = "search"
     shift: bool = True
     token_wise: bool = True
-    clip_power: Literal[2, 4] | None = None
+    clip_power: Literal[0, 2, 4] | None = None
     attention_inputs: bool = False
     tap_sums: bool = True
     data_aware: bool = False

@@ -34,10 +34,14 @@ from .common import QuietReporter
 BATCH = 1
 PEER = "percentile"
 CLIPS = (1.0, 0.8, 0.6)
+# Nothing but the ranges of channels is needed: a scale a tensor, without clips.
+ONE_PASS = QuantizeOptions(smoothing=0.5, token_wise=False, clip_power=0)
+BEST = QuantizeOptions(smoothing="gps")
 VARIANTS: Mapping[str, str] = {
     "plain": "plain FP32 inference",
     "ranges": "pass 1: ranges and squares by channel and position",
     "errors": "pass 2: squared errors of three clips a position",
+    "once": "calibrated and quantized from pass 1 alone, W8A8",
     "ours": "calibrated and quantized, W8A8",
     PEER: "onnxruntime, percentile calibrator",
     "peer_int8": "onnxruntime, quantize_static by percentile",
@@ -97,10 +101,11 @@ def load_map(export: Path) -> SiteMap:
     return decode_json(export / "sites.json", SiteMap, do="export again")
 
 
-def quantize_ours(export: Path, samples: Path, kept: Path, output: Path) -> None:
+def quantize_ours(
+    export: Path, samples: Path, kept: Path, output: Path, options: QuantizeOptions
+) -> None:
     from ..calibrate.statistics import load_statistics
 
-    options = QuantizeOptions(smoothing="gps")
     sites = load_map(export)
     planned = sites.calibrated
     run_ranges(export, samples, kept)
@@ -192,7 +197,8 @@ def main(variant: str, folder: Path, samples: int) -> None:
         "plain": lambda: run_plain(export, some, kept),
         "ranges": lambda: run_ranges(export, some, kept),
         "errors": lambda: run_errors(export, some, kept),
-        "ours": lambda: quantize_ours(export, some, kept, output),
+        "once": lambda: quantize_ours(export, some, kept, output, ONE_PASS),
+        "ours": lambda: quantize_ours(export, some, kept, output, BEST),
         PEER: lambda: calibrate_peer(export, some, output),
         "peer_int8": lambda: quantize_peer(export, some, output),
     }

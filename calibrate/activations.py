@@ -215,12 +215,7 @@ def search_activations(
             signal = float(np.sum(group.stats.square / group.scaling.smoothing**2 * group.gain**2))
             noise = float(np.sum(pairs[k][0] * group.gain**2))
             for site in group.sites:
-                chosen[site.name] = ActivationFormat(
-                    bits=grid.bits,
-                    scale=grid.scale,
-                    shift=grid.shift,
-                    centered=grid.center is not None,
-                )
+                chosen[site.name] = format_of(grid)
                 quality[site.name] = decibel(signal, noise)
     return chosen, quality
 
@@ -245,7 +240,18 @@ def candidate_grids(
     if wanted.scale is not None:
         kept = clip_candidates(stats, scaling, wanted.bits, allow_shift=False, fractions=(1.0,))[0]
         return [replace(kept, scale=wanted.scale, shift=wanted.shift)]
+    if options.clip_power == 0:
+        whole = clip_candidates(
+            stats, scaling, wanted.bits, allow_shift=options.shift, fractions=(1.0,)
+        )
+        return format_of(whole[0])
     return clip_candidates(stats, scaling, wanted.bits, allow_shift=options.shift)
+
+
+def format_of(grid: ClipCandidate) -> ActivationFormat:
+    return ActivationFormat(
+        bits=grid.bits, scale=grid.scale, shift=grid.shift, centered=grid.center is not None
+    )
 
 
 def decibel(signal: float, noise: float) -> float:

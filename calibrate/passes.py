@@ -19,6 +19,7 @@ from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..sites import Site, SiteMap, may_be_planned
 from .convergence import Growth
 from .observers import (
+    ROW_KINDS,
     ClipCandidate,
     graph_bytes,
     load_graph,
@@ -95,7 +96,7 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
             continue  # its minimum is infinite
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             bad, where = ~np.isfinite(values), names[0]
-            if values.ndim and len(values) == len(names):
+            if values.ndim and is_by_sample(tensor, len(values), len(names)):
                 where = names[int(np.flatnonzero(bad.reshape(len(names), -1).any(axis=1))[0])]
             elif values.ndim and len(names) > 1:  # sums over the batch
                 where = f"{names[0]} to {names[-1]}"
@@ -104,6 +105,12 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
                 where=where,
                 do="check the checkpoint, then remove the sample if it is to blame",
             )
+
+
+def is_by_sample(output: str, rows: int, samples: int) -> bool:
+    """Whether rows belong to one sample each, not to sums over the batch."""
+    several = output.rpartition(":")[2] in ROW_KINDS and rows % samples == 0
+    return several or rows == samples
 
 
 def is_empty(outputs: Outputs, name: str) -> bool:

@@ -16,7 +16,14 @@ from .activations import decibel
 from .scaling import Scaling
 from .token_grids import TokenGrid
 from .token_groups import TokenGroup
-from .token_scaling import Method, levelled, method_of, round_inputs, scalings_by
+from .token_scaling import (
+    Method,
+    RoundedInput,
+    levelled,
+    method_of,
+    round_inputs,
+    scalings_by,
+)
 from .token_search import search_scalings
 from .view_passes import FullGraph
 
@@ -27,12 +34,13 @@ Floats = NDArray[np.float64]
 class Decision:
     """Of a group: what is absorbed, the grid, and the grid's SQNR in dB weighted as in the product.
 
-    `energy` [C] is the mean square of each channel once that is absorbed.
+    The SQNR is None where no clips were compared, and so nothing measured. `energy` [C] is the mean
+    square of each channel once that is absorbed.
     """
 
     absorption: Absorption
     grid: TokenGrid
-    sqnr_db: float
+    sqnr_db: float | None
     energy: Floats
 
 
@@ -41,11 +49,11 @@ def decide_groups(
 ) -> dict[str, Decision]:
     """Scales, shifts and grids by the name of each group's first site."""
     scalings = scale_groups(graph, groups, full, options)
-    rounded = round_inputs(groups, scalings, full, full, options)
+    judged = full if options.clip_power != 0 else None
+    rounded = round_inputs(groups, scalings, full, judged, options)
     found = {}
     for g in groups:
         scaling, made = scalings[g.key], rounded[g.key]
-        signal = float(np.sum(made.channels.square * made.gain**2))
         shift = np.zeros(1) if scaling.center is None else scaling.center / scaling.smoothing
         found[g.key] = Decision(
             Absorption(
@@ -55,10 +63,17 @@ def decide_groups(
                 g.subtracts,
             ),
             TokenGrid.of(made.grid),
-            decibel(signal, made.noise),
+            input_sqnr(made),
             made.channels.mean_square,
         )
     return found
+
+
+def input_sqnr(rounded: RoundedInput) -> float | None:
+    """In dB, channels weighted as in the product; None where the noise was not measured."""
+    if rounded.noise is None:
+        return None
+    return decibel(float(np.sum(rounded.channels.square * rounded.gain**2)), rounded.noise)
 
 
 def scale_groups(

@@ -110,7 +110,9 @@ def allowed_grids(group: TokenGroup, ranges: TensorStats, options: QuantizeOptio
     if wanted.scale is not None and group.positions is None:
         scale, shift = np.array([wanted.scale]), np.array([wanted.shift])
         return [Grid(scale, shift, wanted.bits, wanted.grid)]
-    return format_candidates(ranges, wanted, allow_shift=options.shift)
+    return format_candidates(
+        ranges, wanted, allow_shift=options.shift, clip=options.clip_power != 0
+    )
 
 
 def differs(one: SitePlan, other: SitePlan) -> bool:

@@ -172,11 +172,11 @@ class RoundedInput:
     """A group's scaled input: the chosen grid, what it loses and what there is of it.
 
     `noise` is the summed square of the error, each channel weighted by `gain` [C], its norm in the
-    product; `channels` are the statistics of the scaled input.
+    product, None where it was not measured; `channels` are the statistics of the scaled input.
     """
 
     grid: Grid
-    noise: float
+    noise: float | None
     gain: Floats
     channels: TensorStats
 
@@ -185,19 +185,25 @@ def round_inputs(
     groups: Sequence[TokenGroup],
     scalings: Mapping[str, Scaling],
     fitted: FullGraph,
-    judged: FullGraph,
+    judged: FullGraph | None,
     options: QuantizeOptions,
     every: int = 1,
 ) -> dict[str, RoundedInput]:
     """By the name of each group's first site, on grids whose ranges are those of `fitted`.
 
     Of each position the clip with the least error on `judged` is taken, of `every` one that there
-    is. `noise` is that of `judged`, `channels` are those of `fitted`.
+    is. `noise` is that of `judged`, `channels` are those of `fitted`. With `judged` None the first
+    is taken, and nothing is measured.
     """
     channels, ranges = scaled_ranges(groups, scalings, fitted)
     views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
     gains = {g.key: np.sqrt(g.energy) * scalings[g.key].smoothing for g in groups}
     grids = {g.key: allowed_grids(g, ranges[g.key], options)[::every] for g in groups}
+    if judged is None:
+        return {
+            g.key: RoundedInput(grids[g.key][0], None, gains[g.key], channels[g.key])
+            for g in groups
+        }
     power: Power = options.clip_power or 2
     powers: tuple[Power, ...] = (2,) if power == 2 else (2, power)
     errors = judged.grid_errors(views, grids, gains, powers)

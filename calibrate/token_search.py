@@ -89,6 +89,7 @@ def judged_errors(
     found = {}
     for g in groups:
         made = rounded[g.key]
+        assert made.noise is not None
         _, rounding = weight_energies(graph, g, scalings[g.key].smoothing)
         of_weight = float(np.sum(made.channels.square * rounding)) / fitted.size
         found[g.key] = made.noise / judged.size + of_weight

@@ -69,7 +69,7 @@ class OnnxRuntimeSession:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions, once
         options.intra_op_num_threads = threads
-        options.enable_cpu_mem_arena = not lean
+        options.enable_cpu_mem_arena = not (lean and mapped)
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
         options.add_session_config_entry(DISABLE_PREPACKING, str(int(mapped)))
         options.add_session_config_entry(WEIGHT_ONLY_LEVEL, "1")

@@ -10,15 +10,17 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from arvg_trt.calibrate.observers import ClipCandidate, observe_clip_errors, observe_ranges
 from arvg_trt.calibrate.passes import (
+    batch_stats,
     collect_clip_errors,
     collect_ranges,
     observed_sites,
     open_instrumented,
+    require_finite,
 )
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import CalibrationError
@@ -42,7 +44,7 @@ def activations(tiny_di: TinyExport, samples: Path) -> Activations:
         names = sorted({t for s in sites for t in (s.input, s.output)} | known)
         shape = [None] * 4
         model.graph.output.extend(
-            onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape)
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, shape)
             for n in names
             if n not in known and n not in feeds
         )
@@ -208,3 +210,55 @@ def test_what_leaves_the_session_does_not_grow_with_the_image(
     for name, shape in small.items():
         tensor, kind = name.split(":", 1)
         assert shape == ((4,) if kind == "shape" else (2, channels[tensor]))
+
+
+def token_graph(folder: Path, tokens: int | str) -> Path:
+    """y = x + x of [n, tokens, 5]."""
+    shape = ["n", tokens, 5]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "xy"]
+    node = helper.make_node("Add", ["x", "x"], ["y"], name="double")
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(proto, folder / "g.onnx")
+    return folder / "g.onnx"
+
+
+def observed(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
+    session = open_instrumented(path, "g", lambda _, graph: observe_ranges(graph, {"y": 2}))
+    return session.run({"x": x}, [o for o in session.outputs if ":" in o])
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    ("declared", "tokens", "parts"), [(48, 48, 24), (34, 34, 17), (37, 37, 0), ("t", 12, 0)]
+)
+def test_channels_of_tokens_are_reduced_in_parts_to_the_same(
+    tmp_path: Path, declared: int | str, tokens: int, parts: int, samples: int
+) -> None:
+    x = np.random.default_rng(1).normal(0.2, 1, (samples, tokens, 5)).astype(np.float32)
+    found = observed(token_graph(tmp_path, declared), x)
+    assert found["y:min"].shape == (samples * parts if parts else 1, 5)
+    stats, wide = batch_stats(found, "y"), 2 * x.astype(np.float64)
+    assert stats.count == samples * tokens
+    near(stats.low, wide.min(axis=(0, 1)))
+    near(stats.high, wide.max(axis=(0, 1)))
+    near(stats.square, np.square(wide).sum(axis=(0, 1)))
+
+
+@pytest.mark.parametrize(("tokens", "where"), [(48, "second"), (37, "first to third")])
+def test_nan_in_the_tokens_of_one_sample_names_it_where_its_rows_are_its_own(
+    tmp_path: Path, tokens: int, where: str
+) -> None:
+    x = np.ones((3, tokens, 5), np.float32)
+    x[1, -1, 2] = np.nan
+    found = observed(token_graph(tmp_path, tokens), x)
+    with pytest.raises(CalibrationError, match="g makes NaN or infinity at y") as caught:
+        require_finite(found, ["first", "second", "third"], "g")
+    assert caught.value.where == where
+
+
+def test_a_matrix_whose_rows_happen_to_divide_by_the_batch_is_of_no_one_sample() -> None:
+    moments = np.full((6, 6), np.nan)
+    with pytest.raises(CalibrationError) as caught:
+        require_finite({"site:moments": moments}, ["first", "second", "third"], "g")
+    assert caught.value.where == "first to third"
