@@ -17,7 +17,15 @@ from ..sites import Site, may_be_planned
 from .convergence import Growth
 from .passes import ALL, Outputs, Progress, batch_stats, run_instrumented
 from .statistics import POSITION, Statistics, TensorStats
-from .views import Grid, Power, View, observe_gains, observe_grid_errors, observe_view_ranges
+from .views import (
+    Grid,
+    Power,
+    View,
+    error_unit,
+    observe_gains,
+    observe_grid_errors,
+    observe_view_ranges,
+)
 
 Floats = NDArray[np.float64]
 Instrument = Callable[[ir.Graph], None]
@@ -123,8 +131,8 @@ class FullGraph:
                     total = np.stack(rows)
                     if views[key].token_axis is None:
                         total = total.sum(axis=1, keepdims=True)
-                    # In the units of the view: steps are the candidates' own.
-                    total *= np.stack([grid.step**power for grid in candidates])
+                    units = [error_unit(views[key], grid) for grid in candidates]
+                    total *= np.stack([unit**power for unit in units])
                     found[key][power] = found[key].get(power, 0.0) + total
 
         self._run(lambda graph: observe_grid_errors(graph, views, grids, gains, powers), consume)

@@ -25,7 +25,7 @@ from .common import (
     require_outputs,
     run_stage,
 )
-from .distribution import keep_far_rows, require_halves
+from .distribution import keep_far_rows, require_halves, single_rows
 from .executors import Execution, run_tasks
 from .generated_samples import is_generator
 from .merging import STATISTICS, combine_parts, say_convergence
@@ -126,7 +126,7 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
     generates = is_generator(task.manifest)
     made = task.folder / CANDIDATES if options.dgc else samples
     made.mkdir(exist_ok=True)
-    for k, sample in enumerate(source.samples):
+    for k, sample in enumerate(single_rows(source.samples) if options.dgc else source.samples):
         save_sample(sample, made, k)
         if not generates:
             reporter.progress("samples", k + 1, len(shard_of(options)))

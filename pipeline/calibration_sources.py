@@ -21,7 +21,6 @@ from .generated_samples import (
     generated_rows,
     is_generator,
     pictures_of,
-    require_teacher_forced,
 )
 from .own_feeds import open_feeds, synthetic_feeds
 from .own_inputs import check_pictures, is_own, require_batch
@@ -58,7 +57,7 @@ def open_samples(
     if options.samples_from is not None:
         return saved_samples(export, manifest, options)
     if is_generator(manifest):
-        return generated(export, manifest, options, reporter, threads)
+        return generated(export, options, reporter, threads)
     if options.labels:
         raise CalibrationError("only a generator takes labels", where="--labels", do="leave it out")
     return own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
@@ -89,18 +88,15 @@ def saved_samples(export: Path, manifest: Manifest, options: CalibrateOptions) -
     return Samples(samples, names, digests, count=len(files), synthetic=synthetic)
 
 
-def generated(
-    export: Path, manifest: Manifest, options: CalibrateOptions, reporter: Reporter, threads: int
-) -> Samples:
+def generated(export: Path, options: CalibrateOptions, reporter: Reporter, threads: int) -> Samples:
     """A generator's own pictures, or images through its tokenizer, as its graphs are fed them.
 
     Raises:
-        CalibrationError: another source was asked for, or images of a family without tokens.
+        CalibrationError: another source was asked for, or images that cannot be used.
     """
     check_generated(options)
     part = shard_of(options)
     if options.images is not None:
-        require_teacher_forced(manifest)
         source = open_source(options.images)
         part = shard_of(options, len(source.files))
         rows = encoded_rows(export, source, options, part=part, threads=threads)

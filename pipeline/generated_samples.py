@@ -19,6 +19,7 @@ from ..runtime.image_sources import ImageSource
 from ..runtime.sessions.onnxruntime import fast_session
 from .common import Reporter
 from .generate import parse_labels
+from .image_runs import image_runs
 from .image_tokens import image_labels, image_tokens, require_size
 from .trajectory import open_recorded, recorded_batches
 
@@ -32,17 +33,6 @@ def is_generator(exported: Manifest) -> bool:
 def pictures_of(seed: int) -> str:
     """What manifests and reports call a model's own pictures."""
     return f"generated from seed {seed}"
-
-
-def require_teacher_forced(exported: Manifest) -> None:
-    """Raises CalibrationError for a family that has no full graph."""
-    if f"{FULL}.onnx" not in exported.outputs:
-        raise CalibrationError(
-            f"{exported.options['model']} has no teacher-forced graph: it is calibrated on what "
-            "its own graphs are fed along its trajectory",
-            where="--images",
-            do="leave it out",
-        )
 
 
 def check_generated(options: CalibrateOptions) -> None:
@@ -109,7 +99,7 @@ def encoded_rows(
     *,
     part: range,
     threads: int = 0,
-) -> Iterator[dict[str, Array]]:
+) -> Iterator[Sample]:
     """As `generated_rows`, of the images `part` through the generator's own tokenizer.
 
     Raises:
@@ -119,6 +109,10 @@ def encoded_rows(
     _, spec = read_spec(export)
     labels = image_labels(source, options.labels, spec.num_classes)
     require_size(source, spec.image_size)
+    if isinstance(spec, MarSpec):
+        return image_runs(
+            export, spec, source, labels, part=part, seed=options.seed, threads=threads
+        )
     null = spec.num_classes if choose_sampling(spec).cfg > 0 else None
     chosen = slice(part.start, part.stop)
     force = teacher_forcing(export)

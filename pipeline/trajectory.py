@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.feeds import Array, Arrays, GraphRun
+from ..runtime.generate.mar_spec import MarSpec
 from ..runtime.generator import Generated, Generator
 from ..runtime.sampling import Sampling
 from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, OnnxRuntimeSession
 
 PASSES = 4  # kept of a picture
 TIMES = 4  # kept of the diffusions behind each of these passes
-GRAPHS = ("pass", "denoise")
+PASS, DENOISE = GRAPHS = ("pass", "denoise")
 Runs = list[tuple[str, int]]
 
 
@@ -92,9 +93,19 @@ def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
     rng, steps = np.random.default_rng([seed, number]), sampling.diffusion_steps
     chosen: Runs = []
     for k in spread(rng, range(sampling.iterations), PASSES):
-        chosen.append(("pass", k))
-        chosen += [("denoise", k * steps + t) for t in spread(rng, range(steps), TIMES)]
+        chosen.append((PASS, k))
+        chosen += [(DENOISE, k * steps + t) for t in spread(rng, range(steps), TIMES)]
     return chosen
+
+
+def kept_passes(spec: MarSpec) -> int:
+    """How many passes `choose_runs` keeps of a picture by the model's own sampling."""
+    return min(PASSES, spec.defaults.iterations)
+
+
+def kept_times(spec: MarSpec) -> int:
+    """How many runs of the denoiser it keeps behind each."""
+    return min(TIMES, spec.defaults.diffusion_steps)
 
 
 def spread(rng: np.random.Generator, numbers: range, count: int) -> list[int]:

@@ -12,7 +12,7 @@ from arvg_trt.calibrate.view_passes import (
     plain_view,
     quantizable,
 )
-from arvg_trt.calibrate.views import Grid, View
+from arvg_trt.calibrate.views import Grid, View, is_operators
 
 from ..conftest import silent
 from .generators import TinyGenerator, activations
@@ -92,11 +92,11 @@ def test_ranges_behind_scale_shift_and_level_are_exact(
             near(found[f"{name}{POSITION}"].high, x.max(axis=(0, 2)))
 
 
-def grid_of(x: np.ndarray, tokens: bool) -> Grid:
+def grid_of(x: np.ndarray, tokens: bool, bits: int, offset: int) -> Grid:
     rng = np.random.default_rng(4)
     length = x.shape[1] if tokens else 1
-    step = np.abs(x).max() / 20 * np.exp(rng.normal(0, 0.3, length))
-    return Grid(step, rng.integers(-9, 9, length), 5)
+    step = np.abs(x).max() / (2**bits / 1.6) * np.exp(rng.normal(0, 0.3, length))
+    return Grid(step, rng.integers(-9, 9, length) + offset, bits)
 
 
 def points(x: np.ndarray, grid: Grid) -> np.ndarray:
@@ -107,10 +107,17 @@ def points(x: np.ndarray, grid: Grid) -> np.ndarray:
     return np.clip(np.rint(x / step) + zero, 0, 2**grid.bits - 1) - zero
 
 
-def test_errors_and_gains_are_those_of_the_papers_grids(tiny_var: TinyGenerator) -> None:
+@pytest.mark.parametrize(
+    ("bits", "offset", "operators"), [(5, 0, True), (8, 0, True), (8, 150, False)]
+)
+def test_errors_and_gains_are_those_of_the_papers_grids(
+    tiny_var: TinyGenerator, bits: int, offset: int, operators: bool
+) -> None:
+    """Also of a zero point that QuantizeLinear does not have."""
     views, x = views_of(tiny_var)
     tokens = {name: view.token_axis is not None for name, view in views.items()}
-    grids = {name: grid_of(value, tokens[name]) for name, value in x.items()}
+    grids = {name: grid_of(value, tokens[name], bits, offset) for name, value in x.items()}
+    assert {is_operators(views[name], grid) for name, grid in grids.items()} == {operators}
     gains = {name: np.linspace(0.5, 2, value.shape[-1]) for name, value in x.items()}
     graph = passes(tiny_var)
     coarse = {name: Grid(2 * g.step, g.shift, g.bits) for name, g in grids.items()}

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -239,3 +240,13 @@ def quantized_mar(tiny_mar: TinyMar, tmp_path_factory: pytest.TempPathFactory) -
         outcome = arvg("quantize", copy, "--name", f"w{bits}a{bits}", *options)
         assert outcome.code == 0, outcome
     return copy
+
+
+def pictures(folder: Path, count: int, side: int) -> Path:
+    """Noise, as 0.png and so on in a new folder."""
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    for k in range(count):
+        noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{k}.png")
+    return folder

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
-from arvg_trt.artifacts import WORKSPACE_FILE
-from arvg_trt.runtime.feeds import GraphRun, load_sample, sample_files, save_sample
+from arvg_trt.artifacts import MANIFEST, WORKSPACE_FILE
+from arvg_trt.runtime.feeds import GraphRun, graph_of, load_sample, sample_files, save_sample
+from arvg_trt.runtime.generator import read_spec
+from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.tokenizer import ImageTokenizer
 
 from ..export.mar_models import SMALL
-from .conftest import arvg, assert_refused
+from .conftest import arvg, assert_refused, pictures
 
 
 @pytest.fixture
@@ -93,8 +99,7 @@ def test_runs_of_one_graph_alone_are_refused(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--images", "skimage", "--labels", 1), "along its trajectory"),
-        (("--dgc",), "--dgc"),
+        (("--images", "skimage"), "without classes"),
         (("--feeds", "x.npz"), "--feeds"),
         (("--synthetic",), "--synthetic"),
     ],
@@ -103,3 +108,91 @@ def test_what_only_others_are_calibrated_on_is_refused(
     exported: Path, args: tuple[object, ...], words: str
 ) -> None:
     assert_refused(arvg("calibrate", exported, *args), 5, words)
+
+
+def kept_signal(time: int) -> float:
+    """alpha-bar of the cosine schedule, each beta at most 0.999."""
+    at = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    return float(np.prod(1 - np.minimum(1 - at[1:] / at[:-1], 0.999)[: time + 1]))
+
+
+def test_images_lead_the_trajectory(exported: Path, tmp_path: Path) -> None:
+    """Known tokens are the image's own; the denoiser sees its next ones with a time's noise."""
+    _, spec = read_spec(exported / "export")
+    images = pictures(tmp_path / "images", 3, spec.image_size)
+    outcome = arvg("calibrate", exported, "--images", images, "--labels", "2,0,1", "--samples", 3)
+    assert outcome.code == 0, outcome
+    samples = exported / "calibrate" / "samples"
+    runs = [(graph_of(path), load_sample(path)) for path in sample_files(samples)]
+    assert [graph for graph, _ in runs] == (["pass"] + ["denoise"] * 4) * 12
+    tokenizer = ImageTokenizer.open(exported / "export")
+    session = reference_session(exported / "export" / "pass.onnx")
+    noises = []
+    for number, label in enumerate((2, 0, 1)):
+        pixels = np.asarray(Image.open(images / f"{number}.png"), np.float32).transpose(2, 0, 1)
+        latent = tokenizer.encode(pixels[None] / 127.5 - 1)[1]
+        raster = latent.reshape(SMALL.latent_channels, -1).T
+        for k in range(20 * number, 20 * number + 20, 5):
+            feeds = runs[k][1]
+            assert feeds["labels"].tolist() == [label, SMALL.num_classes]
+            order = feeds["position_ids"][0]
+            assert np.array_equal(feeds["position_ids"][1], order)
+            known = feeds["tokens"].shape[1]
+            for row in feeds["tokens"]:
+                np.testing.assert_allclose(row, raster[order[:known]], atol=1e-6)
+            made = session.run(feeds, ["condition"])["condition"]
+            for _, one in runs[k + 1 : k + 5]:
+                condition = one["condition"].reshape(2, -1, SMALL.head_width)
+                count = condition.shape[1]
+                np.testing.assert_allclose(condition, made[:, :count], atol=2e-5)
+                first, second = one["x"].reshape(2, count, SMALL.latent_channels)
+                assert np.array_equal(first, second)
+                share = kept_signal(int(one["time"][0]))
+                clean = raster[order[known : known + count]]
+                noises.append((first - np.sqrt(share) * clean) / np.sqrt(1 - share))
+    noise = np.concatenate([n.ravel() for n in noises])
+    assert len(noise) > 150
+    assert abs(noise.mean()) < 4 / np.sqrt(len(noise))
+    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * len(noise))
+    results = json.loads((exported / "calibrate" / MANIFEST).read_text())["results"]
+    assert results["images"] == ["0.png", "1.png", "2.png"] and results["samples"] == 3
+    assert arvg("quantize", exported, "--name", "of_images").code == 0
+
+
+def test_orders_of_images_differ_and_a_shard_keeps_its_own(exported: Path, tmp_path: Path) -> None:
+    _, spec = read_spec(exported / "export")
+    given = ("--images", pictures(tmp_path / "i", 2, spec.image_size), "--labels", 1)
+    whole = exported / "calibrate" / "samples"
+    assert arvg("calibrate", exported, *given, "--samples", 2).code == 0
+    all_runs = [path.read_bytes() for path in sample_files(whole)]
+    orders = [load_sample(path)["position_ids"][0] for path in sample_files(whole, "pass")]
+    assert not np.array_equal(orders[0], orders[4])
+    assert arvg("calibrate", exported, *given, "--samples", 2, "--shard", "2/2").code == 0
+    assert [path.read_bytes() for path in sample_files(whole)] == all_runs[len(all_runs) // 2 :]
+
+
+def test_dgc_keeps_rows_of_passes_and_the_first_runs_of_the_denoiser(
+    quantized_mar: Path, exported: Path
+) -> None:
+    """Of six pictures' rows as many as three have, chosen by distances in float64."""
+    pool = quantized_mar / "calibrate" / "samples"
+    given = ("--dgc", "--samples", 3, "--samples-from", quantized_mar, "--dgc-select", "distance")
+    outcome = arvg("calibrate", exported, *given)
+    assert outcome.code == 0, outcome
+    kept = exported / "calibrate" / "samples"
+    rows = [load_sample(path) for path in sample_files(kept, "pass")]
+    assert len(rows) == 24 and all(len(row["labels"]) == 1 for row in rows)
+    results = json.loads((exported / "calibrate" / MANIFEST).read_text())["results"]["dgc"]
+    conditional = sum(int(row["labels"][0]) != SMALL.num_classes for row in rows)
+    assert results["conditional_share"] == conditional / 24
+    assert (results["candidates"], results["kept"]) == (48, 24)
+    first = [path.read_bytes() for path in sample_files(pool, "denoise")[:48]]
+    assert [path.read_bytes() for path in sample_files(kept, "denoise")] == first
+    candidates = [load_sample(path) for path in sample_files(pool, "pass")]
+    whole = [{n: v[k : k + 1] for n, v in c.items()} for c in candidates for k in range(2)]
+    assert all(any(same(row, one) for one in whole) for row in rows)
+    assert arvg("quantize", exported, "--name", "far").code == 0
+
+
+def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
+    return all(np.array_equal(values, other[name]) for name, values in one.items())
