@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,21 @@ from ..errors import BuildError
 from ..recipe import BuildOptions
 from ..runtime.trt_compat import Backend
 from ..sites import Plan, SitePlan
-from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
-from .fp32_nodes import fp32_nodes
+from .common import (
+    FP16,
+    Reporter,
+    StageResult,
+    load_sites,
+    package_versions,
+    require_outputs,
+    run_stage,
+)
+from .fp32_nodes import Listed, find_calibrated, fp32_nodes, unquantized_wide_tensors
 from .generated_samples import is_generator
 from .profiles import Profiles, graph_profiles
 
 if TYPE_CHECKING:
     from ..engines.targets import Format
-
-FP16 = "fp16"
 
 
 def build_stage(
@@ -102,12 +109,25 @@ def build_tensorrt(
     exported = workspace.manifest("export", stage="export")
     shapes = graph_profiles(workspace, exported, options)
     builder = version(backend)
+    calibrated = find_calibrated(workspace, reporter) if plan is None else None
+    seen = {} if calibrated is None else calibrated.calibrated.outputs
     results = []
+
+    @cache
+    def wide() -> Listed:
+        if calibrated is None:
+            return list(manifest.results.get("fp32_tensors", ()))
+        return unquantized_wide_tensors(calibrated, reporter)
+
     for group in groups:
         label = "-".join([options.backend.removeprefix("tensorrt_"), *(t.sm for t in group)])
         wanted = Manifest(
             stage="build",
-            inputs={**manifest.outputs, **exported.outputs},
+            inputs={
+                **manifest.outputs,
+                **exported.outputs,
+                **{f"calibrate/{name}": digest for name, digest in seen.items()},
+            },
             options={
                 **msgspec.to_builtins(options),
                 "name": name,
@@ -119,11 +139,15 @@ def build_tensorrt(
         def work(
             folder: Path, group: Sequence[Target] = group, label: str = label
         ) -> dict[str, Any]:
+            kept = wide()
             rows = [
-                build_graph(workspace, source, graph, folder, plan, options, group, shapes[graph])
+                build_graph(
+                    workspace, source, graph, folder, plan, options, group, shapes[graph], kept
+                )
                 for graph in progress_over(tuple(shapes), reporter, label)
             ]
-            return {"engines": rows, "targets": [t.sm for t in group]}
+            told = {"fp32_tensors": kept} if plan is None else {}
+            return {"engines": rows, "targets": [t.sm for t in group], **told}
 
         results.append(run_stage(workspace.folder("engines", name, label), wanted, work))
     return results
@@ -163,8 +187,12 @@ def build_graph(
     options: BuildOptions,
     group: Sequence[Any],
     shapes: Profiles,
+    wide: Listed,
 ) -> dict[str, Any]:
-    """The FP16 twin of one graph and the engine built from it; returns its row for reports."""
+    """The FP16 twin of one graph and the engine built from it; returns its row for reports.
+
+    What makes or reads a tensor of `wide` stays in FP32.
+    """
     import onnx
 
     from ..engines.inspect import prove_sites
@@ -176,7 +204,7 @@ def build_graph(
     own_sites = load_sites(workspace.folder("export")).of_graph(graph)
     decide = [site.node for site in own_sites if site.role == "codes"]
     model = onnx.load(source / f"{graph}.onnx")
-    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(source, model)])
+    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(wide, model)])
     del model
     onnx.save(
         twin,

@@ -28,6 +28,9 @@ from ..sites import SiteMap
 Work = Callable[[Path], Mapping[str, Any]]
 
 
+FP16 = "fp16"  # names the engines of the unquantized graphs
+
+
 class Reporter(Protocol):
     """Where a stage says what it does: progress counts, and lines for the user."""
 

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import onnx
 
-from ..artifacts import MANIFEST, Manifest, decode_json
+from ..artifacts import MANIFEST, Workspace
+from .common import Reporter
+from .quantize import Calibrated, unplanned_wide_tensors
+
+Listed = list[dict[str, Any]]
 
 
-def fp32_nodes(source: Path, model: onnx.ModelProto) -> list[str]:
-    """Nodes of `model` that make or read a tensor listed in the manifest of `source`.
+def fp32_nodes(listed: Iterable[Mapping[str, Any]], model: onnx.ModelProto) -> list[str]:
+    """Nodes of `model` that make or read a listed tensor.
 
     They are found by name: the graphs of a model call the nodes of one module alike.
     """
-    manifest = decode_json(source / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
-    listed = {name for t in manifest.results.get("fp32_tensors", ()) for name in t["nodes"]}
-    return [node.name for node in model.graph.node if node.name in listed]
+    names = {name for tensor in listed for name in tensor["nodes"]}
+    return [node.name for node in model.graph.node if node.name in names]
+
+
+def find_calibrated(workspace: Workspace, reporter: Reporter) -> Calibrated | None:
+    """What the workspace was calibrated on; without it, a warning of what cannot be known."""
+    if not (workspace.folder("calibrate") / MANIFEST).is_file():
+        reporter.warn(
+            "not calibrated: whether the unquantized graphs overflow in FP16 is not known"
+        )
+        return None
+    return Calibrated.open(workspace)
+
+
+def unquantized_wide_tensors(source: Calibrated, reporter: Reporter) -> Listed:
+    """Those of the FP32 graphs, as a quantization's manifest lists its own.
+
+    Raises:
+        CalibrationError: a value that is not finite.
+    """
+    from ..calibrate.peaks import collect_peaks, wide_tensors
+
+    peaks = collect_peaks(
+        source.export,
+        source.samples,
+        source.planned.graphs,
+        batch_size=source.calibrated.options["batch_size"],
+        progress=reporter.progress,
+    )
+    found = wide_tensors(source.export, peaks)
+    if source.generates:
+        found += unplanned_wide_tensors(source, reporter)
+    return [asdict(tensor) for tensor in found]

@@ -16,8 +16,8 @@ from ..errors import RecipeError
 from ..recipe import MAX_MEMORY, QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..sites import Plan, SiteMap, SitePlan
-from .build import FP16
 from .common import (
+    FP16,
     Reporter,
     StageResult,
     load_sites,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from arvg_trt.artifacts import Manifest, write_manifest
 from arvg_trt.engines.twin import fp16_twin
 from arvg_trt.pipeline.fp32_nodes import fp32_nodes
 
@@ -36,15 +33,11 @@ def widening() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def test_listed_nodes_are_those_that_the_graph_has_and_keep_the_twin_finite(
-    tmp_path: Path,
-) -> None:
+def test_listed_nodes_are_those_that_the_graph_has_and_keep_the_twin_finite() -> None:
     wide = {"graph": "full", "tensor": "wide", "max": 8e4}
-    told = {"fp32_tensors": [{**wide, "nodes": ["block/Mul", "block/Mul_1", "elsewhere"]}]}
-    manifest = Manifest(stage="quantize", inputs={}, options={}, versions={})
-    write_manifest(tmp_path, manifest, told)
+    listed = [{**wide, "nodes": ["block/Mul", "block/Mul_1", "elsewhere"]}]
     model = widening()
-    kept = fp32_nodes(tmp_path, model)
+    kept = fp32_nodes(listed, model)
     assert kept == ["block/Mul", "block/Mul_1"]
     x = np.full((2, 4), 20, np.float32)
     found = {}
@@ -57,7 +50,5 @@ def test_listed_nodes_are_those_that_the_graph_has_and_keep_the_twin_finite(
     np.testing.assert_allclose(found["told"], 80.0, rtol=1e-3)
 
 
-def test_a_manifest_without_a_list_keeps_nothing(tmp_path: Path) -> None:
-    manifest = Manifest(stage="export", inputs={}, options={}, versions={})
-    write_manifest(tmp_path, manifest, {})
-    assert fp32_nodes(tmp_path, widening()) == []
+def test_without_a_list_nothing_is_kept() -> None:
+    assert fp32_nodes([], widening()) == []
