@@ -45,9 +45,10 @@ class DeviceValue(Protocol):
 class OnnxRuntimeSession:
     """One graph on one execution provider; `run` takes and returns arrays by name.
 
-    `lean` frees each tensor as soon as nothing needs it, at little cost of speed. `mapped` leaves
-    the weights in their file, shared by all sessions and processes that map it; without, each
-    session makes its own copy in the layout that its products are fastest with.
+    `lean` frees each tensor as soon as nothing needs it, at little cost of speed: into the
+    session's arena or, where `mapped`, to the system. `mapped` leaves the weights in their file,
+    shared by all sessions and processes that map it; without, each session makes its own copy in
+    the layout that its products are fastest with.
     `graph` holds the graph's bytes when it is a changed copy of the one at `path`, whose folder
     then has its weights. Where not `fused`, optimizations leave Q/DQ pairs as they are, so that
     the products between them are computed in float, as the graph says.
@@ -69,6 +70,7 @@ class OnnxRuntimeSession:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions, once
         options.intra_op_num_threads = threads
+        # Memory new from the system for every tensor of a pass costs up to a sixth of its time.
         options.enable_cpu_mem_arena = not (lean and mapped)
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
         options.add_session_config_entry(DISABLE_PREPACKING, str(int(mapped)))

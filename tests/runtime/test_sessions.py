@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import BundleError, OutOfMemory
+from arvg_trt.runtime.sessions import onnxruntime as sessions
 from arvg_trt.runtime.sessions.onnxruntime import (
     OnnxRuntimeSession,
     fast_session,
@@ -166,3 +167,44 @@ def test_memory_that_the_machine_lacks_is_named(tmp_path: Path, lean: bool, boun
     run = session.run_on_device if bound else session.run
     with pytest.raises(OutOfMemory, match=r"huge\.onnx: out of memory in ONNX Runtime"):
         run({"x": np.ones(1, np.float32)})
+
+
+def kept_operators(path: Path, monkeypatch: pytest.MonkeyPatch, *, fused: bool) -> set[str]:
+    """Of the graph as ONNX Runtime has optimized it."""
+    target, opened = path.with_name("optimized.onnx"), sessions.open_session
+
+    def writing(graph, options, disabled):  # type: ignore[no-untyped-def]
+        options.optimized_model_filepath = str(target)
+        return opened(graph, options, disabled)
+
+    monkeypatch.setattr(sessions, "open_session", writing)
+    OnnxRuntimeSession(path, optimized=True, fused=fused)
+    return {node.op_type for node in onnx.load(target).graph.node}
+
+
+def test_products_of_quantized_tensors_stay_float_where_sessions_do_not_fuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {
+        "w": np.ones((8, 8), np.int8),
+        "step": np.float32(0.1),
+        "zero": np.int8(0),
+    }
+    info = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["a"]),
+        helper.make_node("DequantizeLinear", ["w", "step", "zero"], ["b"]),
+        helper.make_node("MatMul", ["a", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [info("x", TensorProto.FLOAT, ["n", 8])],
+        [info("y", TensorProto.FLOAT, ["n", 8])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in held.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "g.onnx")
+    assert "MatMul" in kept_operators(tmp_path / "g.onnx", monkeypatch, fused=False)
+    assert "MatMul" not in kept_operators(tmp_path / "g.onnx", monkeypatch, fused=True)
