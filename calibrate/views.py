@@ -154,8 +154,8 @@ def rounding_error(
     return steps, chain(graph, "Sub", [point, steps], f"{label}:error")
 
 
-def is_operators(view: View, grid: Grid) -> bool:
-    """Whether QuantizeLinear has the grid: the view's rows lie in order, and zero points fit.
+def fits_operators(view: View, grid: Grid) -> bool:
+    """Whether QuantizeLinear has the grid: rows lie in order, and zero points are of int8.
 
     It and its way back take half the time of the four nodes of `nearest_point`.
     """
@@ -165,12 +165,12 @@ def is_operators(view: View, grid: Grid) -> bool:
 
 def error_unit(view: View, grid: Grid) -> Floats:
     """What an error of 1 in the sums of `observe_grid_errors` is in the view, [T] or [1]."""
-    return np.ones_like(grid.step) if is_operators(view, grid) else grid.step
+    return np.ones_like(grid.step) if fits_operators(view, grid) else grid.step
 
 
 def grid_error(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
     """The view's distance to the nearest point of the grid, in units of `error_unit`."""
-    if not is_operators(view, grid):
+    if not fits_operators(view, grid):
         _, error = rounding_error(graph, seen, view, grid, label)
         return error
     axis = view.token_axis or 0

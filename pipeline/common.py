@@ -27,7 +27,6 @@ from ..sites import SiteMap
 
 Work = Callable[[Path], Mapping[str, Any]]
 
-
 FP16 = "fp16"  # names the engines of the unquantized graphs
 
 

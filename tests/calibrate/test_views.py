@@ -12,7 +12,7 @@ from arvg_trt.calibrate.view_passes import (
     plain_view,
     quantizable,
 )
-from arvg_trt.calibrate.views import Grid, View, is_operators
+from arvg_trt.calibrate.views import Grid, View, fits_operators
 
 from ..conftest import silent
 from .generators import TinyGenerator, activations
@@ -117,7 +117,7 @@ def test_errors_and_gains_are_those_of_the_papers_grids(
     views, x = views_of(tiny_var)
     tokens = {name: view.token_axis is not None for name, view in views.items()}
     grids = {name: grid_of(value, tokens[name], bits, offset) for name, value in x.items()}
-    assert {is_operators(views[name], grid) for name, grid in grids.items()} == {operators}
+    assert {fits_operators(views[name], grid) for name, grid in grids.items()} == {operators}
     gains = {name: np.linspace(0.5, 2, value.shape[-1]) for name, value in x.items()}
     graph = passes(tiny_var)
     coarse = {name: Grid(2 * g.step, g.shift, g.bits) for name, g in grids.items()}
