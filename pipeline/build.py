@@ -23,9 +23,10 @@ from .common import (
     require_outputs,
     run_stage,
 )
-from .fp32_nodes import Listed, find_calibrated, fp32_nodes, unquantized_wide_tensors
+from .fp32_nodes import Listed, find_calibrated, unquantized_wide_tensors
 from .generated_samples import is_generator
 from .profiles import Profiles, graph_profiles
+from .twins import write_twin
 
 if TYPE_CHECKING:
     from ..engines.targets import Format
@@ -193,27 +194,13 @@ def build_graph(
 
     What makes or reads a tensor of `wide` stays in FP32.
     """
-    import onnx
-
     from ..engines.inspect import prove_sites
     from ..engines.tensorrt import build_engine
-    from ..engines.twin import fp16_twin
 
     assert options.backend != "onnxruntime"
-    twin_path = folder / f"{graph}.onnx"
-    own_sites = load_sites(workspace.folder("export")).of_graph(graph)
-    decide = [site.node for site in own_sites if site.role == "codes"]
-    model = onnx.load(source / f"{graph}.onnx")
-    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(wide, model)])
-    del model
-    onnx.save(
-        twin,
-        twin_path,
-        save_as_external_data=True,
-        location=f"{graph}.onnx.data",
-        size_threshold=1024,
-    )
-    del twin
+    export = workspace.folder("export")
+    own_sites = load_sites(export).of_graph(graph)
+    twin_path = write_twin(export, source, graph, folder, wide)
     sites = {site.node: site.name for site in own_sites}
     entries = {entry.name: entry for entry in plan.sites} if plan else {}
     planned = [entries[name] for name in sites.values() if name in entries]

@@ -30,7 +30,7 @@ from ..validate.forced import measure_forced
 from ..validate.generation import GeneratorAccuracy
 from ..validate.latency import ratio, timed_parts
 from ..validate.pictures import Batch, Images, measure_pictures
-from ..validate.report import LatencyRow
+from ..validate.report import TWIN, LatencyRow
 from .calibration_sources import image_digests
 from .forced_runs import Asked, Forcing, TeacherForced, Trajectory, forced_graphs
 from .generate import parse_labels
@@ -38,6 +38,7 @@ from .generated_samples import pictures_of
 from .held_out import ENGINE, Measured, Progress, check_pictures, shared_names
 from .image_tokens import image_labels, require_size
 from .picture_features import open_features
+from .twins import with_full_twin
 
 KEPT_PICTURES = 8
 Folders = Mapping[str, Path]
@@ -122,8 +123,9 @@ class HeldOutGenerator:
         """Pictures of FP32 and each candidate, then their graphs on what `Forcing` gives both."""
         generates = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
         threads, size = self.options.threads, self.spec.image_size
-        with TemporaryDirectory() as kept_runs:
-            forcing = self._forcing(Path(kept_runs))
+        with TemporaryDirectory() as scratch:
+            forcing = self._forcing(Path(scratch))
+            folders = with_full_twin(export, folders, Path(scratch) / TWIN)
             pictures, kept = measure_pictures(
                 self.picture_names,
                 forcing.pictures(),

@@ -129,10 +129,12 @@ def test_wrong_step_is_refused_at_build_time(
 
 
 def test_step_of_growing_size_compiles_for_a_gpu_with_every_site_in_int8(
-    quantized_of: Callable[[str], Quantized],
+    quantized_of: Callable[[str], Quantized], tmp_path: Path
 ) -> None:
+    """And reports compare the FP16 twin, by a graph of all positions that no engine has."""
     pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
-    workspace = quantized_of("var").workspace
+    workspace = tmp_path / "ws"
+    shutil.copytree(quantized_of("var").workspace, workspace)
     backend = ("--backend", "tensorrt_rtx", "--target", "sm89")
     outcome = arvg("build", workspace, "--name", "w8a8", *backend)
     assert outcome.code == 0, outcome
@@ -143,6 +145,15 @@ def test_step_of_growing_size_compiles_for_a_gpu_with_every_site_in_int8(
     assert proved["step"] == 25 and proved["condition"] == 7 and "full" not in proved
     precision = {row["graph"]: row["precision"] for row in rows}
     assert (precision["step"], precision["decoder"]) == ("INT8 + FP16", "FP16")
+    given = ("--name", "w8a8", "--samples", 2, "--seed", 9, "--rounds", 0)
+    outcome = arvg("validate", workspace, *given)
+    assert outcome.code == 0, outcome
+    report = json.loads((workspace / "validate" / "w8a8" / "report.json").read_text())
+    logits = {name: found["logits"] for name, found in report["generation"].items()}
+    assert logits["twin"]["sqnr_db"] != logits["qdq"]["sqnr_db"]  # float16 is not float32
+    assert logits["twin"]["sqnr_db"] == pytest.approx(logits["qdq"]["sqnr_db"], abs=1)
+    assert report["generation"]["twin"]["pictures"] is None
+    assert not (folder / "full.onnx").exists()
 
 
 def test_modulation_with_bits_of_its_own_is_float_with_8_bit_weights(

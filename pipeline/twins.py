@@ -1,0 +1,48 @@
+"""FP16 twins of a workspace's graphs: what TensorRT builds, and what stands for it in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..artifacts import MANIFEST, Manifest, decode_json
+from ..runtime.generator import FULL
+from ..validate.report import QDQ, TWIN
+from .common import load_sites
+from .fp32_nodes import Listed, fp32_nodes
+
+LARGE = 1024  # bytes, from which a constant lies beside the graph
+
+
+def write_twin(export: Path, source: Path, graph: str, target: Path, wide: Listed) -> Path:
+    """The twin of a graph of `source`, in `target`; what `wide` lists and codes stay in FP32."""
+    import onnx
+
+    from ..engines.twin import fp16_twin
+
+    decide = [s.node for s in load_sites(export).of_graph(graph) if s.role == "codes"]
+    model = onnx.load(source / f"{graph}.onnx")
+    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(wide, model)])
+    path = target / f"{graph}.onnx"
+    onnx.save(
+        twin,
+        path,
+        save_as_external_data=True,
+        location=f"{path.name}.data",
+        size_threshold=LARGE,
+    )
+    return path
+
+
+def with_full_twin(export: Path, folders: Mapping[str, Path], made: Path) -> Mapping[str, Path]:
+    """`folders` of candidates, where engines have a twin that of all positions in `made`.
+
+    Nothing is built from it, so that it lies beside no engine; nodes and weights are the steps'.
+    """
+    quantized = folders[QDQ]
+    if TWIN not in folders or not (quantized / f"{FULL}.onnx").is_file():
+        return folders
+    manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
+    made.mkdir()
+    write_twin(export, quantized, FULL, made, manifest.results.get("fp32_tensors", []))
+    return {**folders, TWIN: made}
