@@ -46,13 +46,17 @@ def absorb(
     of their producers that it has do.
     """
     here = {site.name: site for site in sites}
-    for group, absorbed in absorptions:
+    found = [([here[s.name] for s in group if s.name in here], of) for group, of in absorptions]
+    for (group, absorbed), (readers, _) in zip(absorptions, found, strict=True):
         fold_parts(graph, group[0], absorbed)
-        found = [here[site.name] for site in group if site.name in here]
-        if found:
-            scale_input(graph, found, absorbed)
-        for site in found:
+        if readers:
+            scale_input(graph, readers, absorbed)
+        for site in readers:
             scale_weight(graph, site, absorbed)
+    # Last, since a weight may be the producer of another group's input too.
+    for readers, absorbed in found:
+        for site in readers if np.any(absorbed.shift) else ():
+            shift_output(graph, site, absorbed)
 
 
 def fold_parts(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
@@ -94,16 +98,20 @@ def scale_input(graph: ir.Graph, sites: Sequence[Site], absorbed: Absorption) ->
 
 
 def scale_weight(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
-    """W s instead of W, and p (W s) into the bias."""
+    """W s instead of W."""
     assert site.weight is not None
-    node, value = site_node(graph, site), graph.initializers[site.weight]
-    turned = gemm_transposes(node)
-    by = absorbed.scale if turned else absorbed.scale[:, None]
+    value = graph.initializers[site.weight]
+    by = absorbed.scale if gemm_transposes(site_node(graph, site)) else absorbed.scale[:, None]
     wide = initializer_array(value).astype(np.float64) * by
     value.const_value = ir.tensor(wide.astype(np.float32), name=site.weight)
-    if not np.any(absorbed.shift):
-        return
-    addition = absorbed.shift @ (wide.T if turned else wide)
+
+
+def shift_output(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
+    """p W into the bias, W the absorbed weight."""
+    assert site.weight is not None
+    node = site_node(graph, site)
+    wide = initializer_array(graph.initializers[site.weight]).astype(np.float64)
+    addition = absorbed.shift @ (wide.T if gemm_transposes(node) else wide)
     if site.bias is not None and site.bias in graph.initializers:
         bias = graph.initializers[site.bias]
         total = initializer_array(bias).astype(np.float64) + addition

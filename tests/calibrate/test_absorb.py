@@ -12,8 +12,13 @@ from arvg_trt.calibrate.absorb import Absorption, absorb
 from arvg_trt.calibrate.folds import folds_shift, holds_producer
 from arvg_trt.calibrate.observers import load_graph
 from arvg_trt.calibrate.view_passes import by_input, quantizable
+from arvg_trt.export.generators.par_config import ParConfig
+from arvg_trt.export.par_export import export_par
+from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.sites import Site, SiteMap
 
+from ..export import par_models
 from .generators import TinyGenerator, activations, full_logits, stepped_logits
 
 
@@ -60,6 +65,39 @@ def test_full_step_and_condition_compute_what_they_did(
     folder = absorbed(generator, tmp_path / "absorbed", free=free)
     close(full_logits(generator, folder), full_logits(generator, generator.folder))
     close(stepped_logits(generator, folder), stepped_logits(generator, generator.folder))
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["folded", "by Mul and Sub"])
+def test_par_full_and_step_compute_what_they_did(tmp_path: Path, free: bool) -> None:
+    """Norms without a bias take scales alone, and values lie scaled in the caches."""
+    graphs, config = tmp_path / "export", par_models.SMALL
+    graphs.mkdir()
+    with WeightFile(graphs) as weights:
+        sites = export_par(par_models.random_par(config), weights, {})
+    source = TinyGenerator("par", graphs, graphs, SiteMap(sites=sites, graphs=("full",)), ())
+    assert sharing_graphs(source.site_map) == {"step", "full"}
+    folder = absorbed(source, tmp_path / "absorbed", free=free)
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, config.vocab_size, (3, config.length - config.group))
+    feeds = {"labels": np.arange(3), "tokens": tokens}
+    found, wanted = (
+        reference_session(path / "full.onnx").run(feeds)["logits"] for path in (folder, graphs)
+    )
+    close(found, wanted)
+    close(*(cached_logits(path, tokens, config) for path in (folder, graphs)))
+
+
+def cached_logits(folder: Path, tokens: np.ndarray, config: ParConfig) -> np.ndarray:
+    """Of tokens in three steps over caches of the folder's own."""
+    step = reference_session(folder / "step.onnx")
+    nothing = np.zeros((len(tokens), config.heads, 0, config.head_dim), np.float32)
+    cache = {name: nothing for name in step.inputs if name.startswith("past_")}
+    found = []
+    for a, b in ((0, 1), (1, 3), (3, 8)):
+        made = step.run({"tokens": tokens[:, a:b], "position_ids": np.arange(a, b), **cache})
+        found.append(made.pop("logits"))
+        cache = {name.replace("present_", "past_"): value for name, value in made.items()}
+    return np.concatenate(found, axis=1)
 
 
 def test_site_inputs_are_scaled_and_shifted_without_a_node_more(
