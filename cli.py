@@ -179,6 +179,11 @@ def quantize(
 @click.option("--backend", type=click.Choice(["onnxruntime", "tensorrt_rtx", "tensorrt"]))
 @click.option("--target", "targets", multiple=True, help="GPU or compute capability; repeatable.")
 @click.option("--fp16", is_flag=True, default=None, help="Also build the unquantized FP16 engines.")
+@click.option(
+    "--half",
+    type=click.Choice(["float16", "bfloat16"]),
+    help="What TensorRT does not quantize. [default: float16]",
+)
 @click.option("--image-size", type=int, help="Side of the images a TensorRT engine takes.")
 @click.option("--max-batch", type=int, help="Largest batch a TensorRT engine takes.")
 @json_option

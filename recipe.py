@@ -200,13 +200,15 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
 class BuildOptions(Options, frozen=True, kw_only=True):
     """One backend; `targets` are GPU names or compute capabilities (none for onnxruntime).
 
-    `fp16` builds the unquantized FP16 engines beside the quantized ones. TensorRT engines take
-    square images of `image_size` in batches of 1 to `max_batch`.
+    `fp16` builds the unquantized engines beside the quantized ones. What TensorRT engines do not
+    quantize they compute in `half`; bfloat16 has float32's range and fewer digits than float16.
+    They take square images of `image_size` in batches of 1 to `max_batch`.
     """
 
     backend: Backend = "onnxruntime"
     targets: tuple[str, ...] = ()
     fp16: bool = False
+    half: Literal["float16", "bfloat16"] = "float16"
     image_size: int = 256
     max_batch: int = 1
 
@@ -216,6 +218,8 @@ class BuildOptions(Options, frozen=True, kw_only=True):
             raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
         if self.backend == "onnxruntime" and self.targets:
             raise ValueError("onnxruntime takes no targets")
+        if self.backend == "onnxruntime" and self.half != "float16":
+            raise ValueError(f"half = {self.half} is for TensorRT: onnxruntime computes in float32")
 
 
 class ValidateOptions(Options, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from .common import (
     require_outputs,
     run_stage,
 )
-from .fp32_nodes import Listed, find_calibrated, unquantized_wide_tensors
+from .fp32_nodes import Listed, find_calibrated, kept_wide, unquantized_wide_tensors
 from .generated_samples import is_generator
 from .profiles import Profiles, graph_profiles
 from .twins import write_twin
@@ -105,23 +105,26 @@ def build_tensorrt(
     ops = {site.name: site.op for site in load_sites(workspace.folder("export")).sites}
     required = {} if plan is None else required_formats(plan, ops)
     # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
+    if options.half == "bfloat16":
+        required["what is not quantized"] = "bf16"
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
     exported = workspace.manifest("export", stage="export")
     shapes = graph_profiles(workspace, exported, options)
     builder = version(backend)
-    calibrated = find_calibrated(workspace, reporter) if plan is None else None
+    unknown = plan is None and options.half == "float16"
+    calibrated = find_calibrated(workspace, reporter) if unknown else None
     seen = {} if calibrated is None else calibrated.calibrated.outputs
     results = []
 
     @cache
     def wide() -> Listed:
         if calibrated is None:
-            return list(manifest.results.get("fp32_tensors", ()))
+            return kept_wide(list(manifest.results.get("fp32_tensors", ())), options.half)
         return unquantized_wide_tensors(calibrated, reporter)
 
     for group in groups:
-        label = "-".join([options.backend.removeprefix("tensorrt_"), *(t.sm for t in group)])
+        label = "-".join([engine_label(options), *(t.sm for t in group)])
         wanted = Manifest(
             stage="build",
             inputs={
@@ -152,6 +155,12 @@ def build_tensorrt(
 
         results.append(run_stage(workspace.folder("engines", name, label), wanted, work))
     return results
+
+
+def engine_label(options: BuildOptions) -> str:
+    """What engine folders are called, before their targets: `rtx`, `rtx-bf16`."""
+    backend = options.backend.removeprefix("tensorrt_")
+    return backend if options.half == "float16" else f"{backend}-bf16"
 
 
 def own_gpu(backend: Backend) -> list[str]:
@@ -200,7 +209,7 @@ def build_graph(
     assert options.backend != "onnxruntime"
     export = workspace.folder("export")
     own_sites = load_sites(export).of_graph(graph)
-    twin_path = write_twin(export, source, graph, folder, wide)
+    twin_path = write_twin(export, source, graph, folder, wide, options.half)
     sites = {site.node: site.name for site in own_sites}
     entries = {entry.name: entry for entry in plan.sites} if plan else {}
     planned = [entries[name] for name in sites.values() if name in entries]
@@ -220,7 +229,7 @@ def build_graph(
     return {
         "backend": result.builder_version,
         "target": " ".join(t.sm for t in group),
-        "precision": precision_text(planned),
+        "precision": precision_text(planned, options.half),
         "graph": graph,
         "bytes": result.bytes,
         "build_seconds": result.seconds,
@@ -248,7 +257,7 @@ def required_formats(plan: Plan, ops: Mapping[str, str]) -> dict[str, Format]:
     return found
 
 
-def precision_text(planned: Sequence[SitePlan]) -> str:
+def precision_text(planned: Sequence[SitePlan], half: str) -> str:
     """What a graph computes in, e.g. `INT8 + FP16`; `W4` are weights of 4 bits alone."""
     kinds = set()
     for entry in planned:
@@ -256,4 +265,5 @@ def precision_text(planned: Sequence[SitePlan]) -> str:
             kinds.add("FP8" if is_fp8(entry) else "INT8")
         elif entry.weight is not None and entry.weight.grid != "log":
             kinds.add(f"W{entry.weight.bits}")
-    return "+".join(sorted(kinds)) + " + FP16" if kinds else "FP16"
+    rest = {"float16": "FP16", "bfloat16": "BF16"}[half]
+    return "+".join(sorted(kinds)) + f" + {rest}" if kinds else rest

@@ -24,6 +24,11 @@ def fp32_nodes(listed: Iterable[Mapping[str, Any]], model: onnx.ModelProto) -> l
     return [node.name for node in model.graph.node if node.name in names]
 
 
+def kept_wide(wide: Listed, half: str) -> Listed:
+    """bfloat16 ends where float32 does: nothing is too wide for it."""
+    return wide if half == "float16" else []
+
+
 def find_calibrated(workspace: Workspace, reporter: Reporter) -> Calibrated | None:
     """What the workspace was calibrated on; without it, a warning of what cannot be known."""
     if not (workspace.folder("calibrate") / MANIFEST).is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..artifacts import MANIFEST, Manifest, decode_json
 from ..runtime.generator import FULL
@@ -11,10 +12,15 @@ from ..validate.report import QDQ, TWIN
 from .common import load_sites
 from .fp32_nodes import Listed, fp32_nodes
 
+if TYPE_CHECKING:
+    from ..engines.twin import HalfType
+
 LARGE = 1024  # bytes, from which a constant lies beside the graph
 
 
-def write_twin(export: Path, source: Path, graph: str, target: Path, wide: Listed) -> Path:
+def write_twin(
+    export: Path, source: Path, graph: str, target: Path, wide: Listed, half: HalfType
+) -> Path:
     """The twin of a graph of `source`, in `target`; what `wide` lists and codes stay in FP32."""
     import onnx
 
@@ -22,7 +28,7 @@ def write_twin(export: Path, source: Path, graph: str, target: Path, wide: Liste
 
     decide = [s.node for s in load_sites(export).of_graph(graph) if s.role == "codes"]
     model = onnx.load(source / f"{graph}.onnx")
-    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(wide, model)])
+    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(wide, model)], dtype=half)
     path = target / f"{graph}.onnx"
     onnx.save(
         twin,
@@ -44,5 +50,6 @@ def with_full_twin(export: Path, folders: Mapping[str, Path], made: Path) -> Map
         return folders
     manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
     made.mkdir()
-    write_twin(export, quantized, FULL, made, manifest.results.get("fp32_tensors", []))
+    wide = manifest.results.get("fp32_tensors", [])
+    write_twin(export, quantized, FULL, made, wide, "float16")
     return {**folders, TWIN: made}

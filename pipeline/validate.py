@@ -158,7 +158,12 @@ def measure_all(
 
     export = workspace.folder("export")
     folders = {"qdq": workspace.folder("quantize", name)}
-    twins = [key for key in engines if key.startswith(f"{name}/") and "onnxruntime" not in key]
+    own = [key for key in engines if key.startswith(f"{name}/") and "onnxruntime" not in key]
+    twins = [key for key in own if engines[key].options.get("half") != "bfloat16"]
+    for key in sorted({*own} - {*twins}):
+        reporter.warn(
+            f"{key} is not compared: ONNX Runtime does not compute in bfloat16 on the CPU"
+        )
     if twins:
         # The same graph in every folder: targets differ in what is compiled from it.
         folders["twin"] = workspace.folder("engines", *twins[0].split("/"))

@@ -14,7 +14,7 @@ from arvg_trt.artifacts import Workspace
 from arvg_trt.pipeline.common import SilentReporter
 from arvg_trt.pipeline.fp32_nodes import find_calibrated
 
-from .conftest import arvg
+from .conftest import arvg, assert_refused
 from .test_fp32_nodes import widening
 
 RTX = ("--name", "fp16", "--backend", "tensorrt_rtx", "--target", "sm89", "--max-batch", 2)
@@ -71,6 +71,33 @@ def test_statistics_of_other_samples_build_it_anew(exported: Path) -> None:
     calibrate(exported, 15.0)
     assert "up to date" not in arvg("build", exported, *RTX).out
     assert np.isfinite(twin_of(exported, x)).all()
+
+
+def test_bfloat16_has_the_range_and_targets_without_it_are_refused(exported: Path) -> None:
+    calibrate(exported, 15.0)
+    half = ("--half", "bfloat16")
+    outcome = arvg("build", exported, *RTX, *half)
+    assert outcome.code == 0 and outcome.err == "", outcome
+    folder = exported / "engines/fp16/rtx-bf16-sm89"
+    results = json.loads((folder / "manifest.json").read_text())["results"]
+    assert results["fp32_tensors"] == []
+    assert [row["precision"] for row in results["engines"]] == ["BF16"]
+    held = onnx.load(folder / "wide.onnx").graph.initializer
+    assert {t.data_type for t in held if len(t.dims) == 2} == {onnx.TensorProto.BFLOAT16}
+    old = (*RTX[:4], "--target", "sm75", *half)
+    assert_refused(arvg("build", exported, *old), 6, "wants", "sm75")
+    assert_refused(arvg("build", exported, "--name", "int8", *half), 3, "half")
+
+
+def test_an_engine_in_bfloat16_is_not_compared_and_a_line_says_so(exported: Path) -> None:
+    calibrate(exported, 15.0)
+    assert arvg("quantize", exported, "--include", "*").code == 0
+    rtx = ("--backend", "tensorrt_rtx", "--target", "sm89", "--half", "bfloat16")
+    assert arvg("build", exported, *rtx).code == 0
+    feeds = ("--feeds", exported.parent / "feeds.npz", "--rounds", 0)
+    outcome = arvg("validate", exported, *feeds)
+    assert outcome.code == 0, outcome
+    assert "int8/rtx-bf16-sm89 is not compared: ONNX Runtime" in outcome.err
 
 
 def test_without_calibration_a_warning_says_that_nothing_is_known(tmp_path: Path) -> None:

@@ -137,4 +137,5 @@ def test_a_site_asks_of_its_target_what_its_graph_holds(
 ) -> None:
     entry = SitePlan(name="a", weight=weight, activation=activation)
     assert required_formats(Plan(sites=(entry,)), {"a": op}).get("a") == wanted
-    assert precision_text([entry]) == text
+    assert precision_text([entry], "float16") == text
+    assert precision_text([entry], "bfloat16") == text.replace("FP16", "BF16")
