@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-LEAST_PARTS, MOST_PARTS = 6, 24  # of a sample's tokens that are reduced on their own
+LEAST_PARTS, MOST_PARTS = 4, 24  # of a sample's tokens that are reduced on their own
 # What a `Reducer` makes, by the end of its name: rows of samples, in their order.
 ROW_KINDS = frozenset({"min", "max", "square", "signal", "noise", "e2", "e4"})
 

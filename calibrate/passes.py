@@ -94,17 +94,26 @@ def require_finite(outputs: Outputs, names: Sequence[str], graph: str) -> None:
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if is_empty(outputs, tensor):
             continue  # its minimum is infinite
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            bad, where = ~np.isfinite(values), names[0]
-            if values.ndim and is_by_sample(tensor, len(values), len(names)):
-                where = names[int(np.flatnonzero(bad.reshape(len(names), -1).any(axis=1))[0])]
-            elif values.ndim and len(names) > 1:  # sums over the batch
-                where = f"{names[0]} to {names[-1]}"
+        if is_bad(values):
             raise CalibrationError(
                 f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
-                where=where,
+                where=bad_sample({tensor: values, **outputs}, names),
                 do="check the checkpoint, then remove the sample if it is to blame",
             )
+
+
+def is_bad(values: NDArray[np.generic]) -> bool:
+    return bool(np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all())
+
+
+def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
+    """The sample of the first bad row that belongs to one; all of the batch if none does."""
+    for name, values in outputs.items():
+        alone = values.ndim > 0 and is_by_sample(name, len(values), len(names))
+        if alone and is_bad(values) and not is_empty(outputs, name):
+            bad = ~np.isfinite(values.reshape(len(names), -1)).all(axis=1)
+            return names[int(np.flatnonzero(bad)[0])]
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
 def is_by_sample(output: str, rows: int, samples: int) -> bool:
