@@ -186,8 +186,6 @@ def main(
     """Quantize step by step and write ablation_MODEL.md and .json."""
     if with_peers and model == MAR:
         raise click.UsageError("peers are compared by their logits, which a MAR has none of")
-    if with_dgc and model == MAR:
-        raise click.UsageError("DGC reads the features of a first token, which a MAR has none of")
     rows: list[Row] = []
     chosen = formats or ("W8A8", "W6A6")
     counts = (
@@ -204,7 +202,7 @@ def main(
             dgc = with_changes(plain, dgc=True) if with_dgc else None
             calibrate_stage(opened, plain, QuietReporter())
             if model == MAR:
-                made = quantized_steps(opened, chosen)
+                made = quantized_steps(opened, chosen, dgc)
                 of_mar = list(
                     told(run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED), mar_cells)
                 )

@@ -46,17 +46,19 @@ def absorb(
     of their producers that it has do.
     """
     here = {site.name: site for site in sites}
-    found = [([here[s.name] for s in group if s.name in here], of) for group, of in absorptions]
-    for (group, absorbed), (readers, _) in zip(absorptions, found, strict=True):
+    shifted: list[tuple[Site, Absorption]] = []
+    for group, absorbed in absorptions:
         fold_parts(graph, group[0], absorbed)
-        if readers:
-            scale_input(graph, readers, absorbed)
-        for site in readers:
+        found = [here[site.name] for site in group if site.name in here]
+        if found:
+            scale_input(graph, found, absorbed)
+        for site in found:
             scale_weight(graph, site, absorbed)
+            if np.any(absorbed.shift):
+                shifted.append((site, absorbed))
     # Last, since a weight may be the producer of another group's input too.
-    for readers, absorbed in found:
-        for site in readers if np.any(absorbed.shift) else ():
-            shift_output(graph, site, absorbed)
+    for site, absorbed in shifted:
+        shift_output(graph, site, absorbed)
 
 
 def fold_parts(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:

@@ -239,13 +239,10 @@ def candidate_grids(
         )
     if wanted.scale is not None:
         kept = clip_candidates(stats, scaling, wanted.bits, allow_shift=False, fractions=(1.0,))[0]
-        return [replace(kept, scale=wanted.scale, shift=wanted.shift)]
-    if options.clip_power == 0:
-        whole = clip_candidates(
-            stats, scaling, wanted.bits, allow_shift=options.shift, fractions=(1.0,)
-        )
-        return format_of(whole[0])
-    return clip_candidates(stats, scaling, wanted.bits, allow_shift=options.shift)
+        grids = [replace(kept, scale=wanted.scale, shift=wanted.shift)]
+    else:
+        grids = clip_candidates(stats, scaling, wanted.bits, allow_shift=options.shift)
+    return format_of(grids[0]) if options.clip_power == 0 else grids  # the first is not clipped
 
 
 def format_of(grid: ClipCandidate) -> ActivationFormat:

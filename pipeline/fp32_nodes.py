@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from ..artifacts import MANIFEST, Workspace
+from ..artifacts import MANIFEST, Manifest, Workspace
 from .common import Reporter
 from .quantize import Calibrated, unplanned_wide_tensors
 
@@ -24,29 +24,30 @@ def fp32_nodes(listed: Iterable[Mapping[str, Any]], model: onnx.ModelProto) -> l
     return [node.name for node in model.graph.node if node.name in names]
 
 
-def kept_wide(wide: Listed, half: str) -> Listed:
-    """bfloat16 ends where float32 does: nothing is too wide for it."""
-    return wide if half == "float16" else []
+def listed_tensors(quantized: Manifest) -> Listed:
+    """What `quantize` told of its graphs."""
+    return list(quantized.results.get("fp32_tensors", ()))
 
 
-def find_calibrated(workspace: Workspace, reporter: Reporter) -> Calibrated | None:
-    """What the workspace was calibrated on; without it, a warning of what cannot be known."""
+def find_calibration(workspace: Workspace, reporter: Reporter) -> Manifest | None:
+    """What calibration told; without one, a warning of what cannot be known."""
     if not (workspace.folder("calibrate") / MANIFEST).is_file():
         reporter.warn(
             "not calibrated: whether the unquantized graphs overflow in FP16 is not known"
         )
         return None
-    return Calibrated.open(workspace)
+    return workspace.manifest("calibrate", stage="calibrate")
 
 
-def unquantized_wide_tensors(source: Calibrated, reporter: Reporter) -> Listed:
+def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed:
     """Those of the FP32 graphs, as a quantization's manifest lists its own.
 
     Raises:
-        CalibrationError: a value that is not finite.
+        CalibrationError: statistics of another export, or a value that is not finite.
     """
     from ..calibrate.peaks import collect_peaks, wide_tensors
 
+    source = Calibrated.open(workspace)
     peaks = collect_peaks(
         source.export,
         source.samples,

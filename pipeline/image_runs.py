@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.feeds import Array, GraphRun
 from ..runtime.generate.diffusion import Diffusion
@@ -24,7 +23,6 @@ from ..runtime.tokenizer import ImageTokenizer
 from .trajectory import PASS, choose_runs
 
 ORDER = 1  # a stream of its own: another decides which runs are kept
-Floats = NDArray[np.float32]
 
 
 def image_runs(
@@ -58,7 +56,7 @@ def image_runs(
         _, latent = tokenizer.encode(picture)
         rng = np.random.default_rng([seed, number, ORDER])
         order = rng.permutation(spec.length)
-        tokens = in_order(latent, order)
+        tokens = latent.reshape(spec.latent_channels, -1).T[order]
         new = tokens[:0]
         condition: Array = np.zeros(0, np.float32)
         for graph, k in choose_runs(seed, number, sampling):
@@ -80,9 +78,3 @@ def image_runs(
                 time = diffusion.times[step : step + 1]
                 feeds = {"x": rows(x), "time": time, "condition": condition}
             yield GraphRun(graph, feeds)
-
-
-def in_order(latent: Floats, order: NDArray[np.int64]) -> Floats:
-    """A latent [1, C, h, w] as its tokens in an order, [L, C]."""
-    found: Floats = latent.reshape(latent.shape[1], -1).T[order]
-    return found

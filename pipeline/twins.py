@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifacts import MANIFEST, Manifest, decode_json
 from ..runtime.generator import FULL
+from ..sites import Site
 from ..validate.report import QDQ, TWIN
 from .common import load_sites
-from .fp32_nodes import Listed, fp32_nodes
+from .fp32_nodes import Listed, fp32_nodes, listed_tensors
 
 if TYPE_CHECKING:
     from ..engines.twin import HalfType
@@ -19,14 +20,14 @@ LARGE = 1024  # bytes, from which a constant lies beside the graph
 
 
 def write_twin(
-    export: Path, source: Path, graph: str, target: Path, wide: Listed, half: HalfType
+    source: Path, graph: str, sites: Sequence[Site], target: Path, wide: Listed, half: HalfType
 ) -> Path:
     """The twin of a graph of `source`, in `target`; what `wide` lists and codes stay in FP32."""
     import onnx
 
     from ..engines.twin import fp16_twin
 
-    decide = [s.node for s in load_sites(export).of_graph(graph) if s.role == "codes"]
+    decide = [site.node for site in sites if site.role == "codes"]
     model = onnx.load(source / f"{graph}.onnx")
     twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(wide, model)], dtype=half)
     path = target / f"{graph}.onnx"
@@ -50,6 +51,6 @@ def with_full_twin(export: Path, folders: Mapping[str, Path], made: Path) -> Map
         return folders
     manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
     made.mkdir()
-    wide = manifest.results.get("fp32_tensors", [])
-    write_twin(export, quantized, FULL, made, wide, "float16")
+    sites = load_sites(export).of_graph(FULL)
+    write_twin(quantized, FULL, sites, made, listed_tensors(manifest), "float16")
     return {**folders, TWIN: made}

@@ -70,7 +70,8 @@ class OnnxRuntimeSession:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions, once
         options.intra_op_num_threads = threads
-        # Memory new from the system for every tensor of a pass costs up to a sixth of its time.
+        # With memory new from the system for every tensor, `quantize` of a tokenizer took 32 s
+        # instead of 28.
         options.enable_cpu_mem_arena = not (lean and mapped)
         options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
         options.add_session_config_entry(DISABLE_PREPACKING, str(int(mapped)))

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from arvg_trt.calibrate.packed import load_packed
+from arvg_trt.calibrate.passes import Progress
 from arvg_trt.calibrate.plan import check_plan, make_plan
 from arvg_trt.calibrate.quantize_generator import quantize_generator
 from arvg_trt.calibrate.statistics import POSITION, Statistics
@@ -35,6 +36,7 @@ def quantize(  # type: ignore[no-untyped-def]
     folder: Path,
     plan: Plan | None = None,
     statistics: Statistics | None = None,
+    progress: Progress = silent,
     **options,
 ):
     folder.mkdir()
@@ -50,7 +52,7 @@ def quantize(  # type: ignore[no-untyped-def]
         statistics or statistics_of(source),
         chosen,
         batch_size=5,
-        progress=silent,
+        progress=progress,
     )
 
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.quantize import SiteResult, quantize_graphs
-from arvg_trt.calibrate.quantize_generator import quantize_generator
 from arvg_trt.calibrate.statistics import POSITION, Statistics
-from arvg_trt.calibrate.view_passes import collect_full_ranges
+from arvg_trt.calibrate.token_grids import grid_candidates
 from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.sites import ActivationFormat, Plan, SiteMap
+from arvg_trt.sites import ActivationFormat, Plan
 
-from ..conftest import TinyExport, silent
+from ..conftest import TinyExport
+from ..conftest import quantize as quantize_tokenizer
 from .generators import TinyGenerator, activations
+from .test_quantize_generator import quantize, statistics_of
 
 
-def no_samples(folder: Path) -> Path:
+@pytest.fixture
+def no_samples(tmp_path: Path) -> Path:
     """A pass over none finds nothing, where something is looked for."""
-    (folder / "none").mkdir()
-    return folder / "none"
+    (tmp_path / "none").mkdir()
+    return tmp_path / "none"
 
 
 def whole_step(x: np.ndarray, given: ActivationFormat) -> float:
@@ -32,43 +33,34 @@ def whole_step(x: np.ndarray, given: ActivationFormat) -> float:
     return float((max(x.max(), 0) - min(x.min(), 0)) / 255)
 
 
-def quantize(  # type: ignore[no-untyped-def]
-    source: TinyGenerator, folder: Path, *, samples: Path | None = None, **chosen
-) -> tuple[dict[str, ActivationFormat], list[SiteResult], int, Statistics]:
-    """Formats by site, results, runs of the full graph, and the statistics of all samples."""
-    runs: list[int] = []
-    options = QuantizeOptions(clip_power=0, weight_bits=8, **chosen)
-    planned = SiteMap(sites=source.full_sites)
-    statistics = collect_full_ranges(
-        source.folder, source.samples, source.full_sites, batch_size=5, progress=silent
-    )
-    plan, results = quantize_generator(
-        source.folder,
-        source.samples if samples is None else samples,
-        folder,
-        source.site_map,
-        check_plan(make_plan(planned, options), planned),
-        statistics,
-        options,
-        batch_size=5,
-        progress=lambda what, done, of: runs.append(done) if what == "full" else None,
-    )
-    return formats(plan), results, len(runs), statistics
-
-
 def formats(plan: Plan) -> dict[str, ActivationFormat]:
     return {entry.name: entry.activation for entry in plan.sites if entry.activation is not None}
 
 
+class Runs:
+    """Counts the batches that a pass over the full graph is told of."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        self.count += task == "full"
+
+
 def test_a_tensors_grids_are_its_ranges_without_a_run(
-    tiny_var: TinyGenerator, tmp_path: Path
+    tiny_var: TinyGenerator, tmp_path: Path, no_samples: Path
 ) -> None:
-    given, results, runs, _ = quantize(
-        tiny_var, tmp_path, samples=no_samples(tmp_path), smoothing=0, token_wise=False
+    plan, results = quantize(
+        replace(tiny_var, samples=no_samples),
+        tmp_path / "made",
+        statistics=statistics_of(tiny_var),
+        clip_power=0,
+        smoothing=0,
+        token_wise=False,
     )
     inputs = {site.name: site.input for site in tiny_var.full_sites}
     found = activations(tiny_var.folder / "full.onnx", tiny_var.feeds(), list(inputs.values()))
-    assert runs == 0
+    given = formats(plan)
     assert {grid.shift != 0 for grid in given.values()} == {True, False}
     for name, grid in given.items():
         assert grid.scale == pytest.approx(whole_step(found[inputs[name]], grid), rel=1e-5)
@@ -79,42 +71,44 @@ def test_a_tensors_grids_are_its_ranges_without_a_run(
 def test_positions_need_a_run_for_their_ranges_alone(
     tiny_var: TinyGenerator, tmp_path: Path
 ) -> None:
-    """Each position's grid reaches as far as its widest sample, or as usual for its RMS."""
-    given, results, runs, statistics = quantize(tiny_var, tmp_path, smoothing=0)
-    assert runs == 1
+    """Their grids are those that reach as far as was seen, unclipped and not widened."""
+    runs, statistics = Runs(), statistics_of(tiny_var)
+    plan, results = quantize(
+        tiny_var, tmp_path / "made", statistics=statistics, progress=runs, clip_power=0, smoothing=0
+    )
+    assert runs.count == 1
     assert all(r.activation_sqnr_db is None for r in results)
-    for name, grid in given.items():
+    told = 0
+    for name, given in formats(plan).items():
         seen = statistics.get(f"{name}{POSITION}")
         if seen is not None:
-            reach = np.maximum(-seen.low, seen.high)
-            assert grid.scale is not None
-            assert grid.scale * 255 >= np.median(reach) * (1 - 1e-6)
+            (grid,) = grid_candidates(seen.filled(), 8, allow_shift=True, fractions=(1.0,))
+            assert given.scale == pytest.approx(np.median(grid.step), rel=1e-5)
+            told += 1
+    assert told >= 9
 
 
 def test_a_tokenizers_grids_are_its_ranges_without_a_run(
-    tiny_di: TinyExport, statistics: Statistics, tmp_path: Path
+    tiny_di: TinyExport, statistics: Statistics, tmp_path: Path, no_samples: Path
 ) -> None:
     options = QuantizeOptions(smoothing=0, clip_power=0)
-    plan, results = quantize_graphs(
-        tiny_di.folder,
-        no_samples(tmp_path),
-        tmp_path,
-        tiny_di.sites,
-        check_plan(make_plan(tiny_di.sites, options), tiny_di.sites),
-        statistics,
-        options,
-        batch_size=4,
-        progress=silent,
-    )
-    given = formats(plan)
+    made = quantize_tokenizer(tiny_di, no_samples, statistics, tmp_path, options)
+    given = formats(made.plan)
     assert {grid.shift != 0 for grid in given.values()} == {True, False}
     for name, grid in given.items():
         ends = np.stack([statistics[name].low, statistics[name].high])
         assert grid.scale == pytest.approx(whole_step(ends, grid), rel=1e-5)
-    assert all(r.activation_sqnr_db is None for r in results)
+    assert all(r.activation_sqnr_db is None for r in made.results)
+    # Grids that a plan has are kept, also without a run.
+    (tmp_path / "again").mkdir()
+    again = quantize_tokenizer(
+        tiny_di, no_samples, statistics, tmp_path / "again", options, made.plan
+    )
+    assert formats(again.plan) == given
 
 
 def test_a_search_of_scales_still_measures(tiny_var: TinyGenerator, tmp_path: Path) -> None:
     """Scales are judged by what grids without clips lose on the other half."""
-    _, _, runs, _ = quantize(tiny_var, tmp_path, smoothing="search")
-    assert runs > 10
+    runs = Runs()
+    quantize(tiny_var, tmp_path / "made", progress=runs, clip_power=0, smoothing="search")
+    assert runs.count > 10

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from arvg_trt.artifacts import Workspace
 from arvg_trt.pipeline.common import SilentReporter
-from arvg_trt.pipeline.fp32_nodes import find_calibrated
+from arvg_trt.pipeline.fp32_nodes import find_calibration
 
 from .conftest import arvg, assert_refused
 from .test_fp32_nodes import widening
@@ -108,6 +108,6 @@ def test_without_calibration_a_warning_says_that_nothing_is_known(tmp_path: Path
             warnings.append(line)
 
     with Workspace(tmp_path / "ws") as workspace:
-        assert find_calibrated(workspace, Reporter()) is None
+        assert find_calibration(workspace, Reporter()) is None
     (line,) = warnings
     assert line.startswith("not calibrated: whether the unquantized graphs overflow in FP16")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from arvg_trt.artifacts import MANIFEST, WORKSPACE_FILE
+from arvg_trt.calibrate.dgc import choose_rows, first_token_features
+from arvg_trt.pipeline.common import load_sites
 from arvg_trt.runtime.feeds import GraphRun, graph_of, load_sample, sample_files, save_sample
 from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 
+from ..conftest import silent
 from ..export.mar_models import SMALL
 from .conftest import arvg, assert_refused, pictures
 
@@ -171,10 +173,10 @@ def test_orders_of_images_differ_and_a_shard_keeps_its_own(exported: Path, tmp_p
     assert [path.read_bytes() for path in sample_files(whole)] == all_runs[len(all_runs) // 2 :]
 
 
-def test_dgc_keeps_rows_of_passes_and_the_first_runs_of_the_denoiser(
-    quantized_mar: Path, exported: Path
+def test_dgc_keeps_the_farthest_rows_of_passes_and_the_first_runs_of_the_denoiser(
+    quantized_mar: Path, exported: Path, tmp_path: Path
 ) -> None:
-    """Of six pictures' rows as many as three have, chosen by distances in float64."""
+    """Of six pictures' rows, conditional and null, as many as three pictures have."""
     pool = quantized_mar / "calibrate" / "samples"
     given = ("--dgc", "--samples", 3, "--samples-from", quantized_mar, "--dgc-select", "distance")
     outcome = arvg("calibrate", exported, *given)
@@ -188,11 +190,20 @@ def test_dgc_keeps_rows_of_passes_and_the_first_runs_of_the_denoiser(
     assert (results["candidates"], results["kept"]) == (48, 24)
     first = [path.read_bytes() for path in sample_files(pool, "denoise")[:48]]
     assert [path.read_bytes() for path in sample_files(kept, "denoise")] == first
-    candidates = [load_sample(path) for path in sample_files(pool, "pass")]
-    whole = [{n: v[k : k + 1] for n, v in c.items()} for c in candidates for k in range(2)]
-    assert all(any(same(row, one) for one in whole) for row in rows)
+    single = tmp_path / "rows"
+    single.mkdir()
+    for k, run in enumerate(map(load_sample, sample_files(pool, "pass"))):
+        for half in range(2):
+            row = {name: values[half : half + 1] for name, values in run.items()}
+            save_sample(GraphRun("pass", row), single, 2 * k + half)
+    sites = load_sites(exported / "export").of_graph("pass")
+    features = first_token_features(
+        exported / "export", single, sites, batch_size=1, progress=silent
+    )
+    choice = choose_rows(features[::2], features[1::2], 24, "distance")
+    far = np.sort(np.concatenate([2 * choice.conditional, 2 * choice.null + 1]))
+    files = sample_files(single)
+    assert [path.read_bytes() for path in sample_files(kept, "pass")] == [
+        files[k].read_bytes() for k in far
+    ]
     assert arvg("quantize", exported, "--name", "far").code == 0
-
-
-def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
-    return all(np.array_equal(values, other[name]) for name, values in one.items())
