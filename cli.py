@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from .cli_analyze import analyze
 from .cli_calibrate import calibrate
 from .cli_images import decode, encode, generate
 from .cli_info import compare, doctor, inspect, models
@@ -290,7 +291,18 @@ def summary(metrics: dict[str, float]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-for command in (calibrate, models, compare, inspect, doctor, encode, decode, generate, search):
+for command in (
+    analyze,
+    calibrate,
+    models,
+    compare,
+    inspect,
+    doctor,
+    encode,
+    decode,
+    generate,
+    search,
+):
     cli.add_command(command)
 
 

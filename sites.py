@@ -89,14 +89,33 @@ def may_be_planned(site: Site) -> bool:
     return site.weight is not None and site.role not in CONSTANT_ROLES
 
 
+Verdict = Literal["INT8", "FP8", "INT8 or FP8", "high precision", "not buildable"]
+
+
+class NodeVerdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node of a graph may become on each target, and the reason where it is not INT8.
+
+    Targets are "onnxruntime" (its CPU sessions) and compute capabilities of TensorRT for RTX.
+    """
+
+    graph: str
+    node: str
+    op: str
+    domain: str = ""
+    targets: dict[str, Verdict]
+    reason: str | None = None
+
+
 class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All sites of a model, in graph order, and the graphs that are calibrated, as they run.
 
-    Of a generator other graphs may have sites of the same names.
+    Of a generator other graphs may have sites of the same names. `nodes` has verdicts on the nodes
+    of custom graphs.
     """
 
     sites: tuple[Site, ...]
     graphs: tuple[str, ...] = ("encoder", "decoder")
+    nodes: tuple[NodeVerdict, ...] = ()
     schema: Literal["arvg-trt/sites/v1"] = "arvg-trt/sites/v1"
 
     def of_graph(self, graph: str) -> tuple[Site, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ExportError
 from ..recipe import check_name
-from ..sites import Site, SiteMap
+from ..sites import NodeVerdict, Site, SiteMap
+from .analyze import TARGETS, node_verdicts, resolve_targets
 from .common import Reporter, StageResult, package_versions, run_stage
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
         parity.append(asdict(check_own_graph(path, folder / f"{name}.onnx", models[name])))
     reporter.progress("comparing with the files", len(graphs), len(graphs))
     described = [describe(model.graph, name) for name, model in models.items()]
-    site_map = SiteMap(sites=tuple(sites), graphs=tuple(graphs))
+    verdicts = judged(models, sites)
+    warn_unbuildable(verdicts, reporter)
+    site_map = SiteMap(sites=tuple(sites), graphs=tuple(graphs), nodes=verdicts)
     (folder / "sites.json").write_bytes(encode_json(site_map))
     return {
         "parameters": sum(graph["parameters"] for graph in described),
@@ -101,6 +104,30 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
         "parity": {"tolerance": TOLERANCE, "graphs": parity},
         "excluded": {s.name: s.excluded for s in sites if s.excluded},
     }
+
+
+def judged(models: Mapping[str, ir.Model], sites: Sequence[Site]) -> tuple[NodeVerdict, ...]:
+    """Verdicts on the nodes of all graphs, for one GPU of each kind."""
+    targets = resolve_targets(TARGETS)
+    return tuple(
+        verdict
+        for name, model in models.items()
+        for verdict in node_verdicts(
+            model.graph, name, [s for s in sites if s.graph == name], targets
+        )
+    )
+
+
+def warn_unbuildable(verdicts: Sequence[NodeVerdict], reporter: Reporter) -> None:
+    """Say once what will stop a TensorRT build, while ONNX Runtime's engines can still be made."""
+    stopping = [v for v in verdicts if "not buildable" in v.targets.values()]
+    if stopping:
+        first = stopping[0]
+        more = f", and {len(stopping) - 1} more nodes" if len(stopping) > 1 else ""
+        reporter.warn(
+            f"TensorRT cannot build {first.graph}: {first.node} ({first.op}): {first.reason}{more};"
+            " ONNX Runtime engines are not affected"
+        )
 
 
 def require_sites(sites: Sequence[Site]) -> None:
