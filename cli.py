@@ -140,6 +140,10 @@ def export(
     type=click.Choice(["float", "fp8", "int8"]),
     help="Of a generator's attention products. [default: float]",
 )
+@click.option("--attention-bits", type=int, help="Beside int8: 2 to 8. [default: 8]")
+@click.option(
+    "--per-tensor", multiple=True, default=None, help="Of sites with one scale; repeatable."
+)
 @click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
 @click.option("--include", multiple=True, default=None, help="Of sites that the method leaves out.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="An edited plan.json.")
@@ -163,7 +167,7 @@ def quantize(
 
     recipe = recipe_or_none(recipe_name)
     base = recipe.quantize if recipe else QuantizeOptions()
-    changes |= {name: changes[name] or None for name in ("exclude", "include")}
+    changes |= {name: changes[name] or None for name in ("exclude", "include", "per_tensor")}
     options = with_changes(base, **changes)
     called = chosen_name(name, recipe)
     perform(

@@ -131,7 +131,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     channels. `adaln_bits` are those of linears that make a generator's modulation, whose inputs
     then stay in high precision (None: as all others). With `integer_exponents` a logarithmic grid
     has powers of two, of 2 to 5 bits, and inputs of 8 bits are FP8. `attention` is the format of a
-    generator's queries, keys, values and softmax.
+    generator's queries, keys, values and softmax, of `attention_bits` (None: 8) in an INT8 kernel.
+    `per_tensor` holds patterns of sites whose input has one scale although `token_wise` is set.
     """
 
     encoder_bits: int = 8
@@ -152,6 +153,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     adaln_bits: int | None = None
     integer_exponents: bool = False
     attention: Literal["float", "fp8", "int8"] = "float"
+    attention_bits: int | None = None
+    per_tensor: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
 
@@ -174,6 +177,11 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             raise ValueError(f"integer_exponents goes with {' or '.join(LOG_METHODS)}")
         if self.integer_exponents and self.activation_bits not in (8, FLOAT_BITS):
             raise ValueError(f"beside integer exponents inputs are FP8 (8) or float ({FLOAT_BITS})")
+        if self.attention_bits is not None:
+            if self.attention != "int8":
+                raise ValueError('attention_bits goes with attention = "int8"')
+            if not 2 <= self.attention_bits <= 8:
+                raise ValueError(f"attention_bits must be 2 to 8, got {self.attention_bits}")
         if self.adaln_bits not in (None, FLOAT_BITS) and self.quantize_method != "per_channel":
             raise ValueError(f"adaln_bits goes with per_channel, not with {self.quantize_method}")
         if self.quantize_method == "blockwise" and self.weight_bits not in (BLOCK_BITS, None):
