@@ -36,12 +36,14 @@ class QuantizedWeight:
     n = 2^(bits-1) - 1 magnitudes, code 0 is zero; log2: the same with a ratio of 1/2; fp8: the bits
     of an E4M3 number times ``scale``. ``codes`` has the weight's shape, values in +-n (fp8: any);
     ``scale`` and ``ratio`` are float32, [1] (per tensor), [O] or (``scale``) [O, I / block].
+    ``factor`` [O] multiplies weights in blocks once more (powers of two), None for 1.
     """
 
     format: WeightFormat
     codes: NDArray[np.int8]
     scale: NDArray[np.float32]
     ratio: NDArray[np.float32] | None = None
+    factor: NDArray[np.float32] | None = None
 
     def dequantize(self) -> NDArray[np.float32]:
         """The float32 weight that the codes stand for, exactly as the graph holds it."""
@@ -52,6 +54,8 @@ class QuantizedWeight:
         if self.format.block is not None:
             blocks = self.codes.reshape(*self.scale.shape, self.format.block).astype(np.float32)
             whole: NDArray[np.float32] = blocks * self.scale[..., None]
+            if self.factor is not None:
+                whole = whole * self.factor[:, None, None]
             return whole.reshape(self.codes.shape)
         if not self.is_logarithmic:
             return self.codes.astype(np.float32) * self.scale.reshape(shape)
@@ -105,7 +109,8 @@ def quantize_weight(
     `importance` [I], the mean square of each input channel, weights the searched error.
     """
     if weight_format.block is not None:
-        return QuantizedWeight(weight_format, *block_codes(weight, weight_format.block, importance))
+        codes, scale, factor = block_codes(weight, weight_format.block, importance)
+        return QuantizedWeight(weight_format, codes, scale, factor=factor)
     groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
     rows = weight.astype(np.float64).reshape(groups, -1)
     columns = None
