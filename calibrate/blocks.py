@@ -41,7 +41,11 @@ def block_codes(
     if inputs % block:
         raise ValueError(f"{inputs} input channels are no multiple of {block}")
     blocks = weight.astype(np.float32, copy=False).reshape(outputs, -1, block)
-    gain = None if importance is None else importance.astype(np.float32).reshape(-1, block)
+    gain = None
+    if importance is not None:
+        # Times a power of two, so that no sum leaves float32.
+        unit = importance / 2.0 ** np.frexp(importance.max())[1]
+        gain = unit.astype(np.float32).reshape(-1, block)
     factor = np.concatenate(
         [row_factors(blocks[k : k + ROWS], gain) for k in range(0, outputs, ROWS)]
     )
@@ -77,8 +81,8 @@ def best_clips(blocks: Floats, gain: Floats | None) -> tuple[NDArray[np.int8], F
     """Codes [O, B, block] and scales [O, B] of some rows."""
     top = np.abs(blocks).max(axis=2)
     least = np.full(top.shape, np.inf, np.float32)
-    scale = np.empty_like(top)
-    codes = np.empty(blocks.shape, np.int8)
+    scale = half_scale(top / REACH)
+    codes = np.clip(np.rint(blocks / scale[..., None]), -REACH, REACH).astype(np.int8)
     for fraction in FRACTIONS:
         tried = half_scale(top * np.float32(fraction / REACH))
         rounded = np.clip(np.rint(blocks / tried[..., None]), -REACH, REACH)

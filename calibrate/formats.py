@@ -14,8 +14,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CalibrationError
 from ..sites import WeightFormat
 from .blocks import block_codes
+from .choices import least
 
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
@@ -107,7 +109,15 @@ def quantize_weight(
 
     With `tap_sums`, kernels on a uniform grid per channel of 4 bits or more keep their sums.
     `importance` [I], the mean square of each input channel, weights the searched error.
+
+    Raises:
+        CalibrationError: a weight that is not finite.
     """
+    if not np.isfinite(weight).all():
+        raise CalibrationError(
+            "a weight that is to be rounded has NaN or infinity",
+            do="check the checkpoint, and the scales of a plan that multiply it",
+        )
     if weight_format.block is not None:
         codes, scale, factor = block_codes(weight, weight_format.block, importance)
         return QuantizedWeight(weight_format, codes, scale, factor=factor)
@@ -201,7 +211,7 @@ def search_uniform(histogram: NDArray[np.float64], n: int) -> NDArray[np.float64
     steps = UNIFORM_FRACTIONS[:, None] / n
     rounded = np.minimum(np.round(centres / steps), n) * steps
     errors = histogram @ np.square(rounded - centres).T
-    return np.asarray(UNIFORM_FRACTIONS[np.argmin(errors, axis=1)])
+    return np.asarray(UNIFORM_FRACTIONS[least(errors, axis=1)])
 
 
 def log_ratios(n: int) -> Sequence[float]:
@@ -221,7 +231,7 @@ def search_log(
             nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, centres)
             choices.append((fraction, ratio))
             errors.append(histogram @ np.square(levels[nearest] - centres))
-    best = np.array(choices)[np.argmin(errors, axis=0)]
+    best = np.array(choices)[least(errors)]
     return best[:, 0], best[:, 1]
 
 
