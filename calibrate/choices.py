@@ -21,4 +21,5 @@ def least(errors: ArrayLike, axis: int = 0) -> NDArray[np.intp]:
             "no candidate for a grid has a finite error",
             do="look for NaN, infinity or values beyond 1e18 in the weights and the samples",
         )
-    return np.argmin(measured, axis=axis)
+    found: NDArray[np.intp] = np.argmin(measured, axis=axis)
+    return found

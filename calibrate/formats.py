@@ -119,8 +119,8 @@ def quantize_weight(
             do="check the checkpoint, and the scales of a plan that multiply it",
         )
     if weight_format.block is not None:
-        codes, scale, factor = block_codes(weight, weight_format.block, importance)
-        return QuantizedWeight(weight_format, codes, scale, factor=factor)
+        in_blocks, scale, factor = block_codes(weight, weight_format.block, importance)
+        return QuantizedWeight(weight_format, in_blocks, scale, factor=factor)
     groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
     rows = weight.astype(np.float64).reshape(groups, -1)
     columns = None
