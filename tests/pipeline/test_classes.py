@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,8 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arvg_trt.artifacts import Workspace
 from arvg_trt.pipeline.classes import drawn_classes, saved_classes
+from arvg_trt.pipeline.held_out_generator import HeldOutGenerator
+from arvg_trt.pipeline.validate import open_held_out
+from arvg_trt.recipe import ValidateOptions
 from arvg_trt.runtime.feeds import GraphRun, save_sample
+
+from ..conftest import TinyRar
+from .conftest import arvg
 
 
 @given(st.integers(1, 60), st.integers(1, 200), st.integers(0, 2**32), st.data())
@@ -54,3 +62,27 @@ def test_classes_are_read_from_saved_samples(tmp_path: Path, null: int) -> None:
     save_sample(GraphRun("pass", {"labels": np.array([0, 5])}), tmp_path, 4)
     save_sample(GraphRun("denoise", {"time": np.array([3])}), tmp_path, 5)
     assert saved_classes(tmp_path, null) == [0, 1, 3] + [5] * (null == 6)
+
+
+def test_a_validation_is_of_classes_that_calibration_has_not_seen(
+    tiny_rar: TinyRar, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    shutil.copytree(tiny_rar.workspace, workspace.root)
+    options = ValidateOptions(samples=3)
+    assert len(set(drawn(workspace, options))) == 3
+    outcome = arvg("calibrate", workspace.root, "--samples", 2)
+    assert outcome.code == 0, outcome
+    manifest = workspace.manifest("calibrate", stage="calibrate")
+    seen = manifest.options["classes"]
+    assert len(seen) == 2 and manifest.results["classes"] == sorted(seen)
+    assert set(drawn(workspace, options)) == set(range(5)) - set(seen)
+    # Those that are named are taken as they are.
+    named = ValidateOptions(samples=3, labels=f"{seen[0]}")
+    assert drawn(workspace, named) == (seen[0],) * 3
+
+
+def drawn(workspace: Workspace, options: ValidateOptions) -> tuple[int, ...]:
+    held_out = open_held_out(workspace, options)
+    assert isinstance(held_out, HeldOutGenerator)
+    return held_out.labels
