@@ -19,6 +19,8 @@ FRACTIONS = np.geomspace(0.6, 1.0, 12)
 LEAST_SCALE = 2.0**-14
 LARGEST_SCALE = 2.0**15
 LARGEST_EXPONENT = 126  # of a factor that float32 holds in full
+# Below, a row is zeros: float32 would have no scale of full precision for it.
+LEAST_WEIGHT = 1e-33
 # Share of its row's energy from which a block's scale counts: INT4 itself loses about 2^-9.
 LEAST_SHARE = 2.0**-24
 LARGEST_ROW = -1  # exponent of the largest weight of a row that was raised
@@ -68,6 +70,7 @@ def row_factors(blocks: Floats, gain: Floats | None) -> Floats:
     counts = (share > 0) & (share >= LEAST_SHARE * share.sum(axis=1, keepdims=True))
     scale = np.where(counts, np.abs(wide).max(axis=2), np.inf).min(axis=1) * FRACTIONS[0] / REACH
     top = np.abs(wide).max(axis=(1, 2))
+    scale = np.where(top < LEAST_WEIGHT, np.inf, scale)
     least = np.where(np.isfinite(scale), scale, LEAST_SCALE)
     wanted = np.ceil(np.log2(LEAST_SCALE / least))
     room = LARGEST_ROW - np.frexp(top)[1]
