@@ -39,9 +39,9 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops.
 
     `feeds` is a .npz with the arrays that a user's own graphs are fed. A generator makes `samples`
-    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn. `shard` "K/N" makes
-    part K of N of them, to be merged with the others. `samples_from` is a folder of saved samples
-    to use instead, all of them.
+    pictures itself, of the classes `labels` (`0-9,207`) in turn, or drawn evenly of all. `shard`
+    "K/N" makes part K of N of them, to be merged with the others. `samples_from` is a folder of
+    saved samples to use instead, all of them.
 
     `value_range` is what the float pictures of `feeds` must lie in (None: within +-16).
 
@@ -233,8 +233,9 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 class ValidateOptions(Options, frozen=True, kw_only=True):
     """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency.
 
-    A generator makes `samples` pictures of `seed`, of the classes `labels` (`0-9,207`; None: all)
-    in turn, so many at once as `batch_size`, and is given their tokens; or those of `images`, which
+    A generator makes `samples` pictures of `seed`, of the classes `labels` (`0-9,207`) in turn, or
+    drawn of all, those first that calibration has not seen; so many at once as `batch_size`. It is
+    given their tokens, or those of `images`, which
     `labels` then has a class for each of. `features` is an ONNX graph from pictures to features,
     for a Frechet distance.
     """

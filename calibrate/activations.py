@@ -252,7 +252,16 @@ def format_of(grid: ClipCandidate) -> ActivationFormat:
 
 
 def decibel(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), finite: a tensor of zeros that stay zeros counts as one of ones."""
+    """10 log10(signal / noise), finite: a tensor of zeros that stay zeros counts as one of ones.
+
+    Raises:
+        CalibrationError: energies that are not finite.
+    """
+    if not (signal < np.inf and noise < np.inf):
+        raise CalibrationError(
+            f"a rounding error of {noise:g} beside a signal of {signal:g} says nothing",
+            do="look for NaN, infinity or values beyond 1e18 in the weights and the samples",
+        )
     if signal == 0 == noise:
         signal = 1.0
     return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))

@@ -199,7 +199,7 @@ def quantize_site(
 def to_half(weight: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """Round to float16, which is how high-precision weights are stored and built."""
     worst = float(np.abs(weight).max())
-    if worst > FP16_MAX:
+    if not worst <= FP16_MAX:
         raise RecipeError(
             f"{name} has a weight of {worst:.3g}, beyond float16",
             do="give it a weight format in the plan",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .choices import least
 from .observers import ClipCandidate
 from .statistics import TensorStats
 
@@ -183,4 +184,4 @@ def best_candidate(errors: Sequence[Array], gain: Array, power: int) -> int:
     `errors[k]` [C] holds sums of |error|**power in units of the smoothed tensor; `gain` [C] is the
     norm of the smoothed weights of that input channel, sqrt(sum_o W_oi^2).
     """
-    return int(np.argmin([float(np.sum(error * gain**power)) for error in errors]))
+    return int(least([float(np.sum(error * gain**power)) for error in errors]))

@@ -138,9 +138,9 @@ def constant_scale(node: ir.Node) -> np.ndarray | None:
     if value is None or value.const_value is None or value.dtype != ir.DataType.FLOAT:
         return None
     scale = value.const_value.numpy()
-    if not np.all(scale > 0):
+    if not np.all((scale > 0) & (scale < np.inf)):
         raise BuildError(
-            f"scale {value.name} is not positive",
+            f"scale {value.name} is not positive and finite",
             where=node.name,
             do="floor the scale when quantizing",
         )

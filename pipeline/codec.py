@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import atomic_write
-from ..errors import BundleError, CalibrationError
+from ..errors import BundleError, CalibrationError, GenerationError
 from ..runtime.images import (
     UnreadableImage,
     crop_back,
@@ -29,6 +29,7 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
     Raises:
         CalibrationError: a file that is no image.
         BundleError: an image of a size that the tokenizer is not made for; names it.
+        GenerationError: a latent that is not finite; names the image.
     """
     require_engine_files(folder)
     tokenizer = ImageTokenizer.open(folder)
@@ -44,6 +45,12 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
             # The tokenizer does not know which file the image came from.
             raise BundleError(error.what, where=str(path), do=error.do) from error
         tokens, latent = tokenizer.encode(to_model(padded))
+        if not np.isfinite(latent).all():
+            raise GenerationError(
+                "the latent of the encoder is not finite",
+                where=str(path),
+                do="check the weights; an FP16 graph may overflow",
+            )
         arrays[f"latent_{k}" if tokens is None else f"tokens_{k}"] = (
             latent if tokens is None else tokens
         )
@@ -54,7 +61,12 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
 
 
 def decode_files(folder: Path, tokens: Path, output: Path) -> list[Path]:
-    """Write `K.png` for every image of a .npz; returns their paths."""
+    """Write `K.png` for every image of a .npz; returns their paths.
+
+    Raises:
+        BundleError: not a file of `encode`.
+        GenerationError: a picture that is not finite; those before it are written.
+    """
     require_engine_files(folder)
     tokenizer = ImageTokenizer.open(folder)
     kind = "tokens" if tokenizer.discrete else "latent"

@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Parts of a report; `accuracy` of an image tokenizer, `outputs` of a user's own graphs,
-    `generation` of a generator, with the names of the pictures that it made and how.
+    `generation` of a generator, with the names and classes of the pictures that it made and how.
     """
 
     accuracy: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class Measured:
     pictures: list[Any] = field(default_factory=list)
     picture_names: tuple[str, ...] = ()
     sampling: dict[str, float] = field(default_factory=dict)
+    classes: tuple[int, ...] = ()
 
 
 class HeldOut(Protocol):

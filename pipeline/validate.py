@@ -118,10 +118,19 @@ def open_held_out(workspace: Workspace, options: ValidateOptions) -> HeldOut:
         if is_generator(exported):
             from .held_out_generator import HeldOutGenerator
 
-            return HeldOutGenerator.open(path.parent, exported, options)
+            return HeldOutGenerator.open(
+                path.parent, exported, options, calibrated_classes(workspace)
+            )
     source = validation_source(options)
     _, exported = require_outputs(workspace, "export", stage="export")
     return HeldOutImages.open(source, exported, options)
+
+
+def calibrated_classes(workspace: Workspace) -> tuple[int, ...]:
+    """Classes of a generator that calibration has seen, as far as a manifest says it."""
+    if not (workspace.folder("calibrate") / MANIFEST).is_file():
+        return ()
+    return tuple(workspace.manifest("calibrate", stage="calibrate").results.get("classes", ()))
 
 
 def require_no_classes(options: ValidateOptions) -> None:
@@ -188,6 +197,7 @@ def measure_all(
             calibration=(SYNTHETIC,) if synthetic else tuple(calibrated.results["images"]),
             pictures=measured.picture_names,
             sampling=measured.sampling,
+            classes=measured.classes,
         ),
         calibration=calibration_of(calibrated),
         sizes=sizes(
@@ -231,6 +241,7 @@ def calibration_of(calibrated: Manifest) -> Calibration:
         settled=grown.get("settled", 0),
         inputs=len(inputs),
         share=grown.get("share"),
+        classes=tuple(results.get("classes", ())),
         dgc=Chosen(**{k: chosen[k] for k in Chosen.__struct_fields__}) if chosen else None,
     )
 

@@ -401,9 +401,10 @@ def test_infinite_mask_is_kept() -> None:
     assert np.isneginf(run(twin, image=images())["out"][..., 1:]).all()
 
 
-def test_scale_of_zero_is_refused_by_name() -> None:
-    with pytest.raises(BuildError, match=r"scale block\.conv\.weight_scale is not positive"):
-        fp16_twin(decoder_like(weight_scale=0.0))
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+def test_scale_that_is_none_is_refused_by_name(scale: float) -> None:
+    with pytest.raises(BuildError, match=r"scale block\.conv\.weight_scale is not positive and f"):
+        fp16_twin(decoder_like(weight_scale=scale))
 
 
 def test_unknown_name_in_keep_fp32_is_refused() -> None:
