@@ -20,7 +20,6 @@ from ..runtime.images import (
     to_model,
 )
 from ..runtime.tokenizer import ImageTokenizer
-from .common import require_engine_files
 
 
 def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
@@ -30,7 +29,6 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
         CalibrationError: a file that is no image.
         BundleError: an image of a size that the tokenizer is not made for; names it.
     """
-    require_engine_files(folder)
     tokenizer = ImageTokenizer.open(folder)
     arrays: dict[str, np.ndarray] = {"stride": np.array(tokenizer.stride)}
     for k, path in enumerate(images):
@@ -55,7 +53,6 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
 
 def decode_files(folder: Path, tokens: Path, output: Path) -> list[Path]:
     """Write `K.png` for every image of a .npz; returns their paths."""
-    require_engine_files(folder)
     tokenizer = ImageTokenizer.open(folder)
     kind = "tokens" if tokenizer.discrete else "latent"
     try:

@@ -12,6 +12,7 @@ import pytest
 from onnx import helper
 from PIL import Image
 
+from arvg_trt.artifacts import Manifest, write_manifest
 from arvg_trt.errors import GenerationError
 from arvg_trt.pipeline.generate import parse_labels
 from arvg_trt.runtime.generator import Generator
@@ -24,7 +25,8 @@ from .conftest import Outcome, arvg, assert_refused, digests, leftovers, start, 
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace."""
     root = tmp_path_factory.mktemp("toy") / "ws"
-    ToyVar().save(root / "export")
+    folder = ToyVar().save(root / "export")
+    write_manifest(folder, Manifest(stage="export", inputs={}, options={}, versions={}), {})
     return root
 
 
