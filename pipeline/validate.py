@@ -260,8 +260,8 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
     found = {}
     if generates:
         found["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
-    for graph in () if generates else load_sites(folder).graphs:
-        files = (folder / f"{graph}.onnx", folder / f"{graph}.onnx.data")
-        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
     shared = folder / SHARED_WEIGHTS
+    for graph in () if generates else load_sites(folder).graphs:
+        files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}
+        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
     return found | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})

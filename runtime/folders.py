@@ -10,6 +10,7 @@ from ..errors import BundleError
 from ..verify import read_manifest, verify, workspace_of
 
 CPU_BACKEND = "onnxruntime"
+TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
 
 def verified(folder: Path) -> Manifest:
@@ -31,7 +32,7 @@ def require_session(folder: Path) -> None:
     built = manifest.options if manifest is not None and manifest.stage == "build" else {}
     if built.get("backend", CPU_BACKEND) == CPU_BACKEND and not any(folder.glob("*.engine")):
         return
-    name = {"tensorrt": "TensorRT", None: "TensorRT"}.get(built.get("backend"), "TensorRT for RTX")
+    name = TITLES.get(str(built.get("backend")), "TensorRT")
     targets = " ".join(built.get("targets", ()))
     raise BundleError(
         f"holds {name} engines{f' for {targets}' if targets else ''}, which arvg-trt builds and "

@@ -609,7 +609,7 @@ def test_plan_edited_in_place_is_not_built_from(workspace: Path) -> None:
     plan.write_text(plan.read_text().replace('"smoothing": "search"', '"smoothing": 0.25'))
     refuse(
         9,
-        ("plan.json", "was changed", "quantize --plan"),
+        ("plan.json", "was changed", "--plan FILE"),
         *("build", workspace),
         untouched=(workspace,),
     )

@@ -198,7 +198,7 @@ def test_an_altered_description_of_a_generator_is_refused(
     for args in (("generate", "--labels", "0", "-o", tmp_path / "out"), ("calibrate",)):
         assert_refused(arvg(args[0], copy, *args[1:]), 9, *words)
     assert_refused(arvg("validate", copy), 9, *words)
-    with pytest.raises(WorkspaceError, match="generator.json: was changed"):
+    with pytest.raises(WorkspaceError, match=r"generator\.json: was changed"):
         Generator.open(copy)
     path.unlink()
     outcome = arvg("generate", copy / "export", "--labels", "0", "-o", tmp_path / "out")
