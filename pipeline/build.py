@@ -205,7 +205,7 @@ def build_graph(
     What makes or reads a tensor of `wide` stays in FP32.
     """
     from ..engines.inspect import prove_sites
-    from ..engines.tensorrt import build_engine
+    from .engine_process import compile_engine
 
     assert options.backend != "onnxruntime"
     own_sites = load_sites(workspace.folder("export")).of_graph(graph)
@@ -215,7 +215,7 @@ def build_graph(
     planned = [entries[name] for name in sites.values() if name in entries]
     formats = {e.name: "fp8" if is_fp8(e) else "int8" for e in planned if e.activation}
     wanted = {node: formats[name] for node, name in sites.items() if name in formats}
-    result = build_engine(
+    result = compile_engine(
         twin_path,
         folder / f"{graph}.engine",
         backend=options.backend,
