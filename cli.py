@@ -234,6 +234,9 @@ def build(
 @click.option("--gate", "gates", multiple=True, help="e.g. 'psnr_drop<=0.5'; repeatable.")
 @click.option("--rounds", type=int, help="Timed rounds, 0 for none. [default: 20]")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
+@click.option(
+    "--skip-engine", is_flag=True, default=None, help="Measure the Q/DQ graphs, and no engine."
+)
 @json_option
 def validate(
     workspace: Path,

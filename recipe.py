@@ -237,7 +237,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     drawn of all, those first that calibration has not seen; so many at once as `batch_size`. It is
     given their tokens, or those of `images`, which
     `labels` then has a class for each of. `features` is an ONNX graph from pictures to features,
-    for a Frechet distance.
+    for a Frechet distance. `skip_engine` leaves engines out: the Q/DQ graphs alone are measured.
     """
 
     images: str | None = None
@@ -252,6 +252,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     rounds: int = 20
     warmup: int = 3
     threads: int = 0
+    skip_engine: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(

@@ -54,7 +54,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ``producer_fold`` says it where parts of larger initializers take it. ``token_axis`` is the
     axis of the input along which positions lie, and ``position_input`` the graph's input or value
     with their numbers (None: they count from 0). Where all rows of a calibrated graph have such
-    numbers, they are below ``positions``.
+    numbers, they are below ``positions``; a graph ``of_all_positions`` is given each
+    once, in order.
     ``excluded`` says why the method leaves the site in high precision, None if it does not.
     """
 
@@ -74,13 +75,14 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     token_axis: int | None = None
     position_input: str | None = None
     positions: int | None = None
+    of_all_positions: bool = False
     producer_fold: ProducerFold | None = None
     excluded: str | None = None
 
     @property
     def knows_positions(self) -> bool:
         """Whether the input can have a scale a position: in a graph that is calibrated."""
-        numbered = self.graph == "full" or self.positions is not None
+        numbered = self.of_all_positions or self.positions is not None
         return numbered and self.token_axis is not None
 
 

@@ -57,7 +57,7 @@ def calibrate_stage(
         )
     wanted = Manifest(
         stage="calibrate",
-        inputs={**manifest.outputs, **source.digests},
+        inputs=manifest.as_inputs() | {f"data/{k}": v for k, v in source.digests.items()},
         options=msgspec.to_builtins(options)
         | {"images": list(source.names) if source.names else None}
         | ({"feeds": list(source.digests)} if options.feeds else {})

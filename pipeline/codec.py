@@ -20,7 +20,6 @@ from ..runtime.images import (
     to_model,
 )
 from ..runtime.tokenizer import ImageTokenizer
-from .common import require_engine_files
 
 
 def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
@@ -31,7 +30,6 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
         BundleError: an image of a size that the tokenizer is not made for; names it.
         GenerationError: a latent that is not finite; names the image.
     """
-    require_engine_files(folder)
     tokenizer = ImageTokenizer.open(folder)
     arrays: dict[str, np.ndarray] = {"stride": np.array(tokenizer.stride)}
     for k, path in enumerate(images):
@@ -67,7 +65,6 @@ def decode_files(folder: Path, tokens: Path, output: Path) -> list[Path]:
         BundleError: not a file of `encode`.
         GenerationError: a picture that is not finite; those before it are written.
     """
-    require_engine_files(folder)
     tokenizer = ImageTokenizer.open(folder)
     kind = "tokens" if tokenizer.discrete else "latent"
     try:

@@ -107,12 +107,14 @@ class HeldOutImages:
 
     def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
         from ..validate.accuracy import measure
+        from ..validate.report import TWIN
 
         threads = self.options.threads
         codecs = {
+            # A twin lies beside engines that no session runs.
             name: ImageTokenizer.open(folder, threads=threads)
             if name == ENGINE
-            else ImageTokenizer.reference(folder)
+            else ImageTokenizer.reference(folder, verify=name != TWIN)
             for name, folder in folders.items()
         }
         accuracy, pictures = measure(

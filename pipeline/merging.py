@@ -87,7 +87,7 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
     warn_of_repeats(parts, reporter)
     wanted = Manifest(
         stage="calibrate",
-        inputs={**exported.outputs}
+        inputs=exported.as_inputs()
         | {f"part.{k}/{name}": d for k, part in enumerate(parts) for name, d in part.files.items()},
         options={
             "merge": len(parts),

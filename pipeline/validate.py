@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from ..artifacts import MANIFEST, Manifest, Workspace, decode_json
-from ..errors import AccuracyError, CalibrationError
+from ..artifacts import MANIFEST, Manifest, Workspace
+from ..errors import AccuracyError, CalibrationError, WorkspaceError
 from ..recipe import ValidateOptions
-from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from ..verify import verify
+from .common import (
+    FP16,
+    Reporter,
+    StageResult,
+    load_sites,
+    package_versions,
+    require_outputs,
+    run_stage,
+)
 from .generated_samples import is_generator
 from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from .own_inputs import is_own
@@ -36,6 +45,8 @@ def validate_stage(
     from ..validate.report import METRIC_NAMES, load_report
 
     gates = parse_gates(options.gates, METRIC_NAMES)
+    if (workspace.folder("export") / MANIFEST).is_file():
+        require_outputs(workspace, "export", stage="export")  # before its description is read
     held_out = open_held_out(workspace, options)
     if held_out.skipped:
         reporter.warn(
@@ -47,7 +58,7 @@ def validate_stage(
     leaked = held_out.leaked(calibrated)
     if leaked:
         reporter.warn(f"validated on calibration {held_out.noun}: {', '.join(leaked)}")
-    engines = engine_manifests(workspace, name)
+    engines = {} if options.skip_engine else engine_manifests(workspace, name)
     wanted = Manifest(
         stage="validate",
         inputs={
@@ -92,13 +103,19 @@ def validate_stage(
 
 
 def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
-    """Manifests of every engine folder of this quantization, and of the FP16 engines beside it."""
+    """Manifests of every engine folder of this quantization, and of the FP16 engines beside it.
+
+    Raises:
+        WorkspaceError: an engine is not what was built, or is one of another quantization.
+    """
     found = {}
-    for each in (name, "fp16"):
-        root = workspace.root / "engines" / each
-        for path in sorted(root.glob(f"[!.]*/{MANIFEST}")):
-            key = f"{each}/{path.parent.name}"
-            found[key] = decode_json(path, Manifest, do="run `arvg-trt build` again")
+    for each in (name, FP16):
+        for folder in sorted((workspace.root / "engines" / each).glob("[!.]*/")):
+            try:
+                found[f"{each}/{folder.name}"] = verify(folder)
+            except WorkspaceError as error:
+                do = f"{error.do}, or leave engines out with --skip-engine"
+                raise WorkspaceError(error.what, where=error.where, do=do) from error
     return found
 
 
@@ -254,8 +271,8 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
     found = {}
     if generates:
         found["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
-    for graph in () if generates else load_sites(folder).graphs:
-        files = (folder / f"{graph}.onnx", folder / f"{graph}.onnx.data")
-        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
     shared = folder / SHARED_WEIGHTS
+    for graph in () if generates else load_sites(folder).graphs:
+        files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}
+        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
     return found | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})

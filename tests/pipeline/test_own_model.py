@@ -194,7 +194,7 @@ def test_samples_are_saved_with_digests_and_the_second_run_skips(models: dict[st
     stored = [load_sample(path)["tokens"] for path in files]
     assert np.array_equal(np.concatenate(stored), np.load(own.calibration)["tokens"])
     manifest = json.loads((own.workspace / "calibrate/manifest.json").read_text())
-    assert "calibration.npz" in manifest["inputs"]
+    assert "data/calibration.npz" in manifest["inputs"]
     assert {f"samples/{p.name}" for p in files} <= set(manifest["outputs"])
     again = arvg("calibrate", own.workspace, "--feeds", own.calibration, "--samples", SAMPLES)
     assert "up to date" in again.out
@@ -276,7 +276,8 @@ def test_noise_has_to_be_asked_for_and_marks_the_report(
     assert arvg("calibrate", transformer, "--synthetic", "--samples", 2).code == 0
     assert arvg("quantize", transformer).code == 0
     feeds = ("--feeds", models["transformer"].validation, "--rounds", 0)
-    assert arvg("validate", transformer, *feeds).code == 0
+    assert_refused(arvg("validate", transformer, *feeds), 9, "made from another quantization")
+    assert arvg("validate", transformer, *feeds, "--skip-engine").code == 0
     page = (transformer / "validate/int8/report.md").read_text()
     assert "Calibrated on synthetic noise, not on samples." in page
 
@@ -391,3 +392,43 @@ def test_files_that_are_no_feeds_are_refused(transformer: Path, tmp_path: Path) 
 def test_feeds_of_an_image_tokenizer_are_refused(exported: Path, models: dict[str, Own]) -> None:
     feeds = ("--feeds", models["transformer"].calibration)
     assert_refused(arvg("calibrate", exported, *feeds), 5, "is calibrated on images")
+
+
+@pytest.mark.parametrize("name", ["full", "model", "encoder", "pass"])
+def test_what_a_file_is_called_decides_nothing(
+    models: dict[str, Own], tmp_path: Path, name: str
+) -> None:
+    """Graphs of generators, and files of weights, have these names."""
+    known = models["handmade"]
+    path = tmp_path / f"{name}.onnx"
+    shutil.copy(known.graphs[0], path)
+    root = tmp_path / "ws"
+    steps: tuple[tuple[object, ...], ...] = (
+        ("export", "onnx", root, "--graph", path),
+        ("calibrate", root, "--feeds", known.calibration, "--samples", SAMPLES),
+        ("quantize", root),
+        ("build", root),
+        ("validate", root, "--feeds", known.validation, "--rounds", 0),
+    )
+    for step in steps:
+        outcome = arvg(*step)
+        assert outcome.code == 0 and outcome.err == "", outcome
+    found, wanted = (
+        json.loads(
+            (folder / "validate/int8/report.json")
+            .read_text()
+            .replace(f'"{called}"', '"NAME"')
+            .replace(f"{called}/", "NAME/")
+        )
+        for folder, called in ((root, name), (known.workspace, "handmade"))
+    )
+    assert found["sites"] == wanted["sites"]
+    assert found["outputs"] == wanted["outputs"]
+    weights = "weights of all graphs"
+    assert found["sizes"]["fp32_graph_bytes"] | {"NAME": 0} == (
+        wanted["sizes"]["fp32_graph_bytes"] | {"NAME": 0}
+    )
+    assert found["sizes"]["fp32_graph_bytes"]["NAME"] == pytest.approx(
+        wanted["sizes"]["fp32_graph_bytes"]["NAME"], abs=2000
+    )
+    assert found["sizes"]["fp32_graph_bytes"][weights] > 0
