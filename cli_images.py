@@ -16,7 +16,8 @@ from .console import ConsoleReporter, print_json
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .npz file.")
-def encode(folder: Path, images: Sequence[Path], output: Path) -> None:
+@json_option
+def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) -> None:
     """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
 
     \b
@@ -25,6 +26,9 @@ def encode(folder: Path, images: Sequence[Path], output: Path) -> None:
     from .pipeline.codec import encode_files
 
     encode_files(folder, images, output)
+    if as_json:
+        print_json({"images": images, "written": [output]})
+        return
     click.echo(str(output))
 
 
@@ -32,7 +36,8 @@ def encode(folder: Path, images: Sequence[Path], output: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("tokens", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder.")
-def decode(folder: Path, tokens: Path, output: Path) -> None:
+@json_option
+def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
     """Decode a .npz of `encode` to PNG images.
 
     \b
@@ -40,7 +45,11 @@ def decode(folder: Path, tokens: Path, output: Path) -> None:
     """
     from .pipeline.codec import decode_files
 
-    for path in decode_files(folder, tokens, output):
+    paths = decode_files(folder, tokens, output)
+    if as_json:
+        print_json({"written": paths})
+        return
+    for path in paths:
         click.echo(str(path))
 
 

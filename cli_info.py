@@ -10,6 +10,7 @@ import click
 
 from .cli_support import json_option
 from .console import print_json
+from .errors import AccuracyError
 
 
 @click.command()
@@ -52,7 +53,7 @@ def compare(
     else:
         click.echo(text)
     if regressed:
-        sys.exit(8)
+        sys.exit(AccuracyError.exit_code)
 
 
 @click.command()

@@ -14,6 +14,7 @@ from .errors import RecipeError
 from .sites import BLOCK_BITS, BLOCKS, Rounding, Smoothing
 
 FLOAT_BITS = 32
+LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 255 bytes
 MAX_MEMORY = 2 * 2**30  # bytes of second moments at a time
 
 QuantizeMethod = Literal[
@@ -271,7 +272,9 @@ class Recipe(Options, frozen=True, kw_only=True):
 def check_name(name: str) -> None:
     """Raises ValueError for a name of a quantization that is no plain folder name, or reserved."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"name {name!r} is not letters, digits, '.', '_' and '-'")
+        raise ValueError(f"name {name[:300]!r} is not letters, digits, '.', '_' and '-'")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"name {name[:40]}... has {len(name)} characters, at most {LONGEST_NAME}")
 
 
 def with_changes(options: OptionsT, **changes: object) -> OptionsT:

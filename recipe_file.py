@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import msgspec
 
-from .errors import RecipeError
+from .artifacts import UNDECODABLE, said
+from .errors import RecipeError, nearest
 from .recipe import Recipe
 
 PRESETS = Path(__file__).parent / "recipes"
@@ -26,8 +26,7 @@ def find_recipe(name: str) -> Path:
     if preset.is_file():
         return preset
     known = sorted(p.stem for p in PRESETS.glob("*.toml"))
-    near = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.3)
-    raise RecipeError("no such recipe", where=name, do=f"presets: {', '.join(near or known)}")
+    raise RecipeError("no such recipe", where=name, do=f"presets: {nearest(path.stem, known)}")
 
 
 def load_recipe(name: str) -> Recipe:
@@ -35,7 +34,7 @@ def load_recipe(name: str) -> Recipe:
     path = find_recipe(name)
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Recipe)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise RecipeError(str(error), where=str(path), do="see docs/recipes.md") from error
     except UnicodeDecodeError as error:
         raise RecipeError("is not UTF-8 text", where=str(path)) from error
+    except UNDECODABLE as error:
+        raise RecipeError(said(error), where=str(path), do="see docs/recipes.md") from error

@@ -111,13 +111,9 @@ def hidden(path: Path) -> bool:
 
 
 def inspect_graph(path: Path) -> dict[str, Any]:
-    import onnx
-    from google.protobuf.message import DecodeError
+    from ..graph_file import read_proto
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise WorkspaceError("is not an ONNX model", where=str(path)) from error
+    model = read_proto(path, do="name a whole file")
     counts: dict[str, int] = {}
     for node in model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..artifacts import MANIFEST, Manifest, Workspace, decode_json
 from ..errors import AccuracyError, CalibrationError
+from ..packages import require_packages
 from ..recipe import ValidateOptions
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
 from .generated_samples import is_generator
@@ -35,6 +36,7 @@ def validate_stage(
     from ..validate.gates import parse_gates
     from ..validate.report import METRIC_NAMES, load_report
 
+    require_packages("report")
     gates = parse_gates(options.gates, METRIC_NAMES)
     held_out = open_held_out(workspace, options)
     if held_out.skipped:
@@ -83,11 +85,13 @@ def validate_stage(
     report = load_report(result.folder / "report.json")
     if report.passed is False:
         failed = [g for g in report.gates if not g.passed]
-        raise AccuracyError(
+        error = AccuracyError(
             "; ".join(f"gate {g.expression} failed ({g.reason})" for g in failed),
             where=str(result.folder / "report.html"),
             do="open the report, then change the recipe or the gate",
         )
+        error.made = {"stages": [result]}
+        raise error
     return result
 
 

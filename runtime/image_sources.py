@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
+from ..packages import require_packages
 from .images import IMAGE_SUFFIXES, Uint8Image, UnreadableImage, enlarge_to, load_image
 
 SKIMAGE_PREFIX = "skimage"
@@ -95,7 +96,13 @@ def open_source(spec: str, *, error: type[CalibrationError] = CalibrationError) 
 
 
 def skimage_files(spec: str) -> list[Path]:
-    """Paths of photographs inside the installed scikit-image wheel."""
+    """Paths of photographs inside the installed scikit-image wheel.
+
+    Raises:
+        CalibrationError: it ships no photograph of such a name.
+        ArvgError: scikit-image is not installed.
+    """
+    require_packages("report")
     _, _, listed = spec.partition(":")
     names = listed.split(",") if listed else list(SKIMAGE_COLOUR)
     unknown = [name for name in names if name not in SKIMAGE_FILES]
@@ -104,12 +111,7 @@ def skimage_files(spec: str) -> list[Path]:
             f"scikit-image ships no photograph named {', '.join(unknown)}",
             do=f"choose from {', '.join(SKIMAGE_FILES)}",
         )
-    try:
-        folder = Path(str(resources.files("skimage.data")))
-    except ModuleNotFoundError:
-        raise CalibrationError(
-            "scikit-image is not installed", do="pip install 'arvg-trt[report]'"
-        ) from None
+    folder = Path(str(resources.files("skimage.data")))
     return [folder / SKIMAGE_FILES[name] for name in names]
 
 
