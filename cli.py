@@ -26,6 +26,7 @@ from .cli_stage import (
 from .cli_support import (
     Commands,
     Exponent,
+    Place,
     debug_option,
     json_option,
     memory_option,
@@ -39,6 +40,7 @@ from .recipe import (
     QuantizeOptions,
     ValidateOptions,
     with_changes,
+    with_implied,
 )
 from .recipe_file import load_recipe
 from .sites import Rounding
@@ -84,7 +86,7 @@ def cli() -> None:
     "--graph",
     "graphs",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="An ONNX file of your own, with MODEL `onnx`; repeatable.",
 )
 @json_option
@@ -126,7 +128,11 @@ def export(
 @click.option("--encoder-bits", type=int, help="2 to 8, or 32 for high precision.")
 @click.option("--decoder-bits", type=int, help="2 to 8, or 32 for high precision.")
 @click.option("--weight-bits", type=int, help="Of every graph: 2 to 8, or 32. [default: 8]")
-@click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only.")
+@click.option(
+    "--activation-bits",
+    type=int,
+    help="2 to 8, or 32 for weight-only. [default: 8; 32 where the method is weight-only]",
+)
 @click.option(
     "--adaln-bits", type=int, help="Of what makes a generator's modulation, weight-only; or 32."
 )
@@ -155,7 +161,7 @@ def export(
 )
 @click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
 @click.option("--include", multiple=True, default=None, help="Of sites that the method leaves out.")
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="An edited plan.json.")
+@click.option("--plan", "plan_file", type=Place(), help="An edited plan.json.")
 @json_option
 def quantize(
     workspace: Path,
@@ -177,7 +183,7 @@ def quantize(
     recipe = recipe_or_none(recipe_name)
     base = recipe.quantize if recipe else QuantizeOptions()
     changes |= {name: changes[name] or None for name in ("exclude", "include")}
-    options = with_changes(base, **changes)
+    options = with_changes(base, **with_implied(changes))
     called = chosen_name(name, recipe)
     perform(
         workspace,

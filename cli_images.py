@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from .cli_support import json_option, workspace_argument
+from .cli_support import Place, json_option, workspace_argument
 from .console import ConsoleReporter, print_json
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .npz file.")
+@click.argument("folder", type=Place())
+@click.argument("images", nargs=-1, required=True, type=Place())
+@click.option("-o", "--output", type=Place(), required=True, help="A .npz file.")
 @json_option
 def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) -> None:
     """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
@@ -33,9 +33,9 @@ def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) ->
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("tokens", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder.")
+@click.argument("folder", type=Place())
+@click.argument("tokens", type=Place())
+@click.option("-o", "--output", type=Place(), required=True, help="A folder.")
 @json_option
 def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
     """Decode a .npz of `encode` to PNG images.
@@ -58,8 +58,8 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
 @click.option(
     "--labels", multiple=True, required=True, help="Classes, e.g. 207,360 or 0-9; repeatable."
 )
-@click.option("--count", type=click.IntRange(1), help="Images of each label. [default: 1]")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the draws. [default: 0]")
+@click.option("--count", type=click.IntRange(1, 10**6), help="Images of each label. [default: 1]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the draws. [default: 0]")
 @click.option("--cfg", type=float, help="Guidance strength, 0 for none. [default: the model's]")
 @click.option("--top-k", type=int, help="0 for all. [default: the model's]")
 @click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
@@ -75,11 +75,9 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for PNGs and grid.")
-@click.option("--npz", type=click.Path(path_type=Path), help="All images for the ADM evaluator.")
-@click.option(
-    "--tokens", type=click.Path(path_type=Path), help="A .npz with `tokens` (MAR: `latents`)."
-)
+@click.option("-o", "--output", type=Place(), help="Folder for PNGs and grid.")
+@click.option("--npz", type=Place(), help="All images for the ADM evaluator.")
+@click.option("--tokens", type=Place(), help="A .npz with `tokens` (MAR: `latents`).")
 @json_option
 def generate(
     workspace: Path,

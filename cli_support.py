@@ -29,7 +29,21 @@ LONGEST_REASON = 300
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
-workspace_argument = click.argument("workspace", type=click.Path(path_type=Path))
+
+
+class Place(click.Path):
+    """A path; an empty text is none, and not the folder that the command runs in."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+workspace_argument = click.argument("workspace", type=Place())
 
 
 class Exponent(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3

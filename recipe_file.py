@@ -8,7 +8,7 @@ import msgspec
 
 from .artifacts import UNDECODABLE, said
 from .errors import RecipeError, nearest
-from .recipe import Recipe
+from .recipe import Recipe, with_implied
 
 PRESETS = Path(__file__).parent / "recipes"
 
@@ -33,7 +33,10 @@ def load_recipe(name: str) -> Recipe:
     """Read and check a recipe; errors name the file and the key."""
     path = find_recipe(name)
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Recipe)
+        written = msgspec.toml.decode(path.read_bytes())
+        if isinstance(table := written.get("quantize"), dict):
+            written["quantize"] = with_implied(table)
+        return msgspec.convert(written, Recipe, strict=True)
     except UnicodeDecodeError as error:
         raise RecipeError("is not UTF-8 text", where=str(path)) from error
     except UNDECODABLE as error:

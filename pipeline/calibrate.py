@@ -14,6 +14,7 @@ from ..artifacts import Manifest, Workspace
 from ..errors import RecipeError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import count_batches, sample_files, save_sample
+from ..runtime.image_sources import skipped_text
 from .calibration_sources import Samples, open_samples, shard_of
 from .common import (
     Reporter,
@@ -50,9 +51,7 @@ def calibrate_stage(
         require_halves(manifest)
     source = open_samples(export, manifest, options, reporter)
     if source.skipped:
-        reporter.warn(
-            f"skipped {len(source.skipped)} unreadable files: {', '.join(source.skipped[:5])}"
-        )
+        reporter.warn(skipped_text(source.skipped))
     wanted = Manifest(
         stage="calibrate",
         inputs={**manifest.outputs, **source.digests},

@@ -14,6 +14,7 @@ from ..artifacts import MANIFEST, Manifest, Workspace, decode_json
 from ..errors import AccuracyError, CalibrationError
 from ..packages import require_packages
 from ..recipe import ValidateOptions
+from ..runtime.image_sources import skipped_text
 from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
 from .generated_samples import is_generator
 from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
@@ -40,9 +41,7 @@ def validate_stage(
     gates = parse_gates(options.gates, METRIC_NAMES)
     held_out = open_held_out(workspace, options)
     if held_out.skipped:
-        reporter.warn(
-            f"skipped {len(held_out.skipped)} unreadable files: {', '.join(held_out.skipped)}"
-        )
+        reporter.warn(skipped_text(held_out.skipped))
     _, exported = require_outputs(workspace, "export", stage="export")
     _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
     calibrated = workspace.manifest("calibrate", stage="calibrate")
