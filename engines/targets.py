@@ -30,8 +30,9 @@ _NAMES: dict[str, int] = {
 }
 # What drivers, shops and data sheets put around a name.
 _BRAND = re.compile(r"^(nvidia|geforce|tesla|quadro)+")
+_MEMORY = re.compile(r"(?<![a-z0-9])\d+ ?gb(?![a-z0-9])")
 _VARIANT = re.compile(
-    r"(?<=[a-z0-9])(ti|super|laptopgpu|laptop|mobile|generation|pcie|sxm\d?|nvl|hbm\d?e?|\d+gb)+$"
+    r"(?<=[a-z0-9])(ti|super|laptopgpu|laptop|mobile|generation|pcie|sxm\d?|nvl|hbm\d?e?)+$"
 )
 
 _TURING: frozenset[Format] = frozenset({"fp16", "int8_gemm"})
@@ -82,7 +83,7 @@ def resolve_target(name: str, backend: Backend) -> Target:
 
     Raises BuildError: an unknown name (with the nearest ones), or a GPU that `backend` lacks.
     """
-    spelled = re.sub(r"[\s_-]+", "", name.lower())
+    spelled = re.sub(r"[\s_-]+", "", _MEMORY.sub("", name.lower()))
     plain = spelled if spelled in _NAMES else _VARIANT.sub("", _BRAND.sub("", spelled))
     capability = _NAMES.get(plain) or _spelled_capability(plain)
     if capability not in _FORMATS:

@@ -43,6 +43,10 @@ RESERVED = (
     *("activation_scale", "zero_point", "input_scale", "input_shift", "channel_factor"),
     *("bias_shifted", "clip_low", "clip_high", "pads"),
 )
+CONVERTER_ERRORS = (
+    *(RuntimeError, ValueError, onnx.version_converter.ConvertError),
+    onnx.shape_inference.InferenceError,
+)
 PER_CHANNEL_OPS = ("Add", "Mul")
 NORMS = (
     "BatchNormalization",
@@ -119,7 +123,7 @@ def raise_opset(model: ir.Model, path: Path, opset: int) -> ir.Model:
     ir.external_data.load_to_model(model)
     try:
         converted = convert_version(ir.to_proto(model), OPSET)
-    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
+    except CONVERTER_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise ExportError(
             f"opset {opset} cannot be converted to {OPSET}: {reason}",

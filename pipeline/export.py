@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ExportError
 from ..export.graph_form import DYNAMIC, GraphForm
-from ..runtime.image_sources import open_source
+from ..packages import require_packages
+from ..runtime.image_sources import SKIMAGE_PREFIX, open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator, family
@@ -76,6 +77,7 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
+    require_packages("export", *(["report"] if images.startswith(SKIMAGE_PREFIX) else []))
     if entry.generates:
         family(entry.family).check_form(name, form)
     else:

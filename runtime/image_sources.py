@@ -21,16 +21,15 @@ from numpy.typing import NDArray
 from ..errors import CalibrationError
 from ..packages import require_packages
 from .images import (
-    DAMAGED,
     IMAGE_SUFFIXES,
     Uint8Image,
     UnreadableImage,
     enlarge_to,
-    first_line,
     load_image,
     require_enlargeable,
     require_few_pixels,
 )
+from .npz import BadArrays, read_npy
 
 SKIMAGE_PREFIX = "skimage"
 SKIMAGE_FILES = {
@@ -231,12 +230,10 @@ def read_array(path: Path) -> Uint8Image:
     """
     try:
         # Mapped: a header that claims more than the file has takes no memory.
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except DAMAGED as failure:
-        reason = f"no array that is read: {first_line(failure)}"
+        array = read_npy(path)
+    except BadArrays as failure:
+        reason = f"no array that is read: {failure}"
         raise UnreadableImage(path.name, reason, "no array that is read") from failure
-    if not isinstance(array, np.ndarray):
-        raise UnreadableImage(path.name, "several arrays in one file")
     shape, kind = array.shape, "no array of pixels"
     if array.ndim != 3 or not array.size or 3 not in (shape[0], shape[2]):
         raise UnreadableImage(path.name, f"no array of pixels: its shape is {list(shape)}", kind)

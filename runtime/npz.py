@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -60,6 +61,22 @@ def read_npz(path: Path) -> dict[str, Array]:
             single = stream.read(6) == b"\x93NUMPY"
         what = "holds one array without a name" if single else "is not a .npz of arrays"
         raise BadArrays(what) from error
+
+
+def read_npy(path: Path) -> Array:
+    """The array of a `.npy`, mapped and read-only.
+
+    Raises:
+        BadArrays: not such a file, or one that holds less than it claims.
+    """
+    try:
+        with path.open("rb") as stream:
+            return mapped(path, stream, path.stat().st_size)
+    except BadArrays:
+        raise
+    except DAMAGED as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise BadArrays(lines[0][:200]) from error
 
 
 def read_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
@@ -113,10 +130,16 @@ def mapped_array(path: Path, info: zipfile.ZipInfo) -> Array:
         stream.seek(info.header_offset + 26)  # of the lengths in a local file header
         name_length, extra_length = struct.unpack("<HH", stream.read(4))
         stream.seek(name_length + extra_length, os.SEEK_CUR)
-        shape, order, dtype = read_header(stream, info.file_size)
-        if not math.prod(shape):
-            return np.empty(shape, dtype)
-        return np.memmap(path, dtype, "r", stream.tell(), shape, order)
+        return mapped(path, stream, info.file_size)
+
+
+def mapped(path: Path, stream: IO[bytes], size: int) -> Array:
+    """The array of `size` bytes with its header that begins where the stream is."""
+    shape, order, dtype = read_header(stream, size)
+    if not math.prod(shape):
+        return np.empty(shape, dtype)
+    found = np.memmap(path, dtype, "r", stream.tell(), shape, order)
+    return found.reshape(shape, order=order)  # numpy maps no number, but an array of one
 
 
 def read_header(
@@ -131,7 +154,9 @@ def read_header(
     version = np.lib.format.read_magic(stream)
     if version not in HEADERS:
         raise BadArrays(f"has an array of the unknown version {version} of numpy's format")
-    shape, fortran, dtype = HEADERS[version](stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 may have written
+        shape, fortran, dtype = HEADERS[version](stream)
     if dtype.hasobject:
         raise BadArrays("holds Python objects, which are not read")
     if any(axis < 0 for axis in shape) or (shape and shape[0] > MOST_ROWS):
