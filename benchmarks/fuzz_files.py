@@ -55,7 +55,10 @@ from ..runtime.image_sources import open_source
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..runtime.tokenizer import ImageTokenizer
 from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
-from ..validate.report import load_report
+from ..validate.compare import compare, comparison_markdown
+from ..validate.latency import Cpu
+from ..validate.outputs import OutputAccuracy
+from ..validate.report import Data, Report, load_report, metrics, sizes
 
 Reader = Callable[[Path], object]
 SIDE = 8  # channels of the small product
@@ -195,8 +198,22 @@ def specs() -> dict[str, dict[str, Any]]:
 
 
 def report_bytes() -> bytes:
-    """A report as an earlier version wrote it, from the repository's own results."""
-    return encode_json({"schema": "arvg-trt/report/v1", "model": "m", "name": "int8", "sites": []})
+    """A report of a user's own graph."""
+    accuracy = OutputAccuracy(output="y", sqnr_db=31.5, max_error=0.02, cosine=0.999)
+    return encode_json(
+        Report(
+            model="onnx",
+            name="int8",
+            versions={"numpy": "2"},
+            cpu=Cpu(model="a processor", flags=("avx2",)),
+            data=Data(validation=("feeds:0",), calibration=("feeds:1",)),
+            sizes=sizes(
+                fp32_graph_bytes={"model": 4096}, fp32_weight_bytes=4000, packed_weight_bytes=1000
+            ),
+            accuracy={},
+            outputs={"qdq": (accuracy,)},
+        )
+    )
 
 
 def file_kinds(scratch: Path) -> dict[str, FileKind]:
@@ -252,6 +269,11 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
 
     def read_tokens(folder: Path) -> object:
         return read_codes(ImageTokenizer.open(folder), folder / "tokens.npz")
+
+    def read_report(folder: Path) -> object:
+        report = load_report(folder / "report.json")
+        labelled = [("first", report), ("second", report)]
+        return metrics(report), comparison_markdown(compare(labelled))
 
     def opened(folder: Path) -> object:
         return OnnxRuntimeSession(folder / "model.onnx", optimized=True).metadata
@@ -319,7 +341,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
             ImageTokenizer.open,
             (("decoder.onnx", codec["decoder.onnx"]),),
         ),
-        "report": FileKind("report.json", report_bytes(), lambda f: load_report(f / "report.json")),
+        "report": FileKind("report.json", report_bytes(), read_report),
         "config.json": FileKind("config.json", b'{"depth": 16}', lambda f: read_beside(f, Depth)),
         "config.yaml": FileKind("config.yaml", yaml, read_normalization),
     }
