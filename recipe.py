@@ -49,11 +49,16 @@ def require_at_most(options: Options, **most: int) -> None:
 
 
 def require_not_empty(options: Options, *names: str) -> None:
-    """Raises ValueError for a text without characters, which would mean something else unsaid."""
+    """Raises ValueError for texts that are empty, and would mean something else unsaid, or that no
+    file has as its name.
+    """
     for name in names:
         value = getattr(options, name)
-        if isinstance(value, str) and not value.strip():
-            raise ValueError(f"{name} is empty: give a value, or leave it out")
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.strip():
+                raise ValueError(f"{name} is empty: give a value, or leave it out")
+            if isinstance(text, str) and "\0" in text:
+                raise ValueError(f"{name} holds a null character")
 
 
 class CalibrateOptions(Options, frozen=True, kw_only=True):
@@ -295,7 +300,7 @@ class Recipe(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        require_not_empty(self, "model", "workspace", "checkpoint")
+        require_not_empty(self, "model", "workspace", "checkpoint", "graphs")
 
 
 def with_implied(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def inspect_path(path: Path) -> dict[str, Any]:
         }
     if path.suffix == ".onnx":
         return inspect_graph(path)
-    head = path.read_bytes()[:28]
+    with path.open("rb") as stream:
+        head = stream.read(28)
     if path.suffix == ".engine" or head[:4] == b"vtrt":
         built = ".".join(str(b) for b in head[24:28]) if head[:4] == b"vtrt" else "unknown"
         return {"kind": "TensorRT engine", "bytes": path.stat().st_size, "builder": built}

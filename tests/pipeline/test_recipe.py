@@ -131,6 +131,8 @@ def test_unknown_preset_names_the_nearest_first(name: str, nearest: str) -> None
         (MINIMAL + "[calibrate]\nsize = 1000000\n", ("size", "at most 8,192")),
         (MINIMAL + "[calibrate]\nlabels = ''\n", ("labels is empty",)),
         (MINIMAL + "[validate]\nimages = ' '\n", ("images is empty",)),
+        (MINIMAL + '[validate]\nimages = "a\\u0000b"\n', ("images holds a null",)),
+        (MINIMAL + 'graphs = ["a.onnx", ""]\n', ("graphs is empty",)),
         (MINIMAL.replace('name = "n"', f'name = "{"n" * 101}"'), ("101 characters",)),
         (MINIMAL + f"x = {'[' * 100_000}{']' * 100_000}\n", ("mine.toml",)),
         (MINIMAL + f"x = {'{y=' * 100_000}1{'}' * 100_000}\n", ("mine.toml",)),
