@@ -21,11 +21,13 @@ from typing import IO, Any, Literal, TypeVar
 
 import msgspec
 
-from .errors import WorkspaceError
+from .errors import ArvgError, WorkspaceError
 
 WORKSPACE_VERSION = 1
 MANIFEST = "manifest.json"
 WORKSPACE_FILE = "workspace.json"
+# Others read what was made here, as far as the folders above let them.
+FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 T = TypeVar("T")
 
@@ -90,14 +92,27 @@ def encode_json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def decode_json(path: Path, kind: type[T], *, do: str) -> T:
-    """Read a JSON artifact, or raise an error that names the file and the key."""
+# What decoding a file raises where it does not hold what its struct says.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def decode_json(
+    path: Path, kind: type[T], *, do: str, error: type[ArvgError] = WorkspaceError
+) -> T:
+    """Read a JSON artifact, or raise an `error` that names the file and the key."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        raise WorkspaceError("no such file", where=str(path), do=do) from None
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise WorkspaceError(f"cannot be read: {error}", where=str(path), do=do) from error
+        raise error("no such file", where=str(path), do=do) from None
+    except UNDECODABLE as failure:
+        raise error(f"cannot be read: {said(failure)}", where=str(path), do=do) from failure
+
+
+def said(failure: Exception) -> str:
+    """The first line of what a decoder says is wrong."""
+    if isinstance(failure, RecursionError):
+        return "it is nested too deeply"
+    return (str(failure).splitlines() or [type(failure).__name__])[0][:300]
 
 
 def fsync_path(path: Path) -> None:
@@ -119,7 +134,7 @@ def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(FILE_MODE)
         temporary.replace(path)
     except OSError as error:
         raise named(error, path) from error
@@ -146,9 +161,10 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     try:
         prefix = f".{final.name}."
         temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=final.parent))
-        temporary.chmod(0o755)
+        temporary.chmod(FOLDER_MODE)
         yield temporary
         for path in temporary.rglob("*"):
+            path.chmod(FOLDER_MODE if path.is_dir() else FILE_MODE)
             if path.is_file():
                 fsync_path(path)
         if final.exists():
@@ -198,9 +214,9 @@ class Workspace:
         if self.root.exists() and not self.root.is_dir():
             raise WorkspaceError("is not a folder", where=str(self.root), do="name a folder")
         self._made = not self.root.exists()
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.root / ".lock").open("a+")
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.root / ".lock").open("a+")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
@@ -209,6 +225,13 @@ class Workspace:
                 where=str(self.root),
                 do="wait for it to end, or name another workspace",
             ) from None
+        except FileNotFoundError as error:
+            # What virtual file systems say of a folder that nobody can make there.
+            raise WorkspaceError(
+                f"no folder can be made here: {error.strerror}",
+                where=str(self.root),
+                do="name a workspace on a disk",
+            ) from error
         with contextlib.ExitStack() as undo:
             undo.push(self)
             self.check_version()
@@ -258,7 +281,7 @@ def is_up_to_date(folder: Path, wanted: Manifest) -> bool:
     """Whether `folder` holds what `wanted` would make: same key, every output with its digest."""
     try:
         found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except (FileNotFoundError, msgspec.ValidationError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNDECODABLE):
         return False
     return found.key() == wanted.key() and all(
         (folder / name).is_file() and sha256_file(folder / name) == digest

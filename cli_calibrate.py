@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .cli_stage import perform, recipe_option, recipe_or_none
-from .cli_support import json_option, workspace_argument
+from .cli_support import Place, json_option, workspace_argument
 from .recipe import CalibrateOptions, with_changes
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @workspace_argument
-@click.argument("parts", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("parts", nargs=-1, type=Place())
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
 @click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")

@@ -6,7 +6,8 @@ Unknown keys are errors, and so are values that do not go together, before any w
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -14,12 +15,17 @@ from .errors import RecipeError
 from .sites import BLOCK_BITS, BLOCKS, Rounding, Smoothing
 
 FLOAT_BITS = 32
+LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 255 bytes
 MAX_MEMORY = 2 * 2**30  # bytes of second moments at a time
 
 QuantizeMethod = Literal[
     "per_tensor", "log_quantization", "per_channel", "per_channel_log", "blockwise", "fp8"
 ]
 LOG_METHODS = ("log_quantization", "per_channel_log")
+# Beyond these a number is a slip: what it asks for does not fit into a machine.
+MOST_SAMPLES, MOST_SIZE, MOST_THREADS, MOST_SEED = 10**7, 8192, 4096, 2**63 - 1
+# Weight-only methods: their inputs stay in high precision without saying so.
+WEIGHT_ONLY = ("per_tensor", "blockwise", *LOG_METHODS)
 Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
 OptionsT = TypeVar("OptionsT", bound="Options")
@@ -33,6 +39,26 @@ def require_at_least(options: Options, **least: int) -> None:
     for name, bound in least.items():
         if getattr(options, name) < bound:
             raise ValueError(f"{name} must be at least {bound}, got {getattr(options, name)}")
+
+
+def require_at_most(options: Options, **most: int) -> None:
+    for name, bound in most.items():
+        value = getattr(options, name)
+        if value is not None and value > bound:
+            raise ValueError(f"{name} must be at most {bound:,}, got {value:.4g}")
+
+
+def require_not_empty(options: Options, *names: str) -> None:
+    """Raises ValueError for texts that are empty, and would mean something else unsaid, or that no
+    file has as its name.
+    """
+    for name in names:
+        value = getattr(options, name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.strip():
+                raise ValueError(f"{name} is empty: give a value, or leave it out")
+            if isinstance(text, str) and "\0" in text:
+                raise ValueError(f"{name} holds a null character")
 
 
 class CalibrateOptions(Options, frozen=True, kw_only=True):
@@ -67,6 +93,9 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require_at_least(self, samples=1, batch_size=1, size=1, seed=0)
+        require_at_most(self, samples=MOST_SAMPLES, batch_size=MOST_SAMPLES, size=MOST_SIZE)
+        require_at_most(self, seed=MOST_SEED, candidates=MOST_SAMPLES)
+        require_not_empty(self, "images", "feeds", "labels", "samples_from")
         if self.samples_from is not None:
             others = [n for n in ("images", "feeds", "labels", "synthetic") if getattr(self, n)]
             if others:
@@ -222,6 +251,7 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require_at_least(self, image_size=1, max_batch=1)
+        require_at_most(self, image_size=MOST_SIZE, max_batch=MOST_SAMPLES)
         if self.backend == "tensorrt_rtx" and not self.targets:
             raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
         if self.backend == "onnxruntime" and self.targets:
@@ -258,6 +288,10 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
         require_at_least(
             self, size=1, rounds=0, warmup=0, threads=0, samples=1, seed=0, batch_size=1
         )
+        require_at_most(self, samples=MOST_SAMPLES, batch_size=MOST_SAMPLES, size=MOST_SIZE)
+        require_at_most(self, seed=MOST_SEED, rounds=MOST_SAMPLES, warmup=MOST_SAMPLES)
+        require_at_most(self, threads=MOST_THREADS)
+        require_not_empty(self, "images", "feeds", "labels", "features")
 
 
 class Recipe(Options, frozen=True, kw_only=True):
@@ -276,12 +310,22 @@ class Recipe(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        require_not_empty(self, "model", "workspace", "checkpoint", "graphs")
+
+
+def with_implied(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Quantize options as they are written, with the activation bits that their method implies."""
+    implied = given.get("quantize_method") in WEIGHT_ONLY and not given.get("integer_exponents")
+    unsaid = given.get("activation_bits") is None
+    return {**given, "activation_bits": FLOAT_BITS} if implied and unsaid else dict(given)
 
 
 def check_name(name: str) -> None:
     """Raises ValueError for a name of a quantization that is no plain folder name, or reserved."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"name {name!r} is not letters, digits, '.', '_' and '-'")
+        raise ValueError(f"name {name[:300]!r} is not letters, digits, '.', '_' and '-'")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"name {name[:40]}... has {len(name)} characters, at most {LONGEST_NAME}")
 
 
 def with_changes(options: OptionsT, **changes: object) -> OptionsT:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 from ..recipe import FLOAT_BITS, LOG_METHODS, QuantizeOptions
 from ..sites import (
     BLOCK_BITS,
@@ -154,10 +153,9 @@ def matches(site: Site, patterns: Sequence[str]) -> bool:
 def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
             raise RecipeError(
                 f"{kind} pattern {pattern!r} matches no site",
-                do=f"nearest: {', '.join(near)}" if near else "see sites.json for the names",
+                do=f"nearest: {nearest(pattern, names)}; all: sites.json",
             )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from ..errors import BuildError
+from ..graph_file import read_graph
 from ..runtime.feeds import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ..runtime.sessions.onnxruntime import reference_session
 from .group_norm_form import expand_group_norms
@@ -68,7 +69,7 @@ def build_engine(
     for k, graph in enumerate(graphs):
         progress(REWRITING, k, len(graphs) + 1)
         start = time.perf_counter()
-        model = ir.load(source / f"{graph}.onnx")
+        model = read_graph(source / f"{graph}.onnx")
         found = rewrite_graph(model, ranges)
         path = output / f"{graph}.onnx"
         ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)

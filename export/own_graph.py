@@ -15,7 +15,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx.version_converter import convert_version
 from onnx_ir.passes.common import (
     IdentityEliminationPass,
@@ -29,6 +28,7 @@ from onnx_ir.passes.common import (
 )
 
 from ..errors import ExportError
+from ..graph_file import read_graph
 from .graph_passes import NAME_SCOPES, SITE_OPS, module_path
 from .linear_passes import canonical_linears, drop_unused, weight_of
 from .own_products import attention_role, is_activation_product, not_a_linear
@@ -42,6 +42,10 @@ RESERVED = (
     *("weight", "bias", "weight_q", "weight_scale", "weight_zero_point", "weight_f", "weight_log"),
     *("activation_scale", "zero_point", "input_scale", "input_shift", "channel_factor"),
     *("bias_shifted", "clip_low", "clip_high", "pads"),
+)
+CONVERTER_ERRORS = (
+    *(RuntimeError, ValueError, onnx.version_converter.ConvertError),
+    onnx.shape_inference.InferenceError,
 )
 PER_CHANNEL_OPS = ("Add", "Mul")
 NORMS = (
@@ -87,24 +91,8 @@ def read_own_graph(path: Path, taken: Collection[str] = ()) -> ir.Model:
 
 
 def load(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise ExportError("no such file", where=str(path), do="name ONNX files after --graph")
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise ExportError("is not an ONNX model", where=str(path)) from error
-    if not proto.graph.node or not proto.graph.output:
-        raise ExportError("is not an ONNX model with nodes and outputs", where=str(path))
-    del proto
-    model = ir.load(path)
-    missing = [file.name for file in weight_files(model) if not file.is_file()]
-    if missing:
-        raise ExportError(
-            f"its weights are in {missing[0]}, which is missing",
-            where=str(path),
-            do="put the file beside the graph",
-        )
-    return model
+    do = "name an ONNX file that onnx.checker takes"
+    return read_graph(path, error=ExportError, do=do, foreign=True)
 
 
 def weight_files(model: ir.Model) -> list[Path]:
@@ -135,7 +123,7 @@ def raise_opset(model: ir.Model, path: Path, opset: int) -> ir.Model:
     ir.external_data.load_to_model(model)
     try:
         converted = convert_version(ir.to_proto(model), OPSET)
-    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
+    except CONVERTER_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise ExportError(
             f"opset {opset} cannot be converted to {OPSET}: {reason}",

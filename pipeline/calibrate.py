@@ -15,6 +15,7 @@ from ..errors import RecipeError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import count_batches, sample_files, save_sample
 from ..runtime.generator import read_spec
+from ..runtime.image_sources import skipped_text
 from .calibration_sources import Samples, open_samples, shard_of
 from .classes import saved_classes
 from .common import (
@@ -52,9 +53,7 @@ def calibrate_stage(
         require_halves(manifest)
     source = open_samples(export, manifest, options, reporter)
     if source.skipped:
-        reporter.warn(
-            f"skipped {len(source.skipped)} unreadable files: {', '.join(source.skipped[:5])}"
-        )
+        reporter.warn(skipped_text(source.skipped))
     wanted = Manifest(
         stage="calibrate",
         inputs=manifest.as_inputs() | {f"data/{k}": v for k, v in source.digests.items()},

@@ -162,11 +162,13 @@ def calibration_source(options: CalibrateOptions) -> ImageSource | None:
             "no calibration images",
             do="give --images DIR (or --synthetic for noise, which stamps the report)",
         )
-    return open_source(options.images)
+    return open_source(options.images, size=options.size, most=options.samples)
 
 
 def image_digests(source: ImageSource | None) -> dict[str, str]:
-    return {} if source is None else {p.name: sha256_file(p) for p in source.files}
+    if source is None:
+        return {}
+    return {n: sha256_file(p) for n, p in zip(source.names, source.files, strict=True)}
 
 
 def sample_images(source: ImageSource | None, options: CalibrateOptions) -> Iterator[Uint8Image]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
-from ..errors import ExportError
+from ..errors import ArvgError, ExportError
 from ..recipe import check_name
 from ..sites import NodeVerdict, Site, SiteMap
 from .analyze import TARGETS, node_verdicts, resolve_targets
@@ -82,8 +83,9 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
     with WeightFile(folder) as weights:
         for k, (name, path) in enumerate(graphs.items()):
             reporter.progress("reading graphs", k, len(graphs))
-            models[name] = read_own_graph(path, taken=[site.name for site in sites])
-            sites += find_own_sites(models[name].graph, name)
+            with blamed_on_file(path):
+                models[name] = read_own_graph(path, taken=[site.name for site in sites])
+                sites += find_own_sites(models[name].graph, name)
             properties = {"arvg_trt.model": MODEL, "arvg_trt.family": FAMILY}
             weights.save(models[name], name, properties)
     reporter.progress("reading graphs", len(graphs), len(graphs))
@@ -128,6 +130,24 @@ def warn_unbuildable(verdicts: Sequence[NodeVerdict], reporter: Reporter) -> Non
             f"TensorRT cannot build {first.graph}: {first.node} ({first.op}): {first.reason}{more};"
             " ONNX Runtime engines are not affected"
         )
+
+
+@contextlib.contextmanager
+def blamed_on_file(path: Path) -> Iterator[None]:
+    """Where a pass over a graph fails, ask ONNX Runtime whether the file is one at all.
+
+    Raises:
+        ExportError: it is not; what the pass raised otherwise.
+    """
+    from ..export.own_parity import open_original
+
+    try:
+        yield
+    except ArvgError:
+        raise
+    except Exception:
+        open_original(path)
+        raise
 
 
 def require_sites(sites: Sequence[Site]) -> None:

@@ -38,6 +38,7 @@ SAMPLING = (
     "iterations",
     "diffusion_steps",
 )
+MOST_IMAGES = 10**6
 GRID_MOST = 100  # a picture of more says nothing
 
 
@@ -98,6 +99,7 @@ def generate_files(
         spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}
     )
     classes = parse_labels(options.labels, spec.num_classes)
+    require_few(len(classes) * options.count)
     labels = check_labels(spec, np.repeat(np.array(classes, np.int64), options.count))
     start = time.monotonic()
     generator = Generator.open(path, threads=options.threads)
@@ -119,6 +121,16 @@ def generate_files(
         files=files,
         written=[p for p in (outputs.folder, outputs.npz, outputs.tokens) if p],
     )
+
+
+def require_few(count: int) -> None:
+    """Raises GenerationError for more images than a run can end with, before memory is taken."""
+    if count > MOST_IMAGES:
+        raise GenerationError(
+            f"{count:,} images, and at most {MOST_IMAGES:,} are made at once",
+            where="--count",
+            do="ask for fewer, in runs of different seeds",
+        )
 
 
 def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:

@@ -228,7 +228,7 @@ def validation_source(options: ValidateOptions) -> ImageSource:
     """Raises CalibrationError where no images are given."""
     if options.images is None:
         raise CalibrationError("no validation images", do="give --images DIR")
-    return open_source(options.images)
+    return open_source(options.images, size=options.size)
 
 
 def validation_images(

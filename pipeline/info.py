@@ -100,7 +100,8 @@ def inspect_path(path: Path) -> dict[str, Any]:
         }
     if path.suffix == ".onnx":
         return inspect_graph(path)
-    head = path.read_bytes()[:28]
+    with path.open("rb") as stream:
+        head = stream.read(28)
     if path.suffix == ".engine" or head[:4] == b"vtrt":
         built = ".".join(str(b) for b in head[24:28]) if head[:4] == b"vtrt" else "unknown"
         return {"kind": "TensorRT engine", "bytes": path.stat().st_size, "builder": built}
@@ -112,13 +113,9 @@ def hidden(path: Path) -> bool:
 
 
 def inspect_graph(path: Path) -> dict[str, Any]:
-    import onnx
-    from google.protobuf.message import DecodeError
+    from ..graph_file import read_proto
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise WorkspaceError("is not an ONNX model", where=str(path)) from error
+    model = read_proto(path, do="name a whole file")
     counts: dict[str, int] = {}
     for node in model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1

@@ -69,7 +69,7 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
 
     Where shapes are fixed a graph has no profile.
     """
-    import onnx
+    from ..graph_file import read_proto
 
     _, spec = read_spec(export)
     found: dict[str, Profiles] = {}
@@ -79,7 +79,7 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
         sizes = {"rows": (1, 2 * most, 2 * most), "batch": (1, most, most)}
         sizes |= step_sizes(spec, path.stem, most)
         found[path.stem] = {}
-        for value in onnx.load(path, load_external_data=False).graph.input:
+        for value in read_proto(path).graph.input:
             axes = value.type.tensor_type.shape.dim
             odd = [a.dim_param for a in axes if a.dim_param and a.dim_param not in sizes]
             if odd:

@@ -89,7 +89,9 @@ def quantize_stage(
     if plan_file is None:
         plan = make_plan(source.planned, options)
     else:
-        plan = decode_json(plan_file, Plan, do="see quantize/NAME/plan.json for the form")
+        plan = decode_json(
+            plan_file, Plan, do="see quantize/NAME/plan.json for the form", error=RecipeError
+        )
     entries = check_plan(plan, source.planned)
     if not source.generates:
         require_float_attention(options, entries)
@@ -148,9 +150,11 @@ def write_quantized(
     from ..calibrate.peaks import quantize_in_range
     from ..calibrate.quantize import quantize_graphs
     from ..calibrate.quantize_generator import quantize_generator
-    from ..calibrate.statistics import load_statistics
+    from ..calibrate.statistics import load_statistics, require_channels
 
-    statistics = load_statistics(source.calibrate / "statistics.safetensors")
+    file = source.calibrate / "statistics.safetensors"
+    statistics = load_statistics(file)
+    require_channels(statistics, source.planned.sites, str(file))
     samples, site_map = source.samples, source.site_map
     size, progress = source.calibrated.options["batch_size"], reporter.progress
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from ..artifacts import MANIFEST, Manifest, Workspace
 from ..errors import AccuracyError, CalibrationError, WorkspaceError
+from ..packages import require_packages
 from ..recipe import ValidateOptions
+from ..runtime.image_sources import skipped_text
 from ..verify import verify
 from .common import (
     FP16,
@@ -44,14 +46,13 @@ def validate_stage(
     from ..validate.gates import parse_gates
     from ..validate.report import METRIC_NAMES, load_report
 
+    require_packages("report")
     gates = parse_gates(options.gates, METRIC_NAMES)
     if (workspace.folder("export") / MANIFEST).is_file():
         require_outputs(workspace, "export", stage="export")  # before its description is read
     held_out = open_held_out(workspace, options)
     if held_out.skipped:
-        reporter.warn(
-            f"skipped {len(held_out.skipped)} unreadable files: {', '.join(held_out.skipped)}"
-        )
+        reporter.warn(skipped_text(held_out.skipped))
     _, exported = require_outputs(workspace, "export", stage="export")
     _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
     calibrated = workspace.manifest("calibrate", stage="calibrate")
@@ -94,11 +95,13 @@ def validate_stage(
     report = load_report(result.folder / "report.json")
     if report.passed is False:
         failed = [g for g in report.gates if not g.passed]
-        raise AccuracyError(
+        error = AccuracyError(
             "; ".join(f"gate {g.expression} failed ({g.reason})" for g in failed),
             where=str(result.folder / "report.html"),
             do="open the report, then change the recipe or the gate",
         )
+        error.made = {"stages": [result]}
+        raise error
     return result
 
 

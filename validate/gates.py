@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -58,10 +57,8 @@ def parse_gate(text: str, known: Collection[str]) -> Gate:
         )
     metric = match["metric"]
     if metric not in known:
-        near = difflib.get_close_matches(metric, known, n=3, cutoff=0.5)
         raise RecipeError(
-            f"gate {text!r}: there is no metric {metric!r}",
-            do=f"use {', '.join(near or sorted(known))}",
+            f"gate {text!r}: there is no metric {metric!r}", do=f"use {nearest(metric, known)}"
         )
     return Gate(metric=metric, operator=match["operator"], threshold=threshold)
 

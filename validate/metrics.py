@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AccuracyError, ArvgError
+from ..errors import AccuracyError
+from ..packages import require_packages
 
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11  # 2 * int(3.5 * sigma + 0.5) + 1: scikit-image refuses smaller images
@@ -39,10 +40,9 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """SSIM with the Gaussian window of its paper, mean over channels; [H, W, 3], sides >= 11."""
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError as error:
-        raise ArvgError("SSIM needs scikit-image", do='pip install "arvg-trt[report]"') from error
+    require_packages("report")
+    from skimage.metrics import structural_similarity
+
     value = structural_similarity(  # type: ignore[no-untyped-call]
         a,
         b,
