@@ -36,9 +36,9 @@ class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ProducerFold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What makes a site's input x, such that x / s - p costs nothing.
 
-    Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, in every
-    graph that holds these initializers: one of them may be computed in another graph than the
-    site's, as VAR's modulation is.
+    Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, which are
+    among the divided ones, in every graph that holds these initializers: one of them may be
+    computed in another graph than the site's, as VAR's modulation is.
     """
 
     divide: tuple[FoldPart, ...]
@@ -173,7 +173,7 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The decision for one site; ``reason`` says why a site stays in high precision.
+    """The decision for one site; ``reason`` says why it stays in high precision, or has no fold.
 
     A product of two activations has no weight: ``activation`` is its first operand's format and
     ``other`` its second's; the ``reason`` then says what that costs an engine.

@@ -92,13 +92,15 @@ def group_sites(
             )
         # A norm or linear can absorb the scale only if every reader of it agrees, and if no zero
         # padding lies between them.
+        padded = any(is_padded(model.graph, site) for site in sites)
         foldable = (
             (first.fold is not None or holds_producer(model.graph, first))
             and len(first.shares_input_with) + 1 == len(sites)
             and all(s.op != "Conv" or s.weight_shape[2:] == (1, 1) for s in sites)
+            and not padded
         )
         stats = site_statistics(statistics, first.name)
-        if any(is_padded(model.graph, site) for site in sites):
+        if padded:
             stats = replace(stats, low=np.minimum(stats.low, 0), high=np.maximum(stats.high, 0))
         free = foldable and folds_shift(first)
         users = summarize(model.graph, sites)
