@@ -32,6 +32,7 @@ from .qdq_nodes import SiteWeights, offset_output
 from .rounded_sites import Rounded, correct_biases, round_sites
 from .scaled_weights import input_scaling, nearest, rounding_tasks, scaled_weight
 from .scaling import Scaling
+from .scaling_search import search_ways
 from .statistics import Statistics
 
 FP16_MAX = 65504.0
@@ -73,8 +74,18 @@ def quantize_graphs(
     for graph in site_map.graphs:
         own = load_graph(export / f"{graph}.onnx").graph
         require_blocks(own, site_map.of_graph(graph), entries)
+    ways = search_ways(
+        export,
+        samples,
+        site_map,
+        entries,
+        statistics,
+        options,
+        batch_size=batch_size,
+        progress=progress,
+    )
     groups = {
-        graph: group_sites(export, site_map, graph, entries, statistics, options)
+        graph: group_sites(export, site_map, graph, entries, statistics, ways)
         for graph in site_map.graphs
     }
     activations, quality = search_activations(
