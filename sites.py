@@ -178,8 +178,9 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     A product of two activations has no weight: ``activation`` is its first operand's format and
     ``other`` its second's; the ``reason`` then says what that costs an engine.
 
-    ``smoothing`` is the exponent of the per-channel smoothing of the input, "search" for the
-    scales of least predicted error, "gps" for gain-projected ones, None for none. ``rounding`` of
+    ``smoothing`` is the exponent of the per-channel smoothing of the input, "predicted" for the
+    scales of least predicted error, "search" for what loses least on samples that it was not fitted
+    to, "gps" for gain-projected scales, None for none. ``rounding`` of
     the weight is to nearest, or "gptq": errors compensated on the calibration data.
     """
 
@@ -187,7 +188,7 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weight: WeightFormat | None = None
     activation: ActivationFormat | None = None
     other: ActivationFormat | None = None
-    smoothing: Smoothing | None = None
+    smoothing: Smoothing | Literal["predicted"] | None = None
     rounding: Rounding = "nearest"
     reason: str | None = None
 

@@ -62,19 +62,24 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Sites that read one tensor, by one plan; `padded` if one of them pads it with zeros.
+    """Sites that read one tensor, and their plans; `padded` if one of them pads it with zeros.
 
     `fold` says that what makes the tensor takes a scale.
     """
 
     sites: tuple[Site, ...]
-    entry: SitePlan
+    entries: Mapping[str, SitePlan]
     padded: bool
     fold: bool
 
     @property
     def key(self) -> str:
         return self.sites[0].name
+
+    @property
+    def entry(self) -> SitePlan:
+        """Whose smoothing and activation are those of all."""
+        return self.entries[self.key]
 
     @property
     def free_center(self) -> bool:
@@ -136,7 +141,8 @@ def find_readings(
             and all(s.op != "Conv" or s.weight_shape[2:] == (1, 1) for s in members)
             and not padded
         )
-        found.append(Reading(tuple(members), entry, padded, fold))
+        plans = {s.name: entries[s.name] for s in members}
+        found.append(Reading(tuple(members), plans, padded, fold))
     return found
 
 
@@ -165,13 +171,11 @@ def group_sites(
 
 def way_of(reading: Reading, ways: Mapping[str, Way]) -> Way:
     """A plan that has a scale also says whether channels are centred."""
+    if reading.key in ways:
+        return ways[reading.key]
     entry = reading.entry
-    assert entry.activation is not None
-    if entry.smoothing == "search":
-        way = ways[reading.key]
-    else:
-        assert not isinstance(entry.smoothing, str)
-        way = Way(entry.smoothing)
+    assert entry.activation is not None and entry.smoothing not in ("search", "gps")
+    way = Way(entry.smoothing)
     if entry.activation.scale is not None:
         way = replace(way, centered=entry.activation.centered)
     return way

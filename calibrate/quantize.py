@@ -31,8 +31,8 @@ from .qdq import insert_qdq
 from .qdq_nodes import SiteWeights, offset_output
 from .rounded_sites import Rounded, correct_biases, round_sites
 from .scaled_weights import input_scaling, nearest, rounding_tasks, scaled_weight
-from .scaling import Scaling
-from .scaling_search import search_ways
+from .scaling import Scaling, Way
+from .scaling_search import Samples, search_ways
 from .statistics import Statistics
 
 FP16_MAX = 65504.0
@@ -74,20 +74,13 @@ def quantize_graphs(
     for graph in site_map.graphs:
         own = load_graph(export / f"{graph}.onnx").graph
         require_blocks(own, site_map.of_graph(graph), entries)
-    ways = search_ways(
-        export,
-        samples,
-        site_map,
-        entries,
-        statistics,
-        options,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    source = Samples(export, samples, site_map, batch_size, progress)
+    ways = search_ways(source, entries, statistics, options)
     groups = {
         graph: group_sites(export, site_map, graph, entries, statistics, ways)
         for graph in site_map.graphs
     }
+    entries = decided(entries, groups, ways)
     activations, quality = search_activations(
         export,
         samples,
@@ -162,6 +155,22 @@ def quantize_graphs(
         )
     save_packed(packed, floats, output / "weights.safetensors")
     return Plan(sites=tuple(final)), results
+
+
+def decided(
+    entries: Mapping[str, SitePlan],
+    groups: Mapping[str, Sequence[Group]],
+    ways: Mapping[str, Way],
+) -> dict[str, SitePlan]:
+    """The plan with what a search has found, so that it gives the same scales again."""
+    found = dict(entries)
+    for members in groups.values():
+        for group in members:
+            way = ways.get(group.sites[0].name)
+            for site in group.sites if way else ():
+                assert way is not None
+                found[site.name] = msgspec.structs.replace(found[site.name], smoothing=way.scales)
+    return found
 
 
 def fold_of(
