@@ -36,9 +36,9 @@ class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ProducerFold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What makes a site's input x, such that x / s - p costs nothing.
 
-    Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, in every
-    graph that holds these initializers: one of them may be computed in another graph than the
-    site's, as VAR's modulation is.
+    Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, which are
+    among the divided ones, in every graph that holds these initializers: one of them may be
+    computed in another graph than the site's, as VAR's modulation is.
     """
 
     divide: tuple[FoldPart, ...]
@@ -194,13 +194,14 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The decision for one site; ``reason`` says why a site stays in high precision.
+    """The decision for one site; ``reason`` says why it stays in high precision, or has no fold.
 
     A product of two activations has no weight: ``activation`` is its first operand's format and
     ``other`` its second's; the ``reason`` then says what that costs an engine.
 
-    ``smoothing`` is the exponent of the per-channel smoothing of the input, "search" for the
-    scales of least predicted error, "gps" for gain-projected ones, None for none. ``rounding`` of
+    ``smoothing`` is the exponent of the per-channel smoothing of the input, "predicted" for the
+    scales of least predicted error, "search" for what loses least on samples that it was not fitted
+    to, "gps" for gain-projected scales, None for none. ``rounding`` of
     the weight is to nearest, or "gptq": errors compensated on the calibration data.
     """
 
@@ -208,7 +209,7 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weight: WeightFormat | None = None
     activation: ActivationFormat | None = None
     other: ActivationFormat | None = None
-    smoothing: Smoothing | None = None
+    smoothing: Smoothing | Literal["predicted"] | None = None
     rounding: Rounding = "nearest"
     reason: str | None = None
 

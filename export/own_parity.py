@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,16 +102,24 @@ def first_that_runs(
 
 def seeded_inputs(graph: ir.Graph, size: int, seed: int) -> Arrays:
     """An array for every input; a dimension without a number has `size`, the first `BATCH`."""
-    rng = np.random.default_rng(seed)
-    feeds: Arrays = {}
+    shapes = {}
     for value in graph.inputs:
         if value.shape is None or value.dtype is None:
             raise ExportError(f"input {value.name} has no type or rank", do="name both in the file")
-        shape = [
+        shapes[str(value.name)] = tuple(
             d if isinstance(d, int) else BATCH if k == 0 else size
             for k, d in enumerate(value.shape)
-        ]
-        kind = value.dtype.numpy()
+        )
+    return seeded_arrays(graph, shapes, seed)
+
+
+def seeded_arrays(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
+    """Inputs of these shapes: floats are standard normal, integers and booleans 0 and 1."""
+    rng = np.random.default_rng(seed)
+    feeds: Arrays = {}
+    for value in graph.inputs:
+        assert value.dtype is not None
+        shape, kind = shapes[str(value.name)], value.dtype.numpy()
         if np.issubdtype(kind, np.floating):
             feeds[str(value.name)] = rng.standard_normal(shape).astype(kind)
         else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ArvgError, ExportError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 MODEL = "onnx"
 FAMILY = "onnx"
+FOLD_SEED = 2  # of what folds are tried with; the files were compared on others
 
 
 def export_own_stage(
@@ -73,8 +76,9 @@ def beside(file: Path) -> list[Path]:
 
 def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Write graphs, weights and sites.json; returns the manifest's results."""
+    from ..calibrate.fold_check import failing_folds, on_arrays, tried_folds
     from ..export.own_graph import read_own_graph
-    from ..export.own_parity import TOLERANCE, check_own_graph
+    from ..export.own_parity import TOLERANCE, check_own_graph, seeded_arrays
     from ..export.own_sites import find_own_sites
     from ..export.weight_file import WeightFile
 
@@ -93,8 +97,11 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
     parity = []
     for k, (name, path) in enumerate(graphs.items()):
         reporter.progress("comparing with the files", k, len(graphs))
-        parity.append(asdict(check_own_graph(path, folder / f"{name}.onnx", models[name])))
+        parity.append(check_own_graph(path, folder / f"{name}.onnx", models[name]))
     reporter.progress("comparing with the files", len(graphs), len(graphs))
+    fed = {p.graph: seeded_arrays(models[p.graph].graph, p.inputs, FOLD_SEED) for p in parity}
+    refused = failing_folds(folder, on_arrays(folder, fed), tried_folds(sites))
+    sites = without_folds(sites, refused)
     described = [describe(model.graph, name) for name, model in models.items()]
     verdicts = judged(models, sites)
     warn_unbuildable(verdicts, reporter)
@@ -103,7 +110,8 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
     return {
         "parameters": sum(graph["parameters"] for graph in described),
         "graphs": described,
-        "parity": {"tolerance": TOLERANCE, "graphs": parity},
+        "parity": {"tolerance": TOLERANCE, "graphs": [asdict(p) for p in parity]},
+        "refused_folds": refused,
         "excluded": {s.name: s.excluded for s in sites if s.excluded},
     }
 
@@ -148,6 +156,15 @@ def blamed_on_file(path: Path) -> Iterator[None]:
     except Exception:
         open_original(path)
         raise
+
+
+def without_folds(sites: Sequence[Site], refused: Collection[str]) -> list[Site]:
+    """The sites; those that read a tensor whose fold is refused, by its first site, have none."""
+    tensors = {(s.graph, s.input) for s in sites if s.name in refused}
+    bare = {"fold": None, "producer_fold": None}
+    return [
+        msgspec.structs.replace(s, **bare) if (s.graph, s.input) in tensors else s for s in sites
+    ]
 
 
 def require_sites(sites: Sequence[Site]) -> None:
