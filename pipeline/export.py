@@ -20,6 +20,7 @@ from .export_own import MODEL as OWN
 from .export_own import export_own_stage
 
 if TYPE_CHECKING:
+    from ..export.checkpoint import Weights
     from ..export.zoo_entries import ZooEntry
 
 
@@ -31,6 +32,7 @@ def export_any(
     graphs: Sequence[Path],
     reporter: Reporter,
     form: GraphForm = DYNAMIC,
+    weights: Weights | None = None,
 ) -> StageResult:
     """Export a known model from its checkpoint, or a user's own graphs.
 
@@ -38,10 +40,11 @@ def export_any(
         ExportError: graphs beside a known model, or a checkpoint beside graphs.
     """
     if name == OWN:
-        if checkpoint is not None:
-            raise ExportError(
-                "graphs of your own have no checkpoint", where="--checkpoint", do="leave it out"
-            )
+        for option, value in (("--checkpoint", checkpoint), ("--weights", weights)):
+            if value is not None:
+                raise ExportError(
+                    "graphs of your own have no checkpoint", where=option, do="leave it out"
+                )
         require_dynamic(name, form)
         return export_own_stage(workspace, graphs, reporter)
     if graphs:
@@ -50,7 +53,7 @@ def export_any(
             where="--graph",
             do=f"name the model {OWN} for graphs of your own",
         )
-    return export_stage(workspace, name, checkpoint, images, reporter, form)
+    return export_stage(workspace, name, checkpoint, images, reporter, form, weights)
 
 
 def export_stage(
@@ -60,11 +63,12 @@ def export_stage(
     images: str,
     reporter: Reporter,
     form: GraphForm = DYNAMIC,
+    weights: Weights | None = None,
 ) -> StageResult:
     """Export `name` from `checkpoint` (default: the weights this package ships for it).
 
     `images` is the source of the real images that ONNX Runtime is compared with PyTorch on.
-    `form` is how a generator's graphs are made.
+    `form` is how a generator's graphs are made. `weights` is as in `ExportJob`.
 
     Raises:
         ExportError: the checkpoint does not fit or the model has no such form, or its graphs
@@ -88,11 +92,12 @@ def export_stage(
         source=open_source(images),
         reporter=reporter,
         form=form,
+        weights=weights,
     )
     wanted = Manifest(
         stage="export",
         inputs={p.name: sha256_file(p) for p in job.inputs()},
-        options={"model": name, **changed(form)},
+        options={"model": name, **changed(form), **({"weights": weights} if weights else {})},
         versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
     )
     export = TOKENIZERS.get(entry.family, export_generator)
@@ -135,15 +140,18 @@ def require_one_size(entry: ZooEntry, folder: Path) -> None:
 
 def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
-    from ..export.checkpoint import read_all
+    from ..export.config_json import read_beside
     from ..export.cosmos_parity import compute_cosmos_references
     from ..export.onnx_export import describe, export_tokenizer
     from ..export.tokenizers.cosmos_checkpoint import load_cosmos
+    from ..export.tokenizers.cosmos_config import CosmosConfig, CosmosJson
     from ..export.vq_parity import check_vq_parity
     from ..export.zoo import check_config
 
     job.progress("reading the checkpoint", 0)
-    model = load_cosmos(read_all(job.paths), job.spec)
+    known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None
+    told = read_beside(job.paths[0].parent, CosmosJson)
+    model = load_cosmos(job.read(), job.spec, told, known)
     check_config(job.entry, model.config, job.spec)
     job.progress("exporting", 1)
     sites = export_tokenizer(model, folder, job.entry.name)

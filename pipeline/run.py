@@ -73,6 +73,7 @@ def run_recipe(
                 images,
                 [Path(graph) for graph in recipe.graphs],
                 reporter,
+                weights=recipe.weights,
             ),
         )
         finish("calibrate", calibrate_stage(workspace, recipe.calibrate, reporter))

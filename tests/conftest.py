@@ -120,6 +120,7 @@ def tiny_gsq(tmp_path_factory: pytest.TempPathFactory) -> TinyGsq:
     root = tmp_path_factory.mktemp("tiny_gsq")
     model = random_gsq(EXPORTED)
     write_gsq(model, root / "checkpoint")
+    (root / "checkpoint" / "config.yaml").write_text("quantizer_config: {use_l2_norm: true}")
     args = ["export", "gsq", str(root / "ws"), "--checkpoint", str(root / "checkpoint")]
     result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut"])
     assert result.exit_code == 0, result.output
