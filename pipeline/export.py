@@ -15,7 +15,7 @@ from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator, family
 from .export_gsq import export_gsq
-from .export_job import PARITY_SIZE, ExportJob, parity_results
+from .export_job import PARITY_SIZE, ExportJob, mark_norms, parity_results
 from .export_own import MODEL as OWN
 from .export_own import export_own_stage
 
@@ -154,6 +154,7 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
     model = load_cosmos(job.read(), job.spec, told, known)
     check_config(job.entry, model.config, job.spec)
     job.progress("exporting", 1)
+    mark_norms(job, model, PARITY_SIZE)
     sites = export_tokenizer(model, folder, job.entry.name)
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
     job.progress("comparing with PyTorch", 2)

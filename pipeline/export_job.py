@@ -123,6 +123,7 @@ def write_halves(
     """
     from ..export.weight_file import WeightFile
 
+    mark_norms(job, halves[1], spec.image_size)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
     with WeightFile(folder) as weights:
         sites = export(weights, properties)
@@ -130,6 +131,18 @@ def write_halves(
     (folder / "generator.json").write_bytes(encode_json(spec))
     names = ("transformer", "tokenizer")
     return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, halves, strict=True)}
+
+
+def mark_norms(job: ExportJob, tokenizer: nn.Module, size: int) -> None:
+    """Mark the norms of a tokenizer that ONNX Runtime's operator is wrong for, on one picture."""
+    import torch
+
+    from ..export.norm_drift import mark_drifting_norms
+
+    codec: Any = tokenizer
+    decode = getattr(codec, "reconstruct", codec.decode)
+    picture = torch.from_numpy(job.pictures(size)[0])
+    mark_drifting_norms(tokenizer, lambda: decode(codec.encode(picture)))
 
 
 def load_halves(
