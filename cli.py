@@ -47,6 +47,7 @@ from .recipe_file import load_recipe
 from .sites import Rounding
 
 if TYPE_CHECKING:
+    from .export.checkpoint import Weights
     from .runtime.generate.spec import KvType
 
 
@@ -70,6 +71,11 @@ def cli() -> None:
 @click.argument("model")
 @workspace_argument
 @click.option("--checkpoint", help="File, folder or Hugging Face id. [default: shipped weights]")
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "model"]),
+    help="Of a trainer's snapshot: averaged or last ones. [default: as officially evaluated]",
+)
 @click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
 @click.option(
     "--static-batch",
@@ -95,6 +101,7 @@ def export(
     model: str,
     workspace: Path,
     checkpoint: str | None,
+    weights: Weights | None,
     images: str,
     static_batch: int | None,
     kv_type: KvType,
@@ -103,9 +110,9 @@ def export(
 ) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
-    MODEL is one that `arvg-trt models` lists, `var`, `rar`, `par`, `mar` or `gsq`: one of any size,
-    or `onnx`: graphs of your own, each named after its file, whose sites are found from their
-    operators.
+    MODEL is one that `arvg-trt models` lists, `var`, `rar`, `par`, `mar`, `gsq` or `cosmos`: one of
+    any size, or `onnx`: graphs of your own, each named after its file, whose sites are found from
+    their operators.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
@@ -118,7 +125,7 @@ def export(
     perform(
         workspace,
         as_json,
-        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form)],
+        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form, weights)],
     )
 
 

@@ -301,6 +301,7 @@ class Recipe(Options, frozen=True, kw_only=True):
     workspace: str
     name: str
     checkpoint: str | None = None
+    weights: Literal["ema", "model"] | None = None
     graphs: tuple[str, ...] = ()
     calibrate: CalibrateOptions = CalibrateOptions()
     quantize: QuantizeOptions = QuantizeOptions()

@@ -129,6 +129,7 @@ def tiny_gsq(tmp_path_factory: pytest.TempPathFactory) -> TinyGsq:
 
     def make(root: Path) -> None:
         write_gsq(model, root / "checkpoint")
+        (root / "checkpoint" / "config.yaml").write_text("quantizer_config: {use_l2_norm: true}")
         args = ("export", "gsq", str(root / "ws"), "--checkpoint", str(root / "checkpoint"))
         run_cli(*args, "--images", "skimage:astronaut")
 

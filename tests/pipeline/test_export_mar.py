@@ -218,7 +218,7 @@ def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
             ("NaN or infinity in attn_bias_for_masking",),
         ),
         (
-            lambda f: write_checkpoint(f, transformer(), dict(random_maskgit().state_dict())),
+            lambda f: write_checkpoint(f, transformer(), dict(random_maskgit().state_dict()), TOLD),
             ("is not a KL autoencoder",),
         ),
         (
