@@ -50,36 +50,50 @@ def export_own_stage(
 
 
 def graph_names(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by the name of their graph."""
+    """Files by the name of their graph: the file's, or where two have one name the folder's."""
     if not files:
         raise ExportError("no graph given", where=MODEL, do="--graph FILE, once for each graph")
-    counts = Counter(path.stem for path in files)
-    twice = [stem for stem, count in counts.items() if count > 1]
-    if twice:
-        raise ExportError(f"two graphs are called {twice[0]}", do="rename one of the files")
+    stems = Counter(path.stem for path in files)
+    folders = Counter(folder_name(path) for path in files if stems[path.stem] > 1)
+    found: dict[str, Path] = {}
     for path in files:
         if not path.is_file():
             raise ExportError("no such file", where=str(path), do="name ONNX files after --graph")
+        name = path.stem
+        if stems[name] > 1:
+            folder = folder_name(path)
+            name = folder if folders[folder] == 1 else f"{folder}_{path.stem}"
+        if name in found:
+            raise ExportError(
+                f"two graphs are called {name}",
+                where=f"{found[name]}, {path}",
+                do="rename one of the files",
+            )
         try:
-            check_name(path.stem)
+            check_name(name)
         except ValueError as error:
             raise ExportError(str(error), where=str(path), do="rename the file") from error
-    return {path.stem: path for path in files}
+        found[name] = path
+    return found
+
+
+def folder_name(path: Path) -> str:
+    return path.resolve().parent.name
 
 
 def beside(file: Path) -> list[Path]:
     """The files that hold a graph's weights."""
-    from ..export.own_graph import load, weight_files
+    from ..export.own_load import read, weight_files
 
-    return weight_files(load(file))
+    return weight_files(read(file))
 
 
 def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Write graphs, weights and sites.json; returns the manifest's results."""
     from ..calibrate.fold_check import failing_folds, on_arrays, tried_folds
     from ..export.own_graph import read_own_graph
-    from ..export.own_parity import TOLERANCE, check_own_graph, seeded_arrays
-    from ..export.own_sites import find_own_sites
+    from ..export.own_parity import check_own_graph, learn_ranks, seeded_arrays
+    from ..export.own_sites import find_own_sites, unknown_ranks
     from ..export.weight_file import WeightFile
 
     sites: list[Site] = []
@@ -88,10 +102,15 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
         for k, (name, path) in enumerate(graphs.items()):
             reporter.progress("reading graphs", k, len(graphs))
             with blamed_on_file(path):
-                models[name] = read_own_graph(path, taken=[site.name for site in sites])
-                sites += find_own_sites(models[name].graph, name)
+                model = read_own_graph(path, [site.name for site in sites], name)
+            models[name] = model
             properties = {"arvg_trt.model": MODEL, "arvg_trt.family": FAMILY}
-            weights.save(models[name], name, properties)
+            unranked = unknown_ranks(model.graph)
+            if unranked:
+                weights.save(model, name, properties)
+                learn_ranks(path, folder / f"{name}.onnx", model, unranked)
+            sites += find_own_sites(model.graph, name)
+            weights.save(model, name, properties)
     reporter.progress("reading graphs", len(graphs), len(graphs))
     require_sites(sites)
     parity = []
@@ -110,7 +129,7 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
     return {
         "parameters": sum(graph["parameters"] for graph in described),
         "graphs": described,
-        "parity": {"tolerance": TOLERANCE, "graphs": [asdict(p) for p in parity]},
+        "parity": {"graphs": [asdict(p) for p in parity]},
         "refused_folds": refused,
         "excluded": {s.name: s.excluded for s in sites if s.excluded},
     }
@@ -171,13 +190,16 @@ def require_sites(sites: Sequence[Site]) -> None:
     """Raises ExportError where there is nothing to quantize, with the reasons."""
     if any(site.excluded is None for site in sites):
         return
-    reasons = Counter(site.excluded for site in sites)
+    reasons = Counter(str(site.excluded) for site in sites)
     text = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
+    do = "export a float32 model with its weights as constants"
+    if any(" body of a node " in reason for reason in reasons):
+        do = "export it without If, Loop and Scan: what decides them as a constant, loops unrolled"
     raise ExportError(
         f"none of {len(sites)} products can be quantized ({text})"
         if sites
         else "the graphs have no Conv, MatMul or Gemm",
-        do="export a float32 model with its weights as constants",
+        do=do,
     )
 
 

@@ -58,7 +58,8 @@ def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> di
         found[graph["name"]] = {}
         for value in graph["inputs"]:
             shape = tuple(feeds[value["name"]].shape)
-            batched = shape[:1] == (1,) and not isinstance(value["shape"][0], int)
+            first = value["shape"][0] if value["shape"] else 0
+            batched = shape[:1] == (1,) and not isinstance(first, int)
             most = (max_batch, *shape[1:]) if batched else shape
             found[graph["name"]][value["name"]] = (shape, most, most)
     return found

@@ -176,7 +176,9 @@ def test_report_shows_every_output_and_no_pictures(models: dict[str, Own], model
 def test_export_records_how_near_it_is_to_the_file(models: dict[str, Own]) -> None:
     results = json.loads((models["handmade"].workspace / "export/manifest.json").read_text())
     parity = results["results"]["parity"]
-    assert parity["graphs"][0]["max_difference"]["logits"] <= parity["tolerance"] == 1e-4
+    assert (
+        parity["graphs"][0]["max_difference"]["logits"] <= parity["graphs"][0]["tolerance"] == 1e-4
+    )
     assert results["results"]["parameters"] > 10_000
 
 
@@ -312,9 +314,6 @@ def test_tensorrt_rtx_proves_every_site_of_the_transformer(
 def test_bad_exports_are_refused_in_one_line(models: dict[str, Own], tmp_path: Path) -> None:
     good = models["handmade"].graphs[0]
     ws = tmp_path / "ws"
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(good, other / good.name)
     noise = tmp_path / "noise.onnx"
     noise.write_bytes(b"\x00\x01 not a model" * 50)
     odd = tmp_path / "my graph.onnx"
@@ -323,7 +322,7 @@ def test_bad_exports_are_refused_in_one_line(models: dict[str, Own], tmp_path: P
     shutil.copy(models["transformer"].graphs[0], lost)
     assert_refused(arvg("export", "onnx", ws), 4, "no graph given", "--graph FILE")
     cases = [
-        (["--graph", good, "--graph", other / good.name], "two graphs are called handmade"),
+        (["--graph", good, "--graph", good], f"two graphs are called {good.parent.name}_handmade"),
         (["--graph", tmp_path / "absent.onnx"], "no such file"),
         (["--graph", noise], "is not an ONNX model"),
         (["--graph", odd], "'my graph' is not letters"),
