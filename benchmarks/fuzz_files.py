@@ -43,7 +43,7 @@ from ..export.own_graph import read_own_graph
 from ..export.own_sites import find_own_sites
 from ..export.tokenizers.gsq_yaml import read_normalization
 from ..pipeline.codec import read_codes
-from ..pipeline.common import load_sites, require_files
+from ..pipeline.common import load_sites
 from ..pipeline.export_own import blamed_on_file
 from ..pipeline.info import inspect_path
 from ..pipeline.own_inputs import GraphInput, check_arrays, check_names, check_pictures, read_arrays
@@ -55,6 +55,7 @@ from ..runtime.image_sources import open_source
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..runtime.tokenizer import ImageTokenizer
 from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from ..verify import verify
 from ..validate.compare import compare, comparison_markdown
 from ..validate.latency import Cpu
 from ..validate.outputs import OutputAccuracy
@@ -246,7 +247,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
     def read_manifest(folder: Path) -> object:
         manifest = Workspace(folder.parent).manifest(folder.name, stage="export")
         is_up_to_date(folder, manifest)
-        require_files(folder, manifest)
+        verify(folder)
         return manifest.key()
 
     inputs = (
