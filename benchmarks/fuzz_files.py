@@ -276,7 +276,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
         return metrics(report), comparison_markdown(compare(labelled))
 
     def opened(folder: Path) -> object:
-        return OnnxRuntimeSession(folder / "model.onnx", optimized=True).metadata
+        return OnnxRuntimeSession(folder / "model.onnx", optimized=False).metadata
 
     feeds = {"x": rng.normal(size=(4, SIDE)), "image": rng.normal(size=(4, 3, 4, 4))}
     floats = {name: value.astype(np.float32) for name, value in feeds.items()}
