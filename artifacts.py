@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -56,10 +57,29 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         }
         return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
 
+    def as_inputs(self) -> dict[str, str]:
+        """The outputs, named `STAGE/FILE` as the inputs of a later stage."""
+        return {f"{self.stage}/{name}": digest for name, digest in self.outputs.items()}
+
+
+# Digests of this process by path, size, time of the last change and number of the file.
+KNOWN: dict[tuple[str, int, int, int], str] = {}
+SETTLED_NS = 100_000_000  # clocks of file systems tick every 10 ms or faster
+
 
 def sha256_file(path: Path) -> str:
+    """Hashed once a process, unless the file changed within the last moment: a further change
+    might leave its time as it is.
+    """
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        state = os.fstat(stream.fileno())
+        key = (os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ino)
+        if key not in KNOWN:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if time.time_ns() - state.st_mtime_ns < SETTLED_NS:
+                return digest
+            KNOWN[key] = digest
+        return KNOWN[key]
 
 
 def digest_files(root: Path, paths: Iterable[Path]) -> dict[str, str]:

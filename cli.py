@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from .cli_analyze import analyze
 from .cli_calibrate import calibrate
 from .cli_images import decode, encode, generate
 from .cli_info import compare, doctor, inspect, models
@@ -46,6 +47,7 @@ from .recipe_file import load_recipe
 from .sites import Rounding
 
 if TYPE_CHECKING:
+    from .export.checkpoint import Weights
     from .runtime.generate.spec import KvType
 
 
@@ -69,6 +71,11 @@ def cli() -> None:
 @click.argument("model")
 @workspace_argument
 @click.option("--checkpoint", help="File, folder or Hugging Face id. [default: shipped weights]")
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "model"]),
+    help="Of a trainer's snapshot: averaged or last ones. [default: as officially evaluated]",
+)
 @click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
 @click.option(
     "--static-batch",
@@ -94,6 +101,7 @@ def export(
     model: str,
     workspace: Path,
     checkpoint: str | None,
+    weights: Weights | None,
     images: str,
     static_batch: int | None,
     kv_type: KvType,
@@ -102,9 +110,9 @@ def export(
 ) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
-    MODEL is one that `arvg-trt models` lists, `var`, `rar`, `par`, `mar` or `gsq`: one of any size,
-    or `onnx`: graphs of your own, each named after its file, whose sites are found from their
-    operators.
+    MODEL is one that `arvg-trt models` lists, `var`, `rar`, `par`, `mar`, `gsq` or `cosmos`: one of
+    any size, or `onnx`: graphs of your own, each named after its file, whose sites are found from
+    their operators.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
@@ -117,7 +125,7 @@ def export(
     perform(
         workspace,
         as_json,
-        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form)],
+        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form, weights)],
     )
 
 
@@ -159,6 +167,10 @@ def export(
     type=click.Choice(["float", "fp8", "int8"]),
     help="Of a generator's attention products. [default: float]",
 )
+@click.option("--attention-bits", type=int, help="Beside int8: 2 to 8. [default: 8]")
+@click.option(
+    "--per-tensor", multiple=True, default=None, help="Of sites with one scale; repeatable."
+)
 @click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
 @click.option("--include", multiple=True, default=None, help="Of sites that the method leaves out.")
 @click.option("--plan", "plan_file", type=Place(), help="An edited plan.json.")
@@ -182,7 +194,7 @@ def quantize(
 
     recipe = recipe_or_none(recipe_name)
     base = recipe.quantize if recipe else QuantizeOptions()
-    changes |= {name: changes[name] or None for name in ("exclude", "include")}
+    changes |= {name: changes[name] or None for name in ("exclude", "include", "per_tensor")}
     options = with_changes(base, **with_implied(changes))
     called = chosen_name(name, recipe)
     perform(
@@ -249,6 +261,9 @@ def build(
 @click.option("--gate", "gates", multiple=True, help="e.g. 'psnr_drop<=0.5'; repeatable.")
 @click.option("--rounds", type=int, help="Timed rounds, 0 for none. [default: 20]")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
+@click.option(
+    "--skip-engine", is_flag=True, default=None, help="Measure the Q/DQ graphs, and no engine."
+)
 @json_option
 def validate(
     workspace: Path,
@@ -329,7 +344,18 @@ def summary(metrics: dict[str, float]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-for command in (calibrate, models, compare, inspect, doctor, encode, decode, generate, search):
+for command in (
+    analyze,
+    calibrate,
+    models,
+    compare,
+    inspect,
+    doctor,
+    encode,
+    decode,
+    generate,
+    search,
+):
     cli.add_command(command)
 
 

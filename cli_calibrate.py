@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     type=(float, float),
     help="What float pictures of --feeds lie in. [default: +-16]",
 )
-@click.option("--labels", help="A generator's classes, e.g. 0-9,207. [default: all in turn]")
+@click.option("--labels", help="A generator's classes, e.g. 0-9,207. [default: drawn of all]")
 @click.option("--samples", type=int, help="Number of crops, or pictures. [default: 32]")
 @click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
 @click.option("--seed", type=int, help="Seed of the crops, or pictures. [default: 0]")

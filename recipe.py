@@ -65,9 +65,9 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops.
 
     `feeds` is a .npz with the arrays that a user's own graphs are fed. A generator makes `samples`
-    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn. `shard` "K/N" makes
-    part K of N of them, to be merged with the others. `samples_from` is a folder of saved samples
-    to use instead, all of them.
+    pictures itself, of the classes `labels` (`0-9,207`) in turn, or drawn evenly of all. `shard`
+    "K/N" makes part K of N of them, to be merged with the others. `samples_from` is a folder of
+    saved samples to use instead, all of them.
 
     `value_range` is what the float pictures of `feeds` must lie in (None: within +-16).
 
@@ -160,7 +160,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     channels. `adaln_bits` are those of linears that make a generator's modulation, whose inputs
     then stay in high precision (None: as all others). With `integer_exponents` a logarithmic grid
     has powers of two, of 2 to 5 bits, and inputs of 8 bits are FP8. `attention` is the format of a
-    generator's queries, keys, values and softmax.
+    generator's queries, keys, values and softmax, of `attention_bits` (None: 8) in an INT8 kernel.
+    `per_tensor` holds patterns of sites whose input has one scale although `token_wise` is set.
     """
 
     encoder_bits: int = 8
@@ -181,6 +182,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     adaln_bits: int | None = None
     integer_exponents: bool = False
     attention: Literal["float", "fp8", "int8"] = "float"
+    attention_bits: int | None = None
+    per_tensor: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
 
@@ -203,6 +206,11 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             raise ValueError(f"integer_exponents goes with {' or '.join(LOG_METHODS)}")
         if self.integer_exponents and self.activation_bits not in (8, FLOAT_BITS):
             raise ValueError(f"beside integer exponents inputs are FP8 (8) or float ({FLOAT_BITS})")
+        if self.attention_bits is not None:
+            if self.attention != "int8":
+                raise ValueError('attention_bits goes with attention = "int8"')
+            if not 2 <= self.attention_bits <= 8:
+                raise ValueError(f"attention_bits must be 2 to 8, got {self.attention_bits}")
         if self.adaln_bits not in (None, FLOAT_BITS) and self.quantize_method != "per_channel":
             raise ValueError(f"adaln_bits goes with per_channel, not with {self.quantize_method}")
         if self.quantize_method == "blockwise" and self.weight_bits not in (BLOCK_BITS, None):
@@ -255,10 +263,11 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 class ValidateOptions(Options, frozen=True, kw_only=True):
     """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency.
 
-    A generator makes `samples` pictures of `seed`, of the classes `labels` (`0-9,207`; None: all)
-    in turn, so many at once as `batch_size`, and is given their tokens; or those of `images`, which
+    A generator makes `samples` pictures of `seed`, of the classes `labels` (`0-9,207`) in turn, or
+    drawn of all, those first that calibration has not seen; so many at once as `batch_size`. It is
+    given their tokens, or those of `images`, which
     `labels` then has a class for each of. `features` is an ONNX graph from pictures to features,
-    for a Frechet distance.
+    for a Frechet distance. `skip_engine` leaves engines out: the Q/DQ graphs alone are measured.
     """
 
     images: str | None = None
@@ -273,6 +282,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     rounds: int = 20
     warmup: int = 3
     threads: int = 0
+    skip_engine: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -291,6 +301,7 @@ class Recipe(Options, frozen=True, kw_only=True):
     workspace: str
     name: str
     checkpoint: str | None = None
+    weights: Literal["ema", "model"] | None = None
     graphs: tuple[str, ...] = ()
     calibrate: CalibrateOptions = CalibrateOptions()
     quantize: QuantizeOptions = QuantizeOptions()

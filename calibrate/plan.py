@@ -73,6 +73,7 @@ def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
     names = [site.name for site in site_map.sites]
     check_patterns("exclude", options.exclude, names)
     check_patterns("include", options.include, names)
+    check_patterns("per_tensor", options.per_tensor, names)
     plan = Plan(sites=tuple(plan_site(site, options) for site in site_map.sites))
     if not any(site.weight for site in plan.sites):
         raise RecipeError("0 sites would be quantized", do="check the bits and exclude patterns")
@@ -111,13 +112,16 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
         activation=ActivationFormat(
             bits=options.activation_bits,
             grid=ACTIVATION_GRIDS[chosen.grid],
-            granularity="per_position"
-            if options.token_wise and site.knows_positions
-            else "per_tensor",
+            granularity="per_position" if scales_positions(site, options) else "per_tensor",
         ),
         smoothing=options.smoothing or None,
         rounding=options.rounding,
     )
+
+
+def scales_positions(site: Site, options: QuantizeOptions) -> bool:
+    """Whether the input gets a scale a position."""
+    return options.token_wise and site.knows_positions and not matches(site, options.per_tensor)
 
 
 def makes_modulation(site: Site) -> bool:
@@ -134,7 +138,9 @@ def plan_product(site: Site, options: QuantizeOptions) -> SitePlan:
     if matches(site, options.exclude):
         return SitePlan(name=site.name, reason="excluded by the recipe")
     whole = options.attention == "int8"
-    chosen = ActivationFormat(bits=8, grid="uniform" if whole else "fp8")
+    chosen = ActivationFormat(
+        bits=options.attention_bits or USUAL_BITS, grid="uniform" if whole else "fp8"
+    )
     return SitePlan(
         name=site.name, activation=chosen, other=chosen, reason=BROKEN if whole else None
     )

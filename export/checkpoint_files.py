@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import ExportError
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".jit", *PICKLE_SUFFIXES)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -18,7 +19,8 @@ def resolve_checkpoint(
     """Files of a checkpoint: `spec` is a file, a folder, or a Hugging Face id.
 
     `alternatives` lists the sets of file names that make a complete checkpoint, best first;
-    `elsewhere` says which of them lie in another repository of the Hub.
+    `elsewhere` says which of them lie in another repository of the Hub. A folder without these
+    names may have one file, or one of a transformer and one of a tokenizer, of any name.
 
     Raises:
         ExportError: nothing there, or not a complete set; says what was expected.
@@ -30,19 +32,41 @@ def resolve_checkpoint(
         for names in alternatives:
             if all((path / name).is_file() for name in names):
                 return [path / name for name in names]
-        single = [
-            p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", *PICKLE_SUFFIXES)
-        ]
-        if len(single) == 1:
-            return single
-        raise ExportError(
-            "has no complete checkpoint", where=spec, do=f"expected {listed(alternatives)}"
-        )
-    is_file_name = path.suffix in (".safetensors", ".jit", *PICKLE_SUFFIXES)
+        return find_by_content(path, alternatives)
+    is_file_name = path.suffix in SUFFIXES
     if HUB_ID.fullmatch(spec) and not is_file_name and not path.parent.is_dir():
         return download(spec, alternatives, elsewhere or {})
     raise ExportError(
         "no such file or folder", where=spec, do="check --checkpoint, or give a Hugging Face id"
+    )
+
+
+def find_by_content(folder: Path, alternatives: Sequence[Sequence[str]]) -> list[Path]:
+    """The only file of a folder, or its transformer and its tokenizer, told apart by their keys.
+
+    Raises:
+        ExportError: no file, or several that do not make one pair; says what each holds.
+    """
+    files = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and p.is_file()]
+    parts = {name for names in alternatives if len(names) > 1 for name in names}
+    if len(files) == 1 and not (files[0].suffix == ".jit" and files[0].name in parts):
+        return files
+    expected = f"expected {listed(alternatives)}"
+    if not files or len(alternatives[0]) == 1:
+        raise ExportError("has no complete checkpoint", where=str(folder), do=expected)
+    from .checkpoint import halves_of
+
+    held = {path: halves_of(path) for path in files}
+    halves = [[p for p in files if held[p] == half] for half in ("transformer", "tokenizer")]
+    if all(len(found) == 1 for found in halves):
+        return [found[0] for found in halves]
+    whole = [p for p in files if held[p] == "transformer and tokenizer"]
+    if len(whole) == 1 and not any(halves):
+        return whole
+    raise ExportError(
+        "has no complete checkpoint: " + ", ".join(f"{p.name} holds {held[p]}" for p in files),
+        where=str(folder),
+        do=f"keep one transformer and one tokenizer in it; {expected}",
     )
 
 

@@ -31,6 +31,21 @@ def read_beside(folder: Path, kind: type[Told]) -> Told:
         ) from error
 
 
+def require_told(key: str, value: object, size: str, where: str) -> None:
+    """Refuse to guess what neither the tensors, nor an official size, nor `config.json` tells.
+
+    Raises:
+        ExportError: `value` is None; names the key.
+    """
+    if value is None:
+        raise ExportError(
+            f"has {size}, no official size, and no config.json says {key}",
+            where=where,
+            do=f'write {{"{key}": N}} with the value it was trained with into a config.json '
+            "beside the weights",
+        )
+
+
 def require_agreement(config: object, said: Mapping[str, object], where: str) -> None:
     """What the file says must be what the tensors have.
 

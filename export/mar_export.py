@@ -9,6 +9,7 @@ from torch.export import Dim
 
 from ..sites import FoldPart, ProducerFold, Site
 from .generators.mar import MarTransformer
+from .generators.mar_config import MarConfig
 from .generators.mar_graphs import DenoiseGraph, PassGraph
 from .linear_passes import columns, linear_sites, own_norms
 from .mar_places import TIME_PLACE, TIME_PLACES, add_places, add_time_place, numbered
@@ -41,13 +42,13 @@ def export_mar(
     model: MarTransformer, weights: WeightFile, properties: dict[str, str]
 ) -> tuple[Site, ...]:
     """Write both graphs of the model through `weights`; returns their sites."""
-    width, head_width = model.config.width, model.config.head_width
+    head_width = model.config.head_width
     graph = pass_graph(model)
     sites = linear_sites(
         graph.graph,
         "pass",
         role=lambda path: ROLES[path.rpartition(".")[2]],
-        fold=lambda path: pass_fold(path, width),
+        fold=lambda path: pass_fold(path, model.config),
         excluded={
             "z_proj": EMBEDS,
             "decoder_embed": EMBEDS,
@@ -89,7 +90,8 @@ def pass_graph(model: MarTransformer) -> ir.Model:
         ["z", "condition"],
     )
     own_norms(graph.graph)
-    for value, width in zip(graph.graph.outputs, (config.width, config.head_width), strict=True):
+    widths = (config.decoder_width, config.head_width)
+    for value, width in zip(graph.graph.outputs, widths, strict=True):
         # The exporter has a name of its own for the number of unknown tokens.
         value.shape = ir.Shape(["rows", f"{config.length} - n", width])
     add_places(graph.graph, config.buffer, config.length)
@@ -114,13 +116,14 @@ def denoise_graph(model: MarTransformer) -> ir.Model:
     return graph
 
 
-def pass_fold(path: str, width: int) -> ProducerFold | None:
+def pass_fold(path: str, config: MarConfig) -> ProducerFold | None:
     """Where a channel scale and shift of a linear's input go (the fact sheet's 0.6).
 
     qkv and fc1 read a norm with weight and bias; proj reads weighted means of values.
     """
     block, _, last = path.rpartition(".")
     if last == "proj":
+        width = config.decoder_width if path.startswith("decoder_blocks.") else config.width
         return columns(f"{block}.qkv", (2 * width,), 2 * width)
     norm = {"qkv": "norm1", "fc1": "norm2"}.get(last)
     if norm is None:

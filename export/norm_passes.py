@@ -9,23 +9,35 @@ each and are off by 3e-6.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
+from torch import nn
 
+from .graph_passes import module_path
 from .linear_passes import drop_unused
 
-# Shorter groups keep the operator that engines fuse: at 256x256 pixels they are exact enough.
+# Shorter groups keep the operator, which engines fuse, unless `norm_drift` marked them.
 LONGEST_GROUP = 2**19
+MARK = "drifts_in_onnxruntime"
 IMAGE_RANK = 4
 MULTIPLE = re.compile(r"(?:(\d+)\*)?[a-z]\w*")  # of the side of a latent map
 
 
-def split_long_norms(graph: ir.Graph, side: int | None = None) -> None:
+def marked(module: nn.Module) -> set[str]:
+    """Paths of the norms that lose digits in ONNX Runtime, by a measurement of `norm_drift`."""
+    return {path for path, inner in module.named_modules() if getattr(inner, MARK, False)}
+
+
+def split_long_norms(
+    graph: ir.Graph, side: int | None = None, drifting: Collection[str] = ()
+) -> None:
     """GroupNormalization over groups above `LONGEST_GROUP` -> means in a row, deviation, affine.
 
-    Only for images [N, C, H, W]. Sizes that are not fixed are taken to be those of a latent map of
-    `side` x `side`; without one, nothing is known of them and their norms keep the operator.
+    Those of the modules `drifting` too. Only for images [N, C, H, W]. Sizes that are not fixed are
+    taken to be those of a latent map of `side` x `side`; without one, nothing is known of them and
+    their norms keep the operator.
     """
     for node in list(graph):
         if node.op_type != "GroupNormalization":
@@ -36,7 +48,7 @@ def split_long_norms(graph: ir.Graph, side: int | None = None) -> None:
             continue
         height, width = (usual(size, side) for size in (shape[2], shape[3]))
         channels, groups = shape[1], node.attributes["num_groups"].as_int()
-        if channels // groups * height * width > LONGEST_GROUP:
+        if channels // groups * height * width > LONGEST_GROUP or module_path(node) in drifting:
             write_out(graph, node, channels, groups)
     drop_unused(graph)
 

@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from ..sites import Site
 from .graph_passes import find_sites, insert_size_check, rename_nodes, sign
+from .norm_passes import marked, split_long_norms
 from .tokenizers.cosmos import CosmosTokenizer
 from .tokenizers.cosmos_config import CosmosConfig
 
@@ -129,6 +130,7 @@ def trace(
         )
     assert program is not None
     rename_nodes(program.model.graph)
+    split_long_norms(program.model.graph, drifting=marked(module))
     return program.model
 
 

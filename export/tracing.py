@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .graph_form import GraphForm
 from .graph_passes import rename_nodes
 from .linear_passes import canonical_linears
-from .norm_passes import split_long_norms
+from .norm_passes import marked, split_long_norms
 from .onnx_export import OPSET, quiet_exporter
 
 
@@ -40,7 +40,7 @@ def trace(
     assert program is not None
     rename_nodes(program.model.graph)
     canonical_linears(program.model.graph)
-    split_long_norms(program.model.graph)
+    split_long_norms(program.model.graph, drifting=marked(module))
     return program.model
 
 

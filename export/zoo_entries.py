@@ -290,6 +290,7 @@ ANY_SIZE = (
     any_size("var", "vae", VAR),
     any_size("rar", "tokenizer", RAR),
     ZooEntry("gsq", "gsq", 0, None, GSQ_FILES),
+    ZooEntry("cosmos", "cosmos", 0, None, JIT_FILES),
     any_size("mar", "vae", MAR),
     any_size("par", "tokenizer", PAR),
 )

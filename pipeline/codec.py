@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import atomic_write
-from ..errors import BundleError, CalibrationError
+from ..errors import BundleError, CalibrationError, GenerationError
 from ..runtime.images import (
     UnreadableImage,
     crop_back,
@@ -20,7 +20,6 @@ from ..runtime.images import (
 )
 from ..runtime.npz import Array, BadArrays, read_npz
 from ..runtime.tokenizer import ImageTokenizer, Latent, Tokens
-from .common import require_engine_files
 
 
 def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
@@ -29,8 +28,8 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
     Raises:
         CalibrationError: a file that is no image.
         BundleError: an image of a size that the tokenizer is not made for; names it.
+        GenerationError: a latent that is not finite; names the image.
     """
-    require_engine_files(folder)
     tokenizer = ImageTokenizer.open(folder)
     arrays: dict[str, np.ndarray] = {"stride": np.array(tokenizer.stride)}
     for k, path in enumerate(images):
@@ -44,6 +43,12 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
             # The tokenizer does not know which file the image came from.
             raise BundleError(error.what, where=str(path), do=error.do) from error
         tokens, latent = tokenizer.encode(to_model(padded))
+        if not np.isfinite(latent).all():
+            raise GenerationError(
+                "the latent of the encoder is not finite",
+                where=str(path),
+                do="check the weights; an FP16 graph may overflow",
+            )
         arrays[f"latent_{k}" if tokens is None else f"tokens_{k}"] = (
             latent if tokens is None else tokens
         )
@@ -58,8 +63,8 @@ def decode_files(folder: Path, tokens: Path, output: Path) -> list[Path]:
 
     Raises:
         BundleError: it is no .npz of `encode`, or of another tokenizer; nothing is written then.
+        GenerationError: a picture that is not finite; those before it are written.
     """
-    require_engine_files(folder)
     tokenizer = ImageTokenizer.open(folder)
     codes = read_codes(tokenizer, tokens)
     paths = []

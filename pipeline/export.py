@@ -16,11 +16,12 @@ from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator, family
 from .export_gsq import export_gsq
-from .export_job import PARITY_IMAGES, PARITY_SIZE, ExportJob, parity_results
+from .export_job import PARITY_IMAGES, PARITY_SIZE, ExportJob, mark_norms, parity_results
 from .export_own import MODEL as OWN
 from .export_own import export_own_stage
 
 if TYPE_CHECKING:
+    from ..export.checkpoint import Weights
     from ..export.zoo_entries import ZooEntry
 
 
@@ -32,6 +33,7 @@ def export_any(
     graphs: Sequence[Path],
     reporter: Reporter,
     form: GraphForm = DYNAMIC,
+    weights: Weights | None = None,
 ) -> StageResult:
     """Export a known model from its checkpoint, or a user's own graphs.
 
@@ -41,10 +43,11 @@ def export_any(
     if checkpoint is not None and not checkpoint.strip():
         raise ExportError("is empty", where="--checkpoint", do="name a file, or leave it out")
     if name == OWN:
-        if checkpoint is not None:
-            raise ExportError(
-                "graphs of your own have no checkpoint", where="--checkpoint", do="leave it out"
-            )
+        for option, value in (("--checkpoint", checkpoint), ("--weights", weights)):
+            if value is not None:
+                raise ExportError(
+                    "graphs of your own have no checkpoint", where=option, do="leave it out"
+                )
         require_dynamic(name, form)
         return export_own_stage(workspace, graphs, reporter)
     if graphs:
@@ -53,7 +56,7 @@ def export_any(
             where="--graph",
             do=f"name the model {OWN} for graphs of your own",
         )
-    return export_stage(workspace, name, checkpoint, images, reporter, form)
+    return export_stage(workspace, name, checkpoint, images, reporter, form, weights)
 
 
 def export_stage(
@@ -63,11 +66,12 @@ def export_stage(
     images: str,
     reporter: Reporter,
     form: GraphForm = DYNAMIC,
+    weights: Weights | None = None,
 ) -> StageResult:
     """Export `name` from `checkpoint` (default: the weights this package ships for it).
 
     `images` is the source of the real images that ONNX Runtime is compared with PyTorch on.
-    `form` is how a generator's graphs are made.
+    `form` is how a generator's graphs are made. `weights` is as in `ExportJob`.
 
     Raises:
         ExportError: the checkpoint does not fit or the model has no such form, or its graphs
@@ -92,12 +96,13 @@ def export_stage(
         source=open_source(images, size=PARITY_SIZE, most=PARITY_IMAGES),
         reporter=reporter,
         form=form,
+        weights=weights,
     )
     wanted = Manifest(
         stage="export",
         inputs={p.name: sha256_file(p) for p in job.inputs()}
         | {n: sha256_file(p) for n, p in zip(job.image_names, job.images, strict=True)},
-        options={"model": name, **changed(form)},
+        options={"model": name, **changed(form), **({"weights": weights} if weights else {})},
         versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
     )
     export = TOKENIZERS.get(entry.family, export_generator)
@@ -140,17 +145,21 @@ def require_one_size(entry: ZooEntry, folder: Path) -> None:
 
 def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
-    from ..export.checkpoint import read_all
+    from ..export.config_json import read_beside
     from ..export.cosmos_parity import compute_cosmos_references
     from ..export.onnx_export import describe, export_tokenizer
     from ..export.tokenizers.cosmos_checkpoint import load_cosmos
+    from ..export.tokenizers.cosmos_config import CosmosConfig, CosmosJson
     from ..export.vq_parity import check_vq_parity
     from ..export.zoo import check_config
 
     job.progress("reading the checkpoint", 0)
-    model = load_cosmos(read_all(job.paths), job.spec)
+    known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None
+    told = read_beside(job.paths[0].parent, CosmosJson)
+    model = load_cosmos(job.read(), job.spec, told, known)
     check_config(job.entry, model.config, job.spec)
     job.progress("exporting", 1)
+    mark_norms(job, model, PARITY_SIZE)
     sites = export_tokenizer(model, folder, job.entry.name)
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
     job.progress("comparing with PyTorch", 2)

@@ -29,6 +29,27 @@ class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
     images: tuple[str, ...]
     folder: str
     form: GraphForm
+    weights: Literal["ema", "model"] | None = None
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What was found, and the lines for the user."""
+
+    found: dict[str, Any]
+    lines: tuple[str, ...]
+
+
+class Lines(SilentReporter):
+    """Keeps the lines for the process that asked."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def warn(self, line: str) -> None:
+        self.lines.append(line)
 
 
 class Family(Protocol):
@@ -63,9 +84,12 @@ def family(name: str) -> Family:
 def export_generator(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write a generator's graphs, sites.json and generator.json; returns the manifest's results."""
     job.progress("exporting", 0)
-    parameters = do_apart("write", job, folder)
+    written = do_apart("write", job, folder)
+    for line in written.lines:
+        job.reporter.say(line)
+    parameters = written.found
     job.progress("comparing with PyTorch", 2)
-    parity = do_apart("compare", job, folder)
+    parity = do_apart("compare", job, folder).found
     job.progress("comparing with PyTorch", 3)
     return {
         "parameters": sum(parameters.values()),
@@ -75,7 +99,7 @@ def export_generator(job: ExportJob, folder: Path) -> dict[str, Any]:
     }
 
 
-def do_apart(what: What, job: ExportJob, folder: Path) -> dict[str, Any]:
+def do_apart(what: What, job: ExportJob, folder: Path) -> Done:
     """The parameters of both halves, or what was found of every graph, for the manifest.
 
     Raises:
@@ -90,26 +114,27 @@ def do_apart(what: What, job: ExportJob, folder: Path) -> dict[str, Any]:
         images=tuple(map(str, job.images)),
         folder=str(folder),
         form=job.form,
+        weights=job.weights,
     )
-    return call(__name__, request, dict[str, Any])
+    return call(__name__, request, Done)
 
 
-def work(task: ModelTask) -> dict[str, Any]:
+def work(task: ModelTask) -> Done:
     from ..export.zoo import find_model
 
-    entry = find_model(task.model)
+    entry, reporter = find_model(task.model), Lines()
     job = ExportJob(
         entry=entry,
         spec=task.spec,
         paths=tuple(map(Path, task.paths)),
         source=ImageSource(tuple(map(Path, task.images))),
-        reporter=SilentReporter(),
+        reporter=reporter,
         form=task.form,
+        weights=task.weights,
     )
     of = family(entry.family)
-    if task.what == "write":
-        return of.write_graphs(job, Path(task.folder))
-    return of.compare_graphs(job, Path(task.folder))
+    do = of.write_graphs if task.what == "write" else of.compare_graphs
+    return Done(do(job, Path(task.folder)), tuple(reporter.lines))
 
 
 if __name__ == "__main__":

@@ -57,9 +57,8 @@ def load_model(job: ExportJob) -> GsqTokenizer:
     """The checkpoint's model, of the normalization that its files or the zoo tell.
 
     Raises:
-        ExportError: it does not fit, or what tells the normalization disagrees.
+        ExportError: it does not fit, or what tells the normalization disagrees or is missing.
     """
-    from ..export.checkpoint import read_all
     from ..export.tokenizers.gsq import load_gsq
     from ..export.tokenizers.gsq_yaml import read_normalization
     from ..export.zoo import check_config
@@ -69,11 +68,7 @@ def load_model(job: ExportJob) -> GsqTokenizer:
     if told is None:
         known = [job.entry, *(entry for entry in ZOO if entry.hub == job.spec)]
         told = next((e.config.normalization for e in known if is_gsq(e.config)), None)
-    model = load_gsq(read_all(job.paths), job.spec, told)
-    if told is None:
-        job.reporter.warn(
-            f"no config.yaml beside {job.spec}: codes are compared by {model.config.normalization}"
-        )
+    model = load_gsq(job.read(), job.spec, told)
     check_config(job.entry, model.config, job.spec)
     return model
 

@@ -18,6 +18,7 @@ from .common import Reporter
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..export.checkpoint import Weights
     from ..export.parity import Difference, TokenParity
     from ..export.weight_file import WeightFile
     from ..export.zoo_entries import ZooEntry
@@ -27,6 +28,10 @@ PARITY_IMAGES = 2
 PARITY_SIZE = 256
 CONFIGS = ("config.json", "config.yaml")
 STEPS = 3
+# Their official sampling scripts load `model`, also where the trainer left `ema` beside it
+# (LlamaGen's autoregressive/sample/sample_c2i.py, which PAR's follow). MAR's evaluate `model_ema`,
+# and so do all others whose trainers have averages.
+EVALUATED_LAST = ("par",)
 LABEL = 207
 
 
@@ -44,7 +49,8 @@ Tokenizer = TypeVar("Tokenizer", bound=HasConfig)
 class ExportJob:
     """The model, the files of its checkpoint, images to compare on, and where progress goes.
 
-    `form` is how a generator's graphs are made.
+    `form` is how a generator's graphs are made. `weights` chooses where a trainer's snapshot has
+    averaged ones beside the last ones; None takes what the family's official evaluation takes.
     """
 
     entry: ZooEntry
@@ -53,6 +59,7 @@ class ExportJob:
     source: ImageSource
     reporter: Reporter
     form: GraphForm = DYNAMIC
+    weights: Weights | None = None
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -72,6 +79,19 @@ class ExportJob:
         """The images' centres, [1, 3, size, size] in [-1, 1]."""
         chosen = (self.source.load(i) for i in range(len(self.images)))
         return [to_model(center_crop(image, size)) for image in chosen]
+
+    def read(self, infinite: Collection[str] = ()) -> dict[str, Tensor]:
+        """The tensors of all files, of which `infinite` may hold infinities.
+
+        Raises:
+            ExportError: as `read_all`.
+        """
+        from ..export.checkpoint import Choice, read_all
+
+        official: Weights = "model" if self.entry.family in EVALUATED_LAST else "ema"
+        asked = self.weights is not None
+        choice = Choice(self.weights or official, asked, self.reporter.say)
+        return read_all(self.paths, infinite, choice)
 
     def progress(self, task: str, done: int) -> None:
         self.reporter.progress(task, done, STEPS)
@@ -107,6 +127,7 @@ def write_halves(
     """
     from ..export.weight_file import WeightFile
 
+    mark_norms(job, halves[1], spec.image_size)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
     with WeightFile(folder) as weights:
         sites = export(weights, properties)
@@ -114,6 +135,18 @@ def write_halves(
     (folder / "generator.json").write_bytes(encode_json(spec))
     names = ("transformer", "tokenizer")
     return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, halves, strict=True)}
+
+
+def mark_norms(job: ExportJob, tokenizer: nn.Module, size: int) -> None:
+    """Mark the norms of a tokenizer that ONNX Runtime's operator is wrong for, on one picture."""
+    import torch
+
+    from ..export.norm_drift import mark_drifting_norms
+
+    codec: Any = tokenizer
+    decode = getattr(codec, "reconstruct", codec.decode)
+    picture = torch.from_numpy(job.pictures(size)[0])
+    mark_drifting_norms(tokenizer, lambda: decode(codec.encode(picture)))
 
 
 def load_halves(
@@ -150,10 +183,9 @@ def read_halves(
     Raises:
         ExportError: a file that cannot be read, or one half is missing.
     """
-    from ..export.checkpoint import read_all
     from ..export.strict import split_parts
 
-    found = read_all(job.paths, infinite)
+    found = job.read(infinite)
     if ignored is not None:
         found = {name: v for name, v in found.items() if not name.startswith(ignored)}
     transformer, tokenizer = split_parts(found)

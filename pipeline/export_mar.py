@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,26 @@ def load_models(job: ExportJob) -> tuple[MarTransformer, KlVae]:
         job,
         f"{MAR_VAE}.ckpt",
         lambda tensors: load_mar(tensors, job.spec, told(job)),
-        lambda tensors, _: load_kl_vae(tensors, job.spec),
+        lambda tensors, model: one_latent_a_token(
+            load_kl_vae(tensors, job.spec), model.config.latent_channels, job.spec
+        ),
         ("latent_channels",),
         ignored=LOSS,
     )
+
+
+def one_latent_a_token(vae: KlVae, channels: int, where: str) -> KlVae:
+    """Raises ExportError for tokens that are patches of several latents."""
+    latent = vae.config.latent_channels
+    patch = math.isqrt(channels // latent)
+    if patch > 1 and channels == latent * patch**2:
+        raise ExportError(
+            f"has tokens of {channels} numbers, patches of {patch}x{patch} latents of {latent} "
+            f"channels (patch_size {patch}), which are not supported",
+            where=where,
+            do="use a MAR of patch_size 1",
+        )
+    return vae
 
 
 def told(job: ExportJob) -> MarJson:

@@ -81,13 +81,18 @@ def load_models(job: ExportJob) -> tuple[ParTransformer, LlamagenVq]:
     from ..export.tokenizers.llamagen_vq import load_llamagen_vq
     from ..export.zoo_entries import LLAMAGEN_VQ16
 
-    return load_halves(
+    said = told(job)
+    halves = load_halves(
         job,
         f"{LLAMAGEN_VQ16}.pt",
-        lambda tensors: load_par(tensors, job.spec, told(job)),
+        lambda tensors: load_par(tensors, job.spec, said),
         lambda tensors, _: load_llamagen_vq(tensors, job.spec),
         ("vocab_size",),
     )
+    if job.entry.config is None and said.block_size is None:
+        length = halves[0].config.length
+        job.reporter.say(f"no config.json says block_size: {length}, as of the published size")
+    return halves
 
 
 def told(job: ExportJob) -> ParJson:

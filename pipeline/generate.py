@@ -17,10 +17,16 @@ import numpy as np
 
 from ..artifacts import atomic_stream, atomic_write
 from ..errors import GenerationError
-from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, read_spec
+from ..runtime.generator import (
+    Generated,
+    Generator,
+    check_labels,
+    choose_sampling,
+    verified_spec,
+)
 from ..runtime.images import Uint8Image, image_grid, png_bytes
 from ..runtime.sampling import Sampling
-from .common import Reporter, require_engine_files
+from .common import Reporter
 
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 SAMPLING = (
@@ -83,12 +89,12 @@ def generate_files(
 
     Raises:
         GenerationError: labels or options out of range, nothing to write.
-        WorkspaceError: a file of an engine is missing or was changed.
+        WorkspaceError: the folder is not what its stage wrote.
+        BundleError: it holds engines that no session here runs.
     """
     if outputs == Outputs():
         raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
-    folder, spec = read_spec(path)
-    require_engine_files(folder)
+    _, spec = verified_spec(path)
     sampling = choose_sampling(
         spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}
     )

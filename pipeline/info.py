@@ -13,6 +13,7 @@ from typing import Any
 from ..artifacts import MANIFEST, Manifest, atomic_write, decode_json
 from ..errors import ArvgError, WorkspaceError
 from ..runtime.trt_compat import device_compute_capability, load_builder
+from .analyze import TARGETS, analyze_files
 
 
 def model_rows() -> list[dict[str, Any]]:
@@ -125,7 +126,14 @@ def inspect_graph(path: Path) -> dict[str, Any]:
         "outputs": [describe_value(v) for v in model.graph.output],
         "nodes": dict(sorted(counts.items(), key=lambda kv: -kv[1])),
         "metadata": {p.key: p.value for p in model.metadata_props},
+        "verdicts": verdicts_of(path),
     }
+
+
+def verdicts_of(path: Path) -> dict[str, Any]:
+    """Nodes by target and verdict, as `analyze` counts them, or why the file is not taken."""
+    (found,) = analyze_files([path], TARGETS)
+    return found.counts if found.refused is None else {"refused": found.refused}
 
 
 def describe_value(value: Any) -> str:

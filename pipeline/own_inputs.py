@@ -220,7 +220,7 @@ def check_pictures(
             continue
         for k, picture in enumerate(arrays[key]):
             least, most = float(picture.min()), float(picture.max())
-            if least < low or most > high:
+            if not (low <= least and most <= high):
                 limits = f", outside [{low:g}, {high:g}]" if value_range else ""
                 raise CalibrationError(
                     f"{key} has values from {least:g} to {most:g}{limits} in sample {k}",

@@ -23,7 +23,6 @@ from .common import (
     load_sites,
     package_versions,
     require_outputs,
-    require_same_export,
     run_stage,
 )
 from .generated_samples import is_generator
@@ -45,10 +44,9 @@ class Calibrated:
 
     @classmethod
     def open(cls, workspace: Workspace) -> Calibrated:
-        """Raises an error for stages that were not run, or statistics of another export."""
+        """Raises WorkspaceError for stages that were not run, or statistics of another export."""
         export, exported = require_outputs(workspace, "export", stage="export")
         calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
-        require_same_export(exported, calibrated)
         return cls(export, exported, calibrate, calibrated, load_sites(export))
 
     @property
@@ -66,7 +64,7 @@ class Calibrated:
 
     @property
     def digests(self) -> dict[str, str]:
-        return {**self.exported.outputs, **self.calibrated.outputs}
+        return self.exported.as_inputs() | self.calibrated.as_inputs()
 
 
 def quantize_stage(

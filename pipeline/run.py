@@ -96,6 +96,7 @@ def run_stages(
                 PARITY_PICTURES,
                 [Path(graph) for graph in recipe.graphs],
                 reporter,
+                weights=recipe.weights,
             ),
         )
         finish("calibrate", calibrate_stage(workspace, recipe.calibrate, reporter))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, GenerationError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Pixels of a picture: Pillow's limit against small files that ask for much memory, and ours for
@@ -150,7 +150,17 @@ def to_model(image: Uint8Image) -> FloatImage:
 
 
 def from_model(image: NDArray[np.floating]) -> Uint8Image:
-    """float [1, 3, H, W], clamped to [-1, 1] -> uint8 [H, W, 3], rounded to nearest."""
+    """float [1, 3, H, W], clamped to [-1, 1] -> uint8 [H, W, 3], rounded to nearest.
+
+    Raises:
+        GenerationError: values that are not finite, which would become black pixels.
+    """
+    bad = int(np.count_nonzero(~np.isfinite(image[0])))
+    if bad:
+        raise GenerationError(
+            f"{bad} of {image[0].size} values of the picture that the decoder made are not finite",
+            do="check the weights and what was decoded; an FP16 graph may overflow",
+        )
     unit = np.clip((image[0].astype(np.float32) + 1) / 2, 0, 1)
     rounded: Uint8Image = np.floor(unit * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
     return rounded

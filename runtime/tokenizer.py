@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifacts import MANIFEST
 from ..errors import BundleError
+from .folders import verified
 from .images import FloatImage, Uint8Image, crop_back, from_model, pad_to_multiple, to_model
 from .sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
 
@@ -74,27 +76,38 @@ class ImageTokenizer:
         *,
         session: Callable[[Path, int], OnnxRuntimeSession] = fast_session,
         threads: int = 0,
+        verify: bool = True,
     ) -> ImageTokenizer:
         """Open the graphs of a workspace or a folder: an export, a Q/DQ pair, an engine.
 
+        Without `verify` the graphs of a folder are taken as they lie there.
+
         Raises:
-            BundleError: a graph is missing or does not load, or says nonsense of its tokens.
+            BundleError: a graph is missing or does not load, or says nonsense of its tokens; or no
+                session runs such engines.
+            WorkspaceError: the folder is not what its stage wrote.
         """
         folder = Path(folder)
         if not (folder / "encoder.onnx").is_file() and (folder / "export").is_dir():
             folder = folder / "export"
+        if verify and (folder / MANIFEST).is_file():
+            verified(folder)
         for name in ("encoder.onnx", "decoder.onnx"):
             if not (folder / name).is_file():
                 raise BundleError(
                     f"{name} is missing", where=str(folder), do="name an export or engine folder"
                 )
+        if verify:
+            verified(folder)
         names = [n for n in ("encoder", "decoder", "lookup") if (folder / f"{n}.onnx").is_file()]
         return cls(*(session(folder / f"{name}.onnx", threads) for name in names))
 
     @classmethod
-    def reference(cls, folder: Path | str, threads: int = 0) -> ImageTokenizer:
+    def reference(
+        cls, folder: Path | str, threads: int = 0, *, verify: bool = True
+    ) -> ImageTokenizer:
         """The same in sessions without rewrites: what figures of accuracy are made with."""
-        return cls.open(folder, session=reference_session, threads=threads)
+        return cls.open(folder, session=reference_session, threads=threads, verify=verify)
 
     @property
     def discrete(self) -> bool:

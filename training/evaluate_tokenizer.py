@@ -15,6 +15,7 @@ from ..export.checkpoint import read_all
 from ..export.checkpoint_files import resolve_checkpoint
 from ..export.tokenizers.cosmos import CosmosTokenizer
 from ..export.tokenizers.cosmos_checkpoint import load_cosmos
+from ..export.tokenizers.cosmos_config import CosmosConfig
 from ..export.zoo import find_model, shipped_checkpoint
 from ..runtime.image_sources import open_source
 from ..runtime.images import Uint8Image, center_crop, from_model, to_model
@@ -40,7 +41,8 @@ def main(model_name: str, folders: tuple[str, ...], checkpoint: str | None) -> N
     """Print mean, least and largest PSNR for every folder."""
     entry = find_model(model_name)
     spec = checkpoint or shipped_checkpoint(entry)
-    model = load_cosmos(read_all(resolve_checkpoint(spec, entry.files)), spec)
+    known = entry.config if isinstance(entry.config, CosmosConfig) else None
+    model = load_cosmos(read_all(resolve_checkpoint(spec, entry.files)), spec, known=known)
     for folder in folders:
         source = open_source(folder)
         crops = [center_crop(source.load(k), SIZE) for k in range(len(source.files))]

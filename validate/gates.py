@@ -74,7 +74,7 @@ def evaluate(gates: Iterable[Gate], metrics: Mapping[str, float | None]) -> list
 
 
 def _evaluate(gate: Gate, value: float | None) -> GateResult:
-    if value is None or math.isnan(value):
+    if value is None or not value > -math.inf:  # NaN and -inf are no measurements
         return GateResult(
             expression=str(gate),
             value=None,
@@ -83,7 +83,7 @@ def _evaluate(gate: Gate, value: float | None) -> GateResult:
         )
     passed = _OPERATORS[gate.operator](value, gate.threshold)
     reason = None if passed else f"{gate.metric} is {value:.6g}, wanted {gate}"
-    if math.isinf(value):
+    if passed and math.isinf(value):
         reason = f"{gate.metric} is infinite: no error at all"
     return GateResult(
         expression=str(gate),

@@ -42,12 +42,12 @@ class MarAttention(nn.Module):
 class MarBlock(nn.Module):
     """x + attn(LN1(x)), then x + mlp(LN2(x)), [rows, n, C]."""
 
-    def __init__(self, config: MarConfig) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.attn = MarAttention(config.width, config.heads)
-        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = FeedForward(config.width, config.hidden, "none")
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = MarAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = FeedForward(width, hidden, "none")
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """Of the positions from `start` on."""
@@ -72,14 +72,19 @@ class MarTransformer(nn.Module):
         self.z_proj_ln = nn.LayerNorm(width, eps=eps)
         places = config.buffer + length
         self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, places, width))
-        self.encoder_blocks = nn.ModuleList(MarBlock(config) for _ in range(config.encoder_depth))
+        self.encoder_blocks = nn.ModuleList(
+            MarBlock(width, config.heads, config.hidden, eps) for _ in range(config.encoder_depth)
+        )
         self.encoder_norm = nn.LayerNorm(width, eps=eps)
-        self.decoder_embed = nn.Linear(width, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, places, width))
-        self.decoder_blocks = nn.ModuleList(MarBlock(config) for _ in range(config.decoder_depth))
-        self.decoder_norm = nn.LayerNorm(width, eps=eps)
-        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, length, width))
+        inner, heads, hidden = config.decoder_width, config.decoder_heads, config.decoder_hidden
+        self.decoder_embed = nn.Linear(width, inner)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, inner))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, places, inner))
+        self.decoder_blocks = nn.ModuleList(
+            MarBlock(inner, heads, hidden, eps) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(inner, eps=eps)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, length, inner))
         self.diffloss = DiffusionLoss(config)
         for parameter in (self.class_emb.weight, *self.parameters(recurse=False)):
             nn.init.normal_(parameter, std=0.02)
@@ -93,7 +98,7 @@ class MarTransformer(nn.Module):
         return self.encoder_pos_embed_learned[0]
 
     def mask_table(self) -> Tensor:
-        """[L, C]: the decoder's row of an unknown token."""
+        """[L, D]: the decoder's row of an unknown token."""
         return self.mask_token[0] + self.decoder_pos_embed_learned[0, self.config.buffer :]
 
     def encode(self, labels: Tensor, tokens: Tensor, position_ids: Tensor) -> Tensor:
@@ -110,10 +115,10 @@ class MarTransformer(nn.Module):
         return self.encoder_norm(x)  # type: ignore[no-any-return]
 
     def decode(self, encoded: Tensor, position_ids: Tensor) -> Tensor:
-        """Rows of `encode`, where all tokens are [rows, L], known ones first -> z [rows, L - N, C].
+        """Rows of `encode`, where all tokens are [rows, L], known ones first -> z [rows, L - N, D].
 
-        Of the unknown tokens, which are all that the last block computes. The diffusion's position
-        is not yet added: `place` does so.
+        D is the decoder's width. Of the unknown tokens, which are all that the last block computes.
+        The diffusion's position is not yet added: `place` does so.
         """
         buffer, table = self.config.buffer, self.decoder_pos_embed_learned[0]
         known = encoded.shape[1] - buffer
@@ -133,7 +138,7 @@ class MarTransformer(nn.Module):
         return z + F.embedding(position_ids, self.diffusion_pos_embed_learned[0])
 
     def forward(self, labels: Tensor, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """What the denoiser is told of all unknown tokens, [rows, L - N, C].
+        """What the denoiser is told of all unknown tokens, [rows, L - N, D].
 
         labels int64 [rows]; tokens [rows, N, c], N < L; position_ids int64 [rows, L], a
         permutation of the raster, those of the known tokens first.

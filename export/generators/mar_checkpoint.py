@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ...errors import ExportError
+from ..config_json import require_agreement, require_told
 from ..strict import build_strictly, count_items, locating, require_needed
 from .mar import MarTransformer
-from .mar_config import MarConfig, MarJson, heads_of
+from .mar_config import MarConfig, MarJson, published_heads
 
 NEEDED = {  # key: axes
     "class_emb.weight": 2,
@@ -16,6 +18,8 @@ NEEDED = {  # key: axes
     "encoder_pos_embed_learned": 3,
     "diffusion_pos_embed_learned": 3,
     "encoder_blocks.0.mlp.fc1.weight": 2,
+    "decoder_blocks.0.mlp.fc1.weight": 2,
+    "decoder_embed.weight": 2,
     "diffloss.net.time_embed.mlp.0.weight": 2,
 }
 
@@ -25,23 +29,42 @@ def infer_mar_config(
 ) -> MarConfig:
     """The configuration that a checkpoint's keys and shapes imply.
 
-    `told` is the `config.json` beside it: no shape tells the heads (without it, those of the
-    published size of this width, else of 64 features each), the scale of the latents, the norms'
-    eps.
+    `told` is the `config.json` beside it. No shape tells the heads: they are taken from there, else
+    from the published size with this depth and width. The scale of the latents and the norms' eps
+    are the official code's unless told. What shapes tell must agree with `told`.
 
     Raises:
-        ExportError: not a MAR, or sizes that contradict each other.
+        ExportError: not a MAR, sizes that contradict each other or `told`, patches of several
+            latents, or a size that was not published and whose heads `told` leaves open.
     """
     require_needed(tensors, NEEDED, "a MAR", where)
     said = {} if told is None else told.told()
+    if told is not None and told.patch_size not in (None, 1):
+        raise ExportError(
+            f"has patch_size {told.patch_size}, and tokens of several latents are not supported",
+            where=where,
+            do="use a MAR of patch_size 1",
+        )
     classes, width = tensors["class_emb.weight"].shape
+    decoder_width = tensors["decoder_embed.weight"].shape[0]
     length = tensors["diffusion_pos_embed_learned"].shape[1]
     head_width, frequencies = tensors["diffloss.net.time_embed.mlp.0.weight"].shape
+    depths = [count_items(tensors, rf"{half}_blocks\.(\d+)\.") for half in ("encoder", "decoder")]
+    heads = []
+    for half, name, depth, wide in (
+        ("encoder", "heads", depths[0], width),
+        ("decoder", "decoder_heads", depths[1], decoder_width),
+    ):
+        value = said.get(name, published_heads(depth, wide))
+        size = f"{depth} {half} blocks of width {wide}"
+        require_told(f"{half}_num_heads", value, size, where)
+        heads.append(int(str(value)))
     with locating(where):
-        return MarConfig(
-            encoder_depth=count_items(tensors, r"encoder_blocks\.(\d+)\."),
-            decoder_depth=count_items(tensors, r"decoder_blocks\.(\d+)\."),
+        config = MarConfig(
+            encoder_depth=depths[0],
+            decoder_depth=depths[1],
             width=width,
+            heads=heads[0],
             head_depth=count_items(tensors, r"diffloss\.net\.res_blocks\.(\d+)\."),
             head_width=head_width,
             hidden=tensors["encoder_blocks.0.mlp.fc1.weight"].shape[0],
@@ -50,8 +73,13 @@ def infer_mar_config(
             latent_channels=tensors["z_proj.weight"].shape[1],
             num_classes=classes,
             frequencies=frequencies,
-            **{"heads": heads_of(width), **said},  # type: ignore[arg-type]
+            decoder_width=decoder_width,
+            decoder_heads=heads[1],
+            decoder_hidden=tensors["decoder_blocks.0.mlp.fc1.weight"].shape[0],
+            **{k: said[k] for k in ("latent_scale", "norm_eps") if k in said},  # type: ignore[arg-type]
         )
+    require_agreement(config, said, where)
+    return config
 
 
 def load_mar(

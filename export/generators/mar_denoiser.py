@@ -98,7 +98,7 @@ class Denoiser(nn.Module):
         width, eps = config.head_width, config.norm_eps
         self.input_proj = nn.Linear(config.latent_channels, width)
         self.time_embed = TimeEmbedding(config.frequencies, width)
-        self.cond_embed = nn.Linear(config.width, width)
+        self.cond_embed = nn.Linear(config.decoder_width, width)
         self.res_blocks = nn.ModuleList(DenoiserBlock(width, eps) for _ in range(config.head_depth))
         self.final_layer = LastLayer(width, 2 * config.latent_channels, eps)
 

@@ -41,7 +41,7 @@ class Condition(nn.Module):
 class PassGraph(MarTransformer):
     """labels [rows], tokens [rows, N, c], position_ids [rows, L] -> z, condition.
 
-    [rows, L - N, C] and [rows, L - N, W], of the unknown tokens in the order of `position_ids`,
+    [rows, L - N, D] and [rows, L - N, W], of the unknown tokens in the order of `position_ids`,
     where the known ones come first.
     """
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..config_json import require_agreement
+from ..config_json import require_agreement, require_told
 from ..strict import build_strictly, count_items, locating, require_needed
 from .par import ParTransformer
-from .par_config import ParConfig, ParJson, usual_heads
+from .par_config import ParConfig, ParJson, official_heads, published_length
 
 CLASSES = "cls_embedding.embedding_table.weight"
 SPECIAL = "spe_tok_embeddings.special_embeddings.weight"
@@ -26,26 +26,33 @@ def infer_par_config(
 ) -> ParConfig:
     """The configuration that a checkpoint's keys and shapes imply.
 
-    `told` is the `config.json` beside it: what shapes do not tell is taken from there, else it is
-    that of the published sizes; what they tell must agree with it.
+    `told` is the `config.json` beside it. No shape tells the heads and the tokens of an image: they
+    are taken from there, else from the official size with this depth and width. The angles' base
+    and the norms' eps are the official code's unless told. What shapes tell must agree with `told`.
 
     Raises:
-        ExportError: not a PAR transformer, sizes that contradict each other or `told`.
+        ExportError: not a PAR transformer, sizes that contradict each other or `told`, or a size
+            that is not official and that `told` leaves open; names the key.
     """
     require_needed(tensors, NEEDED, "a PAR transformer", where)
     said = {} if told is None else told.told()
     vocab_size, width = tensors["tok_embeddings.weight"].shape
+    depth, group = count_items(tensors, r"layers\.(\d+)\."), tensors[SPECIAL].shape[0] + 1
+    heads = said.get("heads", official_heads(depth, width))
+    require_told("n_head", heads, f"{depth} layers of width {width}", where)
+    length = said.get("length", published_length(depth, width, int(str(heads)), group))
+    require_told("block_size", length, f"{depth} layers of width {width}", where)
     own: dict[str, object] = {
-        "depth": count_items(tensors, r"layers\.(\d+)\."),
+        "depth": depth,
         "width": width,
-        "heads": usual_heads(width),
+        "heads": heads,
         "hidden": tensors["layers.0.feed_forward.w1.weight"].shape[0],
-        "group": tensors[SPECIAL].shape[0] + 1,
+        "length": length,
+        "group": group,
         "num_classes": tensors[CLASSES].shape[0] - 1,
         "vocab_size": vocab_size,
     }
-    untold = ("heads", "length", "rope_base", "norm_eps")
-    own |= {name: said[name] for name in untold if name in said}
+    own |= {name: said[name] for name in ("rope_base", "norm_eps") if name in said}
     with locating(where):
         config = ParConfig(**own)  # type: ignore[arg-type]
     require_agreement(config, said, where)

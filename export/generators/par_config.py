@@ -110,7 +110,8 @@ PUBLISHED = {
     for size, numbers in SIZES.items()
     for group in GROUPS
 }
-HEAD_DIM = 64  # where neither the size is known nor config.json tells
+# Of the official code that were not published: GPT-B, GPT-1B, GPT-XXXL, GPT-7B.
+UNPUBLISHED = ((12, 768, 12), (22, 2048, 32), (48, 2560, 40), (32, 4096, 32))
 # The guidance of the published evaluations; for others the official sampler's own.
 CFG = {"xl-4x": 1.5, "xxl-4x": 1.435, "3b-4x": 1.345, "3b-16x": 1.5}
 DEFAULT_CFG = 1.5
@@ -122,10 +123,17 @@ def sampling_of(config: ParConfig) -> Defaults:
     return Defaults(cfg=CFG.get(name, DEFAULT_CFG), top_k=0, top_p=1.0)
 
 
-def usual_heads(width: int) -> int:
-    """Of the official size of this width, else of 64 features each."""
-    known = {known_width: heads for _, known_width, heads in SIZES.values()}
-    return known.get(width, max(1, width // HEAD_DIM))
+def official_heads(depth: int, width: int) -> int | None:
+    """The heads of the official size of this depth and width; None for any other size."""
+    known = (*SIZES.values(), *UNPUBLISHED)
+    return next((heads for d, w, heads in known if (d, w) == (depth, width)), None)
+
+
+def published_length(depth: int, width: int, heads: int, group: int) -> int | None:
+    """The tokens of an image of the published model of this size; None for any other."""
+    size = (depth, width, heads)
+    fits = size in SIZES.values() and group in GROUPS
+    return next(iter(PUBLISHED.values())).length if fits else None
 
 
 class ParJson(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..config_json import require_agreement
+from ..config_json import require_agreement, require_told
 from ..strict import build_strictly, count_items, locating, require_constants, require_needed
 from .var import VarTransformer, official_levels, official_mask
-from .var_config import VarConfig, VarJson
+from .var_config import VarConfig, VarJson, official_heads
 
 # -inf by design, where other tensors hold none.
 INFINITE = ("attn_bias_for_masking",)
-HEAD_DIM = 64  # of every published size; where no tensor tells the heads
 NEEDED = {  # key: axes
     "class_emb.weight": 2,
     "word_embed.weight": 2,
@@ -33,20 +32,25 @@ def infer_config(
 ) -> VarConfig:
     """The configuration that a checkpoint's keys and shapes imply.
 
-    `told` is the `config.json` beside it: what shapes do not tell (heads without a learned scale,
-    the norms' eps) is taken from there, and what they tell must agree with it.
+    `told` is the `config.json` beside it: what shapes do not tell is taken from there, and what
+    they tell must agree with it. Heads without a learned scale are else those of the official rule,
+    and the norms' eps is the official code's.
 
     Raises:
-        ExportError: not a VAR transformer, sizes that contradict each other or `told`.
+        ExportError: not a VAR transformer, sizes that contradict each other or `told`, or heads
+            that neither a tensor, nor the official rule, nor `told` gives.
     """
     require_needed(tensors, NEEDED, "a VAR transformer", where)
     said = {} if told is None else told.told()
     classes, width = tensors["class_emb.weight"].shape
-    scale = tensors.get("blocks.0.attn.scale_mul_1H11")
-    heads = said.get("heads", max(1, width // HEAD_DIM)) if scale is None else scale.numel()
+    scales = (v for k, v in tensors.items() if k.endswith(".attn.scale_mul_1H11"))
+    scale = next(scales, None)
+    depth = count_items(tensors, r"blocks\.(\d+)\.")
+    heads = said.get("heads", official_heads(depth, width)) if scale is None else scale.numel()
+    require_told("num_heads", heads, f"{depth} blocks of width {width}", where)
     with locating(where):
         config = VarConfig(
-            depth=count_items(tensors, r"blocks\.(\d+)\."),
+            depth=depth,
             width=width,
             heads=int(str(heads)),
             patch_nums=infer_patch_nums(tensors["lvl_1L"]),

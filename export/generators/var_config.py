@@ -85,6 +85,11 @@ def published(depth: int, patch_nums: tuple[int, ...], shared_aln: bool = False)
     return VarConfig(depth, 64 * depth, depth, patch_nums, shared_aln=shared_aln)
 
 
+def official_heads(depth: int, width: int) -> int | None:
+    """The heads by the rule of the published sizes; None for a width that is not of it."""
+    return depth if width == 64 * depth else None
+
+
 class VarJson(msgspec.Struct, frozen=True, kw_only=True):
     """The keys of a `config.json` beside the weights that are read; the others are training's.
 

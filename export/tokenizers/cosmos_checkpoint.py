@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ..strict import count_items, load_strictly, require_same_keys
+from ..config_json import require_agreement
+from ..strict import count_items, load_strictly, locating, require_same_keys
 from .blocks import NORM_GROUPS
 from .cosmos import FSQ, IMAGE_CHANNELS, CosmosTokenizer
-from .cosmos_config import FSQ_LEVELS, CosmosConfig
+from .cosmos_config import FSQ_LEVELS, HAAR, CosmosConfig, CosmosJson
 
 MAX_INDICES = 1 << 20
 BFLOAT16_EPS = 2.0**-8
@@ -33,12 +34,26 @@ def split_buffers(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return parameters, buffers
 
 
-def infer_config(tensors: Mapping[str, Tensor], where: str) -> CosmosConfig:
+def infer_config(
+    tensors: Mapping[str, Tensor],
+    where: str,
+    told: CosmosJson | None = None,
+    known: CosmosConfig | None = None,
+) -> CosmosConfig:
     """The configuration that a checkpoint's keys and shapes imply.
 
+    `told` is the `config.json` beside it, with which shapes must agree; `known` is the model that
+    was named. Without a buffer of the FSQ levels, they are the first one's, or the second's.
+
     Raises:
-        ExportError: not a Cosmos image tokenizer, or layers that the published ones do not have.
+        ExportError: not a Cosmos image tokenizer, layers that the published ones do not have, or
+            nothing tells the levels.
     """
+    said = {} if told is None else told.told()
+    if told is not None and told.patch_method not in (None, HAAR):
+        raise ExportError(
+            f"has patch_method {told.patch_method!r}", where=where, do=f"only {HAAR!r} is supported"
+        )
     parameters, buffers = split_buffers(tensors)
     needed = (
         "encoder.conv_in.weight",
@@ -93,8 +108,11 @@ def infer_config(tensors: Mapping[str, Tensor], where: str) -> CosmosConfig:
         )
     latent = parameters["quant_conv.weight"].shape[0]
     z_channels = parameters["encoder.conv_out.weight"].shape[0]
-    try:
-        return CosmosConfig(
+    # Of a named model the published levels, with which another one is then refused by name.
+    published = None if known is None or latent == z_channels else known.levels or FSQ_LEVELS
+    expected = said.get("levels", published)
+    with locating(where):
+        config = CosmosConfig(
             channels=channels,
             channels_mult=tuple(width // channels for width in widths),
             num_res_blocks=count_items(parameters, r"encoder\.down\.0\.block\.(\d+)\."),
@@ -102,36 +120,47 @@ def infer_config(tensors: Mapping[str, Tensor], where: str) -> CosmosConfig:
             spatial_compression=patch_size * 2**downs,
             z_channels=z_channels,
             latent_channels=latent,
-            levels=infer_levels(buffers, latent, z_channels, where),
+            levels=infer_levels(buffers, latent, z_channels, where, expected),
         )
-    except ExportError as error:
-        # The configuration does not know which file it came from.
-        raise ExportError(error.what, where=where, do=error.do) from error
+    require_agreement(config, said, where)
+    return config
 
 
 def infer_levels(
-    buffers: Mapping[str, Tensor], latent: int, z_channels: int, where: str
+    buffers: Mapping[str, Tensor], latent: int, z_channels: int, where: str, expected: object
 ) -> tuple[int, ...]:
-    """FSQ levels: from the archive's buffer; else CI has as many latent as z channels, DI fewer."""
+    """FSQ levels: from the archive's buffer, else those expected; () for a continuous latent.
+
+    The quantizer of a continuous latent keeps its z channels, and FSQ has as few as it has levels.
+
+    Raises:
+        ExportError: levels out of range, or nothing tells them.
+    """
     for name, tensor in buffers.items():
         if name.endswith("_levels"):
             levels = tuple(int(v) for v in tensor.flatten())
-            if min(levels, default=0) < 2 or math.prod(levels) > MAX_INDICES:
-                raise ExportError(
-                    f"has FSQ levels {levels} in {name}",
-                    where=where,
-                    do=f"each must be 2 or more, their product at most {MAX_INDICES}",
-                )
-            return levels
+            return require_levels(levels, name, where)
+    if isinstance(expected, tuple):
+        return require_levels(expected, "config.json", where) if expected else ()
     if latent == z_channels:
         return ()
-    if latent != len(FSQ_LEVELS):
+    raise ExportError(
+        f"has {latent} latent channels, and neither a buffer nor a config.json says levels",
+        where=where,
+        do='write {"levels": [...]} with those it was trained with into a config.json beside the '
+        f"weights; the published models have {list(FSQ_LEVELS)}",
+    )
+
+
+def require_levels(levels: tuple[int, ...], source: str, where: str) -> tuple[int, ...]:
+    """Raises ExportError for levels that no index counts."""
+    if min(levels, default=0) < 2 or math.prod(levels) > MAX_INDICES:
         raise ExportError(
-            f"has {latent} latent channels and no FSQ levels",
+            f"has FSQ levels {levels} in {source}",
             where=where,
-            do=f"the published DI models have {len(FSQ_LEVELS)}",
+            do=f"each must be 2 or more, their product at most {MAX_INDICES}",
         )
-    return FSQ_LEVELS
+    return levels
 
 
 def check_buffers(buffers: Mapping[str, Tensor], config: CosmosConfig, where: str) -> None:
@@ -167,17 +196,23 @@ def official_buffer(name: str, config: CosmosConfig) -> Tensor:
     return fsq.codes(every.reshape(1, -1, 1))[0, :, :, 0].T
 
 
-def load_cosmos(tensors: Mapping[str, Tensor], where: str) -> CosmosTokenizer:
+def load_cosmos(
+    tensors: Mapping[str, Tensor],
+    where: str,
+    told: CosmosJson | None = None,
+    known: CosmosConfig | None = None,
+) -> CosmosTokenizer:
     """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
 
-    bfloat16 and float16 weights convert exactly; float64 ones are rounded.
+    `told` and `known` are as of `infer_config`. bfloat16 and float16 weights convert exactly;
+    float64 ones are rounded.
 
     Raises:
         ExportError: missing, extra or misshapen keys (named), weights that are not plain floats
             (integers, float8, complex), another model, odd buffers.
     """
     parameters, buffers = split_buffers(tensors)
-    config = infer_config(tensors, where)
+    config = infer_config(tensors, where, told, known)
     check_buffers(buffers, config, where)
     with torch.device("meta"):
         expected = CosmosTokenizer(config).state_dict()

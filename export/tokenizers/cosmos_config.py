@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from ...errors import ExportError
 
 FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
+HAAR = "haar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +54,26 @@ class CosmosConfig:
     @property
     def widths(self) -> tuple[int, ...]:
         return tuple(self.channels * m for m in self.channels_mult)
+
+
+class CosmosJson(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of a `config.json` that are read, by their official names.
+
+    Only `levels` and `patch_method` are in no shape, and TorchScript archives have the levels. A
+    model without levels (CI) says `[]`.
+    """
+
+    levels: tuple[int, ...] | None = None
+    patch_method: str | None = None
+    channels: int | None = None
+    channels_mult: tuple[int, ...] | None = None
+    num_res_blocks: int | None = None
+    patch_size: int | None = None
+    spatial_compression: int | None = None
+    z_channels: int | None = None
+
+    def told(self) -> dict[str, object]:
+        """What the file says, by the names of `CosmosConfig`."""
+        names = set(self.__struct_fields__) - {"patch_method"}
+        fields = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in fields.items() if value is not None}

@@ -216,12 +216,11 @@ def infer_gsq_config(
 ) -> GsqConfig:
     """The configuration that a checkpoint's keys and shapes imply.
 
-    They do not tell the normalization: not given, it is that of nearly all published models, the
-    length of the vectors, or where they have a single channel its range.
+    They do not tell the normalization.
 
     Raises:
         ExportError: not a GSQ tokenizer, attention, widths that its norms cannot have, latents that
-            its codes do not divide.
+            its codes do not divide, or nothing tells the normalization.
     """
     blocks = count_items(tensors, r"encoder\.blocks\.(\d+)\.")
     downs = {i for i in range(blocks) if f"encoder.blocks.{i}.conv.weight" in tensors}
@@ -246,6 +245,14 @@ def infer_gsq_config(
             where=where,
             do="check that the file is complete",
         )
+    if normalization is None:
+        raise ExportError(
+            "has no config.yaml, and nothing else tells whether codes are compared by their length "
+            "(use_l2_norm)",
+            where=where,
+            do="put the config.yaml of its training beside it, with use_l2_norm under "
+            "quantizer_config, or name the published model that it is",
+        )
     with locating(where):
         return GsqConfig(
             channels=channels,
@@ -254,7 +261,7 @@ def infer_gsq_config(
             latent_channels=latent,
             groups=latent // width,
             vocab_size=vocab_size,
-            normalization=normalization or ("clip" if width == 1 else "l2"),
+            normalization=normalization,
         )
 
 

@@ -10,12 +10,15 @@ import yaml  # type: ignore[import-untyped]
 from ...errors import ExportError
 from .gsq_config import Normalization
 
+FLAGS = ("use_l1_norm", "use_l2_norm", "force_1d_clip", "use_uniform_init")
+
 
 def read_normalization(folder: Path) -> Normalization | None:
     """What the official `config.yaml` beside a checkpoint says of its quantizer; None without one.
 
     Raises:
-        ExportError: the file is not YAML, or configures no quantizer.
+        ExportError: the file is not YAML, or configures no quantizer, or says anything but true or
+            false of its normalization.
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -27,6 +30,11 @@ def read_normalization(folder: Path) -> Normalization | None:
     if quantizer is None:
         raise ExportError(
             "has no quantizer_config", where=str(path), do="take the one of the checkpoint"
+        )
+    odd = [key for key in FLAGS if not isinstance(quantizer.get(key, False), bool)]
+    if odd:
+        raise ExportError(
+            f"has {odd[0]} {quantizer[odd[0]]!r}", where=str(path), do="write true or false"
         )
     if quantizer.get("use_l1_norm"):
         return "l1"

@@ -13,7 +13,7 @@ from arvg_trt.errors import ExportError
 from arvg_trt.export.tokenizers.blocks import AttnBlock, Downsample
 from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer, Patcher, UnPatcher
 from arvg_trt.export.tokenizers.cosmos_checkpoint import infer_config, load_cosmos
-from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig
+from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig, CosmosJson
 from arvg_trt.export.zoo import find_model
 from arvg_trt.export.zoo_entries import COSMOS
 
@@ -234,7 +234,7 @@ def test_the_model_in_float32_equals_itself_in_float64() -> None:
 
 def test_bfloat16_weights_load_to_the_same_values() -> None:
     published = {k: v.bfloat16() for k, v in CosmosTokenizer(SMALL).state_dict().items()}
-    loaded = load_cosmos(published, "here").state_dict()
+    loaded = load_cosmos(published, "here", known=SMALL).state_dict()
     assert all(v.dtype == torch.float32 for v in loaded.values())
     assert all(torch.equal(loaded[k], v.float()) for k, v in published.items())
 
@@ -243,14 +243,39 @@ def test_bfloat16_weights_load_to_the_same_values() -> None:
 def test_the_configuration_is_inferred_from_the_keys(config: CosmosConfig) -> None:
     with torch.device("meta"):
         tensors = CosmosTokenizer(config).state_dict()
-    assert infer_config(tensors, "here") == config
+    assert infer_config(tensors, "here", known=config) == config
+
+
+def test_levels_that_nothing_tells_are_not_guessed() -> None:
+    state = CosmosTokenizer(SMALL).state_dict()
+    with pytest.raises(ExportError, match="6 latent channels, and neither a buffer nor a") as e:
+        load_cosmos(state, "here")
+    assert "levels" in str(e.value.do)
+    levels = (8, 8, 5, 5, 4, 4)
+    assert load_cosmos(state, "here", CosmosJson(levels=levels)).config.levels == levels
+    buffer = {"quantizer._levels": torch.tensor(levels)}
+    assert infer_config(state | buffer, "here").levels == levels
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (CosmosJson(levels=FSQ_LEVELS, channels=128), "channels is 32 in the tensors, 128 in"),
+        (CosmosJson(levels=FSQ_LEVELS, patch_method="rearrange"), "patch_method 'rearrange'"),
+        (CosmosJson(levels=(8, 8)), "2 FSQ levels for 6 latent channels"),
+        (CosmosJson(levels=(1, 8, 8, 8, 8, 8)), "has FSQ levels"),
+    ],
+)
+def test_a_config_json_that_does_not_fit_is_refused(told: CosmosJson, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        load_cosmos(CosmosTokenizer(SMALL).state_dict(), "here", told)
 
 
 def test_missing_and_extra_keys_are_named() -> None:
     state = CosmosTokenizer(SMALL).state_dict()
     state["decoder.spurious.weight"] = state.pop("decoder.mid.attn_1.k.bias")
     with pytest.raises(ExportError) as caught:
-        load_cosmos(state, "here")
+        load_cosmos(state, "here", known=SMALL)
     assert "missing decoder.mid.attn_1.k.bias" in str(caught.value)
     assert "unexpected decoder.spurious.weight" in str(caught.value)
 
@@ -259,7 +284,7 @@ def test_a_tensor_of_another_shape_is_named() -> None:
     state = CosmosTokenizer(SMALL).state_dict()
     state["decoder.mid.attn_1.q.weight"] = torch.zeros(3, 3, 1, 1)
     with pytest.raises(ExportError, match=r"decoder\.mid\.attn_1\.q\.weight has shape"):
-        load_cosmos(state, "here")
+        load_cosmos(state, "here", known=SMALL)
 
 
 def test_a_checkpoint_of_another_family_is_refused() -> None:
@@ -292,7 +317,7 @@ CODEBOOK = FSQ(FSQ_LEVELS).codes(torch.arange(64000).int().reshape(1, -1, 1))[0,
 def test_odd_buffers_are_refused(name: str, value: torch.Tensor) -> None:
     state = {**CosmosTokenizer(SMALL).state_dict(), name: value}
     with pytest.raises(ExportError, match=r"^here: .*(is not what|FSQ levels)"):
-        load_cosmos(state, "here")
+        load_cosmos(state, "here", known=SMALL)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -305,7 +330,9 @@ def test_the_official_buffers_are_accepted_and_dropped(kind: torch.dtype) -> Non
         "inv_quant.quantizer._basis": torch.tensor([1, 8, 64, 512, 2560, 12800]),
         "inv_quant.quantizer.implicit_codebook": CODEBOOK.to(kind),
     }
-    assert load_cosmos({**state, **buffers}, "here").state_dict().keys() == state.keys()
+    assert (
+        load_cosmos({**state, **buffers}, "here", known=SMALL).state_dict().keys() == state.keys()
+    )
 
 
 @pytest.mark.parametrize(
@@ -326,14 +353,14 @@ def test_shapes_that_no_configuration_has_are_refused(
     with torch.device("meta"):
         state = {**CosmosTokenizer(SMALL).state_dict(), key: torch.empty(shape)}
     with pytest.raises(ExportError, match=says):
-        load_cosmos(state, "here")
+        load_cosmos(state, "here", known=SMALL)
 
 
 def test_a_level_without_its_convolution_is_named() -> None:
     state = CosmosTokenizer(SMALL).state_dict()
     del state["encoder.down.1.block.0.conv2.weight"]
     with pytest.raises(ExportError, match=r"encoder\.down\.1\.block\.0\.conv2\.weight"):
-        load_cosmos(state, "here")
+        load_cosmos(state, "here", known=SMALL)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn, torch.complex64])
@@ -341,4 +368,4 @@ def test_weights_that_are_not_plain_floats_are_refused(kind: torch.dtype) -> Non
     state = CosmosTokenizer(SMALL).state_dict()
     state["quant_conv.bias"] = torch.zeros(6).to(kind)
     with pytest.raises(ExportError, match=r"quant_conv\.bias holds"):
-        load_cosmos(state, "here")
+        load_cosmos(state, "here", known=SMALL)

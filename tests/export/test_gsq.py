@@ -257,7 +257,7 @@ def test_the_published_configuration_has_its_keys_and_parameters() -> None:
     assert sum(p.numel() for p in model.encoder.parameters()) == 30_131_336
     assert sum(p.numel() for p in model.decoder.parameters()) == 40_810_499
     assert sum(p.numel() for p in model.parameters()) == 71_466_123
-    assert infer_gsq_config(state, "here") == published
+    assert infer_gsq_config(state, "here", published.normalization) == published
     assert published.stride == 8
     skips = [k for k in state if k.endswith("skip.weight")]
     assert skips == [
@@ -299,7 +299,7 @@ def test_the_pickled_configuration_of_a_checkpoint_never_runs(tmp_path: Path) ->
     pickle.loads(torch.load(path, weights_only=True)["config"])
     assert (tmp_path / "ran").exists()  # what must not happen
     (tmp_path / "ran").unlink()
-    assert load_gsq(read_all([path]), "here").config == GROUPED
+    assert load_gsq(read_all([path]), "here", "l2").config == GROUPED
     assert not (tmp_path / "ran").exists()
 
 
@@ -314,14 +314,16 @@ def test_a_checkpoint_that_is_a_payload_itself_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_checkpoint_loads_strictly(dtype: torch.dtype) -> None:
     stored = {k: v.to(dtype) for k, v in random_gsq(SINGLE).state_dict().items()}
-    found = load_gsq(stored, "here")
+    found = load_gsq(stored, "here", "l2")
     assert found.config == SINGLE
     assert all(torch.equal(v, stored[k].float()) for k, v in found.state_dict().items())
 
 
 def test_what_shapes_do_not_tell_is_the_callers() -> None:
     state = random_gsq(replace(GROUPED, groups=8, normalization="clip")).state_dict()
-    assert load_gsq(state, "here").config.normalization == "clip"
+    with pytest.raises(ExportError, match=r"has no config.yaml.*use_l2_norm"):
+        load_gsq(state, "here")
+    assert load_gsq(state, "here", "clip").config.normalization == "clip"
     assert load_gsq(state, "here", "l2").config.normalization == "l2"
     with pytest.raises(ExportError, match="here: clips codes of 4 channels"):
         load_gsq(random_gsq().state_dict(), "here", "clip")
@@ -355,13 +357,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
     state = dict(random_gsq().state_dict())
     change(state)
     with pytest.raises(ExportError, match=message) as caught:
-        load_gsq(state, "checkpoint.pt")
+        load_gsq(state, "checkpoint.pt", "l2")
     assert str(caught.value).startswith("checkpoint.pt: ")
 
 
 def test_rars_tokenizer_is_refused() -> None:
     with pytest.raises(ExportError, match="is not a GSQ tokenizer"):
-        load_gsq(dict(random_maskgit().state_dict()), "vq.bin")
+        load_gsq(dict(random_maskgit().state_dict()), "vq.bin", "l2")
 
 
 @pytest.mark.parametrize(("latent", "groups"), [(8, 3), (8, 0), (0, 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from arvg_trt.export.generators.mar_config import (
     PUBLISHED,
     MarConfig,
     MarJson,
-    heads_of,
+    published_heads,
     sampling_of,
 )
 from arvg_trt.export.strict import split_parts
@@ -60,8 +61,46 @@ def test_the_published_sampling_is_the_default() -> None:
     assert sampling_of(SMALL).iterations == SMALL.length
 
 
-def test_heads_are_the_published_ones_of_the_width_or_of_64_features() -> None:
-    assert [heads_of(width) for width in (768, 1024, 1280, 128, 32)] == [12, 16, 16, 2, 1]
+def test_heads_are_known_of_published_sizes_alone() -> None:
+    sizes = ((12, 768), (16, 1024), (20, 1280), (12, 1024), (4, 128))
+    assert [published_heads(*size) for size in sizes] == [12, 16, 16, None, None]
+
+
+@pytest.mark.parametrize(
+    ("told", "key"),
+    [
+        (MarJson(), "encoder_num_heads"),
+        (MarJson(encoder_num_heads=4), "decoder_num_heads"),
+        (MarJson(decoder_num_heads=4), "encoder_num_heads"),
+    ],
+)
+def test_heads_of_another_size_are_not_guessed(told: MarJson, key: str) -> None:
+    with pytest.raises(ExportError, match=f"no official size, and no config.json says {key}") as e:
+        load_mar(state_of(), "mar.pth", told)
+    assert key in str(e.value.do)
+
+
+def test_each_half_has_its_own_width_heads_and_hidden() -> None:
+    config = replace(SMALL, decoder_width=24, decoder_heads=3, decoder_hidden=40)
+    told = MarJson(encoder_num_heads=4, decoder_num_heads=3, latent_scale=0.5)
+    found = load_mar(state_of(config), "mar.pth", told)
+    assert found.config == config
+    assert found.decoder_blocks[0].attn.heads == 3  # type: ignore[union-attr]
+    assert found.encoder_blocks[0].attn.heads == 4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (MarJson(num_heads=4, encoder_embed_dim=64), "width is 32 in the tensors, 64 in"),
+        (MarJson(num_heads=4, decoder_depth=9), "decoder_depth is 3 in the tensors, 9 in"),
+        (MarJson(num_heads=4, diffloss_w=9), "head_width is 24 in the tensors, 9 in"),
+        (MarJson(num_heads=4, patch_size=2), "patch_size 2, and tokens of several latents"),
+    ],
+)
+def test_what_official_names_say_must_agree(told: MarJson, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        load_mar(state_of(), "mar.pth", told)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -138,9 +177,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        (MarJson(num_heads=5), "width 32, not a multiple of 5 heads"),
+        (MarJson(num_heads=5), "encoder width 32, not a multiple of 5 heads"),
         (MarJson(num_heads=0), "heads 0 below 1"),
-        (MarJson(latent_scale=0.0), "latent_scale 0.0"),
+        (MarJson(num_heads=4, latent_scale=0.0), "latent_scale 0.0"),
     ],
 )
 def test_odd_values_of_the_config_json_are_refused(told: MarJson, message: str) -> None:

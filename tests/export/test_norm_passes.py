@@ -11,6 +11,8 @@ from torch import nn
 from torch.export import Dim
 
 from arvg_trt.export import norm_passes
+from arvg_trt.export.norm_drift import MOST_DRIFT, drift, mark_drifting_norms
+from arvg_trt.export.norm_passes import marked
 from arvg_trt.export.tracing import trace
 
 CHANNELS, GROUPS = 8, 4
@@ -118,3 +120,38 @@ def test_a_norm_that_is_the_graphs_output_keeps_its_name(monkeypatch: pytest.Mon
     (output,) = graph.graph.outputs
     assert output.name == "y"
     assert list(output.shape or ())[1:] == [CHANNELS, 8, 8]
+
+
+def off_centre(shape: tuple[int, ...], mean: float) -> np.ndarray:
+    return np.random.default_rng(0).normal(mean, 1, (1, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("mean", "drifts"), [(0.0, False), (1.0, False), (10.0, True)])
+def test_the_values_of_a_norm_decide_whether_it_is_written_out(mean: float, drifts: bool) -> None:
+    """A map of 362x362: 131,044 values a group, far below the size that always is."""
+    model = model_of(channels=4, groups=4)
+    shape = (4, 362, 362)
+    x = off_centre(shape, mean)
+    errors = mark_drifting_norms(model, lambda: model(torch.from_numpy(x)))
+    assert list(errors) == ["0"]
+    assert (errors["0"] > MOST_DRIFT) == drifts
+    graph = exported(model, shape)
+    assert ("GroupNormalization" not in operators(graph)) == drifts
+    assert np.abs(run(graph, x) - in_float64(model, x)).max() < (1e-5 if drifts else MOST_DRIFT)
+
+
+def test_the_error_is_that_of_the_operator_against_float64() -> None:
+    x = off_centre((4, 64, 64), 10.0)
+    norm = nn.GroupNorm(2, 4, eps=1e-6)
+    graph = exported(nn.Sequential(norm, nn.Identity()).requires_grad_(False), (4, 64, 64))
+    groups = x.astype(np.float64).reshape(1, 2, -1)
+    wanted = (groups - groups.mean(2, keepdims=True)) / np.sqrt(groups.var(2, keepdims=True) + 1e-6)
+    error = float(np.abs(run(graph, x) - wanted.reshape(x.shape)).max())
+    assert drift(x, 2, 1e-6) == pytest.approx(error, rel=0.5)
+
+
+def test_a_norm_that_gives_nan_counts_as_drifting() -> None:
+    model = model_of()
+    x = torch.full((1, CHANNELS, 4, 4), torch.nan)
+    mark_drifting_norms(model, lambda: model(x))
+    assert marked(model) == {"0"}

@@ -107,6 +107,29 @@ def test_config_json_tells_what_shapes_do_not(config: ParConfig) -> None:
     assert infer_par_config(on_meta(odd).state_dict(), "here", told) == odd
 
 
+@pytest.mark.parametrize(
+    ("told", "key"),
+    [(ParJson(), "n_head"), (ParJson(n_head=2), "block_size"), (ParJson(block_size=16), "n_head")],
+)
+def test_what_no_shape_tells_is_not_guessed(told: ParJson, key: str, tensors: Tensors) -> None:
+    with pytest.raises(ExportError, match=f"no official size, and no config.json says {key}"):
+        infer_par_config(tensors, "here", told)
+
+
+def test_a_published_width_of_another_depth_is_no_official_size() -> None:
+    state = on_meta(ParConfig(2, 3200, 32)).state_dict()
+    with pytest.raises(ExportError, match=r"2 layers of width 3200, no official size.*n_head"):
+        infer_par_config(state, "here")
+
+
+def test_an_official_size_that_was_not_published_has_heads_and_no_length() -> None:
+    """GPT-B of the official code."""
+    state = on_meta(ParConfig(12, 768, 12)).state_dict()
+    with pytest.raises(ExportError, match="says block_size"):
+        infer_par_config(state, "here")
+    assert infer_par_config(state, "here", ParJson(block_size=256)).heads == 12
+
+
 @pytest.mark.parametrize("kind", ["model", "module", "state_dict", "bare", "safetensors", "half"])
 def test_every_file_form_loads_the_same_model(kind: str, tmp_path: Path, tensors: Tensors) -> None:
     """DDP, DeepSpeed and FSDP wrap differently; a trainer's optimizer beside them is not read."""
@@ -169,7 +192,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        (ParJson(n_head=3), "width 32, not a multiple of 4 in each of 3 heads"),
+        (ParJson(n_head=3, block_size=16), "width 32, not a multiple of 4 in each of 3 heads"),
         (ParJson(n_head=2, block_size=15), "images of 15 tokens, not a square"),
         (ParJson(n_head=2, block_size=25), "predicts 4 tokens at once"),
         (ParJson(n_head=2, block_size=-4), "length -4: too small"),

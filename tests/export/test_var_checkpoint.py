@@ -130,7 +130,7 @@ QKV = "blocks.1.attn.mat_qkv.weight"
         (without(QKV), f"missing {QKV}"),
         (without("attn_bias_for_masking"), "missing attn_bias_for_masking"),
         (without("lvl_1L"), "is not a VAR transformer: no lvl_1L"),
-        (without("blocks.0.attn.scale_mul_1H11"), "unexpected blocks.1.attn.scale_mul_1H11"),
+        (without("blocks.0.attn.scale_mul_1H11"), "missing blocks.0.attn.scale_mul_1H11"),
         (put("blocks.1.attn.extra", torch.zeros(1)), "unexpected blocks.1.attn.extra"),
         (put(QKV, torch.zeros(95, 32)), rf"{QKV} has shape \[95, 32\], not \[96, 32\]"),
         (put(QKV, torch.zeros(96, 32, dtype=torch.int8)), f"{QKV} holds int8, not floats"),
@@ -179,6 +179,13 @@ def test_config_json_tells_what_shapes_do_not(tmp_path: Path) -> None:
     found = infer_config(state, "here", read_config_json(tmp_path))
     assert found == replace(PLAIN, norm_eps=1e-5)
     assert read_config_json(tmp_path / "elsewhere") == VarJson()
+
+
+def test_heads_without_a_learned_scale_are_not_guessed() -> None:
+    with pytest.raises(ExportError, match=r"no official size, and no config.json says num_heads"):
+        infer_config(VarTransformer(PLAIN).state_dict(), "here")
+    official = replace(PLAIN, depth=1, width=64, heads=1, hidden=0)
+    assert infer_config(VarTransformer(official).state_dict(), "here").heads == 1
 
 
 def test_a_config_json_that_contradicts_the_tensors_is_refused(tensors: Tensors) -> None:

@@ -177,11 +177,11 @@ def test_the_name_of_a_published_one_takes_no_other(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
-def test_neither_name_nor_file_tells_the_normalization(tmp_path: Path) -> None:
+def test_a_normalization_that_nothing_tells_is_not_guessed(tmp_path: Path) -> None:
     write_checkpoint(random_gsq(GROUPED), tmp_path)
-    heard = Heard()
-    assert load_model(job("gsq", tmp_path, heard)).config.normalization == "l2"
-    assert heard.lines == [f"no config.yaml beside {tmp_path}: codes are compared by l2"]
+    outcome = arvg("export", "gsq", tmp_path / "ws", "--checkpoint", tmp_path)
+    assert_refused(outcome, 4, "has no config.yaml", "use_l2_norm under quantizer_config")
+    assert not leftovers(tmp_path)
 
 
 @pytest.mark.parametrize(("told", "kind"), [("true", "l2"), ("false", "none")])
@@ -220,6 +220,7 @@ def test_what_the_config_leaves_out_is_the_official_default(
         ("a: 1", "has no quantizer_config"),
         ("", "has no quantizer_config"),
         ("quantizer_config: 3", "has no quantizer_config"),
+        ("quantizer_config: {use_l2_norm: 'no'}", "has use_l2_norm 'no'"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused(tmp_path: Path, text: str, words: str) -> None:

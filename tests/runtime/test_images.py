@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from arvg_trt.errors import GenerationError
 from arvg_trt.runtime.images import (
     UnreadableImage,
     center_crop,
@@ -185,6 +186,15 @@ def test_grid_is_as_square_as_the_count_allows(count: int, rows: int, columns: i
 
 def test_png_bytes_are_the_picture() -> None:
     assert np.array_equal(np.asarray(Image.open(BytesIO(png_bytes(RGB)))), RGB)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_picture_that_is_not_finite_is_no_black_picture(odd: float) -> None:
+    image = np.zeros((1, 3, 4, 4), np.float32)
+    from_model(image)
+    image[0, 1, 2, 3] = odd
+    with pytest.raises(GenerationError, match="1 of 48 values of the picture"):
+        from_model(image)
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".gif", ".tif", ".tiff", ".jfif", ""])
