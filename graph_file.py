@@ -59,7 +59,8 @@ def drop_empty_inputs(model: ir.Model) -> None:
     ONNX Runtime 1.31 ends with a segmentation fault where it fuses a LayerNormalization that has
     one for its bias.
     """
-    for nodes in (model.graph, *model.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for nodes in graphs:
         for node in nodes.all_nodes():
             held = [k for k, value in enumerate(node.inputs) if value is not None]
             node.resize_inputs(held[-1] + 1 if held else 0)

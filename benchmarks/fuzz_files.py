@@ -41,11 +41,11 @@ from ..errors import RecipeError
 from ..export.checkpoint import read_tensors
 from ..export.config_json import read_beside
 from ..export.own_graph import read_own_graph
+from ..export.own_parity import blamed_on_file
 from ..export.own_sites import find_own_sites
 from ..export.tokenizers.gsq_yaml import read_normalization
 from ..pipeline.codec import read_codes
 from ..pipeline.common import load_sites
-from ..pipeline.export_own import blamed_on_file
 from ..pipeline.info import inspect_path
 from ..pipeline.own_inputs import GraphInput, check_arrays, check_names, check_pictures, read_arrays
 from ..recipe import QuantizeOptions
