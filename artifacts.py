@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 import msgspec
+from safetensors import SafetensorError, safe_open
 
 from .errors import ArvgError, WorkspaceError
 
@@ -113,6 +114,16 @@ def said(failure: Exception) -> str:
     if isinstance(failure, RecursionError):
         return "it is nested too deeply"
     return (str(failure).splitlines() or [type(failure).__name__])[0][:300]
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path, *, do: str, error: type[ArvgError] = WorkspaceError) -> Iterator[Any]:
+    """A safetensors file that a stage wrote; what is not there or damaged in it is an `error`."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, FileNotFoundError) as failure:
+        raise error(f"cannot be read: {said(failure)}", where=str(path), do=do) from failure
 
 
 def fsync_path(path: Path) -> None:

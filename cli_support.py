@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import sys
 import traceback
@@ -107,6 +108,8 @@ class Commands(click.Group):
         # Looked for before they are parsed: what cannot be parsed is reported as asked too.
         options = given[: given.index("--")] if "--" in given else given
         self.debug, self.as_json = "--debug" in options, "--json" in options
+        if not self.debug:  # what libraries log of a file is said in the line of the error
+            logging.getLogger().addHandler(logging.NullHandler())
         return super().main(given, *rest, **named)
 
     def invoke(self, ctx: click.Context) -> Any:

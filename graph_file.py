@@ -48,7 +48,22 @@ def read_graph(
             f"is no valid ONNX model: {cause(failure)}", where=str(path), do=do
         ) from failure
     ir.external_data.set_base_dir(model.graph, os.path.dirname(path))
+    if foreign:
+        drop_empty_inputs(model)
     return model
+
+
+def drop_empty_inputs(model: ir.Model) -> None:
+    """Remove optional inputs that are named and empty at a node's end: they say nothing.
+
+    ONNX Runtime 1.31 ends with a segmentation fault where it fuses a LayerNormalization that has
+    one for its bias.
+    """
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for nodes in graphs:
+        for node in nodes.all_nodes():
+            held = [k for k, value in enumerate(node.inputs) if value is not None]
+            node.resize_inputs(held[-1] + 1 if held else 0)
 
 
 def read_proto(

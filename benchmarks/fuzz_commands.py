@@ -79,13 +79,17 @@ def make_workspace(root: Path) -> None:
 
 
 def fit_manifest(file: Path, workspace: Path) -> None:
-    """Write the digest of a changed file into the manifest that names it."""
+    """Write the digest of a changed file into every manifest that names it."""
     for path in workspace.rglob(MANIFEST):
+        if path == file:
+            continue
         found = json.loads(path.read_text())
         name = str(file.relative_to(path.parent)) if file.is_relative_to(path.parent) else None
-        if name in found["outputs"]:
-            found["outputs"][name] = sha256_file(file)
-            path.write_text(json.dumps(found))
+        stage = file.relative_to(workspace).as_posix() if file.is_relative_to(workspace) else None
+        for part, key in (("outputs", name), ("inputs", stage)):
+            if key in found[part]:
+                found[part][key] = sha256_file(file)
+        path.write_text(json.dumps(found))
 
 
 def run_commands(root: Path, mutations: int) -> list[dict[str, Any]]:

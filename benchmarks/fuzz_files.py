@@ -21,11 +21,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.numpy import save_file
 
-from ..artifacts import MANIFEST, Manifest, Workspace, decode_json, encode_json, is_up_to_date
+from ..artifacts import MANIFEST, Manifest, decode_json, encode_json, is_up_to_date
 from ..calibrate.formats import quantize_weight
 from ..calibrate.packed import save_packed
 from ..calibrate.plan import check_plan, make_plan
@@ -40,11 +41,11 @@ from ..errors import RecipeError
 from ..export.checkpoint import read_tensors
 from ..export.config_json import read_beside
 from ..export.own_graph import read_own_graph
+from ..export.own_parity import blamed_on_file
 from ..export.own_sites import find_own_sites
 from ..export.tokenizers.gsq_yaml import read_normalization
 from ..pipeline.codec import read_codes
 from ..pipeline.common import load_sites
-from ..pipeline.export_own import blamed_on_file
 from ..pipeline.info import inspect_path
 from ..pipeline.own_inputs import GraphInput, check_arrays, check_names, check_pictures, read_arrays
 from ..recipe import QuantizeOptions
@@ -52,14 +53,14 @@ from ..recipe_file import PRESETS, load_recipe
 from ..runtime.feeds import load_sample
 from ..runtime.generator import SPEC_FILE, check_labels, choose_sampling, read_spec
 from ..runtime.image_sources import open_source
-from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ..runtime.sessions.onnxruntime import fast_session, reference_session
 from ..runtime.tokenizer import ImageTokenizer
-from ..sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
-from ..verify import verify
+from ..sites import ActivationFormat, Plan, SiteMap, SitePlan, WeightFormat
 from ..validate.compare import compare, comparison_markdown
 from ..validate.latency import Cpu
 from ..validate.outputs import OutputAccuracy
 from ..validate.report import Data, Report, load_report, metrics, sizes
+from ..verify import verify
 
 Reader = Callable[[Path], object]
 SIDE = 8  # channels of the small product
@@ -143,41 +144,25 @@ def tokenizer_graphs() -> dict[str, bytes]:
     return found
 
 
-def site_map() -> SiteMap:
-    """The sites of the small product."""
-    names = ("fc1", "fc2")
-    shapes = ((SIDE, 2 * SIDE), (2 * SIDE, SIDE))
-    return SiteMap(
-        sites=tuple(
-            Site(
-                name=name,
-                graph="model",
-                role=name,
-                op="MatMul",
-                node=name,
-                weight=f"{name}.weight",
-                bias=None,
-                input=f"{name}.in",
-                output=f"{name}.out",
-                weight_shape=shape,
-                channel_axis=-1,
-            )
-            for name, shape in zip(names, shapes, strict=True)
-        ),
-        graphs=("model",),
-    )
+def exported(scratch: Path) -> tuple[SiteMap, bytes]:
+    """The small product as an export holds it: its sites, and its graph with the weights inside."""
+    source = scratch / "product.onnx"
+    source.write_bytes(product().SerializeToString())
+    model = read_own_graph(source)
+    sites = find_own_sites(model.graph, "model")
+    ir.save(model, scratch / "exported.onnx")
+    data = (scratch / "exported.onnx").read_bytes()
+    return SiteMap(sites=tuple(sites), graphs=("model",)), data
 
 
 def plan() -> Plan:
+    """One that a person edited."""
+    whole = ActivationFormat(bits=8, scale=0.02, shift=3)
     return Plan(
         sites=(
-            SitePlan(
-                name="fc1",
-                weight=WeightFormat(bits=8),
-                activation=ActivationFormat(bits=8, scale=0.02, shift=3),
-                smoothing=0.5,
-            ),
+            SitePlan(name="fc1", weight=WeightFormat(bits=8), activation=whole, smoothing=0.5),
             SitePlan(name="fc2", weight=WeightFormat(bits=4, grid="log"), reason="by hand"),
+            SitePlan(name="conv", reason="excluded by the recipe"),
         )
     )
 
@@ -221,7 +206,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
     """Every kind of file, by what it is called here; valid ones are written to `scratch` once."""
     scratch.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    sites = site_map()
+    sites, graph = exported(scratch)
 
     def made(name: str, write: Callable[[Path], object]) -> bytes:
         write(scratch / name)
@@ -245,9 +230,8 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
         return choose_sampling(spec), check_labels(spec, [0])
 
     def read_manifest(folder: Path) -> object:
-        manifest = Workspace(folder.parent).manifest(folder.name, stage="export")
+        manifest = verify(folder)
         is_up_to_date(folder, manifest)
-        verify(folder)
         return manifest.key()
 
     inputs = (
@@ -269,7 +253,11 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
     codec = tokenizer_graphs()
 
     def read_tokens(folder: Path) -> object:
-        return read_codes(ImageTokenizer.open(folder), folder / "tokens.npz")
+        return read_codes(open_tokenizer(folder), folder / "tokens.npz")
+
+    def open_tokenizer(folder: Path) -> ImageTokenizer:
+        # As `ImageTokenizer.open` does once it has verified what the manifest says.
+        return ImageTokenizer(*(fast_session(folder / f"{n}.onnx") for n in ("encoder", "decoder")))
 
     def read_report(folder: Path) -> object:
         report = load_report(folder / "report.json")
@@ -277,7 +265,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
         return metrics(report), comparison_markdown(compare(labelled))
 
     def opened(folder: Path) -> object:
-        return OnnxRuntimeSession(folder / "model.onnx", optimized=True).metadata
+        return reference_session(folder / "model.onnx").metadata
 
     feeds = {"x": rng.normal(size=(4, SIDE)), "image": rng.normal(size=(4, 3, 4, 4))}
     floats = {name: value.astype(np.float32) for name, value in feeds.items()}
@@ -303,7 +291,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
     model = product().SerializeToString()
     kinds = {
         "plan": FileKind("plan.json", encode_json(plan()), read_plan),
-        "sites": FileKind("sites.json", encode_json(sites), read_sites),
+        "sites": FileKind("sites.json", encode_json(sites), read_sites, (("model.onnx", graph),)),
         "statistics": FileKind(
             "statistics.safetensors",
             made("statistics.safetensors", lambda p: save_statistics(stats, p, export="00" * 32)),
@@ -339,7 +327,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
         "tokenizer graph": FileKind(
             "encoder.onnx",
             codec["encoder.onnx"],
-            ImageTokenizer.open,
+            open_tokenizer,
             (("decoder.onnx", codec["decoder.onnx"]),),
         ),
         "report": FileKind("report.json", report_bytes(), read_report),
@@ -472,7 +460,7 @@ def changed_member(data: bytes, rng: random.Random) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", chosen.compress_type) as archive:
         for info, member in members.items():
-            archive.writestr(info.filename, member)
+            archive.writestr(zipfile.ZipInfo(info.filename), member, info.compress_type)
     return out.getvalue()
 
 

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from safetensors import safe_open
 
-from ..errors import BuildError
+from ..artifacts import open_tensors
+from ..errors import BuildError, CalibrationError
 from ..graph_file import read_graph
 from ..runtime.feeds import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ..runtime.sessions.onnxruntime import reference_session
@@ -128,14 +128,26 @@ def engine_row(graph: str, found: Rewritten, size: int, seconds: float) -> Engin
 
 
 def output_ranges(statistics: Path) -> Ranges:
-    """(low, high) per output channel of each site, from calibration."""
-    suffix = ":output:low"
-    with safe_open(statistics, framework="numpy") as file:
+    """(low, high) per output channel of each site, from calibration.
+
+    Raises:
+        CalibrationError: the file is damaged, or a range has an end without the other.
+    """
+    suffix, do = ":output:low", "run `arvg-trt calibrate` again"
+    with open_tensors(statistics, do=do, error=CalibrationError) as file:
         names = [key.removesuffix(suffix) for key in list(file.keys()) if key.endswith(suffix)]
-        return {
+        found = {
             name: (file.get_tensor(f"{name}{suffix}"), file.get_tensor(f"{name}:output:high"))
             for name in names
         }
+    for name, (low, high) in found.items():
+        if low.ndim != 1 or low.shape != high.shape or {low.dtype.kind, high.dtype.kind} != {"f"}:
+            raise CalibrationError(
+                f"the outputs of {name} have ranges {list(low.shape)} and {list(high.shape)}",
+                where=str(statistics),
+                do=do,
+            )
+    return found
 
 
 def check_engine(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..errors import BundleError, ExportError
+from ..errors import ArvgError, BundleError, ExportError
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from .own_constants import WIDENED
 
@@ -103,6 +104,22 @@ def learn_ranks(path: Path, canonical: Path, model: ir.Model, values: Sequence[i
     for value in values:
         value.shape = ir.Shape([None] * found[str(value.name)].ndim)
         value.dtype = ir.DataType.from_numpy(found[str(value.name)].dtype)
+
+
+@contextlib.contextmanager
+def blamed_on_file(path: Path) -> Iterator[None]:
+    """Where a pass over a graph fails, ask ONNX Runtime whether the file is one at all.
+
+    Raises:
+        ExportError: it is not; what the pass raised otherwise.
+    """
+    try:
+        yield
+    except ArvgError:
+        raise
+    except Exception:
+        open_original(path)
+        raise
 
 
 def open_original(path: Path) -> OnnxRuntimeSession:

@@ -57,11 +57,12 @@ def resolve_targets(names: Sequence[str]) -> list[Target]:
 def analyze_file(path: Path, targets: Sequence[Target]) -> GraphAnalysis:
     """Read the file as `export onnx` does, and judge its nodes."""
     from ..export.own_graph import read_own_graph
-    from ..export.own_parity import open_original
+    from ..export.own_parity import blamed_on_file, open_original
     from ..export.own_sites import find_own_sites
 
     try:
-        model = read_own_graph(path)
+        with blamed_on_file(path):
+            model = read_own_graph(path)
         open_original(path)
     except ArvgError as error:
         return GraphAnalysis(file=str(path), graph=path.stem, refused=error.what)

@@ -6,8 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
+from ..artifacts import open_tensors
+from ..errors import CalibrationError
 from ..runtime.feeds import sample_files
 
 LABELS = "labels"
@@ -34,7 +35,8 @@ def saved_classes(samples: Path, num_classes: int) -> list[int]:
     """Classes of saved samples, ascending; the null class is none."""
     found: set[int] = set()
     for path in sample_files(samples):
-        with safe_open(path, framework="numpy") as file:
+        do = "run `arvg-trt calibrate` again"
+        with open_tensors(path, do=do, error=CalibrationError) as file:
             if LABELS in file.keys():  # noqa: SIM118
                 found.update(int(label) for label in file.get_tensor(LABELS).flat)
     return sorted(found - {num_classes})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
-from ..errors import ArvgError, ExportError
+from ..errors import ExportError
 from ..recipe import check_name
 from ..sites import NodeVerdict, Site, SiteMap
 from .analyze import TARGETS, node_verdicts, resolve_targets
@@ -92,7 +91,7 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
     """Write graphs, weights and sites.json; returns the manifest's results."""
     from ..calibrate.fold_check import failing_folds, on_arrays, tried_folds
     from ..export.own_graph import read_own_graph
-    from ..export.own_parity import check_own_graph, learn_ranks, seeded_arrays
+    from ..export.own_parity import blamed_on_file, check_own_graph, learn_ranks, seeded_arrays
     from ..export.own_sites import find_own_sites, unknown_ranks
     from ..export.weight_file import WeightFile
 
@@ -157,24 +156,6 @@ def warn_unbuildable(verdicts: Sequence[NodeVerdict], reporter: Reporter) -> Non
             f"TensorRT cannot build {first.graph}: {first.node} ({first.op}): {first.reason}{more};"
             " ONNX Runtime engines are not affected"
         )
-
-
-@contextlib.contextmanager
-def blamed_on_file(path: Path) -> Iterator[None]:
-    """Where a pass over a graph fails, ask ONNX Runtime whether the file is one at all.
-
-    Raises:
-        ExportError: it is not; what the pass raised otherwise.
-    """
-    from ..export.own_parity import open_original
-
-    try:
-        yield
-    except ArvgError:
-        raise
-    except Exception:
-        open_original(path)
-        raise
 
 
 def without_folds(sites: Sequence[Site], refused: Collection[str]) -> list[Site]:

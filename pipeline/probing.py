@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
+from ..artifacts import open_tensors
 from ..calibrate.observers import graph_bytes, load_graph, values_by_name
 from ..calibrate.view_passes import by_input
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
@@ -50,7 +50,9 @@ def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
     beside the graph, (y + p) s is what that gave in FP32. By the name of the linear.
     """
     nodes = {node.name for node in load_graph(path).graph}
-    tables = load_file(path.parent / "weights.safetensors")
+    do = "run `arvg-trt quantize` again"
+    with open_tensors(path.parent / "weights.safetensors", do=do) as file:
+        tables = {key: file.get_tensor(key) for key in list(file.keys())}
     found: dict[str, list[FoldedPart]] = {}
     for first, *_ in by_input(sites).values():
         fold, scale = first.producer_fold, tables.get(f"{first.name}.smoothing")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
+from ..artifacts import open_tensors
 from ..recipe import QuantizeOptions
 from ..runtime.feeds import Array, sample_batches, sample_files
 from ..sites import BLOCK_BITS, CONSTANT_ROLES, Plan, Site, SitePlan, WeightFormat
@@ -119,7 +119,8 @@ class Inputs:
         rounded: dict[str, RoundedInput] = {}
         smoothing: dict[str, Floats] = {}
         entries = {entry.name: entry for entry in plan.sites}
-        with safe_open(folder / "weights.safetensors", framework="numpy") as file:
+        do = "run `arvg-trt search` again"
+        with open_tensors(folder / "weights.safetensors", do=do) as file:
             names = set(file.keys())
 
             def table(site: Site, kind: str) -> NDArray[np.float64] | None:

@@ -20,7 +20,9 @@ from ..errors import ArvgError, OutOfMemory
 
 T = TypeVar("T")
 REQUEST, RESULT = "request.json", "result.json"
-KINDS = {kind.__name__: kind for kind in (ArvgError, *ArvgError.__subclasses__())}
+KINDS: dict[str, type[ArvgError]] = {
+    kind.__name__: kind for kind in (ArvgError, *ArvgError.__subclasses__())
+}
 PR_SET_PDEATHSIG = 1
 # How torch says it, in a RuntimeError of no class of its own.
 MEMORY_SIGN = "can't allocate memory"

@@ -48,7 +48,7 @@ def test_the_file_itself_is_read(name: str, kinds: dict[str, FileKind], tmp_path
 def test_mutation_is_read_or_refused_in_one_line(
     name: str, kinds: dict[str, FileKind], tmp_path: Path
 ) -> None:
-    @settings(max_examples=20, deadline=None, database=None)
+    @settings(max_examples=40, deadline=None, database=None)
     @given(seed=st.integers(0, 2**32 - 1))
     def run(seed: int) -> None:
         assert attempt(kinds[name], seed, tmp_path / "case" / "ws") in ("read", "refused")
@@ -61,7 +61,7 @@ def test_mutations_change_the_file_and_come_back_with_their_seed(
 ) -> None:
     for kind in kinds.values():
         found = {mutate(kind.data, kind.name, random.Random(seed)) for seed in range(20)}
-        assert len(found) > 10
+        assert len(found) > 5
         again = {mutate(kind.data, kind.name, random.Random(seed)) for seed in range(20)}
         assert found == again
 

@@ -31,7 +31,7 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 DISABLE_PREPACKING = "session.disable_prepacking"
 LEAVE_QDQ = "session.disable_quant_qdq"
 # What loading a graph raises: its own classes, and Python's for texts that are no UTF-8.
-LOAD_ERRORS = (
+LOAD_ERRORS: tuple[type[Exception], ...] = (
     *(
         kind
         for kind in vars(ort.capi.onnxruntime_pybind11_state).values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -52,6 +53,7 @@ gates = ["compression>=3"]
 """
 
 
+PROGRESS = re.compile(r"(working|.* \d+ of \d+), (\d+ h \d+ min|(\d+ min )?\d+ s)")
 # With this seed the first pass, which knows no token, is among those that are kept.
 MAR_CHOICE = ("--labels", "0-2", "--seed", 3)
 
@@ -84,7 +86,12 @@ def arvg(*args: object) -> Outcome:
     result = CliRunner().invoke(cli, [str(a) for a in args], prog_name="arvg-trt")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return Outcome(result.exit_code, result.stdout, result.stderr)
+    return Outcome(result.exit_code, result.stdout, without_progress(result.stderr))
+
+
+def without_progress(err: str) -> str:
+    """What a command says on stderr, whatever time it takes: lines of long stages are left out."""
+    return "".join(line for line in err.splitlines(True) if not PROGRESS.fullmatch(line.rstrip()))
 
 
 def skipped_twice(recipe: Path) -> list[bool]:
@@ -109,7 +116,7 @@ def start(*args: object, **options: object) -> subprocess.Popen[str]:
 
 def wait_for(process: subprocess.Popen[str]) -> Outcome:
     out, err = process.communicate(timeout=120)
-    return Outcome(process.returncode, out, err)
+    return Outcome(process.returncode, out, without_progress(err))
 
 
 def send_in_the_middle(number: signal.Signals, folder: Path, args: Sequence[object]) -> Outcome:

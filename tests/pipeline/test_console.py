@@ -12,6 +12,8 @@ from rich.console import Console
 
 from arvg_trt.console import ConsoleReporter, elapsed
 
+from .conftest import without_progress
+
 
 def screen(text: str) -> list[str]:
     """The lines that a terminal shows of what was written to it."""
@@ -77,6 +79,7 @@ def test_long_stage_off_a_terminal_prints_where_it_stands(
             time.sleep(0.005)
     written = err.getvalue()
     assert "rounding 3 of 40, 0 s\n" in written
+    assert without_progress(f"{written}warning: odd\n") == "warning: odd\n"
     assert out.getvalue() == ""
     time.sleep(0.05)
     assert err.getvalue() == written

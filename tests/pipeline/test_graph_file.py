@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import ExportError, WorkspaceError
 from arvg_trt.graph_file import read_graph
+from arvg_trt.runtime.sessions.onnxruntime import fast_session
 
 from .conftest import arvg, assert_refused
 
@@ -133,3 +135,30 @@ def test_weights_beside_the_graph_stay_in_their_file(tmp_path: Path) -> None:
     found = read_graph(tmp_path / "model.onnx").graph.initializers["w"].const_value
     assert found is not None
     np.testing.assert_array_equal(found.numpy(), WEIGHT)
+
+
+def test_empty_inputs_at_the_end_of_a_node_are_removed_before_a_session_fuses_it(
+    tmp_path: Path,
+) -> None:
+    model = product()
+    model.graph.node[0].output[0] = "made"
+    bias = numpy_helper.from_array(np.ones(32, np.float32), "bias")
+    scale = numpy_helper.from_array(np.ones(32, np.float32), "scale")
+    model.graph.initializer.extend([bias, scale])
+    model.graph.node.extend(
+        [
+            helper.make_node("Add", ["made", "bias"], ["sum"]),
+            helper.make_node("LayerNormalization", ["sum", "scale", ""], ["y"], axis=-1),
+        ]
+    )
+    onnx.checker.check_model(model)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    read = read_graph(tmp_path / "model.onnx", foreign=True)
+    assert [len(node.inputs) for node in read.graph] == [2, 2, 2]
+    ir.save(read, tmp_path / "read.onnx")
+    rows = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
+    wide = rows.astype(np.float64) @ WEIGHT.astype(np.float64) + 1
+    wide -= wide.mean(axis=1, keepdims=True)
+    wide /= np.sqrt(np.square(wide).mean(axis=1, keepdims=True) + 1e-5)
+    found = fast_session(tmp_path / "read.onnx").run({"x": rows})["y"]
+    np.testing.assert_allclose(found, wide, rtol=0, atol=1e-4)
