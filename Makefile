@@ -36,6 +36,7 @@ bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.generate
 	$(BIN)/python -m arvg_trt.benchmarks.generate_rar
 	$(BIN)/python -m arvg_trt.benchmarks.calibration
+	$(BIN)/python -m arvg_trt.benchmarks.fuzz
 
 clean:
 	rm -rf $(VENV) out build

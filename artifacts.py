@@ -14,17 +14,20 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 import msgspec
 
-from .errors import WorkspaceError
+from .errors import ArvgError, WorkspaceError
 
 WORKSPACE_VERSION = 1
 MANIFEST = "manifest.json"
 WORKSPACE_FILE = "workspace.json"
+# Others read what was made here, as far as the folders above let them.
+FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 T = TypeVar("T")
 
@@ -54,10 +57,29 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         }
         return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
 
+    def as_inputs(self) -> dict[str, str]:
+        """The outputs, named `STAGE/FILE` as the inputs of a later stage."""
+        return {f"{self.stage}/{name}": digest for name, digest in self.outputs.items()}
+
+
+# Digests of this process by path, size, time of the last change and number of the file.
+KNOWN: dict[tuple[str, int, int, int], str] = {}
+SETTLED_NS = 100_000_000  # clocks of file systems tick every 10 ms or faster
+
 
 def sha256_file(path: Path) -> str:
+    """Hashed once a process, unless the file changed within the last moment: a further change
+    might leave its time as it is.
+    """
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        state = os.fstat(stream.fileno())
+        key = (os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ino)
+        if key not in KNOWN:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if time.time_ns() - state.st_mtime_ns < SETTLED_NS:
+                return digest
+            KNOWN[key] = digest
+        return KNOWN[key]
 
 
 def digest_files(root: Path, paths: Iterable[Path]) -> dict[str, str]:
@@ -70,14 +92,27 @@ def encode_json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def decode_json(path: Path, kind: type[T], *, do: str) -> T:
-    """Read a JSON artifact, or raise an error that names the file and the key."""
+# What decoding a file raises where it does not hold what its struct says.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def decode_json(
+    path: Path, kind: type[T], *, do: str, error: type[ArvgError] = WorkspaceError
+) -> T:
+    """Read a JSON artifact, or raise an `error` that names the file and the key."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        raise WorkspaceError("no such file", where=str(path), do=do) from None
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise WorkspaceError(f"cannot be read: {error}", where=str(path), do=do) from error
+        raise error("no such file", where=str(path), do=do) from None
+    except UNDECODABLE as failure:
+        raise error(f"cannot be read: {said(failure)}", where=str(path), do=do) from failure
+
+
+def said(failure: Exception) -> str:
+    """The first line of what a decoder says is wrong."""
+    if isinstance(failure, RecursionError):
+        return "it is nested too deeply"
+    return (str(failure).splitlines() or [type(failure).__name__])[0][:300]
 
 
 def fsync_path(path: Path) -> None:
@@ -99,7 +134,7 @@ def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(FILE_MODE)
         temporary.replace(path)
     except OSError as error:
         raise named(error, path) from error
@@ -126,9 +161,10 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     try:
         prefix = f".{final.name}."
         temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=final.parent))
-        temporary.chmod(0o755)
+        temporary.chmod(FOLDER_MODE)
         yield temporary
         for path in temporary.rglob("*"):
+            path.chmod(FOLDER_MODE if path.is_dir() else FILE_MODE)
             if path.is_file():
                 fsync_path(path)
         if final.exists():
@@ -178,9 +214,9 @@ class Workspace:
         if self.root.exists() and not self.root.is_dir():
             raise WorkspaceError("is not a folder", where=str(self.root), do="name a folder")
         self._made = not self.root.exists()
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.root / ".lock").open("a+")
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.root / ".lock").open("a+")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
@@ -189,6 +225,13 @@ class Workspace:
                 where=str(self.root),
                 do="wait for it to end, or name another workspace",
             ) from None
+        except FileNotFoundError as error:
+            # What virtual file systems say of a folder that nobody can make there.
+            raise WorkspaceError(
+                f"no folder can be made here: {error.strerror}",
+                where=str(self.root),
+                do="name a workspace on a disk",
+            ) from error
         with contextlib.ExitStack() as undo:
             undo.push(self)
             self.check_version()
@@ -244,7 +287,7 @@ def is_up_to_date(folder: Path, wanted: Manifest) -> bool:
     """Whether `folder` holds what `wanted` would make: same key, every output with its digest."""
     try:
         found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except (FileNotFoundError, msgspec.ValidationError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNDECODABLE):
         return False
     return found.key() == wanted.key() and all(
         (folder / name).is_file() and sha256_file(folder / name) == digest

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from .cli_analyze import analyze
 from .cli_calibrate import calibrate
 from .cli_images import decode, encode, generate
 from .cli_info import compare, doctor, inspect, models
@@ -21,14 +24,24 @@ from .cli_stage import (
     recipe_option,
     recipe_or_none,
 )
-from .cli_support import Commands, Exponent, json_option, memory_option, workspace_argument
+from .cli_support import (
+    Commands,
+    Exponent,
+    Place,
+    debug_option,
+    json_option,
+    memory_option,
+    workspace_argument,
+)
 from .console import ConsoleReporter, print_json
-from .pipeline.common import tool_version
+from .errors import AccuracyError
+from .pipeline.common import StageResult, tool_version
 from .recipe import (
     QuantizeMethod,
     QuantizeOptions,
     ValidateOptions,
     with_changes,
+    with_implied,
 )
 from .recipe_file import load_recipe
 from .sites import Rounding
@@ -38,7 +51,11 @@ if TYPE_CHECKING:
     from .runtime.generate.spec import KvType
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[debug_option()],
+)
 @click.version_option(tool_version(), prog_name="arvg-trt")
 def cli() -> None:
     """Image generators and tokenizers, from checkpoints to quantized engines for NVIDIA edge GPUs.
@@ -76,7 +93,7 @@ def cli() -> None:
     "--graph",
     "graphs",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="An ONNX file of your own, with MODEL `onnx`; repeatable.",
 )
 @json_option
@@ -119,7 +136,11 @@ def export(
 @click.option("--encoder-bits", type=int, help="2 to 8, or 32 for high precision.")
 @click.option("--decoder-bits", type=int, help="2 to 8, or 32 for high precision.")
 @click.option("--weight-bits", type=int, help="Of every graph: 2 to 8, or 32. [default: 8]")
-@click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only.")
+@click.option(
+    "--activation-bits",
+    type=int,
+    help="2 to 8, or 32 for weight-only. [default: 8; 32 where the method is weight-only]",
+)
 @click.option(
     "--adaln-bits", type=int, help="Of what makes a generator's modulation, weight-only; or 32."
 )
@@ -146,9 +167,13 @@ def export(
     type=click.Choice(["float", "fp8", "int8"]),
     help="Of a generator's attention products. [default: float]",
 )
+@click.option("--attention-bits", type=int, help="Beside int8: 2 to 8. [default: 8]")
+@click.option(
+    "--per-tensor", multiple=True, default=None, help="Of sites with one scale; repeatable."
+)
 @click.option("--exclude", multiple=True, default=None, help="Pattern of site names; repeatable.")
 @click.option("--include", multiple=True, default=None, help="Of sites that the method leaves out.")
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="An edited plan.json.")
+@click.option("--plan", "plan_file", type=Place(), help="An edited plan.json.")
 @json_option
 def quantize(
     workspace: Path,
@@ -169,8 +194,8 @@ def quantize(
 
     recipe = recipe_or_none(recipe_name)
     base = recipe.quantize if recipe else QuantizeOptions()
-    changes |= {name: changes[name] or None for name in ("exclude", "include")}
-    options = with_changes(base, **changes)
+    changes |= {name: changes[name] or None for name in ("exclude", "include", "per_tensor")}
+    options = with_changes(base, **with_implied(changes))
     called = chosen_name(name, recipe)
     perform(
         workspace,
@@ -236,6 +261,9 @@ def build(
 @click.option("--gate", "gates", multiple=True, help="e.g. 'psnr_drop<=0.5'; repeatable.")
 @click.option("--rounds", type=int, help="Timed rounds, 0 for none. [default: 20]")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
+@click.option(
+    "--skip-engine", is_flag=True, default=None, help="Measure the Q/DQ graphs, and no engine."
+)
 @json_option
 def validate(
     workspace: Path,
@@ -257,7 +285,10 @@ def validate(
     base = recipe.validate if recipe else ValidateOptions()
     options = with_changes(base, gates=list(gates) or None, **changes)
     called = chosen_name(name, recipe)
-    perform(workspace, as_json, lambda w, r: [validate_stage(w, called, options, r)])
+    with figures_of_failures(as_json):
+        results = perform(workspace, as_json, lambda w, r: [validate_stage(w, called, options, r)])
+    if not as_json:
+        print_figures(results[-1])
 
 
 @cli.command()
@@ -274,13 +305,29 @@ def run(recipe_name: str, workspace: str | None, max_memory: int, as_json: bool)
     from .pipeline.run import run_recipe
 
     recipe = with_changes(load_recipe(recipe_name), workspace=workspace)
-    with ConsoleReporter(quiet=as_json) as reporter:
+    with figures_of_failures(as_json), ConsoleReporter(quiet=as_json) as reporter:
         results = run_recipe(recipe, reporter, max_memory)
     if as_json:
         print_json({"stages": results})
         return
-    click.echo(summary(results[-1].manifest.results["metrics"]))
-    click.echo(str(results[-1].folder / "report.html"))
+    print_figures(results[-1])
+
+
+def print_figures(validated: StageResult) -> None:
+    """The main figures of a validation, and where its report is."""
+    click.echo(summary(validated.manifest.results["metrics"]))
+    click.echo(str(validated.folder / "report.html"))
+
+
+@contextlib.contextmanager
+def figures_of_failures(as_json: bool) -> Iterator[None]:
+    """Print the figures of a validation whose gates failed as well."""
+    try:
+        yield
+    except AccuracyError as error:
+        if not as_json and "stages" in error.made:
+            print_figures(error.made["stages"][-1])
+        raise
 
 
 def summary(metrics: dict[str, float]) -> str:
@@ -297,10 +344,25 @@ def summary(metrics: dict[str, float]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-for command in (calibrate, models, compare, inspect, doctor, encode, decode, generate, search):
+for command in (
+    analyze,
+    calibrate,
+    models,
+    compare,
+    inspect,
+    doctor,
+    encode,
+    decode,
+    generate,
+    search,
+):
     cli.add_command(command)
 
 
 def main() -> None:
+    """Run a command; an error that nobody foresaw ends as one line here, at the outermost edge."""
     signal.signal(signal.SIGINT, cli.interrupt)
-    cli(prog_name="arvg-trt")
+    try:
+        cli(prog_name="arvg-trt")
+    except Exception as error:
+        sys.exit(cli.report_internal(error))

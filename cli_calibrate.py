@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .cli_stage import perform, recipe_option, recipe_or_none
-from .cli_support import json_option, workspace_argument
+from .cli_support import Place, json_option, workspace_argument
 from .recipe import CalibrateOptions, with_changes
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @workspace_argument
-@click.argument("parts", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("parts", nargs=-1, type=Place())
 @recipe_option
 @click.option("--images", help="Folder of images, or skimage:NAME,NAME.")
 @click.option("--feeds", help="A .npz of arrays by input name, for graphs of your own.")
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     type=(float, float),
     help="What float pictures of --feeds lie in. [default: +-16]",
 )
-@click.option("--labels", help="A generator's classes, e.g. 0-9,207. [default: all in turn]")
+@click.option("--labels", help="A generator's classes, e.g. 0-9,207. [default: drawn of all]")
 @click.option("--samples", type=int, help="Number of crops, or pictures. [default: 32]")
 @click.option("--batch-size", type=int, help="Samples in flight. [default: 1]")
 @click.option("--seed", type=int, help="Seed of the crops, or pictures. [default: 0]")

@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
-from .cli_support import json_option, workspace_argument
+from .cli_support import Place, json_option, workspace_argument
 from .console import ConsoleReporter, print_json
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .npz file.")
-def encode(folder: Path, images: Sequence[Path], output: Path) -> None:
+@click.argument("folder", type=Place())
+@click.argument("images", nargs=-1, required=True, type=Place())
+@click.option("-o", "--output", type=Place(), required=True, help="A .npz file.")
+@json_option
+def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) -> None:
     """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
 
     \b
@@ -25,14 +26,18 @@ def encode(folder: Path, images: Sequence[Path], output: Path) -> None:
     from .pipeline.codec import encode_files
 
     encode_files(folder, images, output)
+    if as_json:
+        print_json({"images": images, "written": [output]})
+        return
     click.echo(str(output))
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("tokens", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder.")
-def decode(folder: Path, tokens: Path, output: Path) -> None:
+@click.argument("folder", type=Place())
+@click.argument("tokens", type=Place())
+@click.option("-o", "--output", type=Place(), required=True, help="A folder.")
+@json_option
+def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
     """Decode a .npz of `encode` to PNG images.
 
     \b
@@ -40,7 +45,11 @@ def decode(folder: Path, tokens: Path, output: Path) -> None:
     """
     from .pipeline.codec import decode_files
 
-    for path in decode_files(folder, tokens, output):
+    paths = decode_files(folder, tokens, output)
+    if as_json:
+        print_json({"written": paths})
+        return
+    for path in paths:
         click.echo(str(path))
 
 
@@ -49,8 +58,8 @@ def decode(folder: Path, tokens: Path, output: Path) -> None:
 @click.option(
     "--labels", multiple=True, required=True, help="Classes, e.g. 207,360 or 0-9; repeatable."
 )
-@click.option("--count", type=click.IntRange(1), help="Images of each label. [default: 1]")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the draws. [default: 0]")
+@click.option("--count", type=click.IntRange(1, 10**6), help="Images of each label. [default: 1]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the draws. [default: 0]")
 @click.option("--cfg", type=float, help="Guidance strength, 0 for none. [default: the model's]")
 @click.option("--top-k", type=int, help="0 for all. [default: the model's]")
 @click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
@@ -70,11 +79,9 @@ def decode(folder: Path, tokens: Path, output: Path) -> None:
     type=click.IntRange(0, 1024),
     help="Threads of ONNX Runtime, 0 for all. [default: 0]",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for PNGs and grid.")
-@click.option("--npz", type=click.Path(path_type=Path), help="All images for the ADM evaluator.")
-@click.option(
-    "--tokens", type=click.Path(path_type=Path), help="A .npz with `tokens` (MAR: `latents`)."
-)
+@click.option("-o", "--output", type=Place(), help="Folder for PNGs and grid.")
+@click.option("--npz", type=Place(), help="All images for the ADM evaluator.")
+@click.option("--tokens", type=Place(), help="A .npz with `tokens` (MAR: `latents`).")
 @json_option
 def generate(
     workspace: Path,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from .cli_support import json_option
+from .cli_support import Place, json_option
 from .console import print_json
+from .errors import AccuracyError
 
 
 @click.command()
@@ -32,8 +33,8 @@ def models(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page.")
+@click.argument("reports", nargs=-1, required=True, type=Place())
+@click.option("--html", type=Place(), help="Also write an HTML page.")
 @click.option("--allow-different", is_flag=True, help="Compare other models or images too.")
 @json_option
 def compare(
@@ -52,11 +53,11 @@ def compare(
     else:
         click.echo(text)
     if regressed:
-        sys.exit(8)
+        sys.exit(AccuracyError.exit_code)
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=Place())
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Say what a workspace, stage folder, graph, or engine is.

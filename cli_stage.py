@@ -56,13 +56,14 @@ def perform(
     workspace: Path,
     as_json: bool,
     work: Callable[[Workspace, ConsoleReporter], Sequence[StageResult]],
-) -> None:
-    """Run stages under the workspace's lock and print what they made."""
+) -> Sequence[StageResult]:
+    """Run stages under the workspace's lock and print what they made, which is returned."""
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
         results = work(opened, reporter)
     if as_json:
         print_json({"stages": results})
-        return
+        return results
     for result in results:
         took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
         click.echo(f"{result.manifest.stage}: {took}, {result.folder}")
+    return results

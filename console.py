@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -11,13 +14,25 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+LINE_SECONDS = 30.0
+
 
 class ConsoleReporter:
-    """Progress bars on stderr when it is a terminal; `say` goes to stdout unless `quiet`."""
+    """Progress on stderr: bars on a terminal, else a line every `line_seconds` of a long stage.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    `say` goes to stdout unless `quiet`, `warn` to stderr; both stand on lines of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        console: Console | None = None,
+        line_seconds: float = LINE_SECONDS,
+    ) -> None:
         self.quiet = quiet
-        console = Console(stderr=True)
+        console = Console(stderr=True) if console is None else console
+        self.on_terminal = console.is_terminal
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -25,13 +40,23 @@ class ConsoleReporter:
             TimeElapsedColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self.on_terminal,
+            redirect_stdout=False,  # else what a pipe is to get goes to the terminal
         )
         self.task: Any = None
         self.description = ""
+        self.done = self.total = 0
+        self.line_seconds = line_seconds
+        self.started = time.monotonic()
+        self._ended = threading.Event()
+        self._lines: threading.Thread | None = None
 
     def __enter__(self) -> ConsoleReporter:
+        self.started = time.monotonic()
         self.bars.start()
+        if not self.on_terminal:
+            self._lines = threading.Thread(target=self._tell, name="progress lines", daemon=True)
+            self._lines.start()
         return self
 
     def __exit__(
@@ -41,8 +66,12 @@ class ConsoleReporter:
         trace: TracebackType | None,
     ) -> None:
         self.bars.stop()
+        self._ended.set()
+        if self._lines is not None:
+            self._lines.join()
 
     def progress(self, task: str, done: int, total: int) -> None:
+        self.done, self.total = done, total
         if task != self.description:
             if self.task is not None:
                 self.bars.remove_task(self.task)
@@ -52,12 +81,42 @@ class ConsoleReporter:
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            click.echo(line)
+            with self._bars_away():
+                click.echo(line)
 
     def warn(self, line: str) -> None:
-        click.echo(f"warning: {line}", err=True)
+        with self._bars_away():
+            click.echo(f"warning: {line}", err=True)
+
+    @contextlib.contextmanager
+    def _bars_away(self) -> Iterator[None]:
+        """Erase the bars while a message is written, and draw them again below it."""
+        drawn = self.bars.live.is_started
+        if drawn:
+            self.bars.live.stop()
+        try:
+            yield
+        finally:
+            if drawn:
+                self.bars.live.start(refresh=True)
+
+    def _tell(self) -> None:
+        """Write where the work stands, again and again until it ends."""
+        while not self._ended.wait(self.line_seconds):
+            at = f"{self.description} {self.done} of {self.total}" if self.total else "working"
+            click.echo(f"{at}, {elapsed(time.monotonic() - self.started)}", err=True)
+
+
+def elapsed(seconds: float) -> str:
+    """Seconds as people say them: `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
-    click.echo(json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2, allow_nan=False))
+    """One JSON object on stdout; what is not finite is null, as in the files."""
+    encoded = msgspec.json.encode(value, enc_hook=str)
+    click.echo(msgspec.json.format(encoded, indent=2).decode())

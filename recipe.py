@@ -6,7 +6,8 @@ Unknown keys are errors, and so are values that do not go together, before any w
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -14,12 +15,17 @@ from .errors import RecipeError
 from .sites import BLOCK_BITS, BLOCKS, Rounding, Smoothing
 
 FLOAT_BITS = 32
+LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 255 bytes
 MAX_MEMORY = 2 * 2**30  # bytes of second moments at a time
 
 QuantizeMethod = Literal[
     "per_tensor", "log_quantization", "per_channel", "per_channel_log", "blockwise", "fp8"
 ]
 LOG_METHODS = ("log_quantization", "per_channel_log")
+# Beyond these a number is a slip: what it asks for does not fit into a machine.
+MOST_SAMPLES, MOST_SIZE, MOST_THREADS, MOST_SEED = 10**7, 8192, 4096, 2**63 - 1
+# Weight-only methods: their inputs stay in high precision without saying so.
+WEIGHT_ONLY = ("per_tensor", "blockwise", *LOG_METHODS)
 Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
 OptionsT = TypeVar("OptionsT", bound="Options")
@@ -35,13 +41,33 @@ def require_at_least(options: Options, **least: int) -> None:
             raise ValueError(f"{name} must be at least {bound}, got {getattr(options, name)}")
 
 
+def require_at_most(options: Options, **most: int) -> None:
+    for name, bound in most.items():
+        value = getattr(options, name)
+        if value is not None and value > bound:
+            raise ValueError(f"{name} must be at most {bound:,}, got {value:.4g}")
+
+
+def require_not_empty(options: Options, *names: str) -> None:
+    """Raises ValueError for texts that are empty, and would mean something else unsaid, or that no
+    file has as its name.
+    """
+    for name in names:
+        value = getattr(options, name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.strip():
+                raise ValueError(f"{name} is empty: give a value, or leave it out")
+            if isinstance(text, str) and "\0" in text:
+                raise ValueError(f"{name} holds a null character")
+
+
 class CalibrateOptions(Options, frozen=True, kw_only=True):
     """`images` is a folder or `skimage:NAME,NAME`; `size` is the side of the square crops.
 
     `feeds` is a .npz with the arrays that a user's own graphs are fed. A generator makes `samples`
-    pictures itself, of the classes `labels` (`0-9,207`; None: all) in turn. `shard` "K/N" makes
-    part K of N of them, to be merged with the others. `samples_from` is a folder of saved samples
-    to use instead, all of them.
+    pictures itself, of the classes `labels` (`0-9,207`) in turn, or drawn evenly of all. `shard`
+    "K/N" makes part K of N of them, to be merged with the others. `samples_from` is a folder of
+    saved samples to use instead, all of them.
 
     `value_range` is what the float pictures of `feeds` must lie in (None: within +-16).
 
@@ -67,6 +93,9 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require_at_least(self, samples=1, batch_size=1, size=1, seed=0)
+        require_at_most(self, samples=MOST_SAMPLES, batch_size=MOST_SAMPLES, size=MOST_SIZE)
+        require_at_most(self, seed=MOST_SEED, candidates=MOST_SAMPLES)
+        require_not_empty(self, "images", "feeds", "labels", "samples_from")
         if self.samples_from is not None:
             others = [n for n in ("images", "feeds", "labels", "synthetic") if getattr(self, n)]
             if others:
@@ -131,7 +160,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     channels. `adaln_bits` are those of linears that make a generator's modulation, whose inputs
     then stay in high precision (None: as all others). With `integer_exponents` a logarithmic grid
     has powers of two, of 2 to 5 bits, and inputs of 8 bits are FP8. `attention` is the format of a
-    generator's queries, keys, values and softmax.
+    generator's queries, keys, values and softmax, of `attention_bits` (None: 8) in an INT8 kernel.
+    `per_tensor` holds patterns of sites whose input has one scale although `token_wise` is set.
     """
 
     encoder_bits: int = 8
@@ -152,6 +182,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     adaln_bits: int | None = None
     integer_exponents: bool = False
     attention: Literal["float", "fp8", "int8"] = "float"
+    attention_bits: int | None = None
+    per_tensor: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
 
@@ -174,6 +206,11 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             raise ValueError(f"integer_exponents goes with {' or '.join(LOG_METHODS)}")
         if self.integer_exponents and self.activation_bits not in (8, FLOAT_BITS):
             raise ValueError(f"beside integer exponents inputs are FP8 (8) or float ({FLOAT_BITS})")
+        if self.attention_bits is not None:
+            if self.attention != "int8":
+                raise ValueError('attention_bits goes with attention = "int8"')
+            if not 2 <= self.attention_bits <= 8:
+                raise ValueError(f"attention_bits must be 2 to 8, got {self.attention_bits}")
         if self.adaln_bits not in (None, FLOAT_BITS) and self.quantize_method != "per_channel":
             raise ValueError(f"adaln_bits goes with per_channel, not with {self.quantize_method}")
         if self.quantize_method == "blockwise" and self.weight_bits not in (BLOCK_BITS, None):
@@ -214,6 +251,7 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require_at_least(self, image_size=1, max_batch=1)
+        require_at_most(self, image_size=MOST_SIZE, max_batch=MOST_SAMPLES)
         if self.backend == "tensorrt_rtx" and not self.targets:
             raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
         if self.backend == "onnxruntime" and self.targets:
@@ -225,10 +263,11 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 class ValidateOptions(Options, frozen=True, kw_only=True):
     """`rounds` interleaved timings after `warmup`; 0 rounds measure no latency.
 
-    A generator makes `samples` pictures of `seed`, of the classes `labels` (`0-9,207`; None: all)
-    in turn, so many at once as `batch_size`, and is given their tokens; or those of `images`, which
+    A generator makes `samples` pictures of `seed`, of the classes `labels` (`0-9,207`) in turn, or
+    drawn of all, those first that calibration has not seen; so many at once as `batch_size`. It is
+    given their tokens, or those of `images`, which
     `labels` then has a class for each of. `features` is an ONNX graph from pictures to features,
-    for a Frechet distance.
+    for a Frechet distance. `skip_engine` leaves engines out: the Q/DQ graphs alone are measured.
     """
 
     images: str | None = None
@@ -243,11 +282,16 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     rounds: int = 20
     warmup: int = 3
     threads: int = 0
+    skip_engine: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(
             self, size=1, rounds=0, warmup=0, threads=0, samples=1, seed=0, batch_size=1
         )
+        require_at_most(self, samples=MOST_SAMPLES, batch_size=MOST_SAMPLES, size=MOST_SIZE)
+        require_at_most(self, seed=MOST_SEED, rounds=MOST_SAMPLES, warmup=MOST_SAMPLES)
+        require_at_most(self, threads=MOST_THREADS)
+        require_not_empty(self, "images", "feeds", "labels", "features")
 
 
 class Recipe(Options, frozen=True, kw_only=True):
@@ -267,12 +311,22 @@ class Recipe(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        require_not_empty(self, "model", "workspace", "checkpoint", "graphs")
+
+
+def with_implied(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Quantize options as they are written, with the activation bits that their method implies."""
+    implied = given.get("quantize_method") in WEIGHT_ONLY and not given.get("integer_exponents")
+    unsaid = given.get("activation_bits") is None
+    return {**given, "activation_bits": FLOAT_BITS} if implied and unsaid else dict(given)
 
 
 def check_name(name: str) -> None:
     """Raises ValueError for a name of a quantization that is no plain folder name, or reserved."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"name {name!r} is not letters, digits, '.', '_' and '-'")
+        raise ValueError(f"name {name[:300]!r} is not letters, digits, '.', '_' and '-'")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"name {name[:40]}... has {len(name)} characters, at most {LONGEST_NAME}")
 
 
 def with_changes(options: OptionsT, **changes: object) -> OptionsT:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import msgspec
 
-from .errors import RecipeError
-from .recipe import Recipe
+from .artifacts import UNDECODABLE, said
+from .errors import RecipeError, nearest
+from .recipe import Recipe, with_implied
 
 PRESETS = Path(__file__).parent / "recipes"
 
@@ -26,16 +26,18 @@ def find_recipe(name: str) -> Path:
     if preset.is_file():
         return preset
     known = sorted(p.stem for p in PRESETS.glob("*.toml"))
-    near = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.3)
-    raise RecipeError("no such recipe", where=name, do=f"presets: {', '.join(near or known)}")
+    raise RecipeError("no such recipe", where=name, do=f"presets: {nearest(path.stem, known)}")
 
 
 def load_recipe(name: str) -> Recipe:
     """Read and check a recipe; errors name the file and the key."""
     path = find_recipe(name)
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Recipe)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise RecipeError(str(error), where=str(path), do="see docs/recipes.md") from error
+        written = msgspec.toml.decode(path.read_bytes())
+        if isinstance(table := written.get("quantize"), dict):
+            written["quantize"] = with_implied(table)
+        return msgspec.convert(written, Recipe, strict=True)
     except UnicodeDecodeError as error:
         raise RecipeError("is not UTF-8 text", where=str(path)) from error
+    except UNDECODABLE as error:
+        raise RecipeError(said(error), where=str(path), do="see docs/recipes.md") from error

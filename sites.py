@@ -58,9 +58,9 @@ class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ProducerFold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What makes a site's input x, such that x / s - p costs nothing.
 
-    Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, in every
-    graph that holds these initializers: one of them may be computed in another graph than the
-    site's, as VAR's modulation is.
+    Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, which are
+    among the divided ones, in every graph that holds these initializers: one of them may be
+    computed in another graph than the site's, as VAR's modulation is.
     """
 
     divide: tuple[FoldPart, ...]
@@ -76,7 +76,8 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ``producer_fold`` says it where parts of larger initializers take it. ``token_axis`` is the
     axis of the input along which positions lie, and ``position_input`` the graph's input or value
     with their numbers (None: they count from 0). Where all rows of a calibrated graph have such
-    numbers, they are below ``positions``.
+    numbers, they are below ``positions``; a graph ``of_all_positions`` is given each
+    once, in order.
     ``excluded`` says why the method leaves the site in high precision, None if it does not.
     """
 
@@ -96,13 +97,14 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     token_axis: Axis | None = None
     position_input: Name | None = None
     positions: Size | None = None
+    of_all_positions: bool = False
     producer_fold: ProducerFold | None = None
     excluded: str | None = None
 
     @property
     def knows_positions(self) -> bool:
         """Whether the input can have a scale a position: in a graph that is calibrated."""
-        numbered = self.graph == "full" or self.positions is not None
+        numbered = self.of_all_positions or self.positions is not None
         return numbered and self.token_axis is not None
 
 
@@ -111,14 +113,33 @@ def may_be_planned(site: Site) -> bool:
     return site.weight is not None and site.role not in CONSTANT_ROLES
 
 
+Verdict = Literal["INT8", "FP8", "INT8 or FP8", "high precision", "not buildable"]
+
+
+class NodeVerdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node of a graph may become on each target, and the reason where it is not INT8.
+
+    Targets are "onnxruntime" (its CPU sessions) and compute capabilities of TensorRT for RTX.
+    """
+
+    graph: str
+    node: str
+    op: str
+    domain: str = ""
+    targets: dict[str, Verdict]
+    reason: str | None = None
+
+
 class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All sites of a model, in graph order, and the graphs that are calibrated, as they run.
 
-    Of a generator other graphs may have sites of the same names.
+    Of a generator other graphs may have sites of the same names. `nodes` has verdicts on the nodes
+    of custom graphs.
     """
 
     sites: tuple[Site, ...]
     graphs: tuple[Name, ...] = ("encoder", "decoder")
+    nodes: tuple[NodeVerdict, ...] = ()
     schema: Literal["arvg-trt/sites/v1"] = "arvg-trt/sites/v1"
 
     def __post_init__(self) -> None:
@@ -211,13 +232,14 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The decision for one site; ``reason`` says why a site stays in high precision.
+    """The decision for one site; ``reason`` says why it stays in high precision, or has no fold.
 
     A product of two activations has no weight: ``activation`` is its first operand's format and
     ``other`` its second's; the ``reason`` then says what that costs an engine.
 
-    ``smoothing`` is the exponent of the per-channel smoothing of the input, "search" for the
-    scales of least predicted error, "gps" for gain-projected ones, None for none. ``rounding`` of
+    ``smoothing`` is the exponent of the per-channel smoothing of the input, "predicted" for the
+    scales of least predicted error, "search" for what loses least on samples that it was not fitted
+    to, "gps" for gain-projected scales, None for none. ``rounding`` of
     the weight is to nearest, or "gptq": errors compensated on the calibration data.
     """
 
@@ -225,7 +247,7 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weight: WeightFormat | None = None
     activation: ActivationFormat | None = None
     other: ActivationFormat | None = None
-    smoothing: Smoothing | None = None
+    smoothing: Smoothing | Literal["predicted"] | None = None
     rounding: Rounding = "nearest"
     reason: str | None = None
 

@@ -21,11 +21,9 @@ from .qdq_nodes import output_first
 from .scaling import (
     Readers,
     Scaling,
+    Way,
     best_candidate,
-    centers,
     clip_candidates,
-    search_scaling,
-    smoothing_scale,
 )
 from .statistics import Statistics, TensorStats
 
@@ -62,78 +60,125 @@ class Group:
         return centers.astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Sites that read one tensor, and their plans; `padded` if one of them pads it with zeros.
+
+    `fold` says that what makes the tensor takes a scale.
+    """
+
+    sites: tuple[Site, ...]
+    entries: Mapping[str, SitePlan]
+    padded: bool
+    fold: bool
+
+    @property
+    def key(self) -> str:
+        return self.sites[0].name
+
+    @property
+    def entry(self) -> SitePlan:
+        """Whose smoothing and activation are those of all."""
+        return self.entries[self.key]
+
+    @property
+    def free_center(self) -> bool:
+        """Whether a shift a channel costs nothing."""
+        return self.fold and folds_shift(self.sites[0])
+
+    @property
+    def bits(self) -> tuple[int, int]:
+        """Of activation and weight."""
+        assert self.entry.activation is not None and self.entry.weight is not None
+        return self.entry.activation.bits, self.entry.weight.bits
+
+    def seen(self, statistics: Statistics) -> TensorStats:
+        """Of the tensor, with the zeros that a convolution pads."""
+        stats = site_statistics(statistics, self.key)
+        if not self.padded:
+            return stats
+        return replace(stats, low=np.minimum(stats.low, 0), high=np.maximum(stats.high, 0))
+
+
+def find_readings(
+    graph: ir.Graph, sites: Sequence[Site], entries: Mapping[str, SitePlan]
+) -> list[Reading]:
+    """Sites with quantized inputs by the tensor that they read.
+
+    Raises:
+        RecipeError: sites that read one tensor and differ in the plan for it.
+    """
+    readers: dict[str, list[Site]] = {}
+    for site in sites:
+        if entries[site.name].activation is not None:
+            readers.setdefault(site.input, []).append(site)
+    found = []
+    for members in readers.values():
+        first = members[0]
+        entry = entries[first.name]
+        if any(
+            (entries[s.name].smoothing, entries[s.name].activation)
+            != (entry.smoothing, entry.activation)
+            for s in members
+        ):
+            raise RecipeError(
+                f"{', '.join(s.name for s in members)} read the same tensor but differ in "
+                "smoothing or activation",
+                where="plan.json",
+                do="give them the same values",
+            )
+        if entry.smoothing == "gps":
+            raise RecipeError(
+                f"{entry.name} wants gps, which scales the linears of a generator",
+                do='use "search" or an exponent',
+            )
+        # A norm or linear can absorb the scale only if every reader of it agrees, and if no zero
+        # padding lies between them.
+        padded = any(is_padded(graph, site) for site in members)
+        fold = (
+            (first.fold is not None or holds_producer(graph, first))
+            and len(first.shares_input_with) + 1 == len(members)
+            and all(s.op != "Conv" or s.weight_shape[2:] == (1, 1) for s in members)
+            and not padded
+        )
+        plans = {s.name: entries[s.name] for s in members}
+        found.append(Reading(tuple(members), plans, padded, fold))
+    return found
+
+
 def group_sites(
     export: Path,
     site_map: SiteMap,
     graph: str,
     entries: Mapping[str, SitePlan],
     statistics: Statistics,
-    options: QuantizeOptions,
+    ways: Mapping[str, Way],
 ) -> list[Group]:
-    """Sites with quantized inputs by the tensor they read, with scaling and fold decided."""
+    """Sites with quantized inputs by the tensor they read, with scaling and fold decided.
+
+    `ways` has how inputs are scaled whose plan says "search", by the name of the first site.
+    """
     model = load_graph(export / f"{graph}.onnx")
-    readers: dict[str, list[Site]] = {}
-    for site in site_map.of_graph(graph):
-        if entries[site.name].activation is not None:
-            readers.setdefault(site.input, []).append(site)
     groups = []
-    for sites in readers.values():
-        first = sites[0]
-        if any(
-            (entries[s.name].smoothing, entries[s.name].activation)
-            != (entries[first.name].smoothing, entries[first.name].activation)
-            for s in sites
-        ):
-            raise RecipeError(
-                f"{', '.join(s.name for s in sites)} read the same tensor but differ in "
-                "smoothing or activation",
-                where="plan.json",
-                do="give them the same values",
-            )
-        # A norm or linear can absorb the scale only if every reader of it agrees, and if no zero
-        # padding lies between them.
-        foldable = (
-            (first.fold is not None or holds_producer(model.graph, first))
-            and len(first.shares_input_with) + 1 == len(sites)
-            and all(s.op != "Conv" or s.weight_shape[2:] == (1, 1) for s in sites)
-        )
-        stats = site_statistics(statistics, first.name)
-        if any(is_padded(model.graph, site) for site in sites):
-            stats = replace(stats, low=np.minimum(stats.low, 0), high=np.maximum(stats.high, 0))
-        free = foldable and folds_shift(first)
-        users = summarize(model.graph, sites)
-        scaling = decide_scaling(stats, users, entries[first.name], options, free=free)
+    for reading in find_readings(model.graph, site_map.of_graph(graph), entries):
+        stats = reading.seen(statistics)
+        users = summarize(model.graph, reading.sites)
+        scaling = way_of(reading, ways).fit(stats, users, reading.bits)
         gain = np.sqrt(users.energy) * scaling.smoothing
-        groups.append(Group(tuple(sites), stats, scaling, gain, foldable))
+        groups.append(Group(reading.sites, stats, scaling, gain, reading.fold))
     return groups
 
 
-def decide_scaling(
-    stats: TensorStats, readers: Readers, entry: SitePlan, options: QuantizeOptions, *, free: bool
-) -> Scaling:
-    """What a group's input is divided by, and whether its channels are centred.
-
-    A plan that has a scale also says whether channels are centred; else the least predicted error
-    decides.
-    """
-    activation = entry.activation
-    assert activation is not None and entry.weight is not None
-    if entry.smoothing == "search":
-        bits = (activation.bits, entry.weight.bits)
-        movable = options.shift and activation.grid == "uniform"
-        found = search_scaling(stats, readers, bits, allow_center=movable, free=free)
-    elif entry.smoothing == "gps":
-        raise RecipeError(
-            f"{entry.name} wants gps, which scales the linears of a generator",
-            do='use "search" or an exponent',
-        )
-    elif entry.smoothing is None:
-        found = Scaling(np.ones_like(stats.low), None)
-    else:
-        found = Scaling(smoothing_scale(stats, readers.absmax, entry.smoothing), None)
-    if activation.scale is not None:
-        found = replace(found, center=centers(stats) if activation.centered else None)
-    return found
+def way_of(reading: Reading, ways: Mapping[str, Way]) -> Way:
+    """A plan that has a scale also says whether channels are centred."""
+    if reading.key in ways:
+        return ways[reading.key]
+    entry = reading.entry
+    assert entry.activation is not None and entry.smoothing not in ("search", "gps")
+    way = Way(entry.smoothing)
+    if entry.activation.scale is not None:
+        way = replace(way, centered=entry.activation.centered)
+    return way
 
 
 def site_weight(graph: ir.Graph, site: Site) -> NDArray[np.float32]:
@@ -233,16 +278,21 @@ def candidate_grids(
     if wanted.grid == "fp8":
         if wanted.scale is not None:
             return wanted
-        reach = float(np.max(np.maximum(-stats.low, stats.high) / scaling.smoothing))
-        return ActivationFormat(
-            bits=8, grid="fp8", scale=float(np.float32(max(reach, 1e-12) / FP8_MAX))
-        )
+        return fp8_format(stats, scaling)
     if wanted.scale is not None:
         kept = clip_candidates(stats, scaling, wanted.bits, allow_shift=False, fractions=(1.0,))[0]
         grids = [replace(kept, scale=wanted.scale, shift=wanted.shift)]
     else:
         grids = clip_candidates(stats, scaling, wanted.bits, allow_shift=options.shift)
     return format_of(grids[0]) if options.clip_power == 0 else grids  # the first is not clipped
+
+
+def fp8_format(stats: TensorStats, scaling: Scaling) -> ActivationFormat:
+    """The largest value seen lies on the largest number."""
+    reach = float(np.max(np.maximum(-stats.low, stats.high) / scaling.smoothing))
+    return ActivationFormat(
+        bits=8, grid="fp8", scale=float(np.float32(max(reach, 1e-12) / FP8_MAX))
+    )
 
 
 def format_of(grid: ClipCandidate) -> ActivationFormat:
@@ -252,7 +302,16 @@ def format_of(grid: ClipCandidate) -> ActivationFormat:
 
 
 def decibel(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), finite: a tensor of zeros that stay zeros counts as one of ones."""
+    """10 log10(signal / noise), finite: a tensor of zeros that stay zeros counts as one of ones.
+
+    Raises:
+        CalibrationError: energies that are not finite.
+    """
+    if not (signal < np.inf and noise < np.inf):
+        raise CalibrationError(
+            f"a rounding error of {noise:g} beside a signal of {signal:g} says nothing",
+            do="look for NaN, infinity or values beyond 1e18 in the weights and the samples",
+        )
     if signal == 0 == noise:
         signal = 1.0
     return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from ..sites import PRODUCT_ROLES, ActivationFormat, Plan, Site, SiteMap, SitePlan
 from .activations import decibel, site_node
+from .choices import least
 from .formats import FP8_MAX
 from .observers import load_graph
 from .passes import Progress
@@ -128,7 +129,7 @@ def choose_grids(
     quality: dict[str, float] = {}
     for o in operands:
         squares = errors[o.key][2][:, 0]
-        best = int(np.argmin(squares))
+        best = int(least(squares))
         grids[o.key] = candidates[o.key][best]
         db = decibel(float(seen[o.key].square.sum()), float(squares[best]))
         quality[o.site.name] = min(db, quality.get(o.site.name, np.inf))

@@ -61,8 +61,8 @@ class SiteGrowth(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def enough(self) -> bool:
-        many = max(self.channels, self.positions or 0.0)
-        return self.tensor <= TENSOR_LIMIT and many <= MANY_LIMIT
+        many = (self.channels, self.positions or 0.0)
+        return self.tensor <= TENSOR_LIMIT and all(part <= MANY_LIMIT for part in many)
 
 
 class Convergence(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..sites import FoldPart, Site
-from .observers import Floats, initializer_array
+from .observers import Floats, constant, initializer_array
+
+# Norms with a scale and a bias a channel as their second and third input.
+NORMS = (
+    "BatchNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+)
 
 
 def folds_scale(site: Site) -> bool:
@@ -39,6 +47,38 @@ def fold_into_producer(graph: ir.Graph, site: Site, smoothing: Floats, offset: F
         change(graph, part, np.divide, smoothing)
     for part in site.producer_fold.subtract:
         change(graph, part, np.subtract, offset)
+
+
+def fold_into_norm(
+    graph: ir.Graph,
+    node: ir.Node,
+    smoothing: NDArray[np.floating],
+    offset: NDArray[np.floating] | np.float32,
+) -> None:
+    """Make what the norm in front of `node` gives x / smoothing - offset, [C] both (or a scalar).
+
+    New initializers are made: the exporter shares equal-valued ones between norms.
+    """
+    norm = norm_behind(node)
+    for index, name, by in ((1, "scale", np.float32(0)), (2, "bias", offset)):
+        value = norm.inputs[index]
+        assert value is not None
+        wide = initializer_array(value).astype(np.float64)
+        folded = wide / smoothing.astype(np.float64) - np.asarray(by, np.float64)
+        label = f"{norm.name}.folded_{name}"
+        norm.replace_input_with(index, constant(graph, label, folded.astype(np.float32)))
+
+
+def norm_behind(node: ir.Node) -> ir.Node:
+    """The norm whose output reaches `node` through its Q/DQ chain."""
+    value = node.inputs[0]
+    while value is not None:
+        producer = value.producer()
+        assert producer is not None
+        if producer.op_type in NORMS:
+            return producer
+        value = producer.inputs[0]
+    raise AssertionError(f"{node.name} has a fold but no norm in front")
 
 
 def change(graph: ir.Graph, part: FoldPart, operation: np.ufunc, by: NDArray[np.floating]) -> None:

@@ -14,8 +14,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CalibrationError
 from ..sites import WeightFormat
-from .blocks import block_codes
+from .blocks import LEAST_WEIGHT, block_codes
+from .choices import least
 
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
@@ -24,6 +26,12 @@ BINS = 1024
 UNIFORM_FRACTIONS = np.geomspace(0.12, 1.0, 40)
 LOG_FRACTIONS = np.geomspace(0.15, 1.0, 24)
 LOG_SPANS = np.geomspace(1e-4, 0.7, 28)
+# Around the histogram's choice, of errors that are measured. With 8 bits weights of the minis gain
+# 0.2 dB (0.14 to 0.32 by model, single ones up to 1.4), with 6 bits 0.12 to 0.32, with 4 bits 0.04:
+# a step of 5.6 % between two fractions is 0.5 dB where nothing is clipped.
+NEARBY_FRACTIONS = np.linspace(0.94, 1.06, 13)
+NEARBY_BITS = 5
+CHUNK = 2**20  # weights whose errors are measured at once
 # At fewer bits a step is too large to be moved for the sake of a sum.
 TAP_SUM_BITS = 4
 
@@ -36,12 +44,14 @@ class QuantizedWeight:
     n = 2^(bits-1) - 1 magnitudes, code 0 is zero; log2: the same with a ratio of 1/2; fp8: the bits
     of an E4M3 number times ``scale``. ``codes`` has the weight's shape, values in +-n (fp8: any);
     ``scale`` and ``ratio`` are float32, [1] (per tensor), [O] or (``scale``) [O, I / block].
+    ``factor`` [O] multiplies weights in blocks once more (powers of two), None for 1.
     """
 
     format: WeightFormat
     codes: NDArray[np.int8]
     scale: NDArray[np.float32]
     ratio: NDArray[np.float32] | None = None
+    factor: NDArray[np.float32] | None = None
 
     def dequantize(self) -> NDArray[np.float32]:
         """The float32 weight that the codes stand for, exactly as the graph holds it."""
@@ -52,6 +62,8 @@ class QuantizedWeight:
         if self.format.block is not None:
             blocks = self.codes.reshape(*self.scale.shape, self.format.block).astype(np.float32)
             whole: NDArray[np.float32] = blocks * self.scale[..., None]
+            if self.factor is not None:
+                whole = whole * self.factor[:, None, None]
             return whole.reshape(self.codes.shape)
         if not self.is_logarithmic:
             return self.codes.astype(np.float32) * self.scale.reshape(shape)
@@ -103,9 +115,18 @@ def quantize_weight(
 
     With `tap_sums`, kernels on a uniform grid per channel of 4 bits or more keep their sums.
     `importance` [I], the mean square of each input channel, weights the searched error.
+
+    Raises:
+        CalibrationError: a weight that is not finite.
     """
+    if not np.isfinite(weight).all():
+        raise CalibrationError(
+            "a weight that is to be rounded has NaN or infinity",
+            do="check the checkpoint, and the scales of a plan that multiply it",
+        )
     if weight_format.block is not None:
-        return QuantizedWeight(weight_format, *block_codes(weight, weight_format.block, importance))
+        in_blocks, scale, factor = block_codes(weight, weight_format.block, importance)
+        return QuantizedWeight(weight_format, in_blocks, scale, factor=factor)
     groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
     rows = weight.astype(np.float64).reshape(groups, -1)
     columns = None
@@ -113,8 +134,7 @@ def quantize_weight(
         shape = (1, -1) + (1,) * (weight.ndim - 2)
         columns = np.broadcast_to(importance.reshape(shape), weight.shape).reshape(groups, -1)
     histogram = magnitude_histogram(rows, columns)
-    top = np.abs(rows).max(axis=1)
-    top[top == 0] = 1.0
+    top = row_tops(rows)
     n = 2 ** (weight_format.bits - 1) - 1
     if weight_format.grid == "fp8":
         scale = (top / FP8_MAX).astype(np.float32)
@@ -122,6 +142,8 @@ def quantize_weight(
         return QuantizedWeight(weight_format, values.view(np.int8).reshape(weight.shape), scale)
     if weight_format.grid == "uniform":
         fraction = search_uniform(histogram, n)
+        if weight_format.bits >= NEARBY_BITS:
+            fraction = refine_uniform(rows, columns, top, fraction, n)
         scale = (top * fraction / n).astype(np.float32)
         exact = rows / scale.astype(np.float64)[:, None]
         codes = np.clip(np.round(exact), -n, n)
@@ -136,6 +158,14 @@ def quantize_weight(
     codes = np.copysign(nearest_magnitudes(np.abs(rows), table), rows).astype(np.int8)
     kept = None if powers else ratio
     return QuantizedWeight(weight_format, codes.reshape(weight.shape), scale, kept)
+
+
+def row_tops(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """max |w| of each group [G]; of one of zeros the median of the others'."""
+    top: NDArray[np.float64] = np.abs(rows).max(axis=1)
+    dead = top < LEAST_WEIGHT
+    top[dead] = np.median(top[~dead]) if not dead.all() else 1.0
+    return top
 
 
 def nearest_magnitudes(
@@ -176,9 +206,7 @@ def magnitude_histogram(
 ) -> NDArray[np.float64]:
     """[G, BINS]: (weighted) counts of |w| / max|w| per group."""
     magnitude = np.abs(rows)
-    top = magnitude.max(axis=1, keepdims=True)
-    top[top == 0] = 1.0
-    bins = np.minimum((magnitude / top * BINS).astype(np.int64), BINS - 1)
+    bins = np.minimum((magnitude / row_tops(rows)[:, None] * BINS).astype(np.int64), BINS - 1)
     bins += np.arange(len(rows))[:, None] * BINS
     weights = None
     if importance is not None:
@@ -196,7 +224,39 @@ def search_uniform(histogram: NDArray[np.float64], n: int) -> NDArray[np.float64
     steps = UNIFORM_FRACTIONS[:, None] / n
     rounded = np.minimum(np.round(centres / steps), n) * steps
     errors = histogram @ np.square(rounded - centres).T
-    return np.asarray(UNIFORM_FRACTIONS[np.argmin(errors, axis=1)])
+    return np.asarray(UNIFORM_FRACTIONS[least(errors, axis=1)])
+
+
+def refine_uniform(
+    rows: NDArray[np.float64],
+    importance: NDArray[np.float64] | None,
+    top: NDArray[np.float64],
+    fraction: NDArray[np.float64],
+    n: int,
+) -> NDArray[np.float64]:
+    """The one of `NEARBY_FRACTIONS` times `fraction` [G] with the least squared error, measured.
+
+    `top` [G] are the largest magnitudes of `rows` [G, M]; a single group is sampled by a stride.
+    """
+    found = fraction.copy()
+    if len(rows) == 1:
+        stride = max(1, rows.shape[1] // CHUNK)
+        rows = rows[:, ::stride]
+        importance = None if importance is None else importance[:, ::stride]
+    step = max(1, CHUNK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        unit = (rows[part] * (n / (top[part] * fraction[part]))[:, None]).astype(np.float32)
+        gain = None if importance is None else importance[part]
+        errors = []
+        for nearby in NEARBY_FRACTIONS.astype(np.float32):
+            error = np.clip(np.rint(unit / nearby), -n, n)
+            error *= nearby
+            error -= unit
+            np.square(error, out=error)
+            errors.append(error.sum(axis=1) if gain is None else np.einsum("ij,ij->i", error, gain))
+        found[part] *= NEARBY_FRACTIONS[least(errors)]
+    return found
 
 
 def log_ratios(n: int) -> Sequence[float]:
@@ -216,7 +276,7 @@ def search_log(
             nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, centres)
             choices.append((fraction, ratio))
             errors.append(histogram @ np.square(levels[nearest] - centres))
-    best = np.array(choices)[np.argmin(errors, axis=0)]
+    best = np.array(choices)[least(errors)]
     return best[:, 0], best[:, 1]
 
 

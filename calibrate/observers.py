@@ -17,6 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..graph_file import read_graph
+
 Floats = NDArray[np.float32]
 
 LEAST_PARTS, MOST_PARTS = 4, 24  # of a sample's tokens that are reduced on their own
@@ -39,8 +41,12 @@ class ClipCandidate:
 
 
 def load_graph(path: Path) -> ir.Model:
-    """Read a graph; weights stay mapped in their external file."""
-    return ir.load(path)
+    """Read a graph; weights stay mapped in their external file.
+
+    Raises:
+        WorkspaceError: it is damaged, or its weights are.
+    """
+    return read_graph(path)
 
 
 def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:

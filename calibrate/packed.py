@@ -39,6 +39,8 @@ def save_packed(
         tensors[f"{site}.weight_scale"] = weight.scale.astype(np.float16 if half else np.float32)
         if weight.ratio is not None:
             tensors[f"{site}.log_ratio"] = weight.ratio
+        if weight.factor is not None:
+            tensors[f"{site}.weight_factor"] = weight.factor
         header[site] = {
             "shape": list(weight.codes.shape),
             "format": msgspec.to_builtins(weight.format),
@@ -68,5 +70,6 @@ def load_packed(
             codes,
             tensors.pop(f"{site}.weight_scale").astype(np.float32),
             tensors.pop(f"{site}.log_ratio", None),
+            tensors.pop(f"{site}.weight_factor", None),
         )
     return quantized, tensors

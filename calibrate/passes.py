@@ -142,6 +142,7 @@ def collect_ranges(
     progress: Progress,
     threads: int = 0,
     growth: Growth | None = None,
+    part: slice = ALL,
 ) -> Statistics:
     """Pass 1: min, max and sum of squares per channel, by site name.
 
@@ -170,6 +171,7 @@ def collect_ranges(
         consume=consume,
         progress=progress,
         threads=threads,
+        part=part,
     )
     return seen.total
 

@@ -85,7 +85,8 @@ def keep_peaks(peaks: dict[str, float], outputs: Outputs) -> None:
     for name, values in outputs.items():
         tensor, _, kind = name.rpartition(":")
         if kind in ("peak_low", "peak_high") and not is_empty(outputs, name):
-            peaks[tensor] = max(peaks.get(tensor, 0.0), abs(float(values)))
+            # Of Python's max NaN would not come.
+            peaks[tensor] = float(np.maximum(peaks.get(tensor, 0.0), abs(float(values))))
 
 
 def computed_floats(graph: ir.Graph) -> list[ir.Value]:
@@ -164,7 +165,7 @@ def overflowing(
         if entry is None or entry.activation is None or site.weight is None or site.op == "Conv":
             continue
         peak = peaks.get(products.get(site.node, ""), 0.0)
-        if peak > LIMIT:
+        if not peak <= LIMIT:
             found[site.name] = peak
     return found
 
@@ -178,7 +179,7 @@ def wide_tensors(folder: Path, peaks: Peaks) -> list[WideTensor]:
             for value in node.outputs:
                 peak = by_tensor.get(str(value.name), 0.0)
                 users = {user for user, _ in value.uses()}
-                if peak > LIMIT and not is_square(node, users):
+                if not peak <= LIMIT and not is_square(node, users):
                     names = (str(n.name) for n in (node, *sorted(users, key=lambda n: str(n.name))))
                     found.append(WideTensor(name, str(value.name), peak, tuple(names)))
     return found

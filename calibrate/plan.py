@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 from ..recipe import FLOAT_BITS, LOG_METHODS, QuantizeOptions
 from ..sites import (
     BLOCK_BITS,
@@ -74,6 +73,7 @@ def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
     names = [site.name for site in site_map.sites]
     check_patterns("exclude", options.exclude, names)
     check_patterns("include", options.include, names)
+    check_patterns("per_tensor", options.per_tensor, names)
     if options.adaln_bits is not None and not any(map(makes_modulation, site_map.sites)):
         raise RecipeError(
             "adaln_bits are of what makes a generator's modulation, and this model has none",
@@ -122,13 +122,16 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
         activation=ActivationFormat(
             bits=options.activation_bits,
             grid=ACTIVATION_GRIDS[chosen.grid],
-            granularity="per_position"
-            if options.token_wise and site.knows_positions
-            else "per_tensor",
+            granularity="per_position" if scales_positions(site, options) else "per_tensor",
         ),
         smoothing=options.smoothing or None,
         rounding=options.rounding,
     )
+
+
+def scales_positions(site: Site, options: QuantizeOptions) -> bool:
+    """Whether the input gets a scale a position."""
+    return options.token_wise and site.knows_positions and not matches(site, options.per_tensor)
 
 
 def makes_modulation(site: Site) -> bool:
@@ -145,7 +148,9 @@ def plan_product(site: Site, options: QuantizeOptions) -> SitePlan:
     if matches(site, options.exclude):
         return SitePlan(name=site.name, reason="excluded by the recipe")
     whole = options.attention == "int8"
-    chosen = ActivationFormat(bits=8, grid="uniform" if whole else "fp8")
+    chosen = ActivationFormat(
+        bits=options.attention_bits or USUAL_BITS, grid="uniform" if whole else "fp8"
+    )
     return SitePlan(
         name=site.name, activation=chosen, other=chosen, reason=BROKEN if whole else None
     )
@@ -158,10 +163,9 @@ def matches(site: Site, patterns: Sequence[str]) -> bool:
 def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
             raise RecipeError(
                 f"{kind} pattern {pattern!r} matches no site",
-                do=f"nearest: {', '.join(near)}" if near else "see sites.json for the names",
+                do=f"nearest: {nearest(pattern, names)}; all: sites.json",
             )
 
 

@@ -2,7 +2,7 @@
 
 At a quantized convolution the input goes through
 
-    x -> [Pad 0] -> Mul 1/s -> [Sub c] -> Q -> [Clip] -> DQ -> Conv(W_q s_w) + bias + c sum(W_q s_w)
+    x -> [Pad 0] -> Mul 1/s -> [Sub c] -> Q -> [Clip] -> DQ -> Conv(W_q s_w) + bias + c sum(W)
 
 with one scalar scale, no zero point. ``c`` moves a range onto the symmetric grid: a scalar
 ``shift * scale`` for a one-sided tensor, or the centres [C] of the channels' ranges. Padding comes
@@ -18,18 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ..sites import Site
+from .folds import fold_into_norm, norm_behind
 from .formats import FP8
 from .observers import constant, initializer_array
 from .qdq_linear import engine_weight, rewrite_linear
 from .qdq_nodes import LINEAR_OPS, Chain, SiteWeights, quantize_input
-
-# Norms with a scale and a bias a channel as their second and third input.
-NORMS = (
-    "BatchNormalization",
-    "GroupNormalization",
-    "InstanceNormalization",
-    "LayerNormalization",
-)
 
 
 def insert_qdq(graph: ir.Graph, sites: Sequence[Site], weights: Mapping[str, SiteWeights]) -> None:
@@ -104,10 +97,7 @@ def fold_norms(
     sites: Sequence[Site],
     weights: Mapping[str, SiteWeights],
 ) -> None:
-    """Divide a norm's affine by the smoothing of the sites it feeds, and subtract their offset.
-
-    New initializers are made: the exporter shares equal-valued ones between norms.
-    """
+    """Divide a norm's affine by the smoothing of the sites it feeds, and subtract their offset."""
     done: set[str] = set()
     for site in sites:
         chosen = weights.get(site.name)
@@ -119,25 +109,9 @@ def fold_norms(
         if str(norm.name) in done:
             continue
         done.add(str(norm.name))
-        smoothing = np.float64(1) if chosen.smoothing is None else chosen.smoothing.astype(float)
-        for index, name, offset in ((1, "scale", np.float32(0)), (2, "bias", chosen.offset)):
-            value = norm.inputs[index]
-            assert value is not None
-            folded = initializer_array(value).astype(np.float64) / smoothing - offset
-            label = f"{norm.name}.folded_{name}"
-            norm.replace_input_with(index, constant(graph, label, folded.astype(np.float32)))
-
-
-def norm_behind(node: ir.Node) -> ir.Node:
-    """The norm whose output reaches `node` through its Q/DQ chain."""
-    value = node.inputs[0]
-    while value is not None:
-        producer = value.producer()
-        assert producer is not None
-        if producer.op_type in NORMS:
-            return producer
-        value = producer.inputs[0]
-    raise AssertionError(f"{node.name} has a fold but no norm in front")
+        one = np.ones(1, np.float32)
+        smoothing = one if chosen.smoothing is None else chosen.smoothing
+        fold_into_norm(graph, nodes[site.node], smoothing, chosen.offset)
 
 
 def drop_unused_initializers(graph: ir.Graph) -> None:

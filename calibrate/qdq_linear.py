@@ -34,6 +34,8 @@ def rewrite_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeigh
         node = gemm_to_matmul(graph, node, site)
     if chosen.quantized is None or chosen.activation is None:
         node.replace_input_with(1, place_float_side_weight(graph, node, site, chosen))
+        if chosen.quantized is not None and chosen.quantized.factor is not None:
+            insert_factor(graph, node.outputs[0], site, chosen.quantized.factor)
         return node
     source, quantized = node.inputs[0], engine_weight(chosen.quantized)
     assert source is not None
@@ -44,11 +46,19 @@ def rewrite_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeigh
     last: tuple[int, ...] = (1,) * site.channel_axis + (-1,)
     if quantized.scale.size > 1:
         factor = (quantized.scale.astype(np.float64) / common).astype(np.float32)
-        held = constant(graph, f"{site.name}.channel_factor", factor.reshape(last))
-        value = insert_behind(graph, value, "Mul", held, f"{site.name}/Mul_factor")
+        value = insert_factor(graph, value, site, factor)
     if np.any(chosen.offset):
         add_to_bias(graph, value, site, chosen.constant_output(), last)
     return node
+
+
+def insert_factor(
+    graph: ir.Graph, value: ir.Value, site: Site, factor: NDArray[np.float32]
+) -> ir.Value:
+    """`value` times `factor` [O], in front of the bias."""
+    last = (1,) * site.channel_axis + (-1,)
+    held = constant(graph, f"{site.name}.channel_factor", factor.reshape(last))
+    return insert_behind(graph, value, "Mul", held, f"{site.name}/Mul_factor")
 
 
 def engine_weight(weight: QuantizedWeight) -> QuantizedWeight:

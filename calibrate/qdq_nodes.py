@@ -23,7 +23,8 @@ class SiteWeights:
 
     Weights have the output channel first, [O, I, ...], whatever ONNX wants. `smoothing` [C]
     divides the input and is already multiplied into the weight; None is none. `center` [C] is
-    subtracted from the input after that.
+    subtracted from the input after that, and `center_output` [O] is what it would have added to
+    the product with the weight as it was before rounding.
     """
 
     quantized: QuantizedWeight | None
@@ -31,6 +32,7 @@ class SiteWeights:
     activation: ActivationFormat | None = None
     smoothing: Floats | None = None
     center: Floats | None = None
+    center_output: NDArray[np.float64] | None = None
 
     @property
     def offset(self) -> Floats | np.float32:
@@ -42,12 +44,25 @@ class SiteWeights:
         return np.float32(self.activation.shift) * np.float32(self.activation.scale)
 
     def constant_output(self) -> NDArray[np.float64]:
-        """What the subtracted offset would have added to each output channel, [O]."""
+        """What the subtracted offset would have added to each output channel, [O].
+
+        That of a centre is exact: what is rounded is W (x - c) alone, whose second moments GPTQ
+        compensates and whose mean bias correction keeps. A scalar shift lies at the middle of a
+        one-sided range, which is far from the mean; there the rounded weight meets all of x.
+        """
+        if self.center_output is not None:
+            return self.center_output
         assert self.quantized is not None
-        weight = self.quantized.dequantize().astype(np.float64)
-        by_channel = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
-        total: NDArray[np.float64] = (by_channel * self.offset.astype(np.float64)).sum(axis=1)
-        return total
+        return offset_output(self.quantized.dequantize(), self.offset)
+
+
+def offset_output(
+    weight: NDArray[np.floating], offset: NDArray[np.floating] | np.float32
+) -> NDArray[np.float64]:
+    """What an input of `offset`, [C] or a scalar, makes of a weight [O, C, ...]: [O] in float64."""
+    by_channel = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)
+    total: NDArray[np.float64] = (by_channel * offset.astype(np.float64)).sum(axis=1)
+    return total
 
 
 class Chain:

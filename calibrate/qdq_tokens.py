@@ -19,7 +19,7 @@ import onnx_ir as ir
 from ..sites import ActivationFormat, Site
 from .formats import QuantizedWeight
 from .observers import constant, values_by_name
-from .qdq_linear import dequantized, engine_weight, gemm_to_matmul, insert_behind
+from .qdq_linear import dequantized, engine_weight, gemm_to_matmul, insert_behind, insert_factor
 from .qdq_nodes import Chain, quantize_dequantize
 from .token_grids import TokenGrid
 
@@ -59,9 +59,8 @@ def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: Tok
     out = node.outputs[0]
     last: tuple[int, ...] = (1,) * site.channel_axis + (-1,)
     if weight.scale.size > 1:
-        factor = (weight.scale.astype(np.float64) / common).astype(np.float32).reshape(last)
-        held = constant(graph, f"{site.name}.channel_factor", factor)
-        out = insert_behind(graph, out, "Mul", held, f"{site.name}/Mul_factor")
+        factor = (weight.scale.astype(np.float64) / common).astype(np.float32)
+        out = insert_factor(graph, out, site, factor)
     if offset.any():
         sums = weight.dequantize().astype(np.float64).sum(axis=1).reshape(last)
         out = add_shift(graph, out, site, offset, sums, tables)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -22,19 +22,21 @@ from .activations import (
     site_weight,
 )
 from .block_check import require_blocks
-from .folds import fold_into_producer
+from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
 from .formats import QuantizedWeight
 from .observers import initializer_array, load_graph
 from .packed import save_packed
 from .passes import Progress
 from .qdq import insert_qdq
-from .qdq_nodes import SiteWeights
+from .qdq_nodes import SiteWeights, offset_output
 from .rounded_sites import Rounded, correct_biases, round_sites
 from .scaled_weights import input_scaling, nearest, rounding_tasks, scaled_weight
-from .scaling import Scaling
+from .scaling import Scaling, Way
+from .scaling_search import Samples, search_ways
 from .statistics import Statistics
 
 FP16_MAX = 65504.0
+CHECKED = 1  # samples that folds are tried on
 LARGE = 1024  # bytes, from which graphs keep a constant in their weight file
 
 
@@ -72,10 +74,13 @@ def quantize_graphs(
     for graph in site_map.graphs:
         own = load_graph(export / f"{graph}.onnx").graph
         require_blocks(own, site_map.of_graph(graph), entries)
+    source = Samples(export, samples, site_map, batch_size, progress)
+    ways = search_ways(source, entries, statistics, options)
     groups = {
-        graph: group_sites(export, site_map, graph, entries, statistics, options)
+        graph: group_sites(export, site_map, graph, entries, statistics, ways)
         for graph in site_map.graphs
     }
+    entries = decided(entries, groups, ways)
     activations, quality = search_activations(
         export,
         samples,
@@ -85,6 +90,9 @@ def quantize_graphs(
         options,
         batch_size=batch_size,
         progress=progress,
+    )
+    groups, refused = refuse_folds(
+        export, samples, site_map, groups, entries, activations, progress
     )
     scaling = {s.name: g.scaling for found in groups.values() for g in found for s in g.sites}
     models = {graph: load_graph(export / f"{graph}.onnx") for graph in site_map.graphs}
@@ -123,7 +131,13 @@ def quantize_graphs(
             if site_weights is not None:
                 chosen[site.name] = site_weights
                 store(site, site_weights, packed, floats)
-            final.append(msgspec.structs.replace(entry, activation=activations.get(site.name)))
+            final.append(
+                msgspec.structs.replace(
+                    entry,
+                    activation=activations.get(site.name),
+                    reason=refused.get(site.name, entry.reason),
+                )
+            )
             results.append(describe(site, final[-1], noise, quality.get(site.name)))
             progress(f"{graph} weights", position + 1, len(sites))
         correct_biases(model.graph, sites, rounded)
@@ -143,6 +157,65 @@ def quantize_graphs(
     return Plan(sites=tuple(final)), results
 
 
+def decided(
+    entries: Mapping[str, SitePlan],
+    groups: Mapping[str, Sequence[Group]],
+    ways: Mapping[str, Way],
+) -> dict[str, SitePlan]:
+    """The plan with what a search has found, so that it gives the same scales again."""
+    found = dict(entries)
+    for members in groups.values():
+        for group in members:
+            way = ways.get(group.sites[0].name)
+            for site in group.sites if way else ():
+                assert way is not None
+                found[site.name] = msgspec.structs.replace(found[site.name], smoothing=way.scales)
+    return found
+
+
+def fold_of(
+    group: Group, entries: Mapping[str, SitePlan], activations: Mapping[str, ActivationFormat]
+) -> AppliedFold | None:
+    """What goes into the constants in front of a group, None for nothing."""
+    first = group.sites[0]
+    if not group.fold:
+        return None
+    smoothing = group.scaling.smoothing.astype(np.float32)
+    if entries[first.name].smoothing is None:
+        smoothing = np.ones_like(smoothing)
+    offset = group.offset(activations[first.name])
+    if np.all(smoothing == 1) and not offset.any():
+        return None
+    return AppliedFold(group.sites, smoothing, offset)
+
+
+def refuse_folds(
+    export: Path,
+    samples: Path,
+    site_map: SiteMap,
+    groups: Mapping[str, Sequence[Group]],
+    entries: Mapping[str, SitePlan],
+    activations: Mapping[str, ActivationFormat],
+    progress: Progress,
+) -> tuple[dict[str, list[Group]], dict[str, str]]:
+    """The groups, without folds that do not hold on a sample, and why those have none, by site."""
+    found = [fold_of(g, entries, activations) for members in groups.values() for g in members]
+    folds = [fold for fold in found if fold is not None]
+    run = on_samples(export, samples, site_map, count=CHECKED, progress=progress)
+    failing = failing_folds(export, run, folds)
+    kept = {
+        graph: [replace(g, fold=g.fold and g.sites[0].name not in failing) for g in members]
+        for graph, members in groups.items()
+    }
+    reasons = {
+        site.name: REFUSED.format(failing[fold.key])
+        for fold in folds
+        if fold.key in failing
+        for site in fold.sites
+    }
+    return kept, reasons
+
+
 def fold_groups(
     graph: ir.Graph,
     groups: Sequence[Group],
@@ -151,13 +224,9 @@ def fold_groups(
 ) -> None:
     """Put scales and offsets into producers while all weights are still floats."""
     for group in groups:
-        first = group.sites[0]
-        if not group.fold or first.producer_fold is None:
-            continue
-        smoothing = group.scaling.smoothing.astype(np.float32)
-        if entries[first.name].smoothing is None:
-            smoothing = np.ones_like(smoothing)
-        fold_into_producer(graph, first, smoothing, group.offset(activations[first.name]))
+        fold = fold_of(group, entries, activations)
+        if fold is not None and group.sites[0].producer_fold is not None:
+            fold.apply(graph)
 
 
 def without_fold(site: Site) -> Site:
@@ -192,14 +261,20 @@ def quantize_site(
         float(np.sum(wide**2)),
         float(np.sum((quantized.dequantize().astype(np.float64) - wide) ** 2)),
     )
-    weights = SiteWeights(quantized, activation=activation, smoothing=scale, center=center)
+    weights = SiteWeights(
+        quantized,
+        activation=activation,
+        smoothing=scale,
+        center=center,
+        center_output=None if center is None else offset_output(weight, center),
+    )
     return weights, noise
 
 
 def to_half(weight: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """Round to float16, which is how high-precision weights are stored and built."""
     worst = float(np.abs(weight).max())
-    if worst > FP16_MAX:
+    if not worst <= FP16_MAX:
         raise RecipeError(
             f"{name} has a weight of {worst:.3g}, beyond float16",
             do="give it a weight format in the plan",

@@ -23,6 +23,7 @@ from ..weight_file import SharedWeights
 from .absorb import absorb
 from .activations import decibel, site_node, site_statistics, site_weight
 from .block_check import require_blocks
+from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
 from .formats import QuantizedWeight, quantize_weight
 from .observers import load_graph
 from .packed import save_packed
@@ -31,7 +32,7 @@ from .qdq import drop_unused_initializers
 from .qdq_linear import rewrite_linear
 from .qdq_nodes import SiteWeights
 from .qdq_tokens import TokenSite, rewrite_token_linear
-from .quantize import SiteResult, describe, float_parameters
+from .quantize import CHECKED, SiteResult, describe, float_parameters
 from .rounded_sites import Rounded, Task, correct_biases, round_sites
 from .statistics import Statistics
 from .token_decisions import Decision, decide_groups
@@ -72,6 +73,11 @@ def quantize_generator(
         passes = FullGraph(export, samples, graph, batch_size=batch_size, progress=progress)
         decisions |= decide_groups(model.graph, found, passes, options)
         groups += found
+    refused = refuse_folds(export, samples, site_map, groups, decisions, progress)
+    entries = {
+        name: msgspec.structs.replace(entry, reason=refused.get(name, entry.reason))
+        for name, entry in entries.items()
+    }
     absorptions = [(group.sites, decisions[group.key].absorption) for group in groups]
     tasks: list[Task] = []
     for graph, model in models.items():
@@ -119,6 +125,34 @@ def quantize_generator(
                 insert_sites(changed.graph, own, chosen)
             weights.write(changed, graph)
     return Plan(sites=tuple(final)), results
+
+
+def refuse_folds(
+    export: Path,
+    samples: Path,
+    site_map: SiteMap,
+    groups: Sequence[TokenGroup],
+    decisions: dict[str, Decision],
+    progress: Progress,
+) -> dict[str, str]:
+    """Take folds that do not hold on a sample out of `decisions`; by site, why it has none."""
+    folds = []
+    for group in groups:
+        absorbed = decisions[group.key].absorption
+        if not absorbed.divides or not (np.any(absorbed.scale != 1) or np.any(absorbed.shift)):
+            continue
+        shift = absorbed.shift if absorbed.subtracts else np.zeros_like(absorbed.scale)
+        folds.append(
+            AppliedFold(group.sites, absorbed.scale.astype(np.float32), shift.astype(np.float32))
+        )
+    run = on_samples(export, samples, site_map, count=CHECKED, progress=progress)
+    reasons: dict[str, str] = {}
+    for key, error in failing_folds(export, run, folds).items():
+        own = replace(decisions[key].absorption, divides=False, subtracts=False)
+        decisions[key] = replace(decisions[key], absorption=own)
+        sites = next(group.sites for group in groups if group.key == key)
+        reasons |= {site.name: REFUSED.format(error) for site in sites}
+    return reasons
 
 
 def quantize_sites(

@@ -86,10 +86,11 @@ def compensate(
     grid, found, start = UnitGrid.of(nearest), factorize(square, rows), nearest.scale
     codes, scale = np.zeros_like(wide), start
     least = np.full(1 if start.size == 1 else len(wide), np.inf)
+    inside = wide if nearest.factor is None else wide / nearest.factor.astype(np.float64)[:, None]
     for step in STEPS if nearest.format.bits <= SEARCHED_BITS else STEPS[:1]:
         tried = start * np.float32(step)
         tried = tried if start.ndim == 1 else half_scale(tried)
-        made, errors = round_columns(wide, tried, grid, found)
+        made, errors = round_columns(inside, tried, grid, found)
         better = by_scale(errors, start) < least
         least = np.where(better, by_scale(errors, start), least)
         scale, codes = by_row(better, tried, scale), by_row(better, made, codes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .choices import least
 from .observers import ClipCandidate
 from .statistics import TensorStats
 
@@ -16,12 +18,9 @@ Array = NDArray[np.float64]
 CLIP_FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 # A range is one-sided when its short side is below this share of the long one (SiLU: -0.28 to 6).
 ONE_SIDED = 0.5
-# What `search_scaling` tries: exponents, and caps as shares of the largest smoothed channel.
+# What `predicted_scale` tries: exponents, and caps as shares of the largest smoothed channel.
 EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 CAPS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
-# A shift a channel must lower the error by this much, since it keeps a padding out of a fast
-# integer convolution on CPUs.
-CENTER_GAIN_DB = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +50,47 @@ class Scaling:
     center: Array | None
 
 
-def smoothing_scale(stats: TensorStats, weight_absmax: Array, alpha: float) -> Array:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How channels are scaled: not, by SmoothQuant's exponent, or by least predicted error.
+
+    `centered` subtracts the middle of each channel's range first.
+    """
+
+    scales: Literal["predicted"] | float | None
+    centered: bool = False
+
+    def fit(self, stats: TensorStats, readers: Readers, bits: tuple[int, int]) -> Scaling:
+        """To the ranges of a tensor; `bits` are those of activation and weight."""
+        center = centers(stats) if self.centered else None
+        if self.scales is None:
+            return Scaling(np.ones_like(stats.low), center)
+        if self.scales == "predicted":
+            return Scaling(predicted_scale(stats, readers, bits, centered=self.centered), center)
+        scale = smoothing_scale(stats, readers.absmax, self.scales, centered=self.centered)
+        return Scaling(scale, center)
+
+
+def smoothing_scale(
+    stats: TensorStats, weight_absmax: Array, alpha: float, *, centered: bool = False
+) -> Array:
     """SmoothQuant s_i = max|X_i|^alpha / max|W_i|^(1-alpha) (arXiv 2211.10438, eq. 4).
 
-    ``max|X_i|`` is half the channel's range, since the grid is shifted to its centre where that
-    helps. Arguments and result [C]; normalised to geometric mean 1; dead channels get 1.
+    Where channels are `centered`, ``max|X_i|`` is half the channel's range. Arguments and result
+    [C]; normalised to geometric mean 1; dead channels get 1.
     """
-    reach = half_range(stats)
+    reach = reach_of(stats, centered=centered)
     alive = (reach > 0) & (weight_absmax > 0)
     scale = np.ones_like(reach)
     scale[alive] = reach[alive] ** alpha / weight_absmax[alive] ** (1 - alpha)
     if alive.any():
         scale[alive] /= np.exp(np.mean(np.log(scale[alive])))
     return scale
+
+
+def reach_of(stats: TensorStats, *, centered: bool) -> Array:
+    """Largest magnitude of each channel, or where it is `centered` half its range, [C]."""
+    return half_range(stats) if centered else np.maximum(np.abs(stats.low), np.abs(stats.high))
 
 
 def half_range(stats: TensorStats) -> Array:
@@ -76,33 +103,26 @@ def centers(stats: TensorStats) -> Array:
     return (stats.high + stats.low) / 2
 
 
-def search_scaling(
-    stats: TensorStats, readers: Readers, bits: tuple[int, int], *, allow_center: bool, free: bool
-) -> Scaling:
-    """The smoothing, and whether to centre channels, of least predicted error of the products.
+def predicted_scale(
+    stats: TensorStats, readers: Readers, bits: tuple[int, int], *, centered: bool
+) -> Array:
+    """The scales of least predicted error of the products, [C].
 
     Candidates are SmoothQuant's scales for several exponents, each also with the largest smoothed
     channels capped: few channels set the step of the whole tensor, and widening their scale alone
-    costs the weights little. `bits` are those of activation and weight; `free` says that a shift
-    a channel costs nothing, so that any gain is taken.
+    costs the weights little. `bits` are those of activation and weight.
     """
-    reach = half_range(stats)
-    found: dict[bool, tuple[float, Array]] = {}
+    reach = reach_of(stats, centered=centered)
+    least, best = np.inf, np.ones_like(reach)
     for alpha in EXPONENTS:
-        base = smoothing_scale(stats, readers.absmax, alpha)
+        base = smoothing_scale(stats, readers.absmax, alpha, centered=centered)
         largest = float((reach / base).max())
         for cap in CAPS if largest > 0 else (1.0,):
             scale = np.maximum(base, reach / (largest * cap)) if largest > 0 else base
-            for centered in (False, True) if allow_center else (False,):
-                error = predicted_error(stats, readers, scale, bits, centered=centered)
-                if centered not in found or error < found[centered][0]:
-                    found[centered] = (error, scale)
-    plain = found[False]
-    with_center = found.get(True)
-    least = 1.0 if free else 10 ** (CENTER_GAIN_DB / 10)
-    if with_center is not None and plain[0] > with_center[0] * least:
-        return Scaling(with_center[1], centers(stats))
-    return Scaling(plain[1], None)
+            error = predicted_error(stats, readers, scale, bits, centered=centered)
+            if error < least:
+                least, best = error, scale
+    return best
 
 
 def predicted_error(
@@ -183,4 +203,4 @@ def best_candidate(errors: Sequence[Array], gain: Array, power: int) -> int:
     `errors[k]` [C] holds sums of |error|**power in units of the smoothed tensor; `gain` [C] is the
     norm of the smoothed weights of that input channel, sqrt(sum_o W_oi^2).
     """
-    return int(np.argmin([float(np.sum(error * gain**power)) for error in errors]))
+    return int(least([float(np.sum(error * gain**power)) for error in errors]))

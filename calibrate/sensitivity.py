@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..errors import CalibrationError
 from ..runtime.feeds import Array, Arrays, feeds_of
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ..sites import Site
@@ -153,7 +154,10 @@ def squared_distance(wanted: Arrays, found: Arrays) -> float:
 def divergence(wanted: Arrays, found: Arrays) -> float:
     """KL(wanted || found) of the softmax of the logits, in nats, mean over rows and positions."""
     p, q = (log_softmax(outputs[LOGITS]) for outputs in (wanted, found))
-    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+    with np.errstate(invalid="ignore"):
+        added = np.exp(p) * (p - q)
+    # A masked token has no part in it, in either.
+    return float(np.where((p == -np.inf) & ~np.isnan(q), 0.0, added).sum(axis=-1).mean())
 
 
 def log_softmax(logits: Array) -> NDArray[np.float64]:
@@ -164,8 +168,18 @@ def log_softmax(logits: Array) -> NDArray[np.float64]:
 
 
 def distance(wanted: Arrays, found: Arrays) -> float:
-    """Of the targets of a graph: the divergence of logits, the squared distance of all else."""
-    return (divergence if LOGITS in wanted else squared_distance)(wanted, found)
+    """Of the targets of a graph: the divergence of logits, the squared distance of all else.
+
+    Raises:
+        CalibrationError: it is not finite, so that no plan can be chosen by it.
+    """
+    lost = (divergence if LOGITS in wanted else squared_distance)(wanted, found)
+    if not 0 <= abs(lost) < np.inf:
+        raise CalibrationError(
+            f"the loss at {', '.join(wanted)} is {lost}, which no plan can be chosen by",
+            do="look for NaN or overflow there; leave the suspect sites out",
+        )
+    return lost
 
 
 class ProbeChain:

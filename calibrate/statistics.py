@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import CalibrationError
+from ..sites import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +128,51 @@ def load_exported(path: Path) -> tuple[Statistics, str | None]:
                 )
             keys = set(file.keys())
             names = sorted({key.rpartition(":")[0] for key in keys - {EXPORT}})
-            found = {
-                name: TensorStats(
-                    file.get_tensor(f"{name}:low"),
-                    file.get_tensor(f"{name}:high"),
-                    file.get_tensor(f"{name}:square"),
-                    held_count(file.get_tensor(f"{name}:count")),
-                )
-                for name in names
-            }
+            found = {name: read_stats(file, name) for name in names}
             digest = file.get_tensor(EXPORT).tobytes().hex() if EXPORT in keys else None
             return found, digest
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CalibrationError(
             f"cannot be read: {error}", where=str(path), do="run `arvg-trt calibrate` again"
         ) from error
 
 
-def held_count(saved: NDArray[np.int64]) -> int | NDArray[np.int64]:
-    """One for all channels, or [C]."""
-    return int(saved[0]) if len(saved) == 1 else saved
+def read_stats(file: Any, name: str) -> TensorStats:
+    """The statistics of a tensor.
+
+    Raises:
+        ValueError: they are not of one number of channels, or no statistics of anything.
+    """
+    low, high, square, count = (
+        file.get_tensor(f"{name}:{kind}") for kind in ("low", "high", "square", "count")
+    )
+    for kind, array in (("low", low), ("high", high), ("square", square)):
+        if array.dtype != np.float64 or array.ndim != 1 or array.shape != low.shape:
+            raise ValueError(
+                f"{name}:{kind} is {array.dtype} {list(array.shape)}, not float64 of one length"
+            )
+        if np.isnan(array).any():
+            raise ValueError(f"{name}:{kind} has NaN")
+    if count.dtype != np.int64 or count.ndim != 1 or len(count) not in (1, len(low)):
+        raise ValueError(f"{name}:count is {count.dtype} {list(count.shape)}, not one a channel")
+    if not len(low) or (count < 0).any() or (square < 0).any():
+        raise ValueError(f"{name} has no channels, or a count or sum of squares below 0")
+    return TensorStats(low, high, square, int(count[0]) if len(count) == 1 else count)
+
+
+def require_channels(
+    statistics: Mapping[str, TensorStats], sites: Iterable[Site], where: str
+) -> None:
+    """Raises CalibrationError for statistics of an input with other channels than its weight's."""
+    for site in sites:
+        stats, shape = statistics.get(site.name), site.weight_shape
+        if stats is None or site.weight is None or len(shape) < 2:
+            continue
+        channels = len(stats.low)
+        grouped = site.op == "Conv" and channels % max(1, shape[1]) == 0
+        if channels not in shape and not grouped:
+            raise CalibrationError(
+                f"{site.name} has statistics of {channels} channels and a weight {list(shape)}",
+                where=where,
+                do="run `arvg-trt calibrate` again",
+            )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..sites import ActivationFormat
+from .choices import least
 from .formats import FP8_MAX
 from .scaling import ONE_SIDED
 from .statistics import TensorStats
@@ -149,7 +150,7 @@ def best_grid(
     ratio = np.where(alive, errors / np.where(alive, errors[0], 1), 1)
     usual = np.exp(np.log(ratio).mean(axis=1, keepdims=True))
     own = samples / (samples + PRIOR)
-    best = np.argmin(own * ratio + (1 - own) * np.where(alive, usual, 1), axis=0)
+    best = least(own * ratio + (1 - own) * np.where(alive, usual, 1))
     where = np.arange(len(best))
     step = np.stack([grid.step for grid in candidates])[best, where]
     shift = np.stack([grid.shift for grid in candidates])[best, where]

@@ -89,11 +89,9 @@ def first_scaling(
     """SmoothQuant's scales, which GPS begins with."""
     assert method.scales is not None
     exponent = GPS_EXPONENT if method.scales == "gps" else method.scales
-    if method.centered and takes_shift(group, options):
-        return Scaling(smoothing_scale(stats, group.absmax, exponent), centers(stats))
-    reach = np.maximum(-stats.low, stats.high)
-    around = replace(stats, low=-reach, high=reach)
-    return Scaling(smoothing_scale(around, group.absmax, exponent), None)
+    centered = method.centered and takes_shift(group, options)
+    scale = smoothing_scale(stats, group.absmax, exponent, centered=centered)
+    return Scaling(scale, centers(stats) if centered else None)
 
 
 def takes_shift(group: TokenGroup, options: QuantizeOptions) -> bool:

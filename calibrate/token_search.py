@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..recipe import QuantizeOptions
+from .choices import least
 from .scaling import Scaling
 from .statistics import POSITION
 from .token_groups import TokenGroup
@@ -53,7 +54,7 @@ def search_scalings(
     found: dict[str, Scaling] = {}
     seen = levelled(groups, full)
     for k, method in enumerate(METHODS):
-        chosen = [group for group in groups if np.argmin(errors[group.key]) == k]
+        chosen = [group for group in groups if least(errors[group.key]) == k]
         if chosen:
             found |= scalings_by(method, graph, chosen, seen, full, options)
     return found

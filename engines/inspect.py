@@ -7,6 +7,7 @@ names are counted, never layers.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -15,6 +16,7 @@ import msgspec
 ProvableFormat = Literal["int8", "fp8"]
 
 _DATATYPE: dict[ProvableFormat, str] = {"int8": "Int8", "fp8": "FP8"}
+TABLE_MARK = b"\x2d\x80\x01\x00"  # behind a name in the table of inputs and outputs
 _PRODUCTS = ("gemm", "correlation")
 
 _LAYER = re.compile(
@@ -52,6 +54,20 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
         )
         for match in _LAYER.finditer(text)
     )
+
+
+def table_order(plan: bytes, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The outputs `names` as a plan of TensorRT for RTX 1.x lists them; None where it does not.
+
+    An entry has each name with its length of 8 bytes in front, and twice; the first is marked.
+    """
+    found: dict[str, int] = {}
+    for name in names:
+        text = name.encode()
+        found[name] = plan.rfind(struct.pack("<Q", len(text)) + text + TABLE_MARK)
+    if min(found.values(), default=0) < 0:
+        return None
+    return tuple(sorted(found, key=found.__getitem__))
 
 
 def prove_sites(

@@ -24,6 +24,8 @@ from .rewriting import Inserter, array, producer, remove_dead_nodes, take_over
 
 Ranges = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 INT32_MAX = 2**31 - 1
+UINT8_MAX = 255
+LEAST_REACH = 1e-30  # of an output that is always zero; its step stays a float32 of full precision
 # Share of an output's calibrated range that the grid spans: what calibration saw, and a little.
 HEADROOM = 1.05
 
@@ -57,7 +59,7 @@ def rewrite_convolutions(model: ir.Model, ranges: Ranges) -> list[str]:
             continue
         chain = match_chain(node)
         weight = match_weight(node)
-        if chain is None or weight is None:
+        if chain is None or weight is None or (largest_sums(weight[0]) >= INT32_MAX).any():
             continue
         rewrite(graph, node, chain, *weight, ranges[str(node.name)])
         done.append(str(node.name))
@@ -215,10 +217,11 @@ def convolution(
 ) -> ir.Value:
     """QLinearConv with a uint8 output that has a step and a zero point of its own per channel."""
     out_scale, out_zero = output_grid(*output_range)
-    # The output step is 1 for all channels: the weight scale of a channel holds its real step.
-    product_scale = weight_scale.astype(np.float64) / out_scale
     centred = bias + (out_zero.astype(np.float64) - 128) * out_scale
-    bias_q = np.round(centred / (chain.scale * weight_scale.astype(np.float64)))
+    codes, wide_scale = with_room_for_bias(codes, weight_scale, centred / chain.scale)
+    # The output step is 1 for all channels: the weight scale of a channel holds its real step.
+    product_scale = wide_scale / out_scale
+    bias_q = np.round(centred / (chain.scale * wide_scale))
     attributes = {key: value for key, value in node.attributes.items() if key != "pads"}
     quantized = add(
         "QLinearConv",
@@ -229,7 +232,7 @@ def convolution(
         add.constant("w_zero", np.zeros(len(codes), np.int8)),
         add.constant("y_scale", np.array(1, np.float32)),
         add.constant("y_zero", np.array(128, np.uint8)),
-        add.constant("bias_q", np.clip(bias_q, -INT32_MAX, INT32_MAX).astype(np.int32)),
+        add.constant("bias_q", bias_q.astype(np.int32)),
         **attributes,
         **({"pads": list(chain.pads)} if chain.pads else {}),
     )
@@ -242,14 +245,36 @@ def convolution(
     )
 
 
+def with_room_for_bias(
+    codes: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float64]
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Codes and scales [O] with which `bias` [O], in steps of `scale`, fits INT32 beside the sums.
+
+    A channel of tiny weights beside a large bias gets a larger scale, and its codes are rounded
+    once more. That is 1e-3 of the step of its output or less, which has to reach to the bias.
+    """
+    room = INT32_MAX - largest_sums(codes)
+    wide = scale.astype(np.float64)
+    raised = np.maximum(wide, np.abs(bias) / room * (1 + 1e-9))
+    share = (wide / raised).reshape(-1, *(1,) * (codes.ndim - 1))
+    return np.rint(codes * share).astype(np.int8), raised
+
+
+def largest_sums(codes: NDArray[np.int8]) -> NDArray[np.int64]:
+    """What the products of each channel [O] with any uint8 input add up to at most."""
+    magnitude = np.abs(codes.astype(np.int64)).reshape(len(codes), -1)
+    total: NDArray[np.int64] = UINT8_MAX * magnitude.sum(axis=1)
+    return total
+
+
 def output_grid(
     low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """uint8 step and zero point per output channel, [O] each; zero lies on the grid."""
     low = np.minimum(low * HEADROOM, 0.0)
     high = np.maximum(high * HEADROOM, 0.0)
-    scale = np.maximum(high - low, 1e-8) / 255
-    return scale, np.clip(np.round(-low / scale), 0, 255).astype(np.uint8)
+    scale = np.maximum(high - low, LEAST_REACH) / UINT8_MAX
+    return scale, np.clip(np.round(-low / scale), 0, UINT8_MAX).astype(np.uint8)
 
 
 def nearest_resize(value: ir.Value) -> ir.Node | None:

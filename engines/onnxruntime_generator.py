@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import BuildError
+from ..graph_file import read_graph
 from ..runtime.feeds import graph_of, load_sample, sample_files
 from ..runtime.generator import FULL, OTHER_GRAPHS, SPEC_FILE, Generator
 from ..runtime.sessions.onnxruntime import (
@@ -67,7 +67,7 @@ def build_generator_engine(
         for k, graph in enumerate(graphs):
             progress(REWRITING, k, steps)
             start, before = time.perf_counter(), folder_bytes(output)
-            model = ir.load(source / f"{graph}.onnx")
+            model = read_graph(source / f"{graph}.onnx")
             rewritten = rewrite_graph(model, ranges)
             weights.write(model, graph)
             size = folder_bytes(output) - before
@@ -99,7 +99,7 @@ def check_loop(source: Path, engine: Path) -> None:
         opened.append(ComparedSession(path, source / path.name, threads))
         return opened[-1]
 
-    Generator.open(engine, session=session).generate([0])
+    Generator.open(engine, session=session, verify=False).generate([0])  # no manifest yet
     for compared in opened:
         require_close(compared)
 

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import BuildError
+from ..errors import BuildError, nearest
 from ..runtime.trt_compat import Backend
 
 Format = Literal["fp16", "bf16", "int8_gemm", "int8_conv", "int4", "fp8", "fp4"]
 
 _NAMES: dict[str, int] = {
-    **dict.fromkeys(("t4", "rtx2060", "rtx2070", "rtx2080"), 75),
-    "a100": 80,
-    **dict.fromkeys(("a10", "a40", "rtx3050", "rtx3060", "rtx3070", "rtx3080", "rtx3090"), 86),
+    **dict.fromkeys(("t4", "rtx2060", "rtx2070", "rtx2080", "rtx8000"), 75),
+    **dict.fromkeys(("a30", "a100", "a800"), 80),
+    **dict.fromkeys(("a2", "a10", "a16", "a40", "rtxa2000", "rtxa4000", "rtxa4500"), 86),
+    **dict.fromkeys(("rtxa5000", "rtxa5500", "rtxa6000"), 86),
+    **dict.fromkeys(("rtx3050", "rtx3060", "rtx3070", "rtx3080", "rtx3090"), 86),
     **dict.fromkeys(("jetsonorin", "orin", "orinnano", "orinnx", "agxorin"), 87),
-    **dict.fromkeys(("l4", "l40", "rtx4050", "rtx4060", "rtx4070", "rtx4080", "rtx4090"), 89),
+    **dict.fromkeys(("l4", "l20", "l40", "l40s", "rtx2000ada", "rtx4000ada", "rtx4500ada"), 89),
+    **dict.fromkeys(("rtx5000ada", "rtx6000ada"), 89),
+    **dict.fromkeys(("rtx4050", "rtx4060", "rtx4070", "rtx4080", "rtx4090"), 89),
+    **dict.fromkeys(("h100", "h200", "h800", "h20", "gh200"), 90),
+    **dict.fromkeys(("b100", "b200", "gb200"), 100),
     **dict.fromkeys(("jetsonthor", "thor"), 110),
-    **dict.fromkeys(("rtx5050", "rtx5060", "rtx5070", "rtx5080", "rtx5090"), 120),
+    **dict.fromkeys(("rtx5050", "rtx5060", "rtx5070", "rtx5080", "rtx5090", "rtxpro6000"), 120),
+    **dict.fromkeys(("gb10", "dgxspark"), 121),
 }
-_VARIANT = re.compile(r"(?<=\d)(ti|super|laptop|mobile)+$")
+# What drivers, shops and data sheets put around a name.
+_BRAND = re.compile(r"^(nvidia|geforce|tesla|quadro)+")
+_MEMORY = re.compile(r"(?<![a-z0-9])\d+ ?gb(?![a-z0-9])")
+_VARIANT = re.compile(
+    r"(?<=[a-z0-9])(ti|super|laptopgpu|laptop|mobile|generation|pcie|sxm\d?|nvl|hbm\d?e?)+$"
+)
 
 _TURING: frozenset[Format] = frozenset({"fp16", "int8_gemm"})
 _AMPERE: frozenset[Format] = _TURING | {"bf16", "int8_conv", "int4"}
@@ -72,22 +83,22 @@ def resolve_target(name: str, backend: Backend) -> Target:
 
     Raises BuildError: an unknown name (with the nearest ones), or a GPU that `backend` lacks.
     """
-    plain = _VARIANT.sub("", re.sub(r"[\s_-]+", "", name.lower()))
+    spelled = re.sub(r"[\s_-]+", "", _MEMORY.sub("", name.lower()))
+    plain = spelled if spelled in _NAMES else _VARIANT.sub("", _BRAND.sub("", spelled))
     capability = _NAMES.get(plain) or _spelled_capability(plain)
     if capability not in _FORMATS:
         known = [*_NAMES, *(f"sm{number}" for number in sorted(_FORMATS))]
-        near = difflib.get_close_matches(plain, known, n=3, cutoff=0.4)
         raise BuildError(
-            "unknown target",
-            where=name,
-            do=f"nearest names: {', '.join(near)}" if near else f"known: {', '.join(known)}",
+            "unknown target", where=name[:100], do=f"nearest names: {nearest(plain[:100], known)}"
         )
     target = Target(name, capability)
     if backend == "tensorrt_rtx" and capability not in _RTX_CAPABILITIES:
         raise BuildError(
             f"TensorRT for RTX has no {target.sm}",
             where=name,
-            do="build with the tensorrt backend on the device itself",
+            do="it compiles for "
+            f"{', '.join(f'sm{number}' for number in sorted(_RTX_CAPABILITIES))}; "
+            "for this GPU build with the tensorrt backend on the device itself",
         )
     return target
 

@@ -1,8 +1,8 @@
 """ONNX to a TensorRT or TensorRT for RTX plan, and the list of the layers it became.
 
-Where every shape is fixed (no dynamic input, or profiles with min = opt = max) the same graph,
-targets and builder give the same bytes. With a range of shapes TensorRT for RTX numbers its shape
-arithmetic anew on each build: the same kernels, other bytes.
+Where every shape is fixed (no dynamic input, or profiles with min = opt = max) and the process has
+fixed addresses, the same graph, targets and builder give the same bytes. With a range of shapes
+TensorRT for RTX numbers its shape arithmetic anew on each build: the same kernels, other bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from ..artifacts import atomic_write
 from ..errors import BuildError
 from ..runtime.trt_compat import Backend, BuilderModule, device_compute_capability, load_builder
-from .inspect import Layer, parse_layers
+from .inspect import Layer, parse_layers, table_order
 from .targets import Target
 
 Shape = tuple[int, ...]
@@ -29,22 +29,31 @@ Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
 class BuildResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A plan file as built; ``bytes`` its size, ``seconds`` parsing and compiling.
 
-    ``layers`` is empty where the builder does not print the list. Nothing here was executed.
+    ``layers`` is empty where the builder does not print the list. ``table`` has
+    the outputs in the plan's order, where it can be read. Nothing here was executed.
     """
 
     bytes: int
     sha256: str
     seconds: float
     layers: tuple[Layer, ...]
+    outputs: tuple[str, ...]
+    table: tuple[str, ...] | None
     builder_version: str
     targets: tuple[str, ...]
     status: str = "built, not executed"
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the plan has the outputs in the graph's order, as far as one can tell."""
+        return self.table in (None, self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     plan: bytes = b""
     layers: str = ""
+    outputs: tuple[str, ...] = ()
     problem: BuildError | None = None
 
 
@@ -80,6 +89,8 @@ def build_engine(
         sha256=hashlib.sha256(attempt.plan).hexdigest(),
         seconds=seconds,
         layers=parse_layers(attempt.layers),
+        outputs=attempt.outputs,
+        table=table_order(attempt.plan, attempt.outputs),
         builder_version=f"{backend} {api.version}",
         targets=tuple(target.sm for target in targets),
     )
@@ -134,7 +145,8 @@ def _compile(
         text = _one_line(log.errors[-1]) if log.errors else "the builder gave no reason"
         names = ", ".join(target.sm for target in targets)
         return _Attempt(problem=BuildError(f"cannot be built for {names}: {text}", where=where))
-    return _Attempt(plan=bytes(plan), layers=log.layers)
+    outputs = tuple(network.get_output(i).name for i in range(network.num_outputs))
+    return _Attempt(plan=bytes(plan), layers=log.layers, outputs=outputs)
 
 
 def _parse_error(parser: Any, log: Any, where: str) -> BuildError:

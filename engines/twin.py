@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from ..errors import BuildError
-from .twin_precision import TYPE_BLIND, is_float, only_masks, single_precision
+from .twin_precision import TYPE_BLIND, holds_beyond, is_float, only_masks, single_precision
 
 HalfType = Literal["float16", "bfloat16"]
 
@@ -31,8 +31,10 @@ class _Half:
     lacking: frozenset[str]  # operators that TensorRT for RTX does not build in this type
 
 
+# Half scales exist from opset 19, and DequantizeLinear types its output otherwise from 23.
+HALF_OPSETS = range(19, 23)
 _HALVES: dict[HalfType, _Half] = {
-    "float16": _Half("float16", ir.DataType.FLOAT16, 65504.0, 2.0**-14, range(19, 23), frozenset()),
+    "float16": _Half("float16", ir.DataType.FLOAT16, 65504.0, 2.0**-14, HALF_OPSETS, frozenset()),
     "bfloat16": _Half(
         "bfloat16",
         ir.DataType.BFLOAT16,
@@ -42,8 +44,7 @@ _HALVES: dict[HalfType, _Half] = {
         frozenset({"ConvTranspose"}),
     ),
 }
-# Half scales exist from opset 19, and DequantizeLinear types its output otherwise from 23. Conv
-# takes bfloat16 from 22, which is 21 with that added; GroupNormalization is as now from 21.
+# Conv takes bfloat16 from 22, which is 21 with that added; GroupNormalization is as now from 21.
 _BFLOAT16_OPSET = 22
 
 
@@ -56,10 +57,12 @@ def fp16_twin(
     """A copy of `model` that computes in `dtype`, with Casts at the border and around FP32 parts.
 
     Inputs, outputs and node names stay as they are; weights must be inside the model. `keep_fp32`
-    names further nodes that stay in FP32. A bfloat16 twin has opset 22. Raises BuildError: an opset
-    other than 19 to 22 (bfloat16: 21, 22), control flow, values of unknown type, a name in
-    `keep_fp32` that is no node, a scale that is not positive, an initializer beyond the range of
-    `dtype`.
+    names further nodes that stay in FP32; nodes with a constant beyond the range of `dtype` do so
+    by themselves. A bfloat16 twin has opset 22.
+
+    Raises:
+        BuildError: an opset other than 19 to 22 (bfloat16: 21, 22), control flow, values of unknown
+            type, a name in `keep_fp32` that is no node, a scale that is not positive.
     """
     twin = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
     ir.external_data.load_to_model(twin)
@@ -70,7 +73,8 @@ def fp16_twin(
         twin.opset_imports[""] = _BFLOAT16_OPSET
     _infer_types(twin)
     nodes = list(twin.graph)
-    single = single_precision(nodes, keep_fp32, half.lacking, half.smallest_normal)
+    beyond = [str(node.name) for node in nodes if holds_beyond(node, half.largest)]
+    single = single_precision(nodes, [*keep_fp32, *beyond], half.lacking, half.smallest_normal)
     _Converter(twin.graph, half).run(nodes, single)
     return ir.to_proto(twin)
 
@@ -199,13 +203,6 @@ class _Converter:
         array = value.const_value.numpy()
         if value in self.masks:
             array = np.where(np.isfinite(array), np.maximum(array, -self.half.largest), array)
-        beyond = np.isfinite(array) & (np.abs(array) > self.half.largest)
-        if beyond.any():
-            raise BuildError(
-                f"{np.abs(array[beyond]).max():.6g} is beyond {self.half.name}",
-                where=value.name,
-                do="name the nodes that read it in keep_fp32",
-            )
         name = f"{value.name}.{self.half.name}"
         half = ir.Value(
             name=name,

@@ -118,15 +118,29 @@ def only_masks(value: ir.Value) -> bool:
     return True
 
 
+def holds_beyond(node: ir.Node, largest: float) -> bool:
+    """Whether a node has a finite constant above `largest` that is no mask, such as a variance.
+
+    Its result may still fit: what calibration saw overflow is kept in FP32 by another list.
+    """
+    for value in node.inputs:
+        if not is_float(value) or value is None or value.const_value is None or only_masks(value):
+            continue
+        array = value.const_value.numpy()
+        if np.any(np.isfinite(array) & (np.abs(array) > largest)):
+            return True
+    return False
+
+
 def constant_scale(node: ir.Node) -> np.ndarray | None:
     """The constant scale of a Quantize or Dequantize, checked; None if it is computed."""
     value = node.inputs[1]
     if value is None or value.const_value is None or value.dtype != ir.DataType.FLOAT:
         return None
     scale = value.const_value.numpy()
-    if not np.all(scale > 0):
+    if not np.all((scale > 0) & (scale < np.inf)):
         raise BuildError(
-            f"scale {value.name} is not positive",
+            f"scale {value.name} is not positive and finite",
             where=node.name,
             do="floor the scale when quantizing",
         )

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
+from ..artifacts import UNDECODABLE, said
 from ..errors import ExportError
 
 Told = TypeVar("Told", bound=msgspec.Struct)
@@ -24,9 +25,9 @@ def read_beside(folder: Path, kind: type[Told]) -> Told:
         return kind()
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except UNDECODABLE as error:
         raise ExportError(
-            f"cannot be read: {error}", where=str(path), do="correct it, or remove it"
+            f"cannot be read: {said(error)}", where=str(path), do="correct it, or remove it"
         ) from error
 
 

@@ -195,6 +195,7 @@ def linear_sites(
     excluded: Mapping[str, str],
     token_axis: Mapping[str, int],
     position_input: str | None,
+    of_all_positions: bool = False,
 ) -> tuple[Site, ...]:
     """Sites of a transformer's graph after `canonical_linears`, in graph order.
 
@@ -238,6 +239,7 @@ def linear_sites(
                 ),
                 token_axis=axis,
                 position_input=None if axis is None else position_input,
+                of_all_positions=of_all_positions,
                 producer_fold=fold(path),
                 excluded=excluded.get(path),
             )

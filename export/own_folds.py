@@ -31,10 +31,10 @@ def find_fold(
         return None, None
     channels = channels_of(users[0][0])
     norm = value.producer()
-    if norm is not None and norm.op_type in NORMS and norm_axis(norm) == axis:
-        names = [constant_name(norm, k, channels) for k in (1, 2)]
-        if names[0] is not None and names[1] is not None:
-            return (names[0], names[1]), None
+    if norm is not None and is_norm(norm, value, axis):
+        scale, bias = (constant_name(norm, k, channels) for k in (1, 2))
+        if scale is not None and bias is not None:
+            return (scale, bias), None
     return None, producer_parts(value, axis, channels)
 
 
@@ -52,17 +52,15 @@ def producer_parts(value: ir.Value, axis: int, channels: int) -> ProducerFold | 
     node = value.producer()
     if node is None:
         return None
-    if node.op_type in NORMS and norm_axis(node) == axis:
-        scale, bias = (constant_name(node, k, channels) for k in (1, 2))
-        if scale is None:
-            return None
-        return parts([(scale, 0)], (bias, 0) if bias else None)
+    if is_norm(node, value, axis):
+        return through_norm(node, channels)
     if node.op_type == "MatMul":
         weight = node.inputs[1]
         if weight is None or weight.const_value is None or not is_own(weight):
             return None
         shape = weight.const_value.shape.numpy()
-        fits = len(shape) == 2 and shape[1] == channels
+        last = value.shape is not None and axis == len(value.shape) - 1
+        fits = last and len(shape) == 2 and shape[1] == channels
         return parts([(str(weight.name), 1)], None) if fits else None
     if node.op_type in HOMOGENEOUS:
         inner = behind(node.inputs[0], axis, channels)
@@ -79,6 +77,21 @@ def behind(value: ir.Value | None, axis: int, channels: int) -> ProducerFold | N
     if value is None or value.is_graph_output() or len(value_uses(value)) != 1:
         return None
     return producer_parts(value, axis, channels)
+
+
+def through_norm(norm: ir.Node, channels: int) -> ProducerFold | None:
+    """Weight and bias are divided, and the bias takes the shift.
+
+    A bias that cannot be divided, since something else reads it too or the graph computes it,
+    leaves no fold: the weight alone would change the sum.
+    """
+    scale, bias = (constant_name(norm, k, channels) for k in (1, 2))
+    has_bias = len(norm.inputs) > 2 and norm.inputs[2] is not None
+    if scale is None or (has_bias and bias is None):
+        return None
+    if bias is None:
+        return parts([(scale, 0)], None)
+    return parts([(scale, 0), (bias, 0)], (bias, 0))
 
 
 def through_add(node: ir.Node, value: ir.Value, axis: int, channels: int) -> ProducerFold | None:
@@ -139,7 +152,13 @@ def constant_name(node: ir.Node, index: int, channels: int) -> str | None:
 
 def is_own(value: ir.Value) -> bool:
     """Whether a single node reads an initializer, so that changing it changes nothing else."""
-    return value.is_initializer() and len(list(value.uses())) == 1
+    used_once = len(list(value.uses())) == 1
+    return value.is_initializer() and used_once and not value.is_graph_output()
+
+
+def is_norm(node: ir.Node, value: ir.Value, axis: int) -> bool:
+    """Whether `value` is what a norm with its channels on `axis` makes, not one of its moments."""
+    return node.op_type in NORMS and value is node.outputs[0] and norm_axis(node) == axis
 
 
 def norm_axis(norm: ir.Node) -> int | None:
@@ -155,6 +174,7 @@ def norm_axis(norm: ir.Node) -> int | None:
 
 
 def without_shift(fold: ProducerFold | None) -> ProducerFold | None:
+    """The scale alone: a bias that would take the shift stays among what is divided."""
     return None if fold is None else ProducerFold(divide=fold.divide, subtract=())
 
 

@@ -1,6 +1,7 @@
 """A user's own ONNX file -> the form that later stages take: opset, names, linears, constants.
 
-1. Opset 21 at least; functions are inlined, constants are initializers, every value has a type.
+1. Opset 21 at least; functions are inlined, constants and what they compute are initializers, every
+   value has a type; float16 is widened. Bodies of If, Loop and Scan keep their nodes.
 2. Every product has the name of its site, by `site_names`; no other node or value has a slash in
    its name, which the stages use for what they insert.
 3. Every linear is MatMul with `SITE.weight` [in, out] and an Add of `SITE.bias`, if any.
@@ -13,28 +14,31 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
-from onnx.version_converter import convert_version
 from onnx_ir.passes.common import (
-    IdentityEliminationPass,
-    InlinePass,
     LiftConstantsToInitializersPass,
     LiftSubgraphInitializersToMainGraphPass,
     NameFixPass,
-    RemoveInitializersFromInputsPass,
     ShapeInferencePass,
     TopologicalSortPass,
 )
 
-from ..errors import ExportError
-from .graph_passes import NAME_SCOPES, SITE_OPS, module_path
+from .graph_passes import module_path
 from .linear_passes import canonical_linears, drop_unused, weight_of
-from .own_products import attention_role, is_activation_product, not_a_linear
+from .own_constants import WIDENED, fold, widen_halves
+from .own_load import OPSET, load, weight_files
+from .own_products import (
+    attention_role,
+    is_activation_product,
+    is_listed,
+    is_product,
+    not_a_linear,
+)
+from .own_rewrites import rewrite_products
 
-OPSET = 21
-LARGEST_PROTO = 2**31 - 2**20
+__all__ = ["OPSET", "load", "read_own_graph", "weight_files"]
+
+UNNAMED = "unnamed"
 # What an exporter calls a constant that it computed: it says nothing of the module.
 NAMELESS = re.compile(r"(val|const|constant|onnx::\w+|initializer)[_:]?\d*", re.IGNORECASE)
 # What later stages name after a site.
@@ -53,100 +57,40 @@ NORMS = (
 )
 
 
-def read_own_graph(path: Path, taken: Collection[str] = ()) -> ir.Model:
+def read_own_graph(
+    path: Path, taken: Collection[str] = (), graph_name: str | None = None
+) -> ir.Model:
     """Read a file and bring it into the canonical form; weights stay mapped in their file.
 
-    `taken` are site names of other graphs: a site of such a name gets the file's stem before it.
+    `taken` are site names of other graphs: a site of such a name gets `graph_name` before it, the
+    file's stem by default.
+    `model.meta[WIDENED]` says whether the file computes in float16.
 
     Raises:
-        ExportError: not an ONNX model, weights missing, or an opset that cannot be converted.
+        ExportError: not an ONNX model, weights missing, already quantized, or an opset that cannot
+            be converted.
     """
     model = load(path)
-    opset = model.opset_imports.get("", 1)
-    if opset < OPSET:
-        model = raise_opset(model, path, opset)
-    for apply in (
-        InlinePass(),
-        RemoveInitializersFromInputsPass(),
-        LiftSubgraphInitializersToMainGraphPass(),
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        IdentityEliminationPass(),
-        TopologicalSortPass(),
-    ):
-        apply(model)
-    unnamed = [node for node in model.graph if not node.name]
+    for node in model.graph.all_nodes():
+        node.meta[UNNAMED] = not node.name  # passes make up names that say nothing
     NameFixPass()(model)
-    for node in unnamed:
-        node.name = None  # the pass makes up a name that says nothing
+    LiftSubgraphInitializersToMainGraphPass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    model.meta[WIDENED] = widen_halves(model)
+    fold(model)
+    LiftSubgraphInitializersToMainGraphPass()(model)
+    TopologicalSortPass()(model)
+    for node in model.graph.all_nodes():
+        if node.meta.get(UNNAMED):
+            node.name = None
     infer_shapes(model)
-    name_everything(model.graph, path.stem, taken)
+    rewrite_products(model.graph)
+    infer_shapes(model)
+    name_everything(model.graph, graph_name or path.stem, taken)
     canonical_linears(model.graph, name_of=linear_name)
     own_constants(model.graph)
     drop_unused(model.graph)
     return model
-
-
-def load(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise ExportError("no such file", where=str(path), do="name ONNX files after --graph")
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise ExportError("is not an ONNX model", where=str(path)) from error
-    if not proto.graph.node or not proto.graph.output:
-        raise ExportError("is not an ONNX model with nodes and outputs", where=str(path))
-    del proto
-    model = ir.load(path)
-    missing = [file.name for file in weight_files(model) if not file.is_file()]
-    if missing:
-        raise ExportError(
-            f"its weights are in {missing[0]}, which is missing",
-            where=str(path),
-            do="put the file beside the graph",
-        )
-    return model
-
-
-def weight_files(model: ir.Model) -> list[Path]:
-    """The external files that hold a model's weights."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
-
-
-def raise_opset(model: ir.Model, path: Path, opset: int) -> ir.Model:
-    """The model at opset 21; the converter forgets what made a node, which is put back.
-
-    Raises:
-        ExportError: an operator has no conversion.
-    """
-    made_by = {
-        node.outputs[0].name: node.metadata_props[NAME_SCOPES]
-        for node in model.graph
-        if NAME_SCOPES in node.metadata_props
-    }
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    if size >= LARGEST_PROTO:
-        raise ExportError(
-            f"opset {opset} is to be converted to {OPSET}, which takes less than 2 GB of weights",
-            where=str(path),
-            do=f"export the model at opset {OPSET}",
-        )
-    ir.external_data.load_to_model(model)
-    try:
-        converted = convert_version(ir.to_proto(model), OPSET)
-    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ExportError(
-            f"opset {opset} cannot be converted to {OPSET}: {reason}",
-            where=str(path),
-            do=f"export the model at opset {OPSET}",
-        ) from error
-    raised = ir.from_proto(converted)
-    for node in raised.graph:
-        if node.outputs[0].name in made_by:
-            node.metadata_props[NAME_SCOPES] = made_by[node.outputs[0].name]
-    return raised
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -162,18 +106,23 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def name_everything(graph: ir.Graph, graph_name: str, taken: Collection[str]) -> None:
-    """Products after their sites; other nodes and inner values keep their names without slashes."""
+    """Products after their sites; other nodes and inner values keep their names without slashes.
+
+    Names in bodies are other than those outside and in other bodies.
+    """
     used: set[str] = set()
-    for node in [node for node in graph if node.op_type in SITE_OPS]:
+    for node in [node for node in graph if is_listed(node)]:
         base = site_name(node)
         if base in taken:
             base = f"{graph_name}.{base}"
         node.name = unique(base, {*used, *taken, *blocked_names(graph, node)})
         used.add(node.name)
-    for node in graph:
-        if node.op_type not in SITE_OPS:
-            node.name = unique(plain(node.name or node.op_type), used)
-            used.add(node.name)
+    others = [node for node in graph if not is_listed(node)]
+    inside = [node for node in graph.all_nodes() if node.graph is not graph]
+    for node in (*others, *inside):
+        blocked = {*used, *taken} if is_listed(node) else used
+        node.name = unique(plain(node.name or node.op_type.lower()), blocked)
+        used.add(node.name)
     outside = {value.name for value in (*graph.inputs, *graph.outputs)}
     inner = [v for n in graph for v in n.outputs if v.name and v.name not in outside]
     names = {str(v.name) for v in inner} | {str(name) for name in outside}
@@ -181,11 +130,24 @@ def name_everything(graph: ir.Graph, graph_name: str, taken: Collection[str]) ->
         if "/" in str(value.name):
             value.name = unique(plain(str(value.name)), names)
             names.add(value.name)
+    names |= {str(name) for name in graph.initializers}
+    for value in body_values(graph):
+        value.name = unique(plain(str(value.name)), names)
+        names.add(value.name)
+
+
+def body_values(graph: ir.Graph) -> list[ir.Value]:
+    """What bodies take and compute, at any depth, without optional outputs that are left out."""
+    found: dict[ir.Value, None] = {}
+    for body in graph.subgraphs():
+        found |= dict.fromkeys((*body.inputs, *body.initializers.values()))
+        found |= dict.fromkeys(v for node in body for v in node.outputs if v.name)
+    return list(found)
 
 
 def site_name(node: ir.Node) -> str:
     """What a product's weight belongs to, else the module that made the node, else its own name."""
-    weight = node.inputs[1]
+    weight = node.inputs[1] if is_product(node) else None
     if weight is not None and not weight.is_initializer():
         weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
     held = "" if weight is None else str(weight.name)
@@ -195,6 +157,8 @@ def site_name(node: ir.Node) -> str:
     if not base and not NAMELESS.fullmatch(held):
         base = held
     base = plain(base or node.op_type.lower())
+    if not is_product(node):
+        return base
     return f"{base}.{attention_role(node)}" if is_activation_product(node) else base
 
 
@@ -202,7 +166,8 @@ def blocked_names(graph: ir.Graph, node: ir.Node) -> set[str]:
     """Names under which other nodes have constants that later stages call a site's."""
     near = [node, *node.outputs[0].consumers()]
     own = {value.name for n in near for value in n.inputs if value is not None}
-    weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
+    linear = is_product(node) and node.op_type in ("MatMul", "Gemm")
+    weight = weight_of(node) if linear else None
     own |= {weight.name} if weight is not None else set()
     return {
         name.rpartition(".")[0]
@@ -226,7 +191,7 @@ def unique(base: str, used: Collection[str]) -> str:
 
 def linear_name(node: ir.Node) -> str | None:
     """The name of a node that is a linear and nothing more, None for any other product."""
-    return None if not_a_linear(node) else node.name
+    return None if node.domain or not_a_linear(node) else node.name
 
 
 def own_constants(graph: ir.Graph) -> None:

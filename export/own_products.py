@@ -12,10 +12,51 @@ from .linear_passes import weight_of
 SCORES, VALUES, PRODUCT = "bmm_qk", "bmm_pv", "bmm"
 # They read a tensor's shape and not its values.
 SHAPE_OPS = ("Shape", "Size")
+RANDOM_OPS = (
+    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
+    *("RandomUniform", "RandomUniformLike"),
+)
+RECURRENT_OPS = ("LSTM", "GRU", "RNN")
+# Of other domains, what computes products.
+FOREIGN_PRODUCTS = (
+    *SITE_OPS,
+    *("Attention", "FusedConv", "FusedGemm", "FusedMatMul", "GroupQueryAttention"),
+    *("MultiHeadAttention", "NhwcFusedConv"),
+)
+UNKNOWN_RANK = "the rank of its input is unknown"
+
+
+def is_product(node: ir.Node) -> bool:
+    """Whether a node is ONNX's own Conv, ConvTranspose, MatMul or Gemm."""
+    return node.op_type in SITE_OPS and node.domain == ""
+
+
+def is_listed(node: ir.Node) -> bool:
+    """Whether a node computes products, in any form: all that sites are made of, or a reason."""
+    if node.domain != "":
+        return node.op_type in FOREIGN_PRODUCTS
+    return node.op_type in (*SITE_OPS, "Einsum", "Attention", *RECURRENT_OPS)
+
+
+def foreign_form(node: ir.Node) -> str | None:
+    """Why a node that `is_listed` is no convolution or linear of ONNX, None if it may be one."""
+    if node.domain != "":
+        return f"it is {node.domain}::{node.op_type}, no operator of ONNX"
+    if node.op_type in RECURRENT_OPS:
+        return f"engines compute an {node.op_type} in one kernel of floats"
+    if node.op_type == "Attention":
+        return ATTENTION
+    if node.op_type == "Einsum":
+        equation = node.attributes.get_string("equation", "")
+        return f"the Einsum {equation} is no product of an activation's last axis with a matrix"
+    return None
 
 
 def obstacle(node: ir.Node) -> str | None:
     """Why a product cannot be quantized, None if it can."""
+    reason = foreign_form(node)
+    if reason is not None:
+        return reason
     if node.op_type in ("MatMul", "Gemm"):
         if is_activation_product(node):
             softmax = attention_role(node) != PRODUCT
@@ -23,7 +64,9 @@ def obstacle(node: ir.Node) -> str | None:
         reason = not_a_linear(node)
         x = node.inputs[0]
         if reason is None and (x is None or x.shape is None):
-            return "the rank of its input is unknown"
+            return UNKNOWN_RANK
+        if reason is None and x is not None and x.shape is not None and len(x.shape) < 2:
+            return "its input is a vector, without an axis of rows"
         return reason
     weight = node.inputs[1]
     if weight is None or weight.const_value is None:
@@ -34,10 +77,10 @@ def obstacle(node: ir.Node) -> str | None:
         return "a convolution in groups"
     if weight.const_value.dtype != ir.DataType.FLOAT:
         return f"its weight is {weight.const_value.dtype.name.lower()}, not float32"
-    if len(weight.const_value.shape) != 4:
-        return "not a convolution of two dimensions"
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return "its padding depends on the size of its input (auto_pad)"
+    if len(weight.const_value.shape) != 4:
+        return f"a convolution over {len(weight.const_value.shape) - 2} axes, not one or two"
     return None
 
 
@@ -58,10 +101,31 @@ def is_computed_constant(value: ir.Value) -> bool:
             continue
         seen.add(found)
         node = found.producer()
-        if node is None:
+        if node is None or node.op_type in RANDOM_OPS or has_body(node):
             return False
         stack += [v for v in node.inputs if v is not None]
     return True
+
+
+def in_body(operator: str) -> str:
+    """Why a product in a graph of an If, Loop or Scan is left as it is."""
+    return f"it is in the body of a node {operator}"
+
+
+def bodies(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Graph]]:
+    """(node, graph of its own) for every node outside and in bodies that runs graphs."""
+    for node in graph.all_nodes():
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield node, attribute.as_graph()
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                yield from ((node, body) for body in attribute.as_graphs())
+
+
+def has_body(node: ir.Node) -> bool:
+    """Whether a node runs graphs of its own, as If and Loop do, which read outer values too."""
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in graphs for attribute in node.attributes.values())
 
 
 def before(node: ir.Node) -> Iterator[ir.Node]:
@@ -73,7 +137,7 @@ def before(node: ir.Node) -> Iterator[ir.Node]:
         if producer is None or producer in seen or producer.op_type in SHAPE_OPS:
             continue
         seen.add(producer)
-        if producer.op_type in SITE_OPS:
+        if is_product(producer):
             yield producer
         else:
             stack += [value for value in producer.inputs if value is not None]
@@ -88,7 +152,7 @@ def behind(node: ir.Node) -> Iterator[ir.Node]:
         if user in seen or user.op_type in SHAPE_OPS:
             continue
         seen.add(user)
-        if user.op_type in SITE_OPS:
+        if is_product(user):
             yield user
         else:
             stack += [u for value in user.outputs for u in value.consumers()]
@@ -114,7 +178,7 @@ def reaches_softmax(node: ir.Node, *, forward: bool) -> bool:
     while stack:
         value = stack.pop()
         for found in value.consumers() if forward else [value.producer()]:
-            if found is None or found in seen or found.op_type in (*SITE_OPS, *SHAPE_OPS):
+            if found is None or found in seen or found.op_type in SHAPE_OPS or is_product(found):
                 continue
             seen.add(found)
             if found.op_type == "Softmax":
@@ -136,7 +200,7 @@ def not_a_linear(node: ir.Node) -> str | None:
     if tensor.dtype != ir.DataType.FLOAT:
         return f"its weight is {tensor.dtype.name.lower()}, not float32"
     if len(tensor.shape) != 2:
-        return f"its weight has {len(tensor.shape)} axes, not 2"
+        return f"the shape of its weight is {list(tensor.shape.numpy())}, no matrix"
     transpose = right.producer()
     if transpose is not None:
         perm = transpose.attributes.get_ints("perm", [1, 0])
@@ -144,6 +208,6 @@ def not_a_linear(node: ir.Node) -> str | None:
             return "its weight is computed in the graph"
     if node.op_type == "Gemm":
         plain = all(node.attributes.get_float(k, 1.0) == 1.0 for k in ("alpha", "beta"))
-        if not plain or node.attributes.get_int("transA"):
-            return "it is a Gemm with alpha, beta or transA"
+        if not plain or node.attributes.get_int("transA", 0) != 0:
+            return "it is a Gemm with a factor (beta) on a bias that is computed in the graph"
     return None

@@ -5,16 +5,20 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..sites import Site
-from .graph_passes import SITE_OPS
 from .linear_passes import bias_add
 from .own_folds import find_fold
 from .own_products import (
     PRODUCT,
+    UNKNOWN_RANK,
     VALUES,
     attention_role,
     before,
     behind,
+    bodies,
+    in_body,
     is_activation_product,
+    is_listed,
+    is_product,
     obstacle,
 )
 
@@ -24,21 +28,28 @@ FIRST_OR_LAST = "first or last product of a convolutional graph"
 def find_own_sites(graph: ir.Graph, graph_name: str) -> tuple[Site, ...]:
     """Sites in graph order, of a graph in the form of `read_own_graph`.
 
-    Products that cannot be quantized are listed with the reason, and without a weight. In a graph
-    with more convolutions than linears, those that no other product precedes or follows stay in
-    high precision, as those of image tokenizers do.
+    Products that cannot be quantized are listed with the reason, and without a weight: of other
+    forms (Einsum, recurrent layers), of other domains, and those in bodies too. In a graph with
+    more convolutions than linears, those that no other product precedes or follows stay in high
+    precision, as those of image tokenizers do.
     """
-    products = [node for node in graph if node.op_type in SITE_OPS]
+    products = [node for node in graph if is_listed(node)]
     able = [node for node in products if obstacle(node) is None]
     convolutions = sum(node.op_type == "Conv" for node in able)
     ends: set[ir.Node] = set()
     if 2 * convolutions > len(able) > 2:
         ends = {n for n in able if not any(before(n)) or not any(behind(n))}
     sites = [site_of(node, graph_name, able, node in ends) for node in products]
-    for node in graph.all_nodes():
-        if node.graph is not graph and node.op_type in SITE_OPS:
-            sites.append(bare_site(node, graph_name, "it is in the body of another operator"))
+    for owner, body in bodies(graph):
+        reason = in_body(owner.op_type)
+        sites += [bare_site(node, graph_name, reason) for node in body if is_listed(node)]
     return tuple(sites)
+
+
+def unknown_ranks(graph: ir.Graph) -> list[ir.Value]:
+    """Inputs of linears that only the missing rank of their input keeps from being quantized."""
+    nodes = [node for node in graph if is_product(node) and obstacle(node) == UNKNOWN_RANK]
+    return [value for value in dict.fromkeys(node.inputs[0] for node in nodes) if value is not None]
 
 
 def role_of(node: ir.Node) -> str:

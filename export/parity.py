@@ -88,8 +88,10 @@ class ErrorSum:
 
     def add(self, value: NDArray[np.generic], reference: NDArray[np.generic]) -> None:
         wide = reference.astype(np.float64)
-        error = np.abs(value.astype(np.float64) - wide) / np.sqrt(np.mean(np.square(wide)))
-        self.max = max(self.max, float(error.max()))
+        rms = float(np.sqrt(np.mean(np.square(wide))))
+        # A reference of zeros has no scale of its own.
+        error = np.abs(value.astype(np.float64) - wide) / (rms or 1.0)
+        self.max = float(np.maximum(self.max, error.max()))  # of Python's max NaN would not come
         self._sum += float(error.sum())
         self._count += error.size
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from ..runtime.generator import FULL
 from ..sites import ProducerFold, Site
 from .linear_passes import linear_sites
 from .weight_file import WeightFile
@@ -49,6 +50,7 @@ def write_transformer(
             excluded=rules.excluded.get(name, {}),
             token_axis=rules.token_axis,
             position_input=POSITIONS if POSITIONS in inputs else None,
+            of_all_positions=name == FULL,
         )
         weights.save(graph, name, properties)
     return sites

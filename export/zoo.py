@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from pathlib import Path
 
-from ..errors import ExportError
+from ..errors import ExportError, nearest
 from .zoo_entries import ANY_SIZE, ZOO, Config, ZooEntry
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -19,8 +18,9 @@ def find_model(name: str) -> ZooEntry:
         if entry.name == name:
             return entry
     names = [entry.name for entry in known]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    raise ExportError(f"no model named {name!r}", do=f"nearest: {', '.join(near or names)}")
+    raise ExportError(
+        f"no model named {name!r}", do=f"nearest: {nearest(name, names)}; all: arvg-trt models"
+    )
 
 
 def shipped_checkpoint(entry: ZooEntry) -> str:

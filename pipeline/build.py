@@ -25,6 +25,7 @@ from .common import (
 )
 from .fp32_nodes import Listed, find_calibration, listed_tensors, unquantized_wide_tensors
 from .generated_samples import is_generator
+from .own_inputs import is_own
 from .profiles import Profiles, graph_profiles
 from .twins import write_twin
 
@@ -75,7 +76,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
     export, exported = require_outputs(workspace, "export", stage="export")
     wanted = Manifest(
         stage="build",
-        inputs={**manifest.outputs, "statistics": calibrated.outputs["statistics.safetensors"]},
+        inputs=manifest.as_inputs() | exported.as_inputs() | calibrated.as_inputs(),
         options={"backend": "onnxruntime", "name": name},
         versions=package_versions("onnxruntime", "onnx-ir"),
     )
@@ -109,12 +110,14 @@ def build_tensorrt(
     # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
     check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
     groups = group_targets(targets, has_int8_conv="int8_conv" in required.values())
-    exported = workspace.manifest("export", stage="export")
+    _, exported = require_outputs(workspace, "export", stage="export")
     shapes = graph_profiles(workspace, exported, options)
     builder = version(backend)
     watched = plan is None and options.half == "float16"
     calibrated = find_calibration(workspace, reporter) if watched else None
-    seen = {} if calibrated is None else calibrated.outputs
+    read = [m for m in (manifest, exported, calibrated) if m is not None]
+    if is_own(exported):  # whose shapes are those of a sample
+        read.append(workspace.manifest("calibrate", stage="calibrate"))
     results = []
 
     @cache
@@ -129,11 +132,7 @@ def build_tensorrt(
         label = "-".join([engine_label(options), *(t.sm for t in group)])
         wanted = Manifest(
             stage="build",
-            inputs={
-                **manifest.outputs,
-                **exported.outputs,
-                **{f"calibrate/{name}": digest for name, digest in seen.items()},
-            },
+            inputs={k: v for each in read for k, v in each.as_inputs().items()},
             options={
                 **msgspec.to_builtins(options),
                 "name": name,
@@ -206,7 +205,7 @@ def build_graph(
     What makes or reads a tensor of `wide` stays in FP32.
     """
     from ..engines.inspect import prove_sites
-    from ..engines.tensorrt import build_engine
+    from .engine_process import compile_engine
 
     assert options.backend != "onnxruntime"
     own_sites = load_sites(workspace.folder("export")).of_graph(graph)
@@ -216,7 +215,7 @@ def build_graph(
     planned = [entries[name] for name in sites.values() if name in entries]
     formats = {e.name: "fp8" if is_fp8(e) else "int8" for e in planned if e.activation}
     wanted = {node: formats[name] for node, name in sites.items() if name in formats}
-    result = build_engine(
+    result = compile_engine(
         twin_path,
         folder / f"{graph}.engine",
         backend=options.backend,

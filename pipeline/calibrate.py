@@ -14,7 +14,10 @@ from ..artifacts import Manifest, Workspace
 from ..errors import RecipeError
 from ..recipe import CalibrateOptions
 from ..runtime.feeds import count_batches, sample_files, save_sample
+from ..runtime.generator import read_spec
+from ..runtime.image_sources import skipped_text
 from .calibration_sources import Samples, open_samples, shard_of
+from .classes import saved_classes
 from .common import (
     Reporter,
     SilentReporter,
@@ -50,15 +53,14 @@ def calibrate_stage(
         require_halves(manifest)
     source = open_samples(export, manifest, options, reporter)
     if source.skipped:
-        reporter.warn(
-            f"skipped {len(source.skipped)} unreadable files: {', '.join(source.skipped[:5])}"
-        )
+        reporter.warn(skipped_text(source.skipped))
     wanted = Manifest(
         stage="calibrate",
-        inputs={**manifest.outputs, **source.digests},
+        inputs=manifest.as_inputs() | {f"data/{k}": v for k, v in source.digests.items()},
         options=msgspec.to_builtins(options)
         | {"images": list(source.names) if source.names else None}
-        | ({"feeds": list(source.digests)} if options.feeds else {}),
+        | ({"feeds": list(source.digests)} if options.feeds else {})
+        | ({"classes": list(source.classes)} if source.classes else {}),
         versions=package_versions("onnxruntime", "pillow", "numpy"),
     )
 
@@ -67,16 +69,28 @@ def calibrate_stage(
             found = fill(Task(export, manifest, options, folder), source, reporter)
         else:
             found = spread(export, manifest, options, folder, execution, reporter)
-        return found | {
-            "images": list(source.names),
-            "skipped": list(source.skipped),
-            "samples": count_of(source, options),
-            "synthetic": options.synthetic or source.synthetic,
-        }
+        return (
+            found
+            | classes_of(folder, export, manifest)
+            | {
+                "images": list(source.names),
+                "skipped": list(source.skipped),
+                "samples": count_of(source, options),
+                "synthetic": options.synthetic or source.synthetic,
+            }
+        )
 
     result = run_stage(workspace.folder("calibrate"), wanted, work)
     say_convergence(result, reporter)
     return result
+
+
+def classes_of(folder: Path, export: Path, exported: Manifest) -> dict[str, Any]:
+    """Of a generator the classes of the samples in `folder`, for the manifest."""
+    if not is_generator(exported):
+        return {}
+    _, spec = read_spec(export)
+    return {"classes": saved_classes(folder / "samples", spec.num_classes)}
 
 
 def count_of(source: Samples, options: CalibrateOptions) -> int:

@@ -20,6 +20,7 @@ from .generated_samples import (
     encoded_rows,
     generated_rows,
     is_generator,
+    picture_labels,
     pictures_of,
 )
 from .own_feeds import open_feeds, synthetic_feeds
@@ -31,7 +32,8 @@ from .saved_samples import open_saved, sample_names, saved_sample
 class Samples:
     """What is calibrated on: samples, made one at a time, and where they come from.
 
-    `count` is their number where it is not the one that was asked for.
+    `count` is their number where it is not the one that was asked for. `classes` are those of the
+    pictures that a generator makes, where they were drawn.
     """
 
     samples: Iterable[Sample]
@@ -40,6 +42,7 @@ class Samples:
     skipped: tuple[str, ...] = ()
     count: int | None = None
     synthetic: bool = False
+    classes: tuple[int, ...] = ()
 
 
 def open_samples(
@@ -102,7 +105,9 @@ def generated(export: Path, options: CalibrateOptions, reporter: Reporter, threa
         rows = encoded_rows(export, source, options, part=part, threads=threads)
         return Samples(rows, source.names, image_digests(source), source.skipped, len(part))
     made = generated_rows(export, options, reporter, part=part, threads=threads)
-    return Samples(made, (pictures_of(options.seed),), {})
+    labels = picture_labels(export, options)[part.start : part.stop]
+    drawn = tuple(labels) if options.labels is None else ()
+    return Samples(made, (pictures_of(options.seed),), {}, classes=drawn)
 
 
 def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:
@@ -157,11 +162,13 @@ def calibration_source(options: CalibrateOptions) -> ImageSource | None:
             "no calibration images",
             do="give --images DIR (or --synthetic for noise, which stamps the report)",
         )
-    return open_source(options.images)
+    return open_source(options.images, size=options.size, most=options.samples)
 
 
 def image_digests(source: ImageSource | None) -> dict[str, str]:
-    return {} if source is None else {p.name: sha256_file(p) for p in source.files}
+    if source is None:
+        return {}
+    return {n: sha256_file(p) for n, p in zip(source.names, source.files, strict=True)}
 
 
 def sample_images(source: ImageSource | None, options: CalibrateOptions) -> Iterator[Uint8Image]:

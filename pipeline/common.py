@@ -19,11 +19,11 @@ from ..artifacts import (
     atomic_folder,
     decode_json,
     is_up_to_date,
-    sha256_file,
     write_manifest,
 )
 from ..errors import CalibrationError, WorkspaceError
 from ..sites import SiteMap
+from ..verify import verify
 
 Work = Callable[[Path], Mapping[str, Any]]
 
@@ -92,50 +92,20 @@ def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
 
 
 def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path, Manifest]:
-    """Folder and manifest of an earlier stage; its files must be the ones it wrote.
+    """Folder and manifest of an earlier stage, verified.
 
     Raises:
-        WorkspaceError: the stage was not run, or a file of it is missing or was changed.
+        WorkspaceError: the stage was not run, or its folder is not what it made from what lies
+            in the workspace now.
     """
-    manifest = workspace.manifest(*parts, stage=stage)
+    workspace.manifest(*parts, stage=stage)
     folder = workspace.folder(*parts)
-    require_files(folder, manifest)
-    return folder, manifest
-
-
-def require_engine_files(folder: Path) -> None:
-    """An engine runs on other machines than where it was built: its files must have got there.
-
-    Raises:
-        WorkspaceError: `folder` has the manifest of a build, and a file is missing or was changed.
-    """
-    if (folder / MANIFEST).is_file():
-        manifest = decode_json(folder / MANIFEST, Manifest, do="run `arvg-trt build` again")
-        if manifest.stage == "build":
-            require_files(folder, manifest)
-
-
-def require_files(folder: Path, manifest: Manifest) -> None:
-    """Raises WorkspaceError unless the files of a stage are the ones it wrote."""
-    stage = manifest.stage
-    for name, digest in manifest.outputs.items():
-        path = folder / name
-        if not path.is_file():
-            raise WorkspaceError("is missing", where=str(path), do=f"run `arvg-trt {stage}` again")
-        if sha256_file(path) != digest:
-            edited = "quantize --plan FILE" if name == "plan.json" else stage
-            raise WorkspaceError(
-                f"was changed after `arvg-trt {stage}` wrote it",
-                where=str(path),
-                do=f"run `arvg-trt {edited}` again",
-            )
+    return folder, verify(folder)
 
 
 def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:
     """Raises CalibrationError for statistics of graphs that are not the exported ones any more."""
-    odd = [
-        name for name, digest in exported.outputs.items() if calibrated.inputs.get(name) != digest
-    ]
+    odd = [n for n, digest in exported.as_inputs().items() if calibrated.inputs.get(n) != digest]
     if odd:
         raise CalibrationError(
             f"the statistics are of another export: {odd[0]} differs",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Literal, TypeVar
 
-from ..errors import ArvgError, RecipeError
+from ..errors import ArvgError, OutOfMemory, RecipeError
 
 TaskT = TypeVar("TaskT")
 ExecutorName = Literal["processes", "ray"]
@@ -49,6 +50,7 @@ def run_tasks(
 
     Raises:
         ArvgError: what a task raised; the others are not waited for.
+        OutOfMemory: a worker process was killed.
         ModuleNotFoundError: Ray is not installed.
     """
     run = on_ray if execution.executor == "ray" else in_processes
@@ -68,6 +70,11 @@ def in_processes(
         for count, future in enumerate(as_completed(futures), start=1):
             future.result()
             done(count)
+    except BrokenProcessPool as error:
+        raise OutOfMemory(
+            "a worker process was ended from outside, as happens when memory runs out",
+            do="give fewer --workers",
+        ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

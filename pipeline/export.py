@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ExportError
 from ..export.graph_form import DYNAMIC, GraphForm
-from ..runtime.image_sources import open_source
+from ..packages import require_packages
+from ..runtime.image_sources import SKIMAGE_PREFIX, open_source
 from ..sites import SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator, family
 from .export_gsq import export_gsq
-from .export_job import PARITY_SIZE, ExportJob, mark_norms, parity_results
+from .export_job import PARITY_IMAGES, PARITY_SIZE, ExportJob, mark_norms, parity_results
 from .export_own import MODEL as OWN
 from .export_own import export_own_stage
 
@@ -39,6 +40,8 @@ def export_any(
     Raises:
         ExportError: graphs beside a known model, or a checkpoint beside graphs.
     """
+    if checkpoint is not None and not checkpoint.strip():
+        raise ExportError("is empty", where="--checkpoint", do="name a file, or leave it out")
     if name == OWN:
         for option, value in (("--checkpoint", checkpoint), ("--weights", weights)):
             if value is not None:
@@ -78,6 +81,7 @@ def export_stage(
     from ..export.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
+    require_packages("export", *(["report"] if images.startswith(SKIMAGE_PREFIX) else []))
     if entry.generates:
         family(entry.family).check_form(name, form)
     else:
@@ -89,14 +93,15 @@ def export_stage(
         entry=entry,
         spec=spec,
         paths=tuple(resolve_checkpoint(spec, entry.files, entry.elsewhere)),
-        source=open_source(images),
+        source=open_source(images, size=PARITY_SIZE, most=PARITY_IMAGES),
         reporter=reporter,
         form=form,
         weights=weights,
     )
     wanted = Manifest(
         stage="export",
-        inputs={p.name: sha256_file(p) for p in job.inputs()},
+        inputs={p.name: sha256_file(p) for p in job.inputs()}
+        | {n: sha256_file(p) for n, p in zip(job.image_names, job.images, strict=True)},
         options={"model": name, **changed(form), **({"weights": weights} if weights else {})},
         versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
     )
@@ -165,7 +170,7 @@ def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokenizer": describe(model.config),
         "parity": parity_results(*parity),
-        "parity_images": [p.name for p in job.images],
+        "parity_images": list(job.image_names),
     }
 
 

@@ -95,7 +95,7 @@ def export_generator(job: ExportJob, folder: Path) -> dict[str, Any]:
         "parameters": sum(parameters.values()),
         "parameters_of": parameters,
         "parity": parity,
-        "parity_images": [p.name for p in job.images],
+        "parity_images": list(job.image_names),
     }
 
 

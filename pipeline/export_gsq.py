@@ -49,7 +49,7 @@ def export_gsq(job: ExportJob, folder: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokenizer": describe(model.config),
         "parity": parity_results(*parity),
-        "parity_images": [p.name for p in job.images],
+        "parity_images": list(job.image_names),
     }
 
 

@@ -65,11 +65,15 @@ class ExportJob:
     def images(self) -> tuple[Path, ...]:
         return self.source.files[:PARITY_IMAGES]
 
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        return self.source.names[:PARITY_IMAGES]
+
     def inputs(self) -> tuple[Path, ...]:
-        """Every file that decides the outputs; those of `CONFIGS` lie beside the weights."""
+        """Every file of the model that decides the outputs; those of `CONFIGS` lie beside."""
         folder = self.paths[0].parent
         beside = [path for name in CONFIGS if (path := folder / name).is_file()]
-        return (*self.paths, *beside, *self.images)
+        return (*self.paths, *beside)
 
     def pictures(self, size: int) -> list[FloatImage]:
         """The images' centres, [1, 3, size, size] in [-1, 1]."""

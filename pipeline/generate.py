@@ -17,10 +17,16 @@ import numpy as np
 
 from ..artifacts import atomic_stream, atomic_write
 from ..errors import GenerationError
-from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, read_spec
+from ..runtime.generator import (
+    Generated,
+    Generator,
+    check_labels,
+    choose_sampling,
+    verified_spec,
+)
 from ..runtime.images import Uint8Image, image_grid, png_bytes
 from ..runtime.sampling import Sampling
-from .common import Reporter, require_engine_files
+from .common import Reporter
 
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 SAMPLING = (
@@ -32,6 +38,7 @@ SAMPLING = (
     "iterations",
     "diffusion_steps",
 )
+MOST_IMAGES = 10**6
 GRID_MOST = 100  # a picture of more says nothing
 
 
@@ -88,16 +95,17 @@ def generate_files(
 
     Raises:
         GenerationError: labels or options out of range, nothing to write.
-        WorkspaceError: a file of an engine is missing or was changed.
+        WorkspaceError: the folder is not what its stage wrote.
+        BundleError: it holds engines that no session here runs.
     """
     if outputs == Outputs():
         raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
-    folder, spec = read_spec(path)
-    require_engine_files(folder)
+    _, spec = verified_spec(path)
     sampling = choose_sampling(
         spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}
     )
     classes = parse_labels(options.labels, spec.num_classes)
+    require_few(len(classes) * options.count)
     labels = check_labels(spec, np.repeat(np.array(classes, np.int64), options.count))
     start = time.monotonic()
     generator = Generator.open(path, threads=options.threads)
@@ -119,6 +127,16 @@ def generate_files(
         files=files,
         written=[p for p in (outputs.folder, outputs.npz, outputs.tokens) if p],
     )
+
+
+def require_few(count: int) -> None:
+    """Raises GenerationError for more images than a run can end with, before memory is taken."""
+    if count > MOST_IMAGES:
+        raise GenerationError(
+            f"{count:,} images, and at most {MOST_IMAGES:,} are made at once",
+            where="--count",
+            do="ask for fewer, in runs of different seeds",
+        )
 
 
 def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:

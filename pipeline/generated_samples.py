@@ -17,6 +17,7 @@ from ..runtime.generate.mar_spec import MarSpec
 from ..runtime.generator import BATCH_SIZE, FULL, SPEC_FILE, Generator, choose_sampling, read_spec
 from ..runtime.image_sources import ImageSource
 from ..runtime.sessions.onnxruntime import fast_session
+from .classes import drawn_classes
 from .common import Reporter
 from .generate import parse_labels
 from .image_runs import image_runs
@@ -58,18 +59,16 @@ def generated_rows(
 
     A row of the full graph a sample: of each picture the conditional one, and under guidance that
     of the null class with the same tokens. A family without such a graph is calibrated along its
-    trajectory. The labels are the given ones, or all classes, in turn; the seed decides the
-    pictures. Of the pictures all are made, or `part`.
+    trajectory. The labels are the given ones in turn, or drawn of all classes; the seed decides
+    the pictures. Of the pictures all are made, or `part`.
 
     Raises:
         GenerationError: a label out of range.
     """
     _, spec = read_spec(export)
     sampling = choose_sampling(spec)
-    given = [options.labels] if options.labels else [f"0-{spec.num_classes - 1}"]
-    labels = list(islice(cycle(parse_labels(given, spec.num_classes)), options.pool))
     part = range(options.pool) if part is None else part
-    chosen_labels = labels[part.start : part.stop]
+    chosen_labels = picture_labels(export, options)[part.start : part.stop]
     null = spec.num_classes if sampling.cfg > 0 else None
 
     def tick(done: int, total: int) -> None:
@@ -90,6 +89,18 @@ def generated_rows(
     )
     for batch in batches:
         yield from forced_rows(force(batch.tokens), batch.labels, null)
+
+
+def picture_labels(export: Path, options: CalibrateOptions) -> list[int]:
+    """Classes of all pictures that are made, of whichever shard they are.
+
+    Raises:
+        GenerationError: a label out of range.
+    """
+    _, spec = read_spec(export)
+    if options.labels is None:
+        return drawn_classes(spec.num_classes, options.pool, options.seed)
+    return list(islice(cycle(parse_labels([options.labels], spec.num_classes)), options.pool))
 
 
 def encoded_rows(

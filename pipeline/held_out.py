@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Parts of a report; `accuracy` of an image tokenizer, `outputs` of a user's own graphs,
-    `generation` of a generator, with the names of the pictures that it made and how.
+    `generation` of a generator, with the names and classes of the pictures that it made and how.
     """
 
     accuracy: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class Measured:
     pictures: list[Any] = field(default_factory=list)
     picture_names: tuple[str, ...] = ()
     sampling: dict[str, float] = field(default_factory=dict)
+    classes: tuple[int, ...] = ()
 
 
 class HeldOut(Protocol):
@@ -106,12 +107,14 @@ class HeldOutImages:
 
     def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
         from ..validate.accuracy import measure
+        from ..validate.report import TWIN
 
         threads = self.options.threads
         codecs = {
+            # A twin lies beside engines that no session runs.
             name: ImageTokenizer.open(folder, threads=threads)
             if name == ENGINE
-            else ImageTokenizer.reference(folder)
+            else ImageTokenizer.reference(folder, verify=name != TWIN)
             for name, folder in folders.items()
         }
         accuracy, pictures = measure(
@@ -225,7 +228,7 @@ def validation_source(options: ValidateOptions) -> ImageSource:
     """Raises CalibrationError where no images are given."""
     if options.images is None:
         raise CalibrationError("no validation images", do="give --images DIR")
-    return open_source(options.images)
+    return open_source(options.images, size=options.size)
 
 
 def validation_images(

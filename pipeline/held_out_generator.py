@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -32,6 +32,7 @@ from ..validate.latency import ratio, timed_parts
 from ..validate.pictures import Batch, Images, measure_pictures
 from ..validate.report import TWIN, LatencyRow
 from .calibration_sources import image_digests
+from .classes import drawn_classes
 from .forced_runs import Asked, Forcing, TeacherForced, Trajectory, forced_graphs
 from .generate import parse_labels
 from .generated_samples import pictures_of
@@ -57,8 +58,14 @@ class HeldOutGenerator:
     noun: str = "pictures"
 
     @classmethod
-    def open(cls, export: Path, exported: Manifest, options: ValidateOptions) -> HeldOutGenerator:
-        """Check all that is given.
+    def open(
+        cls,
+        export: Path,
+        exported: Manifest,
+        options: ValidateOptions,
+        calibrated: Collection[int] = (),
+    ) -> HeldOutGenerator:
+        """Check all that is given; `calibrated` are classes that calibration has seen.
 
         Raises:
             CalibrationError: feeds, images that cannot be used or have no classes.
@@ -73,8 +80,11 @@ class HeldOutGenerator:
                 where="--images",
                 do="leave it out",
             )
-        given = options.labels or f"0-{spec.num_classes - 1}"
-        labels = islice(cycle(parse_labels([given], spec.num_classes)), options.samples)
+        if options.labels is None:
+            labels = drawn_classes(spec.num_classes, options.samples, options.seed, calibrated)
+        else:
+            given = parse_labels([options.labels], spec.num_classes)
+            labels = list(islice(cycle(given), options.samples))
         source, classes = None, []
         if options.images is not None:
             source = open_source(options.images)
@@ -153,6 +163,7 @@ class HeldOutGenerator:
             pictures=kept,
             picture_names=self.picture_names,
             sampling=self.sampling,
+            classes=tuple(sorted(set(self.labels))),
         )
 
     def _latency(self, export: Path, folders: Folders) -> dict[str, LatencyRow]:

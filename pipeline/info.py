@@ -13,6 +13,7 @@ from typing import Any
 from ..artifacts import MANIFEST, Manifest, atomic_write, decode_json
 from ..errors import ArvgError, WorkspaceError
 from ..runtime.trt_compat import device_compute_capability, load_builder
+from .analyze import TARGETS, analyze_files
 
 
 def model_rows() -> list[dict[str, Any]]:
@@ -99,7 +100,8 @@ def inspect_path(path: Path) -> dict[str, Any]:
         }
     if path.suffix == ".onnx":
         return inspect_graph(path)
-    head = path.read_bytes()[:28]
+    with path.open("rb") as stream:
+        head = stream.read(28)
     if path.suffix == ".engine" or head[:4] == b"vtrt":
         built = ".".join(str(b) for b in head[24:28]) if head[:4] == b"vtrt" else "unknown"
         return {"kind": "TensorRT engine", "bytes": path.stat().st_size, "builder": built}
@@ -111,13 +113,9 @@ def hidden(path: Path) -> bool:
 
 
 def inspect_graph(path: Path) -> dict[str, Any]:
-    import onnx
-    from google.protobuf.message import DecodeError
+    from ..graph_file import read_proto
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise WorkspaceError("is not an ONNX model", where=str(path)) from error
+    model = read_proto(path, do="name a whole file")
     counts: dict[str, int] = {}
     for node in model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
@@ -128,7 +126,14 @@ def inspect_graph(path: Path) -> dict[str, Any]:
         "outputs": [describe_value(v) for v in model.graph.output],
         "nodes": dict(sorted(counts.items(), key=lambda kv: -kv[1])),
         "metadata": {p.key: p.value for p in model.metadata_props},
+        "verdicts": verdicts_of(path),
     }
+
+
+def verdicts_of(path: Path) -> dict[str, Any]:
+    """Nodes by target and verdict, as `analyze` counts them, or why the file is not taken."""
+    (found,) = analyze_files([path], TARGETS)
+    return found.counts if found.refused is None else {"refused": found.refused}
 
 
 def describe_value(value: Any) -> str:

@@ -87,7 +87,7 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
     warn_of_repeats(parts, reporter)
     wanted = Manifest(
         stage="calibrate",
-        inputs={**exported.outputs}
+        inputs=exported.as_inputs()
         | {f"part.{k}/{name}": d for k, part in enumerate(parts) for name, d in part.files.items()},
         options={
             "merge": len(parts),
@@ -101,7 +101,8 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
         files = [p.statistics for p in parts]
         found = combine_parts(files, samples, folder, export=wanted_digest)
         results = [p.manifest.results for p in parts if p.manifest]
-        return {
+        classes = {c for r in results for c in r.get("classes", ())}
+        return ({"classes": sorted(classes)} if classes else {}) | {
             "images": list(dict.fromkeys(name for r in results for name in r["images"])),
             "skipped": list(dict.fromkeys(name for r in results for name in r["skipped"])),
             "samples": sum(r["samples"] for r in results),

@@ -99,7 +99,7 @@ def open_feeds(
     """
     inputs = needed_inputs(exported)
     arrays: dict[str, Array] = {} if feeds is None else read_arrays(Path(feeds))
-    source = None if images is None else open_source(images)
+    source = None if images is None else open_source(images, size=size, most=count)
     if feeds is None and source is None:
         wanted = "; ".join(needed.text for needed in inputs)
         raise CalibrationError(
@@ -123,7 +123,7 @@ def open_feeds(
     total = held if count is None else count
     digests = {} if feeds is None else {Path(feeds).name: sha256_file(Path(feeds))}
     if source is not None:
-        digests |= {path.name: sha256_file(path) for path in source.files}
+        digests |= {n: sha256_file(p) for n, p in zip(source.names, source.files, strict=True)}
     names = sample_names(feeds, source, total)
     return OwnFeeds(names, arrays, inputs, digests, source, size, seed)
 

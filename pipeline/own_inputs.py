@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import struct
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..artifacts import Manifest
 from ..errors import CalibrationError
 from ..runtime.feeds import Array
+from ..runtime.npz import BadArrays, read_npz
 
 # Of a float picture's magnitude: standardized ones reach 2.7.
 MOST_OF_A_PICTURE = 16.0
@@ -82,36 +80,13 @@ def read_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise CalibrationError("no such file", where=str(path), do="--feeds takes a .npz of arrays")
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            with found, zipfile.ZipFile(path) as archive:
-                members = {info.filename: info for info in archive.infolist()}
-                return {
-                    name: array if array is not None else found[name]
-                    for name in found.files
-                    for array in (mapped_array(path, members.get(f"{name}.npy")),)
-                }
-        problem = "holds one array without a name"
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        problem = "is not a .npz of arrays"
-    raise CalibrationError(problem, where=str(path), do="write it with numpy.savez(FILE, INPUT=x)")
-
-
-def mapped_array(path: Path, member: zipfile.ZipInfo | None) -> Array | None:
-    """A stored member of a `.npz` as a memory map; None for one that cannot be mapped."""
-    if member is None or member.compress_type != zipfile.ZIP_STORED:
-        return None
-    with path.open("rb") as stream:
-        stream.seek(member.header_offset + 26)  # of the lengths in a local file header
-        name_length, extra_length = struct.unpack("<HH", stream.read(4))
-        stream.seek(name_length + extra_length, os.SEEK_CUR)
-        if np.lib.format.read_magic(stream) != (1, 0):
-            return None
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        if dtype.hasobject or not np.prod(shape):
-            return None
-        order: Literal["F", "C"] = "F" if fortran else "C"
-        return np.memmap(path, dtype, "r", stream.tell(), shape, order)
+        return read_npz(path)
+    except BadArrays as error:
+        raise CalibrationError(
+            str(error),
+            where=str(path),
+            do=error.do or "write it with numpy.savez(FILE, INPUT=x)",
+        ) from error
 
 
 def key_of(arrays: Mapping[str, Array], needed: GraphInput) -> str | None:
@@ -195,7 +170,7 @@ def check_arrays(
                 where=where,
                 do="give samples along the first axis",
             )
-        if np.issubdtype(array.dtype, np.floating):
+        if np.issubdtype(array.dtype, np.floating) and array.size:
             bad = next((k for k, row in enumerate(array) if not np.isfinite(row).all()), None)
             if bad is not None:
                 raise CalibrationError(
@@ -245,7 +220,7 @@ def check_pictures(
             continue
         for k, picture in enumerate(arrays[key]):
             least, most = float(picture.min()), float(picture.max())
-            if least < low or most > high:
+            if not (low <= least and most <= high):
                 limits = f", outside [{low:g}, {high:g}]" if value_range else ""
                 raise CalibrationError(
                     f"{key} has values from {least:g} to {most:g}{limits} in sample {k}",

@@ -54,6 +54,8 @@ def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
     found: dict[str, list[FoldedPart]] = {}
     for first, *_ in by_input(sites).values():
         fold, scale = first.producer_fold, tables.get(f"{first.name}.smoothing")
+        if scale is None and f"{first.name}.center" in tables:
+            scale = np.ones_like(tables[f"{first.name}.center"])
         # Where a node of its own scales the input, the linear in front is as it was.
         if fold is None or scale is None or f"{first.name}/input_scale" in nodes:
             continue

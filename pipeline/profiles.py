@@ -12,6 +12,7 @@ from ..runtime.feeds import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_fi
 from ..runtime.generate.mar_spec import MarSpec
 from ..runtime.generate.par_spec import ParSpec
 from ..runtime.generate.rar import ROWS_AHEAD
+from ..runtime.generate.rar_spec import RarSpec
 from ..runtime.generate.var_spec import VarSpec
 from ..runtime.generator import OTHER_GRAPHS, Spec, read_spec
 from ..runtime.sessions.onnxruntime import reference_session
@@ -29,7 +30,7 @@ def graph_profiles(
     """Shapes by graph, in the order that the graphs run, of a generator by name.
 
     Raises:
-        BuildError: a size that the model does not take.
+        BuildError: a size that the model does not take, or one that nothing here knows.
     """
     if is_generator(exported):
         return generator_profiles(workspace.folder("export"), options.max_batch)
@@ -57,7 +58,8 @@ def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> di
         found[graph["name"]] = {}
         for value in graph["inputs"]:
             shape = tuple(feeds[value["name"]].shape)
-            batched = shape[:1] == (1,) and not isinstance(value["shape"][0], int)
+            first = value["shape"][0] if value["shape"] else 0
+            batched = shape[:1] == (1,) and not isinstance(first, int)
             most = (max_batch, *shape[1:]) if batched else shape
             found[graph["name"]][value["name"]] = (shape, most, most)
     return found
@@ -68,7 +70,7 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
 
     Where shapes are fixed a graph has no profile.
     """
-    import onnx
+    from ..graph_file import read_proto
 
     _, spec = read_spec(export)
     found: dict[str, Profiles] = {}
@@ -78,8 +80,15 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
         sizes = {"rows": (1, 2 * most, 2 * most), "batch": (1, most, most)}
         sizes |= step_sizes(spec, path.stem, most)
         found[path.stem] = {}
-        for value in onnx.load(path, load_external_data=False).graph.input:
+        for value in read_proto(path).graph.input:
             axes = value.type.tensor_type.shape.dim
+            odd = [a.dim_param for a in axes if a.dim_param and a.dim_param not in sizes]
+            if odd:
+                raise BuildError(
+                    f"input {value.name} has the axis {odd[0]}, whose sizes are not known",
+                    where=str(path),
+                    do="build for onnxruntime",
+                )
             if any(axis.dim_param for axis in axes):
                 ranges = [
                     sizes[axis.dim_param] if axis.dim_param else (axis.dim_value,) * 3
@@ -105,9 +114,15 @@ def step_sizes(spec: Spec, graph: str, most: int) -> dict[str, tuple[int, int, i
     if isinstance(spec, ParSpec):
         last = length - spec.group
         return side | {"n": (1, spec.group, spec.group), "past": (0, last, last)}
-    if graph == "condition":
-        return {"n": (1, max(2, ROWS_AHEAD // (2 * most)), ROWS_AHEAD)}
-    return side | {"n": (1, 1, 2), "past": (0, length, length)}
+    if isinstance(spec, RarSpec):
+        if graph == "condition":
+            return {"n": (1, max(2, ROWS_AHEAD // (2 * most)), ROWS_AHEAD)}
+        return side | {"n": (1, 1, 2), "past": (0, length, length)}
+    raise BuildError(
+        f"the sizes of a {type(spec).__name__}'s steps are not known",
+        where=graph,
+        do="build for onnxruntime",
+    )
 
 
 def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: dict[str, Any]) -> Profiles:
@@ -119,6 +134,8 @@ def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: dict[str, A
             do=f"use a multiple of {stride}",
         )
     side = size // stride
+    if graph not in TOKENIZER_GRAPHS:
+        raise BuildError("is no graph of an image tokenizer", where=graph)
     if graph == "encoder":
         name, tail = "image", [3, size, size]
     elif tokenizer["discrete"]:

@@ -23,7 +23,6 @@ from .common import (
     load_sites,
     package_versions,
     require_outputs,
-    require_same_export,
     run_stage,
 )
 from .generated_samples import is_generator
@@ -45,10 +44,9 @@ class Calibrated:
 
     @classmethod
     def open(cls, workspace: Workspace) -> Calibrated:
-        """Raises an error for stages that were not run, or statistics of another export."""
+        """Raises WorkspaceError for stages that were not run, or statistics of another export."""
         export, exported = require_outputs(workspace, "export", stage="export")
         calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
-        require_same_export(exported, calibrated)
         return cls(export, exported, calibrate, calibrated, load_sites(export))
 
     @property
@@ -66,7 +64,7 @@ class Calibrated:
 
     @property
     def digests(self) -> dict[str, str]:
-        return {**self.exported.outputs, **self.calibrated.outputs}
+        return self.exported.as_inputs() | self.calibrated.as_inputs()
 
 
 def quantize_stage(
@@ -91,7 +89,9 @@ def quantize_stage(
     if plan_file is None:
         plan = make_plan(source.planned, options)
     else:
-        plan = decode_json(plan_file, Plan, do="see quantize/NAME/plan.json for the form")
+        plan = decode_json(
+            plan_file, Plan, do="see quantize/NAME/plan.json for the form", error=RecipeError
+        )
     entries = check_plan(plan, source.planned)
     if not source.generates:
         require_float_attention(options, entries)
@@ -150,9 +150,11 @@ def write_quantized(
     from ..calibrate.peaks import quantize_in_range
     from ..calibrate.quantize import quantize_graphs
     from ..calibrate.quantize_generator import quantize_generator
-    from ..calibrate.statistics import load_statistics
+    from ..calibrate.statistics import load_statistics, require_channels
 
-    statistics = load_statistics(source.calibrate / "statistics.safetensors")
+    file = source.calibrate / "statistics.safetensors"
+    statistics = load_statistics(file)
+    require_channels(statistics, source.planned.sites, str(file))
     samples, site_map = source.samples, source.site_map
     size, progress = source.calibrated.options["batch_size"], reporter.progress
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..artifacts import Workspace
+from ..errors import ArvgError
+from ..packages import require_packages
 from ..recipe import MAX_MEMORY, Recipe
 from .build import build_stage
 from .calibrate import calibrate_stage
@@ -17,6 +19,9 @@ from .generated_samples import check_generated
 from .held_out import check_pictures, validation_source
 from .quantize import quantize_stage
 from .validate import validate_stage
+
+# An export compares its graphs on pictures of its own: others to validate on change no export.
+PARITY_PICTURES = "skimage"
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -52,10 +57,29 @@ def run_recipe(
 ) -> list[StageResult]:
     """Export, calibrate, quantize, build for every backend, validate.
 
-    Second moments take at most `max_memory` bytes at a time.
+    Second moments take at most `max_memory` bytes at a time. An error says in `made` which stages
+    had ended.
     """
+    require_packages("export", "report", *builders(recipe))
     check_recipe(recipe)
     results: list[StageResult] = []
+    try:
+        run_stages(recipe, reporter, max_memory, results)
+    except ArvgError as error:
+        error.made = {"stages": [*results, *error.made.get("stages", ())]}
+        raise
+    return results
+
+
+def builders(recipe: Recipe) -> list[str]:
+    """The extras of the builders that the recipe names, where a package index has them."""
+    return ["rtx"] if any(b.backend == "tensorrt_rtx" for b in recipe.build) else []
+
+
+def run_stages(
+    recipe: Recipe, reporter: Reporter, max_memory: int, results: list[StageResult]
+) -> None:
+    """Run the stages in turn; `results` gets each as it ends."""
 
     def finish(stage: str, result: StageResult) -> None:
         results.append(result)
@@ -63,14 +87,13 @@ def run_recipe(
         reporter.say(f"{stage:<10} {took:>10}  {result.folder}")
 
     with Workspace(Path(recipe.workspace)) as workspace:
-        images = recipe.validate.images or "skimage"
         finish(
             "export",
             export_any(
                 workspace,
                 recipe.model,
                 recipe.checkpoint,
-                images,
+                PARITY_PICTURES,
                 [Path(graph) for graph in recipe.graphs],
                 reporter,
                 weights=recipe.weights,
@@ -85,4 +108,3 @@ def run_recipe(
             for result in build_stage(workspace, recipe.name, options, reporter):
                 finish("build", result)
         finish("validate", validate_stage(workspace, recipe.name, recipe.validate, reporter))
-    return results

@@ -20,19 +20,20 @@ from ..errors import ArvgError, OutOfMemory
 
 T = TypeVar("T")
 REQUEST, RESULT = "request.json", "result.json"
-KINDS = {kind.__name__: kind for kind in ArvgError.__subclasses__()}
+KINDS = {kind.__name__: kind for kind in (ArvgError, *ArvgError.__subclasses__())}
 PR_SET_PDEATHSIG = 1
 # How torch says it, in a RuntimeError of no class of its own.
 MEMORY_SIGN = "can't allocate memory"
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """An `ArvgError` on its way to the first process."""
+    """An `ArvgError`, or an `OSError` with its number, on its way to the first process."""
 
     kind: str
     what: str
     where: str | None
-    do: str | None
+    do: str | None = None
+    number: int | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -47,12 +48,15 @@ def call(module: str, request: Any, result: type[T]) -> T:
 
     Raises:
         ArvgError: what the work raised.
+        OSError: what the work could not read or write.
         OutOfMemory: the system ended the process, as it does for memory.
-        RuntimeError: a bug; its traceback is on stderr.
+        RuntimeError: a bug; its traceback is a note of the error.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / REQUEST).write_bytes(msgspec.json.encode(request))
-        code = subprocess.run([sys.executable, "-m", module, folder]).returncode
+        command = [sys.executable, "-m", module, folder]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+        code = done.returncode
         if code == -signal.SIGKILL:
             raise OutOfMemory(
                 "a second process was killed, as the system does where memory ends",
@@ -60,10 +64,16 @@ def call(module: str, request: Any, result: type[T]) -> T:
                 do="free memory, or use a larger machine",
             )
         if code:
-            raise RuntimeError(f"{module} ended with {code}")
+            lines = done.stderr.strip().splitlines() or ["it said nothing"]
+            bug = RuntimeError(f"{module} ended with {code}: {lines[-1][:200]}")
+            bug.add_note(done.stderr)
+            raise bug
+        sys.stderr.write(done.stderr)
         answer = msgspec.json.decode((Path(folder) / RESULT).read_bytes(), type=Answer)
     if answer.problem is not None:
         problem = answer.problem
+        if problem.number is not None:
+            raise OSError(problem.number, problem.what, problem.where)
         raise KINDS[problem.kind](problem.what, where=problem.where, do=problem.do)
     return msgspec.json.decode(answer.value, type=result)
 
@@ -82,7 +92,13 @@ def answer(request: type[T], work: Callable[[T], Any]) -> None:
         value = work(msgspec.json.decode((folder / REQUEST).read_bytes(), type=request))
         found = Answer(value=msgspec.Raw(msgspec.json.encode(value)))
     except ArvgError as error:
-        found = Answer(problem=Problem(type(error).__name__, error.what, error.where, error.do))
+        kind = next(each.__name__ for each in type(error).__mro__ if each.__name__ in KINDS)
+        found = Answer(problem=Problem(kind, error.what, error.where, error.do))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = None if error.filename is None else str(error.filename)
+        found = Answer(problem=Problem("OSError", str(error.strerror), place, number=error.errno))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and MEMORY_SIGN not in str(error):
             raise

@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from ..artifacts import MANIFEST, Manifest, Workspace, decode_json
-from ..errors import AccuracyError, CalibrationError
+from ..artifacts import MANIFEST, Manifest, Workspace
+from ..errors import AccuracyError, CalibrationError, WorkspaceError
+from ..packages import require_packages
 from ..recipe import ValidateOptions
-from .common import Reporter, StageResult, load_sites, package_versions, require_outputs, run_stage
+from ..runtime.image_sources import skipped_text
+from ..verify import verify
+from .common import (
+    FP16,
+    Reporter,
+    StageResult,
+    load_sites,
+    package_versions,
+    require_outputs,
+    run_stage,
+)
 from .generated_samples import is_generator
 from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from .own_inputs import is_own
@@ -35,19 +46,20 @@ def validate_stage(
     from ..validate.gates import parse_gates
     from ..validate.report import METRIC_NAMES, load_report
 
+    require_packages("report")
     gates = parse_gates(options.gates, METRIC_NAMES)
+    if (workspace.folder("export") / MANIFEST).is_file():
+        require_outputs(workspace, "export", stage="export")  # before its description is read
     held_out = open_held_out(workspace, options)
     if held_out.skipped:
-        reporter.warn(
-            f"skipped {len(held_out.skipped)} unreadable files: {', '.join(held_out.skipped)}"
-        )
+        reporter.warn(skipped_text(held_out.skipped))
     _, exported = require_outputs(workspace, "export", stage="export")
     _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
     calibrated = workspace.manifest("calibrate", stage="calibrate")
     leaked = held_out.leaked(calibrated)
     if leaked:
         reporter.warn(f"validated on calibration {held_out.noun}: {', '.join(leaked)}")
-    engines = engine_manifests(workspace, name)
+    engines = {} if options.skip_engine else engine_manifests(workspace, name)
     wanted = Manifest(
         stage="validate",
         inputs={
@@ -83,22 +95,30 @@ def validate_stage(
     report = load_report(result.folder / "report.json")
     if report.passed is False:
         failed = [g for g in report.gates if not g.passed]
-        raise AccuracyError(
+        error = AccuracyError(
             "; ".join(f"gate {g.expression} failed ({g.reason})" for g in failed),
             where=str(result.folder / "report.html"),
             do="open the report, then change the recipe or the gate",
         )
+        error.made = {"stages": [result]}
+        raise error
     return result
 
 
 def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
-    """Manifests of every engine folder of this quantization, and of the FP16 engines beside it."""
+    """Manifests of every engine folder of this quantization, and of the FP16 engines beside it.
+
+    Raises:
+        WorkspaceError: an engine is not what was built, or is one of another quantization.
+    """
     found = {}
-    for each in (name, "fp16"):
-        root = workspace.root / "engines" / each
-        for path in sorted(root.glob(f"[!.]*/{MANIFEST}")):
-            key = f"{each}/{path.parent.name}"
-            found[key] = decode_json(path, Manifest, do="run `arvg-trt build` again")
+    for each in (name, FP16):
+        for folder in sorted((workspace.root / "engines" / each).glob("[!.]*/")):
+            try:
+                found[f"{each}/{folder.name}"] = verify(folder)
+            except WorkspaceError as error:
+                do = f"{error.do}, or leave engines out with --skip-engine"
+                raise WorkspaceError(error.what, where=error.where, do=do) from error
     return found
 
 
@@ -118,10 +138,19 @@ def open_held_out(workspace: Workspace, options: ValidateOptions) -> HeldOut:
         if is_generator(exported):
             from .held_out_generator import HeldOutGenerator
 
-            return HeldOutGenerator.open(path.parent, exported, options)
+            return HeldOutGenerator.open(
+                path.parent, exported, options, calibrated_classes(workspace)
+            )
     source = validation_source(options)
     _, exported = require_outputs(workspace, "export", stage="export")
     return HeldOutImages.open(source, exported, options)
+
+
+def calibrated_classes(workspace: Workspace) -> tuple[int, ...]:
+    """Classes of a generator that calibration has seen, as far as a manifest says it."""
+    if not (workspace.folder("calibrate") / MANIFEST).is_file():
+        return ()
+    return tuple(workspace.manifest("calibrate", stage="calibrate").results.get("classes", ()))
 
 
 def require_no_classes(options: ValidateOptions) -> None:
@@ -188,6 +217,7 @@ def measure_all(
             calibration=(SYNTHETIC,) if synthetic else tuple(calibrated.results["images"]),
             pictures=measured.picture_names,
             sampling=measured.sampling,
+            classes=measured.classes,
         ),
         calibration=calibration_of(calibrated),
         sizes=sizes(
@@ -231,6 +261,7 @@ def calibration_of(calibrated: Manifest) -> Calibration:
         settled=grown.get("settled", 0),
         inputs=len(inputs),
         share=grown.get("share"),
+        classes=tuple(results.get("classes", ())),
         dgc=Chosen(**{k: chosen[k] for k in Chosen.__struct_fields__}) if chosen else None,
     )
 
@@ -243,8 +274,8 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
     found = {}
     if generates:
         found["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
-    for graph in () if generates else load_sites(folder).graphs:
-        files = (folder / f"{graph}.onnx", folder / f"{graph}.onnx.data")
-        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
     shared = folder / SHARED_WEIGHTS
+    for graph in () if generates else load_sites(folder).graphs:
+        files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}
+        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
     return found | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})

@@ -50,7 +50,8 @@ def save_sample(sample: Sample, folder: Path, number: int) -> Path:
     arrays: Arrays = sample.feeds if isinstance(sample, GraphRun) else sample
     kind = f".{sample.graph}" if isinstance(sample, GraphRun) else ""
     path = folder / f"{number:05d}{kind}.safetensors"
-    path.write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+    # Not ascontiguousarray, which gives a scalar an axis.
+    path.write_bytes(save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
     return path
 
 

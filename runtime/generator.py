@@ -11,8 +11,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import decode_json
+from ..artifacts import MANIFEST, decode_json
 from ..errors import GenerationError, OutOfMemory
+from ..verify import GENERATOR_FILE
+from .folders import require_session, verified
 from .generate.frame import Latents, Loop, OpenSession
 from .generate.mar import MarLoop
 from .generate.mar_spec import MarSpec
@@ -26,7 +28,7 @@ from .images import Uint8Image, from_model
 from .sampling import Sampling, Tokens, image_streams
 from .sessions.onnxruntime import fast_session, mapped_session
 
-SPEC_FILE = "generator.json"
+SPEC_FILE = GENERATOR_FILE
 BATCH_SIZE = 4
 FULL = "full"  # the graph of all positions at once, teacher-forced
 # Graphs of an export that no loop opens: it, and what makes tokens of pictures.
@@ -67,19 +69,25 @@ class Generator:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, session: OpenSession | None = None, threads: int = 0
+        cls,
+        path: Path | str,
+        *,
+        session: OpenSession | None = None,
+        threads: int = 0,
+        verify: bool = True,
     ) -> Generator:
         """Open a workspace, or a folder with `generator.json` and the graphs beside it.
 
         Without a `session`, graphs of fixed shapes are opened with the weights that they share in
-        memory once, others for speed.
+        memory once, others for speed. Without `verify` the files are taken as they lie there.
 
         Raises:
-            WorkspaceError: no generator was exported there, or its description cannot be read.
-            BundleError: a graph is missing or does not load.
+            WorkspaceError: no generator was exported there, its description cannot be read, or
+                the folder is not what its stage wrote.
+            BundleError: a graph is missing or does not load, or no session runs such engines.
             OutOfMemory: the weights do not fit.
         """
-        folder, spec = read_spec(Path(path))
+        folder, spec = (verified_spec if verify else read_spec)(Path(path))
         return cls(LOOPS[type(spec)](folder, spec, session or own_session(spec), threads), spec)
 
     def generate(
@@ -201,9 +209,30 @@ def read_spec(path: Path) -> tuple[Path, Spec]:
     Raises:
         WorkspaceError: there is none, or it cannot be read.
     """
-    folder = path if (path / SPEC_FILE).is_file() else path / "export"
+    folder = graphs_folder(path)
     kind = cast(type[Spec], Spec)  # the "family" in the file says which
     return folder, decode_json(folder / SPEC_FILE, kind, do="export a generator there first")
+
+
+def verified_spec(path: Path) -> tuple[Path, Spec]:
+    """`read_spec` of a folder that a session can run and that is as its stage wrote it.
+
+    Raises:
+        BundleError: it holds engines that no session here runs.
+        WorkspaceError: as `read_spec`, or the folder is not what its stage wrote.
+    """
+    folder = graphs_folder(path)
+    if not any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
+        require_session(folder)
+        return read_spec(folder)  # which says that nothing is there
+    verified(folder)
+    return read_spec(folder)
+
+
+def graphs_folder(path: Path) -> Path:
+    """Of a workspace its export, of a stage's folder itself."""
+    own = any((path / name).is_file() for name in (SPEC_FILE, MANIFEST))
+    return path if own or any(path.glob("*.engine")) else path / "export"
 
 
 def own_session(spec: Spec) -> OpenSession:

@@ -7,43 +7,102 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+from ..errors import CalibrationError, GenerationError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Pixels of a picture: Pillow's limit against small files that ask for much memory, and ours for
+# what is enlarged.
+MOST_PIXELS = 89_478_485
+# What Pillow's decoders raise for damaged files beside what they document.
+DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, NotImplementedError),
+    *(IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError),
+)
 
 Uint8Image = NDArray[np.uint8]
 FloatImage = NDArray[np.float32]
 
 
-class UnreadableImage(ValueError):
-    """A file that is not an image that Pillow can decode to the end."""
+class UnreadableImage(CalibrationError, ValueError):
+    """A file that no picture can be made of: of what `kind` it is, and the whole `reason`."""
+
+    def __init__(self, name: str, reason: str, kind: str | None = None) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+        self.kind = kind or reason
 
 
 def load_image(path: Path) -> Uint8Image:
     """Decode a file to RGB: EXIF orientation applied, grey repeated, transparency over white.
 
+    Of an animation it is the first picture.
+
     Raises:
-        UnreadableImage: not an image, truncated, or too large to be safe.
+        UnreadableImage: not an image, truncated, of floats, or too large to be safe.
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which nothing here reads
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                require_few_pixels(path.name, image.width, image.height)
                 turned = ImageOps.exif_transpose(image)
                 return to_rgb(turned)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(f"{path.name}: {error}") from error
+    except UnreadableImage:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(f"{path.name}: {error}") from error
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        pixels = f"{int(found[1]) / 1e6:,.0f}" if found else "too many"
+        raise UnreadableImage(path.name, too_large(f"{pixels} million"), "too large") from error
+    except UnidentifiedImageError as error:
+        empty = path.stat().st_size == 0
+        raise UnreadableImage(path.name, "empty" if empty else "no picture") from error
+    except DAMAGED as error:
+        kind = "cut off or damaged"
+        raise UnreadableImage(path.name, f"{kind}: {first_line(error)}", kind) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def too_large(pixels: str) -> str:
+    return f"too large: it has {pixels} pixels, and at most {MOST_PIXELS // 10**6} million are read"
+
+
+def require_few_pixels(name: str, width: int, height: int) -> None:
+    """Raises UnreadableImage for a picture that is too large to be safe."""
+    if width * height > MOST_PIXELS:
+        raise UnreadableImage(name, too_large(f"{width}x{height}"), "too large")
+
+
+def require_enlargeable(name: str, width: int, height: int, size: int) -> None:
+    """Raises UnreadableImage for a picture that grows too large when its short side is `size`."""
+    short = min(width, height)
+    if short < size and width * height * (size / short) ** 2 > MOST_PIXELS:
+        reason = f"too thin: {width}x{height} pixels, whose short side is to be enlarged to {size}"
+        raise UnreadableImage(name, reason, "too thin")
 
 
 def to_rgb(image: Image.Image) -> Uint8Image:
-    """Any Pillow mode to uint8 [H, W, 3]; 16-bit grey keeps its high byte."""
+    """Any Pillow mode to uint8 [H, W, 3]; 16-bit grey keeps its high byte.
+
+    Raises:
+        ValueError: floats, which have no range that is known.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floats: save them as 8-bit, or as .npy in [-1, 1]")
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         grey = np.asarray(image).astype(np.int64)
         high = np.clip(grey >> 8, 0, 255).astype(np.uint8)
@@ -91,7 +150,17 @@ def to_model(image: Uint8Image) -> FloatImage:
 
 
 def from_model(image: NDArray[np.floating]) -> Uint8Image:
-    """float [1, 3, H, W], clamped to [-1, 1] -> uint8 [H, W, 3], rounded to nearest."""
+    """float [1, 3, H, W], clamped to [-1, 1] -> uint8 [H, W, 3], rounded to nearest.
+
+    Raises:
+        GenerationError: values that are not finite, which would become black pixels.
+    """
+    bad = int(np.count_nonzero(~np.isfinite(image[0])))
+    if bad:
+        raise GenerationError(
+            f"{bad} of {image[0].size} values of the picture that the decoder made are not finite",
+            do="check the weights and what was decoded; an FP16 graph may overflow",
+        )
     unit = np.clip((image[0].astype(np.float32) + 1) / 2, 0, 1)
     rounded: Uint8Image = np.floor(unit * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
     return rounded
@@ -133,10 +202,15 @@ def shrunk_crop(image: Uint8Image, size: int) -> Uint8Image:
 
 
 def enlarge_to(image: Uint8Image, size: int) -> Uint8Image:
-    """Scale up so that the short side is at least `size`; larger images stay as they are."""
+    """Scale up so that the short side is at least `size`; larger images stay as they are.
+
+    Raises:
+        UnreadableImage: it would become too large.
+    """
     height, width = image.shape[:2]
     if min(height, width) >= size:
         return image
+    require_enlargeable("picture", width, height, size)
     ratio = size / min(height, width)
     target = (max(size, round(width * ratio)), max(size, round(height * ratio)))
     return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.LANCZOS))

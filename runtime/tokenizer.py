@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifacts import MANIFEST
 from ..errors import BundleError
+from .folders import verified
 from .images import FloatImage, Uint8Image, crop_back, from_model, pad_to_multiple, to_model
 from .sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
+
+MOST_STRIDE = 1024
 
 Tokens = NDArray[np.int32]
 Latent = NDArray[np.float32]
@@ -41,6 +45,16 @@ class ImageTokenizer:
             raise BundleError(
                 "the encoder graph says no stride", do="export it with `arvg-trt export`"
             )
+        try:
+            self._read(properties, decoder.metadata)
+        except ValueError as error:
+            raise BundleError(
+                f"the graphs describe their tokens wrongly: {error}",
+                do="export them with `arvg-trt export`",
+            ) from error
+
+    def _read(self, properties: Mapping[str, str], of_decoder: Mapping[str, str]) -> None:
+        """Take what the graphs say of themselves; raises ValueError for what is no number."""
         self.stride = int(properties["arvg_trt.stride"])
         self.image_size = int(properties.get("arvg_trt.image_size", 0)) or None
         # Of FSQ the levels of each channel, of a codebook its size, of neither a latent.
@@ -51,35 +65,49 @@ class ImageTokenizer:
         self.length = int(properties.get("arvg_trt.tokens", 0)) or None
         # The decoder may take the variance over positions, or a fixed number of images.
         self._least_positions = int(properties.get("arvg_trt.least_positions", 0))
-        self._batch = int(decoder.metadata.get("arvg_trt.batch", 0)) or None
+        self._batch = int(of_decoder.get("arvg_trt.batch", 0)) or None
+        if not 1 <= self.stride <= MOST_STRIDE:
+            raise ValueError(f"stride {self.stride}")
 
     @classmethod
     def open(
         cls,
-        folder: Path,
+        folder: Path | str,
         *,
         session: Callable[[Path, int], OnnxRuntimeSession] = fast_session,
         threads: int = 0,
+        verify: bool = True,
     ) -> ImageTokenizer:
         """Open the graphs of a workspace or a folder: an export, a Q/DQ pair, an engine.
 
+        Without `verify` the graphs of a folder are taken as they lie there.
+
         Raises:
-            BundleError: a graph is missing or does not load.
+            BundleError: a graph is missing or does not load, or says nonsense of its tokens; or no
+                session runs such engines.
+            WorkspaceError: the folder is not what its stage wrote.
         """
+        folder = Path(folder)
         if not (folder / "encoder.onnx").is_file() and (folder / "export").is_dir():
             folder = folder / "export"
+        if verify and (folder / MANIFEST).is_file():
+            verified(folder)
         for name in ("encoder.onnx", "decoder.onnx"):
             if not (folder / name).is_file():
                 raise BundleError(
                     f"{name} is missing", where=str(folder), do="name an export or engine folder"
                 )
+        if verify:
+            verified(folder)
         names = [n for n in ("encoder", "decoder", "lookup") if (folder / f"{n}.onnx").is_file()]
         return cls(*(session(folder / f"{name}.onnx", threads) for name in names))
 
     @classmethod
-    def reference(cls, folder: Path, threads: int = 0) -> ImageTokenizer:
+    def reference(
+        cls, folder: Path | str, threads: int = 0, *, verify: bool = True
+    ) -> ImageTokenizer:
         """The same in sessions without rewrites: what figures of accuracy are made with."""
-        return cls.open(folder, session=reference_session, threads=threads)
+        return cls.open(folder, session=reference_session, threads=threads, verify=verify)
 
     @property
     def discrete(self) -> bool:

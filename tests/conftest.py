@@ -40,6 +40,7 @@ from .export.par_models import TinyPar, official_tokenizer, random_llamagen, ran
 from .export.par_models import write_checkpoint as write_par
 from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
 from .own_models import export_autoencoder, export_transformer, handmade_transformer
+from .shared import made_once
 
 Floats = NDArray[np.float32]
 
@@ -85,83 +86,98 @@ def make_model(config: CosmosConfig, seed: int = 0) -> CosmosTokenizer:
     return model
 
 
-def export(config: CosmosConfig, folder: Path) -> TinyExport:
+def export(config: CosmosConfig, name: str, factory: pytest.TempPathFactory) -> TinyExport:
     model = make_model(config)
-    sites = export_tokenizer(model, folder, "tiny")
+    folder, sites = made_once(factory, name, lambda f: export_tokenizer(model, f, "tiny"))
     return TinyExport(model, folder, SiteMap(sites=sites))
 
 
 @pytest.fixture(scope="session")
 def tiny_di(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
-    return export(TINY_DI, tmp_path_factory.mktemp("tiny_di"))
+    return export(TINY_DI, "tiny_di", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def tiny_ci(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
-    return export(TINY_CI, tmp_path_factory.mktemp("tiny_ci"))
+    return export(TINY_CI, "tiny_ci", tmp_path_factory)
+
+
+def run_cli(*args: str) -> None:
+    result = CliRunner().invoke(cli, args)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.fixture(scope="session")
 def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
     """A checkpoint with the published files' names and layout, through `arvg-trt export`."""
-    root = tmp_path_factory.mktemp("tiny_rar")
     transformer, tokenizer = random_rar(), random_maskgit()
-    parts = (dict(model.state_dict()) for model in (transformer, tokenizer))
-    checkpoint = write_checkpoint(root / "checkpoint", *parts)
-    args = ["export", "rar", str(root / "ws"), "--checkpoint", str(checkpoint)]
-    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
-    assert result.exit_code == 0, result.output
+
+    def make(root: Path) -> None:
+        parts = (dict(model.state_dict()) for model in (transformer, tokenizer))
+        checkpoint = write_checkpoint(root / "checkpoint", *parts)
+        args = ("export", "rar", str(root / "ws"), "--checkpoint", str(checkpoint))
+        run_cli(*args, "--images", "skimage:astronaut,coffee")
+
+    root, _ = made_once(tmp_path_factory, "tiny_rar", make)
     return TinyRar(transformer, tokenizer, root / "ws")
 
 
 @pytest.fixture(scope="session")
 def tiny_gsq(tmp_path_factory: pytest.TempPathFactory) -> TinyGsq:
     """The official file's form, through `arvg-trt export`."""
-    root = tmp_path_factory.mktemp("tiny_gsq")
     model = random_gsq(EXPORTED)
-    write_gsq(model, root / "checkpoint")
-    (root / "checkpoint" / "config.yaml").write_text("quantizer_config: {use_l2_norm: true}")
-    args = ["export", "gsq", str(root / "ws"), "--checkpoint", str(root / "checkpoint")]
-    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut"])
-    assert result.exit_code == 0, result.output
+
+    def make(root: Path) -> None:
+        write_gsq(model, root / "checkpoint")
+        (root / "checkpoint" / "config.yaml").write_text("quantizer_config: {use_l2_norm: true}")
+        args = ("export", "gsq", str(root / "ws"), "--checkpoint", str(root / "checkpoint"))
+        run_cli(*args, "--images", "skimage:astronaut")
+
+    root, _ = made_once(tmp_path_factory, "tiny_gsq", make)
     return TinyGsq(model, root / "ws")
 
 
 @pytest.fixture(scope="session")
 def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
     """A checkpoint with the published files' names and wrappers, through `arvg-trt export`."""
-    root = tmp_path_factory.mktemp("tiny_mar")
     transformer, autoencoder = random_mar(), random_kl_vae()
-    parts = (dict(model.state_dict()) for model in (transformer, autoencoder))
-    checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, told=TOLD)
-    args = ["export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint)]
-    result = CliRunner().invoke(cli, args)
-    assert result.exit_code == 0, result.output
+
+    def make(root: Path) -> None:
+        parts = (dict(model.state_dict()) for model in (transformer, autoencoder))
+        checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, told=TOLD)
+        run_cli("export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint))
+
+    root, _ = made_once(tmp_path_factory, "tiny_mar", make)
     return TinyMar(transformer, autoencoder, root / "ws")
 
 
 @pytest.fixture(scope="session")
 def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
     """As `tiny_rar`, of a PAR, with a config.json that tells its heads and tokens."""
-    root = tmp_path_factory.mktemp("tiny_par")
     transformer, tokenizer = random_par(), random_llamagen()
-    parts = (dict(transformer.state_dict()), official_tokenizer(dict(tokenizer.state_dict())))
-    checkpoint = write_par(root / "checkpoint", *parts)
-    args = ["export", "par", str(root / "ws"), "--checkpoint", str(checkpoint)]
-    result = CliRunner().invoke(cli, [*args, "--images", "skimage:astronaut,coffee"])
-    assert result.exit_code == 0, result.output
+
+    def make(root: Path) -> None:
+        halves = (dict(transformer.state_dict()), official_tokenizer(dict(tokenizer.state_dict())))
+        checkpoint = write_par(root / "checkpoint", *halves)
+        args = ("export", "par", str(root / "ws"), "--checkpoint", str(checkpoint))
+        run_cli(*args, "--images", "skimage:astronaut,coffee")
+
+    root, _ = made_once(tmp_path_factory, "tiny_par", make)
     return TinyPar(transformer, tokenizer, root / "ws")
 
 
 @pytest.fixture(scope="session")
 def own_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
     """ONNX files of three models that a user might bring; tests do not change them."""
-    root = tmp_path_factory.mktemp("own_files")
-    return {
-        "transformer": (export_transformer(root),),
-        "handmade": (handmade_transformer(root / "handmade.onnx"),),
-        "autoencoder": export_autoencoder(root),
-    }
+
+    def make(root: Path) -> dict[str, tuple[Path, ...]]:
+        return {
+            "transformer": (export_transformer(root),),
+            "handmade": (handmade_transformer(root / "handmade.onnx"),),
+            "autoencoder": export_autoencoder(root),
+        }
+
+    return made_once(tmp_path_factory, "own_files", make)[1]
 
 
 @pytest.fixture(scope="session")

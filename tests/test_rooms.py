@@ -13,7 +13,15 @@ import arvg_trt
 
 ROOT = Path(str(arvg_trt.__file__)).resolve().parent
 ROOMS = ("calibrate", "engines", "export", "runtime", "validate")
-COMMANDS = ("cli", "cli_calibrate", "cli_images", "cli_info", "cli_search", "cli_stage")
+COMMANDS = (
+    "cli",
+    "cli_analyze",
+    "cli_calibrate",
+    "cli_images",
+    "cli_info",
+    "cli_search",
+    "cli_stage",
+)
 SEES_ALL = ("pipeline", *COMMANDS, "__main__")
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "skimage", "matplotlib", "jinja2", "scipy"}
 

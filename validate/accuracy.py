@@ -60,6 +60,9 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Raises AccuracyError for NaN or -inf, which are no measurements."""
+        if not all(v > -math.inf for v in values):
+            raise AccuracyError("a metric of an image is NaN or -inf", do="look at the images")
         finite = [v for v in values if math.isfinite(v)]
         return cls(
             mean=math.fsum(finite) / len(finite) if finite else None,

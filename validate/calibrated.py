@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 import msgspec
+
+SHORT = 2  # numbers that are written one by one
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +25,8 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``settled`` of ``inputs`` had their scales before the last ``1 - share`` of the samples.
 
-    ``enough`` is None where there were too few batches to tell.
+    ``enough`` is None where there were too few batches to tell. ``classes`` are those that a
+    generator was calibrated on.
     """
 
     samples: int
@@ -32,6 +35,21 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     inputs: int = 0
     share: float | None = None
     dgc: Chosen | None = None
+    classes: tuple[int, ...] = ()
+
+
+def ranges(numbers: Collection[int]) -> str:
+    """Ascending, runs of three or more as `0-9`."""
+    rows: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if rows and rows[-1][-1] == number - 1:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    texts = [
+        f"{row[0]}-{row[-1]}" if len(row) > SHORT else ", ".join(map(str, row)) for row in rows
+    ]
+    return ", ".join(texts)
 
 
 def calibration_notes(found: Calibration, noun: str) -> Iterator[str]:
@@ -44,6 +62,8 @@ def calibration_notes(found: Calibration, noun: str) -> Iterator[str]:
         )
     else:
         yield f"Calibration {noun}: {found.samples}."
+    if found.classes:
+        yield f"Calibration classes, {len(found.classes)}: {ranges(found.classes)}."
     if found.share is not None:
         verdict = "enough" if found.enough else "not enough for all"
         yield (

@@ -213,9 +213,9 @@ def _judge(rule: Rule, base: float | None, value: float | None, judged: bool) ->
     if not judged:
         return Cell(value, change, "not compared")
     allowed = rule.tolerance * abs(base) if rule.relative else rule.tolerance
-    if abs(change) <= allowed:
+    if change == 0 or abs(change) <= allowed < math.inf:
         return Cell(value, change, "same")
-    improved = (change > 0) == (rule.better == "higher")
+    improved = change > 0 if rule.better == "higher" else change < 0
     return Cell(value, change, "better" if improved else "worse")
 
 

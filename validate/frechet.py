@@ -38,6 +38,10 @@ def frechet_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
     means, factors = zip(*(moments(v.astype(np.float64)) for v in (a, b)), strict=True)
     gap = float(np.sum(np.square(means[0] - means[1])))
     spread = sum(float(np.sum(np.square(factor))) for factor in factors)
+    if not gap + spread < np.inf:
+        raise AccuracyError(
+            "features are too large for float64 squares", do="look at the feature network"
+        )
     shared = float(np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum())
     return max(0.0, gap + spread - 2 * shared)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..errors import RecipeError
+from ..errors import RecipeError, nearest
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -58,10 +57,8 @@ def parse_gate(text: str, known: Collection[str]) -> Gate:
         )
     metric = match["metric"]
     if metric not in known:
-        near = difflib.get_close_matches(metric, known, n=3, cutoff=0.5)
         raise RecipeError(
-            f"gate {text!r}: there is no metric {metric!r}",
-            do=f"use {', '.join(near or sorted(known))}",
+            f"gate {text!r}: there is no metric {metric!r}", do=f"use {nearest(metric, known)}"
         )
     return Gate(metric=metric, operator=match["operator"], threshold=threshold)
 
@@ -77,7 +74,7 @@ def evaluate(gates: Iterable[Gate], metrics: Mapping[str, float | None]) -> list
 
 
 def _evaluate(gate: Gate, value: float | None) -> GateResult:
-    if value is None or math.isnan(value):
+    if value is None or not value > -math.inf:  # NaN and -inf are no measurements
         return GateResult(
             expression=str(gate),
             value=None,
@@ -86,7 +83,7 @@ def _evaluate(gate: Gate, value: float | None) -> GateResult:
         )
     passed = _OPERATORS[gate.operator](value, gate.threshold)
     reason = None if passed else f"{gate.metric} is {value:.6g}, wanted {gate}"
-    if math.isinf(value):
+    if passed and math.isinf(value):
         reason = f"{gate.metric} is infinite: no error at all"
     return GateResult(
         expression=str(gate),

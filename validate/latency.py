@@ -141,9 +141,8 @@ def ratio(reference: Latency, candidate: Latency) -> Speed:
     ratios = np.asarray(reference.samples_ms) / np.asarray(candidate.samples_ms)
     low, middle, high = (float(v) for v in np.percentile(ratios, [25, 50, 75]))
     verdict: Literal["faster", "slower", "inconclusive"]
-    if reference.n < MIN_ROUNDS_FOR_A_VERDICT or low <= 1 <= high:
-        verdict = "inconclusive"
-    else:
+    verdict = "inconclusive"
+    if reference.n >= MIN_ROUNDS_FOR_A_VERDICT and (low > 1 or high < 1):
         verdict = "faster" if low > 1 else "slower"
     return Speed(ratio=middle, low=low, high=high, verdict=verdict)
 

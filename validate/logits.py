@@ -60,7 +60,7 @@ class LogitsTally:
         """
         wide = [v.astype(np.float64) for v in (reference, value)]
         p, q = (log_softmax(v) for v in wide)
-        self._divergence += float(np.sum(np.exp(p) * (p - q)))
+        self._divergence += float(np.sum(divergence(p, q)))
         self._first += int(np.count_nonzero(p.argmax(axis=-1) == q.argmax(axis=-1)))
         self._k = min(LIKELIEST, p.shape[-1])
         own, theirs = (likeliest(v, self._k) for v in (q, p))
@@ -76,7 +76,8 @@ class LogitsTally:
         """Raises ZeroDivisionError where nothing was added."""
         count = self._positions
         return LogitsAccuracy(
-            kl=max(0.0, self._divergence / count),
+            # Rounding may leave a little less than zero; NaN stays NaN.
+            kl=float(np.maximum(0.0, self._divergence / count)),
             top1=self._first / count,
             top5=self._shared / (count * self._k),
             sqnr_db=none_if_infinite(self._energy.decibels()),
@@ -92,6 +93,14 @@ def log_softmax(logits: Floats) -> Floats:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return found
+
+
+def divergence(p: Floats, q: Floats) -> Floats:
+    """What each outcome adds to KL(p || q), of logarithms: nothing where p never has it."""
+    with np.errstate(invalid="ignore"):
+        found = np.exp(p) * (p - q)
+    added: Floats = np.where((p == -np.inf) & ~np.isnan(q), 0.0, found)
+    return added
 
 
 def likeliest(values: Floats, k: int) -> NDArray[np.intp]:

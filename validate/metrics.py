@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AccuracyError, ArvgError
+from ..errors import AccuracyError
+from ..packages import require_packages
 
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11  # 2 * int(3.5 * sigma + 0.5) + 1: scikit-image refuses smaller images
@@ -39,10 +40,9 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """SSIM with the Gaussian window of its paper, mean over channels; [H, W, 3], sides >= 11."""
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError as error:
-        raise ArvgError("SSIM needs scikit-image", do='pip install "arvg-trt[report]"') from error
+    require_packages("report")
+    from skimage.metrics import structural_similarity
+
     value = structural_similarity(  # type: ignore[no-untyped-call]
         a,
         b,
@@ -63,11 +63,22 @@ class Energy:
         self.noise = 0.0
 
     def add(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
+        """Both of one shape; `decibels` refuses what is not finite in either."""
         exact = reference.astype(np.float64)
         self.signal += float(np.sum(np.square(exact)))
         self.noise += float(np.sum(np.square(exact - value.astype(np.float64))))
 
     def decibels(self) -> float:
+        """Signal to noise in dB; inf where there is no error at all.
+
+        Raises:
+            AccuracyError: values that are not finite, or a reference of zeros with an error.
+        """
+        if not (math.isfinite(self.signal) and math.isfinite(self.noise)):
+            raise AccuracyError(
+                "values that are compared are not finite",
+                do="look for overflow; keep the suspect sites in high precision",
+            )
         if self.noise == 0:
             return math.inf
         if self.signal == 0:
@@ -84,8 +95,12 @@ def decibels(value: float | None) -> float:
 
 
 def none_if_infinite(value: float) -> float | None:
-    """As JSON can hold decibels."""
-    return value if math.isfinite(value) else None
+    """As JSON can hold decibels: None for no error at all, and for nothing else."""
+    if value == math.inf:
+        return None
+    if not math.isfinite(value):
+        raise ValueError(f"{value} dB is no measurement")
+    return value
 
 
 def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:

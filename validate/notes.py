@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..sites import NO_WEIGHT
-from .calibrated import calibration_notes
+from .calibrated import calibration_notes, ranges
 from .report import SYNTHETIC, Report, SiteRow
 
 OF_IMAGES = (
@@ -96,6 +96,13 @@ def _what(report: Report) -> tuple[str, ...]:
     if data.pictures:
         drawn = ", ".join(f"{name} {value:g}" for name, value in data.sampling.items())
         found.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
+        classes = set(data.classes)
+        seen = set(report.calibration.classes) if report.calibration else set()
+        if classes and seen:
+            found.append(
+                f"They are of {len(classes)} classes, {len(classes - seen)} of which calibration "
+                f"has not seen: {ranges(classes)}."
+            )
     if data.validation != data.pictures:
         found.append(f"Validation {noun(report)}: {', '.join(data.validation)}.")
     return tuple(found)

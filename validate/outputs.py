@@ -56,11 +56,13 @@ class OutputTally:
         if not self.floats:
             self.equal += int(np.count_nonzero(reference == value))
             return
-        exact, found = reference.astype(np.float64), value.astype(np.float64)
+        finite = np.isfinite(reference)  # a mask's -inf was compared by its place
+        exact, found = (v[finite].astype(np.float64) for v in (reference, value))
         self.energy.add(exact, found)
         self.own += float(np.sum(np.square(found)))
         self.product += float(np.sum(exact * found))
-        self.largest = max(self.largest, float(np.abs(exact - found).max(initial=0.0)))
+        # Of Python's max NaN would not come.
+        self.largest = float(np.maximum(self.largest, np.abs(exact - found).max(initial=0.0)))
 
     def result(self, output: str) -> OutputAccuracy:
         if not self.floats:
@@ -71,7 +73,7 @@ class OutputTally:
             output=output,
             sqnr_db=none_if_infinite(decibels),
             max_error=self.largest,
-            cosine=min(1.0, self.product / norms) if norms else None,
+            cosine=float(np.minimum(1.0, self.product / norms)) if norms else None,
         )
 
 
@@ -86,8 +88,9 @@ def measure_outputs(
     Candidates run end to end: a later graph is fed what the candidate's own earlier graph made.
 
     Raises:
-        AccuracyError: a non-finite value or another shape than FP32's (sample and output are
-            named), an FP32 output of zeros that a candidate differs from, or no samples.
+        AccuracyError: NaN, an infinity where FP32 has none or another, or another shape than
+            FP32's (sample and output are named), an FP32 output of zeros that a candidate differs
+            from, or no samples.
     """
     tallies: dict[str, dict[str, OutputTally]] = {name: {} for name in candidates}
     done = 0
@@ -113,8 +116,15 @@ def require_like(
     what = None
     if found.shape != expected.shape:
         what = f"shape {list(found.shape)} where FP32 gave {list(expected.shape)}"
-    elif np.issubdtype(found.dtype, np.floating) and not np.isfinite(found).all():
-        what = f"{int(found.size - np.isfinite(found).sum())} non-finite of {found.size} values"
+    elif np.issubdtype(found.dtype, np.floating):
+        # A mask's -inf is none of the candidate's doing, in the same place.
+        odd = np.isnan(expected) | np.isnan(found)
+        infinite = np.isinf(expected) | np.isinf(found)
+        odd |= infinite & (expected != found)
+        if odd.any():
+            what = f"{int(odd.sum())} non-finite of {found.size} values"
+            if np.isnan(expected).any():
+                candidate = "FP32"
     if what is not None:
         raise AccuracyError(
             f"{output} of {candidate} gave {what}",

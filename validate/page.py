@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArvgError
+from ..packages import require_packages
 from .chart import Chart, svg
 
 Mood = Literal["good", "bad", "warn", "plain"]
@@ -106,11 +106,10 @@ def table_markdown(table: Table) -> str:
 
 def to_html(page: Page) -> str:
     """The page as one HTML file: styles and pictures inside, nothing is loaded from outside."""
-    try:
-        import jinja2
-        import markupsafe
-    except ImportError as error:
-        raise ArvgError("HTML reports need jinja2", do='pip install "arvg-trt[report]"') from error
+    require_packages("report")
+    import jinja2
+    import markupsafe
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

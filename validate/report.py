@@ -48,13 +48,15 @@ GENERATOR_SIZE_NOTE = (
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Names of the images or samples that were measured and of those that set the ranges.
 
-    Of a generator ``pictures`` are those that FP32 and the candidates made, by ``sampling``.
+    Of a generator ``pictures`` are those that FP32 and the candidates made, by ``sampling``, of
+    these ``classes``.
     """
 
     validation: tuple[str, ...]
     calibration: tuple[str, ...]
     pictures: tuple[str, ...] = ()
     sampling: dict[str, float] = {}
+    classes: tuple[int, ...] = ()
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,7 +25,7 @@ def read_normalization(folder: Path) -> Normalization | None:
         return None
     try:
         quantizer = find_quantizer(yaml.safe_load(path.read_bytes()))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ExportError("is not YAML", where=str(path), do="download it again") from error
     if quantizer is None:
         raise ExportError(

@@ -30,6 +30,15 @@ WEIGHT_ONLY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 DISABLE_PREPACKING = "session.disable_prepacking"
 LEAVE_QDQ = "session.disable_quant_qdq"
+# What loading a graph raises: its own classes, and Python's for texts that are no UTF-8.
+LOAD_ERRORS = (
+    *(
+        kind
+        for kind in vars(ort.capi.onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+    UnicodeDecodeError,
+)
 # How ONNX Runtime, the C++ library and CUDA say it; there is no class or code of its own.
 MEMORY_SIGNS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
@@ -90,15 +99,8 @@ class OnnxRuntimeSession:
         )
         try:
             self._session = open_session(graph or str(path), options, disabled)
-        except (
-            ort.capi.onnxruntime_pybind11_state.InvalidGraph,
-            ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-            ort.capi.onnxruntime_pybind11_state.Fail,
-            ort.capi.onnxruntime_pybind11_state.NoSuchFile,
-            ort.capi.onnxruntime_pybind11_state.NotImplemented,
-            ort.capi.onnxruntime_pybind11_state.InvalidArgument,
-            ort.capi.onnxruntime_pybind11_state.RuntimeException,
-        ) as error:
+            self._describe()
+        except LOAD_ERRORS as error:
             if is_memory_failure(error):
                 raise out_of_memory(path, "free memory, or use a smaller model") from error
             raise BundleError(
@@ -106,6 +108,9 @@ class OnnxRuntimeSession:
                 where=str(path),
                 do="rebuild it with the stage that wrote it",
             ) from error
+
+    def _describe(self) -> None:
+        """Take what the graph says of itself, in the texts that its bytes hold."""
         self.device: str = self._session.get_providers()[0]
         self.memory: str = self.device.removesuffix("ExecutionProvider").lower()
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())

@@ -17,6 +17,7 @@ from arvg_trt.calibrate.formats import QuantizedWeight, quantize_weight
 from arvg_trt.calibrate.packed import load_packed, save_packed
 from arvg_trt.calibrate.qdq import insert_qdq
 from arvg_trt.calibrate.qdq_nodes import SiteWeights
+from arvg_trt.calibrate.rounding import compensate
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from arvg_trt.sites import Site, WeightFormat
 
@@ -74,7 +75,7 @@ def test_inputs_that_matter_more_lose_less() -> None:
     importance = np.geomspace(1, 1e4, 64)
     errors = []
     for given_importance in (importance, None):
-        codes, scale = block_codes(weight, 64, given_importance)
+        codes, scale, _ = block_codes(weight, 64, given_importance)
         error = codes * scale.astype(np.float64) - weight
         errors.append(float((np.square(error) * importance).sum()))
     assert errors[0] < errors[1]
@@ -141,9 +142,11 @@ def linear(op: str) -> tuple[onnx.ModelProto, Site]:
     return helper.make_model(graph, opset_imports=opset, ir_version=10), site
 
 
-def weight_only(op: str, weight_format: WeightFormat) -> tuple[onnx.ModelProto, QuantizedWeight]:
+def weight_only(
+    op: str, weight_format: WeightFormat, weight: np.ndarray | None = None
+) -> tuple[onnx.ModelProto, QuantizedWeight]:
     proto, site = linear(op)
-    chosen = quantize_weight(gaussian(), weight_format)
+    chosen = quantize_weight(gaussian() if weight is None else weight, weight_format)
     model = ir.serde.deserialize_model(proto)
     insert_qdq(model.graph, [site], {site.name: SiteWeights(chosen)})
     made = ir.to_proto(model)
@@ -166,6 +169,87 @@ def test_the_product_is_that_of_the_rounded_weight_with_the_whole_input(
     wanted = x.astype(np.float64) @ chosen.dequantize().T.astype(np.float64) + bias
     found = OnnxRuntimeSession(path, optimized=optimized).run({"x": x})["y"]
     np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
+
+
+def snr_db(weight: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Of each row, in float64."""
+    wide = weight.astype(np.float64)
+    noise = np.square(found.astype(np.float64) - wide).sum(axis=1)
+    return 10 * np.log10(np.square(wide).sum(axis=1) / noise)
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-6, 1e-9, 1e-30, 1e7])
+def test_weights_of_any_size_keep_four_bits(size: float, tmp_path: Path) -> None:
+    """Gates start at 1e-5, where float16 has no scales left."""
+    weight = np.random.default_rng(6).normal(0, 1, (OUTPUTS, INPUTS))
+    plain = quantize_weight(weight.astype(np.float32), in_blocks(32))
+    tiny = (weight * size).astype(np.float32)
+    found = quantize_weight(tiny, in_blocks(32))
+    assert plain.factor is None and found.factor is not None
+    assert np.array_equal(np.frexp(found.factor)[0], np.full(OUTPUTS, 0.5))
+    assert np.array_equal(found.scale, found.scale.astype(np.float16).astype(np.float32))
+    assert (found.scale >= 2.0**-14).all()
+    assert (snr_db(tiny, found.dequantize()) > snr_db(weight, plain.dequantize()) - 0.1).all()
+    save_packed({"site": found}, {}, tmp_path / "w.safetensors")
+    again, others = load_packed(tmp_path / "w.safetensors")
+    assert np.array_equal(again["site"].dequantize(), found.dequantize()) and not others
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-12, 6), st.floats(-12, 6))
+def test_rows_of_different_sizes_do_not_share_their_fate(
+    seed: int, low: float, high: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(0, 1, (6, 64)) * 10.0 ** np.array([low, high, low, 0, high, 0])[:, None]
+    found = quantize_weight(rows.astype(np.float32), in_blocks(32)).dequantize()
+    assert (snr_db(rows, found) > 15).all()
+
+
+def test_a_small_block_of_large_inputs_counts_by_what_it_adds_to_the_output() -> None:
+    rng = np.random.default_rng(7)
+    weight = rng.normal(0, 1e-3, (4, 64)).astype(np.float32)
+    weight[:, 32:] *= 1e-2
+    importance = np.repeat([1.0, 1e4], 32)
+    found = quantize_weight(weight, in_blocks(32), importance).dequantize()
+    weighted = weight * np.sqrt(importance)
+    assert (snr_db(weighted, found * np.sqrt(importance)) > 15).all()
+    # Without its inputs, it is nothing beside the rest of its row: no factor is spent on it.
+    weight[:, 32:] *= 1e-5
+    weight[:, :32] *= 100
+    assert quantize_weight(weight, in_blocks(32)).factor is None
+
+
+@pytest.mark.parametrize("optimized", [False, True], ids=["reference", "fast"])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_the_product_of_tiny_weights_is_not_zero(tmp_path: Path, op: str, optimized: bool) -> None:
+    weight = gaussian()
+    weight[::2] *= np.float32(1e-6)
+    made, chosen = weight_only(op, in_blocks(32), weight)
+    path = tmp_path / "g.onnx"
+    onnx.save(made, path)
+    x = np.random.default_rng(4).normal(0, 3, (5, 9, INPUTS)[op == "Gemm" :]).astype(np.float32)
+    bias = np.random.default_rng(3).normal(0, 1, OUTPUTS).astype(np.float32)
+    wanted = x.astype(np.float64) @ chosen.dequantize().T.astype(np.float64) + bias
+    found = OnnxRuntimeSession(path, optimized=optimized).run({"x": x})["y"]
+    np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
+    # The signal of the small rows is below their bias, so it is compared by the codes.
+    live = [k for k in range(OUTPUTS) if weight[k].any()]
+    assert (snr_db(weight[live], chosen.dequantize()[live]) > 15).all()
+
+
+def test_compensated_rounding_keeps_the_factor() -> None:
+    rng = np.random.default_rng(8)
+    weight = rng.normal(0, 1, (6, 64)).astype(np.float32)
+    rows = rng.normal(0, 1, (400, 64)) @ rng.normal(0, 1, (64, 64))
+    square = rows.T @ rows
+    errors = []
+    for size in (np.float32(1), np.float32(2.0**-20)):
+        nearest = quantize_weight(weight * size, in_blocks(32))
+        made = compensate(weight * size, nearest, square, len(rows))
+        wide = (made.dequantize().astype(np.float64) - weight * np.float64(size)) / np.float64(size)
+        errors.append(np.einsum("oi,ij,oj->o", wide, square, wide))
+    np.testing.assert_allclose(errors[1], errors[0], rtol=0.02)
 
 
 def test_the_graph_holds_four_bits_a_weight_in_the_form_that_engines_keep() -> None:

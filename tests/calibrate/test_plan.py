@@ -246,3 +246,42 @@ def test_shift_that_keeps_zero_on_the_grid_is_accepted(bits: int, shift: int) ->
 def test_format_that_cannot_be_is_refused_when_it_is_made(kind: type, values: dict) -> None:
     with pytest.raises(ValueError, match=r"bits|shift|positive|block"):
         kind(**values)
+
+
+def linear(name: str, role: str) -> Site:
+    return site(name, "full", role=role, op="MatMul", token_axis=1, positions=5)
+
+
+PRODUCTS = [
+    site(f"bmm_{side}", "full", role=f"bmm_{side}", op="MatMul", weight=None, excluded="fused")
+    for side in ("qk", "pv")
+]
+GENERATOR = SiteMap(
+    sites=(linear("blocks.0.fc1", "fc1"), *PRODUCTS, linear("head", "head")), graphs=("full",)
+)
+
+
+def test_a_site_that_is_named_has_one_scale_beside_others_with_one_a_position() -> None:
+    entries = named(make_plan(GENERATOR, QuantizeOptions(per_tensor=("head",))))
+    granularities = {name: e.activation.granularity for name, e in entries.items() if e.activation}
+    assert granularities == {"blocks.0.fc1": "per_position", "head": "per_tensor"}
+
+
+def test_a_per_tensor_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"per_tensor pattern 'haed' matches no site .*head"):
+        make_plan(GENERATOR, QuantizeOptions(per_tensor=("haed",)))
+
+
+@pytest.mark.parametrize(("given", "bits"), [(None, 8), (6, 6)])
+def test_attention_products_have_bits_of_their_own(given: int | None, bits: int) -> None:
+    plan = make_plan(GENERATOR, QuantizeOptions(attention="int8", attention_bits=given))
+    product = named(plan)["bmm_pv"]
+    assert product.activation == product.other == ActivationFormat(bits=bits)
+
+
+@pytest.mark.parametrize(
+    "options", [{"attention_bits": 6}, {"attention_bits": 9, "attention": "int8"}]
+)
+def test_attention_bits_without_int8_or_out_of_range_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match="attention_bits"):
+        QuantizeOptions(**options)

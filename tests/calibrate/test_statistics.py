@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from arvg_trt.calibrate.statistics import (
     TensorStats,
     load_statistics,
     merge,
+    require_channels,
     save_statistics,
 )
 from arvg_trt.errors import CalibrationError
+from arvg_trt.sites import Site
 
 CHANNELS = 3
 
@@ -99,3 +102,61 @@ def test_shards_of_different_widths_are_refused(channels: int) -> None:
     shards = [{"a": measure(np.ones((2, c)))} for c in (3, channels)]
     with pytest.raises(CalibrationError, match="a has 3 channels"):
         merge(shards)
+
+
+def write_arrays(path: Path, **changed: np.ndarray) -> None:
+    """A statistics file of `a` with three channels, and other arrays in their place."""
+    arrays = {"low": -np.ones(3), "high": np.ones(3), "square": np.ones(3), "count": np.array([4])}
+    tensors = {f"a:{kind}": array for kind, array in (arrays | changed).items()}
+    save_file(tensors, path, metadata={"schema": "arvg-trt/statistics/v1"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"low": -np.ones(2)}, "a:high is float64 .3."),
+        ({"low": -np.ones((3, 1))}, "a:low is float64 .3, 1."),
+        ({"square": np.ones(3, np.float32)}, "a:square is float32"),
+        ({"high": np.array([1, np.nan, 1])}, "a:high has NaN"),
+        ({"count": np.array([4, 4])}, "a:count is int64 .2."),
+        ({"count": np.array([4.0])}, "a:count is float64"),
+        ({"count": np.array([-4])}, "below 0"),
+        ({k: np.ones(0) for k in ("low", "high", "square")}, "no channels"),
+    ],
+)
+def test_statistics_of_another_shape_are_refused(
+    changed: dict[str, np.ndarray], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.safetensors"
+    write_arrays(path)
+    assert load_statistics(path)["a"].count == 4
+    write_arrays(path, **changed)
+    with pytest.raises(CalibrationError, match=words) as caught:
+        load_statistics(path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "op", "fits"),
+    [
+        ((3, 8), "MatMul", True),
+        ((8, 3), "Gemm", True),
+        ((8, 4), "MatMul", False),
+        ((8, 3, 1, 1), "Conv", True),
+        ((3, 1, 3, 3), "Conv", True),
+        ((8, 2, 1, 1), "Conv", False),
+    ],
+)
+def test_statistics_have_the_channels_of_their_weight(
+    shape: tuple[int, ...], op: str, fits: bool
+) -> None:
+    site = Site(
+        **{"name": "a", "graph": "g", "role": "fc", "op": op, "node": "a", "weight": "w"},
+        **{"bias": None, "input": "x", "output": "y", "weight_shape": shape},
+    )
+    statistics = {"a": TensorStats(-np.ones(3), np.ones(3), np.ones(3), 4)}
+    if fits:
+        require_channels(statistics, [site], "file")
+        return
+    with pytest.raises(CalibrationError, match="statistics of 3 channels"):
+        require_channels(statistics, [site], "file")

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from arvg_trt.calibrate.qdq import insert_qdq
 from arvg_trt.engines.group_norm_form import expand_group_norms
-from arvg_trt.engines.integer_forms import HEADROOM, output_grid, rewrite_convolutions
-from arvg_trt.engines.onnxruntime import build_engine, check_engine, output_ranges
+from arvg_trt.engines.integer_forms import (
+    HEADROOM,
+    output_grid,
+    rewrite_convolutions,
+    with_room_for_bias,
+)
+from arvg_trt.engines.onnxruntime import (
+    EXACT_DB,
+    build_engine,
+    check_engine,
+    output_ranges,
+    sqnr_db,
+)
 from arvg_trt.errors import BuildError
+from arvg_trt.runtime.feeds import save_sample
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
@@ -28,6 +44,7 @@ from ..conftest import (
     TinyExport,
     TinyQuantized,
     float_graph,
+    make_conv_case,
     silent,
 )
 
@@ -76,6 +93,71 @@ def test_engine_is_the_qdq_graph_up_to_the_rounding_of_outputs(
                 limit = 0.5 * (output_step(integer_case, name) + unit)
                 assert (difference <= 1.001 * limit).all()
                 assert difference.max() > 0
+
+
+def with_scales(case: ConvCase, factor: np.ndarray, bias_factor: float = 1.0) -> ConvCase:
+    """The case with its site's weights times `factor` [O], and with another bias."""
+    chosen = case.chosen["c"]
+    assert chosen.quantized is not None
+    scale = (chosen.quantized.scale * factor).astype(np.float32)
+    (bias,) = [t for t in case.proto.graph.initializer if t.name == "c.bias"]
+    old = numpy_helper.to_array(bias).astype(np.float64)
+    new = (old * bias_factor).astype(np.float32)
+    bias.CopyFrom(numpy_helper.from_array(new, "c.bias"))
+    shape = (1, -1, 1, 1)
+    product = (case.expected["c"] - old.reshape(shape)) * np.reshape(factor, shape)
+    return replace(
+        case,
+        chosen={"c": replace(chosen, quantized=replace(chosen.quantized, scale=scale))},
+        expected={"c": product + new.astype(np.float64).reshape(shape)},
+    )
+
+
+@pytest.mark.parametrize("shift", [0, 117])
+@pytest.mark.parametrize("smallest", [1e-6, 1e-9, 1e-20])
+def test_a_bias_that_dwarfs_the_weights_of_its_channel_is_kept(
+    smallest: float, shift: int, tmp_path: Path
+) -> None:
+    """In steps of the sums it is beyond INT32, where it used to be clipped."""
+    case = make_conv_case(shift=shift)
+    outputs = case.expected["c"].shape[1]
+    case = with_scales(case, np.geomspace(smallest, 1, outputs), bias_factor=40)
+    qdq, engine, done = graphs(case, tmp_path)
+    assert done == ["c"] and "QLinearConv" in {n.op_type for n in onnx.load(engine).graph.node}
+    wanted = reference_session(qdq).run({"x": case.x})["c.out"]
+    for session in (fast_session, reference_session):
+        found = session(engine).run({"x": case.x})["c.out"]
+        assert (np.abs(found - wanted) <= 0.51 * output_step(case, "c")).all()
+
+
+def test_an_output_of_tiny_values_is_not_zero(tmp_path: Path) -> None:
+    case = make_conv_case()
+    case = with_scales(case, np.full(case.expected["c"].shape[1], 1e-12), bias_factor=1e-12)
+    qdq, engine, _ = graphs(case, tmp_path)
+    wanted = reference_session(qdq).run({"x": case.x})["c.out"]
+    found = fast_session(engine).run({"x": case.x})["c.out"]
+    assert (np.abs(found - wanted) <= 0.51 * output_step(case, "c")).all()
+    assert sqnr_db(wanted, found) > 35
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-30, 0), st.floats(-10, 10))
+def test_sums_and_bias_never_leave_int32(seed: int, weight: float, bias: float) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-127, 128, (5, 7, 3, 3)).astype(np.int8)
+    scale = (10.0**weight * rng.uniform(0.1, 10, 5)).astype(np.float32)
+    steps = rng.normal(0, 10.0**bias, 5)
+    coarse, raised = with_room_for_bias(codes, scale, steps)
+    whole = np.abs(np.round(steps / raised))
+    assert (whole + 255 * np.abs(coarse.astype(np.int64)).sum(axis=(1, 2, 3)) < 2**31).all()
+    fits = np.abs(steps) / scale.astype(np.float64) < 2**31 - 63 * 127 * 255
+    assert np.array_equal(coarse[fits], codes[fits])
+    assert np.array_equal(raised[fits], scale[fits].astype(np.float64))
+    error = coarse * raised.reshape(-1, 1, 1, 1) - codes * scale.astype(np.float64).reshape(
+        -1, 1, 1, 1
+    )
+    # At most 255 * 63 of these errors meet a bias that needs 255 steps of the output or fewer.
+    assert (255 * np.abs(error).sum(axis=(1, 2, 3)) <= 1e-5 * np.abs(steps)).all()
 
 
 @pytest.mark.parametrize("label", [k for k in INTEGER_CASES if k.startswith(("1x1", "folded"))])
@@ -197,8 +279,10 @@ def engine(
 def test_engine_is_about_as_close_to_fp32_as_its_qdq_graph(
     tiny_di: TinyExport, tiny_int8: TinyQuantized, engine: Path, samples: Path
 ) -> None:
-    fp32, qdq = (ImageTokenizer.reference(f) for f in (tiny_di.folder, tiny_int8.folder))
-    fast = ImageTokenizer.open(engine)
+    fp32, qdq = (
+        ImageTokenizer.reference(f, verify=False) for f in (tiny_di.folder, tiny_int8.folder)
+    )
+    fast = ImageTokenizer.open(engine, verify=False)
     image = np.concatenate([to_model(load_image(path)) for path in samples.iterdir()])
     tokens, latent = fp32.encode(image)
     assert tokens is not None
@@ -243,5 +327,60 @@ def test_broken_engine_is_refused_by_name(
         tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
     assert len(doubled) > 2
     onnx.save(model, broken / f"{graph}.onnx")
-    with pytest.raises(BuildError, match=f"{graph} is .* dB from FP32"):
+    with pytest.raises(BuildError, match=f"{graph} is .* dB from its Q/DQ graph"):
         check_engine(tiny_int8.folder, tiny_di.folder, broken, images)
+
+
+def save_scaled(folder: Path, factor: float, offset: float = 0.0) -> Path:
+    """y = factor x + offset as `g.onnx`."""
+    folder.mkdir(exist_ok=True)
+    nodes = [
+        helper.make_node("Mul", ["x", "f"], ["m"], name="mul"),
+        helper.make_node("Add", ["m", "o"], ["y"], name="add"),
+    ]
+    held = {"f": np.float32(factor), "o": np.float32(offset)}
+    onnx.save(float_graph(nodes, held, ["y"], CHANNELS), folder / "g.onnx")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("simulated", "executed", "passes"),
+    [
+        (1 + 1e-3, 1 + 1e-3, True),
+        (1 + 1e-3, 1 + 2e-3, True),
+        (1 + 1e-3, 1 + 2e-2, False),  # 34 dB from FP32 was enough, whatever the Q/DQ graph had
+        (1 + 1e-1, 1 + 4e-1, False),
+        (1, 1 + 1e-7, True),
+        (1, 1 + 1e-3, False),
+        (1, math.nan, False),
+        (1, math.inf, False),
+        (0, 0, True),
+        (0, 1e-30, False),
+    ],
+)
+def test_the_engine_is_compared_with_its_qdq_graph_however_close_that_is_to_fp32(
+    simulated: float, executed: float, passes: bool, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).normal(0, 1, (1, CHANNELS, 3, 3)).astype(np.float32)
+    sample = save_sample({"x": x}, tmp_path, 0)
+    export = save_scaled(tmp_path / "export", 1.0 if simulated else 0.0)
+    source = save_scaled(tmp_path / "source", simulated)
+    engine = save_scaled(tmp_path / "engine", executed)
+    if passes:
+        check_engine(source, export, engine, [sample], ["g"])
+        return
+    with pytest.raises(BuildError, match="dB from its Q/DQ graph at y"):
+        check_engine(source, export, engine, [sample], ["g"])
+
+
+def test_a_mask_is_compared_by_its_place() -> None:
+    a = np.array([1.0, -np.inf, 2.0])
+    assert sqnr_db(a, a) == math.inf > EXACT_DB
+    assert sqnr_db(a, np.array([1.0, -np.inf, 1.0])) == pytest.approx(10 * math.log10(5))
+    for other in (
+        [-np.inf, 1.0, 2.0],
+        [1.0, np.inf, 2.0],
+        [1.0, np.nan, 2.0],
+        [np.nan, -np.inf, 2],
+    ):
+        assert math.isnan(sqnr_db(a, np.array(other)))

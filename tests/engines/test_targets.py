@@ -24,6 +24,16 @@ def rtx(*names: str) -> list:
         ("sm86", 86),
         ("8.6", 86),
         ("12.0", 120),
+        ("L40S", 89),
+        ("RTX A6000", 86),
+        ("RTX 6000 Ada", 89),
+        ("NVIDIA RTX 6000 Ada Generation", 89),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 89),
+        ("Tesla T4", 75),
+        ("NVIDIA A100-SXM4-80GB", 80),
+        ("NVIDIA RTX PRO 6000", 120),
+        ("gb10", 121),
+        ("DGX Spark", 121),
     ],
 )
 def test_names_resolve_to_compute_capabilities(name: str, capability: int) -> None:
@@ -50,6 +60,21 @@ def test_jetsons_are_targets_of_tensorrt_alone(name: str, capability: int) -> No
         BuildError, match=f"TensorRT for RTX has no sm{capability}.*tensorrt backend"
     ):
         resolve_target(name, "tensorrt_rtx")
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [("H100", 90), ("NVIDIA H100 80GB HBM3", 90), ("h200", 90), ("B200", 100)],
+)
+def test_known_gpu_that_rtx_has_not_is_refused_with_what_builds_for_it(
+    name: str, capability: int
+) -> None:
+    assert resolve_target(name, "tensorrt").compute_capability == capability
+    with pytest.raises(BuildError) as caught:
+        resolve_target(name, "tensorrt_rtx")
+    text = str(caught.value)
+    assert text.startswith(f"{name}: TensorRT for RTX has no sm{capability} (it compiles for sm75,")
+    assert "tensorrt backend" in text
 
 
 def test_missing_format_is_refused_in_one_line_with_site_target_and_way_out() -> None:

@@ -343,14 +343,25 @@ def overflowing() -> onnx.ModelProto:
     return g.model(IMAGE, {"out": (FLOAT, "n", 3, SIZE, SIZE)})
 
 
-def test_initializer_beyond_half_is_refused_by_name() -> None:
-    with pytest.raises(BuildError, match=r"^huge\.factor: 70000 is beyond float16 .*keep_fp32"):
-        fp16_twin(overflowing())
-
-
-def test_initializer_beyond_half_passes_where_its_node_stays_fp32() -> None:
-    twin = fp16_twin(overflowing(), keep_fp32=["n.out"])
+def test_a_node_with_a_constant_beyond_half_stays_fp32() -> None:
+    twin = fp16_twin(overflowing())
     assert np.array_equal(run(twin, image=images())["out"], images() * np.float32(7e4))
+
+
+def test_a_batch_norm_with_a_variance_beyond_half_keeps_its_values() -> None:
+    g = Graph()
+    rng = np.random.default_rng(3)
+    scale, bias, mean = (rng.standard_normal(3).astype(np.float32) for _ in range(3))
+    wide = np.array([1e5, 2e6, 1.0], np.float32)
+    held = [g.const(f"bn.{k}", v) for k, v in enumerate((scale, bias, mean, wide))]
+    g.op("BatchNormalization", "image", *held, out="y")
+    g.op("Relu", "y", out="out")
+    model = g.model(IMAGE, {"out": (FLOAT, "n", 3, SIZE, SIZE)})
+    x = images()
+    columns = [v.reshape(1, 3, 1, 1).astype(np.float64) for v in (scale, bias, mean, wide)]
+    s, b, m, v = columns
+    exact = np.maximum((x - m) / np.sqrt(v + 1e-5) * s + b, 0)
+    np.testing.assert_allclose(run(fp16_twin(model), image=x)["out"], exact, atol=2e-3)
 
 
 def masked(*, read_elsewhere: bool) -> onnx.ModelProto:
@@ -376,9 +387,11 @@ def test_a_masks_lowest_number_becomes_that_of_half() -> None:
     assert not found[..., 2:].any() and exact[..., :2].all()
 
 
-def test_a_number_beyond_half_that_is_no_mask_is_still_refused() -> None:
-    with pytest.raises(BuildError, match=r"^mask: 3\.40282e\+38 is beyond float16"):
-        fp16_twin(masked(read_elsewhere=True))
+def test_a_number_beyond_half_that_is_no_mask_is_read_in_fp32() -> None:
+    model = masked(read_elsewhere=True)
+    found, exact = (run(m, image=images()) for m in (fp16_twin(model), model))
+    np.testing.assert_allclose(found["out"], exact["out"], atol=2e-3)
+    assert np.array_equal(found["other"], exact["other"])
 
 
 def test_infinite_mask_is_kept() -> None:
@@ -388,9 +401,10 @@ def test_infinite_mask_is_kept() -> None:
     assert np.isneginf(run(twin, image=images())["out"][..., 1:]).all()
 
 
-def test_scale_of_zero_is_refused_by_name() -> None:
-    with pytest.raises(BuildError, match=r"scale block\.conv\.weight_scale is not positive"):
-        fp16_twin(decoder_like(weight_scale=0.0))
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+def test_scale_that_is_none_is_refused_by_name(scale: float) -> None:
+    with pytest.raises(BuildError, match=r"scale block\.conv\.weight_scale is not positive and f"):
+        fp16_twin(decoder_like(weight_scale=scale))
 
 
 def test_unknown_name_in_keep_fp32_is_refused() -> None:

@@ -23,9 +23,10 @@ from PIL import Image
 from arvg_trt.artifacts import WORKSPACE_FILE
 from arvg_trt.cli import cli
 from arvg_trt.export.zoo import MODELS
-from arvg_trt.runtime.generator import Generator
+from arvg_trt.runtime.generator import Generated, Generator
 
 from ..export.mar_models import TinyMar
+from ..shared import made_once
 from .minis import LABELS, Mini, Quantized
 
 MODEL = "cosmos-mini-di8x8"
@@ -149,6 +150,12 @@ def assert_refused(outcome: Outcome, code: int, *words: str) -> None:
     assert outcome.out == ""
 
 
+def assert_gate_failed(outcome: Outcome, *words: str) -> None:
+    """As a refusal, but what was measured is printed, and where the report lies."""
+    assert outcome.out.rstrip().endswith("report.html"), outcome
+    assert_refused(Outcome(outcome.code, "", outcome.err), 8, *words)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     root = tmp_path_factory.mktemp("pipeline")
@@ -197,11 +204,13 @@ def mini_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mini]:
 
     @cache
     def make(family: str) -> Mini:
-        root = tmp_path_factory.mktemp(f"{family}_mini") / "ws"
-        outcome = arvg("export", f"{family}-mini", root)
-        assert outcome.code == 0, outcome
-        made = Generator.open(root).generate(LABELS, seed=1, batch_size=10)
-        return Mini(family, root, made)
+        def export(root: Path) -> Generated:
+            outcome = arvg("export", f"{family}-mini", root / "ws")
+            assert outcome.code == 0, outcome
+            return Generator.open(root / "ws").generate(LABELS, seed=1, batch_size=10)
+
+        root, made = made_once(tmp_path_factory, f"{family}_mini", export)
+        return Mini(family, root / "ws", made)
 
     return make
 
@@ -215,13 +224,16 @@ def quantized_of(
     @cache
     def make(family: str) -> Quantized:
         mini = mini_of(family)
-        workspace = tmp_path_factory.mktemp(f"{family}_quantized") / "ws"
-        shutil.copytree(mini.workspace, workspace)
-        outcome = arvg("calibrate", workspace, "--samples", 20, "--batch-size", 8)
-        assert outcome.code == 0, outcome
-        outcome = arvg("quantize", workspace, "--recipe", "var-w8a8")
-        assert outcome.code == 0, outcome
-        return Quantized(mini, workspace)
+
+        def quantize(root: Path) -> None:
+            shutil.copytree(mini.workspace, root / "ws")
+            outcome = arvg("calibrate", root / "ws", "--samples", 20, "--batch-size", 8)
+            assert outcome.code == 0, outcome
+            outcome = arvg("quantize", root / "ws", "--name", "w8a8", "--rounding", "gptq")
+            assert outcome.code == 0, outcome
+
+        root, _ = made_once(tmp_path_factory, f"{family}_quantized", quantize)
+        return Quantized(mini, root / "ws")
 
     return make
 
@@ -231,15 +243,18 @@ def quantized_mar(tiny_mar: TinyMar, tmp_path_factory: pytest.TempPathFactory) -
     """A tiny MAR's workspace: calibrated on six pictures, made four and two at a time; quantized
     as w8a8 and w6a6.
     """
-    copy = tmp_path_factory.mktemp("mar") / "ws"
-    shutil.copytree(tiny_mar.workspace, copy)
-    outcome = arvg("calibrate", copy, "--samples", 6, *MAR_CHOICE)
-    assert outcome.code == 0, outcome
-    for bits in (8, 6):
-        options = ("--weight-bits", bits, "--activation-bits", bits)
-        outcome = arvg("quantize", copy, "--name", f"w{bits}a{bits}", *options)
+
+    def make(root: Path) -> None:
+        copy = root / "ws"
+        shutil.copytree(tiny_mar.workspace, copy)
+        outcome = arvg("calibrate", copy, "--samples", 6, *MAR_CHOICE)
         assert outcome.code == 0, outcome
-    return copy
+        for bits in (8, 6):
+            options = ("--weight-bits", bits, "--activation-bits", bits)
+            outcome = arvg("quantize", copy, "--name", f"w{bits}a{bits}", *options)
+            assert outcome.code == 0, outcome
+
+    return made_once(tmp_path_factory, "quantized_mar", make)[0] / "ws"
 
 
 def pictures(folder: Path, count: int, side: int) -> Path:

@@ -18,7 +18,7 @@ from ..conftest import TinyRar
 from ..own_models import CLASSES, TOKENS
 from .conftest import arvg, assert_refused, digests
 
-OPTIONS = ("--samples", 8, "--batch-size", 4, "--labels", "0-3")
+OPTIONS = ("--samples", 8, "--batch-size", 4)
 STATISTICS = "statistics.safetensors"
 
 
@@ -76,6 +76,9 @@ def test_merged_shards_are_one_run(whole: Path, halves: list[Path], tmp_path: Pa
     assert_same(statistics_of(copy), statistics_of(whole))
     results = manifest_of(copy)["results"]
     assert results["samples"] == 8
+    assert results["classes"] == manifest_of(whole)["results"]["classes"] == [0, 1, 2, 3, 4]
+    drawn = [manifest_of(part)["options"]["classes"] for part in (whole, *halves)]
+    assert drawn[0] == drawn[1] + drawn[2] and sorted(drawn[0][:5]) == [0, 1, 2, 3, 4]
     assert [part["name"] for part in results["parts"]] == ["part1", "part2"]
     assert [part["shard"] for part in results["parts"]] == ["1/2", "2/2"]
     outcome = arvg("calibrate", copy, "--merge", *halves)

@@ -157,6 +157,51 @@ def test_changed_gate_repeats_only_the_validation(
     assert [stage for stage, skipped in states.items() if not skipped] == ["validate"]
 
 
+def test_other_validation_images_repeat_only_the_validation(
+    workspace: Path, finished: Finished, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.open(finished.validation / "astronaut.png").rotate(90).save(other / "turned.png")
+    recipe = tmp_path / "changed.toml"
+    text = finished.recipe.read_text()
+    assert str(finished.validation) in text
+    recipe.write_text(text.replace(str(finished.validation), str(other)))
+    states = stage_states(arvg("run", recipe, "--workspace", workspace).out)
+    assert [stage for stage, skipped in states.items() if not skipped] == ["validate"]
+
+
+def test_weight_only_method_needs_no_activation_bits(workspace: Path) -> None:
+    options = ("--quantize-method", "per_tensor", "--encoder-bits", 8, "--decoder-bits", 6)
+    outcome = arvg("quantize", workspace, "--name", "seeds", *options, "--json")
+    assert outcome.code == 0, outcome.err
+    (stage,) = json.loads(outcome.out)["stages"]
+    assert stage["manifest"]["options"]["activation_bits"] == 32
+    assert {site["activation"] for site in stage["manifest"]["results"]["sites"]} == {None}
+
+
+def test_files_of_a_workspace_can_be_read_by_others(finished: Finished) -> None:
+    for path in finished.workspace.rglob("*"):
+        if path.is_file() and path.name != ".lock":
+            assert path.stat().st_mode & 0o777 == 0o644, path
+        if path.is_dir() and path.parent != finished.workspace:
+            assert path.stat().st_mode & 0o755 == 0o755, path
+
+
+def test_encode_and_decode_print_one_object(finished: Finished, tmp_path: Path) -> None:
+    graphs, tokens = finished.workspace / "export", tmp_path / "t.npz"
+    image = finished.validation / "astronaut.png"
+    outcome = arvg("encode", graphs, image, "-o", tokens, "--json")
+    assert json.loads(outcome.out) == {"images": [str(image)], "written": [str(tokens)]}
+    outcome = arvg("decode", graphs, tokens, "-o", tmp_path / "out", "--json")
+    assert json.loads(outcome.out) == {"written": [str(tmp_path / "out" / "0.png")]}
+
+
+def test_tokenizer_is_opened_by_a_text_too(finished: Finished) -> None:
+    assert ImageTokenizer.open(str(finished.workspace)).stride == 8
+    assert ImageTokenizer.reference(str(finished.workspace / "export")).stride == 8
+
+
 def test_run_as_json_prints_one_object(finished: Finished) -> None:
     outcome = arvg("run", finished.recipe, "--json")
     stages = json.loads(outcome.out)["stages"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from arvg_trt.artifacts import MANIFEST
+from arvg_trt.artifacts import MANIFEST, Manifest, write_manifest
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint_files import resolve_checkpoint
 from arvg_trt.export.generators.mar_config import PUBLISHED
@@ -158,6 +158,7 @@ def test_an_option_out_of_range_is_refused(
 
 def test_options_of_a_mar_are_refused_by_the_others(tmp_path: Path) -> None:
     folder = ToyVar().save(tmp_path / "toy")
+    write_manifest(folder, Manifest(stage="export", inputs={}, options={}, versions={}), {})
     outcome = arvg("generate", folder, "--labels", 0, "-o", tmp_path / "out", "--iterations", 8)
     assert_refused(outcome, 10, "iterations is not this family's")
 

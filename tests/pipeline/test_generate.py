@@ -12,6 +12,7 @@ import pytest
 from onnx import helper
 from PIL import Image
 
+from arvg_trt.artifacts import Manifest, write_manifest
 from arvg_trt.errors import GenerationError
 from arvg_trt.pipeline.generate import parse_labels
 from arvg_trt.runtime.generator import Generator
@@ -20,12 +21,22 @@ from ..runtime.toy_var import CHANNELS, IMAGE, LENGTH, SIDES, SIZE, ToyVar, ints
 from .conftest import Outcome, arvg, assert_refused, digests, leftovers, start, wait_for
 
 
+def workspace_of(toy: ToyVar, root: Path) -> Path:
+    """A workspace with the toy as its export."""
+    return with_manifest(toy.save(root / "export")).parent
+
+
+def with_manifest(export: Path) -> Path:
+    """The folder, its files as they are now."""
+    write_manifest(export, Manifest(stage="export", inputs={}, options={}, versions={}), {})
+    return export
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace."""
     root = tmp_path_factory.mktemp("toy") / "ws"
-    ToyVar().save(root / "export")
-    return root
+    return workspace_of(ToyVar(), root)
 
 
 def generate(toy: Path, *args: object) -> Outcome:
@@ -169,7 +180,7 @@ def test_workspace_without_a_generator_is_refused(tmp_path: Path) -> None:
 def test_logits_that_are_not_finite_name_the_scale_and_leave_no_array(tmp_path: Path) -> None:
     broken = ToyVar()
     broken.positions[-(SIDES[-1] ** 2)] = np.nan
-    broken.save(tmp_path / "ws" / "export")
+    workspace_of(broken, tmp_path / "ws")
     outcome = generate(tmp_path / "ws", "--labels", "0", "--npz", tmp_path / "x" / "x.npz")
     assert_refused(outcome, 10, "step.onnx", "scale 2 (3x3 tokens) are not finite")
     assert list((tmp_path / "x").iterdir()) == []
@@ -185,6 +196,7 @@ def test_out_of_memory_is_named_and_leaves_no_array(tmp_path: Path) -> None:
     latent = {"latent": ("float", ["n", CHANNELS, SIZE, SIZE])}
     constants = {"axes": ints(2, 3), "shape": ints(1, 1, 2**50, 1)}
     save(folder / "decoder.onnx", nodes, latent, ["image"], constants)
+    with_manifest(folder)
     outcome = generate(tmp_path / "ws", "--labels", "0", "--npz", tmp_path / "x" / "x.npz")
     assert_refused(outcome, 11, "decoder.onnx", "out of memory", "smaller batch")
     assert list((tmp_path / "x").iterdir()) == []

@@ -59,6 +59,7 @@ def agreement(mini: Mini, folder: Path) -> float:
     [
         ("var-w8a8", "INT8 per-channel", "INT8 per-position", 0.93, 0.33),
         ("var-w6a6", "INT6 per-channel", "INT6 per-position", 0.75, 0.28),
+        ("var-w6a6-paper", "INT6 per-channel", "INT6 per-position", 0.65, 0.27),
         ("var-w8a16", "INT8 per-channel", "float", 0.95, 0.33),
         ("var-w4a16", "INT4 per-block of 32", "float", 0.7, 0.22),
         ("var-fp8", "FP8 per-channel", "FP8 per-position", 0.85, 0.33),
@@ -74,7 +75,7 @@ def test_a_recipe_quantizes_its_mini(
     least: float,
     bytes_share: float,
 ) -> None:
-    family, _, name = recipe.partition("-")
+    family, _, name = recipe.partition("-")  # of the quantization, as the recipe calls it
     mini, workspace = calibrated(family)
     outcome = arvg("quantize", workspace, "--recipe", recipe)
     assert outcome.code == 0, outcome
@@ -82,9 +83,12 @@ def test_a_recipe_quantizes_its_mini(
     results = json.loads((folder / MANIFEST).read_text())["results"]
     quantized = [s for s in results["sites"] if s["weight_sqnr_db"] is not None]
     assert len(quantized) == results["quantized"] >= 31
-    assert {site["weight"] for site in quantized} == {weight}
+    # What makes the modulation has 8-bit weights and float inputs in the presets of all linears.
+    others = [s for s in quantized if s["activation"] != "float" or activation == "float"]
+    assert {site["weight"] for site in others} == {weight}
+    assert all("ada_lin" in s["name"] for s in quantized if s not in others)
     # Per tensor only where an input has no positions, as a condition's; shifts are of no concern.
-    inside = {s["activation"].split(",")[0] for s in quantized if ".0." in s["name"]}
+    inside = {s["activation"].split(",")[0] for s in others if ".0." in s["name"]}
     assert activation in inside and inside <= {activation, activation.replace("position", "tensor")}
     assert results["packed_bytes"] < bytes_share * results["fp32_bytes"]
     assert results["fp32_tensors"] == []

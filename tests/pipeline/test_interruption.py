@@ -77,13 +77,13 @@ def test_interrupted_or_killed_stage_keeps_the_last_output(
     assert leftovers(workspace)
 
     if stage == "export":  # `finished` completes a killed one; here the last output is still good
-        args = (stage, MODEL, workspace, "--images", finished.validation)
+        args = (stage, MODEL, workspace)
     else:
         outcome = arvg(*args)
         assert outcome.code == 0, outcome.err
         assert "up to date" not in outcome.out
         assert digests(folder) != before
-    assert arvg(*args).out == f"{stage}: up to date, {folder}\n"
+    assert arvg(*args).out.splitlines()[0] == f"{stage}: up to date, {folder}"
     assert not leftovers(workspace)
 
 

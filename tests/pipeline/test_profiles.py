@@ -9,11 +9,14 @@ import pytest
 from onnx import TensorProto, helper, save
 
 from arvg_trt.artifacts import encode_json
+from arvg_trt.errors import BuildError
 from arvg_trt.pipeline.build import precision_text, required_formats
-from arvg_trt.pipeline.profiles import generator_profiles
+from arvg_trt.pipeline.profiles import generator_profiles, step_sizes, tokenizer_profiles
+from arvg_trt.recipe import BuildOptions
 from arvg_trt.runtime.generate.mar_spec import MarDefaults, MarSpec
 from arvg_trt.runtime.generate.par_spec import ParSpec
 from arvg_trt.runtime.generate.rar_spec import RarDefaults, RarSpec
+from arvg_trt.runtime.generate.raster_spec import RasterSpec
 from arvg_trt.runtime.generate.spec import Defaults
 from arvg_trt.runtime.generate.var_spec import VarSpec
 from arvg_trt.runtime.generator import Spec
@@ -102,6 +105,27 @@ def test_mar_begins_with_no_token_known(tmp_path: Path) -> None:
         "denoise": {"x": ((1, 3), (4, 3), (32, 3))},
         "pass": {"tokens": ((1, 0, 3), (2, 15, 3), (2, 15, 3))},
     }
+
+
+def test_a_family_that_nobody_described_gets_no_others_shapes(tmp_path: Path) -> None:
+    class NewSpec(RasterSpec, frozen=True, kw_only=True):
+        pass
+
+    new = NewSpec(side=4, image_size=32, **SIZES)
+    with pytest.raises(BuildError, match=r"step: the sizes of a NewSpec's steps are not known"):
+        step_sizes(new, "step", 1)  # type: ignore[arg-type]
+
+
+def test_an_axis_that_no_family_has_is_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path, PAR, {"step": {"tokens": ("rows", "length")}})
+    with pytest.raises(BuildError, match=r"step\.onnx: input tokens has the axis length, whose"):
+        generator_profiles(tmp_path, 1)
+
+
+def test_a_tokenizers_profiles_are_of_its_halves_alone() -> None:
+    told = {"stride": 8, "discrete": True}
+    with pytest.raises(BuildError, match="lookup: is no graph of an image tokenizer"):
+        tokenizer_profiles("lookup", BuildOptions(), told)
 
 
 def test_graphs_of_fixed_shapes_need_no_profile(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_statistics_of_another_export_are_refused(quantized: Quantized, tmp_path
     shutil.copytree(quantized.workspace, copy)
     manifest = copy / "calibrate" / MANIFEST
     told = json.loads(manifest.read_text())
-    told["inputs"]["full.onnx"] = "0" * 64
+    told["inputs"]["export/full.onnx"] = "0" * 64
     manifest.write_text(json.dumps(told))
     outcome = arvg("quantize", copy, "--name", "other")
-    assert_refused(outcome, 5, "statistics are of another export", "full.onnx")
+    assert_refused(outcome, 9, "made from another export: export/full.onnx differs", "calibrate")

@@ -89,6 +89,14 @@ def test_what_a_recipe_leaves_out_has_the_defaults(tmp_path: Path) -> None:
     assert recipe.build == (BuildOptions(backend="onnxruntime"),)
 
 
+@pytest.mark.parametrize("method", ["per_tensor", "log_quantization", "blockwise"])
+def test_weight_only_method_leaves_inputs_in_high_precision_without_saying_so(
+    method: str, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL + f"[quantize]\nquantize_method = '{method}'\n"))
+    assert recipe.quantize.activation_bits == 32
+
+
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [("cosmos-mini-int9", "cosmos-mini-int8"), ("cosmos_mini_log4.toml", "cosmos-mini-log4")],
@@ -115,7 +123,19 @@ def test_unknown_preset_names_the_nearest_first(name: str, nearest: str) -> None
             MINIMAL + "[quantize]\nquantize_method = 'fp8'\nactivation_bits = 32\n",
             ("fp8", "activation_bits"),
         ),
-        (MINIMAL + "[quantize]\nquantize_method = 'per_tensor'\n", ("per_tensor", "weight-only")),
+        (
+            MINIMAL + "[quantize]\nquantize_method = 'per_tensor'\nactivation_bits = 8\n",
+            ("per_tensor", "weight-only"),
+        ),
+        (MINIMAL + "[calibrate]\nsamples = 100000000000000000000\n", ("samples",)),
+        (MINIMAL + "[calibrate]\nsize = 1000000\n", ("size", "at most 8,192")),
+        (MINIMAL + "[calibrate]\nlabels = ''\n", ("labels is empty",)),
+        (MINIMAL + "[validate]\nimages = ' '\n", ("images is empty",)),
+        (MINIMAL + '[validate]\nimages = "a\\u0000b"\n', ("images holds a null",)),
+        (MINIMAL + 'graphs = ["a.onnx", ""]\n', ("graphs is empty",)),
+        (MINIMAL.replace('name = "n"', f'name = "{"n" * 101}"'), ("101 characters",)),
+        (MINIMAL + f"x = {'[' * 100_000}{']' * 100_000}\n", ("mine.toml",)),
+        (MINIMAL + f"x = {'{y=' * 100_000}1{'}' * 100_000}\n", ("mine.toml",)),
         (MINIMAL + "[[build]]\nbackend = 'tensorrt_rtx'\n", ("tensorrt_rtx", "targets")),
         (MINIMAL + "[[build]]\nbackend = 'openvino'\n", ("openvino", "backend")),
         (MINIMAL + "[validate]\nrounds = -1\n", ("rounds", "-1")),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from arvg_trt.errors import ArvgError, ExportError, OutOfMemory
 from arvg_trt.export.graph_form import DYNAMIC
 from arvg_trt.pipeline.export_generator import ModelTask
 from arvg_trt.pipeline.second_process import answer, call
+from arvg_trt.runtime.images import UnreadableImage
 
 MODULE = "arvg_trt.pipeline.export_generator"
 
@@ -72,6 +74,37 @@ def test_the_result_is_what_the_work_returns(
     ask(tmp_path, monkeypatch)
     answer(list[int], sum)
     assert (tmp_path / "result.json").read_text() == '{"value":5,"problem":null}'
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "number"),
+    [
+        (UnreadableImage("a.png", "no picture"), "CalibrationError", "null"),
+        (ArvgError("torch is not installed"), "ArvgError", "null"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.onnx"), "OSError", "28"),
+    ],
+)
+def test_errors_of_any_kind_come_over_as_what_they_are(
+    error: Exception, kind: str, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(values: list[int]) -> None:
+        raise error
+
+    ask(tmp_path, monkeypatch)
+    answer(list[int], fail)
+    text = (tmp_path / "result.json").read_text()
+    assert f'"kind":"{kind}"' in text and f'"number":{number}' in text
+
+
+def test_traceback_of_a_bug_is_kept_for_debug_and_off_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = "echo Traceback of many lines >&2; echo KeyError: surprise >&2; exit 1"
+    monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", body))
+    with pytest.raises(RuntimeError, match="ended with 1: KeyError: surprise") as caught:
+        call(MODULE, comparison(tmp_path), dict)
+    assert "Traceback of many lines" in caught.value.__notes__[0]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("bytes_each", [1, 8])

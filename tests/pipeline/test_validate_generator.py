@@ -24,10 +24,9 @@ from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.validate.frechet import frechet_distance
 
 from ..export.rar_models import SMALL, TinyRar
-from .conftest import Outcome, arvg, assert_refused, skipped_twice
+from .conftest import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 
 SAMPLES, SEED = 6, 1000
-LABELS = [k % SMALL.num_classes for k in range(SAMPLES)]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +61,11 @@ def report(quantized: Path) -> dict[str, Any]:
     return report_of(quantized)
 
 
+def labels_of(report: dict[str, Any]) -> list[int]:
+    """Classes of the pictures, as their names say."""
+    return [int(name.rpartition(" ")[2]) for name in report["data"]["pictures"]]
+
+
 def logits_of(folder: Path, labels: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     feeds = {"labels": labels, "tokens": tokens[:, : SMALL.length - 1].astype(np.int64)}
     return reference_session(folder / "full.onnx").run(feeds)["logits"].astype(np.float64)
@@ -76,8 +80,10 @@ def test_logits_are_compared_on_own_pictures_with_and_without_their_class(
     quantized: Path, report: dict[str, Any]
 ) -> None:
     found = report["generation"]["qdq"]["logits"]
-    made = Generator.open(quantized, session=reference_session).generate(LABELS, seed=SEED)
-    labels = np.array([x for c in LABELS for x in (c, SMALL.num_classes)])
+    made = Generator.open(quantized, session=reference_session).generate(
+        labels_of(report), seed=SEED
+    )
+    labels = np.array([x for c in labels_of(report) for x in (c, SMALL.num_classes)])
     tokens = np.repeat(made.tokens, 2, axis=0)
     p, q = (
         probabilities(logits_of(folder, labels, tokens))
@@ -104,7 +110,7 @@ def test_every_site_is_compared_with_the_folds_of_others_taken_back(
 
 def test_pictures_of_the_same_seed_are_compared(quantized: Path, report: dict[str, Any]) -> None:
     fp32, own = (
-        Generator.open(folder, session=reference_session).generate(LABELS, seed=SEED)
+        Generator.open(folder, session=reference_session).generate(labels_of(report), seed=SEED)
         for folder in (quantized, quantized / "quantize" / "w6a6")
     )
     found = report["generation"]["qdq"]["pictures"]
@@ -125,7 +131,9 @@ def test_the_distance_is_of_the_latents_of_the_own_encoder_and_says_so(
     folders = ((quantized, SEED), (quantized / "quantize" / "w6a6", SEED), (quantized, SEED + 1))
     sets = []
     for folder, seed in folders:
-        made = Generator.open(folder, session=reference_session).generate(LABELS, seed=seed)
+        made = Generator.open(folder, session=reference_session).generate(
+            labels_of(report), seed=seed
+        )
         latents = [tokenizer.encode(to_model(image))[1][0] for image in made.images]
         flat = np.stack(latents).astype(np.float64).reshape(SAMPLES, 8, -1)
         sets.append(np.concatenate([flat.mean(axis=2), flat.std(axis=2)], axis=1))
@@ -161,9 +169,12 @@ def test_a_report_says_whether_its_calibration_was_enough(
         "inputs": len(grown["sites"]),
         "share": grown["share"],
         "dgc": None,
+        "classes": [0, 1, 2, 3, 4],
     }
     page = (quantized / "validate" / "w6a6" / "report.md").read_text()
     settled = f"settled at {grown['settled']} of {len(grown['sites'])} inputs"
+    assert "Calibration classes, 5: 0-4." in page
+    assert "They are of 5 classes, 0 of which calibration has not seen: 0-4." in page
     assert "Calibration pictures: 5." in page and "Attention products" not in page
     assert (settled in page) is (grown["enough"] is not None)
 
@@ -182,7 +193,7 @@ def test_a_failed_gate_exits_with_8_and_leaves_the_report(quantized: Path, tmp_p
     copy = tmp_path / "ws"
     shutil.copytree(quantized, copy)
     outcome = validate(copy, "--gate", "logits_sqnr_db>=200", "--samples", 2)
-    assert_refused(outcome, 8, "logits_sqnr_db", "failed")
+    assert_gate_failed(outcome, "logits_sqnr_db", "failed")
     assert report_of(copy)["gates"][0]["passed"] is False
 
 
@@ -234,7 +245,7 @@ def test_features_of_a_users_network_are_a_distance_of_their_own(
     assert outcome.code == 0, outcome
     sets = [
         Generator.open(folder, session=reference_session)
-        .generate(LABELS, seed=SEED)
+        .generate(labels_of(report_of(copy)), seed=SEED)
         .images.mean(axis=(1, 2))
         for folder in (copy, copy / "quantize" / "w6a6")
     ]

@@ -52,7 +52,11 @@ def test_unreadable_files_are_skipped_and_listed(tmp_path: Path) -> None:
     (tmp_path / "i.npy").write_bytes(b"")
     source = open_source(str(tmp_path))
     assert source.names == ("b.png",)
-    assert source.skipped == tuple(f"{n}.{'png' if n in 'ac' else 'npy'}" for n in "acdefghi")
+    reasons = dict(text.split(": ", 1) for text in source.skipped)
+    assert list(reasons) == [f"{n}.{'png' if n in 'ac' else 'npy'}" for n in "acdefghi"]
+    assert reasons["a.png"] == "no picture"
+    assert reasons["c.png"].startswith("cut off or damaged")
+    assert reasons["d.npy"] == "no array of pixels: its shape is [4, 4]"
 
 
 def test_folder_with_only_unreadable_files_is_an_error_with_their_count(tmp_path: Path) -> None:
@@ -178,3 +182,60 @@ def test_batches_hold_everything_in_order() -> None:
     assert [len(g) for g in groups] == [3, 3, 1]
     assert [int(i[0, 0, 0]) for g in groups for i in g] == list(range(7))
     assert list(batches(iter([]), 3)) == []
+
+
+def test_class_folders_are_walked_in_turns_and_files_named_with_their_class(
+    tmp_path: Path,
+) -> None:
+    for folder in ("cat", "dog", "empty", ".cache"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path, "cat/1.png", "cat/2.png", "cat/3.png", "dog/1.png", ".cache/1.png")
+    (tmp_path / "dog" / "again").symlink_to(tmp_path)  # a loop
+    source = open_source(str(tmp_path))
+    assert source.names == ("cat/1.png", "dog/1.png", "cat/2.png", "cat/3.png")
+    assert open_source(str(tmp_path), most=2).names == ("cat/1.png", "dog/1.png")
+
+
+def test_files_without_a_suffix_are_read_or_named(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "photo", "PNG")
+    (tmp_path / "LICENSE").write_text("words")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    source = open_source(str(tmp_path))
+    assert source.names == ("photo",)
+    assert [text.split(":")[0] for text in source.skipped] == ["LICENSE", "gone.png"]
+
+
+def test_unreadable_files_are_counted_by_their_kind_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("words")
+    (tmp_path / "b.png").write_text("words")
+    Image.new("1", (12_000, 8_000)).save(tmp_path / "c.png")
+    Image.fromarray(picture(1, 6000)).save(tmp_path / "d.png")
+    (tmp_path / "e.png").touch()
+    with pytest.raises(CalibrationError) as caught:
+        open_source(str(tmp_path), size=256)
+    assert caught.value.what == (
+        "5 files, none readable: 2 no picture (a.png); 1 too large (c.png: too large: it has 96 "
+        "million pixels, and at most 89 million are read); 1 too thin (d.png: too thin: 6000x1 "
+        "pixels, whose short side is to be enlarged to 256); 1 empty (e.png)"
+    )
+
+
+def test_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.HEIC", "c.zip"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(CalibrationError, match=r"no image files \(it holds 2 \.heic, 1 \.zip\)"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("spec", ["", " "])
+def test_empty_name_is_not_the_folder_that_the_command_runs_in(spec: str) -> None:
+    with pytest.raises(CalibrationError, match="no folder named"):
+        open_source(spec)
+
+
+def test_array_that_claims_more_than_its_file_has_takes_no_memory(tmp_path: Path) -> None:
+    with (tmp_path / "x.npy").open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, 3)}
+        np.lib.format.write_array_header_1_0(stream, header)
+    with pytest.raises(CalibrationError, match=r"1 no array that is read \(x\.npy"):
+        open_source(str(tmp_path))

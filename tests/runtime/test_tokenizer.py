@@ -18,12 +18,12 @@ from ..conftest import TinyExport
 
 @pytest.fixture(scope="module")
 def discrete(tiny_di: TinyExport) -> ImageTokenizer:
-    return ImageTokenizer.open(tiny_di.folder)
+    return ImageTokenizer.open(tiny_di.folder, verify=False)
 
 
 @pytest.fixture(scope="module")
 def continuous(tiny_ci: TinyExport) -> ImageTokenizer:
-    return ImageTokenizer.open(tiny_ci.folder)
+    return ImageTokenizer.open(tiny_ci.folder, verify=False)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_graph_of_another_tool_is_refused(tiny_di: TinyExport, tmp_path: Path) -
         del model.metadata_props[:]
         onnx.save(model, tmp_path / f"{name}.onnx")
     with pytest.raises(BundleError, match="says no stride"):
-        ImageTokenizer.open(tmp_path)
+        ImageTokenizer.open(tmp_path, verify=False)
 
 
 def test_runtime_imports_neither_torch_nor_onnx() -> None:

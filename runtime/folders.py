@@ -1,0 +1,57 @@
+"""Folders that a generator or a tokenizer is opened from: what they are, and what runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import MANIFEST, Manifest
+from ..errors import BundleError
+from ..verify import read_manifest, verify, workspace_of
+
+CPU_BACKEND = "onnxruntime"
+TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+
+
+def verified(folder: Path) -> Manifest:
+    """The manifest of a folder that a session can run.
+
+    Raises:
+        BundleError: it holds engines that no session here runs.
+        WorkspaceError: it is not what its stage wrote, of what lies beside it now.
+    """
+    require_session(folder)
+    return verify(folder)
+
+
+def require_session(folder: Path) -> None:
+    """Raises BundleError for TensorRT engines: the graphs beside them are what they were built
+    from, and would run in FP16 on the CPU.
+    """
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    built = manifest.options if manifest is not None and manifest.stage == "build" else {}
+    if built.get("backend", CPU_BACKEND) == CPU_BACKEND and not any(folder.glob("*.engine")):
+        return
+    name = TITLES.get(str(built.get("backend")), "TensorRT")
+    targets = " ".join(built.get("targets", ()))
+    raise BundleError(
+        f"holds {name} engines{f' for {targets}' if targets else ''}, which arvg-trt builds and "
+        "does not run; on the CPU run ONNX Runtime engines, Q/DQ graphs and exports",
+        where=str(folder),
+        do=instead(folder, manifest, built),
+    )
+
+
+def instead(folder: Path, manifest: Manifest | None, built: dict[str, Any]) -> str:
+    """Which folder to name."""
+    root = workspace_of(folder, "build") if manifest is not None else None
+    if root is None:
+        return "name one of those"
+    shown = folder.parents[2] if len(folder.parents) > 2 else root
+    places = (
+        ("engines", str(built.get("name")), CPU_BACKEND),
+        ("quantize", str(built.get("name"))),
+        ("export",),
+    )
+    found = next((p for p in places if root.joinpath(*p, MANIFEST).is_file()), None)
+    return f"name {shown.joinpath(*found)}" if found else "name one of those"

@@ -1,0 +1,81 @@
+"""A small graph of a user's own, calibrated and quantized in this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from arvg_trt.calibrate.passes import collect_ranges
+from arvg_trt.calibrate.plan import check_plan, make_plan
+from arvg_trt.calibrate.quantize import SiteResult, quantize_graphs
+from arvg_trt.export.own_graph import read_own_graph
+from arvg_trt.export.own_sites import find_own_sites
+from arvg_trt.recipe import QuantizeOptions
+from arvg_trt.runtime.feeds import save_sample
+from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.sites import Plan, SiteMap
+
+from ..conftest import silent
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OwnGraph:
+    """A file in canonical form as `g.onnx`, its sites, and samples x saved one row each."""
+
+    folder: Path
+    site_map: SiteMap
+    samples: Path
+
+    def run(self, x: Array) -> NDArray[np.float64]:
+        return run(self.folder, x)
+
+    def quantize(self, folder: Path, **options: object) -> tuple[Plan, list[SiteResult]]:
+        folder.mkdir()
+        chosen = QuantizeOptions(**options)  # type: ignore[arg-type]
+        size = 16
+        return quantize_graphs(
+            self.folder,
+            self.samples,
+            folder,
+            self.site_map,
+            check_plan(make_plan(self.site_map, chosen), self.site_map),
+            collect_ranges(
+                self.folder, self.samples, self.site_map, batch_size=size, progress=silent
+            ),
+            chosen,
+            batch_size=size,
+            progress=silent,
+        )
+
+    def sqnr(self, folder: Path, x: Array, **options: object) -> float:
+        """In dB of y on `x`, quantized into a new `folder`."""
+        self.quantize(folder, **options)
+        return decibel(run(folder, x), self.run(x))
+
+
+def own_graph(path: Path, x: Array) -> OwnGraph:
+    """Of an ONNX file with an input `x`, which is calibrated on the rows of `x`."""
+    folder, samples = path.parent / "export", path.parent / "samples"
+    folder.mkdir()
+    samples.mkdir()
+    model = read_own_graph(path)
+    site_map = SiteMap(sites=find_own_sites(model.graph, "g"), graphs=("g",))
+    ir.save(model, folder / "g.onnx")
+    for k, row in enumerate(x):
+        save_sample({"x": row[None]}, samples, k)
+    return OwnGraph(folder, site_map, samples)
+
+
+def run(folder: Path, x: Array) -> NDArray[np.float64]:
+    return reference_session(folder / "g.onnx").run({"x": x}, ["y"])["y"].astype(np.float64)
+
+
+def decibel(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
+    noise = max(float(np.sum(np.square(found - wanted))), 1e-300)
+    return float(10 * np.log10(np.sum(np.square(wanted)) / noise))

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper
+
+from arvg_trt.artifacts import Workspace, decode_json
+from arvg_trt.cli import cli
+from arvg_trt.pipeline.analyze import TARGETS, analyze_files
+from arvg_trt.pipeline.common import SilentReporter
+from arvg_trt.pipeline.export_own import export_own_stage
+from arvg_trt.sites import SiteMap
+
+HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
+# A residual block between two convolutions, a grouped one beside it, then what no engine builds.
+BLOCK = """g (float[n, 3, 8, 8] x) => (float[n, 4] y, int64[4, k] found) {
+    a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1)
+    r = Relu(a)
+    b = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(r, w2)
+    c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1], group = 4>(b, w3)
+    d = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(c, w4)
+    noise = RandomNormalLike(d)
+    e = Add(d, noise)
+    p = GlobalAveragePool(e)
+    f = Flatten(p)
+    y = MatMul(f, w5)
+    found = NonZero(e)
+}"""
+SHAPES = {"w1": (4, 3, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 1, 3, 3), "w4": (4, 4, 3, 3)}
+
+
+@pytest.fixture
+def block(tmp_path: Path) -> Path:
+    model = onnx.parser.parse_model(f"{HEADER} {BLOCK}")
+    rng = np.random.default_rng(0)
+    for name, shape in {**SHAPES, "w5": (4, 4)}.items():
+        array = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(model, tmp_path / "block.onnx")
+    return tmp_path / "block.onnx"
+
+
+def test_each_product_has_a_verdict_on_each_target(block: Path) -> None:
+    (found,) = analyze_files([block], TARGETS)
+    targets = {v.node: v.targets for v in found.verdicts}
+    assert targets["w2"] == {
+        "onnxruntime": "INT8",
+        "sm75": "high precision",  # has no INT8 convolution
+        "sm86": "INT8",
+        "sm89": "INT8 or FP8",
+        "sm120": "INT8 or FP8",
+    }
+    assert targets["w5"]["sm75"] == "high precision"  # the last product of a convolutional graph
+    reasons = {v.node: v.reason for v in found.verdicts}
+    assert reasons["w3"] == "a convolution in groups"
+
+
+def test_what_no_engine_builds_is_named_with_its_reason(block: Path) -> None:
+    (found,) = analyze_files([block], ["rtx4090"])
+    (odd,) = [v for v in found.verdicts if v.op == "NonZero"]
+    assert odd.targets == {"onnxruntime": "high precision", "sm89": "not buildable"}
+    assert odd.reason == "TensorRT for RTX has no kernel for this operator"
+    (noise,) = [v for v in found.verdicts if v.op == "RandomNormalLike"]
+    assert "draws random numbers" in str(noise.reason)
+    assert found.counts["sm89"] == {"INT8 or FP8": 2, "high precision": 8, "not buildable": 1}
+
+
+def test_export_keeps_the_table_and_warns_of_what_stops_a_build(
+    block: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warnings: list[str] = []
+
+    class Keeping(SilentReporter):
+        def warn(self, line: str) -> None:
+            warnings.append(line)
+
+    with Workspace(tmp_path / "ws") as workspace:
+        export_own_stage(workspace, [block], Keeping())
+        sites = decode_json(workspace.folder("export") / "sites.json", SiteMap, do="")
+    (found,) = analyze_files([block], TARGETS)
+    assert sites.nodes == found.verdicts
+    assert len(warnings) == 1 and "(NonZero): TensorRT for RTX has no kernel" in warnings[0]
+
+
+def test_the_command_prints_a_table_and_goes_on_behind_a_bad_file(
+    block: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"no model")
+    outcome = CliRunner().invoke(cli, ["analyze", str(bad), str(block), "--target", "t4"])
+    assert outcome.exit_code == 4
+    assert f"{bad}: refused: is not an ONNX model" in outcome.stdout
+    assert "not buildable   0            1" in outcome.stdout
+
+
+def test_json_has_every_node(block: Path) -> None:
+    outcome = CliRunner().invoke(cli, ["analyze", str(block), "--json"])
+    (graph,) = json.loads(outcome.stdout)["graphs"]
+    assert outcome.exit_code == 0 and len(graph["verdicts"]) == 7
+
+
+def test_an_unknown_target_is_refused(block: Path) -> None:
+    outcome = CliRunner().invoke(cli, ["analyze", str(block), "--target", "rtx409O"])
+    assert outcome.exit_code == 6 and "nearest names" in outcome.output
