@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -170,6 +171,12 @@ def check_engine(
 
 
 def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:
-    wide = reference.astype(np.float64)
-    noise = float(np.square(wide - value).sum())
-    return float(10 * np.log10(np.square(wide).sum() / max(noise, 1e-30)))
+    """Signal to noise where the reference is finite; NaN where the value is another elsewhere."""
+    finite = np.isfinite(reference)
+    if not np.array_equal(reference[~finite], value[~finite], equal_nan=True):
+        return math.nan
+    wide = reference[finite].astype(np.float64)
+    noise, signal = float(np.square(wide - value[finite]).sum()), float(np.square(wide).sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf

@@ -56,7 +56,8 @@ class OutputTally:
         if not self.floats:
             self.equal += int(np.count_nonzero(reference == value))
             return
-        exact, found = reference.astype(np.float64), value.astype(np.float64)
+        finite = np.isfinite(reference)  # `require_like` saw that the rest is equal
+        exact, found = reference[finite].astype(np.float64), value[finite].astype(np.float64)
         self.energy.add(exact, found)
         self.own += float(np.sum(np.square(found)))
         self.product += float(np.sum(exact * found))
@@ -84,10 +85,13 @@ def measure_outputs(
     """Run every sample through FP32 and each candidate, one sample in memory at a time.
 
     Candidates run end to end: a later graph is fed what the candidate's own earlier graph made.
+    Where FP32 gives NaN or infinity, as masks do, a candidate has to give the same; the rest is
+    compared.
 
     Raises:
-        AccuracyError: a non-finite value or another shape than FP32's (sample and output are
-            named), an FP32 output of zeros that a candidate differs from, or no samples.
+        AccuracyError: a non-finite value where FP32 has none or another, another shape than FP32's
+            (sample and output are named), an FP32 output of zeros that a candidate differs from,
+            or no samples.
     """
     tallies: dict[str, dict[str, OutputTally]] = {name: {} for name in candidates}
     done = 0
@@ -113,8 +117,14 @@ def require_like(
     what = None
     if found.shape != expected.shape:
         what = f"shape {list(found.shape)} where FP32 gave {list(expected.shape)}"
-    elif np.issubdtype(found.dtype, np.floating) and not np.isfinite(found).all():
-        what = f"{int(found.size - np.isfinite(found).sum())} non-finite of {found.size} values"
+    elif np.issubdtype(found.dtype, np.floating):
+        odd = ~(np.isfinite(found) & np.isfinite(expected))
+        same = np.equal(found, expected) | (np.isnan(found) & np.isnan(expected))
+        wrong = int(np.count_nonzero(odd & ~same))
+        if wrong:
+            what = f"{wrong} non-finite of {found.size} values"
+            if not np.isfinite(expected).all():
+                what += ", or finite where FP32 has none"
     if what is not None:
         raise AccuracyError(
             f"{output} of {candidate} gave {what}",
