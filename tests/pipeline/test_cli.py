@@ -177,7 +177,7 @@ def test_weight_only_method_needs_no_activation_bits(workspace: Path) -> None:
     assert outcome.code == 0, outcome.err
     (stage,) = json.loads(outcome.out)["stages"]
     assert stage["manifest"]["options"]["activation_bits"] == 32
-    assert {site["activation"] for site in stage["manifest"]["results"]["sites"]} == {None}
+    assert {site["activation"] for site in stage["manifest"]["results"]["sites"]} == {"float"}
 
 
 def test_files_of_a_workspace_can_be_read_by_others(finished: Finished) -> None:

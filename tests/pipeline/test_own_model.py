@@ -278,7 +278,7 @@ def test_noise_has_to_be_asked_for_and_marks_the_report(
     assert arvg("calibrate", transformer, "--synthetic", "--samples", 2).code == 0
     assert arvg("quantize", transformer).code == 0
     feeds = ("--feeds", models["transformer"].validation, "--rounds", 0)
-    assert_refused(arvg("validate", transformer, *feeds), 9, "made from another quantization")
+    assert_refused(arvg("validate", transformer, *feeds), 9, "made from another")
     assert arvg("validate", transformer, *feeds, "--skip-engine").code == 0
     page = (transformer / "validate/int8/report.md").read_text()
     assert "Calibrated on synthetic noise, not on samples." in page
@@ -326,7 +326,7 @@ def test_bad_exports_are_refused_in_one_line(models: dict[str, Own], tmp_path: P
         (["--graph", tmp_path / "absent.onnx"], "no such file"),
         (["--graph", noise], "is not an ONNX model"),
         (["--graph", odd], "'my graph' is not letters"),
-        (["--graph", lost], "its weights are in transformer.onnx.data, which is missing"),
+        (["--graph", lost], "has its weights in 'transformer.onnx.data', which is missing"),
         (["--graph", good, "--checkpoint", "x"], "graphs of your own have no checkpoint"),
     ]
     for options, words in cases:
