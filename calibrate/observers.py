@@ -51,7 +51,7 @@ def load_graph(path: Path) -> ir.Model:
 
 
 def values_by_name(graph: ir.Graph) -> Mapping[str, ir.Value]:
-    """Every value of a graph; copies without NaN and infinity where `only_finite` asked for them."""
+    """Every value of a graph; copies without NaN and infinity where `only_finite` asked."""
     values = {str(v.name): v for v in graph.inputs}
     for node in graph:
         values.update((str(v.name), v) for v in node.outputs)
