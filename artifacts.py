@@ -270,7 +270,13 @@ class Workspace:
             )
             return
         found = decode_json(path, dict[str, Any], do="remove the file to start over").get("version")
-        if not isinstance(found, int) or found > WORKSPACE_VERSION:
+        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+            raise WorkspaceError(
+                f"says version {str(found)[:40]!r}, which is no version of a workspace",
+                where=str(path),
+                do=f"write {WORKSPACE_VERSION}, or remove the file to start over",
+            )
+        if found > WORKSPACE_VERSION:
             raise WorkspaceError(
                 f"workspace version {found} is newer than this tool's {WORKSPACE_VERSION}",
                 where=str(path),

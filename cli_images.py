@@ -74,7 +74,11 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
     help="The arg-max instead of draws (MAR: no noise is added to a token on its way).",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
-@click.option("--threads", type=int, help="Threads of ONNX Runtime, 0 for all. [default: 0]")
+@click.option(
+    "--threads",
+    type=click.IntRange(0, 1024),
+    help="Threads of ONNX Runtime, 0 for all. [default: 0]",
+)
 @click.option("-o", "--output", type=Place(), help="Folder for PNGs and grid.")
 @click.option("--npz", type=Place(), help="All images for the ADM evaluator.")
 @click.option("--tokens", type=Place(), help="A .npz with `tokens` (MAR: `latents`).")

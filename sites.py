@@ -5,7 +5,9 @@ Both are JSON that a stage leaves in a workspace; a plan may be edited by hand.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -20,6 +22,26 @@ PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
 NO_WEIGHT = "-"  # the format of such a product's weight, as reports say it
 BLOCKS, BLOCK_BITS = (32, 64, 128), 4
 LOG2_BITS = 5
+# The product of two scales within them is a normal number of float32, and so is 1 / scale.
+LEAST_SCALE, MOST_SCALE = 2.0**-63, 2.0**63
+MOST_SHIFT = 2**24  # steps; float32 counts no further
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+Axis = Annotated[int, msgspec.Meta(ge=0, le=7)]
+# Of positions, channels and sides: far above any model's, and arrays of as many still fit.
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+def require_unique(kind: str, names: Iterable[str]) -> None:
+    """Raises ValueError for a name that comes twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{kind} {twice[0]} comes twice")
+
+
+def require_smoothing(value: Smoothing | None) -> None:
+    """Raises ValueError for an exponent outside 0 to 1."""
+    if value is not None and not isinstance(value, str) and not 0 <= value <= 1:
+        raise ValueError(f"smoothing must be between 0 and 1, got {value}")
 
 
 class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,9 +50,9 @@ class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``[start, start + channels)`` along ``axis``, all of the other axes.
     """
 
-    initializer: str
-    axis: int
-    start: int
+    initializer: Name
+    axis: Axis
+    start: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ProducerFold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,22 +81,22 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ``excluded`` says why the method leaves the site in high precision, None if it does not.
     """
 
-    name: str
-    graph: str
-    role: str
-    op: str
-    node: str
-    weight: str | None
-    bias: str | None
-    input: str
-    output: str
-    weight_shape: tuple[int, ...]
-    channel_axis: int = 1
-    shares_input_with: tuple[str, ...] = ()
-    fold: tuple[str, str] | None = None
-    token_axis: int | None = None
-    position_input: str | None = None
-    positions: int | None = None
+    name: Name
+    graph: Name
+    role: Name
+    op: Name
+    node: Name
+    weight: Name | None
+    bias: Name | None
+    input: Name
+    output: Name
+    weight_shape: tuple[Size, ...]
+    channel_axis: Annotated[int, msgspec.Meta(ge=-8, le=7)] = 1
+    shares_input_with: tuple[Name, ...] = ()
+    fold: tuple[Name, Name] | None = None
+    token_axis: Axis | None = None
+    position_input: Name | None = None
+    positions: Size | None = None
     of_all_positions: bool = False
     producer_fold: ProducerFold | None = None
     excluded: str | None = None
@@ -116,9 +138,18 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     sites: tuple[Site, ...]
-    graphs: tuple[str, ...] = ("encoder", "decoder")
+    graphs: tuple[Name, ...] = ("encoder", "decoder")
     nodes: tuple[NodeVerdict, ...] = ()
     schema: Literal["arvg-trt/sites/v1"] = "arvg-trt/sites/v1"
+
+    def __post_init__(self) -> None:
+        require_unique("graph", self.graphs)
+        require_unique("site", (f"{site.name} of the graph {site.graph}" for site in self.sites))
+        known = {(site.name, site.graph) for site in self.sites}
+        for site in self.sites:
+            lost = [n for n in site.shares_input_with if (n, site.graph) not in known]
+            if lost:
+                raise ValueError(f"{site.name} shares its input with {lost[0]}, which is no site")
 
     def of_graph(self, graph: str) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.graph == graph)
@@ -189,8 +220,15 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             raise ValueError(
                 "an FP8 activation has 8 bits and no shift, its zone around 0 is dense"
             )
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"activation scale must be positive, not {self.scale}")
+        if self.scale is not None and not LEAST_SCALE <= self.scale <= MOST_SCALE:
+            raise ValueError(
+                f"activation scale must be positive, {LEAST_SCALE:.1e} to {MOST_SCALE:.1e}, "
+                f"not {self.scale}"
+            )
+        if not -MOST_SHIFT <= self.shift <= MOST_SHIFT:
+            raise ValueError(
+                f"activation shift must be within {MOST_SHIFT} steps, not {self.shift}"
+            )
 
 
 class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,13 +243,16 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     the weight is to nearest, or "gptq": errors compensated on the calibration data.
     """
 
-    name: str
+    name: Name
     weight: WeightFormat | None = None
     activation: ActivationFormat | None = None
     other: ActivationFormat | None = None
     smoothing: Smoothing | Literal["predicted"] | None = None
     rounding: Rounding = "nearest"
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        require_smoothing(self.smoothing)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..graph_file import read_graph
 
 Floats = NDArray[np.float32]
 
+FINITE = "only finite"  # of a graph: its copies that observers see
 LEAST_PARTS, MOST_PARTS = 4, 24  # of a sample's tokens that are reduced on their own
 # What a `Reducer` makes, by the end of its name: rows of samples, in their order.
 ROW_KINDS = frozenset({"min", "max", "square", "signal", "noise", "e2", "e4"})
@@ -49,11 +50,51 @@ def load_graph(path: Path) -> ir.Model:
     return read_graph(path)
 
 
-def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
+def values_by_name(graph: ir.Graph) -> Mapping[str, ir.Value]:
+    """Every value of a graph; copies without NaN and infinity where `only_finite` asked."""
     values = {str(v.name): v for v in graph.inputs}
     for node in graph:
         values.update((str(v.name), v) for v in node.outputs)
-    return values
+    return FiniteValues(graph, values) if FINITE in graph.meta else values
+
+
+def only_finite(graph: ir.Graph) -> None:
+    """Let observers of a graph see 0 for NaN and infinity; what the graph computes stays."""
+    graph.meta[FINITE] = {}
+
+
+class FiniteValues(Mapping[str, ir.Value]):
+    """Values of a graph by name, each with 0 for NaN and infinity, made when it is asked for."""
+
+    def __init__(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
+        self.graph = graph
+        self.values_as_made = values
+
+    def __getitem__(self, name: str) -> ir.Value:
+        return finite(self.graph, self.values_as_made[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_as_made)
+
+    def __len__(self) -> int:
+        return len(self.values_as_made)
+
+
+def finite(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """`value`, or after `only_finite` its copy; what is no float has none."""
+    made: dict[str, ir.Value] | None = graph.meta.get(FINITE)
+    if made is None or value.dtype not in (None, ir.DataType.FLOAT):
+        return value
+    name = str(value.name)
+    if name not in made:
+        # x - x is 0 for what is finite, NaN for the rest.
+        zero = constant(graph, f"{name}:finite/zero", np.float32(0))
+        rest = chain(graph, "Sub", [value, value], f"{name}:finite/rest")
+        fine = chain(graph, "Equal", [rest, zero], f"{name}:finite/fine")
+        copy = chain(graph, "Where", [fine, value, zero], f"{name}:finite")
+        copy.shape, copy.type = value.shape, value.type
+        made[name] = copy
+    return made[name]
 
 
 def constant(graph: ir.Graph, name: str, value: NDArray[Any] | np.generic) -> ir.Value:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..sites import Plan, Site, SiteMap, SitePlan
-from .observers import chain, constant, initializer_array, load_graph
+from .observers import chain, constant, finite, initializer_array, load_graph
 from .passes import Outputs, Progress, is_empty, run_instrumented
 from .quantize import SiteResult
 
@@ -70,12 +70,13 @@ def observe_peaks(graph: ir.Graph) -> None:
     """Add outputs `TENSOR:peak_low`, `:peak_high`, scalars, and `:shape` of each float computed."""
     axes = constant(graph, "peak/axes", np.zeros(0, np.int64))
     for value in computed_floats(graph):
+        seen = finite(graph, value)
         shape = chain(graph, "Shape", [value], f"{value.name}:shape")
         shape.dtype = ir.DataType.INT64
         graph.outputs.append(shape)
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax")):
             name = f"{value.name}:peak_{kind}"
-            found = chain(graph, op, [value, axes], name, keepdims=0)
+            found = chain(graph, op, [seen, axes], name, keepdims=0)
             found.dtype, found.shape = ir.DataType.FLOAT, ir.Shape([])
             graph.outputs.append(found)
 

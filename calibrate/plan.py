@@ -74,6 +74,16 @@ def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
     check_patterns("exclude", options.exclude, names)
     check_patterns("include", options.include, names)
     check_patterns("per_tensor", options.per_tensor, names)
+    if options.adaln_bits is not None and not any(map(makes_modulation, site_map.sites)):
+        raise RecipeError(
+            "adaln_bits are of what makes a generator's modulation, and this model has none",
+            do="leave adaln_bits (--adaln-bits) out",
+        )
+    if options.attention != "float" and not any(map(is_product, site_map.sites)):
+        raise RecipeError(
+            "attention is of products of two activations, and this model has none to quantize",
+            do="leave attention (--attention) out",
+        )
     plan = Plan(sites=tuple(plan_site(site, options) for site in site_map.sites))
     if not any(site.weight for site in plan.sites):
         raise RecipeError("0 sites would be quantized", do="check the bits and exclude patterns")

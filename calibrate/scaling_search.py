@@ -6,9 +6,9 @@ since the rare large values of a heavy tail decide a sum over halves. Not to sca
 candidate, and wins unless another is better on every half.
 
 First each input alone: in a copy of the graph each product stands beside its quantized forms, which
-read the same input in FP32, and what they are off is summed. Then whole graphs: some choices for all
-inputs, among them none for all, quantize the graph, and its outputs are compared with FP32's. Sites
-that gain alone can lose together: PP-OCRv4's recognizer by 0.7 dB, its detector wins 4 dB.
+read the same input in FP32, and what they are off is summed. Then whole graphs: some choices for
+all inputs, among them none for all, quantize the graph, and its outputs are compared with FP32's.
+Sites that gain alone can lose together: PP-OCRv4's recognizer by 0.7 dB, its detector wins 4 dB.
 
 Weights are rounded to nearest in all of that, GPTQ's too, whose codes would need second moments for
 every candidate.
@@ -259,7 +259,7 @@ def run_whole(
 
 
 def distance(found: Mapping[str, list[Array]], exact: Mapping[str, list[Array]]) -> float:
-    """Squared error over signal, summed over float outputs; without any the share of unequal ones."""
+    """Squared error over signal, of all float outputs; without any, the share of unequal ones."""
     floats = [n for n, v in exact.items() if np.issubdtype(v[0].dtype, np.floating)]
     total = 0.0
     for name in floats or exact:

@@ -13,7 +13,7 @@ import msgspec
 from ..artifacts import Manifest, Workspace
 from ..errors import RecipeError
 from ..recipe import CalibrateOptions
-from ..runtime.feeds import count_batches, sample_files, save_sample
+from ..runtime.feeds import count_batches, sample_files, save_labels, save_sample
 from ..runtime.generator import read_spec
 from ..runtime.image_sources import skipped_text
 from .calibration_sources import Samples, open_samples, shard_of
@@ -82,6 +82,9 @@ def calibrate_stage(
 
     result = run_stage(workspace.folder("calibrate"), wanted, work)
     say_convergence(result, reporter)
+    if not result.skipped and result.manifest.results.get("masked"):
+        graphs = ", ".join(result.manifest.results["masked"])
+        reporter.say(f"calibration: NaN and infinity inside {graphs} reach no output; left out")
     return result
 
 
@@ -144,6 +147,9 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
         save_sample(sample, made, k)
         if not generates:
             reporter.progress("samples", k + 1, len(shard_of(options)))
+    files = sample_files(made)
+    if len(source.labels) == len(files):
+        save_labels(made, {f.name: label for f, label in zip(files, source.labels, strict=True)})
     results: dict[str, Any] = {}
     if options.dgc:
         results["dgc"] = keep_far_rows(export, made, samples, options, reporter)
@@ -164,6 +170,7 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
                 growth=growth if graph == sites.graphs[0] else None,
             )
     else:
+        masked: list[str] = []
         statistics = collect_ranges(
             export,
             samples,
@@ -172,7 +179,9 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
             progress=progress,
             threads=threads,
             growth=growth,
+            masked=masked,
         )
+        results |= {"masked": masked} if masked else {}
     save_statistics(statistics, task.folder / STATISTICS, export=export_digest(task.manifest))
     return results | {"convergence": msgspec.to_builtins(convergence(growth))}
 

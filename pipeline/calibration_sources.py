@@ -10,7 +10,7 @@ from pathlib import Path
 from ..artifacts import Manifest, sha256_file
 from ..errors import CalibrationError
 from ..recipe import CalibrateOptions
-from ..runtime.feeds import Sample
+from ..runtime.feeds import Sample, sample_labels
 from ..runtime.generator import BATCH_SIZE
 from ..runtime.image_sources import ImageSource, noise_images, open_source, random_crops
 from ..runtime.images import Uint8Image
@@ -33,7 +33,8 @@ class Samples:
     """What is calibrated on: samples, made one at a time, and where they come from.
 
     `count` is their number where it is not the one that was asked for. `classes` are those of the
-    pictures that a generator makes, where they were drawn.
+    pictures that a generator makes, where they were drawn; `labels` what the user calls each
+    sample, where that is known.
     """
 
     samples: Iterable[Sample]
@@ -43,6 +44,7 @@ class Samples:
     count: int | None = None
     synthetic: bool = False
     classes: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def open_samples(
@@ -88,7 +90,9 @@ def saved_samples(export: Path, manifest: Manifest, options: CalibrateOptions) -
     digests = {f"sample/{path.name}": sha256_file(path) for path in files}
     names, synthetic = sample_names(Path(options.samples_from))
     samples = (saved_sample(path) for path in files)
-    return Samples(samples, names, digests, count=len(files), synthetic=synthetic)
+    known = sample_labels(files[0].parent)
+    labels = tuple(known.get(path.name, path.name) for path in files) if known else ()
+    return Samples(samples, names, digests, count=len(files), synthetic=synthetic, labels=labels)
 
 
 def generated(export: Path, options: CalibrateOptions, reporter: Reporter, threads: int) -> Samples:
@@ -128,7 +132,9 @@ def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:
         )
     source = calibration_source(options)
     names, skipped = ((), ()) if source is None else (source.names, source.skipped)
-    return Samples(sample_images(source, options), names, image_digests(source), skipped)
+    labels = tuple(names[k % len(names)] for k in shard_of(options)) if names else ()
+    digests = image_digests(source)
+    return Samples(sample_images(source, options), names, digests, skipped, labels=labels)
 
 
 def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
@@ -137,7 +143,9 @@ def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
         found = synthetic_feeds(
             manifest, count=options.samples, size=options.size, seed=options.seed
         )
-        return Samples(found.samples(shard_of(options)), (), {})
+        part = shard_of(options)
+        labels = found.names[part.start : part.stop]
+        return Samples(found.samples(part), (), {}, labels=labels)
     found = open_feeds(
         manifest,
         feeds=options.feeds,
@@ -150,7 +158,7 @@ def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
     require_batch(found.inputs, found.arrays, options.batch_size)
     part = shard_of(options)
     names = found.names[part.start : part.stop]
-    return Samples(found.samples(part), names, found.digests, found.skipped)
+    return Samples(found.samples(part), names, found.digests, found.skipped, labels=names)
 
 
 def calibration_source(options: CalibrateOptions) -> ImageSource | None:

@@ -121,7 +121,16 @@ def export_digest(exported: Manifest) -> str:
 
 
 def load_sites(export: Path) -> SiteMap:
-    return decode_json(export / "sites.json", SiteMap, do="run `arvg-trt export` again")
+    """The site map of an export, each of whose names is in its graphs.
+
+    Raises:
+        WorkspaceError: it cannot be read, or names what is not there.
+    """
+    from ..sites_check import check_sites
+
+    found = decode_json(export / "sites.json", SiteMap, do="run `arvg-trt export` again")
+    check_sites(export, found)
+    return found
 
 
 def tokenizer_of(exported: Manifest) -> dict[str, Any]:

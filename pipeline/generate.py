@@ -59,6 +59,12 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 4
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        least = {"count": 1, "seed": 0, "batch_size": 1, "threads": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+
 
 class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     """Where to write: a folder of PNGs with their grid, the evaluator's .npz, tokens or latents."""

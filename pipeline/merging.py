@@ -13,7 +13,7 @@ import msgspec
 
 from ..artifacts import MANIFEST, Manifest, Workspace, decode_json, sha256_file
 from ..errors import CalibrationError
-from ..runtime.feeds import sample_files
+from ..runtime.feeds import sample_files, sample_labels, save_labels
 from .common import (
     Reporter,
     StageResult,
@@ -188,9 +188,15 @@ def combine_parts(
     target = folder / "samples"
     target.mkdir(exist_ok=True)
     numbered = enumerate(path for part in samples for path in part)
+    known = {folder: sample_labels(folder) for folder in {f.parent for p in samples for f in p}}
+    labels: dict[str, str] = {}
     for number, path in numbered:
-        kind = path.name.partition(".")[2]
-        shutil.copyfile(path, target / f"{number:05d}.{kind}")
+        name = f"{number:05d}.{path.name.partition('.')[2]}"
+        shutil.copyfile(path, target / name)
+        if path.name in known[path.parent]:
+            labels[name] = known[path.parent][path.name]
+    if labels:
+        save_labels(target, labels)
     merged = merge(part for part, _ in loaded)
     save_statistics(merged, folder / STATISTICS, export=export or loaded[0][1])
     growth = Growth(len(loaded))

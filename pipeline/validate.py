@@ -20,7 +20,6 @@ from .common import (
     FP16,
     Reporter,
     StageResult,
-    load_sites,
     package_versions,
     require_outputs,
     run_stage,
@@ -28,11 +27,10 @@ from .common import (
 from .generated_samples import is_generator
 from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from .own_inputs import is_own
+from .sizes import graph_bytes, running_bytes
 
 if TYPE_CHECKING:
     from ..validate.calibrated import Calibration
-
-SHARED_WEIGHTS = "model.onnx.data"
 
 
 def validate_stage(
@@ -205,6 +203,8 @@ def measure_all(
         for row in manifest.results["engines"]
     ]
     generates = is_generator(exported)
+    runs = {name: folder for name, folder in folders.items() if name != "twin"}
+    fp32_bytes, candidate_bytes = running_bytes(export, exported, runs)
     synthetic = calibrated.results["synthetic"]
     report = Report(
         model=exported.options["model"],
@@ -222,6 +222,8 @@ def measure_all(
         calibration=calibration_of(calibrated),
         sizes=sizes(
             fp32_graph_bytes=graph_bytes(export, generates),
+            fp32_running_bytes=fp32_bytes,
+            running_bytes=candidate_bytes,
             fp32_weight_bytes=quantized.results["fp32_bytes"],
             packed_weight_bytes=quantized.results["packed_bytes"],
             note=GENERATOR_SIZE_NOTE if generates else SIZE_NOTE,
@@ -264,18 +266,3 @@ def calibration_of(calibrated: Manifest) -> Calibration:
         classes=tuple(results.get("classes", ())),
         dgc=Chosen(**{k: chosen[k] for k in Chosen.__struct_fields__}) if chosen else None,
     )
-
-
-def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
-    """Bytes of each graph with its own file of weights; a file that all share is its own row.
-
-    A generator's many small graphs are one row.
-    """
-    found = {}
-    if generates:
-        found["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
-    shared = folder / SHARED_WEIGHTS
-    for graph in () if generates else load_sites(folder).graphs:
-        files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}
-        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
-    return found | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})

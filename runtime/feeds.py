@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -28,6 +29,7 @@ Arrays = Mapping[str, Array]
 TOKENIZER_GRAPHS = ("encoder", "decoder")
 SUFFIXES = (".png", ".safetensors")
 IMAGE = "image"
+LABELS = "names.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,24 @@ def save_sample(sample: Sample, folder: Path, number: int) -> Path:
     # Not ascontiguousarray, which gives a scalar an axis.
     path.write_bytes(save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
     return path
+
+
+def save_labels(folder: Path, labels: Mapping[str, str]) -> None:
+    """What the user calls each saved sample, by file name: `feeds:0`, `photo.jpg`."""
+    (folder / LABELS).write_bytes(msgspec.json.encode(dict(labels)))
+
+
+def sample_labels(folder: Path) -> dict[str, str]:
+    """What `save_labels` kept; nothing for samples that were saved without."""
+    path = folder / LABELS
+    if not path.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except (msgspec.DecodeError, OSError) as error:
+        raise CalibrationError(
+            f"cannot be read: {error}", where=str(path), do="run `arvg-trt calibrate` again"
+        ) from error
 
 
 def sample_files(folder: Path, graph: str | None = None) -> list[Path]:

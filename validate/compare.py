@@ -59,7 +59,8 @@ RULES = (
     Rule("site_sqnr_db", "SQNR of the worst site", "higher", 0.5, DB),
     Rule("frechet_latent", "Fréchet distance, own latents", "lower", 0.2, DISTANCE, relative=True),
     Rule("frechet_features", "Fréchet distance, features", "lower", 0.2, DISTANCE, relative=True),
-    Rule("compression", "Compression", "higher", 0.01, TIMES, relative=True),
+    Rule("compression", "Size of what runs, smaller", "higher", 0.01, TIMES, relative=True),
+    Rule("packed_compression", "Packed weights, smaller", "higher", 0.01, TIMES, relative=True),
     Rule("speedup", "Speed against FP32", "higher", 0.1, TIMES, relative=True, machine=True),
     Rule("latency_ms", "Engine latency, median", "lower", 0.1, MS, relative=True, machine=True),
 )

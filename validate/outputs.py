@@ -56,8 +56,8 @@ class OutputTally:
         if not self.floats:
             self.equal += int(np.count_nonzero(reference == value))
             return
-        finite = np.isfinite(reference)  # a mask's -inf was compared by its place
-        exact, found = (v[finite].astype(np.float64) for v in (reference, value))
+        finite = np.isfinite(reference)  # `require_like` saw that the rest is equal
+        exact, found = reference[finite].astype(np.float64), value[finite].astype(np.float64)
         self.energy.add(exact, found)
         self.own += float(np.sum(np.square(found)))
         self.product += float(np.sum(exact * found))
@@ -86,11 +86,13 @@ def measure_outputs(
     """Run every sample through FP32 and each candidate, one sample in memory at a time.
 
     Candidates run end to end: a later graph is fed what the candidate's own earlier graph made.
+    Where FP32 gives NaN or infinity, as masks do, a candidate has to give the same; the rest is
+    compared.
 
     Raises:
-        AccuracyError: NaN, an infinity where FP32 has none or another, or another shape than
-            FP32's (sample and output are named), an FP32 output of zeros that a candidate differs
-            from, or no samples.
+        AccuracyError: a non-finite value where FP32 has none or another, another shape than FP32's
+            (sample and output are named), an FP32 output of zeros that a candidate differs from,
+            or no samples.
     """
     tallies: dict[str, dict[str, OutputTally]] = {name: {} for name in candidates}
     done = 0
@@ -117,14 +119,13 @@ def require_like(
     if found.shape != expected.shape:
         what = f"shape {list(found.shape)} where FP32 gave {list(expected.shape)}"
     elif np.issubdtype(found.dtype, np.floating):
-        # A mask's -inf is none of the candidate's doing, in the same place.
-        odd = np.isnan(expected) | np.isnan(found)
-        infinite = np.isinf(expected) | np.isinf(found)
-        odd |= infinite & (expected != found)
-        if odd.any():
-            what = f"{int(odd.sum())} non-finite of {found.size} values"
-            if np.isnan(expected).any():
-                candidate = "FP32"
+        odd = ~(np.isfinite(found) & np.isfinite(expected))
+        same = np.equal(found, expected) | (np.isnan(found) & np.isnan(expected))
+        wrong = int(np.count_nonzero(odd & ~same))
+        if wrong:
+            what = f"{wrong} non-finite of {found.size} values"
+            if not np.isfinite(expected).all():
+                what += ", or finite where FP32 has none"
     if what is not None:
         raise AccuracyError(
             f"{output} of {candidate} gave {what}",

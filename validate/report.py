@@ -30,18 +30,20 @@ CANDIDATES = (QDQ, TWIN, ENGINE)
 # What is timed: all, a tokenizer's halves, of a generator the tokens without the image decoder.
 Part = Literal["total", "encoder", "decoder", "tokens"]
 
-SIZE_NOTE = (
-    "Compression is the FP32 weights on disk over the packed quantized weights on disk "
-    "(weights.safetensors, with their scales and what stays in high precision). Engine files are a "
-    "column of their own: builders expand or repack weights. Constants that arithmetic replaces, "
-    "such as an FSQ table, count on neither side."
+RUNS_NOTE = (
+    "What runs: the graphs that a session opens, with the weights they read. TensorRT engines are "
+    "listed with the engines. "
 )
-
+SIZE_NOTE = (
+    f"{RUNS_NOTE}Packed weights are what the formats take in weights.safetensors, with their "
+    "scales and what stays in high precision; no command loads that file. Constants that "
+    "arithmetic replaces, such as an FSQ table, do not count among the weights."
+)
 GENERATOR_SIZE_NOTE = (
-    "Compression is the FP32 weights of the quantized graphs over the packed quantized weights on "
-    "disk (weights.safetensors, with their scales and what stays in high precision). The image "
-    "tokenizer stays in high precision and counts on neither side. Engine files are a column of "
-    "their own: builders expand or repack weights."
+    f"{RUNS_NOTE}Those that make pictures count, with the decoder, which stays in high precision. "
+    "Packed weights are what the formats take in weights.safetensors, with their scales and what "
+    "stays in high precision, beside the FP32 weights of the quantized graphs; no command loads "
+    "that file."
 )
 
 
@@ -60,13 +62,26 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bytes on disk; make it with `sizes`, which computes ``compression``."""
+    """Bytes on disk; make it with `sizes`, which computes the ratios.
+
+    ``running_bytes`` are of what a candidate's session opens, ``compression`` is FP32's over those
+    of the engine, or where none was executed of the Q/DQ graphs. No command loads the packed
+    weights, whose ratio is ``packed_compression``.
+    """
 
     fp32_graph_bytes: dict[str, int]
     fp32_weight_bytes: int
     packed_weight_bytes: int
     compression: float
+    packed_compression: float | None = None
+    fp32_running_bytes: int | None = None
+    running_bytes: dict[str, int] = {}
     note: str
+
+    @property
+    def runs(self) -> str | None:
+        """The candidate that ``compression`` is of; None in a report of an older version."""
+        return next((name for name in (ENGINE, QDQ) if name in self.running_bytes), None)
 
 
 class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -179,12 +194,17 @@ def sizes(
     fp32_graph_bytes: dict[str, int],
     fp32_weight_bytes: int,
     packed_weight_bytes: int,
+    fp32_running_bytes: int,
+    running_bytes: dict[str, int],
     note: str = SIZE_NOTE,
 ) -> Sizes:
-    """Sizes with their ratio; WorkspaceError if there are no packed weights.
+    """Sizes with their ratios; WorkspaceError if there are no packed weights, or nothing runs.
 
-    `note` says what the two weight sizes count, for the reader of the report.
+    `note` says what the sizes count, for the reader of the report.
     """
+    runs = next((running_bytes[name] for name in (ENGINE, QDQ) if name in running_bytes), 0)
+    if runs <= 0:
+        raise WorkspaceError("no graph has a size", do="quantize the model again")
     if packed_weight_bytes <= 0:
         raise WorkspaceError(
             f"the packed weights have {packed_weight_bytes} bytes", do="quantize the model again"
@@ -193,7 +213,10 @@ def sizes(
         fp32_graph_bytes=fp32_graph_bytes,
         fp32_weight_bytes=fp32_weight_bytes,
         packed_weight_bytes=packed_weight_bytes,
-        compression=fp32_weight_bytes / packed_weight_bytes,
+        compression=fp32_running_bytes / runs,
+        packed_compression=fp32_weight_bytes / packed_weight_bytes,
+        fp32_running_bytes=fp32_running_bytes,
+        running_bytes=running_bytes,
         note=note,
     )
 
@@ -219,6 +242,7 @@ _MEASURED = tuple(dict.fromkeys((*_ACCURACY, *WORST_NAMES, *GENERATION_NAMES)))
 METRIC_NAMES: tuple[str, ...] = (
     *_MEASURED,
     "compression",
+    "packed_compression",
     "speedup",
     "latency_ms",
     *(f"{part}.{name}" for part in _PARTS for name in ("speedup", "latency_ms")),
@@ -246,7 +270,12 @@ def metrics(report: Report) -> dict[str, float | None]:
         values |= {name: values[f"{report.headline}.{name}"] for name in _MEASURED}
     if values["site_sqnr_db"] is None:  # an engine has no sites to look into
         values["site_sqnr_db"] = values[f"{QDQ}.site_sqnr_db"]
-    values["compression"] = report.sizes.compression
+    found = report.sizes
+    if found.runs is None:  # of an older version, whose ratio was that of packed weights
+        values["packed_compression"] = found.compression
+    else:
+        values["compression"] = found.compression
+        values["packed_compression"] = found.packed_compression
     for what, row in report.latency.items():
         prefix = "" if what == "total" else f"{what}."
         values[f"{prefix}speedup"] = row.speed.ratio

@@ -147,14 +147,25 @@ def _sizes(report: Report) -> Table:
         (f"FP32 graph, {graph}", megabytes(count))
         for graph, count in found.fp32_graph_bytes.items()
     )
+    running: tuple[tuple[str, str], ...] = ()
+    if found.fp32_running_bytes is not None:
+        running = (
+            ("FP32, what runs", megabytes(found.fp32_running_bytes)),
+            *(
+                (f"{CANDIDATES[name]}, what runs", megabytes(count))
+                for name, count in found.running_bytes.items()
+            ),
+            ("What runs, smaller than FP32", TIMES(found.compression)),
+        )
     return Table(
         title="Sizes on disk",
         header=("What", "Size"),
         rows=(
             *graphs,
+            *running,
             ("FP32 weights", megabytes(found.fp32_weight_bytes)),
-            ("Packed weights", megabytes(found.packed_weight_bytes)),
-            ("Compression", TIMES(found.compression)),
+            ("Packed weights, which no command loads", megabytes(found.packed_weight_bytes)),
+            ("Packed, smaller than FP32 weights", TIMES(metrics(report)["packed_compression"])),
         ),
         caption=found.note,
     )

@@ -109,6 +109,9 @@ class CacheSpec(Protocol):
     @property
     def static_batch(self) -> int | None: ...
 
+    @property
+    def vocab_size(self) -> int: ...
+
 
 class CachedSteps:
     """The step graphs, and the keys and values of a batch so far, in the sessions' memory.
@@ -117,10 +120,11 @@ class CachedSteps:
     """
 
     def __init__(self, graphs: Sequence[OnnxRuntimeSession], spec: CacheSpec) -> None:
-        """Raises BundleError for a graph with other caches."""
+        """Raises BundleError for a graph with other caches or another vocabulary."""
         fixed = spec.static_batch is not None
         for k, graph in enumerate(graphs):
             require_caches(graph, spec.depth, spec.kv_type, first=fixed and k == 0)
+            require_vocabulary(graph, spec.vocab_size)
         self._graphs = graphs
         self._nothing = np.zeros((1, spec.heads, 0, spec.head_dim), spec.kv_type)
         self.start(1)
@@ -149,6 +153,17 @@ class CachedSteps:
         )
         self._cache = self._cache.after(outputs, n)
         return outputs["logits"].numpy().astype(np.float32, copy=False)
+
+
+def require_vocabulary(graph: OnnxRuntimeSession, size: int) -> None:
+    """Raises BundleError for logits of another vocabulary than `generator.json` says."""
+    shape = graph.shapes.get("logits") or (None,)
+    if isinstance(shape[-1], int) and shape[-1] != size:
+        raise BundleError(
+            f"has logits of {shape[-1]} tokens, but generator.json says vocab_size {size}",
+            where=str(graph.path),
+            do="export the model again",
+        )
 
 
 def choose(

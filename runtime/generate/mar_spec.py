@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from .spec import Count, Defaults
+from .diffusion import TIMES
+from .spec import Count, Defaults, Pixels, Side
 
 
 class MarDefaults(Defaults, frozen=True, kw_only=True):
@@ -19,7 +20,7 @@ class MarDefaults(Defaults, frozen=True, kw_only=True):
     top_p: float = 1.0
     cfg_power: float = 1.0
     iterations: Count
-    diffusion_steps: Count = 100
+    diffusion_steps: Annotated[int, msgspec.Meta(ge=1, le=TIMES)] = 100
 
 
 class MarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="mar"):
@@ -30,11 +31,17 @@ class MarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     """
 
     schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
-    side: Count
+    side: Side
     latent_channels: Count
     num_classes: Count
-    image_size: Count
+    image_size: Pixels
     defaults: MarDefaults
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.side:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {self.side} tokens")
+        if self.defaults.iterations > self.length:
+            raise ValueError(f"{self.defaults.iterations} iterations over {self.length} tokens")
 
     @property
     def length(self) -> int:

@@ -32,6 +32,12 @@ class ParSpec(RasterSpec, frozen=True, kw_only=True, tag_field="family", tag="pa
     group: Count
     defaults: Defaults
 
+    def __post_init__(self) -> None:
+        RasterSpec.__post_init__(self)
+        regions = math.isqrt(self.group)
+        if self.group < 2 or regions**2 != self.group or self.side % regions:
+            raise ValueError(f"{self.group} tokens at once are not one of each region of the map")
+
     @property
     def steps(self) -> int:
         """Steps of one batch: `group` of one token, the others of `group` tokens."""

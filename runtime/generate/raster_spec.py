@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from .spec import Count, KvType
+from .spec import Count, KvType, Pixels, Side, require_heads
 
 
 class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,15 +17,20 @@ class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
-    side: Count
+    side: Side
     num_classes: Count
     vocab_size: Count
     depth: Count
     width: Count
     heads: Count
     head_dim: Count
-    image_size: Count
+    image_size: Pixels
     kv_type: KvType = "float32"
+
+    def __post_init__(self) -> None:
+        require_heads(self.width, self.heads, self.head_dim)
+        if self.image_size % self.side:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {self.side} tokens")
 
     @property
     def length(self) -> int:

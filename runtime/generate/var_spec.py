@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import msgspec
 
-from .spec import Count, Defaults, KvType
+from .spec import Count, Defaults, KvType, Pixels, Side, require_heads
 
 
 class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="var"):
@@ -18,7 +19,7 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     """
 
     schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
-    patch_nums: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)]
+    patch_nums: Annotated[tuple[Side, ...], msgspec.Meta(min_length=1, max_length=64)]
     num_classes: Count
     vocab_size: Count
     depth: Count
@@ -26,11 +27,21 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     heads: Count
     head_dim: Count
     latent_channels: Count
-    latent_size: Count
-    image_size: Count
+    latent_size: Side
+    image_size: Pixels
     defaults: Defaults
     static_batch: Count | None = None
     kv_type: KvType = "float32"
+
+    def __post_init__(self) -> None:
+        require_heads(self.width, self.heads, self.head_dim)
+        sides = self.patch_nums
+        if any(b <= a for a, b in pairwise(sides)) or sides[-1] != self.latent_size:
+            raise ValueError(
+                f"patch_nums {list(sides)} do not rise to the latent's side {self.latent_size}"
+            )
+        if self.image_size % self.latent_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {self.latent_size}")
 
     @property
     def steps(self) -> int:

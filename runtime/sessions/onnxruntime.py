@@ -76,6 +76,8 @@ class OnnxRuntimeSession:
         fused: bool = True,
     ) -> None:
         self.path = path
+        if threads < 0:
+            raise ArvgError(f"threads is {threads}, not 0 (all) or more", where=str(path))
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions, once
         options.intra_op_num_threads = threads
@@ -114,6 +116,7 @@ class OnnxRuntimeSession:
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         ends = (*self._session.get_inputs(), *self._session.get_outputs())
+        self.shapes: Mapping[str, Sequence[object]] = {end.name: end.shape for end in ends}
         self.types: Mapping[str, str] = {end.name: numpy_name(end.type) for end in ends}
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
 

@@ -24,6 +24,8 @@ from arvg_trt.calibrate.passes import (
 )
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import CalibrationError
+from arvg_trt.runtime.feeds import save_labels, save_sample
+from arvg_trt.sites import Site, SiteMap
 
 from ..conftest import TinyExport, silent
 
@@ -262,3 +264,81 @@ def test_a_matrix_whose_rows_happen_to_divide_by_the_batch_is_of_no_one_sample()
     with pytest.raises(CalibrationError) as caught:
         require_finite({"site:moments": moments}, ["first", "second", "third"], "g")
     assert caught.value.where == "first to third"
+
+
+def masked_graph(folder: Path, at_the_end: float) -> Path:
+    """x -> rows whose last is NaN inside (0 / 0) and `at_the_end` outside."""
+    info = helper.make_tensor_value_info
+    keep = np.ones((1, 4, 1), np.float32)
+    keep[:, -1] = 0
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "keep"], ["kept"]),
+            helper.make_node("Div", ["kept", "keep"], ["a"]),
+            helper.make_node("MatMul", ["a", "w"], ["b"]),
+            helper.make_node("Where", ["shown", "b", "rest"], ["y"]),
+        ],
+        "g",
+        [info("x", TensorProto.FLOAT, ["n", 4, 5])],
+        [info("y", TensorProto.FLOAT, ["n", 4, 5])],
+        [
+            numpy_helper.from_array(keep, "keep"),
+            numpy_helper.from_array(keep > 0, "shown"),
+            numpy_helper.from_array(np.eye(5, dtype=np.float32), "w"),
+            numpy_helper.from_array(np.float32(at_the_end), "rest"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = onnx.shape_inference.infer_shapes(model)
+    onnx.save(model, folder / "g.onnx")
+    return folder / "g.onnx"
+
+
+MASKED_SITE = Site(
+    name="b",
+    graph="g",
+    role="linear",
+    op="MatMul",
+    node="b",
+    weight="w",
+    bias=None,
+    input="a",
+    output="b",
+    weight_shape=(5, 5),
+    channel_axis=2,
+)
+
+
+def masked_ranges(folder: Path, at_the_end: float, masked: list[str]) -> Statistics:
+    masked_graph(folder, at_the_end)
+    samples = folder / "samples"
+    samples.mkdir()
+    labels = {}
+    for k in range(2):
+        x = np.random.default_rng(k).normal(3, 0.1, (1, 4, 5)).astype(np.float32)
+        labels[save_sample({"x": x}, samples, k).name] = f"feeds:{k + 5}"
+    save_labels(samples, labels)
+    site_map = SiteMap(sites=(MASKED_SITE,), graphs=("g",))
+    given = {"batch_size": 1, "progress": lambda *_: None, "masked": masked}
+    return collect_ranges(folder, samples, site_map, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("at_the_end", [0.0, -np.inf])
+def test_nan_that_reaches_no_output_is_left_out(tmp_path: Path, at_the_end: float) -> None:
+    masked: list[str] = []
+    found = masked_ranges(tmp_path, at_the_end, masked)["b"]
+    rows = [
+        np.random.default_rng(k).normal(3, 0.1, (1, 4, 5)).astype(np.float32)[0, :3]
+        for k in range(2)
+    ]
+    wide = np.concatenate(rows).astype(np.float64)
+    near(found.high, wide.max(axis=0))
+    near(found.square, np.square(wide).sum(axis=0))
+    assert masked == ["g"] and np.all(found.low == 0)  # what stands for NaN
+
+
+@pytest.mark.parametrize("at_the_end", [np.nan, np.inf])
+def test_nan_in_an_output_names_the_users_sample(tmp_path: Path, at_the_end: float) -> None:
+    with pytest.raises(CalibrationError, match="g makes NaN or infinity at a") as caught:
+        masked_ranges(tmp_path, at_the_end, [])
+    assert caught.value.where == "feeds:5"

@@ -50,11 +50,11 @@ def test_peaks_are_the_largest_magnitudes_of_all_float_tensors_but_masked_ones(
     assert weights and not any(n.outputs[0].name in found for n in weights)
 
 
-@pytest.mark.parametrize("least", [0.5, 0.0])
-def test_a_tensor_without_elements_has_no_peak_and_infinity_is_refused(
+@pytest.mark.parametrize("least", [0.5, 0.0, -1.0])
+def test_a_tensor_without_elements_has_no_peak_and_nan_is_refused(
     tmp_path: Path, least: float
 ) -> None:
-    """As the known tokens of a MAR's first pass; the logarithm of 0 is another matter."""
+    """As the known tokens of a MAR's first pass; -infinity is a mask's, NaN no one's."""
     info = helper.make_tensor_value_info
     shape = ["rows", "n"]
     graph = helper.make_graph(
@@ -70,7 +70,7 @@ def test_a_tensor_without_elements_has_no_peak_and_infinity_is_refused(
     for k, x in enumerate((np.zeros((2, 0)), np.array([[1.0, 2.0, least]]))):
         save_sample(GraphRun("g", {"x": x.astype(np.float32)}), samples, k)
     given = {"batch_size": 1, "progress": silent}
-    if least:
+    if least >= 0:
         peaks = collect_peaks(tmp_path, samples, ("g",), **given)  # type: ignore[arg-type]
         assert peaks["g"]["y"] == pytest.approx(np.log(2))
         return

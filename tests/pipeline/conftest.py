@@ -157,6 +157,12 @@ def assert_refused(outcome: Outcome, code: int, *words: str) -> None:
     assert outcome.out == ""
 
 
+def assert_gate_failed(outcome: Outcome, *words: str) -> None:
+    """As a refusal, but what was measured is printed, and where the report lies."""
+    assert outcome.out.rstrip().endswith("report.html"), outcome
+    assert_refused(Outcome(outcome.code, "", outcome.err), 8, *words)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     root = tmp_path_factory.mktemp("pipeline")

@@ -606,7 +606,9 @@ def test_missing_plan_is_refused(finished: Finished, tmp_path: Path) -> None:
 
 def test_plan_edited_in_place_is_not_built_from(workspace: Path) -> None:
     plan = workspace / "quantize" / "int8" / "plan.json"
-    plan.write_text(plan.read_text().replace('"smoothing": "search"', '"smoothing": 0.25'))
+    text = plan.read_text()
+    assert '"bits": 8' in text
+    plan.write_text(text.replace('"bits": 8', '"bits": 7'))
     refuse(
         9,
         ("plan.json", "was changed", "--plan FILE"),

@@ -84,8 +84,9 @@ def test_looking_commands_do_not_import_torch() -> None:
 def test_run_prints_its_stages_the_main_figures_and_the_report(finished: Finished) -> None:
     out = finished.outcome.out
     assert stage_states(out) == dict.fromkeys(STAGES, False)
-    *_, figures, report = out.splitlines()
-    assert "PSNR drop" in figures and "smaller" in figures
+    *_, figures, packed, report = out.splitlines()
+    assert "PSNR drop" in figures and "smaller on disk" in figures
+    assert packed.startswith("packed weights ") and "which no command loads" in packed
     assert Path(report).is_file()
     assert finished.outcome.err == ""
     assert not leftovers(finished.workspace)
@@ -177,7 +178,7 @@ def test_weight_only_method_needs_no_activation_bits(workspace: Path) -> None:
     assert outcome.code == 0, outcome.err
     (stage,) = json.loads(outcome.out)["stages"]
     assert stage["manifest"]["options"]["activation_bits"] == 32
-    assert {site["activation"] for site in stage["manifest"]["results"]["sites"]} == {None}
+    assert {site["activation"] for site in stage["manifest"]["results"]["sites"]} == {"float"}
 
 
 def test_files_of_a_workspace_can_be_read_by_others(finished: Finished) -> None:

@@ -245,7 +245,7 @@ def test_graph_with_other_caches_is_refused(tmp_path: Path, depth: int, message:
 
 
 def test_graph_of_other_shapes_is_refused_with_them(tmp_path: Path) -> None:
-    generator = Generator.open(TOY.save(tmp_path, head_dim=4), verify=False)
+    generator = Generator.open(TOY.save(tmp_path, head_dim=4, width=8), verify=False)
     with pytest.raises(BundleError, match=r"refused .*past_key\.0 \[2, 2, 0, 4\]"):
         generator.generate([0])
 

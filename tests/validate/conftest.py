@@ -106,6 +106,8 @@ def make_report() -> MakeReport:
                 fp32_graph_bytes={"encoder": 5000, "decoder": 3_000_000},
                 fp32_weight_bytes=4_000_000,
                 packed_weight_bytes=1_000_000,
+                fp32_running_bytes=4_200_000,
+                running_bytes={"qdq": 1_400_000, "engine": 1_200_000},
             ),
             accuracy=accuracy,
             latency={"total": row},

@@ -85,3 +85,15 @@ def test_bad_outputs_are_refused_by_sample_and_output() -> None:
         measure([{"g/y": np.zeros((1, 3), np.float32)}], [good])
     with pytest.raises(AccuracyError, match="no samples"):
         measure([], [])
+
+
+def test_infinities_of_masks_are_compared_by_place_and_the_rest_by_value() -> None:
+    exact = {"g/y": np.float32([[3, -np.inf, np.nan, 4]])}
+    near = {"g/y": np.float32([[3, -np.inf, np.nan, 5]])}
+    (found,) = measure([exact], [near])
+    assert found.sqnr_db == pytest.approx(10 * math.log10(25)) and found.max_error == 1.0
+    for place, value in ((0, np.nan), (1, np.inf), (1, 0.0), (2, 0.0), (3, -np.inf)):
+        other = near["g/y"].copy()
+        other[0, place] = value
+        with pytest.raises(AccuracyError, match="1 non-finite of 4 values"):
+            measure([exact], [{"g/y": other}])

@@ -58,10 +58,12 @@ def test_every_metric_name_is_there_and_nothing_else(make_report: MakeReport) ->
     report = make_report(engine_ms=4.0).report
     found = metrics(report)
     assert tuple(found) == METRIC_NAMES
-    assert found["compression"] == 4.0 and found["speedup"] == 2.5 and found["latency_ms"] == 4.0
+    assert found["compression"] == 3.5 and found["packed_compression"] == 4.0
+    assert found["speedup"] == 2.5 and found["latency_ms"] == 4.0
     unmeasured = msgspec.structs.replace(report, accuracy={}, latency={})
     assert {name for name, value in metrics(unmeasured).items() if value is not None} == {
-        "compression"
+        "compression",
+        "packed_compression",
     }
 
 
@@ -102,5 +104,21 @@ def test_images_without_numbers_are_refused(make_report: MakeReport) -> None:
 
 
 def test_sizes_without_packed_weights_are_refused() -> None:
+    rest = {"fp32_graph_bytes": {}, "fp32_weight_bytes": 10, "fp32_running_bytes": 10}
     with pytest.raises(WorkspaceError, match="0 bytes"):
-        sizes(fp32_graph_bytes={}, fp32_weight_bytes=10, packed_weight_bytes=0)
+        sizes(packed_weight_bytes=0, running_bytes={"qdq": 5}, **rest)
+    with pytest.raises(WorkspaceError, match="no graph has a size"):
+        sizes(packed_weight_bytes=1, running_bytes={"twin": 5}, **rest)
+
+
+def test_the_size_is_of_what_runs_and_packed_weights_are_apart(make_report: MakeReport) -> None:
+    rest = {"fp32_graph_bytes": {}, "fp32_weight_bytes": 12, "packed_weight_bytes": 3}
+    both = sizes(fp32_running_bytes=14, running_bytes={"qdq": 7, "engine": 4}, **rest)
+    assert (both.runs, both.compression, both.packed_compression) == ("engine", 3.5, 4.0)
+    alone = sizes(fp32_running_bytes=14, running_bytes={"qdq": 7}, **rest)
+    assert (alone.runs, alone.compression) == ("qdq", 2.0)
+    older = msgspec.structs.replace(
+        alone, compression=4.0, packed_compression=None, fp32_running_bytes=None, running_bytes={}
+    )
+    found = metrics(msgspec.structs.replace(make_report().report, sizes=older))
+    assert (found["compression"], found["packed_compression"]) == (None, 4.0)
