@@ -167,7 +167,7 @@ def explain(error: BaseException, command: str) -> tuple[int, str] | None:
     """The exit code and the line of an error that a user can act on; None for any other."""
     if isinstance(error, ArvgError):
         return error.exit_code, str(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         text = f"out of memory: {reason}" if reason else "out of memory"
         return OutOfMemory.exit_code, f"{text} (ask for less at once, or free some memory)"

@@ -21,26 +21,29 @@ from click.testing import CliRunner
 from ..artifacts import MANIFEST, sha256_file
 from ..cli import cli
 from ..errors import EXIT_CODES, INTERNAL
+from .fuzz import Hang, limited
 from .fuzz_files import SIDE, mutate, product
 
-VALIDATE = ("validate", "{ws}", "--feeds", "{feeds}", "--rounds", "0")
+CALIBRATE = ("calibrate", "{ws}", "--feeds", "{feeds}", "--samples", "3")
+QUANTIZE = ("quantize", "{ws}", "--name", "other")
+BUILD = ("build", "{ws}")
+VALIDATE = ("validate", "{ws}", "--feeds", "{feeds}", "--rounds", "0", "--gate", "output_sqnr_db>0")
+MOST_SECONDS = 120
 # A file of the workspace, and the commands that read it.
 FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "model.onnx": (("export", "onnx", "{new}", "--graph", "{file}"),),
-    "feeds.npz": (("calibrate", "{ws}", "--feeds", "{file}", "--samples", "3"),),
+    "feeds.npz": (CALIBRATE,),
     "mine.toml": (("run", "{file}", "--workspace", "{new}"),),
-    "ws/export/model.onnx": (("quantize", "{ws}"), ("build", "{ws}")),
-    "ws/export/sites.json": (("quantize", "{ws}"),),
-    "ws/calibrate/statistics.safetensors": (("quantize", "{ws}"), ("build", "{ws}")),
-    "ws/calibrate/samples/00000.safetensors": (("quantize", "{ws}"),),
-    "ws/calibrate/manifest.json": (("quantize", "{ws}"),),
-    "ws/quantize/int8/plan.json": (("build", "{ws}"), ("quantize", "{ws}", "--plan", "{file}")),
-    "ws/quantize/int8/model.onnx": (("build", "{ws}"),),
-    "ws/quantize/int8/manifest.json": (
-        ("validate", "{ws}", "--feeds", "{feeds}", "--rounds", "0"),
-    ),
+    "ws/export/model.onnx": (CALIBRATE, QUANTIZE, BUILD),
+    "ws/export/sites.json": (CALIBRATE, QUANTIZE),
+    "ws/calibrate/statistics.safetensors": (QUANTIZE, BUILD),
+    "ws/calibrate/samples/00000.safetensors": (QUANTIZE,),
+    "ws/calibrate/manifest.json": (QUANTIZE,),
+    "ws/quantize/int8/plan.json": (BUILD, (*QUANTIZE, "--plan", "{file}")),
+    "ws/quantize/int8/model.onnx": (BUILD, VALIDATE),
+    "ws/quantize/int8/manifest.json": (BUILD, VALIDATE),
     "ws/validate/int8/report.json": (("compare", "{file}", "{file}"), ("inspect", "{file}")),
-    "ws/workspace.json": (("quantize", "{ws}"),),
+    "ws/workspace.json": (QUANTIZE,),
 }
 RECIPE = """schema = "arvg-trt/recipe/v1"
 model = "onnx"
@@ -58,9 +61,12 @@ rounds = 0
 
 def command(args: tuple[str, ...]) -> tuple[int, str]:
     """Exit code and stderr; what the command line does not catch is its traceback."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = CliRunner().invoke(cli, list(args))
+    try:
+        with limited(MOST_SECONDS), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = CliRunner().invoke(cli, list(args))
+    except Hang:
+        return INTERNAL, f"does not end in {MOST_SECONDS} s\n"
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         text = "".join(traceback.format_exception(result.exception))
         return INTERNAL, text
@@ -76,6 +82,7 @@ def make_workspace(root: Path) -> None:
     code, error = command(("run", str(root / "mine.toml")))
     if code:
         raise SystemExit(f"the workspace to be changed cannot be made: {error}")
+    shutil.rmtree(root / "ws" / "engines")  # made anew each time: nothing is up to date
 
 
 def fit_manifest(file: Path, workspace: Path) -> None:

@@ -13,7 +13,7 @@ import math
 import random
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,11 @@ def tokenizer_graphs() -> dict[str, bytes]:
         helper.set_model_props(model, {"arvg_trt.stride": "1", "arvg_trt.codebook_size": "64"})
         found[f"{name}.onnx"] = model.SerializeToString()
     return found
+
+
+def saver(save: Callable[..., None], arrays: Mapping[str, Any]) -> Callable[[Path], None]:
+    """What writes arrays to a file with numpy."""
+    return lambda path: save(path, **arrays)
 
 
 def exported(scratch: Path) -> tuple[SiteMap, bytes]:
@@ -299,15 +304,13 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
         ),
         "manifest": FileKind(MANIFEST, encode_json(manifest), read_manifest),
         "recipe": FileKind("mine.toml", preset, lambda f: load_recipe(str(f / "mine.toml"))),
-        "feeds": FileKind(
-            "feeds.npz", made("feeds.npz", lambda p: np.savez(p, **floats)), read_feeds
-        ),
+        "feeds": FileKind("feeds.npz", made("feeds.npz", saver(np.savez, floats)), read_feeds),
         "feeds compressed": FileKind(
-            "feeds.npz", made("c.npz", lambda p: np.savez_compressed(p, **floats)), read_feeds
+            "feeds.npz", made("c.npz", saver(np.savez_compressed, floats)), read_feeds
         ),
         "tokens": FileKind(
             "tokens.npz",
-            made("t.npz", lambda p: np.savez_compressed(p, **tokens)),
+            made("t.npz", saver(np.savez_compressed, tokens)),
             read_tokens,
             tuple(codec.items()),
         ),
@@ -494,7 +497,8 @@ def changed_graph(data: bytes, rng: random.Random) -> bytes:
                 else:
                     setattr(message, field.name, changed)
             break
-    return model.SerializeToString()
+    changed_model: bytes = model.SerializeToString()
+    return changed_model
 
 
 def other_value(value: Any, rng: random.Random) -> Any:

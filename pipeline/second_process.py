@@ -20,9 +20,8 @@ from ..errors import ArvgError, OutOfMemory
 
 T = TypeVar("T")
 REQUEST, RESULT = "request.json", "result.json"
-KINDS: dict[str, type[ArvgError]] = {
-    kind.__name__: kind for kind in (ArvgError, *ArvgError.__subclasses__())
-}
+KINDS: dict[str, type[ArvgError]] = {kind.__name__: kind for kind in ArvgError.__subclasses__()}
+KINDS[ArvgError.__name__] = ArvgError
 PR_SET_PDEATHSIG = 1
 # How torch says it, in a RuntimeError of no class of its own.
 MEMORY_SIGN = "can't allocate memory"

@@ -242,7 +242,7 @@ def read_array(path: Path) -> Uint8Image:
         return np.array(array)
     if not np.issubdtype(array.dtype, np.floating):
         raise UnreadableImage(path.name, f"no array of pixels: its type is {array.dtype}", kind)
-    return from_float_array(array, path)
+    return from_float_array(array.astype(np.float64), path)
 
 
 def from_float_array(array: NDArray[np.floating], path: Path) -> Uint8Image:
