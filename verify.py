@@ -16,9 +16,17 @@ from .artifacts import MANIFEST, WORKSPACE_FILE, Manifest, decode_json, sha256_f
 from .errors import WorkspaceError
 
 GENERATOR_FILE = "generator.json"
-# How deep a stage's folder lies in its workspace: export/, quantize/NAME/, engines/NAME/LABEL/.
-DEPTH = {"export": 1, "calibrate": 1, "quantize": 2, "search": 2, "validate": 2, "build": 3}
-SOURCES = ("export", "calibrate", "quantize")
+# Where a stage's folder lies in its workspace: export/, quantize/NAME/, engines/NAME/LABEL/.
+PLACES = {
+    "export": ("export", 1),
+    "calibrate": ("calibrate", 1),
+    "quantize": ("quantize", 2),
+    "search": ("search", 2),
+    "validate": ("validate", 2),
+    "build": ("engines", 3),
+}
+# What a stage's outputs are called where a later one was made from them.
+NOUNS = {"export": "export", "calibrate": "calibration", "quantize": "quantization"}
 REMOVE = ", or remove the folder"
 
 
@@ -36,7 +44,13 @@ def verify(folder: Path) -> Manifest:
             do=f"copy the whole folder, or run {likely_command(folder)} again",
         )
     manifest = read_manifest(folder)
-    root = workspace_of(folder, manifest.stage)
+    root, stage = place_of(folder)
+    if stage not in (None, manifest.stage):
+        raise WorkspaceError(
+            f"holds what `arvg-trt {manifest.stage}` wrote",
+            where=str(folder),
+            do=f"remove it and run `arvg-trt {stage}` again",
+        )
     require_files(folder, manifest, root)
     if root is not None:
         require_made_from(folder, manifest, root)
@@ -47,14 +61,15 @@ def read_manifest(folder: Path) -> Manifest:
     return decode_json(folder / MANIFEST, Manifest, do="run the stage that wrote it again")
 
 
-def workspace_of(folder: Path, stage: str) -> Path | None:
-    """The workspace that a stage's folder lies in, None where it was copied out of one."""
-    depth = DEPTH.get(stage)
-    parents = Path(os.path.abspath(folder)).parents
-    if depth is None or len(parents) < depth:
-        return None
-    root = parents[depth - 1]
-    return root if (root / WORKSPACE_FILE).is_file() else None
+def place_of(folder: Path) -> tuple[Path, str] | tuple[None, None]:
+    """The workspace that a folder lies in, and the stage whose place it has there."""
+    place = Path(os.path.abspath(folder))
+    for stage, (top, depth) in PLACES.items():
+        if len(place.parents) >= depth and place.parts[-depth] == top:
+            root = place.parents[depth - 1]
+            if (root / WORKSPACE_FILE).is_file():
+                return root, stage
+    return None, None
 
 
 def require_files(folder: Path, manifest: Manifest, root: Path | None) -> None:
@@ -80,7 +95,7 @@ def require_files(folder: Path, manifest: Manifest, root: Path | None) -> None:
 
 
 def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
-    """Compare what a stage read with what lies in the workspace now, back to the export.
+    """Compare what a stage read with what lies in the workspace now, from the export on.
 
     Raises:
         WorkspaceError: an input was made anew, or the folder is another quantization's.
@@ -102,6 +117,7 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
         if not (source / MANIFEST).is_file():
             continue
         made = read_manifest(source)
+        require_made_from(source, made, root)  # what has to be made anew first is named first
         given = {n: d for n, d in manifest.inputs.items() if n.startswith(f"{stage}/")}
         now = made.as_inputs()
         odd = sorted(n for n in given.keys() | now.keys() if given.get(n) != now.get(n))
@@ -111,16 +127,12 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
                 where=str(folder),
                 do=do + (REMOVE if manifest.stage == "build" else ""),
             )
-        require_made_from(source, made, root)
-
-
-NOUNS = {"export": "export", "calibrate": "calibration", "quantize": "quantization"}
 
 
 def sources(inputs: Iterable[str]) -> list[str]:
     """The stages whose outputs are among the names of a manifest's inputs."""
     found = {name.partition("/")[0] for name in inputs}
-    return [stage for stage in SOURCES if stage in found]
+    return [stage for stage in reversed(NOUNS) if stage in found]
 
 
 def mend(folder: Path, manifest: Manifest, root: Path | None, more: str = "") -> str:
@@ -151,8 +163,7 @@ def command(folder: Path, manifest: Manifest, root: Path) -> str:
 def likely_command(folder: Path) -> str:
     """The command that wrote a folder without manifest, by where it lies."""
     parts = Path(os.path.abspath(folder)).parts
-    stage = {"engines": "build", "quantize": "quantize"}
-    for part, depth in (("engines", 3), ("quantize", 2)):
-        if len(parts) >= depth and parts[-depth] == part:
-            return f"`arvg-trt {stage[part]}`"
-    return "`arvg-trt export`" if parts[-1] == "export" else "the stage that wrote it"
+    for stage, (top, depth) in PLACES.items():
+        if len(parts) > depth and parts[-depth] == top:
+            return f"`arvg-trt {stage}`"
+    return "the stage that wrote it"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..artifacts import MANIFEST, Manifest
 from ..errors import BundleError
-from ..verify import read_manifest, verify, workspace_of
+from ..verify import place_of, read_manifest, verify
 
 CPU_BACKEND = "onnxruntime"
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
@@ -44,7 +44,7 @@ def require_session(folder: Path) -> None:
 
 def instead(folder: Path, manifest: Manifest | None, built: dict[str, Any]) -> str:
     """Which folder to name."""
-    root = workspace_of(folder, "build") if manifest is not None else None
+    root, _ = place_of(folder) if manifest is not None else (None, None)
     if root is None:
         return "name one of those"
     shown = folder.parents[2] if len(folder.parents) > 2 else root

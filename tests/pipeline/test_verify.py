@@ -148,15 +148,31 @@ def test_all_that_came_of_an_export_is_stale_once_it_is_made_anew(
 ) -> None:
     made_again(workspace / "export")
     stale = "was made from another export: export/decoder.onnx differs"
-    assert_refused(validate(), 9, "quantize/int8: " + stale, "arvg-trt quantize")
-    for folder in ("quantize/int8", ENGINE):
-        assert_refused(encode(workspace / folder, picture), 9, stale)
     calibrate = f"run `arvg-trt calibrate {workspace}` again"
+    assert_refused(validate(), 9, "calibrate: " + stale, calibrate)
+    for folder in ("quantize/int8", ENGINE):
+        assert_refused(encode(workspace / folder, picture), 9, stale, calibrate)
     assert_refused(arvg("quantize", workspace), 9, stale, calibrate)
     search = ("search", workspace, "--budget", "avg_bits<=5")
     assert_refused(arvg(*search), 9, stale, calibrate)
-    assert_refused(arvg("build", workspace), 9, stale, "arvg-trt quantize")
+    assert_refused(arvg("build", workspace), 9, stale, calibrate)
     assert encode(workspace / "export", picture).code == 0
+
+
+@pytest.mark.parametrize("place", ["export", "quantize/int8", str(ENGINE)])
+def test_what_another_stage_wrote_is_not_taken_for_it(
+    workspace: Path, validate: Callable[..., Outcome], picture: Path, place: str
+) -> None:
+    source = "export" if place == "quantize/int8" else "quantize/int8"
+    shutil.move(workspace / source, workspace.parent / "aside")
+    shutil.rmtree(workspace / place, ignore_errors=True)
+    shutil.copytree(workspace.parent / "aside", workspace / place)
+    if place == str(ENGINE):
+        shutil.move(workspace.parent / "aside", workspace / source)
+    outcome = encode(workspace / place, picture)
+    assert_refused(outcome, 9, f"{place}: holds what `arvg-trt {source.split('/')[0]}` wrote")
+    if place != "quantize/int8":
+        assert_refused(validate(), 9, f"{place}: holds what")
 
 
 def test_an_engine_that_was_copied_alone_runs_and_is_checked(
