@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..errors import BuildError, CalibrationError
 from ..graph_file import read_graph
 from ..runtime.feeds import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ..runtime.sessions.onnxruntime import reference_session
+from .float_outputs import worst_first
 from .group_norm_form import expand_group_norms
 from .integer_forms import Ranges, rewrite_convolutions
 from .integer_linear import match_input, rewrite_linears
@@ -61,24 +62,86 @@ def build_engine(
 ) -> list[EngineRow]:
     """Rewrite the graphs of `source` into `output` and check them on calibration samples.
 
+    Where a graph is too far from its Q/DQ graph, the sites whose rounded outputs lose most compute
+    in float: one, two, four and so on, until it is not. The row lists them.
+
     Raises:
-        BuildError: the engine is further from its Q/DQ graph than the rounding of outputs explains.
+        BuildError: the engine is further from its Q/DQ graph, also without rounded outputs.
     """
-    rows = []
+    rows = {}
     ranges = output_ranges(statistics)
     for k, graph in enumerate(graphs):
         progress(REWRITING, k, len(graphs) + 1)
-        start = time.perf_counter()
-        model = read_graph(source / f"{graph}.onnx")
-        found = rewrite_graph(model, ranges)
-        path = output / f"{graph}.onnx"
-        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
-        size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")))
-        rows.append(engine_row(graph, found, size, time.perf_counter() - start))
+        rows[graph] = write_graph(source, graph, output, ranges)
     progress(CHECKING, len(graphs), len(graphs) + 1)
-    check_engine(source, export, output, sample_files(samples)[:CHECK_SAMPLES], graphs)
+    files = sample_files(samples)[:CHECK_SAMPLES]
+    problems = differences(source, export, output, files, graphs)
+    for graph in problems:
+        feeds = graph_feeds(export, files, graphs, graph)
+        rounded = rounded_sites(output / f"{graph}.onnx")
+        order = worst_first(source / f"{graph}.onnx", rounded, ranges, feeds)
+        rows[graph] = leave_in_float(
+            order,
+            problems[graph],
+            lambda left, g=graph: write_graph(source, g, output, ranges, left),
+            lambda g=graph: differences(source, export, output, files, graphs).get(g),
+        )
     progress(CHECKING, len(graphs) + 1, len(graphs) + 1)
-    return rows
+    return [rows[graph] for graph in graphs]
+
+
+def write_graph(
+    source: Path, graph: str, output: Path, ranges: Ranges, left: Collection[str] = ()
+) -> EngineRow:
+    """Rewrite one graph, but for the sites that are `left` in float; returns its row."""
+    start = time.perf_counter()
+    model = read_graph(source / f"{graph}.onnx")
+    found = rewrite_graph(model, {name: r for name, r in ranges.items() if name not in left})
+    path = output / f"{graph}.onnx"
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")))
+    return engine_row(graph, found, size, time.perf_counter() - start, left)
+
+
+def rounded_sites(engine: Path) -> list[str]:
+    """The sites whose outputs an engine's graph rounds, by the nodes that were made for them."""
+    graph = read_graph(engine).graph
+    return [str(n.name).rpartition("/")[0] for n in graph if n.op_type == "QLinearConv"]
+
+
+def leave_in_float(
+    order: Sequence[str],
+    problem: BuildError,
+    write: Callable[[Collection[str]], EngineRow],
+    check: Callable[[], BuildError | None],
+) -> EngineRow:
+    """Write a graph with more and more of the sites `order` in float, until its check holds.
+
+    Raises:
+        BuildError: it does not even with all of them; the last problem.
+    """
+    count = 0
+    while count < len(order):
+        count = min(2 * count or 1, len(order))
+        row = write(order[:count])
+        found = check()
+        if found is None:
+            return row
+        problem = found
+    raise BuildError(
+        f"{problem.what}, with the outputs of all convolutions in float as well",
+        where=problem.where,
+        do="report it with the output of `arvg-trt doctor`; the Q/DQ graphs run in its place",
+    )
+
+
+def graph_feeds(
+    export: Path, samples: Sequence[Path], graphs: Sequence[str], graph: str
+) -> list[Mapping[str, Any]]:
+    """What FP32 graphs feed one of them with on each sample."""
+    chain = GraphChain.open(export, graphs, session=reference_session)
+    arrays = [load_sample(path) for path in samples]
+    return [chain.feeds(graph, each, chain.run(each)) for each in arrays]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +172,13 @@ def rewrite_graph(model: ir.Model, ranges: Ranges) -> Rewritten:
     return Rewritten(tuple(planned), tuple(done), tuple(sorted(bits)))
 
 
-def engine_row(graph: str, found: Rewritten, size: int, seconds: float) -> EngineRow:
+NO_FORM = "its chain has no INT8 form"
+IN_FLOAT = "in float: rounding its output moved the engine too far from its Q/DQ graph"
+
+
+def engine_row(
+    graph: str, found: Rewritten, size: int, seconds: float, left: Collection[str] = ()
+) -> EngineRow:
     return EngineRow(
         backend="onnxruntime",
         target="cpu",
@@ -120,7 +189,7 @@ def engine_row(graph: str, found: Rewritten, size: int, seconds: float) -> Engin
         int8_sites_planned=len(found.planned),
         int8_sites_proved=len(found.done),
         exceptions=tuple(
-            {"site": name, "reason": "its chain has no INT8 form"}
+            {"site": name, "reason": IN_FLOAT if name in left else NO_FORM}
             for name in found.planned
             if name not in found.done
         ),
@@ -165,6 +234,19 @@ def check_engine(
     Raises:
         BuildError: an output that differs by more, or is not finite in the same places.
     """
+    for problem in differences(source, export, engine, samples, graphs).values():
+        raise problem
+
+
+def differences(
+    source: Path,
+    export: Path,
+    engine: Path,
+    samples: Sequence[Path],
+    graphs: Sequence[str],
+) -> dict[str, BuildError]:
+    """The first output of each graph that `check_engine` refuses, as its error."""
+    problems: dict[str, BuildError] = {}
     arrays = [load_sample(path) for path in samples]
     fp32 = GraphChain.open(export, graphs, session=reference_session)
     references = [fp32.run(feeds) for feeds in arrays]
@@ -185,12 +267,15 @@ def check_engine(
         lost, found = sqnr_db(expected, in_reference), sqnr_db(in_reference, executed)
         least = min(lost - WORST_LOSS_DB, EXACT_DB)
         if not found >= least:
-            raise BuildError(
+            problem = BuildError(
                 f"the ONNX Runtime {graph} is {found:.1f} dB from its Q/DQ graph at {output}, "
                 f"which is {lost:.1f} dB from FP32: {least:.1f} is the least",
                 where=str(engine / f"{graph}.onnx"),
-                do="report it with the output of `arvg-trt doctor`",
+                do="quantize again with --exclude for the sites that lose most (`arvg-trt "
+                "validate` lists them)",
             )
+            problems.setdefault(graph, problem)
+    return problems
 
 
 def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:

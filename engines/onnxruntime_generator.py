@@ -129,7 +129,8 @@ def require_close(compared: ComparedSession) -> None:
                 f"the ONNX Runtime {compared.path.stem} is {db:.1f} dB from its Q/DQ graph at "
                 f"{name}, {LEAST_DB:g} is the least",
                 where=str(compared.path),
-                do="report it with the output of `arvg-trt doctor`",
+                do="quantize again with --exclude for its sites that lose most (`arvg-trt "
+                "validate` lists them)",
             )
 
 

@@ -8,6 +8,7 @@ TensorRT for RTX numbers its shape arithmetic anew on each build: the same kerne
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,9 +125,10 @@ def _compile(
     parser = trt.OnnxParser(network, log)
     where = str(onnx_path)
     if not parser.parse_from_file(where):
-        return _Attempt(problem=_parse_error(parser, log, where))
+        return _Attempt(problem=_parse_error(parser, log, where, network, trt.bfloat16))
     if not network.num_outputs:  # the parser takes some files of noise for an empty model
-        return _Attempt(problem=BuildError("is not an ONNX model with outputs", where=where))
+        what = "is not an ONNX model with outputs"
+        return _Attempt(problem=BuildError(what, where=where, do=DAMAGED))
     config = api.config(builder, [target.compute_capability for target in targets])
     inputs = {
         network.get_input(i).name: tuple(network.get_input(i).shape)
@@ -144,18 +146,54 @@ def _compile(
     if plan is None:
         text = _one_line(log.errors[-1]) if log.errors else "the builder gave no reason"
         names = ", ".join(target.sm for target in targets)
-        return _Attempt(problem=BuildError(f"cannot be built for {names}: {text}", where=where))
+        what = f"cannot be built for {names}: {text}"
+        return _Attempt(problem=BuildError(what, where=where, do=way_on(text, network, trt.bfloat16)))
     outputs = tuple(network.get_output(i).name for i in range(network.num_outputs))
     return _Attempt(plan=bytes(plan), layers=log.layers, outputs=outputs)
 
 
-def _parse_error(parser: Any, log: Any, where: str) -> BuildError:
+DAMAGED = "run the stage that wrote it again"
+BFLOAT16 = "build with --half bfloat16, which has the range of float32"
+# What a builder says, and what is then left to do; the first that matches counts.
+WAYS_ON = (
+    (r"\bmemory\b|\balloc", "free memory, or build with a smaller --image-size and --max-batch"),
+    (r"datatypes?: *b16|\bbf16\b|\bbfloat16\b", "leave out --half bfloat16, or name targets from sm80"),
+    (
+        r"plugin not found|no importer|unsupported op|op(erator)? .*not supported",
+        "`arvg-trt analyze` lists what the target cannot take; --backend onnxruntime takes it",
+    ),
+    (r"overflow|65504|(half|fp16|float16).*range|range.*(half|fp16|float16)", BFLOAT16),
+    (r"failed to parse|protobuf", DAMAGED),
+)
+
+
+def way_on(text: str, network: Any, bfloat16: Any) -> str:
+    """What is left to do about a builder's refusal, by the reason that it gives.
+
+    A network that already computes in `bfloat16`, the builder's type, is not told to.
+    """
+    layers = (network.get_layer(k) for k in range(network.num_layers))
+    is_bfloat16 = any(
+        layer.get_output(k).dtype == bfloat16 for layer in layers for k in range(layer.num_outputs)
+    )
+    for signs, do in WAYS_ON:
+        if re.search(signs, text, re.IGNORECASE) and not (do == BFLOAT16 and is_bfloat16):
+            return do
+    exclude = "quantize again with --exclude SITE for what it names"
+    return exclude if is_bfloat16 else f"{exclude}, or {BFLOAT16}"
+
+
+def _parse_error(
+    parser: Any, log: Any, where: str, network: Any, bfloat16: Any
+) -> BuildError:
     if not parser.num_errors:
         text = _one_line(log.errors[-1]) if log.errors else "the parser gave no reason"
-        return BuildError(f"cannot be parsed: {text}", where=where)
+        return BuildError(f"cannot be parsed: {text}", where=where, do=DAMAGED)
     error = parser.get_error(0)
     node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
-    return BuildError(f"cannot be parsed: {node}{_one_line(error.desc())}", where=where)
+    text = _one_line(error.desc())
+    do = way_on(text, network, bfloat16) if node else DAMAGED
+    return BuildError(f"cannot be parsed: {node}{text}", where=where, do=do)
 
 
 def _profile_problem(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from safetensors.numpy import load_file, save_file
 
 from arvg_trt.calibrate.qdq import insert_qdq
+from arvg_trt.engines.float_outputs import rounding_loss
 from arvg_trt.engines.group_norm_form import expand_group_norms
 from arvg_trt.engines.integer_forms import (
     HEADROOM,
@@ -25,8 +28,13 @@ from arvg_trt.engines.integer_forms import (
 )
 from arvg_trt.engines.onnxruntime import (
     EXACT_DB,
+    IN_FLOAT,
+    EngineRow,
+    Rewritten,
     build_engine,
     check_engine,
+    engine_row,
+    leave_in_float,
     output_ranges,
     sqnr_db,
 )
@@ -329,6 +337,64 @@ def test_broken_engine_is_refused_by_name(
     onnx.save(model, broken / f"{graph}.onnx")
     with pytest.raises(BuildError, match=f"{graph} is .* dB from its Q/DQ graph"):
         check_engine(tiny_int8.folder, tiny_di.folder, broken, images)
+
+
+SPOILT = "encoder.down.0.block.0.conv1"
+
+
+def spoil(statistics: Path, target: Path, sites: Sequence[str] | None) -> None:
+    """Output ranges a hundredth as wide, of some sites or all: the engine's outputs saturate."""
+    held = load_file(statistics)
+    for key in list(held):
+        site, _, kind = key.partition(":")
+        if kind in ("output:low", "output:high") and (sites is None or site in sites):
+            held[key] = held[key] / 100
+    save_file(held, target)
+
+
+def test_a_site_whose_rounded_output_moves_the_engine_too_far_stays_in_float(
+    tiny_di: TinyExport, tiny_int8: TinyQuantized, samples: Path, tmp_path: Path
+) -> None:
+    spoil(tiny_int8.statistics_file, tmp_path / "s.safetensors", [SPOILT])
+    (tmp_path / "engine").mkdir()
+    places = (tiny_int8.folder, tiny_di.folder, samples, tmp_path / "s.safetensors")
+    rows = build_engine(*places, tmp_path / "engine", progress=silent)
+    by_graph = {row.graph: row for row in rows}
+    assert by_graph["encoder"].exceptions == ({"site": SPOILT, "reason": IN_FLOAT},)
+    assert not by_graph["decoder"].exceptions
+    planned = by_graph["encoder"].int8_sites_planned
+    assert by_graph["encoder"].int8_sites_proved == planned - 1
+    check_engine(tiny_int8.folder, tiny_di.folder, tmp_path / "engine", sorted(samples.glob("*.p*")))
+
+
+def test_sites_are_left_until_the_check_holds_and_no_longer(tmp_path: Path) -> None:
+    order = [f"site{k}" for k in range(9)]
+    written: list[int] = []
+
+    def write(left: Collection[str]) -> EngineRow:
+        written.append(len(left))
+        return engine_row("g", Rewritten((), (), ()), 1, 0.0, left)
+
+    problem = BuildError("too far", where="g.onnx")
+    leave_in_float(order, problem, write, lambda: problem if written[-1] < 3 else None)
+    assert written == [1, 2, 4]
+    written.clear()
+    with pytest.raises(BuildError, match="too far, with the outputs of all convolutions in float"):
+        leave_in_float(order, problem, write, lambda: problem)
+    assert written == [1, 2, 4, 8, 9]
+    with pytest.raises(BuildError, match="too far, with"):
+        leave_in_float([], problem, write, lambda: None)
+
+
+@given(st.integers(1, 6), st.floats(0.01, 100), st.integers(0, 2**31))
+def test_the_loss_of_a_grid_is_that_of_its_step(channels: int, width: float, seed: int) -> None:
+    """Uniform values on their own range: step^2 / 12, against their squares."""
+    x = np.random.default_rng(seed).uniform(-width, width, (1, channels, 40, 40))
+    low, high = np.full(channels, -width), np.full(channels, width)
+    step = 2 * width * 1.05 / 255
+    wanted = step**2 / 12 / np.square(x).mean()
+    assert rounding_loss(x, low, high) == pytest.approx(wanted, rel=0.1)
+    assert rounding_loss(x, low / 100, high / 100) > 100 * wanted
 
 
 def save_scaled(folder: Path, factor: float, offset: float = 0.0) -> Path:

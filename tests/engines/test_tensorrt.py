@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.engines.inspect import parse_layers, prove_sites
 from arvg_trt.engines.targets import Target, resolve_target
-from arvg_trt.engines.tensorrt import BuildResult, build_engine
+from arvg_trt.engines.tensorrt import BuildResult, build_engine, way_on
 from arvg_trt.engines.twin import fp16_twin
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.trt_compat import device_compute_capability, load_builder
@@ -215,13 +215,49 @@ def test_file_that_is_no_onnx_is_refused_by_name(tmp_path: Path, content: bytes)
 def test_truncated_onnx_is_refused_by_name(tmp_path: Path) -> None:
     graph = int8_conv(tmp_path / "cut.onnx")
     graph.write_bytes(graph.read_bytes()[:-100])
-    with pytest.raises(BuildError, match=r"cut\.onnx: cannot be parsed: .*Failed to parse"):
+    with pytest.raises(BuildError, match=r"cut\.onnx: cannot be parsed: .*Failed to parse.*again"):
         build(graph, "sm89")
 
 
 def test_operator_that_the_builder_lacks_is_refused_by_node(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"node block\.activation \(Unheard\): .*Plugin not found"):
+    with pytest.raises(
+        BuildError,
+        match=r"node block\.activation \(Unheard\): .*Plugin not found.*analyze.*--backend onnxr",
+    ):
         build(relu(tmp_path / "g.onnx", "Unheard"), "sm89")
+
+
+class Network:
+    """As much of a network as is asked for its types."""
+
+    num_layers = 1
+    num_outputs = 1
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+
+    def get_layer(self, number: int) -> Network:
+        return self
+
+    def get_output(self, number: int) -> Network:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("text", "half", "way"),
+    [
+        ("Error Code 10: Could not find any implementation for node a.", "f16", "--exclude SITE"),
+        ("Error Code 10: Could not find any implementation for node a.", "f16", "--half bfloat16"),
+        ("Could not find any implementation for node a.", "bf16", "--exclude SITE for what it n"),
+        ("weight value 70000 is out of half range", "f16", "--half bfloat16"),
+        ("weight value 70000 is out of half range", "bf16", "--exclude SITE"),
+        ("Out of memory in requested tactic", "f16", "free memory"),
+    ],
+)
+def test_a_refusal_offers_what_fits_its_reason(text: str, half: str, way: str) -> None:
+    do = way_on(text, Network(half), "bf16")
+    assert way in do
+    assert half != "bf16" or "bfloat16" not in do
 
 
 def test_missing_graph_and_missing_targets_are_refused(tmp_path: Path) -> None:
@@ -252,7 +288,7 @@ def test_format_that_the_target_lacks_is_refused_by_the_builder_too(tmp_path: Pa
         helper.make_node("Cast", ["y"], ["out"], name="to_f32", to=TensorProto.FLOAT),
     ]
     graph = save(tmp_path / "g.onnx", nodes, {}, half=False)
-    with pytest.raises(BuildError, match=r"cannot be built for sm75: .*HW-specific datatypes: b16"):
+    with pytest.raises(BuildError, match=r"cannot be built for sm75: .*datatypes: b16.*leave out"):
         build(graph, "sm75")
 
 
