@@ -51,7 +51,7 @@ def load_graph(path: Path) -> ir.Model:
 
 
 def values_by_name(graph: ir.Graph) -> Mapping[str, ir.Value]:
-    """Every value of a graph; copies without NaN and infinity where `only_finite` asked."""
+    """Every value of a graph; after `only_finite` copies without NaN and infinity."""
     values = {str(v.name): v for v in graph.inputs}
     for node in graph:
         values.update((str(v.name), v) for v in node.outputs)
