@@ -27,6 +27,8 @@ from .common import (
 )
 from .generated_samples import is_generator
 
+HALVES = ("encoder_bits", "decoder_bits")
+
 if TYPE_CHECKING:
     from ..calibrate.peaks import WideTensor
     from ..calibrate.quantize import SiteResult
@@ -86,6 +88,7 @@ def quantize_stage(
             f"{FP16} names the engines of the unquantized graphs", do="choose another --name"
         )
     source = Calibrated.open(workspace)
+    require_halves_of_tokenizer(options, source.exported)
     if plan_file is None:
         plan = make_plan(source.planned, options)
     else:
@@ -124,6 +127,19 @@ def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideT
 
     peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
     return wide_tensors(source.export, peaks)
+
+
+def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) -> None:
+    """Raises RecipeError for bits of an encoder or decoder, which only a tokenizer has: a graph of
+    one's own that is called so is none.
+    """
+    given = next((n for n in HALVES if getattr(options, n) != getattr(QuantizeOptions(), n)), None)
+    if given is not None and options.weight_bits is None and "tokenizer" not in exported.results:
+        raise RecipeError(
+            "is of an image tokenizer's half, and this is none",
+            where=given,
+            do="use weight_bits, or edit plan.json and give it back with --plan",
+        )
 
 
 def require_float_attention(options: QuantizeOptions, entries: Mapping[str, SitePlan]) -> None:

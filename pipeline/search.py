@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from ..recipe import Options, QuantizeOptions, require_at_least
 from ..runtime.feeds import graph_of, sample_files
 from .common import Reporter, StageResult, package_versions, run_stage
-from .quantize import Calibrated
+from .quantize import Calibrated, require_halves_of_tokenizer
 from .search_budget import parse_all
 from .search_sites import search_items
 
@@ -63,6 +63,7 @@ def search_stage(
     if options.quantize_method == "fp8" or options.integer_exponents:
         raise RecipeError("a search has no FP8 grids", do="use per_channel")
     source = Calibrated.open(workspace)
+    require_halves_of_tokenizer(options, source.exported)
     require_whole_samples(source)
     plan = make_plan(source.planned, options)
     items = search_items(

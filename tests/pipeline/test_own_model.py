@@ -431,3 +431,14 @@ def test_what_a_file_is_called_decides_nothing(
         wanted["sizes"]["fp32_graph_bytes"]["NAME"], abs=2000
     )
     assert found["sizes"]["fp32_graph_bytes"][weights] > 0
+
+
+def test_bits_of_a_tokenizers_half_are_not_taken_for_a_file_of_that_name(
+    models: dict[str, Own], tmp_path: Path
+) -> None:
+    root = tmp_path / "ws"
+    shutil.copytree(models["autoencoder"].workspace, root)
+    wanted = ("encoder_bits: is of an image tokenizer's half, and this is none", "weight_bits")
+    assert_refused(arvg("quantize", root, "--encoder-bits", 4), 3, *wanted)
+    both = ("--encoder-bits", 4, "--weight-bits", 4, "--name", "both")
+    assert arvg("quantize", root, *both).code == 0
