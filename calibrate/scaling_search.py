@@ -28,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..errors import CalibrationError
 from ..recipe import QuantizeOptions
 from ..runtime.feeds import sample_files
 from ..sites import ActivationFormat, Site, SiteMap, SitePlan
@@ -233,9 +234,23 @@ def best_choice(
                 fitted=fold.fitted,
                 options=options,
             )
-            found.append(distance(run_whole(source, graph, fold, trial), exact))
+            found.append(trial_distance(source, graph, fold, trial, exact))
         worst[1:] = [max(w, ratio(e, found[0])) for w, e in zip(worst[1:], found[1:], strict=True)]
     return choices[int(np.argmin(worst))]
+
+
+def trial_distance(
+    source: Samples,
+    graph: str,
+    fold: Fold,
+    trial: Callable[[ir.Graph], None],
+    exact: Mapping[str, list[Array]],
+) -> float:
+    """Infinite where the quantized graph makes NaN or infinity of what was finite in FP32."""
+    try:
+        return distance(run_whole(source, graph, fold, trial), exact)
+    except CalibrationError:
+        return math.inf
 
 
 def run_whole(

@@ -152,6 +152,7 @@ def test_a_free_centre_needs_no_decibel() -> None:
 
 def test_nothing_to_nothing_is_no_difference() -> None:
     assert ratio(0.0, 0.0) == 1.0 and ratio(1.0, 0.0) == np.inf and ratio(1.0, 4.0) == 0.25
+    assert ratio(np.nan, 1.0) == ratio(np.inf, np.inf) == np.inf
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 33, 500])
