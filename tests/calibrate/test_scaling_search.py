@@ -71,11 +71,8 @@ def test_behind_tanh_no_scale_is_taken_that_loses(tmp_path: Path, seed: int) -> 
     path = linears(tmp_path, [32, 64, 16], "Tanh", seed)
     own = own_graph(path, rng.normal(0, 2, (48, 32)).astype(np.float32))
     held_out = rng.normal(0, 2, (300, 32)).astype(np.float32)
-    none, half, found = (
-        own.sqnr(tmp_path / f"q{s}", held_out, smoothing=s) for s in (0.0, 0.5, "search")
-    )
-    assert found >= none - NEVER_BELOW
-    assert half >= none - 3
+    none, found = (own.sqnr(tmp_path / f"q{s}", held_out, smoothing=s) for s in (0.0, "search"))
+    assert found >= none - NEVER_BELOW and none > 30
 
 
 def outliers(folder: Path) -> tuple[OwnGraph, np.ndarray]:
