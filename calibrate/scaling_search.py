@@ -72,7 +72,7 @@ STRICTNESS = ((0.3, CENTER_GAIN_DB), (0.3, 0.0), (3.0, CENTER_GAIN_DB))
 WHOLE_GAIN_DB = 0.3
 # Of each half as many samples are judged on as have so many rows of the longest input, but so many
 # at least: large calibrations cost a pass or two more.
-JUDGED_ROWS, LEAST_JUDGED = 256, 4
+JUDGED_ROWS, LEAST_JUDGED = 256, 8
 # Of codes of all candidates that a changed copy of a graph holds; more take further passes.
 CODES_BYTES = 2**28
 LARGEST_COPY = 2**30  # codes of a graph beyond which a changed copy may pass protobuf's 2 GB
@@ -154,15 +154,24 @@ def search_ways(
         for fitted, judged in split_samples(count, most)
     ]
     errors: dict[str, list[dict[Way, float]]] = {r.key: [] for r in searched}
+    left = {r.key: ways_for(r, options) for r in searched}
     for fold in folds:
-        for part in parts_of(searched, options):
-            for key, by_way in judged_errors(source, part, fold, options).items():
+        open_ones = [r for r in searched if len(left[r.key]) > 1]
+        for part in parts_of(open_ones, left):
+            for key, by_way in judged_errors(source, part, fold, left, options).items():
                 errors[key].append(by_way)
+                left[key] = still_able(by_way)
     found: dict[str, Way] = {}
     for graph in graphs:
         choices = choices_of(models[graph], readings[graph], errors, statistics, options)
         found |= best_choice(source, graph, readings[graph], choices, folds, options)
     return found
+
+
+def still_able(errors: Mapping[Way, float]) -> list[Way]:
+    """None, and what a half shows to be better; the rest cannot win any more."""
+    none = errors.get(NONE, math.inf)
+    return [way for way, error in errors.items() if way == NONE or error < none]
 
 
 def choices_of(
@@ -224,18 +233,22 @@ def best_choice(
         return choices[min(1, len(choices) - 1)]
     worst = [10 ** (-WHOLE_GAIN_DB / 10), *(0.0 for _ in choices[1:])]
     for fold in folds:
+        left = [k for k in range(1, len(choices)) if worst[k] < worst[0]]
+        if not left:
+            break
         exact = run_whole(source, graph, fold, lambda _: None)
-        found = []
-        for choice in choices:
+        found = {}
+        for k in (0, *left):
             trial = partial(
                 quantize_whole,
                 readings=readings,
-                ways=choice,
+                ways=choices[k],
                 fitted=fold.fitted,
                 options=options,
             )
-            found.append(trial_distance(source, graph, fold, trial, exact))
-        worst[1:] = [max(w, ratio(e, found[0])) for w, e in zip(worst[1:], found[1:], strict=True)]
+            found[k] = trial_distance(source, graph, fold, trial, exact)
+        for k in left:
+            worst[k] = max(worst[k], ratio(found[k], found[0]))
     return choices[int(np.argmin(worst))]
 
 
@@ -317,7 +330,7 @@ def best_way(errors: Sequence[Mapping[Way, float]], *, gain_db: float, center_db
 
     None wins what is within `gain_db`; a centre must gain `center_db` on the best without one.
     """
-    ways = list(errors[0])
+    ways = [way for way in errors[0] if all(way in half for half in errors)]
     base = [half[NONE if NONE in half else ways[0]] for half in errors]
     worst = {
         way: max(ratio(half[way], none) for half, none in zip(errors, base, strict=True))
@@ -345,13 +358,15 @@ def ways_for(reading: Reading, options: QuantizeOptions) -> list[Way]:
     return [way for way in WAYS if movable or not way.centered]
 
 
-def parts_of(readings: Sequence[Reading], options: QuantizeOptions) -> Iterator[list[Reading]]:
+def parts_of(
+    readings: Sequence[Reading], ways: Mapping[str, Sequence[Way]]
+) -> Iterator[list[Reading]]:
     """In their order, those whose candidates' codes fit into one changed copy of a graph."""
     part: list[Reading] = []
     size = 0
     for reading in readings:
         weights = sum(int(np.prod(site.weight_shape)) for site in reading.sites)
-        alone = weights * len(ways_for(reading, options))
+        alone = weights * len(ways[reading.key])
         if part and size + alone > CODES_BYTES:
             yield part
             part, size = [], 0
@@ -362,23 +377,27 @@ def parts_of(readings: Sequence[Reading], options: QuantizeOptions) -> Iterator[
 
 
 def judged_errors(
-    source: Samples, readings: Sequence[Reading], fold: Fold, options: QuantizeOptions
+    source: Samples,
+    readings: Sequence[Reading],
+    fold: Fold,
+    ways: Mapping[str, Sequence[Way]],
+    options: QuantizeOptions,
 ) -> dict[str, dict[Way, float]]:
     """Squared error of the products of each reading by candidate, over the judged samples.
 
+    `ways` are the candidates of each reading.
+
     Scales, centres and grids are of the fitted ones; grids span all that was seen there.
     """
-    found: dict[str, dict[Way, float]] = {
-        r.key: dict.fromkeys(ways_for(r, options), 0.0) for r in readings
-    }
+    found: dict[str, dict[Way, float]] = {r.key: dict.fromkeys(ways[r.key], 0.0) for r in readings}
     tensors: dict[str, list[tuple[str, str, Way]]] = {}
 
     def instrument(graph_name: str, graph: ir.Graph) -> None:
         here = [r for r in readings if r.sites[0].graph == graph_name]
         for k, reading in enumerate(here):
-            ways = ways_for(reading, options)
-            trials = fit_ways(graph, reading, ways, fold.fitted, options)
-            for n, (way, trial) in enumerate(zip(ways, trials, strict=True)):
+            tried = ways[reading.key]
+            trials = fit_ways(graph, reading, tried, fold.fitted, options)
+            for n, (way, trial) in enumerate(zip(tried, trials, strict=True)):
                 for m, site in enumerate(reading.sites):
                     label = f"trial.{graph_name}.{k}.{n}.{m}"
                     observe_trial(graph, site, reading, trial, fold.fitted, options, label)
