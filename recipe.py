@@ -145,8 +145,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
 
     Bits are 2 to 8, or 32 to leave a half (or all activations) in high precision; `weight_bits`
     are those of every graph, whatever the halves' say. `smoothing` is the SmoothQuant exponent, 0
-    turns it off, "search" takes the scales of least predicted error (a generator's: of least error
-    on samples they were not fitted to), "gps" (generators) the gain-projected ones; `shift` allows
+    turns it off, "search" takes what loses least on samples that it was not fitted to, none among
+    it, "gps" (generators) the gain-projected scales; `shift` allows
     exact shifts of ranges: one for the tensor, or one a channel where that gains. Clips minimise
     sum |error|^clip_power (None: ^4, a generator's ^2); 0: no clips, the ranges that were seen,
     and no pass to measure what inputs lose. With

@@ -174,7 +174,8 @@ def way_of(reading: Reading, ways: Mapping[str, Way]) -> Way:
     if reading.key in ways:
         return ways[reading.key]
     entry = reading.entry
-    assert entry.activation is not None and entry.smoothing not in ("search", "gps")
+    assert entry.activation is not None
+    assert entry.smoothing != "search" and entry.smoothing != "gps"
     way = Way(entry.smoothing)
     if entry.activation.scale is not None:
         way = replace(way, centered=entry.activation.centered)

@@ -204,3 +204,12 @@ def best_candidate(errors: Sequence[Array], gain: Array, power: int) -> int:
     norm of the smoothed weights of that input channel, sqrt(sum_o W_oi^2).
     """
     return int(least([float(np.sum(error * gain**power)) for error in errors]))
+
+
+def ratio(error: float, none: float) -> float:
+    """Of an error to that without scaling; two errors of nothing are equal, NaN is the worst."""
+    if not error < float("inf"):
+        return float("inf")
+    if none > 0:
+        return error / none
+    return 1.0 if error == 0 else float("inf")

@@ -60,7 +60,7 @@ def token_groups(
     """Groups of the full graph's sites with quantized inputs.
 
     Raises:
-        RecipeError: sites that share an input but not the plan for it.
+        RecipeError: sites that share an input but not the plan for it, or scales of tokenizers.
         CalibrationError: statistics that lack a site, or are of another model.
     """
     chosen = [
@@ -79,6 +79,12 @@ def token_groups(
                 "activation",
                 where="plan.json",
                 do="give them the same values",
+            )
+        if entry.smoothing == "predicted":
+            raise RecipeError(
+                f"{first.name} wants the scales of least predicted error, which a generator lacks",
+                where="plan.json",
+                do='use "search", "gps" or an exponent',
             )
         stats = site_statistics(statistics, first.name)
         require_channels(first, stats)

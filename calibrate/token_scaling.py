@@ -43,7 +43,7 @@ class Method:
 
 def method_of(entry: SitePlan) -> Method:
     """Of a plan's entry; GPS centres channels, as published."""
-    assert entry.smoothing != "search"
+    assert entry.smoothing != "search" and entry.smoothing != "predicted"
     return Method(entry.smoothing, entry.smoothing == "gps")
 
 

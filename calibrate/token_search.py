@@ -3,7 +3,8 @@
 A range a channel is many parameters from few samples: proj inputs follow the class of a picture, so
 that a SmoothQuant scale of 16 pictures fits 16 classes, and a site's error on other pictures can be
 10 dB above that on its own (a planted model of real width, 8 bits). Every method is fitted to one
-half of the samples and judged on the other; the best one of each site is fitted to all.
+half of the samples and judged on the other, few samples also the other way round. Not to scale is a
+method too, and wins unless another is better on every half; what is chosen is fitted to all.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..recipe import QuantizeOptions
-from .choices import least
-from .scaling import Scaling
+from .scaling import Scaling, ratio
 from .statistics import POSITION
 from .token_groups import TokenGroup
 from .token_scaling import Method, levelled, round_inputs, scalings_by, weight_energies
@@ -32,6 +32,8 @@ METHODS = (
     Method("gps"),
     Method("gps", centered=True),
 )
+GAIN_DB = 0.1  # what another method must gain on none
+FEW = 16  # samples up to which both halves judge
 EVERY = 2  # of the grids' clips is judged: methods are compared, and the time goes into grids
 
 
@@ -43,21 +45,36 @@ def search_scalings(
     Raises:
         CalibrationError: fewer than two samples.
     """
-    fitted, judged = full.halves()
-    half = of_samples(groups, fitted)
-    seen = levelled(half, fitted)
-    errors: dict[str, list[float]] = {group.key: [] for group in groups}
-    for method in METHODS:
-        scalings = scalings_by(method, graph, half, seen, fitted, options)
-        for key, error in judged_errors(graph, half, scalings, fitted, judged, options).items():
-            errors[key].append(error)
+    one, other = full.halves()
+    folds = [(one, other), (other, one)] if full.size <= FEW else [(one, other)]
+    errors: dict[str, list[list[float]]] = {group.key: [] for group in groups}
+    for fitted, judged in folds:
+        half = of_samples(groups, fitted)
+        seen = levelled(half, fitted)
+        for by_method in errors.values():
+            by_method.append([])
+        for method in METHODS:
+            scalings = scalings_by(method, graph, half, seen, fitted, options)
+            for key, error in judged_errors(graph, half, scalings, fitted, judged, options).items():
+                errors[key][-1].append(error)
+    best = {key: best_method(by_fold) for key, by_fold in errors.items()}
     found: dict[str, Scaling] = {}
     seen = levelled(groups, full)
-    for k, method in enumerate(METHODS):
-        chosen = [group for group in groups if least(errors[group.key]) == k]
+    for method in METHODS:
+        chosen = [group for group in groups if best[group.key] == method]
         if chosen:
             found |= scalings_by(method, graph, chosen, seen, full, options)
     return found
+
+
+def best_method(errors: Sequence[Sequence[float]]) -> Method:
+    """That which relative to none is best on the half where it is worst; none wins `GAIN_DB`.
+
+    `errors` of `METHODS` in their order, of which the first is none, for each half.
+    """
+    worst = [max(ratio(half[k], half[0]) for half in errors) for k in range(len(METHODS))]
+    worst[0] = 10 ** (-GAIN_DB / 10)
+    return METHODS[int(np.argmin(worst))]
 
 
 def of_samples(groups: Sequence[TokenGroup], part: FullGraph) -> list[TokenGroup]:

@@ -236,7 +236,7 @@ def tiny_int8(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TinyQuantized:
     folder = tmp_path_factory.mktemp("tiny_int8")
-    options = QuantizeOptions(attention_inputs=True)
+    options = QuantizeOptions(attention_inputs=True, smoothing=0.5)
     return quantize(tiny_di, samples, statistics, folder, options)
 
 

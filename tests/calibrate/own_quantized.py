@@ -35,7 +35,10 @@ class OwnGraph:
     def run(self, x: Array) -> NDArray[np.float64]:
         return run(self.folder, x)
 
-    def quantize(self, folder: Path, **options: object) -> tuple[Plan, list[SiteResult]]:
+    def quantize(
+        self, folder: Path, plan: Plan | None = None, **options: object
+    ) -> tuple[Plan, list[SiteResult]]:
+        """By options, or by a plan that was made before."""
         folder.mkdir()
         chosen = QuantizeOptions(**options)  # type: ignore[arg-type]
         size = 16
@@ -44,7 +47,7 @@ class OwnGraph:
             self.samples,
             folder,
             self.site_map,
-            check_plan(make_plan(self.site_map, chosen), self.site_map),
+            check_plan(plan or make_plan(self.site_map, chosen), self.site_map),
             collect_ranges(
                 self.folder, self.samples, self.site_map, batch_size=size, progress=silent
             ),

@@ -143,6 +143,13 @@ def test_sites_of_one_input_must_agree(tiny_var: TinyGenerator, tmp_path: Path) 
         quantize(tiny_var, tmp_path / "q", Plan(sites=sites))
 
 
+def test_scales_of_tokenizers_are_refused(tiny_var: TinyGenerator, tmp_path: Path) -> None:
+    plan = make_plan(SiteMap(sites=tiny_var.full_sites), QuantizeOptions())
+    sites = tuple(msgspec.structs.replace(s, smoothing="predicted") for s in plan.sites)
+    with pytest.raises(RecipeError, match="which a generator lacks"):
+        quantize(tiny_var, tmp_path / "q", Plan(sites=sites))
+
+
 def test_a_scale_and_a_shift_of_the_plan_are_kept(tiny_var: TinyGenerator, tmp_path: Path) -> None:
     plan = make_plan(SiteMap(sites=tiny_var.full_sites), QuantizeOptions(token_wise=False))
     own = ActivationFormat(bits=8, scale=0.125, shift=7)

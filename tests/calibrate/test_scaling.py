@@ -9,11 +9,11 @@ from arvg_trt.calibrate.scaling import (
     CLIP_FRACTIONS,
     Readers,
     Scaling,
+    Way,
     best_candidate,
     centers,
     clip_candidates,
     predicted_error,
-    search_scaling,
     smoothing_scale,
 )
 from arvg_trt.calibrate.statistics import TensorStats
@@ -32,14 +32,16 @@ def spread(rows: list[tuple[float, float, float]]) -> tuple[TensorStats, np.ndar
     return stats(low, low + width), weight
 
 
-@given(channels, st.floats(0, 1))
+@given(channels, st.floats(0, 1), st.booleans())
 def test_smoothing_is_the_formula_of_the_paper_up_to_a_common_factor(
-    rows: list[tuple[float, float, float]], alpha: float
+    rows: list[tuple[float, float, float]], alpha: float, centered: bool
 ) -> None:
     seen, weight = spread(rows)
-    scale = smoothing_scale(seen, weight, alpha)
-    # SmoothQuant, eq. 4, in logarithms; max|X| of a grid shifted to the centre of the range.
-    logs = alpha * np.log((seen.high - seen.low) / 2) - (1 - alpha) * np.log(weight)
+    scale = smoothing_scale(seen, weight, alpha, centered=centered)
+    # SmoothQuant, eq. 4, in logarithms; half the range is max|X| only of what is centred.
+    largest = np.maximum(-seen.low, seen.high)
+    reach = (seen.high - seen.low) / 2 if centered else largest
+    logs = alpha * np.log(reach) - (1 - alpha) * np.log(weight)
     assert (scale > 0).all()
     np.testing.assert_allclose(np.log(scale), logs - logs.mean(), atol=1e-9)
     assert np.log(scale).mean() == pytest.approx(0, abs=1e-9)
@@ -57,18 +59,27 @@ def test_permuting_channels_permutes_the_smoothing(
 
 
 def test_dead_channels_keep_their_scale() -> None:
-    low, high = np.array([-1.0, 3, -4, 0]), np.array([1.0, 3, 4, 16])
+    low, high = np.array([-1.0, 0, -4, 0]), np.array([1.0, 0, 4, 16])
     weight = np.array([1.0, 1, 0, 1])
     scale = smoothing_scale(stats(low, high), weight, 0.5)
     assert scale[1] == scale[2] == 1
-    np.testing.assert_allclose(scale[[0, 3]], [8**-0.25, 8**0.25])
+    np.testing.assert_allclose(scale[[0, 3]], [16**-0.25, 16**0.25])
+    moved = smoothing_scale(
+        stats(low + np.array([0, 3, 0, 0]), high + np.array([0, 3, 0, 0])),
+        weight,
+        0.5,
+        centered=True,
+    )
+    np.testing.assert_allclose(moved, [8**-0.25, 1, 1, 8**0.25])
     assert np.array_equal(smoothing_scale(stats(low * 0, low * 0), weight, 0.5), np.ones(4))
 
 
 def test_all_weight_on_the_input_flattens_its_ranges() -> None:
-    low, high = np.array([-1.0, -8, 0]), np.array([3.0, 8, 1])
-    scale = smoothing_scale(stats(low, high), np.array([5.0, 1, 2]), 1.0)
+    low, high, weight = np.array([-1.0, -8, 0]), np.array([3.0, 8, 1]), np.array([5.0, 1, 2])
+    scale = smoothing_scale(stats(low, high), weight, 1.0, centered=True)
     assert np.ptp((high - low) / scale) == pytest.approx(0, abs=1e-12)
+    scale = smoothing_scale(stats(low, high), weight, 1.0)
+    assert np.ptp(np.maximum(-low, high) / scale) == pytest.approx(0, abs=1e-12)
 
 
 def grid_range(grid) -> tuple[float, float]:
@@ -206,19 +217,19 @@ def test_predicted_error_is_near_the_measured_one(seed: int, center: bool) -> No
     weight = rng.normal(0, 0.2, (64, 48)) * np.exp(rng.normal(0, 0.4, (64, 1)))
     seen, readers = observed(x), readers_of(weight)
     for alpha in (0.0, 0.5, 1.0):
-        scale = smoothing_scale(seen, readers.absmax, alpha)
+        scale = smoothing_scale(seen, readers.absmax, alpha, centered=center)
         predicted = predicted_error(seen, readers, scale, (8, 8), centered=center)
         scaling = Scaling(scale, centers(seen) if center else None)
         assert predicted == pytest.approx(measured_error(x, weight, scaling), rel=0.5)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_searched_scaling_beats_every_exponent_where_channels_differ(seed: int) -> None:
+def test_predicted_scaling_beats_every_exponent_where_channels_differ(seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = heavy_tailed(rng, 48, 4000)
     weight = rng.normal(0, 0.2, (64, 48))
     seen, readers = observed(x), readers_of(weight)
-    found = search_scaling(seen, readers, (8, 8), allow_center=False, free=False)
+    found = Way("predicted").fit(seen, readers, (8, 8))
     assert found.center is None
     error = measured_error(x, weight, found)
     for alpha in (0.3, 0.5, 0.7, 0.0):
@@ -226,29 +237,22 @@ def test_searched_scaling_beats_every_exponent_where_channels_differ(seed: int) 
         assert error < measured_error(x, weight, plain) * 1.02
 
 
-def test_channels_are_centred_where_that_gains_a_decibel() -> None:
+def test_ways_centre_channels_and_scale_what_lies_around() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(0, 1, (32, 2000))
+    x = rng.normal(0, 1, (32, 2000)) + rng.normal(0, 8, (32, 1))
     weight = rng.normal(0, 0.2, (16, 32))
-    readers = readers_of(weight)
-
-    def search(values: np.ndarray, **options: bool) -> Scaling:
-        return search_scaling(
-            observed(values), readers, (8, 8), **{"allow_center": True, "free": False} | options
-        )
-
-    moved = x + rng.normal(0, 8, (32, 1))
-    assert search(x).center is None
-    assert search(moved, allow_center=False).center is None
-    found = search(moved)
-    assert found.center is not None
-    np.testing.assert_allclose(found.center, centers(observed(moved)))
-    plain = search(moved, allow_center=False)
-    assert measured_error(moved, weight, found) < measured_error(moved, weight, plain) / 2
-    assert search(x + 0.05, free=True).center is not None
+    seen, readers = observed(x), readers_of(weight)
+    for scales in (None, 0.5, "predicted"):
+        plain, moved = (Way(scales, c).fit(seen, readers, (8, 8)) for c in (False, True))
+        assert plain.center is None and moved.center is not None
+        np.testing.assert_allclose(moved.center, centers(seen))
+        assert measured_error(x, weight, moved) < measured_error(x, weight, plain)
+    assert np.array_equal(Way(None).fit(seen, readers, (8, 8)).smoothing, np.ones(32))
 
 
-def test_silent_tensor_gets_a_scaling_of_ones() -> None:
+@pytest.mark.parametrize("centered", [False, True])
+def test_silent_tensor_gets_a_scaling_of_ones(centered: bool) -> None:
     seen = stats(np.zeros(3), np.zeros(3))
-    found = search_scaling(seen, readers_of(np.ones((2, 3))), (8, 8), allow_center=True, free=True)
-    assert np.array_equal(found.smoothing, np.ones(3)) and found.center is None
+    for scales in (0.5, "predicted"):
+        found = Way(scales, centered).fit(seen, readers_of(np.ones((2, 3))), (8, 8))
+        assert np.array_equal(found.smoothing, np.ones(3))

@@ -18,6 +18,8 @@ from arvg_trt.calibrate.token_grids import best_grid, format_candidates
 from arvg_trt.calibrate.token_groups import TokenGroup, token_groups
 from arvg_trt.calibrate.token_search import (
     EVERY,
+    METHODS,
+    best_method,
     judged_errors,
     of_samples,
     search_scalings,
@@ -83,6 +85,21 @@ def test_a_channel_that_is_wide_in_one_half_alone_is_not(
     found = searched(with_wide_channels(tiny_var, tmp_path / "s", [3, 3, 3, 5, 5, 5]))
     np.testing.assert_array_equal(found.smoothing, 1)
     assert found.center is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "best"),
+    [
+        ([[1.0] * 6], 0),
+        ([[1.0, 0.99, 1.0, 1.0, 1.0, 1.0]], 0),
+        ([[1.0, 0.5, 0.4, 0.6, 0.7, 0.8]], 2),
+        ([[1.0, 0.5, 0.4, 0.6, 0.7, 0.8], [1.0, 0.6, 1.1, 0.9, 1.0, 1.0]], 1),
+        ([[0.0] * 6], 0),
+    ],
+)
+def test_none_wins_unless_every_half_gains(errors: list[list[float]], best: int) -> None:
+    assert best_method(errors) == METHODS[best]
+    assert METHODS[0].scales is None
 
 
 def test_one_sample_cannot_judge_another(tiny_var: TinyGenerator, tmp_path: Path) -> None:
