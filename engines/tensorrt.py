@@ -147,7 +147,8 @@ def _compile(
         text = _one_line(log.errors[-1]) if log.errors else "the builder gave no reason"
         names = ", ".join(target.sm for target in targets)
         what = f"cannot be built for {names}: {text}"
-        return _Attempt(problem=BuildError(what, where=where, do=way_on(text, network, trt.bfloat16)))
+        do = way_on(text, network, trt.bfloat16)
+        return _Attempt(problem=BuildError(what, where=where, do=do))
     outputs = tuple(network.get_output(i).name for i in range(network.num_outputs))
     return _Attempt(plan=bytes(plan), layers=log.layers, outputs=outputs)
 
@@ -157,10 +158,10 @@ BFLOAT16 = "build with --half bfloat16, which has the range of float32"
 # What a builder says, and what is then left to do; the first that matches counts.
 WAYS_ON = (
     (r"\bmemory\b|\balloc", "free memory, or build with a smaller --image-size and --max-batch"),
-    (r"datatypes?: *b16|\bbf16\b|\bbfloat16\b", "leave out --half bfloat16, or name targets from sm80"),
+    (r"datatypes?: *b16|\bbf(loat)?16\b", "leave out --half bfloat16, or name targets from sm80"),
     (
         r"plugin not found|no importer|unsupported op|op(erator)? .*not supported",
-        "`arvg-trt analyze` lists what the target cannot take; --backend onnxruntime takes it",
+        "`arvg-trt analyze` lists what each target takes; --backend onnxruntime takes most",
     ),
     (r"overflow|65504|(half|fp16|float16).*range|range.*(half|fp16|float16)", BFLOAT16),
     (r"failed to parse|protobuf", DAMAGED),
@@ -183,9 +184,7 @@ def way_on(text: str, network: Any, bfloat16: Any) -> str:
     return exclude if is_bfloat16 else f"{exclude}, or {BFLOAT16}"
 
 
-def _parse_error(
-    parser: Any, log: Any, where: str, network: Any, bfloat16: Any
-) -> BuildError:
+def _parse_error(parser: Any, log: Any, where: str, network: Any, bfloat16: Any) -> BuildError:
     if not parser.num_errors:
         text = _one_line(log.errors[-1]) if log.errors else "the parser gave no reason"
         return BuildError(f"cannot be parsed: {text}", where=where, do=DAMAGED)
