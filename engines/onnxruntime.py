@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ def build_engine(
         rows[graph] = leave_in_float(
             order,
             problems[graph],
-            lambda left, g=graph: write_graph(source, g, output, ranges, left),
-            lambda g=graph: differences(source, export, output, files, graphs).get(g),
+            partial(write_graph, source, graph, output, ranges),
+            lambda: differences(source, export, output, files, graphs).get(graph),  # noqa: B023
         )
     progress(CHECKING, len(graphs) + 1, len(graphs) + 1)
     return [rows[graph] for graph in graphs]

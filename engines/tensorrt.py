@@ -158,13 +158,10 @@ BFLOAT16 = "build with --half bfloat16, which has the range of float32"
 # What a builder says, and what is then left to do; the first that matches counts.
 WAYS_ON = (
     (r"\bmemory\b|\balloc", "free memory, or build with a smaller --image-size and --max-batch"),
-    (
-        r"datatypes?: *b16|\bbf16\b|\bbfloat16\b",
-        "leave out --half bfloat16, or name targets from sm80",
-    ),
+    (r"datatypes?: *b16|\bbf(loat)?16\b", "leave out --half bfloat16, or name targets from sm80"),
     (
         r"plugin not found|no importer|unsupported op|op(erator)? .*not supported",
-        "`arvg-trt analyze` lists what the target cannot take; --backend onnxruntime takes it",
+        "`arvg-trt analyze` lists what each target takes; --backend onnxruntime takes most",
     ),
     (r"overflow|65504|(half|fp16|float16).*range|range.*(half|fp16|float16)", BFLOAT16),
     (r"failed to parse|protobuf", DAMAGED),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ExportError
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+CONFIGS = ("config.json", "config.yaml")
 SUFFIXES = (".safetensors", ".jit", *PICKLE_SUFFIXES)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -102,10 +104,15 @@ def download(
         # Once the Hub did not answer, only its cache is asked: each attempt waits for retries.
         cached = unreachable is not None
         try:
-            return [
+            found = [
                 Path(hf_hub_download(elsewhere.get(name, repo), name, local_files_only=cached))
                 for name in names
             ]
+            for name in CONFIGS:  # what the tensors do not tell lies beside the first file
+                beside = str(Path(names[0]).with_name(name))
+                with suppress(EntryNotFoundError, OfflineModeIsEnabled):
+                    hf_hub_download(repo, beside, local_files_only=cached)
+            return found
         except HFValidationError as error:
             raise ExportError(
                 f"is neither a file nor a Hugging Face id: {first_sentence(error)}",

@@ -11,6 +11,7 @@ from ...errors import ExportError
 from ...runtime.generate.spec import Defaults
 
 HIDDEN_MULTIPLE = 256
+LONGEST = 2**20  # tokens of an image: the table of the angles is made for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ class ParConfig:
             raise ExportError(
                 f"has width {self.width}, not a multiple of 4 in each of {self.heads} heads",
                 do="check n_head in config.json",
+            )
+        if self.length > LONGEST:
+            raise ExportError(
+                f"has images of {self.length} tokens, over {LONGEST}",
+                do="check block_size in config.json",
             )
         if self.side**2 != self.length:
             raise ExportError(

@@ -193,6 +193,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
     ("told", "message"),
     [
         (ParJson(n_head=3, block_size=16), "width 32, not a multiple of 4 in each of 3 heads"),
+        (ParJson(n_head=2, block_size=10**12), "images of 1000000000000 tokens, over"),
         (ParJson(n_head=2, block_size=15), "images of 15 tokens, not a square"),
         (ParJson(n_head=2, block_size=25), "predicts 4 tokens at once"),
         (ParJson(n_head=2, block_size=-4), "length -4: too small"),
