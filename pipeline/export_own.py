@@ -35,7 +35,7 @@ def export_own_stage(
         inputs={f"{g}: {path.name}": sha256_file(path) for g, path in graphs.items()}
         | {f"{g}: {p.name}": sha256_file(p) for g, f in graphs.items() for p in beside(f)},
         options={"model": MODEL, "graphs": list(graphs)},
-        versions=package_versions("onnx", "onnx-ir", "onnxruntime"),
+        versions=package_versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"),
     )
 
     def work(folder: Path) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def folder_name(path: Path) -> str:
 
 def beside(file: Path) -> list[Path]:
     """The files that hold a graph's weights."""
-    from ..export.own_graph import load, weight_files
+    from ..export.own_load import read, weight_files
 
-    return weight_files(load(file))
+    return weight_files(read(file))
 
 
 def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dict[str, Any]:

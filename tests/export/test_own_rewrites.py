@@ -400,3 +400,24 @@ def test_infinite_outputs_have_to_be_infinite_in_the_canonical_graph() -> None:
         other = exact.copy()
         other[index] = value
         assert not relative(other, exact) <= 1e30
+
+
+def test_constants_that_cannot_be_evaluated_stay_in_the_graph(tmp_path: Path) -> None:
+    """An operator of ONNX Runtime alone on a constant, beside one that folds."""
+    path = small_graph(
+        tmp_path / "g.onnx",
+        [
+            ("Inverse", ["w"], "i", {}),
+            ("MatMul", ["x", "i"], "a", {}),
+            ("Transpose", ["w"], "t", {"perm": [1, 0]}),
+            ("MatMul", ["a", "t"], "y", {}),
+        ],
+        {"w": np.eye(W, dtype=np.float32) * 2},
+    )
+    proto = onnx.load(path)
+    proto.graph.node[0].domain = "com.microsoft"
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, path)
+    model = read_own_graph(path)
+    reasons = [site.excluded for site in find_own_sites(model.graph, "g")]
+    assert reasons[0] is not None and reasons[1] is None
