@@ -153,12 +153,15 @@ MODELS: dict[str, Foreign] = {
     "nmp": Foreign("basic-pitch==0.4.0", "icassp_2022/nmp.onnx", notes, "synthetic notes"),
     "common": Foreign(DDDD, "ddddocr/common.onnx", captcha, LINES),
     "common_old": Foreign(DDDD, "ddddocr/common_old.onnx", captcha, LINES),
-} | {
-    f"light_{name}": Foreign(
-        ONNX, f"light_{name}.onnx", lambda i, k, held=held: light(i, k, held), PHOTOGRAPHS
-    )
-    for name, held in LIGHT_INPUT.items()
 }
+
+
+def light_model(name: str, held: str) -> Foreign:
+    """A network of the onnx wheel whose weights are all one number."""
+    return Foreign(ONNX, f"light_{name}.onnx", lambda i, k: light(i, k, held), PHOTOGRAPHS)
+
+
+MODELS |= {f"light_{name}": light_model(name, held) for name, held in LIGHT_INPUT.items()}
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -290,7 +293,7 @@ def save_samples(path: Path, samples: list[Sample]) -> None:
         name: np.concatenate([np.atleast_1d(sample[name]) for sample in samples])
         for name in samples[0]
     }
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def measure(foreign: Foreign, images: Path, wheels: Path) -> dict[str, Any]:
