@@ -187,6 +187,20 @@ def test_explicit_padding_is_what_onnxruntime_pads(
     assert [site.excluded for site in sites.values()] == [None]
 
 
+def test_a_question_mark_names_no_dimension(tmp_path: Path) -> None:
+    """TensorRT takes two dimensions of one name for equal, and the file's are not."""
+    path = small_graph(
+        tmp_path / "g.onnx",
+        [("Conv", ["x", "w"], "y", {})],
+        {"w": random(0, 4, 3, 1, 1)},
+        x=("n", 3, "?", "?"),
+    )
+    model, _ = exported(path)
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    assert [getattr(d, "value", d) for d in shape] == ["n", 3, None, None]
+
+
 def test_local_functions_are_inlined_before_the_opset_is_raised(tmp_path: Path) -> None:
     function = helper.make_function(
         "local",
