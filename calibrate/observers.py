@@ -8,7 +8,7 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def load_graph(path: Path) -> ir.Model:
     return read_graph(path)
 
 
-def values_by_name(graph: ir.Graph) -> Mapping[str, ir.Value]:
+def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     """Every value of a graph; after `only_finite` copies without NaN and infinity."""
     values = {str(v.name): v for v in graph.inputs}
     for node in graph:
@@ -63,21 +63,15 @@ def only_finite(graph: ir.Graph) -> None:
     graph.meta[FINITE] = {}
 
 
-class FiniteValues(Mapping[str, ir.Value]):
+class FiniteValues(dict[str, ir.Value]):
     """Values of a graph by name, each with 0 for NaN and infinity, made when it is asked for."""
 
     def __init__(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
+        super().__init__(values)
         self.graph = graph
-        self.values_as_made = values
 
     def __getitem__(self, name: str) -> ir.Value:
-        return finite(self.graph, self.values_as_made[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values_as_made)
-
-    def __len__(self) -> int:
-        return len(self.values_as_made)
+        return finite(self.graph, super().__getitem__(name))
 
 
 def finite(graph: ir.Graph, value: ir.Value) -> ir.Value:

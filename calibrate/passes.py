@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -101,7 +102,7 @@ def is_masked(outputs: Outputs, ends: Sequence[str], path: Path, feeds: Outputs)
         return False
     if not outputs.keys() >= set(ends):
         outputs = reference_session(path).run(feeds, ends)
-    return all(bool(np.all(outputs[name] < np.inf)) for name in ends)
+    return all(is_below_infinity(outputs[name]) for name in ends)
 
 
 def input_names(path: Path) -> tuple[str, ...]:
@@ -138,7 +139,7 @@ def require_finite(
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if is_empty(outputs, tensor):
             continue  # its minimum is infinite
-        if tensor in masked and bool(np.all(values < np.inf)):
+        if tensor in masked and is_below_infinity(values):
             continue
         if is_bad(values):
             raise CalibrationError(
@@ -150,6 +151,11 @@ def require_finite(
 
 def is_bad(values: NDArray[np.generic]) -> bool:
     return bool(np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all())
+
+
+def is_below_infinity(values: NDArray[Any]) -> bool:
+    """Whether no value is NaN or +infinity."""
+    return bool(np.all(values < np.inf))
 
 
 def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:

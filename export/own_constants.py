@@ -21,26 +21,40 @@ TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 def fold(model: ir.Model) -> None:
     """Compute once what constants alone decide, in the graph itself: those of bodies stay.
 
-    Quantized weights behind DequantizeLinear become float32 too. Identities are passed over.
+    Quantized weights behind DequantizeLinear become float32 too. Identities are passed over. A node
+    that ONNX's reference implementation cannot evaluate stays, and what it feeds.
 
     Raises:
-        ExportError: an operator cannot be evaluated.
+        ExportError: the graph cannot be simplified at all.
     """
     graph = model.graph
-    try:
-        fold_constants(
-            model,
-            onnx_shape_inference=False,
-            input_size_limit=sys.maxsize,
-            output_size_limit=sys.maxsize,
-            should_fold=lambda node: node.graph is graph,
-        )
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ExportError(
-            f"a constant that it computes cannot be computed once: {reason}",
-            do="run it through onnxsim, or export it with constants folded",
-        ) from error
+    tried: list[ir.Node] = []
+    failed: set[ir.Node] = set()
+
+    def is_chosen(node: ir.Node) -> bool:
+        if node.graph is not graph or node in failed:
+            return False
+        tried.append(node)
+        return True
+
+    while True:
+        tried.clear()
+        try:
+            fold_constants(
+                model,
+                onnx_shape_inference=False,
+                input_size_limit=sys.maxsize,
+                output_size_limit=sys.maxsize,
+                should_fold=is_chosen,
+            )
+            break
+        except Exception as error:  # whatever an operator's reference implementation raises
+            if not tried:
+                raise ExportError(
+                    f"constants cannot be folded: {' '.join(str(error).split())[:200]}",
+                    do="check the file with onnx.checker",
+                ) from error
+            failed.add(tried[-1])
     fold_split(graph)
     RemoveUnusedNodesPass()(model)
 

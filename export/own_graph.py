@@ -26,7 +26,7 @@ from onnx_ir.passes.common import (
 from .graph_passes import module_path
 from .linear_passes import canonical_linears, drop_unused, weight_of
 from .own_constants import WIDENED, fold, widen_halves
-from .own_load import OPSET, load, weight_files
+from .own_load import OPSET, load
 from .own_products import (
     attention_role,
     is_activation_product,
@@ -36,7 +36,7 @@ from .own_products import (
 )
 from .own_rewrites import rewrite_products
 
-__all__ = ["OPSET", "load", "read_own_graph", "weight_files"]
+__all__ = ["OPSET", "read_own_graph"]
 
 UNNAMED = "unnamed"
 # What an exporter calls a constant that it computed: it says nothing of the module.

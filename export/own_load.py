@@ -74,22 +74,29 @@ def default_domain(model: ir.Model) -> None:
 
 
 def open_dimensions(graph: ir.Graph) -> None:
-    """Sizes of 0 and below in declared inputs and outputs are of any size, as ONNX Runtime takes
-    them; what the file says of values in between is inferred again.
+    """Sizes of 0 and below in declared inputs and outputs are of any size, as other tools take
+    them; what the file says of values in between is then inferred again.
+
+    Names without a letter, such as "?", are none: TensorRT takes dimensions of one name for equal.
     """
     odd = False
     for value in (*graph.inputs, *graph.outputs):
-        if value.shape is not None and any(isinstance(d, int) and d <= 0 for d in value.shape):
-            odd = True
-            value.shape = ir.Shape(
-                [None if isinstance(d, int) and d <= 0 else d for d in value.shape]
-            )
+        if value.shape is None:
+            continue
+        odd = odd or any(isinstance(d, int) and d <= 0 for d in value.shape)
+        value.shape = ir.Shape([None if is_open(d) else d for d in value.shape])
     if odd:
         ends = {*graph.inputs, *graph.outputs}
         for node in graph:
             for value in node.outputs:
                 if value not in ends:
                     value.shape = None
+
+
+def is_open(dimension: int | ir.SymbolicDim) -> bool:
+    if isinstance(dimension, int):
+        return dimension <= 0
+    return not any(letter.isalpha() for letter in str(dimension.value or ""))
 
 
 def raise_opset(model: ir.Model, path: Path, opset: int) -> ir.Model:

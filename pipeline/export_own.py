@@ -39,7 +39,7 @@ def export_own_stage(
         inputs={f"{g}: {path.name}": sha256_file(path) for g, path in graphs.items()}
         | {f"{g}: {p.name}": sha256_file(p) for g, f in graphs.items() for p in beside(f)},
         options={"model": MODEL, "graphs": list(graphs)},
-        versions=package_versions("onnx", "onnx-ir", "onnxruntime"),
+        versions=package_versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"),
     )
 
     def work(folder: Path) -> dict[str, Any]:

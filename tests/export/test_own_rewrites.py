@@ -187,6 +187,20 @@ def test_explicit_padding_is_what_onnxruntime_pads(
     assert [site.excluded for site in sites.values()] == [None]
 
 
+def test_a_question_mark_names_no_dimension(tmp_path: Path) -> None:
+    """TensorRT takes two dimensions of one name for equal, and the file's are not."""
+    path = small_graph(
+        tmp_path / "g.onnx",
+        [("Conv", ["x", "w"], "y", {})],
+        {"w": random(0, 4, 3, 1, 1)},
+        x=("n", 3, "?", "?"),
+    )
+    model, _ = exported(path)
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    assert [getattr(d, "value", d) for d in shape] == ["n", 3, None, None]
+
+
 def test_local_functions_are_inlined_before_the_opset_is_raised(tmp_path: Path) -> None:
     function = helper.make_function(
         "local",
@@ -400,3 +414,24 @@ def test_infinite_outputs_have_to_be_infinite_in_the_canonical_graph() -> None:
         other = exact.copy()
         other[index] = value
         assert not relative(other, exact) <= 1e30
+
+
+def test_constants_that_cannot_be_evaluated_stay_in_the_graph(tmp_path: Path) -> None:
+    """An operator of ONNX Runtime alone on a constant, beside one that folds."""
+    path = small_graph(
+        tmp_path / "g.onnx",
+        [
+            ("Inverse", ["w"], "i", {}),
+            ("MatMul", ["x", "i"], "a", {}),
+            ("Transpose", ["w"], "t", {"perm": [1, 0]}),
+            ("MatMul", ["a", "t"], "y", {}),
+        ],
+        {"w": np.eye(W, dtype=np.float32) * 2},
+    )
+    proto = onnx.load(path)
+    proto.graph.node[0].domain = "com.microsoft"
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, path)
+    model = read_own_graph(path)
+    reasons = [site.excluded for site in find_own_sites(model.graph, "g")]
+    assert reasons[0] is not None and reasons[1] is None
