@@ -203,7 +203,7 @@ def report_bytes() -> bytes:
                 fp32_weight_bytes=4000,
                 packed_weight_bytes=1000,
                 fp32_running_bytes=4096,
-                running_bytes=1500,
+                running_bytes={"qdq": 1500},
             ),
             accuracy={},
             outputs={"qdq": (accuracy,)},
