@@ -199,7 +199,11 @@ def report_bytes() -> bytes:
             cpu=Cpu(model="a processor", flags=("avx2",)),
             data=Data(validation=("feeds:0",), calibration=("feeds:1",)),
             sizes=sizes(
-                fp32_graph_bytes={"model": 4096}, fp32_weight_bytes=4000, packed_weight_bytes=1000
+                fp32_graph_bytes={"model": 4096},
+                fp32_weight_bytes=4000,
+                packed_weight_bytes=1000,
+                fp32_running_bytes=4096,
+                running_bytes={"qdq": 1500},
             ),
             accuracy={},
             outputs={"qdq": (accuracy,)},

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..errors import CalibrationError
 from ..graph_file import read_graph
 
 Floats = NDArray[np.float32]
@@ -171,7 +172,10 @@ class Reducer:
     """
 
     def __init__(self, graph: ir.Graph, value: ir.Value, channel_axis: int) -> None:
-        assert value.shape is not None, f"the rank of {value.name} is unknown"
+        if value.shape is None:
+            raise CalibrationError(
+                f"the rank of {value.name} is unknown", do="run `arvg-trt export` again"
+            )
         self.graph = graph
         self.rank = len(value.shape)
         self.channel_axis = channel_axis

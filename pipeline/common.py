@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -101,6 +101,30 @@ def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path
     workspace.manifest(*parts, stage=stage)
     folder = workspace.folder(*parts)
     return folder, verify(folder)
+
+
+Told = TypeVar("Told")
+
+
+def told(
+    manifest: Manifest, part: Literal["options", "results"], key: str, kind: type[Told]
+) -> Told:
+    """What a manifest says under a key.
+
+    Raises:
+        WorkspaceError: it says nothing there, or nothing of that kind.
+    """
+    held = getattr(manifest, part)
+    try:
+        if key not in held:
+            raise msgspec.ValidationError("it is not there")
+        return msgspec.convert(held[key], kind)
+    except msgspec.ValidationError as error:
+        raise WorkspaceError(
+            f"its manifest has no {part}.{key} that is read: {error}",
+            where=manifest.stage,
+            do=f"run `arvg-trt {manifest.stage}` again",
+        ) from error
 
 
 def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:

@@ -52,7 +52,7 @@ def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed
         source.export,
         source.samples,
         source.planned.graphs,
-        batch_size=source.calibrated.options["batch_size"],
+        batch_size=source.batch_size,
         progress=reporter.progress,
     )
     found = wide_tensors(source.export, peaks)

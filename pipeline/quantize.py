@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -24,6 +24,7 @@ from .common import (
     package_versions,
     require_outputs,
     run_stage,
+    told,
 )
 from .generated_samples import is_generator
 
@@ -32,6 +33,9 @@ HALVES = ("encoder_bits", "decoder_bits")
 if TYPE_CHECKING:
     from ..calibrate.peaks import WideTensor
     from ..calibrate.quantize import SiteResult
+
+
+Batch = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,11 @@ class Calibrated:
     def planned(self) -> SiteMap:
         """A generator's plan is by site; its other graphs share the sites of the calibrated."""
         return self.site_map.calibrated
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in flight, as calibration had them."""
+        return told(self.calibrated, "options", "batch_size", Batch)
 
     @property
     def samples(self) -> Path:
@@ -172,7 +181,7 @@ def write_quantized(
     statistics = load_statistics(file)
     require_channels(statistics, source.planned.sites, str(file))
     samples, site_map = source.samples, source.site_map
-    size, progress = source.calibrated.options["batch_size"], reporter.progress
+    size, progress = source.batch_size, reporter.progress
 
     quantize = quantize_generator if source.generates else quantize_graphs
 

@@ -180,7 +180,7 @@ class Model:
             )
         files = sample_files(source.samples)[:samples]
         names = {name for probe in probes.values() for name in probe.session.inputs}
-        size = source.calibrated.options["batch_size"]
+        size = source.batch_size
         self.chain: ProbeChain = ProbeChain(
             probes, [arrays for _, arrays in sample_batches(files, size, names)]
         )

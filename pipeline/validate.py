@@ -23,6 +23,7 @@ from .common import (
     package_versions,
     require_outputs,
     run_stage,
+    told,
 )
 from .generated_samples import is_generator
 from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
@@ -31,6 +32,7 @@ from .sizes import graph_bytes, running_bytes
 
 if TYPE_CHECKING:
     from ..validate.calibrated import Calibration
+    from ..validate.report import SiteRow
 
 
 def validate_stage(
@@ -179,7 +181,6 @@ def measure_all(
         Data,
         EngineRow,
         Report,
-        SiteRow,
         sizes,
     )
 
@@ -233,20 +234,26 @@ def measure_all(
         generation=measured.generation,
         latency=measured.latency,
         engines=tuple(rows),
-        sites=tuple(
-            SiteRow(
-                name=s["name"],
-                graph=s["graph"],
-                weight=s["weight"],
-                activation=s["activation"],
-                weight_sqnr_db=s["weight_sqnr_db"],
-                activation_sqnr_db=s["activation_sqnr_db"],
-                reason=s["reason"],
-            )
-            for s in quantized.results["sites"]
-        ),
+        sites=site_rows(quantized),
     )
     return report, measured.pictures
+
+
+def site_rows(quantized: Manifest) -> tuple[SiteRow, ...]:
+    """What quantization's manifest says of each site, as reports have it."""
+    from ..validate.report import SiteRow as Row
+
+    fields = Row.__struct_fields__
+    rows = told(quantized, "results", "sites", list[dict[str, Any]])
+    plain = [{key: row[key] for key in fields if key in row} for row in rows]
+    try:
+        return msgspec.convert(plain, tuple[Row, ...])
+    except msgspec.ValidationError as error:
+        raise WorkspaceError(
+            f"its manifest says of a site what is not read: {error}",
+            where=quantized.stage,
+            do="run `arvg-trt quantize` again",
+        ) from error
 
 
 def calibration_of(calibrated: Manifest) -> Calibration:

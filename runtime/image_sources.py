@@ -242,7 +242,9 @@ def read_array(path: Path) -> Uint8Image:
         return np.array(array)
     if not np.issubdtype(array.dtype, np.floating):
         raise UnreadableImage(path.name, f"no array of pixels: its type is {array.dtype}", kind)
-    return from_float_array(array.astype(np.float64), path)
+    with np.errstate(invalid="ignore"):  # of NaN, which is refused next
+        wide = array.astype(np.float64)
+    return from_float_array(wide, path)
 
 
 def from_float_array(array: NDArray[np.floating], path: Path) -> Uint8Image:
