@@ -22,6 +22,7 @@ PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
 NO_WEIGHT = "-"  # the format of such a product's weight, as reports say it
 BLOCKS, BLOCK_BITS = (32, 64, 128), 4
 LOG2_BITS = 5
+SITES_VERSION = "2"  # of sites.json: an export of another is made again
 # The product of two scales within them is a normal number of float32, and so is 1 / scale.
 LEAST_SCALE, MOST_SCALE = 2.0**-63, 2.0**63
 MOST_SHIFT = 2**24  # steps; float32 counts no further
@@ -134,13 +135,13 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """All sites of a model, in graph order, and the graphs that are calibrated, as they run.
 
     Of a generator other graphs may have sites of the same names. `nodes` has verdicts on the nodes
-    of custom graphs.
+    of custom graphs. Version 1 did not say which sites read all positions of a sequence.
     """
 
     sites: tuple[Site, ...]
     graphs: tuple[Name, ...] = ("encoder", "decoder")
     nodes: tuple[NodeVerdict, ...] = ()
-    schema: Literal["arvg-trt/sites/v1"] = "arvg-trt/sites/v1"
+    schema: Literal["arvg-trt/sites/v2"] = "arvg-trt/sites/v2"
 
     def __post_init__(self) -> None:
         require_unique("graph", self.graphs)

@@ -326,8 +326,8 @@ def table(found: Mapping[str, Any]) -> str:
         f"Made by `benchmarks/foreign_models.py` on {found['cpu']}: every stage with its defaults, "
         f"{CALIBRATION} samples to calibrate on, {HELD_OUT} others to measure. dB of the worst "
         "float output against the FP32 file. The peer is `onnxruntime.quantization.quantize_static`"
-        " (QDQ, MinMax; the first form that it makes and runs) on the same samples. TensorRT for RTX engines "
-        "are built for sm89 and, without a GPU, not executed. Versions: "
+        " (QDQ, MinMax; the first form that it makes and runs) on the same samples. TensorRT for "
+        "RTX engines are built for sm89 and, without a GPU, not executed. Versions: "
         + ", ".join(f"{k} {v}" for k, v in found["versions"].items())
         + ".",
         "",

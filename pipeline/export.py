@@ -12,7 +12,7 @@ from ..errors import ExportError
 from ..export.graph_form import DYNAMIC, GraphForm
 from ..packages import require_packages
 from ..runtime.image_sources import SKIMAGE_PREFIX, open_source
-from ..sites import SiteMap
+from ..sites import SITES_VERSION, SiteMap
 from .common import Reporter, StageResult, package_versions, run_stage
 from .export_generator import export_generator, family
 from .export_gsq import export_gsq
@@ -103,7 +103,8 @@ def export_stage(
         inputs={p.name: sha256_file(p) for p in job.inputs()}
         | {n: sha256_file(p) for n, p in zip(job.image_names, job.images, strict=True)},
         options={"model": name, **changed(form), **({"weights": weights} if weights else {})},
-        versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
+        versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
+        | {"sites.json": SITES_VERSION},
     )
     export = TOKENIZERS.get(entry.family, export_generator)
     return run_stage(workspace.folder("export"), wanted, lambda folder: export(job, folder))

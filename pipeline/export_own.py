@@ -13,7 +13,7 @@ import msgspec
 from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ExportError
 from ..recipe import check_name
-from ..sites import NodeVerdict, Site, SiteMap
+from ..sites import SITES_VERSION, NodeVerdict, Site, SiteMap
 from .analyze import TARGETS, node_verdicts, resolve_targets
 from .common import Reporter, StageResult, package_versions, run_stage
 
@@ -39,7 +39,8 @@ def export_own_stage(
         inputs={f"{g}: {path.name}": sha256_file(path) for g, path in graphs.items()}
         | {f"{g}: {p.name}": sha256_file(p) for g, f in graphs.items() for p in beside(f)},
         options={"model": MODEL, "graphs": list(graphs)},
-        versions=package_versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"),
+        versions=package_versions("onnx", "onnx-ir", "onnxscript", "onnxruntime")
+        | {"sites.json": SITES_VERSION},
     )
 
     def work(folder: Path) -> dict[str, Any]:
