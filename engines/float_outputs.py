@@ -36,7 +36,7 @@ def worst_first(
 
 
 def rounding_loss(
-    value: NDArray[np.floating], low: NDArray[np.float64], high: NDArray[np.float64]
+    value: NDArray[np.generic], low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> float:
     """Squared error of a value [N, O, ...] on its uint8 grid, relative to its squares."""
     across = (1, -1, *(1,) * (value.ndim - 2))
@@ -49,7 +49,7 @@ def rounding_loss(
 
 def outputs_of(
     source: Path, nodes: Sequence[str], feeds: Sequence[Mapping[str, Array]]
-) -> Iterator[tuple[tuple[str, ...], dict[str, NDArray[np.floating]]]]:
+) -> Iterator[tuple[tuple[str, ...], dict[str, NDArray[np.generic]]]]:
     """What a few nodes at a time give in the graph's own arithmetic, by node name."""
     for start in range(0, len(nodes), AT_ONCE):
         chosen = tuple(nodes[start : start + AT_ONCE])
