@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .integer_forms import INT32_MAX, largest_sums
 from .rewriting import Inserter, array, producer, remove_dead_nodes, take_over
 
 DOMAIN = "com.microsoft"
@@ -53,6 +54,8 @@ def rewrite_linears(model: ir.Model) -> list[str]:
         weight = producer(node.inputs[1], "DequantizeLinear")
         if quantized is None or weight is None or not has_one_scale(weight):
             continue
+        if may_overflow(weight.inputs[0]):
+            continue
         rewrite(graph, node, quantized, weight)
         done.append(str(node.name))
     if done:
@@ -82,6 +85,13 @@ def has_one_scale(dequantize: ir.Node) -> bool:
     """Whether all of an INT8 weight, or of the other activation of a product, has one scale."""
     _, scale, zero = dequantize.inputs
     return array(zero).dtype == np.int8 and not array(scale).ndim
+
+
+def may_overflow(codes: ir.Value | None) -> bool:
+    """Whether sums over a constant weight [I, O] can leave INT32: beyond 66,000 inputs or so."""
+    if codes is None or codes.const_value is None:
+        return False
+    return bool((largest_sums(array(codes).T) > INT32_MAX).any())
 
 
 def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: ir.Node) -> None:

@@ -18,6 +18,7 @@ from arvg_trt.calibrate.packed import load_packed, save_packed
 from arvg_trt.calibrate.qdq import insert_qdq
 from arvg_trt.calibrate.qdq_nodes import SiteWeights
 from arvg_trt.calibrate.rounding import compensate
+from arvg_trt.engines.twin import fp16_twin
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from arvg_trt.sites import Site, WeightFormat
 
@@ -262,3 +263,19 @@ def test_the_graph_holds_four_bits_a_weight_in_the_form_that_engines_keep() -> N
     assert np.array_equal(numpy_helper.to_array(scale), chosen.scale.T)
     attributes = {a.name: a.i for a in dequantize.attribute}
     assert attributes == {"axis": 0, "block_size": 64}
+
+
+def test_the_half_twin_of_tiny_weights_keeps_them(tmp_path: Path) -> None:
+    """Their factor is a power of two, which float16 has down to 2^-24."""
+    weight = (gaussian() * np.float32(1e-5)).astype(np.float32)
+    made, chosen = weight_only("MatMul", in_blocks(32), weight)
+    names = {n.op_type: n for n in made.graph.node}
+    made.graph.output[0].name = names["Mul"].output[0]
+    del made.graph.node[list(made.graph.node).index(names["Add"])]
+    path = tmp_path / "twin.onnx"
+    onnx.save(fp16_twin(made), path)
+    x = np.random.default_rng(4).normal(0, 3, (5, 9, INPUTS)).astype(np.float32)
+    wanted = x.astype(np.float64) @ chosen.dequantize().T.astype(np.float64)
+    (found,) = OnnxRuntimeSession(path, optimized=False).run({"x": x}).values()
+    assert np.abs(wanted).max() < 1e-3
+    np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())

@@ -8,10 +8,13 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from arvg_trt.calibrate.formats import QuantizedWeight
 from arvg_trt.calibrate.qdq import insert_qdq
+from arvg_trt.calibrate.qdq_nodes import SiteWeights
 from arvg_trt.engines.integer_linear import rewrite_linears
 from arvg_trt.engines.onnxruntime import rewrite_graph
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.sites import ActivationFormat, Site, WeightFormat
 
 from ..linear_cases import FLOAT_LINEARS, INTEGER_LINEARS
 
@@ -33,6 +36,44 @@ def test_integer_product_equals_the_qdq_graph(label: str, tmp_path: Path) -> Non
     for session in (fast_session, reference_session):
         (found,) = session(tmp_path / "engine.onnx").run({"x": case.x}).values()
         np.testing.assert_allclose(found, case.expected, atol=2e-6 * np.abs(case.expected).max())
+
+
+@pytest.mark.parametrize(("inputs", "rewritten"), [(66_000, True), (66_600, False)])
+def test_sums_that_can_leave_int32_stay_float(inputs: int, rewritten: bool, tmp_path: Path) -> None:
+    """All at the end of the grid: 66,600 * 255 * 127 is above 2^31."""
+    weight = QuantizedWeight(
+        WeightFormat(bits=8), np.full((2, inputs), 127, np.int8), np.full(2, 1e-4, np.float32)
+    )
+    held = {"w": weight.dequantize().T.copy()}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="linear")],
+        "case",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", inputs])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(v, k) for k, v in held.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = ir.serde.deserialize_model(proto)
+    site = Site(
+        name="linear",
+        graph="g",
+        role="fc1",
+        op="MatMul",
+        node="linear",
+        weight="w",
+        bias=None,
+        input="x",
+        output="y",
+        weight_shape=(inputs, 2),
+        channel_axis=1,
+    )
+    activation = ActivationFormat(bits=8, scale=0.5)
+    insert_qdq(model.graph, [site], {"linear": SiteWeights(weight, activation=activation)})
+    assert bool(rewrite_linears(model)) == rewritten
+    ir.save(model, tmp_path / "g.onnx")
+    x = np.full((1, inputs), 127 * 0.5, np.float32)
+    (found,) = fast_session(tmp_path / "g.onnx").run({"x": x}).values()
+    np.testing.assert_allclose(found, inputs * 127 * 1e-4 * 127 * 0.5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("label", FLOAT_LINEARS)

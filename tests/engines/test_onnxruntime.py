@@ -138,6 +138,19 @@ def test_a_bias_that_dwarfs_the_weights_of_its_channel_is_kept(
         assert (np.abs(found - wanted) <= 0.51 * output_step(case, "c")).all()
 
 
+def test_a_convolution_whose_sums_can_leave_int32_keeps_its_qdq_form() -> None:
+    case = make_conv_case()
+    weight = case.chosen["c"].quantized
+    assert weight is not None
+    codes = np.full((weight.codes.shape[0], 8000, 3, 3), 127, np.int8)
+    chosen = {
+        "c": replace(case.chosen["c"], quantized=replace(weight, codes=codes), smoothing=None)
+    }
+    model = case.model()
+    insert_qdq(model.graph, case.sites, chosen)
+    assert rewrite_convolutions(model, case.ranges()) == []
+
+
 def test_an_output_of_tiny_values_is_not_zero(tmp_path: Path) -> None:
     case = make_conv_case()
     case = with_scales(case, np.full(case.expected["c"].shape[1], 1e-12), bias_factor=1e-12)
