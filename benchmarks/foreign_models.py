@@ -10,6 +10,8 @@ output.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import os
@@ -248,15 +250,14 @@ def peer(graph: Path, folder: Path, calibration: list[Sample], held: list[Sample
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    try:
+    with contextlib.suppress(Exception):  # its symbolic shapes give up on some graphs
         quant_pre_process(str(graph), str(prepared))
-    except Exception:  # its symbolic shapes give up on some graphs
-        prepared = graph
-    for per_channel in (True, False):
+    sources = [path for path in (prepared, graph) if path.is_file()]
+    for source, per_channel in itertools.product(sources, (True, False)):
         for kind in (QuantType.QInt8, QuantType.QUInt8):
             try:
                 quantize_static(
-                    str(prepared),
+                    str(source),
                     str(made),
                     Reader(calibration),
                     quant_format=QuantFormat.QDQ,
@@ -313,7 +314,8 @@ def measure(foreign: Foreign, images: Path, wheels: Path) -> dict[str, Any]:
         save_samples(folder / "calibration.npz", calibration)
         save_samples(folder / "held_out.npz", held_out)
         row = ours(graph, folder)
-        row["peer"] = peer(graph, folder, calibration, held_out)
+        with contextlib.chdir(folder):  # its tools leave files where they run
+            row["peer"] = peer(graph, folder, calibration, held_out)
     return row | {"wheel": foreign.wheel, "data": foreign.data, "seconds": time.time() - start}
 
 

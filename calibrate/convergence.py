@@ -155,8 +155,13 @@ def root_mean_squares(stats: TensorStats) -> Floats:
 
 
 def added(before: Floats, after: Floats) -> Floats:
-    """The share of `after` that `before` did not have; 0 of what is 0."""
-    found: Floats = np.divide(after - before, after, out=np.zeros_like(after), where=after != 0)
+    """The share of `after` that `before` did not have; 0 of what is 0, or was never seen.
+
+    What no sample has an element of, such as an empty cache, has an infinite range.
+    """
+    new = np.where(np.isfinite(after), after, 0.0)
+    old = np.where(np.isfinite(before), before, 0.0)
+    found: Floats = np.divide(new - old, new, out=np.zeros_like(new), where=new != 0)
     return found
 
 

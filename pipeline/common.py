@@ -21,7 +21,7 @@ from ..artifacts import (
     is_up_to_date,
     write_manifest,
 )
-from ..errors import CalibrationError, WorkspaceError
+from ..errors import ArvgError, CalibrationError, WorkspaceError
 from ..sites import SiteMap
 from ..verify import verify
 
@@ -85,10 +85,22 @@ def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
         return StageResult(folder=folder, manifest=manifest, skipped=True, seconds=0.0)
     start = time.monotonic()
     with atomic_folder(folder) as temporary:
-        results = work(temporary)
+        try:
+            results = work(temporary)
+        except ArvgError as error:
+            forget_folder(error, temporary)
+            raise
         manifest = write_manifest(temporary, wanted, results)
     seconds = time.monotonic() - start
     return StageResult(folder=folder, manifest=manifest, skipped=False, seconds=seconds)
+
+
+def forget_folder(error: ArvgError, temporary: Path) -> None:
+    """Call files of a folder that is gone once the user reads of them by their names alone."""
+    for folder in (str(temporary), str(temporary.resolve())):
+        error.what = error.what.replace(f"{folder}/", "")
+        if error.where is not None:
+            error.where = error.where.replace(f"{folder}/", "")
 
 
 def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path, Manifest]:

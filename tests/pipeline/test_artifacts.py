@@ -28,7 +28,8 @@ from arvg_trt.artifacts import (
     sha256_file,
     write_manifest,
 )
-from arvg_trt.errors import WorkspaceError
+from arvg_trt.errors import BuildError, WorkspaceError
+from arvg_trt.pipeline.common import run_stage
 from arvg_trt.sites import ActivationFormat, Plan, SitePlan, WeightFormat
 
 from .conftest import leftovers
@@ -293,3 +294,14 @@ def test_missing_stage_names_the_command_that_makes_it(tmp_path: Path) -> None:
         pytest.raises(WorkspaceError, match=r"run `arvg-trt calibrate` first"),
     ):
         workspace.manifest("calibrate", stage="calibrate")
+
+
+def test_a_stage_that_fails_names_no_file_of_its_temporary_folder(tmp_path: Path) -> None:
+    def work(folder: Path) -> dict[str, Any]:
+        raise BuildError(f"{folder}/a.onnx is wrong", where=str(folder / "b.onnx"), do="mend it")
+
+    wanted = Manifest(stage="build", inputs={}, options={}, versions={})
+    with pytest.raises(BuildError) as caught:
+        run_stage(tmp_path / "engine", wanted, work)
+    assert str(caught.value) == "b.onnx: a.onnx is wrong (mend it)"
+    assert list(tmp_path.iterdir()) == []
