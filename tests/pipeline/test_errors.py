@@ -164,7 +164,7 @@ def test_validate_prints_its_figures_and_the_report(workspace: Path, finished: F
     lines = arvg("validate", workspace, *options).out.splitlines()
     assert lines[0].startswith("validate: ")
     assert "PSNR drop" in lines[1] and "smaller" in lines[1]
-    assert Path(lines[2]).is_file()
+    assert Path(lines[-1]).is_file()
 
 
 def test_unknown_model_names_the_three_nearest() -> None:
