@@ -38,7 +38,7 @@ def require_unique(kind: str, names: Iterable[str]) -> None:
         raise ValueError(f"{kind} {twice[0]} comes twice")
 
 
-def require_smoothing(value: Smoothing | None) -> None:
+def require_smoothing(value: float | str | None) -> None:
     """Raises ValueError for an exponent outside 0 to 1."""
     if value is not None and not isinstance(value, str) and not 0 <= value <= 1:
         raise ValueError(f"smoothing must be between 0 and 1, got {value}")
