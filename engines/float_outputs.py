@@ -6,8 +6,10 @@ the site's own output: the error of its uint8 grid against the value that the Q/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +20,7 @@ from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from .integer_forms import UINT8_MAX, Ranges, output_grid
 
 Array = NDArray[np.generic]
+Floats = NDArray[np.floating]
 AT_ONCE = 8  # outputs of one run: of a decoder at 256x256 pixels each has up to 64 MB
 
 
@@ -36,7 +39,7 @@ def worst_first(
 
 
 def rounding_loss(
-    value: NDArray[np.generic], low: NDArray[np.float64], high: NDArray[np.float64]
+    value: Floats, low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> float:
     """Squared error of a value [N, O, ...] on its uint8 grid, relative to its squares."""
     across = (1, -1, *(1,) * (value.ndim - 2))
@@ -44,12 +47,13 @@ def rounding_loss(
     wide = value.astype(np.float64)
     codes = np.clip(np.rint(wide / scale) + zero, 0, UINT8_MAX)
     signal = float(np.square(wide).sum())
-    return float(np.square((codes - zero) * scale - wide).sum()) / max(signal, 1e-300)
+    loss = float(np.square((codes - zero) * scale - wide).sum()) / max(signal, 1e-300)
+    return loss if loss < math.inf else math.inf  # NaN is the worst loss
 
 
 def outputs_of(
     source: Path, nodes: Sequence[str], feeds: Sequence[Mapping[str, Array]]
-) -> Iterator[tuple[tuple[str, ...], dict[str, NDArray[np.generic]]]]:
+) -> Iterator[tuple[tuple[str, ...], dict[str, Floats]]]:
     """What a few nodes at a time give in the graph's own arithmetic, by node name."""
     for start in range(0, len(nodes), AT_ONCE):
         chosen = tuple(nodes[start : start + AT_ONCE])
@@ -66,4 +70,5 @@ def outputs_of(
         for each in feeds:
             names = [str(value.name) for value in made.values()]
             found = session.run(each, names)
-            yield chosen, {str(node): found[str(value.name)] for node, value in made.items()}
+            values = {str(node): cast(Floats, found[str(v.name)]) for node, v in made.items()}
+            yield chosen, values
