@@ -223,7 +223,8 @@ def ours(graph: Path, folder: Path) -> dict[str, Any]:
             return row | {"problem": problem.replace(f"{graph.parent}/", "")}
     sites = json.loads((ws / "export/sites.json").read_text())["sites"]
     row |= {"products": len(sites), "quantized": quantized_sites(ws)}
-    row["tensorrt_rtx"] = command("build", ws, "--backend", "tensorrt_rtx", "--target", "sm89")
+    problem = command("build", ws, "--backend", "tensorrt_rtx", "--target", "sm89")
+    row["tensorrt_rtx"] = problem and problem.replace(f"{graph.parent}/", "")
     problem = command("validate", ws, "--feeds", held_out, "--rounds", 0)
     if problem is not None:
         return row | {"problem": problem}
@@ -272,7 +273,8 @@ def peer(graph: Path, folder: Path, calibration: list[Sample], held: list[Sample
                 ]
                 return as_json(worst_decibels(pair[0], pair[1], held))
             except Exception as error:
-                problem = problem or " ".join(str(error).split())[:160] or type(error).__name__
+                text = " ".join(str(error).split()).replace(f"{folder}/", "")
+                problem = problem or text[:160] or type(error).__name__
     return problem
 
 
