@@ -38,9 +38,7 @@ def worst_first(
     return sorted(losses, key=lambda name: -losses[name])
 
 
-def rounding_loss(
-    value: Floats, low: NDArray[np.float64], high: NDArray[np.float64]
-) -> float:
+def rounding_loss(value: Floats, low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
     """Squared error of a value [N, O, ...] on its uint8 grid, relative to its squares."""
     across = (1, -1, *(1,) * (value.ndim - 2))
     scale, zero = (each.astype(np.float64).reshape(across) for each in output_grid(low, high))

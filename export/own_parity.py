@@ -64,6 +64,7 @@ def check_own_graph(path: Path, canonical: Path, model: ir.Model) -> OwnParity:
     allowed_floats = HALF_TOLERANCE if model.meta.get(WIDENED) else TOLERANCE
     floats: dict[str, float] = {}
     integers: dict[str, float] = {}
+    require_finite(wanted, path)
     for feed, expected in zip(feeds, wanted, strict=True):
         found = session.run(feed)
         for name, value in expected.items():
@@ -83,6 +84,21 @@ def check_own_graph(path: Path, canonical: Path, model: ir.Model) -> OwnParity:
                 )
     shapes = {name: tuple(array.shape) for name, array in feeds[0].items()}
     return OwnParity(canonical.stem, allowed_floats, shapes, floats, integers)
+
+
+def require_finite(outputs: Sequence[Arrays], path: Path) -> None:
+    """Raises ExportError for an output that has no finite value: nothing could be compared."""
+    for name in outputs[0]:
+        arrays = [each[name] for each in outputs]
+        if not np.issubdtype(arrays[0].dtype, np.floating) or not any(a.size for a in arrays):
+            continue
+        if not any(np.isfinite(array).any() for array in arrays):
+            raise ExportError(
+                f"output {name} is nowhere finite on standard normal inputs, so that the graph "
+                "cannot be compared with the file",
+                where=str(path),
+                do="leave the output out of the graph, or check what makes it",
+            )
 
 
 def learn_ranks(path: Path, canonical: Path, model: ir.Model, values: Sequence[ir.Value]) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-VALUE = ".value.pickle"
-
 
 def made_once(
     factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]
@@ -24,12 +22,12 @@ def made_once(
     """
     base = factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = root / f"shared-{name}"
+    folder, value = root / f"shared-{name}", root / f"shared-{name}.pickle"
     with FileLock(root / f"shared-{name}.lock"):
-        if not (folder / VALUE).is_file():
+        if not value.is_file():  # written last: a fixture that failed is made again
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            (folder / VALUE).write_bytes(pickle.dumps(make(folder)))
+            value.write_bytes(pickle.dumps(make(folder)))
     copy = factory.mktemp(name) / "copy"
     shutil.copytree(folder, copy)
-    return copy, pickle.loads((copy / VALUE).read_bytes())
+    return copy, pickle.loads(value.read_bytes())

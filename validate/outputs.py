@@ -48,6 +48,7 @@ class OutputTally:
         self.largest = 0.0
         self.equal = 0
         self.count = 0
+        self.finite = 0
         self.floats = False
 
     def add(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
@@ -58,6 +59,7 @@ class OutputTally:
             return
         finite = np.isfinite(reference)  # `require_like` saw that the rest is equal
         exact, found = reference[finite].astype(np.float64), value[finite].astype(np.float64)
+        self.finite += int(np.count_nonzero(finite))
         self.energy.add(exact, found)
         self.own += float(np.sum(np.square(found)))
         self.product += float(np.sum(exact * found))
@@ -67,6 +69,11 @@ class OutputTally:
     def result(self, output: str) -> OutputAccuracy:
         if not self.floats:
             return OutputAccuracy(output=output, equal=self.equal / max(1, self.count))
+        if self.count and not self.finite:
+            raise AccuracyError(
+                f"FP32 gave no finite value of {output}, so that nothing can be compared",
+                do="validate on other samples, or leave the output out of the graph",
+            )
         decibels = self.energy.decibels()
         norms = math.sqrt(self.energy.signal * self.own)
         return OutputAccuracy(

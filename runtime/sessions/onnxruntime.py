@@ -23,8 +23,10 @@ Array = NDArray[np.generic]
 # On QLinearConv graphs, moving to NHWC costs more in transposes and in DequantizeLinear per
 # channel than the convolutions gain (158 against 171 ms for the DI8x8 encoder at 256x256).
 SLOW_OPTIMIZERS = ("NhwcTransformer",)
-# It fuses FP8 products into an operator for integers, and the graph does not load.
-FUSES_FP8 = "QDQSelectorActionTransformer"
+# It fuses FP8 products into an operator for integers, and sums behind convolutions with a scale a
+# channel into QLinearAdd, which takes one for the tensor: the graph does not load.
+FUSES_PAIRS = "QDQSelectorActionTransformer"
+FUSED_WRONGLY = ("float8", "QLinear")
 # Where weights alone have 8 or 4 bits, products are computed in float: the default rounds inputs.
 WEIGHT_ONLY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -173,16 +175,19 @@ class OnnxRuntimeSession:
 def open_session(
     graph: bytes | str, options: ort.SessionOptions, disabled: Sequence[str]
 ) -> ort.InferenceSession:
-    """A session of the graph, or file; one with FP8 products needs an optimizer less."""
+    """A session of the graph, or file; wrongly fused pairs of Q and DQ cost it an optimizer."""
     providers = ["CPUExecutionProvider"]
     try:
         return ort.InferenceSession(
             graph, options, providers=providers, disabled_optimizers=list(disabled)
         )
-    except ort.capi.onnxruntime_pybind11_state.InvalidGraph as error:
-        if "float8" not in str(error) or FUSES_FP8 in disabled:
+    except (
+        ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+        ort.capi.onnxruntime_pybind11_state.Fail,
+    ) as error:
+        if FUSES_PAIRS in disabled or not any(text in str(error) for text in FUSED_WRONGLY):
             raise
-    return open_session(graph, options, [*disabled, FUSES_FP8])
+    return open_session(graph, options, [*disabled, FUSES_PAIRS])
 
 
 def numpy_name(kind: str) -> str:

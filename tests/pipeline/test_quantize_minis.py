@@ -70,6 +70,9 @@ def test_its_weights_take_a_third_of_the_bytes(quantized: Quantized) -> None:
     assert results["quantized"] == QUANTIZED[quantized.mini.family]
 
 
+BLOCKWISE = ("--quantize-method", "blockwise", "--activation-bits", "8")
+
+
 @pytest.mark.parametrize(
     ("words", "args"),
     [
@@ -79,7 +82,7 @@ def test_its_weights_take_a_third_of_the_bytes(quantized: Quantized) -> None:
         ("is neither a class", ("calibrate", "--labels", "cat")),
         ("7 images without classes", ("validate", "--name", "w8a8", "--images", "skimage")),
         ("matches no site", ("quantize", "--exclude", "blocks.99.*")),
-        ("blockwise is weight-only", ("quantize", "--quantize-method", "blockwise")),
+        ("blockwise is weight-only", ("quantize", *BLOCKWISE)),
     ],
 )
 def test_what_a_generator_cannot_have_is_refused(

@@ -29,6 +29,9 @@ from .conftest import Outcome, arvg, assert_gate_failed, assert_refused, skipped
 SAMPLES, SEED = 6, 1000
 
 
+SIX_BITS = ("--name", "w6a6", "--weight-bits", 6, "--activation-bits", 6, "--rounding", "gptq")
+
+
 @pytest.fixture(scope="module")
 def quantized(tiny_rar: TinyRar, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a quantization at six bits."""
@@ -36,7 +39,7 @@ def quantized(tiny_rar: TinyRar, tmp_path_factory: pytest.TempPathFactory) -> Pa
     shutil.copytree(tiny_rar.workspace, workspace)
     for args in (
         ("calibrate", workspace, "--samples", 5, "--batch-size", 5),
-        ("quantize", workspace, "--recipe", "var-w6a6"),
+        ("quantize", workspace, *SIX_BITS),
     ):
         outcome = arvg(*args)
         assert outcome.code == 0, outcome

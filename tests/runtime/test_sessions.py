@@ -208,3 +208,37 @@ def test_products_of_quantized_tensors_stay_float_where_sessions_do_not_fuse(
     onnx.save(model, tmp_path / "g.onnx")
     assert "MatMul" in kept_operators(tmp_path / "g.onnx", monkeypatch, fused=False)
     assert "MatMul" not in kept_operators(tmp_path / "g.onnx", monkeypatch, fused=True)
+
+
+def test_a_sum_of_values_with_a_scale_a_channel_is_not_fused_into_one_with_scalars() -> None:
+    """ONNX Runtime makes QLinearAdd of it, and then refuses the graph that it made."""
+    constants = {
+        "s1": np.array([0.1, 0.2], np.float32),
+        "s2": np.array([0.3, 0.05], np.float32),
+        "zeros": np.array([128, 120], np.uint8),
+        "scale": np.array(0.25, np.float32),
+        "zero": np.array(128, np.uint8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["a", "s1", "zeros"], ["x"], axis=1),
+        helper.make_node("DequantizeLinear", ["b", "s2", "zeros"], ["y"], axis=1),
+        helper.make_node("Add", ["x", "y"], ["sum"]),
+        helper.make_node("QuantizeLinear", ["sum", "scale", "zero"], ["out"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sum",
+        [helper.make_tensor_value_info(n, TensorProto.UINT8, ["n", 2, "w"]) for n in "ab"],
+        [helper.make_tensor_value_info("out", TensorProto.UINT8, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = OnnxRuntimeSession(Path("sum.onnx"), optimized=True, graph=model.SerializeToString())
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 1, 2, 5), np.uint8)
+    wide = [
+        (v.astype(np.float64) - constants["zeros"][:, None]) * constants[s][:, None]
+        for v, s in ((a, "s1"), (b, "s2"))
+    ]
+    expected = np.clip(np.rint((wide[0] + wide[1]) / 0.25) + 128, 0, 255)
+    found = session.run({"a": a, "b": b})["out"]
+    assert np.abs(found.astype(int) - expected).max() <= 1  # float32 sums may round a tie
