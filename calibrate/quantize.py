@@ -32,7 +32,8 @@ from .qdq_nodes import SiteWeights, offset_output
 from .rounded_sites import Rounded, correct_biases, round_sites
 from .scaled_weights import input_scaling, nearest, rounding_tasks, scaled_weight
 from .scaling import Scaling, Way
-from .scaling_search import Samples, search_ways
+from .scaling_search import search_ways
+from .scaling_trials import Samples
 from .statistics import Statistics
 
 FP16_MAX = 65504.0

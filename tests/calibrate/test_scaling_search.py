@@ -13,12 +13,12 @@ from arvg_trt.calibrate.plan import check_plan, make_plan
 from arvg_trt.calibrate.scaling import Way, ratio
 from arvg_trt.calibrate.scaling_search import (
     NONE,
-    Samples,
     best_way,
     search_ways,
     split_samples,
     thinned,
 )
+from arvg_trt.calibrate.scaling_trials import Samples, distance
 from arvg_trt.recipe import QuantizeOptions
 
 from ..conftest import silent
@@ -162,3 +162,10 @@ def test_nothing_is_judged_on_what_it_was_fitted_to(count: int, most: int) -> No
         seen, left = set(samples[fitted]), samples[thinned(judged, most)]
         assert seen and left and not seen & set(left)
         assert len(left) <= most and set(samples[judged]) | seen == set(samples)
+
+
+def test_outputs_behind_a_mask_are_compared_where_they_are_finite() -> None:
+    exact = {"logits": [np.array([1.0, -np.inf, 2.0])]}
+    found = {"logits": [np.array([1.0, -np.inf, 2.5])]}
+    assert distance(found, exact) == pytest.approx(0.25 / 5)
+    assert np.isnan(distance({"logits": [np.array([1.0, -np.inf, np.nan])]}, exact))
