@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arvg_trt.calibrate.formats import (
@@ -287,14 +287,8 @@ def test_points_and_tensors_with_one_scale_get_their_nearest_codes() -> None:
         assert np.array_equal(found.codes, np.clip(np.round(weight / step), -127, 127))
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(8, 0.25), (6, 0.08)])
-@pytest.mark.parametrize("weighted", [False, True])
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["normal", "laplace"]))
-def test_the_clip_of_many_bits_is_about_that_of_a_fine_search(
-    bits: int, limit: float, weighted: bool, seed: int, kind: str
-) -> None:
-    """1,024 bins and steps of 5.6 % alone were up to 0.57 dB behind."""
+def behind_fine_search(bits: int, kind: str, seed: int, *, weighted: bool) -> float:
+    """How many dB a clip is behind the best of 300 fractions."""
     rng = np.random.default_rng(seed)
     weight = getattr(rng, kind)(size=(8, 400)).astype(np.float32)
     importance = np.exp(rng.normal(0, 1, 400)) if weighted else np.ones(400)
@@ -303,12 +297,24 @@ def test_the_clip_of_many_bits_is_about_that_of_a_fine_search(
     wide = weight.astype(np.float64)
     ours = (np.square(found.dequantize() - wide) * importance).sum(axis=1)
     top = np.abs(wide).max(axis=1, keepdims=True)
-    least = np.full(8, np.inf)
+    best = np.full(8, np.inf)
     for fraction in np.geomspace(0.4, 1.0, 300):
         step = top * fraction / n
         rounded = np.clip(np.rint(wide / step), -n, n) * step
-        least = np.minimum(least, (np.square(rounded - wide) * importance).sum(axis=1))
-    assert 10 * np.log10(ours.sum() / least.sum()) < limit
+        best = np.minimum(best, (np.square(rounded - wide) * importance).sum(axis=1))
+    return float(10 * np.log10(ours.sum() / best.sum()))
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_clip_of_many_bits_is_about_that_of_a_fine_search(bits: int, weighted: bool) -> None:
+    """The histogram alone is 0.10 to 0.24 dB behind on average, and up to 0.48."""
+    found = [
+        behind_fine_search(bits, kind, seed, weighted=weighted)
+        for seed in range(20)
+        for kind in ("normal", "laplace")
+    ]
+    assert np.mean(found) < 0.03 and max(found) < 0.2
 
 
 @pytest.mark.parametrize(

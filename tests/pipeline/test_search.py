@@ -77,8 +77,9 @@ def test_a_generators_plan_keeps_its_inputs_and_the_average(generator: Path) -> 
     found, plan = results(folder), entries(folder)
     assert 4 < found["avg_bits"] <= 4.5 and found["uniform_bits"] == 4
     assert found["measured_loss"] <= found["uniform_loss"]
-    # Scales are searched for each site's own width, and the quantized graph is another session.
-    assert found["quantized_loss"] == pytest.approx(found["measured_loss"], rel=0.25)
+    # Each site's scales and clips are searched again for the width that it got, on all samples:
+    # that may only help (0.0045 after 0.0063 here).
+    assert 0 < found["quantized_loss"] <= 1.25 * found["measured_loss"]
     searched = [plan[row["name"]] for row in found["sites"]]
     for entry in searched:
         assert (entry["weight"] is None) == (entry["activation"] is None)
