@@ -23,10 +23,11 @@ Array = NDArray[np.generic]
 # On QLinearConv graphs, moving to NHWC costs more in transposes and in DequantizeLinear per
 # channel than the convolutions gain (158 against 171 ms for the DI8x8 encoder at 256x256).
 SLOW_OPTIMIZERS = ("NhwcTransformer",)
-# It fuses FP8 products into an operator for integers, and sums behind convolutions with a scale a
-# channel into QLinearAdd, which takes one for the tensor: the graph does not load.
+# It fuses FP8 products into an operator for integers, and what follows convolutions with a scale a
+# channel into operators that take one for the tensor: a sum does not load, a pool fails as it runs.
 FUSES_PAIRS = "QDQSelectorActionTransformer"
 FUSED_WRONGLY = ("float8", "QLinear")
+INTEGER_CONVOLUTION = b"QLinearConv"
 # Where weights alone have 8 or 4 bits, products are computed in float: the default rounds inputs.
 WEIGHT_ONLY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -219,7 +220,17 @@ def reference_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
 
 def fast_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
     """All optimizations but one: for FP32 graphs, and engines that were checked at build time."""
-    return OnnxRuntimeSession(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
+    return OnnxRuntimeSession(path, optimized=True, threads=threads, disabled=disabled_for(path))
+
+
+def disabled_for(path: Path) -> tuple[str, ...]:
+    """The optimizers that slow a graph down, or that break one with integer convolutions.
+
+    Those have all their products in integer operators: there is nothing left to fuse.
+    """
+    if path.is_file() and INTEGER_CONVOLUTION in path.read_bytes():
+        return (*SLOW_OPTIMIZERS, FUSES_PAIRS)
+    return SLOW_OPTIMIZERS
 
 
 def mapped_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
@@ -229,5 +240,5 @@ def mapped_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
     1.1 GB of memory beside the mapped file.
     """
     return OnnxRuntimeSession(
-        path, optimized=True, threads=threads, lean=True, mapped=True, disabled=SLOW_OPTIMIZERS
+        path, optimized=True, threads=threads, lean=True, mapped=True, disabled=disabled_for(path)
     )

@@ -242,3 +242,46 @@ def test_a_sum_of_values_with_a_scale_a_channel_is_not_fused_into_one_with_scala
     expected = np.clip(np.rint((wide[0] + wide[1]) / 0.25) + 128, 0, 255)
     found = session.run({"a": a, "b": b})["out"]
     assert np.abs(found.astype(int) - expected).max() <= 1  # float32 sums may round a tie
+
+
+def integer_convolution(path: Path) -> None:
+    """A 1x1 QLinearConv with an output step a channel, then a pool between a DQ and a Q."""
+    constants = {
+        "one": np.array(1, np.float32),
+        "middle": np.array(128, np.uint8),
+        "w": np.array([[[[3]], [[-2]]], [[[1]], [[5]]]], np.int8),
+        "w_scale": np.array([0.02, 0.03], np.float32),
+        "w_zero": np.zeros(2, np.int8),
+        "steps": np.array([0.1, 0.7], np.float32),
+        "zeros": np.array([128, 120], np.uint8),
+        "scale": np.array(0.25, np.float32),
+    }
+    taken = ["x", "one", "middle", "w", "w_scale", "w_zero", "one", "middle"]
+    nodes = [
+        helper.make_node("QLinearConv", taken, ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "steps", "zeros"], ["f"], axis=1),
+        helper.make_node("GlobalAveragePool", ["f"], ["p"]),
+        helper.make_node("QuantizeLinear", ["p", "scale", "middle"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pool",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", 2, "h", "w"])],
+        [helper.make_tensor_value_info(n, TensorProto.UINT8, None) for n in ("q", "y")],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path
+    )
+
+
+@pytest.mark.parametrize("session", [fast_session, mapped_session])
+def test_what_follows_an_integer_convolution_is_not_fused(session, tmp_path: Path) -> None:
+    """ONNX Runtime makes QLinearGlobalAveragePool of it, which fails as it runs."""
+    integer_convolution(tmp_path / "pool.onnx")
+    x = np.random.default_rng(1).integers(0, 256, (1, 2, 4, 4), np.uint8)
+    found = session(tmp_path / "pool.onnx").run({"x": x})
+    wide = found["q"].astype(np.float64) - np.array([128, 120])[:, None, None]
+    wide *= np.array([0.1, 0.7])[:, None, None]
+    expected = np.clip(np.rint(wide.mean(axis=(2, 3), keepdims=True) / 0.25) + 128, 0, 255)
+    assert np.abs(found["y"].astype(int) - expected).max() <= 1
