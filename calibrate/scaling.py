@@ -61,7 +61,12 @@ class Way:
     centered: bool = False
 
     def fit(self, stats: TensorStats, readers: Readers, bits: tuple[int, int]) -> Scaling:
-        """To the ranges of a tensor; `bits` are those of activation and weight."""
+        """To the ranges of a tensor; `bits` are those of activation and weight.
+
+        A tensor that had no element in any sample, such as an empty cache, is left as it is.
+        """
+        if not np.any(stats.count):
+            return Scaling(np.ones_like(stats.low), None)
         center = centers(stats) if self.centered else None
         if self.scales is None:
             return Scaling(np.ones_like(stats.low), center)

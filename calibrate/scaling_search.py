@@ -83,7 +83,7 @@ def search_ways(
     rows = max(int(np.max(site_statistics(statistics, r.key).count)) for r in searched) / count
     most = max(LEAST_JUDGED, math.ceil(JUDGED_ROWS / max(rows, 1)))
     folds = [
-        Fold(source.ranges(fitted), thinned(judged, most))
+        Fold(completed(source.ranges(fitted), statistics), thinned(judged, most))
         for fitted, judged in split_samples(count, most)
     ]
     errors: dict[str, list[dict[Way, float]]] = {r.key: [] for r in searched}
@@ -99,6 +99,11 @@ def search_ways(
         choices = choices_of(models[graph], readings[graph], errors, statistics, options)
         found |= best_choice(source, graph, readings[graph], choices, folds, options)
     return found
+
+
+def completed(part: Statistics, whole: Statistics) -> Statistics:
+    """Statistics of some samples; where those have no element of a tensor, that of all samples."""
+    return {key: stats if np.any(stats.count) else whole[key] for key, stats in part.items()}
 
 
 def still_able(errors: Mapping[Way, float]) -> list[Way]:

@@ -22,7 +22,7 @@ from ..errors import CalibrationError
 from ..recipe import QuantizeOptions
 from ..sites import ActivationFormat, Site, SiteMap
 from .activations import Reading, format_of, fp8_format, site_node, summarize, way_of
-from .observers import Reducer
+from .observers import Reducer, finite
 from .passes import Outputs, Progress, collect_ranges, run_instrumented
 from .qdq import insert_qdq, rewrite_convolution
 from .qdq_linear import rewrite_linear
@@ -299,6 +299,7 @@ def observe_trial(
     made.name, made.type = f"{label}:off", ir.TensorType(ir.DataType.FLOAT)
     made.shape = exact.shape if exact.shape is not None else ir.Shape([None] * rank)
     graph.append(error)
-    Reducer(graph, made, site.channel_axis).add(
-        f"{label}:noise", made, "ReduceSumSquare", "ReduceSum"
+    seen = finite(graph, made)
+    Reducer(graph, seen, site.channel_axis).add(
+        f"{label}:noise", seen, "ReduceSumSquare", "ReduceSum"
     )

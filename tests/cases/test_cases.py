@@ -1,6 +1,6 @@
 """Every reduced case through all stages in process: where it ends, and how near it stays.
 
-Nothing is smoothed here: how smoothing is chosen has tests of its own.
+All options have their defaults.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def run(folder: Path, graphs: list[str]) -> Any:
     for stage, *options in (
         ("export", "onnx", ws, *named),
         ("calibrate", ws, *feeds, "--samples", SAMPLES),
-        ("quantize", ws, "--smoothing", 0),
+        ("quantize", ws),
         ("build", ws),
         ("validate", ws, *feeds, "--rounds", 0),
     ):
