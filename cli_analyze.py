@@ -62,7 +62,7 @@ def counts_table(analysis: GraphAnalysis) -> list[str]:
 
 
 def reason_lines(verdicts: Sequence[NodeVerdict]) -> list[str]:
-    """What is not INT8 somewhere, and why; nodes alike are one line, and `--json` has them all."""
+    """List what is not INT8 somewhere, and why; nodes alike are one line, `--json` has them all."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for v in verdicts:
         if v.reason is not None:

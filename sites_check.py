@@ -81,7 +81,7 @@ def with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def problems_of(site: Site, graphs: Mapping[str, GraphNames]) -> Iterator[str]:
-    """What of a site is not in the graphs."""
+    """Name what a site map says of a site and the graphs do not have."""
     own = graphs[site.graph]
     node = own.nodes.get(site.node)
     if node is None:

@@ -136,7 +136,7 @@ def sources(inputs: Iterable[str]) -> list[str]:
 
 
 def mend(folder: Path, manifest: Manifest, root: Path | None, more: str = "") -> str:
-    """What makes a stage's folder anew, as an instruction."""
+    """Say which command makes a stage's folder anew."""
     if root is None:
         return f"copy the folder again, or run `arvg-trt {manifest.stage}` again"
     return f"run `{command(folder, manifest, root)}{more}` again"

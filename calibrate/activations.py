@@ -88,12 +88,12 @@ class Reading:
 
     @property
     def bits(self) -> tuple[int, int]:
-        """Of activation and weight."""
+        """Return the bits of activation and weight."""
         assert self.entry.activation is not None and self.entry.weight is not None
         return self.entry.activation.bits, self.entry.weight.bits
 
     def seen(self, statistics: Statistics) -> TensorStats:
-        """Of the tensor, with the zeros that a convolution pads."""
+        """Return the ranges of the tensor, with the zeros that a convolution pads."""
         stats = site_statistics(statistics, self.key)
         if not self.padded:
             return stats

@@ -119,7 +119,7 @@ def parts_of(folder: Path, folds: Sequence[AppliedFold]) -> list[list[AppliedFol
 
 
 def seen(run: Runner, folds: Sequence[AppliedFold], *, applied: bool) -> dict[str, TensorStats]:
-    """What each fold's readers are fed, by its first site."""
+    """Observe what each fold's readers are fed, by its first site."""
     names: dict[str, str] = {}
 
     def instrument(graph_name: str, graph: ir.Graph) -> None:

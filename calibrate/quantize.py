@@ -177,7 +177,7 @@ def decided(
 def fold_of(
     group: Group, entries: Mapping[str, SitePlan], activations: Mapping[str, ActivationFormat]
 ) -> AppliedFold | None:
-    """What goes into the constants in front of a group, None for nothing."""
+    """Return what goes into the constants in front of a group, None for nothing."""
     first = group.sites[0]
     if not group.fold:
         return None

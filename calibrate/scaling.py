@@ -212,7 +212,7 @@ def best_candidate(errors: Sequence[Array], gain: Array, power: int) -> int:
 
 
 def ratio(error: float, none: float) -> float:
-    """Of an error to that without scaling; two errors of nothing are equal, NaN is the worst."""
+    """Divide an error by that without scaling; two of nothing are equal, NaN is the worst."""
     if not error < float("inf"):
         return float("inf")
     if none > 0:

@@ -145,7 +145,7 @@ def none_of(ways: Sequence[Way]) -> Way:
 def predicted_way(
     graph: ir.Graph, reading: Reading, statistics: Statistics, options: QuantizeOptions
 ) -> Way:
-    """Of least predicted error, a centre that is not free where it gains `CENTER_GAIN_DB`."""
+    """Choose by predicted error; a centre that is not free has to gain `CENTER_GAIN_DB`."""
     stats, users = reading.seen(statistics), summarize(graph, reading.sites)
     errors = {}
     for way in ways_for(reading, options):
@@ -191,7 +191,7 @@ def best_choice(
 
 
 def split_samples(count: int, most: int) -> list[tuple[slice, slice]]:
-    """What candidates are fitted to, and what they are judged on.
+    """Split samples into what candidates are fitted to, and what they are judged on.
 
     The first and the second half; also every other one, where halves are of `most` or fewer.
     """
@@ -233,7 +233,7 @@ def best_way(errors: Sequence[Mapping[Way, float]], *, gain_db: float, center_db
 
 
 def ways_for(reading: Reading, options: QuantizeOptions) -> list[Way]:
-    """What a plan allows: one that has a scale says whether there are centres."""
+    """List what a plan allows: one that has a scale says whether there are centres."""
     activation = reading.entry.activation
     assert activation is not None
     if activation.scale is not None:

@@ -1,4 +1,4 @@
-"""What candidate scalings lose on samples: quantized copies of products, and of whole graphs.
+"""Measures what candidate scalings lose, by quantized copies of products and of whole graphs.
 
 In a copy of a graph each product stands beside its quantized forms, which read the same input in
 FP32, and what they are off is summed. Or all products are replaced, and the outputs are compared

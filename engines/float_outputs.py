@@ -52,7 +52,7 @@ def rounding_loss(value: Floats, low: NDArray[np.float64], high: NDArray[np.floa
 def outputs_of(
     source: Path, nodes: Sequence[str], feeds: Sequence[Mapping[str, Array]]
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Floats]]]:
-    """What a few nodes at a time give in the graph's own arithmetic, by node name."""
+    """Compute what a few nodes at a time give in the graph's own arithmetic, by node name."""
     for start in range(0, len(nodes), AT_ONCE):
         chosen = tuple(nodes[start : start + AT_ONCE])
         model = read_graph(source)

@@ -1,4 +1,4 @@
-"""What TensorRT for RTX cannot build, by operator, type and form, known without the builder.
+"""Tells what TensorRT for RTX cannot build, by operator, type and form, without the builder.
 
 Read off its parser and builder (1.7.1) by giving it ONNX's own tests of every operator, 597 graphs
 of one node (onnx 1.23.2). A test compares the table with the parser where that is installed. The

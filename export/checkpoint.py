@@ -284,7 +284,7 @@ def require_one(keys: Sequence[str], path: Path) -> None:
 
 
 def halves_of(path: Path) -> str:
-    """Which halves of a generator a file holds, by the names of its tensors."""
+    """Tell which halves of a generator a file holds, by the names of its tensors."""
     try:
         names = read_tensors(path)
     except ExportError as error:

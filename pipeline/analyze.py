@@ -1,4 +1,4 @@
-"""What becomes of each node of an ONNX file on each target, known before anything is built."""
+"""Judges each node of an ONNX file on each target before anything is built."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def calibrate_stage(
 
 
 def classes_of(folder: Path, export: Path, exported: Manifest) -> dict[str, Any]:
-    """Of a generator the classes of the samples in `folder`, for the manifest."""
+    """List the classes of a generator's samples in `folder`, for the manifest."""
     if not is_generator(exported):
         return {}
     _, spec = read_spec(export)

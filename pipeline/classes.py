@@ -1,4 +1,4 @@
-"""Which classes a generator's own pictures are of, where nobody names them."""
+"""Draws the classes of a generator's own pictures, where nobody names them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
 def running_bytes(
     export: Path, exported: Manifest, folders: Mapping[str, Path]
 ) -> tuple[int, dict[str, int]]:
-    """Of FP32, and of each candidate: the same graphs of all of them.
+    """Count the bytes of FP32 and of each candidate: the same graphs of all of them.
 
     Of a generator the graphs that make pictures, and of the file of weights that all graphs share
     what these read.

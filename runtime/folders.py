@@ -43,7 +43,7 @@ def require_session(folder: Path) -> None:
 
 
 def instead(folder: Path, manifest: Manifest | None, built: dict[str, Any]) -> str:
-    """Which folder to name."""
+    """Say which folder to name instead."""
     root, _ = place_of(folder) if manifest is not None else (None, None)
     if root is None:
         return "name one of those"

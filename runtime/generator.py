@@ -230,7 +230,7 @@ def verified_spec(path: Path) -> tuple[Path, Spec]:
 
 
 def graphs_folder(path: Path) -> Path:
-    """Of a workspace its export, of a stage's folder itself."""
+    """Return a workspace's export, and a stage's folder itself."""
     own = any((path / name).is_file() for name in (SPEC_FILE, MANIFEST))
     return path if own or any(path.glob("*.engine")) else path / "export"
 

@@ -95,7 +95,7 @@ def decibels(value: float | None) -> float:
 
 
 def none_if_infinite(value: float) -> float | None:
-    """As JSON can hold decibels: None for no error at all, and for nothing else."""
+    """Turn decibels into what JSON holds: None for no error at all, and for nothing else."""
     if value == math.inf:
         return None
     if not math.isfinite(value):

@@ -79,7 +79,8 @@ def test_a_generators_plan_keeps_its_inputs_and_the_average(generator: Path) -> 
     assert found["measured_loss"] <= found["uniform_loss"]
     # Each site's scales and clips are searched again for the width that it got, on all samples:
     # that may only help (0.0045 after 0.0063 here).
-    assert 0 < found["quantized_loss"] <= 1.25 * found["measured_loss"]
+    assert 0.5 < found["quantized_loss"] / found["measured_loss"] < 1.25
+    assert found["quantized_loss"] <= found["uniform_loss"]
     searched = [plan[row["name"]] for row in found["sites"]]
     for entry in searched:
         assert (entry["weight"] is None) == (entry["activation"] is None)
