@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from .cli_analyze import analyze
-from .cli_calibrate import calibrate
-from .cli_images import decode, encode, generate
-from .cli_info import compare, doctor, inspect, models
-from .cli_search import search
-from .cli_stage import (
+from .commands.analyze import analyze
+from .commands.calibrate import calibrate
+from .commands.console import ConsoleReporter, print_json
+from .commands.images import decode, encode, generate
+from .commands.info import compare, doctor, inspect, models
+from .commands.search import search
+from .commands.stage import (
     chosen_builds,
     chosen_name,
     name_option,
@@ -24,7 +25,7 @@ from .cli_stage import (
     recipe_option,
     recipe_or_none,
 )
-from .cli_support import (
+from .commands.support import (
     Commands,
     Exponent,
     Place,
@@ -33,22 +34,21 @@ from .cli_support import (
     memory_option,
     workspace_argument,
 )
-from .console import ConsoleReporter, print_json
 from .errors import AccuracyError
+from .graph.sites import Rounding
 from .pipeline.common import StageResult, tool_version
-from .recipe import (
+from .recipe.file import load_recipe
+from .recipe.options import (
     QuantizeMethod,
     QuantizeOptions,
     ValidateOptions,
     with_changes,
     with_implied,
 )
-from .recipe_file import load_recipe
-from .sites import Rounding
 
 if TYPE_CHECKING:
-    from .export.checkpoint import Weights
-    from .runtime.generate.spec import KvType
+    from .export.checkpoint.read import Weights
+    from .runtime.spec import KvType
 
 
 @click.group(
@@ -118,7 +118,7 @@ def export(
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
              arvg-trt export onnx out/mine --graph encoder.onnx --graph decoder.onnx
     """
-    from .export.graph_form import GraphForm
+    from .export.shape import GraphForm
     from .pipeline.export import export_any
 
     form = GraphForm(static_batch, kv_type)

@@ -15,25 +15,19 @@ from typing import Any, TypeVar
 
 import click
 
-from ..artifacts import Workspace
-from ..calibrate.plan import makes_modulation
+from ..graph.sites import SiteMap
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.common import load_sites
 from ..pipeline.export import export_stage
-from ..pipeline.generated_samples import generated_rows
 from ..pipeline.quantize import quantize_stage
-from ..recipe import CalibrateOptions, QuantizeOptions, with_changes
-from ..runtime.feeds import save_sample
-from ..sites import SiteMap
+from ..quantize.plan import makes_modulation
+from ..recipe.options import CalibrateOptions, QuantizeOptions, with_changes
+from ..samples.files import save_sample
+from ..samples.generated import generated_rows
+from ..workspace.artifacts import Workspace
 from .ablation_logits import OF_LOGITS, Row, cells, logit_setbacks, run_peers, run_steps, table
 from .ablation_mar import OF_MAR, MarRow, mar_cells, mar_setbacks, mar_table, run_mar_steps
-from .common import (
-    RESULTS,
-    QuietReporter,
-    environment,
-    environment_line,
-    write_results,
-)
+from .common import RESULTS, QuietReporter, environment, environment_line, write_results
 from .planted import export_planted
 
 PLANTED = "planted"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..pipeline.common import load_sites
-from ..pipeline.picture_features import latent_features
 from ..runtime.generator import FULL
-from ..validate.frechet import frechet_distance
+from ..validate.measure.features import latent_features
+from ..validate.metrics.frechet import frechet_distance
 from .ablation_measure import (
     Distance,
     comparable,

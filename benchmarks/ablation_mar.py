@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from ..pipeline.forced_runs import Asked, Trajectory, forced_graphs
-from ..recipe import ValidateOptions
+from ..recipe.options import ValidateOptions
 from ..runtime.generator import read_spec
-from ..validate.forced import measure_forced
-from ..validate.generation import GeneratorAccuracy
-from ..validate.metrics import Energy, decibels
-from ..validate.report import QDQ
+from ..validate.measure.forced import measure_forced
+from ..validate.measure.forced_runs import Asked, Trajectory, forced_graphs
+from ..validate.measure.generator import GeneratorAccuracy
+from ..validate.metrics.image import Energy, decibels
+from ..validate.report.schema import QDQ
 from .ablation_measure import generated, setbacks, site_cells
 from .common import markdown_table
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibrate.view_passes import quantizable
-from ..pipeline.probing import probe
-from ..runtime.feeds import load_sample, sample_batches, sample_files
+from ..calibrate.observers.smoothed_run import quantizable
+from ..graph.sites import Site
 from ..runtime.generator import FULL, Generated, Generator
-from ..sites import Site
-from ..validate.logits import log_softmax
-from ..validate.metrics import Energy
+from ..samples.files import load_sample, sample_batches, sample_files
+from ..validate.measure.site_outputs import probe
+from ..validate.metrics.image import Energy
+from ..validate.metrics.logits import log_softmax
 
 Feeds = Mapping[str, NDArray[np.generic]]
 Model = Callable[[Feeds], Mapping[str, NDArray[np.generic]]]

@@ -14,9 +14,9 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from safetensors.torch import load_file
 
-from ..export.generators.var_checkpoint import load_var
-from ..runtime.feeds import load_sample, sample_files
+from ..families.var.checkpoint import load_var
 from ..runtime.generator import FULL
+from ..samples.files import load_sample, sample_files
 from .ablation_measure import Feeds, Model, graph_model
 
 STATIC, DYNAMIC = PEERS = ("onnxruntime, static", "torchao, dynamic per token")

@@ -22,12 +22,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..artifacts import encode_json
-from ..export.var_export import export_var
 from ..export.weight_file import WeightFile
-from ..runtime.feeds import Array, save_sample
+from ..families.var.write import export_var
+from ..graph.sites import SiteMap
 from ..runtime.generator import FULL
-from ..sites import SiteMap
+from ..samples.files import Array, save_sample
+from ..workspace.artifacts import encode_json
 from .calibration_variants import PEER, VARIANTS
 from .common import (
     RESULTS,

@@ -15,20 +15,20 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..artifacts import decode_json
-from ..calibrate.observers import load_graph
-from ..calibrate.passes import run_instrumented
-from ..calibrate.plan import check_plan, make_plan
-from ..calibrate.quantize_generator import quantize_generator
-from ..calibrate.token_grids import grid_candidates
-from ..calibrate.token_groups import token_groups
-from ..calibrate.view_passes import FullGraph, collect_full_ranges
-from ..calibrate.views import Floats, Grid, View
-from ..recipe import QuantizeOptions
-from ..runtime.feeds import Array, load_sample, sample_files
+from ..calibrate.observers.reduce import load_graph
+from ..calibrate.observers.run import run_instrumented
+from ..calibrate.observers.smoothed import Floats, Grid, View
+from ..calibrate.observers.smoothed_run import FullGraph, collect_full_ranges
+from ..graph.sites import SiteMap
+from ..quantize.groups import token_groups
+from ..quantize.plan import check_plan, make_plan
+from ..quantize.run_generator import quantize_generator
+from ..quantize.token_ranges import grid_candidates
+from ..recipe.options import QuantizeOptions
 from ..runtime.generator import FULL
 from ..runtime.sessions.onnxruntime import reference_session
-from ..sites import SiteMap
+from ..samples.files import Array, load_sample, sample_files
+from ..workspace.artifacts import decode_json
 from .common import QuietReporter
 
 BATCH = 1

@@ -16,12 +16,12 @@ import click
 import torch
 from torch import nn
 
-from ..export.tokenizers.cosmos import CosmosTokenizer
-from ..export.tokenizers.cosmos_config import CosmosConfig
+from ..families.cosmos.config import CosmosConfig
+from ..families.cosmos.model import CosmosTokenizer
 from ..pipeline.common import SilentReporter, package_versions
-from ..runtime.image_sources import ImageSource, open_source
 from ..runtime.images import Uint8Image, center_crop
-from ..validate.latency import read_cpu
+from ..samples.images import ImageSource, open_source
+from ..validate.metrics.latency import read_cpu
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION_PHOTOGRAPHS = "skimage:coffee,rocket,motorcycle_left,motorcycle_right"

@@ -24,8 +24,8 @@ from typing import Any
 import click
 import torch
 
-from ..artifacts import MANIFEST, Manifest, decode_json
-from ..export.zoo import find_model
+from ..families.zoo import find_model
+from ..workspace.artifacts import MANIFEST, Manifest, decode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 from .random_checkpoint import DTYPES, FORMS, write_checkpoint
 

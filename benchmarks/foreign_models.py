@@ -40,9 +40,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline.common import package_versions
-from ..runtime.image_sources import open_source
 from ..runtime.images import center_crop
-from ..validate.latency import read_cpu
+from ..samples.images import open_source
+from ..validate.metrics.latency import read_cpu
 from .common import RESULTS
 
 Sample = dict[str, NDArray[Any]]

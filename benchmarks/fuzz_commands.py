@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from click.testing import CliRunner
 
-from ..artifacts import MANIFEST, sha256_file
 from ..cli import cli
 from ..errors import EXIT_CODES, INTERNAL
+from ..workspace.artifacts import MANIFEST, sha256_file
 from .fuzz import Hang, limited
 from .fuzz_files import SIDE, mutate, product
 

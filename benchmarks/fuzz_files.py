@@ -26,10 +26,6 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.numpy import save_file
 
-from ..artifacts import MANIFEST, Manifest, decode_json, encode_json, is_up_to_date
-from ..calibrate.formats import quantize_weight
-from ..calibrate.packed import save_packed
-from ..calibrate.plan import check_plan, make_plan
 from ..calibrate.statistics import (
     TensorStats,
     load_exported,
@@ -38,29 +34,33 @@ from ..calibrate.statistics import (
     save_statistics,
 )
 from ..errors import RecipeError
-from ..export.checkpoint import read_tensors
-from ..export.config_json import read_beside
-from ..export.own_graph import read_own_graph
-from ..export.own_parity import blamed_on_file
-from ..export.own_sites import find_own_sites
-from ..export.tokenizers.gsq_yaml import read_normalization
+from ..export.checkpoint.config_json import read_beside
+from ..export.checkpoint.read import read_tensors
+from ..families.custom.graph import read_own_graph
+from ..families.custom.parity import blamed_on_file
+from ..families.custom.sites import find_own_sites
+from ..families.gsq.yaml import read_normalization
+from ..graph.sites import ActivationFormat, Plan, SiteMap, SitePlan, WeightFormat
+from ..numerics.packing import save_packed
+from ..numerics.weight import quantize_weight
 from ..pipeline.codec import read_codes
 from ..pipeline.common import load_sites
 from ..pipeline.info import inspect_path
-from ..pipeline.own_inputs import GraphInput, check_arrays, check_names, check_pictures, read_arrays
-from ..recipe import QuantizeOptions
-from ..recipe_file import PRESETS, load_recipe
-from ..runtime.feeds import load_sample
+from ..quantize.plan import check_plan, make_plan
+from ..recipe.file import PRESETS, load_recipe
+from ..recipe.options import QuantizeOptions
 from ..runtime.generator import SPEC_FILE, check_labels, choose_sampling, read_spec
-from ..runtime.image_sources import open_source
 from ..runtime.sessions.onnxruntime import fast_session, reference_session
 from ..runtime.tokenizer import ImageTokenizer
-from ..sites import ActivationFormat, Plan, SiteMap, SitePlan, WeightFormat
-from ..validate.compare import compare, comparison_markdown
-from ..validate.latency import Cpu
-from ..validate.outputs import OutputAccuracy
-from ..validate.report import Data, Report, load_report, metrics, sizes
-from ..verify import verify
+from ..samples.files import load_sample
+from ..samples.images import open_source
+from ..samples.inputs import GraphInput, check_arrays, check_names, check_pictures, read_arrays
+from ..validate.metrics.latency import Cpu
+from ..validate.metrics.outputs import OutputAccuracy
+from ..validate.report.compare import compare, comparison_markdown
+from ..validate.report.schema import Data, Report, load_report, metrics, sizes
+from ..workspace.artifacts import MANIFEST, Manifest, decode_json, encode_json, is_up_to_date
+from ..workspace.verify import verify
 
 Reader = Callable[[Path], object]
 SIDE = 8  # channels of the small product

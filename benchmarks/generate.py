@@ -28,17 +28,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..artifacts import encode_json
-from ..export.generators.var import VarTransformer
-from ..export.generators.var_config import PATCH_NUMS_256, published
-from ..export.tokenizers.var_vqvae import VarVqvae
-from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
-from ..export.var_export import condition_graph, step_graph
-from ..export.var_tokenizer_export import decoder_graph, update_graph
 from ..export.weight_file import WeightFile
-from ..pipeline.export_var import describe
+from ..families.var.config import PATCH_NUMS_256, published
+from ..families.var.export import describe
+from ..families.var.model import VarTransformer
+from ..families.var.write import condition_graph, step_graph
+from ..families.var_vqvae.config import VarVqvaeConfig
+from ..families.var_vqvae.model import VarVqvae
+from ..families.var_vqvae.write import decoder_graph, update_graph
 from ..runtime.generator import Generator
-from ..validate.latency import interleaved, ratio
+from ..validate.metrics.latency import interleaved, ratio
+from ..workspace.artifacts import encode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 
 OURS, EAGER = "ONNX Runtime generator", "eager PyTorch"

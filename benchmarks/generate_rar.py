@@ -22,22 +22,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artifacts import encode_json
-from ..export.generators.blocks import KeyValue
-from ..export.generators.rar import RarTransformer
-from ..export.generators.rar_config import PUBLISHED, RarConfig
-from ..export.rar_export import condition_graph, step_graph
-from ..export.tokenizers.maskgit_vq import MaskgitVq
-from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
-from ..export.tokenizers.vq_graphs import vq_graphs
-from ..export.vq_export import decoder_graph
 from ..export.weight_file import WeightFile
-from ..pipeline.export_rar import describe
-from ..runtime.generate.rar import ROWS_AHEAD, Modulations
+from ..families.maskgit_vq.config import MaskgitVqConfig
+from ..families.maskgit_vq.model import MaskgitVq
+from ..families.rar.config import PUBLISHED, RarConfig
+from ..families.rar.export import describe
+from ..families.rar.loop import ROWS_AHEAD, Modulations
+from ..families.rar.model import RarTransformer
+from ..families.rar.write import condition_graph, step_graph
+from ..families.shared.transformer import KeyValue
+from ..families.shared.vq_export import decoder_graph
+from ..families.shared.vq_graphs import vq_graphs
 from ..runtime.generator import Generator
 from ..runtime.kv_cache import KvCache
 from ..runtime.sessions.onnxruntime import fast_session
-from ..validate.latency import interleaved, ratio
+from ..validate.metrics.latency import interleaved, ratio
+from ..workspace.artifacts import encode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 from .generate import profile, profile_table
 

@@ -25,21 +25,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..artifacts import Workspace
-from ..export.generators.var import VarTransformer
-from ..export.tokenizers.var_vqvae import VarVqvae
-from ..export.zoo import find_model
+from ..families.custom.export import export_own_stage
+from ..families.var.model import VarTransformer
+from ..families.var.spec import VarSpec
+from ..families.var_vqvae.model import VarVqvae
+from ..families.zoo import find_model
 from ..pipeline.build import build_stage
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
-from ..pipeline.export_own import export_own_stage
 from ..pipeline.quantize import quantize_stage
-from ..recipe import BuildOptions, CalibrateOptions, QuantizeOptions
-from ..runtime.feeds import load_sample, sample_files
-from ..runtime.generate.var_spec import VarSpec
+from ..recipe.options import BuildOptions, CalibrateOptions, QuantizeOptions
 from ..runtime.generator import Generator
 from ..runtime.sessions.onnxruntime import Array, OnnxRuntimeSession, fast_session
-from ..validate.latency import Latency, interleaved, ratio
+from ..samples.files import load_sample, sample_files
+from ..validate.metrics.latency import Latency, interleaved, ratio
+from ..workspace.artifacts import Workspace
 from .common import (
     RESULTS,
     QuietReporter,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ..runtime.generate.var_spec import VarSpec
+from ..families.var.spec import VarSpec
 from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS
 
 ROUNDS = 4

@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..artifacts import Workspace
-from ..export.generators.var import CHUNKS, VarBlock, VarTransformer
-from ..export.generators.var_config import VarConfig
-from ..export.tokenizers.var_vqvae import VarVqvae
-from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
+from ..families.var.config import VarConfig
+from ..families.var.model import CHUNKS, VarBlock, VarTransformer
+from ..families.var_vqvae.config import VarVqvaeConfig
+from ..families.var_vqvae.model import VarVqvae
 from ..pipeline.common import Reporter
 from ..pipeline.export import export_stage
+from ..workspace.artifacts import Workspace
 
 CHANNELS, GAIN, SHIFT, COLUMN = 8, 30.0, 10.0, 15.0
 SINKS, SINK = 2, 80.0

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..export.generators.mar import MarTransformer
-from ..export.generators.par import ParTransformer
-from ..export.generators.rar import RarTransformer
-from ..export.generators.var import VarTransformer
-from ..export.generators.var_checkpoint import INFINITE
-from ..export.generators.var_config import VarConfig
-from ..export.tokenizers.kl_vae import KlVae
-from ..export.tokenizers.kl_vae_config import KlVaeConfig
-from ..export.tokenizers.llamagen_vq import LlamagenVq
-from ..export.tokenizers.llamagen_vq_config import VQ_16
-from ..export.tokenizers.maskgit_vq import MaskgitVq
-from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
-from ..export.tokenizers.var_vqvae import VarVqvae
-from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
-from ..export.zoo_entries import ZooEntry
+from ..families.kl_vae.config import KlVaeConfig
+from ..families.kl_vae.model import KlVae
+from ..families.llamagen_vq.config import VQ_16
+from ..families.llamagen_vq.model import LlamagenVq
+from ..families.mar.model import MarTransformer
+from ..families.maskgit_vq.config import MaskgitVqConfig
+from ..families.maskgit_vq.model import MaskgitVq
+from ..families.par.model import ParTransformer
+from ..families.rar.model import RarTransformer
+from ..families.var.checkpoint import INFINITE
+from ..families.var.config import VarConfig
+from ..families.var.model import VarTransformer
+from ..families.var_vqvae.config import VarVqvaeConfig
+from ..families.var_vqvae.model import VarVqvae
+from ..families.zoo_entries import ZooEntry
 
 SPREAD = 0.1  # of tables, biases and modulations
 DTYPES = ("float32", "float16", "bfloat16")

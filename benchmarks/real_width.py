@@ -24,15 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from ..artifacts import Manifest, decode_json
-from ..export.tokenizers.cosmos_config import CosmosConfig
-from ..export.zoo import find_model
+from ..families.cosmos.config import CosmosConfig
+from ..families.zoo import find_model
+from ..graph.sites import SiteMap
 from ..pipeline.common import load_sites
-from ..runtime.image_sources import open_source
 from ..runtime.images import load_image, to_model
 from ..runtime.sessions.onnxruntime import fast_session
-from ..sites import SiteMap
-from ..validate.latency import Latency, interleaved, ratio
+from ..samples.images import open_source
+from ..validate.metrics.latency import Latency, interleaved, ratio
+from ..workspace.artifacts import Manifest, decode_json
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
     HELD_OUT_PHOTOGRAPHS,

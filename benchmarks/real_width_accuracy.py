@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
-from ..validate.metrics import Energy
+from ..validate.metrics.image import Energy
 from .common import Measured
 from .real_width_report import Accuracy
 

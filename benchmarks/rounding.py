@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 
-from ..artifacts import Workspace
+from ..graph.sites import Rounding
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
-from ..recipe import CalibrateOptions, QuantizeMethod
-from ..sites import Rounding
+from ..recipe.options import CalibrateOptions, QuantizeMethod
+from ..workspace.artifacts import Workspace
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
     RESULTS,

@@ -16,17 +16,17 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..artifacts import Workspace
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.common import StageResult
 from ..pipeline.export import export_stage
-from ..pipeline.generated_samples import generated_rows
 from ..pipeline.quantize import quantize_stage
 from ..pipeline.search import SearchOptions, search_stage
-from ..recipe import FLOAT_BITS, CalibrateOptions, QuantizeMethod, QuantizeOptions
-from ..runtime.feeds import save_sample
+from ..recipe.options import FLOAT_BITS, CalibrateOptions, QuantizeMethod, QuantizeOptions
 from ..runtime.images import Uint8Image
 from ..runtime.tokenizer import ImageTokenizer
+from ..samples.files import save_sample
+from ..samples.generated import generated_rows
+from ..workspace.artifacts import Workspace
 from .ablation import BATCH, HELD_OUT_SEED
 from .ablation_measure import graph_model
 from .ablation_measure import measure as distance

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..pipeline.common import StageResult
-from ..recipe import FLOAT_BITS
+from ..recipe.options import FLOAT_BITS
 from .common import environment_line, markdown_table
 
 TOKENIZER = "cosmos-mini-di8x8"

@@ -19,16 +19,16 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import Workspace
+from ..graph.sites import Rounding
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
 from ..pipeline.quantize import quantize_stage
-from ..recipe import FLOAT_BITS, CalibrateOptions, QuantizeMethod, QuantizeOptions
-from ..runtime.image_sources import ImageSource
+from ..recipe.options import FLOAT_BITS, CalibrateOptions, QuantizeMethod, QuantizeOptions
 from ..runtime.images import Uint8Image, from_model, to_model
 from ..runtime.tokenizer import ImageTokenizer
-from ..sites import Rounding
-from ..validate.metrics import psnr
+from ..samples.images import ImageSource
+from ..validate.metrics.image import psnr
+from ..workspace.artifacts import Workspace
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
     RESULTS,

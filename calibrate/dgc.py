@@ -17,9 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from ..sites import Site
-from .observers import chain, constant, values_by_name
-from .passes import Outputs, Progress, run_instrumented
+from ..graph.sites import Site
+from .observers.reduce import chain, constant, values_by_name
+from .observers.run import Outputs, Progress, run_instrumented
 
 Floats = NDArray[np.float64]
 Covariance = Literal["pseudo-inverse", "shrunk"]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..errors import CalibrationError
-from ..sites import Site
+from ..graph.sites import Site
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from .generators.blocks import KeyValue, keep_cache_as
-from .graph_form import GraphForm
+from ..families.shared.transformer import KeyValue, keep_cache_as
+from .shape import GraphForm
 from .tracing import cache_type
 
 # Relative to the RMS of the reference tensor. Float32 sums in another order stay below 3e-5 and

@@ -8,11 +8,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from .graph_form import GraphForm
-from .graph_passes import rename_nodes
-from .linear_passes import canonical_linears
-from .norm_passes import marked, split_long_norms
-from .onnx_export import OPSET, quiet_exporter
+from ..families.cosmos.write import OPSET, quiet_exporter
+from .passes.linears import canonical_linears
+from .passes.naming import rename_nodes
+from .passes.norms import marked, split_long_norms
+from .shape import GraphForm
 
 
 def trace(

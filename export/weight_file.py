@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from ..weight_file import SharedWeights
-from .graph_passes import sign
-from .linear_passes import TransposedTensor
+from ..graph.weight_file import SharedWeights
+from .passes.linears import TransposedTensor
+from .passes.naming import sign
 
 
 class WeightFile(SharedWeights):

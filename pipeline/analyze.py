@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from ..errors import ArvgError
-from ..sites import NodeVerdict, Site, Verdict
+from ..graph.sites import NodeVerdict, Site, Verdict
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ..engines.targets import Target
+    from ..engines.tensorrt.targets import Target
 
 ONNXRUNTIME = "onnxruntime"
 # One GPU of each kind: without INT8 convolutions, with them, with FP8.
@@ -49,16 +49,16 @@ def analyze_files(files: Sequence[Path], targets: Sequence[str]) -> list[GraphAn
 
 
 def resolve_targets(names: Sequence[str]) -> list[Target]:
-    from ..engines.targets import resolve_target
+    from ..engines.tensorrt.targets import resolve_target
 
     return [resolve_target(name, "tensorrt_rtx") for name in names if name != ONNXRUNTIME]
 
 
 def analyze_file(path: Path, targets: Sequence[Target]) -> GraphAnalysis:
     """Read the file as `export onnx` does, and judge its nodes."""
-    from ..export.own_graph import read_own_graph
-    from ..export.own_parity import blamed_on_file, open_original
-    from ..export.own_sites import find_own_sites
+    from ..families.custom.graph import read_own_graph
+    from ..families.custom.parity import blamed_on_file, open_original
+    from ..families.custom.sites import find_own_sites
 
     try:
         with blamed_on_file(path):
@@ -83,7 +83,7 @@ def node_verdicts(
     graph: ir.Graph, name: str, sites: Sequence[Site], targets: Sequence[Target]
 ) -> tuple[NodeVerdict, ...]:
     """Judge every product, and every other node with something in its way, in graph order."""
-    from ..engines.operators import DRAWS, RANDOM, build_obstacle, opset_obstacle
+    from ..engines.tensorrt.operators import DRAWS, RANDOM, build_obstacle, opset_obstacle
 
     by_node = {site.node: site for site in sites}
     whole = opset_obstacle(graph.opset_imports[""])

@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..artifacts import Manifest, Workspace, decode_json, encode_json
+from ..engines.tensorrt.half_precision_files import write_twin
+from ..engines.tensorrt.profiles import Profiles, graph_profiles
 from ..errors import BuildError
-from ..recipe import BuildOptions
+from ..graph.sites import Plan, SitePlan
+from ..quantize.overflow_nodes import (
+    Listed,
+    find_calibration,
+    listed_tensors,
+    unquantized_wide_tensors,
+)
+from ..recipe.options import BuildOptions
 from ..runtime.trt_compat import Backend
-from ..sites import Plan, SitePlan
+from ..samples.generated import is_generator
+from ..samples.inputs import is_own
+from ..workspace.artifacts import Manifest, Workspace, decode_json, encode_json
 from .common import (
     FP16,
     Reporter,
@@ -23,14 +33,9 @@ from .common import (
     require_outputs,
     run_stage,
 )
-from .fp32_nodes import Listed, find_calibration, listed_tensors, unquantized_wide_tensors
-from .generated_samples import is_generator
-from .own_inputs import is_own
-from .profiles import Profiles, graph_profiles
-from .twins import write_twin
 
 if TYPE_CHECKING:
-    from ..engines.targets import Format
+    from ..engines.tensorrt.targets import Format
 
 
 def build_stage(
@@ -57,8 +62,8 @@ def source_graphs(workspace: Workspace, name: str) -> tuple[Path, Manifest, Plan
 
 
 def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> StageResult:
-    from ..engines.onnxruntime import build_engine
-    from ..engines.onnxruntime_generator import build_generator_engine
+    from ..engines.onnxruntime.build import build_engine
+    from ..engines.onnxruntime.generator import build_generator_engine
 
     if name == FP16:
         raise BuildError(
@@ -96,7 +101,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
 def build_tensorrt(
     workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
 ) -> list[StageResult]:
-    from ..engines.targets import Target, check_formats, group_targets, resolve_target
+    from ..engines.tensorrt.targets import Target, check_formats, group_targets, resolve_target
     from ..runtime.trt_compat import version
 
     backend = options.backend
@@ -204,8 +209,8 @@ def build_graph(
 
     What makes or reads a tensor of `wide` stays in FP32.
     """
-    from ..engines.inspect import prove_sites
-    from .engine_process import compile_engine
+    from ..engines.tensorrt.inspect import prove_sites
+    from ..engines.tensorrt.process import compile_engine
 
     assert options.backend != "onnxruntime"
     own_sites = load_sites(workspace.folder("export")).of_graph(graph)

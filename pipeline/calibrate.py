@@ -10,14 +10,17 @@ from typing import Any
 
 import msgspec
 
-from ..artifacts import Manifest, Workspace
+from ..calibrate.executors import Execution, run_tasks
+from ..calibrate.merging import STATISTICS, combine_parts, say_convergence
 from ..errors import RecipeError
-from ..recipe import CalibrateOptions
-from ..runtime.feeds import count_batches, sample_files, save_labels, save_sample
+from ..recipe.options import CalibrateOptions
 from ..runtime.generator import read_spec
-from ..runtime.image_sources import skipped_text
-from .calibration_sources import Samples, open_samples, shard_of
-from .classes import saved_classes
+from ..samples.classes import saved_classes
+from ..samples.files import count_batches, sample_files, save_labels, save_sample
+from ..samples.generated import is_generator
+from ..samples.images import skipped_text
+from ..samples.sources import Samples, open_samples, shard_of
+from ..workspace.artifacts import Manifest, Workspace
 from .common import (
     Reporter,
     SilentReporter,
@@ -28,10 +31,7 @@ from .common import (
     require_outputs,
     run_stage,
 )
-from .distribution import keep_far_rows, require_halves, single_rows
-from .executors import Execution, run_tasks
-from .generated_samples import is_generator
-from .merging import STATISTICS, combine_parts, say_convergence
+from .dgc import keep_far_rows, require_halves, single_rows
 
 PARTS, CANDIDATES = "parts", "candidates"
 
@@ -133,9 +133,9 @@ class Task:
 def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
     """Save the samples of a task, then collect their statistics; what the manifest says of them."""
     from ..calibrate.convergence import Growth, convergence
-    from ..calibrate.passes import collect_ranges
+    from ..calibrate.observers.run import collect_ranges
+    from ..calibrate.observers.smoothed_run import collect_full_ranges
     from ..calibrate.statistics import Statistics, save_statistics
-    from ..calibrate.view_passes import collect_full_ranges
 
     export, options, threads = task.export, task.options, task.threads
     samples = task.folder / "samples"

@@ -12,7 +12,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from ..artifacts import (
+from ..errors import ArvgError, CalibrationError, WorkspaceError
+from ..graph.sites import SiteMap
+from ..workspace.artifacts import (
     MANIFEST,
     Manifest,
     Workspace,
@@ -21,9 +23,7 @@ from ..artifacts import (
     is_up_to_date,
     write_manifest,
 )
-from ..errors import ArvgError, CalibrationError, WorkspaceError
-from ..sites import SiteMap
-from ..verify import verify
+from ..workspace.verify import verify
 
 Work = Callable[[Path], Mapping[str, Any]]
 
@@ -162,7 +162,7 @@ def load_sites(export: Path) -> SiteMap:
     Raises:
         WorkspaceError: it cannot be read, or names what is not there.
     """
-    from ..sites_check import check_sites
+    from ..graph.sites_check import check_sites
 
     found = decode_json(export / "sites.json", SiteMap, do="run `arvg-trt export` again")
     check_sites(export, found)

@@ -7,22 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import Manifest, Workspace, encode_json, sha256_file
 from ..errors import ExportError
-from ..export.graph_form import DYNAMIC, GraphForm
+from ..export.shape import DYNAMIC, GraphForm
+from ..families.custom.export import MODEL as OWN
+from ..families.custom.export import export_own_stage
+from ..families.gsq.export import export_gsq
+from ..families.shared.isolated_export import export_generator, family
+from ..families.shared.job import PARITY_IMAGES, PARITY_SIZE, ExportJob, mark_norms, parity_results
+from ..graph.sites import SITES_VERSION, SiteMap
 from ..packages import require_packages
-from ..runtime.image_sources import SKIMAGE_PREFIX, open_source
-from ..sites import SITES_VERSION, SiteMap
+from ..samples.images import SKIMAGE_PREFIX, open_source
+from ..workspace.artifacts import Manifest, Workspace, encode_json, sha256_file
 from .common import Reporter, StageResult, package_versions, run_stage
-from .export_generator import export_generator, family
-from .export_gsq import export_gsq
-from .export_job import PARITY_IMAGES, PARITY_SIZE, ExportJob, mark_norms, parity_results
-from .export_own import MODEL as OWN
-from .export_own import export_own_stage
 
 if TYPE_CHECKING:
-    from ..export.checkpoint import Weights
-    from ..export.zoo_entries import ZooEntry
+    from ..export.checkpoint.read import Weights
+    from ..families.zoo_entries import ZooEntry
 
 
 def export_any(
@@ -77,8 +77,8 @@ def export_stage(
         ExportError: the checkpoint does not fit or the model has no such form, or its graphs
             differ from PyTorch.
     """
-    from ..export.checkpoint_files import resolve_checkpoint
-    from ..export.zoo import find_model, shipped_checkpoint
+    from ..export.checkpoint.resolve import resolve_checkpoint
+    from ..families.zoo import find_model, shipped_checkpoint
 
     entry = find_model(name)
     require_packages("export", *(["report"] if images.startswith(SKIMAGE_PREFIX) else []))
@@ -131,7 +131,7 @@ def require_one_size(entry: ZooEntry, folder: Path) -> None:
     Raises:
         ExportError: there are several; names them.
     """
-    from ..export.zoo_entries import VAR_SNAPSHOTS
+    from ..families.zoo_entries import VAR_SNAPSHOTS
 
     sets = [names for names in entry.files if names not in VAR_SNAPSHOTS]
     held = (s[0] for s in sets if all((folder / name).is_file() for name in s))
@@ -146,13 +146,13 @@ def require_one_size(entry: ZooEntry, folder: Path) -> None:
 
 def export_cosmos(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
-    from ..export.config_json import read_beside
-    from ..export.cosmos_parity import compute_cosmos_references
-    from ..export.onnx_export import describe, export_tokenizer
-    from ..export.tokenizers.cosmos_checkpoint import load_cosmos
-    from ..export.tokenizers.cosmos_config import CosmosConfig, CosmosJson
-    from ..export.vq_parity import check_vq_parity
-    from ..export.zoo import check_config
+    from ..export.checkpoint.config_json import read_beside
+    from ..families.cosmos.checkpoint import load_cosmos
+    from ..families.cosmos.config import CosmosConfig, CosmosJson
+    from ..families.cosmos.parity import compute_cosmos_references
+    from ..families.cosmos.write import describe, export_tokenizer
+    from ..families.shared.vq_parity import check_vq_parity
+    from ..families.zoo import check_config
 
     job.progress("reading the checkpoint", 0)
     known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None

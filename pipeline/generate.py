@@ -15,17 +15,11 @@ from typing import IO
 import msgspec
 import numpy as np
 
-from ..artifacts import atomic_stream, atomic_write
 from ..errors import GenerationError
-from ..runtime.generator import (
-    Generated,
-    Generator,
-    check_labels,
-    choose_sampling,
-    verified_spec,
-)
+from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, verified_spec
 from ..runtime.images import Uint8Image, image_grid, png_bytes
 from ..runtime.sampling import Sampling
+from ..workspace.artifacts import atomic_stream, atomic_write
 from .common import Reporter
 
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")

@@ -10,16 +10,16 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import MANIFEST, Manifest, atomic_write, decode_json
 from ..errors import ArvgError, WorkspaceError
 from ..runtime.trt_compat import device_compute_capability, load_builder
+from ..workspace.artifacts import MANIFEST, Manifest, atomic_write, decode_json
 from .analyze import TARGETS, analyze_files
 
 
 def model_rows() -> list[dict[str, Any]]:
     """The zoo as plain rows."""
-    from ..export.zoo import MODELS
-    from ..export.zoo_entries import ZOO
+    from ..families.zoo import MODELS
+    from ..families.zoo_entries import ZOO
 
     return [
         {
@@ -40,8 +40,8 @@ def compare_reports(
     paths: Sequence[Path], html: Path | None, allow_different: bool
 ) -> tuple[str, dict[str, Any], bool]:
     """(markdown, plain rows, whether anything regressed); folders stand for their report.json."""
-    from ..validate.compare import compare, comparison_html, comparison_markdown
-    from ..validate.report import load_report
+    from ..validate.report.compare import compare, comparison_html, comparison_markdown
+    from ..validate.report.schema import load_report
 
     if len(paths) < 2:
         raise WorkspaceError("one report cannot be compared", do="name two or more")
@@ -113,7 +113,7 @@ def hidden(path: Path) -> bool:
 
 
 def inspect_graph(path: Path) -> dict[str, Any]:
-    from ..graph_file import read_proto
+    from ..graph.load import read_proto
 
     model = read_proto(path, do="name a whole file")
     counts: dict[str, int] = {}

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from ..artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from ..errors import RecipeError
-from ..recipe import MAX_MEMORY, QuantizeOptions
+from ..graph.sites import Plan, SiteMap, SitePlan
+from ..recipe.options import MAX_MEMORY, QuantizeOptions
 from ..runtime.generator import SPEC_FILE
-from ..sites import Plan, SiteMap, SitePlan
+from ..samples.generated import is_generator
+from ..workspace.artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
 from .common import (
     FP16,
     Reporter,
@@ -26,13 +27,12 @@ from .common import (
     run_stage,
     told,
 )
-from .generated_samples import is_generator
 
 HALVES = ("encoder_bits", "decoder_bits")
 
 if TYPE_CHECKING:
-    from ..calibrate.peaks import WideTensor
-    from ..calibrate.quantize import SiteResult
+    from ..quantize.overflow import WideTensor
+    from ..quantize.run import SiteResult
 
 
 Batch = Annotated[int, msgspec.Meta(ge=1)]
@@ -90,7 +90,7 @@ def quantize_stage(
 
     Second moments, where a rounding asks for them, take at most `max_memory` bytes at a time.
     """
-    from ..calibrate.plan import check_plan, make_plan
+    from ..quantize.plan import check_plan, make_plan
 
     if name == FP16:
         raise RecipeError(
@@ -131,8 +131,8 @@ def quantize_stage(
 
 def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideTensor]:
     """Those of graphs that no plan changes: a generator's decoder, VAR's updates."""
-    from ..calibrate.loop_peaks import collect_loop_peaks
-    from ..calibrate.peaks import wide_tensors
+    from ..quantize.overflow import wide_tensors
+    from ..quantize.overflow_loop import collect_loop_peaks
 
     peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
     return wide_tensors(source.export, peaks)
@@ -171,11 +171,11 @@ def write_quantized(
     max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
     """The graphs, weights.safetensors and plan.json of a checked plan."""
-    from ..calibrate.attention import quantize_attention
-    from ..calibrate.peaks import quantize_in_range
-    from ..calibrate.quantize import quantize_graphs
-    from ..calibrate.quantize_generator import quantize_generator
     from ..calibrate.statistics import load_statistics, require_channels
+    from ..quantize.overflow import quantize_in_range
+    from ..quantize.qdq.attention import quantize_attention
+    from ..quantize.run import quantize_graphs
+    from ..quantize.run_generator import quantize_generator
 
     file = source.calibrate / "statistics.safetensors"
     statistics = load_statistics(file)
@@ -226,7 +226,7 @@ def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:
     if not generates:
         constants = sum(4 * math.prod(s.weight_shape) for s in site_map.sites if s.role == "codes")
         return sum(p.stat().st_size for p in export.glob("*.onnx.data")) - constants
-    from ..calibrate.observers import load_graph
+    from ..calibrate.observers.reduce import load_graph
 
     models = [load_graph(export / f"{graph}.onnx") for graph in site_map.graphs]
     initializers = [v for model in models for v in model.graph.initializers.values()]

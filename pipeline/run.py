@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..artifacts import Workspace
 from ..errors import ArvgError
+from ..families.custom.export import MODEL as OWN
+from ..families.custom.export import graph_names
 from ..packages import require_packages
-from ..recipe import MAX_MEMORY, Recipe
+from ..recipe.options import MAX_MEMORY, Recipe
+from ..samples.generated import check_generated
+from ..samples.sources import calibration_source
+from ..validate.measure.data import check_pictures, validation_source
+from ..workspace.artifacts import Workspace
 from .build import build_stage
 from .calibrate import calibrate_stage
-from .calibration_sources import calibration_source
 from .common import Reporter, StageResult
 from .export import export_any
-from .export_own import MODEL as OWN
-from .export_own import graph_names
-from .generated_samples import check_generated
-from .held_out import check_pictures, validation_source
 from .quantize import quantize_stage
 from .validate import validate_stage
 
@@ -30,11 +30,11 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ArvgError: gates, image sources or targets that cannot be used.
     """
-    from ..engines.targets import resolve_target
-    from ..export.zoo import find_model
+    from ..engines.tensorrt.targets import resolve_target
+    from ..families.zoo import find_model
     from ..runtime.trt_compat import load_builder
-    from ..validate.gates import parse_gates
-    from ..validate.report import METRIC_NAMES
+    from ..validate.report.gates import parse_gates
+    from ..validate.report.schema import METRIC_NAMES
 
     parse_gates(recipe.validate.gates, METRIC_NAMES)
     if recipe.model == OWN:

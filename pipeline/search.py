@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..artifacts import Manifest, Workspace, encode_json
 from ..errors import RecipeError
-from ..recipe import Options, QuantizeOptions, require_at_least
-from ..runtime.feeds import graph_of, sample_files
+from ..quantize.search.budget import parse_all
+from ..quantize.search.candidates import search_items
+from ..recipe.options import Options, QuantizeOptions, require_at_least
+from ..samples.files import graph_of, sample_files
+from ..workspace.artifacts import Manifest, Workspace, encode_json
 from .common import Reporter, StageResult, package_versions, run_stage
 from .quantize import Calibrated, require_halves_of_tokenizer
-from .search_budget import parse_all
-from .search_sites import search_items
 
 Grid = Literal["uniform", "log", "block"]
 
@@ -56,8 +56,8 @@ def search_stage(
         RecipeError: a budget that cannot be read or reached, or nothing to search.
         ModuleNotFoundError: scipy is not installed.
     """
-    from ..calibrate.allocate import allocate  # noqa: F401  # before anything is measured
-    from ..calibrate.plan import make_plan
+    from ..quantize.plan import make_plan
+    from ..quantize.search.knapsack import allocate  # noqa: F401  # before anything is measured
 
     budgets = parse_all(search.budgets)
     if options.quantize_method == "fp8" or options.integer_exponents:
@@ -85,7 +85,7 @@ def search_stage(
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
-        from .search_run import Search
+        from ..quantize.search.run import Search
 
         scratch = folder / "scratch"
         run = Search(source, plan, items, options, budgets, search.samples, scratch, reporter)

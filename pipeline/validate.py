@@ -10,29 +10,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from ..artifacts import MANIFEST, Manifest, Workspace
 from ..errors import AccuracyError, CalibrationError, WorkspaceError
 from ..packages import require_packages
-from ..recipe import ValidateOptions
-from ..runtime.image_sources import skipped_text
-from ..verify import verify
-from .common import (
-    FP16,
-    Reporter,
-    StageResult,
-    package_versions,
-    require_outputs,
-    run_stage,
-    told,
-)
-from .generated_samples import is_generator
-from .held_out import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
-from .own_inputs import is_own
-from .sizes import graph_bytes, running_bytes
+from ..recipe.options import ValidateOptions
+from ..samples.generated import is_generator
+from ..samples.images import skipped_text
+from ..samples.inputs import is_own
+from ..validate.measure.data import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
+from ..validate.measure.sizes import graph_bytes, running_bytes
+from ..workspace.artifacts import MANIFEST, Manifest, Workspace
+from ..workspace.verify import verify
+from .common import FP16, Reporter, StageResult, package_versions, require_outputs, run_stage, told
 
 if TYPE_CHECKING:
-    from ..validate.calibrated import Calibration
-    from ..validate.report import SiteRow
+    from ..validate.report.calibrated import Calibration
+    from ..validate.report.schema import SiteRow
 
 
 def validate_stage(
@@ -43,8 +35,8 @@ def validate_stage(
     Raises:
         AccuracyError: a gate failed; the report is written all the same.
     """
-    from ..validate.gates import parse_gates
-    from ..validate.report import METRIC_NAMES, load_report
+    from ..validate.report.gates import parse_gates
+    from ..validate.report.schema import METRIC_NAMES, load_report
 
     require_packages("report")
     gates = parse_gates(options.gates, METRIC_NAMES)
@@ -75,9 +67,9 @@ def validate_stage(
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        from ..validate.gates import evaluate
-        from ..validate.render import write_report
-        from ..validate.report import metrics
+        from ..validate.report.gates import evaluate
+        from ..validate.report.render import write_report
+        from ..validate.report.schema import metrics
 
         report, pictures = measure_all(
             workspace, name, held_out, exported, manifest, calibrated, engines, reporter
@@ -136,7 +128,7 @@ def open_held_out(workspace: Workspace, options: ValidateOptions) -> HeldOut:
         if is_own(exported):
             return HeldOutFeeds.open(exported, options)
         if is_generator(exported):
-            from .held_out_generator import HeldOutGenerator
+            from ..validate.measure.data_generator import HeldOutGenerator
 
             return HeldOutGenerator.open(
                 path.parent, exported, options, calibrated_classes(workspace)
@@ -173,8 +165,8 @@ def measure_all(
     reporter: Reporter,
 ) -> tuple[Any, list[Any]]:
     """The report without gates, and the pictures it shows."""
-    from ..validate.latency import read_cpu
-    from ..validate.report import (
+    from ..validate.metrics.latency import read_cpu
+    from ..validate.report.schema import (
         GENERATOR_SIZE_NOTE,
         SIZE_NOTE,
         SYNTHETIC,
@@ -241,7 +233,7 @@ def measure_all(
 
 def site_rows(quantized: Manifest) -> tuple[SiteRow, ...]:
     """What quantization's manifest says of each site, as reports have it."""
-    from ..validate.report import SiteRow as Row
+    from ..validate.report.schema import SiteRow as Row
 
     fields = Row.__struct_fields__
     rows = told(quantized, "results", "sites", list[dict[str, Any]])
@@ -258,7 +250,7 @@ def site_rows(quantized: Manifest) -> tuple[SiteRow, ...]:
 
 def calibration_of(calibrated: Manifest) -> Calibration:
     """What a calibration's manifest says of its samples."""
-    from ..validate.calibrated import Calibration, Chosen
+    from ..validate.report.calibrated import Calibration, Chosen
 
     results = calibrated.results
     grown = results.get("convergence", {})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import MANIFEST, Manifest
 from ..errors import BundleError
-from ..verify import place_of, read_manifest, verify
+from ..workspace.artifacts import MANIFEST, Manifest
+from ..workspace.verify import place_of, read_manifest, verify
 
 CPU_BACKEND = "onnxruntime"
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}

@@ -11,20 +11,20 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import MANIFEST, decode_json
 from ..errors import GenerationError, OutOfMemory
-from ..verify import GENERATOR_FILE
+from ..families.mar.loop import MarLoop
+from ..families.mar.spec import MarSpec
+from ..families.par.loop import ParLoop
+from ..families.par.spec import ParSpec
+from ..families.rar.loop import RarLoop
+from ..families.rar.spec import RarSpec
+from ..families.var.loop import VarLoop
+from ..families.var.spec import VarSpec
+from ..workspace.artifacts import MANIFEST, decode_json
+from ..workspace.verify import GENERATOR_FILE
 from .folders import require_session, verified
-from .generate.frame import Latents, Loop, OpenSession
-from .generate.mar import MarLoop
-from .generate.mar_spec import MarSpec
-from .generate.par import ParLoop
-from .generate.par_spec import ParSpec
-from .generate.rar import RarLoop
-from .generate.rar_spec import RarSpec
-from .generate.var import VarLoop
-from .generate.var_spec import VarSpec
 from .images import Uint8Image, from_model
+from .loop import Latents, Loop, OpenSession
 from .sampling import Sampling, Tokens, image_streams
 from .sessions.onnxruntime import fast_session, mapped_session
 

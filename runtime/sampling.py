@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GenerationError
-from .generate.diffusion import TIMES
+from ..families.mar.diffusion import TIMES
 
 Logits = NDArray[np.float32]
 Noise = NDArray[np.float64]

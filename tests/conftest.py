@@ -17,20 +17,20 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.calibrate.formats import QuantizedWeight, quantize_weight
-from arvg_trt.calibrate.passes import collect_ranges
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.qdq_nodes import SiteWeights
-from arvg_trt.calibrate.quantize import SiteResult, quantize_graphs
+from arvg_trt.calibrate.observers.run import collect_ranges
 from arvg_trt.calibrate.statistics import Statistics, save_statistics
 from arvg_trt.cli import cli
-from arvg_trt.export.onnx_export import export_tokenizer
-from arvg_trt.export.tokenizers.cosmos import CosmosTokenizer
-from arvg_trt.export.tokenizers.cosmos_config import CosmosConfig
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.runtime.image_sources import open_source, random_crops
+from arvg_trt.families.cosmos.config import CosmosConfig
+from arvg_trt.families.cosmos.model import CosmosTokenizer
+from arvg_trt.families.cosmos.write import export_tokenizer
+from arvg_trt.graph.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
+from arvg_trt.numerics.weight import QuantizedWeight, quantize_weight
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.qdq.nodes import SiteWeights
+from arvg_trt.quantize.run import SiteResult, quantize_graphs
+from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import save_image
-from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, WeightFormat
+from arvg_trt.samples.images import open_source, random_crops
 
 from .export.gsq_models import EXPORTED, TinyGsq, random_gsq
 from .export.gsq_models import write_checkpoint as write_gsq

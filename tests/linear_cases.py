@@ -12,9 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.calibrate.formats import quantize_weight
-from arvg_trt.calibrate.qdq_nodes import SiteWeights
-from arvg_trt.sites import ActivationFormat, Site, WeightFormat
+from arvg_trt.graph.sites import ActivationFormat, Site, WeightFormat
+from arvg_trt.numerics.weight import quantize_weight
+from arvg_trt.quantize.qdq.nodes import SiteWeights
 
 INPUTS, OUTPUTS = 12, 10
 Floats = NDArray[np.float32]

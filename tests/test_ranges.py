@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.artifacts import WORKSPACE_FILE, Workspace
-from arvg_trt.calibrate.plan import make_plan
 from arvg_trt.errors import ArvgError, RecipeError, WorkspaceError
+from arvg_trt.graph.sites import LEAST_SCALE, MOST_SCALE, ActivationFormat, Plan, Site, SiteMap
 from arvg_trt.pipeline.generate import GenerateOptions
-from arvg_trt.recipe import QuantizeOptions
+from arvg_trt.quantize.plan import make_plan
+from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.generator import Spec
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
-from arvg_trt.sites import LEAST_SCALE, MOST_SCALE, ActivationFormat, Plan, Site, SiteMap
+from arvg_trt.workspace.artifacts import WORKSPACE_FILE, Workspace
 
 SITE = {
     "name": "a", "graph": "g", "role": "conv", "op": "Conv", "node": "a", "weight": "a.weight",

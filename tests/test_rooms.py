@@ -62,8 +62,8 @@ def test_the_walk_sees_every_room() -> None:
     for room in (*ROOMS, "pipeline"):  # a package that is not listed would not be installed
         packages = {path.parent for path in (ROOT / room).rglob("__init__.py")}
         assert {p.relative_to(ROOT) for p in packages} <= {path.parent for path in found}
-    assert "runtime" in rooms_of(Path("engines/onnxruntime.py"))
-    assert "arvg_trt.runtime.feeds.GraphChain" in imported(Path("engines/onnxruntime.py"))
+    assert "runtime" in rooms_of(Path("engines/onnxruntime/build.py"))
+    assert "arvg_trt.samples.files.GraphChain" in imported(Path("engines/onnxruntime/build.py"))
     assert "arvg_trt.errors.BundleError" in imported(Path("runtime/sessions/onnxruntime.py"))
 
 

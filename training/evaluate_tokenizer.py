@@ -11,15 +11,15 @@ import click
 import numpy as np
 import torch
 
-from ..export.checkpoint import read_all
-from ..export.checkpoint_files import resolve_checkpoint
-from ..export.tokenizers.cosmos import CosmosTokenizer
-from ..export.tokenizers.cosmos_checkpoint import load_cosmos
-from ..export.tokenizers.cosmos_config import CosmosConfig
-from ..export.zoo import find_model, shipped_checkpoint
-from ..runtime.image_sources import open_source
+from ..export.checkpoint.read import read_all
+from ..export.checkpoint.resolve import resolve_checkpoint
+from ..families.cosmos.checkpoint import load_cosmos
+from ..families.cosmos.config import CosmosConfig
+from ..families.cosmos.model import CosmosTokenizer
+from ..families.zoo import find_model, shipped_checkpoint
 from ..runtime.images import Uint8Image, center_crop, from_model, to_model
-from ..validate.metrics import psnr
+from ..samples.images import open_source
+from ..validate.metrics.image import psnr
 
 SIZE = 256
 

@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..export.generators.blocks import causal_mask
-from ..export.generators.mar import MarTransformer
-from ..export.generators.mar_config import MarConfig
-from ..export.generators.par import ParTransformer
-from ..export.generators.par_config import ParConfig
-from ..export.generators.rar import CHUNKS, RarTransformer
-from ..export.generators.rar_config import RarConfig
-from ..export.generators.var import VarTransformer
-from ..export.generators.var_config import VarConfig
-from ..export.tokenizers.kl_vae import KlVae
-from ..export.tokenizers.var_vqvae import VarVqvae
-from ..runtime.generate.par_spec import generation_order
+from ..families.kl_vae.model import KlVae
+from ..families.mar.config import MarConfig
+from ..families.mar.model import MarTransformer
+from ..families.par.config import ParConfig
+from ..families.par.model import ParTransformer
+from ..families.par.spec import generation_order
+from ..families.rar.config import RarConfig
+from ..families.rar.model import CHUNKS, RarTransformer
+from ..families.shared.transformer import causal_mask
+from ..families.var.config import VarConfig
+from ..families.var.model import VarTransformer
+from ..families.var_vqvae.model import VarVqvae
 from . import mar_loss, tokenizer_minis
 from .tiny_imagenet import CLASSES, SIDE
 

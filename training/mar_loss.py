@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..export.generators.mar import MarTransformer
-from ..export.generators.mar_denoiser import Denoiser
-from ..runtime.generate.diffusion import TIMES, Array, Diffusion
+from ..families.mar.denoiser import Denoiser
+from ..families.mar.diffusion import TIMES, Array, Diffusion
+from ..families.mar.model import MarTransformer
 
 LEAST_MASKED, DEVIATION = 0.7, 0.25
 LAST_SHARE, LAST_WEIGHT = 1 / 8, 30.0  # of the draws that are seen at the last time too

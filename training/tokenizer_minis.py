@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..export.tokenizers.gsq import GsqTokenizer
-from ..export.tokenizers.gsq_config import GsqConfig
-from ..export.tokenizers.kl_vae import KlVae
-from ..export.tokenizers.kl_vae_config import KlVaeConfig
-from ..export.tokenizers.llamagen_vq import LlamagenVq
-from ..export.tokenizers.llamagen_vq_config import LlamagenVqConfig
-from ..export.tokenizers.maskgit_vq import MaskgitVq
-from ..export.tokenizers.maskgit_vq_config import MaskgitVqConfig
-from ..export.tokenizers.var_quantizer import MultiScaleQuantizer
-from ..export.tokenizers.var_vqvae import VarVqvae
-from ..export.tokenizers.var_vqvae_config import VarVqvaeConfig
-from ..export.tokenizers.vq_blocks import VqTokenizer
+from ..families.gsq.config import GsqConfig
+from ..families.gsq.model import GsqTokenizer
+from ..families.kl_vae.config import KlVaeConfig
+from ..families.kl_vae.model import KlVae
+from ..families.llamagen_vq.config import LlamagenVqConfig
+from ..families.llamagen_vq.model import LlamagenVq
+from ..families.maskgit_vq.config import MaskgitVqConfig
+from ..families.maskgit_vq.model import MaskgitVq
+from ..families.shared.vq import VqTokenizer
+from ..families.var_vqvae.config import VarVqvaeConfig
+from ..families.var_vqvae.model import VarVqvae
+from ..families.var_vqvae.quantizer import MultiScaleQuantizer
 
 COMMITMENT = 0.25
 HITS_DECAY = 0.99

@@ -25,8 +25,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..export.tokenizers.cosmos import CosmosTokenizer
-from ..export.tokenizers.cosmos_config import CosmosConfig
+from ..families.cosmos.config import CosmosConfig
+from ..families.cosmos.model import CosmosTokenizer
 from .loop import Run, Schedule, step_generator, write_record
 
 CONFIG = CosmosConfig(channels=32, channels_mult=(2, 3, 3), z_channels=64)

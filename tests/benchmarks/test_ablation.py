@@ -21,8 +21,8 @@ from arvg_trt.benchmarks.ablation import (
 from arvg_trt.benchmarks.ablation_logits import Row, cells, logit_setbacks
 from arvg_trt.benchmarks.ablation_mar import MarRow, mar_cells, mar_setbacks, mar_table
 from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, measure
-from arvg_trt.runtime.feeds import save_sample
-from arvg_trt.sites import Site, SiteMap
+from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.samples.files import save_sample
 
 RNG = np.random.default_rng(0)
 WANTED = RNG.normal(size=(5, 4, 6))

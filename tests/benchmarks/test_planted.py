@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from arvg_trt.benchmarks.planted import CONFIG, planted_transformer, write_planted
-from arvg_trt.export.generators.var import VarTransformer
-from arvg_trt.export.generators.var_checkpoint import load_var
-from arvg_trt.export.tokenizers.var_vqvae import load_var_vqvae
-from arvg_trt.pipeline.export_var import describe
+from arvg_trt.families.var.checkpoint import load_var
+from arvg_trt.families.var.export import describe
+from arvg_trt.families.var.model import VarTransformer
+from arvg_trt.families.var_vqvae.model import load_var_vqvae
 
 TINY = replace(CONFIG, depth=2, width=256, heads=4, hidden=256, patch_nums=(1, 2, 3), vocab_size=64)
 

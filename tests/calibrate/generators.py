@@ -12,12 +12,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arvg_trt.artifacts import decode_json
-from arvg_trt.export.var_export import export_var
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
+from arvg_trt.families.var.write import export_var
+from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.sites import Site, SiteMap
+from arvg_trt.samples.files import load_sample, sample_files, save_sample
+from arvg_trt.workspace.artifacts import decode_json
 
 from ..export import rar_models, var_models
 

@@ -9,15 +9,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from arvg_trt.calibrate.passes import collect_ranges
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.quantize import SiteResult, quantize_graphs
-from arvg_trt.export.own_graph import read_own_graph
-from arvg_trt.export.own_sites import find_own_sites
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.runtime.feeds import save_sample
+from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.families.custom.graph import read_own_graph
+from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.graph.sites import Plan, SiteMap
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.run import SiteResult, quantize_graphs
+from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.sites import Plan, SiteMap
+from arvg_trt.samples.files import save_sample
 
 from ..conftest import silent
 

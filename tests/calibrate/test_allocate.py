@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.calibrate.allocate import Limit, Tie, allocate, least, without_prints
+from arvg_trt.quantize.search.knapsack import Limit, Tie, allocate, least, without_prints
 
 Rows = list[list[float]]
 

@@ -11,12 +11,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.calibrate.attention import insert_products, quantize_attention
-from arvg_trt.calibrate.plan import BROKEN, check_plan, make_plan
 from arvg_trt.errors import RecipeError
-from arvg_trt.recipe import QuantizeOptions
+from arvg_trt.graph.sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from arvg_trt.quantize.plan import BROKEN, check_plan, make_plan
+from arvg_trt.quantize.qdq.attention import insert_products, quantize_attention
+from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
-from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
 
 from ..conftest import silent
 from .generators import TinyGenerator, full_logits, stepped_logits

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.calibrate.blocks import block_codes
-from arvg_trt.calibrate.formats import QuantizedWeight, quantize_weight
-from arvg_trt.calibrate.packed import load_packed, save_packed
-from arvg_trt.calibrate.qdq import insert_qdq
-from arvg_trt.calibrate.qdq_nodes import SiteWeights
-from arvg_trt.calibrate.rounding import compensate
-from arvg_trt.engines.twin import fp16_twin
+from arvg_trt.engines.tensorrt.half_precision import fp16_twin
+from arvg_trt.graph.sites import Site, WeightFormat
+from arvg_trt.numerics.blockwise import block_codes
+from arvg_trt.numerics.gptq import compensate
+from arvg_trt.numerics.packing import load_packed, save_packed
+from arvg_trt.numerics.weight import QuantizedWeight, quantize_weight
+from arvg_trt.quantize.qdq.convolution import insert_qdq
+from arvg_trt.quantize.qdq.nodes import SiteWeights
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
-from arvg_trt.sites import Site, WeightFormat
 
 INPUTS, OUTPUTS = 128, 12
 

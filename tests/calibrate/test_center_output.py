@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import load, numpy_helper
 
-from arvg_trt.calibrate.packed import load_packed
+from arvg_trt.numerics.packing import load_packed
 
 from ..own_models import Node, small_graph
 from .own_quantized import OwnGraph, decibel, own_graph, run

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.convergence import Growth, convergence
-from arvg_trt.calibrate.passes import collect_ranges
+from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import TensorStats
-from arvg_trt.calibrate.view_passes import collect_full_ranges
 
 from ..conftest import TinyExport, silent
 from .generators import TinyGenerator, activations

@@ -11,16 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.calibrate.dgc import (
-    block_output,
-    choose_rows,
-    distances,
-    first_token_features,
-)
-from arvg_trt.calibrate.observers import chain, constant
+from arvg_trt.calibrate.dgc import block_output, choose_rows, distances, first_token_features
+from arvg_trt.calibrate.observers.reduce import chain, constant
 from arvg_trt.errors import CalibrationError
-from arvg_trt.runtime.feeds import save_sample
-from arvg_trt.sites import Site
+from arvg_trt.graph.sites import Site
+from arvg_trt.samples.files import save_sample
 
 from ..conftest import silent
 from ..export.rar_models import random_rar, random_tokens

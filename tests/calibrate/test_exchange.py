@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.calibrate.exchange import Response, balance, end_loss
+from arvg_trt.quantize.search.propagation import Response, balance, end_loss
 
 
 @settings(deadline=None, max_examples=40)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from arvg_trt.sites import FoldPart, ProducerFold, SiteMap
+from arvg_trt.graph.sites import FoldPart, ProducerFold, SiteMap
 
 from ..own_models import WIDTH, Node, random, small_graph
 from .generators import TinyGenerator, full_logits

@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from arvg_trt.calibrate.folds import fold_into_producer, folds_scale, folds_shift, holds_producer
-from arvg_trt.export.own_graph import read_own_graph
-from arvg_trt.export.own_sites import find_own_sites
+from arvg_trt.families.custom.graph import read_own_graph
+from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.graph.sites import Site
+from arvg_trt.quantize.fold import fold_into_producer, folds_scale, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.sites import Site
 
 from ..own_models import WIDTH, Node, positive, random, small_graph
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arvg_trt.calibrate.formats import (
+from arvg_trt.graph.sites import WeightFormat
+from arvg_trt.numerics.packing import load_packed, save_packed
+from arvg_trt.numerics.weight import (
     FP8,
     QuantizedWeight,
     as_fp8,
@@ -18,8 +20,6 @@ from arvg_trt.calibrate.formats import (
     quantize_weight,
     unpack_codes,
 )
-from arvg_trt.calibrate.packed import load_packed, save_packed
-from arvg_trt.sites import WeightFormat
 
 FORMATS = [
     WeightFormat(bits=bits, grid=grid, granularity=granularity)

@@ -10,13 +10,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from arvg_trt.calibrate.formats import quantize_weight
-from arvg_trt.calibrate.qdq_tokens import TokenSite, rewrite_token_linear
-from arvg_trt.calibrate.token_grids import TokenGrid, fp8_candidates
-from arvg_trt.calibrate.views import Grid
+from arvg_trt.calibrate.observers.smoothed import Grid
 from arvg_trt.errors import RecipeError
+from arvg_trt.graph.sites import WeightFormat
+from arvg_trt.numerics.weight import quantize_weight
+from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
+from arvg_trt.quantize.token_ranges import TokenGrid, fp8_candidates
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
-from arvg_trt.sites import WeightFormat
 
 from .generators import TinyGenerator, full_logits, stepped_logits
 from .test_qdq_tokens import IDS, INPUTS, POSITIONS, graph, run, site, stats

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.calibrate.gps import gps_scale
+from arvg_trt.numerics.gps import gps_scale
 
 positive = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6)
 

@@ -9,15 +9,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.artifacts import decode_json
-from arvg_trt.calibrate.loop_peaks import LABEL, collect_loop_peaks
-from arvg_trt.calibrate.observers import initializer_array
-from arvg_trt.calibrate.peaks import LIMIT, wide_tensors
+from arvg_trt.calibrate.observers.reduce import initializer_array
 from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.sites import SiteMap
+from arvg_trt.graph.weight_file import SharedWeights
+from arvg_trt.quantize.overflow import LIMIT, wide_tensors
+from arvg_trt.quantize.overflow_loop import LABEL, collect_loop_peaks
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
-from arvg_trt.sites import SiteMap
-from arvg_trt.weight_file import SharedWeights
+from arvg_trt.workspace.artifacts import decode_json
 
 from ..conftest import silent
 from ..export.rar_models import TinyRar

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.formats import quantize_weight
-from arvg_trt.calibrate.losses import format_losses, output_noise
 from arvg_trt.calibrate.statistics import TensorStats
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.sites import WeightFormat
+from arvg_trt.graph.sites import WeightFormat
+from arvg_trt.numerics.weight import quantize_weight
+from arvg_trt.quantize.search.losses import format_losses, output_noise
+from arvg_trt.recipe.options import QuantizeOptions
 
 RNG = np.random.default_rng(5)
 WEIGHT = RNG.normal(0, 1, (8, 6, 3, 3)).astype(np.float32)

@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.activations import decibel
-from arvg_trt.calibrate.blocks import block_codes
-from arvg_trt.calibrate.choices import least
 from arvg_trt.calibrate.convergence import SiteGrowth
-from arvg_trt.calibrate.formats import quantize_weight
-from arvg_trt.calibrate.peaks import keep_peaks
-from arvg_trt.calibrate.quantize import to_half
-from arvg_trt.calibrate.scaling import best_candidate
-from arvg_trt.calibrate.sensitivity import distance
 from arvg_trt.errors import CalibrationError, RecipeError
-from arvg_trt.sites import WeightFormat
+from arvg_trt.graph.sites import WeightFormat
+from arvg_trt.numerics.blockwise import block_codes
+from arvg_trt.numerics.clipping import least
+from arvg_trt.numerics.weight import quantize_weight
+from arvg_trt.quantize.overflow import keep_peaks
+from arvg_trt.quantize.predicted import best_candidate
+from arvg_trt.quantize.ranges import decibel
+from arvg_trt.quantize.run import to_half
+from arvg_trt.quantize.search.sensitivity import distance
 
 
 def test_nan_is_never_the_least() -> None:

@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from arvg_trt.calibrate.observers import ClipCandidate, observe_clip_errors, observe_ranges
-from arvg_trt.calibrate.passes import (
+from arvg_trt.calibrate.observers.reduce import ClipCandidate, observe_clip_errors, observe_ranges
+from arvg_trt.calibrate.observers.run import (
     batch_stats,
     collect_clip_errors,
     collect_ranges,
@@ -24,8 +24,8 @@ from arvg_trt.calibrate.passes import (
 )
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import CalibrationError
-from arvg_trt.runtime.feeds import save_labels, save_sample
-from arvg_trt.sites import Site, SiteMap
+from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.samples.files import save_labels, save_sample
 
 from ..conftest import TinyExport, silent
 

@@ -10,15 +10,15 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, save
 
-from arvg_trt.calibrate.observers import initializer_array, load_graph
-from arvg_trt.calibrate.peaks import LIMIT, collect_peaks, quantize_in_range
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.quantize_generator import quantize_generator
+from arvg_trt.calibrate.observers.reduce import initializer_array, load_graph
 from arvg_trt.errors import CalibrationError
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.runtime.feeds import GraphRun, save_sample
-from arvg_trt.sites import SiteMap
-from arvg_trt.weight_file import SharedWeights
+from arvg_trt.graph.sites import SiteMap
+from arvg_trt.graph.weight_file import SharedWeights
+from arvg_trt.quantize.overflow import LIMIT, collect_peaks, quantize_in_range
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.samples.files import GraphRun, save_sample
 
 from ..conftest import silent
 from .generators import TinyGenerator, activations

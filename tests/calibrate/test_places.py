@@ -9,23 +9,23 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.absorb import Absorption, absorb
-from arvg_trt.calibrate.folds import folds_shift, holds_producer
-from arvg_trt.calibrate.observers import load_graph
-from arvg_trt.calibrate.statistics import TensorStats, load_statistics, merge, save_statistics
-from arvg_trt.calibrate.view_passes import (
+from arvg_trt.calibrate.observers.reduce import load_graph
+from arvg_trt.calibrate.observers.smoothed import Grid, Power
+from arvg_trt.calibrate.observers.smoothed_run import (
     POSITION,
     FullGraph,
     by_input,
     collect_full_ranges,
     plain_view,
 )
-from arvg_trt.calibrate.views import Grid, Power
-from arvg_trt.export.mar_export import export_mar
+from arvg_trt.calibrate.statistics import TensorStats, load_statistics, merge, save_statistics
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.runtime.feeds import GraphRun, load_sample, sample_files, save_sample
+from arvg_trt.families.mar.write import export_mar
+from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.quantize.absorb import Absorption, absorb
+from arvg_trt.quantize.fold import folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.sites import Site, SiteMap
+from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sample
 
 from ..conftest import silent
 from ..export.mar_models import SMALL, random_mar

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from arvg_trt.calibrate.plan import check_plan, make_plan
 from arvg_trt.errors import RecipeError
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from arvg_trt.graph.sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.recipe.options import QuantizeOptions
 
 
 def site(name: str, graph: str, **changes: object) -> Site:

@@ -11,17 +11,11 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from arvg_trt.calibrate.packed import load_packed
-from arvg_trt.calibrate.qdq import insert_qdq
+from arvg_trt.numerics.packing import load_packed
+from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
-from ..conftest import (
-    INTEGER_CASES,
-    ConvCase,
-    TinyExport,
-    TinyQuantized,
-    make_conv_case,
-)
+from ..conftest import INTEGER_CASES, ConvCase, TinyExport, TinyQuantized, make_conv_case
 
 
 def inserted(case: ConvCase) -> onnx.ModelProto:

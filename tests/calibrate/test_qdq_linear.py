@@ -11,16 +11,16 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from arvg_trt.calibrate.passes import collect_ranges
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.qdq import insert_qdq
-from arvg_trt.calibrate.quantize import quantize_graphs
+from arvg_trt.calibrate.observers.run import collect_ranges
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.errors import RecipeError
-from arvg_trt.recipe import QuantizeOptions
+from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.qdq.convolution import insert_qdq
+from arvg_trt.quantize.run import quantize_graphs
+from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.sites import Site, SiteMap
 
 from ..conftest import silent
 from ..linear_cases import FLOAT_LINEARS, INTEGER_LINEARS, LinearCase, make_linear_case

@@ -8,19 +8,19 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.calibrate.formats import quantize_weight
-from arvg_trt.calibrate.qdq_tokens import TokenSite, rewrite_token_linear
+from arvg_trt.calibrate.observers.smoothed import Grid
 from arvg_trt.calibrate.statistics import TensorStats
-from arvg_trt.calibrate.token_grids import (
+from arvg_trt.graph.sites import Site, WeightFormat
+from arvg_trt.numerics.weight import quantize_weight
+from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
+from arvg_trt.quantize.token_ranges import (
     TokenGrid,
     best_grid,
     grid_candidates,
     is_one_sided,
     usual_reach,
 )
-from arvg_trt.calibrate.views import Grid
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
-from arvg_trt.sites import Site, WeightFormat
 
 POSITIONS, INPUTS, OUTPUTS = 9, 12, 10
 IDS = np.array([4, 5, 6, 2])

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from arvg_trt.calibrate.packed import load_packed
-from arvg_trt.calibrate.passes import Progress
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.quantize_generator import quantize_generator
+from arvg_trt.calibrate.observers.run import Progress
+from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import POSITION, Statistics
-from arvg_trt.calibrate.view_passes import collect_full_ranges
 from arvg_trt.errors import CalibrationError, RecipeError
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
-from arvg_trt.sites import ActivationFormat, Plan, SiteMap, WeightFormat
+from arvg_trt.graph.sites import ActivationFormat, Plan, SiteMap, WeightFormat
+from arvg_trt.numerics.packing import load_packed
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
 from ..conftest import silent
 from .generators import TinyGenerator, full_logits, stepped_logits

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.packed import load_packed
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.quantize import quantize_graphs
-from arvg_trt.calibrate.quantize_generator import quantize_generator
+from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import Statistics
-from arvg_trt.calibrate.view_passes import collect_full_ranges
 from arvg_trt.errors import OutOfMemory, RecipeError
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.runtime.feeds import sample_files
+from arvg_trt.graph.sites import Plan, SiteMap, SitePlan
+from arvg_trt.numerics.packing import load_packed
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.run import quantize_graphs
+from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
-from arvg_trt.sites import Plan, SiteMap, SitePlan
+from arvg_trt.samples.files import sample_files
 
 from ..conftest import TinyExport, silent
 from .generators import TinyGenerator, activations, full_logits, stepped_logits

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.calibrate.scaling import (
+from arvg_trt.calibrate.statistics import TensorStats
+from arvg_trt.quantize.predicted import (
     CLIP_FRACTIONS,
     Readers,
     Scaling,
@@ -16,7 +17,6 @@ from arvg_trt.calibrate.scaling import (
     predicted_error,
     smoothing_scale,
 )
-from arvg_trt.calibrate.statistics import TensorStats
 
 ONE = Scaling(np.ones(1), None)
 positive = st.floats(1e-3, 1e3)

@@ -8,18 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.passes import collect_ranges
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.scaling import Way, ratio
-from arvg_trt.calibrate.scaling_search import (
-    NONE,
-    best_way,
-    search_ways,
-    split_samples,
-    thinned,
-)
-from arvg_trt.calibrate.scaling_trials import Samples, distance
-from arvg_trt.recipe import QuantizeOptions
+from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.quantize.held_out import NONE, best_way, search_ways, split_samples, thinned
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.predicted import Way, ratio
+from arvg_trt.quantize.trials import Samples, distance
+from arvg_trt.recipe.options import QuantizeOptions
 
 from ..conftest import silent
 from ..own_models import Node, small_graph

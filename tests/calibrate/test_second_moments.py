@@ -12,11 +12,17 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from arvg_trt.calibrate import second_moments
-from arvg_trt.calibrate.second_moments import Kernel, Moments, Probe, collect_moments, split_passes
-from arvg_trt.calibrate.views import Grid, View
+from arvg_trt.calibrate.observers import hessian as second_moments
+from arvg_trt.calibrate.observers.hessian import (
+    Kernel,
+    Moments,
+    Probe,
+    collect_moments,
+    split_passes,
+)
+from arvg_trt.calibrate.observers.smoothed import Grid, View
 from arvg_trt.errors import CalibrationError, OutOfMemory
-from arvg_trt.runtime.feeds import save_sample
+from arvg_trt.samples.files import save_sample
 
 from ..conftest import silent
 

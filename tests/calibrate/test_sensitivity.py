@@ -10,17 +10,17 @@ import pytest
 from onnx import numpy_helper
 from scipy.special import log_softmax, softmax
 
-from arvg_trt.calibrate.sensitivity import (
+from arvg_trt.calibrate.observers.smoothed import Grid, View
+from arvg_trt.graph.sites import Site
+from arvg_trt.quantize.search.sensitivity import (
     Probe,
     ProbeChain,
     RoundedInput,
     divergence,
     squared_distance,
 )
-from arvg_trt.calibrate.views import Grid, View
-from arvg_trt.runtime.feeds import sample_batches, sample_files
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
-from arvg_trt.sites import Site
+from arvg_trt.samples.files import sample_batches, sample_files
 
 from ..conftest import TinyExport
 from .generators import TinyGenerator, activations

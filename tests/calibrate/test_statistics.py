@@ -16,7 +16,7 @@ from arvg_trt.calibrate.statistics import (
     save_statistics,
 )
 from arvg_trt.errors import CalibrationError
-from arvg_trt.sites import Site
+from arvg_trt.graph.sites import Site
 
 CHANNELS = 3
 

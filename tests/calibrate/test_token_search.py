@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.activations import site_weight
-from arvg_trt.calibrate.formats import quantize_weight
-from arvg_trt.calibrate.observers import load_graph
-from arvg_trt.calibrate.plan import check_plan, make_plan
-from arvg_trt.calibrate.scaling import Scaling
+from arvg_trt.calibrate.observers.reduce import load_graph
+from arvg_trt.calibrate.observers.smoothed import Grid
+from arvg_trt.calibrate.observers.smoothed_run import FullGraph, collect_full_ranges
 from arvg_trt.calibrate.statistics import TensorStats
-from arvg_trt.calibrate.token_grids import best_grid, format_candidates
-from arvg_trt.calibrate.token_groups import TokenGroup, token_groups
-from arvg_trt.calibrate.token_search import (
+from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.sites import Site, SiteMap, WeightFormat
+from arvg_trt.numerics.weight import quantize_weight
+from arvg_trt.quantize.groups import TokenGroup, token_groups
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.predicted import Scaling
+from arvg_trt.quantize.ranges import site_weight
+from arvg_trt.quantize.token_held_out import (
     EVERY,
     METHODS,
     best_method,
@@ -24,12 +27,9 @@ from arvg_trt.calibrate.token_search import (
     of_samples,
     search_scalings,
 )
-from arvg_trt.calibrate.view_passes import FullGraph, collect_full_ranges
-from arvg_trt.calibrate.views import Grid
-from arvg_trt.errors import CalibrationError
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
-from arvg_trt.sites import Site, SiteMap, WeightFormat
+from arvg_trt.quantize.token_ranges import best_grid, format_candidates
+from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
 from ..conftest import silent
 from .generators import TinyGenerator, activations

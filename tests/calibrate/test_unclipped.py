@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.statistics import POSITION, Statistics
-from arvg_trt.calibrate.token_grids import grid_candidates
-from arvg_trt.recipe import QuantizeOptions
-from arvg_trt.sites import ActivationFormat, Plan
+from arvg_trt.graph.sites import ActivationFormat, Plan
+from arvg_trt.quantize.token_ranges import grid_candidates
+from arvg_trt.recipe.options import QuantizeOptions
 
 from ..conftest import TinyExport
 from ..conftest import quantize as quantize_tokenizer

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.statistics import POSITION
-from arvg_trt.calibrate.view_passes import (
+from arvg_trt.calibrate.observers.smoothed import Grid, View, fits_operators
+from arvg_trt.calibrate.observers.smoothed_run import (
     FullGraph,
     collect_full_ranges,
     plain_view,
     quantizable,
 )
-from arvg_trt.calibrate.views import Grid, View, fits_operators
+from arvg_trt.calibrate.statistics import POSITION
 
 from ..conftest import silent
 from .generators import TinyGenerator, activations

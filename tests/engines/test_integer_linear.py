@@ -8,13 +8,13 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from arvg_trt.calibrate.formats import QuantizedWeight
-from arvg_trt.calibrate.qdq import insert_qdq
-from arvg_trt.calibrate.qdq_nodes import SiteWeights
-from arvg_trt.engines.integer_linear import rewrite_linears
-from arvg_trt.engines.onnxruntime import rewrite_graph
+from arvg_trt.engines.onnxruntime.build import rewrite_graph
+from arvg_trt.engines.onnxruntime.matmul_integer import rewrite_linears
+from arvg_trt.graph.sites import ActivationFormat, Site, WeightFormat
+from arvg_trt.numerics.weight import QuantizedWeight
+from arvg_trt.quantize.qdq.convolution import insert_qdq
+from arvg_trt.quantize.qdq.nodes import SiteWeights
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
-from arvg_trt.sites import ActivationFormat, Site, WeightFormat
 
 from ..linear_cases import FLOAT_LINEARS, INTEGER_LINEARS
 

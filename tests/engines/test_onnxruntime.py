@@ -17,16 +17,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from arvg_trt.calibrate.qdq import insert_qdq
-from arvg_trt.engines.float_outputs import rounding_loss
-from arvg_trt.engines.group_norm_form import expand_group_norms
-from arvg_trt.engines.integer_forms import (
-    HEADROOM,
-    output_grid,
-    rewrite_convolutions,
-    with_room_for_bias,
-)
-from arvg_trt.engines.onnxruntime import (
+from arvg_trt.engines.onnxruntime.build import (
     EXACT_DB,
     IN_FLOAT,
     EngineRow,
@@ -38,11 +29,20 @@ from arvg_trt.engines.onnxruntime import (
     output_ranges,
     sqnr_db,
 )
+from arvg_trt.engines.onnxruntime.float_outputs import rounding_loss
+from arvg_trt.engines.onnxruntime.qlinear_conv import (
+    HEADROOM,
+    output_grid,
+    rewrite_convolutions,
+    with_room_for_bias,
+)
 from arvg_trt.errors import BuildError
-from arvg_trt.runtime.feeds import save_sample
+from arvg_trt.graph.group_norm import expand_group_norms
+from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.samples.files import save_sample
 
 from ..conftest import (
     CHANNELS,

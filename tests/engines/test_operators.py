@@ -6,7 +6,12 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.engines.operators import UNKNOWN, WITHOUT_KERNEL, build_obstacle, opset_obstacle
+from arvg_trt.engines.tensorrt.operators import (
+    UNKNOWN,
+    WITHOUT_KERNEL,
+    build_obstacle,
+    opset_obstacle,
+)
 from arvg_trt.runtime.trt_compat import load_builder
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from arvg_trt.engines.targets import check_formats, group_targets, resolve_target
+from arvg_trt.engines.tensorrt.targets import check_formats, group_targets, resolve_target
 from arvg_trt.errors import BuildError
 
 

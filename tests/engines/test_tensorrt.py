@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.inspect import parse_layers, prove_sites
-from arvg_trt.engines.targets import Target, resolve_target
-from arvg_trt.engines.tensorrt import BuildResult, build_engine, way_on
-from arvg_trt.engines.twin import fp16_twin
+from arvg_trt.engines.tensorrt.build import BuildResult, build_engine, way_on
+from arvg_trt.engines.tensorrt.half_precision import fp16_twin
+from arvg_trt.engines.tensorrt.inspect import parse_layers, prove_sites
+from arvg_trt.engines.tensorrt.targets import Target, resolve_target
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.trt_compat import device_compute_capability, load_builder
 

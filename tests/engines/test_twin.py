@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.twin import fp16_twin
+from arvg_trt.engines.tensorrt.half_precision import fp16_twin
 from arvg_trt.errors import BuildError
 
 CHANNELS, SIZE = 16, 8

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 from torch import nn
 
-from arvg_trt.export.var_tokenizer_export import export_var_tokenizer
 from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.families.var_vqvae.write import export_var_tokenizer
 
 from .vqvae_models import TINY, TinyTokenizer, random_vqvae
 

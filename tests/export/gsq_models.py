@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from arvg_trt.export.tokenizers.gsq import GsqTokenizer
-from arvg_trt.export.tokenizers.gsq_config import GsqConfig
+from arvg_trt.families.gsq.config import GsqConfig
+from arvg_trt.families.gsq.model import GsqTokenizer
 
 # Two resolutions, of different widths, and two groups.
 GROUPED = GsqConfig(32, (1, 2), 1, 8, 2, 64)

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arvg_trt.export.generators.mar import MarTransformer
-from arvg_trt.export.generators.mar_config import MarConfig
-from arvg_trt.export.tokenizers.kl_vae import KlVae
-from arvg_trt.export.tokenizers.kl_vae_config import KlVaeConfig
+from arvg_trt.families.kl_vae.config import KlVaeConfig
+from arvg_trt.families.kl_vae.model import KlVae
+from arvg_trt.families.mar.config import MarConfig
+from arvg_trt.families.mar.model import MarTransformer
 
 SMALL = MarConfig(
     encoder_depth=2,

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arvg_trt.export.generators.par import ParTransformer
-from arvg_trt.export.generators.par_config import ParConfig
-from arvg_trt.export.tokenizers.llamagen_vq import LlamagenVq
-from arvg_trt.export.tokenizers.llamagen_vq_config import LlamagenVqConfig
+from arvg_trt.families.llamagen_vq.config import LlamagenVqConfig
+from arvg_trt.families.llamagen_vq.model import LlamagenVq
+from arvg_trt.families.par.config import ParConfig
+from arvg_trt.families.par.model import ParTransformer
 
 SMALL = ParConfig(
     depth=2, width=32, heads=2, hidden=48, length=16, group=4, num_classes=5, vocab_size=48

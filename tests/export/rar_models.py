@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arvg_trt.export.generators.rar import RarTransformer
-from arvg_trt.export.generators.rar_config import RarConfig
-from arvg_trt.export.tokenizers.maskgit_vq import MaskgitVq
-from arvg_trt.export.tokenizers.maskgit_vq_config import MaskgitVqConfig
+from arvg_trt.families.maskgit_vq.config import MaskgitVqConfig
+from arvg_trt.families.maskgit_vq.model import MaskgitVq
+from arvg_trt.families.rar.config import RarConfig
+from arvg_trt.families.rar.model import RarTransformer
 
 SMALL = RarConfig(depth=2, width=32, heads=4, hidden=48, length=16, num_classes=5, vocab_size=48)
 TOKENIZER = MaskgitVqConfig(

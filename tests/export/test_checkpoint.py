@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all, read_tensors
-from arvg_trt.export.checkpoint_files import resolve_checkpoint
-from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer
-from arvg_trt.export.tokenizers.cosmos_checkpoint import load_cosmos
-from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig
-from arvg_trt.export.zoo import check_config, find_model
-from arvg_trt.export.zoo_entries import JIT_FILES
+from arvg_trt.export.checkpoint.read import read_all, read_tensors
+from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
+from arvg_trt.families.cosmos.checkpoint import load_cosmos
+from arvg_trt.families.cosmos.config import FSQ_LEVELS, CosmosConfig
+from arvg_trt.families.cosmos.model import FSQ, CosmosTokenizer
+from arvg_trt.families.zoo import check_config, find_model
+from arvg_trt.families.zoo_entries import JIT_FILES
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=48)
 

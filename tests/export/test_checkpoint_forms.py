@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import Choice, Weights, read_all, read_tensors
-from arvg_trt.export.checkpoint_files import resolve_checkpoint
+from arvg_trt.export.checkpoint.read import Choice, Weights, read_all, read_tensors
+from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 
 Tensors = dict[str, Tensor]
 

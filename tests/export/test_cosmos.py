@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.tokenizers.blocks import AttnBlock, Downsample
-from arvg_trt.export.tokenizers.cosmos import FSQ, CosmosTokenizer, Patcher, UnPatcher
-from arvg_trt.export.tokenizers.cosmos_checkpoint import infer_config, load_cosmos
-from arvg_trt.export.tokenizers.cosmos_config import FSQ_LEVELS, CosmosConfig, CosmosJson
-from arvg_trt.export.zoo import find_model
-from arvg_trt.export.zoo_entries import COSMOS
+from arvg_trt.families.cosmos.checkpoint import infer_config, load_cosmos
+from arvg_trt.families.cosmos.config import FSQ_LEVELS, CosmosConfig, CosmosJson
+from arvg_trt.families.cosmos.model import FSQ, CosmosTokenizer, Patcher, UnPatcher
+from arvg_trt.families.shared.convolution import AttnBlock, Downsample
+from arvg_trt.families.zoo import find_model
+from arvg_trt.families.zoo_entries import COSMOS
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=32)
 SMALL_CI = CosmosConfig(

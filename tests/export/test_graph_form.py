@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.generators.var import VarTransformer
-from arvg_trt.export.graph_form import DYNAMIC, GraphForm
 from arvg_trt.export.parity import require, settled
-from arvg_trt.export.var_export import export_var
-from arvg_trt.export.var_parity import check_var_parity, compute_references, run_in_rows
+from arvg_trt.export.shape import DYNAMIC, GraphForm
 from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.families.var.model import VarTransformer
+from arvg_trt.families.var.parity import check_var_parity, compute_references, run_in_rows
+from arvg_trt.families.var.write import export_var
+from arvg_trt.graph.sites import Site
+from arvg_trt.graph.weight_file import WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
-from arvg_trt.sites import Site
-from arvg_trt.weight_file import WEIGHTS
 
 from .var_models import SMALL, features_of, random_var
 

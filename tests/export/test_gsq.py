@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all
-from arvg_trt.export.tokenizers import gsq
-from arvg_trt.export.tokenizers.gsq import (
+from arvg_trt.export.checkpoint.read import read_all
+from arvg_trt.families.gsq import model as gsq
+from arvg_trt.families.gsq.blocks import DepthToSpace
+from arvg_trt.families.gsq.config import GsqConfig, Normalization
+from arvg_trt.families.gsq.model import (
     GsqQuantizer,
     GsqTokenizer,
     infer_gsq_config,
     load_gsq,
     nearest_in_parts,
 )
-from arvg_trt.export.tokenizers.gsq_blocks import DepthToSpace
-from arvg_trt.export.tokenizers.gsq_config import GsqConfig, Normalization
 
 from .gsq_models import GROUPED, SINGLE, Payload, random_gsq, write_checkpoint
 from .rar_models import random_maskgit

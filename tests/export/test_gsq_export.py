@@ -13,16 +13,17 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from arvg_trt.artifacts import decode_json
 from arvg_trt.errors import BundleError, ExportError
-from arvg_trt.export.gsq_parity import GsqReferences, compute_gsq_references
-from arvg_trt.export.tokenizers import gsq, gsq_graphs
-from arvg_trt.export.tokenizers.gsq import nearest_in_parts
-from arvg_trt.export.tokenizers.gsq_graphs import CodeSearch, GsqEncoderGraph
-from arvg_trt.export.vq_parity import check_vq_parity
+from arvg_trt.families.gsq import graphs as gsq_graphs
+from arvg_trt.families.gsq import model as gsq
+from arvg_trt.families.gsq.graphs import CodeSearch, GsqEncoderGraph
+from arvg_trt.families.gsq.model import nearest_in_parts
+from arvg_trt.families.gsq.parity import GsqReferences, compute_gsq_references
+from arvg_trt.families.shared.vq_parity import check_vq_parity
+from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.sites import Site, SiteMap
+from arvg_trt.workspace.artifacts import decode_json
 
 from .gsq_models import EXPORTED, GROUPED, SINGLE, TinyGsq, random_gsq
 

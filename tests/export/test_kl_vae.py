@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.tokenizers.kl_vae import KlVae, infer_kl_vae_config, load_kl_vae
-from arvg_trt.export.tokenizers.kl_vae_config import KlVaeConfig
+from arvg_trt.families.kl_vae.config import KlVaeConfig
+from arvg_trt.families.kl_vae.model import KlVae, infer_kl_vae_config, load_kl_vae
 
 from .mar_models import AUTOENCODER, random_kl_vae
 from .rar_models import random_maskgit

@@ -10,14 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.tokenizers.llamagen_vq import (
-    LlamagenVq,
-    infer_llamagen_config,
-    load_llamagen_vq,
-)
-from arvg_trt.export.tokenizers.llamagen_vq_config import VQ_16, LlamagenVqConfig
-from arvg_trt.export.tokenizers.vq_blocks import lookup
-from arvg_trt.export.tokenizers.vq_graphs import VqDecoderGraph, excluded
+from arvg_trt.families.llamagen_vq.config import VQ_16, LlamagenVqConfig
+from arvg_trt.families.llamagen_vq.model import LlamagenVq, infer_llamagen_config, load_llamagen_vq
+from arvg_trt.families.shared.vq import lookup
+from arvg_trt.families.shared.vq_graphs import VqDecoderGraph, excluded
 
 from .par_models import TOKENIZER, official_tokenizer, random_llamagen
 from .rar_models import random_maskgit

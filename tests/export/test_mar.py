@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from arvg_trt.export.generators.mar import MarTransformer
+from arvg_trt.families.mar.model import MarTransformer
 
 from .mar_models import SMALL, random_known, random_mar
 

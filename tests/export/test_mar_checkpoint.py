@@ -13,18 +13,12 @@ import torch
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all
-from arvg_trt.export.config_json import read_beside
-from arvg_trt.export.generators.mar import MarTransformer
-from arvg_trt.export.generators.mar_checkpoint import infer_mar_config, load_mar
-from arvg_trt.export.generators.mar_config import (
-    PUBLISHED,
-    MarConfig,
-    MarJson,
-    published_heads,
-    sampling_of,
-)
-from arvg_trt.export.strict import split_parts
+from arvg_trt.export.checkpoint.config_json import read_beside
+from arvg_trt.export.checkpoint.read import read_all
+from arvg_trt.export.checkpoint.strict import split_parts
+from arvg_trt.families.mar.checkpoint import infer_mar_config, load_mar
+from arvg_trt.families.mar.config import PUBLISHED, MarConfig, MarJson, published_heads, sampling_of
+from arvg_trt.families.mar.model import MarTransformer
 
 from .mar_models import FILES, SMALL, TOLD, random_kl_vae, random_mar, write_checkpoint
 

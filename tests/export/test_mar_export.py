@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arvg_trt.artifacts import decode_json
 from arvg_trt.errors import BundleError, ExportError
-from arvg_trt.export.mar_parity import (
+from arvg_trt.families.mar.parity import (
     AT,
     References,
     check_autoencoder_parity,
@@ -24,9 +23,10 @@ from arvg_trt.export.mar_parity import (
     compute_mar_references,
     known_counts,
 )
+from arvg_trt.graph.sites import ProducerFold, Site, SiteMap
+from arvg_trt.graph.weight_file import INLINE, WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
-from arvg_trt.sites import ProducerFold, Site, SiteMap
-from arvg_trt.weight_file import INLINE, WEIGHTS
+from arvg_trt.workspace.artifacts import decode_json
 
 from .mar_models import SMALL, TinyMar, random_known
 

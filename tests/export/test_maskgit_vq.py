@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.tokenizers.maskgit_vq import MaskgitVq, infer_maskgit_config, load_maskgit_vq
-from arvg_trt.export.tokenizers.maskgit_vq_config import MaskgitVqConfig
+from arvg_trt.families.maskgit_vq.config import MaskgitVqConfig
+from arvg_trt.families.maskgit_vq.model import MaskgitVq, infer_maskgit_config, load_maskgit_vq
 
 from .rar_models import TOKENIZER, random_maskgit
 from .vqvae_models import TINY, random_vqvae

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from arvg_trt.export import norm_passes
-from arvg_trt.export.norm_drift import MOST_DRIFT, drift, mark_drifting_norms
-from arvg_trt.export.norm_passes import marked
+from arvg_trt.export.passes import norms as norm_passes
+from arvg_trt.export.passes.norm_drift import MOST_DRIFT, drift, mark_drifting_norms
+from arvg_trt.export.passes.norms import marked
 from arvg_trt.export.tracing import trace
 
 CHANNELS, GROUPS = 8, 4

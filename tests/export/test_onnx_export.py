@@ -12,17 +12,17 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from arvg_trt.artifacts import encode_json
 from arvg_trt.errors import BundleError, ExportError
-from arvg_trt.export.cosmos_parity import compute_cosmos_references
-from arvg_trt.export.graph_passes import insert_size_check
-from arvg_trt.export.onnx_export import export_tokenizer
 from arvg_trt.export.parity import Difference, TokenParity, require, require_tokens
-from arvg_trt.export.vq_parity import check_vq_parity
-from arvg_trt.runtime.image_sources import open_source, random_crops
+from arvg_trt.export.passes.naming import insert_size_check
+from arvg_trt.families.cosmos.parity import compute_cosmos_references
+from arvg_trt.families.cosmos.write import export_tokenizer
+from arvg_trt.families.shared.vq_parity import check_vq_parity
+from arvg_trt.graph.sites import SiteMap
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
-from arvg_trt.sites import SiteMap
+from arvg_trt.samples.images import open_source, random_crops
+from arvg_trt.workspace.artifacts import encode_json
 
 from ..conftest import TINY_DI, TinyExport, float_graph, make_model
 

@@ -14,11 +14,11 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from arvg_trt.calibrate.fold_check import AppliedFold, failing_folds, on_arrays, tried_folds
-from arvg_trt.export.own_graph import read_own_graph
-from arvg_trt.export.own_sites import find_own_sites
+from arvg_trt.families.custom.graph import read_own_graph
+from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.graph.sites import FoldPart, ProducerFold, Site
+from arvg_trt.quantize.fold_check import AppliedFold, failing_folds, on_arrays, tried_folds
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.sites import FoldPart, ProducerFold, Site
 
 from ..own_models import WIDTH, Node, positive, random, small_graph
 

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.own_graph import OPSET, read_own_graph
-from arvg_trt.export.own_parity import TOLERANCE, check_own_graph, relative
 from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.families.custom.graph import OPSET, read_own_graph
+from arvg_trt.families.custom.parity import TOLERANCE, check_own_graph, relative
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
 from ..own_models import WIDTH, Node, random, small_graph

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.own_graph import read_own_graph
-from arvg_trt.export.own_parity import HALF_TOLERANCE, check_own_graph, relative
-from arvg_trt.export.own_sites import find_own_sites
 from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.families.custom.graph import read_own_graph
+from arvg_trt.families.custom.parity import HALF_TOLERANCE, check_own_graph, relative
+from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.graph.sites import Site
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.sites import Site
 
 from ..own_models import WIDTH, Node, random, small_graph
 
@@ -345,7 +345,7 @@ def test_large_weights_do_not_pass_the_opset_converter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Protobuf ends at 2 GB, a file with external data does not."""
-    from arvg_trt.export import own_load
+    from arvg_trt.families.custom import load as own_load
 
     path = small_graph(
         tmp_path / "g.onnx", [("MatMul", ["x", "w"], "y", {})], {"w": random(0, W, 64)}, opset=17

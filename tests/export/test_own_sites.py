@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.export.own_graph import read_own_graph
-from arvg_trt.export.own_sites import FIRST_OR_LAST, find_own_sites
-from arvg_trt.sites import Site
+from arvg_trt.families.custom.graph import read_own_graph
+from arvg_trt.families.custom.sites import FIRST_OR_LAST, find_own_sites
+from arvg_trt.graph.sites import Site
 
 from ..own_models import WIDTH, Node, random, small_graph
 

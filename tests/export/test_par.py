@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from arvg_trt.export.generators.par import ParTransformer, group_mask, rotary_rows
-from arvg_trt.export.generators.par_config import PUBLISHED, ParConfig
-from arvg_trt.runtime.generate.par_spec import generation_order
+from arvg_trt.families.par.config import PUBLISHED, ParConfig
+from arvg_trt.families.par.model import ParTransformer, group_mask, rotary_rows
+from arvg_trt.families.par.spec import generation_order
 
 from .par_models import SMALL, WIDE, random_par, random_tokens
 from .test_rar import relative

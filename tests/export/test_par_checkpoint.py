@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all
-from arvg_trt.export.checkpoint_files import resolve_checkpoint
-from arvg_trt.export.config_json import read_beside
-from arvg_trt.export.generators.par import ParTransformer
-from arvg_trt.export.generators.par_checkpoint import infer_par_config, load_par
-from arvg_trt.export.generators.par_config import PUBLISHED, ParConfig, ParJson, sampling_of
-from arvg_trt.export.strict import split_parts
-from arvg_trt.export.zoo import check_config, find_model
-from arvg_trt.export.zoo_entries import PAR, ZooEntry
+from arvg_trt.export.checkpoint.config_json import read_beside
+from arvg_trt.export.checkpoint.read import read_all
+from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
+from arvg_trt.export.checkpoint.strict import split_parts
+from arvg_trt.families.par.checkpoint import infer_par_config, load_par
+from arvg_trt.families.par.config import PUBLISHED, ParConfig, ParJson, sampling_of
+from arvg_trt.families.par.model import ParTransformer
+from arvg_trt.families.zoo import check_config, find_model
+from arvg_trt.families.zoo_entries import PAR, ZooEntry
 
 from .par_models import (
     FILES,

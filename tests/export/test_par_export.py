@@ -14,24 +14,19 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arvg_trt.artifacts import decode_json
 from arvg_trt.errors import ExportError
-from arvg_trt.export.generators.par import ParTransformer
-from arvg_trt.export.graph_form import GraphForm
-from arvg_trt.export.par_export import export_par
-from arvg_trt.export.par_parity import (
-    References,
-    check_par_parity,
-    compute_par_references,
-    steps,
-)
+from arvg_trt.export.shape import GraphForm
 from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.families.par.model import ParTransformer
+from arvg_trt.families.par.parity import References, check_par_parity, compute_par_references, steps
+from arvg_trt.families.par.write import export_par
+from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import (
     OnnxRuntimeSession,
     fast_session,
     reference_session,
 )
-from arvg_trt.sites import Site, SiteMap
+from arvg_trt.workspace.artifacts import decode_json
 
 from .par_models import SMALL, TinyPar, random_tokens
 from .test_rar_export import fold, relative

@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from arvg_trt.export.generators.blocks import causal_mask
-from arvg_trt.export.generators.rar import RarTransformer
+from arvg_trt.families.rar.model import RarTransformer
+from arvg_trt.families.shared.transformer import causal_mask
 
 from .rar_models import SMALL, random_rar, random_tokens
 

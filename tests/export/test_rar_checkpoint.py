@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all
-from arvg_trt.export.checkpoint_files import resolve_checkpoint
-from arvg_trt.export.generators.rar import RarTransformer
-from arvg_trt.export.generators.rar_checkpoint import infer_rar_config, load_rar
-from arvg_trt.export.generators.rar_config import DEMO, RarConfig, sampling_of
-from arvg_trt.export.strict import split_parts
-from arvg_trt.export.zoo import check_config, find_model
-from arvg_trt.export.zoo_entries import RAR, ZooEntry
+from arvg_trt.export.checkpoint.read import read_all
+from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
+from arvg_trt.export.checkpoint.strict import split_parts
+from arvg_trt.families.rar.checkpoint import infer_rar_config, load_rar
+from arvg_trt.families.rar.config import DEMO, RarConfig, sampling_of
+from arvg_trt.families.rar.model import RarTransformer
+from arvg_trt.families.zoo import check_config, find_model
+from arvg_trt.families.zoo_entries import RAR, ZooEntry
 
 from .rar_models import FILES, SMALL, random_maskgit, random_rar, write_checkpoint
 from .var_models import SMALL as SMALL_VAR

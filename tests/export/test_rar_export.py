@@ -14,20 +14,15 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arvg_trt.artifacts import decode_json
 from arvg_trt.errors import ExportError
-from arvg_trt.export.graph_form import GraphForm
-from arvg_trt.export.rar_export import export_rar
-from arvg_trt.export.rar_parity import (
-    References,
-    check_rar_parity,
-    compute_rar_references,
-    steps,
-)
+from arvg_trt.export.shape import GraphForm
 from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.families.rar.parity import References, check_rar_parity, compute_rar_references, steps
+from arvg_trt.families.rar.write import export_rar
+from arvg_trt.graph.sites import ProducerFold, Site, SiteMap
+from arvg_trt.graph.weight_file import INLINE, WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
-from arvg_trt.sites import ProducerFold, Site, SiteMap
-from arvg_trt.weight_file import INLINE, WEIGHTS
+from arvg_trt.workspace.artifacts import decode_json
 
 from .rar_models import SMALL, TinyRar, random_rar, random_tokens
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from arvg_trt.export.generators.var import VarTransformer
-from arvg_trt.export.generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig
+from arvg_trt.families.var.config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig
+from arvg_trt.families.var.model import VarTransformer
 
 from .var_models import FORMS, SMALL, features_of, random_var
 

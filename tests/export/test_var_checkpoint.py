@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all
-from arvg_trt.export.checkpoint_files import resolve_checkpoint
-from arvg_trt.export.generators.var import VarTransformer
-from arvg_trt.export.generators.var_checkpoint import INFINITE, infer_config, load_var
-from arvg_trt.export.generators.var_config import VarConfig, VarJson, read_config_json
-from arvg_trt.export.strict import split_parts
-from arvg_trt.export.zoo import check_config, find_model
-from arvg_trt.export.zoo_entries import VAR, ZooEntry
+from arvg_trt.export.checkpoint.read import read_all
+from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
+from arvg_trt.export.checkpoint.strict import split_parts
+from arvg_trt.families.var.checkpoint import INFINITE, infer_config, load_var
+from arvg_trt.families.var.config import VarConfig, VarJson, read_config_json
+from arvg_trt.families.var.model import VarTransformer
+from arvg_trt.families.zoo import check_config, find_model
+from arvg_trt.families.zoo_entries import VAR, ZooEntry
 
 from .var_models import FORMS, PLAIN, SHARED, SMALL, random_var
 

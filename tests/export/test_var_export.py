@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arvg_trt.export.generators.var import VarTransformer
-from arvg_trt.export.generators.var_config import VarConfig
-from arvg_trt.export.var_export import condition_graph, export_var
 from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.families.var.config import VarConfig
+from arvg_trt.families.var.model import VarTransformer
+from arvg_trt.families.var.write import condition_graph, export_var
+from arvg_trt.graph.sites import ProducerFold, Site
+from arvg_trt.graph.weight_file import INLINE, WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
-from arvg_trt.sites import ProducerFold, Site
-from arvg_trt.weight_file import INLINE, WEIGHTS
 
 from .var_models import SHARED, SMALL, features_of, random_var
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.generators.var_config import PATCH_NUMS_256, PATCH_NUMS_512
-from arvg_trt.export.tokenizers.var_quantizer import MultiScaleQuantizer, Phi
-from arvg_trt.export.tokenizers.var_vqvae_config import VarVqvaeConfig, nearest_tick
-from arvg_trt.export.tokenizers.vq_blocks import nearest_code
+from arvg_trt.families.shared.vq import nearest_code
+from arvg_trt.families.var.config import PATCH_NUMS_256, PATCH_NUMS_512
+from arvg_trt.families.var_vqvae.config import VarVqvaeConfig, nearest_tick
+from arvg_trt.families.var_vqvae.quantizer import MultiScaleQuantizer, Phi
 
 from .vqvae_models import TEN, TINY, random_latent, random_quantizer
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.parity import TokenParity, require_tokens
-from arvg_trt.export.var_tokenizer_parity import (
+from arvg_trt.families.var_vqvae.parity import (
     TokenizerReferences,
     boundary_distance,
     check_tokenizer_parity,

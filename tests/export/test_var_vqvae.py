@@ -12,15 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint import read_all
-from arvg_trt.export.generators.var_config import PATCH_NUMS_512
-from arvg_trt.export.tokenizers.var_vqvae import (
-    HITS,
-    VarVqvae,
-    infer_vqvae_config,
-    load_var_vqvae,
-)
-from arvg_trt.export.tokenizers.var_vqvae_config import VarVqvaeConfig
+from arvg_trt.export.checkpoint.read import read_all
+from arvg_trt.families.var.config import PATCH_NUMS_512
+from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
+from arvg_trt.families.var_vqvae.model import HITS, VarVqvae, infer_vqvae_config, load_var_vqvae
 
 from .vqvae_models import TEN, TINY, random_images, random_latent, random_vqvae
 

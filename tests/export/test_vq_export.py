@@ -12,13 +12,13 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from arvg_trt.artifacts import decode_json
 from arvg_trt.errors import BundleError, ExportError
-from arvg_trt.export.vq_parity import VqReferences, check_vq_parity, compute_vq_references
+from arvg_trt.families.shared.vq_parity import VqReferences, check_vq_parity, compute_vq_references
+from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.sites import Site, SiteMap
+from arvg_trt.workspace.artifacts import decode_json
 
 from .rar_models import TOKENIZER, TinyRar
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from arvg_trt.export.generators.var import VarTransformer
-from arvg_trt.export.generators.var_config import VarConfig
+from arvg_trt.families.var.config import VarConfig
+from arvg_trt.families.var.model import VarTransformer
 
 SMALL = VarConfig(
     depth=2,

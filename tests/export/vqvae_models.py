@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from arvg_trt.export.tokenizers.var_quantizer import MultiScaleQuantizer
-from arvg_trt.export.tokenizers.var_vqvae import VarVqvae
-from arvg_trt.export.tokenizers.var_vqvae_config import VarVqvaeConfig
-from arvg_trt.sites import Site
+from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
+from arvg_trt.families.var_vqvae.model import VarVqvae
+from arvg_trt.families.var_vqvae.quantizer import MultiScaleQuantizer
+from arvg_trt.graph.sites import Site
 
 TINY = VarVqvaeConfig(
     channels=32,

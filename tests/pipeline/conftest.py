@@ -21,10 +21,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from arvg_trt.artifacts import WORKSPACE_FILE
 from arvg_trt.cli import cli
-from arvg_trt.export.zoo import MODELS
+from arvg_trt.families.zoo import MODELS
 from arvg_trt.runtime.generator import Generated, Generator
+from arvg_trt.workspace.artifacts import WORKSPACE_FILE
 
 from ..export.mar_models import TinyMar
 from ..shared import made_once

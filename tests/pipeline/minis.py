@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from arvg_trt.runtime.feeds import load_sample, sample_files
 from arvg_trt.runtime.generator import Generated
-from arvg_trt.runtime.image_sources import open_source
 from arvg_trt.runtime.images import center_crop
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.samples.files import load_sample, sample_files
+from arvg_trt.samples.images import open_source
 
 LABELS = np.arange(10)
 SIDES = (1, 2, 3, 4, 5, 6, 8)

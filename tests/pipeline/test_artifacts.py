@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.artifacts import (
+from arvg_trt.errors import BuildError, WorkspaceError
+from arvg_trt.graph.sites import ActivationFormat, Plan, SitePlan, WeightFormat
+from arvg_trt.pipeline.common import run_stage
+from arvg_trt.workspace.artifacts import (
     MANIFEST,
     WORKSPACE_FILE,
     WORKSPACE_VERSION,
@@ -28,9 +31,6 @@ from arvg_trt.artifacts import (
     sha256_file,
     write_manifest,
 )
-from arvg_trt.errors import BuildError, WorkspaceError
-from arvg_trt.pipeline.common import run_stage
-from arvg_trt.sites import ActivationFormat, Plan, SitePlan, WeightFormat
 
 from .conftest import leftovers
 
@@ -235,7 +235,7 @@ def test_json_that_is_no_plan_is_refused_by_file_and_key(
 
 def test_lock_is_held_against_another_process_and_freed_by_its_end(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from arvg_trt.artifacts import Workspace\n"
+        "import sys; from pathlib import Path; from arvg_trt.workspace.artifacts import Workspace\n"
         "with Workspace(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from arvg_trt.artifacts import WORKSPACE_FILE
-from arvg_trt.export.tokenizers.cosmos import CosmosTokenizer
-from arvg_trt.export.zoo import find_model
+from arvg_trt.families.cosmos.model import CosmosTokenizer
+from arvg_trt.families.zoo import find_model
+from arvg_trt.workspace.artifacts import WORKSPACE_FILE
 
 from .conftest import CHECKPOINT, MODEL, Finished, arvg, assert_refused, digests, leftovers
 

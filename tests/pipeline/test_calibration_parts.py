@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.artifacts import MANIFEST
 from arvg_trt.calibrate.statistics import Statistics, load_statistics, save_statistics
-from arvg_trt.pipeline.calibration_sources import shard_of
-from arvg_trt.recipe import CalibrateOptions
+from arvg_trt.recipe.options import CalibrateOptions
+from arvg_trt.samples.sources import shard_of
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from ..conftest import TinyRar
 from ..own_models import CLASSES, TOKENS

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arvg_trt.artifacts import MANIFEST, Manifest
 from arvg_trt.errors import CalibrationError
-from arvg_trt.pipeline.distribution import require_halves
-from arvg_trt.pipeline.saved_samples import open_saved, sample_names, saved_sample
-from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
+from arvg_trt.pipeline.dgc import require_halves
 from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.samples.files import load_sample, sample_files, save_sample
+from arvg_trt.samples.saved import open_saved, sample_names, saved_sample
+from arvg_trt.workspace.artifacts import MANIFEST, Manifest
 
 from ..conftest import TinyRar
 from .conftest import arvg, assert_refused, digests, pictures

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.artifacts import Workspace
-from arvg_trt.pipeline.classes import drawn_classes, saved_classes
-from arvg_trt.pipeline.held_out_generator import HeldOutGenerator
 from arvg_trt.pipeline.validate import open_held_out
-from arvg_trt.recipe import ValidateOptions
-from arvg_trt.runtime.feeds import GraphRun, save_sample
+from arvg_trt.recipe.options import ValidateOptions
+from arvg_trt.samples.classes import drawn_classes, saved_classes
+from arvg_trt.samples.files import GraphRun, save_sample
+from arvg_trt.validate.measure.data_generator import HeldOutGenerator
+from arvg_trt.workspace.artifacts import Workspace
 
 from ..conftest import TinyRar
 from .conftest import arvg

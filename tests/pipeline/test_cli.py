@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arvg_trt.calibrate.packed import load_packed, save_packed
 from arvg_trt.cli import cli
-from arvg_trt.cli_support import Bytes
-from arvg_trt.export.zoo_entries import ZOO
+from arvg_trt.commands.support import Bytes
+from arvg_trt.families.zoo_entries import ZOO
+from arvg_trt.numerics.packing import load_packed, save_packed
 from arvg_trt.pipeline.common import tool_version
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 
@@ -313,8 +313,8 @@ def test_inspect_tells_the_builder_of_an_engine(tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
     from onnx import TensorProto, helper, save
 
-    from arvg_trt.engines.targets import resolve_target
-    from arvg_trt.engines.tensorrt import build_engine
+    from arvg_trt.engines.tensorrt.build import build_engine
+    from arvg_trt.engines.tensorrt.targets import resolve_target
 
     tensor = ("x", "y")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in tensor]

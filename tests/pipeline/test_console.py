@@ -10,7 +10,7 @@ import time
 import pytest
 from rich.console import Console
 
-from arvg_trt.console import ConsoleReporter, elapsed
+from arvg_trt.commands.console import ConsoleReporter, elapsed
 
 from .conftest import without_progress
 

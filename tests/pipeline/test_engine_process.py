@@ -13,14 +13,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.inspect import table_order
-from arvg_trt.engines.targets import resolve_target
-from arvg_trt.engines.tensorrt import BuildResult
+from arvg_trt.engines.tensorrt import process as engine_process
+from arvg_trt.engines.tensorrt.build import BuildResult
+from arvg_trt.engines.tensorrt.half_precision_files import write_twin
+from arvg_trt.engines.tensorrt.inspect import table_order
+from arvg_trt.engines.tensorrt.process import TRIED, TRIES, Compiled, compile_engine
+from arvg_trt.engines.tensorrt.targets import resolve_target
 from arvg_trt.errors import BuildError
-from arvg_trt.pipeline import engine_process
 from arvg_trt.pipeline.common import load_sites
-from arvg_trt.pipeline.engine_process import TRIED, TRIES, Compiled, compile_engine
-from arvg_trt.pipeline.twins import write_twin
 
 from .conftest import Finished
 
@@ -123,7 +123,7 @@ def test_a_system_that_keeps_addresses_random_builds_all_the_same(
 def test_the_process_has_fixed_addresses_where_the_system_allows_it() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     code = (
-        "import ctypes; from arvg_trt.pipeline.engine_process import fix_addresses; "
+        "import ctypes; from arvg_trt.engines.tensorrt.process import fix_addresses; "
         "print(fix_addresses(), id(fix_addresses), ctypes.CDLL(None).malloc(16))"
     )
     environment = {k: v for k, v in os.environ.items() if k != TRIED}

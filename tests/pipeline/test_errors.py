@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from arvg_trt import cli as command_line
 from arvg_trt.cli import cli, main
-from arvg_trt.cli_support import describe_os_error, explain
+from arvg_trt.commands.support import describe_os_error, explain
 from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, nearest
 from arvg_trt.packages import EXTRAS, missing_packages
 
@@ -95,7 +95,7 @@ def test_unforeseen_error_in_a_stage_leaves_nothing_half_written(
     def fail(*args: object) -> None:
         raise TypeError("surprise")
 
-    monkeypatch.setattr("arvg_trt.export.tokenizers.cosmos_checkpoint.load_cosmos", fail)
+    monkeypatch.setattr("arvg_trt.families.cosmos.checkpoint.load_cosmos", fail)
     assert run_main(monkeypatch, "export", MODEL, tmp_path / "ws") == 70
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "ws").exists()

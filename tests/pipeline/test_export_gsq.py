@@ -14,19 +14,19 @@ from onnx import load
 from PIL import Image
 from safetensors import safe_open
 
-from arvg_trt.artifacts import MANIFEST
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint_files import resolve_checkpoint
-from arvg_trt.export.tokenizers.gsq import GsqTokenizer
-from arvg_trt.export.tokenizers.gsq_config import PUBLISHED
-from arvg_trt.export.tokenizers.gsq_yaml import read_normalization
-from arvg_trt.export.zoo import find_model
-from arvg_trt.export.zoo_entries import GSQ
+from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
+from arvg_trt.families.gsq.config import PUBLISHED
+from arvg_trt.families.gsq.export import load_model
+from arvg_trt.families.gsq.model import GsqTokenizer
+from arvg_trt.families.gsq.yaml import read_normalization
+from arvg_trt.families.shared.job import ExportJob
+from arvg_trt.families.zoo import find_model
+from arvg_trt.families.zoo_entries import GSQ
 from arvg_trt.pipeline.common import SilentReporter
-from arvg_trt.pipeline.export_gsq import load_model
-from arvg_trt.pipeline.export_job import ExportJob
-from arvg_trt.runtime.image_sources import open_source
 from arvg_trt.runtime.images import from_model, load_image, to_model
+from arvg_trt.samples.images import open_source
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from ..export.gsq_models import EXPORTED, GROUPED, Payload, TinyGsq, random_gsq, write_checkpoint
 from .conftest import arvg, assert_refused, leftovers

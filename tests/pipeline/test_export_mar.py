@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from arvg_trt.artifacts import MANIFEST, Manifest, write_manifest
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint_files import resolve_checkpoint
-from arvg_trt.export.generators.mar_config import PUBLISHED
-from arvg_trt.export.zoo import find_model
+from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
+from arvg_trt.families.mar.config import PUBLISHED
+from arvg_trt.families.mar.export import describe, load_models
+from arvg_trt.families.mar.spec import MarDefaults
+from arvg_trt.families.rar.export import load_models as load_rar_models
+from arvg_trt.families.shared.job import ExportJob
+from arvg_trt.families.zoo import find_model
 from arvg_trt.pipeline.common import SilentReporter
-from arvg_trt.pipeline.export_job import ExportJob
-from arvg_trt.pipeline.export_mar import describe, load_models
-from arvg_trt.pipeline.export_rar import load_models as load_rar_models
-from arvg_trt.runtime.generate.mar_spec import MarDefaults
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.runtime.image_sources import open_source
+from arvg_trt.samples.images import open_source
+from arvg_trt.workspace.artifacts import MANIFEST, Manifest, write_manifest
 
 from ..export.mar_models import (
     AUTOENCODER,

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from arvg_trt.artifacts import MANIFEST
 from arvg_trt.errors import ExportError
-from arvg_trt.pipeline.export_par import describe, load_models
-from arvg_trt.runtime.generate.spec import Defaults
+from arvg_trt.families.par.export import describe, load_models
 from arvg_trt.runtime.generator import Generator
+from arvg_trt.runtime.spec import Defaults
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from ..export.par_models import (
     FILES,

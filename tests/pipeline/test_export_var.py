@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from arvg_trt.artifacts import MANIFEST, decode_json
-from arvg_trt.export.tokenizers.var_vqvae_config import VarVqvaeConfig
+from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
+from arvg_trt.graph.sites import SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.sites import SiteMap
+from arvg_trt.workspace.artifacts import MANIFEST, decode_json
 
 from ..export.var_models import SMALL, random_var
 from ..export.vqvae_models import random_vqvae

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from arvg_trt.artifacts import Workspace
 from arvg_trt.pipeline.common import SilentReporter
-from arvg_trt.pipeline.fp32_nodes import find_calibration
+from arvg_trt.quantize.overflow_nodes import find_calibration
+from arvg_trt.workspace.artifacts import Workspace
 
 from .conftest import arvg, assert_refused
 from .test_fp32_nodes import widening

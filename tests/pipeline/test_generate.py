@@ -12,10 +12,10 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-from arvg_trt.artifacts import Manifest, write_manifest
 from arvg_trt.errors import GenerationError
 from arvg_trt.pipeline.generate import parse_labels
 from arvg_trt.runtime.generator import Generator
+from arvg_trt.workspace.artifacts import Manifest, write_manifest
 
 from ..runtime.toy_var import CHANNELS, IMAGE, LENGTH, SIDES, SIZE, ToyVar, ints, save
 from .conftest import Outcome, arvg, assert_refused, digests, leftovers, start, wait_for

@@ -13,11 +13,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from arvg_trt.artifacts import MANIFEST, sha256_file
-from arvg_trt.engines.onnxruntime_generator import check_loop
+from arvg_trt.engines.onnxruntime.generator import check_loop
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.workspace.artifacts import MANIFEST, sha256_file
 
 from ..conftest import TinyRar
 from .conftest import arvg, assert_refused

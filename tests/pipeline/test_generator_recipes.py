@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from arvg_trt.artifacts import MANIFEST
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from .conftest import arvg
 from .minis import LABELS, SHOWN, Mini, run_decibels

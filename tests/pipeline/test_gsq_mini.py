@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from arvg_trt.artifacts import MANIFEST
-from arvg_trt.export.zoo import find_model
+from arvg_trt.families.zoo import find_model
 from arvg_trt.runtime.images import load_image
-from arvg_trt.validate.metrics import psnr
+from arvg_trt.validate.metrics.image import psnr
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from .conftest import arvg
 from .minis import photograph

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from arvg_trt.artifacts import MANIFEST, WORKSPACE_FILE
 from arvg_trt.calibrate.dgc import choose_rows, first_token_features
 from arvg_trt.pipeline.common import load_sites
-from arvg_trt.runtime.feeds import GraphRun, graph_of, load_sample, sample_files, save_sample
 from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.samples.files import GraphRun, graph_of, load_sample, sample_files, save_sample
+from arvg_trt.workspace.artifacts import MANIFEST, WORKSPACE_FILE
 
 from ..conftest import silent
 from ..export.mar_models import SMALL

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from arvg_trt.artifacts import MANIFEST
-from arvg_trt.engines.onnxruntime_generator import check_runs
+from arvg_trt.engines.onnxruntime.generator import check_runs
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from ..export.mar_models import SMALL
 from .conftest import arvg, assert_refused

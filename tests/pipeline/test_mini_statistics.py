@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from arvg_trt.calibrate.observers.smoothed_run import FullGraph, plain_view
 from arvg_trt.calibrate.statistics import POSITION, load_statistics
-from arvg_trt.calibrate.token_grids import grid_candidates
-from arvg_trt.calibrate.view_passes import FullGraph, plain_view
 from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.sites import Site
 from arvg_trt.pipeline.common import load_sites
-from arvg_trt.runtime.feeds import load_sample, sample_files, save_sample
-from arvg_trt.sites import Site
+from arvg_trt.quantize.token_ranges import grid_candidates
+from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
 from ..calibrate.generators import activations
 from ..conftest import silent

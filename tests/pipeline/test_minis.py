@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from arvg_trt.artifacts import MANIFEST
-from arvg_trt.export.zoo import MODELS, find_model
+from arvg_trt.families.zoo import MODELS, find_model
 from arvg_trt.runtime.generator import Generator
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from .minis import LABELS, SHOWN, Mini
 

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from arvg_trt.runtime.feeds import GraphChain, load_sample, sample_files
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.samples.files import GraphChain, load_sample, sample_files
 
 from ..own_models import CLASSES, TOKENS, WIDTH
 from .conftest import arvg, assert_gate_failed, assert_refused

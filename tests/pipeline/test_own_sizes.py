@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arvg_trt.artifacts import MANIFEST
-from arvg_trt.export.tokenizers.cosmos import CosmosTokenizer
-from arvg_trt.export.tokenizers.cosmos_config import CosmosConfig
+from arvg_trt.families.cosmos.config import CosmosConfig
+from arvg_trt.families.cosmos.model import CosmosTokenizer
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from ..export.mar_models import AUTOENCODER, SMALL, random_kl_vae, random_mar
 from .conftest import Outcome, arvg, assert_refused, leftovers

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper, save
 
-from arvg_trt.artifacts import encode_json
+from arvg_trt.engines.tensorrt.profiles import generator_profiles, step_sizes, tokenizer_profiles
 from arvg_trt.errors import BuildError
+from arvg_trt.families.mar.spec import MarDefaults, MarSpec
+from arvg_trt.families.par.spec import ParSpec
+from arvg_trt.families.rar.spec import RarDefaults, RarSpec
+from arvg_trt.families.var.spec import VarSpec
+from arvg_trt.graph.sites import ActivationFormat, Plan, SitePlan, WeightFormat
 from arvg_trt.pipeline.build import precision_text, required_formats
-from arvg_trt.pipeline.profiles import generator_profiles, step_sizes, tokenizer_profiles
-from arvg_trt.recipe import BuildOptions
-from arvg_trt.runtime.generate.mar_spec import MarDefaults, MarSpec
-from arvg_trt.runtime.generate.par_spec import ParSpec
-from arvg_trt.runtime.generate.rar_spec import RarDefaults, RarSpec
-from arvg_trt.runtime.generate.raster_spec import RasterSpec
-from arvg_trt.runtime.generate.spec import Defaults
-from arvg_trt.runtime.generate.var_spec import VarSpec
+from arvg_trt.recipe.options import BuildOptions
 from arvg_trt.runtime.generator import Spec
-from arvg_trt.sites import ActivationFormat, Plan, SitePlan, WeightFormat
+from arvg_trt.runtime.raster_spec import RasterSpec
+from arvg_trt.runtime.spec import Defaults
+from arvg_trt.workspace.artifacts import encode_json
 
 SIZES = {"num_classes": 10, "vocab_size": 64, "depth": 2, "width": 8, "heads": 2, "head_dim": 4}
 DEFAULTS = {"cfg": 2.0, "top_k": 5, "top_p": 0.9}

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from arvg_trt.artifacts import MANIFEST
-from arvg_trt.runtime.feeds import load_sample, sample_files
-from arvg_trt.runtime.generate.mar import masked_counts
+from arvg_trt.families.mar.loop import masked_counts
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.samples.files import load_sample, sample_files
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from ..export.mar_models import SMALL
 from .conftest import MAR_CHOICE, arvg, assert_refused

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.artifacts import MANIFEST
-from arvg_trt.runtime.feeds import load_sample, sample_files
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.samples.files import load_sample, sample_files
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from .conftest import arvg, assert_refused
 from .minis import LABELS, SHOWN, Quantized

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from arvg_trt.engines.targets import resolve_target
+from arvg_trt.engines.tensorrt.targets import resolve_target
 from arvg_trt.errors import ExportError, RecipeError
-from arvg_trt.export.zoo import find_model, shipped_checkpoint
-from arvg_trt.pipeline.generated_samples import check_generated
-from arvg_trt.recipe import (
+from arvg_trt.families.zoo import find_model, shipped_checkpoint
+from arvg_trt.recipe.file import PRESETS, load_recipe
+from arvg_trt.recipe.options import (
     BuildOptions,
     CalibrateOptions,
     QuantizeOptions,
@@ -18,9 +18,9 @@ from arvg_trt.recipe import (
     ValidateOptions,
     with_changes,
 )
-from arvg_trt.recipe_file import PRESETS, load_recipe
-from arvg_trt.validate.gates import parse_gates
-from arvg_trt.validate.report import METRIC_NAMES
+from arvg_trt.samples.generated import check_generated
+from arvg_trt.validate.report.gates import parse_gates
+from arvg_trt.validate.report.schema import METRIC_NAMES
 
 from .conftest import Finished, arvg, assert_refused, digests
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from arvg_trt.artifacts import MANIFEST
 from arvg_trt.errors import RecipeError
-from arvg_trt.pipeline.search_budget import form_bytes, parse_budget
-from arvg_trt.sites import Site, WeightFormat
+from arvg_trt.graph.sites import Site, WeightFormat
+from arvg_trt.quantize.search.budget import form_bytes, parse_budget
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from ..conftest import TinyRar
 from .conftest import arvg, assert_refused

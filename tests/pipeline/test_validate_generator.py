@@ -13,15 +13,15 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from arvg_trt.artifacts import MANIFEST
 from arvg_trt.errors import CalibrationError
 from arvg_trt.pipeline.validate import require_no_classes
-from arvg_trt.recipe import ValidateOptions
+from arvg_trt.recipe.options import ValidateOptions
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.validate.frechet import frechet_distance
+from arvg_trt.validate.metrics.frechet import frechet_distance
+from arvg_trt.workspace.artifacts import MANIFEST
 
 from ..export.rar_models import SMALL, TinyRar
 from .conftest import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.runtime.images import load_image
-from arvg_trt.validate.metrics import psnr
+from arvg_trt.validate.metrics.image import psnr
 
 from .conftest import arvg, assert_refused
 from .minis import SIDES, Mini, photograph

@@ -13,10 +13,10 @@ import onnx
 import pytest
 from PIL import Image
 
-from arvg_trt.artifacts import MANIFEST, Manifest, sha256_file, write_manifest
 from arvg_trt.errors import BundleError, WorkspaceError
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.workspace.artifacts import MANIFEST, Manifest, sha256_file, write_manifest
 
 from ..export.rar_models import TinyRar
 from .conftest import Finished, Outcome, arvg, assert_refused

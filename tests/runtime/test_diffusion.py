@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from arvg_trt.runtime.generate.diffusion import TIMES, Diffusion, cosine_betas, respaced
+from arvg_trt.families.mar.diffusion import TIMES, Diffusion, cosine_betas, respaced
 
 
 def kept_by_formula(time: int) -> float:

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from arvg_trt.errors import BundleError, CalibrationError
-from arvg_trt.runtime.feeds import (
+from arvg_trt.samples.files import (
     GraphChain,
     feeds_of,
     load_sample,

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import BundleError, GenerationError, WorkspaceError
-from arvg_trt.runtime.generate.diffusion import Diffusion
-from arvg_trt.runtime.generate.mar import masked_counts, strength
+from arvg_trt.families.mar.diffusion import Diffusion
+from arvg_trt.families.mar.loop import masked_counts, strength
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import Sampling, image_streams
 

@@ -17,11 +17,11 @@ import torch
 from onnx import numpy_helper
 
 from arvg_trt.errors import BundleError, GenerationError, WorkspaceError
-from arvg_trt.export.generators.par_config import PUBLISHED
-from arvg_trt.runtime.generate.par_spec import ParSpec
-from arvg_trt.runtime.generate.spec import Defaults
+from arvg_trt.families.par.config import PUBLISHED
+from arvg_trt.families.par.spec import ParSpec
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import Sampling, image_streams
+from arvg_trt.runtime.spec import Defaults
 
 from ..export.par_models import SMALL, TinyPar
 from .test_generator import pictures

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from arvg_trt.errors import BundleError, GenerationError, WorkspaceError
-from arvg_trt.runtime.generate.rar import ROWS_AHEAD, strength
+from arvg_trt.families.rar.loop import ROWS_AHEAD, strength
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import Sampling, image_streams
 
@@ -108,7 +108,7 @@ def test_modulations_made_ahead_are_those_of_each_step(
 ) -> None:
     whole = generator.generate(LABELS)
     for rows_ahead in (1, 7, 10**6):
-        monkeypatch.setattr("arvg_trt.runtime.generate.rar.ROWS_AHEAD", rows_ahead)
+        monkeypatch.setattr("arvg_trt.families.rar.loop.ROWS_AHEAD", rows_ahead)
         assert np.array_equal(generator.generate(LABELS).tokens, whole.tokens)
     assert 2 * len(LABELS) * 2 < ROWS_AHEAD < 2 * len(LABELS) * LENGTH  # several, not all
 

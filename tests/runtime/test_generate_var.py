@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arvg_trt.artifacts import encode_json
-from arvg_trt.export.generators.var import VarTransformer
-from arvg_trt.export.tokenizers.var_vqvae import VarVqvae
-from arvg_trt.export.tokenizers.var_vqvae_config import VarVqvaeConfig
-from arvg_trt.export.var_export import condition_graph, step_graph
-from arvg_trt.export.var_tokenizer_export import decoder_graph, update_graph
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.pipeline.export_var import describe
+from arvg_trt.families.var.export import describe
+from arvg_trt.families.var.model import VarTransformer
+from arvg_trt.families.var.write import condition_graph, step_graph
+from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
+from arvg_trt.families.var_vqvae.model import VarVqvae
+from arvg_trt.families.var_vqvae.write import decoder_graph, update_graph
 from arvg_trt.runtime.generator import Generator
+from arvg_trt.workspace.artifacts import encode_json
 
 from ..export.var_models import SMALL, random_var
 from ..export.vqvae_models import random_vqvae

@@ -270,7 +270,7 @@ def test_memory_that_numpy_lacks_is_named(generator: Generator, monkeypatch) -> 
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("arvg_trt.runtime.generate.frame.exponential_noise", refuse)
+    monkeypatch.setattr("arvg_trt.runtime.loop.exponential_noise", refuse)
     with pytest.raises(OutOfMemory, match="out of memory with 2 images at once"):
         generator.generate([0, 1])
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from arvg_trt.errors import CalibrationError
-from arvg_trt.runtime.image_sources import (
+from arvg_trt.samples.images import (
     SKIMAGE_COLOUR,
     SKIMAGE_FILES,
     batches,

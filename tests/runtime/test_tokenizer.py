@@ -137,7 +137,7 @@ def test_graph_of_another_tool_is_refused(tiny_di: TinyExport, tmp_path: Path) -
 
 def test_runtime_imports_neither_torch_nor_onnx() -> None:
     code = (
-        "import sys, arvg_trt.runtime.tokenizer, arvg_trt.runtime.image_sources, "
+        "import sys, arvg_trt.runtime.tokenizer, arvg_trt.samples.images, "
         "arvg_trt.runtime.trt_compat\n"
         "heavy = set('torch onnx onnx_ir onnxscript skimage tensorrt tensorrt_rtx'.split())\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from arvg_trt.export.generators.mar import MarTransformer
+from arvg_trt.families.mar.model import MarTransformer
 from arvg_trt.training.mar_loss import (
     Noised,
     diffusion_loss,

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from arvg_trt.export.generators.par import ParTransformer
-from arvg_trt.export.generators.par_config import ParConfig
-from arvg_trt.export.generators.rar import RarTransformer
-from arvg_trt.export.generators.rar_config import RarConfig
-from arvg_trt.runtime.generate.par_spec import generation_order
+from arvg_trt.families.par.config import ParConfig
+from arvg_trt.families.par.model import ParTransformer
+from arvg_trt.families.par.spec import generation_order
+from arvg_trt.families.rar.config import RarConfig
+from arvg_trt.families.rar.model import RarTransformer
 from arvg_trt.training import mar_loss
 from arvg_trt.training.generator_minis import (
     MAR,

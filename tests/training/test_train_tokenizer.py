@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from arvg_trt.export.tokenizers.gsq import GsqTokenizer
-from arvg_trt.export.tokenizers.maskgit_vq import MaskgitVq
-from arvg_trt.export.tokenizers.var_vqvae import VarVqvae
+from arvg_trt.families.gsq.model import GsqTokenizer
+from arvg_trt.families.maskgit_vq.model import MaskgitVq
+from arvg_trt.families.var_vqvae.model import VarVqvae
 from arvg_trt.training.perception import Perception, difference
 from arvg_trt.training.tiny_imagenet import (
     ARCHIVE,

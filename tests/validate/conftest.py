@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from arvg_trt.validate.accuracy import Picture, measure
-from arvg_trt.validate.gates import evaluate, parse_gates
-from arvg_trt.validate.latency import Cpu, Latency, ratio
-from arvg_trt.validate.report import (
+from arvg_trt.validate.measure.tokenizer import Picture, measure
+from arvg_trt.validate.metrics.latency import Cpu, Latency, ratio
+from arvg_trt.validate.report.gates import evaluate, parse_gates
+from arvg_trt.validate.report.schema import (
     METRIC_NAMES,
     Data,
     EngineRow,

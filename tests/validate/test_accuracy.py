@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from arvg_trt.errors import AccuracyError
-from arvg_trt.validate.accuracy import CandidateAccuracy, Codec, Spread, measure
-from arvg_trt.validate.metrics import psnr, to_float, to_uint8
+from arvg_trt.validate.measure.tokenizer import CandidateAccuracy, Codec, Spread, measure
+from arvg_trt.validate.metrics.image import psnr, to_float, to_uint8
 
 from .conftest import LEVELS, GreyCodec, make_images
 

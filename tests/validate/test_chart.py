@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.validate.chart import (
+from arvg_trt.validate.report.chart import (
     BOTTOM,
     HEIGHT,
     LEFT,

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from arvg_trt.errors import BundleError, RecipeError
-from arvg_trt.validate.compare import (
+from arvg_trt.validate.metrics.latency import Cpu
+from arvg_trt.validate.report.compare import (
     Comparison,
     compare,
     comparison_html,
     comparison_markdown,
 )
-from arvg_trt.validate.latency import Cpu
-from arvg_trt.validate.report import Report
+from arvg_trt.validate.report.schema import Report
 
 from .conftest import GreyCodec, MakeReport
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from arvg_trt.errors import AccuracyError
-from arvg_trt.validate.frechet import frechet_distance
+from arvg_trt.validate.metrics.frechet import frechet_distance
 
 
 def textbook(a: np.ndarray, b: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arvg_trt.errors import RecipeError
-from arvg_trt.validate.gates import Gate, evaluate, parse_gate, parse_gates
+from arvg_trt.validate.report.gates import Gate, evaluate, parse_gate, parse_gates
 
 KNOWN = ("psnr", "psnr_drop", "token_agreement", "qdq.psnr")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from arvg_trt.validate.accuracy import Spread
-from arvg_trt.validate.generation import FrechetRow, GeneratorAccuracy, PictureAccuracy
-from arvg_trt.validate.logits import LogitsAccuracy
-from arvg_trt.validate.render import report_page
-from arvg_trt.validate.report import Data, Report, metrics
+from arvg_trt.validate.measure.generator import FrechetRow, GeneratorAccuracy, PictureAccuracy
+from arvg_trt.validate.measure.tokenizer import Spread
+from arvg_trt.validate.metrics.logits import LogitsAccuracy
+from arvg_trt.validate.report.render import report_page
+from arvg_trt.validate.report.schema import Data, Report, metrics
 
 from .conftest import MakeReport
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.errors import AccuracyError, RecipeError
-from arvg_trt.validate.latency import Latency, interleaved, ratio, read_cpu, timed_parts
+from arvg_trt.validate.metrics.latency import Latency, interleaved, ratio, read_cpu, timed_parts
 
 
 def test_programs_take_turns_and_warm_up_is_not_counted() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.validate.logits import LogitsAccuracy, LogitsTally, perplexity
+from arvg_trt.validate.metrics.logits import LogitsAccuracy, LogitsTally, perplexity
 
 ROWS, LENGTH, VOCAB = 3, 5, 11
 

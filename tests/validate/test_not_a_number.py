@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from arvg_trt.errors import AccuracyError
-from arvg_trt.validate.accuracy import Spread
-from arvg_trt.validate.cells import DB
-from arvg_trt.validate.compare import Rule, _judge
-from arvg_trt.validate.frechet import frechet_distance
-from arvg_trt.validate.gates import Gate, evaluate
-from arvg_trt.validate.latency import Latency, ratio
-from arvg_trt.validate.logits import LogitsTally
-from arvg_trt.validate.metrics import none_if_infinite, sqnr_db
-from arvg_trt.validate.outputs import OutputTally, require_like
+from arvg_trt.validate.measure.tokenizer import Spread
+from arvg_trt.validate.metrics.frechet import frechet_distance
+from arvg_trt.validate.metrics.image import none_if_infinite, sqnr_db
+from arvg_trt.validate.metrics.latency import Latency, ratio
+from arvg_trt.validate.metrics.logits import LogitsTally
+from arvg_trt.validate.metrics.outputs import OutputTally, require_like
+from arvg_trt.validate.report.cells import DB
+from arvg_trt.validate.report.compare import Rule, _judge
+from arvg_trt.validate.report.gates import Gate, evaluate
 
 ODD = (math.nan, math.inf, -math.inf)
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from arvg_trt.errors import AccuracyError
-from arvg_trt.validate.outputs import OutputAccuracy, measure_outputs, worst
+from arvg_trt.validate.metrics.outputs import OutputAccuracy, measure_outputs, worst
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from arvg_trt.errors import WorkspaceError
-from arvg_trt.validate.render import DIFFERENCE_FACTOR, difference, junit, write_report
-from arvg_trt.validate.report import load_report
+from arvg_trt.validate.report.render import DIFFERENCE_FACTOR, difference, junit, write_report
+from arvg_trt.validate.report.schema import load_report
 
 from .conftest import MakeReport
 

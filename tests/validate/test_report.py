@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from arvg_trt.errors import WorkspaceError
-from arvg_trt.validate.report import (
+from arvg_trt.validate.report.schema import (
     METRIC_NAMES,
     Data,
     SiteRow,

@@ -1,0 +1,216 @@
+"""`calibrate --merge`: statistics and samples of several runs of one export, made into one."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import CalibrationError
+from ..pipeline.common import (
+    Reporter,
+    StageResult,
+    export_digest,
+    package_versions,
+    require_outputs,
+    require_same_export,
+    run_stage,
+)
+from ..samples.files import sample_files, sample_labels, save_labels
+from ..workspace.artifacts import MANIFEST, Manifest, Workspace, decode_json, sha256_file
+
+STATISTICS = "statistics.safetensors"
+# Of a part's options those that the manifest of the whole repeats.
+TOLD = ("seed", "samples", "shard", "labels", "synthetic")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Statistics and the samples that they are of; of a file alone there are none, nor a manifest.
+
+    `files` are digests by name within the part.
+    """
+
+    name: str
+    statistics: Path
+    samples: tuple[Path, ...]
+    files: dict[str, str]
+    manifest: Manifest | None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the manifest of the whole says of it."""
+        options = self.manifest.options if self.manifest else {}
+        counts = {"name": self.name, "samples_saved": len(self.samples)}
+        return counts | {key: options[key] for key in TOLD if key in options}
+
+
+def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter) -> StageResult:
+    """One calibration of those in `given`: workspaces, their calibrate folders or statistics files.
+
+    Minima, maxima and counts are those of one run over all samples, sums to 1e-12 of them.
+
+    Raises:
+        CalibrationError: parts of another export or model, one that was changed, no samples, or
+            fewer than two parts.
+    """
+    from .statistics import load_exported, merge
+
+    _, exported = require_outputs(workspace, "export", stage="export")
+    if len(given) < 2:
+        raise CalibrationError("there is nothing to merge", do="name two parts or more")
+    parts = [open_part(path, exported) for path in given]
+    wanted_digest = export_digest(exported)
+    loaded = []
+    for part in parts:
+        statistics, digest = load_exported(part.statistics)
+        if digest is not None and digest != wanted_digest:
+            raise CalibrationError(
+                "the statistics are of another export",
+                where=str(part.statistics),
+                do="merge parts of one export only",
+            )
+        if digest is None and part.manifest is None:
+            raise CalibrationError(
+                "does not say which export it is of",
+                where=str(part.statistics),
+                do="name the folder that `arvg-trt calibrate` wrote",
+            )
+        loaded.append(statistics)
+    merge(loaded)  # whether they fit, before anything is written
+    require_samples(parts)
+    warn_of_repeats(parts, reporter)
+    wanted = Manifest(
+        stage="calibrate",
+        inputs=exported.as_inputs()
+        | {f"part.{k}/{name}": d for k, part in enumerate(parts) for name, d in part.files.items()},
+        options={
+            "merge": len(parts),
+            "batch_size": max(p.manifest.options["batch_size"] for p in parts if p.manifest),
+        },
+        versions=package_versions("onnxruntime", "pillow", "numpy"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        samples = [list(part.samples) for part in parts]
+        files = [p.statistics for p in parts]
+        found = combine_parts(files, samples, folder, export=wanted_digest)
+        results = [p.manifest.results for p in parts if p.manifest]
+        classes = {c for r in results for c in r.get("classes", ())}
+        return ({"classes": sorted(classes)} if classes else {}) | {
+            "images": list(dict.fromkeys(name for r in results for name in r["images"])),
+            "skipped": list(dict.fromkeys(name for r in results for name in r["skipped"])),
+            "samples": sum(r["samples"] for r in results),
+            "synthetic": any(r["synthetic"] for r in results),
+            "parts": [part.told for part in parts],
+            "convergence": found,
+        }
+
+    result = run_stage(workspace.folder("calibrate"), wanted, work)
+    say_convergence(result, reporter)
+    return result
+
+
+def open_part(given: Path, exported: Manifest) -> Part:
+    """Raises CalibrationError for what is no part, is of another export, or was changed."""
+    if given.is_file():
+        return Part(given.name, given, (), {STATISTICS: sha256_file(given)}, None)
+    folder = given / "calibrate" if (given / "calibrate").is_dir() else given
+    if not (folder / STATISTICS).is_file():
+        raise CalibrationError(
+            "holds no statistics",
+            where=str(given),
+            do="name a workspace, its calibrate folder or a statistics file",
+        )
+    manifest = decode_json(folder / MANIFEST, Manifest, do="run `arvg-trt calibrate` there again")
+    require_same_export(exported, manifest, str(folder))
+    found = {
+        name: sha256_file(folder / name) for name in manifest.outputs if (folder / name).exists()
+    }
+    odd = [name for name, digest in manifest.outputs.items() if found.get(name) != digest]
+    if odd:
+        raise CalibrationError(
+            "is missing, or was changed after `arvg-trt calibrate` wrote it",
+            where=str(folder / odd[0]),
+            do="run `arvg-trt calibrate` there again",
+        )
+    name = folder.parent.name if folder.name == "calibrate" else folder.name
+    samples = tuple(sample_files(folder / "samples"))
+    return Part(name, folder / STATISTICS, samples, found, manifest)
+
+
+def require_samples(parts: Sequence[Part]) -> None:
+    if not any(part.samples for part in parts):
+        raise CalibrationError(
+            "none of the parts has its samples, which `arvg-trt quantize` runs again",
+            where=str(parts[0].statistics),
+            do="name the folder of one at least",
+        )
+
+
+def warn_of_repeats(parts: Sequence[Part], reporter: Reporter) -> None:
+    """Parts that were made with one seed count their samples twice."""
+    seen: Counter[str] = Counter()
+    for part in parts:
+        own = {digest for name, digest in part.files.items() if name.startswith("samples/")}
+        repeated = sum(digest in seen for digest in own)
+        if repeated:
+            reporter.warn(
+                f"{repeated} samples of {part.name} are in another part too: give parts their own "
+                "--shard or --seed"
+            )
+        seen.update(own)
+
+
+def combine_parts(
+    statistics: Sequence[Path],
+    samples: Sequence[Sequence[Path]],
+    folder: Path,
+    *,
+    export: str | None = None,
+) -> dict[str, Any]:
+    """Write the parts' statistics as one, and their samples one after the other, to `folder`.
+
+    Returns how much the scales grew with the last half of the parts, for the manifest.
+
+    Raises:
+        CalibrationError: statistics of different models.
+    """
+    from .convergence import Growth, convergence
+    from .statistics import load_exported, merge, save_statistics
+
+    loaded = [load_exported(path) for path in statistics]
+    target = folder / "samples"
+    target.mkdir(exist_ok=True)
+    numbered = enumerate(path for part in samples for path in part)
+    known = {folder: sample_labels(folder) for folder in {f.parent for p in samples for f in p}}
+    labels: dict[str, str] = {}
+    for number, path in numbered:
+        name = f"{number:05d}.{path.name.partition('.')[2]}"
+        shutil.copyfile(path, target / name)
+        if path.name in known[path.parent]:
+            labels[name] = known[path.parent][path.name]
+    if labels:
+        save_labels(target, labels)
+    merged = merge(part for part, _ in loaded)
+    save_statistics(merged, folder / STATISTICS, export=export or loaded[0][1])
+    growth = Growth(len(loaded))
+    for part, _ in loaded:
+        for name, stats in part.items():
+            growth.add(name, stats)
+    found: dict[str, Any] = msgspec.to_builtins(convergence(growth))
+    return found
+
+
+def say_convergence(result: StageResult, reporter: Reporter) -> None:
+    """Whether the samples were enough, in one line; nothing of those that were there."""
+    from .convergence import Convergence
+
+    told = result.manifest.results.get("convergence")
+    if told is not None and not result.skipped:
+        reporter.say(f"calibration: {msgspec.convert(told, Convergence).text}")

@@ -1,0 +1,277 @@
+"""Streamed second moments: sums of x x^T and of x over the rows x that a product is fed.
+
+A row is what one output element is computed from: a token's channels, or a convolution's patch
+[C * kernel] in the order of the weight. Rows are made inside the session, a strip of a few thousand
+at a time; float32 products run over a strip, float64 sums over strips and batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...errors import OutOfMemory
+from .reduce import chain, constant, values_by_name
+from .run import Outputs, Progress, run_instrumented
+from .smoothed import Grid, View, add_view, rounded_view
+
+Floats = NDArray[np.float64]
+STRIP = 4096  # rows that one float32 product sums over
+# Bytes an element of K x K: the running sum with what the session returns, and the factorization
+# of one site, whose result and copy come on top.
+HELD_BYTES, FACTOR_BYTES = 16, 16
+END = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Of a convolution without groups, by spatial axis; `pads` first the begins, then the ends."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Which rows are summed: of a view, rounded to a grid (None: as it is), in patches of a kernel.
+
+    `columns` is K; `rows` about how many a batch has; `squares` and `means` say what is asked for.
+    """
+
+    graph: str
+    view: View
+    columns: int
+    rows: int
+    grid: Grid | None = None
+    kernel: Kernel | None = None
+    squares: bool = True
+    means: bool = True
+
+    @property
+    def strips(self) -> int:
+        return max(1, math.ceil(self.rows / STRIP))
+
+    @property
+    def bytes(self) -> int:
+        return HELD_BYTES * self.columns**2 if self.squares else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over `count` rows: `square` [K, K] and `rounded` [K] of those on the grid.
+
+    `plain` [K] is of those before the grid. None is what was not asked for.
+    """
+
+    count: int
+    square: Floats | None
+    rounded: Floats | None
+    plain: Floats | None
+
+
+def split_passes(probes: Mapping[str, Probe], max_memory: int) -> list[dict[str, Probe]]:
+    """Probes in their order, as many in a pass as `max_memory` bytes hold.
+
+    Raises:
+        OutOfMemory: one that does not fit alone.
+    """
+    passes: list[dict[str, Probe]] = []
+    held = 0
+    for key, probe in probes.items():
+        alone = probe.bytes + FACTOR_BYTES * probe.columns**2 * probe.squares
+        if alone > max_memory:
+            raise OutOfMemory(
+                f"the second moments of {key} ({probe.columns} columns) take {alone / 1e9:.1f} GB",
+                do=f"--max-memory {math.ceil(alone / 2**30)}GiB, or round the site to nearest",
+            )
+        if not passes or held + alone > max_memory:
+            passes.append({})
+            held = 0
+        passes[-1][key] = probe
+        held += probe.bytes
+    return passes
+
+
+def collect_moments(
+    export: Path,
+    samples: Path,
+    graphs: Sequence[str],
+    probes: Mapping[str, Probe],
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, Moments]:
+    """One pass over the samples; `graphs` run in turn up to the last that a probe lies in.
+
+    Raises:
+        CalibrationError: a sample that gives NaN.
+    """
+    last = max(graphs.index(probe.graph) for probe in probes.values())
+    sums: dict[str, NDArray[np.float64]] = {}
+    counts = dict.fromkeys(probes, 0)
+
+    def instrument(graph: str, ir_graph: ir.Graph) -> None:
+        observe_moments(ir_graph, {k: p for k, p in probes.items() if p.graph == graph})
+
+    def consume(graph: str, outputs: Outputs) -> None:
+        for key, probe in probes.items():
+            if probe.graph != graph:
+                continue
+            for strip in range(probe.strips):
+                counts[key] += int(outputs[f"{key}:shape:{strip}"][0])
+            for kind in ("square", "rounded", "plain"):
+                for name in (f"{key}:{kind}:{strip}" for strip in range(probe.strips)):
+                    if name in outputs:
+                        add_to(sums, f"{key}:{kind}", outputs[name])
+
+    run_instrumented(
+        export,
+        samples,
+        graphs[: last + 1],
+        batch_size=batch_size,
+        instrument=instrument,
+        consume=consume,
+        progress=progress,
+    )
+    return {
+        key: Moments(
+            counts[key], *(sums.get(f"{key}:{kind}") for kind in ("square", "rounded", "plain"))
+        )
+        for key in probes
+    }
+
+
+def add_to(sums: dict[str, Floats], key: str, found: NDArray[np.generic]) -> None:
+    """In place: the largest of these arrays are a good part of the memory that is allowed."""
+    total = sums.setdefault(key, np.zeros(found.shape))
+    np.add(total, found, out=total)
+
+
+def observe_moments(graph: ir.Graph, probes: Mapping[str, Probe]) -> None:
+    """Add outputs `KEY:shape:k`, `:square:k` ([K, K]), `:rounded:k` and `:plain:k` ([K]).
+
+    k counts strips. Squares of all strips but the last are added up in float64 inside the session.
+    """
+    values = values_by_name(graph)
+    for key, probe in probes.items():
+        value = values[probe.view.tensor]
+        if probe.kernel is not None and any(probe.kernel.pads):
+            value = padded(graph, value, probe.kernel, f"{key}:padded")
+        seen = add_view(graph, value, probe.view, f"{key}:view")
+        on_grid = seen
+        if probe.grid is not None:
+            on_grid = rounded_view(graph, seen, probe.view, probe.grid, key)
+        square: ir.Value | None = None
+        for k in range(probe.strips):
+            rows = strip_rows(graph, on_grid, probe, k, f"{key}:rows:{k}")
+            shape = chain(graph, "Shape", [rows], f"{key}:shape:{k}")
+            give(graph, shape, ir.DataType.INT64, 1)
+            if probe.squares:
+                square = add_square(graph, rows, square, probe.strips, f"{key}:square:{k}")
+            if probe.means:
+                give_sum(graph, rows, f"{key}:rounded:{k}")
+                plain = rows
+                if probe.grid is not None:
+                    plain = strip_rows(graph, seen, probe, k, f"{key}:plain_rows:{k}")
+                give_sum(graph, plain, f"{key}:plain:{k}")
+        if square is not None:
+            kind = ir.DataType.FLOAT if probe.strips == 1 else ir.DataType.DOUBLE
+            give(graph, square, kind, 2)
+
+
+def add_square(
+    graph: ir.Graph, rows: ir.Value, before: ir.Value | None, strips: int, name: str
+) -> ir.Value:
+    """rows^T rows, added to `before` in float64 where there are several strips."""
+    if strips == 1:
+        return chain(graph, "Gemm", [rows, rows], name, transA=1)
+    product = chain(graph, "Gemm", [rows, rows], f"{name}/product", transA=1)
+    label = name if before is None else f"{name}/wide"
+    wide = chain(graph, "Cast", [product], label, to=int(ir.DataType.DOUBLE))
+    return wide if before is None else chain(graph, "Add", [before, wide], name)
+
+
+def give_sum(graph: ir.Graph, rows: ir.Value, name: str) -> None:
+    axis = constant(graph, f"{name}/axis", np.array([0], np.int64))
+    give(graph, chain(graph, "ReduceSum", [rows, axis], name, keepdims=0), ir.DataType.FLOAT, 1)
+
+
+def give(graph: ir.Graph, value: ir.Value, kind: ir.DataType, rank: int) -> None:
+    value.dtype, value.shape = kind, ir.Shape([None] * rank)
+    graph.outputs.append(value)
+
+
+def padded(graph: ir.Graph, value: ir.Value, kernel: Kernel, name: str) -> ir.Value:
+    """Zeros around it, as a convolution pads before its input is scaled."""
+    half = len(kernel.pads) // 2
+    pads = np.array([0, 0, *kernel.pads[:half], 0, 0, *kernel.pads[half:]], np.int64)
+    made = chain(graph, "Pad", [value, constant(graph, f"{name}/pads", pads)], name)
+    assert value.shape is not None
+    made.shape, made.type = ir.Shape([None] * len(value.shape)), value.type
+    return made
+
+
+def strip_rows(graph: ir.Graph, value: ir.Value, probe: Probe, k: int, name: str) -> ir.Value:
+    """Rows [M, K] of every `strips`-th position of axis 1 (of a convolution: line of output)."""
+    width = constant(graph, f"{name}/width", np.array([-1, probe.columns], np.int64))
+    assert value.shape is not None
+    rank = len(value.shape)
+    if probe.kernel is None:
+        if rank > 2 and probe.strips > 1:
+            value = slice_of(graph, value, {1: (k, END, probe.strips)}, f"{name}/strip")
+        return chain(graph, "Reshape", [value, width], name)
+    taps = [
+        tap(graph, value, probe, k, offsets, f"{name}/{index}")
+        for index, offsets in enumerate(itertools.product(*map(range, probe.kernel.shape)))
+    ]
+    # [N, C, taps, ...] -> [N, ..., C, taps]
+    patches = chain(graph, "Concat", taps, f"{name}/patches", axis=2)
+    turned = ir.node(
+        "Transpose", [patches], {"perm": [0, *range(3, rank + 1), 1, 2]}, name=f"{name}/Transpose"
+    )
+    turned.outputs[0].name = f"{name}/turned"
+    graph.append(turned)
+    return chain(graph, "Reshape", [turned.outputs[0], width], name)
+
+
+def tap(
+    graph: ir.Graph, value: ir.Value, probe: Probe, k: int, offsets: Sequence[int], name: str
+) -> ir.Value:
+    """What one element of the kernel meets in the strip's lines, [N, C, 1, ...]."""
+    assert probe.kernel is not None
+    kernel = probe.kernel
+    cuts = {}
+    for axis, at in enumerate(offsets):
+        stride, dilation = kernel.strides[axis], kernel.dilations[axis]
+        rest = (kernel.shape[axis] - 1 - at) * dilation
+        first, step = (k, probe.strips) if axis == 0 else (0, 1)
+        cuts[axis + 2] = (at * dilation + first * stride, -rest or END, stride * step)
+    found = slice_of(graph, value, cuts, f"{name}/tap")
+    axis_held = constant(graph, f"{name}/axis", np.array([2], np.int64))
+    return chain(graph, "Unsqueeze", [found, axis_held], name)
+
+
+def slice_of(
+    graph: ir.Graph, value: ir.Value, cuts: Mapping[int, tuple[int, int, int]], name: str
+) -> ir.Value:
+    """Start, end and step by axis."""
+    starts, ends, steps = (list(column) for column in zip(*cuts.values(), strict=True))
+    held = [
+        constant(graph, f"{name}/{label}", np.array(numbers, np.int64))
+        for label, numbers in (
+            ("starts", starts),
+            ("ends", ends),
+            ("axes", list(cuts)),
+            ("steps", steps),
+        )
+    ]
+    return chain(graph, "Slice", [value, *held], name)

@@ -1,0 +1,286 @@
+"""Calibration passes: run instrumented graphs over saved samples, one batch in flight.
+
+A graph's session is closed before the next one's opens; between them only those outputs are kept
+that feed a later graph, such as a tokenizer's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...errors import CalibrationError
+from ...graph.sites import Site, SiteMap, may_be_planned
+from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
+from ...samples.files import feeds_of, sample_batches, sample_files, sample_labels
+from ..convergence import Growth
+from ..statistics import Statistics, TensorStats
+from .reduce import (
+    ROW_KINDS,
+    ClipCandidate,
+    graph_bytes,
+    load_graph,
+    observe_clip_errors,
+    observe_ranges,
+    only_finite,
+)
+
+Outputs = Mapping[str, NDArray[np.generic]]
+Progress = Callable[[str, int, int], None]
+ALL = slice(None)
+
+
+def run_instrumented(
+    export: Path,
+    samples: Path,
+    graphs: Sequence[str],
+    *,
+    batch_size: int,
+    instrument: Callable[[str, ir.Graph], None],
+    consume: Callable[[str, Outputs], None],
+    progress: Progress,
+    threads: int = 0,
+    part: slice = ALL,
+) -> tuple[str, ...]:
+    """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
+
+    `instrument` adds output nodes to the graph it is given; nothing else leaves the session.
+    `part` of the samples counts. From the first batch on that has NaN or infinity inside a graph
+    and none in its outputs, -infinity apart (rows of padding, masks), observers see 0 for them;
+    returns those graphs.
+
+    Raises:
+        CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
+            input that nothing feeds.
+    """
+    lenient: list[str] = []
+    known = sample_labels(samples)
+    inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs}
+    carried: dict[str, dict[str, NDArray[np.generic]]] = {}
+    for position, graph in enumerate(graphs):
+        later = {name for g in graphs[position + 1 :] for name in inputs[g]}
+        session = open_instrumented(export / f"{graph}.onnx", graph, instrument, threads)
+        files, done = sample_files(samples, graph)[part], 0
+        ends = float_outputs(export / f"{graph}.onnx")
+        for names, arrays in sample_batches(files, batch_size, session.inputs):
+            kept = carried.setdefault(names[0], {})
+            feeds = feeds_of(graph, session.inputs, arrays, kept)
+            outputs = session.run(feeds)
+            path = export / f"{graph}.onnx"
+            if graph not in lenient and is_masked(outputs, ends, path, feeds):
+                lenient.append(graph)
+                session = open_instrumented(path, graph, instrument, threads, finite=True)
+                outputs = session.run(feeds)
+            called = [known.get(name, name) for name in names]
+            require_finite(outputs, called, graph, ends if graph in lenient else ())
+            consume(graph, outputs)
+            kept.update((k, v) for k, v in outputs.items() if k in later)
+            done += len(names)
+            progress(graph, done, len(files))
+        del session
+    return tuple(lenient)
+
+
+def float_outputs(path: Path) -> tuple[str, ...]:
+    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+    outputs = load_graph(path).graph.outputs
+    return tuple(str(value.name) for value in outputs if value.dtype in floats)
+
+
+def is_masked(outputs: Outputs, ends: Sequence[str], path: Path, feeds: Outputs) -> bool:
+    """Whether what is not finite is so by design: the float outputs have no NaN and no +infinity.
+
+    Without float outputs there is nothing that could prove it. Outputs that the observed graph has
+    no more are those of the graph at `path`.
+    """
+    if not ends or not any(is_bad(v) and not is_empty(outputs, k) for k, v in outputs.items()):
+        return False
+    if not outputs.keys() >= set(ends):
+        outputs = reference_session(path).run(feeds, ends)
+    return all(is_below_infinity(outputs[name]) for name in ends)
+
+
+def input_names(path: Path) -> tuple[str, ...]:
+    return tuple(str(value.name) for value in load_graph(path).graph.inputs)
+
+
+def open_instrumented(
+    path: Path,
+    graph: str,
+    instrument: Callable[[str, ir.Graph], None],
+    threads: int = 0,
+    *,
+    finite: bool = False,
+) -> OnnxRuntimeSession:
+    """A session of a graph with observers, which see 0 for NaN and infinity where `finite`."""
+    model = load_graph(path)
+    if finite:
+        only_finite(model.graph)
+    instrument(graph, model.graph)
+    data = graph_bytes(model)
+    return OnnxRuntimeSession(
+        path, optimized=True, lean=True, graph=data, threads=threads, fused=False
+    )
+
+
+def require_finite(
+    outputs: Outputs, names: Sequence[str], graph: str, masked: Sequence[str] = ()
+) -> None:
+    """Raises CalibrationError for NaN or infinity in any output; `masked` ones may have -infinity.
+
+    `names` are what the user calls the samples of the batch.
+    """
+    # What observers see comes first: it is in graph order, so the first bad tensor is named.
+    for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
+        if is_empty(outputs, tensor):
+            continue  # its minimum is infinite
+        if tensor in masked and is_below_infinity(values):
+            continue
+        if is_bad(values):
+            raise CalibrationError(
+                f"{graph} makes NaN or infinity at {tensor.rpartition(':')[0] or tensor}",
+                where=bad_sample({tensor: values, **outputs}, names),
+                do="check the checkpoint, then remove the sample if it is to blame",
+            )
+
+
+def is_bad(values: NDArray[np.generic]) -> bool:
+    return bool(np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all())
+
+
+def is_below_infinity(values: NDArray[Any]) -> bool:
+    """Whether no value is NaN or +infinity."""
+    return bool(np.all(values < np.inf))
+
+
+def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
+    """The sample of the first bad row that belongs to one; all of the batch if none does."""
+    for name, values in outputs.items():
+        alone = values.ndim > 0 and is_by_sample(name, len(values), len(names))
+        if alone and is_bad(values) and not is_empty(outputs, name):
+            bad = ~np.isfinite(values.reshape(len(names), -1)).all(axis=1)
+            return names[int(np.flatnonzero(bad)[0])]
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+
+def is_by_sample(output: str, rows: int, samples: int) -> bool:
+    """Whether rows belong to one sample each, not to sums over the batch."""
+    several = output.rpartition(":")[2] in ROW_KINDS and rows % samples == 0
+    return several or rows == samples
+
+
+def is_empty(outputs: Outputs, name: str) -> bool:
+    """Whether what an observer saw has no elements, such as the known tokens before the first."""
+    shape = outputs.get(f"{name.rpartition(':')[0]}:shape")
+    return shape is not None and 0 in shape
+
+
+def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:
+    """Sites whose input a plan may quantize: those with a trained weight."""
+    return [site for site in site_map.of_graph(graph) if may_be_planned(site)]
+
+
+def collect_ranges(
+    export: Path,
+    samples: Path,
+    site_map: SiteMap,
+    *,
+    batch_size: int,
+    progress: Progress,
+    threads: int = 0,
+    growth: Growth | None = None,
+    part: slice = ALL,
+    masked: list[str] | None = None,
+) -> Statistics:
+    """Pass 1: min, max and sum of squares per channel, by site name.
+
+    Of every site's input under `SITE`, and of its output under `SITE:output` (the ONNX Runtime
+    engine needs a grid for what a convolution returns). A `growth` of as many parts as there are
+    batches keeps what they were on the way; graphs that compute NaN or infinity which reaches no
+    output are added to `masked`.
+    """
+    seen = Growth(1) if growth is None else growth
+
+    def instrument(graph: str, ir_graph: ir.Graph) -> None:
+        sites = observed_sites(site_map, graph)
+        axes = {t: s.channel_axis for s in sites for t in (s.input, s.output)}
+        observe_ranges(ir_graph, axes)
+
+    def consume(graph: str, outputs: Outputs) -> None:
+        for site in observed_sites(site_map, graph):
+            for key, tensor in ((site.name, site.input), (f"{site.name}:output", site.output)):
+                seen.add(key, batch_stats(outputs, tensor))
+
+    found = run_instrumented(
+        export,
+        samples,
+        site_map.graphs,
+        batch_size=batch_size,
+        instrument=instrument,
+        consume=consume,
+        progress=progress,
+        threads=threads,
+        part=part,
+    )
+    if masked is not None:
+        masked += found
+    return seen.total
+
+
+def batch_stats(outputs: Outputs, name: str) -> TensorStats:
+    """Merge the rows [N, C] of one batch in float64."""
+    low, high, square = (
+        outputs[f"{name}:{kind}"].astype(np.float64) for kind in ("min", "max", "square")
+    )
+    count = int(np.prod(outputs[f"{name}:shape"].astype(np.int64))) // low.shape[1]
+    return TensorStats(low.min(axis=0), high.max(axis=0), square.sum(axis=0), count)
+
+
+def collect_clip_errors(
+    export: Path,
+    samples: Path,
+    candidates: Mapping[str, Mapping[str, Sequence[ClipCandidate]]],
+    site_map: SiteMap,
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """Pass 2: per tensor and candidate grid, channel sums of error**2 and error**4.
+
+    `candidates` is by graph, then by tensor; so is the result's key, `graph/tensor`.
+    """
+    sums: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+
+    def instrument(graph: str, ir_graph: ir.Graph) -> None:
+        axes = {site.input: site.channel_axis for site in site_map.of_graph(graph)}
+        observe_clip_errors(ir_graph, candidates.get(graph, {}), axes)
+
+    def consume(graph: str, outputs: Outputs) -> None:
+        for name, grids in candidates.get(graph, {}).items():
+            totals = sums.setdefault(f"{graph}/{name}", [])
+            for k, grid in enumerate(grids):
+                e2, e4 = (
+                    outputs[f"{name}:{k}:e{power}"].astype(np.float64).sum(axis=0)
+                    * grid.scale**power
+                    for power in (2, 4)
+                )
+                if k == len(totals):
+                    totals.append((e2, e4))
+                else:
+                    totals[k] = (totals[k][0] + e2, totals[k][1] + e4)
+
+    run_instrumented(
+        export,
+        samples,
+        site_map.graphs,
+        batch_size=batch_size,
+        instrument=instrument,
+        consume=consume,
+        progress=progress,
+    )
+    return sums

@@ -1,0 +1,87 @@
+"""The command that looks for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import RecipeError
+from ..recipe.file import load_recipe
+from ..recipe.options import QuantizeOptions, check_name, with_changes
+from .console import ConsoleReporter, print_json
+from .support import json_option, workspace_argument
+
+
+@click.command()
+@workspace_argument
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    help="'avg_bits<=5' or 'size<=20MB' of packed weights; all that are given hold.",
+)
+@click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file.")
+@click.option("--name", default="search", show_default=True, help="Name of the search.")
+@click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only. [default: 8]")
+@click.option("--exclude", multiple=True, help="Pattern of site names; repeatable.")
+@click.option("--bits", multiple=True, type=int, help="Widths to try. [default: 2 to 8]")
+@click.option(
+    "--grid",
+    "grids",
+    multiple=True,
+    type=click.Choice(["uniform", "log", "block"]),
+    help="Grids to try where only weights are rounded. [default: all]",
+)
+@click.option("--samples", type=int, help="Calibration samples of each measurement. [default: 4]")
+@click.option(
+    "--all-sites", is_flag=True, default=None, help="Also those that the method leaves out."
+)
+@json_option
+def search(
+    workspace: Path,
+    budgets: Sequence[str],
+    recipe_name: str | None,
+    name: str,
+    activation_bits: int | None,
+    exclude: Sequence[str],
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Find the bits of each site that lose least within a budget, and write their plan.
+
+    \b
+    Example: arvg-trt search out/ws --budget 'avg_bits<=5' --activation-bits 32
+             arvg-trt quantize out/ws --plan out/ws/search/search/plan.json --name mixed \\
+                 --activation-bits 32
+    """
+    from ..pipeline.search import SearchOptions, search_stage
+    from ..workspace.artifacts import Workspace
+
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise RecipeError(str(error), where="--name") from error
+    base = load_recipe(recipe_name).quantize if recipe_name else QuantizeOptions()
+    options = with_changes(base, activation_bits=activation_bits, exclude=list(exclude) or None)
+    given = {k: (list(v) or None) if isinstance(v, tuple) else v for k, v in changes.items()}
+    wanted = with_changes(SearchOptions(budgets=tuple(budgets)), **given)
+    with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
+        result = search_stage(opened, name, options, wanted, reporter)
+    if as_json:
+        print_json(result)
+        return
+    found = result.manifest.results
+    for row in found["sites"]:
+        line = f"{row['name']:<40} {row['format']:>8} {row['bytes']:>12,} {row['loss']:>10.2e}"
+        click.echo(line)
+    click.echo(
+        f"{found['avg_bits']:.2f} bits a weight, {found['bytes']:,} bytes; loss predicted "
+        f"{found['predicted_loss']:.3g}, measured {found['measured_loss']:.3g}, quantized "
+        f"{found['quantized_loss']:.3g}"
+    )
+    if found["uniform_loss"] is not None:
+        click.echo(f"{found['uniform_bits']} bits everywhere lose {found['uniform_loss']:.3g}")
+    click.echo(str(result.folder / "plan.json"))

@@ -1,0 +1,69 @@
+"""What the commands of the stages share: recipes, names, and running a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import RecipeError
+from ..pipeline.common import StageResult
+from ..recipe.file import load_recipe
+from ..recipe.options import BuildOptions, Recipe, check_name, with_changes
+from ..workspace.artifacts import Workspace
+from .console import ConsoleReporter, print_json
+
+recipe_option = click.option(
+    "--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file."
+)
+name_option = click.option(
+    "--name", default=None, help="Name of the quantization. [default: the recipe's, or int8]"
+)
+
+
+def recipe_or_none(name: str | None) -> Recipe | None:
+    return None if name is None else load_recipe(name)
+
+
+def chosen_name(name: str | None, recipe: Recipe | None) -> str:
+    if name is None:
+        return recipe.name if recipe else "int8"
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise RecipeError(str(error), where="--name") from error
+    return name
+
+
+def chosen_builds(recipe: Recipe | None, changes: dict[str, Any]) -> list[BuildOptions]:
+    """The recipe's builds, or the one that the command line asks for."""
+    backend = changes["backend"]
+    given = [name for name, value in changes.items() if value is not None]
+    if recipe is None:
+        return [with_changes(BuildOptions(), **changes)]
+    if backend is None:
+        if given:
+            option = given[0].replace("_", "-").replace("targets", "target")
+            raise RecipeError(f"--{option} beside a recipe needs --backend", do="add --backend")
+        return list(recipe.build)
+    base = next((b for b in recipe.build if b.backend == backend), BuildOptions())
+    return [with_changes(base, **changes)]
+
+
+def perform(
+    workspace: Path,
+    as_json: bool,
+    work: Callable[[Workspace, ConsoleReporter], Sequence[StageResult]],
+) -> Sequence[StageResult]:
+    """Run stages under the workspace's lock and print what they made, which is returned."""
+    with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
+        results = work(opened, reporter)
+    if as_json:
+        print_json({"stages": results})
+        return results
+    for result in results:
+        took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
+        click.echo(f"{result.manifest.stage}: {took}, {result.folder}")
+    return results

@@ -1,0 +1,209 @@
+"""What the command line adds to Click: errors in one line with their exit codes, option types."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+
+from ..errors import INTERNAL, INTERRUPTED, ArvgError, OutOfMemory, WorkspaceError
+from ..packages import BROUGHT, extra_of, missing_packages, not_installed
+from ..recipe.options import MAX_MEMORY
+from .console import print_json
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a command needs beside the base install, so that all that is missing is named at once.
+NEEDED = {
+    **dict.fromkeys(("export", "validate", "run"), ("export", "report")),
+    **dict.fromkeys(("calibrate", "quantize", "build", "inspect"), ("export",)),
+    "search": ("export", "search"),
+}
+LONGEST_REASON = 300
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+
+
+class Place(click.Path):
+    """A path; an empty text is none, and not the folder that the command runs in."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+workspace_argument = click.argument("workspace", type=Place())
+
+
+class Exponent(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
+    """A number, or one of the words "search" and "gps"."""
+
+    name = "number|search|gps"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if value in ("search", "gps"):
+            return str(value)
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f'{value!r} is neither a number nor "search" nor "gps"', param, ctx)
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
+    """A number of bytes, as 800000000, 800MB or 2GiB."""
+
+    name = "bytes"
+    units: ClassVar[dict[str, int]] = {
+        **{"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+        **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]?i?B|)", str(value))
+        size = int(float(found[1]) * self.units.get(found[2], 0)) if found else 0
+        if size < 1:
+            self.fail(f"{value!r} is no number of bytes such as 800MB or 2GiB", param, ctx)
+        return size
+
+
+memory_option = click.option(
+    "--max-memory", type=Bytes(), default=MAX_MEMORY, help="Of second moments. [default: 2GiB]"
+)
+
+
+class Commands(click.Group):
+    """Ends every command with one line on stderr and the exit code of its kind of error.
+
+    With `--json` stdout has one object then too, `{"error": ...}` beside what was made before.
+    Errors that nobody foresaw are left to `report_internal`. `--debug`, which every command takes,
+    shows where an error was raised.
+    """
+
+    interrupted = False
+    debug = False
+    as_json = False
+
+    def add_command(self, command: click.Command, name: str | None = None) -> None:
+        command.params.append(debug_option())
+        super().add_command(command, name)
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
+        given = sys.argv[1:] if args is None else [str(arg) for arg in args]
+        # Looked for before they are parsed: what cannot be parsed is reported as asked too.
+        options = given[: given.index("--")] if "--" in given else given
+        self.debug, self.as_json = "--debug" in options, "--json" in options
+        if not self.debug:  # what libraries log of a file is said in the line of the error
+            logging.getLogger().addHandler(logging.NullHandler())
+        return super().main(given, *rest, **named)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            self.print_object(error.exit_code, error.format_message(), error)
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            # Libraries turn an interrupt into errors of their own: what follows one is one.
+            if self.interrupted or isinstance(error, KeyboardInterrupt):
+                code, text = INTERRUPTED, "interrupted (finished stages are kept, run again)"
+            elif isinstance(error, (click.exceptions.Exit, click.Abort)):
+                raise
+            elif known := explain(error, ctx.invoked_subcommand or ""):
+                code, text = known
+            else:
+                raise
+            self.report(code, text, error)
+            ctx.exit(code)
+
+    def report_internal(self, error: Exception) -> int:
+        """Print a bug of ours in a line; its exit code."""
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        named = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        again = "this is a bug: please report it" if self.debug else "run with --debug"
+        self.report(INTERNAL, f"internal error: {named} ({again})", error)
+        return INTERNAL
+
+    def report(self, code: int, text: str, error: BaseException) -> None:
+        if self.debug:
+            click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        self.print_object(code, text, error)
+        click.echo(f"error: {text}", err=True)
+
+    def print_object(self, code: int, text: str, error: BaseException) -> None:
+        """With `--json` what was made and `error`, on stdout."""
+        if self.as_json:
+            told = {"kind": type(error).__name__, "message": text, "exit_code": code}
+            told |= {k: v for k in ("where", "do") if (v := getattr(error, k, None)) is not None}
+            print_json({**getattr(error, "made", {}), "error": told})
+
+    def interrupt(self, number: int, frame: object) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+
+def debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"], is_flag=True, expose_value=False, help="Show where an error was raised."
+    )
+
+
+def explain(error: BaseException, command: str) -> tuple[int, str] | None:
+    """The exit code and the line of an error that a user can act on; None for any other."""
+    if isinstance(error, ArvgError):
+        return error.exit_code, str(error)
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        text = f"out of memory: {reason}" if reason else "out of memory"
+        return OutOfMemory.exit_code, f"{text} (ask for less at once, or free some memory)"
+    if isinstance(error, OSError) and (problem := describe_os_error(error)):
+        return WorkspaceError.exit_code, problem
+    if isinstance(error, ModuleNotFoundError) and (problem := missing_extra(error, command)):
+        return ArvgError.exit_code, problem
+    return None
+
+
+def missing_extra(error: ModuleNotFoundError, command: str = "") -> str | None:
+    """All packages that `command` lacks beside the one that was not found, and their extras.
+
+    None for a module that no extra brings.
+    """
+    package = str(error.name).partition(".")[0]
+    extra = extra_of(package)
+    if extra is None:
+        return None
+    extras = dict.fromkeys((extra, *NEEDED.get(command, ())))
+    missing = missing_packages(tuple(extras))
+    if package not in BROUGHT and package not in missing.get(extra, ()):
+        return None  # it is installed, and a module within it is not there
+    return str(not_installed(missing or {extra: [package]}))
+
+
+def describe_os_error(error: OSError) -> str | None:
+    """A full disk, or a path that cannot be used; None for anything else."""
+    where = f"{shortened(str(error.filename))}: " if error.filename else ""
+    if error.errno in FULL_DISK:
+        return f"{where}disk full: {error.strerror} (free some space and run again)"
+    if error.errno is not None and error.strerror and error.filename:
+        return f"{where}{error.strerror}"
+    return None
+
+
+def shortened(path: str) -> str:
+    """A path as a line can hold it."""
+    return path if len(path) <= LONGEST_REASON else f"{path[:LONGEST_REASON]}..."

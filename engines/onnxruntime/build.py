@@ -1,0 +1,297 @@
+"""The ONNX Runtime engine: rewritten graphs, checked against those they were made from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...errors import BuildError, CalibrationError
+from ...graph.group_norm import expand_group_norms
+from ...graph.load import read_graph
+from ...runtime.sessions.onnxruntime import reference_session
+from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
+from ...workspace.artifacts import open_tensors
+from .float_outputs import worst_first
+from .matmul_integer import match_input, rewrite_linears
+from .qlinear_conv import Ranges, rewrite_convolutions
+
+# The rounding of outputs is a noise of the size of the Q/DQ graph's own.
+WORST_LOSS_DB = 8.0
+# Of float32 sums in another order, where a Q/DQ graph is closer to FP32 than that.
+EXACT_DB = 90.0
+CHECK_SAMPLES = 2
+REWRITING = "rewriting for ONNX Runtime"
+CHECKING = "checking the engine"
+
+Progress = Callable[[str, int, int], None]
+
+
+class EngineRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine graph, as reports list it."""
+
+    backend: str
+    target: str
+    precision: str
+    graph: str
+    bytes: int
+    build_seconds: float
+    int8_sites_planned: int
+    int8_sites_proved: int | None
+    exceptions: tuple[dict[str, str], ...] = ()
+    status: str = "executed"
+
+
+def build_engine(
+    source: Path,
+    export: Path,
+    samples: Path,
+    statistics: Path,
+    output: Path,
+    graphs: Sequence[str] = TOKENIZER_GRAPHS,
+    *,
+    progress: Progress,
+) -> list[EngineRow]:
+    """Rewrite the graphs of `source` into `output` and check them on calibration samples.
+
+    Where a graph is too far from its Q/DQ graph, the sites whose rounded outputs lose most compute
+    in float: one, two, four and so on, until it is not. The row lists them.
+
+    Raises:
+        BuildError: the engine is further from its Q/DQ graph, also without rounded outputs.
+    """
+    rows = {}
+    ranges = output_ranges(statistics)
+    for k, graph in enumerate(graphs):
+        progress(REWRITING, k, len(graphs) + 1)
+        rows[graph] = write_graph(source, graph, output, ranges)
+    progress(CHECKING, len(graphs), len(graphs) + 1)
+    files = sample_files(samples)[:CHECK_SAMPLES]
+    problems = differences(source, export, output, files, graphs)
+    for graph in problems:
+        feeds = graph_feeds(export, files, graphs, graph)
+        rounded = rounded_sites(output / f"{graph}.onnx")
+        order = worst_first(source / f"{graph}.onnx", rounded, ranges, feeds)
+        rows[graph] = leave_in_float(
+            order,
+            problems[graph],
+            partial(write_graph, source, graph, output, ranges),
+            lambda: differences(source, export, output, files, graphs).get(graph),  # noqa: B023
+        )
+    progress(CHECKING, len(graphs) + 1, len(graphs) + 1)
+    return [rows[graph] for graph in graphs]
+
+
+def write_graph(
+    source: Path, graph: str, output: Path, ranges: Ranges, left: Collection[str] = ()
+) -> EngineRow:
+    """Rewrite one graph, but for the sites that are `left` in float; returns its row."""
+    start = time.perf_counter()
+    model = read_graph(source / f"{graph}.onnx")
+    found = rewrite_graph(model, {name: r for name, r in ranges.items() if name not in left})
+    path = output / f"{graph}.onnx"
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")))
+    return engine_row(graph, found, size, time.perf_counter() - start, left)
+
+
+def rounded_sites(engine: Path) -> list[str]:
+    """The sites whose outputs an engine's graph rounds, by the nodes that were made for them."""
+    graph = read_graph(engine).graph
+    return [str(n.name).rpartition("/")[0] for n in graph if n.op_type == "QLinearConv"]
+
+
+def leave_in_float(
+    order: Sequence[str],
+    problem: BuildError,
+    write: Callable[[Collection[str]], EngineRow],
+    check: Callable[[], BuildError | None],
+) -> EngineRow:
+    """Write a graph with more and more of the sites `order` in float, until its check holds.
+
+    Raises:
+        BuildError: it does not even with all of them; the last problem.
+    """
+    count = 0
+    while count < len(order):
+        count = min(2 * count or 1, len(order))
+        row = write(order[:count])
+        found = check()
+        if found is None:
+            return row
+        problem = found
+    raise BuildError(
+        f"{problem.what}, with the outputs of all convolutions in float as well",
+        where=problem.where,
+        do="report it with the output of `arvg-trt doctor`; the Q/DQ graphs run in its place",
+    )
+
+
+def graph_feeds(
+    export: Path, samples: Sequence[Path], graphs: Sequence[str], graph: str
+) -> list[Mapping[str, Any]]:
+    """What FP32 graphs feed one of them with on each sample."""
+    chain = GraphChain.open(export, graphs, session=reference_session)
+    arrays = [load_sample(path) for path in samples]
+    return [chain.feeds(graph, each, chain.run(each)) for each in arrays]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """Names of the products with quantized inputs, and of those that compute in integers now.
+
+    `weights` are the bits of weights that are stored as integers and computed with as floats.
+    """
+
+    planned: tuple[str, ...]
+    done: tuple[str, ...]
+    weights: tuple[int, ...]
+
+    @property
+    def precision(self) -> str:
+        kinds = ["INT8"] * bool(self.done) + [f"W{bits}" for bits in self.weights]
+        return "+".join(kinds) + " + FP32" if kinds else "FP32"
+
+
+def rewrite_graph(model: ir.Model, ranges: Ranges) -> Rewritten:
+    """Every form that is fast on a CPU, in place; `ranges` are those of convolutions' outputs."""
+    products = [n for n in model.graph if n.op_type in ("Conv", "MatMul")]
+    planned = [str(node.name) for node in products if match_input(node)]
+    done = rewrite_convolutions(model, ranges) + rewrite_linears(model)
+    expand_group_norms(model.graph)
+    held = [n.inputs[0] for n in model.graph if n.op_type == "DequantizeLinear"]
+    bits = {int(v.const_value.dtype.bitwidth) for v in held if v is not None and v.const_value}
+    return Rewritten(tuple(planned), tuple(done), tuple(sorted(bits)))
+
+
+NO_FORM = "its chain has no INT8 form"
+IN_FLOAT = "in float: rounding its output moved the engine too far from its Q/DQ graph"
+
+
+def engine_row(
+    graph: str, found: Rewritten, size: int, seconds: float, left: Collection[str] = ()
+) -> EngineRow:
+    return EngineRow(
+        backend="onnxruntime",
+        target="cpu",
+        precision=found.precision,
+        graph=graph,
+        bytes=size,
+        build_seconds=seconds,
+        int8_sites_planned=len(found.planned),
+        int8_sites_proved=len(found.done),
+        exceptions=tuple(
+            {"site": name, "reason": IN_FLOAT if name in left else NO_FORM}
+            for name in found.planned
+            if name not in found.done
+        ),
+    )
+
+
+def output_ranges(statistics: Path) -> Ranges:
+    """(low, high) per output channel of each site, from calibration.
+
+    Raises:
+        CalibrationError: the file is damaged, or a range has an end without the other.
+    """
+    suffix, do = ":output:low", "run `arvg-trt calibrate` again"
+    with open_tensors(statistics, do=do, error=CalibrationError) as file:
+        names = [key.removesuffix(suffix) for key in list(file.keys()) if key.endswith(suffix)]
+        found = {
+            name: (file.get_tensor(f"{name}{suffix}"), file.get_tensor(f"{name}:output:high"))
+            for name in names
+        }
+    for name, (low, high) in found.items():
+        if low.ndim != 1 or low.shape != high.shape or {low.dtype.kind, high.dtype.kind} != {"f"}:
+            raise CalibrationError(
+                f"the outputs of {name} have ranges {list(low.shape)} and {list(high.shape)}",
+                where=str(statistics),
+                do=do,
+            )
+    return found
+
+
+def check_engine(
+    source: Path,
+    export: Path,
+    engine: Path,
+    samples: Sequence[Path],
+    graphs: Sequence[str] = TOKENIZER_GRAPHS,
+) -> None:
+    """Compare the engine as executed with its Q/DQ graph, graph by graph.
+
+    The difference may be as large as what the Q/DQ graph lost against FP32 and `WORST_LOSS_DB`
+    more, however little that is.
+
+    Raises:
+        BuildError: an output that differs by more, or is not finite in the same places.
+    """
+    for problem in differences(source, export, engine, samples, graphs).values():
+        raise problem
+
+
+def differences(
+    source: Path,
+    export: Path,
+    engine: Path,
+    samples: Sequence[Path],
+    graphs: Sequence[str],
+) -> dict[str, BuildError]:
+    """The first output of each graph that `check_engine` refuses, as its error."""
+    problems: dict[str, BuildError] = {}
+    arrays = [load_sample(path) for path in samples]
+    fp32 = GraphChain.open(export, graphs, session=reference_session)
+    references = [fp32.run(feeds) for feeds in arrays]
+    del fp32
+    simulated, real = (
+        [chain.run(feeds, given=made) for feeds, made in zip(arrays, references, strict=True)]
+        for chain in (
+            GraphChain.open(source, graphs, session=reference_session),
+            GraphChain.open(engine, graphs),
+        )
+    )
+    for name in [n for n, v in references[0].items() if np.issubdtype(v.dtype, np.floating)]:
+        graph, _, output = name.partition("/")
+        expected, in_reference, executed = (
+            np.concatenate([np.ravel(each[name]) for each in runs])
+            for runs in (references, simulated, real)
+        )
+        lost, found = sqnr_db(expected, in_reference), sqnr_db(in_reference, executed)
+        least = min(lost - WORST_LOSS_DB, EXACT_DB)
+        if not found >= least:
+            problem = BuildError(
+                f"the ONNX Runtime {graph} is {found:.1f} dB from its Q/DQ graph at {output}, "
+                f"which is {lost:.1f} dB from FP32: {least:.1f} is the least",
+                where=str(engine / f"{graph}.onnx"),
+                do="quantize again with --exclude for the sites that lose most (`arvg-trt "
+                "validate` lists them)",
+            )
+            problems.setdefault(graph, problem)
+    return problems
+
+
+def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:
+    """In dB; inf where both are equal, NaN where they are not finite in the same places.
+
+    A mask's -inf is compared by its place alone.
+    """
+    wide, other = reference.astype(np.float64), value.astype(np.float64)
+    finite = np.isfinite(wide)
+    if not np.array_equal(wide[~finite], other[~finite], equal_nan=True):
+        return math.nan
+    signal = float(np.square(wide[finite]).sum())
+    noise = float(np.square(wide[finite] - other[finite]).sum())
+    if noise == 0:
+        return math.inf
+    if not noise < math.inf:
+        return math.nan
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

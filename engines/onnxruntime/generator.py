@@ -1,0 +1,183 @@
+"""The ONNX Runtime engine of a generator: all graphs that generate, over one file of weights.
+
+Each graph is checked against the Q/DQ graph that it was made from: the teacher-forced one on
+calibration samples, both beside FP32, those of the loop on what the engine itself feeds them while
+it makes a picture, and those that were calibrated along a trajectory on runs of it.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BuildError
+from ...graph.load import read_graph
+from ...graph.weight_file import SharedWeights
+from ...runtime.generator import FULL, OTHER_GRAPHS, SPEC_FILE, Generator
+from ...runtime.sessions.onnxruntime import (
+    SLOW_OPTIMIZERS,
+    Array,
+    DeviceValue,
+    OnnxRuntimeSession,
+    reference_session,
+)
+from ...samples.files import graph_of, load_sample, sample_files
+from .build import (
+    CHECK_SAMPLES,
+    CHECKING,
+    REWRITING,
+    EngineRow,
+    Progress,
+    check_engine,
+    engine_row,
+    output_ranges,
+    rewrite_graph,
+)
+
+# Runs of a graph that are compared: of a RAR or PAR the first tokens, of a VAR all scales, of a
+# MAR the first passes and diffusions; of recorded ones as many.
+CHECKED_RUNS = 12
+# A wrong rewrite is off by half the signal. A right one rounds a value in ten thousand to the next
+# step, since it divides in another order.
+LEAST_DB = 25.0
+
+
+def build_generator_engine(
+    source: Path, export: Path, samples: Path, statistics: Path, output: Path, *, progress: Progress
+) -> list[EngineRow]:
+    """Rewrite the graphs of `source` into `output`, with `generator.json`, and check them.
+
+    A row's bytes are what its graph adds to the folder: shared weights count once.
+
+    Raises:
+        BuildError: the engine is further from its Q/DQ graphs than rounding explains.
+    """
+    found = {path.stem for path in source.glob("*.onnx")}
+    # The graph of all positions does not generate: it is what accuracy is measured with.
+    graphs = sorted(found - set(OTHER_GRAPHS) | found & {FULL})
+    ranges = output_ranges(statistics)
+    rows, steps = [], len(graphs) + 2
+    with SharedWeights(output) as weights:
+        for k, graph in enumerate(graphs):
+            progress(REWRITING, k, steps)
+            start, before = time.perf_counter(), folder_bytes(output)
+            model = read_graph(source / f"{graph}.onnx")
+            rewritten = rewrite_graph(model, ranges)
+            weights.write(model, graph)
+            size = folder_bytes(output) - before
+            rows.append(engine_row(graph, rewritten, size, time.perf_counter() - start))
+    shutil.copyfile(source / SPEC_FILE, output / SPEC_FILE)
+    progress(CHECKING, steps - 2, steps)
+    if FULL in graphs:
+        check_engine(source, export, output, sample_files(samples)[:CHECK_SAMPLES], [FULL])
+    check_runs(source, output, samples, graphs)
+    progress(CHECKING, steps - 1, steps)
+    check_loop(source, output)
+    progress(CHECKING, steps, steps)
+    return rows
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def check_loop(source: Path, engine: Path) -> None:
+    """Make a picture with the engine, and run the Q/DQ graphs beside it on the same feeds.
+
+    Raises:
+        BuildError: an output of a graph that differs by more than `LEAST_DB` allows.
+    """
+    opened: list[ComparedSession] = []
+
+    def session(path: Path, threads: int) -> OnnxRuntimeSession:
+        opened.append(ComparedSession(path, source / path.name, threads))
+        return opened[-1]
+
+    Generator.open(engine, session=session, verify=False).generate([0])  # no manifest yet
+    for compared in opened:
+        require_close(compared)
+
+
+def check_runs(source: Path, engine: Path, samples: Path, graphs: Sequence[str]) -> None:
+    """Compare graphs on some of the runs that calibration recorded of them.
+
+    Raises:
+        BuildError: as `check_loop`.
+    """
+    for graph in graphs:
+        files = [path for path in sample_files(samples) if graph_of(path) == graph]
+        if not files:
+            continue
+        compared = ComparedSession(engine / f"{graph}.onnx", source / f"{graph}.onnx", threads=0)
+        # Any stride could keep step with the times of the runs.
+        for k in np.random.default_rng(0).permutation(len(files))[:CHECKED_RUNS]:
+            compared.run(load_sample(files[k], compared.inputs))
+        require_close(compared)
+
+
+def require_close(compared: ComparedSession) -> None:
+    """Raises BuildError for an output that differs by more than `LEAST_DB` allows."""
+    for name, db in compared.decibels().items():
+        if not db >= LEAST_DB:
+            raise BuildError(
+                f"the ONNX Runtime {compared.path.stem} is {db:.1f} dB from its Q/DQ graph at "
+                f"{name}, {LEAST_DB:g} is the least",
+                where=str(compared.path),
+                do="quantize again with --exclude for its sites that lose most (`arvg-trt "
+                "validate` lists them)",
+            )
+
+
+class ComparedSession(OnnxRuntimeSession):
+    """An engine's graph, whose first runs are also those of the graph it was made from."""
+
+    def __init__(self, path: Path, source: Path, threads: int) -> None:
+        super().__init__(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
+        self._source = reference_session(source, threads)
+        self._runs = 0
+        # Of each output, sums of squares of the source's and of the difference.
+        self._sums: dict[str, NDArray[np.float64]] = {}
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        found = super().run(feeds, outputs)
+        self._compare(feeds, found)
+        return found
+
+    def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
+        found = super().run_on_device(feeds)
+        self._compare(feeds, found)
+        return found
+
+    def _compare(
+        self,
+        feeds: Mapping[str, Array | DeviceValue],
+        found: Mapping[str, Array] | Mapping[str, DeviceValue],
+    ) -> None:
+        self._runs += 1
+        if self._runs > CHECKED_RUNS:
+            return
+        arrays = {name: on_host(value) for name, value in feeds.items()}
+        for name, value in self._source.run(arrays, list(found)).items():
+            wanted = value.astype(np.float64)
+            noise = wanted - on_host(found[name]).astype(np.float64)
+            squares = [np.square(wanted).sum(), np.square(noise).sum()]
+            self._sums[name] = self._sums.get(name, 0) + np.array(squares)
+
+    def decibels(self) -> dict[str, float]:
+        """SQNR of each output over the runs that were compared; infinite where all are equal."""
+        return {
+            name: float(10 * np.log10(signal / noise)) if noise else math.inf
+            for name, (signal, noise) in self._sums.items()
+        }
+
+
+def on_host(value: Array | DeviceValue) -> Array:
+    return value if isinstance(value, np.ndarray) else value.numpy()

@@ -1,0 +1,152 @@
+"""Quantized linears as integer products with a float output, for ONNX Runtime on a CPU.
+
+    QuantizeLinear(uint8, zero point 128) -> MatMulIntegerToFloat(scale and bias a channel)
+
+Left to itself ONNX Runtime runs the canonical form in float, or fuses it into kernels that are
+wrong for symmetric INT8; nothing here is rounded that the Q/DQ graph does not round. The kernel is
+`com.microsoft`'s: it scales and adds while the sums are in registers, which as nodes of their own
+would each go through memory. What is a factor of the rows (a scale a position) stays a Mul behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...graph.edit import Inserter, array, producer, remove_dead_nodes, take_over
+from .qlinear_conv import INT32_MAX, largest_sums
+
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedInput:
+    """Q -> [Clip] -> DQ in front of a product: what is quantized, its scale, bounds of int8."""
+
+    source: ir.Value
+    scale: float
+    clip: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What follows a product: `value` is it times `factor` [O] plus `bias` [O]."""
+
+    value: ir.Value
+    factor: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+
+def rewrite_linears(model: ir.Model) -> list[str]:
+    """Turn every MatMul with INT8 Q/DQ on both sides into MatMulIntegerToFloat, in place.
+
+    Returns the rewritten node names, in graph order.
+    """
+    graph = model.graph
+    done = []
+    for node in list(graph):
+        if node.op_type != "MatMul":
+            continue
+        quantized = match_input(node)
+        weight = producer(node.inputs[1], "DequantizeLinear")
+        if quantized is None or weight is None or not has_one_scale(weight):
+            continue
+        if may_overflow(weight.inputs[0]):
+            continue
+        rewrite(graph, node, quantized, weight)
+        done.append(str(node.name))
+    if done:
+        model.opset_imports.setdefault(DOMAIN, 1)
+    remove_dead_nodes(graph)
+    return done
+
+
+def match_input(node: ir.Node) -> QuantizedInput | None:
+    """The chain of INT8 in front of a product, or None."""
+    dequantize = producer(node.inputs[0], "DequantizeLinear")
+    if dequantize is None:
+        return None
+    clip = producer(dequantize.inputs[0], "Clip")
+    quantize = producer((clip or dequantize).inputs[0], "QuantizeLinear")
+    if quantize is None or array(quantize.inputs[2]).dtype != np.int8:
+        return None
+    bounds = None
+    if clip is not None:
+        bounds = (int(array(clip.inputs[1])), int(array(clip.inputs[2])))
+    source = quantize.inputs[0]
+    assert source is not None
+    return QuantizedInput(source, float(array(quantize.inputs[1])), bounds)
+
+
+def has_one_scale(dequantize: ir.Node) -> bool:
+    """Whether all of an INT8 weight, or of the other activation of a product, has one scale."""
+    _, scale, zero = dequantize.inputs
+    return array(zero).dtype == np.int8 and not array(scale).ndim
+
+
+def may_overflow(codes: ir.Value | None) -> bool:
+    """Whether sums over a constant weight [I, O] can leave INT32: beyond 66,000 inputs or so."""
+    if codes is None or codes.const_value is None:
+        return False
+    return bool((largest_sums(array(codes).T) > INT32_MAX).any())
+
+
+def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: ir.Node) -> None:
+    codes = weight.inputs[0]
+    assert codes is not None
+    add = Inserter(graph, node)
+    end = Behind(node.outputs[0], np.ones(()), np.zeros(()))
+    if codes.const_value is not None:
+        end = absorb_behind(node.outputs[0], codes.const_value.shape.numpy()[1])
+        codes = add.constant("w_codes", array(codes))
+    step = add.constant("x_scale", np.array(quantized.scale, np.float32))
+    zero = add.constant("x_zero", np.array(128, np.uint8))
+    value = add("QuantizeLinear", quantized.source, step, zero)
+    if quantized.clip is not None:
+        low, high = (np.array(np.clip(v + 128, 0, 255), np.uint8) for v in quantized.clip)
+        value = add("Clip", value, add.constant("u8_low", low), add.constant("u8_high", high))
+    scale = float(array(weight.inputs[1])) * end.factor
+    inputs = [
+        value,
+        codes,
+        step,
+        add.constant("w_scale", scale.astype(np.float32)),
+        zero,
+        None,
+        add.constant("bias", end.bias.astype(np.float32)) if end.bias.any() else None,
+    ]
+    product = add.of_domain(DOMAIN, "MatMulIntegerToFloat", inputs)
+    take_over(product, end.value)
+
+
+def absorb_behind(value: ir.Value, channels: int) -> Behind:
+    """The constant factors and biases a channel that nothing but each other reads."""
+    factor, bias = np.ones(channels), np.zeros(channels)
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        user, index = next(iter(value.uses()))
+        if user.op_type not in ("Mul", "Add"):
+            break
+        held = by_channel(user.inputs[1 - index], value, channels)
+        if held is None:
+            break
+        if user.op_type == "Mul":
+            factor, bias = factor * held, bias * held
+        else:
+            bias = bias + held
+        value = user.outputs[0]
+    return Behind(value, factor, bias)
+
+
+def by_channel(
+    value: ir.Value | None, other: ir.Value, channels: int
+) -> NDArray[np.float64] | None:
+    """A constant [channels] that adds no axis to `other`, or None for anything else."""
+    if value is None or value.const_value is None or other.shape is None:
+        return None
+    shape = value.const_value.shape.numpy()
+    if len(shape) > len(other.shape) or tuple(shape) != (1,) * (len(shape) - 1) + (channels,):
+        return None
+    return array(value).astype(np.float64).ravel()

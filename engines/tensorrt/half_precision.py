@@ -1,0 +1,236 @@
+"""The FP16 or BF16 twin of a canonical FP32 Q/DQ graph: what TensorRT builds, in valid ONNX.
+
+Precision under strong typing is a property of the graph, so the twin is made by a pass and Casts.
+Conv, MatMul and what lies between them run in half; `twin_precision` says what stays in FP32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
+
+from ...errors import BuildError
+from .precision_rules import TYPE_BLIND, holds_beyond, is_float, only_masks, single_precision
+
+HalfType = Literal["float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    name: HalfType
+    type: ir.DataType
+    largest: float
+    smallest_normal: float
+    opsets: range
+    lacking: frozenset[str]  # operators that TensorRT for RTX does not build in this type
+
+
+# Half scales exist from opset 19, and DequantizeLinear types its output otherwise from 23.
+HALF_OPSETS = range(19, 23)
+_HALVES: dict[HalfType, _Half] = {
+    "float16": _Half("float16", ir.DataType.FLOAT16, 65504.0, 2.0**-14, HALF_OPSETS, frozenset()),
+    "bfloat16": _Half(
+        "bfloat16",
+        ir.DataType.BFLOAT16,
+        255 * 2.0**120,
+        2.0**-126,
+        range(21, 23),
+        frozenset({"ConvTranspose"}),
+    ),
+}
+# Conv takes bfloat16 from 22, which is 21 with that added; GroupNormalization is as now from 21.
+_BFLOAT16_OPSET = 22
+
+
+def fp16_twin(
+    model: onnx.ModelProto | ir.Model,
+    *,
+    keep_fp32: Collection[str] = (),
+    dtype: HalfType = "float16",
+) -> onnx.ModelProto:
+    """A copy of `model` that computes in `dtype`, with Casts at the border and around FP32 parts.
+
+    Inputs, outputs and node names stay as they are; weights must be inside the model. `keep_fp32`
+    names further nodes that stay in FP32; nodes with a constant beyond the range of `dtype` do so
+    by themselves. A bfloat16 twin has opset 22.
+
+    Raises:
+        BuildError: an opset other than 19 to 22 (bfloat16: 21, 22), control flow, values of unknown
+            type, a name in `keep_fp32` that is no node, a scale that is not positive.
+    """
+    twin = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
+    ir.external_data.load_to_model(twin)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(twin)
+    half = _HALVES[dtype]
+    _require_supported(twin, keep_fp32, half)
+    if dtype == "bfloat16":
+        twin.opset_imports[""] = _BFLOAT16_OPSET
+    _infer_types(twin)
+    nodes = list(twin.graph)
+    beyond = [str(node.name) for node in nodes if holds_beyond(node, half.largest)]
+    single = single_precision(nodes, [*keep_fp32, *beyond], half.lacking, half.smallest_normal)
+    _Converter(twin.graph, half).run(nodes, single)
+    return ir.to_proto(twin)
+
+
+def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _Half) -> None:
+    opset = model.opset_imports.get("")
+    if opset not in half.opsets:
+        raise BuildError(f"opset {opset} has no {half.name} twin", do="export at opset 21")
+    names = {node.name for node in model.graph}
+    for name in keep_fp32:
+        if name not in names:
+            raise BuildError("keep_fp32 names a node that the graph lacks", where=name)
+    for node in model.graph:
+        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+            raise BuildError(
+                f"{node.op_type} has a subgraph, which is not converted", where=node.name
+            )
+
+
+def _infer_types(model: ir.Model) -> None:
+    """Give every value a type. ONNX's inference leaves out GroupNormalization with a dynamic batch
+    and all that follows; there an output has the type of the inputs that share its type letter.
+    """
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    for node in model.graph:
+        for index, value in enumerate(node.outputs):
+            if value.dtype is None:
+                value.dtype = _type_of_kin(node, index, model.opset_imports[""])
+
+
+def _type_of_kin(node: ir.Node, output: int, opset: int) -> ir.DataType:
+    schema = _schema(node, opset)
+    for index, value in enumerate(node.inputs if schema else ()):
+        alike = schema and _letter(schema.inputs, index) == _letter(schema.outputs, output)
+        if alike and value is not None and value.dtype is not None:
+            return value.dtype
+    raise BuildError(
+        f"the type of {node.outputs[output].name} cannot be inferred",
+        where=node.name,
+        do="check the model with onnx.checker",
+    )
+
+
+def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
+    if not onnx.defs.has(node.op_type, max_inclusive_version=opset, domain=node.domain):
+        return None
+    return onnx.defs.get_schema(node.op_type, opset, node.domain)
+
+
+def _letter(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
+    return parameters[min(index, len(parameters) - 1)].type_str  # the last one may be variadic
+
+
+def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[int]]:
+    """Indices of the FP32 inputs and outputs of `node` that its operator may take in half."""
+    schema = _schema(node, opset)
+    if schema is None:
+        return set(), set()
+    able = {
+        constraint.type_param_str
+        for constraint in schema.type_constraints
+        if f"tensor({half.name})" in constraint.allowed_type_strs
+    }
+    inputs = {
+        index: _letter(schema.inputs, index)
+        for index, value in enumerate(node.inputs)
+        if is_float(value) and _letter(schema.inputs, index) in able
+    }
+    outputs = {
+        index
+        for index, value in enumerate(node.outputs)
+        if is_float(value) and _letter(schema.outputs, index) in inputs.values()
+    }
+    return set(inputs), outputs
+
+
+class _Converter:
+    """Rewrites one graph in place; a value is converted at most once to each type."""
+
+    def __init__(self, graph: ir.Graph, half: _Half) -> None:
+        self.graph = graph
+        self.half = half
+        self.converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.masks: set[ir.Value] = set()
+
+    def run(self, nodes: Sequence[ir.Node], single: Collection[ir.Node]) -> None:
+        opset = self.graph.opset_imports[""]
+        # Both are read off the untouched graph: the loop below changes types as it goes.
+        slots = {node: _half_slots(node, opset, self.half) for node in nodes if node not in single}
+        floats = {value for node in nodes for value in node.inputs if is_float(value)}
+        self.masks = {v for v in floats if v is not None and v.is_initializer() and only_masks(v)}
+        for node in nodes:
+            inputs, outputs = slots.get(node, (set(), set()))
+            for index, value in enumerate(node.inputs):
+                if value is not None and value in floats and node.op_type not in TYPE_BLIND:
+                    wanted = self.half.type if index in inputs else ir.DataType.FLOAT
+                    node.replace_input_with(index, self.as_type(value, wanted, before=node))
+            for index in outputs:
+                node.outputs[index].dtype = self.half.type
+        self.restore_outputs()
+        self.drop_unused_initializers()
+
+    def as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node | None) -> ir.Value:
+        """`value` in the type `wanted`: itself, a converted constant, or a Cast before a node."""
+        if value.dtype == wanted:
+            return value
+        key = (value, wanted)
+        if key not in self.converted:
+            if value.is_initializer():
+                self.converted[key] = self.half_initializer(value)
+            else:
+                suffix = "f32" if wanted == ir.DataType.FLOAT else self.half.name
+                cast = ir.node("Cast", [value], {"to": wanted}, name=f"{value.name}.to_{suffix}")
+                result = cast.outputs[0]
+                result.name, result.dtype, result.shape = cast.name, wanted, value.shape
+                if before is None:
+                    self.graph.append(cast)
+                else:
+                    self.graph.insert_before(before, cast)
+                self.converted[key] = result
+        return self.converted[key]
+
+    def half_initializer(self, value: ir.Value) -> ir.Value:
+        if value.const_value is None:
+            raise BuildError("an initializer without data", where=value.name)
+        array = value.const_value.numpy()
+        if value in self.masks:
+            array = np.where(np.isfinite(array), np.maximum(array, -self.half.largest), array)
+        name = f"{value.name}.{self.half.name}"
+        half = ir.Value(
+            name=name,
+            type=ir.TensorType(self.half.type),
+            shape=value.shape,
+            const_value=ir.tensor(array.astype(self.half.type.numpy()), name=name),
+        )
+        self.graph.register_initializer(half)
+        return half
+
+    def restore_outputs(self) -> None:
+        """Graph outputs that are half now get a Cast, which takes over their name."""
+        for index, value in enumerate(self.graph.outputs):
+            if value.dtype == self.half.type:
+                name = value.name
+                value.name = f"{name}.{self.half.name}"
+                result = self.as_type(value, ir.DataType.FLOAT, before=None)
+                result.name = name
+                self.graph.outputs[index] = result
+
+    def drop_unused_initializers(self) -> None:
+        """Remove what nothing reads any more; a half constant takes over its original's name."""
+        replaced = {
+            value: new for (value, _), new in self.converted.items() if value.is_initializer()
+        }
+        for value in list(self.graph.initializers.values()):
+            name = value.name
+            if name is not None and not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
+                if value in replaced:
+                    replaced[value].name = name

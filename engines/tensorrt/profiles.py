@@ -1,0 +1,146 @@
+"""The shapes that TensorRT engines take: smallest, best and largest of every input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...errors import BuildError
+from ...families.mar.spec import MarSpec
+from ...families.par.spec import ParSpec
+from ...families.rar.loop import ROWS_AHEAD
+from ...families.rar.spec import RarSpec
+from ...families.var.spec import VarSpec
+from ...pipeline.common import require_outputs, tokenizer_of
+from ...recipe.options import BuildOptions
+from ...runtime.generator import OTHER_GRAPHS, Spec, read_spec
+from ...runtime.sessions.onnxruntime import reference_session
+from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
+from ...samples.generated import is_generator
+from ...samples.inputs import is_own
+from ...workspace.artifacts import Manifest, Workspace
+
+Shape = tuple[int, ...]
+Profiles = dict[str, tuple[Shape, Shape, Shape]]
+
+
+def graph_profiles(
+    workspace: Workspace, exported: Manifest, options: BuildOptions
+) -> dict[str, Profiles]:
+    """Shapes by graph, in the order that the graphs run, of a generator by name.
+
+    Raises:
+        BuildError: a size that the model does not take, or one that nothing here knows.
+    """
+    if is_generator(exported):
+        return generator_profiles(workspace.folder("export"), options.max_batch)
+    if is_own(exported):
+        return own_profiles(workspace, exported, options.max_batch)
+    tokenizer = tokenizer_of(exported)
+    return {graph: tokenizer_profiles(graph, options, tokenizer) for graph in TOKENIZER_GRAPHS}
+
+
+def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> dict[str, Profiles]:
+    """Shapes of the first calibration sample, in batches from 1 to `max_batch`.
+
+    A dynamic first axis on which the sample has length 1 is the batch; graphs that are fed what
+    an earlier one makes get its shapes by running them on the sample.
+    """
+    calibrate, _ = require_outputs(workspace, "calibrate", stage="calibrate")
+    sample = load_sample(sample_files(calibrate / "samples")[0])
+    described = exported.results["graphs"]
+    graphs = [graph["name"] for graph in described]
+    chain = GraphChain.open(workspace.folder("export"), graphs, session=reference_session)
+    outputs = chain.run(sample)
+    found: dict[str, Profiles] = {}
+    for graph in described:
+        feeds = chain.feeds(graph["name"], sample, outputs)
+        found[graph["name"]] = {}
+        for value in graph["inputs"]:
+            shape = tuple(feeds[value["name"]].shape)
+            first = value["shape"][0] if value["shape"] else 0
+            batched = shape[:1] == (1,) and not isinstance(first, int)
+            most = (max_batch, *shape[1:]) if batched else shape
+            found[graph["name"]][value["name"]] = (shape, most, most)
+    return found
+
+
+def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
+    """Of each graph that generates: 1 to `most` images, under guidance or not, at any step.
+
+    Where shapes are fixed a graph has no profile.
+    """
+    from ...graph.load import read_proto
+
+    _, spec = read_spec(export)
+    found: dict[str, Profiles] = {}
+    for path in sorted(export.glob("*.onnx")):
+        if path.stem in OTHER_GRAPHS:
+            continue
+        sizes = {"rows": (1, 2 * most, 2 * most), "batch": (1, most, most)}
+        sizes |= step_sizes(spec, path.stem, most)
+        found[path.stem] = {}
+        for value in read_proto(path).graph.input:
+            axes = value.type.tensor_type.shape.dim
+            odd = [a.dim_param for a in axes if a.dim_param and a.dim_param not in sizes]
+            if odd:
+                raise BuildError(
+                    f"input {value.name} has the axis {odd[0]}, whose sizes are not known",
+                    where=str(path),
+                    do="build for onnxruntime",
+                )
+            if any(axis.dim_param for axis in axes):
+                ranges = [
+                    sizes[axis.dim_param] if axis.dim_param else (axis.dim_value,) * 3
+                    for axis in axes
+                ]
+                low, best, high = zip(*ranges, strict=True)
+                found[path.stem][value.name] = (low, best, high)
+    return found
+
+
+def step_sizes(spec: Spec, graph: str, most: int) -> dict[str, tuple[int, int, int]]:
+    """Tokens of a step and tokens cached before it, by the names of the axes: the best sizes are
+    those of the steps that take the longest.
+    """
+    length = spec.length
+    if isinstance(spec, VarSpec):
+        first, last = spec.patch_nums[0] ** 2, spec.patch_nums[-1] ** 2
+        return {"n": (first, last, last), "past": (0, length - last, length - last)}
+    side = {axis: (spec.side,) * 3 for axis in ("h", "w")}
+    if isinstance(spec, MarSpec):
+        drawn = 2 * most * max(1, length // spec.steps)
+        return side | {"n": (0, length - 1, length - 1), "m": (1, drawn, 2 * most * length)}
+    if isinstance(spec, ParSpec):
+        last = length - spec.group
+        return side | {"n": (1, spec.group, spec.group), "past": (0, last, last)}
+    if isinstance(spec, RarSpec):
+        if graph == "condition":
+            return {"n": (1, max(2, ROWS_AHEAD // (2 * most)), ROWS_AHEAD)}
+        return side | {"n": (1, 1, 2), "past": (0, length, length)}
+    raise BuildError(
+        f"the sizes of a {type(spec).__name__}'s steps are not known",
+        where=graph,
+        do="build for onnxruntime",
+    )
+
+
+def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: dict[str, Any]) -> Profiles:
+    """Shapes an engine takes: one image size, batches from 1 to `max_batch`."""
+    stride, size, most = tokenizer["stride"], options.image_size, options.max_batch
+    if size % stride:
+        raise BuildError(
+            f"image_size {size} is not a multiple of the stride {stride}",
+            do=f"use a multiple of {stride}",
+        )
+    side = size // stride
+    if graph not in TOKENIZER_GRAPHS:
+        raise BuildError("is no graph of an image tokenizer", where=graph)
+    if graph == "encoder":
+        name, tail = "image", [3, size, size]
+    elif tokenizer["discrete"]:
+        groups = tokenizer.get("groups", 1)
+        name, tail = "indices", [side, side, *([groups] if groups > 1 else [])]
+    else:
+        name, tail = "latent", [tokenizer["latent_channels"], side, side]
+    return {name: ((1, *tail), (most, *tail), (most, *tail))}

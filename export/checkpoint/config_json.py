@@ -1,0 +1,63 @@
+"""The `config.json` beside a checkpoint: what its tensors do not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ...errors import ExportError
+from ...workspace.artifacts import UNDECODABLE, said
+
+Told = TypeVar("Told", bound=msgspec.Struct)
+
+
+def read_beside(folder: Path, kind: type[Told]) -> Told:
+    """The `config.json` of a folder as `kind`, whose other keys are left alone; absent, `kind()`.
+
+    Raises:
+        ExportError: not JSON, or a key of another type.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return kind()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except UNDECODABLE as error:
+        raise ExportError(
+            f"cannot be read: {said(error)}", where=str(path), do="correct it, or remove it"
+        ) from error
+
+
+def require_told(key: str, value: object, size: str, where: str) -> None:
+    """Refuse to guess what neither the tensors, nor an official size, nor `config.json` tells.
+
+    Raises:
+        ExportError: `value` is None; names the key.
+    """
+    if value is None:
+        raise ExportError(
+            f"has {size}, no official size, and no config.json says {key}",
+            where=where,
+            do=f'write {{"{key}": N}} with the value it was trained with into a config.json '
+            "beside the weights",
+        )
+
+
+def require_agreement(config: object, said: Mapping[str, object], where: str) -> None:
+    """What the file says must be what the tensors have.
+
+    Raises:
+        ExportError: names every value that differs.
+    """
+    differ = [
+        f"{name} is {getattr(config, name)} in the tensors, {value} in config.json"
+        for name, value in said.items()
+        if getattr(config, name) != value
+    ]
+    if differ:
+        raise ExportError(
+            "; ".join(differ), where=where, do="correct config.json, or use its own checkpoint"
+        )

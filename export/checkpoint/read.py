@@ -1,0 +1,303 @@
+"""The tensors of a model's checkpoint files; no pickle of a stranger ever runs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...errors import ExportError
+from .resolve import PICKLE_SUFFIXES, first_sentence
+from .strict import split_parts
+from .torchscript import is_torchscript, read_torchscript
+
+ZIP_MAGIC = b"PK\x03\x04"
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "trainer")
+# What a trainer's snapshot holds side by side; together they are the checkpoint.
+PARTS = ("var_wo_ddp", "vae_local")
+# Averaged weights, under the names that trainers give them beside the last ones.
+AVERAGES = ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema")
+# What torch.compile, FSDP and checkpointing put before the names of the modules they wrap.
+WRAPPED = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# DistributedDataParallel's and AveragedModel's, at the beginning alone.
+LEADING = re.compile(r"(?:module\.)+")
+AVERAGED_COUNT = "n_averaged"  # of AveragedModel
+FOREIGN_NAME = re.compile(r"GLOBAL ([\w.]+\w)")
+# torch tests no narrower float for NaN; a model that takes one has to say what it means by it.
+FINITE_TESTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+Weights = Literal["ema", "model"]
+
+
+def no_line(line: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which weights to take where a file has averaged ones beside the last ones.
+
+    `weights` is what the family's official evaluation takes, or what was `asked` for; `say` is told
+    of every file with both.
+    """
+
+    weights: Weights = "ema"
+    asked: bool = False
+    say: Callable[[str], None] = no_line
+
+
+def read_all(
+    paths: Sequence[Path], infinite: Collection[str] = (), choice: Choice | None = None
+) -> dict[str, Tensor]:
+    """Tensors of all files together; `infinite` names those that hold infinities by design.
+
+    Raises:
+        ExportError: a file that cannot be read, one tensor with two values, NaN or infinity, or no
+            file has both kinds of weights though one was asked for.
+    """
+    choice = choice or Choice()
+    tensors: dict[str, Tensor] = {}
+    taken: list[str] = []
+    for path in paths:
+        found = read_tensors(path, choice.weights, taken)
+        for name, tensor in found.items():
+            if name in tensors and not torch.equal(tensors[name], tensor):
+                raise ExportError(
+                    f"{name} differs from the one in {paths[0].name}",
+                    where=str(path),
+                    do="take all files from one checkpoint",
+                )
+            tensors[name] = tensor
+    if choice.asked and not taken:
+        raise ExportError(
+            "has no averaged weights beside others",
+            where=", ".join(str(p) for p in paths),
+            do="leave out --weights",
+        )
+    for line in taken:
+        hint = "" if choice.asked else f"; --weights {other(choice.weights)} for the latter"
+        choice.say(line + hint)
+    tested = {k: v for k, v in tensors.items() if k not in infinite}
+    require_finite(tested, ", ".join(str(p) for p in paths))
+    return tensors
+
+
+def other(weights: Weights) -> Weights:
+    return "model" if weights == "ema" else "ema"
+
+
+def read_tensors(
+    path: Path, weights: Weights = "ema", taken: list[str] | None = None
+) -> dict[str, Tensor]:
+    """Tensors of one file by name: TorchScript, safetensors, or a pickle of tensors alone.
+
+    Names are those of the module itself, without what wrappers put before them. Where averaged
+    weights lie beside the last ones, `weights` chooses, and a line about it is added to `taken`.
+
+    Raises:
+        ExportError: no such file, not a checkpoint, truncated, no tensors in it, or a pickle that
+            asks for more than tensors.
+    """
+    taken = [] if taken is None else taken
+    if not path.is_file():
+        raise ExportError("no such file", where=str(path), do="check --checkpoint")
+    if path.stat().st_size == 0:
+        raise ExportError("is empty", where=str(path), do="download it again")
+    try:
+        tensors = plain_names(read_by_form(path, weights, taken), path)
+    except zipfile.BadZipFile as error:
+        raise ExportError(
+            f"is a damaged archive: {first_sentence(error)}",
+            where=str(path),
+            do="download it again",
+        ) from error
+    except OSError as error:
+        # A zip that lost its beginning makes zipfile seek to before the file.
+        raise ExportError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            do="check its permissions, or download it again",
+        ) from error
+    except RecursionError as error:
+        raise ExportError(
+            "is a damaged archive: its modules contain each other",
+            where=str(path),
+            do="download it again",
+        ) from error
+    if not tensors:
+        raise ExportError("holds no tensors", where=str(path), do="use another file")
+    return tensors
+
+
+def plain_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors under the names of the module itself: no `module.`, no `_orig_mod.`.
+
+    Raises:
+        ExportError: two names become one.
+    """
+    wrapped = any(LEADING.match(WRAPPED.sub("", name)) for name in tensors)
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if wrapped and name == AVERAGED_COUNT:
+            continue
+        short = WRAPPED.sub("", name)
+        leading = LEADING.match(short)
+        short = short[leading.end() :] if leading else short
+        if short in plain:
+            raise ExportError(
+                f"has {short} twice, once as {name}", where=str(path), do="save one of them"
+            )
+        plain[short] = tensor
+    return plain
+
+
+def read_by_form(path: Path, weights: Weights, taken: list[str]) -> dict[str, Tensor]:
+    """Safetensors by suffix, TorchScript by content, the rest by suffix as pickles."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ExportError(
+                f"is not a complete safetensors file: {error}",
+                where=str(path),
+                do="download it again",
+            ) from error
+    if is_torchscript(path):
+        return read_torchscript(path)
+    if path.suffix == ".jit":
+        raise ExportError(
+            "is not a complete TorchScript archive", where=str(path), do="download it again"
+        )
+    if path.suffix not in PICKLE_SUFFIXES:
+        raise ExportError(
+            "is not a checkpoint",
+            where=str(path),
+            do=f"expected .jit, .safetensors, {', '.join(PICKLE_SUFFIXES)}",
+        )
+    return read_pickle(path, weights, taken)
+
+
+class Options:
+    """Stands for the `argparse.Namespace` that trainers leave in their files; nobody reads it."""
+
+
+def read_pickle(path: Path, weights: Weights, taken: list[str]) -> dict[str, Tensor]:
+    """A file of torch.save; mapped, so that a trainer's optimizer state is never read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, before the error about the file
+            with torch.serialization.safe_globals([(Options, "argparse.Namespace")]):
+                loaded = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=is_mappable(path)
+                )
+    except pickle.UnpicklingError as error:
+        asked = FOREIGN_NAME.search(str(error))
+        if asked is None:
+            raise ExportError(
+                "is not a checkpoint of torch.save", where=str(path), do="download it again"
+            ) from error
+        raise ExportError(
+            f"was not read: its pickle asks for {asked[1]}, which is not a tensor",
+            where=str(path),
+            do="save its state_dict with torch.save, or convert it to safetensors",
+        ) from error
+    except RuntimeError as error:
+        raise ExportError(
+            f"is not a complete checkpoint: {first_sentence(error)}",
+            where=str(path),
+            do="download it again",
+        ) from error
+    except (EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ExportError(
+            "is not a checkpoint of torch.save", where=str(path), do="download it again"
+        ) from error
+    return unwrap(loaded, path, weights, taken)
+
+
+def is_mappable(path: Path) -> bool:
+    """Whether torch.save wrote a zip; its older form is one stream of pickles."""
+    with path.open("rb") as stream:
+        return stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+
+
+def unwrap(loaded: object, path: Path, weights: Weights, taken: list[str]) -> dict[str, Tensor]:
+    """The state_dict inside the usual wrappers of trainers, each at most once.
+
+    VAR's trainer keeps the transformer and the VQVAE beside its optimizer; both are taken.
+    """
+    for _ in range(len(WRAPPERS) + len(AVERAGES) + 1):
+        if not isinstance(loaded, Mapping):
+            break
+        if loaded and all(isinstance(v, Tensor) for v in loaded.values()):
+            return {str(k): v for k, v in loaded.items()}
+        averaged = [key for key in AVERAGES if isinstance(loaded.get(key), Mapping)]
+        parts = [loaded[key] for key in PARTS if isinstance(loaded.get(key), Mapping)]
+        inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
+        if averaged and (parts or inner):
+            last = " and ".join(PARTS) if parts else inner[0]
+            averages = f"the averaged weights, {averaged[0]}"
+            took, left = (averages, last) if weights == "ema" else (last, averages)
+            taken.append(f"{path.name}: takes {took}, not {left}")
+        if averaged and (weights == "ema" or not (parts or inner)):
+            require_one(averaged, path)
+            average = loaded[averaged[0]]
+            if parts:  # VAR's tokenizer is not trained with the transformer: it has no average
+                average = {**loaded.get(PARTS[1], {}), **average}
+            loaded = average
+            continue
+        if parts:
+            loaded = {key: value for part in parts for key, value in part.items()}
+            continue
+        require_one(inner, path)
+        if not inner:
+            break
+        loaded = loaded[inner[0]]
+    expected = f"expected tensors by name, alone or under {', '.join((*WRAPPERS, *AVERAGES))}"
+    raise ExportError(
+        "holds no state_dict" if not taken else f"{taken[-1]}, but these are no tensors by name",
+        where=str(path),
+        do=expected if not taken else f"--weights {other(weights)}",
+    )
+
+
+def require_one(keys: Sequence[str], path: Path) -> None:
+    """Raises ExportError for several state_dicts side by side."""
+    if len(keys) > 1:
+        raise ExportError(
+            f"holds several state_dicts: {', '.join(keys)}",
+            where=str(path),
+            do="save the one to use in a file of its own",
+        )
+
+
+def halves_of(path: Path) -> str:
+    """Tell which halves of a generator a file holds, by the names of its tensors."""
+    try:
+        names = read_tensors(path)
+    except ExportError as error:
+        return f"no checkpoint ({error.what})"
+    found = split_parts(names)
+    held = [name for name, part in zip(("transformer", "tokenizer"), found, strict=True) if part]
+    return " and ".join(held)
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    bad = [n for n, t in tensors.items() if t.dtype in FINITE_TESTED and not t.isfinite().all()]
+    if bad:
+        others = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise ExportError(
+            f"NaN or infinity in {bad[0]}{others}", where=where, do="use another checkpoint"
+        )

@@ -1,0 +1,168 @@
+"""A Cosmos tokenizer's module -> encoder.onnx and decoder.onnx."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ...export.passes.naming import find_sites, insert_size_check, rename_nodes, sign
+from ...export.passes.norms import marked, split_long_norms
+from ...graph.sites import Site
+from .config import CosmosConfig
+from .model import CosmosTokenizer
+
+OPSET = 21
+FIRST_OR_LAST = "first or last convolution of its half"
+FIXED = "fixed Haar transform"
+
+
+class EncoderGraph(nn.Module):
+    """image -> (indices, latent) for DI, image -> latent for CI."""
+
+    def __init__(self, model: CosmosTokenizer) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.quant_conv = model.quant_conv
+        self.quantizer = model.quantizer
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        latent = self.quant_conv(self.encoder(image))
+        return latent if self.quantizer is None else (self.quantizer.indices(latent), latent)
+
+
+class DecoderGraph(nn.Module):
+    """indices (DI) or latent (CI) -> image."""
+
+    def __init__(self, model: CosmosTokenizer) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+        self.post_quant_conv = model.post_quant_conv
+        self.quantizer = model.quantizer
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        codes = tokens if self.quantizer is None else self.quantizer.codes(tokens)
+        return self.decoder(self.post_quant_conv(codes))  # type: ignore[no-any-return]
+
+
+def export_tokenizer(model: CosmosTokenizer, folder: Path, name: str) -> tuple[Site, ...]:
+    """Write encoder.onnx and decoder.onnx into `folder`; returns the sites of both graphs."""
+    config = model.config
+    stride = config.spatial_compression
+    properties = {
+        "arvg_trt.model": name,
+        "arvg_trt.stride": str(stride),
+        "arvg_trt.levels": ",".join(map(str, config.levels)),
+        "arvg_trt.latent_channels": str(config.latent_channels),
+        "arvg_trt.image_range": "-1,1",
+    }
+    image = torch.zeros(2, 3, 2 * stride, 3 * stride)
+    h, w = Dim("h"), Dim("w")
+    encoder = trace(
+        EncoderGraph(model),
+        image,
+        {0: "batch", 2: stride * h, 3: stride * w},
+        "image",
+        ["indices", "latent"] if config.discrete else ["latent"],
+    )
+    insert_size_check(encoder.graph, stride)
+    sites = find_sites(encoder.graph, "encoder", encoder_high_precision())
+    save_graph(encoder, folder / "encoder.onnx", properties)
+    del encoder
+
+    tokens = torch.zeros(2, 2, 3, dtype=torch.int32)
+    latent = torch.zeros(2, config.latent_channels, 2, 3)
+    decoder = trace(
+        DecoderGraph(model),
+        tokens if config.discrete else latent,
+        {0: "batch", 1: "h", 2: "w"} if config.discrete else {0: "batch", 2: "h", 3: "w"},
+        "indices" if config.discrete else "latent",
+        ["image"],
+    )
+    sites += find_sites(decoder.graph, "decoder", decoder_high_precision())
+    save_graph(decoder, folder / "decoder.onnx", properties)
+    return sites
+
+
+def encoder_high_precision() -> dict[str, str]:
+    return {
+        "encoder.patcher": FIXED,
+        "encoder.conv_in": FIRST_OR_LAST,
+        "encoder.conv_out": FIRST_OR_LAST,
+        "quant_conv": FIRST_OR_LAST,
+    }
+
+
+def decoder_high_precision() -> dict[str, str]:
+    return {
+        "post_quant_conv": FIRST_OR_LAST,
+        "decoder.conv_in": FIRST_OR_LAST,
+        "decoder.conv_out": FIRST_OR_LAST,
+        "decoder.unpatcher": FIXED,
+    }
+
+
+def trace(
+    module: nn.Module,
+    example: Tensor,
+    dynamic: dict[int, object],
+    input_name: str,
+    output_names: list[str],
+) -> ir.Model:
+    """torch.export -> ONNX at opset 21 (23 would make Attention, which engines refuse)."""
+    with quiet_exporter():
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[input_name],
+            output_names=output_names,
+            dynamic_shapes=(dynamic,),
+            verbose=False,
+        )
+    assert program is not None
+    rename_nodes(program.model.graph)
+    split_long_norms(program.model.graph, drifting=marked(module))
+    return program.model
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """The exporter warns about its own internals (torchvision absent, pytree renames)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:
+    """Weights go beside the graph, so that stages can share and map them."""
+    sign(model, properties)
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+
+
+def describe(config: CosmosConfig) -> dict[str, object]:
+    """What later stages need to know of the tokenizer, for the manifest."""
+    codebook = 1
+    for level in config.levels:
+        codebook *= level
+    return {
+        "stride": config.spatial_compression,
+        "discrete": config.discrete,
+        "levels": list(config.levels),
+        "latent_channels": config.latent_channels,
+        "codebook_size": codebook if config.discrete else None,
+    }

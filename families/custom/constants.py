@@ -1,0 +1,173 @@
+"""Constants of a user's own graph: what constants alone compute, and halves widened to float32."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
+
+from ...errors import ExportError
+
+HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
+WIDENED = "widened"
+# Attributes that name the type of what a node makes.
+TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+
+
+def fold(model: ir.Model) -> None:
+    """Compute once what constants alone decide, in the graph itself: those of bodies stay.
+
+    Quantized weights behind DequantizeLinear become float32 too. Identities are passed over. A node
+    that ONNX's reference implementation cannot evaluate stays, and what it feeds.
+
+    Raises:
+        ExportError: the graph cannot be simplified at all.
+    """
+    graph = model.graph
+    tried: list[ir.Node] = []
+    failed: set[ir.Node] = set()
+
+    def is_chosen(node: ir.Node) -> bool:
+        if node.graph is not graph or node in failed:
+            return False
+        tried.append(node)
+        return True
+
+    while True:
+        tried.clear()
+        try:
+            fold_constants(
+                model,
+                onnx_shape_inference=False,
+                input_size_limit=sys.maxsize,
+                output_size_limit=sys.maxsize,
+                should_fold=is_chosen,
+            )
+            break
+        except Exception as error:  # whatever an operator's reference implementation raises
+            if not tried:
+                raise ExportError(
+                    f"constants cannot be folded: {' '.join(str(error).split())[:200]}",
+                    do="check the file with onnx.checker",
+                ) from error
+            failed.add(tried[-1])
+    fold_split(graph)
+    RemoveUnusedNodesPass()(model)
+
+
+def fold_split(graph: ir.Graph) -> None:
+    """Split of a constant, such as one weight of queries, keys and values, into constants."""
+    for node in list(graph):
+        held = node.inputs[0] if node.op_type == "Split" and node.domain == "" else None
+        if held is None or held.const_value is None or not held.is_initializer():
+            continue
+        array = held.const_value.numpy()
+        axis = node.attributes.get_int("axis", 0)
+        sizes = node.inputs[1] if len(node.inputs) > 1 else None
+        if sizes is not None and sizes.const_value is None:
+            continue
+        if any(value.is_graph_output() for value in node.outputs):
+            continue
+        if sizes is not None and sizes.const_value is not None:
+            ends = np.cumsum(sizes.const_value.numpy())[:-1]
+        else:
+            step = -(-array.shape[axis] // len(node.outputs))
+            ends = np.arange(1, len(node.outputs)) * step
+        for value, part in zip(node.outputs, np.split(array, ends, axis=axis), strict=True):
+            name, value.name = str(value.name), None
+            replace_by_constant(graph, value, name, np.ascontiguousarray(part))
+        graph.remove(node, safe=True)
+
+
+def replace_by_constant(graph: ir.Graph, value: ir.Value, name: str, array: np.ndarray) -> ir.Value:
+    """Everyone who reads `value` reads the initializer `name` instead."""
+    tensor = ir.tensor(array, name=name)
+    made = ir.Value(
+        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
+    )
+    graph.register_initializer(made)
+    value.replace_all_uses_with(made)
+    return made
+
+
+def widen_halves(model: ir.Model) -> bool:
+    """Turn a float16 model into the float32 one of the same weights; whether there was one.
+
+    Inputs and outputs keep their type: a Cast stands behind each input and in front of each output.
+    """
+    graphs = list(model.graphs())
+    tensors = (v.const_value for graph in graphs for v in graph.initializers.values())
+    if not any(tensor is not None and tensor.dtype == HALF for tensor in tensors):
+        return False
+    graph = model.graph
+    ends = [value for value in graph.inputs if value.dtype == HALF]
+    made = [value for value in graph.outputs if value.dtype == HALF]
+    for value in all_values(graphs):
+        if value.const_value is not None and value.const_value.dtype == HALF:
+            value.const_value = wide(value.const_value)
+        if value.dtype == HALF:
+            value.type = ir.TensorType(FLOAT)
+    for node in model.graph.all_nodes():
+        widen_attributes(node)
+    for value in ends:
+        value.type = ir.TensorType(HALF)
+        cast_input(graph, value)
+    for value in made:
+        cast_output(graph, value)
+    return True
+
+
+def all_values(graphs: list[ir.Graph]) -> Iterator[ir.Value]:
+    for graph in graphs:
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield from node.outputs
+
+
+def wide(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    """The same numbers in float32, made when they are read."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name),
+        dtype=FLOAT,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
+    )
+
+
+def widen_attributes(node: ir.Node) -> None:
+    for name, attribute in list(node.attributes.items()):
+        if name in TYPE_ATTRIBUTES and attribute.type == ir.AttributeType.INT:
+            if attribute.as_int() == HALF:
+                node.attributes[name] = ir.AttrInt64(name, int(FLOAT))
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == HALF:
+            node.attributes[name] = ir.AttrTensor(name, wide(attribute.as_tensor()))
+
+
+def cast_input(graph: ir.Graph, value: ir.Value) -> None:
+    users = list(value.uses())
+    cast = ir.node("Cast", [value], {"to": int(FLOAT)}, name=f"{value.name}.{WIDENED}")
+    out = cast.outputs[0]
+    out.name, out.type, out.shape = cast.name, ir.TensorType(FLOAT), value.shape
+    for user, index in users:
+        user.replace_input_with(index, out)
+    graph.insert_before(graph[0], cast)
+
+
+def cast_output(graph: ir.Graph, value: ir.Value) -> None:
+    """`value`, float32 now, gets another name, and its old one is the Cast's."""
+    if value.is_graph_input():
+        return
+    name = str(value.name)
+    value.name = f"{name}.{WIDENED}"
+    cast = ir.node("Cast", [value], {"to": int(HALF)}, name=f"{name}.narrowed")
+    out = cast.outputs[0]
+    out.name, out.type, out.shape = name, ir.TensorType(HALF), value.shape
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = out
+    graph.append(cast)

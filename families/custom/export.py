@@ -1,0 +1,216 @@
+"""Stage 1 for a user's own model: ONNX files -> canonical graphs and the sites found in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ...errors import ExportError
+from ...graph.sites import SITES_VERSION, NodeVerdict, Site, SiteMap
+from ...pipeline.analyze import TARGETS, node_verdicts, resolve_targets
+from ...pipeline.common import Reporter, StageResult, package_versions, run_stage
+from ...recipe.options import check_name
+from ...workspace.artifacts import Manifest, Workspace, encode_json, sha256_file
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MODEL = "onnx"
+FAMILY = "onnx"
+FOLD_SEED = 2  # of what folds are tried with; the files were compared on others
+
+
+def export_own_stage(
+    workspace: Workspace, files: Sequence[Path], reporter: Reporter
+) -> StageResult:
+    """Bring ONNX files into the form that later stages take; each is a graph named after its file.
+
+    Raises:
+        ExportError: files that cannot be read or converted, two of one name, nothing to quantize.
+    """
+    graphs = graph_names(files)
+    wanted = Manifest(
+        stage="export",
+        inputs={f"{g}: {path.name}": sha256_file(path) for g, path in graphs.items()}
+        | {f"{g}: {p.name}": sha256_file(p) for g, f in graphs.items() for p in beside(f)},
+        options={"model": MODEL, "graphs": list(graphs)},
+        versions=package_versions("onnx", "onnx-ir", "onnxscript", "onnxruntime")
+        | {"sites.json": SITES_VERSION},
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        return export_own(graphs, folder, reporter)
+
+    return run_stage(workspace.folder("export"), wanted, work)
+
+
+def graph_names(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by the name of their graph: the file's, or where two have one name the folder's."""
+    if not files:
+        raise ExportError("no graph given", where=MODEL, do="--graph FILE, once for each graph")
+    stems = Counter(path.stem for path in files)
+    folders = Counter(folder_name(path) for path in files if stems[path.stem] > 1)
+    found: dict[str, Path] = {}
+    for path in files:
+        if not path.is_file():
+            raise ExportError("no such file", where=str(path), do="name ONNX files after --graph")
+        name = path.stem
+        if stems[name] > 1:
+            folder = folder_name(path)
+            name = folder if folders[folder] == 1 else f"{folder}_{path.stem}"
+        if name in found:
+            raise ExportError(
+                f"two graphs are called {name}",
+                where=f"{found[name]}, {path}",
+                do="rename one of the files",
+            )
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ExportError(str(error), where=str(path), do="rename the file") from error
+        found[name] = path
+    return found
+
+
+def folder_name(path: Path) -> str:
+    return path.resolve().parent.name
+
+
+def beside(file: Path) -> list[Path]:
+    """The files that hold a graph's weights."""
+    from .load import read, weight_files
+
+    return weight_files(read(file))
+
+
+def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Write graphs, weights and sites.json; returns the manifest's results."""
+    from ...export.weight_file import WeightFile
+    from ...quantize.fold_check import failing_folds, on_arrays, tried_folds
+    from .graph import read_own_graph
+    from .parity import blamed_on_file, check_own_graph, learn_ranks, seeded_arrays
+    from .sites import find_own_sites, unknown_ranks
+
+    sites: list[Site] = []
+    models: dict[str, ir.Model] = {}
+    with WeightFile(folder) as weights:
+        for k, (name, path) in enumerate(graphs.items()):
+            reporter.progress("reading graphs", k, len(graphs))
+            with blamed_on_file(path):
+                model = read_own_graph(path, [site.name for site in sites], name)
+            models[name] = model
+            properties = {"arvg_trt.model": MODEL, "arvg_trt.family": FAMILY}
+            unranked = unknown_ranks(model.graph)
+            if unranked:
+                weights.save(model, name, properties)
+                learn_ranks(path, folder / f"{name}.onnx", model, unranked)
+            sites += find_own_sites(model.graph, name)
+            weights.save(model, name, properties)
+    reporter.progress("reading graphs", len(graphs), len(graphs))
+    require_sites(sites)
+    parity = []
+    for k, (name, path) in enumerate(graphs.items()):
+        reporter.progress("comparing with the files", k, len(graphs))
+        parity.append(check_own_graph(path, folder / f"{name}.onnx", models[name]))
+    reporter.progress("comparing with the files", len(graphs), len(graphs))
+    fed = {p.graph: seeded_arrays(models[p.graph].graph, p.inputs, FOLD_SEED) for p in parity}
+    refused = failing_folds(folder, on_arrays(folder, fed), tried_folds(sites))
+    sites = without_folds(sites, refused)
+    described = [describe(model.graph, name) for name, model in models.items()]
+    verdicts = judged(models, sites)
+    warn_unbuildable(verdicts, reporter)
+    site_map = SiteMap(sites=tuple(sites), graphs=tuple(graphs), nodes=verdicts)
+    (folder / "sites.json").write_bytes(encode_json(site_map))
+    return {
+        "parameters": sum(graph["parameters"] for graph in described),
+        "graphs": described,
+        "parity": {"graphs": [asdict(p) for p in parity]},
+        "refused_folds": refused,
+        "excluded": {s.name: s.excluded for s in sites if s.excluded},
+    }
+
+
+def judged(models: Mapping[str, ir.Model], sites: Sequence[Site]) -> tuple[NodeVerdict, ...]:
+    """Verdicts on the nodes of all graphs, for one GPU of each kind."""
+    targets = resolve_targets(TARGETS)
+    return tuple(
+        verdict
+        for name, model in models.items()
+        for verdict in node_verdicts(
+            model.graph, name, [s for s in sites if s.graph == name], targets
+        )
+    )
+
+
+def warn_unbuildable(verdicts: Sequence[NodeVerdict], reporter: Reporter) -> None:
+    """Say once what will stop a TensorRT build, while ONNX Runtime's engines can still be made."""
+    stopping = [v for v in verdicts if "not buildable" in v.targets.values()]
+    if stopping:
+        first = stopping[0]
+        more = f", and {len(stopping) - 1} more nodes" if len(stopping) > 1 else ""
+        reporter.warn(
+            f"TensorRT cannot build {first.graph}: {first.node} ({first.op}): {first.reason}{more};"
+            " ONNX Runtime engines are not affected"
+        )
+
+
+def without_folds(sites: Sequence[Site], refused: Collection[str]) -> list[Site]:
+    """The sites; those that read a tensor whose fold is refused, by its first site, have none."""
+    tensors = {(s.graph, s.input) for s in sites if s.name in refused}
+    bare = {"fold": None, "producer_fold": None}
+    return [
+        msgspec.structs.replace(s, **bare) if (s.graph, s.input) in tensors else s for s in sites
+    ]
+
+
+def require_sites(sites: Sequence[Site]) -> None:
+    """Raises ExportError where there is nothing to quantize, with the reasons."""
+    if any(site.excluded is None for site in sites):
+        return
+    reasons = Counter(str(site.excluded) for site in sites)
+    text = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
+    do = "export a float32 model with its weights as constants"
+    if any(" body of a node " in reason for reason in reasons):
+        do = "export it without If, Loop and Scan: what decides them as a constant, loops unrolled"
+    raise ExportError(
+        f"none of {len(sites)} products can be quantized ({text})"
+        if sites
+        else "the graphs have no Conv, MatMul or Gemm",
+        do=do,
+    )
+
+
+def describe(graph: ir.Graph, name: str) -> dict[str, Any]:
+    """Inputs and outputs for the stages that feed the graph; a dynamic axis has a text or None."""
+
+    def values(found: Sequence[ir.Value]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": str(value.name),
+                "dtype": "unknown" if value.dtype is None else str(value.dtype.numpy()),
+                "shape": None if value.shape is None else [axis(d) for d in value.shape],
+            }
+            for value in found
+        ]
+
+    return {
+        "name": name,
+        "inputs": values(graph.inputs),
+        "outputs": values(graph.outputs),
+        "parameters": sum(
+            value.const_value.size
+            for value in graph.initializers.values()
+            if value.const_value is not None
+            and value.dtype is not None
+            and value.dtype.is_floating_point()
+        ),
+    }
+
+
+def axis(dimension: Any) -> int | str | None:
+    return dimension if isinstance(dimension, int) else dimension.value

@@ -1,0 +1,149 @@
+"""Reading a user's own ONNX file: its weights stay mapped, its opset is raised without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx.version_converter import convert_version
+from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
+
+from ...errors import ExportError
+from ...export.passes.naming import NAME_SCOPES
+from ...graph.load import read_graph
+from .quantized import refuse_quantized
+
+OPSET = 21
+IR_VERSION = 10  # of opset 21
+ALIAS = "ai.onnx"  # the default domain by its other name
+# Bytes up to which the converter gets a constant: it reads axes, shapes and scales, and no weight.
+SMALL = 4096
+CONVERTER_ERRORS = (
+    *(RuntimeError, ValueError, onnx.version_converter.ConvertError),
+    onnx.shape_inference.InferenceError,
+)
+
+
+def load(path: Path) -> ir.Model:
+    """The model of a file, with opset 21 at least and without functions.
+
+    Raises:
+        ExportError: not an ONNX model, weights missing, already quantized, or an opset that cannot
+            be converted.
+    """
+    model = read(path)
+    default_domain(model)
+    InlinePass()(model)
+    RemoveInitializersFromInputsPass()(model)
+    open_dimensions(model.graph)
+    refuse_quantized(model, path)
+    opset = model.opset_imports.get("", 1)
+    return raise_opset(model, path, opset) if opset < OPSET else model
+
+
+def read(path: Path) -> ir.Model:
+    """The model of a file as it is; raises ExportError for what is none, or lacks its weights."""
+    do = "name an ONNX file that onnx.checker takes"
+    return read_graph(path, error=ExportError, do=do, foreign=True)
+
+
+def weight_files(model: ir.Model) -> list[Path]:
+    """The external files that hold a model's weights, those of bodies too."""
+    tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
+    return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Nodes of the graph, of bodies and of functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def default_domain(model: ir.Model) -> None:
+    """Write `ai.onnx` as the empty domain that it stands for."""
+    for node in all_nodes(model):
+        if node.domain == ALIAS:
+            node.domain = ""
+    for imports in (model.opset_imports, *(f.opset_imports for f in model.functions.values())):
+        if ALIAS in imports:
+            imports.setdefault("", imports[ALIAS])
+            del imports[ALIAS]
+
+
+def open_dimensions(graph: ir.Graph) -> None:
+    """Sizes of 0 and below in declared inputs and outputs are of any size, as other tools take
+    them; what the file says of values in between is then inferred again.
+
+    Names without a letter, such as "?", are none: TensorRT takes dimensions of one name for equal.
+    """
+    odd = False
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is None:
+            continue
+        odd = odd or any(isinstance(d, int) and d <= 0 for d in value.shape)
+        value.shape = ir.Shape([None if is_open(d) else d for d in value.shape])
+    if odd:
+        ends = {*graph.inputs, *graph.outputs}
+        for node in graph:
+            for value in node.outputs:
+                if value not in ends:
+                    value.shape = None
+
+
+def is_open(dimension: int | ir.SymbolicDim) -> bool:
+    if isinstance(dimension, int):
+        return dimension <= 0
+    return not any(letter.isalpha() for letter in str(dimension.value or ""))
+
+
+def raise_opset(model: ir.Model, path: Path, opset: int) -> ir.Model:
+    """The model at opset 21.
+
+    The converter gets inputs for weights, so that none is copied and their size does not matter.
+    It forgets what made a node, which is put back.
+
+    Raises:
+        ExportError: an operator has no conversion.
+    """
+    made_by = {
+        node.outputs[0].name: node.metadata_props[NAME_SCOPES]
+        for node in model.graph
+        if node.outputs and NAME_SCOPES in node.metadata_props
+    }
+    graph = model.graph
+    weights = {
+        name: value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.nbytes > SMALL
+        and not value.is_graph_output()
+    }
+    model.ir_version = max(model.ir_version, IR_VERSION)  # before 4, constants had to be inputs
+    for name, value in weights.items():
+        graph.initializers.pop(name)
+        assert value.const_value is not None
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+        value.type = ir.TensorType(value.const_value.dtype)
+        graph.inputs.append(value)
+    ir.external_data.load_to_model(model)
+    try:
+        converted = convert_version(ir.to_proto(model), OPSET)
+    except CONVERTER_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"opset {opset} cannot be converted to {OPSET}: {reason}",
+            where=str(path),
+            do=f"export the model at opset {OPSET}",
+        ) from error
+    raised = ir.from_proto(converted)
+    for _ in weights:
+        value = raised.graph.inputs.pop()
+        value.const_value = weights[str(value.name)].const_value
+        raised.graph.register_initializer(value)
+    for node in raised.graph:
+        if node.outputs and node.outputs[0].name in made_by:
+            node.metadata_props[NAME_SCOPES] = made_by[node.outputs[0].name]
+    return raised

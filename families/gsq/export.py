@@ -1,0 +1,107 @@
+"""What the export of a GSQ tokenizer writes, and how it is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from ...graph.sites import SiteMap
+from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ...workspace.artifacts import encode_json
+from ..shared.job import PARITY_SIZE, ExportJob, parity_results
+
+if TYPE_CHECKING:
+    from .config import GsqConfig
+    from .model import GsqTokenizer
+
+LEAST_POSITIONS = 2  # whose variance the decoder's norms take
+
+
+def export_gsq(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Write both graphs and their sites; returns the manifest's results.
+
+    Raises:
+        ExportError: the checkpoint does not fit, or a difference above the tolerance.
+    """
+    from ...export.weight_file import WeightFile
+    from ..shared.vq_export import export_vq
+    from ..shared.vq_parity import check_vq_parity
+    from .graphs import gsq_graphs
+    from .parity import compute_gsq_references
+
+    job.progress("reading the checkpoint", 0)
+    model = load_model(job)
+    job.progress("exporting", 1)
+    properties = {
+        "arvg_trt.model": job.entry.name,
+        "arvg_trt.family": "gsq",
+        "arvg_trt.groups": str(model.config.groups),
+        "arvg_trt.least_positions": str(LEAST_POSITIONS),
+    }
+    with WeightFile(folder) as weights:
+        sites = export_vq(model, weights, properties, gsq_graphs(model))
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+    job.progress("comparing with PyTorch", 2)
+    references = compute_gsq_references(model, job.pictures(PARITY_SIZE))
+    parity = check_vq_parity(folder, references, precise_norms)
+    job.progress("comparing with PyTorch", 3)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokenizer": describe(model.config),
+        "parity": parity_results(*parity),
+        "parity_images": list(job.image_names),
+    }
+
+
+def load_model(job: ExportJob) -> GsqTokenizer:
+    """The checkpoint's model, of the normalization that its files or the zoo tell.
+
+    Raises:
+        ExportError: it does not fit, or what tells the normalization disagrees or is missing.
+    """
+    from ..zoo import check_config
+    from ..zoo_entries import ZOO
+    from .model import load_gsq
+    from .yaml import read_normalization
+
+    told = read_normalization(job.paths[0].parent)
+    if told is None:
+        known = [job.entry, *(entry for entry in ZOO if entry.hub == job.spec)]
+        told = next((e.config.normalization for e in known if is_gsq(e.config)), None)
+    model = load_gsq(job.read(), job.spec, told)
+    check_config(job.entry, model.config, job.spec)
+    return model
+
+
+def is_gsq(config: object) -> TypeGuard[GsqConfig]:
+    from .config import GsqConfig
+
+    return isinstance(config, GsqConfig)
+
+
+def precise_norms(path: Path) -> OnnxRuntimeSession:
+    """A graph whose group norms are in the form that ONNX Runtime has a kernel for.
+
+    It runs GroupNormalization as a difference of two means of squares. Where an adaptive norm has
+    left a group nearly constant, as its scale near 0 does, that costs three digits.
+    """
+    import onnx_ir as ir
+
+    from ...graph.group_norm import expand_group_norms
+
+    model = ir.load(path)
+    expand_group_norms(model.graph)
+    graph = ir.to_proto(model).SerializeToString()
+    return OnnxRuntimeSession(path, optimized=True, graph=graph)
+
+
+def describe(config: GsqConfig) -> dict[str, object]:
+    """What later stages need to know of the tokenizer, for the manifest."""
+    return {
+        "stride": config.stride,
+        "discrete": True,
+        "levels": [],
+        "groups": config.groups,
+        "latent_channels": config.latent_channels,
+        "codebook_size": config.vocab_size,
+    }

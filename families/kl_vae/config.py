@@ -1,0 +1,17 @@
+"""What decides the shapes of MAR's autoencoder. Torch-free: the zoo is listed without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..shared.pyramid import Pyramid
+
+
+@dataclass(frozen=True, slots=True)
+class KlVaeConfig(Pyramid):
+    """Everything that decides the shapes of a KL autoencoder; the defaults are the KL-16's."""
+
+    channels: int = 128
+    channels_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 16

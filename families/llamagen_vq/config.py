@@ -1,0 +1,22 @@
+"""What decides the shapes of a LlamaGen VQ tokenizer. Torch-free: the zoo is listed without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..shared.pyramid import Pyramid
+
+
+@dataclass(frozen=True, slots=True)
+class LlamagenVqConfig(Pyramid):
+    """Everything that decides the shapes of a LlamaGen VQ; the defaults are those of VQ-16."""
+
+    channels: int = 128
+    channels_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    latent_channels: int = 8
+    vocab_size: int = 16384
+
+
+VQ_16 = LlamagenVqConfig()

@@ -1,0 +1,133 @@
+"""The graphs of a MAR and its autoencoder in ONNX Runtime against PyTorch.
+
+PyTorch computes first and is let go; then the graphs are loaded.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...export.parity import Arrays, Difference, difference, require
+from ...runtime.sessions.onnxruntime import fast_session, mapped_session
+from ..kl_vae.model import KlVae
+from .diffusion import TIMES, Diffusion
+from .model import MarTransformer
+
+Floats = NDArray[np.float32]
+AT = (0, 61, 496, TIMES - 1)  # times of the denoiser; a wrong table row of another shows later
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencoderReferences:
+    """What PyTorch computes for N images; latents are times the generator's scale."""
+
+    images: Floats
+    latent: Floats
+    decoded: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """Feeds and outputs of the pass by its number of known tokens, of the denoiser by its time."""
+
+    passes: dict[int, tuple[Arrays, Arrays]]
+    denoised: dict[int, tuple[Arrays, Arrays]]
+
+
+@torch.inference_mode()
+def compute_autoencoder_references(
+    model: KlVae, images: Sequence[Floats], scale: float
+) -> AutoencoderReferences:
+    """Images are [1, 3, H, W] in [-1, 1], all of one size."""
+    stacked = np.concatenate(images)
+    latent = model.encode(torch.from_numpy(stacked))
+    return AutoencoderReferences(
+        images=stacked,
+        latent=(latent * scale).numpy(),
+        decoded=model.decode(latent).numpy(),
+    )
+
+
+def check_autoencoder_parity(folder: Path, wanted: AutoencoderReferences) -> tuple[Difference, ...]:
+    """Run encoder and decoder, each on PyTorch's inputs.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph.
+    """
+    encoded = fast_session(folder / "encoder.onnx").run({"image": wanted.images})["latent"]
+    latent = difference("encoder", "latent", encoded, wanted.latent)
+    gc.collect()
+    decoded = fast_session(folder / "decoder.onnx").run({"latent": wanted.latent})["image"]
+    found = latent, difference("decoder", "image", decoded, wanted.decoded)
+    for one in found:
+        require(one)
+    return found
+
+
+@torch.inference_mode()
+def compute_mar_references(model: MarTransformer, labels: Tensor, tokens: Tensor) -> References:
+    """labels int64 [rows], tokens [rows, L, c] in raster order: those of real images.
+
+    The denoiser sees tokens with noise as at each time.
+    """
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    rows, net = len(labels), model.diffloss.net
+    order = torch.rand(rows, config.length, generator=generator).argsort(dim=1)
+    ordered = tokens.gather(1, order.unsqueeze(2).expand_as(tokens))
+    passes, denoised, kept = {}, {}, Diffusion.of(TIMES).kept
+    for known in known_counts(config.length):
+        seen = ordered[:, :known].contiguous()
+        z = model(labels, seen, order)
+        condition = net.cond_embed(z)
+        passes[known] = (
+            {"labels": labels.numpy(), "tokens": seen.numpy(), "position_ids": order.numpy()},
+            {"z": z.numpy(), "condition": condition.numpy()},
+        )
+    z, condition, clean = z[:, -1], condition[:, -1], ordered[:, -1]
+    for time in AT:
+        noise = torch.randn(clean.shape, generator=generator)
+        x = kept[time] ** 0.5 * clean + (1 - kept[time]) ** 0.5 * noise
+        predicted, spread = net(x, torch.full((rows,), time), z).chunk(2, dim=1)
+        denoised[time] = (
+            {"x": x.numpy(), "time": np.array([time]), "condition": condition.numpy()},
+            {"noise": predicted.numpy(), "spread": spread.numpy()},
+        )
+    return References(passes, denoised)
+
+
+def check_mar_parity(folder: Path, wanted: References) -> tuple[Difference, ...]:
+    """Run pass.onnx with none, some and all but one token known, and denoise.onnx.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph, and how many were known.
+    """
+    found: list[Difference] = []
+    session = mapped_session(folder / "pass.onnx")
+    for known, (feeds, outputs) in wanted.passes.items():
+        values = session.run(feeds)
+        for name, array in outputs.items():
+            one = difference("pass", name, values[name], array, array.shape[1], known)
+            found.append(one)
+    del session
+    gc.collect()
+    session = mapped_session(folder / "denoise.onnx")
+    for time, (feeds, outputs) in wanted.denoised.items():
+        values = session.run(feeds)
+        for name, array in outputs.items():
+            found.append(difference("denoise", f"{name} at {time}", values[name], array))
+    for one in found:
+        require(one)
+    return tuple(found)
+
+
+def known_counts(length: int) -> tuple[int, ...]:
+    """Ascending: none, one, half, all but one."""
+    return tuple(sorted({0, min(1, length - 1), length // 2, length - 1}))

@@ -1,0 +1,122 @@
+"""A PAR transformer -> step.onnx, full.onnx and their sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+
+from ...export.passes.linears import drop_unused, own
+from ...export.passes.naming import module_path
+from ...export.shape import DYNAMIC, GraphForm
+from ...export.tracing import (
+    cache_type,
+    example_caches,
+    name_presents,
+    past_names,
+    present_names,
+    trace,
+)
+from ...export.weight_file import WeightFile
+from ...graph.sites import FoldPart, ProducerFold, Site
+from ..shared.transformer import keep_cache_as
+from ..shared.transformer_graphs import SiteRules, write_transformer
+from .graphs import FullGraph, StepGraph
+from .model import ParTransformer
+
+ROLES = {"wqkv": "qkv", "wo": "proj", "w1": "fc1", "w3": "fc1", "w2": "fc2", "output": "head"}
+TOKEN_AXIS = dict.fromkeys(ROLES.values(), 1)
+NORMS = {"wqkv": "attention_norm", "w1": "ffn_norm", "w3": "ffn_norm"}
+# Sizes of the example inputs: different, and above 1, which the exporter would specialise on.
+ROWS, TOKENS, PAST = 4, 7, 5
+
+
+def export_par(
+    model: ParTransformer,
+    weights: WeightFile,
+    properties: dict[str, str],
+    form: GraphForm = DYNAMIC,
+) -> tuple[Site, ...]:
+    """Write both graphs of the transformer through `weights`; returns their sites."""
+    width = model.config.width
+    rules = SiteRules(role, lambda path: producer_fold(path, width), TOKEN_AXIS)
+    return write_transformer(transformer_graphs(model, form), rules, weights, properties)
+
+
+def transformer_graphs(model: ParTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
+    yield "step", with_own_norms(step_graph(model, form))
+    yield "full", with_own_norms(full_graph(model))
+
+
+def role(path: str) -> str:
+    """Of a linear by its official path."""
+    return ROLES[path.rpartition(".")[2]]
+
+
+def step_graph(model: ParTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
+    config = model.config
+    rows, n = Dim("rows"), Dim("n")
+    cache_shape = [{0: rows, 2: Dim("past")}] * config.depth
+    graph = trace(
+        keep_cache_as(StepGraph(model), cache_type(form)),
+        (
+            torch.zeros(ROWS, TOKENS, dtype=torch.int64),
+            torch.arange(TOKENS),
+            *example_caches(config.depth, (ROWS, config.heads, PAST, config.head_dim), form),
+        ),
+        ({0: rows, 1: n}, {0: n}, cache_shape, cache_shape),
+        ["tokens", "position_ids", *past_names(config.depth)],
+        ["logits", *present_names(config.depth)],
+    )
+    keep_cache_as(model, None)  # the graph's layers are the model's own
+    name_presents(graph, config.heads, config.head_dim)
+    return graph
+
+
+def full_graph(model: ParTransformer) -> ir.Model:
+    config = model.config
+    rows = Dim("rows")
+    tokens = torch.zeros(ROWS, config.length - config.group, dtype=torch.int64)
+    return trace(
+        FullGraph(model),
+        (torch.zeros(ROWS, dtype=torch.int64), tokens),
+        ({0: rows}, {0: rows}),
+        ["labels", "tokens"],
+        ["logits"],
+    )
+
+
+def with_own_norms(model: ir.Model) -> ir.Model:
+    """Every norm has a weight of its own, `path.weight`; the exporter merges equal ones."""
+    graph = model.graph
+    for node in graph:
+        path = module_path(node)
+        if node.op_type != "Mul" or not path.endswith("norm"):
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer():
+                node.replace_input_with(index, own(graph, value, f"{path}.weight"))
+    drop_unused(graph)
+    return model
+
+
+def producer_fold(path: str, width: int) -> ProducerFold:
+    """Where a channel scale of a linear's input goes (the fact sheet's 0.6).
+
+    There are no biases to take a shift. wqkv, w1, w3 and output read a norm; wo reads weighted
+    means of values, the last of wqkv's columns [C, 3C]; w2 reads products with what w3 gives.
+    """
+    owner, _, last = path.rpartition(".")
+    if last == "wo":
+        return divided(f"{owner}.wqkv.weight", 1, 2 * width)
+    if last == "w2":
+        return divided(f"{owner}.w3.weight", 1)
+    norm = f"{owner.rpartition('.')[0]}.{NORMS[last]}" if last in NORMS else "norm"
+    return divided(f"{norm}.weight", 0)
+
+
+def divided(initializer: str, axis: int, start: int = 0) -> ProducerFold:
+    part = FoldPart(initializer=initializer, axis=axis, start=start)
+    return ProducerFold(divide=(part,), subtract=())

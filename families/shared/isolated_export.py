@@ -1,0 +1,144 @@
+"""Stage 1 for a generator, in two processes: one writes its graphs, the next compares them.
+
+Tracing keeps what it saw until its process ends, and so would the mapped checkpoint stay.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from ...export.isolated import call, serve
+from ...export.shape import GraphForm
+from ...pipeline.common import SilentReporter
+from ...samples.images import ImageSource
+from .job import ExportJob
+
+What = Literal["write", "compare"]
+
+
+class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do with which checkpoint, images and folder of graphs."""
+
+    what: What
+    model: str
+    spec: str
+    paths: tuple[str, ...]
+    images: tuple[str, ...]
+    folder: str
+    form: GraphForm
+    weights: Literal["ema", "model"] | None = None
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What was found, and the lines for the user."""
+
+    found: dict[str, Any]
+    lines: tuple[str, ...]
+
+
+class Lines(SilentReporter):
+    """Keeps the lines for the process that asked."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def warn(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class Family(Protocol):
+    """What `export_NAME.py` has of the family NAME."""
+
+    def check_form(self, name: str, form: GraphForm) -> None:
+        """Raises ExportError for a form that its graphs cannot have."""
+
+    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+        """All that the export leaves; returns the parameters of each half."""
+
+    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Both halves against PyTorch, for the manifest.
+
+        Raises:
+            ExportError: a difference above the tolerance; names the graph.
+        """
+
+
+def family(name: str) -> Family:
+    from ..mar import export as export_mar
+    from ..par import export as export_par
+    from ..rar import export as export_rar
+    from ..var import export as export_var
+
+    families: dict[str, Family] = {
+        "mar": export_mar,
+        "par": export_par,
+        "rar": export_rar,
+        "var": export_var,
+    }
+    return families[name]
+
+
+def export_generator(job: ExportJob, folder: Path) -> dict[str, Any]:
+    """Write a generator's graphs, sites.json and generator.json; returns the manifest's results."""
+    job.progress("exporting", 0)
+    written = do_apart("write", job, folder)
+    for line in written.lines:
+        job.reporter.say(line)
+    parameters = written.found
+    job.progress("comparing with PyTorch", 2)
+    parity = do_apart("compare", job, folder).found
+    job.progress("comparing with PyTorch", 3)
+    return {
+        "parameters": sum(parameters.values()),
+        "parameters_of": parameters,
+        "parity": parity,
+        "parity_images": list(job.image_names),
+    }
+
+
+def do_apart(what: What, job: ExportJob, folder: Path) -> Done:
+    """The parameters of both halves, or what was found of every graph, for the manifest.
+
+    Raises:
+        ExportError: the checkpoint does not fit, or a difference above the tolerance.
+        OutOfMemory: named as such, also where the system killed the process.
+    """
+    request = ModelTask(
+        what=what,
+        model=job.entry.name,
+        spec=job.spec,
+        paths=tuple(map(str, job.paths)),
+        images=tuple(map(str, job.images)),
+        folder=str(folder),
+        form=job.form,
+        weights=job.weights,
+    )
+    return call(__name__, request, Done)
+
+
+def work(task: ModelTask) -> Done:
+    from ..zoo import find_model
+
+    entry, reporter = find_model(task.model), Lines()
+    job = ExportJob(
+        entry=entry,
+        spec=task.spec,
+        paths=tuple(map(Path, task.paths)),
+        source=ImageSource(tuple(map(Path, task.images))),
+        reporter=reporter,
+        form=task.form,
+        weights=task.weights,
+    )
+    of = family(entry.family)
+    do = of.write_graphs if task.what == "write" else of.compare_graphs
+    return Done(do(job, Path(task.folder)), tuple(reporter.lines))
+
+
+if __name__ == "__main__":
+    serve(ModelTask, work)

@@ -1,0 +1,230 @@
+"""What the export of a model is given, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from ...errors import ExportError
+from ...export.shape import DYNAMIC, GraphForm
+from ...graph.sites import Site, SiteMap
+from ...pipeline.common import Reporter
+from ...runtime.images import FloatImage, center_crop, to_model
+from ...samples.images import ImageSource
+from ...workspace.artifacts import encode_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ...export.checkpoint.read import Weights
+    from ...export.parity import Difference, TokenParity
+    from ...export.weight_file import WeightFile
+    from ...runtime.generator import Spec
+    from ..zoo_entries import ZooEntry
+
+PARITY_IMAGES = 2
+PARITY_SIZE = 256
+CONFIGS = ("config.json", "config.yaml")
+STEPS = 3
+# Their official sampling scripts load `model`, also where the trainer left `ema` beside it
+# (LlamaGen's autoregressive/sample/sample_c2i.py, which PAR's follow). MAR's evaluate `model_ema`,
+# and so do all others whose trainers have averages.
+EVALUATED_LAST = ("par",)
+LABEL = 207
+
+
+class HasConfig(Protocol):
+    """A model that says what it is."""
+
+    config: Any
+
+
+Transformer = TypeVar("Transformer", bound=HasConfig)
+Tokenizer = TypeVar("Tokenizer", bound=HasConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportJob:
+    """The model, the files of its checkpoint, images to compare on, and where progress goes.
+
+    `form` is how a generator's graphs are made. `weights` chooses where a trainer's snapshot has
+    averaged ones beside the last ones; None takes what the family's official evaluation takes.
+    """
+
+    entry: ZooEntry
+    spec: str
+    paths: tuple[Path, ...]
+    source: ImageSource
+    reporter: Reporter
+    form: GraphForm = DYNAMIC
+    weights: Weights | None = None
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        return self.source.files[:PARITY_IMAGES]
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        return self.source.names[:PARITY_IMAGES]
+
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file of the model that decides the outputs; those of `CONFIGS` lie beside."""
+        folder = self.paths[0].parent
+        beside = [path for name in CONFIGS if (path := folder / name).is_file()]
+        return (*self.paths, *beside)
+
+    def pictures(self, size: int) -> list[FloatImage]:
+        """The images' centres, [1, 3, size, size] in [-1, 1]."""
+        chosen = (self.source.load(i) for i in range(len(self.images)))
+        return [to_model(center_crop(image, size)) for image in chosen]
+
+    def read(self, infinite: Collection[str] = ()) -> dict[str, Tensor]:
+        """The tensors of all files, of which `infinite` may hold infinities.
+
+        Raises:
+            ExportError: as `read_all`.
+        """
+        from ...export.checkpoint.read import Choice, read_all
+
+        official: Weights = "model" if self.entry.family in EVALUATED_LAST else "ema"
+        asked = self.weights is not None
+        choice = Choice(self.weights or official, asked, self.reporter.say)
+        return read_all(self.paths, infinite, choice)
+
+    def progress(self, task: str, done: int) -> None:
+        self.reporter.progress(task, done, STEPS)
+
+
+def refuse_static(name: str, form: GraphForm, grows: str) -> None:
+    """Raises ExportError for fixed shapes of a cache that grows by so much a step."""
+    if form.static_batch is not None:
+        raise ExportError(
+            f"has a cache that grows by {grows} a step: no fixed shapes",
+            where=name,
+            do="leave out --static-batch",
+        )
+
+
+def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> dict[str, Any]:
+    """The tokens of the encoder and the differences of every graph."""
+    return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}
+
+
+def write_halves(
+    job: ExportJob,
+    folder: Path,
+    halves: tuple[nn.Module, nn.Module],
+    spec: Spec,
+    export: Callable[[WeightFile, dict[str, str]], tuple[Site, ...]],
+    calibrated: tuple[str, ...] = ("full",),
+) -> dict[str, int]:
+    """All that the export of a transformer and its tokenizer leaves; returns their parameters.
+
+    `export` writes the graphs, with these properties, and returns their sites; `spec` is for the
+    runtime. `calibrated` names the graphs that have every site to be planned once.
+    """
+    from ...export.weight_file import WeightFile
+
+    mark_norms(job, halves[1], spec.image_size)
+    properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
+    with WeightFile(folder) as weights:
+        sites = export(weights, properties)
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=calibrated)))
+    (folder / "generator.json").write_bytes(encode_json(spec))
+    names = ("transformer", "tokenizer")
+    return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, halves, strict=True)}
+
+
+def mark_norms(job: ExportJob, tokenizer: nn.Module, size: int) -> None:
+    """Mark the norms of a tokenizer that ONNX Runtime's operator is wrong for, on one picture."""
+    import torch
+
+    from ...export.passes.norm_drift import mark_drifting_norms
+
+    codec: Any = tokenizer
+    decode = getattr(codec, "reconstruct", codec.decode)
+    picture = torch.from_numpy(job.pictures(size)[0])
+    mark_drifting_norms(tokenizer, lambda: decode(codec.encode(picture)))
+
+
+def load_halves(
+    job: ExportJob,
+    tokenizer_file: str,
+    load_transformer: Callable[[dict[str, Tensor]], Transformer],
+    load_tokenizer: Callable[[dict[str, Tensor], Transformer], Tokenizer],
+    shared: Sequence[str],
+    infinite: Collection[str] = (),
+    ignored: str | None = None,
+) -> tuple[Transformer, Tokenizer]:
+    """Both halves of a generator's checkpoint, whose configurations agree in `shared`.
+
+    Raises:
+        ExportError: a half is missing, is another variant's, or they do not belong together.
+    """
+    from ..zoo import check_config
+
+    transformer, tokenizer = read_halves(job, tokenizer_file, infinite, ignored)
+    model = load_transformer(transformer)
+    check_config(job.entry, model.config, job.spec)
+    found = load_tokenizer(tokenizer, model)
+    require_pair(job, model.config, found.config, shared)
+    return model, found
+
+
+def read_halves(
+    job: ExportJob, tokenizer_file: str, infinite: Collection[str] = (), ignored: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A generator's tensors: the transformer's, the tokenizer's.
+
+    Names that begin with `ignored` are left out.
+
+    Raises:
+        ExportError: a file that cannot be read, or one half is missing.
+    """
+    from ...export.checkpoint.strict import split_parts
+
+    found = job.read(infinite)
+    if ignored is not None:
+        found = {name: v for name, v in found.items() if not name.startswith(ignored)}
+    transformer, tokenizer = split_parts(found)
+    if not tokenizer:
+        raise ExportError(
+            "has no tokenizer",
+            where=job.spec,
+            do=f"put {tokenizer_file} beside the transformer, and name the folder",
+        )
+    if not transformer:
+        raise ExportError(
+            "has a tokenizer and no transformer",
+            where=job.spec,
+            do=f"expected {job.entry.files[0][0]} beside it; name the folder",
+        )
+    return transformer, tokenizer
+
+
+def require_pair(
+    job: ExportJob, transformer: object, tokenizer: object, names: Sequence[str]
+) -> None:
+    """Raises ExportError unless two configurations have the same values of `names`."""
+    differ = [
+        f"{name} is {getattr(transformer, name)} in the transformer, "
+        f"{getattr(tokenizer, name)} in it"
+        for name in names
+        if getattr(transformer, name) != getattr(tokenizer, name)
+    ]
+    if differ:
+        raise ExportError(
+            f"its tokenizer is another model's: {', '.join(differ)}",
+            where=job.spec,
+            do="use the tokenizer that the transformer was trained with",
+        )
+
+
+def guided_labels(num_classes: int, images: int = 1) -> Tensor:
+    """A class an image, and as often the null class, as guidance runs them; int64 [2 * images]."""
+    import torch
+
+    classes = [(LABEL + k) % num_classes for k in range(images)]
+    return torch.tensor([*classes, *[num_classes] * images])

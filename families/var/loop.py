@@ -1,0 +1,66 @@
+"""VAR's schedule: one token map a scale, coarse to fine, each scale a step over the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.images import FloatImage
+from ...runtime.loop import Batch, CachedSteps, OpenSession, choose, open_graphs, require_finite
+from ...runtime.sampling import Sampling, Tokens
+from .spec import VarSpec
+
+
+class VarLoop:
+    """The graphs of a VAR and the loop over its scales.
+
+    All that the graphs hand to each other stays in the session's memory: of each step the logits
+    come out, and the tokens go in.
+    """
+
+    def __init__(self, folder: Path, spec: VarSpec, session: OpenSession, threads: int) -> None:
+        """Open the graphs of an export folder.
+
+        Raises:
+            BundleError: a graph is missing, does not load, or has other caches than `spec` says.
+        """
+        updates = [f"update.{k}" for k in range(spec.steps)]
+        names = ("condition", *spec.step_graphs, *updates, "decoder")
+        graphs = open_graphs(folder, names, session, threads)
+        self.spec = spec
+        self._condition, self._decoder = graphs["condition"], graphs["decoder"]
+        self._steps = CachedSteps([graphs[name] for name in spec.step_graphs], spec)
+        self._updates = [graphs[name] for name in updates]
+
+    def run(
+        self,
+        labels: NDArray[np.int64],
+        streams: Sequence[np.random.Generator],
+        sampling: Sampling,
+        tick: Callable[[], None],
+    ) -> tuple[FloatImage, Tokens]:
+        """As `Loop.run`; guidance rises from 0 at the first scale to cfg at the last."""
+        spec, steps = self.spec, self._steps
+        batch = Batch(labels, spec.num_classes, sampling, spec.static_batch)
+        condition = self._condition.run_on_device({"labels": batch.labels})
+        x = condition.pop("x")
+        steps.start(batch.rows)
+        latent = (batch.rows, spec.latent_channels, spec.latent_size, spec.latent_size)
+        f_hat = steps.place(np.zeros(latent, np.float32))
+        chosen = []
+        for scale, update in enumerate(self._updates):
+            side = spec.patch_nums[scale]
+            logits = batch.halves(steps.run(batch.rows, side * side, {"x": x, **condition}))
+            require_finite(logits, f"scale {scale} ({side}x{side} tokens)", steps.path)
+            strength = sampling.cfg * scale / max(spec.steps - 1, 1)
+            chosen.append(choose(logits, strength, streams, sampling))
+            # All rows at once, as the next input has them.
+            outputs = update.run_on_device({"tokens": batch.fed(chosen[-1]), "f_hat": f_hat})
+            f_hat = outputs["f_hat_next"]
+            x = outputs.get("x", x)
+            tick()
+        image = self._decoder.run({"latent": f_hat.numpy()[: batch.images]})["image"]
+        return image[: batch.count], np.concatenate(chosen, axis=1)  # type: ignore[return-value]

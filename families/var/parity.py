@@ -1,0 +1,173 @@
+"""The graphs of a VAR transformer in ONNX Runtime against PyTorch, at every shape they run at.
+
+PyTorch computes first, block by block, and is let go; then one graph at a time is opened with its
+weights mapped. So the weights are in memory once, as pages of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...export.parity import Array, Arrays, Difference, difference, require, run_as_kept
+from ...export.shape import DYNAMIC, GraphForm
+from ...runtime.kv_cache import past_name
+from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
+from ..shared.transformer import KeyValue
+from .config import VarConfig
+from .model import VarBlock, VarTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What PyTorch computes: the graphs' inputs, their outputs, and the cached steps' logits.
+
+    `steps` and `full` are [rows, L, V]; they differ where the caches are rounded.
+    """
+
+    config: VarConfig
+    form: GraphForm
+    labels: NDArray[np.int64]
+    features: NDArray[np.float32]
+    inputs: NDArray[np.float32]
+    condition: Arrays
+    steps: NDArray[np.float32]
+    cache: Arrays
+    full: NDArray[np.float32]
+
+
+@torch.inference_mode()
+def compute_references(
+    model: VarTransformer, labels: Tensor, features: Tensor, form: GraphForm = DYNAMIC
+) -> References:
+    """labels int64 [rows], features [rows, L - first, 32] as `VarTransformer.forward` takes.
+
+    In a static form the rows are the form's.
+    """
+    condition = model.condition(labels)
+    inputs = torch.cat((condition[0], model.word_embed(features)), dim=1)
+    full, steps, cache = run_as_kept(model, form, lambda: run_blocks(model, inputs, *condition[1:]))
+    names = ("x", "modulation", "head_modulation")
+    return References(
+        config=model.config,
+        form=form,
+        labels=labels.numpy(),
+        features=features.numpy(),
+        inputs=inputs.numpy(),
+        condition={name: t.numpy() for name, t in zip(names, condition, strict=True)},
+        steps=steps.numpy(),
+        cache=cache,
+        full=full.numpy(),
+    )
+
+
+def run_blocks(
+    model: VarTransformer, inputs: Tensor, modulation: Tensor, head_modulation: Tensor
+) -> tuple[Tensor, Arrays]:
+    """Logits [rows, L, V] and the caches behind the last scale, teacher-forced.
+
+    All cached steps of one block, then those of the next: each weight is needed once.
+    """
+    bounds = model.config.bounds
+    parts = [(inputs + model.positions())[:, a:b] for a, b in pairwise(bounds)]
+    cache: Arrays = {}
+    for i, block in enumerate(model.blocks):
+        past: KeyValue | None = None
+        for k, part in enumerate(parts):
+            parts[k], past = cast(VarBlock, block)(part, modulation[:, i], past)
+        assert past is not None
+        cache[f"present_key.{i}"], cache[f"present_value.{i}"] = (t.numpy() for t in past)
+    return model.logits(torch.cat(parts, dim=1), head_modulation), cache
+
+
+def check_var_parity(folder: Path, wanted: References) -> tuple[Difference, ...]:
+    """Run condition.onnx, the step at each scale from an empty cache, and full.onnx.
+
+    Each step takes the cache that the one before it gave.
+
+    Raises:
+        ExportError: a difference above the tolerance; names the graph, and the step's shape.
+    """
+    found = [
+        *check_condition(folder, wanted),
+        *check_steps(folder, wanted),
+        check_full(folder, wanted),
+    ]
+    for one in found:
+        require(one)
+    return tuple(found)
+
+
+def check_condition(folder: Path, wanted: References) -> list[Difference]:
+    outputs = mapped_session(folder / "condition.onnx").run({"labels": wanted.labels})
+    return [
+        difference("condition", name, outputs[name], array)
+        for name, array in wanted.condition.items()
+    ]
+
+
+def check_steps(folder: Path, wanted: References) -> list[Difference]:
+    config = wanted.config
+    scales = list(pairwise(config.bounds))
+    graphs = wanted.form.step_names(len(scales))
+    constant = {k: wanted.condition[k] for k in ("modulation", "head_modulation")}
+    shape = (len(wanted.labels), config.heads, 0, config.head_dim)
+    empty = np.zeros(shape, wanted.form.kv_type)
+    static = len(graphs) > 1
+    cache: Arrays = {} if static else {past_name(name): empty for name in wanted.cache}
+    session, found = mapped_session(folder / f"{graphs[0]}.onnx"), []
+    for k, (a, b) in enumerate(scales):
+        graph = graphs[min(k, len(graphs) - 1)]
+        if k and static:
+            session = mapped_session(folder / f"{graph}.onnx")
+        feeds: Arrays = {"x": wanted.inputs[:, a:b], "position_ids": np.arange(a, b)}
+        outputs = session.run({**feeds, **constant, **cache})
+        logits = wanted.steps[:, a:b]
+        found.append(difference(graph, "logits", outputs.pop("logits"), logits, b - a, a))
+        cache = {past_name(name): array for name, array in outputs.items()}
+    for name, array in wanted.cache.items():
+        found.append(difference(graphs[-1], name, cache[past_name(name)], array))
+    return found
+
+
+def check_full(folder: Path, wanted: References) -> Difference:
+    """Row by row: its attention has all positions squared."""
+    session = mapped_session(folder / "full.onnx")
+    rows = [
+        session.run({"labels": wanted.labels[k : k + 1], "features": wanted.features[k : k + 1]})
+        for k in range(len(wanted.labels))
+    ]
+    logits = np.concatenate([row["logits"] for row in rows])
+    return difference("full", "logits", logits, wanted.full)
+
+
+def run_in_rows(
+    session: OnnxRuntimeSession, feeds: Mapping[str, Array], rows: int | None
+) -> Arrays:
+    """As `session.run`, in pieces of `rows` rows that a static graph takes (None: all at once).
+
+    The last piece is filled up with rows of its own.
+    """
+    if rows is None:
+        return session.run(feeds)
+    count = len(next(iter(feeds.values())))
+    pieces = [
+        session.run({name: resize(array[a : a + rows], rows) for name, array in feeds.items()})
+        for a in range(0, count, rows)
+    ]
+    return {
+        name: np.concatenate([piece[name] for piece in pieces])[:count] for name in session.outputs
+    }
+
+
+def resize(array: Array, rows: int) -> Array:
+    """The first `rows` rows of the array, which is repeated if it has less."""
+    return np.resize(array, (rows, *array.shape[1:]))

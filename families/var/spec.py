@@ -1,0 +1,63 @@
+"""What `generator.json` says of a VAR; needs neither numpy nor a session."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import msgspec
+
+from ...runtime.spec import Count, Defaults, KvType, Pixels, Side, require_heads
+
+
+class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="var"):
+    """`generator.json` of a VAR: what the schedule needs to know beside the graphs.
+
+    `patch_nums` are the sides of the token maps, coarse to fine; the latent is [latent_channels,
+    latent_size, latent_size]. The null class is `num_classes`. With a `static_batch` the graphs
+    have fixed shapes for so many images, and a step graph a scale. `kv_type` is that of the caches.
+    """
+
+    schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
+    patch_nums: Annotated[tuple[Side, ...], msgspec.Meta(min_length=1, max_length=64)]
+    num_classes: Count
+    vocab_size: Count
+    depth: Count
+    width: Count
+    heads: Count
+    head_dim: Count
+    latent_channels: Count
+    latent_size: Side
+    image_size: Pixels
+    defaults: Defaults
+    static_batch: Count | None = None
+    kv_type: KvType = "float32"
+
+    def __post_init__(self) -> None:
+        require_heads(self.width, self.heads, self.head_dim)
+        sides = self.patch_nums
+        if any(b <= a for a, b in pairwise(sides)) or sides[-1] != self.latent_size:
+            raise ValueError(
+                f"patch_nums {list(sides)} do not rise to the latent's side {self.latent_size}"
+            )
+        if self.image_size % self.latent_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {self.latent_size}")
+
+    @property
+    def steps(self) -> int:
+        """Steps of one batch: its scales."""
+        return len(self.patch_nums)
+
+    @property
+    def length(self) -> int:
+        """Tokens of an image over all scales."""
+        return sum(side * side for side in self.patch_nums)
+
+    @property
+    def step_graphs(self) -> tuple[str, ...]:
+        return step_names(self.static_batch, self.steps)
+
+
+def step_names(static_batch: int | None, scales: int) -> tuple[str, ...]:
+    """Names of the step graphs: one for all scales, or with fixed shapes one a scale."""
+    return ("step",) if static_batch is None else tuple(f"step.{k}" for k in range(scales))

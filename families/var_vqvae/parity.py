@@ -1,0 +1,150 @@
+"""The graphs of VAR's tokenizer in ONNX Runtime against PyTorch, on real images.
+
+PyTorch computes first and is let go; then one graph at a time is loaded.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...export.parity import (
+    Arrays,
+    Difference,
+    Flags,
+    TokenParity,
+    code_distance,
+    difference,
+    near_boundary,
+    require,
+    require_tokens,
+)
+from ...export.shape import DYNAMIC, GraphForm
+from ...runtime.sessions.onnxruntime import mapped_session
+from ..var.parity import run_in_rows
+from .model import VarVqvae
+from .quantizer import MultiScaleQuantizer
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerReferences:
+    """What PyTorch computes for N images.
+
+    `distances` [N, L]: how far the vector that each token stands for lies from another code's
+    region. `sums` are f_hat behind every scale; `inputs` the transformer's of
+    all scales but the first, [N, L - first, width].
+    """
+
+    lengths: tuple[int, ...]
+    images: Floats
+    indices: NDArray[np.int64]
+    distances: Floats
+    latent: Floats
+    sums: tuple[Floats, ...]
+    features: Floats
+    inputs: Floats
+    decoded: Floats
+
+
+@torch.inference_mode()
+def compute_tokenizer_references(
+    model: VarVqvae, word_embed: nn.Linear, images: Sequence[Floats]
+) -> TokenizerReferences:
+    """Images are [1, 3, H, H] in [-1, 1]; `word_embed` is the transformer's."""
+    quantizer = model.quantize
+    stacked = np.concatenate(images)
+    latent = model.encode(torch.from_numpy(stacked))
+    indices = quantizer.encode(latent)
+    total = torch.zeros_like(latent)
+    distances, sums = [], []
+    for scale, codes in enumerate(quantizer.split(indices)):
+        distances.append(boundary_distance(quantizer, scale, latent - total))
+        total = total + quantizer.contribution(scale, codes)
+        sums.append(total.numpy())
+    features = quantizer.features(indices)
+    return TokenizerReferences(
+        lengths=model.config.lengths,
+        images=stacked,
+        indices=indices.numpy(),
+        distances=torch.cat(distances, dim=1).numpy(),
+        latent=latent.numpy(),
+        sums=tuple(sums),
+        features=features.numpy(),
+        inputs=word_embed(features).numpy(),
+        decoded=model.decode(total).numpy(),
+    )
+
+
+def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tensor) -> Tensor:
+    """[N, C, h, w] -> [N, p*p]: how far each vector may move, and its nearest code stays so."""
+    return code_distance(quantizer.shrink(scale, residual), quantizer.embedding.weight)
+
+
+def check_tokenizer_parity(
+    folder: Path, wanted: TokenizerReferences, form: GraphForm = DYNAMIC
+) -> tuple[TokenParity, tuple[Difference, ...]]:
+    """Run encoder, decoder, lookup and every update, each on PyTorch's inputs.
+
+    Raises:
+        ExportError: a difference above the tolerance, or a token that differs and may not.
+    """
+    encoded = mapped_session(folder / "encoder.onnx").run({"image": wanted.images})
+    found = [difference("encoder", "latent", encoded["latent"], wanted.latent)]
+    gc.collect()
+    decoder = mapped_session(folder / "decoder.onnx")
+    decoded = run_in_rows(decoder, {"latent": wanted.sums[-1]}, form.static_batch)
+    del decoder
+    found.append(difference("decoder", "image", decoded["image"], wanted.decoded))
+    gc.collect()
+    looked = mapped_session(folder / "lookup.onnx").run(
+        {"indices": wanted.indices.astype(np.int32)}
+    )
+    found.append(difference("lookup", "latent", looked["latent"], wanted.sums[-1]))
+    found.append(difference("lookup", "features", looked["features"], wanted.features))
+    found += check_updates(folder, wanted, form)
+    for one in found:
+        require(one)
+    unequal = encoded["indices"] != wanted.indices
+    excused = unequal & may_differ(wanted, unequal, found[0].max)
+    tokens = TokenParity(unequal.size, int(unequal.sum()), int(excused.sum()))
+    require_tokens(tokens)
+    return tokens, tuple(found)
+
+
+def check_updates(folder: Path, wanted: TokenizerReferences, form: GraphForm) -> list[Difference]:
+    """Each update on the tokens and the f_hat before it."""
+    found = []
+    before = np.zeros_like(wanted.latent)
+    for scale, (a, b) in enumerate(pairwise(np.cumsum([0, *wanted.lengths]))):
+        name = f"update.{scale}"
+        feeds: Arrays = {"tokens": wanted.indices[:, a:b], "f_hat": before}
+        outputs = run_in_rows(mapped_session(folder / f"{name}.onnx"), feeds, form.rows)
+        before = wanted.sums[scale]
+        found.append(difference(name, "f_hat_next", outputs["f_hat_next"], before))
+        if "x" in outputs:
+            start = b - wanted.lengths[0]
+            reference = wanted.inputs[:, start : start + wanted.lengths[scale + 1]]
+            found.append(difference(name, "x", outputs["x"], reference))
+    return found
+
+
+def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Flags:
+    """[N, L]: tokens near a boundary, and all behind a scale where one of those differs.
+
+    `error` is the largest of the latent, relative to its RMS.
+    """
+    near = near_boundary(wanted.distances, wanted.latent, error)
+    allowed = near.copy()
+    for a, b in pairwise(np.cumsum([0, *wanted.lengths])):
+        allowed[(unequal & near)[:, a:b].any(axis=1), b:] = True
+    return allowed

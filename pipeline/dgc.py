@@ -1,0 +1,101 @@
+"""DGC in the calibrate stage: candidates on disk -> the rows that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CalibrationError
+from ..families.mar.spec import MarSpec
+from ..families.mar.trajectory import DENOISE, PASS, kept_passes, kept_times
+from ..recipe.options import CalibrateOptions
+from ..runtime.generator import FULL, read_spec
+from ..samples.files import GraphRun, Sample, load_sample, sample_files
+from ..samples.generated import is_generator
+from ..workspace.artifacts import Manifest
+from .common import Reporter, load_sites
+
+
+def require_halves(exported: Manifest) -> None:
+    """Raises CalibrationError for a model whose samples have no condition to leave out."""
+    if not is_generator(exported):
+        raise CalibrationError(
+            "DGC weighs conditional rows against null ones, which only a generator has",
+            where="--dgc",
+            do="leave it out",
+        )
+
+
+def single_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Runs of a MAR's transformer row by row, anything else as it is."""
+    for sample in samples:
+        if isinstance(sample, GraphRun) and sample.graph == PASS:
+            for k in range(len(sample.feeds["labels"])):
+                yield GraphRun(PASS, {n: rows[k : k + 1] for n, rows in sample.feeds.items()})
+        else:
+            yield sample
+
+
+def keep_far_rows(
+    export: Path, candidates: Path, target: Path, options: CalibrateOptions, reporter: Reporter
+) -> dict[str, Any]:
+    """Move the rows of `options.samples` pictures from `candidates` to `target`; says which way.
+
+    Of a MAR those of the passes that are kept of a picture; of its denoiser's runs, which DGC does
+    not weigh, the first pictures'. A picture has two rows.
+
+    Raises:
+        CalibrationError: no rows of the null class, or too few of either.
+    """
+    from ..calibrate.dgc import choose_rows, first_token_features
+
+    _, spec = read_spec(export)
+    graph, passes = (PASS, kept_passes(spec)) if isinstance(spec, MarSpec) else (FULL, 1)
+    files, null_class = sample_files(candidates, graph), spec.num_classes
+    is_null = np.array([int(load_sample(p)["labels"].flat[0]) == null_class for p in files])
+    if not is_null.any():
+        raise CalibrationError(
+            "DGC weighs conditional rows against null ones, and there are none without guidance",
+            where="--dgc",
+            do="leave it out",
+        )
+    features = first_token_features(
+        export,
+        candidates,
+        load_sites(export).of_graph(graph),
+        batch_size=options.batch_size,
+        progress=reporter.progress,
+    )
+    choice = choose_rows(
+        features[~is_null],
+        features[is_null],
+        2 * options.samples * passes,
+        options.dgc_select,
+    )
+    kept = np.concatenate(
+        [np.flatnonzero(~is_null)[choice.conditional], np.flatnonzero(is_null)[choice.null]]
+    )
+    moved = [files[k] for k in np.sort(kept)]
+    if isinstance(spec, MarSpec):
+        others = sample_files(candidates, DENOISE)
+        moved += others[: options.samples * passes * kept_times(spec)]
+    for number, path in enumerate(moved):
+        path.rename(target / f"{number:05d}.{path.name.partition('.')[2]}")
+    if choice.covariance == "shrunk":
+        reporter.warn(
+            f"{len(files)} candidates are too few for the covariance of {features.shape[1]} "
+            "features: it is shrunk towards the identity"
+        )
+    medians = (float(np.median(values)) for values in choice.distances)
+    return {
+        "candidates": len(files),
+        "kept": len(kept),
+        "conditional_share": choice.share,
+        "select": options.dgc_select,
+        "covariance": choice.covariance,
+        "agree": choice.agree,
+        "median_distance": dict(zip(("conditional", "null"), medians, strict=True)),
+    }

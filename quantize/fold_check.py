@@ -1,0 +1,217 @@
+"""Checks on real samples that a tensor is what it was once its fold is taken back.
+
+A fold makes a site's input x / s - p by the constants of what computes x. Here each one is applied
+in FP32 and taken back in front of its readers, as (x' + p) s, and the ranges and squares of every
+channel are compared with those of the graph as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..calibrate.observers.reduce import constant, load_graph, observe_ranges
+from ..calibrate.observers.run import (
+    Outputs,
+    Progress,
+    batch_stats,
+    open_instrumented,
+    run_instrumented,
+)
+from ..calibrate.statistics import TensorStats
+from ..graph.sites import Site, SiteMap
+from ..samples.files import Arrays
+from .fold import fold_into_norm, fold_into_producer, folds_shift
+from .qdq.nodes import by_channel
+from .ranges import site_node
+
+Floats = NDArray[np.float32]
+Runner = Callable[[Callable[[str, ir.Graph], None]], Iterator[tuple[str, Outputs]]]
+
+# Largest difference of a channel's range or norm, relative to the largest of the tensor (80 dB).
+# Rounding in float32 stays below 1e-5; a bias that is not divided gives 0.1 and more.
+LIMIT = 1e-4
+CHANGED_BYTES = 2**30  # of constants in a changed copy of a graph, which holds 2 GB
+TRIED_SCALES = (2.0, 0.5, 4.0, 1.0, 0.25)
+REFUSED = "its scale has a node of its own: folded, the tensor is off by {:.1e} of its range"
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedFold:
+    """All sites that read a tensor; it becomes x / `smoothing` - `offset`, both [C]."""
+
+    sites: tuple[Site, ...]
+    smoothing: Floats
+    offset: Floats
+
+    @property
+    def key(self) -> str:
+        return self.sites[0].name
+
+    def apply(self, graph: ir.Graph) -> None:
+        """Change the constants in front, while the weights are still floats."""
+        first = self.sites[0]
+        if first.fold is not None:
+            fold_into_norm(graph, site_node(graph, first), self.smoothing, self.offset)
+        else:
+            fold_into_producer(graph, first, self.smoothing, self.offset)
+
+    def take_back(self, graph: ir.Graph) -> ir.Value:
+        """Give the readers (x' + p) s; p only where the fold takes a shift."""
+        first = self.sites[0]
+        nodes = [site_node(graph, site) for site in self.sites]
+        value = nodes[0].inputs[0]
+        assert value is not None
+        steps = [("Mul", self.smoothing)]
+        if folds_shift(first):
+            steps.insert(0, ("Add", self.offset))
+        earliest = next(node for node in graph if node in nodes)
+        for op, by in steps:
+            held = constant(graph, f"{first.name}/{op}:by", by_channel(first, by))
+            node = ir.node(op, [value, held], name=f"{first.name}/{op}:back")
+            made = node.outputs[0]
+            made.name, made.type, made.shape = f"{first.name}/{op}:back", value.type, value.shape
+            graph.insert_before(earliest, node)
+            value = made
+        for reader in nodes:
+            reader.replace_input_with(0, value)
+        return value
+
+
+def failing_folds(folder: Path, run: Runner, folds: Sequence[AppliedFold]) -> dict[str, float]:
+    """The folds that change their tensor, by the name of the first site, and by how much.
+
+    As many are tried together as a changed copy of a graph in `folder` can hold; where that does
+    not hold, each one alone.
+    """
+    if not folds:
+        return {}
+    before = seen(run, folds, applied=False)
+    found = {}
+    for part in parts_of(folder, folds):
+        after = seen(run, part, applied=True)
+        if all(difference(before[fold.key], after[fold.key]) <= LIMIT for fold in part):
+            continue
+        for fold in part:
+            error = difference(before[fold.key], seen(run, [fold], applied=True)[fold.key])
+            if not error <= LIMIT:
+                found[fold.key] = error
+    return found
+
+
+def parts_of(folder: Path, folds: Sequence[AppliedFold]) -> list[list[AppliedFold]]:
+    """In their order, those whose changed constants fit into one protobuf."""
+    names = {fold.sites[0].graph for fold in folds}
+    held = {name: load_graph(folder / f"{name}.onnx").graph.initializers for name in names}
+    parts: list[list[AppliedFold]] = []
+    size = 0
+    for fold in folds:
+        first = fold.sites[0]
+        divided = first.producer_fold.divide if first.producer_fold else ()
+        # A weight that several folds share a part of counts each time.
+        values = [held[first.graph][part.initializer].const_value for part in divided]
+        alone = sum(value.nbytes for value in values if value is not None)
+        if not parts or size + alone > CHANGED_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(fold)
+        size += alone
+    return parts
+
+
+def seen(run: Runner, folds: Sequence[AppliedFold], *, applied: bool) -> dict[str, TensorStats]:
+    """Observe what each fold's readers are fed, by its first site."""
+    names: dict[str, str] = {}
+
+    def instrument(graph_name: str, graph: ir.Graph) -> None:
+        here = [fold for fold in folds if fold.sites[0].graph == graph_name]
+        tensors: dict[str, int] = {}
+        for fold in here if applied else ():
+            fold.apply(graph)
+        for fold in here:
+            name = fold.sites[0].input
+            if applied:
+                name = str(fold.take_back(graph).name)
+            names[fold.key] = name
+            tensors[name] = fold.sites[0].channel_axis
+        observe_ranges(graph, tensors)
+
+    found: dict[str, TensorStats] = {}
+    for graph_name, outputs in run(instrument):
+        for fold in folds:
+            if fold.sites[0].graph == graph_name:
+                stats = batch_stats(outputs, names[fold.key])
+                found[fold.key] = found[fold.key].merge(stats) if fold.key in found else stats
+    return found
+
+
+def difference(one: TensorStats, other: TensorStats) -> float:
+    """Largest difference of a channel's ends or norm, relative to the largest of `one`."""
+    worst = 0.0
+    reach = float(np.maximum(np.abs(one.low), np.abs(one.high)).max())
+    norms = np.sqrt(one.square), np.sqrt(other.square)
+    for scale, pair in (
+        (reach, (one.low, other.low)),
+        (reach, (one.high, other.high)),
+        (float(norms[0].max()), norms),
+    ):
+        # numpy's maximum keeps NaN, so that a comparison with it fails.
+        error = float(np.abs(pair[0] - pair[1]).max())
+        worst = float(np.maximum(worst, error / scale if scale > 0 else error))
+    return worst
+
+
+def on_samples(
+    export: Path, samples: Path, site_map: SiteMap, *, count: int, progress: Progress
+) -> Runner:
+    """Runs a model's calibrated graphs on its first `count` samples, one at a time."""
+
+    def run(instrument: Callable[[str, ir.Graph], None]) -> Iterator[tuple[str, Outputs]]:
+        found: list[tuple[str, Outputs]] = []
+        run_instrumented(
+            export,
+            samples,
+            site_map.graphs,
+            batch_size=1,
+            instrument=instrument,
+            consume=lambda graph, outputs: found.append((graph, dict(outputs))),
+            progress=progress,
+            part=slice(count),
+        )
+        yield from found
+
+    return run
+
+
+def on_arrays(folder: Path, feeds: Mapping[str, Arrays]) -> Runner:
+    """Runs the graphs of a folder, each on arrays of its own."""
+
+    def run(instrument: Callable[[str, ir.Graph], None]) -> Iterator[tuple[str, Outputs]]:
+        for name, arrays in feeds.items():
+            session = open_instrumented(folder / f"{name}.onnx", name, instrument)
+            yield name, session.run(arrays)
+
+    return run
+
+
+def tried_folds(sites: Sequence[Site]) -> list[AppliedFold]:
+    """Every fold that a site map names, with scales that a wrong one cannot hide from.
+
+    Powers of two, so that a right one is exact; shifts of about the size of a norm's output.
+    """
+    by_input: dict[tuple[str, str], list[Site]] = {}
+    for site in sites:
+        if site.fold is not None or site.producer_fold is not None:
+            by_input.setdefault((site.graph, site.input), []).append(site)
+    found = []
+    for members in by_input.values():
+        channels = members[0].weight_shape[1 if members[0].op == "Conv" else 0]
+        scale = np.resize(np.array(TRIED_SCALES, np.float32), channels)
+        shift = np.resize(np.array([0.5, -0.25, 0.125], np.float32), channels)
+        found.append(AppliedFold(tuple(members), scale, shift))
+    return found

@@ -1,0 +1,131 @@
+"""What the Q/DQ forms of convolutions and linears share: chosen weights, chains of nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...calibrate.observers.reduce import constant
+from ...graph.sites import ActivationFormat, Site
+from ...numerics.weight import FP8, QuantizedWeight
+from ..fold import folds_scale, folds_shift
+
+Floats = NDArray[np.float32]
+LINEAR_OPS = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True, slots=True)
+class SiteWeights:
+    """What a site's product computes with: the quantized (smoothed) weight, or a float one.
+
+    Weights have the output channel first, [O, I, ...], whatever ONNX wants. `smoothing` [C]
+    divides the input and is already multiplied into the weight; None is none. `center` [C] is
+    subtracted from the input after that, and `center_output` [O] is what it would have added to
+    the product with the weight as it was before rounding.
+    """
+
+    quantized: QuantizedWeight | None
+    floating: Floats | None = None
+    activation: ActivationFormat | None = None
+    smoothing: Floats | None = None
+    center: Floats | None = None
+    center_output: NDArray[np.float64] | None = None
+
+    @property
+    def offset(self) -> Floats | np.float32:
+        """What is subtracted from the smoothed input: [C], or a scalar (0 for nothing)."""
+        if self.center is not None:
+            return self.center
+        if self.activation is None or self.activation.scale is None:
+            return np.float32(0)
+        return np.float32(self.activation.shift) * np.float32(self.activation.scale)
+
+    def constant_output(self) -> NDArray[np.float64]:
+        """What the subtracted offset would have added to each output channel, [O].
+
+        That of a centre is exact: what is rounded is W (x - c) alone, whose second moments GPTQ
+        compensates and whose mean bias correction keeps. A scalar shift lies at the middle of a
+        one-sided range, which is far from the mean; there the rounded weight meets all of x.
+        """
+        if self.center_output is not None:
+            return self.center_output
+        assert self.quantized is not None
+        return offset_output(self.quantized.dequantize(), self.offset)
+
+
+def offset_output(
+    weight: NDArray[np.floating], offset: NDArray[np.floating] | np.float32
+) -> NDArray[np.float64]:
+    """What an input of `offset`, [C] or a scalar, makes of a weight [O, C, ...]: [O] in float64."""
+    by_channel = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)
+    total: NDArray[np.float64] = (by_channel * offset.astype(np.float64)).sum(axis=1)
+    return total
+
+
+class Chain:
+    """Adds nodes in front of `before`, named after a site."""
+
+    def __init__(self, graph: ir.Graph, before: ir.Node, prefix: str) -> None:
+        self.graph = graph
+        self.before = before
+        self.prefix = prefix
+
+    def add(self, op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        node = ir.node(op, inputs, attributes, name=f"{self.prefix}/{op}")
+        node.outputs[0].name = f"{self.prefix}/{op}:0"
+        self.graph.insert_before(self.before, node)
+        return node.outputs[0]
+
+
+def quantize_input(chain: Chain, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:
+    """x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a fold did its part before."""
+    activation = chosen.activation
+    assert activation is not None
+    graph = chain.graph
+    if chosen.smoothing is not None and not folds_scale(site):
+        inverse = (1 / chosen.smoothing.astype(np.float64)).astype(np.float32)
+        held = constant(graph, f"{site.name}.input_scale", by_channel(site, inverse))
+        value = chain.add("Mul", value, held)
+    offset = np.asarray(chosen.offset)
+    if offset.any() and not folds_shift(site):
+        shaped = by_channel(site, offset) if offset.ndim else offset
+        value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", shaped))
+    return quantize_dequantize(chain, site, value, activation)
+
+
+def quantize_dequantize(
+    chain: Chain, site: Site, value: ir.Value, activation: ActivationFormat
+) -> ir.Value:
+    """Q -> [Clip] -> DQ with one scalar scale and no zero point."""
+    assert activation.scale is not None
+    graph = chain.graph
+    scale = constant(graph, f"{site.name}.activation_scale", np.float32(activation.scale))
+    kind = FP8 if activation.grid == "fp8" else np.int8
+    zero = constant(graph, f"{site.name}.zero_point", np.zeros((), kind))
+    value = chain.add("QuantizeLinear", value, scale, zero)
+    if activation.bits < 8:
+        reach = 2 ** (activation.bits - 1)
+        low = constant(graph, f"{site.name}.clip_low", np.int8(-reach))
+        high = constant(graph, f"{site.name}.clip_high", np.int8(reach - 1))
+        value = chain.add("Clip", value, low, high)
+    return chain.add("DequantizeLinear", value, scale, zero)
+
+
+def by_channel(site: Site, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """[C] in a shape that broadcasts over the site's input: [1, C, 1, 1], [1, 1, C] or [1, C]."""
+    if site.op not in LINEAR_OPS:
+        return values.reshape(1, -1, 1, 1)
+    return values.reshape((1,) * site.channel_axis + (-1,))
+
+
+def output_first(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A weight as ONNX holds it -> [O, I, ...]; a copy only where it must be transposed."""
+    return weight if node.op_type not in LINEAR_OPS or gemm_transposes(node) else weight.T
+
+
+def gemm_transposes(node: ir.Node) -> bool:
+    """Whether the weight of a Gemm is [O, I]; that of a MatMul never is."""
+    return "transB" in node.attributes and bool(node.attributes["transB"].as_int())

@@ -1,0 +1,123 @@
+"""The Q/DQ form of linears with a static grid a position: one INT8 or FP8 GEMM to engines.
+
+    x -> Mul 1/d -> [Sub c] -> Q(a) -> [Clip] -> DQ(a) -> MatMul(W_q c_w) -> Mul s_w/c_w
+      -> [Add c sum(W_q s_w)] -> Mul d -> Add bias
+
+d [T, 1] is a factor of the rows, so it commutes with the product: a and c_w stay scalars. c = a k
+is an exact shift of one-sided ranges, k an integer a position (an FP8 grid has none). Both are
+tables [T, 1]; in a graph that computes some positions at a time they are gathered by its input of
+position numbers. One grid for all positions has no Mul d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ...calibrate.observers.reduce import constant, values_by_name
+from ...graph.sites import ActivationFormat, Site
+from ...numerics.weight import QuantizedWeight
+from ..token_ranges import TokenGrid
+from .linear import dequantized, engine_weight, gemm_to_matmul, insert_behind, insert_factor
+from .nodes import Chain, quantize_dequantize
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSite:
+    """The quantized weight [O, I] of an absorbed site, and the grid of its input."""
+
+    weight: QuantizedWeight
+    grid: TokenGrid
+
+
+def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: TokenSite) -> None:
+    """Put a MatMul or Gemm into its Q/DQ form.
+
+    Raises:
+        RecipeError: a Gemm that is more than a linear (alpha, beta, transA).
+    """
+    if node.op_type == "Gemm":
+        node = gemm_to_matmul(graph, node, site)
+    grid, weight = chosen.grid, engine_weight(chosen.weight)
+    tables = Tables(graph, node, site, len(grid.level))
+    chain = Chain(graph, node, site.name)
+    value = node.inputs[0]
+    assert value is not None
+    tokenwise = len(grid.level) > 1
+    if tokenwise:
+        inverse = 1 / grid.level.astype(np.float64)
+        value = chain.add("Mul", value, tables.get("token_inverse", inverse))
+    offset = grid.shift * np.float64(grid.step)
+    if offset.any():
+        value = chain.add("Sub", value, tables.get("input_shift", offset))
+    activation = ActivationFormat(bits=grid.bits, grid=grid.kind, scale=float(grid.step))
+    node.replace_input_with(0, quantize_dequantize(chain, site, value, activation))
+    common = np.asarray(np.median(weight.scale), np.float32)
+    node.replace_input_with(1, dequantized(graph, node, site, weight, common))
+    out = node.outputs[0]
+    last: tuple[int, ...] = (1,) * site.channel_axis + (-1,)
+    if weight.scale.size > 1:
+        factor = (weight.scale.astype(np.float64) / common).astype(np.float32)
+        out = insert_factor(graph, out, site, factor)
+    if offset.any():
+        sums = weight.dequantize().astype(np.float64).sum(axis=1).reshape(last)
+        out = add_shift(graph, out, site, offset, sums, tables)
+    if tokenwise:
+        scale = tables.get("token_scale", grid.level)
+        insert_behind(graph, out, "Mul", scale, f"{site.name}/Mul_tokens")
+
+
+def add_shift(
+    graph: ir.Graph,
+    out: ir.Value,
+    site: Site,
+    offset: np.ndarray,
+    sums: np.ndarray,
+    tables: Tables,
+) -> ir.Value:
+    """What the subtracted offset [T] would have added: a constant where it is one for all."""
+    name = f"{site.name}/Add_offset"
+    if (offset == offset[0]).all():
+        total = (offset[0] * sums).astype(np.float32)
+        held = constant(graph, f"{site.name}.offset_output", total)
+        return insert_behind(graph, out, "Add", held, name)
+    column = constant(graph, f"{site.name}.weight_sums", sums.astype(np.float32))
+    product = ir.node(
+        "Mul", [tables.get("input_shift", offset), column], name=f"{site.name}/Mul_offset"
+    )
+    product.outputs[0].name = f"{site.name}/Mul_offset:0"
+    producer = out.producer()
+    assert producer is not None
+    graph.insert_before(producer, product)
+    return insert_behind(graph, out, "Add", product.outputs[0], name)
+
+
+class Tables:
+    """A site's tables [T, 1], gathered by the graph's positions where it computes only some."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node, site: Site, length: int) -> None:
+        self._graph, self._node, self._site = graph, node, site
+        self._positions: ir.Value | None = None
+        if length > 1 and site.position_input is not None:
+            self._positions = values_by_name(graph)[site.position_input]
+        self._made: dict[str, ir.Value] = {}
+
+    def get(self, name: str, values: np.ndarray) -> ir.Value:
+        """`SITE.name` [T, 1], or its rows at the positions; a scalar if all are one."""
+        if name not in self._made:
+            self._made[name] = self._make(name, np.asarray(values, np.float32))
+        return self._made[name]
+
+    def _make(self, name: str, values: np.ndarray) -> ir.Value:
+        label = f"{self._site.name}.{name}"
+        if (values == values[0]).all():
+            return constant(self._graph, label, values[0])
+        table = constant(self._graph, label, values.reshape(-1, 1))
+        if self._positions is None:
+            return table
+        gather = ir.node("Gather", [table, self._positions], {"axis": 0}, name=f"{label}/Gather")
+        gather.outputs[0].name = f"{label}/Gather:0"
+        self._graph.insert_before(self._node, gather)
+        return gather.outputs[0]

@@ -1,0 +1,175 @@
+"""Weights that are rounded with what their products are fed, by passes over the samples.
+
+What tokenizers and generators share: which site needs which rows, and the road from a pass's
+moments to codes and corrected biases. Moments of a pass are dropped before the next begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..calibrate.observers.hessian import Kernel, Probe, collect_moments, split_passes
+from ..calibrate.observers.run import Progress
+from ..calibrate.observers.smoothed import Grid, View
+from ..graph.sites import Site, SitePlan
+from ..numerics.gptq import compensate
+from ..numerics.weight import QuantizedWeight
+from ..samples.files import sample_files
+from .bias_correction import correct_bias, mean_shift
+from .qdq.nodes import LINEAR_OPS
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Codes of a site's weight, and what its bias gains, [O] (None: nothing)."""
+
+    weight: QuantizedWeight
+    bias_shift: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A site to round: its node, its input as the grid sees it, and its scaled weight.
+
+    `weight` gives it [O, I, ...], `nearest` its rounding to nearest; `count` is how many elements
+    a channel of the input had over all samples.
+    """
+
+    site: Site
+    entry: SitePlan
+    node: ir.Node
+    view: View
+    grid: Grid | None
+    count: int
+    weight: Callable[[], NDArray[np.float32]]
+    nearest: Callable[[NDArray[np.float32]], QuantizedWeight]
+
+    @staticmethod
+    def needed(entry: SitePlan, *, correct: bool) -> bool:
+        """Whether a site of this plan is rounded with data; `correct`: biases are corrected."""
+        return entry.weight is not None and (correct or entry.rounding != "nearest")
+
+    @property
+    def compensates(self) -> bool:
+        return self.entry.rounding == "gptq"
+
+
+def round_sites(
+    export: Path,
+    samples: Path,
+    graphs: Sequence[str],
+    tasks: Sequence[Task],
+    *,
+    correct: bool,
+    max_memory: int,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, Rounded]:
+    """By name, the sites of `tasks`, but for convolutions that are no plain product of patches.
+
+    `correct` asks for corrected biases; `graphs` are those that run, in turn.
+
+    Raises:
+        OutOfMemory: the moments of one site exceed `max_memory` bytes.
+        CalibrationError: a sample that gives NaN.
+    """
+    batches = max(1, len(sample_files(samples)) / batch_size)
+    wanted = [task for task in tasks if is_plain(task.node, task.site)]
+    probes: dict[str, Probe] = {}
+    readers: dict[str, list[Task]] = {}
+    for members in by_rows(wanted).values():
+        first = members[0]
+        key = first.site.name
+        readers[key] = members
+        kernel = kernel_of(first.node, first.site)
+        taps = int(np.prod(kernel.shape)) if kernel else 1
+        probes[key] = Probe(
+            first.site.graph,
+            first.view,
+            input_channels(first) * taps,
+            int(np.ceil(first.count / batches)),
+            first.grid,
+            kernel,
+            squares=any(task.compensates for task in members),
+            means=correct,
+        )
+    found: dict[str, Rounded] = {}
+    for part in split_passes(probes, max_memory):
+        moments = collect_moments(
+            export, samples, graphs, part, batch_size=batch_size, progress=progress
+        )
+        for key in part:
+            for task in readers[key]:
+                weight = task.weight()
+                codes = task.nearest(weight)
+                square = moments[key].square
+                if task.compensates and square is not None:
+                    codes = compensate(weight, codes, square, moments[key].count)
+                shift = mean_shift(weight, codes, moments[key]) if correct else None
+                found[task.site.name] = Rounded(codes, shift)
+                progress("rounding", len(found), len(wanted))
+    return found
+
+
+def correct_biases(graph: ir.Graph, sites: Sequence[Site], rounded: Mapping[str, Rounded]) -> None:
+    """While the sites still have their float form."""
+    for site in sites:
+        found = rounded.get(site.name)
+        if found is not None and found.bias_shift is not None:
+            correct_bias(graph, site, found.bias_shift)
+
+
+def by_rows(tasks: Sequence[Task]) -> dict[tuple[object, ...], list[Task]]:
+    """Tasks whose products are fed the same rows."""
+    found: dict[tuple[object, ...], list[Task]] = {}
+    for task in tasks:
+        kernel = kernel_of(task.node, task.site)
+        # Sites that quantize a tensor agree on its view; weight-only ones see it as it is.
+        seen = (task.view.scale is None, task.grid is None)
+        key = (task.site.graph, task.view.tensor, *seen, kernel)
+        found.setdefault(key, []).append(task)
+    return found
+
+
+def is_plain(node: ir.Node, site: Site) -> bool:
+    """Whether the site's rows can be made: linears, ungrouped convolutions with given pads."""
+    if site.op in LINEAR_OPS:
+        return True
+    groups, pads = node.attributes.get("group"), node.attributes.get("auto_pad")
+    return (
+        site.op == "Conv"
+        and (groups is None or groups.as_int() == 1)
+        and (pads is None or pads.as_string() == "NOTSET")
+    )
+
+
+def input_channels(task: Task) -> int:
+    """Of a linear's weight as ONNX holds it, or of a convolution's."""
+    transposed = task.node.attributes.get("transB")
+    first = task.site.op in LINEAR_OPS and not (transposed and transposed.as_int())
+    return task.site.weight_shape[0 if first else 1]
+
+
+def kernel_of(node: ir.Node, site: Site) -> Kernel | None:
+    """None for a linear."""
+    if site.op in LINEAR_OPS:
+        return None
+    shape = site.weight_shape[2:]
+
+    def given(name: str, default: int, count: int) -> tuple[int, ...]:
+        attribute = node.attributes.get(name)
+        return tuple(attribute.as_ints()) if attribute else (default,) * count
+
+    axes = len(shape)
+    return Kernel(
+        tuple(shape),
+        given("strides", 1, axes),
+        given("pads", 0, 2 * axes),
+        given("dilations", 1, axes),
+    )

@@ -1,0 +1,114 @@
+"""Scaling chosen on samples that it was not fitted to.
+
+A range a channel is many parameters from few samples: proj inputs follow the class of a picture, so
+that a SmoothQuant scale of 16 pictures fits 16 classes, and a site's error on other pictures can be
+10 dB above that on its own (a planted model of real width, 8 bits). Every method is fitted to one
+half of the samples and judged on the other, few samples also the other way round. Not to scale is a
+method too, and wins unless another is better on every half; what is chosen is fitted to all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..calibrate.observers.smoothed_run import FullGraph
+from ..calibrate.statistics import POSITION
+from ..recipe.options import QuantizeOptions
+from .groups import TokenGroup
+from .predicted import Scaling, ratio
+from .token_scales import Method, levelled, round_inputs, scalings_by, weight_energies
+
+Floats = NDArray[np.float64]
+METHODS = (
+    Method(None),
+    Method(0.5),
+    Method(0.5, centered=True),
+    Method(0.7),
+    Method("gps"),
+    Method("gps", centered=True),
+)
+GAIN_DB = 0.1  # what another method must gain on none
+FEW = 16  # samples up to which both halves judge
+EVERY = 2  # of the grids' clips is judged: methods are compared, and the time goes into grids
+
+
+def search_scalings(
+    graph: ir.Graph, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
+) -> dict[str, Scaling]:
+    """By the name of each group's first site, of the method whose judged error is least.
+
+    Raises:
+        CalibrationError: fewer than two samples.
+    """
+    one, other = full.halves()
+    folds = [(one, other), (other, one)] if full.size <= FEW else [(one, other)]
+    errors: dict[str, list[list[float]]] = {group.key: [] for group in groups}
+    for fitted, judged in folds:
+        half = of_samples(groups, fitted)
+        seen = levelled(half, fitted)
+        for by_method in errors.values():
+            by_method.append([])
+        for method in METHODS:
+            scalings = scalings_by(method, graph, half, seen, fitted, options)
+            for key, error in judged_errors(graph, half, scalings, fitted, judged, options).items():
+                errors[key][-1].append(error)
+    best = {key: best_method(by_fold) for key, by_fold in errors.items()}
+    found: dict[str, Scaling] = {}
+    seen = levelled(groups, full)
+    for method in METHODS:
+        chosen = [group for group in groups if best[group.key] == method]
+        if chosen:
+            found |= scalings_by(method, graph, chosen, seen, full, options)
+    return found
+
+
+def best_method(errors: Sequence[Sequence[float]]) -> Method:
+    """That which relative to none is best on the half where it is worst; none wins `GAIN_DB`.
+
+    `errors` of `METHODS` in their order, of which the first is none, for each half.
+    """
+    worst = [max(ratio(half[k], half[0]) for half in errors) for k in range(len(METHODS))]
+    worst[0] = 10 ** (-GAIN_DB / 10)
+    return METHODS[int(np.argmin(worst))]
+
+
+def of_samples(groups: Sequence[TokenGroup], part: FullGraph) -> list[TokenGroup]:
+    """The groups with statistics of the samples of `part` alone."""
+    seen = part.ranges({group.key: group.view for group in groups})
+    return [
+        replace(
+            group,
+            stats=seen[group.key],
+            positions=group.positions and seen[f"{group.key}{POSITION}"].filled(),
+        )
+        for group in groups
+    ]
+
+
+def judged_errors(
+    graph: ir.Graph,
+    groups: Sequence[TokenGroup],
+    scalings: Mapping[str, Scaling],
+    fitted: FullGraph,
+    judged: FullGraph,
+    options: QuantizeOptions,
+) -> dict[str, float]:
+    """Squared error a sample of each group's products, by the name of its first site.
+
+    That of inputs is on grids fitted to the one half, seen on the other; that of weights is of
+    rounding them to nearest.
+    """
+    rounded = round_inputs(groups, scalings, fitted, judged, options, EVERY)
+    found = {}
+    for g in groups:
+        made = rounded[g.key]
+        assert made.noise is not None
+        _, rounding = weight_energies(graph, g, scalings[g.key].smoothing)
+        of_weight = float(np.sum(made.channels.square * rounding)) / fitted.size
+        found[g.key] = made.noise / judged.size + of_weight
+    return found

@@ -1,0 +1,157 @@
+"""Grids of a site's input, one a position: steps, and shifts of one-sided ranges.
+
+The paper's asymmetric grid clamp(round(x / d) + z, 0, 2^b - 1) has the points (k + n) d for
+n = -2^(b-1) ... 2^(b-1) - 1 and k = 2^(b-1) - z: here k is the shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibrate.observers.smoothed import Grid
+from ..calibrate.statistics import TensorStats
+from ..graph.sites import ActivationFormat
+from ..numerics.clipping import least
+from ..numerics.weight import FP8_MAX
+from .predicted import ONE_SIDED
+
+Floats = NDArray[np.float64]
+Index = NDArray[np.intp]
+# A position that calibration saw dead gets a share of the widest one's range: never a step of 0,
+# and no factor that half precision cannot hold.
+LEAST_REACH = 1e-4
+SMALLEST = 1e-12
+# Above 1: other samples reach further than those seen.
+TOKEN_FRACTIONS = (1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# A crest factor that is so many times the USUAL quantile of all positions' is a sink's own.
+SINK, USUAL = 2.0, 0.9
+# Samples that the mean over positions counts as, beside a position's own. Clips of each position's
+# own choice fit what was seen: with 8 in place of 256, 0.6 dB of VAR mini's logits at 8 bits.
+PRIOR = 256
+# An FP8 grid loses nothing by reaching further: which quarter of an octave has the least error.
+FP8_FRACTIONS = (1.0, 2**0.25, 2**0.5, 2**0.75)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGrid:
+    """What is deployed: `level` [T] is 1 in the median, `step` the scalar that engines take.
+
+    A position's step is level * step; its lowest point is `shift` - 2^(bits-1) of them.
+    """
+
+    step: np.float32
+    level: NDArray[np.float32]
+    shift: NDArray[np.int64]
+    bits: int
+    kind: Literal["uniform", "fp8"] = "uniform"
+
+    @classmethod
+    def of(cls, grid: Grid) -> TokenGrid:
+        step = np.float32(np.median(grid.step))
+        level = (grid.step / np.float64(step)).astype(np.float32)
+        return cls(step, level, grid.shift, grid.bits, grid.kind)
+
+
+def is_one_sided(low: Floats, high: Floats) -> bool:
+    """Whether most positions' ranges reach less than half as far to one side as to the other."""
+    short, long = np.minimum(-low, high), np.maximum(-low, high)
+    alive = long > 0
+    return bool(alive.any() and np.median(short[alive] / long[alive]) < ONE_SIDED)
+
+
+def format_candidates(
+    ranges: TensorStats, wanted: ActivationFormat, *, allow_shift: bool, clip: bool = True
+) -> list[Grid]:
+    """Grids of a plan's format for positions of these ranges; the first is not clipped.
+
+    `clip` False: only that one.
+    """
+    if wanted.grid == "fp8":
+        return fp8_candidates(ranges, FP8_FRACTIONS if clip else FP8_FRACTIONS[:1])
+    fractions = TOKEN_FRACTIONS if clip else (1.0,)
+    return grid_candidates(ranges, wanted.bits, allow_shift=allow_shift, fractions=fractions)
+
+
+def fp8_candidates(ranges: TensorStats, fractions: Sequence[float]) -> list[Grid]:
+    """Grids that put a multiple of the positions' reach [T] on E4M3's largest number."""
+    reach = np.maximum(-ranges.low, ranges.high)
+    reach = np.maximum(reach, usual_reach(ranges, reach))
+    reach = np.maximum(reach, max(LEAST_REACH * float(reach.max()), SMALLEST))
+    none = np.zeros(len(reach), np.int64)
+    return [Grid(reach * fraction / FP8_MAX, none, 8, "fp8") for fraction in fractions]
+
+
+def grid_candidates(
+    ranges: TensorStats,
+    bits: int,
+    *,
+    allow_shift: bool,
+    fractions: Sequence[float] = TOKEN_FRACTIONS,
+) -> list[Grid]:
+    """Grids whose long side is a share of the positions' ranges [T]; the short is not clipped.
+
+    Zero is in every range. One-sided ones get an integer shift, others are symmetric.
+    """
+    low, high = np.minimum(ranges.low, 0), np.maximum(ranges.high, 0)
+    shifted = allow_shift and is_one_sided(low, high)
+    reach = np.maximum(-low, high)
+    reach = np.maximum(reach, usual_reach(ranges, reach))
+    high, low = np.where(high >= -low, reach, high), np.where(high >= -low, low, -reach)
+    floor = max(LEAST_REACH * float(reach.max()), SMALLEST)
+    half = 2 ** (bits - 1)
+    grids = []
+    for fraction in fractions:
+        long = np.maximum(reach * fraction, floor)
+        if not shifted:
+            # The negative side of the grid has one step more than the positive.
+            grids.append(Grid(long / (half - 1), np.zeros(len(long), np.int64), bits))
+            continue
+        upward = high >= -low
+        bottom, top = np.where(upward, np.maximum(low, -long), -long), np.where(upward, long, high)
+        top = np.minimum(top, long)
+        step = (top - bottom) / (2 * half - 1)
+        grids.append(Grid(step, np.rint(bottom / step).astype(np.int64) + half, bits))
+    return grids
+
+
+def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
+    """What the highest crest factor of any position makes of each one's root mean square, [T].
+
+    Few samples do not show how far a position can reach, all positions together do: with ranges of
+    each one's own, values that calibration did not see were clipped (VAR mini, 8 bits: -0.8 dB).
+    Sinks do not count: a first token with massive activations says nothing of the others (one with
+    a crest factor of 23 left a fifth of its levels to every other position of a planted model).
+    """
+    rms = np.sqrt(ranges.mean_square)
+    alive = rms > 0
+    if not alive.any():
+        return np.zeros_like(rms)
+    crests = reach[alive] / rms[alive]
+    most = SINK * np.quantile(crests, USUAL, method="higher")
+    usual: Floats = np.max(crests[crests <= most]) * rms
+    return usual
+
+
+def best_grid(
+    candidates: Sequence[Grid], errors: Floats, samples: int | Index
+) -> tuple[Grid, Index]:
+    """Of each position the candidate of least error, and which that is [T].
+
+    `errors` is [candidates, T], of `samples` samples. Few of them tell little of a position's
+    tails: its errors count as `samples` beside `PRIOR` of the geometric mean over positions, all as
+    ratios to those of the first candidate.
+    """
+    alive = errors.min(axis=0) > 0
+    ratio = np.where(alive, errors / np.where(alive, errors[0], 1), 1)
+    usual = np.exp(np.log(ratio).mean(axis=1, keepdims=True))
+    own = samples / (samples + PRIOR)
+    best = least(own * ratio + (1 - own) * np.where(alive, usual, 1))
+    where = np.arange(len(best))
+    step = np.stack([grid.step for grid in candidates])[best, where]
+    shift = np.stack([grid.shift for grid in candidates])[best, where]
+    return replace(candidates[0], step=step, shift=shift), best

@@ -1,0 +1,229 @@
+"""Scales and shifts of the channels of a generator's inputs, by one method for all groups.
+
+Everything is decided in a graph that is calibrated, group by group of sites that share an input, by
+passes over the samples; a pass serves all groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..calibrate.observers.smoothed import Grid, Power, View
+from ..calibrate.observers.smoothed_run import FullGraph
+from ..calibrate.statistics import POSITION, Statistics, TensorStats
+from ..graph.sites import SitePlan
+from ..numerics.gps import gps_scale
+from ..numerics.weight import quantize_weight
+from ..recipe.options import QuantizeOptions
+from .groups import TokenGroup, allowed_grids
+from .predicted import Scaling, centers, smoothing_scale
+from .ranges import site_weight
+from .token_ranges import best_grid, format_candidates
+
+Floats = NDArray[np.float64]
+GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How channels are scaled: not, by SmoothQuant's exponent, or by GPS.
+
+    `centered` first moves each channel's middle to zero, where the producer takes that for free.
+    """
+
+    scales: Literal["gps"] | float | None
+    centered: bool = False
+
+
+def method_of(entry: SitePlan) -> Method:
+    """Of a plan's entry; GPS centres channels, as published."""
+    assert entry.smoothing != "search" and entry.smoothing != "predicted"
+    return Method(entry.smoothing, entry.smoothing == "gps")
+
+
+def levelled(groups: Sequence[TokenGroup], full: FullGraph) -> Statistics:
+    """Statistics by the name of each group's first site, a position's range divided out.
+
+    It will be, where positions have scales: else the widest one would decide the channels' scales
+    for all.
+    """
+    views = {}
+    for group in groups:
+        if group.positions is not None:
+            reach = np.maximum(-group.positions.low, group.positions.high)
+            level = np.maximum(reach, 1e-4 * max(float(reach.max()), 1e-12))
+            views[group.key] = replace(group.view, level=level / np.median(level))
+    seen = full.ranges(views)
+    return {group.key: seen.get(group.key, group.stats) for group in groups}
+
+
+def scalings_by(
+    method: Method,
+    graph: ir.Graph,
+    groups: Sequence[TokenGroup],
+    seen: Statistics,
+    full: FullGraph,
+    options: QuantizeOptions,
+) -> dict[str, Scaling]:
+    """By the name of each group's first site, of one method; `seen` as `levelled` has it of `full`.
+
+    Not to scale needs no statistics.
+    """
+    if method.scales is None:
+        return {g.key: Scaling(np.ones_like(g.stats.low), None) for g in groups}
+    scalings = {g.key: first_scaling(method, g, seen[g.key], options) for g in groups}
+    if method.scales == "gps":
+        scalings |= gain_scalings(graph, groups, scalings, full, options)
+    return scalings
+
+
+def first_scaling(
+    method: Method, group: TokenGroup, stats: TensorStats, options: QuantizeOptions
+) -> Scaling:
+    """SmoothQuant's scales, which GPS begins with."""
+    assert method.scales is not None
+    exponent = GPS_EXPONENT if method.scales == "gps" else method.scales
+    centered = method.centered and takes_shift(group, options)
+    scale = smoothing_scale(stats, group.absmax, exponent, centered=centered)
+    return Scaling(scale, centers(stats) if centered else None)
+
+
+def takes_shift(group: TokenGroup, options: QuantizeOptions) -> bool:
+    """Whether a shift a channel costs nothing; FP8 is finest around 0, which it would move away."""
+    return options.shift and group.subtracts and group.activation.grid == "uniform"
+
+
+def gain_scalings(
+    graph: ir.Graph,
+    groups: Sequence[TokenGroup],
+    scalings: Mapping[str, Scaling],
+    full: FullGraph,
+    options: QuantizeOptions,
+) -> dict[str, Scaling]:
+    """GPS on top of `scalings`; the reference channel's grid is that of its position."""
+    channels, ranges = scaled_ranges(groups, scalings, full)
+    grids: dict[str, Grid] = {}
+    for g in groups:
+        (grids[g.key],) = format_candidates(
+            ranges[g.key], g.activation, allow_shift=options.shift, clip=False
+        )
+    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
+    gains = full.gains(views, grids)
+    found = {}
+    for g in groups:
+        before = scalings[g.key]
+        width = channels[g.key].high - channels[g.key].low
+        reference = int(np.argmax(width))
+        peaks = g.absmax * before.smoothing
+        start = float(np.sqrt(width[reference] / max(2 * peaks[reference], 1e-12)))
+        rounded, error = weight_energies(graph, g, before.smoothing)
+        factor = gps_scale(*gains[g.key], rounded, error, reference, start)
+        scale = before.smoothing * factor
+        found[g.key] = replace(before, smoothing=scale / np.exp(np.mean(np.log(scale))))
+    return found
+
+
+def weight_energies(graph: ir.Graph, group: TokenGroup, scale: Floats) -> tuple[Floats, Floats]:
+    """sum Q(W)^2 and sum (W - Q(W))^2 by input channel over all readers, W scaled; [C] both."""
+    rounded = np.zeros_like(scale)
+    error = np.zeros_like(scale)
+    assert group.entry.weight is not None
+    for site in group.sites:
+        weight = (site_weight(graph, site) * scale).astype(np.float32)
+        codes = quantize_weight(weight, group.entry.weight).dequantize().astype(np.float64)
+        rounded += np.square(codes).sum(axis=0)
+        error += np.square(codes - weight).sum(axis=0)
+    return rounded, error
+
+
+def scaled_view(group: TokenGroup, scaling: Scaling) -> View:
+    shift = None if scaling.center is None else scaling.center / scaling.smoothing
+    return replace(group.view, scale=scaling.smoothing, shift=shift)
+
+
+def scaled_ranges(
+    groups: Sequence[TokenGroup], scalings: Mapping[str, Scaling], full: FullGraph
+) -> tuple[Statistics, dict[str, TensorStats]]:
+    """By group: statistics of the scaled channels, and ranges of its grids' positions, [T] or [1].
+
+    Only groups with positions need a pass.
+    """
+    found = full.ranges(
+        {g.key: scaled_view(g, scalings[g.key]) for g in groups if g.positions is not None}
+    )
+    channels = {
+        g.key: found[g.key] if g.key in found else scaled_stats(g.stats, scalings[g.key])
+        for g in groups
+    }
+    ranges = {g.key: found.get(f"{g.key}{POSITION}") or one_range(channels[g.key]) for g in groups}
+    return channels, {key: stats.filled() for key, stats in ranges.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedInput:
+    """A group's scaled input: the chosen grid, what it loses and what there is of it.
+
+    `noise` is the summed square of the error, each channel weighted by `gain` [C], its norm in the
+    product, None where it was not measured; `channels` are the statistics of the scaled input.
+    """
+
+    grid: Grid
+    noise: float | None
+    gain: Floats
+    channels: TensorStats
+
+
+def round_inputs(
+    groups: Sequence[TokenGroup],
+    scalings: Mapping[str, Scaling],
+    fitted: FullGraph,
+    judged: FullGraph | None,
+    options: QuantizeOptions,
+    every: int = 1,
+) -> dict[str, RoundedInput]:
+    """By the name of each group's first site, on grids whose ranges are those of `fitted`.
+
+    Of each position the clip with the least error on `judged` is taken, of `every` one that there
+    is. `noise` is that of `judged`, `channels` are those of `fitted`. With `judged` None the first
+    is taken, and nothing is measured.
+    """
+    channels, ranges = scaled_ranges(groups, scalings, fitted)
+    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
+    gains = {g.key: np.sqrt(g.energy) * scalings[g.key].smoothing for g in groups}
+    grids = {g.key: allowed_grids(g, ranges[g.key], options)[::every] for g in groups}
+    if judged is None:
+        return {
+            g.key: RoundedInput(grids[g.key][0], None, gains[g.key], channels[g.key])
+            for g in groups
+        }
+    power: Power = options.clip_power or 2
+    powers: tuple[Power, ...] = (2,) if power == 2 else (2, power)
+    errors = judged.grid_errors(views, grids, gains, powers)
+    found = {}
+    for g in groups:
+        sums = errors[g.key]
+        grid, best = best_grid(grids[g.key], sums[power], ranges[g.key].count // len(gains[g.key]))
+        noise = float(np.take_along_axis(sums[2], best[None], axis=0).sum())
+        found[g.key] = RoundedInput(grid, noise, gains[g.key], channels[g.key])
+    return found
+
+
+def scaled_stats(stats: TensorStats, scaling: Scaling) -> TensorStats:
+    """Of x / s - p without another pass; the squares are those of x / s, p would need sums."""
+    s = scaling.smoothing
+    p = 0.0 if scaling.center is None else scaling.center / s
+    return TensorStats(stats.low / s - p, stats.high / s - p, stats.square / s**2, stats.count)
+
+
+def one_range(stats: TensorStats) -> TensorStats:
+    """The range of all channels, as that of one position."""
+    low, high = float(stats.low.min()), float(stats.high.max())
+    return TensorStats(
+        np.array([low]), np.array([high]), np.array([stats.square.sum()]), stats.count
+    )

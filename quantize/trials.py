@@ -1,0 +1,305 @@
+"""Measures what candidate scalings lose, by quantized copies of products and of whole graphs.
+
+In a copy of a graph each product stands beside its quantized forms, which read the same input in
+FP32, and what they are off is summed. Or all products are replaced, and the outputs are compared
+with FP32's. Weights are rounded to nearest, GPTQ's too, whose codes would need second moments for
+every candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..calibrate.observers.reduce import Reducer, finite
+from ..calibrate.observers.run import Outputs, Progress, collect_ranges, run_instrumented
+from ..calibrate.statistics import Statistics
+from ..errors import CalibrationError
+from ..graph.sites import ActivationFormat, Site, SiteMap
+from ..recipe.options import QuantizeOptions
+from .predicted import Scaling, Way, clip_candidates
+from .qdq.convolution import insert_qdq, rewrite_convolution
+from .qdq.linear import rewrite_linear
+from .qdq.nodes import LINEAR_OPS, SiteWeights, offset_output
+from .ranges import Reading, format_of, fp8_format, site_node, summarize, way_of
+from .scaled_weights import input_scaling, nearest, scaled_weight
+
+Array = NDArray[np.generic]
+# Of codes of all candidates that a changed copy of a graph holds; more take further passes.
+CODES_BYTES = 2**28
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """An export's graphs, what they are fed, and how."""
+
+    export: Path
+    folder: Path
+    site_map: SiteMap
+    batch_size: int
+    progress: Progress
+
+    def run(
+        self,
+        graphs: Sequence[str],
+        part: slice,
+        instrument: Callable[[str, ir.Graph], None],
+        consume: Callable[[str, Outputs], None],
+    ) -> None:
+        """Up to the last of `graphs`, which alone count."""
+        last = max(self.site_map.graphs.index(graph) for graph in graphs)
+        run_instrumented(
+            self.export,
+            self.folder,
+            self.site_map.graphs[: last + 1],
+            batch_size=self.batch_size,
+            instrument=instrument,
+            consume=consume,
+            progress=self.progress,
+            part=part,
+        )
+
+    def ranges(self, part: slice) -> Statistics:
+        return collect_ranges(
+            self.export,
+            self.folder,
+            self.site_map,
+            batch_size=self.batch_size,
+            progress=self.progress,
+            part=part,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Statistics of some samples, and which others judge what is fitted to them."""
+
+    fitted: Statistics
+    judged: slice
+
+
+def run_whole(
+    source: Samples, graph: str, fold: Fold, change: Callable[[ir.Graph], None]
+) -> dict[str, list[Array]]:
+    """The outputs of a changed graph by name, in the order of the judged samples."""
+    found: dict[str, list[Array]] = {}
+    names: list[str] = []
+
+    def instrument(name: str, found_graph: ir.Graph) -> None:
+        if name == graph:
+            names.extend(str(value.name) for value in found_graph.outputs)
+            change(found_graph)
+
+    def consume(name: str, outputs: Outputs) -> None:
+        if name == graph:
+            for output in names:
+                found.setdefault(output, []).append(outputs[output])
+
+    source.run([graph], fold.judged, instrument, consume)
+    return found
+
+
+def distance(found: Mapping[str, list[Array]], exact: Mapping[str, list[Array]]) -> float:
+    """Squared error over signal, summed over float outputs; of integers the share that differs."""
+    floats = [n for n, v in exact.items() if np.issubdtype(v[0].dtype, np.floating)]
+    total = 0.0
+    for name in floats or exact:
+        # Where FP32 is infinite, as behind a mask, there is nothing to be off.
+        pairs = [
+            (
+                one[np.isfinite(other)].astype(np.float64),
+                other[np.isfinite(other)].astype(np.float64),
+            )
+            for one, other in zip(found[name], exact[name], strict=True)
+        ]
+        if floats:
+            error = sum(float(np.sum(np.square(one - other))) for one, other in pairs)
+            signal = sum(float(np.sum(np.square(other))) for _, other in pairs)
+        else:
+            error = sum(float(np.sum(one != other)) for one, other in pairs)
+            signal = sum(float(other.size) for _, other in pairs)
+        total += error / max(signal, np.finfo(np.float64).tiny)
+    return total
+
+
+def trial_distance(
+    source: Samples,
+    graph: str,
+    fold: Fold,
+    trial: Callable[[ir.Graph], None],
+    exact: Mapping[str, list[Array]],
+) -> float:
+    """Infinite where the quantized graph makes NaN or infinity of what was finite in FP32."""
+    try:
+        return distance(run_whole(source, graph, fold, trial), exact)
+    except CalibrationError:
+        return math.inf
+
+
+def parts_of(
+    readings: Sequence[Reading], ways: Mapping[str, Sequence[Way]]
+) -> Iterator[list[Reading]]:
+    """In their order, those whose candidates' codes fit into one changed copy of a graph."""
+    part: list[Reading] = []
+    size = 0
+    for reading in readings:
+        weights = sum(int(np.prod(site.weight_shape)) for site in reading.sites)
+        alone = weights * len(ways[reading.key])
+        if part and size + alone > CODES_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(reading)
+        size += alone
+    if part:
+        yield part
+
+
+def judged_errors(
+    source: Samples,
+    readings: Sequence[Reading],
+    fold: Fold,
+    ways: Mapping[str, Sequence[Way]],
+    options: QuantizeOptions,
+) -> dict[str, dict[Way, float]]:
+    """Squared error of the products of each reading by candidate, over the judged samples.
+
+    `ways` are the candidates of each reading.
+
+    Scales, centres and grids are of the fitted ones; grids span all that was seen there.
+    """
+    found: dict[str, dict[Way, float]] = {r.key: dict.fromkeys(ways[r.key], 0.0) for r in readings}
+    tensors: dict[str, list[tuple[str, str, Way]]] = {}
+
+    def instrument(graph_name: str, graph: ir.Graph) -> None:
+        here = [r for r in readings if r.sites[0].graph == graph_name]
+        for k, reading in enumerate(here):
+            tried = ways[reading.key]
+            trials = fit_ways(graph, reading, tried, fold.fitted, options)
+            for n, (way, trial) in enumerate(zip(tried, trials, strict=True)):
+                for m, site in enumerate(reading.sites):
+                    label = f"trial.{graph_name}.{k}.{n}.{m}"
+                    observe_trial(graph, site, reading, trial, fold.fitted, options, label)
+                    named = tensors.setdefault(graph_name, [])
+                    named.append((f"{label}:noise", reading.key, way))
+
+    def consume(graph_name: str, outputs: Outputs) -> None:
+        for tensor, key, way in tensors.get(graph_name, ()):
+            found[key][way] += float(outputs[tensor].astype(np.float64).sum())
+
+    source.run([r.sites[0].graph for r in readings], fold.judged, instrument, consume)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A fitted candidate and the grid that its values are rounded to."""
+
+    scaling: Scaling
+    activation: ActivationFormat
+
+
+def fit_ways(
+    graph: ir.Graph,
+    reading: Reading,
+    ways: Sequence[Way],
+    fitted: Statistics,
+    options: QuantizeOptions,
+) -> list[Trial]:
+    stats, users = reading.seen(fitted), summarize(graph, reading.sites)
+    found = []
+    for way in ways:
+        scaling = way.fit(stats, users, reading.bits)
+        activation = reading.entry.activation
+        assert activation is not None
+        if activation.grid == "fp8":
+            chosen = fp8_format(stats, scaling)
+        else:
+            (grid,) = clip_candidates(
+                stats, scaling, activation.bits, allow_shift=options.shift, fractions=(1.0,)
+            )
+            chosen = format_of(grid)
+        found.append(Trial(scaling, chosen))
+    return found
+
+
+def quantize_whole(
+    graph: ir.Graph,
+    *,
+    readings: Sequence[Reading],
+    ways: Mapping[str, Way],
+    fitted: Statistics,
+    options: QuantizeOptions,
+) -> None:
+    """The Q/DQ form of all products with rounded inputs, their scales in nodes of their own."""
+    chosen, sites = {}, []
+    for reading in readings:
+        (trial,) = fit_ways(graph, reading, [way_of(reading, ways)], fitted, options)
+        for site in reading.sites:
+            chosen[site.name] = trial_weights(graph, site, reading, trial, fitted, options)
+            sites.append(msgspec.structs.replace(site, fold=None, producer_fold=None))
+    insert_qdq(graph, sites, chosen)
+
+
+def trial_weights(
+    graph: ir.Graph,
+    site: Site,
+    reading: Reading,
+    trial: Trial,
+    fitted: Statistics,
+    options: QuantizeOptions,
+) -> SiteWeights:
+    entry = reading.entries[site.name]
+    weight = scaled_weight(graph, site, entry, trial.scaling)
+    scale, center = input_scaling(entry, trial.scaling)
+    return SiteWeights(
+        nearest(weight, site, entry, fitted, options, trial.scaling),
+        activation=trial.activation,
+        smoothing=scale,
+        center=center,
+        center_output=None if center is None else offset_output(weight, center),
+    )
+
+
+def observe_trial(
+    graph: ir.Graph,
+    site: Site,
+    reading: Reading,
+    trial: Trial,
+    fitted: Statistics,
+    options: QuantizeOptions,
+    label: str,
+) -> None:
+    """Add the output `LABEL:noise` [N, O]: sums of squares of what the quantized product is off."""
+    node = site_node(graph, site)
+    chosen = trial_weights(graph, site, reading, trial, fitted, options)
+    again = ir.node(node.op_type, node.inputs, dict(node.attributes), name=label)
+    value = again.outputs[0]
+    value.name, value.type, value.shape = label, ir.TensorType(ir.DataType.FLOAT), None
+    graph.insert_after(node, again)
+    own = msgspec.structs.replace(
+        site, name=label, node=label, output=label, fold=None, producer_fold=None
+    )
+    if site.op in LINEAR_OPS:
+        value = rewrite_linear(graph, again, own, chosen).outputs[0]
+        while value.uses():
+            value = next(iter(value.uses())).node.outputs[0]
+    else:
+        rewrite_convolution(graph, again, own, chosen)
+    exact = node.outputs[0]
+    rank = 4 if site.op not in LINEAR_OPS else site.channel_axis + 1
+    error = ir.node("Sub", [value, exact], name=f"{label}:off")
+    made = error.outputs[0]
+    made.name, made.type = f"{label}:off", ir.TensorType(ir.DataType.FLOAT)
+    made.shape = exact.shape if exact.shape is not None else ir.Shape([None] * rank)
+    graph.append(error)
+    seen = finite(graph, made)
+    Reducer(graph, seen, site.channel_axis).add(
+        f"{label}:noise", seen, "ReduceSumSquare", "ReduceSum"
+    )

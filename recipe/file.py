@@ -1,0 +1,43 @@
+"""Recipes as they are written: TOML files, and the presets in `recipes/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ..errors import RecipeError, nearest
+from ..workspace.artifacts import UNDECODABLE, said
+from .options import Recipe, with_implied
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def find_recipe(name: str) -> Path:
+    """A TOML file, or the name of a preset.
+
+    Raises:
+        RecipeError: neither; names the nearest presets.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    preset = PRESETS / f"{path.name.removesuffix('.toml')}.toml"
+    if preset.is_file():
+        return preset
+    known = sorted(p.stem for p in PRESETS.glob("*.toml"))
+    raise RecipeError("no such recipe", where=name, do=f"presets: {nearest(path.stem, known)}")
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read and check a recipe; errors name the file and the key."""
+    path = find_recipe(name)
+    try:
+        written = msgspec.toml.decode(path.read_bytes())
+        if isinstance(table := written.get("quantize"), dict):
+            written["quantize"] = with_implied(table)
+        return msgspec.convert(written, Recipe, strict=True)
+    except UnicodeDecodeError as error:
+        raise RecipeError("is not UTF-8 text", where=str(path)) from error
+    except UNDECODABLE as error:
+        raise RecipeError(said(error), where=str(path), do="see docs/recipes.md") from error

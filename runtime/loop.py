@@ -1,0 +1,207 @@
+"""What the schedules of all families share: their graphs, one step over a cache, one choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BundleError, GenerationError
+from .images import FloatImage
+from .kv_cache import KvCache, require_caches
+from .sampling import Logits, Sampling, Tokens, exponential_noise, guide, sample
+from .sessions.onnxruntime import Array, DeviceValue, OnnxRuntimeSession
+from .spec import KvType
+
+OpenSession = Callable[[Path, int], OnnxRuntimeSession]
+Latents = NDArray[np.float32]
+
+
+class Loop(Protocol):
+    """A family's schedule."""
+
+    def run(
+        self,
+        labels: NDArray[np.int64],
+        streams: Sequence[np.random.Generator],
+        sampling: Sampling,
+        tick: Callable[[], None],
+    ) -> tuple[FloatImage, Tokens | Latents]:
+        """Labels [B] and a stream of noise for each -> images [B, 3, H, W] and tokens [B, L].
+
+        Where these are continuous, latents [B, c, h, w].
+
+        `tick` is called after every step.
+
+        Raises:
+            GenerationError: logits that are not finite; the message says at which step.
+        """
+
+
+def open_graphs(
+    folder: Path, names: Sequence[str], session: OpenSession, threads: int
+) -> dict[str, OnnxRuntimeSession]:
+    """Sessions of an export folder's graphs by their names.
+
+    Raises:
+        BundleError: a graph is missing or does not load.
+    """
+    paths = {name: folder / f"{name}.onnx" for name in names}
+    absent = [path.name for path in paths.values() if not path.is_file()]
+    if absent:
+        raise BundleError(
+            f"{', '.join(absent)} missing", where=str(folder), do="export the model again"
+        )
+    return {name: session(path, threads) for name, path in paths.items()}
+
+
+class Batch:
+    """The transformer's rows of a batch of images.
+
+    The conditional ones, then with guidance as many of the null class. Static graphs always have
+    both halves and all images: missing ones are filled up, and what comes of them is not used.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        null: int,
+        sampling: Sampling,
+        static_batch: int | None = None,
+    ) -> None:
+        self.count = len(labels)
+        self.images = static_batch or self.count
+        self._guided = sampling.cfg > 0
+        padded = np.pad(labels, (0, self.images - self.count))
+        doubled = self._guided or static_batch is not None
+        self.labels = np.concatenate([padded, np.full_like(padded, null)]) if doubled else padded
+        self.rows = len(self.labels)
+
+    def halves(self, logits: Logits) -> list[Logits]:
+        """[rows, n, V] -> those used, [B, n, V]: conditional, with guidance unconditional."""
+        starts = (0, self.images) if self._guided else (0,)
+        return [logits[start : start + self.count] for start in starts]
+
+    def fed(self, tokens: Tokens) -> Tokens:
+        """[B, n] -> [rows, n]: both halves get the same tokens."""
+        filled = np.pad(tokens, ((0, self.images - self.count), (0, 0)))
+        return np.tile(filled, (self.rows // self.images, 1))
+
+
+class CacheSpec(Protocol):
+    """What a step graph's caches are, as `generator.json` says."""
+
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def kv_type(self) -> KvType: ...
+
+    @property
+    def static_batch(self) -> int | None: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class CachedSteps:
+    """The step graphs, and the keys and values of a batch so far, in the sessions' memory.
+
+    One graph for all steps; or, of fixed shapes, one a step, the first without a cache to take.
+    """
+
+    def __init__(self, graphs: Sequence[OnnxRuntimeSession], spec: CacheSpec) -> None:
+        """Raises BundleError for a graph with other caches or another vocabulary."""
+        fixed = spec.static_batch is not None
+        for k, graph in enumerate(graphs):
+            require_caches(graph, spec.depth, spec.kv_type, first=fixed and k == 0)
+            require_vocabulary(graph, spec.vocab_size)
+        self._graphs = graphs
+        self._nothing = np.zeros((1, spec.heads, 0, spec.head_dim), spec.kv_type)
+        self.start(1)
+
+    def start(self, rows: int) -> None:
+        """A new batch: nothing is cached."""
+        self._next = 0
+        self._cache = KvCache.empty(self._graphs[0], np.repeat(self._nothing, rows, axis=0))
+
+    def place(self, array: Array) -> DeviceValue:
+        """The array in the sessions' memory."""
+        return self._graphs[0].place(array)
+
+    def run(self, rows: int, n: int, feeds: Mapping[str, Array | DeviceValue]) -> Logits:
+        """Logits [rows, n, V] of the next n tokens; positions and cache are added to `feeds`.
+
+        Raises:
+            GenerationError: the cache is of another batch.
+        """
+        positions = np.arange(self._cache.length, self._cache.length + n)
+        graph = self._graphs[min(self._next, len(self._graphs) - 1)]
+        self.path = graph.path
+        self._next += 1
+        outputs = graph.run_on_device(
+            {"position_ids": positions, **feeds, **self._cache.feeds(rows)}
+        )
+        self._cache = self._cache.after(outputs, n)
+        return outputs["logits"].numpy().astype(np.float32, copy=False)
+
+
+def require_vocabulary(graph: OnnxRuntimeSession, size: int) -> None:
+    """Raises BundleError for logits of another vocabulary than `generator.json` says."""
+    shape = graph.shapes.get("logits") or (None,)
+    if isinstance(shape[-1], int) and shape[-1] != size:
+        raise BundleError(
+            f"has logits of {shape[-1]} tokens, but generator.json says vocab_size {size}",
+            where=str(graph.path),
+            do="export the model again",
+        )
+
+
+def choose(
+    halves: Sequence[Logits],
+    strength: float,
+    streams: Sequence[np.random.Generator],
+    sampling: Sampling,
+) -> Tokens:
+    """Tokens [B, n] from logits [B, n, V], guided by `strength` if there are unconditional ones.
+
+    A draw takes the next n rows of noise of each image's stream.
+    """
+    conditional, *unconditional = halves
+    logits = guide(conditional, unconditional[0], strength) if unconditional else conditional
+    count, n, _ = logits.shape
+    flat = logits.reshape(count * n, -1)
+    if sampling.greedy:
+        tokens: Tokens = np.argmax(flat, axis=1)
+    else:
+        if sampling.temperature != 1:
+            flat = flat / np.float32(sampling.temperature)
+        noise = exponential_noise(streams, n, flat.shape[1])
+        tokens = sample(flat, noise, sampling.top_k, sampling.top_p)
+    return tokens.reshape(count, n)
+
+
+def require_finite(
+    halves: Sequence[NDArray[np.floating]], step: str, path: Path, what: str = "logits of"
+) -> None:
+    """Raises GenerationError that names the step, and the first token and image of the batch."""
+    for logits in halves:
+        finite = np.isfinite(logits)
+        if finite.all():
+            continue
+        rows, tokens = np.nonzero(~finite.all(axis=2))
+        raise GenerationError(
+            f"{what} {step} are not finite, first at token {tokens[0]} of image "
+            f"{rows[0]} of the batch",
+            where=str(path),
+            do="check the weights; an FP16 graph may overflow",
+        )

@@ -1,0 +1,134 @@
+"""Quantized graphs of a generator against FP32's, each fed what FP32's own were fed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import AccuracyError
+from ..metrics.image import Energy, none_if_infinite
+from ..metrics.logits import LogitsTally
+from ..metrics.outputs import Arrays, OutputTally, require_like
+from .generator import GeneratorAccuracy
+
+LOGITS = "logits"
+
+
+class Session(Protocol):
+    """A graph: feeds by input name -> the named outputs."""
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Arrays: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedRun:
+    """What one graph is fed, and of a graph with logits the tokens that came, int [R, L].
+
+    `conditional` [R] says which rows have a class; `name` is that of the sample in errors.
+    `carried` makes what else the graph is fed of the outputs of the last run that has none: of each
+    side its own.
+    """
+
+    name: str
+    graph: str
+    feeds: Arrays
+    tokens: NDArray[np.integer] | None = None
+    conditional: NDArray[np.bool_] | None = None
+    carried: Callable[[Arrays], Arrays] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedGraph:
+    """One graph of FP32 and of the candidates.
+
+    `outputs` are the graph's own. `sites` names tensors inside it by site, in graph order, which
+    FP32's graph and those of the candidates that `restore` names have as outputs too; `restore`
+    says of some sites what gives FP32's meaning back to them.
+    """
+
+    reference: Session
+    candidates: Mapping[str, Session]
+    outputs: tuple[str, ...]
+    sites: Mapping[str, str]
+    restore: Mapping[str, Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]]]
+
+
+class _Side:
+    """FP32 or a candidate, and what it gave for others to be fed."""
+
+    def __init__(self) -> None:
+        self._given: Arrays = {}
+
+    def run(self, session: Session, run: ForcedRun, outputs: Sequence[str]) -> Arrays:
+        if run.carried is not None:
+            return session.run({**run.feeds, **run.carried(self._given)}, outputs)
+        self._given = session.run(run.feeds, outputs)
+        return self._given
+
+
+class _Tally:
+    """Sums of one candidate over all runs."""
+
+    def __init__(self) -> None:
+        self.logits: LogitsTally | None = None
+        self.outputs: dict[str, OutputTally] = {}
+        self.sites: dict[str, Energy] = {}
+
+    def add(
+        self, run: ForcedRun, graph: ForcedGraph, name: str, wanted: Arrays, found: Arrays
+    ) -> None:
+        """`found` is what the candidate `name` gave."""
+        for output in graph.outputs:
+            if output == LOGITS and run.tokens is not None and run.conditional is not None:
+                self.logits = self.logits or LogitsTally()
+                self.logits.add(wanted[output], found[output], run.tokens, run.conditional)
+            else:
+                tally = self.outputs.setdefault(f"{run.graph}/{output}", OutputTally())
+                tally.add(wanted[output], found[output])
+        for site, tensor in graph.sites.items() if name in graph.restore else ():
+            restore = graph.restore[name].get(site)
+            value = restore(found[tensor]) if restore else found[tensor]
+            self.sites.setdefault(site, Energy()).add(wanted[tensor], value)
+
+    def result(self) -> GeneratorAccuracy:
+        return GeneratorAccuracy(
+            logits=self.logits.result() if self.logits else None,
+            outputs=tuple(tally.result(name) for name, tally in self.outputs.items()),
+            sites={n: none_if_infinite(e.decibels()) for n, e in self.sites.items()},
+        )
+
+
+def measure_forced(
+    runs: Iterable[ForcedRun],
+    graphs: Mapping[str, ForcedGraph],
+    progress: Callable[[int], None],
+) -> dict[str, GeneratorAccuracy]:
+    """By candidate what its logits, its other outputs and its sites are like; no pictures.
+
+    One run is in memory at a time. `progress` is told the number of runs done.
+
+    Raises:
+        AccuracyError: values that are not finite or of another shape than FP32's (candidate, graph
+            and sample are named), or no runs at all.
+    """
+    tallies = {name: _Tally() for graph in graphs.values() for name in graph.candidates}
+    sides = {name: _Side() for name in (None, *tallies)}
+    done = 0
+    for done, run in enumerate(runs, start=1):
+        graph = graphs[run.graph]
+        tensors = list(dict.fromkeys(graph.sites.values()))
+        wanted = sides[None].run(graph.reference, run, [*graph.outputs, *tensors])
+        for name, session in graph.candidates.items():
+            asked = tensors if name in graph.restore else []
+            found = sides[name].run(session, run, [*graph.outputs, *asked])
+            for output in graph.outputs:
+                require_like(name, run.name, f"{run.graph}/{output}", wanted[output], found[output])
+            tallies[name].add(run, graph, name, wanted, found)
+        progress(done)
+    if not done:
+        raise AccuracyError("there are no samples to validate with", do="give --samples 1 or more")
+    return {name: tally.result() for name, tally in tallies.items()}

@@ -1,0 +1,217 @@
+"""What both sides of a validation are fed alike: all tokens at once, or steps of a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...families.mar.trajectory import open_recorded, recorded_batches
+from ...graph.sites import Plan
+from ...pipeline.common import load_sites
+from ...recipe.options import ValidateOptions
+from ...runtime.generator import FULL, Generated, Generator, Spec, choose_sampling
+from ...runtime.sessions.onnxruntime import fast_session, reference_session
+from ...samples.encoded import image_tokens
+from ...samples.files import GraphRun, graph_of, load_sample, save_sample
+from ...samples.generated import Tokens, teacher_forcing
+from ...samples.images import ImageSource
+from ...workspace.artifacts import decode_json
+from ..metrics.outputs import Arrays
+from ..report.schema import ENGINE, QDQ
+from .forced import ForcedGraph, ForcedRun
+from .images import Batch
+from .site_outputs import compared_sites, probe, site_outputs, unfolding
+
+Folders = Mapping[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which pictures both sides of a validation make."""
+
+    export: Path
+    spec: Spec
+    labels: tuple[int, ...]
+    options: ValidateOptions
+    names: tuple[str, ...]
+
+    def batches(self, generator: Generator, seed: int | None = None) -> Iterator[Generated]:
+        return generator.batches(
+            self.labels,
+            seed=self.options.seed if seed is None else seed,
+            sampling=choose_sampling(self.spec),
+            batch_size=self.options.batch_size,
+        )
+
+
+class Forcing(Protocol):
+    """FP32's pictures, then the runs that both sides are compared on."""
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        """The outputs that are compared, by graph."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many runs there are, after the pictures."""
+        ...
+
+    def pictures(self) -> Iterator[Batch]: ...
+
+    def runs(self) -> Iterator[ForcedRun]: ...
+
+
+@dataclass(slots=True)
+class TeacherForced:
+    """The graph of all positions, on the tokens of these pictures or of the user's images."""
+
+    asked: Asked
+    source: ImageSource | None
+    image_classes: tuple[int, ...]
+    _made: list[Tokens] = field(default_factory=list)
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {FULL: ("logits",)}
+
+    @property
+    def count(self) -> int:
+        return self._rows * len(self._names)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.source.names if self.source else self.asked.names
+
+    @property
+    def _rows(self) -> int:
+        """Of the full graph for each picture: with its class and, under guidance, without."""
+        return 1 + (choose_sampling(self.asked.spec).cfg > 0)
+
+    def pictures(self) -> Iterator[Batch]:
+        generator = Generator.open(
+            self.asked.export, session=reference_session, threads=self.asked.options.threads
+        )
+        for batch in self.asked.batches(generator):
+            self._made.append(batch.tokens)
+            yield batch.images, batch.tokens
+
+    def runs(self) -> Iterator[ForcedRun]:
+        """One row at a time, so that all that sites give fits in memory."""
+        export, spec = self.asked.export, self.asked.spec
+        force = teacher_forcing(export)
+        if self.source is None:
+            tokens: Iterator[NDArray[Any]] = (row[None] for rows in self._made for row in rows)
+            classes: Sequence[int] = self.asked.labels
+        else:
+            tokens = image_tokens(export, spec, self.source, self.asked.options.threads)
+            classes = self.image_classes
+        for name, label, own in zip(self._names, classes, tokens, strict=True):
+            forced = force(own)
+            for row in (label, spec.num_classes)[: self._rows]:
+                yield ForcedRun(
+                    name=name,
+                    graph=FULL,
+                    feeds={"labels": np.array([row], np.int64), **forced},
+                    tokens=own,
+                    conditional=np.array([row != spec.num_classes]),
+                )
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """A MAR's passes on the tokens that FP32 knew, and diffusions behind them at its x and times.
+
+    What a pass tells the denoiser is that side's own: so the errors of both are in the noise.
+    Runs are kept in `folder`.
+    """
+
+    asked: Asked
+    folder: Path
+    _kept: list[tuple[str, Path]] = field(default_factory=list)
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {"pass": ("z", "condition"), "denoise": ("noise", "spread")}
+
+    @property
+    def count(self) -> int:
+        return len(self._kept)
+
+    def pictures(self) -> Iterator[Batch]:
+        options, sampling = self.asked.options, choose_sampling(self.asked.spec)
+        generator, recorders = open_recorded(self.asked.export, options.threads, exact=True)
+        for made, runs in recorded_batches(
+            self.asked.batches(generator),
+            recorders,
+            range(len(self.asked.labels)),
+            options.batch_size,
+            options.seed,
+            sampling,
+        ):
+            for number, run in runs:
+                path = save_sample(followed(run), self.folder, len(self._kept))
+                self._kept.append((self.asked.names[number], path))
+            yield made.images, made.tokens
+
+    def runs(self) -> Iterator[ForcedRun]:
+        for name, path in self._kept:
+            graph, feeds = graph_of(path), load_sample(path, ())
+            assert graph is not None
+            carried = partial(condition_of, len(feeds["x"])) if graph == "denoise" else None
+            yield ForcedRun(name=name, graph=graph, feeds=feeds, carried=carried)
+
+
+def followed(run: GraphRun) -> GraphRun:
+    """Without what the pass before it gives."""
+    return GraphRun(run.graph, {k: v for k, v in run.feeds.items() if k != "condition"})
+
+
+def condition_of(rows: int, given: Arrays) -> dict[str, NDArray[Any]]:
+    """What a pass tells the denoiser of its next tokens, [rows, W]: of each row of the pass [R] the
+    first rows / R.
+    """
+    condition = given["condition"]
+    told = condition[:, : rows // len(condition)]
+    return {"condition": np.ascontiguousarray(told.reshape(rows, -1))}
+
+
+def forced_graphs(
+    export: Path, folders: Folders, outputs: Mapping[str, tuple[str, ...]], threads: int
+) -> dict[str, ForcedGraph]:
+    """The graphs by name, of FP32 and of the candidates that have all of them."""
+    able = {
+        name: folder
+        for name, folder in folders.items()
+        if all((folder / f"{graph}.onnx").is_file() for graph in outputs)
+    }
+    return {
+        graph: forced_graph(export, able, graph, names, threads) for graph, names in outputs.items()
+    }
+
+
+def forced_graph(
+    export: Path, folders: Folders, graph: str, outputs: tuple[str, ...], threads: int
+) -> ForcedGraph:
+    """One graph; that of FP32 and the Q/DQ graph have the outputs of their sites too."""
+    file, quantized = f"{graph}.onnx", folders[QDQ]
+    plan = decode_json(quantized / "plan.json", Plan, do="run `arvg-trt quantize` again")
+    sites = compared_sites(load_sites(export).of_graph(graph), plan)
+    tensors = list(site_outputs(sites, outputs).values())
+    sessions = {ENGINE: fast_session, QDQ: lambda path, threads: probe(path, tensors, threads)}
+    return ForcedGraph(
+        reference=probe(export / file, tensors, threads),
+        candidates={
+            name: sessions.get(name, reference_session)(folder / file, threads)
+            for name, folder in folders.items()
+        },
+        outputs=outputs,
+        sites=site_outputs(sites, outputs),
+        restore={QDQ: unfolding(quantized / file, sites)},
+    )

@@ -1,0 +1,122 @@
+"""A quantized generator against FP32: teacher-forced, and on pictures of the same seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import msgspec
+
+from ..metrics.image import decibels
+from ..metrics.logits import LogitsAccuracy, perplexity
+from ..metrics.outputs import OutputAccuracy
+from .tokenizer import Spread
+
+
+class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Frechet distance of FP32's and the candidate's pictures, on features [``width``].
+
+    ``key`` names the metric, ``features`` the network in words. ``floor`` is the distance of two
+    sets of as many FP32 pictures, of other seeds: what chance alone makes of it.
+    """
+
+    key: str
+    features: str
+    width: int
+    distance: float
+    floor: float
+
+
+class PictureAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pictures that both made of the same seeds and classes, each going its own way.
+
+    ``token_agreement`` is the share of tokens that are the same at the same place;
+    ``first_difference`` of each picture the number of tokens before the first other one, None where
+    all ``length`` are the same. Both are None and empty where tokens are continuous: then
+    ``latent_sqnr_db`` compares the latents (None for no error, or discrete tokens). PSNR and SSIM
+    are of 8-bit pictures against FP32's, SSIM only of those with sides of 11 or more.
+    """
+
+    token_agreement: float | None
+    first_difference: tuple[int | None, ...]
+    length: int
+    latent_sqnr_db: float | None
+    psnr_vs_fp32: Spread
+    ssim_vs_fp32: Spread | None
+    frechet: tuple[FrechetRow, ...] = ()
+
+    @property
+    def identical(self) -> float | None:
+        """The share of pictures of the same tokens."""
+        found = self.first_difference
+        return sum(at is None for at in found) / len(found) if found else None
+
+    @property
+    def median_first_difference(self) -> float | None:
+        """Tokens before the first other one, in the median; all of them where there is none."""
+        found = [self.length if at is None else at for at in self.first_difference]
+        return float(statistics.median(found)) if found else None
+
+
+class GeneratorAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One candidate. What was not measured is None or empty.
+
+    ``outputs`` are those of graphs without logits, fed what FP32's were fed along its way.
+    ``sites`` has, in graph order, the SQNR in dB of what each linear gives with all quantized
+    before it, less the scales of others that it may hold; None for no error.
+    """
+
+    logits: LogitsAccuracy | None = None
+    outputs: tuple[OutputAccuracy, ...] = ()
+    sites: dict[str, float | None] = {}
+    pictures: PictureAccuracy | None = None
+
+
+_LOGITS: dict[str, Callable[[LogitsAccuracy], float]] = {
+    "kl": lambda a: a.kl,
+    "top1": lambda a: a.top1,
+    "top5": lambda a: a.top5,
+    "logits_sqnr_db": lambda a: decibels(a.sqnr_db),
+    "cross_entropy": lambda a: a.cross_entropy,
+    "cross_entropy_rise": lambda a: a.cross_entropy - a.cross_entropy_fp32,
+    "perplexity": lambda a: perplexity(a.cross_entropy),
+}
+_PICTURES: dict[str, Callable[[PictureAccuracy], float | None]] = {
+    "token_agreement": lambda a: a.token_agreement,
+    "identical": lambda a: a.identical,
+    "first_difference": lambda a: a.median_first_difference,
+    "psnr_vs_fp32": lambda a: decibels(a.psnr_vs_fp32.mean),
+    "psnr_vs_fp32_min": lambda a: decibels(a.psnr_vs_fp32.min),
+    "ssim_vs_fp32": lambda a: a.ssim_vs_fp32.mean if a.ssim_vs_fp32 else None,
+    "ssim_vs_fp32_min": lambda a: a.ssim_vs_fp32.min if a.ssim_vs_fp32 else None,
+}
+# The outputs of a MAR's two graphs.
+_OUTPUTS = {"condition_sqnr_db": "pass/condition", "noise_sqnr_db": "denoise/noise"}
+LATENT, NETWORK = "frechet_latent", "frechet_features"
+GENERATION_NAMES: tuple[str, ...] = (
+    *_LOGITS,
+    *_OUTPUTS,
+    "site_sqnr_db",
+    *_PICTURES,
+    "latent_sqnr_db",
+    LATENT,
+    NETWORK,
+)
+
+
+def generation_metrics(found: GeneratorAccuracy) -> dict[str, float | None]:
+    """By the names that gates read: GENERATION_NAMES, None for what was not measured."""
+    values: dict[str, float | None] = dict.fromkeys(GENERATION_NAMES)
+    if found.logits is not None:
+        values |= {name: read(found.logits) for name, read in _LOGITS.items()}
+    by_output = {row.output: decibels(row.sqnr_db) for row in found.outputs}
+    values |= {name: by_output.get(output) for name, output in _OUTPUTS.items()}
+    if found.sites:
+        values["site_sqnr_db"] = min(map(decibels, found.sites.values()))
+    pictures = found.pictures
+    if pictures is not None:
+        values |= {name: read(pictures) for name, read in _PICTURES.items()}
+        if pictures.token_agreement is None:
+            values["latent_sqnr_db"] = decibels(pictures.latent_sqnr_db)
+        values |= {row.key: row.distance for row in pictures.frechet}
+    return values

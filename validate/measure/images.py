@@ -1,0 +1,150 @@
+"""Pictures that a quantized generator and FP32 make of the same seeds, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import AccuracyError
+from ..metrics.frechet import frechet_distance
+from ..metrics.image import SSIM_WINDOW, Energy, none_if_infinite, psnr, ssim
+from .generator import FrechetRow, PictureAccuracy
+from .tokenizer import Picture, Spread
+
+Images = NDArray[np.uint8]
+Batch = tuple[Images, NDArray[Any]]  # uint8 [B, H, W, 3]; tokens int [B, L], or latents of floats
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """A network whose features of pictures are compared: uint8 [B, H, W, 3] -> [B, D].
+
+    `key` is the metric's name and `title` says in words which network it is.
+    """
+
+    key: str
+    title: str
+    extract: Callable[[Images], NDArray[Any]]
+
+
+class _Tally:
+    """What is kept of one candidate: numbers and features, never pictures."""
+
+    def __init__(self, networks: Sequence[Features]) -> None:
+        self.psnr: list[float] = []
+        self.ssim: list[float] = []
+        self.first: list[int | None] = []
+        self.equal = 0
+        self.tokens = 0
+        self.length = 0
+        self.latent = Energy()
+        self.features: dict[str, list[NDArray[Any]]] = {n.key: [] for n in networks}
+
+    def add(self, fp32: Batch, own: Batch) -> None:
+        for reference, image in zip(fp32[0], own[0], strict=True):
+            self.psnr.append(psnr(reference, image))
+            if min(image.shape[:2]) >= SSIM_WINDOW:
+                self.ssim.append(ssim(reference, image))
+        wanted, found = fp32[1], own[1]
+        if not np.issubdtype(wanted.dtype, np.integer):
+            self.latent.add(wanted, found)
+            return
+        same = wanted == found
+        self.equal += int(np.count_nonzero(same))
+        self.tokens += same.size
+        self.length = same.shape[1]
+        self.first += [None if row.all() else int(row.argmin()) for row in same]
+
+    def result(self, frechet: tuple[FrechetRow, ...]) -> PictureAccuracy:
+        discrete = self.tokens > 0
+        return PictureAccuracy(
+            token_agreement=self.equal / self.tokens if discrete else None,
+            first_difference=tuple(self.first),
+            length=self.length,
+            latent_sqnr_db=None if discrete else none_if_infinite(self.latent.decibels()),
+            psnr_vs_fp32=Spread.of(self.psnr),
+            ssim_vs_fp32=Spread.of(self.ssim) if self.ssim else None,
+            frechet=frechet,
+        )
+
+
+def measure_pictures(
+    names: Sequence[str],
+    fp32: Iterable[Batch],
+    candidates: Mapping[str, Iterable[Batch]],
+    *,
+    networks: Sequence[Features],
+    others: Iterable[Images],
+    keep: int,
+    progress: Callable[[int], None],
+) -> tuple[dict[str, PictureAccuracy], list[Picture]]:
+    """Compare batches of pictures, each candidate's cut as FP32's; one batch in memory at a time.
+
+    `names` are those of the pictures; `others` are FP32's pictures of other seeds, as many, and are
+    asked for only if there are `networks`. The first `keep` pictures are returned. `progress` is
+    told the number of pictures done.
+
+    Raises:
+        AccuracyError: pictures or tokens of another shape than FP32's, features that are not
+            finite.
+    """
+    tallies = {name: _Tally(networks) for name in candidates}
+    reference = _Tally(networks)
+    kept: list[Picture] = []
+    done = 0
+    for wanted, *found in zip(fp32, *candidates.values(), strict=True):
+        collect(reference, networks, wanted[0])
+        for name, own in zip(candidates, found, strict=True):
+            require_alike(name, names[done], wanted, own)
+            tallies[name].add(wanted, own)
+            collect(tallies[name], networks, own[0])
+        for k in range(min(len(wanted[0]), keep - len(kept))):
+            shown = {name: own[0][k] for name, own in zip(candidates, found, strict=True)}
+            kept.append(Picture(names[done + k], None, wanted[0][k], shown))
+        done += len(wanted[0])
+        progress(done)
+    floors: dict[str, float] = {}
+    if networks and done > 1:
+        chance = _Tally(networks)
+        for images in others:
+            collect(chance, networks, images)
+        floors = {n.key: distance(reference, chance, n) for n in networks}
+    rows = {
+        name: tuple(
+            FrechetRow(
+                key=n.key,
+                features=n.title,
+                width=tally.features[n.key][0].shape[1],
+                distance=distance(reference, tally, n),
+                floor=floors[n.key],
+            )
+            for n in networks
+            if n.key in floors
+        )
+        for name, tally in tallies.items()
+    }
+    return {name: tally.result(rows[name]) for name, tally in tallies.items()}, kept
+
+
+def collect(tally: _Tally, networks: Sequence[Features], images: Images) -> None:
+    for network in networks:
+        tally.features[network.key].append(network.extract(images))
+
+
+def distance(a: _Tally, b: _Tally, network: Features) -> float:
+    parts = (np.concatenate(tally.features[network.key]) for tally in (a, b))
+    return frechet_distance(*parts)
+
+
+def require_alike(candidate: str, name: str, fp32: Batch, own: Batch) -> None:
+    shapes = [[list(part.shape) for part in batch] for batch in (own, fp32)]
+    if shapes[0] != shapes[1]:
+        raise AccuracyError(
+            f"{candidate} made pictures and tokens {shapes[0]} where FP32 made {shapes[1]}",
+            where=name,
+            do="compare graphs of the same model",
+        )

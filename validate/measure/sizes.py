@@ -1,0 +1,70 @@
+"""How many bytes a candidate takes on disk: of the graphs that run, and the weights they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...pipeline.common import load_sites
+from ...runtime.generator import OTHER_GRAPHS
+from ...samples.generated import is_generator
+from ...workspace.artifacts import Manifest
+
+SHARED_WEIGHTS = "model.onnx.data"
+
+
+def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
+    """Bytes of each graph with its own file of weights; a file that all share is its own row.
+
+    A generator's many small graphs are one row.
+    """
+    found = {}
+    if generates:
+        found["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
+    shared = folder / SHARED_WEIGHTS
+    for graph in () if generates else load_sites(folder).graphs:
+        files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}
+        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
+    return found | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})
+
+
+def running_bytes(
+    export: Path, exported: Manifest, folders: Mapping[str, Path]
+) -> tuple[int, dict[str, int]]:
+    """Count the bytes of FP32 and of each candidate: the same graphs of all of them.
+
+    Of a generator the graphs that make pictures, and of the file of weights that all graphs share
+    what these read.
+    """
+    if not is_generator(exported):
+        graphs = load_sites(export).graphs
+        found = {name: bytes_of_files(folder, graphs) for name, folder in folders.items()}
+        return bytes_of_files(export, graphs), found
+    graphs = tuple(
+        path.stem for path in sorted(export.glob("*.onnx")) if path.stem not in OTHER_GRAPHS
+    )
+    found = {name: bytes_that_are_read(folder, graphs) for name, folder in folders.items()}
+    return bytes_that_are_read(export, graphs), found
+
+
+def bytes_of_files(folder: Path, graphs: tuple[str, ...]) -> int:
+    """Graphs and the files of their weights; one that all share counts once."""
+    names = {SHARED_WEIGHTS} | {f"{g}.onnx{end}" for g in graphs for end in ("", ".data")}
+    return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+
+
+def bytes_that_are_read(folder: Path, graphs: tuple[str, ...]) -> int:
+    """Graphs, and the parts of the files of weights that they name; what several name, once."""
+    import onnx
+
+    structure = 0
+    parts: dict[tuple[str, int], int] = {}
+    for graph in graphs:
+        path = folder / f"{graph}.onnx"
+        structure += path.stat().st_size
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if place:
+                key = (place["location"], int(place.get("offset", 0)))
+                parts[key] = max(parts.get(key, 0), int(place["length"]))
+    return structure + sum(parts.values())

@@ -1,0 +1,287 @@
+"""How close quantized image tokenizers come to the original images and to the FP32 reference.
+
+Decibels can be infinite (no error at all). JSON has no infinity, so structs hold None there; a
+value is never replaced by a large number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import AccuracyError
+from ..metrics.image import (
+    SSIM_WINDOW,
+    Energy,
+    codebook_use,
+    none_if_infinite,
+    psnr,
+    ssim,
+    to_float,
+    to_uint8,
+)
+
+
+class Codec(Protocol):
+    """An image tokenizer as two calls. Arrays it returned stay valid after later calls."""
+
+    def encode(
+        self, image: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
+        """[1, 3, H, W] in [-1, 1] -> (indices [1, h, w], latent [1, C, h, w]).
+
+        Continuous tokenizers have None for indices.
+        """
+        ...
+
+    def decode(
+        self, tokens_or_latent: NDArray[np.int32] | NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Indices, or the latent of a continuous tokenizer -> [1, 3, H, W], not clamped."""
+        ...
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One number per image, with mean and minimum; None stands for infinity (identical images).
+
+    The mean leaves infinite values out, so that identical images cannot hide a bad one; it is
+    None only if every value is infinite.
+    """
+
+    mean: float | None
+    min: float | None
+    each: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Raises AccuracyError for NaN or -inf, which are no measurements."""
+        if not all(v > -math.inf for v in values):
+            raise AccuracyError("a metric of an image is NaN or -inf", do="look at the images")
+        finite = [v for v in values if math.isfinite(v)]
+        return cls(
+            mean=math.fsum(finite) / len(finite) if finite else None,
+            min=min(finite, default=None),
+            each=tuple(v if math.isfinite(v) else None for v in values),
+        )
+
+
+class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One quantized tokenizer against the originals and against FP32, on the same images.
+
+    ``psnr``, ``ssim``: reconstruction against the original; ``*_reference``: the same of FP32;
+    ``*_vs_fp32``: against the FP32 reconstruction; ``*_drop``: what quantization cost, FP32 minus
+    candidate (``psnr_drop`` is None if only one of the two is lossless). ``token_agreement`` and
+    ``codebook_use``: shares in [0, 1], None if the tokenizer has no tokens or no known codebook.
+    ``latent_sqnr_db``: candidate latent against FP32 latent; ``decoder_sqnr_db``: candidate decoder
+    fed the FP32 tokens against the FP32 decoder, before clamping; None stands for infinity.
+    """
+
+    psnr: Spread
+    ssim: Spread
+    psnr_reference: Spread
+    ssim_reference: Spread
+    psnr_vs_fp32: Spread
+    ssim_vs_fp32: Spread
+    psnr_drop: float | None
+    ssim_drop: float
+    token_agreement: float | None
+    latent_sqnr_db: float | None
+    decoder_sqnr_db: float | None
+    codebook_use: float | None
+    codebook_use_reference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image and its reconstructions, all [H, W, 3] uint8; what a model made has no original."""
+
+    name: str
+    original: NDArray[np.uint8] | None
+    reference: NDArray[np.uint8]
+    candidates: Mapping[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    """A codec that answers for its outputs: finite, of the right shape, inside the codebook."""
+
+    name: str
+    codec: Codec
+    codebook_size: int | None
+
+    def _refuse(self, image: str, graph: str, what: str) -> AccuracyError:
+        return AccuracyError(
+            f"the {graph} of {self.name} gave {what}",
+            where=image,
+            do=f"look for overflow or a wrong scale in that {graph}; "
+            "keep the suspect sites in high precision",
+        )
+
+    def _finite(self, image: str, graph: str, value: NDArray[np.float32]) -> None:
+        bad = value.size - int(np.count_nonzero(np.isfinite(value)))
+        if bad:
+            raise self._refuse(image, graph, f"{bad} non-finite of {value.size} values")
+
+    def encode(
+        self, name: str, image: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
+        indices, latent = self.codec.encode(image)
+        self._finite(name, "encoder", latent)
+        if indices is not None and self.codebook_size is not None:
+            low, high = int(indices.min()), int(indices.max())
+            if low < 0 or high >= self.codebook_size:
+                raise self._refuse(
+                    name,
+                    "encoder",
+                    f"indices from {low} to {high}, outside a codebook of {self.codebook_size}",
+                )
+        return indices, latent
+
+    def decode(
+        self,
+        name: str,
+        tokens: NDArray[np.int32] | NDArray[np.float32],
+        shape: tuple[int, ...],
+    ) -> NDArray[np.float32]:
+        image = self.codec.decode(tokens)
+        if image.shape != shape:
+            raise self._refuse(name, "decoder", f"shape {image.shape} for an image of {shape}")
+        self._finite(name, "decoder", image)
+        return image
+
+
+class _Tally:
+    """What is kept of one candidate while images pass by: numbers, never images."""
+
+    def __init__(self) -> None:
+        self.psnr: list[float] = []
+        self.ssim: list[float] = []
+        self.psnr_vs_fp32: list[float] = []
+        self.ssim_vs_fp32: list[float] = []
+        self.latent = Energy()
+        self.decoder = Energy()
+        self.equal = 0
+        self.tokens = 0
+        self.used: set[int] = set()
+
+    def add_images(
+        self, original: NDArray[np.uint8], fp32: NDArray[np.uint8], own: NDArray[np.uint8]
+    ) -> None:
+        self.psnr.append(psnr(original, own))
+        self.ssim.append(ssim(original, own))
+        self.psnr_vs_fp32.append(psnr(fp32, own))
+        self.ssim_vs_fp32.append(ssim(fp32, own))
+
+    def result(self, reference: _Tally, codebook_size: int | None) -> CandidateAccuracy:
+        size = codebook_size if self.tokens else None
+        # inf - inf is not a number; two lossless reconstructions differ by nothing
+        drops = [0.0 if r == c else r - c for r, c in zip(reference.psnr, self.psnr, strict=True)]
+        return CandidateAccuracy(
+            psnr=Spread.of(self.psnr),
+            ssim=Spread.of(self.ssim),
+            psnr_reference=Spread.of(reference.psnr),
+            ssim_reference=Spread.of(reference.ssim),
+            psnr_vs_fp32=Spread.of(self.psnr_vs_fp32),
+            ssim_vs_fp32=Spread.of(self.ssim_vs_fp32),
+            psnr_drop=math.fsum(drops) / len(drops) if np.isfinite(drops).all() else None,
+            ssim_drop=(math.fsum(reference.ssim) - math.fsum(self.ssim)) / len(self.ssim),
+            token_agreement=self.equal / self.tokens if self.tokens else None,
+            latent_sqnr_db=none_if_infinite(self.latent.decibels()),
+            decoder_sqnr_db=none_if_infinite(self.decoder.decibels()),
+            codebook_use=codebook_use(self.used, size) if size else None,
+            codebook_use_reference=codebook_use(reference.used, size) if size else None,
+        )
+
+
+def _check_image(name: str, image: NDArray[np.uint8]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise AccuracyError(
+            f"expected a uint8 image [H, W, 3], not {image.dtype} {list(image.shape)}", where=name
+        )
+    if min(image.shape[:2]) < SSIM_WINDOW:
+        raise AccuracyError(
+            f"SSIM needs sides of at least {SSIM_WINDOW} pixels, not {list(image.shape[:2])}",
+            where=name,
+            do="validate with larger images",
+        )
+
+
+def _compare_tokens(
+    image: str,
+    graphs: _Graphs,
+    tally: _Tally,
+    fp32: NDArray[np.int32] | None,
+    own: NDArray[np.int32] | None,
+) -> None:
+    if fp32 is None and own is None:
+        return
+    if fp32 is None or own is None or fp32.shape != own.shape:
+        shapes = [None if t is None else list(t.shape) for t in (own, fp32)]
+        raise AccuracyError(
+            f"the encoder of {graphs.name} gave indices {shapes[0]}, FP32 gave {shapes[1]}",
+            where=image,
+            do="compare graphs of the same model and shape",
+        )
+    tally.equal += int(np.count_nonzero(fp32 == own))
+    tally.tokens += fp32.size
+    tally.used.update(np.unique(own).tolist())
+
+
+def measure(
+    images: Iterable[tuple[str, NDArray[np.uint8]]],
+    reference: Codec,
+    candidates: Mapping[str, Codec],
+    *,
+    codebook_size: int | None,
+    keep_pictures: int,
+    progress: Callable[[int], None],
+) -> tuple[dict[str, CandidateAccuracy], list[Picture]]:
+    """Run every image through FP32 and each candidate, one image in memory at a time.
+
+    `images`: (name, [H, W, 3] uint8, sides >= 11 and of a size the codecs take); `codebook_size`:
+    None if unknown or continuous; the first `keep_pictures` images are returned with their
+    reconstructions; `progress` is told the number of images done.
+
+    Raises AccuracyError, naming image and graph, for non-finite values, indices outside the
+    codebook and shapes that differ from the reference; and for no images at all.
+    """
+    fp32 = _Graphs("the FP32 reference", reference, codebook_size)
+    others = {name: _Graphs(name, codec, codebook_size) for name, codec in candidates.items()}
+    reference_tally = _Tally()
+    tallies = {name: _Tally() for name in others}
+    pictures: list[Picture] = []
+    for done, (name, original) in enumerate(images, start=1):
+        _check_image(name, original)
+        feed = to_float(original)
+        tokens, latent = fp32.encode(name, feed)
+        code = latent if tokens is None else tokens
+        decoded = fp32.decode(name, code, feed.shape)
+        fp32_image = to_uint8(decoded)
+        reference_tally.psnr.append(psnr(original, fp32_image))
+        reference_tally.ssim.append(ssim(original, fp32_image))
+        if tokens is not None:
+            reference_tally.used.update(np.unique(tokens).tolist())
+        own_images: dict[str, NDArray[np.uint8]] = {}
+        for candidate, graphs in others.items():
+            tally = tallies[candidate]
+            own_tokens, own_latent = graphs.encode(name, feed)
+            _compare_tokens(name, graphs, tally, tokens, own_tokens)
+            tally.latent.add(latent, own_latent)
+            tally.decoder.add(decoded, graphs.decode(name, code, feed.shape))
+            own_code = own_latent if own_tokens is None else own_tokens
+            own = to_uint8(graphs.decode(name, own_code, feed.shape))
+            tally.add_images(original, fp32_image, own)
+            own_images[candidate] = own
+        if len(pictures) < keep_pictures:
+            pictures.append(Picture(name, original, fp32_image, own_images))
+        progress(done)
+    if not reference_tally.psnr:
+        raise AccuracyError("there are no images to validate with", do="name a folder of images")
+    results = {n: t.result(reference_tally, codebook_size) for n, t in tallies.items()}
+    return results, pictures

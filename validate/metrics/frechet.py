@@ -1,0 +1,57 @@
+"""Frechet distance of two sets of features, as if both were of normal distributions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import AccuracyError
+
+Floats = NDArray[np.float64]
+
+
+def frechet_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of features [N, D] and [M, D]; >= 0.
+
+    It is what FID takes of Inception's features (Heusel et al. 2017); covariances over N - 1. With
+    X the centred features over sqrt(N - 1), so that C = X^T X, the trace of the root is the sum of
+    the singular values of X_a X_b^T: no root of a product is taken, and fewer features than
+    dimensions are no special case.
+
+    Raises:
+        AccuracyError: fewer than two rows, other widths, values that are not finite.
+    """
+    for found in (a, b):
+        if found.ndim != 2 or len(found) < 2 or found.shape[1] != a.shape[1]:
+            raise AccuracyError(
+                f"no Frechet distance of features {list(a.shape)} and {list(b.shape)}",
+                do="give two or more pictures, and the same network for both",
+            )
+        if not np.isfinite(found).all():
+            raise AccuracyError(
+                f"{int(found.size - np.isfinite(found).sum())} of {found.size} features are not "
+                "finite",
+                do="look at the feature network and the pictures",
+            )
+    means, factors = zip(*(moments(v.astype(np.float64)) for v in (a, b)), strict=True)
+    gap = float(np.sum(np.square(means[0] - means[1])))
+    spread = sum(float(np.sum(np.square(factor))) for factor in factors)
+    if not gap + spread < np.inf:
+        raise AccuracyError(
+            "features are too large for float64 squares", do="look at the feature network"
+        )
+    shared = float(np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum())
+    return max(0.0, gap + spread - 2 * shared)
+
+
+def moments(features: Floats) -> tuple[Floats, Floats]:
+    """The mean [D] and a factor R [at most D, D] of the covariance R^T R."""
+    mean: Floats = features.mean(axis=0)
+    centred = (features - mean) / np.sqrt(len(features) - 1)
+    # The singular values of X_a X_b^T are those of R_a R_b^T for X = QR.
+    if len(features) <= features.shape[1]:
+        return mean, centred
+    _, factor = np.linalg.qr(centred)
+    return mean, factor

@@ -1,0 +1,118 @@
+"""Image and signal metrics, each one formula on one pair of arrays.
+
+Decibels are infinite where there is no error at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import AccuracyError
+from ...packages import require_packages
+
+SSIM_SIGMA = 1.5
+SSIM_WINDOW = 11  # 2 * int(3.5 * sigma + 0.5) + 1: scikit-image refuses smaller images
+
+
+def to_float(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[H, W, 3] uint8 -> [1, 3, H, W] in [-1, 1]; `to_uint8` gives the image back exactly."""
+    scaled = image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+
+def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[1, 3, H, W], clamped to [-1, 1] -> [H, W, 3] uint8, rounded half up."""
+    unit = np.clip((image[0].transpose(1, 2, 0) + np.float32(1)) / 2, 0, 1)
+    pixels: NDArray[np.uint8] = np.floor(unit * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return pixels
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """10 log10(255^2 / mean((a - b)^2)) in dB of two uint8 images; inf if they are identical."""
+    error = float(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64))))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """SSIM with the Gaussian window of its paper, mean over channels; [H, W, 3], sides >= 11."""
+    require_packages("report")
+    from skimage.metrics import structural_similarity
+
+    value = structural_similarity(  # type: ignore[no-untyped-call]
+        a,
+        b,
+        channel_axis=2,
+        data_range=255,
+        gaussian_weights=True,
+        sigma=SSIM_SIGMA,
+        use_sample_covariance=False,
+    )
+    return float(value)
+
+
+class Energy:
+    """Signal and error energy, added up in float64 over any number of arrays."""
+
+    def __init__(self) -> None:
+        self.signal = 0.0
+        self.noise = 0.0
+
+    def add(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
+        """Both of one shape; `decibels` refuses what is not finite in either."""
+        exact = reference.astype(np.float64)
+        self.signal += float(np.sum(np.square(exact)))
+        self.noise += float(np.sum(np.square(exact - value.astype(np.float64))))
+
+    def decibels(self) -> float:
+        """Signal to noise in dB; inf where there is no error at all.
+
+        Raises:
+            AccuracyError: values that are not finite, or a reference of zeros with an error.
+        """
+        if not (math.isfinite(self.signal) and math.isfinite(self.noise)):
+            raise AccuracyError(
+                "values that are compared are not finite",
+                do="look for overflow; keep the suspect sites in high precision",
+            )
+        if self.noise == 0:
+            return math.inf
+        if self.signal == 0:
+            raise AccuracyError(
+                "the reference is zero everywhere: no signal to compare the error with",
+                do="check the FP32 graph and the images",
+            )
+        return 10 * math.log10(self.signal / self.noise)
+
+
+def decibels(value: float | None) -> float:
+    """A stored value in dB, where None stands for infinity."""
+    return math.inf if value is None else value
+
+
+def none_if_infinite(value: float) -> float | None:
+    """Turn decibels into what JSON holds: None for no error at all, and for nothing else."""
+    if value == math.inf:
+        return None
+    if not math.isfinite(value):
+        raise ValueError(f"{value} dB is no measurement")
+    return value
+
+
+def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:
+    """10 log10(sum(reference^2) / sum((reference - value)^2)) in dB; inf if they are equal.
+
+    Raises AccuracyError if the reference is zero everywhere and the value is not.
+    """
+    energy = Energy()
+    energy.add(reference, value)
+    return energy.decibels()
+
+
+def codebook_use(used: Collection[int], codebook_size: int) -> float:
+    """Share of the codebook's entries that are among the distinct indices `used`, in [0, 1]."""
+    return len(used) / codebook_size

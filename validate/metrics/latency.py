@@ -1,0 +1,162 @@
+"""Latency of several programs, interleaved so that drift of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from ...errors import AccuracyError, RecipeError
+
+# Fewer rounds give no quartiles worth the name.
+MIN_ROUNDS_FOR_A_VERDICT = 8
+
+# Instructions that decide how fast INT8 and half precision run on a CPU.
+CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Wall-clock times of `n` calls in milliseconds; ``samples_ms`` in the order of the rounds."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    min_ms: float
+    n: int
+    samples_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Latency:
+        p50, p90, p99 = (float(v) for v in np.percentile(samples_ms, [50, 90, 99]))
+        return cls(
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            min_ms=min(samples_ms),
+            n=len(samples_ms),
+            samples_ms=tuple(samples_ms),
+        )
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many times faster than the reference: median and quartiles of the per-round ratios.
+
+    ``verdict`` is "inconclusive" if the interquartile range includes 1 or there are too few rounds.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    verdict: Literal["faster", "slower", "inconclusive"]
+
+
+class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The processor that latencies were measured on, with the flags that matter for INT8."""
+
+    model: str
+    flags: tuple[str, ...] = ()
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Latency]:
+    """Time each program once a round, in the order given: A B A B ...
+
+    `warmup` (>= 0) untimed rounds, then `rounds` (>= 1) timed ones. `clock` returns seconds; it
+    covers the call and nothing else, so a call must return only when its work is done.
+    """
+    require_rounds(warmup, rounds)
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(warmup + rounds):
+        for name, call in runs.items():
+            start = clock()
+            call()
+            elapsed = clock() - start
+            if number >= warmup:
+                samples[name].append(elapsed * 1000)
+    return {name: Latency.of(times) for name, times in samples.items()}
+
+
+def timed_parts(
+    runs: Mapping[str, Callable[[], Mapping[str, float]]], *, warmup: int, rounds: int
+) -> dict[str, dict[str, Latency]]:
+    """As `interleaved`, of programs that tell themselves the seconds of each of their parts.
+
+    By part, then by program. Every program must tell of the same parts.
+    """
+    require_rounds(warmup, rounds)
+    samples: dict[str, dict[str, list[float]]] = {}
+    for number in range(warmup + rounds):
+        for name, call in runs.items():
+            for part, seconds in call().items():
+                if number >= warmup:
+                    samples.setdefault(part, {}).setdefault(name, []).append(seconds * 1000)
+    return {
+        part: {name: Latency.of(times) for name, times in by_name.items()}
+        for part, by_name in samples.items()
+    }
+
+
+def require_rounds(warmup: int, rounds: int) -> None:
+    """Raises RecipeError for rounds that nothing can be measured in."""
+    if warmup < 0 or rounds < 1:
+        raise RecipeError(
+            f"{warmup} warm-up and {rounds} timed rounds cannot be measured",
+            do="use warmup >= 0 and rounds >= 1",
+        )
+
+
+def ratio(reference: Latency, candidate: Latency) -> Speed:
+    """Speed of `candidate` over `reference`, both from the same call of `interleaved`.
+
+    Raises AccuracyError if their rounds do not pair up.
+    """
+    if reference.n != candidate.n:
+        raise AccuracyError(
+            f"{reference.n} rounds of the reference and {candidate.n} of the candidate do not pair",
+            do="time both in one interleaved run",
+        )
+    ratios = np.asarray(reference.samples_ms) / np.asarray(candidate.samples_ms)
+    low, middle, high = (float(v) for v in np.percentile(ratios, [25, 50, 75]))
+    verdict: Literal["faster", "slower", "inconclusive"]
+    verdict = "inconclusive"
+    if reference.n >= MIN_ROUNDS_FOR_A_VERDICT and (low > 1 or high < 1):
+        verdict = "faster" if low > 1 else "slower"
+    return Speed(ratio=middle, low=low, high=high, verdict=verdict)
+
+
+def read_cpu(path: Path = Path("/proc/cpuinfo")) -> Cpu:
+    """The processor as Linux describes it; elsewhere what the platform says, without flags."""
+    if not path.is_file():
+        return Cpu(model=platform.processor() or platform.machine())
+    fields: dict[str, str] = {}
+    for line in path.read_text(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    flags = set((fields.get("flags") or fields.get("features") or "").split())
+    return Cpu(
+        model=fields.get("model name") or platform.processor() or platform.machine(),
+        flags=tuple(flag for flag in CPU_FLAGS if flag in flags),
+    )

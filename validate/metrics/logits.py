@@ -1,0 +1,113 @@
+"""How close the logits of a quantized generator come to FP32's, teacher-forced."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from .image import Energy, none_if_infinite
+
+Floats = NDArray[np.float64]
+LIKELIEST = 5
+
+
+class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The distributions of a candidate's next tokens against FP32's, over ``positions`` of them.
+
+    ``kl`` is KL(FP32 || candidate) in nats a position. ``top1`` is the share of positions whose
+    likeliest token is the same, ``top5`` the mean share of FP32's five likeliest that are among the
+    candidate's five. ``sqnr_db`` is of logits less their mean over the vocabulary, which softmax
+    ignores; None for no error at all. ``cross_entropy`` is that of the ``tokens`` that really came
+    there, in nats a token, of rows with a class alone; ``cross_entropy_fp32`` the same of FP32.
+    """
+
+    kl: float
+    top1: float
+    top5: float
+    sqnr_db: float | None
+    cross_entropy: float
+    cross_entropy_fp32: float
+    positions: int
+    tokens: int
+
+
+class LogitsTally:
+    """Sums over batches, in float64."""
+
+    def __init__(self) -> None:
+        self._energy = Energy()
+        self._divergence = 0.0
+        self._first = 0
+        self._shared = 0
+        self._losses = [0.0, 0.0]
+        self._tokens = 0
+        self._positions = 0
+        self._k = LIKELIEST
+
+    def add(
+        self,
+        reference: NDArray[Any],
+        value: NDArray[Any],
+        tokens: NDArray[np.integer],
+        conditional: NDArray[np.bool_],
+    ) -> None:
+        """Logits [R, L, V] of FP32 and candidate, the tokens [R, L] that came there, and which of
+        the rows [R] have a class.
+        """
+        wide = [v.astype(np.float64) for v in (reference, value)]
+        p, q = (log_softmax(v) for v in wide)
+        self._divergence += float(np.sum(divergence(p, q)))
+        self._first += int(np.count_nonzero(p.argmax(axis=-1) == q.argmax(axis=-1)))
+        self._k = min(LIKELIEST, p.shape[-1])
+        own, theirs = (likeliest(v, self._k) for v in (q, p))
+        self._shared += int(np.count_nonzero(theirs[..., :, None] == own[..., None, :]))
+        self._energy.add(*(v - v.mean(axis=-1, keepdims=True) for v in wide))
+        chosen = tokens[conditional][..., None].astype(np.int64)
+        for k, found in enumerate((p, q)):
+            self._losses[k] -= float(np.take_along_axis(found[conditional], chosen, axis=-1).sum())
+        self._tokens += chosen.size
+        self._positions += p[..., 0].size
+
+    def result(self) -> LogitsAccuracy:
+        """Raises ZeroDivisionError where nothing was added."""
+        count = self._positions
+        return LogitsAccuracy(
+            # Rounding may leave a little less than zero; NaN stays NaN.
+            kl=float(np.maximum(0.0, self._divergence / count)),
+            top1=self._first / count,
+            top5=self._shared / (count * self._k),
+            sqnr_db=none_if_infinite(self._energy.decibels()),
+            cross_entropy=self._losses[1] / self._tokens,
+            cross_entropy_fp32=self._losses[0] / self._tokens,
+            positions=count,
+            tokens=self._tokens,
+        )
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
+
+
+def divergence(p: Floats, q: Floats) -> Floats:
+    """What each outcome adds to KL(p || q), of logarithms: nothing where p never has it."""
+    with np.errstate(invalid="ignore"):
+        found = np.exp(p) * (p - q)
+    added: Floats = np.where((p == -np.inf) & ~np.isnan(q), 0.0, found)
+    return added
+
+
+def likeliest(values: Floats, k: int) -> NDArray[np.intp]:
+    """The places of the k largest of the last axis, in any order."""
+    return np.argpartition(values, values.shape[-1] - k, axis=-1)[..., -k:]
+
+
+def perplexity(cross_entropy: float) -> float:
+    """exp of nats a token."""
+    return math.exp(cross_entropy)

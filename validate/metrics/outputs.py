@@ -1,0 +1,160 @@
+"""How close the outputs of quantized graphs come to those of the FP32 graphs, on the same feeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import AccuracyError
+from .image import Energy, none_if_infinite
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Graphs(Protocol):
+    """Graphs that run one after the other: feeds by input name -> outputs by `GRAPH/OUTPUT`."""
+
+    def run(self, arrays: Arrays) -> Arrays: ...
+
+
+class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One output of a candidate against the FP32 output, over all samples.
+
+    Of floats: ``sqnr_db`` in dB (None for infinity: no error at all), ``max_error`` the largest
+    absolute difference, ``cosine`` of all values as one vector (None if one of them is all zeros).
+    Of integers and booleans the share in [0, 1] that is ``equal``; it is None for floats, and the
+    others are None for integers.
+    """
+
+    output: str
+    sqnr_db: float | None = None
+    max_error: float | None = None
+    cosine: float | None = None
+    equal: float | None = None
+
+
+class OutputTally:
+    """Sums over samples of one output, in float64."""
+
+    def __init__(self) -> None:
+        self.energy = Energy()
+        self.own = 0.0
+        self.product = 0.0
+        self.largest = 0.0
+        self.equal = 0
+        self.count = 0
+        self.finite = 0
+        self.floats = False
+
+    def add(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
+        self.count += reference.size
+        self.floats = bool(np.issubdtype(reference.dtype, np.floating))
+        if not self.floats:
+            self.equal += int(np.count_nonzero(reference == value))
+            return
+        finite = np.isfinite(reference)  # `require_like` saw that the rest is equal
+        exact, found = reference[finite].astype(np.float64), value[finite].astype(np.float64)
+        self.finite += int(np.count_nonzero(finite))
+        self.energy.add(exact, found)
+        self.own += float(np.sum(np.square(found)))
+        self.product += float(np.sum(exact * found))
+        # Of Python's max NaN would not come.
+        self.largest = float(np.maximum(self.largest, np.abs(exact - found).max(initial=0.0)))
+
+    def result(self, output: str) -> OutputAccuracy:
+        if not self.floats:
+            return OutputAccuracy(output=output, equal=self.equal / max(1, self.count))
+        if self.count and not self.finite:
+            raise AccuracyError(
+                f"FP32 gave no finite value of {output}, so that nothing can be compared",
+                do="validate on other samples, or leave the output out of the graph",
+            )
+        decibels = self.energy.decibels()
+        norms = math.sqrt(self.energy.signal * self.own)
+        return OutputAccuracy(
+            output=output,
+            sqnr_db=none_if_infinite(decibels),
+            max_error=self.largest,
+            cosine=float(np.minimum(1.0, self.product / norms)) if norms else None,
+        )
+
+
+def measure_outputs(
+    samples: Iterable[tuple[str, Arrays]],
+    reference: Graphs,
+    candidates: Mapping[str, Graphs],
+    progress: Callable[[int], None],
+) -> dict[str, tuple[OutputAccuracy, ...]]:
+    """Run every sample through FP32 and each candidate, one sample in memory at a time.
+
+    Candidates run end to end: a later graph is fed what the candidate's own earlier graph made.
+    Where FP32 gives NaN or infinity, as masks do, a candidate has to give the same; the rest is
+    compared.
+
+    Raises:
+        AccuracyError: a non-finite value where FP32 has none or another, another shape than FP32's
+            (sample and output are named), an FP32 output of zeros that a candidate differs from,
+            or no samples.
+    """
+    tallies: dict[str, dict[str, OutputTally]] = {name: {} for name in candidates}
+    done = 0
+    for done, (sample, feeds) in enumerate(samples, start=1):
+        expected = reference.run(feeds)
+        for name, graphs in candidates.items():
+            found = graphs.run(feeds)
+            for output, value in expected.items():
+                require_like(name, sample, output, value, found[output])
+                tallies[name].setdefault(output, OutputTally()).add(value, found[output])
+        progress(done)
+    if not done:
+        raise AccuracyError("there are no samples to validate with", do="give --feeds FILE.npz")
+    return {
+        name: tuple(tally.result(output) for output, tally in outputs.items())
+        for name, outputs in tallies.items()
+    }
+
+
+def require_like(
+    candidate: str, sample: str, output: str, expected: NDArray[Any], found: NDArray[Any]
+) -> None:
+    what = None
+    if found.shape != expected.shape:
+        what = f"shape {list(found.shape)} where FP32 gave {list(expected.shape)}"
+    elif np.issubdtype(found.dtype, np.floating):
+        odd = ~(np.isfinite(found) & np.isfinite(expected))
+        same = np.equal(found, expected) | (np.isnan(found) & np.isnan(expected))
+        wrong = int(np.count_nonzero(odd & ~same))
+        if wrong:
+            what = f"{wrong} non-finite of {found.size} values"
+            if not np.isfinite(expected).all():
+                what += ", or finite where FP32 has none"
+    if what is not None:
+        raise AccuracyError(
+            f"{output} of {candidate} gave {what}",
+            where=sample,
+            do="look for overflow; keep the suspect sites in high precision",
+        )
+
+
+def worst(outputs: Iterable[OutputAccuracy]) -> dict[str, float | None]:
+    """The worst output's value of each metric, by the names that gates read."""
+    found = list(outputs)
+    floats = [o for o in found if o.max_error is not None]
+    decibels = [math.inf if o.sqnr_db is None else o.sqnr_db for o in floats]
+    cosines = [o.cosine for o in floats if o.cosine is not None]
+    errors = [o.max_error for o in floats if o.max_error is not None]
+    equals = [o.equal for o in found if o.equal is not None]
+    return {
+        "output_sqnr_db": min(decibels, default=None),
+        "output_cosine": min(cosines, default=None),
+        "output_max_error": max(errors, default=None),
+        "output_equal": min(equals, default=None),
+    }
+
+
+WORST_NAMES = tuple(worst(()))

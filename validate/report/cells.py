@@ -1,0 +1,39 @@
+"""How the numbers of reports are written, and what candidates are called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .schema import ENGINE, QDQ, TWIN
+
+CANDIDATES = {
+    QDQ: "Q/DQ graph (reference session)",
+    TWIN: "its FP16 twin for TensorRT (reference session)",
+    ENGINE: "Engine as executed",
+}
+
+Format = Callable[[float | None], str]
+
+
+def number(decimals: int, unit: str = "", *, scale: float = 1) -> Format:
+    """A formatter: infinity as such, None as "not measured", no minus zero."""
+
+    def text(value: float | None) -> str:
+        if value is None:
+            return "not measured"
+        if math.isinf(value):
+            return "\u221e"
+        return f"{value * scale:z.{decimals}f}{unit}"
+
+    return text
+
+
+DB, SSIM, SHARE = number(2, " dB"), number(4), number(2, " %", scale=100)
+TIMES, MS = number(2, "\u00d7"), number(2, " ms")
+NATS, TOKENS, DISTANCE = number(5, " nats"), number(1), number(5)
+
+
+def megabytes(count: int) -> str:
+    """Bytes in MB of 10^6 bytes; small files in kB."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,205 @@
+"""A generator's numbers as tables and as the main figures of a report."""
+
+from __future__ import annotations
+
+from ..measure.generator import GeneratorAccuracy, PictureAccuracy
+from ..metrics.image import decibels
+from ..metrics.logits import perplexity
+from .cells import CANDIDATES, DB, DISTANCE, NATS, SHARE, SSIM, TOKENS, Format, number
+from .chart import Chart, Series
+from .page import Figure, Table
+from .schema import QDQ, LatencyRow, Report, metrics
+
+CROSS_ENTROPY, PERPLEXITY = number(4, " nats"), number(2)
+ROWS: tuple[tuple[str, str, Format], ...] = (
+    ("Divergence of the logits, KL a token", "kl", NATS),
+    ("Likeliest token is FP32's", "top1", SHARE),
+    ("Of FP32's five likeliest tokens", "top5", SHARE),
+    ("Logits SQNR", "logits_sqnr_db", DB),
+    ("Cross-entropy of the tokens", "cross_entropy", CROSS_ENTROPY),
+    ("Perplexity", "perplexity", PERPLEXITY),
+    ("SQNR of the condition, what a pass tells the denoiser", "condition_sqnr_db", DB),
+    ("SQNR of the predicted noise", "noise_sqnr_db", DB),
+    ("SQNR of the worst site", "site_sqnr_db", DB),
+)
+PICTURE_ROWS: tuple[tuple[str, str, Format], ...] = (
+    ("Tokens equal to FP32's", "token_agreement", SHARE),
+    ("Pictures of the same tokens", "identical", SHARE),
+    ("Tokens before the first other one, median", "first_difference", TOKENS),
+    ("Latent SQNR", "latent_sqnr_db", DB),
+    ("PSNR to FP32's picture, mean", "psnr_vs_fp32", DB),
+    ("PSNR to FP32's picture, worst", "psnr_vs_fp32_min", DB),
+    ("SSIM to FP32's picture, mean", "ssim_vs_fp32", SSIM),
+)
+
+
+OF_TOKENS = (
+    "Each goes on from its own tokens: what follows the first other token is another draw, which "
+    "may be as good."
+)
+OF_LATENTS = "Each goes on from its own tokens, in the same order and with the same noise."
+
+
+def generator_tables(report: Report) -> tuple[Table, ...]:
+    """What a generator's report has before sizes and speed; tables may be without rows."""
+    return (_forced(report), _pictures(report), _frechet(report), _each_picture(report))
+
+
+def _shown(report: Report) -> dict[str, GeneratorAccuracy]:
+    return {key: report.generation[key] for key in CANDIDATES if key in report.generation}
+
+
+def _has_tokens(found: GeneratorAccuracy) -> bool:
+    return found.pictures is not None and found.pictures.token_agreement is not None
+
+
+def _rows(
+    report: Report, rows: tuple[tuple[str, str, Format], ...], reference: dict[str, str]
+) -> tuple[tuple[str, ...], ...]:
+    """Rows that some candidate has."""
+    value, shown = metrics(report), _shown(report)
+    return tuple(
+        (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
+        for label, name, text in rows
+        if any(value[f"{key}.{name}"] is not None for key in shown)
+    )
+
+
+def _header(report: Report) -> tuple[str, ...]:
+    return ("Metric", "FP32", *(CANDIDATES[key] for key in _shown(report)))
+
+
+def _forced(report: Report) -> Table:
+    found = [a.logits for a in _shown(report).values() if a.logits]
+    reference = {}
+    if found:
+        reference = {
+            "cross_entropy": CROSS_ENTROPY(found[0].cross_entropy_fp32),
+            "perplexity": PERPLEXITY(perplexity(found[0].cross_entropy_fp32)),
+        }
+    return Table(
+        title="The same tokens given to both",
+        header=_header(report),
+        rows=_rows(report, ROWS, reference),
+    )
+
+
+def _pictures(report: Report) -> Table:
+    return Table(
+        title="Pictures of the same seeds",
+        header=_header(report),
+        rows=_rows(report, PICTURE_ROWS, {}),
+        caption=OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS,
+    )
+
+
+def _frechet(report: Report) -> Table:
+    shown = {k: a.pictures for k, a in _shown(report).items() if a.pictures and a.pictures.frechet}
+    first: PictureAccuracy | None = next(iter(shown.values()), None)
+    count = len(report.data.pictures)
+    return Table(
+        title="Fréchet distance to FP32's pictures",
+        header=("Features", "Two sets of FP32", *(CANDIDATES[key] for key in shown)),
+        rows=tuple(
+            (
+                row.features,
+                DISTANCE(row.floor),
+                *(DISTANCE(found.frechet[k].distance) for found in shown.values()),
+            )
+            for k, row in enumerate(first.frechet if first else ())
+        ),
+        caption=f"Of {count} pictures. Not FID: that is of Inception's features, of tens of "
+        "thousands of pictures, against real ones. Two sets of FP32 pictures of other seeds show "
+        "what chance alone makes of so few.",
+    )
+
+
+def _each_picture(report: Report) -> Table:
+    shown = {k: a.pictures for k, a in _shown(report).items() if a.pictures}
+    columns: list[tuple[str, ...]] = []
+    header = ["Picture"]
+    for key, found in shown.items():
+        if found.first_difference:
+            columns.append(
+                tuple("none" if at is None else str(at + 1) for at in found.first_difference)
+            )
+            header.append(f"First other token, {key}")
+        columns.append(tuple(DB(decibels(v)) for v in found.psnr_vs_fp32.each))
+        header.append(f"PSNR {key} to FP32")
+        if found.ssim_vs_fp32:
+            columns.append(tuple(SSIM(v) for v in found.ssim_vs_fp32.each))
+            header.append(f"SSIM {key} to FP32")
+    return Table(
+        title="Picture by picture",
+        header=tuple(header),
+        rows=tuple(zip(report.data.pictures, *columns, strict=True)) if shown else (),
+        folded=True,
+    )
+
+
+def rates(report: Report) -> Table:
+    """What a generator makes in a second, by the median rounds."""
+    tokens, total = report.latency.get("tokens"), report.latency.get("total")
+    rows = []
+    if tokens is not None and total is not None and tokens.tokens is not None:
+        rows = [
+            ("Tokens a second, without the image decoder", *per_second(tokens, tokens.tokens)),
+            ("Pictures a second", *per_second(total, total.batch)),
+        ]
+    return Table(title="Rates", header=("What", "FP32", "Engine"), rows=tuple(rows))
+
+
+def per_second(row: LatencyRow, count: int) -> tuple[str, str]:
+    """Of FP32 and the engine, where a round makes `count`."""
+    fp32, engine = (f"{1000 * count / times.p50_ms:.4g}" for times in (row.fp32, row.engine))
+    return fp32, engine
+
+
+def generator_figures(report: Report) -> list[Figure]:
+    """The main numbers of the headline candidate."""
+    value = metrics(report)
+    found = [
+        ("Likeliest token is FP32's", SHARE, "top1", f"five likeliest {SHARE(value['top5'])}"),
+        ("Divergence a token", NATS, "kl", f"logits SQNR {DB(value['logits_sqnr_db'])}"),
+        (
+            "SQNR of the predicted noise",
+            DB,
+            "noise_sqnr_db",
+            f"of the condition {DB(value['condition_sqnr_db'])}",
+        ),
+        (
+            "Tokens equal, same seed",
+            SHARE,
+            "token_agreement",
+            f"first other after {TOKENS(value['first_difference'])} in the median",
+        ),
+        ("Latent SQNR, same seed", DB, "latent_sqnr_db", f"PSNR {DB(value['psnr_vs_fp32'])}"),
+    ]
+    return [
+        Figure(label=label, value=text(value[name]), detail=detail)
+        for label, text, name, detail in found
+        if value[name] is not None
+    ]
+
+
+def site_charts(report: Report) -> tuple[Chart, ...]:
+    """Every quantized site in graph order: what rounding costs, and how far errors have grown."""
+    if QDQ not in report.generation or not report.generation[QDQ].sites:
+        return ()
+    outputs = report.generation[QDQ].sites
+    sites = [s for s in report.sites if s.weight_sqnr_db is not None or s.name in outputs]
+    return (
+        Chart(
+            title="Which site hurts",
+            caption="Signal to noise, higher is better, in graph order. The line is what a site "
+            "gives with all quantized before it; a step down shows where error comes in. Dots are "
+            "what rounding its weight or its input costs alone: the lower one is to be improved.",
+            unit="dB",
+            names=tuple(site.name for site in sites),
+            series=(
+                Series("Weight alone", tuple(s.weight_sqnr_db for s in sites), "good"),
+                Series("Input alone", tuple(s.activation_sqnr_db for s in sites), "warn"),
+                Series("Output", tuple(outputs.get(s.name) for s in sites), "accent", joined=True),
+            ),
+        ),
+    )

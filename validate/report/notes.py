@@ -1,0 +1,115 @@
+"""How a report's numbers were measured, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ...graph.sites import NO_WEIGHT
+from .calibrated import calibration_notes, ranges
+from .schema import SYNTHETIC, Report, SiteRow
+
+OF_IMAGES = (
+    "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, "
+    "mean over channels. Means are over images; an infinite PSNR (identical images) is "
+    "left out of the mean."
+)
+OF_HALVES = (
+    "Latent SQNR compares encoders before the quantizer. Decoder SQNR feeds both decoders "
+    "the FP32 tokens and compares before clamping. Both add up energy over all images."
+)
+OF_OUTPUTS = (
+    "SQNR is the energy of an FP32 output over that of its error, both added up over all samples; "
+    "each graph is fed what the quantized graph before it made."
+)
+OF_LOGITS = (
+    "Logits are those of all positions, each graph given the same tokens, in rows with the class "
+    "and, where the model is guided, in rows without. KL is that of the candidate from FP32. The "
+    "share of the five likeliest is that of FP32's five that are among the candidate's. "
+    "Cross-entropy and perplexity are of rows with the class."
+)
+OF_TRAJECTORIES = (
+    "Passes are given the tokens that FP32 knew at some steps of its own trajectory, the denoiser "
+    "FP32's noisy tokens at some times behind each, and what the candidate's own pass tells of "
+    "them. Rows with and without the class count alike, before guidance."
+)
+OF_GENERATORS = (
+    "Pictures of the same seed draw with the same random numbers, one stream a picture.",
+    "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
+)
+# What engines make of an attention whose operands are rounded to a grid, by how its name begins.
+ATTENTION_KERNELS: Mapping[str, str] = {
+    "FP8": "An engine keeps one fused kernel, from sm89 on.",
+    "INT": "An engine runs two INT8 GEMMs with the softmax between them: scores go through memory.",
+}
+
+
+def report_notes(report: Report) -> tuple[str, ...]:
+    """What the numbers are, on which machine and data."""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(report.versions.items()))
+    flags = ", ".join(report.cpu.flags) or "none of those looked for"
+    notes = [
+        *_how(report),
+        (
+            "The Q/DQ graph runs in a session without graph optimizations; the engine is what is "
+            "shipped, as executed. Gates and the numbers on top read the engine where there is one."
+        ),
+        (
+            "Latency: FP32 and engine alternate in one process; the ratio is the median over "
+            "rounds, and inconclusive if the interquartile range of the rounds includes 1."
+        ),
+        "A speed is shown only for an engine that was executed on this machine.",
+        f"CPU: {report.cpu.model}; relevant flags: {flags}.",
+        f"Versions: {versions or 'not recorded'}.",
+        *_what(report),
+    ]
+    if report.calibration and SYNTHETIC not in report.data.calibration:
+        notes += calibration_notes(report.calibration, noun(report))
+    return (*notes, *attention_notes(report.sites))
+
+
+def attention_notes(sites: Sequence[SiteRow]) -> Iterator[str]:
+    """What quantized attention products cost, in accuracy and in kernels."""
+    for grid, kernels in ATTENTION_KERNELS.items():
+        rows = [s for s in sites if s.weight == NO_WEIGHT and s.activation.startswith(grid)]
+        measured = [s for s in rows if s.activation_sqnr_db is not None]
+        if measured:
+            worst = min(measured, key=lambda s: s.activation_sqnr_db or 0.0)
+            yield (
+                f"Attention products: {len(rows)} with operands in {worst.activation}, rounded at "
+                f"{worst.activation_sqnr_db:.1f} dB or better ({worst.name}). {kernels}"
+            )
+
+
+def _how(report: Report) -> tuple[str, ...]:
+    """What the numbers of this kind of model are."""
+    if report.generation:
+        found = report.generation.values()
+        forced = OF_LOGITS if any(a.logits for a in found) else OF_TRAJECTORIES
+        return (forced, *OF_GENERATORS)
+    return (OF_OUTPUTS,) if report.outputs else (OF_IMAGES, OF_HALVES)
+
+
+def _what(report: Report) -> tuple[str, ...]:
+    """What was measured; pictures of its own have a table."""
+    data = report.data
+    found = []
+    if data.pictures:
+        drawn = ", ".join(f"{name} {value:g}" for name, value in data.sampling.items())
+        found.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
+        classes = set(data.classes)
+        seen = set(report.calibration.classes) if report.calibration else set()
+        if classes and seen:
+            found.append(
+                f"They are of {len(classes)} classes, {len(classes - seen)} of which calibration "
+                f"has not seen: {ranges(classes)}."
+            )
+    if data.validation != data.pictures:
+        found.append(f"Validation {noun(report)}: {', '.join(data.validation)}.")
+    return tuple(found)
+
+
+def noun(report: Report) -> str:
+    """What a model of this kind is measured on."""
+    if report.generation:
+        return "pictures"
+    return "samples" if report.outputs else "images"

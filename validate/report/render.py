@@ -1,0 +1,233 @@
+"""A report as files: report.json, report.md, report.html, junit.xml and the sample pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import WorkspaceError
+from ..measure.tokenizer import Picture
+from ..metrics.image import decibels
+from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes
+from .generation_tables import generator_figures, site_charts
+from .notes import noun, report_notes
+from .page import Figure, Frame, Mark, Page, Strip, to_html, to_markdown
+from .schema import ENGINE, QDQ, SYNTHETIC, Report, Sizes, encode_report, metrics
+from .tables import report_tables
+
+DIFFERENCE_FACTOR = 8
+
+
+def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """|a - b| times DIFFERENCE_FACTOR, clamped to 255; uint8 images of one shape."""
+    gap = np.abs(a.astype(np.int16) - b.astype(np.int16)) * DIFFERENCE_FACTOR
+    clamped: NDArray[np.uint8] = np.minimum(gap, 255).astype(np.uint8)
+    return clamped
+
+
+def write_report(folder: Path, report: Report, pictures: Sequence[Picture]) -> None:
+    """Write every form of the report into `folder`, which exists."""
+    if not folder.is_dir():
+        raise WorkspaceError("is not a folder", where=str(folder), do="create it first")
+    page = report_page(report, pictures)
+    (folder / "report.json").write_bytes(encode_report(report))
+    (folder / "report.md").write_text(to_markdown(page), encoding="utf-8")
+    (folder / "report.html").write_text(to_html(page), encoding="utf-8")
+    (folder / "junit.xml").write_bytes(junit(report))
+    for frame in (frame for strip in page.strips for frame in strip.frames):
+        path = folder / frame.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(frame.png())
+
+
+def junit(report: Report) -> bytes:
+    """JUnit XML, one test case a gate."""
+    failed = sum(not gate.passed for gate in report.gates)
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"arvg-trt validate {report.model} {report.name}",
+        tests=str(len(report.gates)),
+        failures=str(failed),
+        errors="0",
+        skipped="0",
+    )
+    for gate in report.gates:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=f"{report.model}.{report.name}", name=gate.expression
+        )
+        if not gate.passed:
+            ElementTree.SubElement(case, "failure", message=gate.reason or "failed")
+    ElementTree.indent(suite)
+    text = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'.encode()
+
+
+def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
+    """What report.md and report.html show."""
+    return Page(
+        title=f"{report.model}, {report.name}",
+        subtitle=_subtitle(report),
+        verdict=_verdict(report),
+        warnings=_warnings(report),
+        figures=_figures(report),
+        strips=_generated_strips(report, pictures)
+        if report.generation
+        else tuple(_strip(i, p) for i, p in enumerate(pictures)),
+        strips_caption=f"Difference: |quantized \u2212 FP32| times {DIFFERENCE_FACTOR}, "
+        "clamped; black is no difference.",
+        charts=site_charts(report),
+        tables=report_tables(report),
+        notes=report_notes(report),
+    )
+
+
+def _subtitle(report: Report) -> str:
+    count = len(report.data.validation)
+    if report.generation:
+        return (
+            f"Quantized generator against its FP32 reference, {len(report.data.pictures)} pictures"
+        )
+    if report.outputs:
+        return f"Quantized graphs against their FP32 originals, {count} held-out samples"
+    return f"Quantized image tokenizer against its FP32 reference, {count} validation images"
+
+
+def _verdict(report: Report) -> Mark:
+    failed = sum(not gate.passed for gate in report.gates)
+    if not report.gates:
+        return Mark("No gates were set", "plain")
+    if failed:
+        return Mark(f"Failed: {failed} of {len(report.gates)} gates", "bad")
+    return Mark(f"Passed: all {len(report.gates)} gates", "good")
+
+
+def _warnings(report: Report) -> tuple[str, ...]:
+    warnings = []
+    shared = set(report.data.validation) & set(report.data.calibration)
+    if shared:
+        warnings.append(
+            f"{len(shared)} of {len(report.data.validation)} validation {noun(report)} were also "
+            "used for calibration: accuracy may be flattered."
+        )
+    if SYNTHETIC in report.data.calibration:
+        warnings.append(f"Calibrated on synthetic noise, not on {noun(report)}.")
+    if report.headline == QDQ:
+        warnings.append("No engine was executed: accuracy is of the Q/DQ graph.")
+    return tuple(warnings)
+
+
+def _figures(report: Report) -> tuple[Figure, ...]:
+    value = metrics(report)
+    found = []
+    if report.headline in report.outputs:
+        found.append(
+            Figure(
+                label="SQNR to FP32",
+                value=DB(value["output_sqnr_db"]),
+                detail="of the worst output",
+            )
+        )
+    if report.generation:
+        found = generator_figures(report)
+    if report.headline in report.accuracy:
+        accuracy = report.accuracy[report.headline]
+        found = [
+            Figure(
+                label="PSNR to the original",
+                value=DB(value["psnr"]),
+                detail=f"FP32 {DB(decibels(accuracy.psnr_reference.mean))}, "
+                f"drop {DB(value['psnr_drop'])}",
+            ),
+            Figure(
+                label="SSIM to the original",
+                value=SSIM(value["ssim"]),
+                detail=f"FP32 {SSIM(accuracy.ssim_reference.mean)}",
+            ),
+        ]
+        if value["token_agreement"] is not None:
+            found.append(
+                Figure(
+                    label="Tokens equal to FP32",
+                    value=SHARE(value["token_agreement"]),
+                    detail=f"PSNR to FP32 {DB(value['psnr_vs_fp32'])}",
+                )
+            )
+    found.append(_size_figure(report.sizes))
+    total = report.latency.get("total")
+    if total is not None:
+        inconclusive = total.speed.verdict == "inconclusive"
+        found.append(
+            Figure(
+                label="Speed against FP32",
+                value="inconclusive" if inconclusive else TIMES(total.speed.ratio),
+                detail=f"{MS(total.fp32.p50_ms)} to {MS(total.engine.p50_ms)}, {report.cpu.model}",
+                mood="warn" if inconclusive or total.speed.verdict == "slower" else "plain",
+            )
+        )
+    return tuple(found)
+
+
+def _size_figure(sizes: Sizes) -> Figure:
+    """The size of what runs; of a report of an older version that of the packed weights."""
+    if sizes.runs is None or sizes.fp32_running_bytes is None:
+        return Figure(
+            label="Packed weights",
+            value=f"{TIMES(sizes.compression)} smaller",
+            detail=f"{megabytes(sizes.fp32_weight_bytes)} to "
+            f"{megabytes(sizes.packed_weight_bytes)}, which no command loads",
+        )
+    return Figure(
+        label="What runs, on disk",
+        value=f"{TIMES(sizes.compression)} smaller",
+        detail=f"{megabytes(sizes.fp32_running_bytes)} to "
+        f"{megabytes(sizes.running_bytes[sizes.runs])}, {CANDIDATES[sizes.runs]}",
+    )
+
+
+def _strip(index: int, picture: Picture) -> Strip:
+    stem = stem_of(index, picture)
+    shown = next((c for c in (ENGINE, QDQ) if c in picture.candidates), None)
+    frames = [Frame("FP32", f"{stem}-fp32.png", picture.reference)]
+    if picture.original is not None:
+        frames.insert(0, Frame("Original", f"{stem}-original.png", picture.original))
+    if shown is not None:
+        quantized = picture.candidates[shown]
+        gap = difference(picture.reference, quantized)
+        frames += [
+            Frame(f"Quantized: {CANDIDATES[shown]}", f"{stem}-{shown}.png", quantized),
+            Frame(f"Difference \u00d7{DIFFERENCE_FACTOR}", f"{stem}-difference.png", gap),
+        ]
+    return Strip(picture.name, tuple(frames))
+
+
+def stem_of(index: int, picture: Picture) -> str:
+    return f"samples/{index:03d}-" + re.sub(r"[^A-Za-z0-9_-]+", "_", picture.name)
+
+
+def _generated_strips(report: Report, pictures: Sequence[Picture]) -> tuple[Strip, ...]:
+    """Rows of FP32's pictures, each candidate's, and how the headline's differ."""
+    if not pictures:
+        return ()
+    rows = {"fp32": ("FP32", [p.reference for p in pictures])}
+    for key, title in CANDIDATES.items():
+        if key in pictures[0].candidates:
+            rows[key] = (title, [p.candidates[key] for p in pictures])
+    shown = report.headline
+    if shown in rows:
+        gaps = [difference(p.reference, p.candidates[shown]) for p in pictures]
+        rows["difference"] = (f"Difference of the last \u00d7{DIFFERENCE_FACTOR}", gaps)
+    return tuple(
+        Strip(
+            title,
+            tuple(
+                Frame(p.name.split(", ")[-1], f"{stem_of(k, p)}-{key}.png", image)
+                for k, (p, image) in enumerate(zip(pictures, images, strict=True))
+            ),
+        )
+        for key, (title, images) in rows.items()
+    )

@@ -1,0 +1,319 @@
+"""The report of one quantization: what it costs and gains, as data with a schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ...errors import WorkspaceError
+from ...workspace.artifacts import decode_json, encode_json
+from ..measure.generator import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
+from ..measure.tokenizer import CandidateAccuracy
+from ..metrics.image import decibels
+from ..metrics.latency import Cpu, Latency, Speed
+from ..metrics.outputs import WORST_NAMES, OutputAccuracy, worst
+from .calibrated import Calibration
+from .gates import GateResult
+
+SCHEMA = "arvg-trt/report/v1"
+QDQ = "qdq"  # the Q/DQ graph in the reference session
+SYNTHETIC = "synthetic noise"  # in place of calibration image names
+TWIN = "twin"  # the FP16 graph that TensorRT engines are built from, in the reference session
+ENGINE = "engine"  # the engine as executed
+
+CANDIDATES = (QDQ, TWIN, ENGINE)
+
+# What is timed: all, a tokenizer's halves, of a generator the tokens without the image decoder.
+Part = Literal["total", "encoder", "decoder", "tokens"]
+
+RUNS_NOTE = (
+    "What runs: the graphs that a session opens, with the weights they read. TensorRT engines are "
+    "listed with the engines. "
+)
+SIZE_NOTE = (
+    f"{RUNS_NOTE}Packed weights are what the formats take in weights.safetensors, with their "
+    "scales and what stays in high precision; no command loads that file. Constants that "
+    "arithmetic replaces, such as an FSQ table, do not count among the weights."
+)
+GENERATOR_SIZE_NOTE = (
+    f"{RUNS_NOTE}Those that make pictures count, with the decoder, which stays in high precision. "
+    "Packed weights are what the formats take in weights.safetensors, with their scales and what "
+    "stays in high precision, beside the FP32 weights of the quantized graphs; no command loads "
+    "that file."
+)
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names of the images or samples that were measured and of those that set the ranges.
+
+    Of a generator ``pictures`` are those that FP32 and the candidates made, by ``sampling``, of
+    these ``classes``.
+    """
+
+    validation: tuple[str, ...]
+    calibration: tuple[str, ...]
+    pictures: tuple[str, ...] = ()
+    sampling: dict[str, float] = {}
+    classes: tuple[int, ...] = ()
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bytes on disk; make it with `sizes`, which computes the ratios.
+
+    ``running_bytes`` are of what a candidate's session opens, ``compression`` is FP32's over those
+    of the engine, or where none was executed of the Q/DQ graphs. No command loads the packed
+    weights, whose ratio is ``packed_compression``.
+    """
+
+    fp32_graph_bytes: dict[str, int]
+    fp32_weight_bytes: int
+    packed_weight_bytes: int
+    compression: float
+    packed_compression: float | None = None
+    fp32_running_bytes: int | None = None
+    running_bytes: dict[str, int] = {}
+    note: str
+
+    @property
+    def runs(self) -> str | None:
+        """The candidate that ``compression`` is of; None in a report of an older version."""
+        return next((name for name in (ENGINE, QDQ) if name in self.running_bytes), None)
+
+
+class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """FP32 and the executed engine, interleaved; ``shape`` is that of the image or first input.
+
+    A generator's ``tokens`` are those made in one call, of ``batch`` pictures.
+    """
+
+    fp32: Latency
+    engine: Latency
+    speed: Speed
+    shape: tuple[int, ...]
+    batch: int
+    threads: int
+    tokens: int | None = None
+
+
+class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A site that an engine does not run as planned, and why."""
+
+    site: str
+    reason: str
+
+
+class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One engine file. ``int8_sites_proved`` is None where the builder gives no layer list.
+
+    ``status`` is "executed", "built, not executed", or why there is no engine.
+    """
+
+    backend: str
+    target: str
+    precision: str
+    graph: str
+    bytes: int
+    build_seconds: float
+    int8_sites_planned: int
+    int8_sites_proved: int | None
+    exceptions: tuple[SiteException, ...] = ()
+    status: str
+
+
+class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One site: its formats as text, the SQNR of its weight in dB, why it is not quantized.
+
+    ``weight_sqnr_db`` is None if the weight is not quantized or is represented exactly;
+    ``activation_sqnr_db`` is that of rounding its input, where it was measured.
+    """
+
+    name: str
+    graph: str
+    weight: str
+    activation: str
+    weight_sqnr_db: float | None = None
+    activation_sqnr_db: float | None = None
+    reason: str | None = None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of a validation; ``accuracy`` is keyed by candidate ("qdq", "twin", "engine").
+
+    So are ``outputs``, which a user's own graphs have in its place, and a generator's
+    ``generation``.
+    """
+
+    schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
+    model: str
+    name: str
+    versions: dict[str, str]
+    cpu: Cpu
+    data: Data
+    calibration: Calibration | None = None
+    sizes: Sizes
+    accuracy: dict[str, CandidateAccuracy]
+    outputs: dict[str, tuple[OutputAccuracy, ...]] = {}
+    generation: dict[str, GeneratorAccuracy] = {}
+    latency: dict[Part, LatencyRow] = {}
+    engines: tuple[EngineRow, ...] = ()
+    sites: tuple[SiteRow, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+
+    def __post_init__(self) -> None:
+        for candidate, result in self.accuracy.items():
+            if len(result.psnr.each) != len(self.data.validation):
+                raise ValueError(
+                    f"{candidate} has {len(result.psnr.each)} images, "
+                    f"the data names {len(self.data.validation)}"
+                )
+        for candidate, made in self.generation.items():
+            count = len(made.pictures.psnr_vs_fp32.each) if made.pictures else None
+            if count not in (None, len(self.data.pictures)):
+                raise ValueError(
+                    f"{candidate} made {count} pictures, the data names {len(self.data.pictures)}"
+                )
+
+    @property
+    def headline(self) -> str | None:
+        """The candidate that gates read: the engine as executed, else the Q/DQ graph."""
+        measured = {*self.accuracy, *self.outputs, *self.generation}
+        return next((name for name in (ENGINE, QDQ) if name in measured), None)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every gate passed; None if there are none."""
+        return all(gate.passed for gate in self.gates) if self.gates else None
+
+
+def sizes(
+    *,
+    fp32_graph_bytes: dict[str, int],
+    fp32_weight_bytes: int,
+    packed_weight_bytes: int,
+    fp32_running_bytes: int,
+    running_bytes: dict[str, int],
+    note: str = SIZE_NOTE,
+) -> Sizes:
+    """Sizes with their ratios; WorkspaceError if there are no packed weights, or nothing runs.
+
+    `note` says what the sizes count, for the reader of the report.
+    """
+    runs = next((running_bytes[name] for name in (ENGINE, QDQ) if name in running_bytes), 0)
+    if runs <= 0:
+        raise WorkspaceError("no graph has a size", do="quantize the model again")
+    if packed_weight_bytes <= 0:
+        raise WorkspaceError(
+            f"the packed weights have {packed_weight_bytes} bytes", do="quantize the model again"
+        )
+    return Sizes(
+        fp32_graph_bytes=fp32_graph_bytes,
+        fp32_weight_bytes=fp32_weight_bytes,
+        packed_weight_bytes=packed_weight_bytes,
+        compression=fp32_running_bytes / runs,
+        packed_compression=fp32_weight_bytes / packed_weight_bytes,
+        fp32_running_bytes=fp32_running_bytes,
+        running_bytes=running_bytes,
+        note=note,
+    )
+
+
+_ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
+    "psnr": lambda a: decibels(a.psnr.mean),
+    "psnr_min": lambda a: decibels(a.psnr.min),
+    "ssim": lambda a: a.ssim.mean,
+    "ssim_min": lambda a: a.ssim.min,
+    "psnr_drop": lambda a: a.psnr_drop,
+    "ssim_drop": lambda a: a.ssim_drop,
+    "psnr_vs_fp32": lambda a: decibels(a.psnr_vs_fp32.mean),
+    "psnr_vs_fp32_min": lambda a: decibels(a.psnr_vs_fp32.min),
+    "ssim_vs_fp32": lambda a: a.ssim_vs_fp32.mean,
+    "ssim_vs_fp32_min": lambda a: a.ssim_vs_fp32.min,
+    "token_agreement": lambda a: a.token_agreement,
+    "latent_sqnr_db": lambda a: decibels(a.latent_sqnr_db),
+    "decoder_sqnr_db": lambda a: decibels(a.decoder_sqnr_db),
+    "codebook_use": lambda a: a.codebook_use,
+}
+_PARTS: tuple[Part, ...] = ("encoder", "decoder", "tokens")
+_MEASURED = tuple(dict.fromkeys((*_ACCURACY, *WORST_NAMES, *GENERATION_NAMES)))
+METRIC_NAMES: tuple[str, ...] = (
+    *_MEASURED,
+    "compression",
+    "packed_compression",
+    "speedup",
+    "latency_ms",
+    *(f"{part}.{name}" for part in _PARTS for name in ("speedup", "latency_ms")),
+    *(f"{candidate}.{name}" for candidate in CANDIDATES for name in _MEASURED),
+)
+
+
+def metrics(report: Report) -> dict[str, float | None]:
+    """Flat name to value, for gates and comparisons; keys are METRIC_NAMES.
+
+    Plain accuracy names read the headline candidate; ``qdq.``, ``twin.``, ``engine.`` a given one.
+    None is not measured; decibels without any error are inf. ``latency_ms`` is the engine's median.
+    """
+    values: dict[str, float | None] = dict.fromkeys(METRIC_NAMES)
+    for candidate in CANDIDATES:
+        if candidate in report.accuracy:
+            for name, read in _ACCURACY.items():
+                values[f"{candidate}.{name}"] = read(report.accuracy[candidate])
+        for name, value in worst(report.outputs.get(candidate, ())).items():
+            values[f"{candidate}.{name}"] = value
+        if candidate in report.generation:
+            made = generation_metrics(report.generation[candidate])
+            values |= {f"{candidate}.{name}": value for name, value in made.items()}
+    if report.headline is not None:
+        values |= {name: values[f"{report.headline}.{name}"] for name in _MEASURED}
+    if values["site_sqnr_db"] is None:  # an engine has no sites to look into
+        values["site_sqnr_db"] = values[f"{QDQ}.site_sqnr_db"]
+    found = report.sizes
+    if found.runs is None:  # of an older version, whose ratio was that of packed weights
+        values["packed_compression"] = found.compression
+    else:
+        values["compression"] = found.compression
+        values["packed_compression"] = found.packed_compression
+    for what, row in report.latency.items():
+        prefix = "" if what == "total" else f"{what}."
+        values[f"{prefix}speedup"] = row.speed.ratio
+        values[f"{prefix}latency_ms"] = row.engine.p50_ms
+    return values
+
+
+def encode_report(report: Report) -> bytes:
+    """The bytes of report.json, the same for equal reports.
+
+    Raises ValueError for a non-finite number, which JSON would silently turn into null.
+    """
+    _require_finite(msgspec.to_builtins(report), "report")
+    return encode_json(report)
+
+
+def load_report(path: Path) -> Report:
+    """Read a report.json; WorkspaceError if it is missing, damaged, or of another schema."""
+    do = "run `arvg-trt validate` to write a report"
+    found = decode_json(path, dict[str, Any], do=do).get("schema")
+    if found != SCHEMA:
+        raise WorkspaceError(
+            f"its schema is {found!r}, this version reads {SCHEMA!r}",
+            where=str(path),
+            do="update arvg-trt, or validate again with this version",
+        )
+    return decode_json(path, Report, do=do)
+
+
+def _require_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}")
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    for key, child in children:
+        _require_finite(child, f"{where}.{key}")
