@@ -32,14 +32,14 @@ from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import save_image
 from arvg_trt.samples.images import open_source, random_crops
 
-from .export.gsq_models import EXPORTED, TinyGsq, random_gsq
-from .export.gsq_models import write_checkpoint as write_gsq
-from .export.mar_models import TOLD, TinyMar, random_kl_vae, random_mar
-from .export.mar_models import write_checkpoint as write_mar_checkpoint
-from .export.par_models import TinyPar, official_tokenizer, random_llamagen, random_par
-from .export.par_models import write_checkpoint as write_par
-from .export.rar_models import TinyRar, random_maskgit, random_rar, write_checkpoint
-from .own_models import export_autoencoder, export_transformer, handmade_transformer
+from .families.custom.models import export_autoencoder, export_transformer, handmade_transformer
+from .families.gsq.models import EXPORTED, TinyGsq, random_gsq
+from .families.gsq.models import write_checkpoint as write_gsq
+from .families.mar.models import TOLD, TinyMar, random_kl_vae, random_mar
+from .families.mar.models import write_checkpoint as write_mar_checkpoint
+from .families.par.models import TinyPar, official_tokenizer, random_llamagen, random_par
+from .families.par.models import write_checkpoint as write_par
+from .families.rar.models import TinyRar, random_maskgit, random_rar, write_checkpoint
 from .shared import made_once
 
 Floats = NDArray[np.float32]

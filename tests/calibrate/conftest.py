@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
-from ..export.rar_models import TinyRar
-from .generators import TinyGenerator, make_rar, make_var
+from ..families.generators import TinyGenerator, make_rar, make_var
+from ..families.rar.models import TinyRar
 
 Generators = Callable[[str], TinyGenerator]
 

@@ -13,7 +13,7 @@ from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import TensorStats
 
 from ..conftest import TinyExport, silent
-from .generators import TinyGenerator, activations
+from ..families.generators import TinyGenerator, activations
 
 
 def stats_of(rows: np.ndarray) -> TensorStats:

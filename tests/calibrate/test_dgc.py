@@ -18,9 +18,9 @@ from arvg_trt.graph.sites import Site
 from arvg_trt.samples.files import save_sample
 
 from ..conftest import silent
-from ..export.rar_models import random_rar, random_tokens
-from ..export.var_models import features_of, random_var
-from .generators import VAR, TinyGenerator
+from ..families.generators import VAR, TinyGenerator
+from ..families.rar.models import random_rar, random_tokens
+from ..families.var.models import features_of, random_var
 
 
 def spread(rows: int, features: int, seed: int = 0) -> np.ndarray:

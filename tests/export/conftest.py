@@ -14,7 +14,7 @@ from torch import nn
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.var_vqvae.write import export_var_tokenizer
 
-from .vqvae_models import TINY, TinyTokenizer, random_vqvae
+from ..families.var_vqvae.models import TINY, TinyTokenizer, random_vqvae
 
 WIDTH = 24
 

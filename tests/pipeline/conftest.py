@@ -26,7 +26,7 @@ from arvg_trt.families.zoo import MODELS
 from arvg_trt.runtime.generator import Generated, Generator
 from arvg_trt.workspace.artifacts import WORKSPACE_FILE
 
-from ..export.mar_models import TinyMar
+from ..families.mar.models import TinyMar
 from ..shared import made_once
 from .minis import LABELS, Mini, Quantized
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from arvg_trt.runtime.images import from_model, load_image, to_model
 
-from ..export.rar_models import TinyRar
+from ..families.rar.models import TinyRar
 from .conftest import arvg, assert_refused
 
 

@@ -20,7 +20,7 @@ from arvg_trt.samples.files import GraphRun, graph_of, load_sample, sample_files
 from arvg_trt.workspace.artifacts import MANIFEST, WORKSPACE_FILE
 
 from ..conftest import silent
-from ..export.mar_models import SMALL
+from ..families.mar.models import SMALL
 from .conftest import arvg, assert_refused, pictures
 
 

@@ -17,8 +17,8 @@ from arvg_trt.pipeline.common import load_sites
 from arvg_trt.quantize.token_ranges import grid_candidates
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
-from ..calibrate.generators import activations
 from ..conftest import silent
+from ..families.generators import activations
 from .conftest import arvg
 from .minis import Mini
 

@@ -16,7 +16,7 @@ from PIL import Image
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import GraphChain, load_sample, sample_files
 
-from ..own_models import CLASSES, TOKENS, WIDTH
+from ..families.custom.models import CLASSES, TOKENS, WIDTH
 from .conftest import arvg, assert_gate_failed, assert_refused
 
 SAMPLES = 8

@@ -15,7 +15,7 @@ from arvg_trt.families.cosmos.config import CosmosConfig
 from arvg_trt.families.cosmos.model import CosmosTokenizer
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from ..export.mar_models import AUTOENCODER, SMALL, random_kl_vae, random_mar
+from ..families.mar.models import AUTOENCODER, SMALL, random_kl_vae, random_mar
 from .conftest import Outcome, arvg, assert_refused, leftovers
 
 IMAGES = ("--images", "skimage:astronaut")

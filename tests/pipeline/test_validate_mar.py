@@ -16,7 +16,7 @@ from arvg_trt.families.mar.trajectory import choose_runs
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 
-from ..export.mar_models import SMALL, TinyMar
+from ..families.mar.models import SMALL, TinyMar
 from .conftest import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 
 SAMPLES, SEED = 3, 1000

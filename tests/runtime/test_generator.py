@@ -14,8 +14,7 @@ from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import image_streams
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
-from .test_sampling import token_by_definition
-from .toy_var import (
+from ..families.var.toy_var import (
     CHANNELS,
     CLASSES,
     DEFAULTS,
@@ -28,6 +27,7 @@ from .toy_var import (
     ints,
     save,
 )
+from .test_sampling import token_by_definition
 
 TOY = ToyVar()
 

@@ -11,7 +11,7 @@ from arvg_trt.errors import BundleError
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
-from .toy_var import SIDES, ToyVar
+from ..families.var.toy_var import SIDES, ToyVar
 
 TOY = ToyVar()
 LABELS = [1, 3, 0]

@@ -7,7 +7,7 @@ from arvg_trt.errors import BundleError, GenerationError
 from arvg_trt.runtime.kv_cache import KvCache, require_caches
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
 
-from .toy_var import DEPTH, HEAD_DIM, HEADS, WIDTH, ToyVar
+from ..families.var.toy_var import DEPTH, HEAD_DIM, HEADS, WIDTH, ToyVar
 
 TOY = ToyVar()
 NAMES = {f"past_{kind}.{i}" for kind in ("key", "value") for i in range(DEPTH)}

@@ -22,7 +22,7 @@ from arvg_trt.training.mar_loss import (
     random_orders,
 )
 
-from ..export.mar_models import SMALL, random_mar
+from ..families.mar.models import SMALL, random_mar
 
 Array = NDArray[np.float64]
 TIMES = 1000

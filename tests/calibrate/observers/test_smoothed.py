@@ -1,0 +1,143 @@
+"""What views show inside the graph against plain float64 numpy over all activations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arvg_trt.calibrate.observers.smoothed import Grid, View, fits_operators
+from arvg_trt.calibrate.observers.smoothed_run import (
+    FullGraph,
+    collect_full_ranges,
+    plain_view,
+    quantizable,
+)
+from arvg_trt.calibrate.statistics import POSITION
+
+from ...conftest import silent
+from ...families.generators import TinyGenerator, activations
+
+
+def near(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+def passes(source: TinyGenerator, batch_size: int = 2) -> FullGraph:
+    return FullGraph(source.folder, source.samples, "full", batch_size=batch_size, progress=silent)
+
+
+def inputs_of(source: TinyGenerator) -> dict[str, np.ndarray]:
+    """Activations [N, ..., C] by site."""
+    sites = quantizable(source.full_sites)
+    path = source.folder / "full.onnx"
+    found = activations(path, source.feeds(), [site.input for site in sites])
+    return {site.name: found[site.input] for site in sites}
+
+
+def random_view(site, x: np.ndarray) -> View:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(3)
+    channels = x.shape[-1]
+    view = plain_view(site)
+    return View(
+        view.tensor,
+        view.channel_axis,
+        view.token_axis,
+        np.exp(rng.normal(0, 0.5, channels)),
+        rng.normal(0, 0.5, channels),
+        None if view.token_axis is None else np.exp(rng.normal(0, 0.5, x.shape[1])),
+    )
+
+
+def seen(view: View, x: np.ndarray) -> np.ndarray:
+    level = 1.0 if view.level is None else view.level[:, None]
+    return (x / view.scale - view.shift) / level
+
+
+def views_of(source: TinyGenerator) -> tuple[dict[str, View], dict[str, np.ndarray]]:
+    x = inputs_of(source)
+    views = {s.name: random_view(s, x[s.name]) for s in quantizable(source.full_sites)}
+    return views, {name: seen(view, x[name]) for name, view in views.items()}
+
+
+def test_statistics_are_those_of_all_activations(generator: TinyGenerator) -> None:
+    found = collect_full_ranges(
+        generator.folder, generator.samples, generator.full_sites, batch_size=2, progress=silent
+    )
+    tokens = 0
+    for name, x in inputs_of(generator).items():
+        axes = tuple(range(x.ndim - 1))
+        near(found[name].low, x.min(axis=axes))
+        near(found[name].high, x.max(axis=axes))
+        near(found[name].square, np.square(x).sum(axis=axes))
+        assert found[name].count == x.size // x.shape[-1]
+        if f"{name}{POSITION}" in found:
+            stats = found[f"{name}{POSITION}"]
+            near(stats.low, x.min(axis=(0, 2)))
+            near(stats.high, x.max(axis=(0, 2)))
+            near(stats.square, np.square(x).sum(axis=(0, 2)))
+            assert stats.count == x.shape[0] * x.shape[2]
+            tokens += 1
+    assert tokens >= 9
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_ranges_behind_scale_shift_and_level_are_exact(
+    tiny_var: TinyGenerator, batch_size: int
+) -> None:
+    views, wanted = views_of(tiny_var)
+    found = passes(tiny_var, batch_size).ranges(views)
+    for name, x in wanted.items():
+        near(found[name].low, x.min(axis=tuple(range(x.ndim - 1))))
+        if views[name].token_axis is not None:
+            near(found[f"{name}{POSITION}"].high, x.max(axis=(0, 2)))
+
+
+def grid_of(x: np.ndarray, tokens: bool, bits: int, offset: int) -> Grid:
+    rng = np.random.default_rng(4)
+    length = x.shape[1] if tokens else 1
+    step = np.abs(x).max() / (2**bits / 1.6) * np.exp(rng.normal(0, 0.3, length))
+    return Grid(step, rng.integers(-9, 9, length) + offset, bits)
+
+
+def points(x: np.ndarray, grid: Grid) -> np.ndarray:
+    """The paper's asymmetric grid: clamp(round(x / d) + z, 0, 2^b - 1), in steps."""
+    step = grid.step[:, None] if grid.step.size > 1 else grid.step
+    zero = 2 ** (grid.bits - 1) - grid.shift
+    zero = zero[:, None] if zero.size > 1 else zero
+    return np.clip(np.rint(x / step) + zero, 0, 2**grid.bits - 1) - zero
+
+
+@pytest.mark.parametrize(
+    ("bits", "offset", "operators"), [(5, 0, True), (8, 0, True), (8, 150, False)]
+)
+def test_errors_and_gains_are_those_of_the_papers_grids(
+    tiny_var: TinyGenerator, bits: int, offset: int, operators: bool
+) -> None:
+    """Also of a zero point that QuantizeLinear does not have."""
+    views, x = views_of(tiny_var)
+    tokens = {name: view.token_axis is not None for name, view in views.items()}
+    grids = {name: grid_of(value, tokens[name], bits, offset) for name, value in x.items()}
+    assert {fits_operators(views[name], grid) for name, grid in grids.items()} == {operators}
+    gains = {name: np.linspace(0.5, 2, value.shape[-1]) for name, value in x.items()}
+    graph = passes(tiny_var)
+    coarse = {name: Grid(2 * g.step, g.shift, g.bits) for name, g in grids.items()}
+    both = {name: [grids[name], coarse[name]] for name in grids}
+    errors, squares = (graph.grid_errors(views, both, gains, p) for p in ((2, 4), (2,)))
+    channels = graph.gains(views, grids)
+    for name, value in x.items():
+        axes = (0, 2) if tokens[name] else tuple(range(value.ndim))
+        for k, grid in enumerate(both[name]):
+            step = grid.step[:, None] if tokens[name] else grid.step
+            error = (points(value, grid) * step - value) * gains[name]
+            for power, sums in errors[name].items():
+                wanted = np.atleast_1d((error**power).sum(axis=axes))
+                np.testing.assert_allclose(sums[k], wanted, rtol=1e-4 * power)
+                if power == 2:
+                    np.testing.assert_allclose(squares[name][2][k], wanted, rtol=2e-4)
+        grid = grids[name]
+        steps = value / (grid.step[:, None] if tokens[name] else grid.step)
+        signal, noise = channels[name]
+        over = tuple(range(value.ndim - 1))
+        np.testing.assert_allclose(signal, np.square(steps).sum(axis=over), rtol=1e-5)
+        error = np.square(points(value, grid) - steps).sum(axis=over)
+        np.testing.assert_allclose(noise, error, rtol=1e-3, atol=1e-3 * error.max())

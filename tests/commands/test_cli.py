@@ -1,0 +1,373 @@
+"""The commands as users run them: help, recipes, codec, inspection, comparison."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+
+from arvg_trt.cli import cli
+from arvg_trt.commands.support import Bytes
+from arvg_trt.families.zoo_entries import ZOO
+from arvg_trt.numerics.packing import load_packed, save_packed
+from arvg_trt.pipeline.common import tool_version
+from arvg_trt.runtime.tokenizer import ImageTokenizer
+
+from ..pipeline.conftest import MODEL, Finished, arvg, digests, leftovers, start, wait_for
+
+STAGES = ("export", "calibrate", "quantize", "build", "validate")
+
+
+def stage_states(out: str) -> dict[str, bool]:
+    """Stage name to whether it was up to date, from what `run` prints."""
+    lines = [line.split() for line in out.splitlines()]
+    return {words[0]: words[1:4] == ["up", "to", "date"] for words in lines if words[0] in STAGES}
+
+
+def test_version_is_printed() -> None:
+    outcome = arvg("--version")
+    assert (outcome.code, outcome.out) == (0, f"arvg-trt, version {tool_version()}\n")
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_help_of_every_command_has_an_example_of_it(command: str) -> None:
+    for flag in ("--help", "-h"):
+        outcome = arvg(command, flag)
+        assert outcome.code == 0
+        assert f"Example: arvg-trt {command} " in outcome.out.replace("\n", " ")
+
+
+def test_help_lists_every_command() -> None:
+    out = arvg("--help").out
+    for command in cli.commands:
+        assert f"\n  {command} " in out
+
+
+def test_unknown_command_is_a_usage_error() -> None:
+    outcome = arvg("quantise")
+    assert outcome.code == 2
+    assert "quantise" in outcome.err
+
+
+def test_models_lists_the_zoo() -> None:
+    lines = arvg("models").out.splitlines()
+    assert [line.split()[0] for line in lines] == [entry.name for entry in ZOO]
+    rows = json.loads(arvg("models", "--json").out)["models"]
+    assert {row["name"]: row["parameters"] for row in rows}[MODEL] == 3_036_214
+
+
+def test_doctor_says_the_same_in_text_and_json() -> None:
+    text, as_json = arvg("doctor"), arvg("doctor", "--json")
+    assert text.code == as_json.code == 0
+    assert text.err == as_json.err == ""
+    checks = json.loads(as_json.out)["checks"]
+    assert [line.split()[0] for line in text.out.splitlines()] == [c["state"] for c in checks]
+    assert {"python", "torch", "tensorrt_rtx", "GPU"} <= {c["what"] for c in checks}
+
+
+def test_looking_commands_do_not_import_torch() -> None:
+    code = (
+        "import sys; from arvg_trt.cli import cli\n"
+        "cli(['doctor', '--json'], standalone_mode=False)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_run_prints_its_stages_the_main_figures_and_the_report(finished: Finished) -> None:
+    out = finished.outcome.out
+    assert stage_states(out) == dict.fromkeys(STAGES, False)
+    *_, figures, packed, report = out.splitlines()
+    assert "PSNR drop" in figures and "smaller on disk" in figures
+    assert packed.startswith("packed weights ") and "which no command loads" in packed
+    assert Path(report).is_file()
+    assert finished.outcome.err == ""
+    assert not leftovers(finished.workspace)
+
+
+def test_second_run_is_up_to_date_and_changes_no_byte(finished: Finished) -> None:
+    before = digests(finished.workspace)
+    outcome = arvg("run", finished.recipe)
+    assert outcome.code == 0
+    assert stage_states(outcome.out) == dict.fromkeys(STAGES, True)
+    assert digests(finished.workspace) == before
+
+
+def test_packed_weights_are_the_same_bytes_every_time(workspace: Path) -> None:
+    weights = workspace / "quantize" / "int8" / "weights.safetensors"
+    tensors, floats = load_packed(weights)
+    copies = [workspace / f"{k}.safetensors" for k in range(8)]
+    for copy in copies:
+        save_packed(tensors, floats, copy)
+    assert {copy.read_bytes() for copy in copies} == {weights.read_bytes()}
+
+
+def test_run_in_another_place_gives_the_same_bytes(workspace: Path, finished: Finished) -> None:
+    folders = ("calibrate", "quantize", "engines")
+    for name in folders:
+        shutil.rmtree(workspace / name)
+    outcome = arvg("run", finished.recipe, "--workspace", workspace)
+    assert outcome.code == 0, outcome.err
+    assert stage_states(outcome.out) == {
+        "export": True,
+        "calibrate": False,
+        "quantize": False,
+        "build": False,
+        "validate": True,
+    }
+    for name in folders:
+        made, wanted = digests(workspace / name), digests(finished.workspace / name)
+        if name == "engines":  # its manifest records the seconds of the build
+            for found in (made, wanted):
+                found.pop("int8/onnxruntime/manifest.json")
+        assert made == wanted
+
+
+def test_no_file_of_a_workspace_names_the_place_it_was_made_in(finished: Finished) -> None:
+    for path in finished.workspace.rglob("*"):
+        if path.is_file():
+            assert str(finished.root).encode() not in path.read_bytes(), path
+
+
+def test_changed_quantization_repeats_only_what_follows_it(
+    workspace: Path, finished: Finished, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "changed.toml"
+    recipe.write_text(finished.recipe.read_text() + "\n[quantize]\nsmoothing = 0.3\n")
+    before = digests(workspace / "calibrate"), digests(workspace / "export")
+    outcome = arvg("run", recipe, "--workspace", workspace)
+    assert outcome.code == 0, outcome.err
+    states = stage_states(outcome.out)
+    assert [stage for stage, skipped in states.items() if skipped] == ["export", "calibrate"]
+    assert (digests(workspace / "calibrate"), digests(workspace / "export")) == before
+
+
+def test_changed_gate_repeats_only_the_validation(
+    workspace: Path, finished: Finished, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "changed.toml"
+    recipe.write_text(finished.recipe.read_text().replace("compression>=3", "compression>=2"))
+    states = stage_states(arvg("run", recipe, "--workspace", workspace).out)
+    assert [stage for stage, skipped in states.items() if not skipped] == ["validate"]
+
+
+def test_other_validation_images_repeat_only_the_validation(
+    workspace: Path, finished: Finished, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.open(finished.validation / "astronaut.png").rotate(90).save(other / "turned.png")
+    recipe = tmp_path / "changed.toml"
+    text = finished.recipe.read_text()
+    assert str(finished.validation) in text
+    recipe.write_text(text.replace(str(finished.validation), str(other)))
+    states = stage_states(arvg("run", recipe, "--workspace", workspace).out)
+    assert [stage for stage, skipped in states.items() if not skipped] == ["validate"]
+
+
+def test_weight_only_method_needs_no_activation_bits(workspace: Path) -> None:
+    options = ("--quantize-method", "per_tensor", "--encoder-bits", 8, "--decoder-bits", 6)
+    outcome = arvg("quantize", workspace, "--name", "seeds", *options, "--json")
+    assert outcome.code == 0, outcome.err
+    (stage,) = json.loads(outcome.out)["stages"]
+    assert stage["manifest"]["options"]["activation_bits"] == 32
+    assert {site["activation"] for site in stage["manifest"]["results"]["sites"]} == {"float"}
+
+
+def test_files_of_a_workspace_can_be_read_by_others(finished: Finished) -> None:
+    for path in finished.workspace.rglob("*"):
+        if path.is_file() and path.name != ".lock":
+            assert path.stat().st_mode & 0o777 == 0o644, path
+        if path.is_dir() and path.parent != finished.workspace:
+            assert path.stat().st_mode & 0o755 == 0o755, path
+
+
+def test_encode_and_decode_print_one_object(finished: Finished, tmp_path: Path) -> None:
+    graphs, tokens = finished.workspace / "export", tmp_path / "t.npz"
+    image = finished.validation / "astronaut.png"
+    outcome = arvg("encode", graphs, image, "-o", tokens, "--json")
+    assert json.loads(outcome.out) == {"images": [str(image)], "written": [str(tokens)]}
+    outcome = arvg("decode", graphs, tokens, "-o", tmp_path / "out", "--json")
+    assert json.loads(outcome.out) == {"written": [str(tmp_path / "out" / "0.png")]}
+
+
+def test_tokenizer_is_opened_by_a_text_too(finished: Finished) -> None:
+    assert ImageTokenizer.open(str(finished.workspace)).stride == 8
+    assert ImageTokenizer.reference(str(finished.workspace / "export")).stride == 8
+
+
+def test_run_as_json_prints_one_object(finished: Finished) -> None:
+    outcome = arvg("run", finished.recipe, "--json")
+    stages = json.loads(outcome.out)["stages"]
+    assert [s["manifest"]["stage"] for s in stages] == list(STAGES)
+    assert all(s["skipped"] for s in stages)
+    assert outcome.err == ""
+
+
+def test_stage_as_json_prints_one_object_and_no_progress(workspace: Path) -> None:
+    outcome = wait_for(start("quantize", workspace, "--smoothing", 0.2, "--json"))
+    (stage,) = json.loads(outcome.out)["stages"]
+    assert stage["manifest"]["options"]["smoothing"] == 0.2
+    assert stage["skipped"] is False
+    assert outcome.err == ""
+
+
+def test_recipe_serves_single_stages_too(workspace: Path, finished: Finished) -> None:
+    for stage in ("calibrate", "quantize", "build", "validate"):
+        outcome = arvg(stage, workspace, "--recipe", finished.recipe)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.startswith(f"{stage}: up to date")
+
+
+def test_failed_gate_exits_with_8_and_writes_the_report(
+    workspace: Path, finished: Finished
+) -> None:
+    options = ("--images", finished.validation, "--size", 64, "--rounds", 0)
+    gates = ("--gate", "compression>=1000", "--gate", "compression>=1")
+    folder = workspace / "validate" / "int8"
+    for _ in range(2):
+        outcome = arvg("validate", workspace, *options, *gates)
+        assert outcome.code == 8
+        assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+        assert "compression>=1000" in outcome.err
+        assert "compression>=1 " not in outcome.err
+        assert str(folder / "report.html") in outcome.err
+    report = json.loads((folder / "report.json").read_text())
+    passed = {gate["expression"]: gate["passed"] for gate in report["gates"]}
+    assert passed == {"compression>=1000": False, "compression>=1": True}
+    for name in ("report.html", "report.md", "junit.xml"):
+        assert "compression" in (folder / name).read_text()
+
+
+def test_images_that_calibrated_are_warned_of_when_they_validate(
+    workspace: Path, finished: Finished
+) -> None:
+    options = ("--images", finished.calibration, "--size", 64, "--rounds", 0)
+    outcome = arvg("validate", workspace, *options)
+    assert outcome.code == 0
+    assert outcome.err == "warning: validated on calibration images: coffee.png, rocket.png\n"
+
+
+@pytest.fixture
+def odd_image(tmp_path: Path, finished: Finished) -> Path:
+    photo = Image.open(finished.validation / "astronaut.png")
+    path = tmp_path / "odd.png"
+    photo.crop((0, 0, 53, 37)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("folder", ["export", "quantize/int8", "engines/int8/onnxruntime"])
+def test_odd_image_comes_back_in_its_size(
+    folder: str, odd_image: Path, finished: Finished, tmp_path: Path
+) -> None:
+    graphs, tokens, pictures = finished.workspace / folder, tmp_path / "t.npz", tmp_path / "out"
+    encoded = arvg("encode", graphs, odd_image, odd_image, "-o", tokens)
+    assert (encoded.code, encoded.out) == (0, f"{tokens}\n")
+    decoded = arvg("decode", graphs, tokens, "-o", pictures)
+    assert decoded.out.splitlines() == [str(pictures / "0.png"), str(pictures / "1.png")]
+
+    with np.load(tokens) as file:
+        assert file["tokens_0"].shape == (1, 5, 7)
+        assert file["tokens_0"].dtype == np.int32
+        np.testing.assert_array_equal(file["tokens_0"], file["tokens_1"])
+    original, found = (np.asarray(Image.open(p)) for p in (odd_image, pictures / "0.png"))
+    assert found.shape == original.shape == (37, 53, 3)
+    np.testing.assert_array_equal(found, ImageTokenizer.open(graphs).round_trip(original))
+    # The tokenizer is lossy; a shifted or flipped picture would be much further away.
+    error = np.abs(found.astype(float) - original).mean()
+    assert error < np.abs(found[:, ::-1].astype(float) - original).mean() / 2
+
+
+def test_inspect_tells_workspace_stage_and_graph_apart(finished: Finished) -> None:
+    found = json.loads(arvg("inspect", finished.workspace, "--json").out)
+    assert found["kind"] == "workspace"
+    assert found["stages"] == [
+        "calibrate",
+        "engines/int8/onnxruntime",
+        "export",
+        "quantize/int8",
+        "validate/int8",
+    ]
+    for stage in found["stages"]:
+        rows = json.loads(arvg("inspect", finished.workspace / stage, "--json").out)
+        name = stage.split("/")[0].replace("engines", "build")
+        assert rows["kind"] == f"output of {name}"
+        assert rows["files"]
+    graph = finished.workspace / "quantize" / "int8" / "encoder.onnx"
+    text = arvg("inspect", graph).out
+    assert text.startswith("kind: ONNX graph\n")
+    assert "image [batch, 3, " in text
+    rows = json.loads(arvg("inspect", graph, "--json").out)
+    assert rows["nodes"]["QuantizeLinear"] > 0
+    assert rows["metadata"]["arvg_trt.model"] == MODEL
+
+
+def test_inspect_tells_the_builder_of_an_engine(tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
+    from onnx import TensorProto, helper, save
+
+    from arvg_trt.engines.tensorrt.build import build_engine
+    from arvg_trt.engines.tensorrt.targets import resolve_target
+
+    tensor = ("x", "y")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in tensor]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    opset = [helper.make_opsetid("", 21)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "g.onnx")
+    engine = tmp_path / "g.engine"
+    targets = [resolve_target("sm86", "tensorrt_rtx")]
+    build_engine(tmp_path / "g.onnx", engine, backend="tensorrt_rtx", targets=targets, profiles={})
+    rows = json.loads(arvg("inspect", engine, "--json").out)
+    assert rows["kind"] == "TensorRT engine"
+    assert rows["bytes"] == engine.stat().st_size
+    assert trt.__version__.startswith(rows["builder"])
+
+
+def test_comparison_of_a_report_with_itself_finds_no_regression(
+    finished: Finished, tmp_path: Path
+) -> None:
+    report = finished.workspace / "validate" / "int8"
+    outcome = arvg("compare", report, report / "report.json", "--html", tmp_path / "c.html")
+    assert outcome.code == 0, outcome.err
+    assert "PSNR drop from FP32" in outcome.out
+    assert "<html" in (tmp_path / "c.html").read_text()
+    found = json.loads(arvg("compare", report, report, "--json").out)
+    assert found["regressed"] is False
+    verdicts = {row["metric"]: row["cells"][1]["verdict"] for row in found["rows"]}
+    assert verdicts["psnr_drop"] == "same"
+
+
+def test_comparison_with_two_bit_weights_exits_with_8(workspace: Path, finished: Finished) -> None:
+    coarse = ("--encoder-bits", 2, "--decoder-bits", 2, "--activation-bits", 32)
+    assert arvg("quantize", workspace, "--name", "coarse", *coarse).code == 0
+    options = ("--images", finished.validation, "--size", 64, "--rounds", 0)
+    assert arvg("validate", workspace, "--name", "coarse", *options).code == 0
+    reports = [workspace / "validate" / name for name in ("int8", "coarse")]
+    outcome = arvg("compare", *reports)
+    assert outcome.code == 8
+    assert "PSNR drop from FP32" in outcome.out
+    found = json.loads(arvg("compare", *reports, "--json").out)
+    assert found["regressed"] is True
+    verdicts = {row["metric"]: row["cells"][1]["verdict"] for row in found["rows"]}
+    assert verdicts["psnr_drop"] == "worse"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("800000000", 8 * 10**8), ("800MB", 8 * 10**8), ("2GiB", 2**31), ("1.5 GiB", 3 * 2**29)],
+)
+def test_bytes_are_read_with_their_suffix(text: str, size: int) -> None:
+    assert Bytes().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "GiB", "-1GB", "2 gigabytes", "1e9", "3KB", "7B7"])
+def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="no number of bytes"):
+        Bytes().convert(text, None, None)

@@ -1,0 +1,135 @@
+"""The files of a report: self-contained, complete, readable by the programs they are for."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from arvg_trt.errors import WorkspaceError
+from arvg_trt.validate.report.render import DIFFERENCE_FACTOR, difference, junit, write_report
+from arvg_trt.validate.report.schema import load_report
+
+from ..conftest import MakeReport
+
+GATES = ("psnr>=1", "psnr>=99")
+
+
+class Elements(HTMLParser):
+    """Start tags with attributes, and whether every element that opens also closes."""
+
+    VOID = frozenset({"meta", "img", "link", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_every_form_is_written_and_samples_are_the_pictures(
+    make_report: MakeReport, tmp_path: Path
+) -> None:
+    made = make_report(gates=GATES)
+    write_report(tmp_path, made.report, made.pictures)
+    assert load_report(tmp_path / "report.json") == made.report
+    names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    kinds = ("original", "fp32", "engine", "difference")
+    samples = {f"samples/00{i}-set_{i}_png-{kind}.png" for i in range(2) for kind in kinds}
+    assert names == {"report.json", "report.md", "report.html", "junit.xml"} | samples
+    stored = np.asarray(Image.open(tmp_path / "samples/001-set_1_png-engine.png"))
+    assert np.array_equal(stored, made.pictures[1].candidates["engine"])
+
+
+def test_html_holds_its_pictures_and_loads_nothing(make_report: MakeReport, tmp_path: Path) -> None:
+    made = make_report(gates=GATES)
+    write_report(tmp_path, made.report, made.pictures)
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r"https?:|url\(|@import|<script|<link", text)
+    page = Elements(text)
+    assert page.open == []
+    sources = [a["src"] or "" for tag, a in page.found if tag == "img"]
+    assert len(sources) == 8
+    prefix = "data:image/png;base64,"
+    assert all(source.startswith(prefix) for source in sources)
+    first = np.asarray(Image.open(io.BytesIO(base64.b64decode(sources[0].removeprefix(prefix)))))
+    assert np.array_equal(first, made.pictures[0].original)
+    assert not [a for tag, a in page.found if "href" in a or ("src" in a and tag != "img")]
+
+
+def test_html_and_markdown_show_verdict_and_unexecuted_engines(
+    make_report: MakeReport, tmp_path: Path
+) -> None:
+    made = make_report(gates=GATES)
+    write_report(tmp_path, made.report, made.pictures)
+    html = (tmp_path / "report.html").read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    assert '<span class="mark warn">built, not executed</span>' in html
+    assert "**built, not executed**" in markdown
+    assert '<div class="verdict bad">Failed: 1 of 2 gates</div>' in html
+    assert "**Failed: 1 of 2 gates**" in markdown
+    assert f"times {DIFFERENCE_FACTOR}" in html and f"times {DIFFERENCE_FACTOR}" in markdown
+
+
+def test_markdown_tables_have_a_cell_for_every_column(
+    make_report: MakeReport, tmp_path: Path
+) -> None:
+    made = make_report(gates=GATES)
+    write_report(tmp_path, made.report, made.pictures)
+    blocks = re.findall(r"(?:^\|.*\n)+", (tmp_path / "report.md").read_text(), re.MULTILINE)
+    assert len(blocks) == 10
+    for block in blocks:
+        columns = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(columns) == 1, block
+
+
+def test_names_from_users_cannot_break_the_html(make_report: MakeReport, tmp_path: Path) -> None:
+    made = make_report(name="<script>alert(1)</script>")
+    write_report(tmp_path, made.report, made.pictures)
+    assert "<script" not in (tmp_path / "report.html").read_text()
+
+
+def test_images_used_for_calibration_too_are_called_out(
+    make_report: MakeReport, tmp_path: Path
+) -> None:
+    made = make_report()
+    data = msgspec.structs.replace(made.report.data, calibration=("set/1.png", "x.png"))
+    write_report(tmp_path, msgspec.structs.replace(made.report, data=data), made.pictures)
+    assert "1 of 3 validation images were also used" in (tmp_path / "report.md").read_text()
+
+
+def test_junit_has_a_case_per_gate_and_says_what_failed(make_report: MakeReport) -> None:
+    suite = ElementTree.fromstring(junit(make_report(gates=GATES).report))
+    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "2", "1")
+    passed, failed = suite.findall("testcase")
+    assert passed.get("name") == "psnr>=1" and len(passed) == 0
+    message = failed.find("failure")
+    assert message is not None and "wanted psnr>=99" in (message.get("message") or "")
+
+
+def test_a_missing_folder_is_refused(make_report: MakeReport, tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match="is not a folder"):
+        write_report(tmp_path / "missing", make_report().report, [])
+
+
+def test_difference_is_amplified_without_wrapping_around() -> None:
+    a = np.array([[[0, 10, 255]]], dtype=np.uint8)
+    b = np.array([[[3, 9, 0]]], dtype=np.uint8)
+    assert difference(a, b).tolist() == [[[24, 8, 255]]]
+    assert np.array_equal(difference(a, b), difference(b, a))
