@@ -12,8 +12,8 @@ from arvg_trt.calibrate.observers.run import collect_ranges
 from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import TensorStats
 
-from ..conftest import TinyExport, silent
 from ..families.generators import TinyGenerator, activations
+from ..families.tiny import TinyExport, silent
 
 
 def stats_of(rows: np.ndarray) -> TensorStats:

@@ -17,9 +17,9 @@ from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.sites import Site
 from arvg_trt.samples.files import save_sample
 
-from ..conftest import silent
 from ..families.generators import VAR, TinyGenerator
 from ..families.rar.models import random_rar, random_tokens
+from ..families.tiny import silent
 from ..families.var.models import features_of, random_var
 
 

@@ -14,9 +14,9 @@ from arvg_trt.recipe.options import CalibrateOptions
 from arvg_trt.samples.sources import shard_of
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from ..conftest import TinyRar
+from ..command_line import arvg, assert_refused, digests
 from ..families.custom.models import CLASSES, TOKENS
-from ..pipeline.conftest import arvg, assert_refused, digests
+from ..families.rar.models import TinyRar
 
 OPTIONS = ("--samples", 8, "--batch-size", 4)
 STATISTICS = "statistics.safetensors"

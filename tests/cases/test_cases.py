@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ..pipeline.conftest import arvg, assert_refused
+from ..command_line import arvg, assert_refused
 from .builders import CASES, Case
 
 # Of eight or more: few rows of the linears' inputs, whose clips then cost decibels on the others.

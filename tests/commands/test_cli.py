@@ -20,7 +20,7 @@ from arvg_trt.numerics.packing import load_packed, save_packed
 from arvg_trt.pipeline.common import tool_version
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 
-from ..pipeline.conftest import MODEL, Finished, arvg, digests, leftovers, start, wait_for
+from ..command_line import MODEL, Finished, arvg, digests, leftovers, start, wait_for
 
 STAGES = ("export", "calibrate", "quantize", "build", "validate")
 

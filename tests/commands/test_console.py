@@ -12,7 +12,7 @@ from rich.console import Console
 
 from arvg_trt.commands.console import ConsoleReporter, elapsed
 
-from ..pipeline.conftest import without_progress
+from ..command_line import without_progress
 
 
 def screen(text: str) -> list[str]:

@@ -20,7 +20,7 @@ from arvg_trt.commands.support import describe_os_error, explain
 from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, nearest
 from arvg_trt.packages import EXTRAS, missing_packages
 
-from ..pipeline.conftest import MODEL, Finished, arvg, assert_refused, digests, start, wait_for
+from ..command_line import MODEL, Finished, arvg, assert_refused, digests, start, wait_for
 
 DOCS = Path(command_line.__file__).parent / "docs" / "recipes.md"
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -20,10 +23,15 @@ from arvg_trt.samples.files import load_sample, sample_files, save_sample
 from arvg_trt.workspace.artifacts import decode_json
 
 from .rar import models as rar_models
+from .rar.models import TinyRar
 from .var import models as var_models
 
 VAR = replace(var_models.SMALL, depth=2, patch_nums=(1, 2, 3))
+
+
 RAR = rar_models.SMALL
+
+
 ROWS, SAMPLES = 2, 5
 
 
@@ -147,3 +155,38 @@ def activations(
     session = ort.InferenceSession(model.SerializeToString(), options)
     values = session.run(names, feeds)
     return {name: v.astype(np.float64) for name, v in zip(names, values, strict=True)}
+
+
+Generators = Callable[[str], TinyGenerator]
+
+
+@pytest.fixture(scope="session")
+def generators(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generators:
+    """By family, when a test asks for one."""
+
+    @cache
+    def make(family: str) -> TinyGenerator:
+        folder = tmp_path_factory.mktemp("generator")
+        if family != "rar":
+            return make_var(family, folder)
+        tiny: TinyRar = request.getfixturevalue("tiny_rar")
+        return make_rar(tiny.folder, folder)
+
+    return make
+
+
+@pytest.fixture(params=["var", "shared var", "rar"])
+def generator(request: pytest.FixtureRequest, generators: Generators) -> TinyGenerator:
+    return generators(request.param)
+
+
+@pytest.fixture
+def tiny_var(generators: Generators) -> TinyGenerator:
+    return generators("var")
+
+
+@pytest.fixture
+def tiny_rar_graphs(generators: Generators) -> TinyGenerator:
+    return generators("rar")

@@ -16,7 +16,7 @@ from arvg_trt.errors import ExportError, WorkspaceError
 from arvg_trt.graph.load import read_graph
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
 
-from ..pipeline.conftest import arvg, assert_refused
+from ..command_line import arvg, assert_refused
 
 WEIGHT = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
 

@@ -23,7 +23,7 @@ from arvg_trt.families.cosmos.model import CosmosTokenizer
 from arvg_trt.families.zoo import find_model
 from arvg_trt.workspace.artifacts import WORKSPACE_FILE
 
-from .conftest import CHECKPOINT, MODEL, Finished, arvg, assert_refused, digests, leftovers
+from ..command_line import CHECKPOINT, MODEL, Finished, arvg, assert_refused, digests, leftovers
 
 KEY = "encoder.mid.block_1.conv1.weight"
 

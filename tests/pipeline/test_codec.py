@@ -11,8 +11,8 @@ from PIL import Image
 
 from arvg_trt.runtime.images import from_model, load_image, to_model
 
+from ..command_line import arvg, assert_refused
 from ..families.rar.models import TinyRar
-from .conftest import arvg, assert_refused
 
 
 def picture(path: Path, height: int, width: int) -> np.ndarray:

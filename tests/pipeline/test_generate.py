@@ -17,8 +17,8 @@ from arvg_trt.pipeline.generate import parse_labels
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.workspace.artifacts import Manifest, write_manifest
 
+from ..command_line import Outcome, arvg, assert_refused, digests, leftovers, start, wait_for
 from ..families.var.toy_var import CHANNELS, IMAGE, LENGTH, SIDES, SIZE, ToyVar, ints, save
-from .conftest import Outcome, arvg, assert_refused, digests, leftovers, start, wait_for
 
 
 def workspace_of(toy: ToyVar, root: Path) -> Path:

@@ -13,7 +13,7 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from .conftest import arvg
+from ..command_line import arvg
 from .minis import LABELS, SHOWN, Mini, run_decibels
 
 SAMPLES = 4

@@ -12,7 +12,7 @@ from arvg_trt.runtime.images import load_image
 from arvg_trt.validate.metrics.image import psnr
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from .conftest import arvg
+from ..command_line import arvg
 from .minis import photograph
 
 

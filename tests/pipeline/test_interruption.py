@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import (
+from ..command_line import (
     MODEL,
     Finished,
     Outcome,

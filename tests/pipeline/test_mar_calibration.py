@@ -19,9 +19,9 @@ from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import GraphRun, graph_of, load_sample, sample_files, save_sample
 from arvg_trt.workspace.artifacts import MANIFEST, WORKSPACE_FILE
 
-from ..conftest import silent
+from ..command_line import arvg, assert_refused, pictures
 from ..families.mar.models import SMALL
-from .conftest import arvg, assert_refused, pictures
+from ..families.tiny import silent
 
 
 @pytest.fixture

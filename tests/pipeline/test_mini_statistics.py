@@ -17,9 +17,9 @@ from arvg_trt.pipeline.common import load_sites
 from arvg_trt.quantize.token_ranges import grid_candidates
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
-from ..conftest import silent
+from ..command_line import arvg
 from ..families.generators import activations
-from .conftest import arvg
+from ..families.tiny import silent
 from .minis import Mini
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import GraphChain, load_sample, sample_files
 
+from ..command_line import arvg, assert_gate_failed, assert_refused
 from ..families.custom.models import CLASSES, TOKENS, WIDTH
-from .conftest import arvg, assert_gate_failed, assert_refused
 
 SAMPLES = 8
 

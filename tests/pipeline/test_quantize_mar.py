@@ -16,8 +16,8 @@ from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import load_sample, sample_files
 from arvg_trt.workspace.artifacts import MANIFEST
 
+from ..command_line import MAR_CHOICE, arvg, assert_refused
 from ..families.mar.models import SMALL
-from .conftest import MAR_CHOICE, arvg, assert_refused
 from .minis import run_decibels
 
 LENGTH = SMALL.length

@@ -16,7 +16,7 @@ from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import load_sample, sample_files
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from .conftest import arvg, assert_refused
+from ..command_line import arvg, assert_refused
 from .minis import LABELS, SHOWN, Quantized
 
 # Linears of a transformer of six blocks that are quantized: a RAR and a PAR have no last products

@@ -13,8 +13,8 @@ from arvg_trt.graph.sites import Site, WeightFormat
 from arvg_trt.quantize.search.budget import form_bytes, parse_budget
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from ..conftest import TinyRar
-from .conftest import arvg, assert_refused
+from ..command_line import arvg, assert_refused
+from ..families.rar.models import TinyRar
 
 KEPT_OUT = "encoder.mid.*"
 TOKENIZER = ("--bits", 3, "--bits", 6, "--grid", "uniform", "--samples", 1)

@@ -23,8 +23,8 @@ from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.workspace.artifacts import MANIFEST
 
+from ..command_line import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 from ..families.rar.models import SMALL, TinyRar
-from .conftest import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 
 SAMPLES, SEED = 6, 1000
 

@@ -16,8 +16,8 @@ from arvg_trt.families.mar.trajectory import choose_runs
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 
+from ..command_line import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 from ..families.mar.models import SMALL, TinyMar
-from .conftest import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 
 SAMPLES, SEED = 3, 1000
 LABELS = [k % SMALL.num_classes for k in range(SAMPLES)]

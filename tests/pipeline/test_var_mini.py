@@ -11,7 +11,7 @@ import pytest
 from arvg_trt.runtime.images import load_image
 from arvg_trt.validate.metrics.image import psnr
 
-from .conftest import arvg, assert_refused
+from ..command_line import arvg, assert_refused
 from .minis import SIDES, Mini, photograph
 
 

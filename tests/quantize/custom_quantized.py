@@ -19,7 +19,7 @@ from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import save_sample
 
-from ..conftest import silent
+from ..families.tiny import silent
 
 Array = NDArray[np.float32]
 

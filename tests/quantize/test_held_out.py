@@ -15,8 +15,8 @@ from arvg_trt.quantize.predicted import Way, ratio
 from arvg_trt.quantize.trials import Samples, distance
 from arvg_trt.recipe.options import QuantizeOptions
 
-from ..conftest import silent
 from ..families.custom.models import Node, small_graph
+from ..families.tiny import silent
 from .custom_quantized import OwnGraph, own_graph
 
 PREDICTED, MOVED = Way("predicted"), Way("predicted", centered=True)

@@ -20,8 +20,8 @@ from arvg_trt.quantize.run_generator import quantize_generator
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.samples.files import GraphRun, save_sample
 
-from ..conftest import silent
 from ..families.generators import TinyGenerator, activations
+from ..families.tiny import silent
 from .test_run_generator import quantize, statistics_of
 
 

@@ -19,9 +19,9 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
 from arvg_trt.workspace.artifacts import decode_json
 
-from ..conftest import silent
 from ..families.generators import activations
 from ..families.rar.models import TinyRar
+from ..families.tiny import silent
 
 
 def site_map_of(folder: Path) -> SiteMap:

@@ -19,8 +19,8 @@ from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.samples.files import sample_files
 
-from ..conftest import TinyExport, silent
 from ..families.generators import TinyGenerator, activations, full_logits, stepped_logits
+from ..families.tiny import TinyExport, silent
 
 
 def quantize(source: TinyGenerator, folder: Path, max_memory: int = 2**30, **options) -> Plan:  # type: ignore[no-untyped-def]

@@ -21,8 +21,8 @@ from arvg_trt.quantize.run_generator import quantize_generator
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
-from ..conftest import silent
 from ..families.generators import TinyGenerator, full_logits, stepped_logits
+from ..families.tiny import silent
 
 
 def statistics_of(source: TinyGenerator) -> Statistics:

@@ -31,8 +31,8 @@ from arvg_trt.quantize.token_ranges import best_grid, format_candidates
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
-from ..conftest import silent
 from ..families.generators import TinyGenerator, activations
+from ..families.tiny import silent
 
 EMBEDDING = "word_embed"  # reads the samples' features as they are
 OPTIONS = QuantizeOptions(smoothing="search", weight_bits=8)

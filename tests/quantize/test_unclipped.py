@@ -13,9 +13,9 @@ from arvg_trt.graph.sites import ActivationFormat, Plan
 from arvg_trt.quantize.token_ranges import grid_candidates
 from arvg_trt.recipe.options import QuantizeOptions
 
-from ..conftest import TinyExport
-from ..conftest import quantize as quantize_tokenizer
 from ..families.generators import TinyGenerator, activations
+from ..families.tiny import TinyExport
+from ..families.tiny import quantize as quantize_tokenizer
 from .test_run_generator import quantize, statistics_of
 
 

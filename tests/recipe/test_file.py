@@ -22,7 +22,7 @@ from arvg_trt.samples.generated import check_generated
 from arvg_trt.validate.report.gates import parse_gates
 from arvg_trt.validate.report.schema import METRIC_NAMES
 
-from ..pipeline.conftest import Finished, arvg, assert_refused, digests
+from ..command_line import Finished, arvg, assert_refused, digests
 
 MINIMAL = 'schema = "arvg-trt/recipe/v1"\nmodel = "m"\nworkspace = "w"\nname = "n"\n'
 PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.toml"))

@@ -13,7 +13,7 @@ from arvg_trt.errors import BundleError
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 
-from ..conftest import TinyExport
+from ..families.tiny import TinyExport
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
-from ..pipeline.conftest import arvg, assert_refused, digests
+from ..command_line import arvg, assert_refused, digests
 
 
 def dead_model(path: Path) -> Path:

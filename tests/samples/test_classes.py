@@ -18,8 +18,8 @@ from arvg_trt.samples.files import GraphRun, save_sample
 from arvg_trt.validate.measure.data_generator import HeldOutGenerator
 from arvg_trt.workspace.artifacts import Workspace
 
-from ..conftest import TinyRar
-from ..pipeline.conftest import arvg
+from ..command_line import arvg
+from ..families.rar.models import TinyRar
 
 
 @given(st.integers(1, 60), st.integers(1, 200), st.integers(0, 2**32), st.data())

@@ -18,8 +18,8 @@ from arvg_trt.samples.files import load_sample, sample_files, save_sample
 from arvg_trt.samples.saved import open_saved, sample_names, saved_sample
 from arvg_trt.workspace.artifacts import MANIFEST, Manifest
 
-from ..conftest import TinyRar
-from ..pipeline.conftest import arvg, assert_refused, digests, pictures
+from ..command_line import arvg, assert_refused, digests, pictures
+from ..families.rar.models import TinyRar
 
 
 @pytest.fixture(scope="module")

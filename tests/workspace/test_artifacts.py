@@ -32,7 +32,7 @@ from arvg_trt.workspace.artifacts import (
     write_manifest,
 )
 
-from ..pipeline.conftest import leftovers
+from ..command_line import leftovers
 
 WANTED = Manifest(
     stage="quantize", inputs={"a": "1", "b": "2"}, options={"bits": 8}, versions={"tool": "1"}

@@ -18,8 +18,8 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.workspace.artifacts import MANIFEST, Manifest, sha256_file, write_manifest
 
+from ..command_line import Finished, Outcome, arvg, assert_refused
 from ..families.rar.models import TinyRar
-from ..pipeline.conftest import Finished, Outcome, arvg, assert_refused
 
 ENGINE = Path("engines/int8/onnxruntime")
 

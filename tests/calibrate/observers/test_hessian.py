@@ -24,7 +24,7 @@ from arvg_trt.calibrate.observers.smoothed import Grid, View
 from arvg_trt.errors import CalibrationError, OutOfMemory
 from arvg_trt.samples.files import save_sample
 
-from ...conftest import silent
+from ...families.tiny import silent
 
 CHANNELS, SAMPLES = 5, 6
 

@@ -27,9 +27,9 @@ from arvg_trt.quantize.fold import folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sample
 
-from ...conftest import silent
 from ...families.generators import activations
 from ...families.mar.models import SMALL, random_mar
+from ...families.tiny import silent
 
 CONFIG = replace(SMALL, encoder_depth=1, decoder_depth=1, head_depth=1)
 BUFFER, LENGTH = CONFIG.buffer, CONFIG.length

@@ -27,7 +27,7 @@ from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.samples.files import save_labels, save_sample
 
-from ...conftest import TinyExport, silent
+from ...families.tiny import TinyExport, silent
 
 Activations = dict[str, dict[str, np.ndarray]]
 

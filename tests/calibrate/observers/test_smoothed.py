@@ -14,8 +14,8 @@ from arvg_trt.calibrate.observers.smoothed_run import (
 )
 from arvg_trt.calibrate.statistics import POSITION
 
-from ...conftest import silent
 from ...families.generators import TinyGenerator, activations
+from ...families.tiny import silent
 
 
 def near(found: np.ndarray, wanted: np.ndarray) -> None:

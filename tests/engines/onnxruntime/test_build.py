@@ -44,16 +44,14 @@ from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_sessio
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import save_sample
 
-from ...conftest import (
+from ...families.tiny import TinyExport, TinyQuantized, silent
+from ...graph.builders import (
     CHANNELS,
     INTEGER_CASES,
     WEIGHT_ONLY_CASES,
     ConvCase,
-    TinyExport,
-    TinyQuantized,
     float_graph,
     make_conv_case,
-    silent,
 )
 
 

@@ -19,8 +19,8 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.workspace.artifacts import MANIFEST, sha256_file
 
-from ...conftest import TinyRar
-from ...pipeline.conftest import arvg, assert_refused
+from ...command_line import arvg, assert_refused
+from ...families.rar.models import TinyRar
 from ...pipeline.minis import LABELS, SHOWN, Quantized
 
 

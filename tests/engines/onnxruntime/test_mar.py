@@ -17,8 +17,8 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.workspace.artifacts import MANIFEST
 
+from ...command_line import arvg, assert_refused
 from ...families.mar.models import SMALL
-from ...pipeline.conftest import arvg, assert_refused
 
 GRAPHS = {"pass", "denoise", "decoder"}
 NAME = "all"

@@ -14,7 +14,7 @@ from arvg_trt.pipeline.common import SilentReporter
 from arvg_trt.quantize.overflow_nodes import find_calibration
 from arvg_trt.workspace.artifacts import Workspace
 
-from ...pipeline.conftest import arvg, assert_refused
+from ...command_line import arvg, assert_refused
 from ...quantize.test_overflow_nodes import widening
 
 RTX = ("--name", "fp16", "--backend", "tensorrt_rtx", "--target", "sm89", "--max-batch", 2)

@@ -22,7 +22,7 @@ from arvg_trt.engines.tensorrt.targets import resolve_target
 from arvg_trt.errors import BuildError
 from arvg_trt.pipeline.common import load_sites
 
-from ...pipeline.conftest import Finished
+from ...command_line import Finished
 
 pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
 

@@ -24,7 +24,8 @@ from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_sessio
 from arvg_trt.samples.images import open_source, random_crops
 from arvg_trt.workspace.artifacts import encode_json
 
-from ...conftest import TINY_DI, TinyExport, float_graph, make_model
+from ...graph.builders import float_graph
+from ..tiny import TINY_DI, TinyExport, make_model
 
 
 @pytest.fixture(params=["tiny_di", "tiny_ci"])

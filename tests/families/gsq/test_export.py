@@ -28,7 +28,7 @@ from arvg_trt.runtime.images import from_model, load_image, to_model
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from ...pipeline.conftest import arvg, assert_refused, leftovers
+from ...command_line import arvg, assert_refused, leftovers
 from .models import EXPORTED, GROUPED, Payload, TinyGsq, random_gsq, write_checkpoint
 
 CONFIG = """

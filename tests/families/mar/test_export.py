@@ -26,7 +26,7 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST, Manifest, write_manifest
 
-from ...pipeline.conftest import arvg, assert_refused, leftovers
+from ...command_line import arvg, assert_refused, leftovers
 from ..rar.models import random_maskgit, random_rar
 from ..var.models import SMALL as SMALL_VAR
 from ..var.models import random_var

@@ -18,7 +18,7 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.spec import Defaults
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from ...pipeline.conftest import arvg, assert_refused, leftovers
+from ...command_line import arvg, assert_refused, leftovers
 from ..rar.models import random_maskgit, random_rar
 from ..rar.test_export import job
 from .models import (

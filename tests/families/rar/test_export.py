@@ -22,7 +22,7 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST
 
-from ...pipeline.conftest import arvg, assert_refused, leftovers
+from ...command_line import arvg, assert_refused, leftovers
 from ..var.models import SMALL as SMALL_VAR
 from ..var.models import random_var
 from .models import FILES, SMALL, TOKENIZER, TinyRar, random_maskgit, random_rar, write_checkpoint

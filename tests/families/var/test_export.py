@@ -18,7 +18,7 @@ from arvg_trt.graph.sites import SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.workspace.artifacts import MANIFEST, decode_json
 
-from ...pipeline.conftest import arvg, assert_refused, leftovers
+from ...command_line import arvg, assert_refused, leftovers
 from ..var_vqvae.models import random_vqvae
 from .models import SMALL, random_var
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
 from arvg_trt.families.var_vqvae.model import VarVqvae
 from arvg_trt.families.var_vqvae.quantizer import MultiScaleQuantizer
+from arvg_trt.families.var_vqvae.write import export_var_tokenizer
 from arvg_trt.graph.sites import Site
+
+from ...export.checkpoint.hub import WIDTH
 
 TINY = VarVqvaeConfig(
     channels=32,
@@ -21,6 +26,8 @@ TINY = VarVqvaeConfig(
     vocab_size=40,
     patch_nums=(1, 2, 3, 5, 6),
 )
+
+
 # Ten scales, so that the published table of convolutions holds; no side divides the last.
 TEN = VarVqvaeConfig(
     channels=32,
@@ -68,3 +75,14 @@ def random_images(config: VarVqvaeConfig, count: int = 2, seed: int = 4) -> Tens
     generator = torch.Generator().manual_seed(seed)
     size = config.image_size
     return torch.rand(count, 3, size, size, generator=generator) * 2 - 1
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TinyTokenizer:
+    """All graphs of a random tokenizer's; what is done with them must leave them as they are."""
+    model = random_vqvae(TINY)
+    word_embed = nn.Linear(TINY.latent_channels, WIDTH).requires_grad_(False)
+    folder = tmp_path_factory.mktemp("var_tokenizer")
+    with WeightFile(folder) as weights:
+        sites = export_var_tokenizer(model, weights, {"arvg_trt.model": "tiny"}, word_embed)
+    return TinyTokenizer(model, word_embed, folder, sites)

@@ -18,8 +18,8 @@ from arvg_trt.quantize.qdq.attention import insert_products, quantize_attention
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 
-from ...conftest import silent
 from ...families.generators import TinyGenerator, full_logits, stepped_logits
+from ...families.tiny import silent
 from ..test_generator_formats import e4m3
 from ..test_run_generator import quantize, sqnr
 

@@ -15,7 +15,8 @@ from arvg_trt.numerics.packing import load_packed
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
-from ...conftest import INTEGER_CASES, ConvCase, TinyExport, TinyQuantized, make_conv_case
+from ...families.tiny import TinyExport, TinyQuantized
+from ...graph.builders import INTEGER_CASES, ConvCase, make_conv_case
 
 
 def inserted(case: ConvCase) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
-from ...conftest import silent
+from ...families.tiny import silent
 from .linear_cases import FLOAT_LINEARS, INTEGER_LINEARS, LinearCase, make_linear_case
 
 

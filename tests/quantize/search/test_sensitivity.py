@@ -22,8 +22,8 @@ from arvg_trt.quantize.search.sensitivity import (
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from arvg_trt.samples.files import sample_batches, sample_files
 
-from ...conftest import TinyExport
 from ...families.generators import TinyGenerator, activations
+from ...families.tiny import TinyExport
 
 RNG = np.random.default_rng(11)
 

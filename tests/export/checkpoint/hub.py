@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as the tests see it, and a tiny VAR tokenizer that is exported once."""
+"""A Hugging Face Hub on this machine, which answers as the real one does."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from torch import nn
-
-from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.var_vqvae.write import export_var_tokenizer
-
-from ..families.var_vqvae.models import TINY, TinyTokenizer, random_vqvae
 
 WIDTH = 24
 
@@ -60,14 +54,3 @@ def hub(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="session")
-def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TinyTokenizer:
-    """All graphs of a random tokenizer's; what is done with them must leave them as they are."""
-    model = random_vqvae(TINY)
-    word_embed = nn.Linear(TINY.latent_channels, WIDTH).requires_grad_(False)
-    folder = tmp_path_factory.mktemp("var_tokenizer")
-    with WeightFile(folder) as weights:
-        sites = export_var_tokenizer(model, weights, {"arvg_trt.model": "tiny"}, word_embed)
-    return TinyTokenizer(model, word_embed, folder, sites)
