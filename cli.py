@@ -35,8 +35,7 @@ from .commands.support import (
     workspace_argument,
 )
 from .errors import AccuracyError
-from .graph.sites import Rounding
-from .pipeline.common import StageResult, tool_version
+from .numerics.scheme import Rounding
 from .recipe.file import load_recipe
 from .recipe.options import (
     QuantizeMethod,
@@ -45,6 +44,7 @@ from .recipe.options import (
     with_changes,
     with_implied,
 )
+from .workspace.stage import StageResult, tool_version
 
 if TYPE_CHECKING:
     from .export.checkpoint.read import Weights

@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ..graph.sites import SiteMap
+from ..graph.sites import SiteMap, load_sites
 from ..pipeline.calibrate import calibrate_stage
-from ..pipeline.common import load_sites
 from ..pipeline.export import export_stage
 from ..pipeline.quantize import quantize_stage
 from ..quantize.plan import makes_modulation

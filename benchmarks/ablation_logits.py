@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..pipeline.common import load_sites
+from ..graph.sites import load_sites
 from ..runtime.generator import FULL
 from ..validate.measure.features import latent_features
 from ..validate.metrics.frechet import frechet_distance

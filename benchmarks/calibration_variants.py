@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..calibrate.observers.reduce import load_graph
 from ..calibrate.observers.run import run_instrumented
 from ..calibrate.observers.smoothed import Floats, Grid, View
 from ..calibrate.observers.smoothed_run import FullGraph, collect_full_ranges
+from ..graph.io import load_graph
 from ..graph.sites import SiteMap
 from ..quantize.groups import token_groups
 from ..quantize.plan import check_plan, make_plan
@@ -147,12 +147,7 @@ def calibrate_peer(export: Path, samples: Path, scratch: Path) -> None:
 
 
 def quantize_peer(export: Path, samples: Path, output: Path) -> None:
-    from onnxruntime.quantization import (
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     quantize_static(
         export / f"{FULL}.onnx",

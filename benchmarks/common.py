@@ -18,10 +18,10 @@ from torch import nn
 
 from ..families.cosmos.config import CosmosConfig
 from ..families.cosmos.model import CosmosTokenizer
-from ..pipeline.common import SilentReporter, package_versions
 from ..runtime.images import Uint8Image, center_crop
 from ..samples.images import ImageSource, open_source
 from ..validate.metrics.latency import read_cpu
+from ..workspace.stage import SilentReporter, package_versions
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION_PHOTOGRAPHS = "skimage:coffee,rocket,motorcycle_left,motorcycle_right"

@@ -39,10 +39,10 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pipeline.common import package_versions
 from ..runtime.images import center_crop
 from ..samples.images import open_source
 from ..validate.metrics.latency import read_cpu
+from ..workspace.stage import package_versions
 from .common import RESULTS
 
 Sample = dict[str, NDArray[Any]]

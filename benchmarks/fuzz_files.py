@@ -40,11 +40,11 @@ from ..families.custom.graph import read_own_graph
 from ..families.custom.parity import blamed_on_file
 from ..families.custom.sites import find_own_sites
 from ..families.gsq.yaml import read_normalization
-from ..graph.sites import ActivationFormat, Plan, SiteMap, SitePlan, WeightFormat
+from ..graph.sites import SiteMap, load_sites
 from ..numerics.packing import save_packed
+from ..numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from ..numerics.weight import quantize_weight
 from ..pipeline.codec import read_codes
-from ..pipeline.common import load_sites
 from ..pipeline.info import inspect_path
 from ..quantize.plan import check_plan, make_plan
 from ..recipe.file import PRESETS, load_recipe

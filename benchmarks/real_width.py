@@ -26,8 +26,7 @@ from safetensors.torch import save_file
 
 from ..families.cosmos.config import CosmosConfig
 from ..families.zoo import find_model
-from ..graph.sites import SiteMap
-from ..pipeline.common import load_sites
+from ..graph.sites import SiteMap, load_sites
 from ..runtime.images import load_image, to_model
 from ..runtime.sessions.onnxruntime import fast_session
 from ..samples.images import open_source

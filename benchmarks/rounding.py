@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from ..graph.sites import Rounding
+from ..numerics.scheme import Rounding
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
 from ..recipe.options import CalibrateOptions, QuantizeMethod

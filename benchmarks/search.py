@@ -17,7 +17,6 @@ import click
 import numpy as np
 
 from ..pipeline.calibrate import calibrate_stage
-from ..pipeline.common import StageResult
 from ..pipeline.export import export_stage
 from ..pipeline.quantize import quantize_stage
 from ..pipeline.search import SearchOptions, search_stage
@@ -27,6 +26,7 @@ from ..runtime.tokenizer import ImageTokenizer
 from ..samples.files import save_sample
 from ..samples.generated import generated_rows
 from ..workspace.artifacts import Workspace
+from ..workspace.stage import StageResult
 from .ablation import BATCH, HELD_OUT_SEED
 from .ablation_measure import graph_model
 from .ablation_measure import measure as distance

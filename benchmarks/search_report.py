@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..pipeline.common import StageResult
 from ..recipe.options import FLOAT_BITS
+from ..workspace.stage import StageResult
 from .common import environment_line, markdown_table
 
 TOKENIZER = "cosmos-mini-di8x8"

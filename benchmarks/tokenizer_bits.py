@@ -19,7 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.sites import Rounding
+from ..numerics.scheme import Rounding
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
 from ..pipeline.quantize import quantize_stage

@@ -9,9 +9,10 @@ from typing import get_args
 
 import click
 
+from ..engines.verdicts import TARGETS
 from ..errors import ExportError
 from ..graph.sites import NodeVerdict, Verdict
-from ..pipeline.analyze import TARGETS, GraphAnalysis, analyze_files
+from ..pipeline.analyze import GraphAnalysis, analyze_files
 from .console import print_json
 from .support import json_option
 

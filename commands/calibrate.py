@@ -73,7 +73,7 @@ def calibrate(
              arvg-trt calibrate out/var --merge out/part1 out/part2
     """
     from ..calibrate.executors import Execution
-    from ..calibrate.merging import merge_stage
+    from ..calibrate.shards import merge_stage
     from ..pipeline.calibrate import calibrate_stage
 
     given = [name for name, value in changes.items() if value is not None]

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from ..errors import RecipeError
-from ..pipeline.common import StageResult
 from ..recipe.file import load_recipe
 from ..recipe.options import BuildOptions, Recipe, check_name, with_changes
 from ..workspace.artifacts import Workspace
+from ..workspace.stage import StageResult
 from .console import ConsoleReporter, print_json
 
 recipe_option = click.option(

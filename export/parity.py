@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ExportError
-from ..families.shared.transformer import KeyValue, keep_cache_as
-from .shape import GraphForm
-from .tracing import cache_type
 
 # Relative to the RMS of the reference tensor. Float32 sums in another order stay below 3e-5 and
 # 2e-6 on the published configurations; a wrong kernel or constant is off by orders more.
@@ -27,7 +22,6 @@ ERRORS = 4  # how far from a boundary, in measured errors, a token may still dif
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
 Flags = NDArray[np.bool_]
-CacheT = TypeVar("CacheT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +50,6 @@ class TokenParity:
     tokens: int
     differ: int
     at_boundary: int
-
-
-def cache_of(presents: Sequence[KeyValue]) -> Arrays:
-    """Each block's keys and values by the names of a step's outputs."""
-    keys: Arrays = {f"present_key.{i}": k.numpy() for i, (k, _) in enumerate(presents)}
-    return keys | {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(presents)}
-
-
-def run_as_kept(
-    model: nn.Module, form: GraphForm, run: Callable[[], tuple[Tensor, CacheT]]
-) -> tuple[Tensor, Tensor, CacheT]:
-    """Logits with exact caches, then logits and caches as the form's steps keep these."""
-    full, cache = run()
-    kind = cache_type(form)
-    if kind is None:
-        return full, full, cache
-    keep_cache_as(model, kind)
-    logits, cache = run()
-    keep_cache_as(model, None)
-    return full, logits, cache
 
 
 class ErrorSum:

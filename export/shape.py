@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..families.var.spec import step_names
-from ..runtime.spec import KvType
+from ..runtime.spec import KvType, step_names
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from ..families.cosmos.write import OPSET, quiet_exporter
 from .passes.linears import canonical_linears
 from .passes.naming import rename_nodes
 from .passes.norms import marked, split_long_norms
@@ -72,3 +74,20 @@ def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:
 def cache_type(form: GraphForm) -> torch.dtype | None:
     """What the model rounds keys and values to."""
     return torch.float16 if form.kv_type == "float16" else None
+
+
+OPSET = 21
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """The exporter warns about its own internals (torchvision absent, pytree renames)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

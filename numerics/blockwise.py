@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.sites import BLOCK_BITS
+from .scheme import BLOCK_BITS
 
 Floats = NDArray[np.float32]
 REACH = 2 ** (BLOCK_BITS - 1) - 1

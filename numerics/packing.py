@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from ..graph.sites import WeightFormat
+from .scheme import WeightFormat
 from .weight import QuantizedWeight, pack_codes, unpack_codes
 
 SCHEMA = "arvg-trt/weights/v1"

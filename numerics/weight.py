@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from ..graph.sites import WeightFormat
 from .blockwise import LEAST_WEIGHT, block_codes
 from .clipping import least
+from .scheme import WeightFormat
 
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0

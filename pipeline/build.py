@@ -12,7 +12,8 @@ import msgspec
 from ..engines.tensorrt.half_precision_files import write_twin
 from ..engines.tensorrt.profiles import Profiles, graph_profiles
 from ..errors import BuildError
-from ..graph.sites import Plan, SitePlan
+from ..graph.sites import load_sites
+from ..numerics.scheme import Plan, SitePlan
 from ..quantize.overflow_nodes import (
     Listed,
     find_calibration,
@@ -24,15 +25,8 @@ from ..runtime.trt_compat import Backend
 from ..samples.generated import is_generator
 from ..samples.inputs import is_own
 from ..workspace.artifacts import Manifest, Workspace, decode_json, encode_json
-from .common import (
-    FP16,
-    Reporter,
-    StageResult,
-    load_sites,
-    package_versions,
-    require_outputs,
-    run_stage,
-)
+from ..workspace.facts import FP16
+from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
 
 if TYPE_CHECKING:
     from ..engines.tensorrt.targets import Format

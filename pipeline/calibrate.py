@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from ..calibrate.executors import Execution, run_tasks
-from ..calibrate.merging import STATISTICS, combine_parts, say_convergence
+from ..calibrate.shards import STATISTICS, combine_parts, say_convergence
 from ..errors import RecipeError
+from ..graph.sites import load_sites
 from ..recipe.options import CalibrateOptions
 from ..runtime.generator import read_spec
 from ..samples.classes import saved_classes
@@ -21,12 +22,11 @@ from ..samples.generated import is_generator
 from ..samples.images import skipped_text
 from ..samples.sources import Samples, open_samples, shard_of
 from ..workspace.artifacts import Manifest, Workspace
-from .common import (
+from ..workspace.facts import export_digest
+from ..workspace.stage import (
     Reporter,
     SilentReporter,
     StageResult,
-    export_digest,
-    load_sites,
     package_versions,
     require_outputs,
     run_stage,

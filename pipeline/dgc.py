@@ -11,12 +11,13 @@ import numpy as np
 from ..errors import CalibrationError
 from ..families.mar.spec import MarSpec
 from ..families.mar.trajectory import DENOISE, PASS, kept_passes, kept_times
+from ..graph.sites import load_sites
 from ..recipe.options import CalibrateOptions
 from ..runtime.generator import FULL, read_spec
 from ..samples.files import GraphRun, Sample, load_sample, sample_files
 from ..samples.generated import is_generator
 from ..workspace.artifacts import Manifest
-from .common import Reporter, load_sites
+from ..workspace.stage import Reporter
 
 
 def require_halves(exported: Manifest) -> None:

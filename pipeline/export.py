@@ -18,7 +18,7 @@ from ..graph.sites import SITES_VERSION, SiteMap
 from ..packages import require_packages
 from ..samples.images import SKIMAGE_PREFIX, open_source
 from ..workspace.artifacts import Manifest, Workspace, encode_json, sha256_file
-from .common import Reporter, StageResult, package_versions, run_stage
+from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
 
 if TYPE_CHECKING:
     from ..export.checkpoint.read import Weights

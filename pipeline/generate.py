@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -18,11 +17,11 @@ import numpy as np
 from ..errors import GenerationError
 from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, verified_spec
 from ..runtime.images import Uint8Image, image_grid, png_bytes
+from ..runtime.labels import parse_labels
 from ..runtime.sampling import Sampling
 from ..workspace.artifacts import atomic_stream, atomic_write
-from .common import Reporter
+from ..workspace.stage import Reporter
 
-LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 SAMPLING = (
     "cfg",
     "top_k",
@@ -131,29 +130,6 @@ def require_few(count: int) -> None:
             where="--count",
             do="ask for fewer, in runs of different seeds",
         )
-
-
-def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:
-    """`207,360`, `0-9` and any mix of them, as often as given.
-
-    Raises:
-        GenerationError: neither a number nor a range, or beyond the classes.
-    """
-    labels: list[int] = []
-    for part in ",".join(texts).split(","):
-        match = LABELS.fullmatch(part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise GenerationError(
-                f"{part.strip()!r} is neither a class nor a range", do="write e.g. 207,360 or 0-9"
-            )
-        if last >= num_classes:
-            raise GenerationError(
-                f"label out of range: {part.strip()}",
-                do=f"this model's classes are 0 to {num_classes - 1}",
-            )
-        labels.extend(range(first, last + 1))
-    return labels
 
 
 def write_batches(

@@ -10,10 +10,11 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
+from ..engines.verdicts import TARGETS
 from ..errors import ArvgError, WorkspaceError
 from ..runtime.trt_compat import device_compute_capability, load_builder
 from ..workspace.artifacts import MANIFEST, Manifest, atomic_write, decode_json
-from .analyze import TARGETS, analyze_files
+from .analyze import analyze_files
 
 
 def model_rows() -> list[dict[str, Any]]:
@@ -113,7 +114,7 @@ def hidden(path: Path) -> bool:
 
 
 def inspect_graph(path: Path) -> dict[str, Any]:
-    from ..graph.load import read_proto
+    from ..graph.io import read_proto
 
     model = read_proto(path, do="name a whole file")
     counts: dict[str, int] = {}

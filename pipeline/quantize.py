@@ -2,80 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from ..errors import RecipeError
-from ..graph.sites import Plan, SiteMap, SitePlan
+from ..numerics.scheme import Plan, SitePlan
+from ..quantize.calibrated import Calibrated
+from ..quantize.overflow_nodes import unplanned_wide_tensors
+from ..quantize.write import float_bytes, write_quantized
 from ..recipe.options import MAX_MEMORY, QuantizeOptions
-from ..runtime.generator import SPEC_FILE
-from ..samples.generated import is_generator
-from ..workspace.artifacts import Manifest, Workspace, decode_json, encode_json, sha256_file
-from .common import (
-    FP16,
-    Reporter,
-    StageResult,
-    load_sites,
-    package_versions,
-    require_outputs,
-    run_stage,
-    told,
-)
+from ..workspace.artifacts import Manifest, Workspace, decode_json, sha256_file
+from ..workspace.facts import FP16
+from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
 
 HALVES = ("encoder_bits", "decoder_bits")
-
-if TYPE_CHECKING:
-    from ..quantize.overflow import WideTensor
-    from ..quantize.run import SiteResult
-
-
-Batch = Annotated[int, msgspec.Meta(ge=1)]
-
-
-@dataclass(frozen=True, slots=True)
-class Calibrated:
-    """What quantization reads of a workspace."""
-
-    export: Path
-    exported: Manifest
-    calibrate: Path
-    calibrated: Manifest
-    site_map: SiteMap
-
-    @classmethod
-    def open(cls, workspace: Workspace) -> Calibrated:
-        """Raises WorkspaceError for stages that were not run, or statistics of another export."""
-        export, exported = require_outputs(workspace, "export", stage="export")
-        calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
-        return cls(export, exported, calibrate, calibrated, load_sites(export))
-
-    @property
-    def generates(self) -> bool:
-        return is_generator(self.exported)
-
-    @property
-    def planned(self) -> SiteMap:
-        """A generator's plan is by site; its other graphs share the sites of the calibrated."""
-        return self.site_map.calibrated
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in flight, as calibration had them."""
-        return told(self.calibrated, "options", "batch_size", Batch)
-
-    @property
-    def samples(self) -> Path:
-        return self.calibrate / "samples"
-
-    @property
-    def digests(self) -> dict[str, str]:
-        return self.exported.as_inputs() | self.calibrated.as_inputs()
 
 
 def quantize_stage(
@@ -129,15 +72,6 @@ def quantize_stage(
     return run_stage(workspace.folder("quantize", name), wanted, work)
 
 
-def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideTensor]:
-    """Those of graphs that no plan changes: a generator's decoder, VAR's updates."""
-    from ..quantize.overflow import wide_tensors
-    from ..quantize.overflow_loop import collect_loop_peaks
-
-    peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
-    return wide_tensors(source.export, peaks)
-
-
 def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) -> None:
     """Raises RecipeError for bits of an encoder or decoder, which only a tokenizer has: a graph of
     one's own that is called so is none.
@@ -160,74 +94,3 @@ def require_float_attention(options: QuantizeOptions, entries: Mapping[str, Site
             where=planned[0] if planned else "attention",
             do='leave it "float"',
         )
-
-
-def write_quantized(
-    source: Calibrated,
-    entries: Mapping[str, SitePlan],
-    options: QuantizeOptions,
-    folder: Path,
-    reporter: Reporter,
-    max_memory: int = MAX_MEMORY,
-) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
-    """The graphs, weights.safetensors and plan.json of a checked plan."""
-    from ..calibrate.statistics import load_statistics, require_channels
-    from ..quantize.overflow import quantize_in_range
-    from ..quantize.qdq.attention import quantize_attention
-    from ..quantize.run import quantize_graphs
-    from ..quantize.run_generator import quantize_generator
-
-    file = source.calibrate / "statistics.safetensors"
-    statistics = load_statistics(file)
-    require_channels(statistics, source.planned.sites, str(file))
-    samples, site_map = source.samples, source.site_map
-    size, progress = source.batch_size, reporter.progress
-
-    quantize = quantize_generator if source.generates else quantize_graphs
-
-    def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
-        made, told = quantize(
-            source.export,
-            samples,
-            folder,
-            site_map,
-            chosen,
-            statistics,
-            options,
-            batch_size=size,
-            progress=progress,
-            max_memory=max_memory,
-        )
-        return quantize_attention(
-            folder, samples, site_map, made, told, batch_size=size, progress=progress
-        )
-
-    final, results, wide = quantize_in_range(
-        make,
-        folder,
-        samples,
-        site_map,
-        source.planned.graphs,
-        entries,
-        batch_size=size,
-        progress=progress,
-    )
-    if source.generates:
-        shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
-    (folder / "plan.json").write_bytes(encode_json(final))
-    return final, results, wide
-
-
-def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:
-    """Bytes of the FP32 weights: of all graphs, or of a generator's calibrated ones.
-
-    Without the codes as they are searched, which their table repeats.
-    """
-    if not generates:
-        constants = sum(4 * math.prod(s.weight_shape) for s in site_map.sites if s.role == "codes")
-        return sum(p.stat().st_size for p in export.glob("*.onnx.data")) - constants
-    from ..calibrate.observers.reduce import load_graph
-
-    models = [load_graph(export / f"{graph}.onnx") for graph in site_map.graphs]
-    initializers = [v for model in models for v in model.graph.initializers.values()]
-    return sum(v.const_value.nbytes for v in initializers if v.const_value is not None)

@@ -13,9 +13,9 @@ from ..samples.generated import check_generated
 from ..samples.sources import calibration_source
 from ..validate.measure.data import check_pictures, validation_source
 from ..workspace.artifacts import Workspace
+from ..workspace.stage import Reporter, StageResult
 from .build import build_stage
 from .calibrate import calibrate_stage
-from .common import Reporter, StageResult
 from .export import export_any
 from .quantize import quantize_stage
 from .validate import validate_stage

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import msgspec
 
 from ..errors import RecipeError
+from ..quantize.calibrated import Calibrated
 from ..quantize.search.budget import parse_all
 from ..quantize.search.candidates import search_items
 from ..recipe.options import Options, QuantizeOptions, require_at_least
 from ..samples.files import graph_of, sample_files
 from ..workspace.artifacts import Manifest, Workspace, encode_json
-from .common import Reporter, StageResult, package_versions, run_stage
-from .quantize import Calibrated, require_halves_of_tokenizer
+from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from .quantize import require_halves_of_tokenizer
 
 Grid = Literal["uniform", "log", "block"]
 

@@ -19,8 +19,9 @@ from ..samples.inputs import is_own
 from ..validate.measure.data import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from ..validate.measure.sizes import graph_bytes, running_bytes
 from ..workspace.artifacts import MANIFEST, Manifest, Workspace
+from ..workspace.facts import FP16, told
+from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
 from ..workspace.verify import verify
-from .common import FP16, Reporter, StageResult, package_versions, require_outputs, run_stage, told
 
 if TYPE_CHECKING:
     from ..validate.report.calibrated import Calibration

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from ..errors import RecipeError
-from ..graph.sites import Site, SitePlan
+from ..graph.sites import Site
+from ..numerics.scheme import SitePlan
 from .ranges import site_weight
 
 

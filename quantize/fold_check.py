@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import constant, load_graph, observe_ranges
+from ..calibrate.observers.reduce import constant, observe_ranges
 from ..calibrate.observers.run import (
     Outputs,
     Progress,
@@ -24,6 +24,7 @@ from ..calibrate.observers.run import (
     run_instrumented,
 )
 from ..calibrate.statistics import TensorStats
+from ..graph.io import load_graph
 from ..graph.sites import Site, SiteMap
 from ..samples.files import Arrays
 from .fold import fold_into_norm, fold_into_producer, folds_shift

@@ -12,7 +12,8 @@ from ..calibrate.observers.smoothed import Floats, Grid, View
 from ..calibrate.observers.smoothed_run import by_input, plain_view
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
-from ..graph.sites import ActivationFormat, Site, SitePlan
+from ..graph.sites import Site
+from ..numerics.scheme import ActivationFormat, SitePlan
 from ..recipe.options import QuantizeOptions
 from .fold import folds_shift, holds_producer
 from .ranges import site_statistics, summarize

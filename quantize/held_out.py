@@ -19,9 +19,9 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from ..calibrate.observers.reduce import load_graph
 from ..calibrate.statistics import Statistics
-from ..graph.sites import SitePlan
+from ..graph.io import load_graph
+from ..numerics.scheme import SitePlan
 from ..recipe.options import QuantizeOptions
 from ..samples.files import sample_files
 from .predicted import Way, predicted_error, ratio

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..calibrate.observers.reduce import chain, constant, finite, initializer_array, load_graph
+from ..calibrate.observers.reduce import chain, constant, finite, initializer_array
 from ..calibrate.observers.run import Outputs, Progress, is_empty, run_instrumented
-from ..graph.sites import Plan, Site, SiteMap, SitePlan
+from ..graph.io import load_graph
+from ..graph.sites import Site, SiteMap
+from ..numerics.scheme import Plan, SitePlan
 from .run import SiteResult
 
 LIMIT = 65504 / 4

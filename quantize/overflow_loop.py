@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..calibrate.observers.reduce import graph_bytes, load_graph
 from ..calibrate.observers.run import Outputs, Progress, require_finite
+from ..graph.io import graph_bytes, load_graph
 from ..graph.sites import SiteMap
 from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, own_session, read_spec
 from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, Array, DeviceValue, OnnxRuntimeSession

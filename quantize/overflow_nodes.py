@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from ..pipeline.common import Reporter
-from ..pipeline.quantize import Calibrated, unplanned_wide_tensors
 from ..workspace.artifacts import MANIFEST, Manifest, Workspace
+from ..workspace.stage import Reporter
+from .calibrated import Calibrated
+
+if TYPE_CHECKING:
+    from .overflow import WideTensor
+
 
 Listed = list[dict[str, Any]]
 
@@ -59,3 +63,12 @@ def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed
     if source.generates:
         found += unplanned_wide_tensors(source, reporter)
     return [asdict(tensor) for tensor in found]
+
+
+def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideTensor]:
+    """Those of graphs that no plan changes: a generator's decoder, VAR's updates."""
+    from .overflow import wide_tensors
+    from .overflow_loop import collect_loop_peaks
+
+    peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
+    return wide_tensors(source.export, peaks)

@@ -10,11 +10,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import ClipCandidate, initializer_array, load_graph
+from ..calibrate.observers.reduce import ClipCandidate, initializer_array
 from ..calibrate.observers.run import Progress, collect_clip_errors
 from ..calibrate.statistics import Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
-from ..graph.sites import ActivationFormat, Site, SiteMap, SitePlan
+from ..graph.io import load_graph
+from ..graph.sites import Site, SiteMap
+from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import FP8_MAX
 from ..recipe.options import QuantizeOptions
 from .fold import folds_shift, holds_producer

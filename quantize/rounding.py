@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ..calibrate.observers.hessian import Kernel, Probe, collect_moments, split_passes
 from ..calibrate.observers.run import Progress
 from ..calibrate.observers.smoothed import Grid, View
-from ..graph.sites import Site, SitePlan
+from ..graph.sites import Site
 from ..numerics.gptq import compensate
+from ..numerics.scheme import SitePlan
 from ..numerics.weight import QuantizedWeight
 from ..samples.files import sample_files
 from .bias_correction import correct_bias, mean_shift

@@ -11,12 +11,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import initializer_array, load_graph
+from ..calibrate.observers.reduce import initializer_array
 from ..calibrate.observers.run import Progress
 from ..calibrate.statistics import Statistics
 from ..errors import RecipeError
-from ..graph.sites import CONSTANT_ROLES, NO_WEIGHT, ActivationFormat, Plan, Site, SiteMap, SitePlan
+from ..graph.io import load_graph
+from ..graph.sites import CONSTANT_ROLES, NO_WEIGHT, Site, SiteMap
 from ..numerics.packing import save_packed
+from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight
 from ..recipe.options import MAX_MEMORY, QuantizeOptions
 from .block_check import require_blocks

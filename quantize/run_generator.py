@@ -17,14 +17,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import load_graph
 from ..calibrate.observers.run import Progress
 from ..calibrate.observers.smoothed import Grid
 from ..calibrate.observers.smoothed_run import FullGraph, plain_view
 from ..calibrate.statistics import Statistics
-from ..graph.sites import ActivationFormat, Plan, Site, SiteMap, SitePlan
+from ..graph.io import load_graph
+from ..graph.sites import Site, SiteMap
 from ..graph.weight_file import SharedWeights
 from ..numerics.packing import save_packed
+from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
 from ..recipe.options import MAX_MEMORY, QuantizeOptions
 from .absorb import absorb

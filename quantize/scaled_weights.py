@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..calibrate.observers.smoothed import Grid, View
 from ..calibrate.statistics import Statistics
-from ..graph.sites import ActivationFormat, Site, SiteMap, SitePlan
+from ..graph.sites import Site, SiteMap
+from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
 from ..recipe.options import QuantizeOptions
 from .predicted import Scaling

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..calibrate.observers.smoothed import Grid
 from ..calibrate.statistics import TensorStats
-from ..graph.sites import ActivationFormat
 from ..numerics.clipping import least
+from ..numerics.scheme import ActivationFormat
 from ..numerics.weight import FP8_MAX
 from .predicted import ONE_SIDED
 

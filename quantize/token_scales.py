@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ..calibrate.observers.smoothed import Grid, Power, View
 from ..calibrate.observers.smoothed_run import FullGraph
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
-from ..graph.sites import SitePlan
 from ..numerics.gps import gps_scale
+from ..numerics.scheme import SitePlan
 from ..numerics.weight import quantize_weight
 from ..recipe.options import QuantizeOptions
 from .groups import TokenGroup, allowed_grids

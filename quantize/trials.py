@@ -22,7 +22,8 @@ from ..calibrate.observers.reduce import Reducer, finite
 from ..calibrate.observers.run import Outputs, Progress, collect_ranges, run_instrumented
 from ..calibrate.statistics import Statistics
 from ..errors import CalibrationError
-from ..graph.sites import ActivationFormat, Site, SiteMap
+from ..graph.sites import Site, SiteMap
+from ..numerics.scheme import ActivationFormat
 from ..recipe.options import QuantizeOptions
 from .predicted import Scaling, Way, clip_candidates
 from .qdq.convolution import insert_qdq, rewrite_convolution

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from ..errors import RecipeError
-from ..graph.sites import BLOCK_BITS, BLOCKS, Rounding, Smoothing
+from ..numerics.scheme import BLOCK_BITS, BLOCKS, Rounding, Smoothing
 
 FLOAT_BITS = 32
 LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 255 bytes

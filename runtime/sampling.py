@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GenerationError
-from ..families.mar.diffusion import TIMES
+from .spec import TIMES
 
 Logits = NDArray[np.float32]
 Noise = NDArray[np.float64]

@@ -47,3 +47,11 @@ def require_heads(width: int, heads: int, head_dim: int) -> None:
     """Raises ValueError unless all heads together are as wide as the model."""
     if heads * head_dim != width:
         raise ValueError(f"{heads} heads of {head_dim} are not the width {width}")
+
+
+def step_names(static_batch: int | None, scales: int) -> tuple[str, ...]:
+    """Names of the step graphs: one for all scales, or with fixed shapes one a scale."""
+    return ("step",) if static_batch is None else tuple(f"step.{k}" for k in range(scales))
+
+
+TIMES = 1000  # of the training

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import CalibrationError
 from ..families.par.spec import ParSpec
-from ..pipeline.generate import parse_labels
 from ..runtime.generator import Spec
 from ..runtime.images import shrunk_crop, to_model
+from ..runtime.labels import parse_labels
 from ..runtime.tokenizer import ImageTokenizer
 from .images import ImageSource
 

@@ -13,12 +13,12 @@ from ..errors import CalibrationError
 from ..families.mar.image_runs import image_runs
 from ..families.mar.spec import MarSpec
 from ..families.mar.trajectory import open_recorded, recorded_batches
-from ..pipeline.common import Reporter
-from ..pipeline.generate import parse_labels
 from ..recipe.options import CalibrateOptions
 from ..runtime.generator import BATCH_SIZE, FULL, SPEC_FILE, Generator, choose_sampling, read_spec
+from ..runtime.labels import parse_labels
 from ..runtime.sessions.onnxruntime import fast_session
 from ..workspace.artifacts import Manifest
+from ..workspace.stage import Reporter
 from .classes import drawn_classes
 from .encoded import image_labels, image_tokens, require_size
 from .files import Array, Sample
@@ -151,7 +151,7 @@ def teacher_forcing(export: Path) -> Callable[[Tokens], dict[str, Array]]:
 
     They are `features`, which lookup.onnx makes, or `tokens`, as many as the graph takes.
     """
-    from ..calibrate.observers.reduce import load_graph
+    from ..graph.io import load_graph
 
     inputs = {str(v.name): v for v in load_graph(export / f"{FULL}.onnx").graph.inputs}
     if "features" in inputs:

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 
 from ..errors import CalibrationError
-from ..families.mar.diffusion import TIMES
 from ..families.mar.spec import MarSpec
 from ..families.mar.trajectory import GRAPHS
-from ..pipeline.common import tokenizer_of
 from ..runtime.generator import FULL, Spec, read_spec
 from ..runtime.images import UnreadableImage, load_image
+from ..runtime.spec import TIMES
 from ..workspace.artifacts import MANIFEST, Manifest
+from ..workspace.facts import tokenizer_of
 from .files import Array, GraphRun, Sample, graph_of, load_sample, sample_files
 from .generated import is_generator
 from .inputs import GraphInput, check_arrays, check_names, is_own, needed_inputs, require_fed
@@ -119,7 +119,7 @@ def check_places(arrays: Mapping[str, Array], spec: MarSpec, path: Path) -> None
 
 def graph_inputs(export: Path, graph: str) -> tuple[GraphInput, ...]:
     """What a generator's graph takes."""
-    from ..calibrate.observers.reduce import load_graph
+    from ..graph.io import load_graph
 
     values = load_graph(export / f"{graph}.onnx").graph.inputs
     found = []

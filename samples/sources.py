@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CalibrationError
-from ..pipeline.common import Reporter, tokenizer_of
 from ..recipe.options import CalibrateOptions
 from ..runtime.generator import BATCH_SIZE
 from ..runtime.images import Uint8Image
 from ..workspace.artifacts import Manifest, sha256_file
+from ..workspace.facts import tokenizer_of
+from ..workspace.stage import Reporter
 from .arrays import open_feeds, synthetic_feeds
 from .files import Sample, sample_labels
 from .generated import (

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ..families.mar.denoiser import Denoiser
-from ..families.mar.diffusion import TIMES, Array, Diffusion
+from ..families.mar.diffusion import Array, Diffusion
 from ..families.mar.model import MarTransformer
+from ..runtime.spec import TIMES
 
 LEAST_MASKED, DEVIATION = 0.7, 0.25
 LAST_SHARE, LAST_WEIGHT = 1 / 8, 30.0  # of the draws that are seen at the last time too

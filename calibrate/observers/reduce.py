@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...errors import CalibrationError
-from ...graph.load import read_graph
 
 Floats = NDArray[np.float32]
 
@@ -40,15 +38,6 @@ class ClipCandidate:
     shift: int
     bits: int
     center: Floats | None = None
-
-
-def load_graph(path: Path) -> ir.Model:
-    """Read a graph; weights stay mapped in their external file.
-
-    Raises:
-        WorkspaceError: it is damaged, or its weights are.
-    """
-    return read_graph(path)
 
 
 def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -247,8 +236,3 @@ def chain(
     node.outputs[0].name = output
     graph.append(node)
     return node.outputs[0]
-
-
-def graph_bytes(model: ir.Model) -> bytes:
-    """Serialize a changed graph; its weights stay in the file that they were mapped from."""
-    return bytes(ir.to_proto(model).SerializeToString())

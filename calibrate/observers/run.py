@@ -15,20 +15,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...errors import CalibrationError
+from ...graph.io import graph_bytes, load_graph
 from ...graph.sites import Site, SiteMap, may_be_planned
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ...samples.files import feeds_of, sample_batches, sample_files, sample_labels
 from ..convergence import Growth
 from ..statistics import Statistics, TensorStats
-from .reduce import (
-    ROW_KINDS,
-    ClipCandidate,
-    graph_bytes,
-    load_graph,
-    observe_clip_errors,
-    observe_ranges,
-    only_finite,
-)
+from .reduce import ROW_KINDS, ClipCandidate, observe_clip_errors, observe_ranges, only_finite
 
 Outputs = Mapping[str, NDArray[np.generic]]
 Progress = Callable[[str, int, int], None]

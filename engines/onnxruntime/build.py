@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import BuildError, CalibrationError
 from ...graph.group_norm import expand_group_norms
-from ...graph.load import read_graph
+from ...graph.io import read_graph
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ...workspace.artifacts import open_tensors

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...graph.load import read_graph
+from ...graph.io import read_graph
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
 from .qlinear_conv import UINT8_MAX, Ranges, output_grid
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BuildError
-from ...graph.load import read_graph
+from ...graph.io import read_graph
 from ...graph.weight_file import SharedWeights
 from ...runtime.generator import FULL, OTHER_GRAPHS, SPEC_FILE, Generator
 from ...runtime.sessions.onnxruntime import (

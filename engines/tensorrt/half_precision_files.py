@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...graph.sites import Site
-from ...pipeline.common import load_sites
-from ...quantize.overflow_nodes import Listed, fp32_nodes, listed_tensors
-from ...runtime.generator import FULL
-from ...validate.report.schema import QDQ, TWIN
-from ...workspace.artifacts import MANIFEST, Manifest, decode_json
+from ...quantize.overflow_nodes import Listed, fp32_nodes
 
 if TYPE_CHECKING:
     from .half_precision import HalfType
@@ -39,18 +35,3 @@ def write_twin(
         size_threshold=LARGE,
     )
     return path
-
-
-def with_full_twin(export: Path, folders: Mapping[str, Path], made: Path) -> Mapping[str, Path]:
-    """`folders` of candidates, where engines have a twin that of all positions in `made`.
-
-    Nothing is built from it, so that it lies beside no engine; nodes and weights are the steps'.
-    """
-    quantized = folders[QDQ]
-    if TWIN not in folders or not (quantized / f"{FULL}.onnx").is_file():
-        return folders
-    manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
-    made.mkdir()
-    sites = load_sites(export).of_graph(FULL)
-    write_twin(quantized, FULL, sites, made, listed_tensors(manifest), "float16")
-    return {**folders, TWIN: made}

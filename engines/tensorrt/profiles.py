@@ -11,7 +11,6 @@ from ...families.par.spec import ParSpec
 from ...families.rar.loop import ROWS_AHEAD
 from ...families.rar.spec import RarSpec
 from ...families.var.spec import VarSpec
-from ...pipeline.common import require_outputs, tokenizer_of
 from ...recipe.options import BuildOptions
 from ...runtime.generator import OTHER_GRAPHS, Spec, read_spec
 from ...runtime.sessions.onnxruntime import reference_session
@@ -19,6 +18,8 @@ from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_f
 from ...samples.generated import is_generator
 from ...samples.inputs import is_own
 from ...workspace.artifacts import Manifest, Workspace
+from ...workspace.facts import tokenizer_of
+from ...workspace.stage import require_outputs
 
 Shape = tuple[int, ...]
 Profiles = dict[str, tuple[Shape, Shape, Shape]]
@@ -70,7 +71,7 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
 
     Where shapes are fixed a graph has no profile.
     """
-    from ...graph.load import read_proto
+    from ...graph.io import read_proto
 
     _, spec = read_spec(export)
     found: dict[str, Profiles] = {}

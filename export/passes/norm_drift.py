@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...families.cosmos.write import OPSET
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ..tracing import OPSET
 from .norms import MARK
 
 # Of the deviation. Thirty norms in a row that are each off by less stay below the 5e-4 that a

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,11 +11,11 @@ from torch.export import Dim
 
 from ...export.passes.naming import find_sites, insert_size_check, rename_nodes, sign
 from ...export.passes.norms import marked, split_long_norms
+from ...export.tracing import OPSET, quiet_exporter
 from ...graph.sites import Site
 from .config import CosmosConfig
 from .model import CosmosTokenizer
 
-OPSET = 21
 FIRST_OR_LAST = "first or last convolution of its half"
 FIXED = "fixed Haar transform"
 
@@ -132,20 +128,6 @@ def trace(
     rename_nodes(program.model.graph)
     split_long_norms(program.model.graph, drifting=marked(module))
     return program.model
-
-
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """The exporter warns about its own internals (torchvision absent, pytree renames)."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:

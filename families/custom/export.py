@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ...engines.verdicts import TARGETS, node_verdicts, resolve_targets
 from ...errors import ExportError
 from ...graph.sites import SITES_VERSION, NodeVerdict, Site, SiteMap
-from ...pipeline.analyze import TARGETS, node_verdicts, resolve_targets
-from ...pipeline.common import Reporter, StageResult, package_versions, run_stage
 from ...recipe.options import check_name
 from ...workspace.artifacts import Manifest, Workspace, encode_json, sha256_file
+from ...workspace.stage import Reporter, StageResult, package_versions, run_stage
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from ...errors import ExportError
 from ...export.passes.naming import NAME_SCOPES
-from ...graph.load import read_graph
+from ...graph.io import read_graph
 from .quantized import refuse_quantized
 
 OPSET = 21

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-TIMES = 1000  # of the training
+from ...runtime.spec import TIMES
+
 MOST_BETA = 0.999
 
 Array = NDArray[np.float64]

@@ -13,9 +13,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ...runtime.spec import TIMES
 from ..shared.transformer import with_ones
 from .denoiser import ONE_OF_BLOCK, ONE_OF_LAST, Denoiser, DenoiserBlock, DiffusionLoss, LastLayer
-from .diffusion import TIMES
 from .model import MarTransformer
 
 

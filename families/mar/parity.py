@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...export.parity import Arrays, Difference, difference, require
 from ...runtime.sessions.onnxruntime import fast_session, mapped_session
+from ...runtime.spec import TIMES
 from ..kl_vae.model import KlVae
-from .diffusion import TIMES, Diffusion
+from .diffusion import Diffusion
 from .model import MarTransformer
 
 Floats = NDArray[np.float32]

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph.sites import Site
+from ...runtime.spec import TIMES
 from .config import MarConfig
-from .diffusion import TIMES
 
 ENCODER_PLACES, DECODER_PLACES = "encoder_places", "decoder_places"
 UNKNOWN_PLACES = "unknown_places"

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from ...runtime.spec import Count, Defaults, Pixels, Side
-from .diffusion import TIMES
+from ...runtime.spec import TIMES, Count, Defaults, Pixels, Side
 
 
 class MarDefaults(Defaults, frozen=True, kw_only=True):

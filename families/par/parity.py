@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.parity import Arrays, Difference, cache_of, difference, require, run_as_kept
+from ...export.parity import Arrays, Difference, difference, require
 from ...export.shape import DYNAMIC, GraphForm
 from ...runtime.kv_cache import past_name
 from ...runtime.sessions.onnxruntime import mapped_session
+from ..shared.cached_steps import cache_of, run_as_kept
 from .model import ParTransformer
 
 

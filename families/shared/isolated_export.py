@@ -12,8 +12,8 @@ import msgspec
 
 from ...export.isolated import call, serve
 from ...export.shape import GraphForm
-from ...pipeline.common import SilentReporter
 from ...samples.images import ImageSource
+from ...workspace.stage import SilentReporter
 from .job import ExportJob
 
 What = Literal["write", "compare"]

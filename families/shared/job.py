@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ...errors import ExportError
 from ...export.shape import DYNAMIC, GraphForm
 from ...graph.sites import Site, SiteMap
-from ...pipeline.common import Reporter
 from ...runtime.images import FloatImage, center_crop, to_model
 from ...samples.images import ImageSource
 from ...workspace.artifacts import encode_json
+from ...workspace.stage import Reporter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

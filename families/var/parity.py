@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.parity import Array, Arrays, Difference, difference, require, run_as_kept
+from ...export.parity import Array, Arrays, Difference, difference, require
 from ...export.shape import DYNAMIC, GraphForm
 from ...runtime.kv_cache import past_name
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
+from ..shared.cached_steps import run_as_kept
 from ..shared.transformer import KeyValue
 from .config import VarConfig
 from .model import VarBlock, VarTransformer

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from ...runtime.spec import Count, Defaults, KvType, Pixels, Side, require_heads
+from ...runtime.spec import Count, Defaults, KvType, Pixels, Side, require_heads, step_names
 
 
 class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="var"):
@@ -56,8 +56,3 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     @property
     def step_graphs(self) -> tuple[str, ...]:
         return step_names(self.static_batch, self.steps)
-
-
-def step_names(static_batch: int | None, scales: int) -> tuple[str, ...]:
-    """Names of the step graphs: one for all scales, or with fixed shapes one a scale."""
-    return ("step",) if static_batch is None else tuple(f"step.{k}" for k in range(scales))

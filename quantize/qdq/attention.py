@@ -17,13 +17,14 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from ...calibrate.observers.reduce import load_graph
 from ...calibrate.observers.run import Progress
 from ...calibrate.observers.smoothed import Grid, View
 from ...calibrate.observers.smoothed_run import FullGraph
 from ...calibrate.statistics import TensorStats
-from ...graph.sites import PRODUCT_ROLES, ActivationFormat, Plan, Site, SiteMap, SitePlan
+from ...graph.io import load_graph
+from ...graph.sites import PRODUCT_ROLES, Site, SiteMap
 from ...numerics.clipping import least
+from ...numerics.scheme import ActivationFormat, Plan, SitePlan
 from ...numerics.weight import FP8_MAX
 from ..ranges import decibel, site_node
 from ..run import SiteResult, describe

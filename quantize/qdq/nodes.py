@@ -9,7 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...calibrate.observers.reduce import constant
-from ...graph.sites import ActivationFormat, Site
+from ...graph.sites import Site
+from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import FP8, QuantizedWeight
 from ..fold import folds_scale, folds_shift
 

@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...calibrate.observers.reduce import constant, values_by_name
-from ...graph.sites import ActivationFormat, Site
+from ...graph.sites import Site
+from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import QuantizedWeight
 from ..token_ranges import TokenGrid
 from .linear import dequantized, engine_weight, gemm_to_matmul, insert_behind, insert_factor

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...errors import RecipeError
-from ...graph.sites import Site, WeightFormat
+from ...graph.sites import Site
+from ...numerics.scheme import WeightFormat
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

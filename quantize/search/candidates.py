@@ -12,11 +12,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ...graph.sites import BLOCK_BITS, CONSTANT_ROLES, Plan, Site, SitePlan, WeightFormat
-from ...pipeline.quantize import Calibrated
+from ...graph.sites import CONSTANT_ROLES, Site
+from ...numerics.scheme import BLOCK_BITS, Plan, SitePlan, WeightFormat
 from ...recipe.options import QuantizeOptions
 from ...samples.files import Array, sample_batches, sample_files
 from ...workspace.artifacts import open_tensors
+from ..calibrated import Calibrated
 from .budget import Form
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...calibrate.statistics import TensorStats
-from ...graph.sites import WeightFormat
+from ...numerics.scheme import WeightFormat
 from ...numerics.weight import quantize_weight
 from ...recipe.options import QuantizeOptions
 

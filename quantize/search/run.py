@@ -12,11 +12,12 @@ from typing import Any, Literal
 import msgspec
 
 from ...errors import RecipeError
-from ...graph.sites import Plan
-from ...pipeline.common import Reporter
-from ...pipeline.quantize import Calibrated, write_quantized
+from ...numerics.scheme import Plan
 from ...recipe.options import FLOAT_BITS, QuantizeOptions
+from ...workspace.stage import Reporter
+from ..calibrated import Calibrated
 from ..plan import check_plan
+from ..write import write_quantized
 from .budget import Budget, Form, form_bits, form_bytes, form_name, require_reachable, weights_of
 from .candidates import Inputs, Item, Model, of_width, whole_plan, widths
 from .knapsack import Limit, Tie, allocate, least

@@ -14,16 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...calibrate.observers.reduce import (
-    chain,
-    constant,
-    graph_bytes,
-    initializer_array,
-    load_graph,
-    values_by_name,
-)
+from ...calibrate.observers.reduce import chain, constant, initializer_array, values_by_name
 from ...calibrate.observers.smoothed import Grid, View, add_view, along, rounding_error
 from ...errors import CalibrationError
+from ...graph.io import graph_bytes, load_graph
 from ...graph.sites import Site
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ...samples.files import Array, Arrays, feeds_of

@@ -17,8 +17,8 @@ from arvg_trt.cli import cli
 from arvg_trt.commands.support import Bytes
 from arvg_trt.families.zoo_entries import ZOO
 from arvg_trt.numerics.packing import load_packed, save_packed
-from arvg_trt.pipeline.common import tool_version
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.workspace.stage import tool_version
 
 from ..command_line import MODEL, Finished, arvg, digests, leftovers, start, wait_for
 

@@ -15,7 +15,8 @@ from arvg_trt.cli import cli
 from arvg_trt.families.cosmos.config import CosmosConfig
 from arvg_trt.families.cosmos.model import CosmosTokenizer
 from arvg_trt.families.cosmos.write import export_tokenizer
-from arvg_trt.graph.sites import Plan, SiteMap
+from arvg_trt.graph.sites import SiteMap
+from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import SiteResult, quantize_graphs
 from arvg_trt.recipe.options import QuantizeOptions

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.graph.sites import ActivationFormat, Site, WeightFormat
+from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.scheme import ActivationFormat, WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight, quantize_weight
 from arvg_trt.quantize.qdq.nodes import SiteWeights
 

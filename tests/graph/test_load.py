@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import ExportError, WorkspaceError
-from arvg_trt.graph.load import read_graph
+from arvg_trt.graph.io import read_graph
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
 
 from ..command_line import arvg, assert_refused

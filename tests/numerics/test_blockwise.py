@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.engines.tensorrt.half_precision import fp16_twin
-from arvg_trt.graph.sites import Site, WeightFormat
+from arvg_trt.graph.sites import Site
 from arvg_trt.numerics.blockwise import block_codes
 from arvg_trt.numerics.gptq import compensate
 from arvg_trt.numerics.packing import load_packed, save_packed
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight, quantize_weight
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.quantize.qdq.nodes import SiteWeights

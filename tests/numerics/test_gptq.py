@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.graph.sites import WeightFormat
 from arvg_trt.numerics.gptq import UnitGrid, compensate, factorize, round_columns
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight, nearest_magnitudes, quantize_weight
 
 FORMATS = {

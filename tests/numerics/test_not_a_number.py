@@ -9,9 +9,9 @@ import pytest
 
 from arvg_trt.calibrate.convergence import SiteGrowth
 from arvg_trt.errors import CalibrationError, RecipeError
-from arvg_trt.graph.sites import WeightFormat
 from arvg_trt.numerics.blockwise import block_codes
 from arvg_trt.numerics.clipping import least
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.overflow import keep_peaks
 from arvg_trt.quantize.predicted import best_candidate

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arvg_trt.graph.sites import WeightFormat
 from arvg_trt.numerics.packing import load_packed, save_packed
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import (
     FP8,
     QuantizedWeight,

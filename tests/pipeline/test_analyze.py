@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from arvg_trt.cli import cli
+from arvg_trt.engines.verdicts import TARGETS
 from arvg_trt.families.custom.export import export_own_stage
 from arvg_trt.graph.sites import SiteMap
-from arvg_trt.pipeline.analyze import TARGETS, analyze_files
-from arvg_trt.pipeline.common import SilentReporter
+from arvg_trt.pipeline.analyze import analyze_files
 from arvg_trt.workspace.artifacts import Workspace, decode_json
+from arvg_trt.workspace.stage import SilentReporter
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 # A residual block between two convolutions, a grouped one beside it, then what no engine builds.

@@ -13,8 +13,8 @@ from onnx import helper
 from PIL import Image
 
 from arvg_trt.errors import GenerationError
-from arvg_trt.pipeline.generate import parse_labels
 from arvg_trt.runtime.generator import Generator
+from arvg_trt.runtime.labels import parse_labels
 from arvg_trt.workspace.artifacts import Manifest, write_manifest
 
 from ..command_line import Outcome, arvg, assert_refused, digests, leftovers, start, wait_for

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from arvg_trt.calibrate.dgc import choose_rows, first_token_features
-from arvg_trt.pipeline.common import load_sites
+from arvg_trt.graph.sites import load_sites
 from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer

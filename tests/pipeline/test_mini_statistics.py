@@ -12,8 +12,7 @@ import pytest
 from arvg_trt.calibrate.observers.smoothed_run import FullGraph, plain_view
 from arvg_trt.calibrate.statistics import POSITION, load_statistics
 from arvg_trt.errors import CalibrationError
-from arvg_trt.graph.sites import Site
-from arvg_trt.pipeline.common import load_sites
+from arvg_trt.graph.sites import Site, load_sites
 from arvg_trt.quantize.token_ranges import grid_candidates
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from arvg_trt.errors import RecipeError
-from arvg_trt.graph.sites import Site, WeightFormat
+from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.quantize.search.budget import form_bytes, parse_budget
 from arvg_trt.workspace.artifacts import MANIFEST
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from arvg_trt.calibrate.observers.run import collect_ranges
 from arvg_trt.families.custom.graph import read_own_graph
 from arvg_trt.families.custom.sites import find_own_sites
-from arvg_trt.graph.sites import Plan, SiteMap
+from arvg_trt.graph.sites import SiteMap
+from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import SiteResult, quantize_graphs
 from arvg_trt.recipe.options import QuantizeOptions

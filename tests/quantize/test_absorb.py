@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.reduce import load_graph
 from arvg_trt.calibrate.observers.smoothed_run import by_input, quantizable
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.par.config import ParConfig
 from arvg_trt.families.par.write import export_par
+from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.quantize.absorb import Absorption, absorb
 from arvg_trt.quantize.fold import folds_shift, holds_producer

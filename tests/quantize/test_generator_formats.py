@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from arvg_trt.calibrate.observers.smoothed import Grid
 from arvg_trt.errors import RecipeError
-from arvg_trt.graph.sites import WeightFormat
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
 from arvg_trt.quantize.token_ranges import TokenGrid, fp8_candidates

@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, save
 
-from arvg_trt.calibrate.observers.reduce import initializer_array, load_graph
+from arvg_trt.calibrate.observers.reduce import initializer_array
 from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.quantize.overflow import LIMIT, collect_peaks, quantize_in_range

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from arvg_trt.errors import RecipeError
-from arvg_trt.graph.sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.recipe.options import QuantizeOptions
 

@@ -10,8 +10,9 @@ import pytest
 from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import OutOfMemory, RecipeError
-from arvg_trt.graph.sites import Plan, SiteMap, SitePlan
+from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.packing import load_packed
+from arvg_trt.numerics.scheme import Plan, SitePlan
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import quantize_graphs
 from arvg_trt.quantize.run_generator import quantize_generator

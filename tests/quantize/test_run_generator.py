@@ -14,8 +14,9 @@ from arvg_trt.calibrate.observers.run import Progress
 from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import POSITION, Statistics
 from arvg_trt.errors import CalibrationError, RecipeError
-from arvg_trt.graph.sites import ActivationFormat, Plan, SiteMap, WeightFormat
+from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.packing import load_packed
+from arvg_trt.numerics.scheme import ActivationFormat, Plan, WeightFormat
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run_generator import quantize_generator
 from arvg_trt.recipe.options import QuantizeOptions

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.reduce import load_graph
-from arvg_trt.graph.sites import ActivationFormat
+from arvg_trt.graph.io import load_graph
 from arvg_trt.numerics.packing import load_packed
+from arvg_trt.numerics.scheme import ActivationFormat
 
 from ..families.generators import TinyGenerator, activations
 from .test_generator_formats import e4m3

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.reduce import load_graph
 from arvg_trt.calibrate.observers.smoothed import Grid
 from arvg_trt.calibrate.observers.smoothed_run import FullGraph, collect_full_ranges
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.errors import CalibrationError
-from arvg_trt.graph.sites import Site, SiteMap, WeightFormat
+from arvg_trt.graph.io import load_graph
+from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.groups import TokenGroup, token_groups
 from arvg_trt.quantize.plan import check_plan, make_plan

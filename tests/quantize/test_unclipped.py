@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.statistics import POSITION, Statistics
-from arvg_trt.graph.sites import ActivationFormat, Plan
+from arvg_trt.numerics.scheme import ActivationFormat, Plan
 from arvg_trt.quantize.token_ranges import grid_candidates
 from arvg_trt.recipe.options import QuantizeOptions
 

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arvg_trt.errors import BuildError, WorkspaceError
-from arvg_trt.graph.sites import ActivationFormat, Plan, SitePlan, WeightFormat
-from arvg_trt.pipeline.common import run_stage
+from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from arvg_trt.workspace.artifacts import (
     MANIFEST,
     WORKSPACE_FILE,
@@ -31,6 +30,7 @@ from arvg_trt.workspace.artifacts import (
     sha256_file,
     write_manifest,
 )
+from arvg_trt.workspace.stage import run_stage
 
 from ..command_line import leftovers
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arvg_trt.errors import ArvgError, RecipeError, WorkspaceError
-from arvg_trt.graph.sites import LEAST_SCALE, MOST_SCALE, ActivationFormat, Plan, Site, SiteMap
+from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.numerics.scheme import LEAST_SCALE, MOST_SCALE, ActivationFormat, Plan
 from arvg_trt.pipeline.generate import GenerateOptions
 from arvg_trt.quantize.plan import make_plan
 from arvg_trt.recipe.options import QuantizeOptions

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CalibrationError
-from ...pipeline.common import tokenizer_of
 from ...recipe.options import ValidateOptions
 from ...runtime.images import center_crop, to_model
 from ...runtime.sessions.onnxruntime import reference_session
@@ -21,6 +20,7 @@ from ...samples.files import GraphChain
 from ...samples.images import ImageSource, open_source
 from ...samples.sources import image_digests
 from ...workspace.artifacts import Manifest
+from ...workspace.facts import tokenizer_of
 
 KEPT_PICTURES = 4
 ENGINE = "engine"

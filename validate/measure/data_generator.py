@@ -12,21 +12,31 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from ...engines.tensorrt.half_precision_files import with_full_twin
+from ...engines.tensorrt.half_precision_files import write_twin
 from ...errors import CalibrationError
 from ...families.mar.spec import MarSpec
-from ...pipeline.generate import parse_labels
+from ...graph.sites import load_sites
+from ...quantize.overflow_nodes import listed_tensors
 from ...recipe.options import ValidateOptions
-from ...runtime.generator import SPEC_FILE, Generated, Generator, Spec, choose_sampling, read_spec
+from ...runtime.generator import (
+    FULL,
+    SPEC_FILE,
+    Generated,
+    Generator,
+    Spec,
+    choose_sampling,
+    read_spec,
+)
+from ...runtime.labels import parse_labels
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.classes import drawn_classes
 from ...samples.encoded import image_labels, require_size
 from ...samples.generated import pictures_of
 from ...samples.images import ImageSource, open_source
 from ...samples.sources import image_digests
-from ...workspace.artifacts import Manifest, sha256_file
+from ...workspace.artifacts import MANIFEST, Manifest, decode_json, sha256_file
 from ..metrics.latency import ratio, timed_parts
-from ..report.schema import TWIN, LatencyRow
+from ..report.schema import QDQ, TWIN, LatencyRow
 from .data import ENGINE, Measured, Progress, check_pictures, shared_names
 from .features import open_features
 from .forced import measure_forced
@@ -226,3 +236,18 @@ def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[str, float]:
 def batches(made: Iterator[Generated]) -> Iterator[Batch]:
     for batch in made:
         yield batch.images, batch.tokens
+
+
+def with_full_twin(export: Path, folders: Mapping[str, Path], made: Path) -> Mapping[str, Path]:
+    """`folders` of candidates, where engines have a twin that of all positions in `made`.
+
+    Nothing is built from it, so that it lies beside no engine; nodes and weights are the steps'.
+    """
+    quantized = folders[QDQ]
+    if TWIN not in folders or not (quantized / f"{FULL}.onnx").is_file():
+        return folders
+    manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
+    made.mkdir()
+    sites = load_sites(export).of_graph(FULL)
+    write_twin(quantized, FULL, sites, made, listed_tensors(manifest), "float16")
+    return {**folders, TWIN: made}

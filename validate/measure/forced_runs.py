@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...families.mar.trajectory import open_recorded, recorded_batches
-from ...graph.sites import Plan
-from ...pipeline.common import load_sites
+from ...graph.sites import load_sites
+from ...numerics.scheme import Plan
 from ...recipe.options import ValidateOptions
 from ...runtime.generator import FULL, Generated, Generator, Spec, choose_sampling
 from ...runtime.sessions.onnxruntime import fast_session, reference_session

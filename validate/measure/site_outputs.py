@@ -11,9 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...calibrate.observers.reduce import graph_bytes, load_graph, values_by_name
+from ...calibrate.observers.reduce import values_by_name
 from ...calibrate.observers.smoothed_run import by_input
-from ...graph.sites import Plan, Site
+from ...graph.io import graph_bytes, load_graph
+from ...graph.sites import Site
+from ...numerics.scheme import Plan
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ...workspace.artifacts import open_tensors
 

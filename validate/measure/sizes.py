@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...pipeline.common import load_sites
+from ...graph.sites import load_sites
 from ...runtime.generator import OTHER_GRAPHS
 from ...samples.generated import is_generator
 from ...workspace.artifacts import Manifest

@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.reduce import load_graph
 from arvg_trt.calibrate.observers.smoothed import Grid, Power
 from arvg_trt.calibrate.observers.smoothed_run import (
     POSITION,
@@ -21,6 +20,7 @@ from arvg_trt.calibrate.observers.smoothed_run import (
 from arvg_trt.calibrate.statistics import TensorStats, load_statistics, merge, save_statistics
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.mar.write import export_mar
+from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.quantize.absorb import Absorption, absorb
 from arvg_trt.quantize.fold import folds_shift, holds_producer

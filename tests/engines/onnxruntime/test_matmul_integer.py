@@ -10,7 +10,8 @@ from onnx import helper, numpy_helper
 
 from arvg_trt.engines.onnxruntime.build import rewrite_graph
 from arvg_trt.engines.onnxruntime.matmul_integer import rewrite_linears
-from arvg_trt.graph.sites import ActivationFormat, Site, WeightFormat
+from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.scheme import ActivationFormat, WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.quantize.qdq.nodes import SiteWeights

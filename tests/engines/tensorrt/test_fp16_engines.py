@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from arvg_trt.pipeline.common import SilentReporter
 from arvg_trt.quantize.overflow_nodes import find_calibration
 from arvg_trt.workspace.artifacts import Workspace
+from arvg_trt.workspace.stage import SilentReporter
 
 from ...command_line import arvg, assert_refused
 from ...quantize.test_overflow_nodes import widening

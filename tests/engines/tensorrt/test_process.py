@@ -20,7 +20,7 @@ from arvg_trt.engines.tensorrt.inspect import table_order
 from arvg_trt.engines.tensorrt.process import TRIED, TRIES, Compiled, compile_engine
 from arvg_trt.engines.tensorrt.targets import resolve_target
 from arvg_trt.errors import BuildError
-from arvg_trt.pipeline.common import load_sites
+from arvg_trt.graph.sites import load_sites
 
 from ...command_line import Finished
 

@@ -14,7 +14,7 @@ from arvg_trt.families.mar.spec import MarDefaults, MarSpec
 from arvg_trt.families.par.spec import ParSpec
 from arvg_trt.families.rar.spec import RarDefaults, RarSpec
 from arvg_trt.families.var.spec import VarSpec
-from arvg_trt.graph.sites import ActivationFormat, Plan, SitePlan, WeightFormat
+from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from arvg_trt.pipeline.build import precision_text, required_formats
 from arvg_trt.recipe.options import BuildOptions
 from arvg_trt.runtime.generator import Spec

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
-from arvg_trt.families.cosmos.write import quiet_exporter
+from arvg_trt.export.tracing import quiet_exporter
 
 WIDTH, HEADS, HIDDEN, TOKENS, CLASSES = 32, 2, 64, 6, 10
 

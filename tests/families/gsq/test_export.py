@@ -23,10 +23,10 @@ from arvg_trt.families.gsq.yaml import read_normalization
 from arvg_trt.families.shared.job import ExportJob
 from arvg_trt.families.zoo import find_model
 from arvg_trt.families.zoo_entries import GSQ
-from arvg_trt.pipeline.common import SilentReporter
 from arvg_trt.runtime.images import from_model, load_image, to_model
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.stage import SilentReporter
 
 from ...command_line import arvg, assert_refused, leftovers
 from .models import EXPORTED, GROUPED, Payload, TinyGsq, random_gsq, write_checkpoint

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from arvg_trt.families.mar.diffusion import TIMES, Diffusion, cosine_betas, respaced
+from arvg_trt.families.mar.diffusion import Diffusion, cosine_betas, respaced
+from arvg_trt.runtime.spec import TIMES
 
 
 def kept_by_formula(time: int) -> float:

@@ -21,10 +21,10 @@ from arvg_trt.families.mar.spec import MarDefaults
 from arvg_trt.families.rar.export import load_models as load_rar_models
 from arvg_trt.families.shared.job import ExportJob
 from arvg_trt.families.zoo import find_model
-from arvg_trt.pipeline.common import SilentReporter
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST, Manifest, write_manifest
+from arvg_trt.workspace.stage import SilentReporter
 
 from ...command_line import arvg, assert_refused, leftovers
 from ..rar.models import random_maskgit, random_rar

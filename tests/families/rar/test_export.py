@@ -17,10 +17,10 @@ from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.rar.export import load_models
 from arvg_trt.families.shared.job import ExportJob
 from arvg_trt.families.zoo import find_model
-from arvg_trt.pipeline.common import SilentReporter
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.stage import SilentReporter
 
 from ...command_line import arvg, assert_refused, leftovers
 from ..var.models import SMALL as SMALL_VAR

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.graph.sites import ActivationFormat, Site, WeightFormat
+from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.scheme import ActivationFormat, WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.qdq.nodes import SiteWeights
 

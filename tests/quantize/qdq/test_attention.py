@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import RecipeError
-from arvg_trt.graph.sites import ActivationFormat, Plan, Site, SiteMap, SitePlan, WeightFormat
+from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from arvg_trt.quantize.plan import BROKEN, check_plan, make_plan
 from arvg_trt.quantize.qdq.attention import insert_products, quantize_attention
 from arvg_trt.recipe.options import QuantizeOptions

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.calibrate.observers.smoothed import Grid
 from arvg_trt.calibrate.statistics import TensorStats
-from arvg_trt.graph.sites import Site, WeightFormat
+from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
 from arvg_trt.quantize.token_ranges import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.statistics import TensorStats
-from arvg_trt.graph.sites import WeightFormat
+from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.search.losses import format_losses, output_noise
 from arvg_trt.recipe.options import QuantizeOptions

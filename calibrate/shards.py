@@ -12,17 +12,10 @@ from typing import Any
 import msgspec
 
 from ..errors import CalibrationError
-from ..pipeline.common import (
-    Reporter,
-    StageResult,
-    export_digest,
-    package_versions,
-    require_outputs,
-    require_same_export,
-    run_stage,
-)
 from ..samples.files import sample_files, sample_labels, save_labels
 from ..workspace.artifacts import MANIFEST, Manifest, Workspace, decode_json, sha256_file
+from ..workspace.facts import export_digest, require_same_export
+from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
 
 STATISTICS = "statistics.safetensors"
 # Of a part's options those that the manifest of the whole repeats.

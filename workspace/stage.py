@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
-from ..errors import ArvgError, CalibrationError, WorkspaceError
-from ..graph.sites import SiteMap
-from ..workspace.artifacts import (
+from ..errors import ArvgError
+from .artifacts import (
     MANIFEST,
     Manifest,
     Workspace,
@@ -23,11 +21,9 @@ from ..workspace.artifacts import (
     is_up_to_date,
     write_manifest,
 )
-from ..workspace.verify import verify
+from .verify import verify
 
 Work = Callable[[Path], Mapping[str, Any]]
-
-FP16 = "fp16"  # names the engines of the unquantized graphs
 
 
 class Reporter(Protocol):
@@ -113,72 +109,3 @@ def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path
     workspace.manifest(*parts, stage=stage)
     folder = workspace.folder(*parts)
     return folder, verify(folder)
-
-
-Told = TypeVar("Told")
-
-
-def told(
-    manifest: Manifest, part: Literal["options", "results"], key: str, kind: type[Told]
-) -> Told:
-    """What a manifest says under a key.
-
-    Raises:
-        WorkspaceError: it says nothing there, or nothing of that kind.
-    """
-    held = getattr(manifest, part)
-    try:
-        if key not in held:
-            raise msgspec.ValidationError("it is not there")
-        return msgspec.convert(held[key], kind)
-    except msgspec.ValidationError as error:
-        raise WorkspaceError(
-            f"its manifest has no {part}.{key} that is read: {error}",
-            where=manifest.stage,
-            do=f"run `arvg-trt {manifest.stage}` again",
-        ) from error
-
-
-def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:
-    """Raises CalibrationError for statistics of graphs that are not the exported ones any more."""
-    odd = [n for n, digest in exported.as_inputs().items() if calibrated.inputs.get(n) != digest]
-    if odd:
-        raise CalibrationError(
-            f"the statistics are of another export: {odd[0]} differs",
-            where=where,
-            do="run `arvg-trt calibrate` again",
-        )
-
-
-def export_digest(exported: Manifest) -> str:
-    """One digest of all that an export wrote."""
-    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(exported.outputs.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def load_sites(export: Path) -> SiteMap:
-    """The site map of an export, each of whose names is in its graphs.
-
-    Raises:
-        WorkspaceError: it cannot be read, or names what is not there.
-    """
-    from ..graph.sites_check import check_sites
-
-    found = decode_json(export / "sites.json", SiteMap, do="run `arvg-trt export` again")
-    check_sites(export, found)
-    return found
-
-
-def tokenizer_of(exported: Manifest) -> dict[str, Any]:
-    """What the export says of an image tokenizer.
-
-    Raises:
-        WorkspaceError: it is of a generator, which the stage does not take yet.
-    """
-    found: dict[str, Any] | None = exported.results.get("tokenizer")
-    if found is None:
-        raise WorkspaceError(
-            f"{exported.options['model']} generates, it is no image tokenizer",
-            do="calibrate, quantize and generate take it",
-        )
-    return found

@@ -1,7 +1,4 @@
-"""Reading an ONNX file: damaged ones, and weights that lie where they must not, end in one line.
-
-Weights in files of their own stay there, mapped.
-"""
+"""Read ONNX files, so that damage and misplaced weights end in one line; write changed graphs."""
 
 from __future__ import annotations
 
@@ -216,3 +213,17 @@ def cause(failure: BaseException) -> str:
         failure = failure.__cause__
     lines = str(failure).splitlines() or [type(failure).__name__]
     return lines[0][:300]
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Read a graph; weights stay mapped in their external file.
+
+    Raises:
+        WorkspaceError: it is damaged, or its weights are.
+    """
+    return read_graph(path)
+
+
+def graph_bytes(model: ir.Model) -> bytes:
+    """Serialize a changed graph; its weights stay in the file that they were mapped from."""
+    return bytes(ir.to_proto(model).SerializeToString())

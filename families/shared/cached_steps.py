@@ -1,0 +1,35 @@
+"""Run a transformer in PyTorch as its steps keep keys and values, to compare graphs with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from ...export.parity import Arrays
+from ...export.shape import GraphForm
+from ...export.tracing import cache_type
+from .transformer import KeyValue, keep_cache_as
+
+CacheT = TypeVar("CacheT")
+
+
+def cache_of(presents: Sequence[KeyValue]) -> Arrays:
+    """Each block's keys and values by the names of a step's outputs."""
+    keys: Arrays = {f"present_key.{i}": k.numpy() for i, (k, _) in enumerate(presents)}
+    return keys | {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(presents)}
+
+
+def run_as_kept(
+    model: nn.Module, form: GraphForm, run: Callable[[], tuple[Tensor, CacheT]]
+) -> tuple[Tensor, Tensor, CacheT]:
+    """Logits with exact caches, then logits and caches as the form's steps keep these."""
+    full, cache = run()
+    kind = cache_type(form)
+    if kind is None:
+        return full, full, cache
+    keep_cache_as(model, kind)
+    logits, cache = run()
+    keep_cache_as(model, None)
+    return full, logits, cache

@@ -1,0 +1,57 @@
+"""What quantization reads of a calibrated workspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from ..graph.sites import SiteMap, load_sites
+from ..samples.generated import is_generator
+from ..workspace.artifacts import Manifest, Workspace
+from ..workspace.facts import told
+from ..workspace.stage import require_outputs
+
+Batch = Annotated[int, msgspec.Meta(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What quantization reads of a workspace."""
+
+    export: Path
+    exported: Manifest
+    calibrate: Path
+    calibrated: Manifest
+    site_map: SiteMap
+
+    @classmethod
+    def open(cls, workspace: Workspace) -> Calibrated:
+        """Raises WorkspaceError for stages that were not run, or statistics of another export."""
+        export, exported = require_outputs(workspace, "export", stage="export")
+        calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
+        return cls(export, exported, calibrate, calibrated, load_sites(export))
+
+    @property
+    def generates(self) -> bool:
+        return is_generator(self.exported)
+
+    @property
+    def planned(self) -> SiteMap:
+        """A generator's plan is by site; its other graphs share the sites of the calibrated."""
+        return self.site_map.calibrated
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in flight, as calibration had them."""
+        return told(self.calibrated, "options", "batch_size", Batch)
+
+    @property
+    def samples(self) -> Path:
+        return self.calibrate / "samples"
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return self.exported.as_inputs() | self.calibrated.as_inputs()

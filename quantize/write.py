@@ -1,0 +1,92 @@
+"""Write what a checked plan makes of a calibrated workspace: Q/DQ graphs, weights and the plan."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..graph.sites import SiteMap
+from ..numerics.scheme import Plan, SitePlan
+from ..recipe.options import MAX_MEMORY, QuantizeOptions
+from ..runtime.generator import SPEC_FILE
+from ..workspace.artifacts import encode_json
+from ..workspace.stage import Reporter
+from .calibrated import Calibrated
+
+if TYPE_CHECKING:
+    from .overflow import WideTensor
+    from .run import SiteResult
+
+
+def write_quantized(
+    source: Calibrated,
+    entries: Mapping[str, SitePlan],
+    options: QuantizeOptions,
+    folder: Path,
+    reporter: Reporter,
+    max_memory: int = MAX_MEMORY,
+) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
+    """The graphs, weights.safetensors and plan.json of a checked plan."""
+    from ..calibrate.statistics import load_statistics, require_channels
+    from .overflow import quantize_in_range
+    from .qdq.attention import quantize_attention
+    from .run import quantize_graphs
+    from .run_generator import quantize_generator
+
+    file = source.calibrate / "statistics.safetensors"
+    statistics = load_statistics(file)
+    require_channels(statistics, source.planned.sites, str(file))
+    samples, site_map = source.samples, source.site_map
+    size, progress = source.batch_size, reporter.progress
+
+    quantize = quantize_generator if source.generates else quantize_graphs
+
+    def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
+        made, told = quantize(
+            source.export,
+            samples,
+            folder,
+            site_map,
+            chosen,
+            statistics,
+            options,
+            batch_size=size,
+            progress=progress,
+            max_memory=max_memory,
+        )
+        return quantize_attention(
+            folder, samples, site_map, made, told, batch_size=size, progress=progress
+        )
+
+    final, results, wide = quantize_in_range(
+        make,
+        folder,
+        samples,
+        site_map,
+        source.planned.graphs,
+        entries,
+        batch_size=size,
+        progress=progress,
+    )
+    if source.generates:
+        shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
+    (folder / "plan.json").write_bytes(encode_json(final))
+    return final, results, wide
+
+
+def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:
+    """Bytes of the FP32 weights: of all graphs, or of a generator's calibrated ones.
+
+    Without the codes as they are searched, which their table repeats.
+    """
+    if not generates:
+        constants = sum(4 * math.prod(s.weight_shape) for s in site_map.sites if s.role == "codes")
+        return sum(p.stat().st_size for p in export.glob("*.onnx.data")) - constants
+    from ..graph.io import load_graph
+
+    models = [load_graph(export / f"{graph}.onnx") for graph in site_map.graphs]
+    initializers = [v for model in models for v in model.graph.initializers.values()]
+    return sum(v.const_value.nbytes for v in initializers if v.const_value is not None)
