@@ -20,7 +20,9 @@ from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
 from ..pipeline.quantize import quantize_stage
 from ..quantize.plan import makes_modulation
-from ..recipe.options import CalibrateOptions, QuantizeOptions, with_changes
+from ..recipe.base import with_changes
+from ..recipe.options import CalibrateOptions
+from ..recipe.quantize import QuantizeOptions
 from ..samples.files import save_sample
 from ..samples.generated import generated_rows
 from ..workspace.artifacts import Workspace

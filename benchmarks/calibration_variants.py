@@ -24,7 +24,7 @@ from ..quantize.groups import token_groups
 from ..quantize.plan import check_plan, make_plan
 from ..quantize.run_generator import quantize_generator
 from ..quantize.token_ranges import grid_candidates
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from ..runtime.generator import FULL
 from ..runtime.sessions.onnxruntime import reference_session
 from ..samples.files import Array, load_sample, sample_files

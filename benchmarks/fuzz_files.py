@@ -48,7 +48,7 @@ from ..pipeline.codec import read_codes
 from ..pipeline.info import inspect_path
 from ..quantize.plan import check_plan, make_plan
 from ..recipe.file import PRESETS, load_recipe
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from ..runtime.generator import SPEC_FILE, check_labels, choose_sampling, read_spec
 from ..runtime.sessions.onnxruntime import fast_session, reference_session
 from ..runtime.tokenizer import ImageTokenizer

@@ -19,7 +19,8 @@ import click
 from ..numerics.scheme import Rounding
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
-from ..recipe.options import CalibrateOptions, QuantizeMethod
+from ..recipe.options import CalibrateOptions
+from ..recipe.quantize import QuantizeMethod
 from ..workspace.artifacts import Workspace
 from .common import (
     CALIBRATION_PHOTOGRAPHS,

@@ -19,8 +19,10 @@ import numpy as np
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
 from ..pipeline.quantize import quantize_stage
-from ..pipeline.search import SearchOptions, search_stage
-from ..recipe.options import FLOAT_BITS, CalibrateOptions, QuantizeMethod, QuantizeOptions
+from ..pipeline.search import search_stage
+from ..recipe.commands import SearchOptions
+from ..recipe.options import CalibrateOptions
+from ..recipe.quantize import FLOAT_BITS, QuantizeMethod, QuantizeOptions
 from ..runtime.images import Uint8Image
 from ..runtime.tokenizer import ImageTokenizer
 from ..samples.files import save_sample

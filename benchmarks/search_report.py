@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..recipe.options import FLOAT_BITS
+from ..recipe.quantize import FLOAT_BITS
 from ..workspace.stage import StageResult
 from .common import environment_line, markdown_table
 

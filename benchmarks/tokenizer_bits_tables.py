@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..recipe.options import FLOAT_BITS, QuantizeMethod
+from ..recipe.quantize import FLOAT_BITS, QuantizeMethod
 from .common import markdown_table
 
 METHODS: tuple[QuantizeMethod, ...] = (

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from ..recipe.base import with_changes
+from ..recipe.commands import GenerateOptions
 from .console import ConsoleReporter, print_json
-from .support import Place, json_option, workspace_argument
+from .options import Place, json_option, struct_options, workspace_argument
 
 
 @click.command()
@@ -55,30 +57,7 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
 
 @click.command()
 @workspace_argument
-@click.option(
-    "--labels", multiple=True, required=True, help="Classes, e.g. 207,360 or 0-9; repeatable."
-)
-@click.option("--count", type=click.IntRange(1, 10**6), help="Images of each label. [default: 1]")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the draws. [default: 0]")
-@click.option("--cfg", type=float, help="Guidance strength, 0 for none. [default: the model's]")
-@click.option("--top-k", type=int, help="0 for all. [default: the model's]")
-@click.option("--top-p", type=float, help="Above 0, at most 1. [default: the model's]")
-@click.option("--temperature", type=float, help="Above 0. [default: the model's]")
-@click.option("--cfg-power", type=float, help="How late guidance sets in. [default: the model's]")
-@click.option("--iterations", type=int, help="MAR: passes over an image. [default: the model's]")
-@click.option("--diffusion-steps", type=int, help="MAR: of each token. [default: the model's]")
-@click.option(
-    "--greedy",
-    is_flag=True,
-    default=None,
-    help="The arg-max instead of draws (MAR: no noise is added to a token on its way).",
-)
-@click.option("--batch-size", type=click.IntRange(1), help="Images at once. [default: 4]")
-@click.option(
-    "--threads",
-    type=click.IntRange(0, 1024),
-    help="Threads of ONNX Runtime, 0 for all. [default: 0]",
-)
+@struct_options(GenerateOptions)
 @click.option("-o", "--output", type=Place(), help="Folder for PNGs and grid.")
 @click.option("--npz", type=Place(), help="All images for the ADM evaluator.")
 @click.option("--tokens", type=Place(), help="A .npz with `tokens` (MAR: `latents`).")
@@ -96,9 +75,9 @@ def generate(
     \b
     Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/pictures
     """
-    from ..pipeline.generate import GenerateOptions, Outputs, generate_files
+    from ..pipeline.generate import Outputs, generate_files
 
-    options = GenerateOptions(**{k: v for k, v in changes.items() if v is not None})
+    options = with_changes(GenerateOptions(labels=changes.pop("labels")), **changes)
     outputs = Outputs(folder=output, npz=npz, tokens=tokens)
     with ConsoleReporter(quiet=as_json) as reporter:
         result = generate_files(workspace, options, outputs, reporter)

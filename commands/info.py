@@ -1,16 +1,20 @@
-"""Commands that say what there is: models, reports, artifacts, the machine."""
+"""Commands that only look: models, reports, artifacts, ONNX files, the machine."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from ..errors import AccuracyError
+from ..engines.verdicts import TARGETS
+from ..errors import AccuracyError, ExportError
+from ..graph.sites import NodeVerdict, Verdict
+from ..pipeline.analyze import GraphAnalysis, analyze_files
 from .console import print_json
-from .support import Place, json_option
+from .options import Place, json_option
 
 
 @click.command()
@@ -91,3 +95,77 @@ def doctor(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['state']:<8} {row['what']:<22} {row['detail']}")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help=f"GPU or compute capability; repeatable. [default: {', '.join(TARGETS)}]",
+)
+@json_option
+def analyze(files: Sequence[Path], targets: Sequence[str], as_json: bool) -> None:
+    """Say what becomes of each node of ONNX FILES on each target, and why.
+
+    A node is INT8, FP8, in high precision, or not buildable. Nothing is calibrated or built. A file
+    that `export onnx` refuses has its reason, and the command then exits with 4.
+
+    \b
+    Example: arvg-trt analyze model.onnx --target rtx4090
+    """
+    found = analyze_files(files, targets or TARGETS)
+    if as_json:
+        print_json({"graphs": found})
+    else:
+        click.echo("\n\n".join(text_of(analysis) for analysis in found))
+    if any(analysis.refused for analysis in found):
+        sys.exit(ExportError.exit_code)
+
+
+def text_of(analysis: GraphAnalysis) -> str:
+    if analysis.refused is not None:
+        return f"{analysis.file}: refused: {analysis.refused}"
+    head = f"{analysis.file}: opset {analysis.opset}, {analysis.nodes} nodes"
+    return "\n".join([head, *counts_table(analysis), *reason_lines(analysis.verdicts)])
+
+
+def counts_table(analysis: GraphAnalysis) -> list[str]:
+    """A row a verdict, a column a target."""
+    seen = {verdict for counts in analysis.counts.values() for verdict in counts}
+    rows = [["nodes", *analysis.counts]] + [
+        [verdict, *(str(counts.get(verdict, 0)) for counts in analysis.counts.values())]
+        for verdict in get_args(Verdict)
+        if verdict in seen
+    ]
+    return aligned(rows)
+
+
+def reason_lines(verdicts: Sequence[NodeVerdict]) -> list[str]:
+    """List what is not INT8 somewhere, and why; nodes alike are one line, `--json` has them all."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for v in verdicts:
+        if v.reason is not None:
+            key = (v.op, "not buildable" if stops(v) else "high precision", v.reason)
+            alike.setdefault(key, []).append(v.node)
+    rows = [[shortened(nodes), *key] for key, nodes in alike.items()]
+    return ["", *aligned([["node", "operator", "verdict", "reason"], *rows])] if rows else []
+
+
+def shortened(nodes: Sequence[str]) -> str:
+    return nodes[0] if len(nodes) == 1 else f"{nodes[0]} and {len(nodes) - 1} more"
+
+
+def stops(verdict: NodeVerdict) -> bool:
+    """Whether some target cannot build the node at all."""
+    return "not buildable" in verdict.targets.values()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import RecipeError
+from ..recipe.base import check_name, with_changes
+from ..recipe.commands import SearchOptions
 from ..recipe.file import load_recipe
-from ..recipe.options import QuantizeOptions, check_name, with_changes
+from ..recipe.quantize import QuantizeOptions
 from .console import ConsoleReporter, print_json
-from .support import json_option, workspace_argument
+from .options import json_option, struct_options, workspace_argument
 
 
 @click.command()
 @workspace_argument
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    help="'avg_bits<=5' or 'size<=20MB' of packed weights; all that are given hold.",
-)
 @click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file.")
 @click.option("--name", default="search", show_default=True, help="Name of the search.")
-@click.option("--activation-bits", type=int, help="2 to 8, or 32 for weight-only. [default: 8]")
-@click.option("--exclude", multiple=True, help="Pattern of site names; repeatable.")
-@click.option("--bits", multiple=True, type=int, help="Widths to try. [default: 2 to 8]")
-@click.option(
-    "--grid",
-    "grids",
-    multiple=True,
-    type=click.Choice(["uniform", "log", "block"]),
-    help="Grids to try where only weights are rounded. [default: all]",
-)
-@click.option("--samples", type=int, help="Calibration samples of each measurement. [default: 4]")
-@click.option(
-    "--all-sites", is_flag=True, default=None, help="Also those that the method leaves out."
-)
+@struct_options(QuantizeOptions, only=("activation_bits", "exclude"))
+@struct_options(SearchOptions)
 @json_option
 def search(
     workspace: Path,
-    budgets: Sequence[str],
     recipe_name: str | None,
     name: str,
     activation_bits: int | None,
-    exclude: Sequence[str],
+    exclude: list[str] | None,
     as_json: bool,
     **changes: Any,
 ) -> None:
@@ -57,7 +39,7 @@ def search(
              arvg-trt quantize out/ws --plan out/ws/search/search/plan.json --name mixed \\
                  --activation-bits 32
     """
-    from ..pipeline.search import SearchOptions, search_stage
+    from ..pipeline.search import search_stage
     from ..workspace.artifacts import Workspace
 
     try:
@@ -65,9 +47,8 @@ def search(
     except ValueError as error:
         raise RecipeError(str(error), where="--name") from error
     base = load_recipe(recipe_name).quantize if recipe_name else QuantizeOptions()
-    options = with_changes(base, activation_bits=activation_bits, exclude=list(exclude) or None)
-    given = {k: (list(v) or None) if isinstance(v, tuple) else v for k, v in changes.items()}
-    wanted = with_changes(SearchOptions(budgets=tuple(budgets)), **given)
+    options = with_changes(base, activation_bits=activation_bits, exclude=exclude)
+    wanted = with_changes(SearchOptions(), **changes)
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
         result = search_stage(opened, name, options, wanted, reporter)
     if as_json:

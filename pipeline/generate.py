@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from ..errors import GenerationError
+from ..recipe.commands import GenerateOptions
 from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, verified_spec
 from ..runtime.images import Uint8Image, image_grid, png_bytes
 from ..runtime.labels import parse_labels
@@ -33,30 +34,6 @@ SAMPLING = (
 )
 MOST_IMAGES = 10**6
 GRID_MOST = 100  # a picture of more says nothing
-
-
-class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to make: `count` images of each label; None takes the model's own sampling."""
-
-    labels: tuple[str, ...]
-    count: int = 1
-    seed: int = 0
-    cfg: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    temperature: float | None = None
-    cfg_power: float | None = None
-    iterations: int | None = None
-    diffusion_steps: int | None = None
-    greedy: bool = False
-    batch_size: int = 4
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"count": 1, "seed": 0, "batch_size": 1, "threads": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
 
 
 class Outputs(msgspec.Struct, frozen=True, kw_only=True):

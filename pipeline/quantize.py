@@ -13,7 +13,8 @@ from ..numerics.scheme import Plan, SitePlan
 from ..quantize.calibrated import Calibrated
 from ..quantize.overflow_nodes import unplanned_wide_tensors
 from ..quantize.write import float_bytes, write_quantized
-from ..recipe.options import MAX_MEMORY, QuantizeOptions
+from ..recipe.options import MAX_MEMORY
+from ..recipe.quantize import QuantizeOptions
 from ..workspace.artifacts import Manifest, Workspace, decode_json, sha256_file
 from ..workspace.facts import FP16
 from ..workspace.stage import Reporter, StageResult, package_versions, run_stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -13,35 +13,12 @@ from ..errors import RecipeError
 from ..quantize.calibrated import Calibrated
 from ..quantize.search.budget import parse_all
 from ..quantize.search.candidates import search_items
-from ..recipe.options import Options, QuantizeOptions, require_at_least
+from ..recipe.commands import SearchOptions
+from ..recipe.quantize import QuantizeOptions
 from ..samples.files import graph_of, sample_files
 from ..workspace.artifacts import Manifest, Workspace, encode_json
 from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
 from .quantize import require_halves_of_tokenizer
-
-Grid = Literal["uniform", "log", "block"]
-
-
-class SearchOptions(Options, frozen=True, kw_only=True):
-    """`budgets` all hold; `bits` and `grids` are what a weight may have, float always too.
-
-    `block` is INT4 in blocks of input channels, for linears. `samples` of the calibration's are
-    run for each loss. `all_sites` also searches those that the
-    method leaves out by rule; what a recipe excludes stays out.
-    """
-
-    budgets: tuple[str, ...]
-    samples: int = 4
-    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-    grids: tuple[Grid, ...] = ("uniform", "log", "block")
-    all_sites: bool = False
-
-    def __post_init__(self) -> None:
-        require_at_least(self, samples=1)
-        if not self.bits or not self.grids or any(not 2 <= b <= 8 for b in self.bits):
-            raise ValueError("a search needs bits from 2 to 8 and a grid")
-        if set(self.grids) == {"block"}:
-            raise ValueError("convolutions have no blocks: give uniform or log beside them")
 
 
 def search_stage(

@@ -14,7 +14,7 @@ from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
 from ..graph.sites import Site
 from ..numerics.scheme import ActivationFormat, SitePlan
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from .fold import folds_shift, holds_producer
 from .ranges import site_statistics, summarize
 from .token_ranges import format_candidates

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from ..calibrate.statistics import Statistics
 from ..graph.io import load_graph
 from ..numerics.scheme import SitePlan
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from ..samples.files import sample_files
 from .predicted import Way, predicted_error, ratio
 from .ranges import Reading, find_readings, site_statistics, summarize

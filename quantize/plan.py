@@ -10,7 +10,7 @@ from typing import Literal
 from ..errors import RecipeError, nearest
 from ..graph.sites import PRODUCT_ROLES, Site, SiteMap, may_be_planned
 from ..numerics.scheme import BLOCK_BITS, ActivationFormat, Plan, SitePlan, WeightFormat
-from ..recipe.options import FLOAT_BITS, LOG_METHODS, QuantizeOptions
+from ..recipe.quantize import FLOAT_BITS, LOG_METHODS, QuantizeOptions
 
 # Their rounded inputs pass the softmax: at the real width of DI8x8 a fifth of the decoder's error,
 # for one hundredth of its multiplications.

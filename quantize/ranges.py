@@ -18,7 +18,7 @@ from ..graph.io import load_graph
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import FP8_MAX
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from .fold import folds_shift, holds_producer
 from .predicted import Readers, Scaling, Way, best_candidate, clip_candidates
 from .qdq.nodes import output_first

@@ -20,7 +20,8 @@ from ..graph.sites import CONSTANT_ROLES, NO_WEIGHT, Site, SiteMap
 from ..numerics.packing import save_packed
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight
-from ..recipe.options import MAX_MEMORY, QuantizeOptions
+from ..recipe.options import MAX_MEMORY
+from ..recipe.quantize import QuantizeOptions
 from .block_check import require_blocks
 from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
 from .held_out import search_ways

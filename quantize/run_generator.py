@@ -27,7 +27,8 @@ from ..graph.weight_file import SharedWeights
 from ..numerics.packing import save_packed
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
-from ..recipe.options import MAX_MEMORY, QuantizeOptions
+from ..recipe.options import MAX_MEMORY
+from ..recipe.quantize import QuantizeOptions
 from .absorb import absorb
 from .block_check import require_blocks
 from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples

@@ -14,7 +14,7 @@ from ..calibrate.statistics import Statistics
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from .predicted import Scaling
 from .ranges import site_node, site_statistics, site_weight
 from .rounding import Task

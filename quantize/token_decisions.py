@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.observers.smoothed_run import FullGraph
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from .absorb import Absorption
 from .groups import TokenGroup
 from .predicted import Scaling

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..calibrate.observers.smoothed_run import FullGraph
 from ..calibrate.statistics import POSITION
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from .groups import TokenGroup
 from .predicted import Scaling, ratio
 from .token_scales import Method, levelled, round_inputs, scalings_by, weight_energies

@@ -20,7 +20,7 @@ from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..numerics.gps import gps_scale
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import quantize_weight
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from .groups import TokenGroup, allowed_grids
 from .predicted import Scaling, centers, smoothing_scale
 from .ranges import site_weight

@@ -24,7 +24,7 @@ from ..calibrate.statistics import Statistics
 from ..errors import CalibrationError
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import ActivationFormat
-from ..recipe.options import QuantizeOptions
+from ..recipe.quantize import QuantizeOptions
 from .predicted import Scaling, Way, clip_candidates
 from .qdq.convolution import insert_qdq, rewrite_convolution
 from .qdq.linear import rewrite_linear

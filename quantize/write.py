@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..graph.sites import SiteMap
 from ..numerics.scheme import Plan, SitePlan
-from ..recipe.options import MAX_MEMORY, QuantizeOptions
+from ..recipe.options import MAX_MEMORY
+from ..recipe.quantize import QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..workspace.artifacts import encode_json
 from ..workspace.stage import Reporter

@@ -8,7 +8,8 @@ import msgspec
 
 from ..errors import RecipeError, nearest
 from ..workspace.artifacts import UNDECODABLE, said
-from .options import Recipe, with_implied
+from .options import Recipe
+from .quantize import with_implied
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -13,7 +13,7 @@ import msgspec
 from ...engines.verdicts import TARGETS, node_verdicts, resolve_targets
 from ...errors import ExportError
 from ...graph.sites import SITES_VERSION, NodeVerdict, Site, SiteMap
-from ...recipe.options import check_name
+from ...recipe.base import check_name
 from ...workspace.artifacts import Manifest, Workspace, encode_json, sha256_file
 from ...workspace.stage import Reporter, StageResult, package_versions, run_stage
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...graph.sites import CONSTANT_ROLES, Site
 from ...numerics.scheme import BLOCK_BITS, Plan, SitePlan, WeightFormat
-from ...recipe.options import QuantizeOptions
+from ...recipe.quantize import QuantizeOptions
 from ...samples.files import Array, sample_batches, sample_files
 from ...workspace.artifacts import open_tensors
 from ..calibrated import Calibrated

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...calibrate.statistics import TensorStats
 from ...numerics.scheme import WeightFormat
 from ...numerics.weight import quantize_weight
-from ...recipe.options import QuantizeOptions
+from ...recipe.quantize import QuantizeOptions
 
 Floats = NDArray[np.float32]
 MEASURED_BITS = (2, 3, 4, 6)

@@ -13,7 +13,7 @@ import msgspec
 
 from ...errors import RecipeError
 from ...numerics.scheme import Plan
-from ...recipe.options import FLOAT_BITS, QuantizeOptions
+from ...recipe.quantize import FLOAT_BITS, QuantizeOptions
 from ...workspace.stage import Reporter
 from ..calibrated import Calibrated
 from ..plan import check_plan

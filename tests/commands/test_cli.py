@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from arvg_trt.cli import cli
-from arvg_trt.commands.support import Bytes
+from arvg_trt.commands.options import Bytes
 from arvg_trt.families.zoo_entries import ZOO
 from arvg_trt.numerics.packing import load_packed, save_packed
 from arvg_trt.runtime.tokenizer import ImageTokenizer

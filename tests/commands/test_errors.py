@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from arvg_trt import cli as command_line
 from arvg_trt.cli import cli, main
-from arvg_trt.commands.support import describe_os_error, explain
+from arvg_trt.commands.errors import describe_os_error, explain
 from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, nearest
 from arvg_trt.packages import EXTRAS, missing_packages
 

@@ -19,7 +19,7 @@ from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import SiteResult, quantize_graphs
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import save_image
 from arvg_trt.samples.images import open_source, random_crops
 

@@ -13,7 +13,7 @@ from arvg_trt.quantize.held_out import NONE, best_way, search_ways, split_sample
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.predicted import Way, ratio
 from arvg_trt.quantize.trials import Samples, distance
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 
 from ..families.custom.models import Node, small_graph
 from ..families.tiny import silent

@@ -18,7 +18,7 @@ from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.quantize.overflow import LIMIT, collect_peaks, quantize_in_range
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run_generator import quantize_generator
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import GraphRun, save_sample
 
 from ..families.generators import TinyGenerator, activations

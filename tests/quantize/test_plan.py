@@ -9,7 +9,7 @@ from arvg_trt.errors import RecipeError
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 
 
 def site(name: str, graph: str, **changes: object) -> Site:

@@ -16,7 +16,7 @@ from arvg_trt.numerics.scheme import Plan, SitePlan
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import quantize_graphs
 from arvg_trt.quantize.run_generator import quantize_generator
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.samples.files import sample_files
 

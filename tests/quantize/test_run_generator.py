@@ -19,7 +19,7 @@ from arvg_trt.numerics.packing import load_packed
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, WeightFormat
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run_generator import quantize_generator
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
 from ..families.generators import TinyGenerator, full_logits, stepped_logits

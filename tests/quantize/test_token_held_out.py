@@ -29,7 +29,7 @@ from arvg_trt.quantize.token_held_out import (
     search_scalings,
 )
 from arvg_trt.quantize.token_ranges import best_grid, format_candidates
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
 from ..families.generators import TinyGenerator, activations

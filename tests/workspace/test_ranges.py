@@ -17,7 +17,7 @@ from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.numerics.scheme import LEAST_SCALE, MOST_SCALE, ActivationFormat, Plan
 from arvg_trt.pipeline.generate import GenerateOptions
 from arvg_trt.quantize.plan import make_plan
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.generator import Spec
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from arvg_trt.workspace.artifacts import WORKSPACE_FILE, Workspace

@@ -16,7 +16,7 @@ from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from arvg_trt.quantize.plan import BROKEN, check_plan, make_plan
 from arvg_trt.quantize.qdq.attention import insert_products, quantize_attention
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 
 from ...families.generators import TinyGenerator, full_logits, stepped_logits

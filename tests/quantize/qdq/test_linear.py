@@ -18,7 +18,7 @@ from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.quantize.run import quantize_graphs
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 

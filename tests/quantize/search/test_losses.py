@@ -9,7 +9,7 @@ from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.search.losses import format_losses, output_noise
-from arvg_trt.recipe.options import QuantizeOptions
+from arvg_trt.recipe.quantize import QuantizeOptions
 
 RNG = np.random.default_rng(5)
 WEIGHT = RNG.normal(0, 1, (8, 6, 3, 3)).astype(np.float32)

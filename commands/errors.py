@@ -1,21 +1,18 @@
-"""What the command line adds to Click: errors in one line with their exit codes, option types."""
+"""End every command with one line on stderr and the exit code of its kind of error."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 
 from ..errors import INTERNAL, INTERRUPTED, ArvgError, OutOfMemory, WorkspaceError
 from ..packages import BROUGHT, extra_of, missing_packages, not_installed
-from ..recipe.options import MAX_MEMORY
 from .console import print_json
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,65 +23,6 @@ NEEDED = {
     "search": ("export", "search"),
 }
 LONGEST_REASON = 300
-
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
-)
-
-
-class Place(click.Path):
-    """A path; an empty text is none, and not the folder that the command runs in."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not str(value).strip():
-            self.fail("the path is empty", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-workspace_argument = click.argument("workspace", type=Place())
-
-
-class Exponent(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
-    """A number, or one of the words "search" and "gps"."""
-
-    name = "number|search|gps"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
-        if value in ("search", "gps"):
-            return str(value)
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f'{value!r} is neither a number nor "search" nor "gps"', param, ctx)
-
-
-class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
-    """A number of bytes, as 800000000, 800MB or 2GiB."""
-
-    name = "bytes"
-    units: ClassVar[dict[str, int]] = {
-        **{"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
-        **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
-    }
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]?i?B|)", str(value))
-        size = int(float(found[1]) * self.units.get(found[2], 0)) if found else 0
-        if size < 1:
-            self.fail(f"{value!r} is no number of bytes such as 800MB or 2GiB", param, ctx)
-        return size
-
-
-memory_option = click.option(
-    "--max-memory", type=Bytes(), default=MAX_MEMORY, help="Of second moments. [default: 2GiB]"
-)
 
 
 class Commands(click.Group):

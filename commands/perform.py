@@ -1,4 +1,4 @@
-"""What the commands of the stages share: recipes, names, and running a stage."""
+"""Run a stage for a command: recipe, name, lock, and what is printed of the result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from ..errors import RecipeError
+from ..recipe.base import check_name, with_changes
 from ..recipe.file import load_recipe
-from ..recipe.options import BuildOptions, Recipe, check_name, with_changes
+from ..recipe.options import BuildOptions, Recipe
 from ..workspace.artifacts import Workspace
 from ..workspace.stage import StageResult
 from .console import ConsoleReporter, print_json

@@ -1,0 +1,177 @@
+"""Arguments and options that commands share, their types, and options made from structs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import click
+import msgspec
+from msgspec import inspect
+
+from ..recipe.options import MAX_MEMORY
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+
+
+class Place(click.Path):
+    """A path; an empty text is none, and not the folder that the command runs in."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+workspace_argument = click.argument("workspace", type=Place())
+
+
+class NumberOr(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
+    """A number, or one of a few words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self.words = words
+        self.name = "|".join(("number", *words))
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if value in self.words:
+            return str(value)
+        try:
+            return float(value)
+        except ValueError:
+            words = " nor ".join(f'"{word}"' for word in self.words)
+            self.fail(f"{value!r} is neither a number nor {words}", param, ctx)
+
+
+class OneOf(click.Choice):  # type: ignore[type-arg]  # not generic before click 8.2
+    """One of a few values, which need not be texts."""
+
+    def __init__(self, values: tuple[str | int, ...]) -> None:
+        super().__init__([str(value) for value in values])
+        self.values = {str(value): value for value in values}
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int:
+        return self.values[super().convert(str(value), param, ctx)]
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
+    """A number of bytes, as 800000000, 800MB or 2GiB."""
+
+    name = "bytes"
+    units: ClassVar[dict[str, int]] = {
+        **{"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+        **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]?i?B|)", str(value))
+        size = int(float(found[1]) * self.units.get(found[2], 0)) if found else 0
+        if size < 1:
+            self.fail(f"{value!r} is no number of bytes such as 800MB or 2GiB", param, ctx)
+        return size
+
+
+memory_option = click.option(
+    "--max-memory",
+    type=Bytes(),
+    default=MAX_MEMORY,
+    help="Memory that second moments may take at a time. [default: 2GiB]",
+)
+
+
+def struct_options(
+    struct: type[msgspec.Struct], *, only: tuple[str, ...] | None = None
+) -> Callable[[Command], Command]:
+    """Give a command an option for each field of a struct, or for those in `only`.
+
+    Name, type, choices, default and help are the field's, and whether it is required. An option
+    that is not given is None, whatever the field's default, so that a recipe's value stays.
+    """
+    described = inspect.type_info(struct)
+    assert isinstance(described, inspect.StructType)
+    fields = [field for field in described.fields if only is None or field.name in only]
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(fields):
+            command = option_of(field)(command)
+        return command
+
+    return decorate
+
+
+def option_of(field: inspect.Field) -> Callable[[Command], Command]:
+    """Return the decorator that adds a field's option."""
+    kind, text, flag = field.type, "", None
+    if isinstance(kind, inspect.Metadata):
+        text = (kind.extra_json_schema or {}).get("description", "")
+        flag = (kind.extra or {}).get("flag")
+        kind = kind.type
+    if isinstance(kind, inspect.UnionType):
+        kinds = [k for k in kind.types if not isinstance(k, inspect.NoneType)]
+        kind = kinds[0] if len(kinds) == 1 else inspect.UnionType(tuple(kinds))
+    name = f"--{(flag or field.name).replace('_', '-')}"
+    repeatable = isinstance(kind, inspect.VarTupleType)
+    help_text = " ".join(filter(None, (text, "Repeatable." * repeatable, default_text(field))))
+    common: dict[str, Any] = {"default": None, "help": help_text, "required": field.required}
+    if isinstance(kind, inspect.BoolType):
+        return click.option(f"{name}/--no-{name[2:]}", field.name, **common)
+    if isinstance(kind, inspect.VarTupleType):
+        item = click_type(kind.item_type)
+        return click.option(
+            name, field.name, type=item, multiple=True, callback=none_if_empty, **common
+        )
+    return click.option(name, field.name, type=click_type(kind), **common)
+
+
+def click_type(kind: inspect.Type) -> Any:
+    """Return what Click converts a value of a field's type with."""
+    match kind:
+        case inspect.IntType(ge=None, le=None):
+            return int
+        case inspect.IntType():
+            return click.IntRange(kind.ge, kind.le)
+        case inspect.FloatType():
+            return float
+        case inspect.StrType():
+            return str
+        case inspect.LiteralType():
+            return OneOf(tuple(value for value in kind.values if value is not None))
+        case inspect.TupleType():
+            return tuple(click_type(item) for item in kind.item_types)
+        case inspect.UnionType():
+            words = [k.values for k in kind.types if isinstance(k, inspect.LiteralType)]
+            return NumberOr(tuple(str(word) for values in words for word in values))
+    raise TypeError(f"no option has the type {kind}")
+
+
+def default_text(field: inspect.Field) -> str:
+    """Return how help says a field's default; nothing for None, which its description explains."""
+    value = field.default
+    if field.required or value is None or value == () or value is msgspec.NODEFAULT:
+        return ""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    elif isinstance(value, tuple):
+        value = ", ".join(map(str, value))
+    return f"[default: {value}]"
+
+
+def none_if_empty(
+    context: click.Context, parameter: click.Parameter, value: tuple[Any, ...]
+) -> list[Any] | None:
+    return list(value) or None

@@ -1,0 +1,259 @@
+"""The commands of the stages, from a checkpoint to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..recipe.base import with_changes
+from ..recipe.file import load_recipe
+from ..recipe.options import BuildOptions, CalibrateOptions, ValidateOptions
+from ..recipe.quantize import QuantizeOptions, with_implied
+from .console import ConsoleReporter, print_json
+from .figures import figures_of_failures, print_figures
+from .options import Place, json_option, memory_option, struct_options, workspace_argument
+from .perform import chosen_builds, chosen_name, name_option, perform, recipe_option, recipe_or_none
+
+if TYPE_CHECKING:
+    from ..calibrate.executors import ExecutorName
+    from ..export.checkpoint.read import Weights
+    from ..runtime.spec import KvType
+
+
+@click.command()
+@click.argument("model")
+@workspace_argument
+@click.option("--checkpoint", help="File, folder or Hugging Face id. [default: shipped weights]")
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "model"]),
+    help="Of a trainer's snapshot: averaged or last ones. [default: as officially evaluated]",
+)
+@click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
+@click.option(
+    "--static-batch",
+    type=click.IntRange(1),
+    help="VAR: fixed shapes for so many images, a step graph a scale. [default: dynamic]",
+)
+@click.option(
+    "--kv-type",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Generators: the type of the KV caches.",
+)
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=Place(),
+    help="An ONNX file of your own, with MODEL `onnx`; repeatable.",
+)
+@json_option
+def export(
+    model: str,
+    workspace: Path,
+    checkpoint: str | None,
+    weights: Weights | None,
+    images: str,
+    static_batch: int | None,
+    kv_type: KvType,
+    graphs: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
+
+    MODEL is one that `arvg-trt models` lists, `var`, `rar`, `par`, `mar`, `gsq` or `cosmos`: one of
+    any size, or `onnx`: graphs of your own, each named after its file, whose sites are found from
+    their operators.
+
+    \b
+    Example: arvg-trt export cosmos-mini-di8x8 out/ws
+             arvg-trt export onnx out/mine --graph encoder.onnx --graph decoder.onnx
+    """
+    from ..export.shape import GraphForm
+    from ..pipeline.export import export_any
+
+    form = GraphForm(static_batch, kv_type)
+    perform(
+        workspace,
+        as_json,
+        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form, weights)],
+    )
+
+
+@click.command()
+@workspace_argument
+@click.argument("parts", nargs=-1, type=Place())
+@recipe_option
+@struct_options(CalibrateOptions)
+@click.option(
+    "--executor", type=click.Choice(["processes", "ray"]), help="Make shards at once, and merge."
+)
+@click.option("--workers", type=int, help="Shards of an executor. [default: one a processor]")
+@click.option("--merge", is_flag=True, help="Make one of PARTS: workspaces or statistics files.")
+@json_option
+def calibrate(
+    workspace: Path,
+    parts: Sequence[Path],
+    recipe_name: str | None,
+    executor: ExecutorName | None,
+    workers: int | None,
+    merge: bool,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Collect activation statistics of WORKSPACE's graphs on images.
+
+    A generator's are collected on pictures that it makes itself. With --merge they are those of
+    PARTS, that other processes or machines made of the same export.
+
+    \b
+    Example: arvg-trt calibrate out/ws --images photos/ --samples 64
+             arvg-trt calibrate out/var --samples 64 --batch-size 8
+             arvg-trt calibrate out/var --merge out/part1 out/part2
+    """
+    from ..calibrate.executors import Execution
+    from ..calibrate.shards import merge_stage
+    from ..pipeline.calibrate import calibrate_stage
+
+    given = [name for name, value in changes.items() if value is not None]
+    given += ["executor"] * bool(executor) + ["recipe"] * bool(recipe_name)
+    if merge and given:
+        raise click.UsageError(f"--merge takes no --{given[0].replace('_', '-')}: parts have it")
+    if merge != bool(parts):
+        raise click.UsageError("--merge and PARTS go together")
+    if workers is not None and executor is None:
+        raise click.UsageError("--workers is an executor's: give --executor")
+    if merge:
+        perform(workspace, as_json, lambda w, r: [merge_stage(w, parts, r)])
+        return
+    recipe = recipe_or_none(recipe_name)
+    base = recipe.calibrate if recipe else CalibrateOptions()
+    options = with_changes(base, **changes)
+    execution = Execution.choose(executor, workers) if executor else None
+    perform(workspace, as_json, lambda w, r: [calibrate_stage(w, options, r, execution)])
+
+
+@click.command()
+@workspace_argument
+@recipe_option
+@name_option
+@struct_options(QuantizeOptions)
+@memory_option
+@click.option("--plan", "plan_file", type=Place(), help="An edited plan.json.")
+@json_option
+def quantize(
+    workspace: Path,
+    recipe_name: str | None,
+    name: str | None,
+    plan_file: Path | None,
+    max_memory: int,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Write Q/DQ graphs, the plan and packed weights.
+
+    \b
+    Example: arvg-trt quantize out/ws --name log4 --encoder-bits 4 --decoder-bits 4 \\
+                 --quantize-method log_quantization --activation-bits 32
+    """
+    from ..pipeline.quantize import quantize_stage
+
+    recipe = recipe_or_none(recipe_name)
+    base = recipe.quantize if recipe else QuantizeOptions()
+    options = with_changes(base, **with_implied(changes))
+    called = chosen_name(name, recipe)
+    perform(
+        workspace,
+        as_json,
+        lambda w, r: [quantize_stage(w, called, options, r, plan_file, max_memory)],
+    )
+
+
+@click.command()
+@workspace_argument
+@recipe_option
+@name_option
+@struct_options(BuildOptions)
+@json_option
+def build(
+    workspace: Path,
+    recipe_name: str | None,
+    name: str | None,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Build engines for a backend and its targets.
+
+    \b
+    Example: arvg-trt build out/ws --backend tensorrt_rtx --target rtx3090 --target rtx4090
+    """
+    from ..pipeline.build import build_stage
+
+    recipe = recipe_or_none(recipe_name)
+    called = chosen_name(name, recipe)
+    chosen = chosen_builds(recipe, changes)
+    perform(
+        workspace,
+        as_json,
+        lambda w, r: [
+            result for options in chosen for result in build_stage(w, called, options, r)
+        ],
+    )
+
+
+@click.command()
+@workspace_argument
+@recipe_option
+@name_option
+@struct_options(ValidateOptions)
+@json_option
+def validate(
+    workspace: Path,
+    recipe_name: str | None,
+    name: str | None,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Compare a quantization with FP32 and write a report; a failed gate exits with 8.
+
+    \b
+    Example: arvg-trt validate out/ws --images held_out/ --gate 'psnr_drop<=0.5'
+             arvg-trt validate out/var --name w8a8 --samples 50 --gate 'top1>=0.95'
+    """
+    from ..pipeline.validate import validate_stage
+
+    recipe = recipe_or_none(recipe_name)
+    base = recipe.validate if recipe else ValidateOptions()
+    options = with_changes(base, **changes)
+    called = chosen_name(name, recipe)
+    with figures_of_failures(as_json):
+        results = perform(workspace, as_json, lambda w, r: [validate_stage(w, called, options, r)])
+    if not as_json:
+        print_figures(results[-1])
+
+
+@click.command()
+@click.argument("recipe_name", metavar="RECIPE")
+@click.option("--workspace", help="Instead of the recipe's.")
+@memory_option
+@json_option
+def run(recipe_name: str, workspace: str | None, max_memory: int, as_json: bool) -> None:
+    """Run every stage of RECIPE, skipping what is up to date.
+
+    \b
+    Example: arvg-trt run cosmos-mini-int8
+    """
+    from ..pipeline.run import run_recipe
+
+    recipe = with_changes(load_recipe(recipe_name), workspace=workspace)
+    with figures_of_failures(as_json), ConsoleReporter(quiet=as_json) as reporter:
+        results = run_recipe(recipe, reporter, max_memory)
+    if as_json:
+        print_json({"stages": results})
+        return
+    print_figures(results[-1])

@@ -1,0 +1,76 @@
+"""What every table of options is: described fields, checked before any work starts."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from ..errors import RecipeError
+
+LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 255 bytes
+# Beyond these a number is a slip: what it asks for does not fit into a machine.
+MOST_SAMPLES, MOST_SIZE, MOST_THREADS, MOST_SEED = 10**7, 8192, 4096, 2**63 - 1
+OptionsT = TypeVar("OptionsT", bound="Options")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all option tables."""
+
+
+def says(text: str, flag: str | None = None) -> msgspec.Meta:
+    """Describe a field, for the command line, the docs and the JSON schema.
+
+    `flag` is the option's name where one of several values is given at a time.
+    """
+    return msgspec.Meta(description=text, extra={"flag": flag} if flag else None)
+
+
+def require_at_least(options: Options, **least: int) -> None:
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {getattr(options, name)}")
+
+
+def require_at_most(options: Options, **most: int) -> None:
+    for name, bound in most.items():
+        value = getattr(options, name)
+        if value is not None and value > bound:
+            raise ValueError(f"{name} must be at most {bound:,}, got {value:.4g}")
+
+
+def require_not_empty(options: Options, *names: str) -> None:
+    """Raises ValueError for texts that are empty, and would mean something else unsaid, or that no
+    file has as its name.
+    """
+    for name in names:
+        value = getattr(options, name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.strip():
+                raise ValueError(f"{name} is empty: give a value, or leave it out")
+            if isinstance(text, str) and "\0" in text:
+                raise ValueError(f"{name} holds a null character")
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name of a quantization that is no plain folder name, or reserved."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name {name[:300]!r} is not letters, digits, '.', '_' and '-'")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"name {name[:40]}... has {len(name)} characters, at most {LONGEST_NAME}")
+
+
+def with_changes(options: OptionsT, **changes: object) -> OptionsT:
+    """`options` with the command line's values over it; None leaves a value as it is.
+
+    Raises:
+        RecipeError: values that do not go together.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return msgspec.convert(
+            {**msgspec.to_builtins(options), **given}, type(options), strict=True
+        )
+    except msgspec.ValidationError as error:
+        raise RecipeError(str(error)) from error

@@ -1,0 +1,82 @@
+"""Options of commands that no recipe has: what to search, and what to generate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from .base import Options, require_at_least, says
+
+Grid = Literal["uniform", "log", "block"]
+MOST_IMAGES = 10**6
+Count = Annotated[int, msgspec.Meta(ge=1, le=MOST_IMAGES)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+
+
+class SearchOptions(Options, frozen=True, kw_only=True):
+    """Which formats a search tries, and what its plan may cost."""
+
+    budgets: Annotated[
+        tuple[str, ...],
+        says("'avg_bits<=5' or 'size<=20MB' of packed weights; all that are given hold.", "budget"),
+    ] = ()
+    samples: Annotated[int, says("Calibration samples of each measurement.")] = 4
+    bits: Annotated[tuple[int, ...], says("Widths to try, beside float.")] = (2, 3, 4, 5, 6, 7, 8)
+    grids: Annotated[
+        tuple[Grid, ...],
+        says(
+            "Grids to try where only weights are rounded; block is INT4 in blocks of input "
+            "channels, for linears.",
+            "grid",
+        ),
+    ] = ("uniform", "log", "block")
+    all_sites: Annotated[
+        bool, says("Also search sites that the method leaves out; what is excluded stays out.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        require_at_least(self, samples=1)
+        if not self.bits or not self.grids or any(not 2 <= b <= 8 for b in self.bits):
+            raise ValueError("a search needs bits from 2 to 8 and a grid")
+        if set(self.grids) == {"block"}:
+            raise ValueError("convolutions have no blocks: give uniform or log beside them")
+
+
+class GenerateOptions(Options, frozen=True, kw_only=True):
+    """What a generator makes, and how it draws; None takes the model's own sampling."""
+
+    labels: Annotated[tuple[str, ...], says("Classes, e.g. 207,360 or 0-9.")]
+    count: Annotated[Count, says("Images of each label.")] = 1
+    seed: Annotated[Seed, says("Seed of the draws.")] = 0
+    cfg: Annotated[float | None, says("Guidance strength, 0 for none. [default: the model's]")] = (
+        None
+    )
+    top_k: Annotated[
+        int | None, says("Draw among so many tokens, 0 for all. [default: the model's]")
+    ] = None
+    top_p: Annotated[
+        float | None,
+        says("Draw among the tokens that have this probability together. [default: the model's]"),
+    ] = None
+    temperature: Annotated[
+        float | None, says("Divide logits by this, above 0. [default: the model's]")
+    ] = None
+    cfg_power: Annotated[
+        float | None, says("How late guidance sets in. [default: the model's]")
+    ] = None
+    iterations: Annotated[
+        int | None, says("Passes over an image (MAR). [default: the model's]")
+    ] = None
+    diffusion_steps: Annotated[
+        int | None, says("Steps of each token's diffusion (MAR). [default: the model's]")
+    ] = None
+    greedy: Annotated[
+        bool, says("Take the arg-max instead of draws (MAR: add no noise to a token on its way).")
+    ] = False
+    batch_size: Annotated[Annotated[int, msgspec.Meta(ge=1)], says("Images at once.")] = 4
+    threads: Annotated[Threads, says("Threads of ONNX Runtime, 0 for all.")] = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(self, count=1, seed=0, batch_size=1, threads=0)

@@ -1,0 +1,164 @@
+"""Options of quantization: the formats of weights and inputs, and how their scales are found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from ..numerics.scheme import BLOCK_BITS, BLOCKS, Rounding, Smoothing
+from .base import Options, says
+
+FLOAT_BITS = 32
+QuantizeMethod = Literal[
+    "per_tensor", "log_quantization", "per_channel", "per_channel_log", "blockwise", "fp8"
+]
+LOG_METHODS = ("log_quantization", "per_channel_log")
+# Weight-only methods: their inputs stay in high precision without saying so.
+WEIGHT_ONLY = ("per_tensor", "blockwise", *LOG_METHODS)
+
+
+class QuantizeOptions(Options, frozen=True, kw_only=True):
+    """Which formats the sites of a model get, and how their scales are found."""
+
+    encoder_bits: Annotated[
+        int, says("Bits of a tokenizer's encoder weights: 2 to 8, or 32 for high precision.")
+    ] = 8
+    decoder_bits: Annotated[
+        int, says("Bits of a tokenizer's decoder weights: 2 to 8, or 32 for high precision.")
+    ] = 8
+    weight_bits: Annotated[
+        int | None,
+        says(
+            "Bits of the weights of every graph, over the two above: 2 to 8, or 32. Without it, 8."
+        ),
+    ] = None
+    quantize_method: Annotated[QuantizeMethod, says("Format of the weights.")] = "per_channel"
+    activation_bits: Annotated[
+        int,
+        says("Bits of the inputs: 2 to 8, or 32 for weight-only (implied by weight-only methods)."),
+    ] = 8
+    smoothing: Annotated[
+        Smoothing,
+        says(
+            "SmoothQuant exponent, 0 for none; search: what loses least on samples that it "
+            "was not fitted to, none among it; gps: gain-projected scales of a generator."
+        ),
+    ] = "search"
+    shift: Annotated[
+        bool,
+        says("Shift ranges exactly: a one-sided one, or one a channel where it gains a decibel."),
+    ] = True
+    token_wise: Annotated[bool, says("Give a generator's inputs a static scale a position.")] = True
+    clip_power: Annotated[
+        Literal[0, 2, 4] | None,
+        says(
+            "Clips minimise the sum of |error| to this power; 0: no clips, and no pass to "
+            "compare any. Without it, 4, and 2 for a generator."
+        ),
+    ] = None
+    attention_inputs: Annotated[
+        bool, says("Also round the inputs of the projections of a convolutional attention.")
+    ] = False
+    tap_sums: Annotated[
+        bool,
+        says(
+            "Round the elements of a kernel so that their sum stays (per_channel, 4 bits and up)."
+        ),
+    ] = True
+    data_aware: Annotated[
+        bool, says("Weight the search of per-channel weight scales by the energy of the inputs.")
+    ] = False
+    rounding: Annotated[
+        Rounding,
+        says(
+            "How weights are rounded; gptq: their errors compensate each other on the "
+            "calibration data."
+        ),
+    ] = "nearest"
+    bias_correction: Annotated[
+        bool, says("Keep the mean outputs that the unquantized model has on the calibration data.")
+    ] = False
+    block_size: Annotated[
+        int, says("Input channels a scale of blockwise weights: 32, 64 or 128.")
+    ] = 64
+    adaln_bits: Annotated[
+        int | None,
+        says(
+            "Weight bits of the linears that make a generator's modulation, whose inputs then"
+            " stay in high precision. Without it, as all others."
+        ),
+    ] = None
+    integer_exponents: Annotated[
+        bool, says("Make logarithmic weights powers of two, of 2 to 5 bits, beside FP8 inputs.")
+    ] = False
+    attention: Annotated[
+        Literal["float", "fp8", "int8"],
+        says("Format of a generator's queries, keys, values and softmax."),
+    ] = "float"
+    attention_bits: Annotated[
+        int | None, says("Bits of these beside int8, 2 to 8, in an INT8 kernel. Without it, 8.")
+    ] = None
+    per_tensor: Annotated[
+        tuple[str, ...],
+        says("Give sites that match this pattern one scale, although token_wise is set."),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], says("Leave sites that match this pattern in high precision.")
+    ] = ()
+    include: Annotated[
+        tuple[str, ...],
+        says("Also quantize sites that match this pattern and are left out by default."),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        of_weights = ("encoder_bits", "decoder_bits", "weight_bits", "adaln_bits")
+        for name in (*of_weights, "activation_bits"):
+            bits = getattr(self, name)
+            if bits is not None and bits != FLOAT_BITS and not 2 <= bits <= 8:
+                raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
+        if not isinstance(self.smoothing, str) and not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
+        self.check_formats()
+
+    def check_formats(self) -> None:
+        """Raises ValueError for a method, bits and options that do not go together."""
+        if self.block_size not in BLOCKS:
+            raise ValueError(f"block_size must be one of {BLOCKS}, got {self.block_size}")
+        log = self.quantize_method in LOG_METHODS
+        if self.integer_exponents and not log:
+            raise ValueError(f"integer_exponents goes with {' or '.join(LOG_METHODS)}")
+        if self.integer_exponents and self.activation_bits not in (8, FLOAT_BITS):
+            raise ValueError(f"beside integer exponents inputs are FP8 (8) or float ({FLOAT_BITS})")
+        if self.attention_bits is not None:
+            if self.attention != "int8":
+                raise ValueError('attention_bits goes with attention = "int8"')
+            if not 2 <= self.attention_bits <= 8:
+                raise ValueError(f"attention_bits must be 2 to 8, got {self.attention_bits}")
+        if self.adaln_bits not in (None, FLOAT_BITS) and self.quantize_method != "per_channel":
+            raise ValueError(f"adaln_bits goes with per_channel, not with {self.quantize_method}")
+        if self.quantize_method == "blockwise" and self.weight_bits not in (BLOCK_BITS, None):
+            raise ValueError(f"blockwise weights have {BLOCK_BITS} bits, not {self.weight_bits}")
+        if self.quantize_method == "fp8":
+            if self.rounding != "nearest":
+                raise ValueError(f"{self.rounding} rounds to integer grids, not to fp8")
+            given = {self.encoder_bits, self.decoder_bits, self.weight_bits, self.activation_bits}
+            if given - {8, FLOAT_BITS, None}:
+                raise ValueError(
+                    f"fp8 has 8 bits: set encoder and decoder bits to 8 or {FLOAT_BITS}"
+                )
+            if self.activation_bits == FLOAT_BITS:
+                raise ValueError("fp8 quantizes weights and activations: set activation_bits = 8")
+        elif self.activation_bits != FLOAT_BITS and not (
+            self.quantize_method == "per_channel" or self.integer_exponents
+        ):
+            raise ValueError(
+                f"{self.quantize_method} is weight-only: set activation_bits = {FLOAT_BITS}, "
+                "or use per_channel"
+            )
+
+
+def with_implied(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Quantize options as they are written, with the activation bits that their method implies."""
+    implied = given.get("quantize_method") in WEIGHT_ONLY and not given.get("integer_exponents")
+    unsaid = given.get("activation_bits") is None
+    return {**given, "activation_bits": FLOAT_BITS} if implied and unsaid else dict(given)
