@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/arvg-trt export var-mini out/var-mini
 	$(BIN)/arvg-trt generate out/var-mini --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/pictures
-	$(BIN)/arvg-trt run recipes/cosmos-mini-int8.toml
+	$(BIN)/arvg-trt run cosmos-mini-int8
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -9,7 +9,7 @@ import click
 
 from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
-from .commands.info import analyze, compare, doctor, inspect, models
+from .commands.info import analyze, compare, doctor, inspect, models, recipes
 from .commands.search import search
 from .commands.stages import build, calibrate, export, quantize, run, validate
 from .workspace.stage import tool_version
@@ -43,6 +43,7 @@ for command in (
     encode,
     decode,
     models,
+    recipes,
     analyze,
     inspect,
     compare,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..engines.verdicts import TARGETS
 from ..errors import AccuracyError, ExportError
 from ..graph.sites import NodeVerdict, Verdict
 from ..pipeline.analyze import GraphAnalysis, analyze_files
+from ..recipe.file import find_recipe, load_recipe, preset_names
 from .console import print_json
 from .options import Place, json_option
 
@@ -34,6 +36,45 @@ def models(as_json: bool) -> None:
     for row in rows:
         files = " ".join(row["files"][0])
         click.echo(f"{row['name']:<18} {row['parameters']:>13,}  {row['checkpoint']}: {files}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--keys", is_flag=True, help="Print every key of a recipe as Markdown tables.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of a recipe, for editors.")
+@json_option
+def recipes(name: str | None, keys: bool, schema: bool, as_json: bool) -> None:
+    """List the presets, print the one called NAME, or say what a recipe may hold.
+
+    \b
+    Example: arvg-trt recipes var-w8a8 > mine.toml
+    """
+    from ..recipe.reference import json_schema, markdown
+
+    if sum((name is not None, keys, schema)) > 1:
+        raise click.UsageError("NAME, --keys and --schema exclude each other")
+    if keys or schema:
+        click.echo(markdown() if keys else json.dumps(json_schema(), indent=2))
+        return
+    if name is not None:
+        text = find_recipe(name).read_text()
+        print_json({"recipe": text}) if as_json else click.echo(text, nl=False)
+        return
+    rows = [preset_row(preset) for preset in preset_names()]
+    if as_json:
+        print_json({"recipes": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['name']:<20} {row['model']:<18} {row['quantize_method']}")
+
+
+def preset_row(name: str) -> dict[str, str]:
+    recipe = load_recipe(name)
+    return {
+        "name": name,
+        "model": recipe.model,
+        "quantize_method": recipe.quantize.quantize_method,
+    }
 
 
 @click.command()

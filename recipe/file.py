@@ -1,4 +1,4 @@
-"""Recipes as they are written: TOML files, and the presets in `recipes/`."""
+"""Read recipes as they are written: TOML files, and the presets that this package ships."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from .quantize import with_implied
 PRESETS = Path(__file__).parent / "presets"
 
 
+def preset_names() -> list[str]:
+    """Return the names of all presets, in order."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
 def find_recipe(name: str) -> Path:
     """A TOML file, or the name of a preset.
 
@@ -26,8 +31,9 @@ def find_recipe(name: str) -> Path:
     preset = PRESETS / f"{path.name.removesuffix('.toml')}.toml"
     if preset.is_file():
         return preset
-    known = sorted(p.stem for p in PRESETS.glob("*.toml"))
-    raise RecipeError("no such recipe", where=name, do=f"presets: {nearest(path.stem, known)}")
+    raise RecipeError(
+        "no such recipe", where=name, do=f"presets: {nearest(path.stem, preset_names())}"
+    )
 
 
 def load_recipe(name: str) -> Recipe:

@@ -126,7 +126,9 @@ class BuildOptions(Options, frozen=True, kw_only=True):
         says("Type of what TensorRT does not quantize; bfloat16 (sm80 on) has float32's range."),
     ] = "float16"
     image_size: Annotated[int, says("Side of the images that a TensorRT engine takes.")] = 256
-    max_batch: Annotated[int, says("Largest batch that a TensorRT engine takes.")] = 1
+    max_batch: Annotated[
+        int, says("Largest batch that a TensorRT engine takes; above 1 its bytes vary by build.")
+    ] = 1
 
     def __post_init__(self) -> None:
         require_at_least(self, image_size=1, max_batch=1)
