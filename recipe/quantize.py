@@ -69,8 +69,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     data_aware: Annotated[
         bool,
         says(
-            "Weight the search of per-channel weight scales by the energy of the inputs: better at 2 "
-            "and 3 bits on a logarithmic grid, worse at 4."
+            "Weight the search of per-channel weight scales by the energy of the inputs: better "
+            "at 2 and 3 bits on a logarithmic grid, worse at 4."
         ),
     ] = False
     rounding: Annotated[

@@ -35,7 +35,9 @@ def test_every_key_is_described(struct: type[msgspec.Struct]) -> None:
     assert all(key["description"].endswith((".", "]")) for key in described.values())
 
 
-@pytest.mark.parametrize(("command", "struct"), COMMANDS, ids=lambda of: of.__name__)
+@pytest.mark.parametrize(
+    ("command", "struct"), COMMANDS, ids=[struct.__name__ for _, struct in COMMANDS]
+)
 def test_every_key_is_an_option_of_its_command(command: object, struct: object) -> None:
     names = {parameter.name for parameter in command.params}
     assert names >= {field.name for field in msgspec.structs.fields(struct)}
