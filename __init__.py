@@ -1,0 +1,52 @@
+"""Export, calibrate, quantize, build and validate image tokenizers and generators.
+
+Everything here is loaded on first use, so that `import arvg_trt` takes no time: `docs/python.md`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import Workspace, compare_reports, load_report, run_recipe
+    from .errors import ArvgError
+    from .recipe.file import load_recipe
+    from .recipe.options import Recipe
+    from .runtime.generator import Generator
+    from .runtime.tokenizer import ImageTokenizer
+
+_HOMES = {
+    "ArvgError": "errors",
+    "Generator": "runtime.generator",
+    "ImageTokenizer": "runtime.tokenizer",
+    "Recipe": "recipe.options",
+    "Workspace": "api",
+    "compare_reports": "api",
+    "load_recipe": "recipe.file",
+    "load_report": "api",
+    "run_recipe": "api",
+}
+
+__all__ = [
+    "ArvgError",
+    "Generator",
+    "ImageTokenizer",
+    "Recipe",
+    "Workspace",
+    "compare_reports",
+    "load_recipe",
+    "load_report",
+    "run_recipe",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from the module that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

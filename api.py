@@ -1,0 +1,179 @@
+"""A workspace as Python programs use it: each stage of the command line is a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .recipe.base import with_changes
+from .recipe.commands import SearchOptions
+from .recipe.options import MAX_MEMORY, BuildOptions, CalibrateOptions, Recipe, ValidateOptions
+from .recipe.quantize import QuantizeOptions, with_implied
+from .workspace.artifacts import Workspace as LockedWorkspace
+from .workspace.stage import Reporter, SilentReporter, StageResult
+
+if TYPE_CHECKING:
+    from .runtime.generator import Generator
+    from .runtime.tokenizer import ImageTokenizer
+    from .validate.report.compare import Comparison
+    from .validate.report.schema import Report
+
+Name = str
+Place = Path | str
+
+
+class Workspace:
+    """A folder of stage outputs, in which every stage is skipped while its output is up to date.
+
+    Options are those of the commands and recipes, by keyword, over the `options` that are given.
+    Each method locks the folder while it runs. Errors are `arvg_trt.errors.ArvgError`s.
+    """
+
+    def __init__(self, path: Place, reporter: Reporter | None = None) -> None:
+        """`reporter` gets progress and messages; without one there are none."""
+        self.path = Path(path)
+        self.reporter = SilentReporter() if reporter is None else reporter
+
+    def __repr__(self) -> str:
+        return f"Workspace({str(self.path)!r})"
+
+    def export(
+        self,
+        model: str,
+        checkpoint: Place | None = None,
+        *,
+        graphs: Sequence[Place] = (),
+        images: str = "skimage",
+        static_batch: int | None = None,
+        kv_type: Literal["float32", "float16"] = "float32",
+        weights: Literal["ema", "model"] | None = None,
+    ) -> StageResult:
+        """Export a model that `models()` lists, or with `model="onnx"` your own `graphs`."""
+        from .export.shape import GraphForm
+        from .pipeline.export import export_any
+
+        form = GraphForm(static_batch, kv_type)
+        found = None if checkpoint is None else str(checkpoint)
+        files = [Path(graph) for graph in graphs]
+        with LockedWorkspace(self.path) as opened:
+            return export_any(opened, model, found, images, files, self.reporter, form, weights)
+
+    def calibrate(self, options: CalibrateOptions | None = None, **changes: Any) -> StageResult:
+        """Collect statistics of the exported graphs."""
+        from .pipeline.calibrate import calibrate_stage
+
+        chosen = with_changes(options or CalibrateOptions(), **changes)
+        with LockedWorkspace(self.path) as opened:
+            return calibrate_stage(opened, chosen, self.reporter)
+
+    def quantize(
+        self,
+        name: Name = "int8",
+        options: QuantizeOptions | None = None,
+        *,
+        plan: Place | None = None,
+        max_memory: int = MAX_MEMORY,
+        **changes: Any,
+    ) -> StageResult:
+        """Write the Q/DQ graphs of a quantization called `name`; `plan` is an edited plan.json."""
+        from .pipeline.quantize import quantize_stage
+
+        chosen = with_changes(options or QuantizeOptions(), **with_implied(changes))
+        file = None if plan is None else Path(plan)
+        with LockedWorkspace(self.path) as opened:
+            return quantize_stage(opened, name, chosen, self.reporter, file, max_memory)
+
+    def search(
+        self,
+        name: Name = "search",
+        options: QuantizeOptions | None = None,
+        *,
+        activation_bits: int | None = None,
+        exclude: Sequence[str] | None = None,
+        **changes: Any,
+    ) -> StageResult:
+        """Find the plan of least loss within `budgets=["avg_bits<=5"]`."""
+        from .pipeline.search import search_stage
+
+        left = None if exclude is None else list(exclude)
+        chosen = with_changes(
+            options or QuantizeOptions(), activation_bits=activation_bits, exclude=left
+        )
+        wanted = with_changes(SearchOptions(), **changes)
+        with LockedWorkspace(self.path) as opened:
+            return search_stage(opened, name, chosen, wanted, self.reporter)
+
+    def build(
+        self, name: Name = "int8", options: BuildOptions | None = None, **changes: Any
+    ) -> list[StageResult]:
+        """Build the engines of a back end; a result each folder of engines."""
+        from .pipeline.build import build_stage
+
+        chosen = with_changes(options or BuildOptions(), **changes)
+        with LockedWorkspace(self.path) as opened:
+            return list(build_stage(opened, name, chosen, self.reporter))
+
+    def validate(
+        self, name: Name = "int8", options: ValidateOptions | None = None, **changes: Any
+    ) -> Report:
+        """Compare a quantization with FP32; returns the report, which the folder holds too.
+
+        Raises:
+            AccuracyError: a gate fails; the report is written all the same.
+        """
+        from .pipeline.validate import validate_stage
+
+        chosen = with_changes(options or ValidateOptions(), **changes)
+        with LockedWorkspace(self.path) as opened:
+            validate_stage(opened, name, chosen, self.reporter)
+        return self.report(name)
+
+    def report(self, name: Name = "int8") -> Report:
+        """Read the report of a validated quantization."""
+        return load_report(self.path / "validate" / name)
+
+    def generator(self, **options: Any) -> Generator:
+        """Open the exported generator; `options` are those of `Generator.open`."""
+        from .runtime.generator import Generator
+
+        return Generator.open(self.path, **options)
+
+    def tokenizer(self, **options: Any) -> ImageTokenizer:
+        """Open the exported image tokenizer; `options` are those of `ImageTokenizer.open`."""
+        from .runtime.tokenizer import ImageTokenizer
+
+        return ImageTokenizer.open(self.path, **options)
+
+
+def run_recipe(
+    recipe: Recipe | Place, reporter: Reporter | None = None, max_memory: int = MAX_MEMORY
+) -> Report:
+    """Run every stage of a recipe, a TOML file or a preset's name; returns the report."""
+    from .pipeline.run import run_recipe as run_stages
+    from .recipe.file import load_recipe
+
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
+    run_stages(chosen, SilentReporter() if reporter is None else reporter, max_memory)
+    return Workspace(chosen.workspace).report(chosen.name)
+
+
+def load_report(path: Place) -> Report:
+    """Read a report.json, or the one in a folder."""
+    from .validate.report.schema import load_report as read
+
+    file = Path(path)
+    return read(file / "report.json" if file.is_dir() else file)
+
+
+def compare_reports(*reports: Place | Report, allow_different: bool = False) -> Comparison:
+    """Compare reports with the first one; `regressed` of the result says whether any is worse."""
+    from .validate.report.compare import compare
+
+    named = [
+        (str(report), load_report(report))
+        if isinstance(report, (str, Path))
+        else (f"{report.model} {report.name} ({k})", report)
+        for k, report in enumerate(reports)
+    ]
+    return compare(named, allow_different=allow_different)
