@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import ArvgError
 from .spec import GeneratorSpec
 
 if TYPE_CHECKING:
     from .loop import Loop, OpenSession
 
+PACKAGE = __name__.partition(".")[0]
 FileSets = tuple[tuple[str, ...], ...]
 
 
@@ -84,10 +86,33 @@ class Family:
         Raises:
             BundleError: a graph is missing or does not load.
         """
-        loop: Loop = pkgutil.resolve_name(self.loop)(folder, spec, session, threads)
+        loop: Loop = self._load(self.loop)(folder, spec, session, threads)
         return loop
 
     def load_exporter(self) -> Any:
         """Import what exports the family: an `Exporter`."""
-        exporter = pkgutil.resolve_name(self.exporter)
+        exporter = self._load(self.exporter)
         return exporter() if self.source == "checkpoint" else exporter
+
+    def _load(self, reference: str) -> Any:
+        return load_named(reference, f"family {self.name}: {reference}")
+
+
+def load_named(reference: str, where: str) -> Any:
+    """Import what a `module:object` names.
+
+    Raises:
+        ArvgError: it is of another package, and does not import; `where` is what names it.
+    """
+    try:
+        return pkgutil.resolve_name(reference)
+    # Whatever another package raises as it is imported is told as its error, not as ours.
+    except Exception as error:
+        if reference.startswith(f"{PACKAGE}."):
+            raise
+        words = str(error).splitlines() or [""]
+        raise ArvgError(
+            f"does not import: {type(error).__name__}: {words[0]}",
+            where=where,
+            do="install that package again, or uninstall it",
+        ) from error

@@ -13,10 +13,9 @@ from importlib.metadata import EntryPoint, entry_points
 import msgspec
 
 from ..errors import ArvgError, WorkspaceError, nearest
-from .family import Family
+from .family import PACKAGE, Family, load_named
 
 GROUP = "arvg_trt.families"
-PACKAGE = __name__.partition(".")[0]
 # The packages below families/, each with a FAMILY of this name: imported when asked for.
 BUILT_IN = ("cosmos", "var", "rar", "par", "mar", "gsq", "custom")
 
@@ -92,15 +91,7 @@ def load_family(point: EntryPoint) -> Family:
     Raises:
         ArvgError: it does not import, is no family, or is one of another name.
     """
-    try:
-        family = point.load()
-    # Whatever a package of others raises as it is imported is told as its error, not as ours.
-    except Exception as error:
-        if point.value.startswith(f"{PACKAGE}."):
-            raise
-        words = str(error).splitlines() or [""]
-        text = f"does not import: {type(error).__name__}: {words[0]}"
-        raise refusal(point, text, "install it again, or uninstall it") from error
+    family = load_named(point.value, place_of(point))
     for problem in problems(family, point.name):
         raise refusal(point, problem, "it is an error of that package")
     assert isinstance(family, Family)
@@ -131,5 +122,9 @@ def problems(family: object, name: str) -> Sequence[str]:
 
 def refusal(point: EntryPoint, what: str, do: str) -> ArvgError:
     """Return an error of one line that names the entry point and its package."""
+    return ArvgError(what, where=place_of(point), do=do)
+
+
+def place_of(point: EntryPoint) -> str:
     package = f" of {point.dist.name}" if point.dist is not None else ""
-    return ArvgError(what, where=f"entry point {point.name} = {point.value}{package}", do=do)
+    return f"entry point {point.name} = {point.value}{package}"
