@@ -45,7 +45,9 @@ def held_out_trajectory(exported: Path, folder: Path, count: int, seed: int) -> 
     labels = tuple(islice(cycle(range(spec.num_classes)), count))
     options = ValidateOptions(samples=count, seed=seed, batch_size=BATCH)
     names = tuple(f"picture {k}" for k in range(count))
-    found = Trajectory(Asked(exported, spec, labels, options, names), folder)
+    assert spec.recording is not None
+    asked = Asked(exported, spec, labels, options, names)
+    found = Trajectory(asked, spec.recording, folder)
     for _ in found.pictures():
         pass
     return found

@@ -24,7 +24,7 @@ from typing import Any
 import click
 import torch
 
-from ..families.zoo import find_model
+from ..families.registry import find_model
 from ..workspace.artifacts import MANIFEST, Manifest, decode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 from .random_checkpoint import DTYPES, FORMS, write_checkpoint

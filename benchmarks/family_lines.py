@@ -2,9 +2,8 @@
 
 python -m arvg_trt.benchmarks.family_lines
 
-Counted are lines with code: no blank ones, comments or docstrings. A module belongs to the family
-whose name, or whose tokenizer's name, its own begins or ends with; a module that is named after
-none is shared. Zoo entries, a few lines a variant, are data and count as shared.
+Counted are lines with code: no blank ones, comments or docstrings. A family is its package, with
+that of its tokenizer.
 """
 
 from __future__ import annotations
@@ -21,20 +20,41 @@ import click
 from .common import markdown_table
 
 ROOT = Path(__file__).parent.parent
-# The modules that a family alone needs carry one of these words in their name.
-FAMILIES: Mapping[str, tuple[str, ...]] = {
+PACKAGES: Mapping[str, tuple[str, ...]] = {
     "Cosmos": ("cosmos",),
     "GSQ": ("gsq",),
-    "VAR": ("var",),
-    "RAR": ("rar", "maskgit"),
-    "PAR": ("par", "llamagen"),
-    "MAR": ("mar", "kl", "diffusion", "trajectory"),
+    "VAR": ("var", "var_vqvae"),
+    "RAR": ("rar", "maskgit_vq"),
+    "PAR": ("par", "llamagen_vq"),
+    "MAR": ("mar", "kl_vae"),
 }
+# Modules of a family's package by what they are for.
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "module": ("export/generators", "export/tokenizers"),
-    "graphs": ("export",),
-    "stages": ("pipeline",),
-    "schedule": ("runtime/generate", "runtime"),
+    "module": (
+        *("model", "config", "checkpoint", "blocks", "denoiser", "quantizer", "resize", "yaml"),
+    ),
+    "graphs": ("graphs", "write", "parity", "position_ids"),
+    "stages": ("__init__", "variants", "export", "kept_runs", "trajectory", "image_runs"),
+    "schedule": ("spec", "loop", "diffusion"),
+}
+PART_OF = {name: part for part, names in PARTS.items() for name in names}
+# Rooms that all share, with the part that most of each is for; modules that differ come first.
+SHARED_PARTS: Mapping[str, str] = {
+    "families/shared/transformer.py": "module",
+    "families/shared/convolution.py": "module",
+    "families/shared/vq.py": "module",
+    "families/shared/pyramid.py": "module",
+    "families/shared/job.py": "stages",
+    "families/shared/isolated_export.py": "stages",
+    "families/shared": "graphs",
+    "families": "stages",
+    "export": "graphs",
+    "export/checkpoint": "module",
+    "export/passes": "graphs",
+    "pipeline": "stages",
+    "samples": "stages",
+    "runtime": "schedule",
+    "runtime/sessions": "schedule",
 }
 SHARED = "shared by all"
 SILENT = {
@@ -65,22 +85,26 @@ def code_lines(source: str) -> int:
     return len(lines)
 
 
-def family_of(path: Path) -> str:
-    """The family that a module is named after, else `SHARED`."""
-    words = path.stem.split("_")
-    for family, names in FAMILIES.items():
-        if set(names) & set(words):
-            return family
-    return SHARED
+def lines_of(folder: Path) -> dict[Path, int]:
+    """Lines with code of each module of a folder."""
+    return {path: code_lines(path.read_text()) for path in sorted(folder.glob("*.py"))}
 
 
 def count() -> dict[str, Counter[str]]:
-    """Lines by family and part."""
-    found = {family: Counter[str]() for family in (*FAMILIES, SHARED)}
-    for part, folders in PARTS.items():
-        for folder in folders:
-            for path in sorted((ROOT / folder).glob("*.py")):
-                found[family_of(path)][part] += code_lines(path.read_text())
+    """Lines by family and part.
+
+    Raises:
+        KeyError: a module of a family that no part has.
+    """
+    found = {family: Counter[str]() for family in (*PACKAGES, SHARED)}
+    for family, packages in PACKAGES.items():
+        for package in packages:
+            for path, lines in lines_of(ROOT / "families" / package).items():
+                found[family][PART_OF[path.stem]] += lines
+    for folder in (name for name in SHARED_PARTS if not name.endswith(".py")):
+        for path, lines in lines_of(ROOT / folder).items():
+            own = SHARED_PARTS.get(f"{folder}/{path.name}", SHARED_PARTS[folder])
+            found[SHARED][own] += lines
     return found
 
 

@@ -27,8 +27,9 @@ from ..families.maskgit_vq.config import MaskgitVqConfig
 from ..families.maskgit_vq.model import MaskgitVq
 from ..families.rar.config import PUBLISHED, RarConfig
 from ..families.rar.export import describe
-from ..families.rar.loop import ROWS_AHEAD, Modulations
+from ..families.rar.loop import Modulations
 from ..families.rar.model import RarTransformer
+from ..families.rar.spec import ROWS_AHEAD
 from ..families.rar.write import condition_graph, step_graph
 from ..families.shared.transformer import KeyValue
 from ..families.shared.vq_export import decoder_graph

@@ -26,10 +26,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..families.custom.export import export_own_stage
+from ..families.registry import find_model
 from ..families.var.model import VarTransformer
 from ..families.var.spec import VarSpec
 from ..families.var_vqvae.model import VarVqvae
-from ..families.zoo import find_model
 from ..pipeline.build import build_stage
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..families.base import Variant
 from ..families.kl_vae.config import KlVaeConfig
 from ..families.kl_vae.model import KlVae
 from ..families.llamagen_vq.config import VQ_16
@@ -29,7 +30,6 @@ from ..families.var.config import VarConfig
 from ..families.var.model import VarTransformer
 from ..families.var_vqvae.config import VarVqvaeConfig
 from ..families.var_vqvae.model import VarVqvae
-from ..families.zoo_entries import ZooEntry
 
 SPREAD = 0.1  # of tables, biases and modulations
 DTYPES = ("float32", "float16", "bfloat16")
@@ -48,7 +48,7 @@ class Form:
     within: str | None = None
 
 
-def write_checkpoint(folder: Path, entry: ZooEntry, seed: int, dtype: str = "float32") -> None:
+def write_checkpoint(folder: Path, entry: Variant, seed: int, dtype: str = "float32") -> None:
     """The transformer's and the tokenizer's files under their official names.
 
     `dtype` is that of the transformer.

@@ -1,4 +1,4 @@
-"""How a generator's graphs are made. Torch-free: the command line and the zoo read it without."""
+"""How a generator's graphs are made. Torch-free: the command line reads it without."""
 
 from __future__ import annotations
 

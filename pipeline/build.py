@@ -22,10 +22,8 @@ from ..quantize.overflow_nodes import (
 )
 from ..recipe.options import BuildOptions
 from ..runtime.trt_compat import Backend
-from ..samples.generated import is_generator
-from ..samples.inputs import is_own
 from ..workspace.artifacts import Manifest, Workspace, decode_json, encode_json
-from ..workspace.facts import FP16
+from ..workspace.facts import FP16, kind_of
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
 
     def work(folder: Path) -> dict[str, Any]:
         places = (source, export, calibrate / "samples", calibrate / "statistics.safetensors")
-        if is_generator(exported):
+        if kind_of(exported) == "generator":
             rows = build_generator_engine(*places, folder, progress=reporter.progress)
         else:
             graphs = load_sites(export).graphs
@@ -115,7 +113,7 @@ def build_tensorrt(
     watched = plan is None and options.half == "float16"
     calibrated = find_calibration(workspace, reporter) if watched else None
     read = [m for m in (manifest, exported, calibrated) if m is not None]
-    if is_own(exported):  # whose shapes are those of a sample
+    if kind_of(exported) == "custom":  # whose shapes are those of a sample
         read.append(workspace.manifest("calibrate", stage="calibrate"))
     results = []
 

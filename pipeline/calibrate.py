@@ -18,11 +18,10 @@ from ..recipe.options import CalibrateOptions
 from ..runtime.generator import read_spec
 from ..samples.classes import saved_classes
 from ..samples.files import count_batches, sample_files, save_labels, save_sample
-from ..samples.generated import is_generator
 from ..samples.images import skipped_text
 from ..samples.sources import Samples, open_samples, shard_of
 from ..workspace.artifacts import Manifest, Workspace
-from ..workspace.facts import export_digest
+from ..workspace.facts import export_digest, kind_of
 from ..workspace.stage import (
     Reporter,
     SilentReporter,
@@ -90,7 +89,7 @@ def calibrate_stage(
 
 def classes_of(folder: Path, export: Path, exported: Manifest) -> dict[str, Any]:
     """List the classes of a generator's samples in `folder`, for the manifest."""
-    if not is_generator(exported):
+    if kind_of(exported) != "generator":
         return {}
     _, spec = read_spec(export)
     return {"classes": saved_classes(folder / "samples", spec.num_classes)}
@@ -140,7 +139,7 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
     export, options, threads = task.export, task.options, task.threads
     samples = task.folder / "samples"
     samples.mkdir(parents=True)
-    generates = is_generator(task.manifest)
+    generates = kind_of(task.manifest) == "generator"
     made = task.folder / CANDIDATES if options.dgc else samples
     made.mkdir(exist_ok=True)
     for k, sample in enumerate(single_rows(source.samples) if options.dgc else source.samples):

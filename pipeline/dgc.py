@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from ..errors import CalibrationError
-from ..families.mar.spec import MarSpec
-from ..families.mar.trajectory import DENOISE, PASS, kept_passes, kept_times
 from ..graph.sites import load_sites
 from ..recipe.options import CalibrateOptions
-from ..runtime.generator import FULL, read_spec
-from ..samples.files import GraphRun, Sample, load_sample, sample_files
-from ..samples.generated import is_generator
+from ..runtime.generator import read_spec
+from ..runtime.recording import GraphRun
+from ..runtime.spec import FULL
+from ..samples.files import Sample, load_sample, sample_files
 from ..workspace.artifacts import Manifest
+from ..workspace.facts import kind_of
 from ..workspace.stage import Reporter
 
 
 def require_halves(exported: Manifest) -> None:
     """Raises CalibrationError for a model whose samples have no condition to leave out."""
-    if not is_generator(exported):
+    if kind_of(exported) != "generator":
         raise CalibrationError(
             "DGC weighs conditional rows against null ones, which only a generator has",
             where="--dgc",
@@ -31,11 +31,12 @@ def require_halves(exported: Manifest) -> None:
 
 
 def single_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Runs of a MAR's transformer row by row, anything else as it is."""
+    """Yield recorded runs that have labels row by row, anything else as it is."""
     for sample in samples:
-        if isinstance(sample, GraphRun) and sample.graph == PASS:
+        if isinstance(sample, GraphRun) and "labels" in sample.feeds:
             for k in range(len(sample.feeds["labels"])):
-                yield GraphRun(PASS, {n: rows[k : k + 1] for n, rows in sample.feeds.items()})
+                feeds = {n: rows[k : k + 1] for n, rows in sample.feeds.items()}
+                yield GraphRun(sample.graph, feeds)
         else:
             yield sample
 
@@ -45,8 +46,8 @@ def keep_far_rows(
 ) -> dict[str, Any]:
     """Move the rows of `options.samples` pictures from `candidates` to `target`; says which way.
 
-    Of a MAR those of the passes that are kept of a picture; of its denoiser's runs, which DGC does
-    not weigh, the first pictures'. A picture has two rows.
+    Of recorded runs those of the first graph, as many as are kept of a picture; of the other
+    graphs', which DGC does not weigh, the first pictures'. A picture has two rows.
 
     Raises:
         CalibrationError: no rows of the null class, or too few of either.
@@ -54,7 +55,8 @@ def keep_far_rows(
     from ..calibrate.dgc import choose_rows, first_token_features
 
     _, spec = read_spec(export)
-    graph, passes = (PASS, kept_passes(spec)) if isinstance(spec, MarSpec) else (FULL, 1)
+    runs = {FULL: 1} if spec.recording is None else dict(spec.recording.kept)
+    graph, *others = runs
     files, null_class = sample_files(candidates, graph), spec.num_classes
     is_null = np.array([int(load_sample(p)["labels"].flat[0]) == null_class for p in files])
     if not is_null.any():
@@ -73,16 +75,15 @@ def keep_far_rows(
     choice = choose_rows(
         features[~is_null],
         features[is_null],
-        2 * options.samples * passes,
+        2 * options.samples * runs[graph],
         options.dgc_select,
     )
     kept = np.concatenate(
         [np.flatnonzero(~is_null)[choice.conditional], np.flatnonzero(is_null)[choice.null]]
     )
     moved = [files[k] for k in np.sort(kept)]
-    if isinstance(spec, MarSpec):
-        others = sample_files(candidates, DENOISE)
-        moved += others[: options.samples * passes * kept_times(spec)]
+    for other in others:
+        moved += sample_files(candidates, other)[: options.samples * runs[other]]
     for number, path in enumerate(moved):
         path.rename(target / f"{number:05d}.{path.name.partition('.')[2]}")
     if choice.covariance == "shrunk":

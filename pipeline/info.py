@@ -1,4 +1,4 @@
-"""Commands that only look: the zoo, comparisons, what an artifact is, what this machine can do."""
+"""Commands that only look: models, comparisons, what an artifact is, what this machine can do."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from .analyze import analyze_files
 
 
 def model_rows() -> list[dict[str, Any]]:
-    """The zoo as plain rows."""
-    from ..families.zoo import MODELS
-    from ..families.zoo_entries import ZOO
+    """The models that are known by name, as plain rows."""
+    from ..families.registry import MODELS, all_variants
 
     return [
         {
@@ -33,7 +32,7 @@ def model_rows() -> list[dict[str, Any]]:
             if entry.hub
             else ("shipped" if (MODELS / entry.name).is_dir() else "train it: training/"),
         }
-        for entry in ZOO
+        for entry in all_variants()
     ]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ArvgError
-from ..families.custom.export import MODEL as OWN
 from ..families.custom.export import graph_names
+from ..families.registry import find_model
 from ..packages import require_packages
 from ..recipe.options import MAX_MEMORY, Recipe
+from ..runtime.registry import find_family
 from ..samples.generated import check_generated
 from ..samples.sources import calibration_source
 from ..validate.measure.data import check_pictures, validation_source
@@ -31,15 +32,15 @@ def check_recipe(recipe: Recipe) -> None:
         ArvgError: gates, image sources or targets that cannot be used.
     """
     from ..engines.tensorrt.targets import resolve_target
-    from ..families.zoo import find_model
     from ..runtime.trt_compat import load_builder
     from ..validate.report.gates import parse_gates
     from ..validate.report.schema import METRIC_NAMES
 
     parse_gates(recipe.validate.gates, METRIC_NAMES)
-    if recipe.model == OWN:
+    family = find_family(find_model(recipe.model).family)
+    if family.source == "graphs":
         graph_names([Path(graph) for graph in recipe.graphs])
-    elif find_model(recipe.model).generates:
+    elif family.generates:
         check_generated(recipe.calibrate)
         check_pictures(recipe.validate)
     else:

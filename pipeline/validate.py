@@ -13,13 +13,11 @@ import numpy as np
 from ..errors import AccuracyError, CalibrationError, WorkspaceError
 from ..packages import require_packages
 from ..recipe.options import ValidateOptions
-from ..samples.generated import is_generator
 from ..samples.images import skipped_text
-from ..samples.inputs import is_own
 from ..validate.measure.data import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from ..validate.measure.sizes import graph_bytes, running_bytes
 from ..workspace.artifacts import MANIFEST, Manifest, Workspace
-from ..workspace.facts import FP16, told
+from ..workspace.facts import FP16, kind_of, told
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
 from ..workspace.verify import verify
 
@@ -124,11 +122,12 @@ def open_held_out(workspace: Workspace, options: ValidateOptions) -> HeldOut:
     path = workspace.folder("export") / MANIFEST
     if path.is_file():
         exported = workspace.manifest("export", stage="export")
-        if not is_generator(exported):
+        kind = kind_of(exported)
+        if kind != "generator":
             require_no_classes(options)
-        if is_own(exported):
+        if kind == "custom":
             return HeldOutFeeds.open(exported, options)
-        if is_generator(exported):
+        if kind == "generator":
             from ..validate.measure.data_generator import HeldOutGenerator
 
             return HeldOutGenerator.open(
@@ -196,7 +195,7 @@ def measure_all(
         for manifest in engines.values()
         for row in manifest.results["engines"]
     ]
-    generates = is_generator(exported)
+    generates = kind_of(exported) == "generator"
     runs = {name: folder for name, folder in folders.items() if name != "twin"}
     fp32_bytes, candidate_bytes = running_bytes(export, exported, runs)
     synthetic = calibrated.results["synthetic"]

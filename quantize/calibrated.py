@@ -9,9 +9,8 @@ from typing import Annotated
 import msgspec
 
 from ..graph.sites import SiteMap, load_sites
-from ..samples.generated import is_generator
 from ..workspace.artifacts import Manifest, Workspace
-from ..workspace.facts import told
+from ..workspace.facts import kind_of, told
 from ..workspace.stage import require_outputs
 
 Batch = Annotated[int, msgspec.Meta(ge=1)]
@@ -36,7 +35,7 @@ class Calibrated:
 
     @property
     def generates(self) -> bool:
-        return is_generator(self.exported)
+        return kind_of(self.exported) == "generator"
 
     @property
     def planned(self) -> SiteMap:

@@ -6,42 +6,37 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GenerationError, OutOfMemory
-from ..families.mar.loop import MarLoop
-from ..families.mar.spec import MarSpec
-from ..families.par.loop import ParLoop
-from ..families.par.spec import ParSpec
-from ..families.rar.loop import RarLoop
-from ..families.rar.spec import RarSpec
-from ..families.var.loop import VarLoop
-from ..families.var.spec import VarSpec
+from ..errors import GenerationError, OutOfMemory, WorkspaceError
 from ..workspace.artifacts import MANIFEST, decode_json
 from ..workspace.verify import GENERATOR_FILE
+from .family import Family
 from .folders import require_session, verified
 from .images import Uint8Image, from_model
 from .loop import Latents, Loop, OpenSession
+from .registry import find_family
 from .sampling import Sampling, Tokens, image_streams
 from .sessions.onnxruntime import fast_session, mapped_session
+from .spec import FULL as FULL
+from .spec import GeneratorSpec
 
 SPEC_FILE = GENERATOR_FILE
+EXPORT_FIRST = "export a generator there first"
 BATCH_SIZE = 4
-FULL = "full"  # the graph of all positions at once, teacher-forced
 # Graphs of an export that no loop opens: it, and what makes tokens of pictures.
 OTHER_GRAPHS = (FULL, "encoder", "lookup")
 
 Progress = Callable[[int, int], None]
-Spec = VarSpec | RarSpec | ParSpec | MarSpec
-LOOPS: dict[type[Spec], Callable[[Path, Any, OpenSession, int], Loop]] = {
-    VarSpec: VarLoop,
-    RarSpec: RarLoop,
-    ParSpec: ParLoop,
-    MarSpec: MarLoop,
-}
+
+
+class FamilyName(msgspec.Struct, frozen=True):
+    """What is read of `generator.json` first: whose it is."""
+
+    family: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +58,7 @@ class Generator:
     is cut into batches changes no more than the backend's rounding.
     """
 
-    def __init__(self, loop: Loop, spec: Spec) -> None:
+    def __init__(self, loop: Loop, spec: GeneratorSpec) -> None:
         self._loop = loop
         self.spec = spec
 
@@ -88,7 +83,8 @@ class Generator:
             OutOfMemory: the weights do not fit.
         """
         folder, spec = (verified_spec if verify else read_spec)(Path(path))
-        return cls(LOOPS[type(spec)](folder, spec, session or own_session(spec), threads), spec)
+        session = session or own_session(spec)
+        return cls(read_family(folder).open_loop(folder, spec, session, threads), spec)
 
     def generate(
         self,
@@ -203,18 +199,31 @@ def stored(tokens: Tokens | Latents) -> NDArray[np.int32] | Latents:
     return tokens.astype(np.int32) if np.issubdtype(tokens.dtype, np.integer) else tokens  # type: ignore[return-value]
 
 
-def read_spec(path: Path) -> tuple[Path, Spec]:
+def read_spec(path: Path) -> tuple[Path, GeneratorSpec]:
     """The folder of the graphs and what `generator.json` there says.
 
     Raises:
         WorkspaceError: there is none, or it cannot be read.
     """
     folder = graphs_folder(path)
-    kind = cast(type[Spec], Spec)  # the "family" in the file says which
-    return folder, decode_json(folder / SPEC_FILE, kind, do="export a generator there first")
+    family = read_family(folder)
+    if family.spec is None:
+        what = f"{family.name} is no family of generators"
+        raise WorkspaceError(what, where=str(folder / SPEC_FILE), do=EXPORT_FIRST)
+    return folder, decode_json(folder / SPEC_FILE, family.spec, do=EXPORT_FIRST)
 
 
-def verified_spec(path: Path) -> tuple[Path, Spec]:
+def read_family(folder: Path) -> Family:
+    """Return the family that `generator.json` names.
+
+    Raises:
+        WorkspaceError: there is no such file, or no such family.
+    """
+    path = folder / SPEC_FILE
+    return find_family(decode_json(path, FamilyName, do=EXPORT_FIRST).family, str(path))
+
+
+def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
     """`read_spec` of a folder that a session can run and that is as its stage wrote it.
 
     Raises:
@@ -235,12 +244,12 @@ def graphs_folder(path: Path) -> Path:
     return path if own or any(path.glob("*.engine")) else path / "export"
 
 
-def own_session(spec: Spec) -> OpenSession:
+def own_session(spec: GeneratorSpec) -> OpenSession:
     """How a generator's graphs are opened where nothing else is asked for."""
     return fast_session if spec.static_batch is None else mapped_session
 
 
-def choose_sampling(spec: Spec, greedy: bool = False, **changes: float | None) -> Sampling:
+def choose_sampling(spec: GeneratorSpec, greedy: bool = False, **changes: float | None) -> Sampling:
     """The model's own sampling with what is given, by the names of `Sampling`, instead.
 
     Raises:
@@ -259,7 +268,9 @@ def choose_sampling(spec: Spec, greedy: bool = False, **changes: float | None) -
     return chosen
 
 
-def check_labels(spec: Spec, labels: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+def check_labels(
+    spec: GeneratorSpec, labels: Sequence[int] | NDArray[np.integer]
+) -> NDArray[np.int64]:
     """Labels as int64 [N].
 
     Raises:

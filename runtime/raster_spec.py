@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from .spec import Count, KvType, Pixels, Side, require_heads
+from .spec import FULL, AxisSizes, Count, KvType, Pixels, Side, require_heads
 
 
 class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,3 +43,26 @@ class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
     def static_batch(self) -> None:
         """Its graphs take any number of images."""
         return None
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Tokens are generated in raster order."""
+        return np.arange(self.length)
+
+    @property
+    def calibrated_graphs(self) -> tuple[str, ...]:
+        return (FULL,)
+
+    @property
+    def recording(self) -> None:
+        """It has a graph of all positions."""
+        return None
+
+    @property
+    def map_sizes(self) -> dict[str, tuple[int, int, int]]:
+        """The sizes of the map of tokens that the decoder takes, for `axis_sizes`."""
+        return {axis: (self.side,) * 3 for axis in ("h", "w")}
+
+    def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:
+        """Return the decoder's; a family that TensorRT builds adds those of its steps."""
+        return self.map_sizes

@@ -1,17 +1,26 @@
-"""What every `generator.json` may say; needs neither numpy nor a session."""
+"""What every `generator.json` says, and what a family answers about its own; without a session."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .recording import Recording
 
 KvType = Literal["float32", "float16"]
 # Above any model's classes, codes and widths; a table of as many rows is gigabytes.
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # of a token map
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+AxisSizes = Mapping[str, tuple[int, int, int]]
+FULL = "full"  # the graph of all positions at once, teacher-forced
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,3 +64,66 @@ def step_names(static_batch: int | None, scales: int) -> tuple[str, ...]:
 
 
 TIMES = 1000  # of the training
+
+
+class GeneratorSpec(Protocol):
+    """What a family's `generator.json` says, and what follows from it.
+
+    A spec is a frozen msgspec Struct with `tag_field="family"` and the family's name as its tag.
+    Images of a batch are `rows` of a transformer: the conditional ones, then under guidance as many
+    of the null class `num_classes`.
+    """
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int:
+        """The codes of a token; 0 where tokens are continuous."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens of an image."""
+        ...
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def steps(self) -> int:
+        """Steps of one batch, unless the sampling says otherwise."""
+        ...
+
+    @property
+    def defaults(self) -> Defaults: ...
+
+    @property
+    def static_batch(self) -> int | None:
+        """The images that graphs of fixed shapes take at once; None: any number."""
+        ...
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """The place of each token, in the order of generation, among those that the encoder gives.
+
+        Of a map of tokens it is the raster cell, [length].
+        """
+        ...
+
+    @property
+    def calibrated_graphs(self) -> tuple[str, ...]:
+        """The graphs that are calibrated and planned; the others take over their scales."""
+        ...
+
+    @property
+    def recording(self) -> Recording | None:
+        """Which runs along a trajectory are samples; None: rows of `FULL`, teacher-forced."""
+        ...
+
+    def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:
+        """Return the smallest, best and largest size of each dynamic axis of a graph, by its name.
+
+        `rows` and `batch` are known; the best sizes are those of the steps that take the longest.
+        """
+        ...

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from ..families.par.spec import ParSpec
-from ..runtime.generator import Spec
 from ..runtime.images import shrunk_crop, to_model
 from ..runtime.labels import parse_labels
+from ..runtime.spec import GeneratorSpec
 from ..runtime.tokenizer import ImageTokenizer
 from .images import ImageSource
 
@@ -59,12 +58,11 @@ def require_size(source: ImageSource, size: int) -> None:
 
 
 def image_tokens(
-    export: Path, spec: Spec, source: ImageSource, threads: int = 0
+    export: Path, spec: GeneratorSpec, source: ImageSource, threads: int = 0
 ) -> Iterator[NDArray[np.int32]]:
     """The tokens of each image, int32 [1, L], in the order of generation."""
     tokenizer = ImageTokenizer.open(export, threads=threads)
     for k in range(len(source.names)):
         indices, _ = tokenizer.encode(to_model(shrunk_crop(source.load(k), spec.image_size)))
         assert indices is not None
-        tokens = indices.reshape(1, -1)
-        yield tokens[:, spec.order] if isinstance(spec, ParSpec) else tokens
+        yield indices.reshape(1, -1)[:, spec.order]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -21,6 +20,7 @@ from safetensors.numpy import load_file, save
 
 from ..errors import BundleError, CalibrationError
 from ..runtime.images import Uint8Image, load_image, save_image, to_model
+from ..runtime.recording import GraphRun as GraphRun
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
 
 Array = NDArray[np.generic]
@@ -30,14 +30,6 @@ TOKENIZER_GRAPHS = ("encoder", "decoder")
 SUFFIXES = (".png", ".safetensors")
 IMAGE = "image"
 LABELS = "names.json"
-
-
-@dataclass(frozen=True, slots=True)
-class GraphRun:
-    """What one graph was fed in one run, of as many rows as it had."""
-
-    graph: str
-    feeds: Arrays
 
 
 Sample = Uint8Image | dict[str, Array] | GraphRun

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from ..families.mar.image_runs import image_runs
-from ..families.mar.spec import MarSpec
-from ..families.mar.trajectory import open_recorded, recorded_batches
 from ..recipe.options import CalibrateOptions
-from ..runtime.generator import BATCH_SIZE, FULL, SPEC_FILE, Generator, choose_sampling, read_spec
+from ..runtime.generator import BATCH_SIZE, Generator, choose_sampling, read_spec
 from ..runtime.labels import parse_labels
+from ..runtime.recording import Trajectories
 from ..runtime.sessions.onnxruntime import fast_session
-from ..workspace.artifacts import Manifest
+from ..runtime.spec import FULL
 from ..workspace.stage import Reporter
 from .classes import drawn_classes
 from .encoded import image_labels, image_tokens, require_size
@@ -25,10 +23,6 @@ from .files import Array, Sample
 from .images import ImageSource
 
 Tokens = NDArray[np.int32] | NDArray[np.float32]
-
-
-def is_generator(exported: Manifest) -> bool:
-    return SPEC_FILE in exported.outputs
 
 
 def pictures_of(seed: int) -> str:
@@ -74,12 +68,19 @@ def generated_rows(
     def tick(done: int, total: int) -> None:
         reporter.progress("generating samples", done, total)
 
-    if isinstance(spec, MarSpec):
-        generator, recorders = open_recorded(export, threads)
-        made = generator.batches(
-            chosen_labels, seed=options.seed, sampling=sampling, first=part.start, progress=tick
+    recording = spec.recording
+    if recording is not None:
+        asked = Trajectories(
+            export=export,
+            labels=chosen_labels,
+            sampling=sampling,
+            seed=options.seed,
+            batch_size=BATCH_SIZE,
+            first=part.start,
+            threads=threads,
+            progress=tick,
         )
-        for _, runs in recorded_batches(made, recorders, part, BATCH_SIZE, options.seed, sampling):
+        for _, runs in recording.generated(asked):
             yield from (run for _, run in runs)
         return
     force = teacher_forcing(export)
@@ -120,9 +121,10 @@ def encoded_rows(
     _, spec = read_spec(export)
     labels = image_labels(source, options.labels, spec.num_classes)
     require_size(source, spec.image_size)
-    if isinstance(spec, MarSpec):
-        return image_runs(
-            export, spec, source, labels, part=part, seed=options.seed, threads=threads
+    recording = spec.recording
+    if recording is not None:
+        return recording.encoded(
+            export, source.load, labels, part=part, seed=options.seed, threads=threads
         )
     null = spec.num_classes if choose_sampling(spec).cfg > 0 else None
     chosen = slice(part.start, part.stop)

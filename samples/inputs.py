@@ -51,11 +51,6 @@ class GraphInput:
         return array[k * self.rows : (k + 1) * self.rows]
 
 
-def is_own(exported: Manifest) -> bool:
-    """Whether the export is of a user's own graphs."""
-    return "graphs" in exported.results
-
-
 def needed_inputs(exported: Manifest) -> tuple[GraphInput, ...]:
     """Inputs of the graphs, in the order that they run, that no earlier graph makes."""
     made: set[str] = set()

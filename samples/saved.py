@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from ..errors import CalibrationError
-from ..families.mar.spec import MarSpec
-from ..families.mar.trajectory import GRAPHS
-from ..runtime.generator import FULL, Spec, read_spec
+from ..runtime.generator import read_spec
 from ..runtime.images import UnreadableImage, load_image
-from ..runtime.spec import TIMES
+from ..runtime.recording import Recording
+from ..runtime.spec import FULL, GeneratorSpec
 from ..workspace.artifacts import MANIFEST, Manifest
-from ..workspace.facts import tokenizer_of
+from ..workspace.facts import kind_of, tokenizer_of
 from .files import Array, GraphRun, Sample, graph_of, load_sample, sample_files
-from .generated import is_generator
-from .inputs import GraphInput, check_arrays, check_names, is_own, needed_inputs, require_fed
+from .inputs import GraphInput, check_arrays, check_names, needed_inputs, require_fed
 
 
 def sample_folder(given: Path) -> Path:
@@ -43,15 +41,10 @@ def open_saved(export: Path, exported: Manifest, given: Path) -> list[Path]:
             where=str(given),
             do="--samples-from takes a workspace, or a folder that `arvg-trt calibrate` wrote",
         )
-    if is_generator(exported):
-        _, spec = read_spec(export)
-        if isinstance(spec, MarSpec):
-            check_runs(files, export, spec, folder)
-            return files
-        inputs = graph_inputs(export, FULL)
-        for path in files:
-            check_labels(check_file(path, inputs), spec, path)
-    elif is_own(exported):
+    kind = kind_of(exported)
+    if kind == "generator":
+        check_rows(files, export, folder)
+    elif kind == "custom":
         for path in files:
             check_file(path, needed_inputs(exported))
     else:
@@ -60,7 +53,22 @@ def open_saved(export: Path, exported: Manifest, given: Path) -> list[Path]:
     return files
 
 
-def check_labels(arrays: Mapping[str, Array], spec: Spec, path: Path) -> None:
+def check_rows(files: Sequence[Path], export: Path, folder: Path) -> None:
+    """Check rows of the graph of all positions, or runs along a trajectory.
+
+    Raises:
+        CalibrationError: one does not fit the generator; names the file.
+    """
+    _, spec = read_spec(export)
+    if spec.recording is not None:
+        check_runs(files, export, spec, spec.recording, folder)
+        return
+    inputs = graph_inputs(export, FULL)
+    for path in files:
+        check_labels(check_file(path, inputs), spec, path)
+
+
+def check_labels(arrays: Mapping[str, Array], spec: GeneratorSpec, path: Path) -> None:
     """Raises CalibrationError for a label that is neither a class nor the null class."""
     odd = [v for v in map(int, arrays["labels"].flat) if not 0 <= v <= spec.num_classes]
     if odd:
@@ -71,50 +79,34 @@ def check_labels(arrays: Mapping[str, Array], spec: Spec, path: Path) -> None:
         )
 
 
-def check_runs(files: Sequence[Path], export: Path, spec: MarSpec, folder: Path) -> None:
-    """Runs along a MAR's trajectory: of every graph, each with what that graph takes.
+def check_runs(
+    files: Sequence[Path],
+    export: Path,
+    spec: GeneratorSpec,
+    recording: Recording,
+    folder: Path,
+) -> None:
+    """Check runs along a trajectory: of every graph, each with what that graph takes.
 
     Raises:
         CalibrationError: they are not, or a value is out of range; names the file.
     """
-    inputs = {graph: graph_inputs(export, graph) for graph in GRAPHS}
+    inputs = {graph: graph_inputs(export, graph) for graph in recording.graphs}
     lacking = set(inputs) - {graph_of(path) for path in files}
+    do = "name what `arvg-trt calibrate` saved of this model"
     if lacking:
-        raise CalibrationError(
-            f"has no run of {min(lacking)}.onnx",
-            where=str(folder),
-            do="name what `arvg-trt calibrate` saved of a MAR",
-        )
+        raise CalibrationError(f"has no run of {min(lacking)}.onnx", where=str(folder), do=do)
     for path in files:
         graph = graph_of(path)
         if graph not in inputs:
             raise CalibrationError(
-                f"is no run of {' or '.join(GRAPHS)}",
-                where=str(path),
-                do="name what `arvg-trt calibrate` saved of a MAR",
+                f"is no run of {' or '.join(recording.graphs)}", where=str(path), do=do
             )
-        arrays = check_file(path, inputs[graph], alike=graph == "pass")
-        if graph == "pass":
+        has_labels = graph == recording.graphs[0]
+        arrays = check_file(path, inputs[graph], alike=has_labels)
+        if has_labels:
             check_labels(arrays, spec, path)
-            check_places(arrays, spec, path)
-        elif not 0 <= int(arrays["time"][0]) < TIMES:
-            raise CalibrationError(
-                f"time {arrays['time'][0]}, but those of the diffusion are 0 to {TIMES - 1}",
-                where=str(path),
-            )
-
-
-def check_places(arrays: Mapping[str, Array], spec: MarSpec, path: Path) -> None:
-    """Raises CalibrationError for orders that are none, or without an unknown token."""
-    orders, known = arrays["position_ids"], arrays["tokens"].shape[1]
-    if not np.array_equal(
-        np.sort(orders, axis=1), np.tile(np.arange(spec.length), (len(orders), 1))
-    ):
-        raise CalibrationError(
-            f"position_ids are no orders of the {spec.length} tokens", where=str(path)
-        )
-    if known >= spec.length:
-        raise CalibrationError(f"all {known} tokens are known", where=str(path))
+        recording.check(graph, arrays, path)
 
 
 def graph_inputs(export: Path, graph: str) -> tuple[GraphInput, ...]:
@@ -172,11 +164,21 @@ def saved_picture(path: Path) -> np.ndarray:
         raise CalibrationError(f"cannot be read ({error})", where=str(path)) from error
 
 
-def saved_sample(path: Path) -> Sample:
+def recorded_graphs(export: Path, exported: Manifest) -> tuple[str, ...]:
+    """Return the graphs whose runs are samples of a model; of most there are none."""
+    if kind_of(exported) != "generator":
+        return ()
+    recording = read_spec(export)[1].recording
+    return () if recording is None else recording.graphs
+
+
+def saved_sample(path: Path, graphs: Collection[str] = ()) -> Sample:
+    """Load a picture, arrays, or of one of `graphs` a run."""
     if path.suffix == ".png":
         return saved_picture(path)
     graph = graph_of(path)
-    return GraphRun(graph, load_sample(path)) if graph in GRAPHS else load_sample(path)
+    arrays = load_sample(path)
+    return arrays if graph is None or graph not in graphs else GraphRun(graph, arrays)
 
 
 def sample_names(given: Path) -> tuple[tuple[str, ...], bool]:

@@ -12,7 +12,7 @@ from ..recipe.options import CalibrateOptions
 from ..runtime.generator import BATCH_SIZE
 from ..runtime.images import Uint8Image
 from ..workspace.artifacts import Manifest, sha256_file
-from ..workspace.facts import tokenizer_of
+from ..workspace.facts import kind_of, tokenizer_of
 from ..workspace.stage import Reporter
 from .arrays import open_feeds, synthetic_feeds
 from .files import Sample, sample_labels
@@ -20,13 +20,12 @@ from .generated import (
     check_generated,
     encoded_rows,
     generated_rows,
-    is_generator,
     picture_labels,
     pictures_of,
 )
 from .images import ImageSource, noise_images, open_source, random_crops
-from .inputs import check_pictures, is_own, require_batch
-from .saved import open_saved, sample_names, saved_sample
+from .inputs import check_pictures, require_batch
+from .saved import open_saved, recorded_graphs, sample_names, saved_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,12 @@ def open_samples(
     """
     if options.samples_from is not None:
         return saved_samples(export, manifest, options)
-    if is_generator(manifest):
+    kind = kind_of(manifest)
+    if kind == "generator":
         return generated(export, options, reporter, threads)
     if options.labels:
         raise CalibrationError("only a generator takes labels", where="--labels", do="leave it out")
-    return own_samples(manifest, options) if is_own(manifest) else crops(manifest, options)
+    return own_samples(manifest, options) if kind == "custom" else crops(manifest, options)
 
 
 def shard_of(options: CalibrateOptions, most: int | None = None) -> range:
@@ -90,7 +90,8 @@ def saved_samples(export: Path, manifest: Manifest, options: CalibrateOptions) -
     files = open_saved(export, manifest, Path(options.samples_from))
     digests = {f"sample/{path.name}": sha256_file(path) for path in files}
     names, synthetic = sample_names(Path(options.samples_from))
-    samples = (saved_sample(path) for path in files)
+    graphs = recorded_graphs(export, manifest)
+    samples = (saved_sample(path, graphs) for path in files)
     known = sample_labels(files[0].parent)
     labels = tuple(known.get(path.name, path.name) for path in files) if known else ()
     return Samples(samples, names, digests, count=len(files), synthetic=synthetic, labels=labels)

@@ -37,8 +37,6 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 EXCEPTIONS = {
     ("families", "engines"),
     ("families", "quantize"),
-    ("runtime", "families"),
-    ("samples", "families"),
 }
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "skimage", "matplotlib", "jinja2", "scipy"}
 MOST_MODULES = 17  # of a folder, without its __init__

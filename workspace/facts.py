@@ -9,6 +9,9 @@ import msgspec
 
 from ..errors import CalibrationError, WorkspaceError
 from .artifacts import Manifest
+from .verify import GENERATOR_FILE
+
+ModelKind = Literal["generator", "tokenizer", "custom"]
 
 FP16 = "fp16"  # names the engines of the unquantized graphs
 Told = TypeVar("Told")
@@ -33,6 +36,13 @@ def told(
             where=manifest.stage,
             do=f"run `arvg-trt {manifest.stage}` again",
         ) from error
+
+
+def kind_of(exported: Manifest) -> ModelKind:
+    """Return what was exported: a generator, an image tokenizer, or a user's own graphs."""
+    if GENERATOR_FILE in exported.outputs:
+        return "generator"
+    return "custom" if "graphs" in exported.results else "tokenizer"
 
 
 def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:

@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BuildError
-from ...families.mar.spec import MarSpec
-from ...families.par.spec import ParSpec
-from ...families.rar.loop import ROWS_AHEAD
-from ...families.rar.spec import RarSpec
-from ...families.var.spec import VarSpec
 from ...recipe.options import BuildOptions
-from ...runtime.generator import OTHER_GRAPHS, Spec, read_spec
+from ...runtime.generator import OTHER_GRAPHS, read_spec
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
-from ...samples.generated import is_generator
-from ...samples.inputs import is_own
 from ...workspace.artifacts import Manifest, Workspace
-from ...workspace.facts import tokenizer_of
+from ...workspace.facts import kind_of, tokenizer_of
 from ...workspace.stage import require_outputs
 
 Shape = tuple[int, ...]
@@ -33,9 +26,10 @@ def graph_profiles(
     Raises:
         BuildError: a size that the model does not take, or one that nothing here knows.
     """
-    if is_generator(exported):
+    kind = kind_of(exported)
+    if kind == "generator":
         return generator_profiles(workspace.folder("export"), options.max_batch)
-    if is_own(exported):
+    if kind == "custom":
         return own_profiles(workspace, exported, options.max_batch)
     tokenizer = tokenizer_of(exported)
     return {graph: tokenizer_profiles(graph, options, tokenizer) for graph in TOKENIZER_GRAPHS}
@@ -79,7 +73,7 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
         if path.stem in OTHER_GRAPHS:
             continue
         sizes = {"rows": (1, 2 * most, 2 * most), "batch": (1, most, most)}
-        sizes |= step_sizes(spec, path.stem, most)
+        sizes |= spec.axis_sizes(path.stem, most)
         found[path.stem] = {}
         for value in read_proto(path).graph.input:
             axes = value.type.tensor_type.shape.dim
@@ -98,32 +92,6 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
                 low, best, high = zip(*ranges, strict=True)
                 found[path.stem][value.name] = (low, best, high)
     return found
-
-
-def step_sizes(spec: Spec, graph: str, most: int) -> dict[str, tuple[int, int, int]]:
-    """Tokens of a step and tokens cached before it, by the names of the axes: the best sizes are
-    those of the steps that take the longest.
-    """
-    length = spec.length
-    if isinstance(spec, VarSpec):
-        first, last = spec.patch_nums[0] ** 2, spec.patch_nums[-1] ** 2
-        return {"n": (first, last, last), "past": (0, length - last, length - last)}
-    side = {axis: (spec.side,) * 3 for axis in ("h", "w")}
-    if isinstance(spec, MarSpec):
-        drawn = 2 * most * max(1, length // spec.steps)
-        return side | {"n": (0, length - 1, length - 1), "m": (1, drawn, 2 * most * length)}
-    if isinstance(spec, ParSpec):
-        last = length - spec.group
-        return side | {"n": (1, spec.group, spec.group), "past": (0, last, last)}
-    if isinstance(spec, RarSpec):
-        if graph == "condition":
-            return {"n": (1, max(2, ROWS_AHEAD // (2 * most)), ROWS_AHEAD)}
-        return side | {"n": (1, 1, 2), "past": (0, length, length)}
-    raise BuildError(
-        f"the sizes of a {type(spec).__name__}'s steps are not known",
-        where=graph,
-        do="build for onnxruntime",
-    )
 
 
 def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: dict[str, Any]) -> Profiles:

@@ -1,0 +1,14 @@
+"""A user's own ONNX graphs."""
+
+from __future__ import annotations
+
+from ..base import Family, Variant
+
+MODEL = "onnx"  # what export is told instead of a model's name
+
+FAMILY = Family(
+    name="custom",
+    any_size=Variant(MODEL, "custom", 0, None, (), graphs=()),
+    exporter="arvg_trt.families.custom.export:export_own_stage",
+    source="graphs",
+)

@@ -16,12 +16,11 @@ from ...graph.sites import SITES_VERSION, NodeVerdict, Site, SiteMap
 from ...recipe.base import check_name
 from ...workspace.artifacts import Manifest, Workspace, encode_json, sha256_file
 from ...workspace.stage import Reporter, StageResult, package_versions, run_stage
+from . import MODEL
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MODEL = "onnx"
-FAMILY = "onnx"
 FOLD_SEED = 2  # of what folds are tried with; the files were compared on others
 
 
@@ -104,7 +103,7 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
             with blamed_on_file(path):
                 model = read_own_graph(path, [site.name for site in sites], name)
             models[name] = model
-            properties = {"arvg_trt.model": MODEL, "arvg_trt.family": FAMILY}
+            properties = {"arvg_trt.model": MODEL, "arvg_trt.family": MODEL}
             unranked = unknown_ranks(model.graph)
             if unranked:
                 weights.save(model, name, properties)

@@ -1,0 +1,13 @@
+"""GSQ image tokenizers (Wang et al. 2024): grouped spherical quantization."""
+
+from __future__ import annotations
+
+from ..base import Family
+from .variants import ANY_SIZE, VARIANTS
+
+FAMILY = Family(
+    name="gsq",
+    variants=VARIANTS,
+    any_size=ANY_SIZE,
+    exporter="arvg_trt.families.gsq.export:GsqExporter",
+)

@@ -1,4 +1,4 @@
-"""What decides a GSQ tokenizer's shapes and arithmetic; torch-free, for the zoo."""
+"""What decides a GSQ tokenizer's shapes and arithmetic; torch-free, for lists of models."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from ...graph.sites import SiteMap
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ...workspace.artifacts import encode_json
+from ..base import Exporter
 from ..shared.job import PARITY_SIZE, ExportJob, parity_results
 
 if TYPE_CHECKING:
@@ -17,56 +18,59 @@ if TYPE_CHECKING:
 LEAST_POSITIONS = 2  # whose variance the decoder's norms take
 
 
-def export_gsq(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Write both graphs and their sites; returns the manifest's results.
+class GsqExporter(Exporter):
+    """Exports a GSQ tokenizer."""
 
-    Raises:
-        ExportError: the checkpoint does not fit, or a difference above the tolerance.
-    """
-    from ...export.weight_file import WeightFile
-    from ..shared.vq_export import export_vq
-    from ..shared.vq_parity import check_vq_parity
-    from .graphs import gsq_graphs
-    from .parity import compute_gsq_references
+    def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Write both graphs and their sites; returns the manifest's results.
 
-    job.progress("reading the checkpoint", 0)
-    model = load_model(job)
-    job.progress("exporting", 1)
-    properties = {
-        "arvg_trt.model": job.entry.name,
-        "arvg_trt.family": "gsq",
-        "arvg_trt.groups": str(model.config.groups),
-        "arvg_trt.least_positions": str(LEAST_POSITIONS),
-    }
-    with WeightFile(folder) as weights:
-        sites = export_vq(model, weights, properties, gsq_graphs(model))
-    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-    job.progress("comparing with PyTorch", 2)
-    references = compute_gsq_references(model, job.pictures(PARITY_SIZE))
-    parity = check_vq_parity(folder, references, precise_norms)
-    job.progress("comparing with PyTorch", 3)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "tokenizer": describe(model.config),
-        "parity": parity_results(*parity),
-        "parity_images": list(job.image_names),
-    }
+        Raises:
+            ExportError: the checkpoint does not fit, or a difference above the tolerance.
+        """
+        from ...export.weight_file import WeightFile
+        from ..shared.vq_export import export_vq
+        from ..shared.vq_parity import check_vq_parity
+        from .graphs import gsq_graphs
+        from .parity import compute_gsq_references
+
+        job.progress("reading the checkpoint", 0)
+        model = load_model(job)
+        job.progress("exporting", 1)
+        properties = {
+            "arvg_trt.model": job.entry.name,
+            "arvg_trt.family": "gsq",
+            "arvg_trt.groups": str(model.config.groups),
+            "arvg_trt.least_positions": str(LEAST_POSITIONS),
+        }
+        with WeightFile(folder) as weights:
+            sites = export_vq(model, weights, properties, gsq_graphs(model))
+        (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+        job.progress("comparing with PyTorch", 2)
+        references = compute_gsq_references(model, job.pictures(PARITY_SIZE))
+        parity = check_vq_parity(folder, references, precise_norms)
+        job.progress("comparing with PyTorch", 3)
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "tokenizer": describe(model.config),
+            "parity": parity_results(*parity),
+            "parity_images": list(job.image_names),
+        }
 
 
 def load_model(job: ExportJob) -> GsqTokenizer:
-    """The checkpoint's model, of the normalization that its files or the zoo tell.
+    """The checkpoint's model, of the normalization that its files or its name tells.
 
     Raises:
         ExportError: it does not fit, or what tells the normalization disagrees or is missing.
     """
-    from ..zoo import check_config
-    from ..zoo_entries import ZOO
+    from ..registry import check_config
     from .model import load_gsq
+    from .variants import VARIANTS
     from .yaml import read_normalization
 
     told = read_normalization(job.paths[0].parent)
     if told is None:
-        known = [job.entry, *(entry for entry in ZOO if entry.hub == job.spec)]
+        known = [job.entry, *(entry for entry in VARIANTS if entry.hub == job.spec)]
         told = next((e.config.normalization for e in known if is_gsq(e.config)), None)
     model = load_gsq(job.read(), job.spec, told)
     check_config(job.entry, model.config, job.spec)

@@ -1,4 +1,4 @@
-"""What decides the shapes of a LlamaGen VQ tokenizer. Torch-free: the zoo is listed without it."""
+"""What decides the shapes of a LlamaGen VQ tokenizer. Torch-free: models are listed without it."""
 
 from __future__ import annotations
 

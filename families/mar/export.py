@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ExportError
 from ...export.shape import DYNAMIC, GraphForm
+from ..shared.isolated_export import GeneratorExporter
 from ..shared.job import ExportJob, guided_labels, load_halves, write_halves
 from .spec import MarDefaults, MarSpec
 
@@ -22,76 +23,76 @@ if TYPE_CHECKING:
 LOSS = "loss."
 
 
-def check_form(name: str, form: GraphForm) -> None:
-    """Raises ExportError for any but the usual form."""
-    if form != DYNAMIC:
-        raise ExportError(
-            "sees one more set of tokens in each pass: it has no fixed shapes and no KV caches",
-            where=name,
-            do="leave out --static-batch and --kv-type",
+class MarExporter(GeneratorExporter):
+    """Exports a MAR and its tokenizer."""
+
+    def check_form(self, name: str, form: GraphForm) -> None:
+        """Raises ExportError for any but the usual form."""
+        if form != DYNAMIC:
+            raise ExportError(
+                "sees one more set of tokens in each pass: it has no fixed shapes and no KV caches",
+                where=name,
+                do="leave out --static-batch and --kv-type",
+            )
+
+    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+        """All that the export leaves; returns the parameters of each half."""
+        from ..kl_vae.write import export_kl_vae
+        from .write import export_mar
+
+        model, vae = load_models(job)
+        scale = model.config.latent_scale
+        return write_halves(
+            job,
+            folder,
+            (model, vae),
+            describe(model.config, vae.config.stride, told(job).sampling),
+            lambda weights, properties: (
+                *export_kl_vae(vae, weights, properties, scale),
+                *export_mar(model, weights, properties),
+            ),
         )
 
+    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Both halves of the model, each let go before its graphs are opened; for the manifest.
 
-def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
-    """All that the export leaves; returns the parameters of each half."""
-    from ..kl_vae.write import export_kl_vae
-    from .write import export_mar
+        Raises:
+            ExportError: a difference above the tolerance; names the graph.
+        """
+        import torch
 
-    model, vae = load_models(job)
-    scale = model.config.latent_scale
-    return write_halves(
-        job,
-        folder,
-        (model, vae),
-        describe(model.config, vae.config.stride, told(job).sampling),
-        lambda weights, properties: (
-            *export_kl_vae(vae, weights, properties, scale),
-            *export_mar(model, weights, properties),
-        ),
-        ("pass", "denoise"),
-    )
+        from .parity import (
+            check_autoencoder_parity,
+            check_mar_parity,
+            compute_autoencoder_references,
+            compute_mar_references,
+        )
 
-
-def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Both halves of the model, each let go before its graphs are opened; for the manifest.
-
-    Raises:
-        ExportError: a difference above the tolerance; names the graph.
-    """
-    import torch
-
-    from .parity import (
-        check_autoencoder_parity,
-        check_mar_parity,
-        compute_autoencoder_references,
-        compute_mar_references,
-    )
-
-    model, vae = load_models(job)
-    config = model.config
-    images = job.pictures(config.side * vae.config.stride)
-    autoencoder = compute_autoencoder_references(vae, images, config.latent_scale)
-    shown = torch.from_numpy(autoencoder.latent[:1]).flatten(2).transpose(1, 2)
-    labels = guided_labels(config.num_classes)
-    references = compute_mar_references(model, labels, shown.repeat(2, 1, 1))
-    del model, vae
-    gc.collect()
-    found = (
-        *check_autoencoder_parity(folder, autoencoder),
-        *check_mar_parity(folder, references),
-    )
-    return {"graphs": [asdict(one) for one in found]}
+        model, vae = load_models(job)
+        config = model.config
+        images = job.pictures(config.side * vae.config.stride)
+        autoencoder = compute_autoencoder_references(vae, images, config.latent_scale)
+        shown = torch.from_numpy(autoencoder.latent[:1]).flatten(2).transpose(1, 2)
+        labels = guided_labels(config.num_classes)
+        references = compute_mar_references(model, labels, shown.repeat(2, 1, 1))
+        del model, vae
+        gc.collect()
+        found = (
+            *check_autoencoder_parity(folder, autoencoder),
+            *check_mar_parity(folder, references),
+        )
+        return {"graphs": [asdict(one) for one in found]}
 
 
 def load_models(job: ExportJob) -> tuple[MarTransformer, KlVae]:
     """As `load_halves`: of one latent."""
     from ..kl_vae.model import load_kl_vae
-    from ..zoo_entries import MAR_VAE
     from .checkpoint import load_mar
+    from .variants import VAE
 
     return load_halves(
         job,
-        f"{MAR_VAE}.ckpt",
+        f"{VAE}.ckpt",
         lambda tensors: load_mar(tensors, job.spec, told(job)),
         lambda tensors, model: one_latent_a_token(
             load_kl_vae(tensors, job.spec), model.config.latent_channels, job.spec

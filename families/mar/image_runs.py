@@ -6,21 +6,20 @@ given the image's next tokens with as much noise as is left at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ...runtime.generator import choose_sampling
-from ...runtime.images import shrunk_crop, to_model
+from ...runtime.images import Uint8Image, shrunk_crop, to_model
+from ...runtime.recording import Array, GraphRun
 from ...runtime.sessions.onnxruntime import fast_session
 from ...runtime.tokenizer import ImageTokenizer
-from ...samples.files import Array, GraphRun
-from ...samples.images import ImageSource
 from .diffusion import Diffusion
+from .kept_runs import choose_runs
 from .loop import masked_counts
-from .spec import MarSpec
-from .trajectory import PASS, choose_runs
+from .spec import PASS, MarSpec
 
 ORDER = 1  # a stream of its own: another decides which runs are kept
 
@@ -28,7 +27,7 @@ ORDER = 1  # a stream of its own: another decides which runs are kept
 def image_runs(
     export: Path,
     spec: MarSpec,
-    source: ImageSource,
+    load: Callable[[int], Uint8Image],
     labels: Sequence[int],
     *,
     part: range,
@@ -52,7 +51,7 @@ def image_runs(
         return np.concatenate([values] * halves)
 
     for number in part:
-        picture = to_model(shrunk_crop(source.load(number), spec.image_size))
+        picture = to_model(shrunk_crop(load(number), spec.image_size))
         _, latent = tokenizer.encode(picture)
         rng = np.random.default_rng([seed, number, ORDER])
         order = rng.permutation(spec.length)

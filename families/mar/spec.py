@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from ...runtime.spec import TIMES, Count, Defaults, Pixels, Side
+from ...runtime.spec import TIMES, AxisSizes, Count, Defaults, Pixels, Side
+
+if TYPE_CHECKING:
+    from .trajectory import MarRecording
+
+PASS, DENOISE = GRAPHS = ("pass", "denoise")
 
 
 class MarDefaults(Defaults, frozen=True, kw_only=True):
@@ -61,3 +68,27 @@ class MarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     def steps(self) -> int:
         """Passes of one batch, unless the sampling says otherwise."""
         return self.defaults.iterations
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """A latent has its tokens in raster order; every image is generated in another one."""
+        return np.arange(self.length)
+
+    @property
+    def calibrated_graphs(self) -> tuple[str, ...]:
+        return GRAPHS
+
+    @property
+    def recording(self) -> MarRecording:
+        """No graph has all positions: runs are recorded along trajectories."""
+        from .trajectory import MarRecording
+
+        return MarRecording(self)
+
+    def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:
+        """Return the known tokens of a pass, and those that one run of the denoiser takes."""
+        known = self.length - 1
+        drawn = 2 * max_batch * max(1, self.length // self.steps)
+        most = 2 * max_batch * self.length
+        side = {axis: (self.side,) * 3 for axis in ("h", "w")}
+        return side | {"n": (0, known, known), "m": (1, drawn, most)}

@@ -6,21 +6,119 @@ seeded choice is kept, spread over the trajectory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ...errors import CalibrationError
 from ...runtime.generator import Generated, Generator
+from ...runtime.images import Uint8Image
+from ...runtime.recording import Array, Arrays, GraphRun, Trajectories
 from ...runtime.sampling import Sampling
 from ...runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, OnnxRuntimeSession
-from ...samples.files import Array, Arrays, GraphRun
-from .spec import MarSpec
+from ...runtime.spec import TIMES as TRAINED_TIMES
+from .image_runs import image_runs
+from .kept_runs import PASSES, TIMES, choose_runs
+from .spec import DENOISE, GRAPHS, PASS, MarSpec
 
-PASSES = 4  # kept of a picture
-TIMES = 4  # kept of the diffusions behind each of these passes
-PASS, DENOISE = GRAPHS = ("pass", "denoise")
-Runs = list[tuple[str, int]]
+
+@dataclass(frozen=True, slots=True)
+class MarRecording:
+    """The runs that are kept of a MAR's trajectories: passes, and diffusions behind them."""
+
+    spec: MarSpec
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        return GRAPHS
+
+    @property
+    def kept(self) -> Mapping[str, int]:
+        passes = min(PASSES, self.spec.defaults.iterations)
+        return {PASS: passes, DENOISE: passes * min(TIMES, self.spec.defaults.diffusion_steps)}
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[str, ...]]:
+        return {PASS: ("z", "condition"), DENOISE: ("noise", "spread")}
+
+    def generated(
+        self, asked: Trajectories
+    ) -> Iterator[tuple[Generated, list[tuple[int, GraphRun]]]]:
+        """Yield batches of pictures with the runs that made them; see `recorded_batches`."""
+        generator, recorders = open_recorded(asked.export, asked.threads, exact=asked.exact)
+        batches = generator.batches(
+            asked.labels,
+            seed=asked.seed,
+            sampling=asked.sampling,
+            batch_size=asked.batch_size,
+            first=asked.first,
+            progress=asked.progress,
+        )
+        numbers = range(asked.first, asked.first + len(asked.labels))
+        return recorded_batches(
+            batches, recorders, numbers, asked.batch_size, asked.seed, asked.sampling
+        )
+
+    def encoded(
+        self,
+        export: Path,
+        load: Callable[[int], Uint8Image],
+        labels: Sequence[int],
+        *,
+        part: range,
+        seed: int,
+        threads: int = 0,
+    ) -> Iterator[GraphRun]:
+        """Yield the runs where the trajectory leads to the user's images; see `image_runs`."""
+        return image_runs(export, self.spec, load, labels, part=part, seed=seed, threads=threads)
+
+    def check(self, graph: str, arrays: Arrays, path: Path) -> None:
+        """Check orders and times of a saved run.
+
+        Raises:
+            CalibrationError: an order or a time that the model does not take.
+        """
+        if graph == PASS:
+            check_orders(arrays, self.spec, path)
+        elif not 0 <= int(arrays["time"][0]) < TRAINED_TIMES:
+            raise CalibrationError(
+                f"time {arrays['time'][0]}, but those of the diffusion are 0 to "
+                f"{TRAINED_TIMES - 1}",
+                where=str(path),
+            )
+
+    def independent(self, run: GraphRun) -> GraphRun:
+        """Return the run without what the pass before it gives."""
+        return GraphRun(run.graph, {k: v for k, v in run.feeds.items() if k != "condition"})
+
+    def carried(self, run: GraphRun) -> Callable[[Arrays], dict[str, Array]] | None:
+        """The denoiser's condition is what the pass before it gives, of each side its own."""
+        return partial(condition_of, len(run.feeds["x"])) if run.graph == DENOISE else None
+
+
+def check_orders(arrays: Arrays, spec: MarSpec, path: Path) -> None:
+    """Raises CalibrationError for orders that are none, or without an unknown token."""
+    orders, known = arrays["position_ids"], arrays["tokens"].shape[1]
+    if not np.array_equal(
+        np.sort(orders, axis=1), np.tile(np.arange(spec.length), (len(orders), 1))
+    ):
+        raise CalibrationError(
+            f"position_ids are no orders of the {spec.length} tokens", where=str(path)
+        )
+    if known >= spec.length:
+        raise CalibrationError(f"all {known} tokens are known", where=str(path))
+
+
+def condition_of(rows: int, given: Arrays) -> dict[str, Array]:
+    """What a pass tells the denoiser of its next tokens, [rows, W]: of each row of the pass [R] the
+    first rows / R.
+    """
+    condition = given["condition"]
+    told = condition[:, : rows // len(condition)]
+    return {"condition": np.ascontiguousarray(told.reshape(rows, -1))}
 
 
 class Recorder(OnnxRuntimeSession):
@@ -82,36 +180,6 @@ def recorded_batches(
                 feeds = picture_rows(recorders[graph].kept[k], place, len(pictures), sampling)
                 found.append((pictures[place], GraphRun(graph, feeds)))
         yield made, found
-
-
-def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
-    """Which of the runs that make a picture are kept: graphs, and runs of each counted from 0.
-
-    A pass comes in front of the diffusions behind it.
-    """
-    assert sampling.iterations is not None and sampling.diffusion_steps is not None
-    rng, steps = np.random.default_rng([seed, number]), sampling.diffusion_steps
-    chosen: Runs = []
-    for k in spread(rng, range(sampling.iterations), PASSES):
-        chosen.append((PASS, k))
-        chosen += [(DENOISE, k * steps + t) for t in spread(rng, range(steps), TIMES)]
-    return chosen
-
-
-def kept_passes(spec: MarSpec) -> int:
-    """How many passes `choose_runs` keeps of a picture by the model's own sampling."""
-    return min(PASSES, spec.defaults.iterations)
-
-
-def kept_times(spec: MarSpec) -> int:
-    """How many runs of the denoiser it keeps behind each."""
-    return min(TIMES, spec.defaults.diffusion_steps)
-
-
-def spread(rng: np.random.Generator, numbers: range, count: int) -> list[int]:
-    """`count` of the numbers, one from each of as many like parts; all if they are fewer."""
-    parts = np.array_split(numbers, max(1, min(count, len(numbers))))
-    return [int(rng.choice(part)) for part in parts if len(part)]
 
 
 def picture_rows(feeds: Arrays, place: int, count: int, sampling: Sampling) -> dict[str, Array]:

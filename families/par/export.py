@@ -10,6 +10,7 @@ import numpy as np
 
 from ...export.shape import DYNAMIC, GraphForm
 from ...runtime.spec import Defaults
+from ..shared.isolated_export import GeneratorExporter
 from ..shared.job import (
     ExportJob,
     guided_labels,
@@ -27,64 +28,65 @@ if TYPE_CHECKING:
     from .model import ParTransformer
 
 
-def check_form(name: str, form: GraphForm) -> None:
-    """Raises ExportError for fixed shapes: a graph a step would be too many."""
-    refuse_static(name, form, "a few tokens")
+class ParExporter(GeneratorExporter):
+    """Exports a PAR and its tokenizer."""
 
+    def check_form(self, name: str, form: GraphForm) -> None:
+        """Raises ExportError for fixed shapes: a graph a step would be too many."""
+        refuse_static(name, form, "a few tokens")
 
-def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
-    """All that the export leaves; returns the parameters of each half."""
-    from ..shared.vq_export import export_vq
-    from .write import export_par
+    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+        """All that the export leaves; returns the parameters of each half."""
+        from ..shared.vq_export import export_vq
+        from .write import export_par
 
-    model, vq = load_models(job)
-    side = model.config.side
-    return write_halves(
-        job,
-        folder,
-        (model, vq),
-        describe(model.config, vq.config, job.form, told(job).sampling),
-        lambda weights, properties: (
-            *export_vq(vq, weights, properties, side=side),
-            *export_par(model, weights, properties, job.form),
-        ),
-    )
+        model, vq = load_models(job)
+        side = model.config.side
+        return write_halves(
+            job,
+            folder,
+            (model, vq),
+            describe(model.config, vq.config, job.form, told(job).sampling),
+            lambda weights, properties: (
+                *export_vq(vq, weights, properties, side=side),
+                *export_par(model, weights, properties, job.form),
+            ),
+        )
 
+    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Both halves of the model, each let go before its graphs are opened; for the manifest.
 
-def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Both halves of the model, each let go before its graphs are opened; for the manifest.
+        Raises:
+            ExportError: a difference above the tolerance; names the graph.
+        """
+        import torch
 
-    Raises:
-        ExportError: a difference above the tolerance; names the graph.
-    """
-    import torch
+        from ..shared.vq_parity import check_vq_parity, compute_vq_references
+        from .parity import check_par_parity, compute_par_references
 
-    from ..shared.vq_parity import check_vq_parity, compute_vq_references
-    from .parity import check_par_parity, compute_par_references
-
-    model, vq = load_models(job)
-    config = model.config
-    tokenizer = compute_vq_references(vq, job.pictures(config.side * vq.config.stride))
-    order = generation_order(config.side, config.group)
-    shown = np.tile(tokenizer.indices[0].reshape(-1)[order], (2, 1))
-    labels = guided_labels(config.num_classes)
-    references = compute_par_references(model, labels, torch.from_numpy(shown), job.form)
-    del model, vq
-    gc.collect()
-    tokens, differences = check_vq_parity(folder, tokenizer)
-    return parity_results(tokens, (*differences, *check_par_parity(folder, references)))
+        model, vq = load_models(job)
+        config = model.config
+        tokenizer = compute_vq_references(vq, job.pictures(config.side * vq.config.stride))
+        order = generation_order(config.side, config.group)
+        shown = np.tile(tokenizer.indices[0].reshape(-1)[order], (2, 1))
+        labels = guided_labels(config.num_classes)
+        references = compute_par_references(model, labels, torch.from_numpy(shown), job.form)
+        del model, vq
+        gc.collect()
+        tokens, differences = check_vq_parity(folder, tokenizer)
+        return parity_results(tokens, (*differences, *check_par_parity(folder, references)))
 
 
 def load_models(job: ExportJob) -> tuple[ParTransformer, LlamagenVq]:
     """As `load_halves`: of one codebook."""
     from ..llamagen_vq.model import load_llamagen_vq
-    from ..zoo_entries import LLAMAGEN_VQ16
     from .checkpoint import load_par
+    from .variants import VQ16
 
     said = told(job)
     halves = load_halves(
         job,
-        f"{LLAMAGEN_VQ16}.pt",
+        f"{VQ16}.pt",
         lambda tensors: load_par(tensors, job.spec, said),
         lambda tensors, _: load_llamagen_vq(tensors, job.spec),
         ("vocab_size",),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.raster_spec import RasterSpec
-from ...runtime.spec import Count, Defaults
+from ...runtime.spec import AxisSizes, Count, Defaults
 
 
 def generation_order(side: int, group: int) -> NDArray[np.int64]:
@@ -47,6 +47,11 @@ class ParSpec(RasterSpec, frozen=True, kw_only=True, tag_field="family", tag="pa
     def order(self) -> NDArray[np.int64]:
         """The raster cell of each token."""
         return generation_order(self.side, self.group)
+
+    def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:
+        """Return the tokens of a step and those cached before it; most steps take a group."""
+        last = self.length - self.group
+        return self.map_sizes | {"n": (1, self.group, self.group), "past": (0, last, last)}
 
     def first(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """Labels [rows] -> what begins the sequence, [rows, 1]."""

@@ -13,11 +13,7 @@ from ...runtime.images import FloatImage
 from ...runtime.loop import Batch, CachedSteps, OpenSession, choose, open_graphs, require_finite
 from ...runtime.sampling import Sampling, Tokens
 from ...runtime.sessions.onnxruntime import Array, OnnxRuntimeSession
-from .spec import RarSpec
-
-# Rows times positions whose modulations are made at once: as many as make the linears efficient,
-# few enough that what they give stays small.
-ROWS_AHEAD = 64
+from .spec import ROWS_AHEAD, RarSpec
 
 
 class Modulations:

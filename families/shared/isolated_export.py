@@ -5,15 +5,19 @@ Tracing keeps what it saw until its process ends, and so would the mapped checkp
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
 from ...export.isolated import call, serve
 from ...export.shape import GraphForm
+from ...runtime.registry import find_family
 from ...samples.images import ImageSource
 from ...workspace.stage import SilentReporter
+from ..base import Exporter
+from ..registry import find_model
 from .job import ExportJob
 
 What = Literal["write", "compare"]
@@ -52,15 +56,18 @@ class Lines(SilentReporter):
         self.lines.append(line)
 
 
-class Family(Protocol):
-    """What `export_NAME.py` has of the family NAME."""
+class GeneratorExporter(Exporter):
+    """Exports a generator in two processes: one writes its graphs, the next compares them."""
 
+    @abstractmethod
     def check_form(self, name: str, form: GraphForm) -> None:
         """Raises ExportError for a form that its graphs cannot have."""
 
+    @abstractmethod
     def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
         """All that the export leaves; returns the parameters of each half."""
 
+    @abstractmethod
     def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
         """Both halves against PyTorch, for the manifest.
 
@@ -68,38 +75,22 @@ class Family(Protocol):
             ExportError: a difference above the tolerance; names the graph.
         """
 
-
-def family(name: str) -> Family:
-    from ..mar import export as export_mar
-    from ..par import export as export_par
-    from ..rar import export as export_rar
-    from ..var import export as export_var
-
-    families: dict[str, Family] = {
-        "mar": export_mar,
-        "par": export_par,
-        "rar": export_rar,
-        "var": export_var,
-    }
-    return families[name]
-
-
-def export_generator(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Write a generator's graphs, sites.json and generator.json; returns the manifest's results."""
-    job.progress("exporting", 0)
-    written = do_apart("write", job, folder)
-    for line in written.lines:
-        job.reporter.say(line)
-    parameters = written.found
-    job.progress("comparing with PyTorch", 2)
-    parity = do_apart("compare", job, folder).found
-    job.progress("comparing with PyTorch", 3)
-    return {
-        "parameters": sum(parameters.values()),
-        "parameters_of": parameters,
-        "parity": parity,
-        "parity_images": list(job.image_names),
-    }
+    def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Write graphs, sites.json and generator.json; returns the manifest's results."""
+        job.progress("exporting", 0)
+        written = do_apart("write", job, folder)
+        for line in written.lines:
+            job.reporter.say(line)
+        parameters = written.found
+        job.progress("comparing with PyTorch", 2)
+        parity = do_apart("compare", job, folder).found
+        job.progress("comparing with PyTorch", 3)
+        return {
+            "parameters": sum(parameters.values()),
+            "parameters_of": parameters,
+            "parity": parity,
+            "parity_images": list(job.image_names),
+        }
 
 
 def do_apart(what: What, job: ExportJob, folder: Path) -> Done:
@@ -123,8 +114,6 @@ def do_apart(what: What, job: ExportJob, folder: Path) -> Done:
 
 
 def work(task: ModelTask) -> Done:
-    from ..zoo import find_model
-
     entry, reporter = find_model(task.model), Lines()
     job = ExportJob(
         entry=entry,
@@ -135,8 +124,8 @@ def work(task: ModelTask) -> Done:
         form=task.form,
         weights=task.weights,
     )
-    of = family(entry.family)
-    do = of.write_graphs if task.what == "write" else of.compare_graphs
+    exporter = find_family(entry.family).load_exporter()
+    do = exporter.write_graphs if task.what == "write" else exporter.compare_graphs
     return Done(do(job, Path(task.folder)), tuple(reporter.lines))
 
 

@@ -11,6 +11,7 @@ from ...errors import ExportError
 from ...export.shape import DYNAMIC, GraphForm
 from ...graph.sites import Site, SiteMap
 from ...runtime.images import FloatImage, center_crop, to_model
+from ...runtime.registry import find_family
 from ...samples.images import ImageSource
 from ...workspace.artifacts import encode_json
 from ...workspace.stage import Reporter
@@ -21,17 +22,13 @@ if TYPE_CHECKING:
     from ...export.checkpoint.read import Weights
     from ...export.parity import Difference, TokenParity
     from ...export.weight_file import WeightFile
-    from ...runtime.generator import Spec
-    from ..zoo_entries import ZooEntry
+    from ...runtime.spec import GeneratorSpec
+    from ..base import Variant
 
 PARITY_IMAGES = 2
 PARITY_SIZE = 256
 CONFIGS = ("config.json", "config.yaml")
 STEPS = 3
-# Their official sampling scripts load `model`, also where the trainer left `ema` beside it
-# (LlamaGen's autoregressive/sample/sample_c2i.py, which PAR's follow). MAR's evaluate `model_ema`,
-# and so do all others whose trainers have averages.
-EVALUATED_LAST = ("par",)
 LABEL = 207
 
 
@@ -53,7 +50,7 @@ class ExportJob:
     averaged ones beside the last ones; None takes what the family's official evaluation takes.
     """
 
-    entry: ZooEntry
+    entry: Variant
     spec: str
     paths: tuple[Path, ...]
     source: ImageSource
@@ -88,7 +85,7 @@ class ExportJob:
         """
         from ...export.checkpoint.read import Choice, read_all
 
-        official: Weights = "model" if self.entry.family in EVALUATED_LAST else "ema"
+        official = find_family(self.entry.family).evaluated
         asked = self.weights is not None
         choice = Choice(self.weights or official, asked, self.reporter.say)
         return read_all(self.paths, infinite, choice)
@@ -116,14 +113,13 @@ def write_halves(
     job: ExportJob,
     folder: Path,
     halves: tuple[nn.Module, nn.Module],
-    spec: Spec,
+    spec: GeneratorSpec,
     export: Callable[[WeightFile, dict[str, str]], tuple[Site, ...]],
-    calibrated: tuple[str, ...] = ("full",),
 ) -> dict[str, int]:
     """All that the export of a transformer and its tokenizer leaves; returns their parameters.
 
     `export` writes the graphs, with these properties, and returns their sites; `spec` is for the
-    runtime. `calibrated` names the graphs that have every site to be planned once.
+    runtime, and names the graphs that have every site to be planned once.
     """
     from ...export.weight_file import WeightFile
 
@@ -131,7 +127,9 @@ def write_halves(
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
     with WeightFile(folder) as weights:
         sites = export(weights, properties)
-    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=calibrated)))
+    (folder / "sites.json").write_bytes(
+        encode_json(SiteMap(sites=sites, graphs=spec.calibrated_graphs))
+    )
     (folder / "generator.json").write_bytes(encode_json(spec))
     names = ("transformer", "tokenizer")
     return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, halves, strict=True)}
@@ -163,7 +161,7 @@ def load_halves(
     Raises:
         ExportError: a half is missing, is another variant's, or they do not belong together.
     """
-    from ..zoo import check_config
+    from ..registry import check_config
 
     transformer, tokenizer = read_halves(job, tokenizer_file, infinite, ignored)
     model = load_transformer(transformer)

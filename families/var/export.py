@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from ...export.shape import DYNAMIC, GraphForm
 from ...runtime.spec import Defaults
+from ..shared.isolated_export import GeneratorExporter
 from ..shared.job import ExportJob, guided_labels, load_halves, parity_results, write_halves
 from .spec import VarSpec
 
@@ -21,65 +22,66 @@ if TYPE_CHECKING:
 PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
 
 
-def check_form(name: str, form: GraphForm) -> None:
-    """It has every form."""
+class VarExporter(GeneratorExporter):
+    """Exports a VAR and its tokenizer."""
 
+    def check_form(self, name: str, form: GraphForm) -> None:
+        """It has every form."""
 
-def write_graphs(job: ExportJob, folder: Path) -> dict[str, int]:
-    """All that the export leaves; returns the parameters of each half."""
-    from ..var_vqvae.write import export_var_tokenizer
-    from .config import read_config_json
-    from .write import export_var
+    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+        """All that the export leaves; returns the parameters of each half."""
+        from ..var_vqvae.write import export_var_tokenizer
+        from .config import read_config_json
+        from .write import export_var
 
-    model, vae = load_models(job)
-    sampling = read_config_json(job.paths[0].parent).sampling
-    return write_halves(
-        job,
-        folder,
-        (model, vae),
-        describe(model.config, vae, job.form, sampling),
-        lambda weights, properties: (
-            *export_var_tokenizer(vae, weights, properties, model.word_embed, job.form),
-            *export_var(model, weights, properties, job.form),
-        ),
-    )
+        model, vae = load_models(job)
+        sampling = read_config_json(job.paths[0].parent).sampling
+        return write_halves(
+            job,
+            folder,
+            (model, vae),
+            describe(model.config, vae, job.form, sampling),
+            lambda weights, properties: (
+                *export_var_tokenizer(vae, weights, properties, model.word_embed, job.form),
+                *export_var(model, weights, properties, job.form),
+            ),
+        )
 
+    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Both halves of the model, each let go before its graphs are opened; for the manifest.
 
-def compare_graphs(job: ExportJob, folder: Path) -> dict[str, Any]:
-    """Both halves of the model, each let go before its graphs are opened; for the manifest.
+        Raises:
+            ExportError: a difference above the tolerance; names the graph.
+        """
+        import torch
 
-    Raises:
-        ExportError: a difference above the tolerance; names the graph.
-    """
-    import torch
+        from ..var_vqvae.parity import check_tokenizer_parity, compute_tokenizer_references
+        from .parity import check_var_parity, compute_references, resize
 
-    from ..var_vqvae.parity import check_tokenizer_parity, compute_tokenizer_references
-    from .parity import check_var_parity, compute_references, resize
-
-    model, vae = load_models(job)
-    pictures = job.pictures(vae.config.image_size)
-    tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
-    images = job.form.static_batch or 1
-    shown = torch.from_numpy(resize(tokenizer.features, images)).repeat(2, 1, 1)
-    labels = guided_labels(model.config.num_classes, images)
-    references = compute_references(model, labels, shown, job.form)
-    del model, vae
-    gc.collect()
-    tokens, differences = check_tokenizer_parity(folder, tokenizer, job.form)
-    return parity_results(tokens, (*differences, *check_var_parity(folder, references)))
+        model, vae = load_models(job)
+        pictures = job.pictures(vae.config.image_size)
+        tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
+        images = job.form.static_batch or 1
+        shown = torch.from_numpy(resize(tokenizer.features, images)).repeat(2, 1, 1)
+        labels = guided_labels(model.config.num_classes, images)
+        references = compute_references(model, labels, shown, job.form)
+        del model, vae
+        gc.collect()
+        tokens, differences = check_tokenizer_parity(folder, tokenizer, job.form)
+        return parity_results(tokens, (*differences, *check_var_parity(folder, references)))
 
 
 def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
     """As `load_halves`: of one size and one codebook."""
     from ..var_vqvae.model import load_var_vqvae
-    from ..zoo_entries import VAR_VAE
     from .checkpoint import INFINITE, load_var
     from .config import read_config_json
+    from .variants import VAE
 
     told = read_config_json(job.paths[0].parent)
     return load_halves(
         job,
-        f"{VAR_VAE}.pth",
+        f"{VAE}.pth",
         lambda tensors: load_var(tensors, job.spec, told),
         lambda tensors, model: load_var_vqvae(tensors, job.spec, model.config.patch_nums),
         ("vocab_size", "latent_channels"),

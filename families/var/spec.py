@@ -1,4 +1,4 @@
-"""What `generator.json` says of a VAR; needs neither numpy nor a session."""
+"""What `generator.json` says of a VAR; needs no session."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from ...runtime.spec import Count, Defaults, KvType, Pixels, Side, require_heads, step_names
+from ...runtime.spec import (
+    FULL,
+    AxisSizes,
+    Count,
+    Defaults,
+    KvType,
+    Pixels,
+    Side,
+    require_heads,
+    step_names,
+)
 
 
 class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="var"):
@@ -56,3 +68,23 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     @property
     def step_graphs(self) -> tuple[str, ...]:
         return step_names(self.static_batch, self.steps)
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """The encoder gives tokens scale by scale, as they are generated."""
+        return np.arange(self.length)
+
+    @property
+    def calibrated_graphs(self) -> tuple[str, ...]:
+        return (FULL,)
+
+    @property
+    def recording(self) -> None:
+        """It has a graph of all positions."""
+        return None
+
+    def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:
+        """Return the tokens of a step and those cached before it; the last scale has the most."""
+        first, last = self.patch_nums[0] ** 2, self.patch_nums[-1] ** 2
+        cached = self.length - last
+        return {"n": (first, last, last), "past": (0, cached, cached)}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from arvg_trt.cli import cli
 from arvg_trt.commands.options import Bytes
-from arvg_trt.families.zoo_entries import ZOO
+from arvg_trt.families.registry import all_variants
 from arvg_trt.numerics.packing import load_packed, save_packed
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.workspace.stage import tool_version
@@ -56,9 +56,9 @@ def test_unknown_command_is_a_usage_error() -> None:
     assert "quantise" in outcome.err
 
 
-def test_models_lists_the_zoo() -> None:
+def test_models_lists_every_variant() -> None:
     lines = arvg("models").out.splitlines()
-    assert [line.split()[0] for line in lines] == [entry.name for entry in ZOO]
+    assert [line.split()[0] for line in lines] == [entry.name for entry in all_variants()]
     rows = json.loads(arvg("models", "--json").out)["models"]
     assert {row["name"]: row["parameters"] for row in rows}[MODEL] == 3_036_214
 

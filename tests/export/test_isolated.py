@@ -58,7 +58,7 @@ def test_a_bug_of_the_second_process_is_no_users_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "exit 1"))
-    with pytest.raises(RuntimeError, match="export_generator ended with 1") as caught:
+    with pytest.raises(RuntimeError, match="isolated_export ended with 1") as caught:
         call(MODULE, comparison(tmp_path), dict)
     assert not isinstance(caught.value, ArvgError)
 

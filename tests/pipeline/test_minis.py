@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from arvg_trt.families.zoo import MODELS, find_model
+from arvg_trt.families.registry import MODELS, find_model
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.workspace.artifacts import MANIFEST
 
@@ -20,7 +20,7 @@ def mini(request: pytest.FixtureRequest, mini_of: Callable[[str], Mini]) -> Mini
     return mini_of(request.param)
 
 
-def test_the_zoo_entry_tells_what_the_shipped_weights_are(mini: Mini) -> None:
+def test_the_variant_tells_what_the_shipped_weights_are(mini: Mini) -> None:
     results = json.loads((mini.workspace / "export" / MANIFEST).read_text())["results"]
     name = f"{mini.family}-mini"
     assert results["parameters_of"]["transformer"] == find_model(name).parameters

@@ -14,21 +14,19 @@ import msgspec
 
 from ...engines.tensorrt.half_precision_files import write_twin
 from ...errors import CalibrationError
-from ...families.mar.spec import MarSpec
 from ...graph.sites import load_sites
 from ...quantize.overflow_nodes import listed_tensors
 from ...recipe.options import ValidateOptions
 from ...runtime.generator import (
-    FULL,
     SPEC_FILE,
     Generated,
     Generator,
-    Spec,
     choose_sampling,
     read_spec,
 )
 from ...runtime.labels import parse_labels
 from ...runtime.sessions.onnxruntime import reference_session
+from ...runtime.spec import FULL, GeneratorSpec
 from ...samples.classes import drawn_classes
 from ...samples.encoded import image_labels, require_size
 from ...samples.generated import pictures_of
@@ -53,7 +51,7 @@ class HeldOutGenerator:
     """Pictures of a generator's own, and its or the user's tokens to be given to the full graph."""
 
     export: Path
-    spec: Spec
+    spec: GeneratorSpec
     labels: tuple[int, ...]
     source: ImageSource | None
     image_classes: tuple[int, ...]
@@ -77,7 +75,7 @@ class HeldOutGenerator:
         """
         check_pictures(options)
         _, spec = read_spec(export)
-        if isinstance(spec, MarSpec) and options.images is not None:
+        if spec.recording is not None and options.images is not None:
             raise CalibrationError(
                 f"{exported.options['model']} is validated along its own trajectory",
                 where="--images",
@@ -216,9 +214,9 @@ class HeldOutGenerator:
             yield made.images
 
     def _forcing(self, folder: Path) -> Forcing:
-        """A family with a graph of all positions is given tokens, a MAR runs of its trajectory."""
-        if isinstance(self.spec, MarSpec):
-            return Trajectory(self._asked, folder)
+        """A family with a graph of all positions is given tokens, others runs of trajectories."""
+        if self.spec.recording is not None:
+            return Trajectory(self._asked, self.spec.recording, folder)
         return TeacherForced(self._asked, self.source, self.image_classes)
 
 

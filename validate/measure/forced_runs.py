@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...families.mar.trajectory import open_recorded, recorded_batches
 from ...graph.sites import load_sites
 from ...numerics.scheme import Plan
 from ...recipe.options import ValidateOptions
-from ...runtime.generator import FULL, Generated, Generator, Spec, choose_sampling
+from ...runtime.generator import Generated, Generator, choose_sampling
+from ...runtime.recording import GraphRun, Recording, Trajectories
 from ...runtime.sessions.onnxruntime import fast_session, reference_session
+from ...runtime.spec import FULL, GeneratorSpec
 from ...samples.encoded import image_tokens
-from ...samples.files import GraphRun, graph_of, load_sample, save_sample
+from ...samples.files import graph_of, load_sample, save_sample
 from ...samples.generated import Tokens, teacher_forcing
 from ...samples.images import ImageSource
 from ...workspace.artifacts import decode_json
-from ..metrics.outputs import Arrays
 from ..report.schema import ENGINE, QDQ
 from .forced import ForcedGraph, ForcedRun
 from .images import Batch
@@ -36,7 +35,7 @@ class Asked:
     """Which pictures both sides of a validation make."""
 
     export: Path
-    spec: Spec
+    spec: GeneratorSpec
     labels: tuple[int, ...]
     options: ValidateOptions
     names: tuple[str, ...]
@@ -126,60 +125,49 @@ class TeacherForced:
 
 @dataclass(slots=True)
 class Trajectory:
-    """A MAR's passes on the tokens that FP32 knew, and diffusions behind them at its x and times.
+    """The runs that a family keeps along FP32's trajectories, on what FP32 was fed there.
 
-    What a pass tells the denoiser is that side's own: so the errors of both are in the noise.
+    What one graph tells the next is that side's own: so the errors of both are in the second's.
     Runs are kept in `folder`.
     """
 
     asked: Asked
+    recording: Recording
     folder: Path
     _kept: list[tuple[str, Path]] = field(default_factory=list)
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        return {"pass": ("z", "condition"), "denoise": ("noise", "spread")}
+        return self.recording.outputs
 
     @property
     def count(self) -> int:
         return len(self._kept)
 
     def pictures(self) -> Iterator[Batch]:
-        options, sampling = self.asked.options, choose_sampling(self.asked.spec)
-        generator, recorders = open_recorded(self.asked.export, options.threads, exact=True)
-        for made, runs in recorded_batches(
-            self.asked.batches(generator),
-            recorders,
-            range(len(self.asked.labels)),
-            options.batch_size,
-            options.seed,
-            sampling,
-        ):
+        asked, options = self.asked, self.asked.options
+        trajectories = Trajectories(
+            export=asked.export,
+            labels=asked.labels,
+            sampling=choose_sampling(asked.spec),
+            seed=options.seed,
+            batch_size=options.batch_size,
+            threads=options.threads,
+            exact=True,
+        )
+        for made, runs in self.recording.generated(trajectories):
             for number, run in runs:
-                path = save_sample(followed(run), self.folder, len(self._kept))
-                self._kept.append((self.asked.names[number], path))
+                alone = self.recording.independent(run)
+                path = save_sample(alone, self.folder, len(self._kept))
+                self._kept.append((asked.names[number], path))
             yield made.images, made.tokens
 
     def runs(self) -> Iterator[ForcedRun]:
         for name, path in self._kept:
             graph, feeds = graph_of(path), load_sample(path, ())
             assert graph is not None
-            carried = partial(condition_of, len(feeds["x"])) if graph == "denoise" else None
+            carried = self.recording.carried(GraphRun(graph, feeds))
             yield ForcedRun(name=name, graph=graph, feeds=feeds, carried=carried)
-
-
-def followed(run: GraphRun) -> GraphRun:
-    """Without what the pass before it gives."""
-    return GraphRun(run.graph, {k: v for k, v in run.feeds.items() if k != "condition"})
-
-
-def condition_of(rows: int, given: Arrays) -> dict[str, NDArray[Any]]:
-    """What a pass tells the denoiser of its next tokens, [rows, W]: of each row of the pass [R] the
-    first rows / R.
-    """
-    condition = given["condition"]
-    told = condition[:, : rows // len(condition)]
-    return {"condition": np.ascontiguousarray(told.reshape(rows, -1))}
 
 
 def forced_graphs(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...graph.sites import load_sites
 from ...runtime.generator import OTHER_GRAPHS
-from ...samples.generated import is_generator
 from ...workspace.artifacts import Manifest
+from ...workspace.facts import kind_of
 
 SHARED_WEIGHTS = "model.onnx.data"
 
@@ -36,7 +36,7 @@ def running_bytes(
     Of a generator the graphs that make pictures, and of the file of weights that all graphs share
     what these read.
     """
-    if not is_generator(exported):
+    if kind_of(exported) != "generator":
         graphs = load_sites(export).graphs
         found = {name: bytes_of_files(folder, graphs) for name, folder in folders.items()}
         return bytes_of_files(export, graphs), found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper, save
 
-from arvg_trt.engines.tensorrt.profiles import generator_profiles, step_sizes, tokenizer_profiles
+from arvg_trt.engines.tensorrt.profiles import generator_profiles, tokenizer_profiles
 from arvg_trt.errors import BuildError
 from arvg_trt.families.mar.spec import MarDefaults, MarSpec
 from arvg_trt.families.par.spec import ParSpec
@@ -17,9 +17,8 @@ from arvg_trt.families.var.spec import VarSpec
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from arvg_trt.pipeline.build import precision_text, required_formats
 from arvg_trt.recipe.options import BuildOptions
-from arvg_trt.runtime.generator import Spec
 from arvg_trt.runtime.raster_spec import RasterSpec
-from arvg_trt.runtime.spec import Defaults
+from arvg_trt.runtime.spec import Defaults, GeneratorSpec
 from arvg_trt.workspace.artifacts import encode_json
 
 SIZES = {"num_classes": 10, "vocab_size": 64, "depth": 2, "width": 8, "heads": 2, "head_dim": 4}
@@ -44,7 +43,9 @@ MAR = MarSpec(
 CACHE = ("rows", 2, "past", 4)
 
 
-def write(folder: Path, spec: Spec, graphs: dict[str, dict[str, Sequence[int | str]]]) -> None:
+def write(
+    folder: Path, spec: GeneratorSpec, graphs: dict[str, dict[str, Sequence[int | str]]]
+) -> None:
     """An export folder whose graphs have these inputs, and nothing else."""
     (folder / "generator.json").write_bytes(encode_json(spec))
     for name, inputs in graphs.items():
@@ -107,13 +108,12 @@ def test_mar_begins_with_no_token_known(tmp_path: Path) -> None:
     }
 
 
-def test_a_family_that_nobody_described_gets_no_others_shapes(tmp_path: Path) -> None:
+def test_a_family_that_describes_no_steps_gets_no_others_shapes() -> None:
     class NewSpec(RasterSpec, frozen=True, kw_only=True):
         pass
 
     new = NewSpec(side=4, image_size=32, **SIZES)
-    with pytest.raises(BuildError, match=r"step: the sizes of a NewSpec's steps are not known"):
-        step_sizes(new, "step", 1)  # type: ignore[arg-type]
+    assert new.axis_sizes("step", 1) == {"h": (4, 4, 4), "w": (4, 4, 4)}
 
 
 def test_an_axis_that_no_family_has_is_refused_by_name(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from arvg_trt.errors import ExportError
 from arvg_trt.families.cosmos.checkpoint import infer_config, load_cosmos
 from arvg_trt.families.cosmos.config import FSQ_LEVELS, CosmosConfig, CosmosJson
 from arvg_trt.families.cosmos.model import FSQ, CosmosTokenizer, Patcher, UnPatcher
+from arvg_trt.families.cosmos.variants import VARIANTS
+from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.convolution import AttnBlock, Downsample
-from arvg_trt.families.zoo import find_model
-from arvg_trt.families.zoo_entries import COSMOS
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=32)
 SMALL_CI = CosmosConfig(
@@ -32,8 +32,8 @@ def haar_level(x: Array) -> Array:
     return np.concatenate(bands) / 4
 
 
-@pytest.mark.parametrize("entry", COSMOS, ids=lambda e: e.name)
-def test_a_zoo_entry_has_the_parameters_it_says(entry) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("entry", VARIANTS, ids=lambda e: e.name)
+def test_a_variant_has_the_parameters_it_says(entry) -> None:  # type: ignore[no-untyped-def]
     with torch.device("meta"):
         model = CosmosTokenizer(entry.config)
     assert sum(p.numel() for p in model.parameters()) == entry.parameters
@@ -239,7 +239,7 @@ def test_bfloat16_weights_load_to_the_same_values() -> None:
     assert all(torch.equal(loaded[k], v.float()) for k, v in published.items())
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_CI, *(e.config for e in COSMOS)])
+@pytest.mark.parametrize("config", [SMALL, SMALL_CI, *(e.config for e in VARIANTS)])
 def test_the_configuration_is_inferred_from_the_keys(config: CosmosConfig) -> None:
     with torch.device("meta"):
         tensors = CosmosTokenizer(config).state_dict()

@@ -19,10 +19,10 @@ from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.gsq.config import PUBLISHED
 from arvg_trt.families.gsq.export import load_model
 from arvg_trt.families.gsq.model import GsqTokenizer
+from arvg_trt.families.gsq.variants import SIZES
 from arvg_trt.families.gsq.yaml import read_normalization
+from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
-from arvg_trt.families.zoo import find_model
-from arvg_trt.families.zoo_entries import GSQ
 from arvg_trt.runtime.images import from_model, load_image, to_model
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST
@@ -156,18 +156,18 @@ def test_a_picture_of_one_position_is_refused_by_file(quantized: Path, tmp_path:
     assert_refused(outcome, 7, "dot.png: has 1 of the 2 or more positions")
 
 
-def test_every_published_tokenizer_is_in_the_zoo_with_its_parameters() -> None:
-    assert len(GSQ) == len(PUBLISHED) == 26
-    for entry in GSQ:
+def test_every_published_tokenizer_is_known_with_its_parameters() -> None:
+    assert len(SIZES) == len(PUBLISHED) == 26
+    for entry in SIZES:
         with torch.device("meta"):
             model = GsqTokenizer(entry.config)
         assert sum(p.numel() for p in model.parameters()) == entry.parameters, entry.name
     assert find_model("gsq-f8-d8-v64k").hub == "HelmholtzAI-FZJ/GSQ-F8-D8-V64k"
     odd = find_model("gsq-f16-d16-g4-v256k-uniform-init")
     assert odd.hub == "HelmholtzAI-FZJ/GSQ-F16-D16-G4-V256k_uniform_init"
-    kinds = Counter(entry.config.normalization for entry in GSQ)
+    kinds = Counter(entry.config.normalization for entry in SIZES)
     assert kinds == {"l2": 23, "none": 2, "clip": 1}
-    assert {entry.config.stride for entry in GSQ} == {8, 16, 32}
+    assert {entry.config.stride for entry in SIZES} == {8, 16, 32}
 
 
 def test_the_name_of_a_published_one_takes_no_other(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from arvg_trt.families.mar.config import PUBLISHED
 from arvg_trt.families.mar.export import describe, load_models
 from arvg_trt.families.mar.spec import MarDefaults
 from arvg_trt.families.rar.export import load_models as load_rar_models
+from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
-from arvg_trt.families.zoo import find_model
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST, Manifest, write_manifest
@@ -163,7 +163,7 @@ def test_options_of_a_mar_are_refused_by_the_others(tmp_path: Path) -> None:
     assert_refused(outcome, 10, "iterations is not this family's")
 
 
-def test_the_zoo_lists_three_sizes() -> None:
+def test_models_lists_three_sizes() -> None:
     rows = {row["name"]: row for row in json.loads(arvg("models", "--json").out)["models"]}
     assert {"mar-b", "mar-l", "mar-h"} <= rows.keys()
     assert rows["mar-b"]["files"][0] == list(FILES)

@@ -18,11 +18,12 @@ from arvg_trt.export.checkpoint.config_json import read_beside
 from arvg_trt.export.checkpoint.read import read_all
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.export.checkpoint.strict import split_parts
+from arvg_trt.families.base import Variant
 from arvg_trt.families.par.checkpoint import infer_par_config, load_par
 from arvg_trt.families.par.config import PUBLISHED, ParConfig, ParJson, sampling_of
 from arvg_trt.families.par.model import ParTransformer
-from arvg_trt.families.zoo import check_config, find_model
-from arvg_trt.families.zoo_entries import PAR, ZooEntry
+from arvg_trt.families.par.variants import VARIANTS
+from arvg_trt.families.registry import check_config, find_model
 
 from ..rar.models import random_rar
 from ..rar.test_checkpoint import Payload, cache_file, put, without
@@ -51,8 +52,8 @@ def on_meta(config: ParConfig) -> ParTransformer:
         return ParTransformer(config)
 
 
-@pytest.mark.parametrize("entry", [e for e in PAR if e.hub], ids=lambda e: e.name)
-def test_a_zoo_entry_has_the_parameters_it_says_and_is_inferred(entry: ZooEntry) -> None:
+@pytest.mark.parametrize("entry", [e for e in VARIANTS if e.hub], ids=lambda e: e.name)
+def test_a_variant_has_the_parameters_it_says_and_is_inferred(entry: Variant) -> None:
     """Without any config.json: the heads of a published width are known, also of 100 features."""
     assert isinstance(entry.config, ParConfig)
     model = on_meta(entry.config)

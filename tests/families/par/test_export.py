@@ -146,7 +146,7 @@ def test_an_option_out_of_range_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_zoo_lists_both_repositories() -> None:
+def test_models_lists_both_repositories() -> None:
     rows = {row["name"]: row for row in json.loads(arvg("models", "--json").out)["models"]}
     sizes = {f"par-{size}-{n}x" for size in ("l", "xl", "xxl", "3b") for n in (4, 16)}
     assert sizes <= rows.keys()

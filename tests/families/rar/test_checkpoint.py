@@ -16,11 +16,12 @@ from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.read import read_all
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.export.checkpoint.strict import split_parts
+from arvg_trt.families.base import Variant
 from arvg_trt.families.rar.checkpoint import infer_rar_config, load_rar
 from arvg_trt.families.rar.config import DEMO, RarConfig, sampling_of
 from arvg_trt.families.rar.model import RarTransformer
-from arvg_trt.families.zoo import check_config, find_model
-from arvg_trt.families.zoo_entries import RAR, ZooEntry
+from arvg_trt.families.rar.variants import VARIANTS
+from arvg_trt.families.registry import check_config, find_model
 
 from ..var.models import SMALL as SMALL_VAR
 from ..var.models import random_var
@@ -34,8 +35,8 @@ def tensors() -> Tensors:
     return dict(random_rar().state_dict())
 
 
-@pytest.mark.parametrize("entry", RAR, ids=lambda e: e.name)
-def test_a_zoo_entry_has_the_parameters_it_says_and_is_inferred(entry: ZooEntry) -> None:
+@pytest.mark.parametrize("entry", VARIANTS, ids=lambda e: e.name)
+def test_a_variant_has_the_parameters_it_says_and_is_inferred(entry: Variant) -> None:
     assert isinstance(entry.config, RarConfig)
     with torch.device("meta"):
         model = RarTransformer(entry.config)
@@ -66,7 +67,7 @@ def test_the_keys_are_the_official_ones() -> None:
 
 
 def test_published_sampling_goes_with_the_size() -> None:
-    found = [sampling_of(entry.config) for entry in RAR]  # type: ignore[arg-type]
+    found = [sampling_of(entry.config) for entry in VARIANTS]  # type: ignore[arg-type]
     assert [(s.cfg, s.cfg_power, s.temperature) for s in found] == [
         (16.0, 2.75, 1.0),
         (15.5, 2.5, 1.02),

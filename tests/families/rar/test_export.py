@@ -15,8 +15,8 @@ from torch import Tensor
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.rar.export import load_models
+from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
-from arvg_trt.families.zoo import find_model
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.artifacts import MANIFEST
@@ -119,7 +119,7 @@ def test_an_option_out_of_range_is_refused(tiny_rar: TinyRar, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_zoo_lists_both_repositories() -> None:
+def test_models_lists_both_repositories() -> None:
     rows = {row["name"]: row for row in json.loads(arvg("models", "--json").out)["models"]}
     assert {"rar-b", "rar-l", "rar-xl", "rar-xxl"} <= rows.keys()
     assert rows["rar-b"]["files"][0] == list(FILES)

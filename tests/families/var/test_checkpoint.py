@@ -16,11 +16,12 @@ from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.read import read_all
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.export.checkpoint.strict import split_parts
+from arvg_trt.families.base import Variant
+from arvg_trt.families.registry import check_config, find_model
 from arvg_trt.families.var.checkpoint import INFINITE, infer_config, load_var
 from arvg_trt.families.var.config import VarConfig, VarJson, read_config_json
 from arvg_trt.families.var.model import VarTransformer
-from arvg_trt.families.zoo import check_config, find_model
-from arvg_trt.families.zoo_entries import VAR, ZooEntry
+from arvg_trt.families.var.variants import VARIANTS
 
 from .models import FORMS, PLAIN, SHARED, SMALL, random_var
 
@@ -33,8 +34,8 @@ def tensors() -> Tensors:
     return dict(random_var(SMALL).state_dict())
 
 
-@pytest.mark.parametrize("entry", VAR, ids=lambda e: e.name)
-def test_a_zoo_entry_has_the_parameters_it_says(entry: ZooEntry) -> None:
+@pytest.mark.parametrize("entry", VARIANTS, ids=lambda e: e.name)
+def test_a_variant_has_the_parameters_it_says(entry: Variant) -> None:
     assert isinstance(entry.config, VarConfig)
     with torch.device("meta"):
         model = VarTransformer(entry.config)
@@ -66,8 +67,8 @@ def test_the_configuration_is_inferred_from_the_shapes(config: VarConfig) -> Non
     assert infer_config(VarTransformer(config).state_dict(), "here", told) == config
 
 
-@pytest.mark.parametrize("entry", VAR, ids=lambda e: e.name)
-def test_the_configuration_of_a_published_size_is_inferred(entry: ZooEntry) -> None:
+@pytest.mark.parametrize("entry", VARIANTS, ids=lambda e: e.name)
+def test_the_configuration_of_a_published_size_is_inferred(entry: Variant) -> None:
     assert isinstance(entry.config, VarConfig)
     with torch.device("meta"):
         state = VarTransformer(entry.config).state_dict()

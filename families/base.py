@@ -1,0 +1,58 @@
+"""What a family says of itself: `Family` and its `Variant`s, and the `Exporter` behind them.
+
+Importing this needs no torch. A family's package has a `FAMILY`, which `runtime.registry` finds by
+name; its exporter is imported where torch is needed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExportError
+from ..export.shape import DYNAMIC, GraphForm
+from ..runtime.family import Family, FileSets, Variant
+
+if TYPE_CHECKING:
+    from .shared.job import ExportJob
+
+__all__ = ["Exporter", "Family", "FileSets", "Variant", "any_size"]
+
+
+class Exporter(ABC):
+    """Writes the graphs of a checkpoint and compares them with PyTorch."""
+
+    def check_form(self, name: str, form: GraphForm) -> None:
+        """Check that the model `name` can have graphs of this form; here, of the usual one alone.
+
+        Raises:
+            ExportError: it cannot.
+        """
+        if form != DYNAMIC:
+            raise ExportError(
+                "is no generator: it has no fixed batch and no KV caches",
+                where=name,
+                do="leave out --static-batch and --kv-type",
+            )
+
+    @abstractmethod
+    def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Write all that the export leaves; returns the manifest's results.
+
+        Raises:
+            ExportError: the checkpoint does not fit, or a difference above the tolerance.
+        """
+
+
+def any_size(family: str, partner: str, variants: Sequence[Variant]) -> Variant:
+    """Return the variant of any size of a family: its configuration comes from the checkpoint.
+
+    `partner` is the other model of the checkpoint. Files of both models come before a trainer's
+    snapshot, as they do in `variants`.
+    """
+    plain = ("model.safetensors", f"{partner}.safetensors")
+    found = dict.fromkeys((plain, *(files for entry in variants for files in entry.files)))
+    files = tuple(sorted(found, key=len, reverse=True))
+    return Variant(family, family, 0, None, files, graphs=variants[0].graphs)

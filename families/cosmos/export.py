@@ -1,0 +1,45 @@
+"""What the export of a Cosmos tokenizer writes, and how it is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...graph.sites import SiteMap
+from ...workspace.artifacts import encode_json
+from ..base import Exporter
+from ..shared.job import PARITY_SIZE, ExportJob, mark_norms, parity_results
+
+
+class CosmosExporter(Exporter):
+    """Exports a Cosmos tokenizer."""
+
+    def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
+        from ...export.checkpoint.config_json import read_beside
+        from ..registry import check_config
+        from ..shared.vq_parity import check_vq_parity
+        from .checkpoint import load_cosmos
+        from .config import CosmosConfig, CosmosJson
+        from .parity import compute_cosmos_references
+        from .write import describe, export_tokenizer
+
+        job.progress("reading the checkpoint", 0)
+        known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None
+        told = read_beside(job.paths[0].parent, CosmosJson)
+        model = load_cosmos(job.read(), job.spec, told, known)
+        check_config(job.entry, model.config, job.spec)
+        job.progress("exporting", 1)
+        mark_norms(job, model, PARITY_SIZE)
+        sites = export_tokenizer(model, folder, job.entry.name)
+        (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+        job.progress("comparing with PyTorch", 2)
+        references = compute_cosmos_references(model, job.pictures(PARITY_SIZE))
+        parity = check_vq_parity(folder, references)
+        job.progress("comparing with PyTorch", 3)
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "tokenizer": describe(model.config),
+            "parity": parity_results(*parity),
+            "parity_images": list(job.image_names),
+        }

@@ -1,0 +1,32 @@
+"""Choose which runs of a MAR's graphs are kept of a picture, spread over its trajectory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...runtime.sampling import Sampling
+from .spec import DENOISE, PASS
+
+PASSES = 4  # kept of a picture
+TIMES = 4  # kept of the diffusions behind each of these passes
+Runs = list[tuple[str, int]]
+
+
+def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
+    """Which of the runs that make a picture are kept: graphs, and runs of each counted from 0.
+
+    A pass comes in front of the diffusions behind it.
+    """
+    assert sampling.iterations is not None and sampling.diffusion_steps is not None
+    rng, steps = np.random.default_rng([seed, number]), sampling.diffusion_steps
+    chosen: Runs = []
+    for k in spread(rng, range(sampling.iterations), PASSES):
+        chosen.append((PASS, k))
+        chosen += [(DENOISE, k * steps + t) for t in spread(rng, range(steps), TIMES)]
+    return chosen
+
+
+def spread(rng: np.random.Generator, numbers: range, count: int) -> list[int]:
+    """`count` of the numbers, one from each of as many like parts; all if they are fewer."""
+    parts = np.array_split(numbers, max(1, min(count, len(numbers))))
+    return [int(rng.choice(part)) for part in parts if len(part)]

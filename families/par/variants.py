@@ -1,0 +1,57 @@
+"""The PARs that are known by name."""
+
+from __future__ import annotations
+
+from ..base import Variant, any_size
+from .config import PUBLISHED, ParConfig
+
+VQ16 = "vq_ds16_c2i"
+VQ8 = "vq_ds8_c2i"
+HUB = "Epiphqny/PAR"
+TOKENIZER_HUB = "FoundationVision/LlamaGen"
+GRAPHS = ("encoder", "decoder", "step", "full")
+
+
+def par_files(name: str) -> tuple[tuple[str, ...], ...]:
+    """The transformer's file under its official name, with a tokenizer's; VQ-16 is the usual."""
+    return tuple(
+        (f"{name}.{kind}", f"{tokenizer}.{kind}")
+        for tokenizer in (VQ16, VQ8)
+        for kind in ("pt", "safetensors")
+    )
+
+
+def par_entry(variant: str, parameters: int) -> Variant:
+    size, group = variant.split("-")
+    elsewhere = {f"{name}.pt": TOKENIZER_HUB for name in (VQ16, VQ8)}
+    return Variant(
+        f"par-{variant}",
+        "par",
+        parameters,
+        PUBLISHED[variant],
+        par_files(f"PAR-{size.upper()}-{group}"),
+        HUB,
+        GRAPHS,
+        elsewhere,
+    )
+
+
+VARIANTS = (
+    par_entry("l-4x", 342_914_048),
+    par_entry("l-16x", 342_926_336),
+    par_entry("xl-4x", 774_703_360),
+    par_entry("xl-16x", 774_718_720),
+    par_entry("xxl-4x", 1_410_977_280),
+    par_entry("xxl-16x", 1_410_995_712),
+    par_entry("3b-4x", 3_096_668_800),
+    par_entry("3b-16x", 3_096_707_200),
+    Variant(
+        "par-mini",
+        "par",
+        1_707_392,
+        ParConfig(6, 128, heads=4, length=64, num_classes=10, vocab_size=512),
+        (("par.safetensors", "tokenizer.safetensors"),),
+        graphs=GRAPHS,
+    ),
+)
+ANY_SIZE = any_size("par", "tokenizer", VARIANTS)
