@@ -17,8 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
+from ..graph.builder import add_node, constant
 from ..graph.sites import Site
-from .observers.reduce import chain, constant, values_by_name
+from .observers.reduce import values_by_name
 from .observers.run import Outputs, Progress, run_instrumented
 
 Floats = NDArray[np.float64]
@@ -154,7 +155,7 @@ def first_token_features(
     def instrument(_: str, graph: ir.Graph) -> None:
         value = block_output(graph, sites)
         first = constant(graph, f"{FEATURES}/index", np.int64(0))
-        made = chain(graph, "Gather", [value, first], FEATURES, axis=1)
+        made = add_node(graph, "Gather", [value, first], FEATURES, axis=1)
         made.dtype, made.shape = ir.DataType.FLOAT, ir.Shape([None, None])
         graph.outputs[:] = [made]  # the head is not computed
 

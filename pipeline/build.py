@@ -14,12 +14,7 @@ from ..engines.tensorrt.profiles import Profiles, graph_profiles
 from ..errors import BuildError
 from ..graph.sites import load_sites
 from ..numerics.scheme import Plan, SitePlan
-from ..quantize.overflow_nodes import (
-    Listed,
-    find_calibration,
-    listed_tensors,
-    unquantized_wide_tensors,
-)
+from ..quantize.overflow import Listed, find_calibration, listed_tensors, unquantized_wide_tensors
 from ..recipe.options import BuildOptions
 from ..runtime.trt_compat import Backend
 from ..samples.generated import is_generator

@@ -11,7 +11,7 @@ import msgspec
 from ..errors import RecipeError
 from ..numerics.scheme import Plan, SitePlan
 from ..quantize.calibrated import Calibrated
-from ..quantize.overflow_nodes import unplanned_wide_tensors
+from ..quantize.overflow import unplanned_wide_tensors
 from ..quantize.write import float_bytes, write_quantized
 from ..recipe.options import MAX_MEMORY, QuantizeOptions
 from ..workspace.artifacts import Manifest, Workspace, decode_json, sha256_file

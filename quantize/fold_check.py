@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import constant, observe_ranges
+from ..calibrate.observers.reduce import observe_ranges
 from ..calibrate.observers.run import (
     Outputs,
     Progress,
@@ -24,12 +24,13 @@ from ..calibrate.observers.run import (
     run_instrumented,
 )
 from ..calibrate.statistics import TensorStats
+from ..graph.builder import constant
 from ..graph.io import load_graph
+from ..graph.linears import site_node
 from ..graph.sites import Site, SiteMap
 from ..samples.files import Arrays
 from .fold import fold_into_norm, fold_into_producer, folds_shift
 from .qdq.nodes import by_channel
-from .ranges import site_node
 
 Floats = NDArray[np.float32]
 Runner = Callable[[Callable[[str, ir.Graph], None]], Iterator[tuple[str, Outputs]]]

@@ -7,18 +7,24 @@ precision; any other tensor is to stay in FP32 in the FP16 twin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from ..calibrate.observers.reduce import chain, constant, finite, initializer_array
+from ..calibrate.observers.reduce import finite
 from ..calibrate.observers.run import Outputs, Progress, is_empty, run_instrumented
+from ..graph.builder import add_node, constant, constant_array
 from ..graph.io import load_graph
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import Plan, SitePlan
+from ..workspace.artifacts import MANIFEST, Manifest, Workspace
+from ..workspace.stage import Reporter
+from .calibrated import Calibrated
 from .run import SiteResult
 
 LIMIT = 65504 / 4
@@ -73,12 +79,12 @@ def observe_peaks(graph: ir.Graph) -> None:
     axes = constant(graph, "peak/axes", np.zeros(0, np.int64))
     for value in computed_floats(graph):
         seen = finite(graph, value)
-        shape = chain(graph, "Shape", [value], f"{value.name}:shape")
+        shape = add_node(graph, "Shape", [value], f"{value.name}:shape")
         shape.dtype = ir.DataType.INT64
         graph.outputs.append(shape)
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax")):
             name = f"{value.name}:peak_{kind}"
-            found = chain(graph, op, [seen, axes], name, keepdims=0)
+            found = add_node(graph, op, [seen, axes], name, keepdims=0)
             found.dtype, found.shape = ir.DataType.FLOAT, ir.Shape([])
             graph.outputs.append(found)
 
@@ -115,7 +121,7 @@ def computed_floats(graph: ir.Graph) -> list[ir.Value]:
 def holds_mask(value: ir.Value) -> bool:
     if value.dtype != ir.DataType.FLOAT or value.const_value is None:
         return False
-    array = initializer_array(value)
+    array = constant_array(value)
     return bool(array.size) and float(array.min()) < MASK
 
 
@@ -193,3 +199,59 @@ def is_square(node: ir.Node, users: set[ir.Node]) -> bool:
     itself = node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
     squares = itself or node.op_type == "Pow"
     return squares and bool(users) and {user.op_type for user in users} <= REDUCTIONS
+
+
+Listed = list[dict[str, Any]]
+
+
+def fp32_nodes(listed: Iterable[Mapping[str, Any]], model: onnx.ModelProto) -> list[str]:
+    """Nodes of `model` that make or read a listed tensor.
+
+    They are found by name: the graphs of a model call the nodes of one module alike.
+    """
+    names = {name for tensor in listed for name in tensor["nodes"]}
+    return [node.name for node in model.graph.node if node.name in names]
+
+
+def listed_tensors(quantized: Manifest) -> Listed:
+    """What `quantize` told of its graphs."""
+    return list(quantized.results.get("fp32_tensors", ()))
+
+
+def find_calibration(workspace: Workspace, reporter: Reporter) -> Manifest | None:
+    """What calibration told; without one, a warning of what cannot be known."""
+    if not (workspace.folder("calibrate") / MANIFEST).is_file():
+        reporter.warn(
+            "not calibrated: whether the unquantized graphs overflow in FP16 is not known"
+        )
+        return None
+    return workspace.manifest("calibrate", stage="calibrate")
+
+
+def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed:
+    """Those of the FP32 graphs, as a quantization's manifest lists its own.
+
+    Raises:
+        CalibrationError: statistics of another export, or a value that is not finite.
+    """
+
+    source = Calibrated.open(workspace)
+    peaks = collect_peaks(
+        source.export,
+        source.samples,
+        source.planned.graphs,
+        batch_size=source.batch_size,
+        progress=reporter.progress,
+    )
+    found = wide_tensors(source.export, peaks)
+    if source.generates:
+        found += unplanned_wide_tensors(source, reporter)
+    return [asdict(tensor) for tensor in found]
+
+
+def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideTensor]:
+    """Those of graphs that no plan changes: a generator's decoder, VAR's updates."""
+    from .overflow_loop import collect_loop_peaks
+
+    peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
+    return wide_tensors(source.export, peaks)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import onnx_ir as ir
+
 from ..errors import RecipeError, nearest
+from ..graph.linears import site_weight
 from ..graph.sites import PRODUCT_ROLES, Site, SiteMap, may_be_planned
 from ..numerics.scheme import BLOCK_BITS, ActivationFormat, Plan, SitePlan, WeightFormat
 from ..recipe.options import FLOAT_BITS, LOG_METHODS, QuantizeOptions
@@ -244,4 +247,24 @@ def check_product(entry: SitePlan) -> None:
             "without shifts",
             where="plan.json",
             do="give activation and other the same format, or neither",
+        )
+
+
+def require_blocks(graph: ir.Graph, sites: Sequence[Site], entries: Mapping[str, SitePlan]) -> None:
+    """Check that blocks cover the input channels of every weight in blocks.
+
+    Raises:
+        RecipeError: a weight of another number of input channels.
+    """
+    odd = []
+    for site in sites:
+        weight = entries[site.name].weight if site.name in entries else None
+        if weight is not None and weight.block is not None:
+            channels = site_weight(graph, site).shape[1]
+            if channels % weight.block:
+                odd.append(f"{site.name} ({channels} input channels, blocks of {weight.block})")
+    if odd:
+        raise RecipeError(
+            f"{len(odd)} sites cannot take their blocks: {', '.join(odd[:5])}",
+            do="use a smaller block_size, or exclude them",
         )

@@ -10,18 +10,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import ClipCandidate, initializer_array
+from ..calibrate.observers.reduce import ClipCandidate
 from ..calibrate.observers.run import Progress, collect_clip_errors
 from ..calibrate.statistics import Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
 from ..graph.io import load_graph
+from ..graph.linears import site_node, site_weight
 from ..graph.sites import Site, SiteMap
+from ..numerics.noise import rounding_sqnr_db
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import FP8_MAX
 from ..recipe.options import QuantizeOptions
 from .fold import folds_shift, holds_producer
 from .predicted import Readers, Scaling, Way, best_candidate, clip_candidates
-from .qdq.nodes import output_first
 
 CLIP_POWER = 4  # clips less than the square does
 
@@ -178,17 +179,6 @@ def way_of(reading: Reading, ways: Mapping[str, Way]) -> Way:
     return way
 
 
-def site_weight(graph: ir.Graph, site: Site) -> NDArray[np.float32]:
-    """The weight of a convolution [O, I, kh, kw] or a linear [O, I], however ONNX holds it."""
-    assert site.weight is not None
-    array = initializer_array(graph.initializers[site.weight]).astype(np.float32, copy=False)
-    return output_first(site_node(graph, site), array)
-
-
-def site_node(graph: ir.Graph, site: Site) -> ir.Node:
-    return next(n for n in graph if n.name == site.node)
-
-
 def is_padded(graph: ir.Graph, site: Site) -> bool:
     node = site_node(graph, site)
     return "pads" in node.attributes and any(node.attributes["pads"].as_ints())
@@ -258,7 +248,7 @@ def search_activations(
             noise = float(np.sum(pairs[k][0] * group.gain**2))
             for site in group.sites:
                 chosen[site.name] = format_of(grid)
-                quality[site.name] = decibel(signal, noise)
+                quality[site.name] = rounding_sqnr_db(signal, noise)
     return chosen, quality
 
 
@@ -296,19 +286,3 @@ def format_of(grid: ClipCandidate) -> ActivationFormat:
     return ActivationFormat(
         bits=grid.bits, scale=grid.scale, shift=grid.shift, centered=grid.center is not None
     )
-
-
-def decibel(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), finite: a tensor of zeros that stay zeros counts as one of ones.
-
-    Raises:
-        CalibrationError: energies that are not finite.
-    """
-    if not (signal < np.inf and noise < np.inf):
-        raise CalibrationError(
-            f"a rounding error of {noise:g} beside a signal of {signal:g} says nothing",
-            do="look for NaN, infinity or values beyond 1e18 in the weights and the samples",
-        )
-    if signal == 0 == noise:
-        signal = 1.0
-    return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))

@@ -14,16 +14,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.hessian import Kernel, Probe, collect_moments, split_passes
+from ..calibrate.observers.hessian import Kernel, Moments, Probe, collect_moments, split_passes
 from ..calibrate.observers.run import Progress
 from ..calibrate.observers.smoothed import Grid, View
+from ..graph.builder import constant, constant_array
+from ..graph.edit import insert_behind
+from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site
 from ..numerics.gptq import compensate
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import QuantizedWeight
 from ..samples.files import sample_files
-from .bias_correction import correct_bias, mean_shift
-from .qdq.nodes import LINEAR_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +175,49 @@ def kernel_of(node: ir.Node, site: Site) -> Kernel | None:
         given("pads", 0, 2 * axes),
         given("dilations", 1, axes),
     )
+
+
+def mean_shift(
+    weight: NDArray[np.float32], rounded: QuantizedWeight, moments: Moments
+) -> NDArray[np.float64]:
+    """W E[x] - Q(W) E[Q(x)], [O]."""
+    assert moments.plain is not None and moments.rounded is not None
+    exact = weight.reshape(len(weight), -1).astype(np.float64)
+    found = rounded.dequantize().reshape(exact.shape).astype(np.float64)
+    shift: NDArray[np.float64] = (exact @ moments.plain - found @ moments.rounded) / max(
+        1, moments.count
+    )
+    return shift
+
+
+def correct_bias(graph: ir.Graph, site: Site, shift: NDArray[np.float64]) -> None:
+    """Add `shift` [O] to the bias of a site that still has its float form, or give it one."""
+    node = site_node(graph, site)
+    user, index = (node, 2) if node.op_type != "MatMul" else added_bias(node, len(shift))
+    if user is None:
+        shape = (1,) * site.channel_axis + (-1,)
+        held = constant(graph, f"{site.name}.mean.bias", shift.astype(np.float32).reshape(shape))
+        insert_behind(graph, node.outputs[0], "Add", held, f"{site.name}/Add_mean")
+        return
+    bias = user.inputs[index] if len(user.inputs) > index else None
+    before = np.zeros(len(shift), np.float32) if bias is None else constant_array(bias)
+    total = (before.astype(np.float64) + shift.reshape(before.shape)).astype(np.float32)
+    if bias is not None and len(list(bias.uses())) == 1:
+        bias.const_value = ir.tensor(total, name=bias.name)
+        return
+    # Equal biases of several sites are one initializer.
+    user.resize_inputs(max(index + 1, len(user.inputs)))
+    user.replace_input_with(index, constant(graph, f"{site.name}.mean.bias", total))
+
+
+def added_bias(product: ir.Node, size: int) -> tuple[ir.Node | None, int]:
+    """The Add of `size` constants that alone reads a product, and which input they are."""
+    value = product.outputs[0]
+    users = list(value.uses())
+    if len(users) != 1 or users[0].node.op_type != "Add" or value.is_graph_output():
+        return None, 0
+    index = 1 - users[0].idx
+    bias = users[0].node.inputs[index]
+    if bias is None or bias.const_value is None or bias.const_value.size != size:
+        return None, 0
+    return users[0].node, index

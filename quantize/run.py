@@ -11,23 +11,25 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import initializer_array
 from ..calibrate.observers.run import Progress
 from ..calibrate.statistics import Statistics
 from ..errors import RecipeError
+from ..graph.builder import constant_array
 from ..graph.io import load_graph
+from ..graph.linears import site_weight
 from ..graph.sites import CONSTANT_ROLES, NO_WEIGHT, Site, SiteMap
+from ..numerics.noise import rounding_noise_db
 from ..numerics.packing import save_packed
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight
 from ..recipe.options import MAX_MEMORY, QuantizeOptions
-from .block_check import require_blocks
 from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
 from .held_out import search_ways
+from .plan import require_blocks
 from .predicted import Scaling, Way
 from .qdq.convolution import insert_qdq
 from .qdq.nodes import SiteWeights, offset_output
-from .ranges import Group, decibel, group_sites, search_activations, site_weight
+from .ranges import Group, group_sites, search_activations
 from .rounding import Rounded, correct_biases, round_sites
 from .scaled_weights import input_scaling, nearest, rounding_tasks, scaled_weight
 from .trials import Samples
@@ -253,11 +255,7 @@ def quantize_site(
     else:
         quantized = rounded.weight
     scale, center = input_scaling(entry, scaling)
-    wide = weight.astype(np.float64)
-    noise = decibel(
-        float(np.sum(wide**2)),
-        float(np.sum((quantized.dequantize().astype(np.float64) - wide) ** 2)),
-    )
+    noise = rounding_noise_db(weight, quantized.dequantize())
     weights = SiteWeights(
         quantized,
         activation=activation,
@@ -303,7 +301,7 @@ def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArra
     for name, value in graph.initializers.items():
         if name in weights or value.dtype != ir.DataType.FLOAT:
             continue
-        array = initializer_array(value)
+        array = constant_array(value)
         if name.rpartition(".")[2] in ("weight", "bias") or array.nbytes >= LARGE:
             found[name] = array
     return found

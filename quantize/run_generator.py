@@ -21,22 +21,24 @@ from ..calibrate.observers.run import Progress
 from ..calibrate.observers.smoothed import Grid
 from ..calibrate.observers.smoothed_run import FullGraph, plain_view
 from ..calibrate.statistics import Statistics
+from ..graph.edit import drop_unused_initializers
 from ..graph.io import load_graph
+from ..graph.linears import site_node, site_weight
 from ..graph.sites import Site, SiteMap
 from ..graph.weight_file import SharedWeights
+from ..numerics.noise import rounding_noise_db
 from ..numerics.packing import save_packed
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
 from ..recipe.options import MAX_MEMORY, QuantizeOptions
-from .absorb import absorb
-from .block_check import require_blocks
+from .fold import absorb
 from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
 from .groups import TokenGroup, token_groups
-from .qdq.convolution import drop_unused_initializers
+from .plan import require_blocks
 from .qdq.linear import rewrite_linear
 from .qdq.nodes import SiteWeights
 from .qdq.per_token import TokenSite, rewrite_token_linear
-from .ranges import decibel, site_node, site_statistics, site_weight
+from .ranges import site_statistics
 from .rounding import Rounded, Task, correct_biases, round_sites
 from .run import CHECKED, SiteResult, describe, float_parameters
 from .token_decisions import Decision, decide_groups
@@ -181,9 +183,7 @@ def quantize_sites(
             weight = site_weight(graph, site)
             known = rounded.get(site.name)
             codes = known.weight if known else nearest(weight, entry, decision, options)
-            wide = weight.astype(np.float64)
-            error = codes.dequantize().astype(np.float64) - wide
-            noise = decibel(float(np.sum(wide**2)), float(np.sum(error**2)))
+            noise = rounding_noise_db(weight, codes.dequantize())
             chosen[site.name] = codes if decision is None else TokenSite(codes, decision.grid)
         if decision is not None:
             entry = msgspec.structs.replace(entry, activation=filled(entry, decision))

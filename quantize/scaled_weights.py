@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from ..calibrate.observers.smoothed import Grid, View
 from ..calibrate.statistics import Statistics
+from ..graph.linears import site_node, site_weight
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
 from ..recipe.options import QuantizeOptions
 from .predicted import Scaling
-from .ranges import site_node, site_statistics, site_weight
+from .ranges import site_statistics
 from .rounding import Task
 
 

@@ -11,11 +11,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.observers.smoothed_run import FullGraph
+from ..numerics.noise import rounding_sqnr_db
 from ..recipe.options import QuantizeOptions
-from .absorb import Absorption
+from .fold import Absorption
 from .groups import TokenGroup
 from .predicted import Scaling
-from .ranges import decibel
 from .token_held_out import search_scalings
 from .token_ranges import TokenGrid
 from .token_scales import Method, RoundedInput, levelled, method_of, round_inputs, scalings_by
@@ -66,7 +66,7 @@ def input_sqnr(rounded: RoundedInput) -> float | None:
     """In dB, channels weighted as in the product; None where the noise was not measured."""
     if rounded.noise is None:
         return None
-    return decibel(float(np.sum(rounded.channels.square * rounded.gain**2)), rounded.noise)
+    return rounding_sqnr_db(float(np.sum(rounded.channels.square * rounded.gain**2)), rounded.noise)
 
 
 def scale_groups(

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from ..calibrate.observers.smoothed import Grid, Power, View
 from ..calibrate.observers.smoothed_run import FullGraph
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
+from ..graph.linears import site_weight
 from ..numerics.gps import gps_scale
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import quantize_weight
 from ..recipe.options import QuantizeOptions
 from .groups import TokenGroup, allowed_grids
 from .predicted import Scaling, centers, smoothing_scale
-from .ranges import site_weight
 from .token_ranges import best_grid, format_candidates
 
 Floats = NDArray[np.float64]

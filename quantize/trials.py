@@ -22,14 +22,15 @@ from ..calibrate.observers.reduce import Reducer, finite
 from ..calibrate.observers.run import Outputs, Progress, collect_ranges, run_instrumented
 from ..calibrate.statistics import Statistics
 from ..errors import CalibrationError
+from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import ActivationFormat
 from ..recipe.options import QuantizeOptions
 from .predicted import Scaling, Way, clip_candidates
 from .qdq.convolution import insert_qdq, rewrite_convolution
 from .qdq.linear import rewrite_linear
-from .qdq.nodes import LINEAR_OPS, SiteWeights, offset_output
-from .ranges import Reading, format_of, fp8_format, site_node, summarize, way_of
+from .qdq.nodes import SiteWeights, offset_output
+from .ranges import Reading, format_of, fp8_format, summarize, way_of
 from .scaled_weights import input_scaling, nearest, scaled_weight
 
 Array = NDArray[np.generic]

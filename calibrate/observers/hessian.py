@@ -18,7 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...errors import OutOfMemory
-from .reduce import chain, constant, values_by_name
+from ...graph.builder import add_node, constant
+from .reduce import values_by_name
 from .run import Outputs, Progress, run_instrumented
 from .smoothed import Grid, View, add_view, rounded_view
 
@@ -173,7 +174,7 @@ def observe_moments(graph: ir.Graph, probes: Mapping[str, Probe]) -> None:
         square: ir.Value | None = None
         for k in range(probe.strips):
             rows = strip_rows(graph, on_grid, probe, k, f"{key}:rows:{k}")
-            shape = chain(graph, "Shape", [rows], f"{key}:shape:{k}")
+            shape = add_node(graph, "Shape", [rows], f"{key}:shape:{k}")
             give(graph, shape, ir.DataType.INT64, 1)
             if probe.squares:
                 square = add_square(graph, rows, square, probe.strips, f"{key}:square:{k}")
@@ -193,16 +194,16 @@ def add_square(
 ) -> ir.Value:
     """rows^T rows, added to `before` in float64 where there are several strips."""
     if strips == 1:
-        return chain(graph, "Gemm", [rows, rows], name, transA=1)
-    product = chain(graph, "Gemm", [rows, rows], f"{name}/product", transA=1)
+        return add_node(graph, "Gemm", [rows, rows], name, transA=1)
+    product = add_node(graph, "Gemm", [rows, rows], f"{name}/product", transA=1)
     label = name if before is None else f"{name}/wide"
-    wide = chain(graph, "Cast", [product], label, to=int(ir.DataType.DOUBLE))
-    return wide if before is None else chain(graph, "Add", [before, wide], name)
+    wide = add_node(graph, "Cast", [product], label, to=int(ir.DataType.DOUBLE))
+    return wide if before is None else add_node(graph, "Add", [before, wide], name)
 
 
 def give_sum(graph: ir.Graph, rows: ir.Value, name: str) -> None:
     axis = constant(graph, f"{name}/axis", np.array([0], np.int64))
-    give(graph, chain(graph, "ReduceSum", [rows, axis], name, keepdims=0), ir.DataType.FLOAT, 1)
+    give(graph, add_node(graph, "ReduceSum", [rows, axis], name, keepdims=0), ir.DataType.FLOAT, 1)
 
 
 def give(graph: ir.Graph, value: ir.Value, kind: ir.DataType, rank: int) -> None:
@@ -214,7 +215,7 @@ def padded(graph: ir.Graph, value: ir.Value, kernel: Kernel, name: str) -> ir.Va
     """Zeros around it, as a convolution pads before its input is scaled."""
     half = len(kernel.pads) // 2
     pads = np.array([0, 0, *kernel.pads[:half], 0, 0, *kernel.pads[half:]], np.int64)
-    made = chain(graph, "Pad", [value, constant(graph, f"{name}/pads", pads)], name)
+    made = add_node(graph, "Pad", [value, constant(graph, f"{name}/pads", pads)], name)
     assert value.shape is not None
     made.shape, made.type = ir.Shape([None] * len(value.shape)), value.type
     return made
@@ -228,19 +229,19 @@ def strip_rows(graph: ir.Graph, value: ir.Value, probe: Probe, k: int, name: str
     if probe.kernel is None:
         if rank > 2 and probe.strips > 1:
             value = slice_of(graph, value, {1: (k, END, probe.strips)}, f"{name}/strip")
-        return chain(graph, "Reshape", [value, width], name)
+        return add_node(graph, "Reshape", [value, width], name)
     taps = [
         tap(graph, value, probe, k, offsets, f"{name}/{index}")
         for index, offsets in enumerate(itertools.product(*map(range, probe.kernel.shape)))
     ]
     # [N, C, taps, ...] -> [N, ..., C, taps]
-    patches = chain(graph, "Concat", taps, f"{name}/patches", axis=2)
+    patches = add_node(graph, "Concat", taps, f"{name}/patches", axis=2)
     turned = ir.node(
         "Transpose", [patches], {"perm": [0, *range(3, rank + 1), 1, 2]}, name=f"{name}/Transpose"
     )
     turned.outputs[0].name = f"{name}/turned"
     graph.append(turned)
-    return chain(graph, "Reshape", [turned.outputs[0], width], name)
+    return add_node(graph, "Reshape", [turned.outputs[0], width], name)
 
 
 def tap(
@@ -257,7 +258,7 @@ def tap(
         cuts[axis + 2] = (at * dilation + first * stride, -rest or END, stride * step)
     found = slice_of(graph, value, cuts, f"{name}/tap")
     axis_held = constant(graph, f"{name}/axis", np.array([2], np.int64))
-    return chain(graph, "Unsqueeze", [found, axis_held], name)
+    return add_node(graph, "Unsqueeze", [found, axis_held], name)
 
 
 def slice_of(
@@ -274,4 +275,4 @@ def slice_of(
             ("steps", steps),
         )
     ]
-    return chain(graph, "Slice", [value, *held], name)
+    return add_node(graph, "Slice", [value, *held], name)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...errors import CalibrationError
+from ...graph.builder import add_node, constant
 
 Floats = NDArray[np.float32]
 
@@ -73,27 +74,12 @@ def finite(graph: ir.Graph, value: ir.Value) -> ir.Value:
     if name not in made:
         # x - x is 0 for what is finite, NaN for the rest.
         zero = constant(graph, f"{name}:finite/zero", np.float32(0))
-        rest = chain(graph, "Sub", [value, value], f"{name}:finite/rest")
-        fine = chain(graph, "Equal", [rest, zero], f"{name}:finite/fine")
-        copy = chain(graph, "Where", [fine, value, zero], f"{name}:finite")
+        rest = add_node(graph, "Sub", [value, value], f"{name}:finite/rest")
+        fine = add_node(graph, "Equal", [rest, zero], f"{name}:finite/fine")
+        copy = add_node(graph, "Where", [fine, value, zero], f"{name}:finite")
         copy.shape, copy.type = value.shape, value.type
         made[name] = copy
     return made[name]
-
-
-def constant(graph: ir.Graph, name: str, value: NDArray[Any] | np.generic) -> ir.Value:
-    """Register an initializer."""
-    array = np.asarray(value)
-    made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    made.shape = ir.Shape(array.shape)
-    made.dtype = ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(made)
-    return made
-
-
-def initializer_array(value: ir.Value) -> NDArray[Any]:
-    assert value.const_value is not None
-    return value.const_value.numpy()
 
 
 def observe_ranges(
@@ -111,7 +97,7 @@ def observe_ranges(
         reducer.add(f"{name}:min", values[name], "ReduceMin")
         reducer.add(f"{name}:max", values[name], "ReduceMax")
         reducer.add(f"{name}:square", values[name], "ReduceSumSquare", "ReduceSum")
-        shape = chain(graph, "Shape", [values[name]], f"{name}:shape")
+        shape = add_node(graph, "Shape", [values[name]], f"{name}:shape")
         shape.dtype, shape.shape = ir.DataType.INT64, ir.Shape([reducer.rank])
         graph.outputs.append(shape)
 
@@ -138,15 +124,15 @@ def observe_clip_errors(
                 constant(graph, f"{label}:{n}", np.float32(v))
                 for n, v in (("low", low), ("high", high))
             ]
-            grid_x = chain(graph, "Mul", [values[name], inverse], f"{label}:x")
+            grid_x = add_node(graph, "Mul", [values[name], inverse], f"{label}:x")
             if grid.center is not None:
                 steps = (grid.center.astype(np.float64) / step).astype(np.float32)
                 center = constant(graph, f"{label}:center", reducer.by_channel(steps))
-                grid_x = chain(graph, "Sub", [grid_x, center], f"{label}:centered")
-            rounded = chain(graph, "Round", [grid_x], f"{label}:round")
-            clipped = chain(graph, "Clip", [rounded, *bounds], f"{label}:clip")
-            error = chain(graph, "Sub", [clipped, grid_x], f"{label}:error")
-            square = chain(graph, "Mul", [error, error], f"{label}:square")
+                grid_x = add_node(graph, "Sub", [grid_x, center], f"{label}:centered")
+            rounded = add_node(graph, "Round", [grid_x], f"{label}:round")
+            clipped = add_node(graph, "Clip", [rounded, *bounds], f"{label}:clip")
+            error = add_node(graph, "Sub", [clipped, grid_x], f"{label}:error")
+            square = add_node(graph, "Mul", [error, error], f"{label}:square")
             reducer.add(f"{label}:e2", square, "ReduceSum")
             reducer.add(f"{label}:e4", square, "ReduceSumSquare", "ReduceSum")
 
@@ -185,10 +171,10 @@ class Reducer:
         assert output.rpartition(":")[2] in ROW_KINDS
         if first == "ReduceSumSquare" and len(self.axes) < 2:
             # Half the time of the one operator, which has no fast loop.
-            value = chain(self.graph, "Mul", [value, value], f"{output}/squares")
+            value = add_node(self.graph, "Mul", [value, value], f"{output}/squares")
             first = "ReduceSum"
         if not self.axes:
-            value = chain(self.graph, "Identity", [value], output)
+            value = add_node(self.graph, "Identity", [value], output)
         elif self.rows is not None:
             value = self.split(value, self.rows)
             flat = len(self.rows) == 2
@@ -205,14 +191,16 @@ class Reducer:
         """[N, T, C] reshaped."""
         if value not in self._split:
             shape = constant(self.graph, f"{value.name}/parts", np.array(rows, np.int64))
-            self._split[value] = chain(self.graph, "Reshape", [value, shape], f"{value.name}/split")
+            self._split[value] = add_node(
+                self.graph, "Reshape", [value, shape], f"{value.name}/split"
+            )
         return self._split[value]
 
     def reduce(
         self, op: str, value: ir.Value, axis: int, output: str, keepdims: int = 0
     ) -> ir.Value:
         held = constant(self.graph, f"{output}/axis", np.array([axis], np.int64))
-        return chain(self.graph, op, [value, held], output, keepdims=keepdims)
+        return add_node(self.graph, op, [value, held], output, keepdims=keepdims)
 
 
 def token_rows(shape: ir.Shape) -> tuple[int, ...] | None:
@@ -227,12 +215,3 @@ def token_rows(shape: ir.Shape) -> tuple[int, ...] | None:
         return -1, channels
     parts = max(k for k in range(1, MOST_PARTS + 1) if tokens % k == 0)
     return (-1, channels) if parts < LEAST_PARTS else (-1, tokens // parts, channels)
-
-
-def chain(
-    graph: ir.Graph, op: str, inputs: Sequence[ir.Value], output: str, **attributes: int
-) -> ir.Value:
-    node = ir.node(op, inputs, attributes, name=f"{output}/{op}")
-    node.outputs[0].name = output
-    graph.append(node)
-    return node.outputs[0]

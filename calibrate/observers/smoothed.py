@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .reduce import Reducer, chain, constant, observe_ranges, values_by_name
+from ...graph.builder import add_node, constant
+from .reduce import Reducer, observe_ranges, values_by_name
 
 Floats = NDArray[np.float64]
 Power = Literal[2, 4]  # of an error that is summed
@@ -65,7 +66,7 @@ def observe_view_ranges(graph: ir.Graph, views: Mapping[str, View]) -> None:
         seen = add_view(graph, values[view.tensor], view, key)
         observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
         if view.token_axis is not None:
-            again = chain(graph, "Identity", [seen], f"{key}/position")
+            again = add_node(graph, "Identity", [seen], f"{key}/position")
             again.shape, again.type = seen.shape, seen.type
             observe_ranges(graph, {str(again.name): view.token_axis}, {str(again.name): again})
 
@@ -107,11 +108,11 @@ def observe_grid_errors(
         gain = constant(graph, f"{key}:gain", by_channel.by_channel(gains[key].astype(np.float32)))
         for k, grid in enumerate(candidates):
             error = grid_error(graph, seen, view, grid, f"{key}:{k}")
-            weighted = chain(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
+            weighted = add_node(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
             if 2 in powers:
                 reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
             if 4 in powers:
-                square = chain(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
+                square = add_node(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
                 reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
@@ -140,8 +141,8 @@ def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value
         steps.append(("Mul", by_position(graph, value, view, 1 / view.level, f"{key}/level")))
     made = value
     for k, (op, by) in enumerate(steps):
-        made = chain(graph, op, [made, by], f"{key}/view.{k}")
-    made = chain(graph, "Identity", [made], key)
+        made = add_node(graph, op, [made, by], f"{key}/view.{k}")
+    made = add_node(graph, "Identity", [made], key)
     made.shape, made.type = value.shape, value.type
     return made
 
@@ -151,7 +152,7 @@ def rounding_error(
 ) -> tuple[ir.Value, ir.Value]:
     """The view in steps of the grid, and its distance to the nearest point of it."""
     steps, point = nearest_point(graph, seen, view, grid, label)
-    return steps, chain(graph, "Sub", [point, steps], f"{label}:error")
+    return steps, add_node(graph, "Sub", [point, steps], f"{label}:error")
 
 
 def fits_operators(view: View, grid: Grid) -> bool:
@@ -182,20 +183,20 @@ def grid_error(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: s
         held("step", grid.step.astype(np.float32)),
         held("zero", (-grid.shift).astype(np.int8)),
     )
-    codes = chain(graph, "QuantizeLinear", [seen, step, zero], f"{label}:codes", axis=axis)
+    codes = add_node(graph, "QuantizeLinear", [seen, step, zero], f"{label}:codes", axis=axis)
     if grid.bits < 8:
         ends = np.array([-(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1], np.int8)
         bounds = [held("low", ends[:1]), held("high", ends[1:])]
-        codes = chain(graph, "Clip", [codes, *bounds], f"{label}:clipped")
-    point = chain(graph, "DequantizeLinear", [codes, step, zero], f"{label}:point", axis=axis)
-    return chain(graph, "Sub", [point, seen], f"{label}:error")
+        codes = add_node(graph, "Clip", [codes, *bounds], f"{label}:clipped")
+    point = add_node(graph, "DequantizeLinear", [codes, step, zero], f"{label}:point", axis=axis)
+    return add_node(graph, "Sub", [point, seen], f"{label}:error")
 
 
 def rounded_view(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
     """The view as the grid gives it, in the view's units."""
     _, point = nearest_point(graph, seen, view, grid, label)
     step = by_position(graph, seen, view, grid.step, f"{label}:step")
-    made = chain(graph, "Mul", [point, step], f"{label}:rounded")
+    made = add_node(graph, "Mul", [point, step], f"{label}:rounded")
     made.shape, made.type = seen.shape, seen.type
     return made
 
@@ -208,19 +209,21 @@ def nearest_point(
     def held(name: str, values: Floats) -> ir.Value:
         return by_position(graph, seen, view, values, f"{label}:{name}")
 
-    steps = chain(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
+    steps = add_node(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
     if grid.kind == "fp8":
         to = ir.DataType.FLOAT8E4M3FN
-        number = chain(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
-        return steps, chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
+        number = add_node(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
+        return steps, add_node(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
     low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
-    rounded = chain(graph, "Round", [steps], f"{label}:round")
+    rounded = add_node(graph, "Round", [steps], f"{label}:round")
     if np.all(low == low[0]):
         bounds = [held("low", low[:1]), held("high", low[:1] + 2**grid.bits - 1)]
-        return steps, chain(graph, "Clip", [rounded, *bounds], f"{label}:point")
+        return steps, add_node(graph, "Clip", [rounded, *bounds], f"{label}:point")
     # Max and Min, since a Clip has scalar bounds.
-    raised = chain(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
-    clipped = chain(graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point")
+    raised = add_node(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
+    clipped = add_node(
+        graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point"
+    )
     return steps, clipped
 
 
@@ -236,7 +239,7 @@ def by_position(graph: ir.Graph, seen: ir.Value, view: View, values: Floats, nam
         shaped = along(values.astype(np.float32), view.token_axis or 0, len(seen.shape))
         return constant(graph, name, shaped)
     table = constant(graph, f"{name}/table", values.astype(np.float32).reshape(-1, 1))
-    return chain(graph, "Gather", [table, values_by_name(graph)[view.places]], name, axis=0)
+    return add_node(graph, "Gather", [table, values_by_name(graph)[view.places]], name, axis=0)
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:

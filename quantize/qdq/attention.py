@@ -21,16 +21,18 @@ from ...calibrate.observers.run import Progress
 from ...calibrate.observers.smoothed import Grid, View
 from ...calibrate.observers.smoothed_run import FullGraph
 from ...calibrate.statistics import TensorStats
+from ...graph.builder import Inserter
 from ...graph.io import load_graph
+from ...graph.linears import site_node
 from ...graph.sites import PRODUCT_ROLES, Site, SiteMap
 from ...numerics.clipping import least
+from ...numerics.noise import rounding_sqnr_db
 from ...numerics.scheme import ActivationFormat, Plan, SitePlan
 from ...numerics.weight import FP8_MAX
-from ..ranges import decibel, site_node
 from ..run import SiteResult, describe
 from ..token_ranges import format_candidates
 from ..token_scales import one_range
-from .nodes import Chain, quantize_dequantize
+from .nodes import quantize_dequantize
 
 SIDES = ("left", "right")
 HEAD_AXIS = 1  # of all operands, [N, H, T, d], [N, H, d, T] and [N, H, T, T]; T may vary by run
@@ -132,7 +134,7 @@ def choose_grids(
         squares = errors[o.key][2][:, 0]
         best = int(least(squares))
         grids[o.key] = candidates[o.key][best]
-        db = decibel(float(seen[o.key].square.sum()), float(squares[best]))
+        db = rounding_sqnr_db(float(seen[o.key].square.sum()), float(squares[best]))
         quality[o.site.name] = min(db, quality.get(o.site.name, np.inf))
     return grids, quality
 
@@ -166,5 +168,5 @@ def insert_products(graph: ir.Graph, site: Site, entry: SitePlan) -> None:
         value = node.inputs[index]
         assert value is not None and chosen is not None
         named = msgspec.structs.replace(site, name=f"{site.name}.{side}")
-        chain = Chain(graph, node, named.name)
+        chain = Inserter(graph, node, named.name)
         node.replace_input_with(index, quantize_dequantize(chain, named, value, chosen))

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ...calibrate.observers.reduce import constant, values_by_name
+from ...calibrate.observers.reduce import values_by_name
+from ...graph.builder import Inserter, constant
+from ...graph.edit import insert_behind
 from ...graph.sites import Site
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import QuantizedWeight
 from ..token_ranges import TokenGrid
-from .linear import dequantized, engine_weight, gemm_to_matmul, insert_behind, insert_factor
-from .nodes import Chain, quantize_dequantize
+from .linear import dequantized, engine_weight, insert_factor, lower_gemm
+from .nodes import quantize_dequantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +42,19 @@ def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: Tok
         RecipeError: a Gemm that is more than a linear (alpha, beta, transA).
     """
     if node.op_type == "Gemm":
-        node = gemm_to_matmul(graph, node, site)
+        node = lower_gemm(graph, node, site)
     grid, weight = chosen.grid, engine_weight(chosen.weight)
     tables = Tables(graph, node, site, len(grid.level))
-    chain = Chain(graph, node, site.name)
+    chain = Inserter(graph, node, site.name)
     value = node.inputs[0]
     assert value is not None
     tokenwise = len(grid.level) > 1
     if tokenwise:
         inverse = 1 / grid.level.astype(np.float64)
-        value = chain.add("Mul", value, tables.get("token_inverse", inverse))
+        value = chain("Mul", value, tables.get("token_inverse", inverse))
     offset = grid.shift * np.float64(grid.step)
     if offset.any():
-        value = chain.add("Sub", value, tables.get("input_shift", offset))
+        value = chain("Sub", value, tables.get("input_shift", offset))
     activation = ActivationFormat(bits=grid.bits, grid=grid.kind, scale=float(grid.step))
     node.replace_input_with(0, quantize_dequantize(chain, site, value, activation))
     common = np.asarray(np.median(weight.scale), np.float32)

@@ -14,15 +14,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...calibrate.observers.reduce import chain, constant, initializer_array, values_by_name
+from ...calibrate.observers.reduce import values_by_name
 from ...calibrate.observers.smoothed import Grid, View, add_view, along, rounding_error
 from ...errors import CalibrationError
+from ...graph.builder import add_node, constant, constant_array
 from ...graph.io import graph_bytes, load_graph
+from ...graph.linears import output_first, site_node
 from ...graph.sites import Site
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ...samples.files import Array, Arrays, feeds_of
-from ..qdq.nodes import output_first
-from ..ranges import site_node
 
 Floats = NDArray[np.float32]
 LOGITS = "logits"
@@ -63,7 +63,7 @@ class Probe:
 
     def weight(self, name: str) -> Floats:
         """The weight of a site, output channel first."""
-        held = initializer_array(self._weights[str(self._sites[name].weight)])
+        held = constant_array(self._weights[str(self._sites[name].weight)])
         return output_first(self._nodes[name], held.astype(np.float32, copy=False))
 
     def feeds(self, weights: Mapping[str, Floats], rounded: Sequence[str] = ()) -> dict[str, Array]:
@@ -129,7 +129,7 @@ def add_switch(graph: ir.Graph, value: ir.Value, rounded: RoundedInput, key: str
     _, error = rounding_error(graph, seen, view, grid, key)
     switch = constant(graph, f"{key}:switch", np.zeros(1, np.float32))
     graph.inputs.append(switch)
-    step = chain(graph, "Mul", [error, switch], f"{key}:switched")
+    step = add_node(graph, "Mul", [error, switch], f"{key}:switched")
     # Back from steps of the grid to the tensor's own units; a shift cancels in an error.
     backward = [(grid.step, view.token_axis or 0)]
     backward += [(view.level, view.token_axis or 0)] if view.level is not None else []
@@ -138,8 +138,8 @@ def add_switch(graph: ir.Graph, value: ir.Value, rounded: RoundedInput, key: str
         values = factor.astype(np.float32)
         shaped = along(values, axis, rank) if values.size > 1 else values.reshape(())
         held = constant(graph, f"{key}:backward.{k}", shaped)
-        step = chain(graph, "Mul", [step, held], f"{key}:unscaled.{k}")
-    return chain(graph, "Add", [value, step], f"{key}:rounded")
+        step = add_node(graph, "Mul", [step, held], f"{key}:unscaled.{k}")
+    return add_node(graph, "Add", [value, step], f"{key}:rounded")
 
 
 def squared_distance(wanted: Arrays, found: Arrays) -> float:

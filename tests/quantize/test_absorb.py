@@ -14,8 +14,7 @@ from arvg_trt.families.par.config import ParConfig
 from arvg_trt.families.par.write import export_par
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap
-from arvg_trt.quantize.absorb import Absorption, absorb
-from arvg_trt.quantize.fold import folds_shift, holds_producer
+from arvg_trt.quantize.fold import Absorption, absorb, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
 from ..families.generators import TinyGenerator, activations, full_logits, stepped_logits

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, save
 
-from arvg_trt.calibrate.observers.reduce import initializer_array
 from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.builder import constant_array
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.graph.weight_file import SharedWeights
@@ -88,7 +88,7 @@ def scaled(source: TinyGenerator, folder: Path, weight: str, factor: float) -> T
             model = ir.load(path)
             value = model.graph.initializers.get(weight)
             if value is not None:
-                value.const_value = ir.tensor(initializer_array(value) * factor, name=weight)
+                value.const_value = ir.tensor(constant_array(value) * factor, name=weight)
             weights.write(model, path.stem)
     return replace(source, folder=folder)
 

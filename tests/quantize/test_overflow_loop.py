@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.reduce import initializer_array
 from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.builder import constant_array
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.quantize.overflow import LIMIT, wide_tensors
@@ -55,7 +55,7 @@ def with_weights_times(source: Path, folder: Path, factor: float) -> Path:
             model = ir.load(path)
             if path.stem == "decoder":
                 value = model.graph.initializers[str(site.weight)]
-                held = initializer_array(value) * np.float32(factor)
+                held = constant_array(value) * np.float32(factor)
                 value.const_value = ir.tensor(held, name=value.name)
             weights.write(model, path.stem)
     return folder

@@ -13,13 +13,13 @@ from arvg_trt.calibrate.observers.smoothed_run import FullGraph, collect_full_ra
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.io import load_graph
+from arvg_trt.graph.linears import site_weight
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.groups import TokenGroup, token_groups
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.predicted import Scaling
-from arvg_trt.quantize.ranges import site_weight
 from arvg_trt.quantize.token_held_out import (
     EVERY,
     METHODS,

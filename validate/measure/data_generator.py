@@ -16,7 +16,7 @@ from ...engines.tensorrt.half_precision_files import write_twin
 from ...errors import CalibrationError
 from ...families.mar.spec import MarSpec
 from ...graph.sites import load_sites
-from ...quantize.overflow_nodes import listed_tensors
+from ...quantize.overflow import listed_tensors
 from ...recipe.options import ValidateOptions
 from ...runtime.generator import (
     FULL,

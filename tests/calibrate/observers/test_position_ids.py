@@ -22,8 +22,7 @@ from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.mar.write import export_mar
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap
-from arvg_trt.quantize.absorb import Absorption, absorb
-from arvg_trt.quantize.fold import folds_shift, holds_producer
+from arvg_trt.quantize.fold import Absorption, absorb, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sample
 
