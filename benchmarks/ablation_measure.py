@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed_run import quantizable
 from ..graph.sites import Site
 from ..numerics.noise import SignalAndNoise
 from ..runtime.generator import FULL, Generated, Generator
@@ -40,7 +39,7 @@ class Distance:
 
 def comparable(sites: Sequence[Site]) -> list[str]:
     """Outputs that no fold changes, so that both graphs mean the same by them."""
-    chosen = quantizable(sites)
+    chosen = [site for site in sites if site.weight is not None and site.excluded is None]
     parts = [p for s in chosen if s.producer_fold for p in s.producer_fold.divide]
     changed = {part.initializer for part in parts}
     return [s.output for s in chosen if s.weight not in changed and s.output != "logits"]

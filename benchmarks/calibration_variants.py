@@ -15,9 +15,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..calibrate.observers.run import run_instrumented
+from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.smoothed import Floats, Grid, View
-from ..calibrate.observers.smoothed_run import FullGraph, collect_full_ranges
 from ..graph.io import load_graph
 from ..graph.sites import SiteMap
 from ..quantize.groups import token_groups
@@ -50,22 +49,15 @@ progress = QuietReporter().progress
 
 
 def run_plain(export: Path, samples: Path, _: Path) -> None:
-    run_instrumented(
-        export,
-        samples,
-        (FULL,),
-        batch_size=BATCH,
-        instrument=lambda graph, model: None,
-        consume=lambda graph, outputs: None,
-        progress=progress,
-    )
+    run = CalibrationRun(export, samples, (FULL,), BATCH, progress)
+    run.observe(lambda graph, model: None, lambda graph, outputs: None)
 
 
 def run_ranges(export: Path, samples: Path, kept: Path) -> None:
     from ..calibrate.statistics import save_statistics
 
     sites = load_map(export).of_graph(FULL)
-    found = collect_full_ranges(export, samples, sites, batch_size=BATCH, progress=progress)
+    found = CalibrationRun(export, samples, (sites[0].graph,), BATCH, progress).input_ranges(sites)
     save_statistics(found, kept)
 
 
@@ -73,8 +65,8 @@ def run_errors(export: Path, samples: Path, kept: Path) -> None:
     """On the statistics that `run_ranges` kept."""
     wanted = candidate_grids(export, kept)
     gc.collect()  # the graph whose weights were looked at has cycles
-    passes = FullGraph(export, samples, FULL, batch_size=BATCH, progress=progress)
-    passes.grid_errors(*wanted)
+    passes = CalibrationRun(export, samples, (FULL,), BATCH, progress)
+    passes.clip_errors(*wanted)
 
 
 def candidate_grids(
@@ -110,15 +102,12 @@ def quantize_ours(
     planned = sites.calibrated
     run_ranges(export, samples, kept)
     quantize_generator(
-        export,
-        samples,
+        CalibrationRun(export, samples, sites.graphs, BATCH, progress),
         output,
         sites,
         check_plan(make_plan(planned, options), planned),
         load_statistics(kept),
         options,
-        batch_size=BATCH,
-        progress=progress,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from ..errors import CalibrationError
 from ..graph.builder import add_node, constant
 from ..graph.sites import Site
+from .calibration_run import CalibrationRun
 from .observers.reduce import values_by_name
-from .observers.run import Outputs, Progress, run_instrumented
+from .observers.run import Outputs
 
 Floats = NDArray[np.float64]
 Covariance = Literal["pseudo-inverse", "shrunk"]
@@ -140,16 +140,11 @@ def shrinkage(along: Floats, energies: Floats, features: int) -> tuple[float, fl
     return min(error, spread) / spread if spread > 0 else 1.0, mean
 
 
-def first_token_features(
-    export: Path,
-    samples: Path,
-    sites: Sequence[Site],
-    *,
-    batch_size: int,
-    progress: Progress,
-    threads: int = 0,
-) -> Floats:
-    """What the last block of a full graph gives for the first token of every sample, [N, C]."""
+def first_token_features(run: CalibrationRun, sites: Sequence[Site]) -> Floats:
+    """Return what the last block gives for the first token of every sample, [N, C].
+
+    `run` is of the one graph whose sites these are.
+    """
     found: list[Floats] = []
 
     def instrument(_: str, graph: ir.Graph) -> None:
@@ -162,16 +157,7 @@ def first_token_features(
     def consume(_: str, outputs: Outputs) -> None:
         found.append(outputs[FEATURES].astype(np.float64))
 
-    run_instrumented(
-        export,
-        samples,
-        (sites[0].graph,),
-        batch_size=batch_size,
-        instrument=instrument,
-        consume=consume,
-        progress=progress,
-        threads=threads,
-    )
+    run.observe(instrument, consume)
     return np.concatenate(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -137,6 +138,14 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """The same without the sites of other graphs: what a plan has entries for."""
         sites = tuple(site for site in self.sites if site.graph in self.graphs)
         return msgspec.structs.replace(self, sites=sites)
+
+
+def by_input(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """Return the sites that read the same tensor, under the name of the first."""
+    readers: dict[str, list[Site]] = {}
+    for site in sites:
+        readers.setdefault(site.input, []).append(site)
+    return {group[0].name: group for group in readers.values()}
 
 
 def load_sites(export: Path) -> SiteMap:

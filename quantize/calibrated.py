@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -13,6 +13,10 @@ from ..samples.generated import is_generator
 from ..workspace.artifacts import Manifest, Workspace
 from ..workspace.facts import told
 from ..workspace.stage import require_outputs
+
+if TYPE_CHECKING:
+    from ..calibrate.calibration_run import CalibrationRun
+    from ..calibrate.observers.run import Progress
 
 Batch = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -55,3 +59,10 @@ class Calibrated:
     @property
     def digests(self) -> dict[str, str]:
         return self.exported.as_inputs() | self.calibrated.as_inputs()
+
+    def run(self, progress: Progress, export: Path | None = None) -> CalibrationRun:
+        """Return a run of the calibrated graphs in `export` (None: the FP32 ones)."""
+        from ..calibrate.calibration_run import CalibrationRun
+
+        folder = self.export if export is None else export
+        return CalibrationRun(folder, self.samples, self.planned.graphs, self.batch_size, progress)

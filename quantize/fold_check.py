@@ -8,26 +8,21 @@ channel are compared with those of the graph as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import observe_ranges
-from ..calibrate.observers.run import (
-    Outputs,
-    Progress,
-    batch_stats,
-    open_instrumented,
-    run_instrumented,
-)
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.min_max import batch_stats, observe_ranges
+from ..calibrate.observers.run import Outputs, open_instrumented
 from ..calibrate.statistics import TensorStats
 from ..graph.builder import constant
 from ..graph.io import load_graph
 from ..graph.linears import site_node
-from ..graph.sites import Site, SiteMap
+from ..graph.sites import Site
 from ..samples.files import Arrays
 from .fold import fold_into_norm, fold_into_producer, folds_shift
 from .qdq.nodes import by_channel
@@ -168,26 +163,16 @@ def difference(one: TensorStats, other: TensorStats) -> float:
     return worst
 
 
-def on_samples(
-    export: Path, samples: Path, site_map: SiteMap, *, count: int, progress: Progress
-) -> Runner:
-    """Runs a model's calibrated graphs on its first `count` samples, one at a time."""
+def on_samples(run: CalibrationRun, count: int) -> Runner:
+    """Return what runs the graphs on their first `count` samples, one at a time."""
+    few = replace(run, batch_size=1, part=slice(count))
 
-    def run(instrument: Callable[[str, ir.Graph], None]) -> Iterator[tuple[str, Outputs]]:
+    def observe(instrument: Callable[[str, ir.Graph], None]) -> Iterator[tuple[str, Outputs]]:
         found: list[tuple[str, Outputs]] = []
-        run_instrumented(
-            export,
-            samples,
-            site_map.graphs,
-            batch_size=1,
-            instrument=instrument,
-            consume=lambda graph, outputs: found.append((graph, dict(outputs))),
-            progress=progress,
-            part=slice(count),
-        )
+        few.observe(instrument, lambda graph, outputs: found.append((graph, dict(outputs))))
         yield from found
 
-    return run
+    return observe
 
 
 def on_arrays(folder: Path, feeds: Mapping[str, Arrays]) -> Runner:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from ..calibrate.observers.smoothed import Floats, Grid, View
-from ..calibrate.observers.smoothed_run import by_input, plain_view
+from ..calibrate.observers.smoothed import Floats, Grid, View, plain_view
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
-from ..graph.sites import Site
+from ..graph.sites import Site, by_input
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..recipe.options import QuantizeOptions
 from .fold import folds_shift, holds_producer

@@ -12,13 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..calibrate.observers.reduce import finite
-from ..calibrate.observers.run import Outputs, Progress, is_empty, run_instrumented
-from ..graph.builder import add_node, constant, constant_array
+from ..calibrate.calibration_run import CalibrationRun
 from ..graph.io import load_graph
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import Plan, SitePlan
@@ -29,8 +26,6 @@ from .run import SiteResult
 
 LIMIT = 65504 / 4
 SAMPLES = 16  # that are run: one pass over the Q/DQ graph
-MASK = -1e30  # what is below is a mask, to which float16 has an end of its own
-CONVERTING = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear", "Shape", "Size"})
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum"})
 
 TOO_WIDE = "its product reaches {:.4g} in front of the channel factor, too near float16's 65504"
@@ -49,118 +44,29 @@ class WideTensor:
     nodes: tuple[str, ...]
 
 
-def collect_peaks(
-    folder: Path, samples: Path, graphs: Sequence[str], *, batch_size: int, progress: Progress
-) -> Peaks:
-    """max |x| of the float tensors that `graphs` compute, by graph and tensor.
-
-    Constants, masks and what a mask was added to are left out.
-    """
-    peaks: Peaks = {graph: {} for graph in graphs}
-
-    def consume(graph: str, outputs: Outputs) -> None:
-        keep_peaks(peaks[graph], outputs)
-
-    run_instrumented(
-        folder,
-        samples,
-        graphs,
-        batch_size=batch_size,
-        instrument=lambda _, graph: observe_peaks(graph),
-        consume=consume,
-        progress=progress,
-        part=slice(SAMPLES),
-    )
-    return peaks
-
-
-def observe_peaks(graph: ir.Graph) -> None:
-    """Add outputs `TENSOR:peak_low`, `:peak_high`, scalars, and `:shape` of each float computed."""
-    axes = constant(graph, "peak/axes", np.zeros(0, np.int64))
-    for value in computed_floats(graph):
-        seen = finite(graph, value)
-        shape = add_node(graph, "Shape", [value], f"{value.name}:shape")
-        shape.dtype = ir.DataType.INT64
-        graph.outputs.append(shape)
-        for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax")):
-            name = f"{value.name}:peak_{kind}"
-            found = add_node(graph, op, [seen, axes], name, keepdims=0)
-            found.dtype, found.shape = ir.DataType.FLOAT, ir.Shape([])
-            graph.outputs.append(found)
-
-
-def keep_peaks(peaks: dict[str, float], outputs: Outputs) -> None:
-    """Raise the peaks of tensors by what a run of a graph with observers gave."""
-    for name, values in outputs.items():
-        tensor, _, kind = name.rpartition(":")
-        if kind in ("peak_low", "peak_high") and not is_empty(outputs, name):
-            # Of Python's max NaN would not come.
-            peaks[tensor] = float(np.maximum(peaks.get(tensor, 0.0), abs(float(values))))
-
-
-def computed_floats(graph: ir.Graph) -> list[ir.Value]:
-    """Float tensors that depend on an input, but on no mask unless through a softmax."""
-    floats = {v for v in graph.inputs if v.dtype == ir.DataType.FLOAT}
-    fixed = set(graph.initializers.values())
-    masked = {v for v in fixed if holds_mask(v)}
-    found = []
-    for node in graph:
-        given = [v for v in node.inputs if v is not None]
-        for value in node.outputs:
-            if makes_float(node, value, floats):
-                floats.add(value)
-            if node.op_type != "Softmax" and masked.intersection(given):
-                masked.add(value)
-            if fixed.issuperset(given):
-                fixed.add(value)
-            elif value in floats and value not in masked:
-                found.append(value)
-    return found
-
-
-def holds_mask(value: ir.Value) -> bool:
-    if value.dtype != ir.DataType.FLOAT or value.const_value is None:
-        return False
-    array = constant_array(value)
-    return bool(array.size) and float(array.min()) < MASK
-
-
-def makes_float(node: ir.Node, value: ir.Value, floats: set[ir.Value]) -> bool:
-    """Nodes that were inserted have no types yet: they are as their first input, or convert."""
-    if value.dtype is not None:
-        return value.dtype == ir.DataType.FLOAT
-    if node.op_type in CONVERTING:
-        return node.op_type == "DequantizeLinear"
-    return node.inputs[0] in floats
-
-
 def quantize_in_range(
     make: Make,
-    folder: Path,
-    samples: Path,
+    run: CalibrationRun,
     site_map: SiteMap,
-    graphs: Sequence[str],
     entries: Mapping[str, SitePlan],
-    *,
-    batch_size: int,
-    progress: Progress,
 ) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
-    """What `make` writes into `folder` by the plan `entries`, without sites that overflow in half.
+    """Return what `make` writes by the plan `entries`, without sites that overflow in float16.
 
-    Those stay in high precision, with the reason in the plan. Also returns the tensors of `graphs`
-    that have to be FP32 in an FP16 twin.
+    Those stay in high precision, with the reason in the plan. `run` is of the graphs that `make`
+    writes. Also returns their tensors that have to be FP32 in a half-precision copy.
     """
+    run = run.of(slice(SAMPLES))
     plan, results = make(entries)
-    peaks = collect_peaks(folder, samples, graphs, batch_size=batch_size, progress=progress)
+    peaks = run.absmax()
     hot: dict[str, float] = {}
-    for name in graphs:
-        graph = load_graph(folder / f"{name}.onnx").graph
+    for name in run.graphs:
+        graph = load_graph(run.export / f"{name}.onnx").graph
         hot |= overflowing(graph, site_map.of_graph(name), entries, peaks[name])
     if hot:
         high = {name: SitePlan(name=name, reason=TOO_WIDE.format(v)) for name, v in hot.items()}
         plan, results = make({**entries, **high})
-        peaks = collect_peaks(folder, samples, graphs, batch_size=batch_size, progress=progress)
-    return plan, results, wide_tensors(folder, peaks)
+        peaks = run.absmax()
+    return plan, results, wide_tensors(run.export, peaks)
 
 
 def overflowing(
@@ -236,14 +142,8 @@ def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed
     """
 
     source = Calibrated.open(workspace)
-    peaks = collect_peaks(
-        source.export,
-        source.samples,
-        source.planned.graphs,
-        batch_size=source.batch_size,
-        progress=reporter.progress,
-    )
-    found = wide_tensors(source.export, peaks)
+    run = source.run(reporter.progress).of(slice(SAMPLES))
+    found = wide_tensors(source.export, run.absmax())
     if source.generates:
         found += unplanned_wide_tensors(source, reporter)
     return [asdict(tensor) for tensor in found]

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..calibrate.observers.absmax import keep_absmax, observe_absmax
 from ..calibrate.observers.run import Outputs, Progress, require_finite
 from ..graph.io import graph_bytes, load_graph
 from ..graph.sites import SiteMap
 from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, own_session, read_spec
 from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, Array, DeviceValue, OnnxRuntimeSession
 from ..samples.files import Arrays
-from .overflow import Peaks, keep_peaks, observe_peaks
+from .overflow import Peaks
 
 LABEL = 0
 # A MAR makes latents of the same size in fewer passes than its own.
@@ -56,7 +57,7 @@ class PeakSession(OnnxRuntimeSession):
 
     def __init__(self, path: Path, peaks: dict[str, float]) -> None:
         model = load_graph(path)
-        observe_peaks(model.graph)
+        observe_absmax(model.graph)
         super().__init__(
             path, optimized=True, lean=True, graph=graph_bytes(model), disabled=SLOW_OPTIMIZERS
         )
@@ -74,4 +75,4 @@ class PeakSession(OnnxRuntimeSession):
 
     def _keep(self, outputs: Outputs) -> None:
         require_finite(outputs, ["a picture of its own"], self.path.stem)
-        keep_peaks(self._peaks, outputs)
+        keep_absmax(self._peaks, outputs)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import ClipCandidate
+from ..calibrate.observers.clip_error import ClipCandidate
 from ..calibrate.statistics import TensorStats
 from ..numerics.clipping import least
 

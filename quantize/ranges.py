@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import ClipCandidate
-from ..calibrate.observers.run import Progress, collect_clip_errors
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.clip_error import ClipCandidate
 from ..calibrate.statistics import Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
 from ..graph.io import load_graph
@@ -205,15 +205,10 @@ def site_statistics(statistics: Statistics, name: str) -> TensorStats:
 
 
 def search_activations(
-    export: Path,
-    samples: Path,
-    site_map: SiteMap,
+    run: CalibrationRun,
     groups: Mapping[str, Sequence[Group]],
     entries: Mapping[str, SitePlan],
     options: QuantizeOptions,
-    *,
-    batch_size: int,
-    progress: Progress,
 ) -> tuple[dict[str, ActivationFormat], dict[str, float]]:
     """Scale and shift of every quantized input, and its SQNR in dB weighted as in the product.
 
@@ -232,9 +227,11 @@ def search_activations(
                 candidates.setdefault(graph, {})[group.sites[0].input] = grids
     if not candidates:
         return chosen, quality
-    errors = collect_clip_errors(
-        export, samples, candidates, site_map, batch_size=batch_size, progress=progress
-    )
+    axes = {
+        graph: {group.sites[0].input: group.sites[0].channel_axis for group in members}
+        for graph, members in groups.items()
+    }
+    errors = run.channel_clip_errors(candidates, axes)
     for graph, members in groups.items():
         for group in members:
             first = group.sites[0]

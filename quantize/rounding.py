@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.hessian import Kernel, Moments, Probe, collect_moments, split_passes
-from ..calibrate.observers.run import Progress
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.hessian import Kernel, Moments, Probe, split_passes
 from ..calibrate.observers.smoothed import Grid, View
 from ..graph.builder import constant, constant_array
 from ..graph.edit import insert_behind
@@ -63,25 +62,17 @@ class Task:
 
 
 def round_sites(
-    export: Path,
-    samples: Path,
-    graphs: Sequence[str],
-    tasks: Sequence[Task],
-    *,
-    correct: bool,
-    max_memory: int,
-    batch_size: int,
-    progress: Progress,
+    run: CalibrationRun, tasks: Sequence[Task], *, correct: bool, max_memory: int
 ) -> dict[str, Rounded]:
     """By name, the sites of `tasks`, but for convolutions that are no plain product of patches.
 
-    `correct` asks for corrected biases; `graphs` are those that run, in turn.
+    `correct` asks for corrected biases.
 
     Raises:
         OutOfMemory: the moments of one site exceed `max_memory` bytes.
         CalibrationError: a sample that gives NaN.
     """
-    batches = max(1, len(sample_files(samples)) / batch_size)
+    batches = max(1, len(sample_files(run.samples)) / run.batch_size)
     wanted = [task for task in tasks if is_plain(task.node, task.site)]
     probes: dict[str, Probe] = {}
     readers: dict[str, list[Task]] = {}
@@ -103,9 +94,7 @@ def round_sites(
         )
     found: dict[str, Rounded] = {}
     for part in split_passes(probes, max_memory):
-        moments = collect_moments(
-            export, samples, graphs, part, batch_size=batch_size, progress=progress
-        )
+        moments = run.hessian(part)
         for key in part:
             for task in readers[key]:
                 weight = task.weight()
@@ -115,7 +104,7 @@ def round_sites(
                     codes = compensate(weight, codes, square, moments[key].count)
                 shift = mean_shift(weight, codes, moments[key]) if correct else None
                 found[task.site.name] = Rounded(codes, shift)
-                progress("rounding", len(found), len(wanted))
+                run.progress("rounding", len(found), len(wanted))
     return found
 
 

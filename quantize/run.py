@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.run import Progress
+from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.statistics import Statistics
 from ..errors import RecipeError
 from ..graph.builder import constant_array
@@ -53,16 +53,13 @@ class SiteResult:
 
 
 def quantize_graphs(
-    export: Path,
-    samples: Path,
+    run: CalibrationRun,
     output: Path,
     site_map: SiteMap,
     entries: Mapping[str, SitePlan],
     statistics: Statistics,
     options: QuantizeOptions,
     *,
-    batch_size: int,
-    progress: Progress,
     max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult]]:
     """Write the Q/DQ graphs and weights.safetensors into `output`.
@@ -70,42 +67,28 @@ def quantize_graphs(
     Returns the plan with every scale filled in, and what became of each site. Second moments stay
     below `max_memory` bytes.
     """
+    export = run.export
     for graph in site_map.graphs:
         own = load_graph(export / f"{graph}.onnx").graph
         require_blocks(own, site_map.of_graph(graph), entries)
-    source = Samples(export, samples, site_map, batch_size, progress)
+    source = Samples(export, run.samples, site_map, run.batch_size, run.progress)
     ways = search_ways(source, entries, statistics, options)
     groups = {
         graph: group_sites(export, site_map, graph, entries, statistics, ways)
         for graph in site_map.graphs
     }
     entries = decided(entries, groups, ways)
-    activations, quality = search_activations(
-        export,
-        samples,
-        site_map,
-        groups,
-        entries,
-        options,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    groups, refused = refuse_folds(
-        export, samples, site_map, groups, entries, activations, progress
-    )
+    activations, quality = search_activations(run, groups, entries, options)
+    groups, refused = refuse_folds(run, groups, entries, activations)
     scaling = {s.name: g.scaling for found in groups.values() for g in found for s in g.sites}
     models = {graph: load_graph(export / f"{graph}.onnx") for graph in site_map.graphs}
     for graph, model in models.items():
         fold_groups(model.graph, groups[graph], entries, activations)
     rounded = round_sites(
-        export,
-        samples,
-        site_map.graphs,
+        run,
         rounding_tasks(models, site_map, entries, statistics, options, activations, scaling),
         correct=options.bias_correction,
         max_memory=max_memory,
-        batch_size=batch_size,
-        progress=progress,
     )
     results: list[SiteResult] = []
     packed: dict[str, QuantizedWeight] = {}
@@ -138,7 +121,7 @@ def quantize_graphs(
                 )
             )
             results.append(describe(site, final[-1], noise, quality.get(site.name)))
-            progress(f"{graph} weights", position + 1, len(sites))
+            run.progress(f"{graph} weights", position + 1, len(sites))
         correct_biases(model.graph, sites, rounded)
         for key, value in float_parameters(model.graph, sites).items():
             known = floats.get(key)
@@ -189,19 +172,15 @@ def fold_of(
 
 
 def refuse_folds(
-    export: Path,
-    samples: Path,
-    site_map: SiteMap,
+    run: CalibrationRun,
     groups: Mapping[str, Sequence[Group]],
     entries: Mapping[str, SitePlan],
     activations: Mapping[str, ActivationFormat],
-    progress: Progress,
 ) -> tuple[dict[str, list[Group]], dict[str, str]]:
     """The groups, without folds that do not hold on a sample, and why those have none, by site."""
     found = [fold_of(g, entries, activations) for members in groups.values() for g in members]
     folds = [fold for fold in found if fold is not None]
-    run = on_samples(export, samples, site_map, count=CHECKED, progress=progress)
-    failing = failing_folds(export, run, folds)
+    failing = failing_folds(run.export, on_samples(run, CHECKED), folds)
     kept = {
         graph: [replace(g, fold=g.fold and g.sites[0].name not in failing) for g in members]
         for graph, members in groups.items()

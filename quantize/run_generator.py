@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.run import Progress
-from ..calibrate.observers.smoothed import Grid
-from ..calibrate.observers.smoothed_run import FullGraph, plain_view
+from ..calibrate.observers.smoothed import Grid, plain_view
 from ..calibrate.statistics import Statistics
 from ..graph.edit import drop_unused_initializers
 from ..graph.io import load_graph
@@ -45,19 +45,16 @@ from .token_decisions import Decision, decide_groups
 
 
 def quantize_generator(
-    export: Path,
-    samples: Path,
+    run: CalibrationRun,
     output: Path,
     site_map: SiteMap,
     entries: Mapping[str, SitePlan],
     statistics: Statistics,
     options: QuantizeOptions,
     *,
-    batch_size: int,
-    progress: Progress,
     max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult]]:
-    """Write every graph of `export`, Q/DQ where it has a planned site, and weights.safetensors.
+    """Write every graph of the run's folder, Q/DQ where a site is planned, and their weights.
 
     `entries` plans the sites of the map's calibrated graphs. Returns the plan with every scale
     filled in, and what became of each site. Second moments stay below `max_memory` bytes.
@@ -66,6 +63,7 @@ def quantize_generator(
         RecipeError: sites that share an input but not the plan for it, or that cannot take blocks.
         CalibrationError: statistics of another model, a sample that gives NaN.
     """
+    export = run.export
     models = {graph: load_graph(export / f"{graph}.onnx") for graph in site_map.graphs}
     for graph, model in models.items():
         require_blocks(model.graph, site_map.of_graph(graph), entries)
@@ -73,10 +71,9 @@ def quantize_generator(
     decisions: dict[str, Decision] = {}
     for graph, model in models.items():
         found = token_groups(model.graph, site_map.of_graph(graph), entries, statistics)
-        passes = FullGraph(export, samples, graph, batch_size=batch_size, progress=progress)
-        decisions |= decide_groups(model.graph, found, passes, options)
+        decisions |= decide_groups(model.graph, found, run.on(graph), options)
         groups += found
-    refused = refuse_folds(export, samples, site_map, groups, decisions, progress)
+    refused = refuse_folds(run, groups, decisions)
     entries = {
         name: msgspec.structs.replace(entry, reason=refused.get(name, entry.reason))
         for name, entry in entries.items()
@@ -87,16 +84,7 @@ def quantize_generator(
         sites = site_map.of_graph(graph)
         absorb(model.graph, sites, absorptions)
         tasks += rounding_tasks(model.graph, sites, groups, entries, decisions, statistics, options)
-    rounded = round_sites(
-        export,
-        samples,
-        site_map.graphs,
-        tasks,
-        correct=options.bias_correction,
-        max_memory=max_memory,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    rounded = round_sites(run, tasks, correct=options.bias_correction, max_memory=max_memory)
     chosen: dict[str, TokenSite | QuantizedWeight] = {}
     floats: dict[str, NDArray[np.generic]] = {}
     results: list[SiteResult] = []
@@ -104,7 +92,7 @@ def quantize_generator(
     for graph, model in models.items():
         sites = site_map.of_graph(graph)
         made = quantize_sites(
-            model.graph, sites, groups, entries, decisions, options, rounded, progress
+            model.graph, sites, groups, entries, decisions, options, rounded, run.progress
         )
         chosen |= made[0]
         results += made[1]
@@ -131,12 +119,7 @@ def quantize_generator(
 
 
 def refuse_folds(
-    export: Path,
-    samples: Path,
-    site_map: SiteMap,
-    groups: Sequence[TokenGroup],
-    decisions: dict[str, Decision],
-    progress: Progress,
+    run: CalibrationRun, groups: Sequence[TokenGroup], decisions: dict[str, Decision]
 ) -> dict[str, str]:
     """Take folds that do not hold on a sample out of `decisions`; by site, why it has none."""
     folds = []
@@ -148,9 +131,8 @@ def refuse_folds(
         folds.append(
             AppliedFold(group.sites, absorbed.scale.astype(np.float32), shift.astype(np.float32))
         )
-    run = on_samples(export, samples, site_map, count=CHECKED, progress=progress)
     reasons: dict[str, str] = {}
-    for key, error in failing_folds(export, run, folds).items():
+    for key, error in failing_folds(run.export, on_samples(run, CHECKED), folds).items():
         own = replace(decisions[key].absorption, divides=False, subtracts=False)
         decisions[key] = replace(decisions[key], absorption=own)
         sites = next(group.sites for group in groups if group.key == key)

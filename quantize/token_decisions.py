@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed_run import FullGraph
+from ..calibrate.calibration_run import CalibrationRun
 from ..numerics.noise import rounding_sqnr_db
 from ..recipe.options import QuantizeOptions
 from .fold import Absorption
@@ -38,12 +38,12 @@ class Decision:
 
 
 def decide_groups(
-    graph: ir.Graph, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
+    graph: ir.Graph, groups: Sequence[TokenGroup], run: CalibrationRun, options: QuantizeOptions
 ) -> dict[str, Decision]:
     """Scales, shifts and grids by the name of each group's first site."""
-    scalings = scale_groups(graph, groups, full, options)
-    judged = full if options.clip_power != 0 else None
-    rounded = round_inputs(groups, scalings, full, judged, options)
+    scalings = scale_groups(graph, groups, run, options)
+    judged = run if options.clip_power != 0 else None
+    rounded = round_inputs(groups, scalings, run, judged, options)
     found = {}
     for g in groups:
         scaling, made = scalings[g.key], rounded[g.key]
@@ -70,17 +70,17 @@ def input_sqnr(rounded: RoundedInput) -> float | None:
 
 
 def scale_groups(
-    graph: ir.Graph, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
+    graph: ir.Graph, groups: Sequence[TokenGroup], run: CalibrationRun, options: QuantizeOptions
 ) -> dict[str, Scaling]:
     """By the name of each group's first site, by the method that its plan names."""
     searched = [group for group in groups if group.entry.smoothing == "search"]
-    found = search_scalings(graph, searched, full, options) if searched else {}
+    found = search_scalings(graph, searched, run, options) if searched else {}
     named: dict[Method, list[TokenGroup]] = defaultdict(list)
     for group in groups:
         if group.entry.smoothing != "search":
             named[method_of(group.entry)].append(group)
     scaled = [g for method in named if method.scales is not None for g in named[method]]
-    seen = levelled(scaled, full)
+    seen = levelled(scaled, run)
     for method, members in named.items():
-        found |= scalings_by(method, graph, members, seen, full, options)
+        found |= scalings_by(method, graph, members, seen, run, options)
     return found

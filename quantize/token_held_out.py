@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed_run import FullGraph
+from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.statistics import POSITION
 from ..recipe.options import QuantizeOptions
 from .groups import TokenGroup
@@ -38,15 +38,15 @@ EVERY = 2  # of the grids' clips is judged: methods are compared, and the time g
 
 
 def search_scalings(
-    graph: ir.Graph, groups: Sequence[TokenGroup], full: FullGraph, options: QuantizeOptions
+    graph: ir.Graph, groups: Sequence[TokenGroup], run: CalibrationRun, options: QuantizeOptions
 ) -> dict[str, Scaling]:
     """By the name of each group's first site, of the method whose judged error is least.
 
     Raises:
         CalibrationError: fewer than two samples.
     """
-    one, other = full.halves()
-    folds = [(one, other), (other, one)] if full.size <= FEW else [(one, other)]
+    one, other = run.first_half(), run.second_half()
+    folds = [(one, other), (other, one)] if run.size <= FEW else [(one, other)]
     errors: dict[str, list[list[float]]] = {group.key: [] for group in groups}
     for fitted, judged in folds:
         half = of_samples(groups, fitted)
@@ -59,11 +59,11 @@ def search_scalings(
                 errors[key][-1].append(error)
     best = {key: best_method(by_fold) for key, by_fold in errors.items()}
     found: dict[str, Scaling] = {}
-    seen = levelled(groups, full)
+    seen = levelled(groups, run)
     for method in METHODS:
         chosen = [group for group in groups if best[group.key] == method]
         if chosen:
-            found |= scalings_by(method, graph, chosen, seen, full, options)
+            found |= scalings_by(method, graph, chosen, seen, run, options)
     return found
 
 
@@ -77,7 +77,7 @@ def best_method(errors: Sequence[Sequence[float]]) -> Method:
     return METHODS[int(np.argmin(worst))]
 
 
-def of_samples(groups: Sequence[TokenGroup], part: FullGraph) -> list[TokenGroup]:
+def of_samples(groups: Sequence[TokenGroup], part: CalibrationRun) -> list[TokenGroup]:
     """The groups with statistics of the samples of `part` alone."""
     seen = part.ranges({group.key: group.view for group in groups})
     return [
@@ -94,8 +94,8 @@ def judged_errors(
     graph: ir.Graph,
     groups: Sequence[TokenGroup],
     scalings: Mapping[str, Scaling],
-    fitted: FullGraph,
-    judged: FullGraph,
+    fitted: CalibrationRun,
+    judged: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, float]:
     """Squared error a sample of each group's products, by the name of its first site.

@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed import Grid, Power, View
-from ..calibrate.observers.smoothed_run import FullGraph
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.clip_error import Power
+from ..calibrate.observers.smoothed import Grid, View
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..graph.linears import site_weight
 from ..numerics.gps import gps_scale
@@ -47,7 +48,7 @@ def method_of(entry: SitePlan) -> Method:
     return Method(entry.smoothing, entry.smoothing == "gps")
 
 
-def levelled(groups: Sequence[TokenGroup], full: FullGraph) -> Statistics:
+def levelled(groups: Sequence[TokenGroup], run: CalibrationRun) -> Statistics:
     """Statistics by the name of each group's first site, a position's range divided out.
 
     It will be, where positions have scales: else the widest one would decide the channels' scales
@@ -59,7 +60,7 @@ def levelled(groups: Sequence[TokenGroup], full: FullGraph) -> Statistics:
             reach = np.maximum(-group.positions.low, group.positions.high)
             level = np.maximum(reach, 1e-4 * max(float(reach.max()), 1e-12))
             views[group.key] = replace(group.view, level=level / np.median(level))
-    seen = full.ranges(views)
+    seen = run.ranges(views)
     return {group.key: seen.get(group.key, group.stats) for group in groups}
 
 
@@ -68,10 +69,10 @@ def scalings_by(
     graph: ir.Graph,
     groups: Sequence[TokenGroup],
     seen: Statistics,
-    full: FullGraph,
+    run: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, Scaling]:
-    """By the name of each group's first site, of one method; `seen` as `levelled` has it of `full`.
+    """By the name of each group's first site, of one method; `seen` as `levelled` has it of `run`.
 
     Not to scale needs no statistics.
     """
@@ -79,7 +80,7 @@ def scalings_by(
         return {g.key: Scaling(np.ones_like(g.stats.low), None) for g in groups}
     scalings = {g.key: first_scaling(method, g, seen[g.key], options) for g in groups}
     if method.scales == "gps":
-        scalings |= gain_scalings(graph, groups, scalings, full, options)
+        scalings |= gain_scalings(graph, groups, scalings, run, options)
     return scalings
 
 
@@ -103,18 +104,18 @@ def gain_scalings(
     graph: ir.Graph,
     groups: Sequence[TokenGroup],
     scalings: Mapping[str, Scaling],
-    full: FullGraph,
+    run: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, Scaling]:
     """GPS on top of `scalings`; the reference channel's grid is that of its position."""
-    channels, ranges = scaled_ranges(groups, scalings, full)
+    channels, ranges = scaled_ranges(groups, scalings, run)
     grids: dict[str, Grid] = {}
     for g in groups:
         (grids[g.key],) = format_candidates(
             ranges[g.key], g.activation, allow_shift=options.shift, clip=False
         )
     views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
-    gains = full.gains(views, grids)
+    gains = run.gps_terms(views, grids)
     found = {}
     for g in groups:
         before = scalings[g.key]
@@ -148,13 +149,13 @@ def scaled_view(group: TokenGroup, scaling: Scaling) -> View:
 
 
 def scaled_ranges(
-    groups: Sequence[TokenGroup], scalings: Mapping[str, Scaling], full: FullGraph
+    groups: Sequence[TokenGroup], scalings: Mapping[str, Scaling], run: CalibrationRun
 ) -> tuple[Statistics, dict[str, TensorStats]]:
     """By group: statistics of the scaled channels, and ranges of its grids' positions, [T] or [1].
 
     Only groups with positions need a pass.
     """
-    found = full.ranges(
+    found = run.ranges(
         {g.key: scaled_view(g, scalings[g.key]) for g in groups if g.positions is not None}
     )
     channels = {
@@ -182,8 +183,8 @@ class RoundedInput:
 def round_inputs(
     groups: Sequence[TokenGroup],
     scalings: Mapping[str, Scaling],
-    fitted: FullGraph,
-    judged: FullGraph | None,
+    fitted: CalibrationRun,
+    judged: CalibrationRun | None,
     options: QuantizeOptions,
     every: int = 1,
 ) -> dict[str, RoundedInput]:
@@ -204,7 +205,7 @@ def round_inputs(
         }
     power: Power = options.clip_power or 2
     powers: tuple[Power, ...] = (2,) if power == 2 else (2, power)
-    errors = judged.grid_errors(views, grids, gains, powers)
+    errors = judged.clip_errors(views, grids, gains, powers)
     found = {}
     for g in groups:
         sums = errors[g.key]

@@ -18,8 +18,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.reduce import Reducer, finite
-from ..calibrate.observers.run import Outputs, Progress, collect_ranges, run_instrumented
+from ..calibrate.observers.run import Outputs, Progress
 from ..calibrate.statistics import Statistics
 from ..errors import CalibrationError
 from ..graph.linears import LINEAR_OPS, site_node
@@ -57,25 +58,14 @@ class Samples:
     ) -> None:
         """Up to the last of `graphs`, which alone count."""
         last = max(self.site_map.graphs.index(graph) for graph in graphs)
-        run_instrumented(
-            self.export,
-            self.folder,
-            self.site_map.graphs[: last + 1],
-            batch_size=self.batch_size,
-            instrument=instrument,
-            consume=consume,
-            progress=self.progress,
-            part=part,
-        )
+        self._run(self.site_map.graphs[: last + 1], part).observe(instrument, consume)
 
     def ranges(self, part: slice) -> Statistics:
-        return collect_ranges(
-            self.export,
-            self.folder,
-            self.site_map,
-            batch_size=self.batch_size,
-            progress=self.progress,
-            part=part,
+        return self._run(self.site_map.graphs, part).channel_ranges(self.site_map)
+
+    def _run(self, graphs: tuple[str, ...], part: slice) -> CalibrationRun:
+        return CalibrationRun(
+            self.export, self.folder, graphs, self.batch_size, self.progress, part=part
         )
 
 

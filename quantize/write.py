@@ -39,38 +39,17 @@ def write_quantized(
     file = source.calibrate / "statistics.safetensors"
     statistics = load_statistics(file)
     require_channels(statistics, source.planned.sites, str(file))
-    samples, site_map = source.samples, source.site_map
-    size, progress = source.batch_size, reporter.progress
-
+    run, site_map = source.run(reporter.progress), source.site_map
+    written = source.run(reporter.progress, folder)
     quantize = quantize_generator if source.generates else quantize_graphs
 
     def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
-        made, told = quantize(
-            source.export,
-            samples,
-            folder,
-            site_map,
-            chosen,
-            statistics,
-            options,
-            batch_size=size,
-            progress=progress,
-            max_memory=max_memory,
+        plan, results = quantize(
+            run, folder, site_map, chosen, statistics, options, max_memory=max_memory
         )
-        return quantize_attention(
-            folder, samples, site_map, made, told, batch_size=size, progress=progress
-        )
+        return quantize_attention(written, site_map, plan, results)
 
-    final, results, wide = quantize_in_range(
-        make,
-        folder,
-        samples,
-        site_map,
-        source.planned.graphs,
-        entries,
-        batch_size=size,
-        progress=progress,
-    )
+    final, results, wide = quantize_in_range(make, written, site_map, entries)
     if source.generates:
         shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
     (folder / "plan.json").write_bytes(encode_json(final))

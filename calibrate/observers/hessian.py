@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from ...errors import OutOfMemory
 from ...graph.builder import add_node, constant
 from .reduce import values_by_name
-from .run import Outputs, Progress, run_instrumented
+from .run import Outputs
 from .smoothed import Grid, View, add_view, rounded_view
 
 Floats = NDArray[np.float64]
@@ -28,6 +27,7 @@ STRIP = 4096  # rows that one float32 product sums over
 # Bytes an element of K x K: the running sum with what the session returns, and the factorization
 # of one site, whose result and copy come on top.
 HELD_BYTES, FACTOR_BYTES = 16, 16
+KINDS = ("square", "rounded", "plain")
 END = np.iinfo(np.int64).max
 
 
@@ -102,59 +102,37 @@ def split_passes(probes: Mapping[str, Probe], max_memory: int) -> list[dict[str,
     return passes
 
 
-def collect_moments(
-    export: Path,
-    samples: Path,
-    graphs: Sequence[str],
-    probes: Mapping[str, Probe],
-    *,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, Moments]:
-    """One pass over the samples; `graphs` run in turn up to the last that a probe lies in.
+class MomentSums:
+    """Sums of the outputs of `observe_moments` over batches."""
 
-    Raises:
-        CalibrationError: a sample that gives NaN.
-    """
-    last = max(graphs.index(probe.graph) for probe in probes.values())
-    sums: dict[str, NDArray[np.float64]] = {}
-    counts = dict.fromkeys(probes, 0)
+    def __init__(self, probes: Mapping[str, Probe]) -> None:
+        self._probes = probes
+        self._sums: dict[str, Floats] = {}
+        self._counts = dict.fromkeys(probes, 0)
 
-    def instrument(graph: str, ir_graph: ir.Graph) -> None:
-        observe_moments(ir_graph, {k: p for k, p in probes.items() if p.graph == graph})
+    def add(self, graph: str, outputs: Outputs) -> None:
+        """Add a batch of a graph.
 
-    def consume(graph: str, outputs: Outputs) -> None:
-        for key, probe in probes.items():
+        In place: the largest of these arrays are a good part of the memory that is allowed.
+        """
+        for key, probe in self._probes.items():
             if probe.graph != graph:
                 continue
             for strip in range(probe.strips):
-                counts[key] += int(outputs[f"{key}:shape:{strip}"][0])
-            for kind in ("square", "rounded", "plain"):
+                self._counts[key] += int(outputs[f"{key}:shape:{strip}"][0])
+            for kind in KINDS:
                 for name in (f"{key}:{kind}:{strip}" for strip in range(probe.strips)):
                     if name in outputs:
-                        add_to(sums, f"{key}:{kind}", outputs[name])
+                        found = outputs[name]
+                        total = self._sums.setdefault(f"{key}:{kind}", np.zeros(found.shape))
+                        np.add(total, found, out=total)
 
-    run_instrumented(
-        export,
-        samples,
-        graphs[: last + 1],
-        batch_size=batch_size,
-        instrument=instrument,
-        consume=consume,
-        progress=progress,
-    )
-    return {
-        key: Moments(
-            counts[key], *(sums.get(f"{key}:{kind}") for kind in ("square", "rounded", "plain"))
-        )
-        for key in probes
-    }
-
-
-def add_to(sums: dict[str, Floats], key: str, found: NDArray[np.generic]) -> None:
-    """In place: the largest of these arrays are a good part of the memory that is allowed."""
-    total = sums.setdefault(key, np.zeros(found.shape))
-    np.add(total, found, out=total)
+    def moments(self) -> dict[str, Moments]:
+        """Return the sums of all batches, by probe."""
+        return {
+            key: Moments(self._counts[key], *(self._sums.get(f"{key}:{kind}") for kind in KINDS))
+            for key in self._probes
+        }
 
 
 def observe_moments(graph: ir.Graph, probes: Mapping[str, Probe]) -> None:

@@ -8,8 +8,7 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,20 +24,6 @@ FINITE = "only finite"  # of a graph: its copies that observers see
 LEAST_PARTS, MOST_PARTS = 4, 24  # of a sample's tokens that are reduced on their own
 # What a `Reducer` makes, by the end of its name: rows of samples, in their order.
 ROW_KINDS = frozenset({"min", "max", "square", "signal", "noise", "e2", "e4"})
-
-
-@dataclass(frozen=True, slots=True)
-class ClipCandidate:
-    """One candidate grid of a tensor: round((x - center) / (smoothing * scale)) - shift.
-
-    `smoothing` and `center` are [C] (None: no centre); the grid has 2**bits points.
-    """
-
-    smoothing: Floats
-    scale: float
-    shift: int
-    bits: int
-    center: Floats | None = None
 
 
 def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -80,61 +65,6 @@ def finite(graph: ir.Graph, value: ir.Value) -> ir.Value:
         copy.shape, copy.type = value.shape, value.type
         made[name] = copy
     return made[name]
-
-
-def observe_ranges(
-    graph: ir.Graph, tensors: Mapping[str, int], values: Mapping[str, ir.Value] | None = None
-) -> None:
-    """Add outputs `TENSOR:min`, `:max`, `:square` ([rows, C]) and `:shape`.
-
-    `tensors` gives the axis of each that is kept, its channels; axis 0 is the batch, whose samples
-    have one row or more each (see `Reducer`). `values` are the graph's by name, where they are
-    known.
-    """
-    values = values_by_name(graph) if values is None else values
-    for name, axis in tensors.items():
-        reducer = Reducer(graph, values[name], axis)
-        reducer.add(f"{name}:min", values[name], "ReduceMin")
-        reducer.add(f"{name}:max", values[name], "ReduceMax")
-        reducer.add(f"{name}:square", values[name], "ReduceSumSquare", "ReduceSum")
-        shape = add_node(graph, "Shape", [values[name]], f"{name}:shape")
-        shape.dtype, shape.shape = ir.DataType.INT64, ir.Shape([reducer.rank])
-        graph.outputs.append(shape)
-
-
-def observe_clip_errors(
-    graph: ir.Graph,
-    candidates: Mapping[str, Sequence[ClipCandidate]],
-    channel_axes: Mapping[str, int],
-) -> None:
-    """Add outputs `TENSOR:k:e2` and `:k:e4` ([N, C]): sums of error**2 and error**4.
-
-    The error is in steps of grid k: (x - center) / (smoothing * scale) minus its grid point.
-    """
-    values = values_by_name(graph)
-    for name, grids in candidates.items():
-        reducer = Reducer(graph, values[name], channel_axes[name])
-        for k, grid in enumerate(grids):
-            label = f"{name}:{k}"
-            low = -(2 ** (grid.bits - 1)) + grid.shift
-            high = 2 ** (grid.bits - 1) - 1 + grid.shift
-            step = (grid.smoothing.astype(np.float64) * grid.scale).astype(np.float32)
-            inverse = constant(graph, f"{label}:inverse", reducer.by_channel(1 / step))
-            bounds = [
-                constant(graph, f"{label}:{n}", np.float32(v))
-                for n, v in (("low", low), ("high", high))
-            ]
-            grid_x = add_node(graph, "Mul", [values[name], inverse], f"{label}:x")
-            if grid.center is not None:
-                steps = (grid.center.astype(np.float64) / step).astype(np.float32)
-                center = constant(graph, f"{label}:center", reducer.by_channel(steps))
-                grid_x = add_node(graph, "Sub", [grid_x, center], f"{label}:centered")
-            rounded = add_node(graph, "Round", [grid_x], f"{label}:round")
-            clipped = add_node(graph, "Clip", [rounded, *bounds], f"{label}:clip")
-            error = add_node(graph, "Sub", [clipped, grid_x], f"{label}:error")
-            square = add_node(graph, "Mul", [error, error], f"{label}:square")
-            reducer.add(f"{label}:e2", square, "ReduceSum")
-            reducer.add(f"{label}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
 class Reducer:

@@ -7,8 +7,8 @@ computes, so that scales can be chosen before anything is folded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,10 +16,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...graph.builder import add_node, constant
-from .reduce import Reducer, observe_ranges, values_by_name
+from ...graph.sites import Site
+from .reduce import Reducer, values_by_name
+from .run import Outputs
 
 Floats = NDArray[np.float64]
-Power = Literal[2, 4]  # of an error that is summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,68 +53,6 @@ class Grid:
     shift: NDArray[np.int64]
     bits: int
     kind: Literal["uniform", "fp8"] = "uniform"
-
-
-def observe_view_ranges(graph: ir.Graph, views: Mapping[str, View]) -> None:
-    """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of each view.
-
-    Where it tells positions apart also `KEY/position:min` and so on, [N, T], of rows in another
-    order with their places.
-    """
-    values = values_by_name(graph)
-    show_places(graph, views.values(), values)
-    for key, view in views.items():
-        seen = add_view(graph, values[view.tensor], view, key)
-        observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
-        if view.token_axis is not None:
-            again = add_node(graph, "Identity", [seen], f"{key}/position")
-            again.shape, again.type = seen.shape, seen.type
-            observe_ranges(graph, {str(again.name): view.token_axis}, {str(again.name): again})
-
-
-def observe_gains(graph: ir.Graph, views: Mapping[str, View], grids: Mapping[str, Grid]) -> None:
-    """Add outputs `KEY:signal` and `KEY:noise`, [N, C]: sums of x^2 and of the grid's error^2.
-
-    Both are in steps of the grid.
-    """
-    values = values_by_name(graph)
-    for key, grid in grids.items():
-        view = views[key]
-        seen = add_view(graph, values[view.tensor], view, key)
-        steps, error = rounding_error(graph, seen, view, grid, key)
-        reducer = Reducer(graph, seen, view.channel_axis)
-        reducer.add(f"{key}:signal", steps, "ReduceSumSquare", "ReduceSum")
-        reducer.add(f"{key}:noise", error, "ReduceSumSquare", "ReduceSum")
-
-
-def observe_grid_errors(
-    graph: ir.Graph,
-    views: Mapping[str, View],
-    grids: Mapping[str, Sequence[Grid]],
-    gains: Mapping[str, Floats],
-    powers: Sequence[Power],
-) -> None:
-    """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each grid.
-
-    Errors are in units of `error_unit`. Those of `powers` alone. `gains` are [C]. [N, T] where the
-    view tells positions apart, else [N, C]; of rows in another order with their places.
-    """
-    values = values_by_name(graph)
-    show_places(graph, [views[key] for key in grids], values)
-    for key, candidates in grids.items():
-        view = views[key]
-        seen = add_view(graph, values[view.tensor], view, key)
-        kept = view.channel_axis if view.token_axis is None else view.token_axis
-        by_channel, reducer = Reducer(graph, seen, view.channel_axis), Reducer(graph, seen, kept)
-        gain = constant(graph, f"{key}:gain", by_channel.by_channel(gains[key].astype(np.float32)))
-        for k, grid in enumerate(candidates):
-            error = grid_error(graph, seen, view, grid, f"{key}:{k}")
-            weighted = add_node(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
-            if 2 in powers:
-                reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
-            if 4 in powers:
-                square = add_node(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
-                reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
 def show_places(graph: ir.Graph, views: Iterable[View], values: Mapping[str, ir.Value]) -> None:
@@ -153,43 +92,6 @@ def rounding_error(
     """The view in steps of the grid, and its distance to the nearest point of it."""
     steps, point = nearest_point(graph, seen, view, grid, label)
     return steps, add_node(graph, "Sub", [point, steps], f"{label}:error")
-
-
-def fits_operators(view: View, grid: Grid) -> bool:
-    """Whether QuantizeLinear has the grid: rows lie in order, and zero points are of int8.
-
-    The sums of a clip's errors take 0.46 ms with it, 0.63 with `nearest_point`, of [256, 4096].
-    """
-    least, most = int(grid.shift.min()), int(grid.shift.max())
-    return grid.kind == "uniform" and view.places is None and least >= -127 and most <= 128
-
-
-def error_unit(view: View, grid: Grid) -> Floats:
-    """What an error of 1 in the sums of `observe_grid_errors` is in the view, [T] or [1]."""
-    return np.ones_like(grid.step) if fits_operators(view, grid) else grid.step
-
-
-def grid_error(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
-    """The view's distance to the nearest point of the grid, in units of `error_unit`."""
-    if not fits_operators(view, grid):
-        _, error = rounding_error(graph, seen, view, grid, label)
-        return error
-    axis = view.token_axis or 0
-
-    def held(name: str, values: NDArray[np.generic]) -> ir.Value:
-        return constant(graph, f"{label}:{name}", values[0] if values.size == 1 else values)
-
-    step, zero = (
-        held("step", grid.step.astype(np.float32)),
-        held("zero", (-grid.shift).astype(np.int8)),
-    )
-    codes = add_node(graph, "QuantizeLinear", [seen, step, zero], f"{label}:codes", axis=axis)
-    if grid.bits < 8:
-        ends = np.array([-(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1], np.int8)
-        bounds = [held("low", ends[:1]), held("high", ends[1:])]
-        codes = add_node(graph, "Clip", [codes, *bounds], f"{label}:clipped")
-    point = add_node(graph, "DequantizeLinear", [codes, step, zero], f"{label}:point", axis=axis)
-    return add_node(graph, "Sub", [point, seen], f"{label}:error")
 
 
 def rounded_view(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
@@ -245,3 +147,30 @@ def by_position(graph: ir.Graph, seen: ir.Value, view: View, values: Floats, nam
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
     """A vector in the shape that broadcasts over `axis` of a tensor of `rank` axes."""
     return values.reshape([-1 if k == axis else 1 for k in range(rank)])
+
+
+def plain_view(site: Site) -> View:
+    """The site's input as it is."""
+    if not site.knows_positions:
+        return View(site.input, site.channel_axis)
+    view = View(site.input, site.channel_axis, site.token_axis)
+    if site.positions is None:
+        return view
+    return replace(view, places=site.position_input, positions=site.positions)
+
+
+def wide_sum(rows: NDArray[np.generic]) -> Floats:
+    """Over the samples of a batch, in float64."""
+    total: Floats = rows.astype(np.float64).sum(axis=0)
+    return total
+
+
+def position_sums(outputs: Outputs, name: str, view: View) -> Floats:
+    """Over the samples of a batch, in float64, by position where the view tells them apart."""
+    if view.token_axis is None or view.places is None:
+        return wide_sum(outputs[name])
+    assert view.positions is not None
+    rows = outputs[name].astype(np.float64)
+    places = np.broadcast_to(outputs[view.places].astype(np.int64), rows.shape)
+    total: Floats = np.bincount(places.ravel(), rows.ravel(), view.positions).astype(np.float64)
+    return total

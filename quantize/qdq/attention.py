@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from ...calibrate.observers.run import Progress
+from ...calibrate.calibration_run import CalibrationRun
 from ...calibrate.observers.smoothed import Grid, View
-from ...calibrate.observers.smoothed_run import FullGraph
 from ...calibrate.statistics import TensorStats
 from ...graph.builder import Inserter
 from ...graph.io import load_graph
@@ -59,20 +57,14 @@ def planned_products(sites: Sequence[Site], entries: Mapping[str, SitePlan]) -> 
 
 
 def quantize_attention(
-    folder: Path,
-    samples: Path,
-    site_map: SiteMap,
-    plan: Plan,
-    results: Sequence[SiteResult],
-    *,
-    batch_size: int,
-    progress: Progress,
+    run: CalibrationRun, site_map: SiteMap, plan: Plan, results: Sequence[SiteResult]
 ) -> tuple[Plan, list[SiteResult]]:
-    """Choose grids on the calibrated Q/DQ graphs in `folder`, and put them into all graphs there.
+    """Choose grids on the calibrated Q/DQ graphs of `run`, and put them into all graphs there.
 
     What quantized linears make is what is rounded here, so this comes last. Returns the plan with
     the scales filled in, and the results with the products' signal-to-noise ratios.
     """
+    folder = run.export
     entries = {entry.name: entry for entry in plan.sites}
     sites: list[Site] = []
     grids: dict[str, Grid] = {}
@@ -83,8 +75,7 @@ def quantize_attention(
             continue
         graph = load_graph(folder / f"{name}.onnx").graph
         operands = [operand for site in own for operand in operands_of(graph, site, entries)]
-        passes = FullGraph(folder, samples, name, batch_size=batch_size, progress=progress)
-        found = choose_grids(operands, passes)
+        found = choose_grids(operands, run.on(name))
         grids |= found[0]
         quality |= found[1]
         sites += own
@@ -117,17 +108,17 @@ def operands_of(graph: ir.Graph, site: Site, entries: Mapping[str, SitePlan]) ->
 
 
 def choose_grids(
-    operands: Sequence[Operand], passes: FullGraph
+    operands: Sequence[Operand], run: CalibrationRun
 ) -> tuple[dict[str, Grid], dict[str, float]]:
     """The grid of least squared error of each operand, and by site the SQNR in dB of the worse.
 
     A scale of the plan is kept; the softmax's in FP8 is 1/448, since it ends at 1.
     """
     views = {o.key: View(o.tensor, HEAD_AXIS) for o in operands}
-    seen = passes.ranges(views)
+    seen = run.ranges(views)
     candidates = {o.key: operand_grids(o, one_range(seen[o.key])) for o in operands}
     ones = {key: np.ones(len(stats.low)) for key, stats in seen.items()}
-    errors = passes.grid_errors(views, candidates, ones)
+    errors = run.clip_errors(views, candidates, ones)
     grids: dict[str, Grid] = {}
     quality: dict[str, float] = {}
     for o in operands:

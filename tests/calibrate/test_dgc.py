@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.dgc import block_output, choose_rows, distances, first_token_features
 from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.builder import add_node, constant
@@ -163,7 +164,8 @@ def block_outputs(model: torch.nn.Module, block: torch.nn.Module, *inputs: torch
 
 def features_in(source: TinyGenerator, samples: Path) -> np.ndarray:
     return first_token_features(
-        source.folder, samples, source.full_sites, batch_size=2, progress=silent
+        CalibrationRun(source.folder, samples, (source.full_sites[0].graph,), 2, silent),
+        source.full_sites,
     )
 
 

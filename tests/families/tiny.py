@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.statistics import Statistics, save_statistics
 from arvg_trt.cli import cli
 from arvg_trt.families.cosmos.config import CosmosConfig
@@ -168,7 +168,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def statistics(tiny_di: TinyExport, samples: Path) -> Statistics:
-    return collect_ranges(tiny_di.folder, samples, tiny_di.sites, batch_size=2, progress=silent)
+    return CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent).channel_ranges(
+        tiny_di.sites
+    )
 
 
 @dataclass(frozen=True)
@@ -191,15 +193,12 @@ def quantize(
 ) -> TinyQuantized:
     plan = make_plan(source.sites, options) if plan is None else plan
     final, results = quantize_graphs(
-        source.folder,
-        samples,
+        CalibrationRun(source.folder, samples, source.sites.graphs, 4, silent),
         folder,
         source.sites,
         check_plan(plan, source.sites),
         statistics,
         options,
-        batch_size=4,
-        progress=silent,
     )
     save_statistics(statistics, folder / "statistics.safetensors")
     return TinyQuantized(folder, final, results, folder / "statistics.safetensors")

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed_run import by_input, quantizable
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.par.config import ParConfig
 from arvg_trt.families.par.write import export_par
 from arvg_trt.graph.io import load_graph
-from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.graph.sites import Site, SiteMap, by_input
 from arvg_trt.quantize.fold import Absorption, absorb, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
 from ..families.generators import TinyGenerator, activations, full_logits, stepped_logits
 from ..families.par import models as par_models
+
+
+def quantizable(sites: Sequence[Site]) -> list[Site]:
+    """Those with a weight that the method does not leave out."""
+    return [site for site in sites if site.weight is not None and site.excluded is None]
 
 
 def random_absorptions(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import OutOfMemory, RecipeError
 from arvg_trt.graph.sites import SiteMap
@@ -28,19 +28,16 @@ def quantize(source: TinyGenerator, folder: Path, max_memory: int = 2**30, **opt
     folder.mkdir()
     chosen = QuantizeOptions(**{"smoothing": "gps", **options})
     planned = SiteMap(sites=source.full_sites)
-    statistics = collect_full_ranges(
-        source.folder, source.samples, source.full_sites, batch_size=5, progress=silent
-    )
+    statistics = CalibrationRun(
+        source.folder, source.samples, (source.full_sites[0].graph,), 5, silent
+    ).input_ranges(source.full_sites)
     plan, _ = quantize_generator(
-        source.folder,
-        source.samples,
+        CalibrationRun(source.folder, source.samples, source.site_map.graphs, 5, silent),
         folder,
         source.site_map,
         check_plan(make_plan(planned, chosen), planned),
         statistics,
         chosen,
-        batch_size=5,
-        progress=silent,
         max_memory=max_memory,
     )
     return plan
@@ -126,15 +123,12 @@ def test_a_tokenizer_keeps_its_mean_outputs_and_gains(
             **options,  # type: ignore[arg-type]
         )
         quantize_graphs(
-            tiny_di.folder,
-            samples,
+            CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent),
             folder,
             tiny_di.sites,
             check_plan(make_plan(tiny_di.sites, chosen), tiny_di.sites),
             statistics,
             chosen,
-            batch_size=2,
-            progress=silent,
         )
         feeds = {"image": images}
         outputs[name] = activations(folder / "encoder.onnx", feeds, [site.output])[site.output]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers.run import Progress
-from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import POSITION, Statistics
 from arvg_trt.errors import CalibrationError, RecipeError
 from arvg_trt.graph.sites import SiteMap
@@ -27,9 +27,9 @@ from ..families.tiny import silent
 
 
 def statistics_of(source: TinyGenerator) -> Statistics:
-    return collect_full_ranges(
-        source.folder, source.samples, source.full_sites, batch_size=5, progress=silent
-    )
+    return CalibrationRun(
+        source.folder, source.samples, (source.full_sites[0].graph,), 5, silent
+    ).input_ranges(source.full_sites)
 
 
 def quantize(  # type: ignore[no-untyped-def]
@@ -45,15 +45,12 @@ def quantize(  # type: ignore[no-untyped-def]
     planned = SiteMap(sites=source.full_sites)
     entries = check_plan(plan or make_plan(planned, chosen), planned)
     return quantize_generator(
-        source.folder,
-        source.samples,
+        CalibrationRun(source.folder, source.samples, source.site_map.graphs, 5, progress),
         folder,
         source.site_map,
         entries,
         statistics or statistics_of(source),
         chosen,
-        batch_size=5,
-        progress=progress,
     )
 
 
@@ -200,7 +197,7 @@ def test_nan_in_one_sample_names_it(tiny_var: TinyGenerator, tmp_path: Path) -> 
     sample["features"] = np.full_like(sample["features"], np.nan)
     save_sample(sample, folder, 3)
     with pytest.raises(CalibrationError, match="full makes NaN or infinity at") as caught:
-        collect_full_ranges(
-            tiny_var.folder, folder, tiny_var.full_sites, batch_size=2, progress=silent
-        )
+        CalibrationRun(
+            tiny_var.folder, folder, (tiny_var.full_sites[0].graph,), 2, silent
+        ).input_ranges(tiny_var.full_sites)
     assert caught.value.where == "00003.safetensors"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers.smoothed import Grid
-from arvg_trt.calibrate.observers.smoothed_run import FullGraph, collect_full_ranges
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.io import load_graph
@@ -51,16 +51,16 @@ def with_wide_channels(source: TinyGenerator, folder: Path, channels: list[int])
     return replace(source, samples=folder)
 
 
-def full_graph(source: TinyGenerator) -> FullGraph:
-    return FullGraph(source.folder, source.samples, "full", batch_size=2, progress=silent)
+def full_graph(source: TinyGenerator) -> CalibrationRun:
+    return CalibrationRun(source.folder, source.samples, ("full",), 2, silent)
 
 
 def groups_of(source: TinyGenerator, options: QuantizeOptions) -> list[TokenGroup]:
     planned = SiteMap(sites=source.full_sites)
     entries = check_plan(make_plan(planned, options), planned)
-    statistics = collect_full_ranges(
-        source.folder, source.samples, source.full_sites, batch_size=2, progress=silent
-    )
+    statistics = CalibrationRun(
+        source.folder, source.samples, (source.full_sites[0].graph,), 2, silent
+    ).input_ranges(source.full_sites)
     graph = load_graph(source.folder / "full.onnx").graph
     return token_groups(graph, source.full_sites, entries, statistics)
 
@@ -110,7 +110,7 @@ def test_one_sample_cannot_judge_another(tiny_var: TinyGenerator, tmp_path: Path
 
 def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
     whole = full_graph(tiny_var)
-    first, second = whole.halves()
+    first, second = whole.first_half(), whole.second_half()
     assert (first.size, second.size, whole.size) == (3, 2, 5)
     views = {g.key: g.view for g in groups_of(tiny_var, OPTIONS)}
     parts, total = [half.ranges(views) for half in (first, second)], whole.ranges(views)
@@ -122,7 +122,8 @@ def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
 def test_judged_errors_are_those_of_grids_of_the_other_half(tiny_var: TinyGenerator) -> None:
     """Of scales of a channel and 8-bit grids of a position, in float64 over all activations."""
     groups = [g for g in groups_of(tiny_var, OPTIONS) if g.positions is not None][:4]
-    fitted, judged = full_graph(tiny_var).halves()
+    run = full_graph(tiny_var)
+    fitted, judged = run.first_half(), run.second_half()
     half = of_samples(groups, fitted)
     rng = np.random.default_rng(1)
     scales = {g.key: np.exp(rng.normal(0, 0.5, len(g.stats.low))) for g in groups}

@@ -12,12 +12,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers import hessian as second_moments
 from arvg_trt.calibrate.observers.hessian import (
     Kernel,
     Moments,
     Probe,
-    collect_moments,
     split_passes,
 )
 from arvg_trt.calibrate.observers.smoothed import Grid, View
@@ -49,8 +49,8 @@ def graph_of(tmp_path: Path) -> Callable[[tuple[int, ...]], tuple[Path, np.ndarr
 
 
 def collect(folder: Path, probe: Probe, batch_size: int) -> Moments:
-    found = collect_moments(
-        folder, folder / "samples", ["g"], {"a": probe}, batch_size=batch_size, progress=silent
+    found = CalibrationRun(folder, folder / "samples", ("g",), batch_size, silent).hessian(
+        {"a": probe}
     )
     return found["a"]
 

@@ -9,19 +9,20 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed import Grid, Power
-from arvg_trt.calibrate.observers.smoothed_run import (
+from arvg_trt.calibrate.calibration_run import CalibrationRun
+from arvg_trt.calibrate.observers.clip_error import Power
+from arvg_trt.calibrate.observers.smoothed import Grid, plain_view
+from arvg_trt.calibrate.statistics import (
     POSITION,
-    FullGraph,
-    by_input,
-    collect_full_ranges,
-    plain_view,
+    TensorStats,
+    load_statistics,
+    merge,
+    save_statistics,
 )
-from arvg_trt.calibrate.statistics import TensorStats, load_statistics, merge, save_statistics
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.mar.write import export_mar
 from arvg_trt.graph.io import load_graph
-from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.graph.sites import Site, SiteMap, by_input
 from arvg_trt.quantize.fold import Absorption, absorb, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sample
@@ -111,13 +112,15 @@ def seen_by_place(source: Source, site: Site) -> dict[int, np.ndarray]:
     return {place: np.stack(rows) for place, rows in found.items()}
 
 
-def passes(source: Source) -> FullGraph:
-    return FullGraph(source.folder, source.samples, "pass", batch_size=1, progress=silent)
+def passes(source: Source) -> CalibrationRun:
+    return CalibrationRun(source.folder, source.samples, ("pass",), 1, silent)
 
 
 def test_statistics_are_by_place_whatever_the_order(source: Source, tmp_path: Path) -> None:
     sites = source.sites("pass")
-    found = collect_full_ranges(source.folder, source.samples, sites, batch_size=1, progress=silent)
+    found = CalibrationRun(
+        source.folder, source.samples, (sites[0].graph,), 1, silent
+    ).input_ranges(sites)
     save_statistics(found, tmp_path / "s")
     found = load_statistics(tmp_path / "s")
     assert len(token_sites(source)) == 8
@@ -139,7 +142,9 @@ def test_statistics_are_by_place_whatever_the_order(source: Source, tmp_path: Pa
 
 def test_statistics_of_the_denoiser_are_by_parts_of_its_times(source: Source) -> None:
     sites = source.sites("denoise")
-    found = collect_full_ranges(source.folder, source.samples, sites, batch_size=1, progress=silent)
+    found = CalibrationRun(
+        source.folder, source.samples, (sites[0].graph,), 1, silent
+    ).input_ranges(sites)
     (feeds,) = source.runs("denoise")
     seen = activations(source.folder / "denoise.onnx", feeds, [s.input for s in sites])
     for site in sites:
@@ -154,9 +159,9 @@ def test_before_the_first_token_there_are_none_to_observe(source: Source, tmp_pa
     feeds = source.runs("pass")[0]
     assert feeds["tokens"].shape[1] == 0
     save_sample(GraphRun("pass", feeds), tmp_path, 0)
-    found = collect_full_ranges(
-        source.folder, tmp_path, source.sites("pass"), batch_size=1, progress=silent
-    )
+    found = CalibrationRun(
+        source.folder, tmp_path, (source.sites("pass")[0].graph,), 1, silent
+    ).input_ranges(source.sites("pass"))
     assert found["z_proj"].count == 0 and np.isinf(found["z_proj"].low).all()
     assert np.isfinite(found["decoder_embed"].low).all()
 
@@ -173,7 +178,7 @@ def test_errors_are_summed_by_place(source: Source, which: int, powers: tuple[Po
     step = 0.1 * np.exp(rng.normal(0, 0.3, view.positions))
     grid = Grid(step, rng.integers(-3, 3, view.positions), 4)
     gains = np.linspace(0.5, 2, site.weight_shape[0])
-    errors = passes(source).grid_errors({"k": view}, {"k": [grid]}, {"k": gains}, powers)["k"]
+    errors = passes(source).clip_errors({"k": view}, {"k": [grid]}, {"k": gains}, powers)["k"]
     assert tuple(errors) == powers
     for power, sums in errors.items():
         for place in range(view.positions):

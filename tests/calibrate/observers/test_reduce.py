@@ -13,11 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from arvg_trt.calibrate.observers.reduce import ClipCandidate, observe_clip_errors, observe_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
+from arvg_trt.calibrate.observers.clip_error import ClipCandidate, observe_clip_errors
+from arvg_trt.calibrate.observers.min_max import batch_stats, observe_ranges
 from arvg_trt.calibrate.observers.run import (
-    batch_stats,
-    collect_clip_errors,
-    collect_ranges,
     observed_sites,
     open_instrumented,
     require_finite,
@@ -30,6 +29,14 @@ from arvg_trt.samples.files import save_labels, save_sample
 from ...families.tiny import TinyExport, silent
 
 Activations = dict[str, dict[str, np.ndarray]]
+
+
+def axes_of(source: TinyExport) -> dict[str, dict[str, int]]:
+    """Channel axes of the sites' inputs, by graph and tensor."""
+    return {
+        graph: {site.input: site.channel_axis for site in source.sites.of_graph(graph)}
+        for graph in source.sites.graphs
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,9 @@ def test_ranges_and_squares_are_those_of_all_activations(
 def test_statistics_do_not_depend_on_the_batch_size(
     tiny_di: TinyExport, samples: Path, statistics: Statistics
 ) -> None:
-    whole = collect_ranges(tiny_di.folder, samples, tiny_di.sites, batch_size=5, progress=silent)
+    whole = CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 5, silent).channel_ranges(
+        tiny_di.sites
+    )
     assert whole.keys() == statistics.keys()
     for name, stats in whole.items():
         near(stats.low, statistics[name].low)
@@ -121,9 +130,9 @@ def test_clip_errors_are_those_of_all_activations(
         graph: {s.input: grids(s.weight_shape[1]) for s in observed_sites(tiny_di.sites, graph)[2:]}
         for graph in ("encoder", "decoder")
     }
-    errors = collect_clip_errors(
-        tiny_di.folder, samples, chosen, tiny_di.sites, batch_size=batch_size, progress=silent
-    )
+    errors = CalibrationRun(
+        tiny_di.folder, samples, tiny_di.sites.graphs, batch_size, silent
+    ).channel_clip_errors(chosen, axes_of(tiny_di))
     assert errors.keys() == {f"{g}/{t}" for g, tensors in chosen.items() for t in tensors}
     for graph, tensors in chosen.items():
         for tensor, candidates in tensors.items():
@@ -145,9 +154,9 @@ def test_clip_errors_of_the_image_itself_are_exact(
 ) -> None:
     image = next(s.input for s in tiny_di.sites.sites if s.role == "patcher")
     chosen = {"encoder": {image: grids(3)}}
-    errors = collect_clip_errors(
-        tiny_di.folder, samples, chosen, tiny_di.sites, batch_size=2, progress=silent
-    )
+    errors = CalibrationRun(
+        tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent
+    ).channel_clip_errors(chosen, axes_of(tiny_di))
     for grid, (e2, e4) in zip(grids(3), errors[f"encoder/{image}"], strict=True):
         _, error = clip_error(activations["encoder"][image], grid)
         near(e2, (error**2).sum(axis=(0, 2, 3)))
@@ -175,7 +184,9 @@ def test_nan_weight_is_named_by_the_first_tensor_it_reaches_and_the_sample(
     site = next(s for s in tiny_di.sites.sites if s.name == name)
     poison(tiny_di.folder, tmp_path / "export", site.graph, f"{name}.weight")
     with pytest.raises(CalibrationError) as caught:
-        collect_ranges(tmp_path / "export", samples, tiny_di.sites, batch_size=2, progress=silent)
+        CalibrationRun(
+            tmp_path / "export", samples, tiny_di.sites.graphs, 2, silent
+        ).channel_ranges(tiny_di.sites)
     assert f"{site.graph} makes NaN or infinity at {site.output}" in caught.value.what
     assert caught.value.where == "00000.png"
 
@@ -319,8 +330,9 @@ def masked_ranges(folder: Path, at_the_end: float, masked: list[str]) -> Statist
         labels[save_sample({"x": x}, samples, k).name] = f"feeds:{k + 5}"
     save_labels(samples, labels)
     site_map = SiteMap(sites=(MASKED_SITE,), graphs=("g",))
-    given = {"batch_size": 1, "progress": lambda *_: None, "masked": masked}
-    return collect_ranges(folder, samples, site_map, **given)  # type: ignore[arg-type]
+    return CalibrationRun(folder, samples, site_map.graphs, 1, lambda *_: None).channel_ranges(
+        site_map, masked=masked
+    )
 
 
 @pytest.mark.parametrize("at_the_end", [0.0, -np.inf])

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed import Grid, View, fits_operators
-from arvg_trt.calibrate.observers.smoothed_run import (
-    FullGraph,
-    collect_full_ranges,
-    plain_view,
-    quantizable,
-)
+from arvg_trt.calibrate.calibration_run import CalibrationRun
+from arvg_trt.calibrate.observers.clip_error import fits_operators
+from arvg_trt.calibrate.observers.smoothed import Grid, View, plain_view
 from arvg_trt.calibrate.statistics import POSITION
+from arvg_trt.graph.sites import Site
 
 from ...families.generators import TinyGenerator, activations
 from ...families.tiny import silent
+
+
+def quantizable(sites: Sequence[Site]) -> list[Site]:
+    """Those with a weight that the method does not leave out."""
+    return [site for site in sites if site.weight is not None and site.excluded is None]
 
 
 def near(found: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
-def passes(source: TinyGenerator, batch_size: int = 2) -> FullGraph:
-    return FullGraph(source.folder, source.samples, "full", batch_size=batch_size, progress=silent)
+def passes(source: TinyGenerator, batch_size: int = 2) -> CalibrationRun:
+    return CalibrationRun(source.folder, source.samples, ("full",), batch_size, silent)
 
 
 def inputs_of(source: TinyGenerator) -> dict[str, np.ndarray]:
@@ -60,9 +64,9 @@ def views_of(source: TinyGenerator) -> tuple[dict[str, View], dict[str, np.ndarr
 
 
 def test_statistics_are_those_of_all_activations(generator: TinyGenerator) -> None:
-    found = collect_full_ranges(
-        generator.folder, generator.samples, generator.full_sites, batch_size=2, progress=silent
-    )
+    found = CalibrationRun(
+        generator.folder, generator.samples, (generator.full_sites[0].graph,), 2, silent
+    ).input_ranges(generator.full_sites)
     tokens = 0
     for name, x in inputs_of(generator).items():
         axes = tuple(range(x.ndim - 1))
@@ -122,8 +126,8 @@ def test_errors_and_gains_are_those_of_the_papers_grids(
     graph = passes(tiny_var)
     coarse = {name: Grid(2 * g.step, g.shift, g.bits) for name, g in grids.items()}
     both = {name: [grids[name], coarse[name]] for name in grids}
-    errors, squares = (graph.grid_errors(views, both, gains, p) for p in ((2, 4), (2,)))
-    channels = graph.gains(views, grids)
+    errors, squares = (graph.clip_errors(views, both, gains, p) for p in ((2, 4), (2,)))
+    channels = graph.gps_terms(views, grids)
     for name, value in x.items():
         axes = (0, 2) if tokens[name] else tuple(range(value.ndim))
         for k, grid in enumerate(both[name]):

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.errors import RecipeError
 from arvg_trt.graph.sites import Site, SiteMap
@@ -188,7 +188,7 @@ def test_model_of_linears_is_calibrated_and_quantized_like_one_of_convolutions(
         pixels = np.rint((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
         Image.fromarray(pixels).save(cropped / f"{k:04}.png")
 
-    statistics = collect_ranges(export, cropped, sites, batch_size=2, progress=silent)
+    statistics = CalibrationRun(export, cropped, sites.graphs, 2, silent).channel_ranges(sites)
     names = ["normed", "active", "latent"]
     normed, active, latent = activations(export / "encoder.onnx", {"image": images}, names)
     for site, value in (("encoder.fc1", normed), ("encoder.fc2", active)):
@@ -200,15 +200,12 @@ def test_model_of_linears_is_calibrated_and_quantized_like_one_of_convolutions(
 
     options = QuantizeOptions()
     plan, results = quantize_graphs(
-        export,
-        cropped,
+        CalibrationRun(export, cropped, sites.graphs, 2, silent),
         output,
         sites,
         check_plan(make_plan(sites, options), sites),
         statistics,
         options,
-        batch_size=2,
-        progress=silent,
     )
     chosen = {entry.name: entry.activation for entry in plan.sites}
     assert all(a is not None and a.scale is not None for a in chosen.values())
