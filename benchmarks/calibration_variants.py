@@ -16,9 +16,10 @@ import click
 import numpy as np
 
 from ..calibrate.calibration_run import CalibrationRun
-from ..calibrate.observers.smoothed import Floats, Grid, View
+from ..calibrate.observers.smoothed import Floats, SmoothedInput
 from ..graph.io import load_graph
 from ..graph.sites import SiteMap
+from ..numerics.qparams import QParams
 from ..quantize.groups import token_groups
 from ..quantize.plan import check_plan, make_plan
 from ..quantize.run_generator import quantize_generator
@@ -71,7 +72,7 @@ def run_errors(export: Path, samples: Path, kept: Path) -> None:
 
 def candidate_grids(
     export: Path, kept: Path
-) -> tuple[dict[str, View], dict[str, list[Grid]], dict[str, Floats]]:
+) -> tuple[dict[str, SmoothedInput], dict[str, list[QParams]], dict[str, Floats]]:
     """Views, three grids and channels' gains of each group with positions."""
     from ..calibrate.statistics import load_statistics
 

@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 
 from ..errors import CalibrationError
 from ..graph.sites import Site, SiteMap, by_input, may_be_planned
+from ..numerics.qparams import QParams
 from ..samples.files import sample_files
 from .convergence import Growth
 from .observers.absmax import keep_absmax, observe_absmax
 from .observers.clip_error import (
-    ClipCandidate,
     Power,
     error_unit,
+    observe_channel_clip_errors,
     observe_clip_errors,
-    observe_grid_errors,
 )
 from .observers.gps_terms import observe_gains
 from .observers.hessian import Moments, MomentSums, Probe, observe_moments
-from .observers.min_max import batch_stats, observe_ranges, observe_view_ranges, position_stats
+from .observers.min_max import batch_stats, observe_ranges, observe_smoothed_ranges, position_stats
 from .observers.run import ALL, Outputs, Progress, run_instrumented
-from .observers.smoothed import Grid, View, plain_view, position_sums, wide_sum
+from .observers.smoothed import Scaling, SmoothedInput, plain_input, position_sums, wide_sum
 from .statistics import OUTPUT, POSITION, Statistics
 
 Floats = NDArray[np.float64]
@@ -145,7 +145,7 @@ class CalibrationRun:
         Of the channels under `SITE`; of the positions, where there are any, under `SITE:position`.
         """
         groups = by_input([site for site in sites if may_be_planned(site)])
-        views = {key: plain_view(group[0]) for key, group in groups.items()}
+        views = {key: plain_input(group[0]) for key, group in groups.items()}
         found = self.ranges(views, growth)
         return {
             f"{site.name}{kind}": found[f"{key}{kind}"]
@@ -155,7 +155,9 @@ class CalibrationRun:
             if f"{key}{kind}" in found
         }
 
-    def ranges(self, views: Mapping[str, View], growth: Growth | None = None) -> Statistics:
+    def ranges(
+        self, views: Mapping[str, SmoothedInput], growth: Growth | None = None
+    ) -> Statistics:
         """Return by `KEY` statistics of the channels, by `KEY:position` of the positions.
 
         A `growth` of as many parts as there are batches keeps what they were on the way.
@@ -169,74 +171,83 @@ class CalibrationRun:
                     found.add(f"{key}{POSITION}", position_stats(outputs, key, view))
 
         if views:
-            self.observe(lambda _, graph: observe_view_ranges(graph, views), consume)
+            self.observe(lambda _, graph: observe_smoothed_ranges(graph, views), consume)
         return found.total
 
     def gps_terms(
-        self, views: Mapping[str, View], grids: Mapping[str, Grid]
+        self, views: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
     ) -> dict[str, tuple[Floats, Floats]]:
-        """Return by key sums of x^2 and of the grid's error^2 by channel, [C] both, in steps."""
+        """Return by key sums of x^2 and of the rounding error^2 by channel, in units of scales.
+
+        Both are [C].
+        """
         found: dict[str, tuple[Floats, Floats]] = {}
 
         def consume(_: str, outputs: Outputs) -> None:
-            for key in grids:
+            for key in qparams:
                 signal, noise = (wide_sum(outputs[f"{key}:{n}"]) for n in ("signal", "noise"))
                 before = found.get(key, (0.0, 0.0))
                 found[key] = before[0] + signal, before[1] + noise
 
-        if grids:
-            self.observe(lambda _, graph: observe_gains(graph, views, grids), consume)
+        if qparams:
+            self.observe(lambda _, graph: observe_gains(graph, views, qparams), consume)
         return found
 
     def clip_errors(
         self,
-        views: Mapping[str, View],
-        grids: Mapping[str, Sequence[Grid]],
+        views: Mapping[str, SmoothedInput],
+        candidates: Mapping[str, Sequence[QParams]],
         gains: Mapping[str, Floats],
         powers: Sequence[Power] = (2,),
     ) -> dict[str, dict[Power, Floats]]:
-        """Return by key sums of (gain * error)^power, [grids, T], or [grids, 1] of one position."""
-        found: dict[str, dict[Power, Floats]] = {key: {} for key in grids}
+        """Return by key sums of (gain * error)^power, [candidates, T] or [candidates, 1]."""
+        found: dict[str, dict[Power, Floats]] = {key: {} for key in candidates}
 
         def consume(_: str, outputs: Outputs) -> None:
-            for key, candidates in grids.items():
+            for key, tried in candidates.items():
                 for power in powers:
-                    names = [f"{key}:{k}:e{power}" for k in range(len(candidates))]
+                    names = [f"{key}:{k}:e{power}" for k in range(len(tried))]
                     rows = [position_sums(outputs, name, views[key]) for name in names]
                     total = np.stack(rows)
                     if views[key].token_axis is None:
                         total = total.sum(axis=1, keepdims=True)
-                    units = [error_unit(views[key], grid) for grid in candidates]
+                    units = [error_unit(views[key], qparams) for qparams in tried]
                     total *= np.stack([unit**power for unit in units])
                     found[key][power] = found[key].get(power, 0.0) + total
 
-        if grids:
+        if candidates:
             self.observe(
-                lambda _, graph: observe_grid_errors(graph, views, grids, gains, powers), consume
+                lambda _, graph: observe_clip_errors(graph, views, candidates, gains, powers),
+                consume,
             )
         return found
 
     def channel_clip_errors(
         self,
-        candidates: Mapping[str, Mapping[str, Sequence[ClipCandidate]]],
+        candidates: Mapping[str, Mapping[str, Sequence[QParams]]],
+        scalings: Mapping[str, Mapping[str, Scaling]],
         channel_axes: Mapping[str, Mapping[str, int]],
     ) -> ClipErrors:
-        """Return per tensor and candidate grid channel sums of error^2 and error^4, [C].
+        """Return per tensor and candidate channel sums of error^2 and error^4, [C].
 
-        `candidates` and the axes of channels are by graph, then by tensor; so is the result's key,
-        `graph/tensor`.
+        `candidates`, scalings and axes of channels are by graph, then by tensor; so is the
+        result's key, `graph/tensor`.
         """
         sums: ClipErrors = {}
 
         def instrument(name: str, graph: ir.Graph) -> None:
-            observe_clip_errors(graph, candidates.get(name, {}), channel_axes.get(name, {}))
+            if name in candidates:
+                observe_channel_clip_errors(
+                    graph, candidates[name], scalings[name], channel_axes[name]
+                )
 
         def consume(name: str, outputs: Outputs) -> None:
-            for tensor, grids in candidates.get(name, {}).items():
+            for tensor, tried in candidates.get(name, {}).items():
                 totals = sums.setdefault(f"{name}/{tensor}", [])
-                for k, grid in enumerate(grids):
+                for k, qparams in enumerate(tried):
                     e2, e4 = (
-                        wide_sum(outputs[f"{tensor}:{k}:e{power}"]) * grid.scale**power
+                        wide_sum(outputs[f"{tensor}:{k}:e{power}"])
+                        * float(qparams.scale[0]) ** power
                         for power in (2, 4)
                     )
                     if k == len(totals):

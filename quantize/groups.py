@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
-from ..calibrate.observers.smoothed import Floats, Grid, View, plain_view
+from ..calibrate.observers.smoothed import Floats, SmoothedInput, plain_input
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
 from ..graph.sites import Site, by_input
+from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..recipe.options import QuantizeOptions
 from .fold import folds_shift, holds_producer
@@ -46,8 +46,8 @@ class TokenGroup:
         return self.entry.activation
 
     @property
-    def view(self) -> View:
-        view = plain_view(self.sites[0])
+    def view(self) -> SmoothedInput:
+        view = plain_input(self.sites[0])
         return view if self.positions is not None else replace(view, token_axis=None)
 
 
@@ -110,12 +110,13 @@ def token_groups(
     return groups
 
 
-def allowed_grids(group: TokenGroup, ranges: TensorStats, options: QuantizeOptions) -> list[Grid]:
+def allowed_grids(
+    group: TokenGroup, ranges: TensorStats, options: QuantizeOptions
+) -> list[QParams]:
     """What a group's input may be rounded to: one grid where the plan already has its scale."""
     wanted = group.activation
     if wanted.scale is not None and group.positions is None:
-        scale, shift = np.array([wanted.scale]), np.array([wanted.shift])
-        return [Grid(scale, shift, wanted.bits, wanted.grid)]
+        return [QParams.from_format(wanted)]
     return format_candidates(
         ranges, wanted, allow_shift=options.shift, clip=options.clip_power != 0
     )

@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibrate.observers.clip_error import ClipCandidate
+from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import TensorStats
 from ..numerics.clipping import least
+from ..numerics.qparams import QParams
 
 Array = NDArray[np.float64]
 
@@ -40,14 +41,6 @@ class Readers:
         """max |W| by input channel, [C]."""
         largest: Array = np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
         return largest.astype(np.float64)
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Channels [C] are divided by `smoothing` after `center` (None: no centre) is subtracted."""
-
-    smoothing: Array
-    center: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +155,12 @@ def clip_candidates(
     *,
     allow_shift: bool,
     fractions: Sequence[float] = CLIP_FRACTIONS,
-) -> list[ClipCandidate]:
-    """Grids whose range is a fraction of what was seen; the short side is never clipped.
+) -> list[QParams]:
+    """Return scales whose range is a fraction of what was seen; the short side is never clipped.
 
     Zero is in the range, except where channels are centred on ranges without it.
 
-    A one-sided range gets an integer ``shift`` (the lowest grid point at its lower end), so that
+    A one-sided range gets a zero point (the least number at its lower end), so that
     all 2^bits levels are used; a two-sided one, and one with centred channels, is symmetric.
     """
     smoothing, center = scaling.smoothing, scaling.center
@@ -178,32 +171,25 @@ def clip_candidates(
         high = float(np.max(half_range(stats) / smoothing))
         low = -high
     levels = 2**bits
-    grids = []
+    found = []
     for fraction in fractions:
         short, long = sorted((abs(low), abs(high)))
         reach = max(long * fraction, 1e-12)
         if allow_shift and center is None and short < ONE_SIDED * reach:
             low_k, high_k = (low, reach) if high >= -low else (-reach, high)
             scale = (high_k - low_k) / (levels - 1)
-            shift = round(low_k / scale) + levels // 2
+            zero_point = -round(low_k / scale) - levels // 2
         else:
-            # The negative side of the grid has one step more than the positive.
+            # The negative side has one number more than the positive.
             scale = max(reach / (levels // 2 - 1), 1e-12)
-            shift = 0
-        grids.append(
-            ClipCandidate(
-                smoothing=smoothing.astype(np.float32),
-                scale=float(np.float32(scale)),
-                shift=shift,
-                bits=bits,
-                center=None if center is None else center.astype(np.float32),
-            )
-        )
-    return grids
+            zero_point = 0
+        rounded = np.array([float(np.float32(scale))])
+        found.append(QParams(rounded, np.array([zero_point]), bits))
+    return found
 
 
 def best_candidate(errors: Sequence[Array], gain: Array, power: int) -> int:
-    """Index of the grid with the least error, each channel weighted by its gain in the product.
+    """Return the index of the least error, each channel weighted by its gain in the product.
 
     `errors[k]` [C] holds sums of |error|**power in units of the smoothed tensor; `gain` [C] is the
     norm of the smoothed weights of that input channel, sqrt(sum_o W_oi^2).

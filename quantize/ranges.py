@@ -11,18 +11,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
-from ..calibrate.observers.clip_error import ClipCandidate
+from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
 from ..graph.io import load_graph
 from ..graph.linears import site_node, site_weight
 from ..graph.sites import Site, SiteMap
 from ..numerics.noise import rounding_sqnr_db
+from ..numerics.qparams import QParams, input_offset
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import FP8_MAX
 from ..recipe.options import QuantizeOptions
 from .fold import folds_shift, holds_producer
-from .predicted import Readers, Scaling, Way, best_candidate, clip_candidates
+from .predicted import Readers, Way, best_candidate, clip_candidates
 
 CLIP_POWER = 4  # clips less than the square does
 
@@ -45,8 +46,7 @@ class Group:
         """What is subtracted from the smoothed input in `chosen`, [C]."""
         if self.center is not None:
             return self.center
-        shift = np.float32(chosen.shift) * np.float32(chosen.scale or 0)
-        return np.full(len(self.stats.low), shift, np.float32)
+        return np.full(len(self.stats.low), input_offset(chosen), np.float32)
 
     @property
     def center(self) -> NDArray[np.float32] | None:
@@ -217,7 +217,7 @@ def search_activations(
     """
     chosen: dict[str, ActivationFormat] = {}
     quality: dict[str, float] = {}
-    candidates: dict[str, dict[str, list[ClipCandidate]]] = {}
+    candidates: dict[str, dict[str, list[QParams]]] = {}
     for graph, members in groups.items():
         for group in members:
             grids = candidate_grids(group, entries, options)
@@ -231,7 +231,11 @@ def search_activations(
         graph: {group.sites[0].input: group.sites[0].channel_axis for group in members}
         for graph, members in groups.items()
     }
-    errors = run.channel_clip_errors(candidates, axes)
+    scalings = {
+        graph: {group.sites[0].input: group.scaling for group in members}
+        for graph, members in groups.items()
+    }
+    errors = run.channel_clip_errors(candidates, scalings, axes)
     for graph, members in groups.items():
         for group in members:
             first = group.sites[0]
@@ -244,7 +248,7 @@ def search_activations(
             signal = float(np.sum(group.stats.square / group.scaling.smoothing**2 * group.gain**2))
             noise = float(np.sum(pairs[k][0] * group.gain**2))
             for site in group.sites:
-                chosen[site.name] = format_of(grid)
+                chosen[site.name] = grid.as_format(centered=group.scaling.center is not None)
                 quality[site.name] = rounding_sqnr_db(signal, noise)
     return chosen, quality
 
@@ -253,7 +257,7 @@ def candidate_grids(
     group: Group,
     entries: Mapping[str, SitePlan],
     options: QuantizeOptions,
-) -> ActivationFormat | list[ClipCandidate]:
+) -> ActivationFormat | list[QParams]:
     """What a group may be rounded to; a format where there is nothing to search."""
     first = group.sites[0]
     wanted = entries[first.name].activation
@@ -264,11 +268,14 @@ def candidate_grids(
             return wanted
         return fp8_format(stats, scaling)
     if wanted.scale is not None:
-        kept = clip_candidates(stats, scaling, wanted.bits, allow_shift=False, fractions=(1.0,))[0]
-        grids = [replace(kept, scale=wanted.scale, shift=wanted.shift)]
+        grids = [QParams.from_format(wanted)]
     else:
         grids = clip_candidates(stats, scaling, wanted.bits, allow_shift=options.shift)
-    return format_of(grids[0]) if options.clip_power == 0 else grids  # the first is not clipped
+    return (
+        grids[0].as_format(centered=scaling.center is not None)
+        if options.clip_power == 0
+        else grids
+    )  # the first is not clipped
 
 
 def fp8_format(stats: TensorStats, scaling: Scaling) -> ActivationFormat:
@@ -276,10 +283,4 @@ def fp8_format(stats: TensorStats, scaling: Scaling) -> ActivationFormat:
     reach = float(np.max(np.maximum(-stats.low, stats.high) / scaling.smoothing))
     return ActivationFormat(
         bits=8, grid="fp8", scale=float(np.float32(max(reach, 1e-12) / FP8_MAX))
-    )
-
-
-def format_of(grid: ClipCandidate) -> ActivationFormat:
-    return ActivationFormat(
-        bits=grid.bits, scale=grid.scale, shift=grid.shift, centered=grid.center is not None
     )

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.hessian import Kernel, Moments, Probe, split_passes
-from ..calibrate.observers.smoothed import Grid, View
+from ..calibrate.observers.smoothed import SmoothedInput
 from ..graph.builder import constant, constant_array
 from ..graph.edit import insert_behind
 from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site
 from ..numerics.gptq import compensate
+from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import QuantizedWeight
 from ..samples.files import sample_files
@@ -36,7 +37,7 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A site to round: its node, its input as the grid sees it, and its scaled weight.
+    """A site to round: its node, its input as it is rounded, and its scaled weight.
 
     `weight` gives it [O, I, ...], `nearest` its rounding to nearest; `count` is how many elements
     a channel of the input had over all samples.
@@ -45,8 +46,8 @@ class Task:
     site: Site
     entry: SitePlan
     node: ir.Node
-    view: View
-    grid: Grid | None
+    view: SmoothedInput
+    qparams: QParams | None
     count: int
     weight: Callable[[], NDArray[np.float32]]
     nearest: Callable[[NDArray[np.float32]], QuantizedWeight]
@@ -87,7 +88,7 @@ def round_sites(
             first.view,
             input_channels(first) * taps,
             int(np.ceil(first.count / batches)),
-            first.grid,
+            first.qparams,
             kernel,
             squares=any(task.compensates for task in members),
             means=correct,
@@ -122,7 +123,7 @@ def by_rows(tasks: Sequence[Task]) -> dict[tuple[object, ...], list[Task]]:
     for task in tasks:
         kernel = kernel_of(task.node, task.site)
         # Sites that quantize a tensor agree on its view; weight-only ones see it as it is.
-        seen = (task.view.scale is None, task.grid is None)
+        seen = (task.view.scale is None, task.qparams is None)
         key = (task.site.graph, task.view.tensor, *seen, kernel)
         found.setdefault(key, []).append(task)
     return found

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import Statistics
 from ..errors import RecipeError
 from ..graph.builder import constant_array
@@ -26,7 +27,7 @@ from ..recipe.options import MAX_MEMORY, QuantizeOptions
 from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
 from .held_out import search_ways
 from .plan import require_blocks
-from .predicted import Scaling, Way
+from .predicted import Way
 from .qdq.convolution import insert_qdq
 from .qdq.nodes import SiteWeights, offset_output
 from .ranges import Group, group_sites, search_activations

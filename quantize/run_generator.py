@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.run import Progress
-from ..calibrate.observers.smoothed import Grid, plain_view
+from ..calibrate.observers.smoothed import plain_input
 from ..calibrate.statistics import Statistics
 from ..graph.edit import drop_unused_initializers
 from ..graph.io import load_graph
@@ -28,7 +28,7 @@ from ..graph.sites import Site, SiteMap
 from ..graph.weight_file import SharedWeights
 from ..numerics.noise import rounding_noise_db
 from ..numerics.packing import save_packed
-from ..numerics.scheme import ActivationFormat, Plan, SitePlan
+from ..numerics.scheme import Plan, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
 from ..recipe.options import MAX_MEMORY, QuantizeOptions
 from .fold import absorb
@@ -166,9 +166,11 @@ def quantize_sites(
             known = rounded.get(site.name)
             codes = known.weight if known else nearest(weight, entry, decision, options)
             noise = rounding_noise_db(weight, codes.dequantize())
-            chosen[site.name] = codes if decision is None else TokenSite(codes, decision.grid)
+            chosen[site.name] = codes if decision is None else TokenSite(codes, decision.qparams)
         if decision is not None:
-            entry = msgspec.structs.replace(entry, activation=filled(entry, decision))
+            assert entry.activation is not None
+            filled = decision.qparams.fill(entry.activation)
+            entry = msgspec.structs.replace(entry, activation=filled)
         final.append(entry)
         results.append(describe(site, entry, noise, decision.sqnr_db if decision else None))
         progress("weights", k + 1, len(sites))
@@ -206,13 +208,12 @@ def rounding_tasks(
             continue
         group = group_of.get(site.name)
         decision = decisions[group.key] if group else None
-        view, grid = plain_view(site), None
+        view, grid = plain_input(site), None
         if group and decision:
-            absorbed, found = decision.absorption, decision.grid
+            absorbed = decision.absorption
             shift = absorbed.shift if np.any(absorbed.shift) else None
             view = replace(group.view, scale=absorbed.scale, shift=shift)
-            step = found.level * np.float64(found.step)
-            grid = Grid(step, found.shift, found.bits, found.kind)
+            grid = decision.qparams.deployed()
         tasks.append(
             Task(
                 site,
@@ -228,25 +229,13 @@ def rounding_tasks(
     return tasks
 
 
-def filled(entry: SitePlan, decision: Decision) -> ActivationFormat:
-    """The plan's format with the scale in it, or of a scale a position the median."""
-    assert entry.activation is not None
-    grid = decision.grid
-    constant = len(grid.level) == 1
-    return msgspec.structs.replace(
-        entry.activation, scale=float(grid.step), shift=int(grid.shift[0]) if constant else 0
-    )
-
-
 def kept_tables(group: TokenGroup, decision: Decision) -> dict[str, NDArray[np.generic]]:
     """What weights.safetensors holds of a group beside the codes, by the name of each site."""
-    grid, absorbed = decision.grid, decision.absorption
+    absorbed = decision.absorption
     tables: dict[str, NDArray[np.generic]] = {"smoothing": absorbed.scale.astype(np.float32)}
     if np.any(absorbed.shift):
         tables["center"] = absorbed.shift.astype(np.float32)
-    if len(grid.level) > 1:
-        tables["token_scale"] = grid.level * grid.step
-        tables["token_shift"] = grid.shift.astype(np.int32)
+    tables |= decision.qparams.token_tables()
     return {f"{s.name}.{name}": values for s in group.sites for name, values in tables.items()}
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed import Grid, View
+from ..calibrate.observers.smoothed import Scaling, SmoothedInput
 from ..calibrate.statistics import Statistics
 from ..graph.linears import site_node, site_weight
 from ..graph.sites import Site, SiteMap
+from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
 from ..recipe.options import QuantizeOptions
-from .predicted import Scaling
 from .ranges import site_statistics
 from .rounding import Task
 
@@ -77,9 +77,9 @@ def rounding_tasks(
         entry, scaling = entries[site.name], scalings.get(site.name)
         if not Task.needed(entry, correct=options.bias_correction):
             continue
-        graph = models[site.graph].graph
+        graph, chosen = models[site.graph].graph, activations.get(site.name)
         scale, center = input_scaling(entry, scaling)
-        view = View(
+        view = SmoothedInput(
             site.input,
             site.channel_axis,
             scale=None if scale is None else scale.astype(np.float64),
@@ -91,7 +91,7 @@ def rounding_tasks(
                 entry,
                 site_node(graph, site),
                 view,
-                grid_of(activations.get(site.name)),
+                None if chosen is None else QParams.from_format(chosen),
                 int(site_statistics(statistics, site.name).count),
                 partial(scaled_weight, graph, site, entry, scaling),
                 partial(
@@ -105,11 +105,3 @@ def rounding_tasks(
             )
         )
     return tasks
-
-
-def grid_of(activation: ActivationFormat | None) -> Grid | None:
-    """None where the input is not rounded."""
-    if activation is None or activation.scale is None:
-        return None
-    scale, shift = np.array([activation.scale]), np.array([activation.shift])
-    return Grid(scale, shift, activation.bits, activation.grid)

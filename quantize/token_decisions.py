@@ -11,13 +11,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.smoothed import Scaling
 from ..numerics.noise import rounding_sqnr_db
+from ..numerics.qparams import QParams
 from ..recipe.options import QuantizeOptions
 from .fold import Absorption
 from .groups import TokenGroup
-from .predicted import Scaling
 from .token_held_out import search_scalings
-from .token_ranges import TokenGrid
 from .token_scales import Method, RoundedInput, levelled, method_of, round_inputs, scalings_by
 
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ class Decision:
     """
 
     absorption: Absorption
-    grid: TokenGrid
+    qparams: QParams
     sqnr_db: float | None
     energy: Floats
 
@@ -55,7 +55,7 @@ def decide_groups(
                 g.divides,
                 g.subtracts,
             ),
-            TokenGrid.of(made.grid),
+            made.qparams,
             input_sqnr(made),
             made.channels.mean_square,
         )

@@ -17,10 +17,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import POSITION
 from ..recipe.options import QuantizeOptions
 from .groups import TokenGroup
-from .predicted import Scaling, ratio
+from .predicted import ratio
 from .token_scales import Method, levelled, round_inputs, scalings_by, weight_energies
 
 Floats = NDArray[np.float64]

@@ -1,21 +1,16 @@
-"""Grids of a site's input, one a position: steps, and shifts of one-sided ranges.
-
-The paper's asymmetric grid clamp(round(x / d) + z, 0, 2^b - 1) has the points (k + n) d for
-n = -2^(b-1) ... 2^(b-1) - 1 and k = 2^(b-1) - z: here k is the shift.
-"""
+"""Candidate scales of a site's input per token, with zero points of one-sided ranges."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed import Grid
 from ..calibrate.statistics import TensorStats
 from ..numerics.clipping import least
+from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat
 from ..numerics.weight import FP8_MAX
 from .predicted import ONE_SIDED
@@ -37,26 +32,6 @@ PRIOR = 256
 FP8_FRACTIONS = (1.0, 2**0.25, 2**0.5, 2**0.75)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenGrid:
-    """What is deployed: `level` [T] is 1 in the median, `step` the scalar that engines take.
-
-    A position's step is level * step; its lowest point is `shift` - 2^(bits-1) of them.
-    """
-
-    step: np.float32
-    level: NDArray[np.float32]
-    shift: NDArray[np.int64]
-    bits: int
-    kind: Literal["uniform", "fp8"] = "uniform"
-
-    @classmethod
-    def of(cls, grid: Grid) -> TokenGrid:
-        step = np.float32(np.median(grid.step))
-        level = (grid.step / np.float64(step)).astype(np.float32)
-        return cls(step, level, grid.shift, grid.bits, grid.kind)
-
-
 def is_one_sided(low: Floats, high: Floats) -> bool:
     """Whether most positions' ranges reach less than half as far to one side as to the other."""
     short, long = np.minimum(-low, high), np.maximum(-low, high)
@@ -66,7 +41,7 @@ def is_one_sided(low: Floats, high: Floats) -> bool:
 
 def format_candidates(
     ranges: TensorStats, wanted: ActivationFormat, *, allow_shift: bool, clip: bool = True
-) -> list[Grid]:
+) -> list[QParams]:
     """Grids of a plan's format for positions of these ranges; the first is not clipped.
 
     `clip` False: only that one.
@@ -77,13 +52,12 @@ def format_candidates(
     return grid_candidates(ranges, wanted.bits, allow_shift=allow_shift, fractions=fractions)
 
 
-def fp8_candidates(ranges: TensorStats, fractions: Sequence[float]) -> list[Grid]:
+def fp8_candidates(ranges: TensorStats, fractions: Sequence[float]) -> list[QParams]:
     """Grids that put a multiple of the positions' reach [T] on E4M3's largest number."""
     reach = np.maximum(-ranges.low, ranges.high)
     reach = np.maximum(reach, usual_reach(ranges, reach))
     reach = np.maximum(reach, max(LEAST_REACH * float(reach.max()), SMALLEST))
-    none = np.zeros(len(reach), np.int64)
-    return [Grid(reach * fraction / FP8_MAX, none, 8, "fp8") for fraction in fractions]
+    return [QParams.symmetric(reach * fraction / FP8_MAX, 8, "fp8") for fraction in fractions]
 
 
 def grid_candidates(
@@ -92,7 +66,7 @@ def grid_candidates(
     *,
     allow_shift: bool,
     fractions: Sequence[float] = TOKEN_FRACTIONS,
-) -> list[Grid]:
+) -> list[QParams]:
     """Grids whose long side is a share of the positions' ranges [T]; the short is not clipped.
 
     Zero is in every range. One-sided ones get an integer shift, others are symmetric.
@@ -109,13 +83,13 @@ def grid_candidates(
         long = np.maximum(reach * fraction, floor)
         if not shifted:
             # The negative side of the grid has one step more than the positive.
-            grids.append(Grid(long / (half - 1), np.zeros(len(long), np.int64), bits))
+            grids.append(QParams.symmetric(long / (half - 1), bits))
             continue
         upward = high >= -low
         bottom, top = np.where(upward, np.maximum(low, -long), -long), np.where(upward, long, high)
         top = np.minimum(top, long)
         step = (top - bottom) / (2 * half - 1)
-        grids.append(Grid(step, np.rint(bottom / step).astype(np.int64) + half, bits))
+        grids.append(QParams(step, -np.rint(bottom / step).astype(np.int64) - half, bits))
     return grids
 
 
@@ -138,8 +112,8 @@ def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
 
 
 def best_grid(
-    candidates: Sequence[Grid], errors: Floats, samples: int | Index
-) -> tuple[Grid, Index]:
+    candidates: Sequence[QParams], errors: Floats, samples: int | Index
+) -> tuple[QParams, Index]:
     """Of each position the candidate of least error, and which that is [T].
 
     `errors` is [candidates, T], of `samples` samples. Few of them tell little of a position's
@@ -152,6 +126,6 @@ def best_grid(
     own = samples / (samples + PRIOR)
     best = least(own * ratio + (1 - own) * np.where(alive, usual, 1))
     where = np.arange(len(best))
-    step = np.stack([grid.step for grid in candidates])[best, where]
-    shift = np.stack([grid.shift for grid in candidates])[best, where]
-    return replace(candidates[0], step=step, shift=shift), best
+    scale = np.stack([tried.scale for tried in candidates])[best, where]
+    zero_point = np.stack([tried.zero_point for tried in candidates])[best, where]
+    return replace(candidates[0], scale=scale, zero_point=zero_point), best

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.clip_error import Power
-from ..calibrate.observers.smoothed import Grid, View
+from ..calibrate.observers.smoothed import Scaling, SmoothedInput
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..graph.linears import site_weight
 from ..numerics.gps import gps_scale
+from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import quantize_weight
 from ..recipe.options import QuantizeOptions
 from .groups import TokenGroup, allowed_grids
-from .predicted import Scaling, centers, smoothing_scale
+from .predicted import centers, smoothing_scale
 from .token_ranges import best_grid, format_candidates
 
 Floats = NDArray[np.float64]
@@ -59,7 +60,7 @@ def levelled(groups: Sequence[TokenGroup], run: CalibrationRun) -> Statistics:
         if group.positions is not None:
             reach = np.maximum(-group.positions.low, group.positions.high)
             level = np.maximum(reach, 1e-4 * max(float(reach.max()), 1e-12))
-            views[group.key] = replace(group.view, level=level / np.median(level))
+            views[group.key] = replace(group.view, token_scale=level / np.median(level))
     seen = run.ranges(views)
     return {group.key: seen.get(group.key, group.stats) for group in groups}
 
@@ -109,12 +110,12 @@ def gain_scalings(
 ) -> dict[str, Scaling]:
     """GPS on top of `scalings`; the reference channel's grid is that of its position."""
     channels, ranges = scaled_ranges(groups, scalings, run)
-    grids: dict[str, Grid] = {}
+    grids: dict[str, QParams] = {}
     for g in groups:
         (grids[g.key],) = format_candidates(
             ranges[g.key], g.activation, allow_shift=options.shift, clip=False
         )
-    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
+    views = {g.key: scaled_input(g, scalings[g.key]) for g in groups}
     gains = run.gps_terms(views, grids)
     found = {}
     for g in groups:
@@ -143,7 +144,7 @@ def weight_energies(graph: ir.Graph, group: TokenGroup, scale: Floats) -> tuple[
     return rounded, error
 
 
-def scaled_view(group: TokenGroup, scaling: Scaling) -> View:
+def scaled_input(group: TokenGroup, scaling: Scaling) -> SmoothedInput:
     shift = None if scaling.center is None else scaling.center / scaling.smoothing
     return replace(group.view, scale=scaling.smoothing, shift=shift)
 
@@ -156,7 +157,7 @@ def scaled_ranges(
     Only groups with positions need a pass.
     """
     found = run.ranges(
-        {g.key: scaled_view(g, scalings[g.key]) for g in groups if g.positions is not None}
+        {g.key: scaled_input(g, scalings[g.key]) for g in groups if g.positions is not None}
     )
     channels = {
         g.key: found[g.key] if g.key in found else scaled_stats(g.stats, scalings[g.key])
@@ -174,7 +175,7 @@ class RoundedInput:
     product, None where it was not measured; `channels` are the statistics of the scaled input.
     """
 
-    grid: Grid
+    qparams: QParams
     noise: float | None
     gain: Floats
     channels: TensorStats
@@ -195,7 +196,7 @@ def round_inputs(
     is taken, and nothing is measured.
     """
     channels, ranges = scaled_ranges(groups, scalings, fitted)
-    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
+    views = {g.key: scaled_input(g, scalings[g.key]) for g in groups}
     gains = {g.key: np.sqrt(g.energy) * scalings[g.key].smoothing for g in groups}
     grids = {g.key: allowed_grids(g, ranges[g.key], options)[::every] for g in groups}
     if judged is None:

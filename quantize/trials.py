@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.reduce import Reducer, finite
 from ..calibrate.observers.run import Outputs, Progress
+from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import Statistics
 from ..errors import CalibrationError
 from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import ActivationFormat
 from ..recipe.options import QuantizeOptions
-from .predicted import Scaling, Way, clip_candidates
+from .predicted import Way, clip_candidates
 from .qdq.convolution import insert_qdq, rewrite_convolution
 from .qdq.linear import rewrite_linear
 from .qdq.nodes import SiteWeights, offset_output
-from .ranges import Reading, format_of, fp8_format, summarize, way_of
+from .ranges import Reading, fp8_format, summarize, way_of
 from .scaled_weights import input_scaling, nearest, scaled_weight
 
 Array = NDArray[np.generic]
@@ -216,7 +217,7 @@ def fit_ways(
             (grid,) = clip_candidates(
                 stats, scaling, activation.bits, allow_shift=options.shift, fractions=(1.0,)
             )
-            chosen = format_of(grid)
+            chosen = grid.as_format(centered=scaling.center is not None)
         found.append(Trial(scaling, chosen))
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,52 +10,44 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...graph.builder import add_node, constant
+from ...numerics.qparams import QParams
 from .reduce import Reducer, values_by_name
-from .smoothed import Grid, View, add_view, rounding_error, show_places
+from .smoothed import Scaling, SmoothedInput, add_smoothed, rounding_error, show_position_ids
 
 Floats = NDArray[np.float64]
 Power = Literal[2, 4]  # of an error that is summed
 
 
-@dataclass(frozen=True, slots=True)
-class ClipCandidate:
-    """One candidate grid of a tensor: round((x - center) / (smoothing * scale)) - shift.
-
-    `smoothing` and `center` are [C] (None: no centre); the grid has 2**bits points.
-    """
-
-    smoothing: NDArray[np.float32]
-    scale: float
-    shift: int
-    bits: int
-    center: NDArray[np.float32] | None = None
-
-
-def observe_clip_errors(
+def observe_channel_clip_errors(
     graph: ir.Graph,
-    candidates: Mapping[str, Sequence[ClipCandidate]],
+    candidates: Mapping[str, Sequence[QParams]],
+    scalings: Mapping[str, Scaling],
     channel_axes: Mapping[str, int],
 ) -> None:
     """Add outputs `TENSOR:k:e2` and `:k:e4` ([N, C]): sums of error**2 and error**4.
 
-    The error is in steps of grid k: (x - center) / (smoothing * scale) minus its grid point.
+    The error is in units of candidate k's scale: (x - center) / (smoothing * scale) minus the
+    nearest number. Candidates are per tensor.
     """
     values = values_by_name(graph)
-    for name, grids in candidates.items():
+    for name, tried in candidates.items():
+        scaling = scalings[name]
+        smoothing = scaling.smoothing.astype(np.float32).astype(np.float64)
         reducer = Reducer(graph, values[name], channel_axes[name])
-        for k, grid in enumerate(grids):
+        for k, qparams in enumerate(tried):
             label = f"{name}:{k}"
-            low = -(2 ** (grid.bits - 1)) + grid.shift
-            high = 2 ** (grid.bits - 1) - 1 + grid.shift
-            step = (grid.smoothing.astype(np.float64) * grid.scale).astype(np.float32)
+            low, high = (int(qparams.low[0]) + n for n in (0, 2**qparams.bits - 1))
+            step = (smoothing * float(qparams.scale[0])).astype(np.float32)
             inverse = constant(graph, f"{label}:inverse", reducer.by_channel(1 / step))
             bounds = [
                 constant(graph, f"{label}:{n}", np.float32(v))
                 for n, v in (("low", low), ("high", high))
             ]
             grid_x = add_node(graph, "Mul", [values[name], inverse], f"{label}:x")
-            if grid.center is not None:
-                steps = (grid.center.astype(np.float64) / step).astype(np.float32)
+            if scaling.center is not None:
+                steps = (scaling.center.astype(np.float32).astype(np.float64) / step).astype(
+                    np.float32
+                )
                 center = constant(graph, f"{label}:center", reducer.by_channel(steps))
                 grid_x = add_node(graph, "Sub", [grid_x, center], f"{label}:centered")
             rounded = add_node(graph, "Round", [grid_x], f"{label}:round")
@@ -67,28 +58,28 @@ def observe_clip_errors(
             reducer.add(f"{label}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
-def observe_grid_errors(
+def observe_clip_errors(
     graph: ir.Graph,
-    views: Mapping[str, View],
-    grids: Mapping[str, Sequence[Grid]],
+    views: Mapping[str, SmoothedInput],
+    candidates: Mapping[str, Sequence[QParams]],
     gains: Mapping[str, Floats],
     powers: Sequence[Power],
 ) -> None:
-    """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each grid.
+    """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each candidate.
 
     Errors are in units of `error_unit`. Those of `powers` alone. `gains` are [C]. [N, T] where the
     view tells positions apart, else [N, C]; of rows in another order with their places.
     """
     values = values_by_name(graph)
-    show_places(graph, [views[key] for key in grids], values)
-    for key, candidates in grids.items():
+    show_position_ids(graph, [views[key] for key in candidates], values)
+    for key, tried in candidates.items():
         view = views[key]
-        seen = add_view(graph, values[view.tensor], view, key)
+        seen = add_smoothed(graph, values[view.tensor], view, key)
         kept = view.channel_axis if view.token_axis is None else view.token_axis
         by_channel, reducer = Reducer(graph, seen, view.channel_axis), Reducer(graph, seen, kept)
         gain = constant(graph, f"{key}:gain", by_channel.by_channel(gains[key].astype(np.float32)))
-        for k, grid in enumerate(candidates):
-            error = grid_error(graph, seen, view, grid, f"{key}:{k}")
+        for k, qparams in enumerate(tried):
+            error = rounding_distance(graph, seen, view, qparams, f"{key}:{k}")
             weighted = add_node(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
             if 2 in powers:
                 reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
@@ -97,24 +88,27 @@ def observe_grid_errors(
                 reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
-def fits_operators(view: View, grid: Grid) -> bool:
-    """Whether QuantizeLinear has the grid: rows lie in order, and zero points are of int8.
+def fits_operators(view: SmoothedInput, qparams: QParams) -> bool:
+    """Whether QuantizeLinear can round so: rows lie in order, and zero points are of int8.
 
     The sums of a clip's errors take 0.46 ms with it, 0.63 with `nearest_point`, of [256, 4096].
     """
-    least, most = int(grid.shift.min()), int(grid.shift.max())
-    return grid.kind == "uniform" and view.places is None and least >= -127 and most <= 128
+    least, most = int(qparams.zero_point.min()), int(qparams.zero_point.max())
+    fits = least >= -128 and most <= 127
+    return qparams.dtype == "int" and view.position_ids is None and fits
 
 
-def error_unit(view: View, grid: Grid) -> Floats:
-    """What an error of 1 in the sums of `observe_grid_errors` is in the view, [T] or [1]."""
-    return np.ones_like(grid.step) if fits_operators(view, grid) else grid.step
+def error_unit(view: SmoothedInput, qparams: QParams) -> Floats:
+    """What an error of 1 in the sums of `observe_clip_errors` is in the view, [T] or [1]."""
+    return np.ones_like(qparams.scale) if fits_operators(view, qparams) else qparams.scale
 
 
-def grid_error(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
-    """The view's distance to the nearest point of the grid, in units of `error_unit`."""
-    if not fits_operators(view, grid):
-        _, error = rounding_error(graph, seen, view, grid, label)
+def rounding_distance(
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+) -> ir.Value:
+    """The view's distance to the nearest number, in units of `error_unit`."""
+    if not fits_operators(view, qparams):
+        _, error = rounding_error(graph, seen, view, qparams, label)
         return error
     axis = view.token_axis or 0
 
@@ -122,13 +116,13 @@ def grid_error(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: s
         return constant(graph, f"{label}:{name}", values[0] if values.size == 1 else values)
 
     step, zero = (
-        held("step", grid.step.astype(np.float32)),
-        held("zero", (-grid.shift).astype(np.int8)),
+        held("step", qparams.scale.astype(np.float32)),
+        held("zero", qparams.zero_point.astype(np.int8)),
     )
-    codes = add_node(graph, "QuantizeLinear", [seen, step, zero], f"{label}:codes", axis=axis)
-    if grid.bits < 8:
-        ends = np.array([-(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1], np.int8)
+    q = add_node(graph, "QuantizeLinear", [seen, step, zero], f"{label}:q", axis=axis)
+    if qparams.bits < 8:
+        ends = np.array([-(2 ** (qparams.bits - 1)), 2 ** (qparams.bits - 1) - 1], np.int8)
         bounds = [held("low", ends[:1]), held("high", ends[1:])]
-        codes = add_node(graph, "Clip", [codes, *bounds], f"{label}:clipped")
-    point = add_node(graph, "DequantizeLinear", [codes, step, zero], f"{label}:point", axis=axis)
+        q = add_node(graph, "Clip", [q, *bounds], f"{label}:clipped")
+    point = add_node(graph, "DequantizeLinear", [q, step, zero], f"{label}:point", axis=axis)
     return add_node(graph, "Sub", [point, seen], f"{label}:error")

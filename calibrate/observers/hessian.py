@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from ...errors import OutOfMemory
 from ...graph.builder import add_node, constant
+from ...numerics.qparams import QParams
 from .reduce import values_by_name
 from .run import Outputs
-from .smoothed import Grid, View, add_view, rounded_view
+from .smoothed import SmoothedInput, add_smoothed, round_smoothed
 
 Floats = NDArray[np.float64]
 STRIP = 4096  # rows that one float32 product sums over
@@ -43,16 +44,16 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Which rows are summed: of a view, rounded to a grid (None: as it is), in patches of a kernel.
+    """Which rows are summed: of an input rounded by `qparams` (None: not), in a kernel's patches.
 
     `columns` is K; `rows` about how many a batch has; `squares` and `means` say what is asked for.
     """
 
     graph: str
-    view: View
+    view: SmoothedInput
     columns: int
     rows: int
-    grid: Grid | None = None
+    qparams: QParams | None = None
     kernel: Kernel | None = None
     squares: bool = True
     means: bool = True
@@ -145,10 +146,10 @@ def observe_moments(graph: ir.Graph, probes: Mapping[str, Probe]) -> None:
         value = values[probe.view.tensor]
         if probe.kernel is not None and any(probe.kernel.pads):
             value = padded(graph, value, probe.kernel, f"{key}:padded")
-        seen = add_view(graph, value, probe.view, f"{key}:view")
+        seen = add_smoothed(graph, value, probe.view, f"{key}:view")
         on_grid = seen
-        if probe.grid is not None:
-            on_grid = rounded_view(graph, seen, probe.view, probe.grid, key)
+        if probe.qparams is not None:
+            on_grid = round_smoothed(graph, seen, probe.view, probe.qparams, key)
         square: ir.Value | None = None
         for k in range(probe.strips):
             rows = strip_rows(graph, on_grid, probe, k, f"{key}:rows:{k}")
@@ -159,7 +160,7 @@ def observe_moments(graph: ir.Graph, probes: Mapping[str, Probe]) -> None:
             if probe.means:
                 give_sum(graph, rows, f"{key}:rounded:{k}")
                 plain = rows
-                if probe.grid is not None:
+                if probe.qparams is not None:
                     plain = strip_rows(graph, seen, probe, k, f"{key}:plain_rows:{k}")
                 give_sum(graph, plain, f"{key}:plain:{k}")
         if square is not None:

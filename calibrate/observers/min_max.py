@@ -11,7 +11,7 @@ from ...graph.builder import add_node
 from ..statistics import TensorStats
 from .reduce import Reducer, values_by_name
 from .run import Outputs
-from .smoothed import View, add_view, position_sums, show_places
+from .smoothed import SmoothedInput, add_smoothed, position_sums, show_position_ids
 
 
 def observe_ranges(
@@ -34,16 +34,16 @@ def observe_ranges(
         graph.outputs.append(shape)
 
 
-def observe_view_ranges(graph: ir.Graph, views: Mapping[str, View]) -> None:
+def observe_smoothed_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput]) -> None:
     """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of each view.
 
     Where it tells positions apart also `KEY/position:min` and so on, [N, T], of rows in another
     order with their places.
     """
     values = values_by_name(graph)
-    show_places(graph, views.values(), values)
+    show_position_ids(graph, views.values(), values)
     for key, view in views.items():
-        seen = add_view(graph, values[view.tensor], view, key)
+        seen = add_smoothed(graph, values[view.tensor], view, key)
         observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
         if view.token_axis is not None:
             again = add_node(graph, "Identity", [seen], f"{key}/position")
@@ -60,14 +60,14 @@ def batch_stats(outputs: Outputs, name: str) -> TensorStats:
     return TensorStats(low.min(axis=0), high.max(axis=0), square.sum(axis=0), count)
 
 
-def position_stats(outputs: Outputs, key: str, view: View) -> TensorStats:
+def position_stats(outputs: Outputs, key: str, view: SmoothedInput) -> TensorStats:
     """Of a batch, by position; one that no row had is empty: no count, its range inside out."""
     name = f"{key}/position"
-    if view.places is None:
+    if view.position_ids is None:
         return batch_stats(outputs, name)
     assert view.positions is not None
     rows, channels = outputs[f"{name}:min"].shape, int(outputs[f"{name}:shape"][view.channel_axis])
-    places = np.broadcast_to(outputs[view.places].astype(np.int64), rows)
+    places = np.broadcast_to(outputs[view.position_ids].astype(np.int64), rows)
     low, high = np.full(view.positions, np.inf), np.full(view.positions, -np.inf)
     np.minimum.at(low, places, outputs[f"{name}:min"].astype(np.float64))
     np.maximum.at(high, places, outputs[f"{name}:max"].astype(np.float64))

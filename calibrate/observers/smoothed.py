@@ -1,15 +1,14 @@
-"""Views: a site's input as its quantizer will see it, observed inside the graph.
+"""A site's input as its quantizer will see it, observed before anything is folded.
 
-A view is (x / scale - shift) / level, with a scale and a shift a channel and a level a position.
-The graph itself stays as it is: what is observed behind a view is what the absorbed graph
-computes, so that scales can be chosen before anything is folded.
+A smoothed input is (x / scale - shift) / token_scale: a scale and a shift per channel, a relative
+scale per token. The graph itself stays as it is; what is observed is what the folded graph
+computes, so that scales can be chosen first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...graph.builder import add_node, constant
 from ...graph.sites import Site
+from ...numerics.qparams import QParams
 from .reduce import Reducer, values_by_name
 from .run import Outputs
 
@@ -24,10 +24,10 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `level` [T].
+class SmoothedInput:
+    """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `token_scale` [T].
 
-    None leaves a step out. `token_axis` None: positions are not told apart. `places` names the
+    None leaves a step out. `token_axis` None: tokens are not told apart. `position_ids` names the
     graph's value [n] or [N, n] with the numbers below `positions` of rows [N, n, C] that lie in
     another order.
     """
@@ -37,33 +37,32 @@ class View:
     token_axis: int | None = None
     scale: Floats | None = None
     shift: Floats | None = None
-    level: Floats | None = None
-    places: str | None = None
+    token_scale: Floats | None = None
+    position_ids: str | None = None
     positions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Integers k to k + 2^bits - 1 of a step, k = `shift` - 2^(bits-1); or E4M3 numbers of it.
+class Scaling:
+    """Channels [C] are divided by `smoothing` after `center` (None: no centre) is subtracted."""
 
-    Both [T], or [1] for all positions. An fp8 grid has no shift.
-    """
-
-    step: Floats
-    shift: NDArray[np.int64]
-    bits: int
-    kind: Literal["uniform", "fp8"] = "uniform"
+    smoothing: Floats
+    center: Floats | None
 
 
-def show_places(graph: ir.Graph, views: Iterable[View], values: Mapping[str, ir.Value]) -> None:
+def show_position_ids(
+    graph: ir.Graph, views: Iterable[SmoothedInput], values: Mapping[str, ir.Value]
+) -> None:
     """Make what the rows' positions are read from outputs."""
-    names = {view.places for view in views if view.token_axis is not None and view.places}
+    names = {
+        view.position_ids for view in views if view.token_axis is not None and view.position_ids
+    }
     graph.outputs.extend(
         values[name] for name in sorted(names) if not values[name].is_graph_output()
     )
 
 
-def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value:
+def add_smoothed(graph: ir.Graph, value: ir.Value, view: SmoothedInput, key: str) -> ir.Value:
     """Nodes that compute the view; its value is called `key`."""
     rank = Reducer(graph, value, view.channel_axis).rank
     steps: list[tuple[str, ir.Value]] = []
@@ -76,8 +75,8 @@ def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value
         steps.append(("Mul", by_channel("scale", 1 / view.scale)))
     if view.shift is not None:
         steps.append(("Sub", by_channel("shift", view.shift)))
-    if view.level is not None:
-        steps.append(("Mul", by_position(graph, value, view, 1 / view.level, f"{key}/level")))
+    if view.token_scale is not None:
+        steps.append(("Mul", by_position(graph, value, view, 1 / view.token_scale, f"{key}/level")))
     made = value
     for k, (op, by) in enumerate(steps):
         made = add_node(graph, op, [made, by], f"{key}/view.{k}")
@@ -87,49 +86,53 @@ def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value
 
 
 def rounding_error(
-    graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
     """The view in steps of the grid, and its distance to the nearest point of it."""
-    steps, point = nearest_point(graph, seen, view, grid, label)
+    steps, point = nearest_point(graph, seen, view, qparams, label)
     return steps, add_node(graph, "Sub", [point, steps], f"{label}:error")
 
 
-def rounded_view(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
+def round_smoothed(
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+) -> ir.Value:
     """The view as the grid gives it, in the view's units."""
-    _, point = nearest_point(graph, seen, view, grid, label)
-    step = by_position(graph, seen, view, grid.step, f"{label}:step")
+    _, point = nearest_point(graph, seen, view, qparams, label)
+    step = by_position(graph, seen, view, qparams.scale, f"{label}:step")
     made = add_node(graph, "Mul", [point, step], f"{label}:rounded")
     made.shape, made.type = seen.shape, seen.type
     return made
 
 
 def nearest_point(
-    graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
     """The view in steps of the grid, and the grid's nearest number."""
 
     def held(name: str, values: Floats) -> ir.Value:
         return by_position(graph, seen, view, values, f"{label}:{name}")
 
-    steps = add_node(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
-    if grid.kind == "fp8":
+    steps = add_node(graph, "Mul", [seen, held("inverse", 1 / qparams.scale)], f"{label}:steps")
+    if qparams.dtype == "fp8":
         to = ir.DataType.FLOAT8E4M3FN
         number = add_node(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
         return steps, add_node(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
-    low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
+    low = qparams.low.astype(np.float64)
     rounded = add_node(graph, "Round", [steps], f"{label}:round")
     if np.all(low == low[0]):
-        bounds = [held("low", low[:1]), held("high", low[:1] + 2**grid.bits - 1)]
+        bounds = [held("low", low[:1]), held("high", low[:1] + 2**qparams.bits - 1)]
         return steps, add_node(graph, "Clip", [rounded, *bounds], f"{label}:point")
     # Max and Min, since a Clip has scalar bounds.
     raised = add_node(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
     clipped = add_node(
-        graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point"
+        graph, "Min", [raised, held("high", low + 2**qparams.bits - 1)], f"{label}:point"
     )
     return steps, clipped
 
 
-def by_position(graph: ir.Graph, seen: ir.Value, view: View, values: Floats, name: str) -> ir.Value:
+def by_position(
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, values: Floats, name: str
+) -> ir.Value:
     """A constant of a scalar, or of values [T] the one of each row's position, so as to broadcast.
 
     Rows in another order have theirs gathered by their places.
@@ -137,11 +140,13 @@ def by_position(graph: ir.Graph, seen: ir.Value, view: View, values: Floats, nam
     assert seen.shape is not None
     if values.size == 1:
         return constant(graph, name, np.asarray(values[0], np.float32))
-    if view.places is None:
+    if view.position_ids is None:
         shaped = along(values.astype(np.float32), view.token_axis or 0, len(seen.shape))
         return constant(graph, name, shaped)
     table = constant(graph, f"{name}/table", values.astype(np.float32).reshape(-1, 1))
-    return add_node(graph, "Gather", [table, values_by_name(graph)[view.places]], name, axis=0)
+    return add_node(
+        graph, "Gather", [table, values_by_name(graph)[view.position_ids]], name, axis=0
+    )
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
@@ -149,14 +154,14 @@ def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float
     return values.reshape([-1 if k == axis else 1 for k in range(rank)])
 
 
-def plain_view(site: Site) -> View:
+def plain_input(site: Site) -> SmoothedInput:
     """The site's input as it is."""
     if not site.knows_positions:
-        return View(site.input, site.channel_axis)
-    view = View(site.input, site.channel_axis, site.token_axis)
+        return SmoothedInput(site.input, site.channel_axis)
+    view = SmoothedInput(site.input, site.channel_axis, site.token_axis)
     if site.positions is None:
         return view
-    return replace(view, places=site.position_input, positions=site.positions)
+    return replace(view, position_ids=site.position_input, positions=site.positions)
 
 
 def wide_sum(rows: NDArray[np.generic]) -> Floats:
@@ -165,12 +170,12 @@ def wide_sum(rows: NDArray[np.generic]) -> Floats:
     return total
 
 
-def position_sums(outputs: Outputs, name: str, view: View) -> Floats:
+def position_sums(outputs: Outputs, name: str, view: SmoothedInput) -> Floats:
     """Over the samples of a batch, in float64, by position where the view tells them apart."""
-    if view.token_axis is None or view.places is None:
+    if view.token_axis is None or view.position_ids is None:
         return wide_sum(outputs[name])
     assert view.positions is not None
     rows = outputs[name].astype(np.float64)
-    places = np.broadcast_to(outputs[view.places].astype(np.int64), rows.shape)
+    places = np.broadcast_to(outputs[view.position_ids].astype(np.int64), rows.shape)
     total: Floats = np.bincount(places.ravel(), rows.ravel(), view.positions).astype(np.float64)
     return total

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...calibrate.calibration_run import CalibrationRun
-from ...calibrate.observers.smoothed import Grid, View
+from ...calibrate.observers.smoothed import SmoothedInput
 from ...calibrate.statistics import TensorStats
 from ...graph.builder import Inserter
 from ...graph.io import load_graph
@@ -25,6 +25,7 @@ from ...graph.linears import site_node
 from ...graph.sites import PRODUCT_ROLES, Site, SiteMap
 from ...numerics.clipping import least
 from ...numerics.noise import rounding_sqnr_db
+from ...numerics.qparams import QParams, dtype_of
 from ...numerics.scheme import ActivationFormat, Plan, SitePlan
 from ...numerics.weight import FP8_MAX
 from ..run import SiteResult, describe
@@ -67,7 +68,7 @@ def quantize_attention(
     folder = run.export
     entries = {entry.name: entry for entry in plan.sites}
     sites: list[Site] = []
-    grids: dict[str, Grid] = {}
+    grids: dict[str, QParams] = {}
     quality: dict[str, float] = {}
     for name in site_map.graphs:
         own = planned_products(site_map.of_graph(name), entries)
@@ -109,17 +110,17 @@ def operands_of(graph: ir.Graph, site: Site, entries: Mapping[str, SitePlan]) ->
 
 def choose_grids(
     operands: Sequence[Operand], run: CalibrationRun
-) -> tuple[dict[str, Grid], dict[str, float]]:
+) -> tuple[dict[str, QParams], dict[str, float]]:
     """The grid of least squared error of each operand, and by site the SQNR in dB of the worse.
 
     A scale of the plan is kept; the softmax's in FP8 is 1/448, since it ends at 1.
     """
-    views = {o.key: View(o.tensor, HEAD_AXIS) for o in operands}
+    views = {o.key: SmoothedInput(o.tensor, HEAD_AXIS) for o in operands}
     seen = run.ranges(views)
     candidates = {o.key: operand_grids(o, one_range(seen[o.key])) for o in operands}
     ones = {key: np.ones(len(stats.low)) for key, stats in seen.items()}
     errors = run.clip_errors(views, candidates, ones)
-    grids: dict[str, Grid] = {}
+    grids: dict[str, QParams] = {}
     quality: dict[str, float] = {}
     for o in operands:
         squares = errors[o.key][2][:, 0]
@@ -130,18 +131,18 @@ def choose_grids(
     return grids, quality
 
 
-def operand_grids(operand: Operand, ranges: TensorStats) -> list[Grid]:
+def operand_grids(operand: Operand, ranges: TensorStats) -> list[QParams]:
     wanted = operand.wanted
     scale = wanted.scale
     if scale is None and operand.is_softmax and wanted.grid == "fp8":
         scale = 1 / FP8_MAX
     if scale is not None:
-        return [Grid(np.array([scale]), np.zeros(1, np.int64), wanted.bits, wanted.grid)]
+        return [QParams.symmetric(np.array([scale]), wanted.bits, dtype_of(wanted))]
     return format_candidates(ranges, wanted, allow_shift=False)
 
 
-def with_scales(entry: SitePlan, site: Site, grids: Mapping[str, Grid]) -> SitePlan:
-    steps = [float(np.float32(grids[f"{site.name}.{side}"].step[0])) for side in SIDES]
+def with_scales(entry: SitePlan, site: Site, grids: Mapping[str, QParams]) -> SitePlan:
+    steps = [float(np.float32(grids[f"{site.name}.{side}"].scale[0])) for side in SIDES]
     assert entry.activation is not None and entry.other is not None
     return msgspec.structs.replace(
         entry,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ...graph.builder import Inserter, constant
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
+from ...numerics.qparams import input_offset
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import FP8, QuantizedWeight
 from ..fold import folds_scale, folds_shift
@@ -40,9 +41,7 @@ class SiteWeights:
         """What is subtracted from the smoothed input: [C], or a scalar (0 for nothing)."""
         if self.center is not None:
             return self.center
-        if self.activation is None or self.activation.scale is None:
-            return np.float32(0)
-        return np.float32(self.activation.shift) * np.float32(self.activation.scale)
+        return input_offset(self.activation)
 
     def constant_output(self) -> NDArray[np.float64]:
         """What the subtracted offset would have added to each output channel, [O].

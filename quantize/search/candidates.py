@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.sites import CONSTANT_ROLES, Site
+from ...numerics.qparams import QParams
 from ...numerics.scheme import BLOCK_BITS, Plan, SitePlan, WeightFormat
 from ...recipe.options import QuantizeOptions
 from ...samples.files import Array, sample_batches, sample_files
@@ -114,7 +115,7 @@ class Inputs:
     @classmethod
     def read(cls, folder: Path, plan: Plan, items: Sequence[Item]) -> Inputs:
         """From a quantization of the same sites at some width."""
-        from ...calibrate.observers.smoothed import Grid, View
+        from ...calibrate.observers.smoothed import SmoothedInput
         from .sensitivity import RoundedInput
 
         rounded: dict[str, RoundedInput] = {}
@@ -133,20 +134,19 @@ class Inputs:
                 if activation is None or activation.scale is None:
                     continue  # quantization left it in high precision: half would overflow
                 scale, steps = table(site, "smoothing"), table(site, "token_scale")
-                view = View(
+                view = SmoothedInput(
                     site.input,
                     site.channel_axis,
                     site.token_axis if steps is not None else None,
                     scale=scale,
                     shift=table(site, "center"),
                 )
-                shift = table(site, "token_shift")
-                grid = Grid(
-                    np.array([activation.scale]) if steps is None else steps,
-                    (np.array([activation.shift]) if shift is None else shift).astype(np.int64),
-                    activation.bits,
-                )
-                rounded[site.name] = RoundedInput(view, grid)
+                qparams = QParams.from_format(activation)
+                if steps is not None:
+                    shift = table(site, "token_shift")
+                    assert shift is not None
+                    qparams = QParams.from_shift(steps, shift.astype(np.int64), activation.bits)
+                rounded[site.name] = RoundedInput(view, qparams)
                 if scale is not None:
                     smoothing[site.name] = scale.astype(np.float32)
         return cls(rounded, smoothing)

@@ -15,12 +15,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...calibrate.observers.reduce import values_by_name
-from ...calibrate.observers.smoothed import Grid, View, add_view, along, rounding_error
+from ...calibrate.observers.smoothed import SmoothedInput, add_smoothed, along, rounding_error
 from ...errors import CalibrationError
 from ...graph.builder import add_node, constant, constant_array
 from ...graph.io import graph_bytes, load_graph
 from ...graph.linears import output_first, site_node
 from ...graph.sites import Site
+from ...numerics.qparams import QParams
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ...samples.files import Array, Arrays, feeds_of
 
@@ -32,8 +33,8 @@ LOGITS = "logits"
 class RoundedInput:
     """The grid that a site's input can be put on, in the coordinates of its view."""
 
-    view: View
-    grid: Grid
+    view: SmoothedInput
+    qparams: QParams
 
 
 class Probe:
@@ -122,17 +123,17 @@ def add_switches(
 
 
 def add_switch(graph: ir.Graph, value: ir.Value, rounded: RoundedInput, key: str) -> ir.Value:
-    view, grid = rounded.view, rounded.grid
+    view, qparams = rounded.view, rounded.qparams
     assert value.shape is not None
     rank = len(value.shape)
-    seen = add_view(graph, value, view, f"{key}:view")
-    _, error = rounding_error(graph, seen, view, grid, key)
+    seen = add_smoothed(graph, value, view, f"{key}:view")
+    _, error = rounding_error(graph, seen, view, qparams, key)
     switch = constant(graph, f"{key}:switch", np.zeros(1, np.float32))
     graph.inputs.append(switch)
     step = add_node(graph, "Mul", [error, switch], f"{key}:switched")
     # Back from steps of the grid to the tensor's own units; a shift cancels in an error.
-    backward = [(grid.step, view.token_axis or 0)]
-    backward += [(view.level, view.token_axis or 0)] if view.level is not None else []
+    backward = [(qparams.scale, view.token_axis or 0)]
+    backward += [(view.token_scale, view.token_axis or 0)] if view.token_scale is not None else []
     backward += [(view.scale, view.channel_axis)] if view.scale is not None else []
     for k, (factor, axis) in enumerate(backward):
         values = factor.astype(np.float32)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.calibrate.observers.smoothed import Grid
+from arvg_trt.calibrate.observers.smoothed import Scaling
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.linears import site_weight
 from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.groups import TokenGroup, token_groups
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.predicted import Scaling
 from arvg_trt.quantize.token_held_out import (
     EVERY,
     METHODS,
@@ -154,8 +154,8 @@ def input_error(
     return float(errors[best, np.arange(len(best))].sum()) / len(judged)
 
 
-def grid_error(grid: Grid, x: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    step, low = grid.step[:, None], grid.shift[:, None] - 2.0 ** (grid.bits - 1)
+def grid_error(grid: QParams, x: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    step, low = grid.scale[:, None], -grid.zero_point[:, None] - 2.0 ** (grid.bits - 1)
     rounded = np.clip(np.rint(x / step), low, low + 2**grid.bits - 1) * step
     return np.square((rounded - x) * gain).sum(axis=(0, 2))
 

@@ -11,7 +11,7 @@ import pytest
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers.clip_error import Power
-from arvg_trt.calibrate.observers.smoothed import Grid, plain_view
+from arvg_trt.calibrate.observers.smoothed import plain_input
 from arvg_trt.calibrate.statistics import (
     POSITION,
     TensorStats,
@@ -23,6 +23,7 @@ from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.mar.write import export_mar
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap, by_input
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.quantize.fold import Absorption, absorb, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sample
@@ -171,12 +172,12 @@ def test_before_the_first_token_there_are_none_to_observe(source: Source, tmp_pa
 def test_errors_are_summed_by_place(source: Source, which: int, powers: tuple[Power, ...]) -> None:
     site = token_sites(source)[which]
     rng = np.random.default_rng(3)
-    view = plain_view(site)
+    view = plain_input(site)
     level = np.exp(rng.normal(0, 0.5, view.positions))
     view = replace(view, level=level)
     wanted = seen_by_place(source, site)
     step = 0.1 * np.exp(rng.normal(0, 0.3, view.positions))
-    grid = Grid(step, rng.integers(-3, 3, view.positions), 4)
+    grid = QParams.from_shift(step, rng.integers(-3, 3, view.positions), 4)
     gains = np.linspace(0.5, 2, site.weight_shape[0])
     errors = passes(source).clip_errors({"k": view}, {"k": [grid]}, {"k": gains}, powers)["k"]
     assert tuple(errors) == powers
@@ -186,7 +187,7 @@ def test_errors_are_summed_by_place(source: Source, which: int, powers: tuple[Po
                 assert sums[0][place] == 0
                 continue
             x = wanted[place] / level[place]
-            zero = 8 - grid.shift[place]
+            zero = 8 + grid.zero_point[place]
             codes = np.clip(np.rint(x / step[place]) + zero, 0, 15)
             error = ((codes - zero) * step[place] - x) * gains
             assert sums[0][place] == pytest.approx((error**power).sum(), rel=1e-4 * power)

@@ -10,8 +10,9 @@ import pytest
 from onnx import numpy_helper
 from scipy.special import log_softmax, softmax
 
-from arvg_trt.calibrate.observers.smoothed import Grid, View
+from arvg_trt.calibrate.observers.smoothed import SmoothedInput
 from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.quantize.search.sensitivity import (
     Probe,
     ProbeChain,
@@ -80,8 +81,8 @@ def test_a_switched_input_is_what_its_grid_makes_of_it(tiny_var: TinyGenerator) 
     x = activations(tiny_var.folder / "full.onnx", tiny_var.feeds(), [site.input])[site.input]
     scale, shift = RNG.uniform(0.5, 2, x.shape[2]), RNG.normal(0, 0.1, x.shape[2])
     steps, lows = RNG.uniform(0.05, 0.2, x.shape[1]), RNG.integers(-2, 3, x.shape[1])
-    view = View(site.input, 2, 1, scale=scale, shift=shift)
-    rounded = {site.name: RoundedInput(view, Grid(steps, lows, 4))}
+    view = SmoothedInput(site.input, 2, 1, scale=scale, shift=shift)
+    rounded = {site.name: RoundedInput(view, QParams.from_shift(steps, lows, 4))}
     probe = Probe(tiny_var.folder / "full.onnx", sites, rounded)
     whole = np.round((x / scale - shift) / steps[:, None])
     points = np.clip(whole, lows[:, None] - 8, lows[:, None] + 7)
@@ -104,9 +105,11 @@ def test_a_switched_input_is_what_its_grid_makes_of_it(tiny_var: TinyGenerator) 
 
 def test_an_unswitched_probe_is_the_graph(tiny_var: TinyGenerator) -> None:
     site = next(s for s in weighted(tiny_var.full_sites) if s.role == "qkv")
-    grid = Grid(np.array([0.5]), np.array([0]), 4)
+    grid = QParams.from_shift(np.array([0.5]), np.array([0]), 4)
     probe = Probe(
-        tiny_var.folder / "full.onnx", [site], {site.name: RoundedInput(View(site.input, 2), grid)}
+        tiny_var.folder / "full.onnx",
+        [site],
+        {site.name: RoundedInput(SmoothedInput(site.input, 2), grid)},
     )
     found = probe.run(tiny_var.feeds(), {}, {})
     plain = OnnxRuntimeSession(tiny_var.folder / "full.onnx", optimized=False)
