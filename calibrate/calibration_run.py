@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from .observers.clip_error import (
 from .observers.gps_terms import observe_gains
 from .observers.hessian import Moments, MomentSums, Probe, observe_moments
 from .observers.min_max import batch_stats, observe_ranges, observe_smoothed_ranges, position_stats
-from .observers.run import ALL, Outputs, Progress, run_instrumented
+from .observers.run import Outputs, Progress, run_instrumented
 from .observers.smoothed import Scaling, SmoothedInput, plain_input, position_sums, wide_sum
 from .statistics import OUTPUT, POSITION, Statistics
 
@@ -47,7 +47,7 @@ class CalibrationRun:
     batch_size: int
     progress: Progress
     threads: int = 0
-    part: slice = ALL
+    part: slice = field(default_factory=lambda: slice(None))
 
     def on(self, *graphs: str) -> CalibrationRun:
         """Return the same run of other graphs."""

@@ -56,7 +56,8 @@ class QParams:
     @property
     def low(self) -> NDArray[np.int64]:
         """The least multiple of the scale, [1] or [T]; the largest is 2^bits - 1 more."""
-        return -self.zero_point - 2 ** (self.bits - 1)
+        found: NDArray[np.int64] = -self.zero_point - 2 ** (self.bits - 1)
+        return found
 
     @property
     def offset(self) -> Floats:
@@ -71,7 +72,7 @@ class QParams:
     @property
     def token_scale(self) -> NDArray[np.float32]:
         """Each token's scale relative to `engine_scale`, 1 in the median; [1] or [T]."""
-        relative: NDArray[np.float32] = self.scale / np.float64(self.engine_scale)
+        relative: Floats = self.scale / np.float64(self.engine_scale)
         return relative.astype(np.float32)
 
     def deployed(self) -> QParams:
