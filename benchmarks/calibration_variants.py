@@ -20,10 +20,10 @@ from ..calibrate.observers.smoothed import Floats, SmoothedInput
 from ..graph.io import load_graph
 from ..graph.sites import SiteMap
 from ..numerics.qparams import QParams
-from ..quantize.groups import token_groups
+from ..quantize.groups import find_groups
 from ..quantize.plan import check_plan, make_plan
-from ..quantize.run_generator import quantize_generator
-from ..quantize.token_ranges import grid_candidates
+from ..quantize.ranges import grid_candidates
+from ..quantize.run import quantize_model
 from ..recipe.options import QuantizeOptions
 from ..runtime.generator import FULL
 from ..runtime.sessions.onnxruntime import reference_session
@@ -79,7 +79,7 @@ def candidate_grids(
     planned = SiteMap(sites=load_map(export).of_graph(FULL))
     entries = check_plan(make_plan(planned, QuantizeOptions()), planned)
     model = load_graph(export / f"{FULL}.onnx")
-    groups = token_groups(model.graph, planned.sites, entries, load_statistics(kept))
+    groups = find_groups(model.graph, planned.sites, entries, load_statistics(kept))
     grids = {
         g.key: grid_candidates(g.positions or g.stats, 8, allow_shift=True, fractions=CLIPS)
         for g in groups
@@ -102,13 +102,14 @@ def quantize_ours(
     sites = load_map(export)
     planned = sites.calibrated
     run_ranges(export, samples, kept)
-    quantize_generator(
+    quantize_model(
         CalibrationRun(export, samples, sites.graphs, BATCH, progress),
         output,
         sites,
         check_plan(make_plan(planned, options), planned),
         load_statistics(kept),
         options,
+        shared=True,
     )
 
 

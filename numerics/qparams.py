@@ -85,10 +85,13 @@ class QParams:
         return msgspec.structs.replace(planned, scale=float(self.engine_scale), shift=shift)
 
     def as_format(self, *, centered: bool = False) -> ActivationFormat:
-        """Return a plan's entry of integers per tensor with exactly these."""
-        shift = -int(self.zero_point[0])
+        """Return a plan's entry per tensor with exactly these."""
         return ActivationFormat(
-            bits=self.bits, scale=float(self.scale[0]), shift=shift, centered=centered
+            bits=self.bits,
+            grid="fp8" if self.dtype == "fp8" else "uniform",
+            scale=float(self.scale[0]),
+            shift=-int(self.zero_point[0]),
+            centered=centered,
         )
 
     def token_tables(self) -> dict[str, NDArray[np.generic]]:

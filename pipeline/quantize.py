@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from ..calibrate.calibrated import Calibrated
 from ..errors import RecipeError
 from ..numerics.scheme import Plan, SitePlan
-from ..quantize.calibrated import Calibrated
 from ..quantize.overflow import unplanned_wide_tensors
 from ..quantize.write import float_bytes, write_quantized
 from ..recipe.options import MAX_MEMORY, QuantizeOptions

@@ -15,13 +15,18 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from ..calibrate.calibrated import Calibrated
 from ..calibrate.calibration_run import CalibrationRun
-from ..graph.io import load_graph
+from ..calibrate.observers.absmax import keep_absmax, observe_absmax
+from ..calibrate.observers.run import Outputs, Progress, require_finite
+from ..graph.io import graph_bytes, load_graph
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import Plan, SitePlan
+from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, own_session, read_spec
+from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, Array, DeviceValue, OnnxRuntimeSession
+from ..samples.files import Arrays
 from ..workspace.artifacts import MANIFEST, Manifest, Workspace
 from ..workspace.stage import Reporter
-from .calibrated import Calibrated
 from .run import SiteResult
 
 LIMIT = 65504 / 4
@@ -29,6 +34,10 @@ SAMPLES = 16  # that are run: one pass over the Q/DQ graph
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum"})
 
 TOO_WIDE = "its product reaches {:.4g} in front of the channel factor, too near float16's 65504"
+
+LABEL = 0
+# A MAR makes latents of the same size in fewer passes than its own.
+MOST_PASSES = 8
 
 Peaks = dict[str, dict[str, float]]
 Make = Callable[[Mapping[str, SitePlan]], tuple[Plan, list[SiteResult]]]
@@ -151,7 +160,60 @@ def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed
 
 def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideTensor]:
     """Those of graphs that no plan changes: a generator's decoder, VAR's updates."""
-    from .overflow_loop import collect_loop_peaks
-
     peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
     return wide_tensors(source.export, peaks)
+
+
+def collect_loop_peaks(export: Path, site_map: SiteMap, *, progress: Progress) -> Peaks:
+    """max |x| of the float tensors that the FP32 graphs of `export` compute, by graph and tensor.
+
+    Of those with sites that no plan names, while the model makes a picture.
+
+    Raises:
+        CalibrationError: a value that is not finite.
+    """
+    planned = {site.name for site in site_map.calibrated.sites}
+    others = {site.graph for site in site_map.sites if site.name not in planned}
+    found = {path.stem for path in export.glob("*.onnx")}
+    watched = (found & others) - set(site_map.graphs) - set(OTHER_GRAPHS)
+    peaks: Peaks = {graph: {} for graph in sorted(watched)}
+
+    _, spec = read_spec(export)
+    plain, passes = own_session(spec), choose_sampling(spec).iterations
+
+    def opened(path: Path, threads: int) -> OnnxRuntimeSession:
+        watching = path.stem in peaks
+        return PeakSession(path, peaks[path.stem]) if watching else plain(path, threads)
+
+    Generator.open(export, session=opened, verify=False).generate(
+        [LABEL],
+        iterations=passes and min(passes, MOST_PASSES),
+        progress=lambda done, total: progress("ranges of other graphs", done, total),
+    )
+    return peaks
+
+
+class PeakSession(OnnxRuntimeSession):
+    """A graph that keeps in `peaks` the largest magnitude of each tensor over its runs."""
+
+    def __init__(self, path: Path, peaks: dict[str, float]) -> None:
+        model = load_graph(path)
+        observe_absmax(model.graph)
+        super().__init__(
+            path, optimized=True, lean=True, graph=graph_bytes(model), disabled=SLOW_OPTIMIZERS
+        )
+        self._peaks = peaks
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        found = super().run(feeds)
+        self._keep(found)
+        return found
+
+    def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
+        found = super().run_on_device(feeds)
+        self._keep({name: value.numpy() for name, value in found.items()})
+        return found
+
+    def _keep(self, outputs: Outputs) -> None:
+        require_finite(outputs, ["a picture of its own"], self.path.stem)
+        keep_absmax(self._peaks, outputs)

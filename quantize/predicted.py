@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,36 +11,15 @@ from numpy.typing import NDArray
 
 from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import TensorStats
-from ..numerics.clipping import least
-from ..numerics.qparams import QParams
+from .groups import InputGroup, Readers
 
 Array = NDArray[np.float64]
 
-CLIP_FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 # A range is one-sided when its short side is below this share of the long one (SiLU: -0.28 to 6).
 ONE_SIDED = 0.5
 # What `predicted_scale` tries: exponents, and caps as shares of the largest smoothed channel.
 EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 CAPS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
-
-
-@dataclass(frozen=True, slots=True)
-class Readers:
-    """What the products that read a tensor [N, C, ...] do with its channels.
-
-    `peaks` has max |W| over a kernel's taps for each reader, [O, C]; `energy` [C] is the sum of
-    W^2 over readers, outputs and taps; `taps` the kernel size of each reader.
-    """
-
-    peaks: tuple[Array, ...]
-    energy: Array
-    taps: tuple[int, ...]
-
-    @property
-    def absmax(self) -> Array:
-        """max |W| by input channel, [C]."""
-        largest: Array = np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
-        return largest.astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,55 +127,6 @@ def predicted_error(
     return error
 
 
-def clip_candidates(
-    stats: TensorStats,
-    scaling: Scaling,
-    bits: int,
-    *,
-    allow_shift: bool,
-    fractions: Sequence[float] = CLIP_FRACTIONS,
-) -> list[QParams]:
-    """Return scales whose range is a fraction of what was seen; the short side is never clipped.
-
-    Zero is in the range, except where channels are centred on ranges without it.
-
-    A one-sided range gets a zero point (the least number at its lower end), so that
-    all 2^bits levels are used; a two-sided one, and one with centred channels, is symmetric.
-    """
-    smoothing, center = scaling.smoothing, scaling.center
-    if center is None:
-        low = min(0.0, float(np.min(stats.low / smoothing)))
-        high = max(0.0, float(np.max(stats.high / smoothing)))
-    else:
-        high = float(np.max(half_range(stats) / smoothing))
-        low = -high
-    levels = 2**bits
-    found = []
-    for fraction in fractions:
-        short, long = sorted((abs(low), abs(high)))
-        reach = max(long * fraction, 1e-12)
-        if allow_shift and center is None and short < ONE_SIDED * reach:
-            low_k, high_k = (low, reach) if high >= -low else (-reach, high)
-            scale = (high_k - low_k) / (levels - 1)
-            zero_point = -round(low_k / scale) - levels // 2
-        else:
-            # The negative side has one number more than the positive.
-            scale = max(reach / (levels // 2 - 1), 1e-12)
-            zero_point = 0
-        rounded = np.array([float(np.float32(scale))])
-        found.append(QParams(rounded, np.array([zero_point]), bits))
-    return found
-
-
-def best_candidate(errors: Sequence[Array], gain: Array, power: int) -> int:
-    """Return the index of the least error, each channel weighted by its gain in the product.
-
-    `errors[k]` [C] holds sums of |error|**power in units of the smoothed tensor; `gain` [C] is the
-    norm of the smoothed weights of that input channel, sqrt(sum_o W_oi^2).
-    """
-    return int(least([float(np.sum(error * gain**power)) for error in errors]))
-
-
 def ratio(error: float, none: float) -> float:
     """Divide an error by that without scaling; two of nothing are equal, NaN is the worst."""
     if not error < float("inf"):
@@ -204,3 +134,17 @@ def ratio(error: float, none: float) -> float:
     if none > 0:
         return error / none
     return 1.0 if error == 0 else float("inf")
+
+
+def way_of(group: InputGroup, ways: Mapping[str, Way]) -> Way:
+    """Return how a group is scaled, by `ways` where its plan says "search".
+
+    A plan that has a scale also says whether channels are centred.
+    """
+    if group.key in ways:
+        return ways[group.key]
+    smoothing = group.entry.smoothing
+    assert smoothing != "search" and smoothing != "gps"
+    if group.activation.scale is None:
+        return Way(smoothing)
+    return Way(smoothing, centered=group.activation.centered)

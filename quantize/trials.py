@@ -28,12 +28,13 @@ from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import ActivationFormat
 from ..recipe.options import QuantizeOptions
-from .predicted import Way, clip_candidates
+from .groups import InputGroup, summarize
+from .predicted import Way, way_of
 from .qdq.convolution import insert_qdq, rewrite_convolution
 from .qdq.linear import rewrite_linear
 from .qdq.nodes import SiteWeights, offset_output
-from .ranges import Reading, fp8_format, summarize, way_of
-from .scaled_weights import input_scaling, nearest, scaled_weight
+from .ranges import clip_candidates, fp8_qparams
+from .separate_graphs import input_scaling, nearest, scaled_weight
 
 Array = NDArray[np.generic]
 # Of codes of all candidates that a changed copy of a graph holds; more take further passes.
@@ -137,10 +138,10 @@ def trial_distance(
 
 
 def parts_of(
-    readings: Sequence[Reading], ways: Mapping[str, Sequence[Way]]
-) -> Iterator[list[Reading]]:
+    readings: Sequence[InputGroup], ways: Mapping[str, Sequence[Way]]
+) -> Iterator[list[InputGroup]]:
     """In their order, those whose candidates' codes fit into one changed copy of a graph."""
-    part: list[Reading] = []
+    part: list[InputGroup] = []
     size = 0
     for reading in readings:
         weights = sum(int(np.prod(site.weight_shape)) for site in reading.sites)
@@ -156,7 +157,7 @@ def parts_of(
 
 def judged_errors(
     source: Samples,
-    readings: Sequence[Reading],
+    readings: Sequence[InputGroup],
     fold: Fold,
     ways: Mapping[str, Sequence[Way]],
     options: QuantizeOptions,
@@ -200,7 +201,7 @@ class Trial:
 
 def fit_ways(
     graph: ir.Graph,
-    reading: Reading,
+    reading: InputGroup,
     ways: Sequence[Way],
     fitted: Statistics,
     options: QuantizeOptions,
@@ -212,20 +213,20 @@ def fit_ways(
         activation = reading.entry.activation
         assert activation is not None
         if activation.grid == "fp8":
-            chosen = fp8_format(stats, scaling)
+            chosen = fp8_qparams(stats, scaling)
         else:
-            (grid,) = clip_candidates(
+            (chosen,) = clip_candidates(
                 stats, scaling, activation.bits, allow_shift=options.shift, fractions=(1.0,)
             )
-            chosen = grid.as_format(centered=scaling.center is not None)
-        found.append(Trial(scaling, chosen))
+        planned = chosen.as_format(centered=scaling.center is not None)
+        found.append(Trial(scaling, planned))
     return found
 
 
 def quantize_whole(
     graph: ir.Graph,
     *,
-    readings: Sequence[Reading],
+    readings: Sequence[InputGroup],
     ways: Mapping[str, Way],
     fitted: Statistics,
     options: QuantizeOptions,
@@ -243,7 +244,7 @@ def quantize_whole(
 def trial_weights(
     graph: ir.Graph,
     site: Site,
-    reading: Reading,
+    reading: InputGroup,
     trial: Trial,
     fitted: Statistics,
     options: QuantizeOptions,
@@ -263,7 +264,7 @@ def trial_weights(
 def observe_trial(
     graph: ir.Graph,
     site: Site,
-    reading: Reading,
+    reading: InputGroup,
     trial: Trial,
     fitted: Statistics,
     options: QuantizeOptions,

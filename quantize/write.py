@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..calibrate.calibrated import Calibrated
 from ..graph.sites import SiteMap
 from ..numerics.scheme import Plan, SitePlan
 from ..recipe.options import MAX_MEMORY, QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..workspace.artifacts import encode_json
 from ..workspace.stage import Reporter
-from .calibrated import Calibrated
 
 if TYPE_CHECKING:
     from .overflow import WideTensor
@@ -33,19 +33,24 @@ def write_quantized(
     from ..calibrate.statistics import load_statistics, require_channels
     from .overflow import quantize_in_range
     from .qdq.attention import quantize_attention
-    from .run import quantize_graphs
-    from .run_generator import quantize_generator
+    from .run import quantize_model
 
     file = source.calibrate / "statistics.safetensors"
     statistics = load_statistics(file)
     require_channels(statistics, source.planned.sites, str(file))
     run, site_map = source.run(reporter.progress), source.site_map
     written = source.run(reporter.progress, folder)
-    quantize = quantize_generator if source.generates else quantize_graphs
 
     def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
-        plan, results = quantize(
-            run, folder, site_map, chosen, statistics, options, max_memory=max_memory
+        plan, results = quantize_model(
+            run,
+            folder,
+            site_map,
+            chosen,
+            statistics,
+            options,
+            shared=source.generates,
+            max_memory=max_memory,
         )
         return quantize_attention(written, site_map, plan, results)
 

@@ -28,9 +28,9 @@ from ...numerics.noise import rounding_sqnr_db
 from ...numerics.qparams import QParams, dtype_of
 from ...numerics.scheme import ActivationFormat, Plan, SitePlan
 from ...numerics.weight import FP8_MAX
+from ..ranges import format_candidates
 from ..run import SiteResult, describe
-from ..token_ranges import format_candidates
-from ..token_scales import one_range
+from ..scales import one_range
 from .nodes import quantize_dequantize
 
 SIDES = ("left", "right")

@@ -12,13 +12,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ...calibrate.calibrated import Calibrated
 from ...graph.sites import CONSTANT_ROLES, Site
 from ...numerics.qparams import QParams
 from ...numerics.scheme import BLOCK_BITS, Plan, SitePlan, WeightFormat
 from ...recipe.options import QuantizeOptions
 from ...samples.files import Array, sample_batches, sample_files
 from ...workspace.artifacts import open_tensors
-from ..calibrated import Calibrated
 from .budget import Form
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from ...calibrate.calibrated import Calibrated
 from ...errors import RecipeError
 from ...numerics.scheme import Plan
 from ...recipe.options import FLOAT_BITS, QuantizeOptions
 from ...workspace.stage import Reporter
-from ..calibrated import Calibrated
 from ..plan import check_plan
 from ..write import write_quantized
 from .budget import Budget, Form, form_bits, form_bytes, form_name, require_reachable, weights_of

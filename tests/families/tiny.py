@@ -18,7 +18,7 @@ from arvg_trt.families.cosmos.write import export_tokenizer
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run import SiteResult, quantize_graphs
+from arvg_trt.quantize.run import SiteResult, quantize_model
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import save_image
 from arvg_trt.samples.images import open_source, random_crops
@@ -192,13 +192,14 @@ def quantize(
     plan: Plan | None = None,
 ) -> TinyQuantized:
     plan = make_plan(source.sites, options) if plan is None else plan
-    final, results = quantize_graphs(
+    final, results = quantize_model(
         CalibrationRun(source.folder, samples, source.sites.graphs, 4, silent),
         folder,
         source.sites,
         check_plan(plan, source.sites),
         statistics,
         options,
+        shared=False,
     )
     save_statistics(statistics, folder / "statistics.safetensors")
     return TinyQuantized(folder, final, results, folder / "statistics.safetensors")

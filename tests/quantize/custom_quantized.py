@@ -15,7 +15,7 @@ from arvg_trt.families.custom.sites import find_own_sites
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run import SiteResult, quantize_graphs
+from arvg_trt.quantize.run import SiteResult, quantize_model
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import save_sample
@@ -43,7 +43,7 @@ class OwnGraph:
         folder.mkdir()
         chosen = QuantizeOptions(**options)  # type: ignore[arg-type]
         size = 16
-        return quantize_graphs(
+        return quantize_model(
             CalibrationRun(self.folder, self.samples, self.site_map.graphs, size, silent),
             folder,
             self.site_map,
@@ -52,6 +52,7 @@ class OwnGraph:
                 self.folder, self.samples, self.site_map.graphs, size, silent
             ).channel_ranges(self.site_map),
             chosen,
+            shared=False,
         )
 
     def sqnr(self, folder: Path, x: Array, **options: object) -> float:

@@ -18,7 +18,7 @@ from arvg_trt.graph.sites import SiteMap
 from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.quantize.overflow import LIMIT, quantize_in_range
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.samples.files import GraphRun, save_sample
 
@@ -106,13 +106,14 @@ def test_a_site_that_would_overflow_stays_in_high_precision_and_its_tensors_in_f
     options = QuantizeOptions(smoothing="gps")
     statistics = statistics_of(source)
     plan, results, wide = quantize_in_range(
-        lambda entries: quantize_generator(
+        lambda entries: quantize_model(
             CalibrationRun(source.folder, source.samples, source.site_map.graphs, 5, silent),
             output,
             source.site_map,
             entries,
             statistics,
             options,
+            shared=True,
         ),
         CalibrationRun(output, source.samples, ("full",), 5, silent),
         source.site_map,

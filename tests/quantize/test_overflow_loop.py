@@ -13,8 +13,7 @@ from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.builder import constant_array
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.graph.weight_file import SharedWeights
-from arvg_trt.quantize.overflow import LIMIT, wide_tensors
-from arvg_trt.quantize.overflow_loop import LABEL, collect_loop_peaks
+from arvg_trt.quantize.overflow import LABEL, LIMIT, collect_loop_peaks, wide_tensors
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
 from arvg_trt.workspace.artifacts import decode_json

@@ -14,8 +14,7 @@ from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.packing import load_packed
 from arvg_trt.numerics.scheme import Plan, SitePlan
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run import quantize_graphs
-from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.samples.files import sample_files
@@ -31,7 +30,7 @@ def quantize(source: TinyGenerator, folder: Path, max_memory: int = 2**30, **opt
     statistics = CalibrationRun(
         source.folder, source.samples, (source.full_sites[0].graph,), 5, silent
     ).input_ranges(source.full_sites)
-    plan, _ = quantize_generator(
+    plan, _ = quantize_model(
         CalibrationRun(source.folder, source.samples, source.site_map.graphs, 5, silent),
         folder,
         source.site_map,
@@ -39,6 +38,7 @@ def quantize(source: TinyGenerator, folder: Path, max_memory: int = 2**30, **opt
         statistics,
         chosen,
         max_memory=max_memory,
+        shared=True,
     )
     return plan
 
@@ -122,13 +122,14 @@ def test_a_tokenizer_keeps_its_mean_outputs_and_gains(
             decoder_bits=3,
             **options,  # type: ignore[arg-type]
         )
-        quantize_graphs(
+        quantize_model(
             CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent),
             folder,
             tiny_di.sites,
             check_plan(make_plan(tiny_di.sites, chosen), tiny_di.sites),
             statistics,
             chosen,
+            shared=False,
         )
         feeds = {"image": images}
         outputs[name] = activations(folder / "encoder.onnx", feeds, [site.output])[site.output]

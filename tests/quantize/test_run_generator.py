@@ -18,7 +18,7 @@ from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.packing import load_packed
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, WeightFormat
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
@@ -44,13 +44,14 @@ def quantize(  # type: ignore[no-untyped-def]
     chosen = QuantizeOptions(**options)
     planned = SiteMap(sites=source.full_sites)
     entries = check_plan(plan or make_plan(planned, chosen), planned)
-    return quantize_generator(
+    return quantize_model(
         CalibrationRun(source.folder, source.samples, source.site_map.graphs, 5, progress),
         folder,
         source.site_map,
         entries,
         statistics or statistics_of(source),
         chosen,
+        shared=True,
     )
 
 

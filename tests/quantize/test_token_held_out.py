@@ -18,9 +18,8 @@ from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.numerics.qparams import QParams
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
-from arvg_trt.quantize.groups import TokenGroup, token_groups
-from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.token_held_out import (
+from arvg_trt.quantize.groups import InputGroup, find_groups
+from arvg_trt.quantize.per_token import (
     EVERY,
     METHODS,
     best_method,
@@ -28,7 +27,8 @@ from arvg_trt.quantize.token_held_out import (
     of_samples,
     search_scalings,
 )
-from arvg_trt.quantize.token_ranges import best_grid, format_candidates
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.ranges import best_grid, format_candidates
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
@@ -55,14 +55,14 @@ def full_graph(source: TinyGenerator) -> CalibrationRun:
     return CalibrationRun(source.folder, source.samples, ("full",), 2, silent)
 
 
-def groups_of(source: TinyGenerator, options: QuantizeOptions) -> list[TokenGroup]:
+def groups_of(source: TinyGenerator, options: QuantizeOptions) -> list[InputGroup]:
     planned = SiteMap(sites=source.full_sites)
     entries = check_plan(make_plan(planned, options), planned)
     statistics = CalibrationRun(
         source.folder, source.samples, (source.full_sites[0].graph,), 2, silent
     ).input_ranges(source.full_sites)
     graph = load_graph(source.folder / "full.onnx").graph
-    return token_groups(graph, source.full_sites, entries, statistics)
+    return find_groups(graph, source.full_sites, entries, statistics)
 
 
 def searched(source: TinyGenerator) -> Scaling:
@@ -142,7 +142,7 @@ def test_judged_errors_are_those_of_grids_of_the_other_half(tiny_var: TinyGenera
 
 
 def input_error(
-    group: TokenGroup, fitted: np.ndarray, judged: np.ndarray, gain: np.ndarray
+    group: InputGroup, fitted: np.ndarray, judged: np.ndarray, gain: np.ndarray
 ) -> float:
     """A sample's, on the grids whose ranges are of `fitted`, clipped as is best for `judged`."""
     low, high = fitted.min(axis=(0, 2)), fitted.max(axis=(0, 2))

@@ -17,7 +17,7 @@ from arvg_trt.errors import RecipeError
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.qdq.convolution import insert_qdq
-from arvg_trt.quantize.run import quantize_graphs
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.options import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
@@ -199,13 +199,14 @@ def test_model_of_linears_is_calibrated_and_quantized_like_one_of_convolutions(
         assert stats.count == value.shape[0] * value.shape[1]
 
     options = QuantizeOptions()
-    plan, results = quantize_graphs(
+    plan, results = quantize_model(
         CalibrationRun(export, cropped, sites.graphs, 2, silent),
         output,
         sites,
         check_plan(make_plan(sites, options), sites),
         statistics,
         options,
+        shared=False,
     )
     chosen = {entry.name: entry.activation for entry in plan.sites}
     assert all(a is not None and a.scale is not None for a in chosen.values())

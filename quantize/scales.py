@@ -20,13 +20,14 @@ from ..calibrate.observers.smoothed import Scaling, SmoothedInput
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..graph.linears import site_weight
 from ..numerics.gps import gps_scale
+from ..numerics.noise import rounding_sqnr_db
 from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import quantize_weight
 from ..recipe.options import QuantizeOptions
-from .groups import TokenGroup, allowed_grids
+from .groups import InputGroup
 from .predicted import centers, smoothing_scale
-from .token_ranges import best_grid, format_candidates
+from .ranges import best_grid, format_candidates, token_candidates
 
 Floats = NDArray[np.float64]
 GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with
@@ -49,7 +50,7 @@ def method_of(entry: SitePlan) -> Method:
     return Method(entry.smoothing, entry.smoothing == "gps")
 
 
-def levelled(groups: Sequence[TokenGroup], run: CalibrationRun) -> Statistics:
+def levelled(groups: Sequence[InputGroup], run: CalibrationRun) -> Statistics:
     """Statistics by the name of each group's first site, a position's range divided out.
 
     It will be, where positions have scales: else the widest one would decide the channels' scales
@@ -57,10 +58,10 @@ def levelled(groups: Sequence[TokenGroup], run: CalibrationRun) -> Statistics:
     """
     views = {}
     for group in groups:
-        if group.positions is not None:
-            reach = np.maximum(-group.positions.low, group.positions.high)
+        if group.tokens is not None:
+            reach = np.maximum(-group.tokens.low, group.tokens.high)
             level = np.maximum(reach, 1e-4 * max(float(reach.max()), 1e-12))
-            views[group.key] = replace(group.view, token_scale=level / np.median(level))
+            views[group.key] = replace(group.plain, token_scale=level / np.median(level))
     seen = run.ranges(views)
     return {group.key: seen.get(group.key, group.stats) for group in groups}
 
@@ -68,7 +69,7 @@ def levelled(groups: Sequence[TokenGroup], run: CalibrationRun) -> Statistics:
 def scalings_by(
     method: Method,
     graph: ir.Graph,
-    groups: Sequence[TokenGroup],
+    groups: Sequence[InputGroup],
     seen: Statistics,
     run: CalibrationRun,
     options: QuantizeOptions,
@@ -86,7 +87,7 @@ def scalings_by(
 
 
 def first_scaling(
-    method: Method, group: TokenGroup, stats: TensorStats, options: QuantizeOptions
+    method: Method, group: InputGroup, stats: TensorStats, options: QuantizeOptions
 ) -> Scaling:
     """SmoothQuant's scales, which GPS begins with."""
     assert method.scales is not None
@@ -96,14 +97,14 @@ def first_scaling(
     return Scaling(scale, centers(stats) if centered else None)
 
 
-def takes_shift(group: TokenGroup, options: QuantizeOptions) -> bool:
+def takes_shift(group: InputGroup, options: QuantizeOptions) -> bool:
     """Whether a shift a channel costs nothing; FP8 is finest around 0, which it would move away."""
     return options.shift and group.subtracts and group.activation.grid == "uniform"
 
 
 def gain_scalings(
     graph: ir.Graph,
-    groups: Sequence[TokenGroup],
+    groups: Sequence[InputGroup],
     scalings: Mapping[str, Scaling],
     run: CalibrationRun,
     options: QuantizeOptions,
@@ -131,7 +132,7 @@ def gain_scalings(
     return found
 
 
-def weight_energies(graph: ir.Graph, group: TokenGroup, scale: Floats) -> tuple[Floats, Floats]:
+def weight_energies(graph: ir.Graph, group: InputGroup, scale: Floats) -> tuple[Floats, Floats]:
     """sum Q(W)^2 and sum (W - Q(W))^2 by input channel over all readers, W scaled; [C] both."""
     rounded = np.zeros_like(scale)
     error = np.zeros_like(scale)
@@ -144,20 +145,20 @@ def weight_energies(graph: ir.Graph, group: TokenGroup, scale: Floats) -> tuple[
     return rounded, error
 
 
-def scaled_input(group: TokenGroup, scaling: Scaling) -> SmoothedInput:
+def scaled_input(group: InputGroup, scaling: Scaling) -> SmoothedInput:
     shift = None if scaling.center is None else scaling.center / scaling.smoothing
-    return replace(group.view, scale=scaling.smoothing, shift=shift)
+    return replace(group.plain, scale=scaling.smoothing, shift=shift)
 
 
 def scaled_ranges(
-    groups: Sequence[TokenGroup], scalings: Mapping[str, Scaling], run: CalibrationRun
+    groups: Sequence[InputGroup], scalings: Mapping[str, Scaling], run: CalibrationRun
 ) -> tuple[Statistics, dict[str, TensorStats]]:
     """By group: statistics of the scaled channels, and ranges of its grids' positions, [T] or [1].
 
     Only groups with positions need a pass.
     """
     found = run.ranges(
-        {g.key: scaled_input(g, scalings[g.key]) for g in groups if g.positions is not None}
+        {g.key: scaled_input(g, scalings[g.key]) for g in groups if g.tokens is not None}
     )
     channels = {
         g.key: found[g.key] if g.key in found else scaled_stats(g.stats, scalings[g.key])
@@ -180,9 +181,16 @@ class RoundedInput:
     gain: Floats
     channels: TensorStats
 
+    @property
+    def sqnr_db(self) -> float | None:
+        """In dB, channels weighted as in the product; None where the noise was not measured."""
+        if self.noise is None:
+            return None
+        return rounding_sqnr_db(float(np.sum(self.channels.square * self.gain**2)), self.noise)
+
 
 def round_inputs(
-    groups: Sequence[TokenGroup],
+    groups: Sequence[InputGroup],
     scalings: Mapping[str, Scaling],
     fitted: CalibrationRun,
     judged: CalibrationRun | None,
@@ -198,7 +206,7 @@ def round_inputs(
     channels, ranges = scaled_ranges(groups, scalings, fitted)
     views = {g.key: scaled_input(g, scalings[g.key]) for g in groups}
     gains = {g.key: np.sqrt(g.energy) * scalings[g.key].smoothing for g in groups}
-    grids = {g.key: allowed_grids(g, ranges[g.key], options)[::every] for g in groups}
+    grids = {g.key: token_candidates(g, ranges[g.key], options)[::every] for g in groups}
     if judged is None:
         return {
             g.key: RoundedInput(grids[g.key][0], None, gains[g.key], channels[g.key])

@@ -15,8 +15,8 @@ from ..workspace.facts import told
 from ..workspace.stage import require_outputs
 
 if TYPE_CHECKING:
-    from ..calibrate.calibration_run import CalibrationRun
-    from ..calibrate.observers.run import Progress
+    from .calibration_run import CalibrationRun
+    from .observers.run import Progress
 
 Batch = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -62,7 +62,7 @@ class Calibrated:
 
     def run(self, progress: Progress, export: Path | None = None) -> CalibrationRun:
         """Return a run of the calibrated graphs in `export` (None: the FP32 ones)."""
-        from ..calibrate.calibration_run import CalibrationRun
+        from .calibration_run import CalibrationRun
 
         folder = self.export if export is None else export
         return CalibrationRun(folder, self.samples, self.planned.graphs, self.batch_size, progress)
