@@ -44,7 +44,7 @@ class Calibrated:
 
     @property
     def planned(self) -> SiteMap:
-        """A generator's plan is by site; its other graphs share the sites of the calibrated."""
+        """The sites that a plan has; a generator's other graphs share those of the calibrated."""
         return self.site_map.calibrated
 
     @property

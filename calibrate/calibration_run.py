@@ -71,7 +71,7 @@ class CalibrationRun:
         return self.of(slice(self._middle(), None))
 
     def _middle(self) -> int:
-        """Where the second half begins.
+        """Return where the second half begins.
 
         Raises:
             CalibrationError: fewer than two samples.

@@ -49,7 +49,7 @@ class Choice:
 
     @property
     def share(self) -> float:
-        """Of the kept rows that are conditional."""
+        """The share of kept rows that are conditional."""
         return len(self.conditional) / (len(self.conditional) + len(self.null))
 
 
@@ -89,7 +89,7 @@ def choose_rows(conditional: Floats, null: Floats, keep: int, selection: Selecti
 
 
 def distances(features: Floats) -> tuple[Floats, Covariance]:
-    """Mahalanobis distances [N] of rows [N, C] to their mean, and whose covariance it was.
+    """Return Mahalanobis distances [N] of rows [N, C] to their mean, and whose covariance it was.
 
     sqrt((x - m)^T S^+ (x - m)) as published, S with 1 / (N - 1), where distinct rows outnumber the
     dimensions that they span by more than one. With fewer, as 128 samples of 1024 features, every
@@ -115,7 +115,7 @@ def distances(features: Floats) -> tuple[Floats, Covariance]:
 
 
 def distinct_rows(rows: Floats, tolerance: float) -> int:
-    """How many of the rows [N, R] are further apart than rounding."""
+    """Return how many of the rows [N, R] are further apart than rounding."""
     seen: list[Floats] = []
     for row in rows:
         if not seen or np.linalg.norm(np.stack(seen) - row, axis=1).min() > tolerance:
@@ -124,7 +124,7 @@ def distinct_rows(rows: Floats, tolerance: float) -> int:
 
 
 def shrinkage(along: Floats, energies: Floats, features: int) -> tuple[float, float]:
-    """(weight of the identity, its factor) for covariance S, all in the basis of its eigenvectors.
+    """Return the weight of the identity and its factor for covariance S, in its eigenvectors.
 
     `along` [N, R] are the centred rows, `energies` [R] the eigenvalues of S with 1 / N; all others
     of the `features` are 0. The weight is Ledoit and Wolf's b^2 / d^2, the factor their m.
@@ -162,7 +162,7 @@ def first_token_features(run: CalibrationRun, sites: Sequence[Site]) -> Floats:
 
 
 def block_output(graph: ir.Graph, sites: Sequence[Site]) -> ir.Value:
-    """The sum behind the last linear of the last block, [rows, T, C]."""
+    """Return the sum behind the last linear of the last block, [rows, T, C]."""
     last = [site for site in sites if site.role == LAST_OF_BLOCK][-1]
     value = values_by_name(graph)[last.output]
     while True:

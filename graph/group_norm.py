@@ -10,7 +10,7 @@ from .edit import remove_dead_nodes, take_over
 
 
 def expand_group_norms(graph: ir.Graph) -> None:
-    """GroupNormalization -> InstanceNormalization over groups, then the affine.
+    """Replace GroupNormalization by InstanceNormalization over groups, then the affine.
 
     ONNX Runtime has no CPU kernel for the former and runs its function body in eight passes.
     """

@@ -31,12 +31,12 @@ def output_first(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float
 
 
 def gemm_transposes(node: ir.Node) -> bool:
-    """Whether the weight of a Gemm is [O, I]; that of a MatMul never is."""
+    """Return whether the weight of a Gemm is [O, I]; that of a MatMul never is."""
     return "transB" in node.attributes and bool(node.attributes["transB"].as_int())
 
 
 def is_plain_gemm(gemm: ir.Node) -> bool:
-    """Whether a Gemm is a linear: x W + b or x W^T + b, without factors."""
+    """Return whether a Gemm is a linear: x W + b or x W^T + b, without factors."""
     factors = (gemm.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
     return all(factor == 1.0 for factor in factors) and not gemm.attributes.get_int("transA", 0)
 

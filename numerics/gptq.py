@@ -57,7 +57,7 @@ class UnitGrid:
         return cls(bits, log_table(ones, ratio, bits).astype(np.float64))
 
     def codes(self, values: Floats) -> Floats:
-        """Of the nearest points to `values`, [O] or [O, M]."""
+        """Return the integers of the nearest points to `values`, [O] or [O, M]."""
         if self.table is None:
             top = 2 ** (self.bits - 1) - 1
             return np.clip(np.rint(values), -top, top)
@@ -111,7 +111,7 @@ def compensate(
 
 
 def factorize(square: Floats, rows: int) -> Factor:
-    """Columns of much energy come first; dead ones get the damping alone, so carry no error."""
+    """Factorize XᵀX with columns of much energy first; dead ones get the damping alone."""
     columns = len(square)
     energy = np.diag(square)
     order = np.argsort(-energy, kind="stable")
@@ -129,7 +129,7 @@ def factorize(square: Floats, rows: int) -> Factor:
 def round_columns(
     weight: Floats, scale: NDArray[np.float32], grid: UnitGrid, factor: Factor
 ) -> tuple[Floats, Floats]:
-    """Codes [O, K] and the damped error of each row, [O]."""
+    """Return codes [O, K] and the damped error of each row, [O]."""
     columns = weight.shape[1]
     ordered = weight[:, factor.order]
     error, made = np.zeros_like(ordered), np.zeros_like(ordered)
@@ -164,17 +164,17 @@ def fit_scale(
 
 
 def output_error(weight: Floats, rounded: QuantizedWeight, square: Floats) -> Floats:
-    """sum |(W - Q) x|^2 by output channel, [O]."""
+    """Return sum |(W - Q) x|^2 by output channel, [O]."""
     error = weight - rounded.dequantize().reshape(weight.shape).astype(np.float64)
     total: Floats = ((error @ square) * error).sum(axis=1)
     return total
 
 
 def by_scale(errors: Floats, scale: NDArray[np.float32]) -> Floats:
-    """By channel as they are; of one scale for all the sum, [1]."""
+    """Return errors by channel as they are, or their sum [1] where all have one scale."""
     return errors if scale.size > 1 else errors.sum(keepdims=True)
 
 
 def by_row(chosen: NDArray[np.bool_], new: NDArray[Any], old: NDArray[Any]) -> NDArray[Any]:
-    """`new` in the chosen rows ([1]: in all or none), else `old`."""
+    """Return `new` in the chosen rows ([1]: in all or none), else `old`."""
     return np.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -55,7 +55,7 @@ def save_packed(
 def load_packed(
     path: Path,
 ) -> tuple[dict[str, QuantizedWeight], dict[str, NDArray[np.generic]]]:
-    """Inverse of `save_packed`."""
+    """Read what `save_packed` wrote."""
     with safe_open(path, framework="numpy") as file:
         header = json.loads(file.metadata()[HEADER])["sites"]
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}

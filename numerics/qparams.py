@@ -61,7 +61,7 @@ class QParams:
 
     @property
     def offset(self) -> Floats:
-        """What is subtracted from the input so that a zero point of 0 is left, [1] or [T]."""
+        """The part of the input that is subtracted to leave a zero point of 0, [1] or [T]."""
         return -self.zero_point * np.float64(self.engine_scale)
 
     @property

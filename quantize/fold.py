@@ -25,17 +25,17 @@ NORMS = (
 
 
 def folds_scale(site: Site) -> bool:
-    """Whether something in front of `site` takes a scale a channel."""
+    """Return whether something in front of `site` takes a scale a channel."""
     return site.fold is not None or site.producer_fold is not None
 
 
 def folds_shift(site: Site) -> bool:
-    """Whether it takes a shift a channel too; a weight without a bias takes none."""
+    """Return whether it takes a shift a channel too; a weight without a bias takes none."""
     return site.fold is not None or bool(site.producer_fold and site.producer_fold.subtract)
 
 
 def holds_producer(graph: ir.Graph, site: Site) -> bool:
-    """Whether every initializer of the site's producer fold is in `graph`."""
+    """Return whether every initializer of the site's producer fold is in `graph`."""
     fold = site.producer_fold
     if fold is None:
         return False
@@ -76,7 +76,7 @@ def fold_into_norm(
 
 
 def norm_behind(node: ir.Node) -> ir.Node:
-    """The norm whose output reaches `node` through its Q/DQ chain."""
+    """Return the norm whose output reaches `node` through its Q/DQ chain."""
     value = node.inputs[0]
     while value is not None:
         producer = value.producer()
@@ -136,7 +136,7 @@ def absorb(
 
 
 def fold_parts(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
-    """The producer's share, as far as it lies in `graph`."""
+    """Fold into what makes the input, as far as that lies in `graph`."""
     fold = site.producer_fold
     if fold is None or not absorbed.divides:
         return
@@ -151,7 +151,7 @@ def held(graph: ir.Graph, parts: Sequence[FoldPart]) -> list[FoldPart]:
 
 
 def scale_input(graph: ir.Graph, sites: Sequence[Site], absorbed: Absorption) -> None:
-    """What the producer does not take, once in front of all readers."""
+    """Put what the producer does not take into nodes in front of all readers."""
     first = sites[0]
     nodes = [site_node(graph, site) for site in sites]
     value = nodes[0].inputs[0]
@@ -174,7 +174,7 @@ def scale_input(graph: ir.Graph, sites: Sequence[Site], absorbed: Absorption) ->
 
 
 def scale_weight(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
-    """W s instead of W."""
+    """Multiply the weight by the scale."""
     assert site.weight is not None
     value = graph.initializers[site.weight]
     by = absorbed.scale if gemm_transposes(site_node(graph, site)) else absorbed.scale[:, None]
@@ -183,7 +183,7 @@ def scale_weight(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
 
 
 def shift_output(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
-    """p W into the bias, W the absorbed weight."""
+    """Add the shift times the folded weight to the bias."""
     assert site.weight is not None
     node = site_node(graph, site)
     wide = constant_array(graph.initializers[site.weight]).astype(np.float64)

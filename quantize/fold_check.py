@@ -81,7 +81,7 @@ class AppliedFold:
 
 
 def failing_folds(folder: Path, run: Runner, folds: Sequence[AppliedFold]) -> dict[str, float]:
-    """The folds that change their tensor, by the name of the first site, and by how much.
+    """Return the folds that change their tensor, by the name of the first site, and by how much.
 
     As many are tried together as a changed copy of a graph in `folder` can hold; where that does
     not hold, each one alone.
@@ -102,7 +102,7 @@ def failing_folds(folder: Path, run: Runner, folds: Sequence[AppliedFold]) -> di
 
 
 def parts_of(folder: Path, folds: Sequence[AppliedFold]) -> list[list[AppliedFold]]:
-    """In their order, those whose changed constants fit into one protobuf."""
+    """Split folds, in their order, so that the changed constants of each part fit a protobuf."""
     names = {fold.sites[0].graph for fold in folds}
     held = {name: load_graph(folder / f"{name}.onnx").graph.initializers for name in names}
     parts: list[list[AppliedFold]] = []
@@ -148,7 +148,7 @@ def seen(run: Runner, folds: Sequence[AppliedFold], *, applied: bool) -> dict[st
 
 
 def difference(one: TensorStats, other: TensorStats) -> float:
-    """Largest difference of a channel's ends or norm, relative to the largest of `one`."""
+    """Return the largest difference of a channel's ends or norm, relative to that of `one`."""
     worst = 0.0
     reach = float(np.maximum(np.abs(one.low), np.abs(one.high)).max())
     norms = np.sqrt(one.square), np.sqrt(other.square)
@@ -187,7 +187,7 @@ def on_arrays(folder: Path, feeds: Mapping[str, Arrays]) -> Runner:
 
 
 def tried_folds(sites: Sequence[Site]) -> list[AppliedFold]:
-    """Every fold that a site map names, with scales that a wrong one cannot hide from.
+    """Return every fold that a site map names, with scales that a wrong one cannot hide from.
 
     Powers of two, so that a right one is exact; shifts of about the size of a norm's output.
     """

@@ -74,7 +74,7 @@ class InputGroup:
 
     @property
     def entry(self) -> SitePlan:
-        """Whose smoothing and activation are those of all."""
+        """The plan of the first site, whose smoothing and activation are those of all."""
         return self.entries[self.key]
 
     @property
@@ -118,12 +118,12 @@ class InputDecision:
 
     @property
     def scale(self) -> Floats:
-        """What each channel is divided by, [C]."""
+        """The divisor of each channel, [C]."""
         return self.scaling.smoothing
 
     @property
     def shift(self) -> Floats:
-        """What is subtracted from each channel after that, [C]."""
+        """The shift that is subtracted from each channel after that, [C]."""
         found = np.zeros(1)
         if self.scaling.center is not None:
             found = self.scaling.center / self.scaling.smoothing
@@ -202,7 +202,7 @@ def require_one_plan(plans: Mapping[str, SitePlan]) -> None:
 
 
 def wants_tokens(entry: SitePlan) -> bool:
-    """Whether a plan wants a scale per token."""
+    """Return whether a plan wants a scale per token."""
     return entry.activation is not None and entry.activation.granularity == "per_position"
 
 
@@ -212,7 +212,7 @@ def with_zero(stats: TensorStats) -> TensorStats:
 
 
 def is_padded(graph: ir.Graph, site: Site) -> bool:
-    """Whether a convolution pads its input with zeros."""
+    """Return whether a convolution pads its input with zeros."""
     node = site_node(graph, site)
     return "pads" in node.attributes and any(node.attributes["pads"].as_ints())
 

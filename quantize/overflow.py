@@ -81,7 +81,7 @@ def quantize_in_range(
 def overflowing(
     graph: ir.Graph, sites: Sequence[Site], entries: Mapping[str, SitePlan], peaks: dict[str, float]
 ) -> dict[str, float]:
-    """By name the sites whose product passes the limit in front of its channel factor."""
+    """Return the sites whose product passes the limit in front of its channel factor."""
     products = {str(node.name): str(node.outputs[0].name) for node in graph}
     found = {}
     for site in sites:
@@ -95,7 +95,7 @@ def overflowing(
 
 
 def wide_tensors(folder: Path, peaks: Peaks) -> list[WideTensor]:
-    """Tensors of the graphs in `folder` beyond the limit, in graph order."""
+    """Return tensors of the graphs in `folder` beyond the limit, in graph order."""
     found = []
     for name, by_tensor in peaks.items():
         graph = load_graph(folder / f"{name}.onnx").graph
@@ -110,7 +110,7 @@ def wide_tensors(folder: Path, peaks: Peaks) -> list[WideTensor]:
 
 
 def is_square(node: ir.Node, users: set[ir.Node]) -> bool:
-    """Squares that only sums read stay in FP32 anyway."""
+    """Return whether a node makes squares that only sums read: those stay in FP32 anyway."""
     itself = node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
     squares = itself or node.op_type == "Pow"
     return squares and bool(users) and {user.op_type for user in users} <= REDUCTIONS
@@ -120,7 +120,7 @@ Listed = list[dict[str, Any]]
 
 
 def fp32_nodes(listed: Iterable[Mapping[str, Any]], model: onnx.ModelProto) -> list[str]:
-    """Nodes of `model` that make or read a listed tensor.
+    """Return nodes of `model` that make or read a listed tensor.
 
     They are found by name: the graphs of a model call the nodes of one module alike.
     """
@@ -129,12 +129,12 @@ def fp32_nodes(listed: Iterable[Mapping[str, Any]], model: onnx.ModelProto) -> l
 
 
 def listed_tensors(quantized: Manifest) -> Listed:
-    """What `quantize` told of its graphs."""
+    """Return what `quantize` told of its graphs."""
     return list(quantized.results.get("fp32_tensors", ()))
 
 
 def find_calibration(workspace: Workspace, reporter: Reporter) -> Manifest | None:
-    """What calibration told; without one, a warning of what cannot be known."""
+    """Return the calibration's manifest, or warn that overflow cannot be known without one."""
     if not (workspace.folder("calibrate") / MANIFEST).is_file():
         reporter.warn(
             "not calibrated: whether the unquantized graphs overflow in FP16 is not known"
@@ -144,7 +144,7 @@ def find_calibration(workspace: Workspace, reporter: Reporter) -> Manifest | Non
 
 
 def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed:
-    """Those of the FP32 graphs, as a quantization's manifest lists its own.
+    """Return the overflow risks of the FP32 graphs, as a quantization's manifest lists its own.
 
     Raises:
         CalibrationError: statistics of another export, or a value that is not finite.
@@ -159,13 +159,13 @@ def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed
 
 
 def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideTensor]:
-    """Those of graphs that no plan changes: a generator's decoder, VAR's updates."""
+    """Return the overflow risks of graphs that no plan changes, such as a generator's decoder."""
     peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
     return wide_tensors(source.export, peaks)
 
 
 def collect_loop_peaks(export: Path, site_map: SiteMap, *, progress: Progress) -> Peaks:
-    """max |x| of the float tensors that the FP32 graphs of `export` compute, by graph and tensor.
+    """Return max |x| of the float tensors of graphs that no sample feeds, by graph and tensor.
 
     Of those with sites that no plan names, while the model makes a picture.
 

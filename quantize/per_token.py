@@ -117,7 +117,7 @@ def decide_groups(
 def scale_groups(
     graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
 ) -> dict[str, Scaling]:
-    """By the name of each group's first site, by the method that its plan names."""
+    """Return the scaling of each group by the method that its plan names."""
     searched = [group for group in groups if group.entry.smoothing == "search"]
     found = search_scalings(graph, searched, run, options) if searched else {}
     named: dict[Method, list[InputGroup]] = defaultdict(list)
@@ -134,7 +134,7 @@ def scale_groups(
 def search_scalings(
     graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
 ) -> dict[str, Scaling]:
-    """By the name of each group's first site, of the method whose judged error is least.
+    """Return the scaling of each group by the method whose held-out error is least.
 
     Raises:
         CalibrationError: fewer than two samples.
@@ -162,7 +162,7 @@ def search_scalings(
 
 
 def best_method(errors: Sequence[Sequence[float]]) -> Method:
-    """That which relative to none is best on the half where it is worst; none wins `GAIN_DB`.
+    """Return the method that relative to none is best on its worst half; none wins `GAIN_DB`.
 
     `errors` of `METHODS` in their order, of which the first is none, for each half.
     """
@@ -172,7 +172,7 @@ def best_method(errors: Sequence[Sequence[float]]) -> Method:
 
 
 def of_samples(groups: Sequence[InputGroup], part: CalibrationRun) -> list[InputGroup]:
-    """The groups with statistics of the samples of `part` alone."""
+    """Return the groups with statistics of the samples of `part` alone."""
     seen = part.ranges({group.key: group.plain for group in groups})
     return [
         replace(
@@ -192,7 +192,7 @@ def judged_errors(
     judged: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, float]:
-    """Squared error a sample of each group's products, by the name of its first site.
+    """Return the squared error per sample of each group's products.
 
     That of inputs is on grids fitted to the one half, seen on the other; that of weights is of
     rounding them to nearest.

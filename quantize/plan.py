@@ -51,7 +51,10 @@ def weight_format(options: QuantizeOptions, site: Site) -> WeightFormat | None:
 
 
 def bits_option(options: QuantizeOptions, site: Site) -> str:
-    """The option that has the bits of a site's weight; halves of a tokenizer have their own."""
+    """Return the option that has the bits of a site's weight.
+
+    Halves of a tokenizer have their own.
+    """
     if makes_modulation(site) and options.adaln_bits is not None:
         return "adaln_bits"
     halved = options.weight_bits is None and site.graph in HALVES
@@ -59,7 +62,7 @@ def bits_option(options: QuantizeOptions, site: Site) -> str:
 
 
 def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
-    """One entry per site, in graph order.
+    """Make a plan with one entry per site, in graph order.
 
     Raises:
         RecipeError: an exclude pattern that matches nothing, or a plan that quantizes nothing.
@@ -124,17 +127,17 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
 
 
 def scales_positions(site: Site, options: QuantizeOptions) -> bool:
-    """Whether the input gets a scale a position."""
+    """Return whether the input gets a scale a position."""
     return options.token_wise and site.knows_positions and not matches(site, options.per_tensor)
 
 
 def makes_modulation(site: Site) -> bool:
-    """Whether it makes the gains, shifts and gates of an adaLN from the condition."""
+    """Return whether it makes the gains, shifts and gates of an adaLN from the condition."""
     return site.role == "adaln"
 
 
 def is_product(site: Site) -> bool:
-    """Whether it is one of the two products of an attention."""
+    """Return whether it is one of the two products of an attention."""
     return site.role in PRODUCT_ROLES and site.weight is None
 
 
@@ -164,7 +167,7 @@ def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> 
 
 
 def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
-    """A hand-edited plan against the sites: by name, complete, and only what a graph can hold.
+    """Check a hand-edited plan against the sites; returns its entries by name.
 
     Raises:
         RecipeError: names the entry at fault.

@@ -33,7 +33,7 @@ class Way:
     centered: bool = False
 
     def fit(self, stats: TensorStats, readers: Readers, bits: tuple[int, int]) -> Scaling:
-        """To the ranges of a tensor; `bits` are those of activation and weight.
+        """Fit scales to the ranges of a tensor; `bits` are those of activation and weight.
 
         A tensor that had no element in any sample, such as an empty cache, is left as it is.
         """
@@ -51,7 +51,7 @@ class Way:
 def smoothing_scale(
     stats: TensorStats, weight_absmax: Array, alpha: float, *, centered: bool = False
 ) -> Array:
-    """SmoothQuant s_i = max|X_i|^alpha / max|W_i|^(1-alpha) (arXiv 2211.10438, eq. 4).
+    """Return SmoothQuant s_i = max|X_i|^alpha / max|W_i|^(1-alpha) (arXiv 2211.10438, eq. 4).
 
     Where channels are `centered`, ``max|X_i|`` is half the channel's range. Arguments and result
     [C]; normalised to geometric mean 1; dead channels get 1.
@@ -66,24 +66,24 @@ def smoothing_scale(
 
 
 def reach_of(stats: TensorStats, *, centered: bool) -> Array:
-    """Largest magnitude of each channel, or where it is `centered` half its range, [C]."""
+    """Return the absmax of each channel, or half its range where it is `centered`, [C]."""
     return half_range(stats) if centered else np.maximum(np.abs(stats.low), np.abs(stats.high))
 
 
 def half_range(stats: TensorStats) -> Array:
-    """Half the width of each channel's range, [C]."""
+    """Return half the width of each channel's range, [C]."""
     return (stats.high - stats.low) / 2
 
 
 def centers(stats: TensorStats) -> Array:
-    """The middle of each channel's range, [C]."""
+    """Return the middle of each channel's range, [C]."""
     return (stats.high + stats.low) / 2
 
 
 def predicted_scale(
     stats: TensorStats, readers: Readers, bits: tuple[int, int], *, centered: bool
 ) -> Array:
-    """The scales of least predicted error of the products, [C].
+    """Return the scales of least predicted error of the products, [C].
 
     Candidates are SmoothQuant's scales for several exponents, each also with the largest smoothed
     channels capped: few channels set the step of the whole tensor, and widening their scale alone
@@ -105,7 +105,7 @@ def predicted_scale(
 def predicted_error(
     stats: TensorStats, readers: Readers, scale: Array, bits: tuple[int, int], *, centered: bool
 ) -> float:
-    """Expected squared error of the readers' outputs per pixel, roundings being uniform noise.
+    """Return the expected squared error of the readers' outputs, roundings as uniform noise.
 
     With a step d of the input and D_o of output channel o of the weight:
     d^2/12 sum_i s_i^2 |W_i|^2 + sum_o D_o^2/12 sum_i E[x_i^2]/s_i^2 taps, the two terms whose

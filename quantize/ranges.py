@@ -118,7 +118,7 @@ def best_candidate(errors: Sequence[Floats], gain: Floats, power: int) -> int:
 
 
 def is_one_sided(low: Floats, high: Floats) -> bool:
-    """Whether most positions' ranges reach less than half as far to one side as to the other."""
+    """Return whether the median token's range is one-sided: its short side under half the long."""
     short, long = np.minimum(-low, high), np.maximum(-low, high)
     alive = long > 0
     return bool(alive.any() and np.median(short[alive] / long[alive]) < ONE_SIDED)
@@ -127,7 +127,7 @@ def is_one_sided(low: Floats, high: Floats) -> bool:
 def format_candidates(
     ranges: TensorStats, wanted: ActivationFormat, *, allow_shift: bool, clip: bool = True
 ) -> list[QParams]:
-    """Grids of a plan's format for positions of these ranges; the first is not clipped.
+    """Return grids of a plan's format for positions of these ranges; the first is not clipped.
 
     `clip` False: only that one.
     """
@@ -138,7 +138,7 @@ def format_candidates(
 
 
 def fp8_candidates(ranges: TensorStats, fractions: Sequence[float]) -> list[QParams]:
-    """Grids that put a multiple of the positions' reach [T] on E4M3's largest number."""
+    """Return grids that put a multiple of the positions' reach [T] on E4M3's largest number."""
     reach = np.maximum(-ranges.low, ranges.high)
     reach = np.maximum(reach, usual_reach(ranges, reach))
     reach = np.maximum(reach, max(LEAST_REACH * float(reach.max()), SMALLEST))
@@ -152,7 +152,9 @@ def grid_candidates(
     allow_shift: bool,
     fractions: Sequence[float] = TOKEN_FRACTIONS,
 ) -> list[QParams]:
-    """Grids whose long side is a share of the positions' ranges [T]; the short is not clipped.
+    """Return grids whose long side is a share of the positions' ranges [T].
+
+    The short is not clipped.
 
     Zero is in every range. One-sided ones get an integer shift, others are symmetric.
     """
@@ -179,7 +181,7 @@ def grid_candidates(
 
 
 def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
-    """What the highest crest factor of any position makes of each one's root mean square, [T].
+    """Return each token's root mean square times the highest crest factor of any token, [T].
 
     Few samples do not show how far a position can reach, all positions together do: with ranges of
     each one's own, values that calibration did not see were clipped (VAR mini, 8 bits: -0.8 dB).
@@ -199,7 +201,7 @@ def usual_reach(ranges: TensorStats, reach: Floats) -> Floats:
 def best_grid(
     candidates: Sequence[QParams], errors: Floats, samples: int | Index
 ) -> tuple[QParams, Index]:
-    """Of each position the candidate of least error, and which that is [T].
+    """Return the candidate of least error of each token, and which that is [T].
 
     `errors` is [candidates, T], of `samples` samples. Few of them tell little of a position's
     tails: its errors count as `samples` beside `PRIOR` of the geometric mean over positions, all as

@@ -54,7 +54,10 @@ class Task:
 
     @staticmethod
     def needed(entry: SitePlan, *, correct: bool) -> bool:
-        """Whether a site of this plan is rounded with data; `correct`: biases are corrected."""
+        """Return whether a site of this plan is rounded with data.
+
+        `correct`: biases are corrected.
+        """
         return entry.weight is not None and (correct or entry.rounding != "nearest")
 
     @property
@@ -65,7 +68,7 @@ class Task:
 def round_sites(
     run: CalibrationRun, tasks: Sequence[Task], *, correct: bool, max_memory: int
 ) -> dict[str, Rounded]:
-    """By name, the sites of `tasks`, but for convolutions that are no plain product of patches.
+    """Round the sites of `tasks`, but for convolutions that are no plain product of patches.
 
     `correct` asks for corrected biases.
 
@@ -110,7 +113,7 @@ def round_sites(
 
 
 def correct_biases(graph: ir.Graph, sites: Sequence[Site], rounded: Mapping[str, Rounded]) -> None:
-    """While the sites still have their float form."""
+    """Add the corrections to the biases of sites that still have their float form."""
     for site in sites:
         found = rounded.get(site.name)
         if found is not None and found.bias_shift is not None:
@@ -118,7 +121,7 @@ def correct_biases(graph: ir.Graph, sites: Sequence[Site], rounded: Mapping[str,
 
 
 def by_rows(tasks: Sequence[Task]) -> dict[tuple[object, ...], list[Task]]:
-    """Tasks whose products are fed the same rows."""
+    """Return tasks whose products are fed the same rows."""
     found: dict[tuple[object, ...], list[Task]] = {}
     for task in tasks:
         kernel = kernel_of(task.node, task.site)
@@ -130,7 +133,7 @@ def by_rows(tasks: Sequence[Task]) -> dict[tuple[object, ...], list[Task]]:
 
 
 def is_plain(node: ir.Node, site: Site) -> bool:
-    """Whether the site's rows can be made: linears, ungrouped convolutions with given pads."""
+    """Return whether a site's rows can be made: of linears, ungrouped convolutions with pads."""
     if site.op in LINEAR_OPS:
         return True
     groups, pads = node.attributes.get("group"), node.attributes.get("auto_pad")
@@ -142,14 +145,14 @@ def is_plain(node: ir.Node, site: Site) -> bool:
 
 
 def input_channels(task: Task) -> int:
-    """Of a linear's weight as ONNX holds it, or of a convolution's."""
+    """Return the number of input channels of a site's weight."""
     transposed = task.node.attributes.get("transB")
     first = task.site.op in LINEAR_OPS and not (transposed and transposed.as_int())
     return task.site.weight_shape[0 if first else 1]
 
 
 def kernel_of(node: ir.Node, site: Site) -> Kernel | None:
-    """None for a linear."""
+    """Return the kernel of a convolution, None for a linear."""
     if site.op in LINEAR_OPS:
         return None
     shape = site.weight_shape[2:]
@@ -170,7 +173,7 @@ def kernel_of(node: ir.Node, site: Site) -> Kernel | None:
 def mean_shift(
     weight: NDArray[np.float32], rounded: QuantizedWeight, moments: Moments
 ) -> NDArray[np.float64]:
-    """W E[x] - Q(W) E[Q(x)], [O]."""
+    """Return W E[x] - Q(W) E[Q(x)], [O]."""
     assert moments.plain is not None and moments.rounded is not None
     exact = weight.reshape(len(weight), -1).astype(np.float64)
     found = rounded.dequantize().reshape(exact.shape).astype(np.float64)
@@ -201,7 +204,7 @@ def correct_bias(graph: ir.Graph, site: Site, shift: NDArray[np.float64]) -> Non
 
 
 def added_bias(product: ir.Node, size: int) -> tuple[ir.Node | None, int]:
-    """The Add of `size` constants that alone reads a product, and which input they are."""
+    """Return the Add of `size` constants that alone reads a product, and which input they are."""
     value = product.outputs[0]
     users = list(value.uses())
     if len(users) != 1 or users[0].node.op_type != "Add" or value.is_graph_output():

@@ -45,13 +45,13 @@ class Method:
 
 
 def method_of(entry: SitePlan) -> Method:
-    """Of a plan's entry; GPS centres channels, as published."""
+    """Return the method that a plan names; GPS centres channels, as published."""
     assert entry.smoothing != "search" and entry.smoothing != "predicted"
     return Method(entry.smoothing, entry.smoothing == "gps")
 
 
 def levelled(groups: Sequence[InputGroup], run: CalibrationRun) -> Statistics:
-    """Statistics by the name of each group's first site, a position's range divided out.
+    """Return statistics by the name of each group's first site, a position's range divided out.
 
     It will be, where positions have scales: else the widest one would decide the channels' scales
     for all.
@@ -74,7 +74,7 @@ def scalings_by(
     run: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, Scaling]:
-    """By the name of each group's first site, of one method; `seen` as `levelled` has it of `run`.
+    """Return the scaling of each group by one method; `seen` as `levelled` has it of `run`.
 
     Not to scale needs no statistics.
     """
@@ -89,7 +89,7 @@ def scalings_by(
 def first_scaling(
     method: Method, group: InputGroup, stats: TensorStats, options: QuantizeOptions
 ) -> Scaling:
-    """SmoothQuant's scales, which GPS begins with."""
+    """Return SmoothQuant's scales, which GPS begins with."""
     assert method.scales is not None
     exponent = GPS_EXPONENT if method.scales == "gps" else method.scales
     centered = method.centered and takes_shift(group, options)
@@ -98,7 +98,10 @@ def first_scaling(
 
 
 def takes_shift(group: InputGroup, options: QuantizeOptions) -> bool:
-    """Whether a shift a channel costs nothing; FP8 is finest around 0, which it would move away."""
+    """Return whether a shift a channel costs nothing.
+
+    FP8 is finest around 0, which it would move away.
+    """
     return options.shift and group.subtracts and group.activation.grid == "uniform"
 
 
@@ -109,7 +112,7 @@ def gain_scalings(
     run: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, Scaling]:
-    """GPS on top of `scalings`; the reference channel's grid is that of its position."""
+    """Return GPS on top of `scalings`; the reference channel's scale is that of its token."""
     channels, ranges = scaled_ranges(groups, scalings, run)
     grids: dict[str, QParams] = {}
     for g in groups:
@@ -133,7 +136,10 @@ def gain_scalings(
 
 
 def weight_energies(graph: ir.Graph, group: InputGroup, scale: Floats) -> tuple[Floats, Floats]:
-    """sum Q(W)^2 and sum (W - Q(W))^2 by input channel over all readers, W scaled; [C] both."""
+    """Return sum Q(W)^2 and sum (W - Q(W))^2 by input channel over all readers, W scaled.
+
+    [C] both.
+    """
     rounded = np.zeros_like(scale)
     error = np.zeros_like(scale)
     assert group.entry.weight is not None
@@ -153,7 +159,7 @@ def scaled_input(group: InputGroup, scaling: Scaling) -> SmoothedInput:
 def scaled_ranges(
     groups: Sequence[InputGroup], scalings: Mapping[str, Scaling], run: CalibrationRun
 ) -> tuple[Statistics, dict[str, TensorStats]]:
-    """By group: statistics of the scaled channels, and ranges of its grids' positions, [T] or [1].
+    """Return by group the statistics of scaled channels, and the ranges of tokens [T] or [1].
 
     Only groups with positions need a pass.
     """
@@ -183,7 +189,7 @@ class RoundedInput:
 
     @property
     def sqnr_db(self) -> float | None:
-        """In dB, channels weighted as in the product; None where the noise was not measured."""
+        """SQNR in dB, channels weighted as in the product; None where nothing was measured."""
         if self.noise is None:
             return None
         return rounding_sqnr_db(float(np.sum(self.channels.square * self.gain**2)), self.noise)
@@ -197,7 +203,7 @@ def round_inputs(
     options: QuantizeOptions,
     every: int = 1,
 ) -> dict[str, RoundedInput]:
-    """By the name of each group's first site, on grids whose ranges are those of `fitted`.
+    """Round the inputs of groups by the candidates that fit the ranges of `fitted`.
 
     Of each position the clip with the least error on `judged` is taken, of `every` one that there
     is. `noise` is that of `judged`, `channels` are those of `fitted`. With `judged` None the first
@@ -225,14 +231,14 @@ def round_inputs(
 
 
 def scaled_stats(stats: TensorStats, scaling: Scaling) -> TensorStats:
-    """Of x / s - p without another pass; the squares are those of x / s, p would need sums."""
+    """Return the statistics of x / s - p without another run; the squares are those of x / s."""
     s = scaling.smoothing
     p = 0.0 if scaling.center is None else scaling.center / s
     return TensorStats(stats.low / s - p, stats.high / s - p, stats.square / s**2, stats.count)
 
 
 def one_range(stats: TensorStats) -> TensorStats:
-    """The range of all channels, as that of one position."""
+    """Return the range of all channels, as that of one position."""
     low, high = float(stats.low.min()), float(stats.high.max())
     return TensorStats(
         np.array([low]), np.array([high]), np.array([stats.square.sum()]), stats.count

@@ -134,7 +134,7 @@ class SeparateGraphs:
     def _chosen(
         self, sites: Sequence[Site], weights: Mapping[str, QuantizedWeight]
     ) -> dict[str, SiteWeights]:
-        """What the products of a graph compute with, but for those with constants."""
+        """Return what the products of a graph compute with, but for those with constants."""
         found: dict[str, SiteWeights] = {}
         for site in sites:
             if site.weight is None or site.role in CONSTANT_ROLES:
@@ -156,7 +156,7 @@ class SeparateGraphs:
         return found
 
     def _with_its_fold(self, site: Site) -> Site:
-        """The site, without a fold where its input's scale has a node of its own."""
+        """Return the site, without a fold where its input's scale has a node of its own."""
         decision = self._decision(site)
         if decision is not None and decision.divides:
             return site

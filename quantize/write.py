@@ -29,7 +29,7 @@ def write_quantized(
     reporter: Reporter,
     max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
-    """The graphs, weights.safetensors and plan.json of a checked plan."""
+    """Return the graphs, weights.safetensors and plan.json of a checked plan."""
     from ..calibrate.statistics import load_statistics, require_channels
     from .overflow import quantize_in_range
     from .qdq.attention import quantize_attention
@@ -62,7 +62,7 @@ def write_quantized(
 
 
 def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:
-    """Bytes of the FP32 weights: of all graphs, or of a generator's calibrated ones.
+    """Return bytes of the FP32 weights: of all graphs, or of a generator's calibrated ones.
 
     Without the codes as they are searched, which their table repeats.
     """

@@ -38,7 +38,7 @@ def keep_absmax(absmax: dict[str, float], outputs: Outputs) -> None:
 
 
 def computed_floats(graph: ir.Graph) -> list[ir.Value]:
-    """Float tensors that depend on an input, but on no mask unless through a softmax."""
+    """Return float tensors that depend on an input, but on no mask unless through a softmax."""
     floats = {v for v in graph.inputs if v.dtype == ir.DataType.FLOAT}
     fixed = set(graph.initializers.values())
     masked = {v for v in fixed if holds_mask(v)}
@@ -65,7 +65,7 @@ def holds_mask(value: ir.Value) -> bool:
 
 
 def makes_float(node: ir.Node, value: ir.Value, floats: set[ir.Value]) -> bool:
-    """Nodes that were inserted have no types yet: they are as their first input, or convert."""
+    """Return whether a node makes floats; inserted ones are as their first input, or convert."""
     if value.dtype is not None:
         return value.dtype == ir.DataType.FLOAT
     if node.op_type in CONVERTING:

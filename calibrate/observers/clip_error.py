@@ -89,7 +89,7 @@ def observe_clip_errors(
 
 
 def fits_operators(view: SmoothedInput, qparams: QParams) -> bool:
-    """Whether QuantizeLinear can round so: rows lie in order, and zero points are of int8.
+    """Return whether QuantizeLinear can round so: rows lie in order, and zero points are of int8.
 
     The sums of a clip's errors take 0.46 ms with it, 0.63 with `nearest_point`, of [256, 4096].
     """
@@ -99,14 +99,14 @@ def fits_operators(view: SmoothedInput, qparams: QParams) -> bool:
 
 
 def error_unit(view: SmoothedInput, qparams: QParams) -> Floats:
-    """What an error of 1 in the sums of `observe_clip_errors` is in the view, [T] or [1]."""
+    """Return what an error of 1 in the sums of `observe_clip_errors` is in the view, [T] or [1]."""
     return np.ones_like(qparams.scale) if fits_operators(view, qparams) else qparams.scale
 
 
 def rounding_distance(
     graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> ir.Value:
-    """The view's distance to the nearest number, in units of `error_unit`."""
+    """Return the view's distance to the nearest number, in units of `error_unit`."""
     if not fits_operators(view, qparams):
         _, error = rounding_error(graph, seen, view, qparams, label)
         return error

@@ -81,7 +81,7 @@ class Moments:
 
 
 def split_passes(probes: Mapping[str, Probe], max_memory: int) -> list[dict[str, Probe]]:
-    """Probes in their order, as many in a pass as `max_memory` bytes hold.
+    """Return probes in their order, as many in a pass as `max_memory` bytes hold.
 
     Raises:
         OutOfMemory: one that does not fit alone.
@@ -171,7 +171,7 @@ def observe_moments(graph: ir.Graph, probes: Mapping[str, Probe]) -> None:
 def add_square(
     graph: ir.Graph, rows: ir.Value, before: ir.Value | None, strips: int, name: str
 ) -> ir.Value:
-    """rows^T rows, added to `before` in float64 where there are several strips."""
+    """Add rows^T rows to `before`, in float64 where there are several strips."""
     if strips == 1:
         return add_node(graph, "Gemm", [rows, rows], name, transA=1)
     product = add_node(graph, "Gemm", [rows, rows], f"{name}/product", transA=1)
@@ -191,7 +191,7 @@ def give(graph: ir.Graph, value: ir.Value, kind: ir.DataType, rank: int) -> None
 
 
 def padded(graph: ir.Graph, value: ir.Value, kernel: Kernel, name: str) -> ir.Value:
-    """Zeros around it, as a convolution pads before its input is scaled."""
+    """Pad with zeros, as a convolution does before its input is scaled."""
     half = len(kernel.pads) // 2
     pads = np.array([0, 0, *kernel.pads[:half], 0, 0, *kernel.pads[half:]], np.int64)
     made = add_node(graph, "Pad", [value, constant(graph, f"{name}/pads", pads)], name)
@@ -201,7 +201,7 @@ def padded(graph: ir.Graph, value: ir.Value, kernel: Kernel, name: str) -> ir.Va
 
 
 def strip_rows(graph: ir.Graph, value: ir.Value, probe: Probe, k: int, name: str) -> ir.Value:
-    """Rows [M, K] of every `strips`-th position of axis 1 (of a convolution: line of output)."""
+    """Return rows [M, K] of every `strips`-th position of axis 1, or line of a convolution."""
     width = constant(graph, f"{name}/width", np.array([-1, probe.columns], np.int64))
     assert value.shape is not None
     rank = len(value.shape)
@@ -226,7 +226,7 @@ def strip_rows(graph: ir.Graph, value: ir.Value, probe: Probe, k: int, name: str
 def tap(
     graph: ir.Graph, value: ir.Value, probe: Probe, k: int, offsets: Sequence[int], name: str
 ) -> ir.Value:
-    """What one element of the kernel meets in the strip's lines, [N, C, 1, ...]."""
+    """Return what one element of the kernel meets in the strip's lines, [N, C, 1, ...]."""
     assert probe.kernel is not None
     kernel = probe.kernel
     cuts = {}
@@ -243,7 +243,7 @@ def tap(
 def slice_of(
     graph: ir.Graph, value: ir.Value, cuts: Mapping[int, tuple[int, int, int]], name: str
 ) -> ir.Value:
-    """Start, end and step by axis."""
+    """Cut a value by start, end and step of each axis."""
     starts, ends, steps = (list(column) for column in zip(*cuts.values(), strict=True))
     held = [
         constant(graph, f"{name}/{label}", np.array(numbers, np.int64))

@@ -61,7 +61,7 @@ def batch_stats(outputs: Outputs, name: str) -> TensorStats:
 
 
 def position_stats(outputs: Outputs, key: str, view: SmoothedInput) -> TensorStats:
-    """Of a batch, by position; one that no row had is empty: no count, its range inside out."""
+    """Return the statistics of a batch by position; one that no row had is empty."""
     name = f"{key}/position"
     if view.position_ids is None:
         return batch_stats(outputs, name)

@@ -27,7 +27,7 @@ ROW_KINDS = frozenset({"min", "max", "square", "signal", "noise", "e2", "e4"})
 
 
 def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
-    """Every value of a graph; after `only_finite` copies without NaN and infinity."""
+    """Return every value of a graph; after `only_finite` copies without NaN and infinity."""
     values = {str(v.name): v for v in graph.inputs}
     for node in graph:
         values.update((str(v.name), v) for v in node.outputs)
@@ -51,7 +51,7 @@ class FiniteValues(dict[str, ir.Value]):
 
 
 def finite(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """`value`, or after `only_finite` its copy; what is no float has none."""
+    """Return `value`, or after `only_finite` its finite copy; what is no float has none."""
     made: dict[str, ir.Value] | None = graph.meta.get(FINITE)
     if made is None or value.dtype not in (None, ir.DataType.FLOAT):
         return value
@@ -90,7 +90,7 @@ class Reducer:
         self._split: dict[ir.Value, ir.Value] = {}
 
     def by_channel(self, values: NDArray[Any]) -> NDArray[Any]:
-        """[C] in a shape that broadcasts over the tensor."""
+        """Return values [C] in a shape that broadcasts over the tensor."""
         return values.reshape([-1 if k == self.channel_axis else 1 for k in range(self.rank)])
 
     def add(self, output: str, value: ir.Value, first: str, later: str | None = None) -> None:
@@ -118,7 +118,7 @@ class Reducer:
         self.graph.outputs.append(value)
 
     def split(self, value: ir.Value, rows: tuple[int, ...]) -> ir.Value:
-        """[N, T, C] reshaped."""
+        """Return a tensor [N, T, C] split into rows of a few tokens each."""
         if value not in self._split:
             shape = constant(self.graph, f"{value.name}/parts", np.array(rows, np.int64))
             self._split[value] = add_node(
@@ -134,7 +134,7 @@ class Reducer:
 
 
 def token_rows(shape: ir.Shape) -> tuple[int, ...] | None:
-    """[N, T, C] as [-1, T / k, C], k the most parts up to `MOST_PARTS` that divide T.
+    """Return the shape [-1, T / k, C] for k parts, the most up to `MOST_PARTS` that divide T.
 
     With fewer than `LEAST_PARTS`, or T unknown, as [-1, C]; None where C is unknown.
     """

@@ -83,7 +83,7 @@ def float_outputs(path: Path) -> tuple[str, ...]:
 
 
 def is_masked(outputs: Outputs, ends: Sequence[str], path: Path, feeds: Outputs) -> bool:
-    """Whether what is not finite is so by design: the float outputs have no NaN and no +infinity.
+    """Return whether NaN and infinity are by design: the float outputs have none but -infinity.
 
     Without float outputs there is nothing that could prove it. Outputs that the observed graph has
     no more are those of the graph at `path`.
@@ -107,7 +107,7 @@ def open_instrumented(
     *,
     finite: bool = False,
 ) -> OnnxRuntimeSession:
-    """A session of a graph with observers, which see 0 for NaN and infinity where `finite`."""
+    """Open a graph with observers, which see 0 for NaN and infinity where `finite`."""
     model = load_graph(path)
     if finite:
         only_finite(model.graph)
@@ -144,12 +144,12 @@ def is_bad(values: NDArray[np.generic]) -> bool:
 
 
 def is_below_infinity(values: NDArray[Any]) -> bool:
-    """Whether no value is NaN or +infinity."""
+    """Return whether no value is NaN or +infinity."""
     return bool(np.all(values < np.inf))
 
 
 def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
-    """The sample of the first bad row that belongs to one; all of the batch if none does."""
+    """Return the sample of the first bad row that belongs to one; all of the batch if none does."""
     for name, values in outputs.items():
         alone = values.ndim > 0 and is_by_sample(name, len(values), len(names))
         if alone and is_bad(values) and not is_empty(outputs, name):
@@ -159,12 +159,12 @@ def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
 
 
 def is_by_sample(output: str, rows: int, samples: int) -> bool:
-    """Whether rows belong to one sample each, not to sums over the batch."""
+    """Return whether rows belong to one sample each, not to sums over the batch."""
     several = output.rpartition(":")[2] in ROW_KINDS and rows % samples == 0
     return several or rows == samples
 
 
 def is_empty(outputs: Outputs, name: str) -> bool:
-    """Whether what an observer saw has no elements, such as the known tokens before the first."""
+    """Return whether an observed tensor has no elements, such as no known tokens yet."""
     shape = outputs.get(f"{name.rpartition(':')[0]}:shape")
     return shape is not None and 0 in shape

@@ -63,7 +63,7 @@ def show_position_ids(
 
 
 def add_smoothed(graph: ir.Graph, value: ir.Value, view: SmoothedInput, key: str) -> ir.Value:
-    """Nodes that compute the view; its value is called `key`."""
+    """Add nodes that compute the smoothed input; its value is called `key`."""
     rank = Reducer(graph, value, view.channel_axis).rank
     steps: list[tuple[str, ir.Value]] = []
 
@@ -88,7 +88,7 @@ def add_smoothed(graph: ir.Graph, value: ir.Value, view: SmoothedInput, key: str
 def rounding_error(
     graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
-    """The view in steps of the grid, and its distance to the nearest point of it."""
+    """Return the smoothed input in units of the scale, and its distance to the nearest number."""
     steps, point = nearest_point(graph, seen, view, qparams, label)
     return steps, add_node(graph, "Sub", [point, steps], f"{label}:error")
 
@@ -96,7 +96,7 @@ def rounding_error(
 def round_smoothed(
     graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> ir.Value:
-    """The view as the grid gives it, in the view's units."""
+    """Return the smoothed input after rounding, in its own units."""
     _, point = nearest_point(graph, seen, view, qparams, label)
     step = by_position(graph, seen, view, qparams.scale, f"{label}:step")
     made = add_node(graph, "Mul", [point, step], f"{label}:rounded")
@@ -107,7 +107,7 @@ def round_smoothed(
 def nearest_point(
     graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
-    """The view in steps of the grid, and the grid's nearest number."""
+    """Return the smoothed input in units of the scale, and the nearest number."""
 
     def held(name: str, values: Floats) -> ir.Value:
         return by_position(graph, seen, view, values, f"{label}:{name}")
@@ -133,7 +133,7 @@ def nearest_point(
 def by_position(
     graph: ir.Graph, seen: ir.Value, view: SmoothedInput, values: Floats, name: str
 ) -> ir.Value:
-    """A constant of a scalar, or of values [T] the one of each row's position, so as to broadcast.
+    """Return a constant that broadcasts: a scalar, or of values [T] that of each row's token.
 
     Rows in another order have theirs gathered by their places.
     """
@@ -150,12 +150,12 @@ def by_position(
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
-    """A vector in the shape that broadcasts over `axis` of a tensor of `rank` axes."""
+    """Return a vector in the shape that broadcasts over `axis` of a tensor of `rank` axes."""
     return values.reshape([-1 if k == axis else 1 for k in range(rank)])
 
 
 def plain_input(site: Site) -> SmoothedInput:
-    """The site's input as it is."""
+    """Return the site's input as it is."""
     if not site.knows_positions:
         return SmoothedInput(site.input, site.channel_axis)
     view = SmoothedInput(site.input, site.channel_axis, site.token_axis)
@@ -165,13 +165,13 @@ def plain_input(site: Site) -> SmoothedInput:
 
 
 def wide_sum(rows: NDArray[np.generic]) -> Floats:
-    """Over the samples of a batch, in float64."""
+    """Return the sum over the samples of a batch, in float64."""
     total: Floats = rows.astype(np.float64).sum(axis=0)
     return total
 
 
 def position_sums(outputs: Outputs, name: str, view: SmoothedInput) -> Floats:
-    """Over the samples of a batch, in float64, by position where the view tells them apart."""
+    """Return sums over the samples of a batch, by token where the input tells them apart."""
     if view.token_axis is None or view.position_ids is None:
         return wide_sum(outputs[name])
     assert view.positions is not None

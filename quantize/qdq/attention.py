@@ -53,7 +53,7 @@ class Operand:
 
 
 def planned_products(sites: Sequence[Site], entries: Mapping[str, SitePlan]) -> list[Site]:
-    """Products of two activations that the plan quantizes."""
+    """Return products of two activations that the plan quantizes."""
     return [s for s in sites if s.role in PRODUCT_ROLES and entries[s.name].activation]
 
 
@@ -111,7 +111,7 @@ def operands_of(graph: ir.Graph, site: Site, entries: Mapping[str, SitePlan]) ->
 def choose_grids(
     operands: Sequence[Operand], run: CalibrationRun
 ) -> tuple[dict[str, QParams], dict[str, float]]:
-    """The grid of least squared error of each operand, and by site the SQNR in dB of the worse.
+    """Return the best QParams of each operand, and by site the SQNR in dB of the worse one.
 
     A scale of the plan is kept; the softmax's in FP8 is 1/448, since it ends at 1.
     """
@@ -152,7 +152,7 @@ def with_scales(entry: SitePlan, site: Site, grids: Mapping[str, QParams]) -> Si
 
 
 def insert_products(graph: ir.Graph, site: Site, entry: SitePlan) -> None:
-    """Q/DQ in front of both operands of one product."""
+    """Put Q/DQ in front of both operands of one product."""
     node = site_node(graph, site)
     for index, (side, chosen) in enumerate(
         zip(SIDES, (entry.activation, entry.other), strict=True)

@@ -69,7 +69,7 @@ def rewrite_convolution(graph: ir.Graph, node: ir.Node, site: Site, chosen: Site
 
 
 def place_weight(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights) -> ir.Value:
-    """A uniform or FP8 grid with DQ; a logarithmic one and floats as expanded float32."""
+    """Return a uniform or FP8 grid with DQ; a logarithmic one and floats as expanded float32."""
     if chosen.quantized is None:
         assert chosen.floating is not None
         return constant(graph, f"{site.name}.weight_f", chosen.floating)

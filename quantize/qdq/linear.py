@@ -80,21 +80,21 @@ def lower_gemm(graph: ir.Graph, gemm: ir.Node, site: Site) -> ir.Node:
 def insert_factor(
     graph: ir.Graph, value: ir.Value, site: Site, factor: NDArray[np.float32]
 ) -> ir.Value:
-    """`value` times `factor` [O], in front of the bias."""
+    """Multiply `value` by `factor` [O], in front of the bias."""
     last = (1,) * site.channel_axis + (-1,)
     held = constant(graph, f"{site.name}.channel_factor", factor.reshape(last))
     return insert_behind(graph, value, "Mul", held, f"{site.name}/Mul_factor")
 
 
 def engine_weight(weight: QuantizedWeight) -> QuantizedWeight:
-    """What a quantized product computes with: powers of two are FP8 there."""
+    """Return what a quantized product computes with: powers of two are FP8 there."""
     return as_fp8(weight) if weight.format.grid == "log2" else weight
 
 
 def place_float_side_weight(
     graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
 ) -> ir.Value:
-    """Of a product that computes in float: a weight-only grid per channel, or plain floats."""
+    """Place the weight of a product that computes in float: with DQ, or as plain floats."""
     if chosen.quantized is None:
         assert chosen.floating is not None
         return constant(graph, f"{site.name}.weight_f", np.ascontiguousarray(chosen.floating.T))
@@ -113,7 +113,7 @@ def dequantized(
     quantized: QuantizedWeight,
     scale: NDArray[np.float32],
 ) -> ir.Value:
-    """DQ of the codes as [I, O] with `scale`, a scalar or [O], or of blocks [O, I / block]."""
+    """Add the DQ of a weight as [I, O] with `scale`: a scalar, [O], or of blocks."""
     if quantized.format.block is not None:
         return blocks_dequantized(graph, node, site, quantized)
     kind = FP8 if quantized.format.grid == "fp8" else np.int8
@@ -130,7 +130,7 @@ def dequantized(
 def blocks_dequantized(
     graph: ir.Graph, node: ir.Node, site: Site, quantized: QuantizedWeight
 ) -> ir.Value:
-    """DQ of INT4 codes [I, O] with scales [I / block, O]: one that engines do not expand."""
+    """Return DQ of INT4 codes [I, O] with scales [I / block, O]: one that engines do not expand."""
     assert quantized.format.block is not None
     codes = np.ascontiguousarray(quantized.codes.T).astype(ml_dtypes.int4)
     return Inserter(graph, node, f"{site.name}.weight")(

@@ -38,13 +38,13 @@ class SiteWeights:
 
     @property
     def offset(self) -> Floats | np.float32:
-        """What is subtracted from the smoothed input: [C], or a scalar (0 for nothing)."""
+        """The shift that is subtracted from the smoothed input: [C], or a scalar."""
         if self.center is not None:
             return self.center
         return input_offset(self.activation)
 
     def constant_output(self) -> NDArray[np.float64]:
-        """What the subtracted offset would have added to each output channel, [O].
+        """Return what the subtracted offset would have added to each output channel, [O].
 
         That of a centre is exact: what is rounded is W (x - c) alone, whose second moments GPTQ
         compensates and whose mean bias correction keeps. A scalar shift lies at the middle of a
@@ -59,14 +59,14 @@ class SiteWeights:
 def offset_output(
     weight: NDArray[np.floating], offset: NDArray[np.floating] | np.float32
 ) -> NDArray[np.float64]:
-    """What an input of `offset`, [C] or a scalar, makes of a weight [O, C, ...]: [O] in float64."""
+    """Return what a weight [O, C, ...] makes of an input of `offset`, [O] in float64."""
     by_channel = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)
     total: NDArray[np.float64] = (by_channel * offset.astype(np.float64)).sum(axis=1)
     return total
 
 
 def quantize_input(chain: Inserter, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:
-    """x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a fold did its part before."""
+    """Add x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a fold did its part before."""
     activation = chosen.activation
     assert activation is not None
     graph = chain.graph
@@ -84,7 +84,7 @@ def quantize_input(chain: Inserter, site: Site, value: ir.Value, chosen: SiteWei
 def quantize_dequantize(
     chain: Inserter, site: Site, value: ir.Value, activation: ActivationFormat
 ) -> ir.Value:
-    """Q -> [Clip] -> DQ with one scalar scale and no zero point."""
+    """Add Q -> [Clip] -> DQ with one scalar scale and no zero point."""
     assert activation.scale is not None
     graph = chain.graph
     scale = constant(graph, f"{site.name}.activation_scale", np.float32(activation.scale))
@@ -100,7 +100,7 @@ def quantize_dequantize(
 
 
 def by_channel(site: Site, values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """[C] in a shape that broadcasts over the site's input: [1, C, 1, 1], [1, 1, C] or [1, C]."""
+    """Return values [C] in a shape that broadcasts over the site's input."""
     if site.op not in LINEAR_OPS:
         return values.reshape(1, -1, 1, 1)
     return values.reshape((1,) * site.channel_axis + (-1,))

@@ -83,7 +83,7 @@ def add_shift(
     sums: np.ndarray,
     tables: Tables,
 ) -> ir.Value:
-    """What the subtracted offset [T] would have added: a constant where it is one for all."""
+    """Add what the subtracted offset [T] takes away: a constant where it is one for all."""
     name = f"{site.name}/Add_offset"
     if (offset == offset[0]).all():
         total = (offset[0] * sums).astype(np.float32)
@@ -111,7 +111,7 @@ class Tables:
         self._made: dict[str, ir.Value] = {}
 
     def get(self, name: str, values: np.ndarray) -> ir.Value:
-        """`SITE.name` [T, 1], or its rows at the positions; a scalar if all are one."""
+        """Return the table `SITE.name` [T, 1], or its rows at the positions; or a scalar."""
         if name not in self._made:
             self._made[name] = self._make(name, np.asarray(values, np.float32))
         return self._made[name]

@@ -56,7 +56,7 @@ def search_items(
     grids: Sequence[str],
     all_sites: bool,
 ) -> list[Item]:
-    """The sites that `plan` quantizes, and with `all_sites` those that the method leaves out.
+    """Return the sites that `plan` quantizes, with `all_sites` also those left out by rule.
 
     What the user excludes stays out. A site whose input is rounded has uniform grids alone.
     """
@@ -79,7 +79,7 @@ def search_items(
 def grid_forms(
     site: Site, grid: str, bits: Sequence[int], options: QuantizeOptions
 ) -> list[WeightFormat]:
-    """A grid's formats that a site can have, from the narrowest."""
+    """Return a grid's formats that a site can have, from the narrowest."""
     if grid != "block":
         kind: Literal["uniform", "log"] = "log" if grid == "log" else "uniform"
         return [WeightFormat(bits=b, grid=kind) for b in sorted(bits)]
@@ -91,7 +91,7 @@ def grid_forms(
 
 
 def of_width(item: Item, bits: int) -> Form:
-    """A uniform grid of that width, or the item's first grid."""
+    """Return a uniform grid of that width, or the item's first grid."""
     return next(form for form in item.forms if form is not None and form.bits == bits)
 
 
@@ -100,7 +100,7 @@ def widths(items: Sequence[Item]) -> list[int]:
 
 
 def whole_plan(plan: Plan, items: Sequence[Item], forms: Iterable[Form]) -> Plan:
-    """`plan` with the searched sites' formats."""
+    """Return `plan` with the searched sites' formats."""
     chosen = {item.site.name: item.planned(form) for item, form in zip(items, forms, strict=True)}
     return Plan(sites=tuple(chosen.get(entry.name, entry) for entry in plan.sites))
 
@@ -114,7 +114,7 @@ class Inputs:
 
     @classmethod
     def read(cls, folder: Path, plan: Plan, items: Sequence[Item]) -> Inputs:
-        """From a quantization of the same sites at some width."""
+        """Read them from a quantization of the same sites at some width."""
         from ...calibrate.observers.smoothed import SmoothedInput
         from .sensitivity import RoundedInput
 
@@ -188,7 +188,7 @@ class Model:
 
     @property
     def graphs(self) -> list[str]:
-        """Those with a searched site, as they run."""
+        """The graphs with a searched site, as they run."""
         return [g for g in self.chain.probes if any(i.site.graph == g for i in self.items)]
 
     def weight(self, item: Item) -> Floats:
@@ -204,17 +204,17 @@ class Model:
         return item.site.name in self.inputs.rounded
 
     def own_loss(self, item: Item, weight: Floats) -> float:
-        """Of the site's graph when it computes with this weight, [O, I, ...]."""
+        """Return the loss of the site's graph when it computes with this weight, [O, I, ...]."""
         probe = self.chain.probes[item.site.graph]
         return self.chain.own_loss(item.site.graph, probe.feeds({item.site.name: weight}))
 
     def input_loss(self, item: Item) -> float:
-        """Of the site's graph when its input, for all that read it, is rounded."""
+        """Return the loss of the site's graph when its input is rounded, for all that read it."""
         probe = self.chain.probes[item.site.graph]
         return self.chain.own_loss(item.site.graph, probe.feeds({}, [item.site.name]))
 
     def changes(self, graph: str, forms: Sequence[Form]) -> dict[str, Array]:
-        """What a graph is fed when its items have these formats."""
+        """Return what a graph is fed when its items have these formats."""
         from .losses import rounded_weight
 
         weights, inputs = {}, []
@@ -228,5 +228,5 @@ class Model:
         return self.chain.probes[graph].feeds(weights, inputs)
 
     def end_loss(self, forms: Sequence[Form], graphs: Sequence[str]) -> float:
-        """Of the whole model with the items of these graphs in the formats, the rest in FP32."""
+        """Return the loss of the model with the items of these graphs in the formats."""
         return self.chain.end_loss({graph: self.changes(graph, forms) for graph in graphs})

@@ -139,7 +139,7 @@ class Search:
         return Found(whole_plan(self.plan, self.items, chosen), results)
 
     def measure(self) -> list[list[float]]:
-        """The loss of each item's forms at its graph's own output, its rounded input included."""
+        """Return the loss of each item's forms at its graph's output, with its rounded input."""
         self.found: list[SiteLosses] = []
         table = []
         seen: set[tuple[str, str]] = set()
@@ -170,7 +170,7 @@ class Search:
         return table
 
     def respond(self) -> dict[str, Response]:
-        """What each graph alone costs at the end, with all its sites at one width."""
+        """Return what each graph alone costs at the end, with all its sites at one width."""
         found = {}
         for graph in self.model.graphs:
             points = []
@@ -182,7 +182,7 @@ class Search:
         return found
 
     def settle(self) -> tuple[list[Form], float]:
-        """The program's plan, and its predicted loss at the end.
+        """Return the program's plan, and its predicted loss at the end.
 
         What each graph of it really costs goes into the curves, and the program is solved again.
         """
@@ -198,7 +198,7 @@ class Search:
         return forms, predicted
 
     def solve(self, weights: Mapping[str, float]) -> list[Form]:
-        """The formats of least weighted sum of losses within the budgets."""
+        """Return the formats of least weighted sum of losses within the budgets."""
         losses = [
             [loss * weights[item.site.graph] for loss in row]
             for item, row in zip(self.items, self.losses, strict=True)
@@ -213,7 +213,7 @@ class Search:
         return [item.forms[k] for item, k in zip(self.items, chosen, strict=True)]
 
     def sums(self, forms: Sequence[Form]) -> dict[str, float]:
-        """Of the sites' losses by graph."""
+        """Return the sums of the sites' losses by graph."""
         found = dict.fromkeys(self.model.graphs, 0.0)
         for item, form, row in zip(self.items, forms, self.losses, strict=True):
             found[item.site.graph] += row[item.forms.index(form)]
@@ -223,7 +223,10 @@ class Search:
         return self.model.end_loss(forms, self.model.graphs)
 
     def best_uniform(self) -> tuple[float | None, int]:
-        """Loss and bits of the widest uniform formats that the budgets allow; None: none do."""
+        """Return loss and bits of the widest uniform formats that the budgets allow.
+
+        None: none do.
+        """
         for bits in reversed(widths(self.items)):
             forms = [of_width(item, bits) for item in self.items]
             chosen = [item.forms.index(form) for item, form in zip(self.items, forms, strict=True)]
@@ -257,7 +260,7 @@ class Search:
         return form_bytes(item.site, form, self.float_bits)
 
     def quantize(self, forms: Sequence[Form]) -> Plan:
-        """The real thing, in the scratch folder; returns the plan with its scales."""
+        """Quantize for real, into the scratch folder; returns the plan with its scales."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
         plan = whole_plan(self.plan, self.items, forms)
@@ -277,7 +280,7 @@ class Search:
 
 
 def input_ties(items: Sequence[Item]) -> list[Tie]:
-    """Sites that share a rounded input stay float together; float is the last form of each."""
+    """Return the ties of sites that share a rounded input: they stay float together."""
     first: dict[tuple[str, str], int] = {}
     ties = []
     for k, item in enumerate(items):

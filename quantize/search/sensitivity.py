@@ -63,12 +63,12 @@ class Probe:
         self.session = OnnxRuntimeSession(path, optimized=True, graph=graph_bytes(model))
 
     def weight(self, name: str) -> Floats:
-        """The weight of a site, output channel first."""
+        """Return the weight of a site, output channel first."""
         held = constant_array(self._weights[str(self._sites[name].weight)])
         return output_first(self._nodes[name], held.astype(np.float32, copy=False))
 
     def feeds(self, weights: Mapping[str, Floats], rounded: Sequence[str] = ()) -> dict[str, Array]:
-        """What a run is fed beside its samples, for weights [O, I, ...] and inputs to round."""
+        """Return what a run is fed beside its samples, for weights and rounded inputs."""
         fed: dict[str, Array] = {}
         for name, weight in weights.items():
             held = np.ascontiguousarray(output_first(self._nodes[name], weight))
@@ -76,14 +76,14 @@ class Probe:
         return fed | {self._switches[name]: np.float32(1).reshape(1) for name in rounded}
 
     def run(self, arrays: Arrays, changes: Arrays, carried: Arrays) -> dict[str, Array]:
-        """All outputs of a batch, given the outputs of earlier graphs."""
+        """Return all outputs of a batch, given the outputs of earlier graphs."""
         return self.session.run(
             feeds_of(self.session.path.stem, self.session.inputs, arrays, carried) | dict(changes)
         )
 
 
 def target_outputs(graph: ir.Graph, last: Site | None) -> tuple[str, ...]:
-    """What the error of a graph is measured at, made an output where it is none yet."""
+    """Return what the error of a graph is measured at, made an output where it is none yet."""
     names = [str(value.name) for value in graph.outputs]
     if LOGITS in names:
         return (LOGITS,)
@@ -144,7 +144,7 @@ def add_switch(graph: ir.Graph, value: ir.Value, rounded: RoundedInput, key: str
 
 
 def squared_distance(wanted: Arrays, found: Arrays) -> float:
-    """Mean squared difference of outputs, each relative to its own variance; summed."""
+    """Return mean squared difference of outputs, each relative to its own variance; summed."""
     total = 0.0
     for name, reference in wanted.items():
         wide = reference.astype(np.float64)
@@ -154,7 +154,7 @@ def squared_distance(wanted: Arrays, found: Arrays) -> float:
 
 
 def divergence(wanted: Arrays, found: Arrays) -> float:
-    """KL(wanted || found) of the softmax of the logits, in nats, mean over rows and positions."""
+    """Return KL(wanted || found) of the logits' softmax in nats, mean over rows and positions."""
     p, q = (log_softmax(outputs[LOGITS]) for outputs in (wanted, found))
     with np.errstate(invalid="ignore"):
         added = np.exp(p) * (p - q)
@@ -170,7 +170,7 @@ def log_softmax(logits: Array) -> NDArray[np.float64]:
 
 
 def distance(wanted: Arrays, found: Arrays) -> float:
-    """Of the targets of a graph: the divergence of logits, the squared distance of all else.
+    """Return the loss at a graph's targets: the divergence of logits, else a squared distance.
 
     Raises:
         CalibrationError: it is not finite, so that no plan can be chosen by it.
@@ -206,7 +206,7 @@ class ProbeChain:
                 held |= {k: v for k, v in outputs.items() if self._feeds_later(graph, k)}
 
     def own_loss(self, graph: str, changes: Arrays) -> float:
-        """Of a graph with `changes`, at its own targets; mean over batches."""
+        """Return the loss of a graph with `changes` at its own targets, mean over batches."""
         probe = self.probes[graph]
         losses = []
         runs = zip(self._batches, self._carried[graph], self._wanted[graph], strict=True)
@@ -215,7 +215,7 @@ class ProbeChain:
         return float(np.mean(losses))
 
     def end_loss(self, changes: Mapping[str, Arrays]) -> float:
-        """Of all graphs with their changes, at the targets of the last one."""
+        """Return the loss of all graphs with their changes at the targets of the last one."""
 
         def run(graph: str, arrays: Arrays, carried: Arrays) -> dict[str, Array]:
             return self.probes[graph].run(arrays, changes.get(graph, {}), carried)
@@ -223,7 +223,7 @@ class ProbeChain:
         return self._end_loss(run)
 
     def end_loss_of(self, folder: Path) -> float:
-        """Of the quantized graphs in a folder, run without rewrites."""
+        """Return the loss of the quantized graphs in a folder."""
         sessions = {graph: reference_session(folder / f"{graph}.onnx") for graph in self.probes}
 
         def run(graph: str, arrays: Arrays, carried: Arrays) -> dict[str, Array]:
