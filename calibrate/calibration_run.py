@@ -23,7 +23,7 @@ from .observers.clip_error import (
     observe_clip_errors,
 )
 from .observers.gps_terms import observe_gains
-from .observers.hessian import Moments, MomentSums, Probe, observe_moments
+from .observers.hessian import HessianObserver, Moments, MomentSums, observe_moments
 from .observers.min_max import batch_stats, observe_ranges, observe_smoothed_ranges, position_stats
 from .observers.run import Outputs, Progress, run_instrumented
 from .observers.smoothed import Scaling, SmoothedInput, plain_input, position_sums, wide_sum
@@ -258,13 +258,13 @@ class CalibrationRun:
         self.observe(instrument, consume)
         return sums
 
-    def hessian(self, probes: Mapping[str, Probe]) -> dict[str, Moments]:
-        """Return the sums of each probe; graphs run up to the last that one lies in."""
-        last = max(self.graphs.index(probe.graph) for probe in probes.values())
-        sums = MomentSums(probes)
+    def hessian(self, observers: Mapping[str, HessianObserver]) -> dict[str, Moments]:
+        """Return the sums of each observer; graphs run up to the last that one lies in."""
+        last = max(self.graphs.index(observer.graph) for observer in observers.values())
+        sums = MomentSums(observers)
 
         def instrument(name: str, graph: ir.Graph) -> None:
-            observe_moments(graph, {k: p for k, p in probes.items() if p.graph == name})
+            observe_moments(graph, {k: p for k, p in observers.items() if p.graph == name})
 
         self.on(*self.graphs[: last + 1]).observe(instrument, sums.add)
         return sums.moments()

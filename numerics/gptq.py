@@ -56,7 +56,7 @@ class UnitGrid:
         ratio = np.full_like(weight.scale, 0.5) if weight.ratio is None else weight.ratio
         return cls(bits, log_table(ones, ratio, bits).astype(np.float64))
 
-    def codes(self, values: Floats) -> Floats:
+    def quantize(self, values: Floats) -> Floats:
         """Return the integers of the nearest points to `values`, [O] or [O, M]."""
         if self.table is None:
             top = 2 ** (self.bits - 1) - 1
@@ -98,14 +98,14 @@ def compensate(
     if start.ndim == 1:
         choices.append(fit_scale(wide, grid.values(codes), scale, square))
     best, lowest = nearest, by_scale(output_error(wide, nearest, square), start)
-    whole = codes.astype(np.int8).reshape(nearest.codes.shape)
+    whole = codes.astype(np.int8).reshape(nearest.q.shape)
     for tried in choices:
-        candidate = replace(nearest, codes=whole, scale=tried)
+        candidate = replace(nearest, q=whole, scale=tried)
         errors = by_scale(output_error(wide, candidate, square), start)
         better = errors < lowest
         lowest = np.where(better, errors, lowest)
         best = replace(
-            best, codes=by_row(better, whole, best.codes), scale=by_row(better, tried, best.scale)
+            best, q=by_row(better, whole, best.q), scale=by_row(better, tried, best.scale)
         )
     return best
 
@@ -142,7 +142,7 @@ def round_columns(
             target = carried[:, k - start] + error[:, start:k] @ factor.upper[start:k, k]
             # Of blocks, that of the column's.
             step = steps if steps.ndim == 1 else steps.T[factor.order[k] * len(steps.T) // columns]
-            made[:, k] = grid.codes(target / step)
+            made[:, k] = grid.quantize(target / step)
             rounded = grid.values(made[:, k]) * step
             error[:, k] = ordered[:, k] - rounded
             total += factor.diagonal[k] * np.square(target - rounded)

@@ -39,40 +39,40 @@ TAP_SUM_BITS = 4
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """Integer codes and what they mean.
+    """Quantized values `q` and what they mean.
 
-    uniform: ``w = codes * scale``; log: ``w = sign(code) * scale * ratio**(n - |code|)`` with
-    n = 2^(bits-1) - 1 magnitudes, code 0 is zero; log2: the same with a ratio of 1/2; fp8: the bits
-    of an E4M3 number times ``scale``. ``codes`` has the weight's shape, values in +-n (fp8: any);
+    uniform: ``w = q * scale``; log: ``w = sign(q) * scale * ratio**(n - |q|)`` with
+    n = 2^(bits-1) - 1 magnitudes, 0 is zero; log2: the same with a ratio of 1/2; fp8: the bits
+    of an E4M3 number times ``scale``. ``q`` has the weight's shape, values in +-n (fp8: any);
     ``scale`` and ``ratio`` are float32, [1] (per tensor), [O] or (``scale``) [O, I / block].
     ``factor`` [O] multiplies weights in blocks once more (powers of two), None for 1.
     """
 
     format: WeightFormat
-    codes: NDArray[np.int8]
+    q: NDArray[np.int8]
     scale: NDArray[np.float32]
     ratio: NDArray[np.float32] | None = None
     factor: NDArray[np.float32] | None = None
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return the float32 weight that the codes stand for, exactly as the graph holds it."""
-        shape = (-1,) + (1,) * (self.codes.ndim - 1)
+        shape = (-1,) + (1,) * (self.q.ndim - 1)
         if self.format.grid == "fp8":
-            values: NDArray[np.float32] = self.codes.view(FP8).astype(np.float32)
+            values: NDArray[np.float32] = self.q.view(FP8).astype(np.float32)
             return values * self.scale.reshape(shape)
         if self.format.block is not None:
-            blocks = self.codes.reshape(*self.scale.shape, self.format.block).astype(np.float32)
+            blocks = self.q.reshape(*self.scale.shape, self.format.block).astype(np.float32)
             whole: NDArray[np.float32] = blocks * self.scale[..., None]
             if self.factor is not None:
                 whole = whole * self.factor[:, None, None]
-            return whole.reshape(self.codes.shape)
+            return whole.reshape(self.q.shape)
         if not self.is_logarithmic:
-            return self.codes.astype(np.float32) * self.scale.reshape(shape)
+            return self.q.astype(np.float32) * self.scale.reshape(shape)
         ratio = np.full_like(self.scale, 0.5) if self.ratio is None else self.ratio
         table = log_table(self.scale, ratio, self.format.bits)
-        rows = self.codes.reshape(len(table), -1)
+        rows = self.q.reshape(len(table), -1)
         magnitude = np.take_along_axis(table, np.abs(rows).astype(np.int64), axis=1)
-        return (np.sign(rows) * magnitude).reshape(self.codes.shape).astype(np.float32)
+        return (np.sign(rows) * magnitude).reshape(self.q.shape).astype(np.float32)
 
     @property
     def is_logarithmic(self) -> bool:
@@ -86,8 +86,8 @@ def as_fp8(weight: QuantizedWeight) -> QuantizedWeight:
     The largest level becomes 2^8; 15 magnitudes, of 5 bits, are normal numbers of E4M3.
     """
     n = 2 ** (weight.format.bits - 1) - 1
-    magnitude = np.abs(weight.codes).astype(np.float32)
-    levels = np.sign(weight.codes) * np.exp2(LARGEST_EXPONENT + magnitude - n)
+    magnitude = np.abs(weight.q).astype(np.float32)
+    levels = np.sign(weight.q) * np.exp2(LARGEST_EXPONENT + magnitude - n)
     codes: NDArray[np.int8] = levels.astype(FP8).view(np.int8)
     scale = np.ldexp(weight.scale, -LARGEST_EXPONENT)
     return QuantizedWeight(

@@ -99,7 +99,7 @@ def change(graph: ir.Graph, part: FoldPart, operation: np.ufunc, by: NDArray[np.
 
 
 @dataclass(frozen=True, slots=True)
-class Absorption:
+class ChannelFold:
     """x / scale - shift for the sites that read x; `scale`, `shift` [C].
 
     `divides` and `subtracts` say what the producer takes for free.
@@ -111,8 +111,8 @@ class Absorption:
     subtracts: bool
 
 
-def absorb(
-    graph: ir.Graph, sites: Sequence[Site], absorptions: Sequence[tuple[Sequence[Site], Absorption]]
+def fold_channels(
+    graph: ir.Graph, sites: Sequence[Site], folds: Sequence[tuple[Sequence[Site], ChannelFold]]
 ) -> None:
     """Change `graph`, whose sites are `sites`, for every group of sites that share an input.
 
@@ -120,37 +120,37 @@ def absorb(
     of their producers that it has do.
     """
     here = {site.name: site for site in sites}
-    shifted: list[tuple[Site, Absorption]] = []
-    for group, absorbed in absorptions:
-        fold_parts(graph, group[0], absorbed)
+    shifted: list[tuple[Site, ChannelFold]] = []
+    for group, folded in folds:
+        fold_parts(graph, group[0], folded)
         found = [here[site.name] for site in group if site.name in here]
         if found:
-            scale_input(graph, found, absorbed)
+            scale_input(graph, found, folded)
         for site in found:
-            scale_weight(graph, site, absorbed)
-            if np.any(absorbed.shift):
-                shifted.append((site, absorbed))
+            scale_weight(graph, site, folded)
+            if np.any(folded.shift):
+                shifted.append((site, folded))
     # Last, since a weight may be the producer of another group's input too.
-    for site, absorbed in shifted:
-        shift_output(graph, site, absorbed)
+    for site, folded in shifted:
+        shift_output(graph, site, folded)
 
 
-def fold_parts(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
+def fold_parts(graph: ir.Graph, site: Site, folded: ChannelFold) -> None:
     """Fold into what makes the input, as far as that lies in `graph`."""
     fold = site.producer_fold
-    if fold is None or not absorbed.divides:
+    if fold is None or not folded.divides:
         return
     for part in held(graph, fold.divide):
-        change(graph, part, np.divide, absorbed.scale)
-    for part in held(graph, fold.subtract) if absorbed.subtracts else ():
-        change(graph, part, np.subtract, absorbed.shift)
+        change(graph, part, np.divide, folded.scale)
+    for part in held(graph, fold.subtract) if folded.subtracts else ():
+        change(graph, part, np.subtract, folded.shift)
 
 
 def held(graph: ir.Graph, parts: Sequence[FoldPart]) -> list[FoldPart]:
     return [part for part in parts if part.initializer in graph.initializers]
 
 
-def scale_input(graph: ir.Graph, sites: Sequence[Site], absorbed: Absorption) -> None:
+def scale_input(graph: ir.Graph, sites: Sequence[Site], folded: ChannelFold) -> None:
     """Put what the producer does not take into nodes in front of all readers."""
     first = sites[0]
     nodes = [site_node(graph, site) for site in sites]
@@ -158,10 +158,10 @@ def scale_input(graph: ir.Graph, sites: Sequence[Site], absorbed: Absorption) ->
     assert value is not None
     shape = (1,) * first.channel_axis + (-1,)
     steps = []
-    if not absorbed.divides and np.any(absorbed.scale != 1):
-        steps.append(("Mul", "input_scale", 1 / absorbed.scale))
-    if not absorbed.subtracts and np.any(absorbed.shift):
-        steps.append(("Sub", "input_shift", absorbed.shift))
+    if not folded.divides and np.any(folded.scale != 1):
+        steps.append(("Mul", "input_scale", 1 / folded.scale))
+    if not folded.subtracts and np.any(folded.shift):
+        steps.append(("Sub", "input_shift", folded.shift))
     for op, name, by in steps:
         constant_by = constant(graph, f"{first.name}.{name}", by.astype(np.float32).reshape(shape))
         node = ir.node(op, [value, constant_by], name=f"{first.name}/{name}")
@@ -173,21 +173,21 @@ def scale_input(graph: ir.Graph, sites: Sequence[Site], absorbed: Absorption) ->
         node.replace_input_with(0, value)
 
 
-def scale_weight(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
+def scale_weight(graph: ir.Graph, site: Site, folded: ChannelFold) -> None:
     """Multiply the weight by the scale."""
     assert site.weight is not None
     value = graph.initializers[site.weight]
-    by = absorbed.scale if gemm_transposes(site_node(graph, site)) else absorbed.scale[:, None]
+    by = folded.scale if gemm_transposes(site_node(graph, site)) else folded.scale[:, None]
     wide = constant_array(value).astype(np.float64) * by
     value.const_value = ir.tensor(wide.astype(np.float32), name=site.weight)
 
 
-def shift_output(graph: ir.Graph, site: Site, absorbed: Absorption) -> None:
+def shift_output(graph: ir.Graph, site: Site, folded: ChannelFold) -> None:
     """Add the shift times the folded weight to the bias."""
     assert site.weight is not None
     node = site_node(graph, site)
     wide = constant_array(graph.initializers[site.weight]).astype(np.float64)
-    addition = absorbed.shift @ (wide.T if gemm_transposes(node) else wide)
+    addition = folded.shift @ (wide.T if gemm_transposes(node) else wide)
     if site.bias is not None and site.bias in graph.initializers:
         bias = graph.initializers[site.bias]
         total = constant_array(bias).astype(np.float64) + addition

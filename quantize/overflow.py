@@ -33,18 +33,20 @@ LIMIT = 65504 / 4
 SAMPLES = 16  # that are run: one pass over the Q/DQ graph
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum"})
 
-TOO_WIDE = "its product reaches {:.4g} in front of the channel factor, too near float16's 65504"
+OVERFLOW_RISK = (
+    "its product reaches {:.4g} in front of the channel factor, too near float16's 65504"
+)
 
 LABEL = 0
 # A MAR makes latents of the same size in fewer passes than its own.
 MOST_PASSES = 8
 
-Peaks = dict[str, dict[str, float]]
+Absmax = dict[str, dict[str, float]]
 Make = Callable[[Mapping[str, SitePlan]], tuple[Plan, list[SiteResult]]]
 
 
 @dataclass(frozen=True, slots=True)
-class WideTensor:
+class OverflowTensor:
     """A tensor that comes near the end of float16; `nodes` make it or read it, by name."""
 
     graph: str
@@ -58,7 +60,7 @@ def quantize_in_range(
     run: CalibrationRun,
     site_map: SiteMap,
     entries: Mapping[str, SitePlan],
-) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
+) -> tuple[Plan, list[SiteResult], list[OverflowTensor]]:
     """Return what `make` writes by the plan `entries`, without sites that overflow in float16.
 
     Those stay in high precision, with the reason in the plan. `run` is of the graphs that `make`
@@ -66,20 +68,25 @@ def quantize_in_range(
     """
     run = run.of(slice(SAMPLES))
     plan, results = make(entries)
-    peaks = run.absmax()
-    hot: dict[str, float] = {}
+    absmax = run.absmax()
+    risky: dict[str, float] = {}
     for name in run.graphs:
         graph = load_graph(run.export / f"{name}.onnx").graph
-        hot |= overflowing(graph, site_map.of_graph(name), entries, peaks[name])
-    if hot:
-        high = {name: SitePlan(name=name, reason=TOO_WIDE.format(v)) for name, v in hot.items()}
+        risky |= overflowing(graph, site_map.of_graph(name), entries, absmax[name])
+    if risky:
+        high = {
+            name: SitePlan(name=name, reason=OVERFLOW_RISK.format(v)) for name, v in risky.items()
+        }
         plan, results = make({**entries, **high})
-        peaks = run.absmax()
-    return plan, results, wide_tensors(run.export, peaks)
+        absmax = run.absmax()
+    return plan, results, overflow_tensors(run.export, absmax)
 
 
 def overflowing(
-    graph: ir.Graph, sites: Sequence[Site], entries: Mapping[str, SitePlan], peaks: dict[str, float]
+    graph: ir.Graph,
+    sites: Sequence[Site],
+    entries: Mapping[str, SitePlan],
+    absmax: dict[str, float],
 ) -> dict[str, float]:
     """Return the sites whose product passes the limit in front of its channel factor."""
     products = {str(node.name): str(node.outputs[0].name) for node in graph}
@@ -88,24 +95,24 @@ def overflowing(
         entry = entries.get(site.name)
         if entry is None or entry.activation is None or site.weight is None or site.op == "Conv":
             continue
-        peak = peaks.get(products.get(site.node, ""), 0.0)
-        if not peak <= LIMIT:
-            found[site.name] = peak
+        reached = absmax.get(products.get(site.node, ""), 0.0)
+        if not reached <= LIMIT:
+            found[site.name] = reached
     return found
 
 
-def wide_tensors(folder: Path, peaks: Peaks) -> list[WideTensor]:
+def overflow_tensors(folder: Path, absmax: Absmax) -> list[OverflowTensor]:
     """Return tensors of the graphs in `folder` beyond the limit, in graph order."""
     found = []
-    for name, by_tensor in peaks.items():
+    for name, by_tensor in absmax.items():
         graph = load_graph(folder / f"{name}.onnx").graph
         for node in graph:
             for value in node.outputs:
-                peak = by_tensor.get(str(value.name), 0.0)
+                reached = by_tensor.get(str(value.name), 0.0)
                 users = {user for user, _ in value.uses()}
-                if not peak <= LIMIT and not is_square(node, users):
+                if not reached <= LIMIT and not is_square(node, users):
                     names = (str(n.name) for n in (node, *sorted(users, key=lambda n: str(n.name))))
-                    found.append(WideTensor(name, str(value.name), peak, tuple(names)))
+                    found.append(OverflowTensor(name, str(value.name), reached, tuple(names)))
     return found
 
 
@@ -143,7 +150,7 @@ def find_calibration(workspace: Workspace, reporter: Reporter) -> Manifest | Non
     return workspace.manifest("calibrate", stage="calibrate")
 
 
-def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed:
+def unquantized_overflow_tensors(workspace: Workspace, reporter: Reporter) -> Listed:
     """Return the overflow risks of the FP32 graphs, as a quantization's manifest lists its own.
 
     Raises:
@@ -152,19 +159,19 @@ def unquantized_wide_tensors(workspace: Workspace, reporter: Reporter) -> Listed
 
     source = Calibrated.open(workspace)
     run = source.run(reporter.progress).of(slice(SAMPLES))
-    found = wide_tensors(source.export, run.absmax())
+    found = overflow_tensors(source.export, run.absmax())
     if source.generates:
-        found += unplanned_wide_tensors(source, reporter)
+        found += unplanned_overflow_tensors(source, reporter)
     return [asdict(tensor) for tensor in found]
 
 
-def unplanned_wide_tensors(source: Calibrated, reporter: Reporter) -> list[WideTensor]:
+def unplanned_overflow_tensors(source: Calibrated, reporter: Reporter) -> list[OverflowTensor]:
     """Return the overflow risks of graphs that no plan changes, such as a generator's decoder."""
-    peaks = collect_loop_peaks(source.export, source.site_map, progress=reporter.progress)
-    return wide_tensors(source.export, peaks)
+    absmax = collect_loop_absmax(source.export, source.site_map, progress=reporter.progress)
+    return overflow_tensors(source.export, absmax)
 
 
-def collect_loop_peaks(export: Path, site_map: SiteMap, *, progress: Progress) -> Peaks:
+def collect_loop_absmax(export: Path, site_map: SiteMap, *, progress: Progress) -> Absmax:
     """Return max |x| of the float tensors of graphs that no sample feeds, by graph and tensor.
 
     Of those with sites that no plan names, while the model makes a picture.
@@ -176,33 +183,33 @@ def collect_loop_peaks(export: Path, site_map: SiteMap, *, progress: Progress) -
     others = {site.graph for site in site_map.sites if site.name not in planned}
     found = {path.stem for path in export.glob("*.onnx")}
     watched = (found & others) - set(site_map.graphs) - set(OTHER_GRAPHS)
-    peaks: Peaks = {graph: {} for graph in sorted(watched)}
+    absmax: Absmax = {graph: {} for graph in sorted(watched)}
 
     _, spec = read_spec(export)
     plain, passes = own_session(spec), choose_sampling(spec).iterations
 
     def opened(path: Path, threads: int) -> OnnxRuntimeSession:
-        watching = path.stem in peaks
-        return PeakSession(path, peaks[path.stem]) if watching else plain(path, threads)
+        watching = path.stem in absmax
+        return AbsmaxSession(path, absmax[path.stem]) if watching else plain(path, threads)
 
     Generator.open(export, session=opened, verify=False).generate(
         [LABEL],
         iterations=passes and min(passes, MOST_PASSES),
         progress=lambda done, total: progress("ranges of other graphs", done, total),
     )
-    return peaks
+    return absmax
 
 
-class PeakSession(OnnxRuntimeSession):
-    """A graph that keeps in `peaks` the largest magnitude of each tensor over its runs."""
+class AbsmaxSession(OnnxRuntimeSession):
+    """A graph that keeps in `absmax` the largest magnitude of each tensor over its runs."""
 
-    def __init__(self, path: Path, peaks: dict[str, float]) -> None:
+    def __init__(self, path: Path, absmax: dict[str, float]) -> None:
         model = load_graph(path)
         observe_absmax(model.graph)
         super().__init__(
             path, optimized=True, lean=True, graph=graph_bytes(model), disabled=SLOW_OPTIMIZERS
         )
-        self._peaks = peaks
+        self._absmax = absmax
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         found = super().run(feeds)
@@ -216,4 +223,4 @@ class PeakSession(OnnxRuntimeSession):
 
     def _keep(self, outputs: Outputs) -> None:
         require_finite(outputs, ["a picture of its own"], self.path.stem)
-        keep_absmax(self._peaks, outputs)
+        keep_absmax(self._absmax, outputs)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
-from ..calibrate.observers.hessian import Kernel, Moments, Probe, split_passes
+from ..calibrate.observers.hessian import HessianObserver, Kernel, Moments, split_passes
 from ..calibrate.observers.smoothed import SmoothedInput
 from ..graph.builder import constant, constant_array
 from ..graph.edit import insert_behind
@@ -36,7 +36,7 @@ class Rounded:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class RoundingTask:
     """A site to round: its node, its input as it is rounded, and its scaled weight.
 
     `weight` gives it [O, I, ...], `nearest` its rounding to nearest; `count` is how many elements
@@ -66,7 +66,7 @@ class Task:
 
 
 def round_sites(
-    run: CalibrationRun, tasks: Sequence[Task], *, correct: bool, max_memory: int
+    run: CalibrationRun, tasks: Sequence[RoundingTask], *, correct: bool, max_memory: int
 ) -> dict[str, Rounded]:
     """Round the sites of `tasks`, but for convolutions that are no plain product of patches.
 
@@ -78,15 +78,15 @@ def round_sites(
     """
     batches = max(1, len(sample_files(run.samples)) / run.batch_size)
     wanted = [task for task in tasks if is_plain(task.node, task.site)]
-    probes: dict[str, Probe] = {}
-    readers: dict[str, list[Task]] = {}
+    observers: dict[str, HessianObserver] = {}
+    readers: dict[str, list[RoundingTask]] = {}
     for members in by_rows(wanted).values():
         first = members[0]
         key = first.site.name
         readers[key] = members
         kernel = kernel_of(first.node, first.site)
         taps = int(np.prod(kernel.shape)) if kernel else 1
-        probes[key] = Probe(
+        observers[key] = HessianObserver(
             first.site.graph,
             first.view,
             input_channels(first) * taps,
@@ -97,7 +97,7 @@ def round_sites(
             means=correct,
         )
     found: dict[str, Rounded] = {}
-    for part in split_passes(probes, max_memory):
+    for part in split_passes(observers, max_memory):
         moments = run.hessian(part)
         for key in part:
             for task in readers[key]:
@@ -120,9 +120,9 @@ def correct_biases(graph: ir.Graph, sites: Sequence[Site], rounded: Mapping[str,
             correct_bias(graph, site, found.bias_shift)
 
 
-def by_rows(tasks: Sequence[Task]) -> dict[tuple[object, ...], list[Task]]:
+def by_rows(tasks: Sequence[RoundingTask]) -> dict[tuple[object, ...], list[RoundingTask]]:
     """Return tasks whose products are fed the same rows."""
-    found: dict[tuple[object, ...], list[Task]] = {}
+    found: dict[tuple[object, ...], list[RoundingTask]] = {}
     for task in tasks:
         kernel = kernel_of(task.node, task.site)
         # Sites that quantize a tensor agree on its view; weight-only ones see it as it is.
@@ -144,7 +144,7 @@ def is_plain(node: ir.Node, site: Site) -> bool:
     )
 
 
-def input_channels(task: Task) -> int:
+def input_channels(task: RoundingTask) -> int:
     """Return the number of input channels of a site's weight."""
     transposed = task.node.attributes.get("transB")
     first = task.site.op in LINEAR_OPS and not (transposed and transposed.as_int())

@@ -29,7 +29,7 @@ from .groups import InputDecision, InputGroup, find_groups, site_statistics
 from .per_tensor import PredictedError
 from .per_token import HeldOutError
 from .plan import require_blocks
-from .rounding import Rounded, Task, round_sites
+from .rounding import Rounded, RoundingTask, round_sites
 from .separate_graphs import SeparateGraphs
 from .shared_graphs import SharedGraphs
 
@@ -172,15 +172,15 @@ def rounding_tasks(
     statistics: Statistics,
     *,
     correct: bool,
-) -> list[Task]:
+) -> list[RoundingTask]:
     """Return the weights of the folded graphs that data rounds, and what they are fed."""
     tasks = []
     for site in sites:
         entry = form.entries[site.name]
-        if Task.needed(entry, correct=correct):
+        if RoundingTask.needed(entry, correct=correct):
             smoothed, qparams = form.rounding_input(site)
             tasks.append(
-                Task(
+                RoundingTask(
                     site,
                     entry,
                     site_node(graphs[site.graph], site),

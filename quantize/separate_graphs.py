@@ -101,7 +101,7 @@ class SeparateGraphs:
         decision = self._decision(site)
         scaling = decision.scaling if decision else None
         entry = self.entries[site.name]
-        return nearest(weight, site, entry, self.statistics, self.options, scaling)
+        return round_to_nearest(weight, site, entry, self.statistics, self.options, scaling)
 
     def filled(self, site: Site) -> ActivationFormat | None:
         """Return the plan's entry of a site's input with its scale in it."""
@@ -191,7 +191,7 @@ def scaled_weight(
     return scaled
 
 
-def nearest(
+def round_to_nearest(
     weight: NDArray[np.float32],
     site: Site,
     entry: SitePlan,

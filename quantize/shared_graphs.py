@@ -26,7 +26,7 @@ from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
 from ..recipe.options import QuantizeOptions
-from .fold import Absorption, absorb
+from .fold import ChannelFold, fold_channels
 from .fold_check import AppliedFold
 from .groups import InputDecision, InputGroup
 from .qdq.linear import rewrite_linear
@@ -64,7 +64,7 @@ class SharedGraphs:
     def fold(self) -> None:
         """Fold scales and shifts into weights, biases and what makes the inputs."""
         for name, model in self.models.items():
-            absorb(model.graph, self.site_map.of_graph(name), self._absorptions())
+            fold_channels(model.graph, self.site_map.of_graph(name), self._folds())
 
     def rounding_input(self, site: Site) -> tuple[SmoothedInput, QParams | None]:
         """Return what the product of a site is fed, and how that is rounded."""
@@ -116,7 +116,7 @@ class SharedGraphs:
                 if name in changed:
                     sites = self.site_map.of_graph(name)
                     if name not in self.models:
-                        absorb(model.graph, sites, self._absorptions())
+                        fold_channels(model.graph, sites, self._folds())
                         correct_biases(model.graph, sites, rounded)
                     self._insert(model.graph, sites, weights)
                 file.write(model, name)
@@ -136,11 +136,11 @@ class SharedGraphs:
                 rewrite_linear(graph, node, site, SiteWeights(weight))
         drop_unused_initializers(graph)
 
-    def _absorptions(self) -> list[tuple[tuple[Site, ...], Absorption]]:
+    def _folds(self) -> list[tuple[tuple[Site, ...], ChannelFold]]:
         found = []
         for group in self.groups:
             d = self.decisions[group.key]
-            found.append((group.sites, Absorption(d.scale, d.shift, d.divides, d.subtracts)))
+            found.append((group.sites, ChannelFold(d.scale, d.shift, d.divides, d.subtracts)))
         return found
 
 

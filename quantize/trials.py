@@ -34,7 +34,7 @@ from .qdq.convolution import insert_qdq, rewrite_convolution
 from .qdq.linear import rewrite_linear
 from .qdq.nodes import SiteWeights, offset_output
 from .ranges import clip_candidates, fp8_qparams
-from .separate_graphs import input_scaling, nearest, scaled_weight
+from .separate_graphs import input_scaling, round_to_nearest, scaled_weight
 
 Array = NDArray[np.generic]
 # Of codes of all candidates that a changed copy of a graph holds; more take further passes.
@@ -253,7 +253,7 @@ def trial_weights(
     weight = scaled_weight(graph, site, entry, trial.scaling)
     scale, center = input_scaling(entry, trial.scaling)
     return SiteWeights(
-        nearest(weight, site, entry, fitted, options, trial.scaling),
+        round_to_nearest(weight, site, entry, fitted, options, trial.scaling),
         activation=trial.activation,
         smoothing=scale,
         center=center,

@@ -17,7 +17,7 @@ from ..workspace.artifacts import encode_json
 from ..workspace.stage import Reporter
 
 if TYPE_CHECKING:
-    from .overflow import WideTensor
+    from .overflow import OverflowTensor
     from .run import SiteResult
 
 
@@ -28,7 +28,7 @@ def write_quantized(
     folder: Path,
     reporter: Reporter,
     max_memory: int = MAX_MEMORY,
-) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
+) -> tuple[Plan, list[SiteResult], list[OverflowTensor]]:
     """Return the graphs, weights.safetensors and plan.json of a checked plan."""
     from ..calibrate.statistics import load_statistics, require_channels
     from .overflow import quantize_in_range

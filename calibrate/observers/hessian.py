@@ -43,7 +43,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class HessianObserver:
     """Which rows are summed: of an input rounded by `qparams` (None: not), in a kernel's patches.
 
     `columns` is K; `rows` about how many a batch has; `squares` and `means` say what is asked for.
@@ -80,91 +80,94 @@ class Moments:
     plain: Floats | None
 
 
-def split_passes(probes: Mapping[str, Probe], max_memory: int) -> list[dict[str, Probe]]:
-    """Return probes in their order, as many in a pass as `max_memory` bytes hold.
+def split_passes(
+    observers: Mapping[str, HessianObserver], max_memory: int
+) -> list[dict[str, HessianObserver]]:
+    """Return observers in their order, as many in a pass as `max_memory` bytes hold.
 
     Raises:
         OutOfMemory: one that does not fit alone.
     """
-    passes: list[dict[str, Probe]] = []
+    passes: list[dict[str, HessianObserver]] = []
     held = 0
-    for key, probe in probes.items():
-        alone = probe.bytes + FACTOR_BYTES * probe.columns**2 * probe.squares
+    for key, observer in observers.items():
+        alone = observer.bytes + FACTOR_BYTES * observer.columns**2 * observer.squares
         if alone > max_memory:
             raise OutOfMemory(
-                f"the second moments of {key} ({probe.columns} columns) take {alone / 1e9:.1f} GB",
+                f"the second moments of {key} ({observer.columns} columns) take "
+                f"{alone / 1e9:.1f} GB",
                 do=f"--max-memory {math.ceil(alone / 2**30)}GiB, or round the site to nearest",
             )
         if not passes or held + alone > max_memory:
             passes.append({})
             held = 0
-        passes[-1][key] = probe
-        held += probe.bytes
+        passes[-1][key] = observer
+        held += observer.bytes
     return passes
 
 
 class MomentSums:
     """Sums of the outputs of `observe_moments` over batches."""
 
-    def __init__(self, probes: Mapping[str, Probe]) -> None:
-        self._probes = probes
+    def __init__(self, observers: Mapping[str, HessianObserver]) -> None:
+        self._observers = observers
         self._sums: dict[str, Floats] = {}
-        self._counts = dict.fromkeys(probes, 0)
+        self._counts = dict.fromkeys(observers, 0)
 
     def add(self, graph: str, outputs: Outputs) -> None:
         """Add a batch of a graph.
 
         In place: the largest of these arrays are a good part of the memory that is allowed.
         """
-        for key, probe in self._probes.items():
-            if probe.graph != graph:
+        for key, observer in self._observers.items():
+            if observer.graph != graph:
                 continue
-            for strip in range(probe.strips):
+            for strip in range(observer.strips):
                 self._counts[key] += int(outputs[f"{key}:shape:{strip}"][0])
             for kind in KINDS:
-                for name in (f"{key}:{kind}:{strip}" for strip in range(probe.strips)):
+                for name in (f"{key}:{kind}:{strip}" for strip in range(observer.strips)):
                     if name in outputs:
                         found = outputs[name]
                         total = self._sums.setdefault(f"{key}:{kind}", np.zeros(found.shape))
                         np.add(total, found, out=total)
 
     def moments(self) -> dict[str, Moments]:
-        """Return the sums of all batches, by probe."""
+        """Return the sums of all batches, by observer."""
         return {
             key: Moments(self._counts[key], *(self._sums.get(f"{key}:{kind}") for kind in KINDS))
-            for key in self._probes
+            for key in self._observers
         }
 
 
-def observe_moments(graph: ir.Graph, probes: Mapping[str, Probe]) -> None:
+def observe_moments(graph: ir.Graph, observers: Mapping[str, HessianObserver]) -> None:
     """Add outputs `KEY:shape:k`, `:square:k` ([K, K]), `:rounded:k` and `:plain:k` ([K]).
 
     k counts strips. Squares of all strips but the last are added up in float64 inside the session.
     """
     values = values_by_name(graph)
-    for key, probe in probes.items():
-        value = values[probe.view.tensor]
-        if probe.kernel is not None and any(probe.kernel.pads):
-            value = padded(graph, value, probe.kernel, f"{key}:padded")
-        seen = add_smoothed(graph, value, probe.view, f"{key}:view")
+    for key, observer in observers.items():
+        value = values[observer.view.tensor]
+        if observer.kernel is not None and any(observer.kernel.pads):
+            value = padded(graph, value, observer.kernel, f"{key}:padded")
+        seen = add_smoothed(graph, value, observer.view, f"{key}:view")
         on_grid = seen
-        if probe.qparams is not None:
-            on_grid = round_smoothed(graph, seen, probe.view, probe.qparams, key)
+        if observer.qparams is not None:
+            on_grid = round_smoothed(graph, seen, observer.view, observer.qparams, key)
         square: ir.Value | None = None
-        for k in range(probe.strips):
-            rows = strip_rows(graph, on_grid, probe, k, f"{key}:rows:{k}")
+        for k in range(observer.strips):
+            rows = strip_rows(graph, on_grid, observer, k, f"{key}:rows:{k}")
             shape = add_node(graph, "Shape", [rows], f"{key}:shape:{k}")
             give(graph, shape, ir.DataType.INT64, 1)
-            if probe.squares:
-                square = add_square(graph, rows, square, probe.strips, f"{key}:square:{k}")
-            if probe.means:
+            if observer.squares:
+                square = add_square(graph, rows, square, observer.strips, f"{key}:square:{k}")
+            if observer.means:
                 give_sum(graph, rows, f"{key}:rounded:{k}")
                 plain = rows
-                if probe.qparams is not None:
-                    plain = strip_rows(graph, seen, probe, k, f"{key}:plain_rows:{k}")
+                if observer.qparams is not None:
+                    plain = strip_rows(graph, seen, observer, k, f"{key}:plain_rows:{k}")
                 give_sum(graph, plain, f"{key}:plain:{k}")
         if square is not None:
-            kind = ir.DataType.FLOAT if probe.strips == 1 else ir.DataType.DOUBLE
+            kind = ir.DataType.FLOAT if observer.strips == 1 else ir.DataType.DOUBLE
             give(graph, square, kind, 2)
 
 
@@ -200,18 +203,20 @@ def padded(graph: ir.Graph, value: ir.Value, kernel: Kernel, name: str) -> ir.Va
     return made
 
 
-def strip_rows(graph: ir.Graph, value: ir.Value, probe: Probe, k: int, name: str) -> ir.Value:
+def strip_rows(
+    graph: ir.Graph, value: ir.Value, observer: HessianObserver, k: int, name: str
+) -> ir.Value:
     """Return rows [M, K] of every `strips`-th position of axis 1, or line of a convolution."""
-    width = constant(graph, f"{name}/width", np.array([-1, probe.columns], np.int64))
+    width = constant(graph, f"{name}/width", np.array([-1, observer.columns], np.int64))
     assert value.shape is not None
     rank = len(value.shape)
-    if probe.kernel is None:
-        if rank > 2 and probe.strips > 1:
-            value = slice_of(graph, value, {1: (k, END, probe.strips)}, f"{name}/strip")
+    if observer.kernel is None:
+        if rank > 2 and observer.strips > 1:
+            value = slice_of(graph, value, {1: (k, END, observer.strips)}, f"{name}/strip")
         return add_node(graph, "Reshape", [value, width], name)
     taps = [
-        tap(graph, value, probe, k, offsets, f"{name}/{index}")
-        for index, offsets in enumerate(itertools.product(*map(range, probe.kernel.shape)))
+        tap(graph, value, observer, k, offsets, f"{name}/{index}")
+        for index, offsets in enumerate(itertools.product(*map(range, observer.kernel.shape)))
     ]
     # [N, C, taps, ...] -> [N, ..., C, taps]
     patches = add_node(graph, "Concat", taps, f"{name}/patches", axis=2)
@@ -224,16 +229,21 @@ def strip_rows(graph: ir.Graph, value: ir.Value, probe: Probe, k: int, name: str
 
 
 def tap(
-    graph: ir.Graph, value: ir.Value, probe: Probe, k: int, offsets: Sequence[int], name: str
+    graph: ir.Graph,
+    value: ir.Value,
+    observer: HessianObserver,
+    k: int,
+    offsets: Sequence[int],
+    name: str,
 ) -> ir.Value:
     """Return what one element of the kernel meets in the strip's lines, [N, C, 1, ...]."""
-    assert probe.kernel is not None
-    kernel = probe.kernel
+    assert observer.kernel is not None
+    kernel = observer.kernel
     cuts = {}
     for axis, at in enumerate(offsets):
         stride, dilation = kernel.strides[axis], kernel.dilations[axis]
         rest = (kernel.shape[axis] - 1 - at) * dilation
-        first, step = (k, probe.strips) if axis == 0 else (0, 1)
+        first, step = (k, observer.strips) if axis == 0 else (0, 1)
         cuts[axis + 2] = (at * dilation + first * stride, -rest or END, stride * step)
     found = slice_of(graph, value, cuts, f"{name}/tap")
     axis_held = constant(graph, f"{name}/axis", np.array([2], np.int64))

@@ -79,7 +79,7 @@ def place_weight(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
     if quantized.is_logarithmic:
         return constant(graph, f"{site.name}.weight_log", quantized.dequantize())
     kind = FP8 if quantized.format.grid == "fp8" else np.int8
-    codes = constant(graph, f"{site.name}.weight_q", quantized.codes.view(kind))
+    codes = constant(graph, f"{site.name}.weight_q", quantized.q.view(kind))
     per_channel = quantized.scale.size > 1
     scale = quantized.scale if per_channel else quantized.scale.reshape(())
     zero = np.zeros(scale.shape, kind)

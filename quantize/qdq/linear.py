@@ -117,7 +117,7 @@ def dequantized(
     if quantized.format.block is not None:
         return blocks_dequantized(graph, node, site, quantized)
     kind = FP8 if quantized.format.grid == "fp8" else np.int8
-    codes = np.ascontiguousarray(quantized.codes.T).view(kind)
+    codes = np.ascontiguousarray(quantized.q.T).view(kind)
     return Inserter(graph, node, f"{site.name}.weight")(
         "DequantizeLinear",
         constant(graph, f"{site.name}.weight_q", codes),
@@ -132,7 +132,7 @@ def blocks_dequantized(
 ) -> ir.Value:
     """Return DQ of INT4 codes [I, O] with scales [I / block, O]: one that engines do not expand."""
     assert quantized.format.block is not None
-    codes = np.ascontiguousarray(quantized.codes.T).astype(ml_dtypes.int4)
+    codes = np.ascontiguousarray(quantized.q.T).astype(ml_dtypes.int4)
     return Inserter(graph, node, f"{site.name}.weight")(
         "DequantizeLinear",
         constant(graph, f"{site.name}.weight_q", codes),

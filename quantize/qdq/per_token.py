@@ -30,7 +30,7 @@ from .nodes import quantize_dequantize
 
 @dataclass(frozen=True, slots=True)
 class TokenSite:
-    """The quantized weight [O, I] of an absorbed site, and the grid of its input."""
+    """The quantized weight [O, I] of an folded site, and the grid of its input."""
 
     weight: QuantizedWeight
     qparams: QParams

@@ -23,14 +23,14 @@ from .budget import Form
 
 if TYPE_CHECKING:
     from ...calibrate.statistics import Statistics, TensorStats
-    from .sensitivity import ProbeChain, RoundedInput
+    from .sensitivity import PerturbedChain, RoundedInput
 
 REASON = "left in high precision by the search"
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SearchItem:
     """A site whose weight is searched, its plan but for that, and what it may be; None is float."""
 
     site: Site
@@ -55,7 +55,7 @@ def search_items(
     bits: Sequence[int],
     grids: Sequence[str],
     all_sites: bool,
-) -> list[Item]:
+) -> list[SearchItem]:
     """Return the sites that `plan` quantizes, with `all_sites` also those left out by rule.
 
     What the user excludes stays out. A site whose input is rounded has uniform grids alone.
@@ -72,7 +72,7 @@ def search_items(
             entry = SitePlan(name=site.name)
         chosen = ("uniform",) if entry.activation is not None else grids
         forms = [form for grid in chosen for form in grid_forms(site, grid, bits, options)]
-        items.append(Item(site, entry, (*forms, None)))
+        items.append(SearchItem(site, entry, (*forms, None)))
     return items
 
 
@@ -90,16 +90,16 @@ def grid_forms(
     return [WeightFormat(bits=BLOCK_BITS, granularity="per_block", block=size)]
 
 
-def of_width(item: Item, bits: int) -> Form:
+def of_width(item: SearchItem, bits: int) -> Form:
     """Return a uniform grid of that width, or the item's first grid."""
     return next(form for form in item.forms if form is not None and form.bits == bits)
 
 
-def widths(items: Sequence[Item]) -> list[int]:
+def widths(items: Sequence[SearchItem]) -> list[int]:
     return sorted({form.bits for form in items[0].forms if form is not None})
 
 
-def whole_plan(plan: Plan, items: Sequence[Item], forms: Iterable[Form]) -> Plan:
+def whole_plan(plan: Plan, items: Sequence[SearchItem], forms: Iterable[Form]) -> Plan:
     """Return `plan` with the searched sites' formats."""
     chosen = {item.site.name: item.planned(form) for item, form in zip(items, forms, strict=True)}
     return Plan(sites=tuple(chosen.get(entry.name, entry) for entry in plan.sites))
@@ -113,7 +113,7 @@ class Inputs:
     smoothing: Mapping[str, Floats] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path, plan: Plan, items: Sequence[Item]) -> Inputs:
+    def read(cls, folder: Path, plan: Plan, items: Sequence[SearchItem]) -> Inputs:
         """Read them from a quantization of the same sites at some width."""
         from ...calibrate.observers.smoothed import SmoothedInput
         from .sensitivity import RoundedInput
@@ -158,13 +158,13 @@ class Model:
     def __init__(
         self,
         source: Calibrated,
-        items: Sequence[Item],
+        items: Sequence[SearchItem],
         inputs: Inputs,
         options: QuantizeOptions,
         samples: int,
     ) -> None:
         from ...calibrate.statistics import load_statistics
-        from .sensitivity import Probe, ProbeChain
+        from .sensitivity import PerturbedChain, PerturbedGraph
 
         self.items = items
         self.options = options
@@ -173,7 +173,7 @@ class Model:
         probes = {}
         for graph in source.planned.graphs:
             weighted = [s for s in source.planned.of_graph(graph) if s.weight is not None]
-            probes[graph] = Probe(
+            probes[graph] = PerturbedGraph(
                 source.export / f"{graph}.onnx",
                 [item.site for item in items if item.site.graph == graph],
                 inputs.rounded,
@@ -182,7 +182,7 @@ class Model:
         files = sample_files(source.samples)[:samples]
         names = {name for probe in probes.values() for name in probe.session.inputs}
         size = source.batch_size
-        self.chain: ProbeChain = ProbeChain(
+        self.chain: PerturbedChain = PerturbedChain(
             probes, [arrays for _, arrays in sample_batches(files, size, names)]
         )
 
@@ -191,24 +191,24 @@ class Model:
         """The graphs with a searched site, as they run."""
         return [g for g in self.chain.probes if any(i.site.graph == g for i in self.items)]
 
-    def weight(self, item: Item) -> Floats:
+    def weight(self, item: SearchItem) -> Floats:
         return self.chain.probes[item.site.graph].weight(item.site.name)
 
-    def stats(self, item: Item) -> TensorStats | None:
+    def stats(self, item: SearchItem) -> TensorStats | None:
         return self.statistics.get(item.site.name)
 
-    def smoothing(self, item: Item) -> Floats | None:
+    def smoothing(self, item: SearchItem) -> Floats | None:
         return self.inputs.smoothing.get(item.site.name)
 
-    def rounds_input(self, item: Item) -> bool:
+    def rounds_input(self, item: SearchItem) -> bool:
         return item.site.name in self.inputs.rounded
 
-    def own_loss(self, item: Item, weight: Floats) -> float:
+    def own_loss(self, item: SearchItem, weight: Floats) -> float:
         """Return the loss of the site's graph when it computes with this weight, [O, I, ...]."""
         probe = self.chain.probes[item.site.graph]
         return self.chain.own_loss(item.site.graph, probe.feeds({item.site.name: weight}))
 
-    def input_loss(self, item: Item) -> float:
+    def input_loss(self, item: SearchItem) -> float:
         """Return the loss of the site's graph when its input is rounded, for all that read it."""
         probe = self.chain.probes[item.site.graph]
         return self.chain.own_loss(item.site.graph, probe.feeds({}, [item.site.name]))

@@ -36,14 +36,16 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Tie:
+class EqualChoice:
     """Two items that take these options together, or neither does: (item, option) each."""
 
     one: tuple[int, int]
     other: tuple[int, int]
 
 
-def allocate(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie] = ()) -> list[int] | None:
+def allocate(
+    losses: Table, limits: Sequence[Limit], ties: Sequence[EqualChoice] = ()
+) -> list[int] | None:
     """Return the option of each item with the least sum of losses.
 
     None where the limits allow nothing.
@@ -66,14 +68,14 @@ def allocate(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie] = ()) -
         ]
 
 
-def least(amounts: Table, ties: Sequence[Tie] = ()) -> float:
+def least(amounts: Table, ties: Sequence[EqualChoice] = ()) -> float:
     """Return the smallest sum that any choice has."""
     chosen = solve(amounts, (), ties)
     assert chosen is not None  # nothing limits it
     return Limit(amounts, np.inf).used(chosen)
 
 
-def solve(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie]) -> list[int] | None:
+def solve(losses: Table, limits: Sequence[Limit], ties: Sequence[EqualChoice]) -> list[int] | None:
     """Allocate with limits to the solver's tolerance.
 
     Twice: tolerances are absolute, and losses span many orders. No option that alone loses more
@@ -90,7 +92,10 @@ def solve(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie]) -> list[i
 
 
 def program(
-    objective: NDArray[np.float64], shape: Table, limits: Sequence[Limit], ties: Sequence[Tie]
+    objective: NDArray[np.float64],
+    shape: Table,
+    limits: Sequence[Limit],
+    ties: Sequence[EqualChoice],
 ) -> list[int] | None:
     """Return the program: one binary variable per option, those of an item sum to one."""
     counts = [len(row) for row in shape]

@@ -23,7 +23,7 @@ ChosenT = TypeVar("ChosenT")
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class ResponseCurve:
     """End loss by the sum of a graph's own losses: lines between logarithms of the points.
 
     Points are of plans with only this graph quantized; those without a loss say nothing, and the
@@ -67,7 +67,7 @@ class Response:
 
 
 def balance(
-    responses: Mapping[str, Response],
+    responses: Mapping[str, ResponseCurve],
     solve: Callable[[Mapping[str, float]], ChosenT],
     sums: Callable[[ChosenT], Mapping[str, float]],
 ) -> tuple[ChosenT, float]:
@@ -96,6 +96,6 @@ def balance(
     return best, least
 
 
-def end_loss(responses: Mapping[str, Response], sums: Mapping[str, float]) -> float:
+def end_loss(responses: Mapping[str, ResponseCurve], sums: Mapping[str, float]) -> float:
     """Return the predicted loss at the end, where errors of different graphs add up."""
     return sum(response(sums[graph]) for graph, response in responses.items())

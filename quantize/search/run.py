@@ -19,10 +19,10 @@ from ...workspace.stage import Reporter
 from ..plan import check_plan
 from ..write import write_quantized
 from .budget import Budget, Form, form_bits, form_bytes, form_name, require_reachable, weights_of
-from .candidates import Inputs, Item, Model, of_width, whole_plan, widths
-from .knapsack import Limit, Tie, allocate, least
+from .candidates import Inputs, Model, SearchItem, of_width, whole_plan, widths
+from .knapsack import EqualChoice, Limit, allocate, least
 from .losses import FormatLoss, format_losses
-from .propagation import Response, balance
+from .propagation import ResponseCurve, balance
 
 HALF_BITS = 16
 # Times that the curves take in what the found plan measures, and the program is solved again.
@@ -66,7 +66,7 @@ class Search:
         self,
         source: Calibrated,
         plan: Plan,
-        items: Sequence[Item],
+        items: Sequence[SearchItem],
         options: QuantizeOptions,
         budgets: Sequence[Budget],
         samples: int,
@@ -169,7 +169,7 @@ class Search:
             self.reporter.progress("losses of sites", k + 1, len(self.items))
         return table
 
-    def respond(self) -> dict[str, Response]:
+    def respond(self) -> dict[str, ResponseCurve]:
         """Return what each graph alone costs at the end, with all its sites at one width."""
         found = {}
         for graph in self.model.graphs:
@@ -178,7 +178,7 @@ class Search:
                 forms = [of_width(item, bits) for item in self.items]
                 sums = self.sums(forms)
                 points.append((sums[graph], self.model.end_loss(forms, [graph])))
-            found[graph] = Response(tuple(points))
+            found[graph] = ResponseCurve(tuple(points))
         return found
 
     def settle(self) -> tuple[list[Form], float]:
@@ -192,7 +192,7 @@ class Search:
             for graph, response in before.items():
                 if last and all(x != sums[graph] for x, _ in response.points):
                     point = sums[graph], self.model.end_loss(forms, [graph])
-                    self.responses[graph] = Response((*response.points, point))
+                    self.responses[graph] = ResponseCurve((*response.points, point))
             if self.responses == before:
                 break
         return forms, predicted
@@ -253,10 +253,10 @@ class Search:
             return Limit(amounts, budget.most * self.weight_count)
         return Limit(amounts, budget.most - self.fixed)
 
-    def bits_of(self, item: Item, form: Form) -> int:
+    def bits_of(self, item: SearchItem, form: Form) -> int:
         return weights_of(item.site) * form_bits(form, self.float_bits)
 
-    def bytes_of(self, item: Item, form: Form) -> int:
+    def bytes_of(self, item: SearchItem, form: Form) -> int:
         return form_bytes(item.site, form, self.float_bits)
 
     def quantize(self, forms: Sequence[Form]) -> Plan:
@@ -279,7 +279,7 @@ class Search:
         )
 
 
-def input_ties(items: Sequence[Item]) -> list[Tie]:
+def input_ties(items: Sequence[SearchItem]) -> list[EqualChoice]:
     """Return the ties of sites that share a rounded input: they stay float together."""
     first: dict[tuple[str, str], int] = {}
     ties = []
@@ -289,5 +289,5 @@ def input_ties(items: Sequence[Item]) -> list[Tie]:
         leader = first.setdefault((item.site.graph, item.site.input), k)
         if leader != k:
             ends = len(items[leader].forms) - 1, len(item.forms) - 1
-            ties.append(Tie((leader, ends[0]), (k, ends[1])))
+            ties.append(EqualChoice((leader, ends[0]), (k, ends[1])))
     return ties

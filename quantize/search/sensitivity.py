@@ -1,7 +1,7 @@
 """What a graph's outputs lose when single weights or inputs are rounded: measured, run by run.
 
 One session serves all runs of a graph. Its weights are initializers that a run may feed anew, and
-each input that a plan may round has a switch, so that nothing is rewritten between runs.
+each input that a plan may round has a toggle, so that nothing is rewritten between runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RoundedInput:
     qparams: QParams
 
 
-class Probe:
+class PerturbedGraph:
     """A graph in which a run may replace the weights of `sites` and round some of their inputs.
 
     `inputs` gives the grids by site; sites that read one tensor are rounded together, by the grid
@@ -58,7 +58,7 @@ class Probe:
         self._nodes = {site.name: site_node(model.graph, site) for site in sites}
         self._weights = {str(s.weight): model.graph.initializers[str(s.weight)] for s in sites}
         self.targets = target_outputs(model.graph, last)
-        self._switches = add_switches(model.graph, sites, inputs or {})
+        self._toggles = add_toggles(model.graph, sites, inputs or {})
         model.graph.inputs.extend(self._weights.values())
         self.session = OnnxRuntimeSession(path, optimized=True, graph=graph_bytes(model))
 
@@ -73,7 +73,7 @@ class Probe:
         for name, weight in weights.items():
             held = np.ascontiguousarray(output_first(self._nodes[name], weight))
             fed[str(self._sites[name].weight)] = held
-        return fed | {self._switches[name]: np.float32(1).reshape(1) for name in rounded}
+        return fed | {self._toggles[name]: np.float32(1).reshape(1) for name in rounded}
 
     def run(self, arrays: Arrays, changes: Arrays, carried: Arrays) -> dict[str, Array]:
         """Return all outputs of a batch, given the outputs of earlier graphs."""
@@ -97,40 +97,40 @@ def target_outputs(graph: ir.Graph, last: Site | None) -> tuple[str, ...]:
     return (last.output,)
 
 
-def add_switches(
+def add_toggles(
     graph: ir.Graph, sites: Sequence[Site], inputs: Mapping[str, RoundedInput]
 ) -> dict[str, str]:
-    """Replace each tensor that sites read by x + switch * error; returns the switch by site.
+    """Replace each tensor that sites read by x + toggle * error; returns the toggle by site.
 
-    A switch is an initializer of 0 that may be fed, so that by default nothing is rounded.
+    A toggle is an initializer of 0 that may be fed, so that by default nothing is rounded.
     """
     values = values_by_name(graph)
-    switches: dict[str, str] = {}
+    toggles: dict[str, str] = {}
     by_tensor: dict[str, str] = {}
     for site in sites:
         if site.name not in inputs:
             continue
         if site.input not in by_tensor:
-            rounded = add_switch(graph, values[site.input], inputs[site.name], site.name)
+            rounded = add_toggle(graph, values[site.input], inputs[site.name], site.name)
             readers = [s.node for s in sites if s.input == site.input and s.name in inputs]
             for node in graph:
                 if node.name in readers:
                     node.replace_input_with(0, rounded)
-            by_tensor[site.input] = f"{site.name}:switch"
-        switches[site.name] = by_tensor[site.input]
+            by_tensor[site.input] = f"{site.name}:toggle"
+        toggles[site.name] = by_tensor[site.input]
     graph.sort()
-    return switches
+    return toggles
 
 
-def add_switch(graph: ir.Graph, value: ir.Value, rounded: RoundedInput, key: str) -> ir.Value:
+def add_toggle(graph: ir.Graph, value: ir.Value, rounded: RoundedInput, key: str) -> ir.Value:
     view, qparams = rounded.view, rounded.qparams
     assert value.shape is not None
     rank = len(value.shape)
     seen = add_smoothed(graph, value, view, f"{key}:view")
     _, error = rounding_error(graph, seen, view, qparams, key)
-    switch = constant(graph, f"{key}:switch", np.zeros(1, np.float32))
-    graph.inputs.append(switch)
-    step = add_node(graph, "Mul", [error, switch], f"{key}:switched")
+    toggle = constant(graph, f"{key}:toggle", np.zeros(1, np.float32))
+    graph.inputs.append(toggle)
+    step = add_node(graph, "Mul", [error, toggle], f"{key}:toggled")
     # Back from steps of the grid to the tensor's own units; a shift cancels in an error.
     backward = [(qparams.scale, view.token_axis or 0)]
     backward += [(view.token_scale, view.token_axis or 0)] if view.token_scale is not None else []
@@ -184,14 +184,14 @@ def distance(wanted: Arrays, found: Arrays) -> float:
     return lost
 
 
-class ProbeChain:
+class PerturbedChain:
     """Graphs that feed each other, and what they give for some samples while all is FP32.
 
     `batches` are the arrays of a run each. All of them and the targets of every graph stay in
     memory, so they are few.
     """
 
-    def __init__(self, probes: Mapping[str, Probe], batches: Sequence[Arrays]) -> None:
+    def __init__(self, probes: Mapping[str, PerturbedGraph], batches: Sequence[Arrays]) -> None:
         self.probes = dict(probes)
         self._batches = list(batches)
         self._carried: dict[str, list[dict[str, Array]]] = {}

@@ -74,7 +74,7 @@ def test_steps_agree_with_the_full_graph_when_biases_are_corrected(
 def test_the_first_products_mean_output_is_the_exact_one(
     tiny_var: TinyGenerator, tmp_path: Path, activation_bits: int
 ) -> None:
-    """Of a site that no other's error reaches, and whose output nothing is absorbed into."""
+    """Of a site that no other's error reaches, and whose output nothing is folded into."""
     options = {"weight_bits": 3, "activation_bits": activation_bits, "smoothing": 0.0}
     site = next(s for s in tiny_var.full_sites if s.name == "blocks.0.ada_lin.1")
     held, plain = tmp_path / "q", tmp_path / "plain"
@@ -134,7 +134,7 @@ def test_a_tokenizer_keeps_its_mean_outputs_and_gains(
         feeds = {"image": images}
         outputs[name] = activations(folder / "encoder.onnx", feeds, [site.output])[site.output]
         codes, _ = load_packed(folder / "weights.safetensors")
-        assert np.abs(codes[site.name].codes).max() <= 3
+        assert np.abs(codes[site.name].q).max() <= 3
     exact = activations(tiny_di.folder / "encoder.onnx", {"image": images}, [site.output])
     wanted = exact[site.output]
     assert sqnr(outputs["gptq"], wanted) > sqnr(outputs["nearest"], wanted) + 2

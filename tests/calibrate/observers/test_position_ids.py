@@ -24,7 +24,7 @@ from arvg_trt.families.mar.write import export_mar
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap, by_input
 from arvg_trt.numerics.qparams import QParams
-from arvg_trt.quantize.fold import Absorption, absorb, folds_shift, holds_producer
+from arvg_trt.quantize.fold import ChannelFold, fold_channels, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sample
 
@@ -208,7 +208,7 @@ def test_a_place_that_was_not_seen_gets_the_range_of_all() -> None:
     assert total.filled() is total
 
 
-def random_absorptions(source: Source) -> list[tuple[list[Site], Absorption]]:
+def random_absorptions(source: Source) -> list[tuple[list[Site], ChannelFold]]:
     rng = np.random.default_rng(5)
     found = []
     for name in GRAPHS:
@@ -218,18 +218,18 @@ def random_absorptions(source: Source) -> list[tuple[list[Site], Absorption]]:
             divides = holds_producer(graph, sites[0])
             scale, shift = np.exp(rng.normal(0, 0.7, channels)), rng.normal(0, 0.7, channels)
             subtracts = divides and folds_shift(sites[0])
-            found.append((sites, Absorption(scale, shift, divides, subtracts)))
+            found.append((sites, ChannelFold(scale, shift, divides, subtracts)))
     return found
 
 
 def test_absorbed_graphs_compute_what_they_did(source: Source, tmp_path: Path) -> None:
     """Norms of the transformers, modulations of the denoiser, Mul and Sub elsewhere."""
-    absorptions = random_absorptions(source)
-    free = {s.role for sites, a in absorptions if a.divides and a.subtracts for s in sites}
+    folds = random_absorptions(source)
+    free = {s.role for sites, a in folds if a.divides and a.subtracts for s in sites}
     assert free == {"qkv", "proj", "fc1", "head"}
     for graph in GRAPHS:
         model = load_graph(source.folder / f"{graph}.onnx")
-        absorb(model.graph, source.site_map.of_graph(graph), absorptions)
+        fold_channels(model.graph, source.site_map.of_graph(graph), folds)
         ir.save(model, tmp_path / f"{graph}.onnx", external_data=f"{graph}.data")
         for feeds in source.runs(graph):
             wanted, found = (

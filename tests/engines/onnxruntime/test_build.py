@@ -140,10 +140,8 @@ def test_a_convolution_whose_sums_can_leave_int32_keeps_its_qdq_form() -> None:
     case = make_conv_case()
     weight = case.chosen["c"].quantized
     assert weight is not None
-    codes = np.full((weight.codes.shape[0], 8000, 3, 3), 127, np.int8)
-    chosen = {
-        "c": replace(case.chosen["c"], quantized=replace(weight, codes=codes), smoothing=None)
-    }
+    codes = np.full((weight.q.shape[0], 8000, 3, 3), 127, np.int8)
+    chosen = {"c": replace(case.chosen["c"], quantized=replace(weight, q=codes), smoothing=None)}
     model = case.model()
     insert_qdq(model.graph, case.sites, chosen)
     assert rewrite_convolutions(model, case.ranges()) == []
