@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
+from ..numerics.noise import SignalAndNoise
 from ..recipe.options import ValidateOptions
 from ..runtime.generator import read_spec
 from ..validate.measure.forced import measure_forced
 from ..validate.measure.forced_runs import Asked, Trajectory, forced_graphs
 from ..validate.measure.generator import GeneratorAccuracy
-from ..validate.metrics.image import Energy, decibels
+from ..validate.metrics.image import decibels
 from ..validate.report.schema import QDQ
 from .ablation_measure import generated, setbacks, site_cells
 from .common import markdown_table
@@ -67,7 +68,7 @@ def run_mar_steps(
         for name, step, made in quantized:
             graphs = forced_graphs(exported, {QDQ: made}, trajectory.outputs, 0)
             found = measure_forced(trajectory.runs(), graphs, lambda done: None)[QDQ]
-            energy = Energy()
+            energy = SignalAndNoise()
             if wanted is not None:
                 energy.add(wanted, generated(made, count, seed).tokens)
             yield mar_row(name, step, found, energy.decibels() if count else None)

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed_run import quantizable
 from ..graph.sites import Site
+from ..numerics.noise import SignalAndNoise
 from ..runtime.generator import FULL, Generated, Generator
 from ..samples.files import load_sample, sample_batches, sample_files
 from ..validate.measure.site_outputs import probe
-from ..validate.metrics.image import Energy
 from ..validate.metrics.logits import log_softmax
 
 Feeds = Mapping[str, NDArray[np.generic]]
@@ -40,7 +39,7 @@ class Distance:
 
 def comparable(sites: Sequence[Site]) -> list[str]:
     """Outputs that no fold changes, so that both graphs mean the same by them."""
-    chosen = quantizable(sites)
+    chosen = [site for site in sites if site.weight is not None and site.excluded is None]
     parts = [p for s in chosen if s.producer_fold for p in s.producer_fold.divide]
     changed = {part.initializer for part in parts}
     return [s.output for s in chosen if s.weight not in changed and s.output != "logits"]
@@ -78,7 +77,7 @@ def measure(
     reference: Model, candidate: Model, samples: Path, batch: int, tensors: Sequence[str] = ()
 ) -> Distance:
     """Of `candidate` from `reference` over the saved samples, `batch` at a time."""
-    energies: dict[str, Energy] = defaultdict(Energy)
+    energies: dict[str, SignalAndNoise] = defaultdict(SignalAndNoise)
     divergence, agreed, gaps = 0.0, 0, []
     files = sample_files(samples)
     for _, feeds in sample_batches(files, batch, load_sample(files[0])):

@@ -15,15 +15,15 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..calibrate.observers.run import run_instrumented
-from ..calibrate.observers.smoothed import Floats, Grid, View
-from ..calibrate.observers.smoothed_run import FullGraph, collect_full_ranges
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.smoothed import Floats, SmoothedInput
 from ..graph.io import load_graph
 from ..graph.sites import SiteMap
-from ..quantize.groups import token_groups
+from ..numerics.qparams import QParams
+from ..quantize.groups import find_groups
 from ..quantize.plan import check_plan, make_plan
-from ..quantize.run_generator import quantize_generator
-from ..quantize.token_ranges import grid_candidates
+from ..quantize.ranges import grid_candidates
+from ..quantize.run import quantize_model
 from ..recipe.quantize import QuantizeOptions
 from ..runtime.generator import FULL
 from ..runtime.sessions.onnxruntime import reference_session
@@ -50,22 +50,15 @@ progress = QuietReporter().progress
 
 
 def run_plain(export: Path, samples: Path, _: Path) -> None:
-    run_instrumented(
-        export,
-        samples,
-        (FULL,),
-        batch_size=BATCH,
-        instrument=lambda graph, model: None,
-        consume=lambda graph, outputs: None,
-        progress=progress,
-    )
+    run = CalibrationRun(export, samples, (FULL,), BATCH, progress)
+    run.observe(lambda graph, model: None, lambda graph, outputs: None)
 
 
 def run_ranges(export: Path, samples: Path, kept: Path) -> None:
     from ..calibrate.statistics import save_statistics
 
     sites = load_map(export).of_graph(FULL)
-    found = collect_full_ranges(export, samples, sites, batch_size=BATCH, progress=progress)
+    found = CalibrationRun(export, samples, (sites[0].graph,), BATCH, progress).input_ranges(sites)
     save_statistics(found, kept)
 
 
@@ -73,20 +66,20 @@ def run_errors(export: Path, samples: Path, kept: Path) -> None:
     """On the statistics that `run_ranges` kept."""
     wanted = candidate_grids(export, kept)
     gc.collect()  # the graph whose weights were looked at has cycles
-    passes = FullGraph(export, samples, FULL, batch_size=BATCH, progress=progress)
-    passes.grid_errors(*wanted)
+    passes = CalibrationRun(export, samples, (FULL,), BATCH, progress)
+    passes.clip_errors(*wanted)
 
 
 def candidate_grids(
     export: Path, kept: Path
-) -> tuple[dict[str, View], dict[str, list[Grid]], dict[str, Floats]]:
+) -> tuple[dict[str, SmoothedInput], dict[str, list[QParams]], dict[str, Floats]]:
     """Views, three grids and channels' gains of each group with positions."""
     from ..calibrate.statistics import load_statistics
 
     planned = SiteMap(sites=load_map(export).of_graph(FULL))
     entries = check_plan(make_plan(planned, QuantizeOptions()), planned)
     model = load_graph(export / f"{FULL}.onnx")
-    groups = token_groups(model.graph, planned.sites, entries, load_statistics(kept))
+    groups = find_groups(model.graph, planned.sites, entries, load_statistics(kept))
     grids = {
         g.key: grid_candidates(g.positions or g.stats, 8, allow_shift=True, fractions=CLIPS)
         for g in groups
@@ -109,16 +102,14 @@ def quantize_ours(
     sites = load_map(export)
     planned = sites.calibrated
     run_ranges(export, samples, kept)
-    quantize_generator(
-        export,
-        samples,
+    quantize_model(
+        CalibrationRun(export, samples, sites.graphs, BATCH, progress),
         output,
         sites,
         check_plan(make_plan(planned, options), planned),
         load_statistics(kept),
         options,
-        batch_size=BATCH,
-        progress=progress,
+        shared=True,
     )
 
 

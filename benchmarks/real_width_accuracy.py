@@ -13,8 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import BundleError
+from ..numerics.noise import SignalAndNoise
 from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
-from ..validate.metrics.image import Energy
 from .common import Measured
 from .real_width_report import Accuracy
 
@@ -91,7 +91,7 @@ def fp32_outputs(codec: Codec, images: Images) -> Outputs:
 
 
 def accuracy(codec: Codec, images: Images, expected: Outputs) -> Accuracy:
-    latents, pictures = Energy(), Energy()
+    latents, pictures = SignalAndNoise(), SignalAndNoise()
     equal = []
     for image, (tokens, latent, picture) in zip(images, expected, strict=True):
         found_tokens, found_latent = codec.encode(image)

@@ -96,7 +96,7 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def convergence(growth: Growth) -> Convergence:
-    """The verdict on all inputs that `growth` has seen; outputs are left out."""
+    """Return the verdict on all inputs that `growth` has seen; outputs are left out."""
     if not growth.marks:
         return Convergence(enough=None)
     half = growth.at[growth.marks[-1]]
@@ -118,7 +118,7 @@ def convergence(growth: Growth) -> Convergence:
 def growths(
     before: Mapping[str, TensorStats], after: Mapping[str, TensorStats]
 ) -> tuple[SiteGrowth, ...]:
-    """By site, in the order of `after`."""
+    """Return the growth of each site, in the order of `after`."""
     found = []
     for name in after:
         if name.endswith((POSITION, OUTPUT)):
@@ -155,7 +155,7 @@ def root_mean_squares(stats: TensorStats) -> Floats:
 
 
 def added(before: Floats, after: Floats) -> Floats:
-    """The share of `after` that `before` did not have; 0 of what is 0, or was never seen.
+    """Return the share of `after` that `before` did not have; 0 of what is 0, or was never seen.
 
     What no sample has an element of, such as an empty cache, has an infinite range.
     """

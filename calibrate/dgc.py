@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,9 +16,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
+from ..graph.builder import add_node, constant
 from ..graph.sites import Site
-from .observers.reduce import chain, constant, values_by_name
-from .observers.run import Outputs, Progress, run_instrumented
+from .calibration_run import CalibrationRun
+from .observers.reduce import values_by_name
+from .observers.run import Outputs
 
 Floats = NDArray[np.float64]
 Covariance = Literal["pseudo-inverse", "shrunk"]
@@ -48,7 +49,7 @@ class Choice:
 
     @property
     def share(self) -> float:
-        """Of the kept rows that are conditional."""
+        """The share of kept rows that are conditional."""
         return len(self.conditional) / (len(self.conditional) + len(self.null))
 
 
@@ -88,7 +89,7 @@ def choose_rows(conditional: Floats, null: Floats, keep: int, selection: Selecti
 
 
 def distances(features: Floats) -> tuple[Floats, Covariance]:
-    """Mahalanobis distances [N] of rows [N, C] to their mean, and whose covariance it was.
+    """Return Mahalanobis distances [N] of rows [N, C] to their mean, and whose covariance it was.
 
     sqrt((x - m)^T S^+ (x - m)) as published, S with 1 / (N - 1), where distinct rows outnumber the
     dimensions that they span by more than one. With fewer, as 128 samples of 1024 features, every
@@ -114,7 +115,7 @@ def distances(features: Floats) -> tuple[Floats, Covariance]:
 
 
 def distinct_rows(rows: Floats, tolerance: float) -> int:
-    """How many of the rows [N, R] are further apart than rounding."""
+    """Return how many of the rows [N, R] are further apart than rounding."""
     seen: list[Floats] = []
     for row in rows:
         if not seen or np.linalg.norm(np.stack(seen) - row, axis=1).min() > tolerance:
@@ -123,7 +124,7 @@ def distinct_rows(rows: Floats, tolerance: float) -> int:
 
 
 def shrinkage(along: Floats, energies: Floats, features: int) -> tuple[float, float]:
-    """(weight of the identity, its factor) for covariance S, all in the basis of its eigenvectors.
+    """Return the weight of the identity and its factor for covariance S, in its eigenvectors.
 
     `along` [N, R] are the centred rows, `energies` [R] the eigenvalues of S with 1 / N; all others
     of the `features` are 0. The weight is Ledoit and Wolf's b^2 / d^2, the factor their m.
@@ -139,43 +140,29 @@ def shrinkage(along: Floats, energies: Floats, features: int) -> tuple[float, fl
     return min(error, spread) / spread if spread > 0 else 1.0, mean
 
 
-def first_token_features(
-    export: Path,
-    samples: Path,
-    sites: Sequence[Site],
-    *,
-    batch_size: int,
-    progress: Progress,
-    threads: int = 0,
-) -> Floats:
-    """What the last block of a full graph gives for the first token of every sample, [N, C]."""
+def first_token_features(run: CalibrationRun, sites: Sequence[Site]) -> Floats:
+    """Return what the last block gives for the first token of every sample, [N, C].
+
+    `run` is of the one graph whose sites these are.
+    """
     found: list[Floats] = []
 
     def instrument(_: str, graph: ir.Graph) -> None:
         value = block_output(graph, sites)
         first = constant(graph, f"{FEATURES}/index", np.int64(0))
-        made = chain(graph, "Gather", [value, first], FEATURES, axis=1)
+        made = add_node(graph, "Gather", [value, first], FEATURES, axis=1)
         made.dtype, made.shape = ir.DataType.FLOAT, ir.Shape([None, None])
         graph.outputs[:] = [made]  # the head is not computed
 
     def consume(_: str, outputs: Outputs) -> None:
         found.append(outputs[FEATURES].astype(np.float64))
 
-    run_instrumented(
-        export,
-        samples,
-        (sites[0].graph,),
-        batch_size=batch_size,
-        instrument=instrument,
-        consume=consume,
-        progress=progress,
-        threads=threads,
-    )
+    run.observe(instrument, consume)
     return np.concatenate(found)
 
 
 def block_output(graph: ir.Graph, sites: Sequence[Site]) -> ir.Value:
-    """The sum behind the last linear of the last block, [rows, T, C]."""
+    """Return the sum behind the last linear of the last block, [rows, T, C]."""
     last = [site for site in sites if site.role == LAST_OF_BLOCK][-1]
     value = values_by_name(graph)[last.output]
     while True:

@@ -26,7 +26,7 @@ class Execution:
 
     @classmethod
     def choose(cls, executor: ExecutorName, workers: int | None) -> Execution:
-        """One worker a processor without `workers`; processors are shared out among them.
+        """Choose one worker per processor without `workers`; they share the processors.
 
         Raises:
             RecipeError: fewer than one worker.
@@ -44,7 +44,7 @@ def run_tasks(
     tasks: Sequence[TaskT],
     done: Callable[[int], None],
 ) -> None:
-    """`function` of every task; `done` is called with how many are.
+    """Run `function` on every task; `done` is called with how many are finished.
 
     What tasks read and write lies in files, which every worker must see under the same paths.
 

@@ -37,14 +37,14 @@ class Part:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What the manifest of the whole says of it."""
+        """Name, number of samples and options, as the manifest of the whole has them."""
         options = self.manifest.options if self.manifest else {}
         counts = {"name": self.name, "samples_saved": len(self.samples)}
         return counts | {key: options[key] for key in TOLD if key in options}
 
 
 def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter) -> StageResult:
-    """One calibration of those in `given`: workspaces, their calibrate folders or statistics files.
+    """Merge several calibrations into one: workspaces, calibrate folders or statistics files.
 
     Minima, maxima and counts are those of one run over all samples, sums to 1e-12 of them.
 
@@ -147,7 +147,7 @@ def require_samples(parts: Sequence[Part]) -> None:
 
 
 def warn_of_repeats(parts: Sequence[Part], reporter: Reporter) -> None:
-    """Parts that were made with one seed count their samples twice."""
+    """Warn of samples that several parts have, which count twice."""
     seen: Counter[str] = Counter()
     for part in parts:
         own = {digest for name, digest in part.files.items() if name.startswith("samples/")}
@@ -201,7 +201,7 @@ def combine_parts(
 
 
 def say_convergence(result: StageResult, reporter: Reporter) -> None:
-    """Whether the samples were enough, in one line; nothing of those that were there."""
+    """Say in one line whether the samples were enough, unless nothing was done."""
     from .convergence import Convergence
 
     told = result.manifest.results.get("convergence")

@@ -33,11 +33,11 @@ class TensorStats:
 
     @property
     def mean_square(self) -> NDArray[np.float64]:
-        """[C]; 0 of what was not seen."""
+        """Mean square of each channel, [C]; 0 for a channel without samples."""
         return self.square / np.maximum(self.count, 1)
 
     def filled(self) -> TensorStats:
-        """With the range and mean square of all where nothing was seen."""
+        """Return statistics with the range and mean square of all where nothing was seen."""
         unseen = np.broadcast_to(np.equal(self.count, 0), self.low.shape)
         if not unseen.any() or unseen.all():
             return self
@@ -113,7 +113,7 @@ def load_statistics(path: Path) -> Statistics:
 
 
 def load_exported(path: Path) -> tuple[Statistics, str | None]:
-    """Statistics and the digest of their export, None where the file does not say it.
+    """Return statistics and the digest of their export, None where the file does not say it.
 
     Raises:
         CalibrationError: not a statistics file of this version.
@@ -138,7 +138,7 @@ def load_exported(path: Path) -> tuple[Statistics, str | None]:
 
 
 def read_stats(file: Any, name: str) -> TensorStats:
-    """The statistics of a tensor.
+    """Return the statistics of a tensor.
 
     Raises:
         ValueError: they are not of one number of channels, or no statistics of anything.

@@ -1,27 +1,27 @@
-"""Small tools for rewriting ONNX graphs in place."""
+"""Changes of ONNX graphs in place: replace, insert behind, remove what nothing reads."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .builder import constant, constant_array
+
 
 def producer(value: ir.Value | None, op: str) -> ir.Node | None:
+    """Return the node that makes a value if it is of the operator `op`."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op else None
 
 
-def array(value: ir.Value | None) -> NDArray[Any]:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
+def node_named(graph: ir.Graph, name: str) -> ir.Node:
+    """Return the node of this name."""
+    return next(node for node in graph if node.name == name)
 
 
 def take_over(value: ir.Value, old: ir.Value) -> None:
-    """`value` is read wherever `old` was; an output of the graph keeps its name and type."""
+    """Let `value` be read wherever `old` was; an output of the graph keeps its name and type."""
     value.type, value.shape = old.type, old.shape
     if old.is_graph_output():
         name, old.name = old.name, f"{old.name}:before"
@@ -29,46 +29,63 @@ def take_over(value: ir.Value, old: ir.Value) -> None:
     old.replace_all_uses_with(value, replace_graph_outputs=True)
 
 
-class Inserter:
-    """Adds nodes and initializers in front of `before`, named after it."""
+def insert_behind(graph: ir.Graph, value: ir.Value, op: str, held: ir.Value, name: str) -> ir.Value:
+    """Let everyone who reads `value` read `op`(value, held), which gets its name.
 
-    def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
-        self.graph = graph
-        self.before = before
-        self.count = 0
+    A site's output is known by its name, be it inside the graph or at its end.
+    """
+    node = ir.node(op, [value, held], name=name)
+    made = node.outputs[0]
+    made.type, made.shape = value.type, value.shape
+    maker = value.producer()
+    assert maker is not None
+    made.name, value.name = value.name, f"{name}:input"
+    for user, index in list(value.uses()):
+        if user is not node:
+            user.replace_input_with(index, made)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = made
+    graph.insert_after(maker, node)
+    return made
 
-    def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        return self.of_domain("", op, inputs, attributes)
 
-    def of_domain(
-        self,
-        domain: str,
-        op: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, Any] | None = None,
-    ) -> ir.Value:
-        self.count += 1
-        name = f"{self.before.name}/{op}_ort{self.count}"
-        node = ir.node(op, inputs, attributes, domain=domain, name=name)
-        node.outputs[0].name = f"{name}:0"
-        self.graph.insert_before(self.before, node)
-        return node.outputs[0]
+def add_to_bias(
+    graph: ir.Graph,
+    value: ir.Value,
+    prefix: str,
+    addition: NDArray[np.float64],
+    shape: tuple[int, ...],
+) -> None:
+    """Add to the constant behind a product, or put a new one of `shape` there.
 
-    def constant(self, label: str, value: NDArray[np.generic] | np.generic) -> ir.Value:
-        name = f"{self.before.name}.ort_{label}"
-        array_value = np.asarray(value)
-        made = ir.Value(name=name, const_value=ir.tensor(array_value, name=name))
-        made.dtype = ir.DataType.from_numpy(array_value.dtype)
-        made.shape = ir.Shape(array_value.shape)
-        self.graph.register_initializer(made)
-        return made
+    New constants are called `prefix`.bias_shifted and `prefix`.bias.
+    """
+    users = [user for user, _ in value.uses()]
+    if len(users) == 1 and users[0].op_type == "Add" and not value.is_graph_output():
+        index = 1 if users[0].inputs[0] is value else 0
+        bias = users[0].inputs[index]
+        held_bias = None if bias is None else bias.const_value
+        if bias is not None and held_bias is not None and held_bias.size == addition.size:
+            before = constant_array(bias).astype(np.float64)
+            total = (before.ravel() + addition).astype(np.float32).reshape(before.shape)
+            held = constant(graph, f"{prefix}.bias_shifted", total)
+            users[0].replace_input_with(index, held)
+            return
+    held = constant(graph, f"{prefix}.bias", addition.astype(np.float32).reshape(shape))
+    insert_behind(graph, value, "Add", held, f"{prefix}/Add_offset")
+
+
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Remove the initializers that nothing reads any more."""
+    for name in [n for n, value in graph.initializers.items() if not value.uses()]:
+        graph.initializers.pop(name)
 
 
 def remove_dead_nodes(graph: ir.Graph) -> None:
-    """Drop nodes and initializers that nothing reads any more."""
+    """Remove nodes and initializers that nothing reads any more."""
     outputs = set(graph.outputs)
     for node in reversed(list(graph)):
         if not any(out.uses() or out in outputs for out in node.outputs):
             graph.remove(node, safe=True)
-    for name in [n for n, value in graph.initializers.items() if not value.uses()]:
-        graph.initializers.pop(name)
+    drop_unused_initializers(graph)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .edit import Inserter, array, remove_dead_nodes, take_over
+from .builder import Inserter, constant_array
+from .edit import remove_dead_nodes, take_over
 
 
 def expand_group_norms(graph: ir.Graph) -> None:
-    """GroupNormalization -> InstanceNormalization over groups, then the affine.
+    """Replace GroupNormalization by InstanceNormalization over groups, then the affine.
 
     ONNX Runtime has no CPU kernel for the former and runs its function body in eight passes.
     """
     for node in list(graph):
         if node.op_type != "GroupNormalization":
             continue
-        value, scale, bias = node.inputs[0], array(node.inputs[1]), array(node.inputs[2])
+        value, scale, bias = (
+            node.inputs[0],
+            constant_array(node.inputs[1]),
+            constant_array(node.inputs[2]),
+        )
         assert value is not None
         groups = node.attributes["num_groups"].as_int()
         epsilon = node.attributes["epsilon"].as_float()
-        add = Inserter(graph, node)
+        add = Inserter(graph, node, numbered=True)
         grouped = add("Reshape", value, add.constant("groups", np.array([0, groups, -1])))
         normed = add(
             "InstanceNormalization",

@@ -28,7 +28,7 @@ def read_graph(
     do: str = "run the stage that wrote it again",
     foreign: bool = False,
 ) -> ir.Model:
-    """The model of a file; a `foreign` one may have inputs and outputs that no stage takes.
+    """Read a model; a `foreign` one may have inputs and outputs that no stage takes.
 
     Raises:
         ArvgError: of the kind `error`: not an ONNX model, or weights that are missing, too short,
@@ -69,7 +69,7 @@ def read_proto(
     error: type[ArvgError] = WorkspaceError,
     do: str = "run the stage that wrote it again",
 ) -> onnx.ModelProto:
-    """What the file holds, without weights that lie in other files.
+    """Return what the file holds, without weights that lie in other files.
 
     Raises:
         ArvgError: of the kind `error`: no such file, or not an ONNX model.
@@ -102,7 +102,7 @@ def require_tensors(proto: onnx.ModelProto, path: Path, error: type[ArvgError]) 
 
 
 def require_weights(proto: onnx.ModelProto, path: Path, error: type[ArvgError]) -> None:
-    """Whether every tensor that lies in another file is there, whole, and beside the graph.
+    """Check that every tensor of another file is there, whole, and beside the graph.
 
     Raises:
         ArvgError: of the kind `error`; names the tensor and its file.
@@ -123,7 +123,7 @@ def require_weights(proto: onnx.ModelProto, path: Path, error: type[ArvgError]) 
 
 
 def place_problem(folder: Path, location: str) -> tuple[str, str] | None:
-    """What is wrong with where a file of weights lies, and what to do."""
+    """Return what is wrong with where a file of weights lies, and what to do."""
     beside = "put the file into the graph's folder, and save the graph with its name"
     if not location:
         return "which is no name", "save the model with its weights again"
@@ -151,7 +151,7 @@ def place_problem(folder: Path, location: str) -> tuple[str, str] | None:
 def size_problem(
     file: Path, tensor: onnx.TensorProto, told: dict[str, str]
 ) -> tuple[str, str] | None:
-    """What is wrong with the bytes that a tensor names of its file, and what to do."""
+    """Return what is wrong with the bytes that a tensor names of its file, and what to do."""
     do = "save the model with its weights again"
     numbers = [told.get(key, "0") or "0" for key in ("offset", "length")]
     if not all(number.isascii() and number.isdigit() for number in numbers):
@@ -174,7 +174,7 @@ def size_problem(
 
 
 def elements(tensor: onnx.TensorProto) -> int:
-    """How many elements the shape says; a negative dimension raises ValueError."""
+    """Return how many elements the shape says; a negative dimension raises ValueError."""
     count = 1
     for dim in tensor.dims:
         if dim < 0:
@@ -184,7 +184,7 @@ def elements(tensor: onnx.TensorProto) -> int:
 
 
 def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor: of the graph, of bodies and functions, constants too."""
+    """Return every tensor: of the graph, of bodies and functions, constants too."""
     for function in proto.functions:
         yield from node_tensors(function.node)
     yield from graph_tensors(proto.graph)
@@ -208,7 +208,7 @@ def node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
 
 
 def cause(failure: BaseException) -> str:
-    """The first line of the innermost reason."""
+    """Return the first line of the innermost reason."""
     while failure.__cause__ is not None:
         failure = failure.__cause__
     lines = str(failure).splitlines() or [type(failure).__name__]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -81,13 +82,13 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def knows_positions(self) -> bool:
-        """Whether the input can have a scale a position: in a graph that is calibrated."""
+        """Return whether the input can have a scale a position: in a graph that is calibrated."""
         numbered = self.of_all_positions or self.positions is not None
         return numbered and self.token_axis is not None
 
 
 def may_be_planned(site: Site) -> bool:
-    """Whether the site has a trained weight."""
+    """Return whether the site has a trained weight."""
     return site.weight is not None and site.role not in CONSTANT_ROLES
 
 
@@ -139,8 +140,16 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return msgspec.structs.replace(self, sites=sites)
 
 
+def by_input(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """Return the sites that read the same tensor, under the name of the first."""
+    readers: dict[str, list[Site]] = {}
+    for site in sites:
+        readers.setdefault(site.input, []).append(site)
+    return {group[0].name: group for group in readers.values()}
+
+
 def load_sites(export: Path) -> SiteMap:
-    """The site map of an export, each of whose names is in its graphs.
+    """Return the site map of an export, each of whose names is in its graphs.
 
     Raises:
         WorkspaceError: it cannot be read, or names what is not there.

@@ -49,7 +49,7 @@ def refusal(export: Path, what: str) -> WorkspaceError:
 
 
 def read_names(path: Path) -> GraphNames:
-    """The names of a graph; weights stay in their file.
+    """Return the names of a graph; weights stay in their file.
 
     Raises:
         WorkspaceError: it is no ONNX.
@@ -72,7 +72,7 @@ def read_names(path: Path) -> GraphNames:
 
 
 def with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and those inside its If, Loop and Scan nodes."""
+    """Return the graph and those inside its If, Loop and Scan nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -109,7 +109,7 @@ def problems_of(site: Site, graphs: Mapping[str, GraphNames]) -> Iterator[str]:
 
 
 def problems_of_part(part: FoldPart, graphs: Mapping[str, GraphNames]) -> Iterator[str]:
-    """A part of an initializer that is in no graph, or beyond its end."""
+    """Say what is wrong with a part of an initializer: in no graph, or beyond its end."""
     found = (graph.initializers.get(part.initializer) for graph in graphs.values())
     shapes = [shape for shape in found if shape is not None]
     if not shapes:

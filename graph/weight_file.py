@@ -57,7 +57,7 @@ class SharedWeights:
         ir.save(model, self._folder / f"{name}.onnx")
 
     def _place(self, tensor: ir.TensorProtocol) -> int:
-        """Where the tensor lies in the file."""
+        """Return where the tensor lies in the file."""
         data = tensor.tobytes()
         key = (hashlib.sha256(data).digest(), len(data))
         if key not in self._places:

@@ -30,7 +30,7 @@ ROWS = 256  # of a weight at a time, which bounds the memory
 def block_codes(
     weight: Floats, block: int, importance: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.int8], Floats, Floats | None]:
-    """Codes [O, I], scales [O, I / block] and factors [O] (None: all 1) of a weight [O, I].
+    """Return codes [O, I], scales [O, I / block] and factors [O] (None: all 1) of a weight [O, I].
 
     Each block's clip is the fraction of its largest magnitude with the least squared error,
     weighted by `importance` [I], the mean square of each input channel. A weight is its code times
@@ -60,7 +60,7 @@ def block_codes(
 
 
 def row_factors(blocks: Floats, gain: Floats | None) -> Floats:
-    """Powers of two [O] that bring the scales of each row's blocks [O, B, block] into float16.
+    """Return powers of two [O] that bring each row's scales of blocks [O, B, block] into float16.
 
     1 where they are; a row is raised no further than its smallest block that counts needs.
     """
@@ -81,7 +81,7 @@ def row_factors(blocks: Floats, gain: Floats | None) -> Floats:
 
 
 def best_clips(blocks: Floats, gain: Floats | None) -> tuple[NDArray[np.int8], Floats]:
-    """Codes [O, B, block] and scales [O, B] of some rows."""
+    """Return codes [O, B, block] and scales [O, B] of some rows."""
     top = np.abs(blocks).max(axis=2)
     least = np.full(top.shape, np.inf, np.float32)
     scale = half_scale(top / REACH)
@@ -98,5 +98,5 @@ def best_clips(blocks: Floats, gain: Floats | None) -> tuple[NDArray[np.int8], F
 
 
 def half_scale(scale: Floats) -> Floats:
-    """The nearest float16 numbers of full precision, in float32."""
+    """Return the nearest float16 numbers of full precision, in float32."""
     return np.maximum(scale, np.float32(LEAST_SCALE)).astype(np.float16).astype(np.float32)

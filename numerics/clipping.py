@@ -9,7 +9,7 @@ from ..errors import CalibrationError
 
 
 def least(errors: ArrayLike, axis: int = 0) -> NDArray[np.intp]:
-    """Index of the smallest error along `axis`; `np.argmin` would take the first NaN.
+    """Return the index of the smallest error along `axis`; `np.argmin` would take the first NaN.
 
     Raises:
         CalibrationError: candidates none of which has a finite error.

@@ -16,7 +16,7 @@ def gps_scale(
     reference: int,
     reference_scale: float,
 ) -> Floats:
-    """s_i = s_r (|X_i|^2 |dW_i|^2 / (|dX_i|^2 |Q(W)_i|^2))^(1/4), and s_r of the reference channel.
+    """Return s_i = s_r (|X_i|^2 |dW_i|^2 / (|dX_i|^2 |Q(W)_i|^2))^(1/4); the reference has s_r.
 
     Where the weights' error |X_i|^2 |dW_i|^2 / s^2 and the input's s^2 |dX_i|^2 |Q(W)_i|^2 meet,
     their sum is least. All [C], squared norms; `dx_sq` is the error on the grid of the reference

@@ -56,8 +56,8 @@ class UnitGrid:
         ratio = np.full_like(weight.scale, 0.5) if weight.ratio is None else weight.ratio
         return cls(bits, log_table(ones, ratio, bits).astype(np.float64))
 
-    def codes(self, values: Floats) -> Floats:
-        """Of the nearest points to `values`, [O] or [O, M]."""
+    def quantize(self, values: Floats) -> Floats:
+        """Return the integers of the nearest points to `values`, [O] or [O, M]."""
         if self.table is None:
             top = 2 ** (self.bits - 1) - 1
             return np.clip(np.rint(values), -top, top)
@@ -98,20 +98,20 @@ def compensate(
     if start.ndim == 1:
         choices.append(fit_scale(wide, grid.values(codes), scale, square))
     best, lowest = nearest, by_scale(output_error(wide, nearest, square), start)
-    whole = codes.astype(np.int8).reshape(nearest.codes.shape)
+    whole = codes.astype(np.int8).reshape(nearest.q.shape)
     for tried in choices:
-        candidate = replace(nearest, codes=whole, scale=tried)
+        candidate = replace(nearest, q=whole, scale=tried)
         errors = by_scale(output_error(wide, candidate, square), start)
         better = errors < lowest
         lowest = np.where(better, errors, lowest)
         best = replace(
-            best, codes=by_row(better, whole, best.codes), scale=by_row(better, tried, best.scale)
+            best, q=by_row(better, whole, best.q), scale=by_row(better, tried, best.scale)
         )
     return best
 
 
 def factorize(square: Floats, rows: int) -> Factor:
-    """Columns of much energy come first; dead ones get the damping alone, so carry no error."""
+    """Factorize XᵀX with columns of much energy first; dead ones get the damping alone."""
     columns = len(square)
     energy = np.diag(square)
     order = np.argsort(-energy, kind="stable")
@@ -129,7 +129,7 @@ def factorize(square: Floats, rows: int) -> Factor:
 def round_columns(
     weight: Floats, scale: NDArray[np.float32], grid: UnitGrid, factor: Factor
 ) -> tuple[Floats, Floats]:
-    """Codes [O, K] and the damped error of each row, [O]."""
+    """Return codes [O, K] and the damped error of each row, [O]."""
     columns = weight.shape[1]
     ordered = weight[:, factor.order]
     error, made = np.zeros_like(ordered), np.zeros_like(ordered)
@@ -142,7 +142,7 @@ def round_columns(
             target = carried[:, k - start] + error[:, start:k] @ factor.upper[start:k, k]
             # Of blocks, that of the column's.
             step = steps if steps.ndim == 1 else steps.T[factor.order[k] * len(steps.T) // columns]
-            made[:, k] = grid.codes(target / step)
+            made[:, k] = grid.quantize(target / step)
             rounded = grid.values(made[:, k]) * step
             error[:, k] = ordered[:, k] - rounded
             total += factor.diagonal[k] * np.square(target - rounded)
@@ -164,17 +164,17 @@ def fit_scale(
 
 
 def output_error(weight: Floats, rounded: QuantizedWeight, square: Floats) -> Floats:
-    """sum |(W - Q) x|^2 by output channel, [O]."""
+    """Return sum |(W - Q) x|^2 by output channel, [O]."""
     error = weight - rounded.dequantize().reshape(weight.shape).astype(np.float64)
     total: Floats = ((error @ square) * error).sum(axis=1)
     return total
 
 
 def by_scale(errors: Floats, scale: NDArray[np.float32]) -> Floats:
-    """By channel as they are; of one scale for all the sum, [1]."""
+    """Return errors by channel as they are, or their sum [1] where all have one scale."""
     return errors if scale.size > 1 else errors.sum(keepdims=True)
 
 
 def by_row(chosen: NDArray[np.bool_], new: NDArray[Any], old: NDArray[Any]) -> NDArray[Any]:
-    """`new` in the chosen rows ([1]: in all or none), else `old`."""
+    """Return `new` in the chosen rows ([1]: in all or none), else `old`."""
     return np.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

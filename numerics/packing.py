@@ -33,7 +33,7 @@ def save_packed(
     tensors: dict[str, NDArray[np.generic]] = dict(floats)
     header: dict[str, object] = {}
     for site, weight in quantized.items():
-        tensors[f"{site}.weight_q"] = pack_codes(weight.codes, weight.format.bits)
+        tensors[f"{site}.weight_q"] = pack_codes(weight.q, weight.format.bits)
         # Scales of blocks are numbers of float16.
         half = weight.format.block is not None
         tensors[f"{site}.weight_scale"] = weight.scale.astype(np.float16 if half else np.float32)
@@ -42,7 +42,7 @@ def save_packed(
         if weight.factor is not None:
             tensors[f"{site}.weight_factor"] = weight.factor
         header[site] = {
-            "shape": list(weight.codes.shape),
+            "shape": list(weight.q.shape),
             "format": msgspec.to_builtins(weight.format),
         }
     # One metadata key: safetensors writes several in random order.
@@ -55,7 +55,7 @@ def save_packed(
 def load_packed(
     path: Path,
 ) -> tuple[dict[str, QuantizedWeight], dict[str, NDArray[np.generic]]]:
-    """Inverse of `save_packed`."""
+    """Read what `save_packed` wrote."""
     with safe_open(path, framework="numpy") as file:
         header = json.loads(file.metadata()[HEADER])["sites"]
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}

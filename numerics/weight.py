@@ -39,55 +39,55 @@ TAP_SUM_BITS = 4
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """Integer codes and what they mean.
+    """Quantized values `q` and what they mean.
 
-    uniform: ``w = codes * scale``; log: ``w = sign(code) * scale * ratio**(n - |code|)`` with
-    n = 2^(bits-1) - 1 magnitudes, code 0 is zero; log2: the same with a ratio of 1/2; fp8: the bits
-    of an E4M3 number times ``scale``. ``codes`` has the weight's shape, values in +-n (fp8: any);
+    uniform: ``w = q * scale``; log: ``w = sign(q) * scale * ratio**(n - |q|)`` with
+    n = 2^(bits-1) - 1 magnitudes, 0 is zero; log2: the same with a ratio of 1/2; fp8: the bits
+    of an E4M3 number times ``scale``. ``q`` has the weight's shape, values in +-n (fp8: any);
     ``scale`` and ``ratio`` are float32, [1] (per tensor), [O] or (``scale``) [O, I / block].
     ``factor`` [O] multiplies weights in blocks once more (powers of two), None for 1.
     """
 
     format: WeightFormat
-    codes: NDArray[np.int8]
+    q: NDArray[np.int8]
     scale: NDArray[np.float32]
     ratio: NDArray[np.float32] | None = None
     factor: NDArray[np.float32] | None = None
 
     def dequantize(self) -> NDArray[np.float32]:
-        """The float32 weight that the codes stand for, exactly as the graph holds it."""
-        shape = (-1,) + (1,) * (self.codes.ndim - 1)
+        """Return the float32 weight that the codes stand for, exactly as the graph holds it."""
+        shape = (-1,) + (1,) * (self.q.ndim - 1)
         if self.format.grid == "fp8":
-            values: NDArray[np.float32] = self.codes.view(FP8).astype(np.float32)
+            values: NDArray[np.float32] = self.q.view(FP8).astype(np.float32)
             return values * self.scale.reshape(shape)
         if self.format.block is not None:
-            blocks = self.codes.reshape(*self.scale.shape, self.format.block).astype(np.float32)
+            blocks = self.q.reshape(*self.scale.shape, self.format.block).astype(np.float32)
             whole: NDArray[np.float32] = blocks * self.scale[..., None]
             if self.factor is not None:
                 whole = whole * self.factor[:, None, None]
-            return whole.reshape(self.codes.shape)
+            return whole.reshape(self.q.shape)
         if not self.is_logarithmic:
-            return self.codes.astype(np.float32) * self.scale.reshape(shape)
+            return self.q.astype(np.float32) * self.scale.reshape(shape)
         ratio = np.full_like(self.scale, 0.5) if self.ratio is None else self.ratio
         table = log_table(self.scale, ratio, self.format.bits)
-        rows = self.codes.reshape(len(table), -1)
+        rows = self.q.reshape(len(table), -1)
         magnitude = np.take_along_axis(table, np.abs(rows).astype(np.int64), axis=1)
-        return (np.sign(rows) * magnitude).reshape(self.codes.shape).astype(np.float32)
+        return (np.sign(rows) * magnitude).reshape(self.q.shape).astype(np.float32)
 
     @property
     def is_logarithmic(self) -> bool:
-        """Whether the codes are levels of a table, which no operator of ONNX reads."""
+        """Return whether the codes are levels of a table, which no operator of ONNX reads."""
         return self.format.grid in ("log", "log2")
 
 
 def as_fp8(weight: QuantizedWeight) -> QuantizedWeight:
-    """Of a grid of powers of two the same numbers as FP8, bit by bit: no further error.
+    """Return the same numbers of a grid of powers of two as FP8, without further error.
 
     The largest level becomes 2^8; 15 magnitudes, of 5 bits, are normal numbers of E4M3.
     """
     n = 2 ** (weight.format.bits - 1) - 1
-    magnitude = np.abs(weight.codes).astype(np.float32)
-    levels = np.sign(weight.codes) * np.exp2(LARGEST_EXPONENT + magnitude - n)
+    magnitude = np.abs(weight.q).astype(np.float32)
+    levels = np.sign(weight.q) * np.exp2(LARGEST_EXPONENT + magnitude - n)
     codes: NDArray[np.int8] = levels.astype(FP8).view(np.int8)
     scale = np.ldexp(weight.scale, -LARGEST_EXPONENT)
     return QuantizedWeight(
@@ -98,7 +98,7 @@ def as_fp8(weight: QuantizedWeight) -> QuantizedWeight:
 def log_table(
     scale: NDArray[np.float32], ratio: NDArray[np.float32], bits: int
 ) -> NDArray[np.float32]:
-    """Magnitudes by code, [G, 2^(bits-1)]: 0, then scale * ratio^(n-1) ... scale."""
+    """Return the magnitudes by code, [G, 2^(bits-1)]: 0, then scale * ratio^(n-1) ... scale."""
     n = 2 ** (bits - 1) - 1
     powers = ratio.astype(np.float64)[:, None] ** np.arange(n - 1, -1, -1)
     table = np.concatenate([np.zeros((len(scale), 1)), scale[:, None] * powers], axis=1)
@@ -162,7 +162,7 @@ def quantize_weight(
 
 
 def row_tops(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """max |w| of each group [G]; of one of zeros the median of the others'."""
+    """Return max |w| of each group [G]; of one of zeros the median of the others'."""
     top: NDArray[np.float64] = np.abs(rows).max(axis=1)
     dead = top < LEAST_WEIGHT
     top[dead] = np.median(top[~dead]) if not dead.all() else 1.0
@@ -172,7 +172,7 @@ def row_tops(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 def nearest_magnitudes(
     magnitudes: NDArray[np.float64], table: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Index of the nearest of each group's rising magnitudes [G, L] to each of [G, M].
+    """Return the index of the nearest of each group's rising magnitudes [G, L] to each of [G, M].
 
     One search over all groups: each is brought to an interval of its own.
     """
@@ -205,7 +205,7 @@ def keep_tap_sums(
 def magnitude_histogram(
     rows: NDArray[np.float64], importance: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    """[G, BINS]: (weighted) counts of |w| / max|w| per group."""
+    """Return (weighted) counts of |w| / max|w| per group, [G, BINS]."""
     magnitude = np.abs(rows)
     bins = np.minimum((magnitude / row_tops(rows)[:, None] * BINS).astype(np.int64), BINS - 1)
     bins += np.arange(len(rows))[:, None] * BINS
@@ -220,7 +220,7 @@ def magnitude_histogram(
 
 
 def search_uniform(histogram: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Clip as a share of max|w| with the least squared error, [G]."""
+    """Return the clip as a share of max|w| with the least squared error, [G]."""
     centres = (np.arange(BINS) + 0.5) / BINS
     steps = UNIFORM_FRACTIONS[:, None] / n
     rounded = np.minimum(np.round(centres / steps), n) * steps
@@ -235,7 +235,7 @@ def refine_uniform(
     fraction: NDArray[np.float64],
     n: int,
 ) -> NDArray[np.float64]:
-    """The one of `NEARBY_FRACTIONS` times `fraction` [G] with the least squared error, measured.
+    """Return `fraction` [G] times that of `NEARBY_FRACTIONS` with the least measured error.
 
     `top` [G] are the largest magnitudes of `rows` [G, M]; a single group is sampled by a stride.
     """
@@ -261,14 +261,14 @@ def refine_uniform(
 
 
 def log_ratios(n: int) -> Sequence[float]:
-    """Ratios of neighbours to try, for n magnitudes."""
+    """Return ratios of neighbours to try, for n magnitudes."""
     return [float(span ** (1 / (n - 1))) for span in LOG_SPANS] if n > 1 else [1.0]
 
 
 def search_log(
     histogram: NDArray[np.float64], n: int, ratios: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(largest magnitude as a share of max|w|, ratio of neighbours), each [G]."""
+    """Return the largest magnitude as a share of max|w| and the ratio of neighbours, [G] each."""
     centres = (np.arange(BINS) + 0.5) / BINS
     choices, errors = [], []
     for fraction in LOG_FRACTIONS:
@@ -282,14 +282,14 @@ def search_log(
 
 
 def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """Codes in -2^(bits-1) ... 2^(bits-1) - 1 to ceil(size * bits / 8) bytes, high bits first."""
+    """Pack integers of `bits` bits into ceil(size * bits / 8) bytes, high bits first."""
     unsigned = (codes.ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     planes = np.unpackbits(unsigned[:, None], axis=1)[:, 8 - bits :]
     return np.packbits(planes.ravel())
 
 
 def unpack_codes(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Inverse of `pack_codes`."""
+    """Return what `pack_codes` packed."""
     size = int(np.prod(shape))
     planes = np.unpackbits(blob, count=size * bits).reshape(size, bits)
     unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)

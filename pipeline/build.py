@@ -14,11 +14,11 @@ from ..engines.tensorrt.profiles import Profiles, graph_profiles
 from ..errors import BuildError
 from ..graph.sites import load_sites
 from ..numerics.scheme import Plan, SitePlan
-from ..quantize.overflow_nodes import (
+from ..quantize.overflow import (
     Listed,
     find_calibration,
     listed_tensors,
-    unquantized_wide_tensors,
+    unquantized_overflow_tensors,
 )
 from ..recipe.options import BuildOptions
 from ..runtime.trt_compat import Backend
@@ -122,7 +122,7 @@ def build_tensorrt(
         if options.half == "bfloat16":
             return []  # it ends where float32 does
         if calibrated is not None:
-            return unquantized_wide_tensors(workspace, reporter)
+            return unquantized_overflow_tensors(workspace, reporter)
         return listed_tensors(manifest)
 
     for group in groups:

@@ -131,9 +131,8 @@ class Task:
 
 def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
     """Save the samples of a task, then collect their statistics; what the manifest says of them."""
+    from ..calibrate.calibration_run import CalibrationRun
     from ..calibrate.convergence import Growth, convergence
-    from ..calibrate.observers.run import collect_ranges
-    from ..calibrate.observers.smoothed_run import collect_full_ranges
     from ..calibrate.statistics import Statistics, save_statistics
 
     export, options, threads = task.export, task.options, task.threads
@@ -153,33 +152,19 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
     if options.dgc:
         results["dgc"] = keep_far_rows(export, made, samples, options, reporter)
         shutil.rmtree(made)
-    sites, size, progress = load_sites(export), options.batch_size, reporter.progress
+    sites, size = load_sites(export), options.batch_size
     # Of several graphs that are sampled apart the first tells: in others as many batches differ.
     growth = Growth(count_batches(sample_files(samples, sites.graphs[0]), size))
+    run = CalibrationRun(export, samples, sites.graphs, size, reporter.progress, threads)
     if generates:
         statistics: Statistics = {}
         for graph in sites.graphs:
-            statistics |= collect_full_ranges(
-                export,
-                samples,
-                sites.of_graph(graph),
-                batch_size=size,
-                progress=progress,
-                threads=threads,
-                growth=growth if graph == sites.graphs[0] else None,
+            statistics |= run.on(graph).input_ranges(
+                sites.of_graph(graph), growth if graph == sites.graphs[0] else None
             )
     else:
         masked: list[str] = []
-        statistics = collect_ranges(
-            export,
-            samples,
-            sites,
-            batch_size=size,
-            progress=progress,
-            threads=threads,
-            growth=growth,
-            masked=masked,
-        )
+        statistics = run.channel_ranges(sites, growth, masked)
         results |= {"masked": masked} if masked else {}
     save_statistics(statistics, task.folder / STATISTICS, export=export_digest(task.manifest))
     return results | {"convergence": msgspec.to_builtins(convergence(growth))}

@@ -52,6 +52,7 @@ def keep_far_rows(
     Raises:
         CalibrationError: no rows of the null class, or too few of either.
     """
+    from ..calibrate.calibration_run import CalibrationRun
     from ..calibrate.dgc import choose_rows, first_token_features
 
     _, spec = read_spec(export)
@@ -65,13 +66,8 @@ def keep_far_rows(
             where="--dgc",
             do="leave it out",
         )
-    features = first_token_features(
-        export,
-        candidates,
-        load_sites(export).of_graph(graph),
-        batch_size=options.batch_size,
-        progress=reporter.progress,
-    )
+    run = CalibrationRun(export, candidates, (graph,), options.batch_size, reporter.progress)
+    features = first_token_features(run, load_sites(export).of_graph(graph))
     choice = choose_rows(
         features[~is_null],
         features[is_null],

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from ..calibrate.calibrated import Calibrated
 from ..errors import RecipeError
 from ..numerics.scheme import Plan, SitePlan
-from ..quantize.calibrated import Calibrated
-from ..quantize.overflow_nodes import unplanned_wide_tensors
+from ..quantize.overflow import unplanned_overflow_tensors
 from ..quantize.write import float_bytes, write_quantized
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
@@ -61,7 +61,7 @@ def quantize_stage(
     def work(folder: Path) -> dict[str, object]:
         _, results, wide = write_quantized(source, entries, options, folder, reporter, max_memory)
         if source.generates:
-            wide += unplanned_wide_tensors(source, reporter)
+            wide += unplanned_overflow_tensors(source, reporter)
         return {
             "sites": [asdict(result) for result in results],
             "packed_bytes": (folder / "weights.safetensors").stat().st_size,

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from ..calibrate.calibrated import Calibrated
 from ..errors import RecipeError
-from ..quantize.calibrated import Calibrated
 from ..quantize.search.budget import parse_all
 from ..quantize.search.candidates import search_items
 from ..recipe.commands import SearchOptions

@@ -8,28 +8,24 @@ channel are compared with those of the graph as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import constant, observe_ranges
-from ..calibrate.observers.run import (
-    Outputs,
-    Progress,
-    batch_stats,
-    open_instrumented,
-    run_instrumented,
-)
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.min_max import batch_stats, observe_ranges
+from ..calibrate.observers.run import Outputs, open_instrumented
 from ..calibrate.statistics import TensorStats
+from ..graph.builder import constant
 from ..graph.io import load_graph
-from ..graph.sites import Site, SiteMap
+from ..graph.linears import site_node
+from ..graph.sites import Site
 from ..samples.files import Arrays
 from .fold import fold_into_norm, fold_into_producer, folds_shift
 from .qdq.nodes import by_channel
-from .ranges import site_node
 
 Floats = NDArray[np.float32]
 Runner = Callable[[Callable[[str, ir.Graph], None]], Iterator[tuple[str, Outputs]]]
@@ -85,7 +81,7 @@ class AppliedFold:
 
 
 def failing_folds(folder: Path, run: Runner, folds: Sequence[AppliedFold]) -> dict[str, float]:
-    """The folds that change their tensor, by the name of the first site, and by how much.
+    """Return the folds that change their tensor, by the name of the first site, and by how much.
 
     As many are tried together as a changed copy of a graph in `folder` can hold; where that does
     not hold, each one alone.
@@ -106,7 +102,7 @@ def failing_folds(folder: Path, run: Runner, folds: Sequence[AppliedFold]) -> di
 
 
 def parts_of(folder: Path, folds: Sequence[AppliedFold]) -> list[list[AppliedFold]]:
-    """In their order, those whose changed constants fit into one protobuf."""
+    """Split folds, in their order, so that the changed constants of each part fit a protobuf."""
     names = {fold.sites[0].graph for fold in folds}
     held = {name: load_graph(folder / f"{name}.onnx").graph.initializers for name in names}
     parts: list[list[AppliedFold]] = []
@@ -152,7 +148,7 @@ def seen(run: Runner, folds: Sequence[AppliedFold], *, applied: bool) -> dict[st
 
 
 def difference(one: TensorStats, other: TensorStats) -> float:
-    """Largest difference of a channel's ends or norm, relative to the largest of `one`."""
+    """Return the largest difference of a channel's ends or norm, relative to that of `one`."""
     worst = 0.0
     reach = float(np.maximum(np.abs(one.low), np.abs(one.high)).max())
     norms = np.sqrt(one.square), np.sqrt(other.square)
@@ -167,26 +163,16 @@ def difference(one: TensorStats, other: TensorStats) -> float:
     return worst
 
 
-def on_samples(
-    export: Path, samples: Path, site_map: SiteMap, *, count: int, progress: Progress
-) -> Runner:
-    """Runs a model's calibrated graphs on its first `count` samples, one at a time."""
+def on_samples(run: CalibrationRun, count: int) -> Runner:
+    """Return what runs the graphs on their first `count` samples, one at a time."""
+    few = replace(run, batch_size=1, part=slice(count))
 
-    def run(instrument: Callable[[str, ir.Graph], None]) -> Iterator[tuple[str, Outputs]]:
+    def observe(instrument: Callable[[str, ir.Graph], None]) -> Iterator[tuple[str, Outputs]]:
         found: list[tuple[str, Outputs]] = []
-        run_instrumented(
-            export,
-            samples,
-            site_map.graphs,
-            batch_size=1,
-            instrument=instrument,
-            consume=lambda graph, outputs: found.append((graph, dict(outputs))),
-            progress=progress,
-            part=slice(count),
-        )
+        few.observe(instrument, lambda graph, outputs: found.append((graph, dict(outputs))))
         yield from found
 
-    return run
+    return observe
 
 
 def on_arrays(folder: Path, feeds: Mapping[str, Arrays]) -> Runner:
@@ -201,7 +187,7 @@ def on_arrays(folder: Path, feeds: Mapping[str, Arrays]) -> Runner:
 
 
 def tried_folds(sites: Sequence[Site]) -> list[AppliedFold]:
-    """Every fold that a site map names, with scales that a wrong one cannot hide from.
+    """Return every fold that a site map names, with scales that a wrong one cannot hide from.
 
     Powers of two, so that a right one is exact; shifts of about the size of a norm's output.
     """

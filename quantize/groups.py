@@ -1,4 +1,4 @@
-"""Sites of a generator's full graph that read one tensor, and so have one scaling and one grid."""
+"""Sites that read one tensor, and so share the scales of its channels and its QParams."""
 
 from __future__ import annotations
 
@@ -7,33 +7,56 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed import Floats, Grid, View
-from ..calibrate.observers.smoothed_run import by_input, plain_view
+from ..calibrate.observers.smoothed import Scaling, SmoothedInput, plain_input
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
 from ..errors import CalibrationError, RecipeError
-from ..graph.sites import Site
+from ..graph.linears import site_node, site_weight
+from ..graph.sites import Site, by_input
+from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, SitePlan
-from ..recipe.quantize import QuantizeOptions
 from .fold import folds_shift, holds_producer
-from .ranges import site_statistics, summarize
-from .token_ranges import format_candidates
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class TokenGroup:
-    """Sites with one input, their plan's common entry, and what their weights do with channels.
+class Readers:
+    """What the products that read a tensor [N, C, ...] do with its channels.
 
-    `absmax` [C] has max |W| by channel, `energy` [C] the sum of W^2, both over all of the sites.
-    `stats` and `positions` are of the input as it is; `positions` None: one grid for all.
+    `peaks` has max |W| over a kernel's elements for each reader, [O, C]; `energy` [C] is the sum of
+    W^2 over readers, outputs and kernel elements; `taps` the kernel size of each reader.
+    """
+
+    peaks: tuple[Floats, ...]
+    energy: Floats
+    taps: tuple[int, ...]
+
+    @property
+    def absmax(self) -> Floats:
+        """max |W| by input channel, [C]."""
+        largest: Floats = np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
+        return largest.astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class InputGroup:
+    """Sites with one quantized input, their plans, and what their weights do with its channels.
+
+    `stats` are of the input, with the zeros that a convolution pads (`padded`), `tokens` of its
+    positions (None: one scale for all). `absmax` [C] has max |W| by channel, `energy` [C] the sum
+    of W^2, both over all of the sites. `divides` and `subtracts` say whether what makes the input
+    takes a scale and a shift per channel for free.
     """
 
     sites: tuple[Site, ...]
-    entry: SitePlan
+    entries: Mapping[str, SitePlan]
+    stats: TensorStats
+    tokens: TensorStats | None
     absmax: Floats
     energy: Floats
-    stats: TensorStats
-    positions: TensorStats | None
+    padded: bool
     divides: bool
     subtracts: bool
 
@@ -42,26 +65,85 @@ class TokenGroup:
         return self.sites[0].name
 
     @property
+    def graph(self) -> str:
+        return self.sites[0].graph
+
+    @property
+    def tensor(self) -> str:
+        return self.sites[0].input
+
+    @property
+    def entry(self) -> SitePlan:
+        """The plan of the first site, whose smoothing and activation are those of all."""
+        return self.entries[self.key]
+
+    @property
     def activation(self) -> ActivationFormat:
         assert self.entry.activation is not None
         return self.entry.activation
 
     @property
-    def view(self) -> View:
-        view = plain_view(self.sites[0])
-        return view if self.positions is not None else replace(view, token_axis=None)
+    def bits(self) -> tuple[int, int]:
+        """Return the bits of activation and weight."""
+        assert self.entry.weight is not None
+        return self.activation.bits, self.entry.weight.bits
+
+    @property
+    def plain(self) -> SmoothedInput:
+        """The input as it is, its tokens told apart where they have scales."""
+        found = plain_input(self.sites[0])
+        return found if self.tokens is not None else replace(found, token_axis=None)
+
+    def seen(self, statistics: Statistics) -> TensorStats:
+        """Return the ranges of the input in some statistics, with the zeros that are padded."""
+        stats = site_statistics(statistics, self.key)
+        return with_zero(stats) if self.padded else stats
 
 
-def token_groups(
+@dataclass(frozen=True, slots=True)
+class InputDecision:
+    """What becomes of a group's input: its channels are scaled, then `qparams` round it.
+
+    `sqnr_db` is that of the rounding, channels weighted as in the product; None where nothing was
+    measured. `mean_square` [C] is of the scaled channels (None: not known). `divides` and
+    `subtracts` say what the producer takes of the scaling.
+    """
+
+    scaling: Scaling
+    qparams: QParams
+    sqnr_db: float | None
+    mean_square: Floats | None
+    divides: bool
+    subtracts: bool
+
+    @property
+    def scale(self) -> Floats:
+        """The divisor of each channel, [C]."""
+        return self.scaling.smoothing
+
+    @property
+    def shift(self) -> Floats:
+        """The shift that is subtracted from each channel after that, [C]."""
+        found = np.zeros(1)
+        if self.scaling.center is not None:
+            found = self.scaling.center / self.scaling.smoothing
+        return np.broadcast_to(found, self.scale.shape)
+
+    def without_fold(self) -> InputDecision:
+        """Return the same with a node of its own for each step that the producer took."""
+        return replace(self, divides=False, subtracts=False)
+
+
+def find_groups(
     graph: ir.Graph,
     sites: Sequence[Site],
     entries: Mapping[str, SitePlan],
     statistics: Statistics,
-) -> list[TokenGroup]:
-    """Groups of the full graph's sites with quantized inputs.
+) -> list[InputGroup]:
+    """Return the groups of a graph's sites with quantized inputs.
 
     Raises:
-        RecipeError: sites that share an input but not the plan for it, or scales of tokenizers.
+        RecipeError: sites that share an input but not the plan for it.
         CalibrationError: statistics that lack a site, or are of another model.
     """
     chosen = [
@@ -72,38 +154,31 @@ def token_groups(
     groups = []
     for members in by_input(chosen).values():
         first = members[0]
-        entry = entries[first.name]
-        odd = [s.name for s in members if differs(entries[s.name], entry)]
-        if odd:
-            raise RecipeError(
-                f"{first.name} and {odd[0]} read the same tensor but differ in smoothing or "
-                "activation",
-                where="plan.json",
-                do="give them the same values",
-            )
-        if entry.smoothing == "predicted":
-            raise RecipeError(
-                f"{first.name} wants the scales of least predicted error, which a generator lacks",
-                where="plan.json",
-                do='use "search", "gps" or an exponent',
-            )
+        plans = {site.name: entries[site.name] for site in members}
+        require_one_plan(plans)
         stats = site_statistics(statistics, first.name)
-        require_channels(first, stats)
-        # A producer takes it only if everything that reads its output agrees.
-        alone = len(first.shares_input_with) + 1 == len(members)
-        divides = alone and holds_producer(graph, first)
-        positions = None
-        if first.knows_positions and wants_tokens(entry):
-            positions = site_statistics(statistics, f"{first.name}{POSITION}").filled()
+        padded = any(is_padded(graph, site) for site in members)
+        tokens = None
+        if first.knows_positions and wants_tokens(plans[first.name]):
+            tokens = site_statistics(statistics, f"{first.name}{POSITION}").filled()
+        # What makes the input takes a scale only if every reader of it agrees, and if no zero
+        # padding lies between them.
+        divides = (
+            (first.fold is not None or holds_producer(graph, first))
+            and len(first.shares_input_with) + 1 == len(members)
+            and all(s.op != "Conv" or s.weight_shape[2:] == (1, 1) for s in members)
+            and not padded
+        )
         readers = summarize(graph, members)
         groups.append(
-            TokenGroup(
+            InputGroup(
                 tuple(members),
-                entry,
+                plans,
+                with_zero(stats) if padded else stats,
+                tokens,
                 readers.absmax,
                 readers.energy,
-                stats,
-                positions,
+                padded,
                 divides,
                 divides and folds_shift(first),
             )
@@ -111,29 +186,57 @@ def token_groups(
     return groups
 
 
-def allowed_grids(group: TokenGroup, ranges: TensorStats, options: QuantizeOptions) -> list[Grid]:
-    """What a group's input may be rounded to: one grid where the plan already has its scale."""
-    wanted = group.activation
-    if wanted.scale is not None and group.positions is None:
-        scale, shift = np.array([wanted.scale]), np.array([wanted.shift])
-        return [Grid(scale, shift, wanted.bits, wanted.grid)]
-    return format_candidates(
-        ranges, wanted, allow_shift=options.shift, clip=options.clip_power != 0
-    )
+def require_one_plan(plans: Mapping[str, SitePlan]) -> None:
+    """Check that sites with one input agree on how it is scaled and rounded.
 
-
-def differs(one: SitePlan, other: SitePlan) -> bool:
-    return (one.smoothing, one.activation) != (other.smoothing, other.activation)
+    Raises:
+        RecipeError: they do not.
+    """
+    wanted = [(plan.smoothing, plan.activation) for plan in plans.values()]
+    if any(other != wanted[0] for other in wanted):
+        raise RecipeError(
+            f"{', '.join(plans)} read the same tensor but differ in smoothing or activation",
+            where="plan.json",
+            do="give them the same values",
+        )
 
 
 def wants_tokens(entry: SitePlan) -> bool:
+    """Return whether a plan wants a scale per token."""
     return entry.activation is not None and entry.activation.granularity == "per_position"
 
 
-def require_channels(site: Site, stats: TensorStats) -> None:
-    channels = site.weight_shape[0]
-    if len(stats.low) != channels:
+def with_zero(stats: TensorStats) -> TensorStats:
+    """Return statistics whose ranges hold zero."""
+    return replace(stats, low=np.minimum(stats.low, 0), high=np.maximum(stats.high, 0))
+
+
+def is_padded(graph: ir.Graph, site: Site) -> bool:
+    """Return whether a convolution pads its input with zeros."""
+    node = site_node(graph, site)
+    return "pads" in node.attributes and any(node.attributes["pads"].as_ints())
+
+
+def summarize(graph: ir.Graph, sites: Sequence[Site]) -> Readers:
+    """Return peaks and energies of the weights of `sites`; one weight is in memory at a time."""
+    peaks, taps, energies = [], [], []
+    for site in sites:
+        weight = site_weight(graph, site)
+        by_tap = weight.reshape(*weight.shape[:2], -1)
+        peaks.append(np.abs(by_tap).max(axis=2))
+        taps.append(by_tap.shape[2])
+        energies.append(np.einsum("oit,oit->i", by_tap, by_tap, dtype=np.float64))
+    return Readers(tuple(peaks), np.sum(energies, axis=0), tuple(taps))
+
+
+def site_statistics(statistics: Statistics, name: str) -> TensorStats:
+    """Return the statistics of a site's input.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    if name not in statistics:
         raise CalibrationError(
-            f"{site.name} has {channels} input channels, its statistics have {len(stats.low)}",
-            do="run `arvg-trt calibrate` again for this model",
+            f"no statistics for {name}", do="run `arvg-trt calibrate` again for this model"
         )
+    return statistics[name]

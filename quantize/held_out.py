@@ -24,8 +24,8 @@ from ..graph.io import load_graph
 from ..numerics.scheme import SitePlan
 from ..recipe.quantize import QuantizeOptions
 from ..samples.files import sample_files
+from .groups import InputGroup, find_groups, site_statistics, summarize
 from .predicted import Way, predicted_error, ratio
-from .ranges import Reading, find_readings, site_statistics, summarize
 from .trials import (
     Fold,
     Samples,
@@ -73,7 +73,7 @@ def search_ways(
     graphs = source.site_map.graphs
     models = {graph: load_graph(source.export / f"{graph}.onnx").graph for graph in graphs}
     readings = {
-        graph: find_readings(models[graph], source.site_map.of_graph(graph), entries)
+        graph: find_groups(models[graph], source.site_map.of_graph(graph), entries, statistics)
         for graph in graphs
     }
     searched = [r for g in graphs for r in readings[g] if r.entry.smoothing == "search"]
@@ -114,7 +114,7 @@ def still_able(errors: Mapping[Way, float]) -> list[Way]:
 
 def choices_of(
     graph: ir.Graph,
-    readings: Sequence[Reading],
+    readings: Sequence[InputGroup],
     errors: Mapping[str, Sequence[Mapping[Way, float]]],
     statistics: Statistics,
     options: QuantizeOptions,
@@ -128,9 +128,7 @@ def choices_of(
     for gain, center in STRICTNESS:
         choices.append(
             {
-                r.key: best_way(
-                    errors[r.key], gain_db=gain, center_db=0 if r.free_center else center
-                )
+                r.key: best_way(errors[r.key], gain_db=gain, center_db=0 if r.subtracts else center)
                 for r in searched
             }
         )
@@ -143,7 +141,7 @@ def none_of(ways: Sequence[Way]) -> Way:
 
 
 def predicted_way(
-    graph: ir.Graph, reading: Reading, statistics: Statistics, options: QuantizeOptions
+    graph: ir.Graph, reading: InputGroup, statistics: Statistics, options: QuantizeOptions
 ) -> Way:
     """Choose by predicted error; a centre that is not free has to gain `CENTER_GAIN_DB`."""
     stats, users = reading.seen(statistics), summarize(graph, reading.sites)
@@ -152,7 +150,7 @@ def predicted_way(
         if way.scales == "predicted":
             scale = way.fit(stats, users, reading.bits).smoothing
             error = predicted_error(stats, users, scale, reading.bits, centered=way.centered)
-            dear = way.centered and not reading.free_center
+            dear = way.centered and not reading.subtracts
             errors[way] = error * 10 ** (CENTER_GAIN_DB / 10 * dear)
     return min(errors, key=lambda way: errors[way])
 
@@ -160,7 +158,7 @@ def predicted_way(
 def best_choice(
     source: Samples,
     graph: str,
-    readings: Sequence[Reading],
+    readings: Sequence[InputGroup],
     choices: Sequence[dict[str, Way]],
     folds: Sequence[Fold],
     options: QuantizeOptions,
@@ -232,7 +230,7 @@ def best_way(errors: Sequence[Mapping[Way, float]], *, gain_db: float, center_db
     return plain
 
 
-def ways_for(reading: Reading, options: QuantizeOptions) -> list[Way]:
+def ways_for(reading: InputGroup, options: QuantizeOptions) -> list[Way]:
     """List what a plan allows: one that has a scale says whether there are centres."""
     activation = reading.entry.activation
     assert activation is not None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import onnx_ir as ir
+
 from ..errors import RecipeError, nearest
+from ..graph.linears import site_weight
 from ..graph.sites import PRODUCT_ROLES, Site, SiteMap, may_be_planned
 from ..numerics.scheme import BLOCK_BITS, ActivationFormat, Plan, SitePlan, WeightFormat
 from ..recipe.quantize import FLOAT_BITS, LOG_METHODS, QuantizeOptions
@@ -48,7 +51,10 @@ def weight_format(options: QuantizeOptions, site: Site) -> WeightFormat | None:
 
 
 def bits_option(options: QuantizeOptions, site: Site) -> str:
-    """The option that has the bits of a site's weight; halves of a tokenizer have their own."""
+    """Return the option that has the bits of a site's weight.
+
+    Halves of a tokenizer have their own.
+    """
     if makes_modulation(site) and options.adaln_bits is not None:
         return "adaln_bits"
     halved = options.weight_bits is None and site.graph in HALVES
@@ -56,7 +62,7 @@ def bits_option(options: QuantizeOptions, site: Site) -> str:
 
 
 def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
-    """One entry per site, in graph order.
+    """Make a plan with one entry per site, in graph order.
 
     Raises:
         RecipeError: an exclude pattern that matches nothing, or a plan that quantizes nothing.
@@ -121,17 +127,17 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
 
 
 def scales_positions(site: Site, options: QuantizeOptions) -> bool:
-    """Whether the input gets a scale a position."""
+    """Return whether the input gets a scale a position."""
     return options.token_wise and site.knows_positions and not matches(site, options.per_tensor)
 
 
 def makes_modulation(site: Site) -> bool:
-    """Whether it makes the gains, shifts and gates of an adaLN from the condition."""
+    """Return whether it makes the gains, shifts and gates of an adaLN from the condition."""
     return site.role == "adaln"
 
 
 def is_product(site: Site) -> bool:
-    """Whether it is one of the two products of an attention."""
+    """Return whether it is one of the two products of an attention."""
     return site.role in PRODUCT_ROLES and site.weight is None
 
 
@@ -161,7 +167,7 @@ def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> 
 
 
 def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
-    """A hand-edited plan against the sites: by name, complete, and only what a graph can hold.
+    """Check a hand-edited plan against the sites; returns its entries by name.
 
     Raises:
         RecipeError: names the entry at fault.
@@ -244,4 +250,24 @@ def check_product(entry: SitePlan) -> None:
             "without shifts",
             where="plan.json",
             do="give activation and other the same format, or neither",
+        )
+
+
+def require_blocks(graph: ir.Graph, sites: Sequence[Site], entries: Mapping[str, SitePlan]) -> None:
+    """Check that blocks cover the input channels of every weight in blocks.
+
+    Raises:
+        RecipeError: a weight of another number of input channels.
+    """
+    odd = []
+    for site in sites:
+        weight = entries[site.name].weight if site.name in entries else None
+        if weight is not None and weight.block is not None:
+            channels = site_weight(graph, site).shape[1]
+            if channels % weight.block:
+                odd.append(f"{site.name} ({channels} input channels, blocks of {weight.block})")
+    if odd:
+        raise RecipeError(
+            f"{len(odd)} sites cannot take their blocks: {', '.join(odd[:5])}",
+            do="use a smaller block_size, or exclude them",
         )

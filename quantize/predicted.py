@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import ClipCandidate
+from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import TensorStats
-from ..numerics.clipping import least
+from .groups import InputGroup, Readers
 
 Array = NDArray[np.float64]
 
-CLIP_FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 # A range is one-sided when its short side is below this share of the long one (SiLU: -0.28 to 6).
 ONE_SIDED = 0.5
 # What `predicted_scale` tries: exponents, and caps as shares of the largest smoothed channel.
 EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 CAPS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
-
-
-@dataclass(frozen=True, slots=True)
-class Readers:
-    """What the products that read a tensor [N, C, ...] do with its channels.
-
-    `peaks` has max |W| over a kernel's taps for each reader, [O, C]; `energy` [C] is the sum of
-    W^2 over readers, outputs and taps; `taps` the kernel size of each reader.
-    """
-
-    peaks: tuple[Array, ...]
-    energy: Array
-    taps: tuple[int, ...]
-
-    @property
-    def absmax(self) -> Array:
-        """max |W| by input channel, [C]."""
-        largest: Array = np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
-        return largest.astype(np.float64)
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Channels [C] are divided by `smoothing` after `center` (None: no centre) is subtracted."""
-
-    smoothing: Array
-    center: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +33,7 @@ class Way:
     centered: bool = False
 
     def fit(self, stats: TensorStats, readers: Readers, bits: tuple[int, int]) -> Scaling:
-        """To the ranges of a tensor; `bits` are those of activation and weight.
+        """Fit scales to the ranges of a tensor; `bits` are those of activation and weight.
 
         A tensor that had no element in any sample, such as an empty cache, is left as it is.
         """
@@ -79,7 +51,7 @@ class Way:
 def smoothing_scale(
     stats: TensorStats, weight_absmax: Array, alpha: float, *, centered: bool = False
 ) -> Array:
-    """SmoothQuant s_i = max|X_i|^alpha / max|W_i|^(1-alpha) (arXiv 2211.10438, eq. 4).
+    """Return SmoothQuant s_i = max|X_i|^alpha / max|W_i|^(1-alpha) (arXiv 2211.10438, eq. 4).
 
     Where channels are `centered`, ``max|X_i|`` is half the channel's range. Arguments and result
     [C]; normalised to geometric mean 1; dead channels get 1.
@@ -94,24 +66,24 @@ def smoothing_scale(
 
 
 def reach_of(stats: TensorStats, *, centered: bool) -> Array:
-    """Largest magnitude of each channel, or where it is `centered` half its range, [C]."""
+    """Return the absmax of each channel, or half its range where it is `centered`, [C]."""
     return half_range(stats) if centered else np.maximum(np.abs(stats.low), np.abs(stats.high))
 
 
 def half_range(stats: TensorStats) -> Array:
-    """Half the width of each channel's range, [C]."""
+    """Return half the width of each channel's range, [C]."""
     return (stats.high - stats.low) / 2
 
 
 def centers(stats: TensorStats) -> Array:
-    """The middle of each channel's range, [C]."""
+    """Return the middle of each channel's range, [C]."""
     return (stats.high + stats.low) / 2
 
 
 def predicted_scale(
     stats: TensorStats, readers: Readers, bits: tuple[int, int], *, centered: bool
 ) -> Array:
-    """The scales of least predicted error of the products, [C].
+    """Return the scales of least predicted error of the products, [C].
 
     Candidates are SmoothQuant's scales for several exponents, each also with the largest smoothed
     channels capped: few channels set the step of the whole tensor, and widening their scale alone
@@ -133,7 +105,7 @@ def predicted_scale(
 def predicted_error(
     stats: TensorStats, readers: Readers, scale: Array, bits: tuple[int, int], *, centered: bool
 ) -> float:
-    """Expected squared error of the readers' outputs per pixel, roundings being uniform noise.
+    """Return the expected squared error of the readers' outputs, roundings as uniform noise.
 
     With a step d of the input and D_o of output channel o of the weight:
     d^2/12 sum_i s_i^2 |W_i|^2 + sum_o D_o^2/12 sum_i E[x_i^2]/s_i^2 taps, the two terms whose
@@ -155,62 +127,6 @@ def predicted_error(
     return error
 
 
-def clip_candidates(
-    stats: TensorStats,
-    scaling: Scaling,
-    bits: int,
-    *,
-    allow_shift: bool,
-    fractions: Sequence[float] = CLIP_FRACTIONS,
-) -> list[ClipCandidate]:
-    """Grids whose range is a fraction of what was seen; the short side is never clipped.
-
-    Zero is in the range, except where channels are centred on ranges without it.
-
-    A one-sided range gets an integer ``shift`` (the lowest grid point at its lower end), so that
-    all 2^bits levels are used; a two-sided one, and one with centred channels, is symmetric.
-    """
-    smoothing, center = scaling.smoothing, scaling.center
-    if center is None:
-        low = min(0.0, float(np.min(stats.low / smoothing)))
-        high = max(0.0, float(np.max(stats.high / smoothing)))
-    else:
-        high = float(np.max(half_range(stats) / smoothing))
-        low = -high
-    levels = 2**bits
-    grids = []
-    for fraction in fractions:
-        short, long = sorted((abs(low), abs(high)))
-        reach = max(long * fraction, 1e-12)
-        if allow_shift and center is None and short < ONE_SIDED * reach:
-            low_k, high_k = (low, reach) if high >= -low else (-reach, high)
-            scale = (high_k - low_k) / (levels - 1)
-            shift = round(low_k / scale) + levels // 2
-        else:
-            # The negative side of the grid has one step more than the positive.
-            scale = max(reach / (levels // 2 - 1), 1e-12)
-            shift = 0
-        grids.append(
-            ClipCandidate(
-                smoothing=smoothing.astype(np.float32),
-                scale=float(np.float32(scale)),
-                shift=shift,
-                bits=bits,
-                center=None if center is None else center.astype(np.float32),
-            )
-        )
-    return grids
-
-
-def best_candidate(errors: Sequence[Array], gain: Array, power: int) -> int:
-    """Index of the grid with the least error, each channel weighted by its gain in the product.
-
-    `errors[k]` [C] holds sums of |error|**power in units of the smoothed tensor; `gain` [C] is the
-    norm of the smoothed weights of that input channel, sqrt(sum_o W_oi^2).
-    """
-    return int(least([float(np.sum(error * gain**power)) for error in errors]))
-
-
 def ratio(error: float, none: float) -> float:
     """Divide an error by that without scaling; two of nothing are equal, NaN is the worst."""
     if not error < float("inf"):
@@ -218,3 +134,17 @@ def ratio(error: float, none: float) -> float:
     if none > 0:
         return error / none
     return 1.0 if error == 0 else float("inf")
+
+
+def way_of(group: InputGroup, ways: Mapping[str, Way]) -> Way:
+    """Return how a group is scaled, by `ways` where its plan says "search".
+
+    A plan that has a scale also says whether channels are centred.
+    """
+    if group.key in ways:
+        return ways[group.key]
+    smoothing = group.entry.smoothing
+    assert smoothing != "search" and smoothing != "gps"
+    if group.activation.scale is None:
+        return Way(smoothing)
+    return Way(smoothing, centered=group.activation.centered)

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.hessian import Kernel, Probe, collect_moments, split_passes
-from ..calibrate.observers.run import Progress
-from ..calibrate.observers.smoothed import Grid, View
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.hessian import HessianObserver, Kernel, Moments, split_passes
+from ..calibrate.observers.smoothed import SmoothedInput
+from ..graph.builder import constant, constant_array
+from ..graph.edit import insert_behind
+from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site
 from ..numerics.gptq import compensate
+from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import QuantizedWeight
 from ..samples.files import sample_files
-from .bias_correction import correct_bias, mean_shift
-from .qdq.nodes import LINEAR_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Rounded:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A site to round: its node, its input as the grid sees it, and its scaled weight.
+class RoundingTask:
+    """A site to round: its node, its input as it is rounded, and its scaled weight.
 
     `weight` gives it [O, I, ...], `nearest` its rounding to nearest; `count` is how many elements
     a channel of the input had over all samples.
@@ -45,15 +46,18 @@ class Task:
     site: Site
     entry: SitePlan
     node: ir.Node
-    view: View
-    grid: Grid | None
+    view: SmoothedInput
+    qparams: QParams | None
     count: int
     weight: Callable[[], NDArray[np.float32]]
     nearest: Callable[[NDArray[np.float32]], QuantizedWeight]
 
     @staticmethod
     def needed(entry: SitePlan, *, correct: bool) -> bool:
-        """Whether a site of this plan is rounded with data; `correct`: biases are corrected."""
+        """Return whether a site of this plan is rounded with data.
+
+        `correct`: biases are corrected.
+        """
         return entry.weight is not None and (correct or entry.rounding != "nearest")
 
     @property
@@ -62,49 +66,39 @@ class Task:
 
 
 def round_sites(
-    export: Path,
-    samples: Path,
-    graphs: Sequence[str],
-    tasks: Sequence[Task],
-    *,
-    correct: bool,
-    max_memory: int,
-    batch_size: int,
-    progress: Progress,
+    run: CalibrationRun, tasks: Sequence[RoundingTask], *, correct: bool, max_memory: int
 ) -> dict[str, Rounded]:
-    """By name, the sites of `tasks`, but for convolutions that are no plain product of patches.
+    """Round the sites of `tasks`, but for convolutions that are no plain product of patches.
 
-    `correct` asks for corrected biases; `graphs` are those that run, in turn.
+    `correct` asks for corrected biases.
 
     Raises:
         OutOfMemory: the moments of one site exceed `max_memory` bytes.
         CalibrationError: a sample that gives NaN.
     """
-    batches = max(1, len(sample_files(samples)) / batch_size)
+    batches = max(1, len(sample_files(run.samples)) / run.batch_size)
     wanted = [task for task in tasks if is_plain(task.node, task.site)]
-    probes: dict[str, Probe] = {}
-    readers: dict[str, list[Task]] = {}
+    observers: dict[str, HessianObserver] = {}
+    readers: dict[str, list[RoundingTask]] = {}
     for members in by_rows(wanted).values():
         first = members[0]
         key = first.site.name
         readers[key] = members
         kernel = kernel_of(first.node, first.site)
         taps = int(np.prod(kernel.shape)) if kernel else 1
-        probes[key] = Probe(
+        observers[key] = HessianObserver(
             first.site.graph,
             first.view,
             input_channels(first) * taps,
             int(np.ceil(first.count / batches)),
-            first.grid,
+            first.qparams,
             kernel,
             squares=any(task.compensates for task in members),
             means=correct,
         )
     found: dict[str, Rounded] = {}
-    for part in split_passes(probes, max_memory):
-        moments = collect_moments(
-            export, samples, graphs, part, batch_size=batch_size, progress=progress
-        )
+    for part in split_passes(observers, max_memory):
+        moments = run.hessian(part)
         for key in part:
             for task in readers[key]:
                 weight = task.weight()
@@ -114,32 +108,32 @@ def round_sites(
                     codes = compensate(weight, codes, square, moments[key].count)
                 shift = mean_shift(weight, codes, moments[key]) if correct else None
                 found[task.site.name] = Rounded(codes, shift)
-                progress("rounding", len(found), len(wanted))
+                run.progress("rounding", len(found), len(wanted))
     return found
 
 
 def correct_biases(graph: ir.Graph, sites: Sequence[Site], rounded: Mapping[str, Rounded]) -> None:
-    """While the sites still have their float form."""
+    """Add the corrections to the biases of sites that still have their float form."""
     for site in sites:
         found = rounded.get(site.name)
         if found is not None and found.bias_shift is not None:
             correct_bias(graph, site, found.bias_shift)
 
 
-def by_rows(tasks: Sequence[Task]) -> dict[tuple[object, ...], list[Task]]:
-    """Tasks whose products are fed the same rows."""
-    found: dict[tuple[object, ...], list[Task]] = {}
+def by_rows(tasks: Sequence[RoundingTask]) -> dict[tuple[object, ...], list[RoundingTask]]:
+    """Return tasks whose products are fed the same rows."""
+    found: dict[tuple[object, ...], list[RoundingTask]] = {}
     for task in tasks:
         kernel = kernel_of(task.node, task.site)
         # Sites that quantize a tensor agree on its view; weight-only ones see it as it is.
-        seen = (task.view.scale is None, task.grid is None)
+        seen = (task.view.scale is None, task.qparams is None)
         key = (task.site.graph, task.view.tensor, *seen, kernel)
         found.setdefault(key, []).append(task)
     return found
 
 
 def is_plain(node: ir.Node, site: Site) -> bool:
-    """Whether the site's rows can be made: linears, ungrouped convolutions with given pads."""
+    """Return whether a site's rows can be made: of linears, ungrouped convolutions with pads."""
     if site.op in LINEAR_OPS:
         return True
     groups, pads = node.attributes.get("group"), node.attributes.get("auto_pad")
@@ -150,15 +144,15 @@ def is_plain(node: ir.Node, site: Site) -> bool:
     )
 
 
-def input_channels(task: Task) -> int:
-    """Of a linear's weight as ONNX holds it, or of a convolution's."""
+def input_channels(task: RoundingTask) -> int:
+    """Return the number of input channels of a site's weight."""
     transposed = task.node.attributes.get("transB")
     first = task.site.op in LINEAR_OPS and not (transposed and transposed.as_int())
     return task.site.weight_shape[0 if first else 1]
 
 
 def kernel_of(node: ir.Node, site: Site) -> Kernel | None:
-    """None for a linear."""
+    """Return the kernel of a convolution, None for a linear."""
     if site.op in LINEAR_OPS:
         return None
     shape = site.weight_shape[2:]
@@ -174,3 +168,49 @@ def kernel_of(node: ir.Node, site: Site) -> Kernel | None:
         given("pads", 0, 2 * axes),
         given("dilations", 1, axes),
     )
+
+
+def mean_shift(
+    weight: NDArray[np.float32], rounded: QuantizedWeight, moments: Moments
+) -> NDArray[np.float64]:
+    """Return W E[x] - Q(W) E[Q(x)], [O]."""
+    assert moments.plain is not None and moments.rounded is not None
+    exact = weight.reshape(len(weight), -1).astype(np.float64)
+    found = rounded.dequantize().reshape(exact.shape).astype(np.float64)
+    shift: NDArray[np.float64] = (exact @ moments.plain - found @ moments.rounded) / max(
+        1, moments.count
+    )
+    return shift
+
+
+def correct_bias(graph: ir.Graph, site: Site, shift: NDArray[np.float64]) -> None:
+    """Add `shift` [O] to the bias of a site that still has its float form, or give it one."""
+    node = site_node(graph, site)
+    user, index = (node, 2) if node.op_type != "MatMul" else added_bias(node, len(shift))
+    if user is None:
+        shape = (1,) * site.channel_axis + (-1,)
+        held = constant(graph, f"{site.name}.mean.bias", shift.astype(np.float32).reshape(shape))
+        insert_behind(graph, node.outputs[0], "Add", held, f"{site.name}/Add_mean")
+        return
+    bias = user.inputs[index] if len(user.inputs) > index else None
+    before = np.zeros(len(shift), np.float32) if bias is None else constant_array(bias)
+    total = (before.astype(np.float64) + shift.reshape(before.shape)).astype(np.float32)
+    if bias is not None and len(list(bias.uses())) == 1:
+        bias.const_value = ir.tensor(total, name=bias.name)
+        return
+    # Equal biases of several sites are one initializer.
+    user.resize_inputs(max(index + 1, len(user.inputs)))
+    user.replace_input_with(index, constant(graph, f"{site.name}.mean.bias", total))
+
+
+def added_bias(product: ir.Node, size: int) -> tuple[ir.Node | None, int]:
+    """Return the Add of `size` constants that alone reads a product, and which input they are."""
+    value = product.outputs[0]
+    users = list(value.uses())
+    if len(users) != 1 or users[0].node.op_type != "Add" or value.is_graph_output():
+        return None, 0
+    index = 1 - users[0].idx
+    bias = users[0].node.inputs[index]
+    if bias is None or bias.const_value is None or bias.const_value.size != size:
+        return None, 0
+    return users[0].node, index

@@ -1,41 +1,82 @@
-"""Plan + statistics -> Q/DQ graphs and packed weights."""
+"""Quantize a model by its plan, in six steps: plan, groups, scales, fold, rounding, Q/DQ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.reduce import initializer_array
-from ..calibrate.observers.run import Progress
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.smoothed import SmoothedInput
 from ..calibrate.statistics import Statistics
-from ..errors import RecipeError
 from ..graph.io import load_graph
-from ..graph.sites import CONSTANT_ROLES, NO_WEIGHT, Site, SiteMap
-from ..numerics.packing import save_packed
+from ..graph.linears import site_node
+from ..graph.sites import NO_WEIGHT, Site, SiteMap
+from ..numerics.noise import rounding_noise_db
+from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
-from .block_check import require_blocks
 from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
-from .held_out import search_ways
-from .predicted import Scaling, Way
-from .qdq.convolution import insert_qdq
-from .qdq.nodes import SiteWeights, offset_output
-from .ranges import Group, decibel, group_sites, search_activations, site_weight
-from .rounding import Rounded, correct_biases, round_sites
-from .scaled_weights import input_scaling, nearest, rounding_tasks, scaled_weight
-from .trials import Samples
+from .groups import InputDecision, InputGroup, find_groups, site_statistics
+from .per_tensor import PredictedError
+from .per_token import HeldOutError
+from .plan import require_blocks
+from .rounding import Rounded, RoundingTask, round_sites
+from .separate_graphs import SeparateGraphs
+from .shared_graphs import SharedGraphs
 
-FP16_MAX = 65504.0
 CHECKED = 1  # samples that folds are tried on
-LARGE = 1024  # bytes, from which graphs keep a constant in their weight file
+
+
+class InputCalibrator(Protocol):
+    """Chooses the scales of channels and the QParams of every group."""
+
+    def decide(
+        self,
+        graphs: Mapping[str, ir.Graph],
+        groups: Sequence[InputGroup],
+        entries: Mapping[str, SitePlan],
+    ) -> tuple[dict[str, SitePlan], dict[str, InputDecision]]:
+        """Return the plan with what a search has found, and decisions by each group's key."""
+
+
+class GraphForm(Protocol):
+    """Puts scales and quantized weights into the graphs of a model, and writes its files."""
+
+    entries: Mapping[str, SitePlan]
+    decisions: dict[str, InputDecision]
+
+    def fold_of(self, group: InputGroup) -> AppliedFold | None:
+        """Return what goes into the constants in front of a group, None for nothing."""
+
+    def fold(self) -> None:
+        """Put scales and shifts into what makes the inputs, while all weights are floats."""
+
+    def rounding_input(self, site: Site) -> tuple[SmoothedInput, QParams | None]:
+        """Return what the product of a site is fed, and how that is rounded."""
+
+    def weight(self, site: Site) -> NDArray[np.float32]:
+        """Return the weight [O, I, ...] that meets a site's scaled input."""
+
+    def nearest(self, weight: NDArray[np.float32], site: Site) -> QuantizedWeight:
+        """Return a site's weight rounded to nearest."""
+
+    def filled(self, site: Site) -> ActivationFormat | None:
+        """Return the plan's entry of a site's input with its scale in it."""
+
+    def write(
+        self, output: Path, weights: Mapping[str, QuantizedWeight], rounded: Mapping[str, Rounded]
+    ) -> None:
+        """Write the Q/DQ graphs and weights.safetensors into a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,268 +92,144 @@ class SiteResult:
     reason: str | None
 
 
-def quantize_graphs(
-    export: Path,
-    samples: Path,
+def quantize_model(
+    run: CalibrationRun,
     output: Path,
     site_map: SiteMap,
     entries: Mapping[str, SitePlan],
     statistics: Statistics,
     options: QuantizeOptions,
     *,
-    batch_size: int,
-    progress: Progress,
+    shared: bool,
     max_memory: int = MAX_MEMORY,
 ) -> tuple[Plan, list[SiteResult]]:
     """Write the Q/DQ graphs and weights.safetensors into `output`.
 
-    Returns the plan with every scale filled in, and what became of each site. Second moments stay
-    below `max_memory` bytes.
+    `shared` says that graphs share their weights, as a generator's do: then inputs have scales per
+    token, and every graph of the run's folder is written. `entries` plans the sites of the map's
+    calibrated graphs. Returns the plan with every scale filled in, and what became of each site.
+    Hessians stay below `max_memory` bytes.
+
+    Raises:
+        RecipeError: sites that share an input but not the plan for it, or that cannot take blocks.
+        CalibrationError: statistics of another model, a sample that gives NaN.
     """
-    for graph in site_map.graphs:
-        own = load_graph(export / f"{graph}.onnx").graph
-        require_blocks(own, site_map.of_graph(graph), entries)
-    source = Samples(export, samples, site_map, batch_size, progress)
-    ways = search_ways(source, entries, statistics, options)
-    groups = {
-        graph: group_sites(export, site_map, graph, entries, statistics, ways)
-        for graph in site_map.graphs
-    }
-    entries = decided(entries, groups, ways)
-    activations, quality = search_activations(
-        export,
-        samples,
-        site_map,
-        groups,
-        entries,
-        options,
-        batch_size=batch_size,
-        progress=progress,
+    # Plan
+    models = {name: load_graph(run.export / f"{name}.onnx") for name in site_map.graphs}
+    graphs = {name: model.graph for name, model in models.items()}
+    for name, graph in graphs.items():
+        require_blocks(graph, site_map.of_graph(name), entries)
+    # Groups
+    groups = [
+        group
+        for name, graph in graphs.items()
+        for group in find_groups(graph, site_map.of_graph(name), entries, statistics)
+    ]
+    # Scales
+    calibrator: InputCalibrator = PredictedError(run, site_map, statistics, options)
+    if shared:
+        calibrator = HeldOutError(run, options)
+    entries, decisions = calibrator.decide(graphs, groups, entries)
+    # Fold
+    form: GraphForm = SeparateGraphs(
+        models, site_map, entries, groups, decisions, statistics, options
     )
-    groups, refused = refuse_folds(
-        export, samples, site_map, groups, entries, activations, progress
-    )
-    scaling = {s.name: g.scaling for found in groups.values() for g in found for s in g.sites}
-    models = {graph: load_graph(export / f"{graph}.onnx") for graph in site_map.graphs}
-    for graph, model in models.items():
-        fold_groups(model.graph, groups[graph], entries, activations)
+    if shared:
+        form = SharedGraphs(run.export, models, site_map, entries, groups, decisions, options)
+    refuse_folds(run, groups, form)
+    form.fold()
+    # Rounding
+    planned = [site for name in site_map.graphs for site in site_map.of_graph(name)]
     rounded = round_sites(
-        export,
-        samples,
-        site_map.graphs,
-        rounding_tasks(models, site_map, entries, statistics, options, activations, scaling),
+        run,
+        rounding_tasks(graphs, planned, form, statistics, correct=options.bias_correction),
         correct=options.bias_correction,
         max_memory=max_memory,
-        batch_size=batch_size,
-        progress=progress,
     )
-    results: list[SiteResult] = []
-    packed: dict[str, QuantizedWeight] = {}
-    floats: dict[str, NDArray[np.generic]] = {}
-    final: list[SitePlan] = []
-    for graph, model in models.items():
-        sites = site_map.of_graph(graph)
-        chosen: dict[str, SiteWeights] = {}
-        folded = {s.name for g in groups[graph] for s in g.sites if g.fold}
-        for position, site in enumerate(sites):
-            entry = entries[site.name]
-            site_weights, noise = quantize_site(
-                model.graph,
-                site,
-                entry,
-                statistics,
-                options,
-                activations.get(site.name),
-                scaling.get(site.name),
-                rounded.get(site.name),
+    weights, plan, results = round_weights(run, planned, groups, form, rounded)
+    # Q/DQ
+    form.write(output, weights, rounded)
+    return plan, results
+
+
+def refuse_folds(run: CalibrationRun, groups: Sequence[InputGroup], form: GraphForm) -> None:
+    """Give scales a node of their own where a fold does not hold on a sample, and say why."""
+    found = [form.fold_of(group) for group in groups]
+    folds = [fold for fold in found if fold is not None]
+    entries = dict(form.entries)
+    for key, error in failing_folds(run.export, on_samples(run, CHECKED), folds).items():
+        form.decisions[key] = form.decisions[key].without_fold()
+        for site in next(fold.sites for fold in folds if fold.key == key):
+            entries[site.name] = msgspec.structs.replace(
+                entries[site.name], reason=REFUSED.format(error)
             )
-            if site_weights is not None:
-                chosen[site.name] = site_weights
-                store(site, site_weights, packed, floats)
-            final.append(
-                msgspec.structs.replace(
+    form.entries = entries
+
+
+def rounding_tasks(
+    graphs: Mapping[str, ir.Graph],
+    sites: Sequence[Site],
+    form: GraphForm,
+    statistics: Statistics,
+    *,
+    correct: bool,
+) -> list[RoundingTask]:
+    """Return the weights of the folded graphs that data rounds, and what they are fed."""
+    tasks = []
+    for site in sites:
+        entry = form.entries[site.name]
+        if RoundingTask.needed(entry, correct=correct):
+            smoothed, qparams = form.rounding_input(site)
+            tasks.append(
+                RoundingTask(
+                    site,
                     entry,
-                    activation=activations.get(site.name),
-                    reason=refused.get(site.name, entry.reason),
+                    site_node(graphs[site.graph], site),
+                    smoothed,
+                    qparams,
+                    int(site_statistics(statistics, site.name).count),
+                    partial(form.weight, site),
+                    partial(form.nearest, site=site),
                 )
             )
-            results.append(describe(site, final[-1], noise, quality.get(site.name)))
-            progress(f"{graph} weights", position + 1, len(sites))
-        correct_biases(model.graph, sites, rounded)
-        for key, value in float_parameters(model.graph, sites).items():
-            known = floats.get(key)
-            same = known is None or np.array_equal(known, value)
-            floats[key if same else f"{graph}.{key}"] = value
-        kept = [s if s.name in folded else without_fold(s) for s in sites]
-        insert_qdq(model.graph, kept, chosen)
-        ir.save(
-            model,
-            output / f"{graph}.onnx",
-            external_data=f"{graph}.onnx.data",
-            size_threshold_bytes=1024,
-        )
-    save_packed(packed, floats, output / "weights.safetensors")
-    return Plan(sites=tuple(final)), results
+    return tasks
 
 
-def decided(
-    entries: Mapping[str, SitePlan],
-    groups: Mapping[str, Sequence[Group]],
-    ways: Mapping[str, Way],
-) -> dict[str, SitePlan]:
-    """The plan with what a search has found, so that it gives the same scales again."""
-    found = dict(entries)
-    for members in groups.values():
-        for group in members:
-            way = ways.get(group.sites[0].name)
-            for site in group.sites if way else ():
-                assert way is not None
-                found[site.name] = msgspec.structs.replace(found[site.name], smoothing=way.scales)
-    return found
+def round_weights(
+    run: CalibrationRun,
+    sites: Sequence[Site],
+    groups: Sequence[InputGroup],
+    form: GraphForm,
+    rounded: Mapping[str, Rounded],
+) -> tuple[dict[str, QuantizedWeight], Plan, list[SiteResult]]:
+    """Return the quantized weights by site, the plan with its scales, and what reports say.
 
-
-def fold_of(
-    group: Group, entries: Mapping[str, SitePlan], activations: Mapping[str, ActivationFormat]
-) -> AppliedFold | None:
-    """Return what goes into the constants in front of a group, None for nothing."""
-    first = group.sites[0]
-    if not group.fold:
-        return None
-    smoothing = group.scaling.smoothing.astype(np.float32)
-    if entries[first.name].smoothing is None:
-        smoothing = np.ones_like(smoothing)
-    offset = group.offset(activations[first.name])
-    if np.all(smoothing == 1) and not offset.any():
-        return None
-    return AppliedFold(group.sites, smoothing, offset)
-
-
-def refuse_folds(
-    export: Path,
-    samples: Path,
-    site_map: SiteMap,
-    groups: Mapping[str, Sequence[Group]],
-    entries: Mapping[str, SitePlan],
-    activations: Mapping[str, ActivationFormat],
-    progress: Progress,
-) -> tuple[dict[str, list[Group]], dict[str, str]]:
-    """The groups, without folds that do not hold on a sample, and why those have none, by site."""
-    found = [fold_of(g, entries, activations) for members in groups.values() for g in members]
-    folds = [fold for fold in found if fold is not None]
-    run = on_samples(export, samples, site_map, count=CHECKED, progress=progress)
-    failing = failing_folds(export, run, folds)
-    kept = {
-        graph: [replace(g, fold=g.fold and g.sites[0].name not in failing) for g in members]
-        for graph, members in groups.items()
-    }
-    reasons = {
-        site.name: REFUSED.format(failing[fold.key])
-        for fold in folds
-        if fold.key in failing
-        for site in fold.sites
-    }
-    return kept, reasons
-
-
-def fold_groups(
-    graph: ir.Graph,
-    groups: Sequence[Group],
-    entries: Mapping[str, SitePlan],
-    activations: Mapping[str, ActivationFormat],
-) -> None:
-    """Put scales and offsets into producers while all weights are still floats."""
-    for group in groups:
-        fold = fold_of(group, entries, activations)
-        if fold is not None and group.sites[0].producer_fold is not None:
-            fold.apply(graph)
-
-
-def without_fold(site: Site) -> Site:
-    return msgspec.structs.replace(site, fold=None, producer_fold=None)
-
-
-def quantize_site(
-    graph: ir.Graph,
-    site: Site,
-    entry: SitePlan,
-    statistics: Statistics,
-    options: QuantizeOptions,
-    activation: ActivationFormat | None,
-    scaling: Scaling | None,
-    rounded: Rounded | None,
-) -> tuple[SiteWeights | None, float | None]:
-    """The weights of one site and the SQNR of the quantized weight in dB."""
-    if site.weight is None or site.role in CONSTANT_ROLES:
-        return None, None
-    if entry.weight is None:
-        return SiteWeights(
-            quantized=None, floating=to_half(site_weight(graph, site), site.name)
-        ), None
-    weight = scaled_weight(graph, site, entry, scaling)
-    if rounded is None:
-        quantized = nearest(weight, site, entry, statistics, options, scaling)
-    else:
-        quantized = rounded.weight
-    scale, center = input_scaling(entry, scaling)
-    wide = weight.astype(np.float64)
-    noise = decibel(
-        float(np.sum(wide**2)),
-        float(np.sum((quantized.dequantize().astype(np.float64) - wide) ** 2)),
-    )
-    weights = SiteWeights(
-        quantized,
-        activation=activation,
-        smoothing=scale,
-        center=center,
-        center_output=None if center is None else offset_output(weight, center),
-    )
-    return weights, noise
-
-
-def to_half(weight: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    """Round to float16, which is how high-precision weights are stored and built."""
-    worst = float(np.abs(weight).max())
-    if not worst <= FP16_MAX:
-        raise RecipeError(
-            f"{name} has a weight of {worst:.3g}, beyond float16",
-            do="give it a weight format in the plan",
-        )
-    return weight.astype(np.float16).astype(np.float32)
-
-
-def store(
-    site: Site,
-    weights: SiteWeights,
-    packed: dict[str, QuantizedWeight],
-    floats: dict[str, NDArray[np.generic]],
-) -> None:
-    if weights.quantized is not None:
-        packed[site.name] = weights.quantized
-    if weights.floating is not None:
-        floats[f"{site.name}.weight"] = weights.floating.astype(np.float16)
-    if weights.smoothing is not None:
-        floats[f"{site.name}.smoothing"] = weights.smoothing
-    if weights.center is not None:
-        floats[f"{site.name}.center"] = weights.center
-
-
-def float_parameters(graph: ir.Graph, sites: Sequence[Site]) -> dict[str, NDArray[np.generic]]:
-    """Biases, norms, embeddings: what is called a parameter, or large; a site's weight is not."""
-    weights = {site.weight for site in sites}
-    weights |= {f"{site.name}.bias" for site in sites if site.role in CONSTANT_ROLES}
-    found: dict[str, NDArray[np.generic]] = {}
-    for name, value in graph.initializers.items():
-        if name in weights or value.dtype != ir.DataType.FLOAT:
-            continue
-        array = initializer_array(value)
-        if name.rpartition(".")[2] in ("weight", "bias") or array.nbytes >= LARGE:
-            found[name] = array
-    return found
+    Those in `rounded` are had already; the others are rounded to nearest.
+    """
+    decided = {site.name: form.decisions[group.key] for group in groups for site in group.sites}
+    weights: dict[str, QuantizedWeight] = {}
+    final, results = [], []
+    for k, site in enumerate(sites):
+        entry, noise = form.entries[site.name], None
+        if entry.weight is not None:
+            weight = form.weight(site)
+            known = rounded.get(site.name)
+            weights[site.name] = known.weight if known else form.nearest(weight, site)
+            noise = rounding_noise_db(weight, weights[site.name].dequantize())
+        sqnr_db = None
+        if site.name in decided:
+            entry = msgspec.structs.replace(entry, activation=form.filled(site))
+            sqnr_db = decided[site.name].sqnr_db
+        final.append(entry)
+        results.append(describe(site, entry, noise, sqnr_db))
+        run.progress("weights", k + 1, len(sites))
+    return weights, Plan(sites=tuple(final)), results
 
 
 def describe(
     site: Site, entry: SitePlan, weight_db: float | None, activation_db: float | None
 ) -> SiteResult:
+    """Return what reports say of a site with this plan."""
     weight = "float16" if site.weight is not None else NO_WEIGHT
     if entry.weight is not None:
         kind = {"uniform": "INT", "fp8": "FP"}.get(entry.weight.grid, entry.weight.grid.upper())

@@ -18,19 +18,23 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.reduce import Reducer, finite
-from ..calibrate.observers.run import Outputs, Progress, collect_ranges, run_instrumented
+from ..calibrate.observers.run import Outputs, Progress
+from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import Statistics
 from ..errors import CalibrationError
+from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import ActivationFormat
 from ..recipe.quantize import QuantizeOptions
-from .predicted import Scaling, Way, clip_candidates
+from .groups import InputGroup, summarize
+from .predicted import Way, way_of
 from .qdq.convolution import insert_qdq, rewrite_convolution
 from .qdq.linear import rewrite_linear
-from .qdq.nodes import LINEAR_OPS, SiteWeights, offset_output
-from .ranges import Reading, format_of, fp8_format, site_node, summarize, way_of
-from .scaled_weights import input_scaling, nearest, scaled_weight
+from .qdq.nodes import SiteWeights, offset_output
+from .ranges import clip_candidates, fp8_qparams
+from .separate_graphs import input_scaling, round_to_nearest, scaled_weight
 
 Array = NDArray[np.generic]
 # Of codes of all candidates that a changed copy of a graph holds; more take further passes.
@@ -56,25 +60,14 @@ class Samples:
     ) -> None:
         """Up to the last of `graphs`, which alone count."""
         last = max(self.site_map.graphs.index(graph) for graph in graphs)
-        run_instrumented(
-            self.export,
-            self.folder,
-            self.site_map.graphs[: last + 1],
-            batch_size=self.batch_size,
-            instrument=instrument,
-            consume=consume,
-            progress=self.progress,
-            part=part,
-        )
+        self._run(self.site_map.graphs[: last + 1], part).observe(instrument, consume)
 
     def ranges(self, part: slice) -> Statistics:
-        return collect_ranges(
-            self.export,
-            self.folder,
-            self.site_map,
-            batch_size=self.batch_size,
-            progress=self.progress,
-            part=part,
+        return self._run(self.site_map.graphs, part).channel_ranges(self.site_map)
+
+    def _run(self, graphs: tuple[str, ...], part: slice) -> CalibrationRun:
+        return CalibrationRun(
+            self.export, self.folder, graphs, self.batch_size, self.progress, part=part
         )
 
 
@@ -145,10 +138,10 @@ def trial_distance(
 
 
 def parts_of(
-    readings: Sequence[Reading], ways: Mapping[str, Sequence[Way]]
-) -> Iterator[list[Reading]]:
+    readings: Sequence[InputGroup], ways: Mapping[str, Sequence[Way]]
+) -> Iterator[list[InputGroup]]:
     """In their order, those whose candidates' codes fit into one changed copy of a graph."""
-    part: list[Reading] = []
+    part: list[InputGroup] = []
     size = 0
     for reading in readings:
         weights = sum(int(np.prod(site.weight_shape)) for site in reading.sites)
@@ -164,7 +157,7 @@ def parts_of(
 
 def judged_errors(
     source: Samples,
-    readings: Sequence[Reading],
+    readings: Sequence[InputGroup],
     fold: Fold,
     ways: Mapping[str, Sequence[Way]],
     options: QuantizeOptions,
@@ -208,7 +201,7 @@ class Trial:
 
 def fit_ways(
     graph: ir.Graph,
-    reading: Reading,
+    reading: InputGroup,
     ways: Sequence[Way],
     fitted: Statistics,
     options: QuantizeOptions,
@@ -220,20 +213,20 @@ def fit_ways(
         activation = reading.entry.activation
         assert activation is not None
         if activation.grid == "fp8":
-            chosen = fp8_format(stats, scaling)
+            chosen = fp8_qparams(stats, scaling)
         else:
-            (grid,) = clip_candidates(
+            (chosen,) = clip_candidates(
                 stats, scaling, activation.bits, allow_shift=options.shift, fractions=(1.0,)
             )
-            chosen = format_of(grid)
-        found.append(Trial(scaling, chosen))
+        planned = chosen.as_format(centered=scaling.center is not None)
+        found.append(Trial(scaling, planned))
     return found
 
 
 def quantize_whole(
     graph: ir.Graph,
     *,
-    readings: Sequence[Reading],
+    readings: Sequence[InputGroup],
     ways: Mapping[str, Way],
     fitted: Statistics,
     options: QuantizeOptions,
@@ -251,7 +244,7 @@ def quantize_whole(
 def trial_weights(
     graph: ir.Graph,
     site: Site,
-    reading: Reading,
+    reading: InputGroup,
     trial: Trial,
     fitted: Statistics,
     options: QuantizeOptions,
@@ -260,7 +253,7 @@ def trial_weights(
     weight = scaled_weight(graph, site, entry, trial.scaling)
     scale, center = input_scaling(entry, trial.scaling)
     return SiteWeights(
-        nearest(weight, site, entry, fitted, options, trial.scaling),
+        round_to_nearest(weight, site, entry, fitted, options, trial.scaling),
         activation=trial.activation,
         smoothing=scale,
         center=center,
@@ -271,7 +264,7 @@ def trial_weights(
 def observe_trial(
     graph: ir.Graph,
     site: Site,
-    reading: Reading,
+    reading: InputGroup,
     trial: Trial,
     fitted: Statistics,
     options: QuantizeOptions,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..calibrate.calibrated import Calibrated
 from ..graph.sites import SiteMap
 from ..numerics.scheme import Plan, SitePlan
 from ..recipe.options import MAX_MEMORY
@@ -15,10 +16,9 @@ from ..recipe.quantize import QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..workspace.artifacts import encode_json
 from ..workspace.stage import Reporter
-from .calibrated import Calibrated
 
 if TYPE_CHECKING:
-    from .overflow import WideTensor
+    from .overflow import OverflowTensor
     from .run import SiteResult
 
 
@@ -29,49 +29,33 @@ def write_quantized(
     folder: Path,
     reporter: Reporter,
     max_memory: int = MAX_MEMORY,
-) -> tuple[Plan, list[SiteResult], list[WideTensor]]:
-    """The graphs, weights.safetensors and plan.json of a checked plan."""
+) -> tuple[Plan, list[SiteResult], list[OverflowTensor]]:
+    """Return the graphs, weights.safetensors and plan.json of a checked plan."""
     from ..calibrate.statistics import load_statistics, require_channels
     from .overflow import quantize_in_range
     from .qdq.attention import quantize_attention
-    from .run import quantize_graphs
-    from .run_generator import quantize_generator
+    from .run import quantize_model
 
     file = source.calibrate / "statistics.safetensors"
     statistics = load_statistics(file)
     require_channels(statistics, source.planned.sites, str(file))
-    samples, site_map = source.samples, source.site_map
-    size, progress = source.batch_size, reporter.progress
-
-    quantize = quantize_generator if source.generates else quantize_graphs
+    run, site_map = source.run(reporter.progress), source.site_map
+    written = source.run(reporter.progress, folder)
 
     def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
-        made, told = quantize(
-            source.export,
-            samples,
+        plan, results = quantize_model(
+            run,
             folder,
             site_map,
             chosen,
             statistics,
             options,
-            batch_size=size,
-            progress=progress,
+            shared=source.generates,
             max_memory=max_memory,
         )
-        return quantize_attention(
-            folder, samples, site_map, made, told, batch_size=size, progress=progress
-        )
+        return quantize_attention(written, site_map, plan, results)
 
-    final, results, wide = quantize_in_range(
-        make,
-        folder,
-        samples,
-        site_map,
-        source.planned.graphs,
-        entries,
-        batch_size=size,
-        progress=progress,
-    )
+    final, results, wide = quantize_in_range(make, written, site_map, entries)
     if source.generates:
         shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
     (folder / "plan.json").write_bytes(encode_json(final))
@@ -79,7 +63,7 @@ def write_quantized(
 
 
 def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:
-    """Bytes of the FP32 weights: of all graphs, or of a generator's calibrated ones.
+    """Return bytes of the FP32 weights: of all graphs, or of a generator's calibrated ones.
 
     Without the codes as they are searched, which their table repeats.
     """

@@ -11,22 +11,24 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...errors import OutOfMemory
-from .reduce import chain, constant, values_by_name
-from .run import Outputs, Progress, run_instrumented
-from .smoothed import Grid, View, add_view, rounded_view
+from ...graph.builder import add_node, constant
+from ...numerics.qparams import QParams
+from .reduce import values_by_name
+from .run import Outputs
+from .smoothed import SmoothedInput, add_smoothed, round_smoothed
 
 Floats = NDArray[np.float64]
 STRIP = 4096  # rows that one float32 product sums over
 # Bytes an element of K x K: the running sum with what the session returns, and the factorization
 # of one site, whose result and copy come on top.
 HELD_BYTES, FACTOR_BYTES = 16, 16
+KINDS = ("square", "rounded", "plain")
 END = np.iinfo(np.int64).max
 
 
@@ -41,17 +43,17 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """Which rows are summed: of a view, rounded to a grid (None: as it is), in patches of a kernel.
+class HessianObserver:
+    """Which rows are summed: of an input rounded by `qparams` (None: not), in a kernel's patches.
 
     `columns` is K; `rows` about how many a batch has; `squares` and `means` say what is asked for.
     """
 
     graph: str
-    view: View
+    view: SmoothedInput
     columns: int
     rows: int
-    grid: Grid | None = None
+    qparams: QParams | None = None
     kernel: Kernel | None = None
     squares: bool = True
     means: bool = True
@@ -78,131 +80,112 @@ class Moments:
     plain: Floats | None
 
 
-def split_passes(probes: Mapping[str, Probe], max_memory: int) -> list[dict[str, Probe]]:
-    """Probes in their order, as many in a pass as `max_memory` bytes hold.
+def split_passes(
+    observers: Mapping[str, HessianObserver], max_memory: int
+) -> list[dict[str, HessianObserver]]:
+    """Return observers in their order, as many in a pass as `max_memory` bytes hold.
 
     Raises:
         OutOfMemory: one that does not fit alone.
     """
-    passes: list[dict[str, Probe]] = []
+    passes: list[dict[str, HessianObserver]] = []
     held = 0
-    for key, probe in probes.items():
-        alone = probe.bytes + FACTOR_BYTES * probe.columns**2 * probe.squares
+    for key, observer in observers.items():
+        alone = observer.bytes + FACTOR_BYTES * observer.columns**2 * observer.squares
         if alone > max_memory:
             raise OutOfMemory(
-                f"the second moments of {key} ({probe.columns} columns) take {alone / 1e9:.1f} GB",
+                f"the second moments of {key} ({observer.columns} columns) take "
+                f"{alone / 1e9:.1f} GB",
                 do=f"--max-memory {math.ceil(alone / 2**30)}GiB, or round the site to nearest",
             )
         if not passes or held + alone > max_memory:
             passes.append({})
             held = 0
-        passes[-1][key] = probe
-        held += probe.bytes
+        passes[-1][key] = observer
+        held += observer.bytes
     return passes
 
 
-def collect_moments(
-    export: Path,
-    samples: Path,
-    graphs: Sequence[str],
-    probes: Mapping[str, Probe],
-    *,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, Moments]:
-    """One pass over the samples; `graphs` run in turn up to the last that a probe lies in.
+class MomentSums:
+    """Sums of the outputs of `observe_moments` over batches."""
 
-    Raises:
-        CalibrationError: a sample that gives NaN.
-    """
-    last = max(graphs.index(probe.graph) for probe in probes.values())
-    sums: dict[str, NDArray[np.float64]] = {}
-    counts = dict.fromkeys(probes, 0)
+    def __init__(self, observers: Mapping[str, HessianObserver]) -> None:
+        self._observers = observers
+        self._sums: dict[str, Floats] = {}
+        self._counts = dict.fromkeys(observers, 0)
 
-    def instrument(graph: str, ir_graph: ir.Graph) -> None:
-        observe_moments(ir_graph, {k: p for k, p in probes.items() if p.graph == graph})
+    def add(self, graph: str, outputs: Outputs) -> None:
+        """Add a batch of a graph.
 
-    def consume(graph: str, outputs: Outputs) -> None:
-        for key, probe in probes.items():
-            if probe.graph != graph:
+        In place: the largest of these arrays are a good part of the memory that is allowed.
+        """
+        for key, observer in self._observers.items():
+            if observer.graph != graph:
                 continue
-            for strip in range(probe.strips):
-                counts[key] += int(outputs[f"{key}:shape:{strip}"][0])
-            for kind in ("square", "rounded", "plain"):
-                for name in (f"{key}:{kind}:{strip}" for strip in range(probe.strips)):
+            for strip in range(observer.strips):
+                self._counts[key] += int(outputs[f"{key}:shape:{strip}"][0])
+            for kind in KINDS:
+                for name in (f"{key}:{kind}:{strip}" for strip in range(observer.strips)):
                     if name in outputs:
-                        add_to(sums, f"{key}:{kind}", outputs[name])
+                        found = outputs[name]
+                        total = self._sums.setdefault(f"{key}:{kind}", np.zeros(found.shape))
+                        np.add(total, found, out=total)
 
-    run_instrumented(
-        export,
-        samples,
-        graphs[: last + 1],
-        batch_size=batch_size,
-        instrument=instrument,
-        consume=consume,
-        progress=progress,
-    )
-    return {
-        key: Moments(
-            counts[key], *(sums.get(f"{key}:{kind}") for kind in ("square", "rounded", "plain"))
-        )
-        for key in probes
-    }
+    def moments(self) -> dict[str, Moments]:
+        """Return the sums of all batches, by observer."""
+        return {
+            key: Moments(self._counts[key], *(self._sums.get(f"{key}:{kind}") for kind in KINDS))
+            for key in self._observers
+        }
 
 
-def add_to(sums: dict[str, Floats], key: str, found: NDArray[np.generic]) -> None:
-    """In place: the largest of these arrays are a good part of the memory that is allowed."""
-    total = sums.setdefault(key, np.zeros(found.shape))
-    np.add(total, found, out=total)
-
-
-def observe_moments(graph: ir.Graph, probes: Mapping[str, Probe]) -> None:
+def observe_moments(graph: ir.Graph, observers: Mapping[str, HessianObserver]) -> None:
     """Add outputs `KEY:shape:k`, `:square:k` ([K, K]), `:rounded:k` and `:plain:k` ([K]).
 
     k counts strips. Squares of all strips but the last are added up in float64 inside the session.
     """
     values = values_by_name(graph)
-    for key, probe in probes.items():
-        value = values[probe.view.tensor]
-        if probe.kernel is not None and any(probe.kernel.pads):
-            value = padded(graph, value, probe.kernel, f"{key}:padded")
-        seen = add_view(graph, value, probe.view, f"{key}:view")
+    for key, observer in observers.items():
+        value = values[observer.view.tensor]
+        if observer.kernel is not None and any(observer.kernel.pads):
+            value = padded(graph, value, observer.kernel, f"{key}:padded")
+        seen = add_smoothed(graph, value, observer.view, f"{key}:view")
         on_grid = seen
-        if probe.grid is not None:
-            on_grid = rounded_view(graph, seen, probe.view, probe.grid, key)
+        if observer.qparams is not None:
+            on_grid = round_smoothed(graph, seen, observer.view, observer.qparams, key)
         square: ir.Value | None = None
-        for k in range(probe.strips):
-            rows = strip_rows(graph, on_grid, probe, k, f"{key}:rows:{k}")
-            shape = chain(graph, "Shape", [rows], f"{key}:shape:{k}")
+        for k in range(observer.strips):
+            rows = strip_rows(graph, on_grid, observer, k, f"{key}:rows:{k}")
+            shape = add_node(graph, "Shape", [rows], f"{key}:shape:{k}")
             give(graph, shape, ir.DataType.INT64, 1)
-            if probe.squares:
-                square = add_square(graph, rows, square, probe.strips, f"{key}:square:{k}")
-            if probe.means:
+            if observer.squares:
+                square = add_square(graph, rows, square, observer.strips, f"{key}:square:{k}")
+            if observer.means:
                 give_sum(graph, rows, f"{key}:rounded:{k}")
                 plain = rows
-                if probe.grid is not None:
-                    plain = strip_rows(graph, seen, probe, k, f"{key}:plain_rows:{k}")
+                if observer.qparams is not None:
+                    plain = strip_rows(graph, seen, observer, k, f"{key}:plain_rows:{k}")
                 give_sum(graph, plain, f"{key}:plain:{k}")
         if square is not None:
-            kind = ir.DataType.FLOAT if probe.strips == 1 else ir.DataType.DOUBLE
+            kind = ir.DataType.FLOAT if observer.strips == 1 else ir.DataType.DOUBLE
             give(graph, square, kind, 2)
 
 
 def add_square(
     graph: ir.Graph, rows: ir.Value, before: ir.Value | None, strips: int, name: str
 ) -> ir.Value:
-    """rows^T rows, added to `before` in float64 where there are several strips."""
+    """Add rows^T rows to `before`, in float64 where there are several strips."""
     if strips == 1:
-        return chain(graph, "Gemm", [rows, rows], name, transA=1)
-    product = chain(graph, "Gemm", [rows, rows], f"{name}/product", transA=1)
+        return add_node(graph, "Gemm", [rows, rows], name, transA=1)
+    product = add_node(graph, "Gemm", [rows, rows], f"{name}/product", transA=1)
     label = name if before is None else f"{name}/wide"
-    wide = chain(graph, "Cast", [product], label, to=int(ir.DataType.DOUBLE))
-    return wide if before is None else chain(graph, "Add", [before, wide], name)
+    wide = add_node(graph, "Cast", [product], label, to=int(ir.DataType.DOUBLE))
+    return wide if before is None else add_node(graph, "Add", [before, wide], name)
 
 
 def give_sum(graph: ir.Graph, rows: ir.Value, name: str) -> None:
     axis = constant(graph, f"{name}/axis", np.array([0], np.int64))
-    give(graph, chain(graph, "ReduceSum", [rows, axis], name, keepdims=0), ir.DataType.FLOAT, 1)
+    give(graph, add_node(graph, "ReduceSum", [rows, axis], name, keepdims=0), ir.DataType.FLOAT, 1)
 
 
 def give(graph: ir.Graph, value: ir.Value, kind: ir.DataType, rank: int) -> None:
@@ -211,59 +194,66 @@ def give(graph: ir.Graph, value: ir.Value, kind: ir.DataType, rank: int) -> None
 
 
 def padded(graph: ir.Graph, value: ir.Value, kernel: Kernel, name: str) -> ir.Value:
-    """Zeros around it, as a convolution pads before its input is scaled."""
+    """Pad with zeros, as a convolution does before its input is scaled."""
     half = len(kernel.pads) // 2
     pads = np.array([0, 0, *kernel.pads[:half], 0, 0, *kernel.pads[half:]], np.int64)
-    made = chain(graph, "Pad", [value, constant(graph, f"{name}/pads", pads)], name)
+    made = add_node(graph, "Pad", [value, constant(graph, f"{name}/pads", pads)], name)
     assert value.shape is not None
     made.shape, made.type = ir.Shape([None] * len(value.shape)), value.type
     return made
 
 
-def strip_rows(graph: ir.Graph, value: ir.Value, probe: Probe, k: int, name: str) -> ir.Value:
-    """Rows [M, K] of every `strips`-th position of axis 1 (of a convolution: line of output)."""
-    width = constant(graph, f"{name}/width", np.array([-1, probe.columns], np.int64))
+def strip_rows(
+    graph: ir.Graph, value: ir.Value, observer: HessianObserver, k: int, name: str
+) -> ir.Value:
+    """Return rows [M, K] of every `strips`-th position of axis 1, or line of a convolution."""
+    width = constant(graph, f"{name}/width", np.array([-1, observer.columns], np.int64))
     assert value.shape is not None
     rank = len(value.shape)
-    if probe.kernel is None:
-        if rank > 2 and probe.strips > 1:
-            value = slice_of(graph, value, {1: (k, END, probe.strips)}, f"{name}/strip")
-        return chain(graph, "Reshape", [value, width], name)
+    if observer.kernel is None:
+        if rank > 2 and observer.strips > 1:
+            value = slice_of(graph, value, {1: (k, END, observer.strips)}, f"{name}/strip")
+        return add_node(graph, "Reshape", [value, width], name)
     taps = [
-        tap(graph, value, probe, k, offsets, f"{name}/{index}")
-        for index, offsets in enumerate(itertools.product(*map(range, probe.kernel.shape)))
+        tap(graph, value, observer, k, offsets, f"{name}/{index}")
+        for index, offsets in enumerate(itertools.product(*map(range, observer.kernel.shape)))
     ]
     # [N, C, taps, ...] -> [N, ..., C, taps]
-    patches = chain(graph, "Concat", taps, f"{name}/patches", axis=2)
+    patches = add_node(graph, "Concat", taps, f"{name}/patches", axis=2)
     turned = ir.node(
         "Transpose", [patches], {"perm": [0, *range(3, rank + 1), 1, 2]}, name=f"{name}/Transpose"
     )
     turned.outputs[0].name = f"{name}/turned"
     graph.append(turned)
-    return chain(graph, "Reshape", [turned.outputs[0], width], name)
+    return add_node(graph, "Reshape", [turned.outputs[0], width], name)
 
 
 def tap(
-    graph: ir.Graph, value: ir.Value, probe: Probe, k: int, offsets: Sequence[int], name: str
+    graph: ir.Graph,
+    value: ir.Value,
+    observer: HessianObserver,
+    k: int,
+    offsets: Sequence[int],
+    name: str,
 ) -> ir.Value:
-    """What one element of the kernel meets in the strip's lines, [N, C, 1, ...]."""
-    assert probe.kernel is not None
-    kernel = probe.kernel
+    """Return what one element of the kernel meets in the strip's lines, [N, C, 1, ...]."""
+    assert observer.kernel is not None
+    kernel = observer.kernel
     cuts = {}
     for axis, at in enumerate(offsets):
         stride, dilation = kernel.strides[axis], kernel.dilations[axis]
         rest = (kernel.shape[axis] - 1 - at) * dilation
-        first, step = (k, probe.strips) if axis == 0 else (0, 1)
+        first, step = (k, observer.strips) if axis == 0 else (0, 1)
         cuts[axis + 2] = (at * dilation + first * stride, -rest or END, stride * step)
     found = slice_of(graph, value, cuts, f"{name}/tap")
     axis_held = constant(graph, f"{name}/axis", np.array([2], np.int64))
-    return chain(graph, "Unsqueeze", [found, axis_held], name)
+    return add_node(graph, "Unsqueeze", [found, axis_held], name)
 
 
 def slice_of(
     graph: ir.Graph, value: ir.Value, cuts: Mapping[int, tuple[int, int, int]], name: str
 ) -> ir.Value:
-    """Start, end and step by axis."""
+    """Cut a value by start, end and step of each axis."""
     starts, ends, steps = (list(column) for column in zip(*cuts.values(), strict=True))
     held = [
         constant(graph, f"{name}/{label}", np.array(numbers, np.int64))
@@ -274,4 +264,4 @@ def slice_of(
             ("steps", steps),
         )
     ]
-    return chain(graph, "Slice", [value, *held], name)
+    return add_node(graph, "Slice", [value, *held], name)

@@ -8,8 +8,7 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...errors import CalibrationError
+from ...graph.builder import add_node, constant
 
 Floats = NDArray[np.float32]
 
@@ -26,22 +26,8 @@ LEAST_PARTS, MOST_PARTS = 4, 24  # of a sample's tokens that are reduced on thei
 ROW_KINDS = frozenset({"min", "max", "square", "signal", "noise", "e2", "e4"})
 
 
-@dataclass(frozen=True, slots=True)
-class ClipCandidate:
-    """One candidate grid of a tensor: round((x - center) / (smoothing * scale)) - shift.
-
-    `smoothing` and `center` are [C] (None: no centre); the grid has 2**bits points.
-    """
-
-    smoothing: Floats
-    scale: float
-    shift: int
-    bits: int
-    center: Floats | None = None
-
-
 def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
-    """Every value of a graph; after `only_finite` copies without NaN and infinity."""
+    """Return every value of a graph; after `only_finite` copies without NaN and infinity."""
     values = {str(v.name): v for v in graph.inputs}
     for node in graph:
         values.update((str(v.name), v) for v in node.outputs)
@@ -65,7 +51,7 @@ class FiniteValues(dict[str, ir.Value]):
 
 
 def finite(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """`value`, or after `only_finite` its copy; what is no float has none."""
+    """Return `value`, or after `only_finite` its finite copy; what is no float has none."""
     made: dict[str, ir.Value] | None = graph.meta.get(FINITE)
     if made is None or value.dtype not in (None, ir.DataType.FLOAT):
         return value
@@ -73,82 +59,12 @@ def finite(graph: ir.Graph, value: ir.Value) -> ir.Value:
     if name not in made:
         # x - x is 0 for what is finite, NaN for the rest.
         zero = constant(graph, f"{name}:finite/zero", np.float32(0))
-        rest = chain(graph, "Sub", [value, value], f"{name}:finite/rest")
-        fine = chain(graph, "Equal", [rest, zero], f"{name}:finite/fine")
-        copy = chain(graph, "Where", [fine, value, zero], f"{name}:finite")
+        rest = add_node(graph, "Sub", [value, value], f"{name}:finite/rest")
+        fine = add_node(graph, "Equal", [rest, zero], f"{name}:finite/fine")
+        copy = add_node(graph, "Where", [fine, value, zero], f"{name}:finite")
         copy.shape, copy.type = value.shape, value.type
         made[name] = copy
     return made[name]
-
-
-def constant(graph: ir.Graph, name: str, value: NDArray[Any] | np.generic) -> ir.Value:
-    """Register an initializer."""
-    array = np.asarray(value)
-    made = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    made.shape = ir.Shape(array.shape)
-    made.dtype = ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(made)
-    return made
-
-
-def initializer_array(value: ir.Value) -> NDArray[Any]:
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
-def observe_ranges(
-    graph: ir.Graph, tensors: Mapping[str, int], values: Mapping[str, ir.Value] | None = None
-) -> None:
-    """Add outputs `TENSOR:min`, `:max`, `:square` ([rows, C]) and `:shape`.
-
-    `tensors` gives the axis of each that is kept, its channels; axis 0 is the batch, whose samples
-    have one row or more each (see `Reducer`). `values` are the graph's by name, where they are
-    known.
-    """
-    values = values_by_name(graph) if values is None else values
-    for name, axis in tensors.items():
-        reducer = Reducer(graph, values[name], axis)
-        reducer.add(f"{name}:min", values[name], "ReduceMin")
-        reducer.add(f"{name}:max", values[name], "ReduceMax")
-        reducer.add(f"{name}:square", values[name], "ReduceSumSquare", "ReduceSum")
-        shape = chain(graph, "Shape", [values[name]], f"{name}:shape")
-        shape.dtype, shape.shape = ir.DataType.INT64, ir.Shape([reducer.rank])
-        graph.outputs.append(shape)
-
-
-def observe_clip_errors(
-    graph: ir.Graph,
-    candidates: Mapping[str, Sequence[ClipCandidate]],
-    channel_axes: Mapping[str, int],
-) -> None:
-    """Add outputs `TENSOR:k:e2` and `:k:e4` ([N, C]): sums of error**2 and error**4.
-
-    The error is in steps of grid k: (x - center) / (smoothing * scale) minus its grid point.
-    """
-    values = values_by_name(graph)
-    for name, grids in candidates.items():
-        reducer = Reducer(graph, values[name], channel_axes[name])
-        for k, grid in enumerate(grids):
-            label = f"{name}:{k}"
-            low = -(2 ** (grid.bits - 1)) + grid.shift
-            high = 2 ** (grid.bits - 1) - 1 + grid.shift
-            step = (grid.smoothing.astype(np.float64) * grid.scale).astype(np.float32)
-            inverse = constant(graph, f"{label}:inverse", reducer.by_channel(1 / step))
-            bounds = [
-                constant(graph, f"{label}:{n}", np.float32(v))
-                for n, v in (("low", low), ("high", high))
-            ]
-            grid_x = chain(graph, "Mul", [values[name], inverse], f"{label}:x")
-            if grid.center is not None:
-                steps = (grid.center.astype(np.float64) / step).astype(np.float32)
-                center = constant(graph, f"{label}:center", reducer.by_channel(steps))
-                grid_x = chain(graph, "Sub", [grid_x, center], f"{label}:centered")
-            rounded = chain(graph, "Round", [grid_x], f"{label}:round")
-            clipped = chain(graph, "Clip", [rounded, *bounds], f"{label}:clip")
-            error = chain(graph, "Sub", [clipped, grid_x], f"{label}:error")
-            square = chain(graph, "Mul", [error, error], f"{label}:square")
-            reducer.add(f"{label}:e2", square, "ReduceSum")
-            reducer.add(f"{label}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
 class Reducer:
@@ -174,7 +90,7 @@ class Reducer:
         self._split: dict[ir.Value, ir.Value] = {}
 
     def by_channel(self, values: NDArray[Any]) -> NDArray[Any]:
-        """[C] in a shape that broadcasts over the tensor."""
+        """Return values [C] in a shape that broadcasts over the tensor."""
         return values.reshape([-1 if k == self.channel_axis else 1 for k in range(self.rank)])
 
     def add(self, output: str, value: ir.Value, first: str, later: str | None = None) -> None:
@@ -185,10 +101,10 @@ class Reducer:
         assert output.rpartition(":")[2] in ROW_KINDS
         if first == "ReduceSumSquare" and len(self.axes) < 2:
             # Half the time of the one operator, which has no fast loop.
-            value = chain(self.graph, "Mul", [value, value], f"{output}/squares")
+            value = add_node(self.graph, "Mul", [value, value], f"{output}/squares")
             first = "ReduceSum"
         if not self.axes:
-            value = chain(self.graph, "Identity", [value], output)
+            value = add_node(self.graph, "Identity", [value], output)
         elif self.rows is not None:
             value = self.split(value, self.rows)
             flat = len(self.rows) == 2
@@ -202,21 +118,23 @@ class Reducer:
         self.graph.outputs.append(value)
 
     def split(self, value: ir.Value, rows: tuple[int, ...]) -> ir.Value:
-        """[N, T, C] reshaped."""
+        """Return a tensor [N, T, C] split into rows of a few tokens each."""
         if value not in self._split:
             shape = constant(self.graph, f"{value.name}/parts", np.array(rows, np.int64))
-            self._split[value] = chain(self.graph, "Reshape", [value, shape], f"{value.name}/split")
+            self._split[value] = add_node(
+                self.graph, "Reshape", [value, shape], f"{value.name}/split"
+            )
         return self._split[value]
 
     def reduce(
         self, op: str, value: ir.Value, axis: int, output: str, keepdims: int = 0
     ) -> ir.Value:
         held = constant(self.graph, f"{output}/axis", np.array([axis], np.int64))
-        return chain(self.graph, op, [value, held], output, keepdims=keepdims)
+        return add_node(self.graph, op, [value, held], output, keepdims=keepdims)
 
 
 def token_rows(shape: ir.Shape) -> tuple[int, ...] | None:
-    """[N, T, C] as [-1, T / k, C], k the most parts up to `MOST_PARTS` that divide T.
+    """Return the shape [-1, T / k, C] for k parts, the most up to `MOST_PARTS` that divide T.
 
     With fewer than `LEAST_PARTS`, or T unknown, as [-1, C]; None where C is unknown.
     """
@@ -227,12 +145,3 @@ def token_rows(shape: ir.Shape) -> tuple[int, ...] | None:
         return -1, channels
     parts = max(k for k in range(1, MOST_PARTS + 1) if tokens % k == 0)
     return (-1, channels) if parts < LEAST_PARTS else (-1, tokens // parts, channels)
-
-
-def chain(
-    graph: ir.Graph, op: str, inputs: Sequence[ir.Value], output: str, **attributes: int
-) -> ir.Value:
-    node = ir.node(op, inputs, attributes, name=f"{output}/{op}")
-    node.outputs[0].name = output
-    graph.append(node)
-    return node.outputs[0]

@@ -16,12 +16,9 @@ from numpy.typing import NDArray
 
 from ...errors import CalibrationError
 from ...graph.io import graph_bytes, load_graph
-from ...graph.sites import Site, SiteMap, may_be_planned
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ...samples.files import feeds_of, sample_batches, sample_files, sample_labels
-from ..convergence import Growth
-from ..statistics import Statistics, TensorStats
-from .reduce import ROW_KINDS, ClipCandidate, observe_clip_errors, observe_ranges, only_finite
+from .reduce import ROW_KINDS, only_finite
 
 Outputs = Mapping[str, NDArray[np.generic]]
 Progress = Callable[[str, int, int], None]
@@ -86,7 +83,7 @@ def float_outputs(path: Path) -> tuple[str, ...]:
 
 
 def is_masked(outputs: Outputs, ends: Sequence[str], path: Path, feeds: Outputs) -> bool:
-    """Whether what is not finite is so by design: the float outputs have no NaN and no +infinity.
+    """Return whether NaN and infinity are by design: the float outputs have none but -infinity.
 
     Without float outputs there is nothing that could prove it. Outputs that the observed graph has
     no more are those of the graph at `path`.
@@ -110,7 +107,7 @@ def open_instrumented(
     *,
     finite: bool = False,
 ) -> OnnxRuntimeSession:
-    """A session of a graph with observers, which see 0 for NaN and infinity where `finite`."""
+    """Open a graph with observers, which see 0 for NaN and infinity where `finite`."""
     model = load_graph(path)
     if finite:
         only_finite(model.graph)
@@ -147,12 +144,12 @@ def is_bad(values: NDArray[np.generic]) -> bool:
 
 
 def is_below_infinity(values: NDArray[Any]) -> bool:
-    """Whether no value is NaN or +infinity."""
+    """Return whether no value is NaN or +infinity."""
     return bool(np.all(values < np.inf))
 
 
 def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
-    """The sample of the first bad row that belongs to one; all of the batch if none does."""
+    """Return the sample of the first bad row that belongs to one; all of the batch if none does."""
     for name, values in outputs.items():
         alone = values.ndim > 0 and is_by_sample(name, len(values), len(names))
         if alone and is_bad(values) and not is_empty(outputs, name):
@@ -162,118 +159,12 @@ def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
 
 
 def is_by_sample(output: str, rows: int, samples: int) -> bool:
-    """Whether rows belong to one sample each, not to sums over the batch."""
+    """Return whether rows belong to one sample each, not to sums over the batch."""
     several = output.rpartition(":")[2] in ROW_KINDS and rows % samples == 0
     return several or rows == samples
 
 
 def is_empty(outputs: Outputs, name: str) -> bool:
-    """Whether what an observer saw has no elements, such as the known tokens before the first."""
+    """Return whether an observed tensor has no elements, such as no known tokens yet."""
     shape = outputs.get(f"{name.rpartition(':')[0]}:shape")
     return shape is not None and 0 in shape
-
-
-def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:
-    """Sites whose input a plan may quantize: those with a trained weight."""
-    return [site for site in site_map.of_graph(graph) if may_be_planned(site)]
-
-
-def collect_ranges(
-    export: Path,
-    samples: Path,
-    site_map: SiteMap,
-    *,
-    batch_size: int,
-    progress: Progress,
-    threads: int = 0,
-    growth: Growth | None = None,
-    part: slice = ALL,
-    masked: list[str] | None = None,
-) -> Statistics:
-    """Pass 1: min, max and sum of squares per channel, by site name.
-
-    Of every site's input under `SITE`, and of its output under `SITE:output` (the ONNX Runtime
-    engine needs a grid for what a convolution returns). A `growth` of as many parts as there are
-    batches keeps what they were on the way; graphs that compute NaN or infinity which reaches no
-    output are added to `masked`.
-    """
-    seen = Growth(1) if growth is None else growth
-
-    def instrument(graph: str, ir_graph: ir.Graph) -> None:
-        sites = observed_sites(site_map, graph)
-        axes = {t: s.channel_axis for s in sites for t in (s.input, s.output)}
-        observe_ranges(ir_graph, axes)
-
-    def consume(graph: str, outputs: Outputs) -> None:
-        for site in observed_sites(site_map, graph):
-            for key, tensor in ((site.name, site.input), (f"{site.name}:output", site.output)):
-                seen.add(key, batch_stats(outputs, tensor))
-
-    found = run_instrumented(
-        export,
-        samples,
-        site_map.graphs,
-        batch_size=batch_size,
-        instrument=instrument,
-        consume=consume,
-        progress=progress,
-        threads=threads,
-        part=part,
-    )
-    if masked is not None:
-        masked += found
-    return seen.total
-
-
-def batch_stats(outputs: Outputs, name: str) -> TensorStats:
-    """Merge the rows [N, C] of one batch in float64."""
-    low, high, square = (
-        outputs[f"{name}:{kind}"].astype(np.float64) for kind in ("min", "max", "square")
-    )
-    count = int(np.prod(outputs[f"{name}:shape"].astype(np.int64))) // low.shape[1]
-    return TensorStats(low.min(axis=0), high.max(axis=0), square.sum(axis=0), count)
-
-
-def collect_clip_errors(
-    export: Path,
-    samples: Path,
-    candidates: Mapping[str, Mapping[str, Sequence[ClipCandidate]]],
-    site_map: SiteMap,
-    *,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
-    """Pass 2: per tensor and candidate grid, channel sums of error**2 and error**4.
-
-    `candidates` is by graph, then by tensor; so is the result's key, `graph/tensor`.
-    """
-    sums: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
-
-    def instrument(graph: str, ir_graph: ir.Graph) -> None:
-        axes = {site.input: site.channel_axis for site in site_map.of_graph(graph)}
-        observe_clip_errors(ir_graph, candidates.get(graph, {}), axes)
-
-    def consume(graph: str, outputs: Outputs) -> None:
-        for name, grids in candidates.get(graph, {}).items():
-            totals = sums.setdefault(f"{graph}/{name}", [])
-            for k, grid in enumerate(grids):
-                e2, e4 = (
-                    outputs[f"{name}:{k}:e{power}"].astype(np.float64).sum(axis=0)
-                    * grid.scale**power
-                    for power in (2, 4)
-                )
-                if k == len(totals):
-                    totals.append((e2, e4))
-                else:
-                    totals[k] = (totals[k][0] + e2, totals[k][1] + e4)
-
-    run_instrumented(
-        export,
-        samples,
-        site_map.graphs,
-        batch_size=batch_size,
-        instrument=instrument,
-        consume=consume,
-        progress=progress,
-    )
-    return sums

@@ -1,31 +1,33 @@
-"""Views: a site's input as its quantizer will see it, observed inside the graph.
+"""A site's input as its quantizer will see it, observed before anything is folded.
 
-A view is (x / scale - shift) / level, with a scale and a shift a channel and a level a position.
-The graph itself stays as it is: what is observed behind a view is what the absorbed graph
-computes, so that scales can be chosen before anything is folded.
+A smoothed input is (x / scale - shift) / token_scale: a scale and a shift per channel, a relative
+scale per token. The graph itself stays as it is; what is observed is what the folded graph
+computes, so that scales can be chosen first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .reduce import Reducer, chain, constant, observe_ranges, values_by_name
+from ...graph.builder import add_node, constant
+from ...graph.sites import Site
+from ...numerics.qparams import QParams
+from .reduce import Reducer, values_by_name
+from .run import Outputs
 
 Floats = NDArray[np.float64]
-Power = Literal[2, 4]  # of an error that is summed
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `level` [T].
+class SmoothedInput:
+    """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `token_scale` [T].
 
-    None leaves a step out. `token_axis` None: positions are not told apart. `places` names the
+    None leaves a step out. `token_axis` None: tokens are not told apart. `position_ids` names the
     graph's value [n] or [N, n] with the numbers below `positions` of rows [N, n, C] that lie in
     another order.
     """
@@ -35,96 +37,33 @@ class View:
     token_axis: int | None = None
     scale: Floats | None = None
     shift: Floats | None = None
-    level: Floats | None = None
-    places: str | None = None
+    token_scale: Floats | None = None
+    position_ids: str | None = None
     positions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Integers k to k + 2^bits - 1 of a step, k = `shift` - 2^(bits-1); or E4M3 numbers of it.
+class Scaling:
+    """Channels [C] are divided by `smoothing` after `center` (None: no centre) is subtracted."""
 
-    Both [T], or [1] for all positions. An fp8 grid has no shift.
-    """
-
-    step: Floats
-    shift: NDArray[np.int64]
-    bits: int
-    kind: Literal["uniform", "fp8"] = "uniform"
+    smoothing: Floats
+    center: Floats | None
 
 
-def observe_view_ranges(graph: ir.Graph, views: Mapping[str, View]) -> None:
-    """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of each view.
-
-    Where it tells positions apart also `KEY/position:min` and so on, [N, T], of rows in another
-    order with their places.
-    """
-    values = values_by_name(graph)
-    show_places(graph, views.values(), values)
-    for key, view in views.items():
-        seen = add_view(graph, values[view.tensor], view, key)
-        observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
-        if view.token_axis is not None:
-            again = chain(graph, "Identity", [seen], f"{key}/position")
-            again.shape, again.type = seen.shape, seen.type
-            observe_ranges(graph, {str(again.name): view.token_axis}, {str(again.name): again})
-
-
-def observe_gains(graph: ir.Graph, views: Mapping[str, View], grids: Mapping[str, Grid]) -> None:
-    """Add outputs `KEY:signal` and `KEY:noise`, [N, C]: sums of x^2 and of the grid's error^2.
-
-    Both are in steps of the grid.
-    """
-    values = values_by_name(graph)
-    for key, grid in grids.items():
-        view = views[key]
-        seen = add_view(graph, values[view.tensor], view, key)
-        steps, error = rounding_error(graph, seen, view, grid, key)
-        reducer = Reducer(graph, seen, view.channel_axis)
-        reducer.add(f"{key}:signal", steps, "ReduceSumSquare", "ReduceSum")
-        reducer.add(f"{key}:noise", error, "ReduceSumSquare", "ReduceSum")
-
-
-def observe_grid_errors(
-    graph: ir.Graph,
-    views: Mapping[str, View],
-    grids: Mapping[str, Sequence[Grid]],
-    gains: Mapping[str, Floats],
-    powers: Sequence[Power],
+def show_position_ids(
+    graph: ir.Graph, views: Iterable[SmoothedInput], values: Mapping[str, ir.Value]
 ) -> None:
-    """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each grid.
-
-    Errors are in units of `error_unit`. Those of `powers` alone. `gains` are [C]. [N, T] where the
-    view tells positions apart, else [N, C]; of rows in another order with their places.
-    """
-    values = values_by_name(graph)
-    show_places(graph, [views[key] for key in grids], values)
-    for key, candidates in grids.items():
-        view = views[key]
-        seen = add_view(graph, values[view.tensor], view, key)
-        kept = view.channel_axis if view.token_axis is None else view.token_axis
-        by_channel, reducer = Reducer(graph, seen, view.channel_axis), Reducer(graph, seen, kept)
-        gain = constant(graph, f"{key}:gain", by_channel.by_channel(gains[key].astype(np.float32)))
-        for k, grid in enumerate(candidates):
-            error = grid_error(graph, seen, view, grid, f"{key}:{k}")
-            weighted = chain(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
-            if 2 in powers:
-                reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
-            if 4 in powers:
-                square = chain(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
-                reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
-
-
-def show_places(graph: ir.Graph, views: Iterable[View], values: Mapping[str, ir.Value]) -> None:
     """Make what the rows' positions are read from outputs."""
-    names = {view.places for view in views if view.token_axis is not None and view.places}
+    names = {
+        view.position_ids for view in views if view.token_axis is not None and view.position_ids
+    }
     graph.outputs.extend(
         values[name] for name in sorted(names) if not values[name].is_graph_output()
     )
 
 
-def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value:
-    """Nodes that compute the view; its value is called `key`."""
+def add_smoothed(graph: ir.Graph, value: ir.Value, view: SmoothedInput, key: str) -> ir.Value:
+    """Add nodes that compute the smoothed input; its value is called `key`."""
     rank = Reducer(graph, value, view.channel_axis).rank
     steps: list[tuple[str, ir.Value]] = []
 
@@ -136,109 +75,107 @@ def add_view(graph: ir.Graph, value: ir.Value, view: View, key: str) -> ir.Value
         steps.append(("Mul", by_channel("scale", 1 / view.scale)))
     if view.shift is not None:
         steps.append(("Sub", by_channel("shift", view.shift)))
-    if view.level is not None:
-        steps.append(("Mul", by_position(graph, value, view, 1 / view.level, f"{key}/level")))
+    if view.token_scale is not None:
+        steps.append(("Mul", by_position(graph, value, view, 1 / view.token_scale, f"{key}/level")))
     made = value
     for k, (op, by) in enumerate(steps):
-        made = chain(graph, op, [made, by], f"{key}/view.{k}")
-    made = chain(graph, "Identity", [made], key)
+        made = add_node(graph, op, [made, by], f"{key}/view.{k}")
+    made = add_node(graph, "Identity", [made], key)
     made.shape, made.type = value.shape, value.type
     return made
 
 
 def rounding_error(
-    graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
-    """The view in steps of the grid, and its distance to the nearest point of it."""
-    steps, point = nearest_point(graph, seen, view, grid, label)
-    return steps, chain(graph, "Sub", [point, steps], f"{label}:error")
+    """Return the smoothed input in units of the scale, and its distance to the nearest number."""
+    steps, point = nearest_point(graph, seen, view, qparams, label)
+    return steps, add_node(graph, "Sub", [point, steps], f"{label}:error")
 
 
-def fits_operators(view: View, grid: Grid) -> bool:
-    """Whether QuantizeLinear has the grid: rows lie in order, and zero points are of int8.
-
-    The sums of a clip's errors take 0.46 ms with it, 0.63 with `nearest_point`, of [256, 4096].
-    """
-    least, most = int(grid.shift.min()), int(grid.shift.max())
-    return grid.kind == "uniform" and view.places is None and least >= -127 and most <= 128
-
-
-def error_unit(view: View, grid: Grid) -> Floats:
-    """What an error of 1 in the sums of `observe_grid_errors` is in the view, [T] or [1]."""
-    return np.ones_like(grid.step) if fits_operators(view, grid) else grid.step
-
-
-def grid_error(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
-    """The view's distance to the nearest point of the grid, in units of `error_unit`."""
-    if not fits_operators(view, grid):
-        _, error = rounding_error(graph, seen, view, grid, label)
-        return error
-    axis = view.token_axis or 0
-
-    def held(name: str, values: NDArray[np.generic]) -> ir.Value:
-        return constant(graph, f"{label}:{name}", values[0] if values.size == 1 else values)
-
-    step, zero = (
-        held("step", grid.step.astype(np.float32)),
-        held("zero", (-grid.shift).astype(np.int8)),
-    )
-    codes = chain(graph, "QuantizeLinear", [seen, step, zero], f"{label}:codes", axis=axis)
-    if grid.bits < 8:
-        ends = np.array([-(2 ** (grid.bits - 1)), 2 ** (grid.bits - 1) - 1], np.int8)
-        bounds = [held("low", ends[:1]), held("high", ends[1:])]
-        codes = chain(graph, "Clip", [codes, *bounds], f"{label}:clipped")
-    point = chain(graph, "DequantizeLinear", [codes, step, zero], f"{label}:point", axis=axis)
-    return chain(graph, "Sub", [point, seen], f"{label}:error")
-
-
-def rounded_view(graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str) -> ir.Value:
-    """The view as the grid gives it, in the view's units."""
-    _, point = nearest_point(graph, seen, view, grid, label)
-    step = by_position(graph, seen, view, grid.step, f"{label}:step")
-    made = chain(graph, "Mul", [point, step], f"{label}:rounded")
+def round_smoothed(
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+) -> ir.Value:
+    """Return the smoothed input after rounding, in its own units."""
+    _, point = nearest_point(graph, seen, view, qparams, label)
+    step = by_position(graph, seen, view, qparams.scale, f"{label}:step")
+    made = add_node(graph, "Mul", [point, step], f"{label}:rounded")
     made.shape, made.type = seen.shape, seen.type
     return made
 
 
 def nearest_point(
-    graph: ir.Graph, seen: ir.Value, view: View, grid: Grid, label: str
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
-    """The view in steps of the grid, and the grid's nearest number."""
+    """Return the smoothed input in units of the scale, and the nearest number."""
 
     def held(name: str, values: Floats) -> ir.Value:
         return by_position(graph, seen, view, values, f"{label}:{name}")
 
-    steps = chain(graph, "Mul", [seen, held("inverse", 1 / grid.step)], f"{label}:steps")
-    if grid.kind == "fp8":
+    steps = add_node(graph, "Mul", [seen, held("inverse", 1 / qparams.scale)], f"{label}:steps")
+    if qparams.dtype == "fp8":
         to = ir.DataType.FLOAT8E4M3FN
-        number = chain(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
-        return steps, chain(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
-    low = grid.shift.astype(np.float64) - 2 ** (grid.bits - 1)
-    rounded = chain(graph, "Round", [steps], f"{label}:round")
+        number = add_node(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
+        return steps, add_node(graph, "Cast", [number], f"{label}:point", to=int(ir.DataType.FLOAT))
+    low = qparams.low.astype(np.float64)
+    rounded = add_node(graph, "Round", [steps], f"{label}:round")
     if np.all(low == low[0]):
-        bounds = [held("low", low[:1]), held("high", low[:1] + 2**grid.bits - 1)]
-        return steps, chain(graph, "Clip", [rounded, *bounds], f"{label}:point")
+        bounds = [held("low", low[:1]), held("high", low[:1] + 2**qparams.bits - 1)]
+        return steps, add_node(graph, "Clip", [rounded, *bounds], f"{label}:point")
     # Max and Min, since a Clip has scalar bounds.
-    raised = chain(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
-    clipped = chain(graph, "Min", [raised, held("high", low + 2**grid.bits - 1)], f"{label}:point")
+    raised = add_node(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
+    clipped = add_node(
+        graph, "Min", [raised, held("high", low + 2**qparams.bits - 1)], f"{label}:point"
+    )
     return steps, clipped
 
 
-def by_position(graph: ir.Graph, seen: ir.Value, view: View, values: Floats, name: str) -> ir.Value:
-    """A constant of a scalar, or of values [T] the one of each row's position, so as to broadcast.
+def by_position(
+    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, values: Floats, name: str
+) -> ir.Value:
+    """Return a constant that broadcasts: a scalar, or of values [T] that of each row's token.
 
     Rows in another order have theirs gathered by their places.
     """
     assert seen.shape is not None
     if values.size == 1:
         return constant(graph, name, np.asarray(values[0], np.float32))
-    if view.places is None:
+    if view.position_ids is None:
         shaped = along(values.astype(np.float32), view.token_axis or 0, len(seen.shape))
         return constant(graph, name, shaped)
     table = constant(graph, f"{name}/table", values.astype(np.float32).reshape(-1, 1))
-    return chain(graph, "Gather", [table, values_by_name(graph)[view.places]], name, axis=0)
+    return add_node(
+        graph, "Gather", [table, values_by_name(graph)[view.position_ids]], name, axis=0
+    )
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
-    """A vector in the shape that broadcasts over `axis` of a tensor of `rank` axes."""
+    """Return a vector in the shape that broadcasts over `axis` of a tensor of `rank` axes."""
     return values.reshape([-1 if k == axis else 1 for k in range(rank)])
+
+
+def plain_input(site: Site) -> SmoothedInput:
+    """Return the site's input as it is."""
+    if not site.knows_positions:
+        return SmoothedInput(site.input, site.channel_axis)
+    view = SmoothedInput(site.input, site.channel_axis, site.token_axis)
+    if site.positions is None:
+        return view
+    return replace(view, position_ids=site.position_input, positions=site.positions)
+
+
+def wide_sum(rows: NDArray[np.generic]) -> Floats:
+    """Return the sum over the samples of a batch, in float64."""
+    total: Floats = rows.astype(np.float64).sum(axis=0)
+    return total
+
+
+def position_sums(outputs: Outputs, name: str, view: SmoothedInput) -> Floats:
+    """Return sums over the samples of a batch, by token where the input tells them apart."""
+    if view.token_axis is None or view.position_ids is None:
+        return wide_sum(outputs[name])
+    assert view.positions is not None
+    rows = outputs[name].astype(np.float64)
+    places = np.broadcast_to(outputs[view.position_ids].astype(np.int64), rows.shape)
+    total: Floats = np.bincount(places.ravel(), rows.ravel(), view.positions).astype(np.float64)
+    return total

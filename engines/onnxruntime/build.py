@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ...errors import BuildError, CalibrationError
 from ...graph.group_norm import expand_group_norms
 from ...graph.io import read_graph
+from ...numerics.noise import masked_sqnr_db
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ...workspace.artifacts import open_tensors
@@ -265,7 +264,7 @@ def differences(
             np.concatenate([np.ravel(each[name]) for each in runs])
             for runs in (references, simulated, real)
         )
-        lost, found = sqnr_db(expected, in_reference), sqnr_db(in_reference, executed)
+        lost, found = masked_sqnr_db(expected, in_reference), masked_sqnr_db(in_reference, executed)
         least = min(lost - WORST_LOSS_DB, EXACT_DB)
         if not found >= least:
             problem = BuildError(
@@ -277,21 +276,3 @@ def differences(
             )
             problems.setdefault(graph, problem)
     return problems
-
-
-def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:
-    """In dB; inf where both are equal, NaN where they are not finite in the same places.
-
-    A mask's -inf is compared by its place alone.
-    """
-    wide, other = reference.astype(np.float64), value.astype(np.float64)
-    finite = np.isfinite(wide)
-    if not np.array_equal(wide[~finite], other[~finite], equal_nan=True):
-        return math.nan
-    signal = float(np.square(wide[finite]).sum())
-    noise = float(np.square(wide[finite] - other[finite]).sum())
-    if noise == 0:
-        return math.inf
-    if not noise < math.inf:
-        return math.nan
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -7,7 +7,6 @@ it makes a picture, and those that were calibrated along a trajectory on runs of
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ...errors import BuildError
 from ...graph.io import read_graph
 from ...graph.weight_file import SharedWeights
+from ...numerics.noise import decibels
 from ...runtime.generator import FULL, OTHER_GRAPHS, SPEC_FILE, Generator
 from ...runtime.sessions.onnxruntime import (
     SLOW_OPTIMIZERS,
@@ -174,7 +174,7 @@ class ComparedSession(OnnxRuntimeSession):
     def decibels(self) -> dict[str, float]:
         """SQNR of each output over the runs that were compared; infinite where all are equal."""
         return {
-            name: float(10 * np.log10(signal / noise)) if noise else math.inf
+            name: decibels(float(signal), float(noise))
             for name, (signal, noise) in self._sums.items()
         }
 

@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...graph.edit import Inserter, array, producer, remove_dead_nodes, take_over
+from ...graph.builder import Inserter, constant_array
+from ...graph.edit import producer, remove_dead_nodes, take_over
 from .qlinear_conv import INT32_MAX, largest_sums
 
 DOMAIN = "com.microsoft"
@@ -71,44 +72,44 @@ def match_input(node: ir.Node) -> QuantizedInput | None:
         return None
     clip = producer(dequantize.inputs[0], "Clip")
     quantize = producer((clip or dequantize).inputs[0], "QuantizeLinear")
-    if quantize is None or array(quantize.inputs[2]).dtype != np.int8:
+    if quantize is None or constant_array(quantize.inputs[2]).dtype != np.int8:
         return None
     bounds = None
     if clip is not None:
-        bounds = (int(array(clip.inputs[1])), int(array(clip.inputs[2])))
+        bounds = (int(constant_array(clip.inputs[1])), int(constant_array(clip.inputs[2])))
     source = quantize.inputs[0]
     assert source is not None
-    return QuantizedInput(source, float(array(quantize.inputs[1])), bounds)
+    return QuantizedInput(source, float(constant_array(quantize.inputs[1])), bounds)
 
 
 def has_one_scale(dequantize: ir.Node) -> bool:
     """Whether all of an INT8 weight, or of the other activation of a product, has one scale."""
     _, scale, zero = dequantize.inputs
-    return array(zero).dtype == np.int8 and not array(scale).ndim
+    return constant_array(zero).dtype == np.int8 and not constant_array(scale).ndim
 
 
 def may_overflow(codes: ir.Value | None) -> bool:
     """Whether sums over a constant weight [I, O] can leave INT32: beyond 66,000 inputs or so."""
     if codes is None or codes.const_value is None:
         return False
-    return bool((largest_sums(array(codes).T) > INT32_MAX).any())
+    return bool((largest_sums(constant_array(codes).T) > INT32_MAX).any())
 
 
 def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: ir.Node) -> None:
     codes = weight.inputs[0]
     assert codes is not None
-    add = Inserter(graph, node)
+    add = Inserter(graph, node, numbered=True)
     end = Behind(node.outputs[0], np.ones(()), np.zeros(()))
     if codes.const_value is not None:
         end = absorb_behind(node.outputs[0], codes.const_value.shape.numpy()[1])
-        codes = add.constant("w_codes", array(codes))
+        codes = add.constant("w_codes", constant_array(codes))
     step = add.constant("x_scale", np.array(quantized.scale, np.float32))
     zero = add.constant("x_zero", np.array(128, np.uint8))
     value = add("QuantizeLinear", quantized.source, step, zero)
     if quantized.clip is not None:
         low, high = (np.array(np.clip(v + 128, 0, 255), np.uint8) for v in quantized.clip)
         value = add("Clip", value, add.constant("u8_low", low), add.constant("u8_high", high))
-    scale = float(array(weight.inputs[1])) * end.factor
+    scale = float(constant_array(weight.inputs[1])) * end.factor
     inputs = [
         value,
         codes,
@@ -149,4 +150,4 @@ def by_channel(
     shape = value.const_value.shape.numpy()
     if len(shape) > len(other.shape) or tuple(shape) != (1,) * (len(shape) - 1) + (channels,):
         return None
-    return array(value).astype(np.float64).ravel()
+    return constant_array(value).astype(np.float64).ravel()

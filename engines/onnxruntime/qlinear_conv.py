@@ -20,7 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...graph.edit import Inserter, array, producer, remove_dead_nodes, take_over
+from ...graph.builder import Inserter, constant_array
+from ...graph.edit import producer, remove_dead_nodes, take_over
 
 Ranges = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 INT32_MAX = 2**31 - 1
@@ -76,14 +77,14 @@ def match_chain(node: ir.Node) -> InputChain | None:
     quantize = producer((clip or dequantize).inputs[0], "QuantizeLinear")
     if quantize is None:
         return None
-    scale = float(array(quantize.inputs[1]))
+    scale = float(constant_array(quantize.inputs[1]))
     before = quantize
     shift, centers, smoothing = 0, None, None
     sub = own_producer(node, before, "Sub")
     if sub is not None:
         before = sub
-        if array(sub.inputs[1]).ndim == 0:
-            shift = round(float(array(sub.inputs[1])) / scale)
+        if constant_array(sub.inputs[1]).ndim == 0:
+            shift = round(float(constant_array(sub.inputs[1])) / scale)
         else:
             centers = sub.inputs[1]
     mul = own_producer(node, before, "Mul")
@@ -96,14 +97,14 @@ def match_chain(node: ir.Node) -> InputChain | None:
         else ()
     )
     if pad is not None and centers is None:
-        top, left, bottom, right = array(pad.inputs[1])[[2, 3, 6, 7]]
+        top, left, bottom, right = constant_array(pad.inputs[1])[[2, 3, 6, 7]]
         pads = (int(top), int(left), int(bottom), int(right))
         before = pad
     source = before.inputs[0]
     assert source is not None
     bounds = None
     if clip is not None:
-        bounds = (int(array(clip.inputs[1])), int(array(clip.inputs[2])))
+        bounds = (int(constant_array(clip.inputs[1])), int(constant_array(clip.inputs[2])))
     return InputChain(source, smoothing, centers, scale, shift, bounds, pads)
 
 
@@ -118,8 +119,8 @@ def match_weight(node: ir.Node) -> tuple[NDArray[np.int8], NDArray[np.float32]] 
     dequantize = producer(node.inputs[1], "DequantizeLinear")
     if dequantize is None:
         return None
-    codes = array(dequantize.inputs[0])
-    scale = np.broadcast_to(array(dequantize.inputs[1]), (codes.shape[0],))
+    codes = constant_array(dequantize.inputs[0])
+    scale = np.broadcast_to(constant_array(dequantize.inputs[1]), (codes.shape[0],))
     return codes.astype(np.int8), scale.astype(np.float32)
 
 
@@ -131,12 +132,12 @@ def rewrite(
     weight_scale: NDArray[np.float32],
     output_range: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
-    add = Inserter(graph, node)
+    add = Inserter(graph, node, numbered=True)
     x_scale = add.constant("x_scale", np.array(chain.scale, np.float32))
     x_zero = add.constant("x_zero", np.array(128 - chain.shift, np.uint8))
     value = quantize_input(add, chain, x_scale, x_zero)
     sums = codes.astype(np.float64).sum(axis=(1, 2, 3)) * weight_scale
-    bias = np.zeros(len(codes)) if len(node.inputs) < 3 else array(node.inputs[2])
+    bias = np.zeros(len(codes)) if len(node.inputs) < 3 else constant_array(node.inputs[2])
     bias = bias.astype(np.float64) - chain.shift * chain.scale * sums
     strides = tuple(node.attributes["strides"].as_ints()) if "strides" in node.attributes else ()
     if codes.shape[2:] == (1, 1) and not any(chain.pads) and all(v == 1 for v in strides):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...graph.sites import Site
-from ...quantize.overflow_nodes import Listed, fp32_nodes
+from ...quantize.overflow import Listed, fp32_nodes
 
 if TYPE_CHECKING:
     from .half_precision import HalfType

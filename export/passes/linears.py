@@ -13,6 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...errors import ExportError
+from ...graph.builder import Inserter
+from ...graph.edit import drop_unused_initializers
+from ...graph.linears import gemm_to_matmul, gemm_transposes, is_plain_gemm
 from ...graph.sites import FoldPart, ProducerFold, Site
 from .naming import activation_product, is_linear, last_axis, module_path, require_named
 
@@ -68,45 +71,29 @@ def canonical_linears(
             assert bias is not None
             add.replace_input_with(index, own(graph, bias, f"{path}.bias"))
             add.name = f"{node.name}/Add"
-    drop_unused(graph)
-
-
-def drop_unused(graph: ir.Graph) -> None:
-    for name in [n for n, value in graph.initializers.items() if not value.uses()]:
-        graph.initializers.pop(name)
+    drop_unused_initializers(graph)
 
 
 def lower_gemm(graph: ir.Graph, gemm: ir.Node) -> ir.Node:
-    """Gemm(x, W, b) with transB -> MatMul and Add; the exporter scales neither."""
-    x, weight, *bias = gemm.inputs
-    assert x is not None and weight is not None
-    plain = [gemm.attributes.get_float(k, 1.0) == 1.0 for k in ("alpha", "beta")]
-    if not all(plain) or gemm.attributes.get_int("transA"):
+    """Replace a Gemm by MatMul and Add; a transposed weight is left to a Transpose.
+
+    Raises:
+        ExportError: the Gemm has factors, which the exporter never writes.
+    """
+    weight = gemm.inputs[1]
+    assert weight is not None
+    if not is_plain_gemm(gemm):
         raise ExportError(
             f"Gemm {gemm.name} is not a linear", do="report it with the checkpoint's name"
         )
-    nodes = []
-    if gemm.attributes.get_int("transB"):
-        transpose = ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{gemm.name}/Transpose")
-        nodes.append(transpose)
-        weight = transpose.outputs[0]
-    matmul = ir.node("MatMul", [x, weight], name=gemm.name)
-    matmul.metadata_props.update(gemm.metadata_props)
-    nodes.append(matmul)
-    if bias:
-        nodes.append(ir.node("Add", [matmul.outputs[0], bias[0]], name=f"{gemm.name}/Add"))
-    out = gemm.outputs[0]
-    for k, node in enumerate(nodes):
-        node.outputs[0].name = f"{out.name}/{k}"
-        node.outputs[0].type = out.type
-    for node in nodes[-2 if bias else -1 :]:
-        node.outputs[0].shape = out.shape
-    out_name = out.name
-    graph.insert_before(gemm, nodes)
-    ir.convenience.replace_all_uses_with(out, nodes[-1].outputs[0], replace_graph_outputs=True)
-    graph.remove(gemm, safe=True)
-    nodes[-1].outputs[0].name = out_name
-    return matmul
+    output = str(gemm.outputs[0].name)
+    transposes = gemm_transposes(gemm)
+    if transposes:
+        weight = Inserter(graph, gemm)("Transpose", weight, perm=[1, 0])
+        weight.name, weight.type = f"{output}/0", gemm.outputs[0].type
+    return gemm_to_matmul(
+        graph, gemm, weight, output=f"{output}/{int(transposes)}", added=f"{gemm.name}/Add"
+    )
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:
@@ -169,7 +156,7 @@ def own_norms(graph: ir.Graph) -> None:
                 value = node.inputs[index] if index < len(node.inputs) else None
                 if value is not None and value.is_initializer():
                     node.replace_input_with(index, own(graph, value, f"{module_path(node)}.{name}"))
-    drop_unused(graph)
+    drop_unused_initializers(graph)
 
 
 def bias_add(node: ir.Node) -> ir.Node | None:

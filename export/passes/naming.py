@@ -10,9 +10,11 @@ import ast
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from ...errors import ExportError
+from ...graph.builder import constant
 from ...graph.sites import Site
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
@@ -64,17 +66,7 @@ def insert_size_check(graph: ir.Graph, multiple: int) -> None:
     of 0, which stands for the input's own, is a side of m instead.
     """
     image = graph.inputs[0]
-
-    def constant(name: str, values: list[int]) -> ir.Value:
-        value = ir.Value(
-            name=name, const_value=ir.tensor(values, dtype=ir.DataType.INT64, name=name)
-        )
-        value.shape = ir.Shape([len(values)])
-        value.dtype = ir.DataType.INT64
-        graph.register_initializer(value)
-        return value
-
-    units = constant("size_check.multiple", [multiple])
+    units = constant(graph, "size_check.multiple", np.array([multiple], np.int64))
     lead = ir.node("Shape", [image], {"start": 0, "end": 2}, name="size_check/Shape_1")
     size = ir.node("Shape", [image], {"start": 2, "end": 4}, name="size_check/Shape_2")
     whole = ir.node("Div", [size.outputs[0], units], name="size_check/Div")

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from .linears import drop_unused
+from ...graph.builder import Inserter
+from ...graph.edit import drop_unused_initializers
 from .naming import module_path
 
 # Shorter groups keep the operator, which engines fuse, unless `norm_drift` marked them.
@@ -50,7 +51,7 @@ def split_long_norms(
         channels, groups = shape[1], node.attributes["num_groups"].as_int()
         if channels // groups * height * width > LONGEST_GROUP or module_path(node) in drifting:
             write_out(graph, node, channels, groups)
-    drop_unused(graph)
+    drop_unused_initializers(graph)
 
 
 def usual(size: int | ir.SymbolicDim, side: int | None) -> int:
@@ -70,14 +71,7 @@ def write_out(graph: ir.Graph, norm: ir.Node, channels: int, groups: int) -> Non
     assert value is not None and scale is not None and bias is not None
     epsilon = np.float32(norm.attributes["epsilon"].as_float())
     nodes: list[ir.Node] = []
-
-    def constant(label: str, content: np.ndarray | np.generic) -> ir.Value:
-        name = f"{norm.name}.{label}"
-        tensor = ir.tensor(np.asarray(content), name=name)
-        made = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()))
-        made.type = ir.TensorType(tensor.dtype)
-        graph.register_initializer(made)
-        return made
+    new = Inserter(graph, norm).constant
 
     def add(op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         node = ir.node(op, inputs, attributes, name=f"{norm.name}/{op}_{len(nodes) + 1}")
@@ -94,15 +88,15 @@ def write_out(graph: ir.Graph, norm: ir.Node, channels: int, groups: int) -> Non
 
     def affine(parameter: ir.Value, label: str) -> ir.Value:
         assert parameter.const_value is not None
-        return constant(label, parameter.const_value.numpy().reshape(-1, 1, 1))
+        return new(label, parameter.const_value.numpy().reshape(-1, 1, 1))
 
-    height, width = (constant(f"axis_{axis}", np.array([axis])) for axis in (2, 3))
-    by_group = constant("by_group", np.array([0, groups, channels // groups, 1]))
-    members = constant("members", np.array([1, 1, channels // groups, 1]))
-    by_channel = constant("by_channel", np.array([0, channels, 1, 1]))
+    height, width = (new(f"axis_{axis}", np.array([axis])) for axis in (2, 3))
+    by_group = new("by_group", np.array([0, groups, channels // groups, 1]))
+    members = new("members", np.array([1, 1, channels // groups, 1]))
+    by_channel = new("by_channel", np.array([0, channels, 1, 1]))
     centred = add("Sub", value, mean(value))
     square = add("Mul", centred, centred)
-    deviation = add("Sqrt", add("Add", mean(square), constant("epsilon", epsilon)))
+    deviation = add("Sqrt", add("Add", mean(square), new("epsilon", epsilon)))
     normed = add("Div", centred, deviation)
     scaled = add("Mul", normed, affine(scale, "scale"))
     shifted = add("Add", scaled, affine(bias, "bias"))

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 
 from ...errors import ExportError
+from ...graph.builder import constant
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 WIDENED = "widened"
@@ -85,11 +86,7 @@ def fold_split(graph: ir.Graph) -> None:
 
 def replace_by_constant(graph: ir.Graph, value: ir.Value, name: str, array: np.ndarray) -> ir.Value:
     """Everyone who reads `value` reads the initializer `name` instead."""
-    tensor = ir.tensor(array, name=name)
-    made = ir.Value(
-        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
-    )
-    graph.register_initializer(made)
+    made = constant(graph, name, array)
     value.replace_all_uses_with(made)
     return made
 

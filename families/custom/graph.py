@@ -23,8 +23,9 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from ...export.passes.linears import canonical_linears, drop_unused, weight_of
+from ...export.passes.linears import canonical_linears, weight_of
 from ...export.passes.naming import module_path
+from ...graph.edit import drop_unused_initializers
 from .constants import WIDENED, fold, widen_halves
 from .load import OPSET, load
 from .products import attention_role, is_activation_product, is_listed, is_product, not_a_linear
@@ -83,7 +84,7 @@ def read_own_graph(
     name_everything(model.graph, graph_name or path.stem, taken)
     canonical_linears(model.graph, name_of=linear_name)
     own_constants(model.graph)
-    drop_unused(model.graph)
+    drop_unused_initializers(model.graph)
     return model
 
 

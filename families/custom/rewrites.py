@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ...graph.builder import constant
+
 FLOAT = ir.DataType.FLOAT
 # They take a tensor element by element, so that a Squeeze may come before or behind.
 ELEMENTWISE = (
@@ -75,12 +77,7 @@ def change_constant(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[n
         graph.initializers.pop(name)
     else:
         name = free_name(graph, name)
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    made = ir.Value(
-        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
-    )
-    node.replace_input_with(index, made)
-    graph.register_initializer(made)
+    node.replace_input_with(index, constant(graph, name, np.ascontiguousarray(array)))
 
 
 def plain_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
@@ -216,10 +213,7 @@ def height_axis(graph: ir.Graph) -> ir.Value:
     """The constant [2] that Unsqueeze and Squeeze read."""
     name = "sequence.height_axis"
     if name not in graph.initializers:
-        tensor = ir.tensor(np.array([2], np.int64), name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape([1]))
-        value.type = ir.TensorType(tensor.dtype)
-        graph.register_initializer(value)
+        constant(graph, name, np.array([2], np.int64))
     return graph.initializers[name]
 
 

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from ...graph.builder import constant
 from ...graph.sites import Site
 from ...runtime.spec import TIMES
 from .config import MarConfig
@@ -33,11 +34,7 @@ def add_places(graph: ir.Graph, buffer: int, length: int) -> None:
     made: list[ir.Node] = []
 
     def held(name: str, *numbers: int) -> ir.Value:
-        tensor = ir.tensor(np.array(numbers, np.int64), name=f"places.{name}")
-        value = ir.Value(name=tensor.name, const_value=tensor)
-        value.shape, value.type = ir.Shape([len(numbers)]), ir.TensorType(tensor.dtype)
-        graph.register_initializer(value)
-        return value
+        return constant(graph, f"places.{name}", np.array(numbers, np.int64))
 
     def add(
         op: str, inputs: Sequence[ir.Value], name: str, sizes: Sequence[int | str], **options: int
@@ -81,10 +78,7 @@ def numbered(site: Site, config: MarConfig) -> Site:
 
 def add_time_place(graph: ir.Graph) -> None:
     """Make `TIME_PLACE` [1] of the denoiser: which of as many like parts this time lies in."""
-    width = ir.tensor(np.array([TIMES // TIME_PLACES], np.int64), name="places.width")
-    held = ir.Value(name=width.name, const_value=width)
-    held.shape, held.type = ir.Shape([1]), ir.TensorType(width.dtype)
-    graph.register_initializer(held)
+    held = constant(graph, "places.width", np.array([TIMES // TIME_PLACES], np.int64))
     node = ir.node("Div", [graph.inputs[1], held], name=f"places/{TIME_PLACE}")
     value = node.outputs[0]
     value.name, value.type, value.shape = TIME_PLACE, held.type, held.shape

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import drop_unused, own
+from ...export.passes.linears import own
 from ...export.passes.naming import module_path
 from ...export.shape import DYNAMIC, GraphForm
 from ...export.tracing import (
@@ -20,6 +20,7 @@ from ...export.tracing import (
     trace,
 )
 from ...export.weight_file import WeightFile
+from ...graph.edit import drop_unused_initializers
 from ...graph.sites import FoldPart, ProducerFold, Site
 from ..shared.transformer import keep_cache_as
 from ..shared.transformer_graphs import SiteRules, write_transformer
@@ -98,7 +99,7 @@ def with_own_norms(model: ir.Model) -> ir.Model:
         for index, value in enumerate(node.inputs):
             if value is not None and value.is_initializer():
                 node.replace_input_with(index, own(graph, value, f"{path}.weight"))
-    drop_unused(graph)
+    drop_unused_initializers(graph)
     return model
 
 

@@ -9,11 +9,12 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import columns, drop_unused, own
+from ...export.passes.linears import columns, own
 from ...export.passes.naming import module_path
 from ...export.shape import DYNAMIC, GraphForm
 from ...export.tracing import cache_type, name_presents, past_names, present_names, trace
 from ...export.weight_file import WeightFile
+from ...graph.edit import drop_unused_initializers
 from ...graph.sites import FoldPart, ProducerFold, Site
 from ..shared.transformer import keep_cache_as
 from ..shared.transformer_graphs import SiteRules, write_transformer
@@ -131,7 +132,7 @@ def add_factors(graph: ir.Graph) -> None:
         graph.insert_before(node, scaled)
         node.replace_input_with(0, scaled.outputs[0])
         node.replace_input_with(1, own(graph, rows, f"{block}.ada_rows"))
-    drop_unused(graph)
+    drop_unused_initializers(graph)
 
 
 def role(path: str) -> str:

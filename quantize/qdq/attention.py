@@ -11,26 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from ...calibrate.observers.run import Progress
-from ...calibrate.observers.smoothed import Grid, View
-from ...calibrate.observers.smoothed_run import FullGraph
+from ...calibrate.calibration_run import CalibrationRun
+from ...calibrate.observers.smoothed import SmoothedInput
 from ...calibrate.statistics import TensorStats
+from ...graph.builder import Inserter
 from ...graph.io import load_graph
+from ...graph.linears import site_node
 from ...graph.sites import PRODUCT_ROLES, Site, SiteMap
 from ...numerics.clipping import least
+from ...numerics.noise import rounding_sqnr_db
+from ...numerics.qparams import QParams, dtype_of
 from ...numerics.scheme import ActivationFormat, Plan, SitePlan
 from ...numerics.weight import FP8_MAX
-from ..ranges import decibel, site_node
+from ..ranges import format_candidates
 from ..run import SiteResult, describe
-from ..token_ranges import format_candidates
-from ..token_scales import one_range
-from .nodes import Chain, quantize_dequantize
+from ..scales import one_range
+from .nodes import quantize_dequantize
 
 SIDES = ("left", "right")
 HEAD_AXIS = 1  # of all operands, [N, H, T, d], [N, H, d, T] and [N, H, T, T]; T may vary by run
@@ -52,28 +53,22 @@ class Operand:
 
 
 def planned_products(sites: Sequence[Site], entries: Mapping[str, SitePlan]) -> list[Site]:
-    """Products of two activations that the plan quantizes."""
+    """Return products of two activations that the plan quantizes."""
     return [s for s in sites if s.role in PRODUCT_ROLES and entries[s.name].activation]
 
 
 def quantize_attention(
-    folder: Path,
-    samples: Path,
-    site_map: SiteMap,
-    plan: Plan,
-    results: Sequence[SiteResult],
-    *,
-    batch_size: int,
-    progress: Progress,
+    run: CalibrationRun, site_map: SiteMap, plan: Plan, results: Sequence[SiteResult]
 ) -> tuple[Plan, list[SiteResult]]:
-    """Choose grids on the calibrated Q/DQ graphs in `folder`, and put them into all graphs there.
+    """Choose grids on the calibrated Q/DQ graphs of `run`, and put them into all graphs there.
 
     What quantized linears make is what is rounded here, so this comes last. Returns the plan with
     the scales filled in, and the results with the products' signal-to-noise ratios.
     """
+    folder = run.export
     entries = {entry.name: entry for entry in plan.sites}
     sites: list[Site] = []
-    grids: dict[str, Grid] = {}
+    grids: dict[str, QParams] = {}
     quality: dict[str, float] = {}
     for name in site_map.graphs:
         own = planned_products(site_map.of_graph(name), entries)
@@ -81,8 +76,7 @@ def quantize_attention(
             continue
         graph = load_graph(folder / f"{name}.onnx").graph
         operands = [operand for site in own for operand in operands_of(graph, site, entries)]
-        passes = FullGraph(folder, samples, name, batch_size=batch_size, progress=progress)
-        found = choose_grids(operands, passes)
+        found = choose_grids(operands, run.on(name))
         grids |= found[0]
         quality |= found[1]
         sites += own
@@ -115,40 +109,40 @@ def operands_of(graph: ir.Graph, site: Site, entries: Mapping[str, SitePlan]) ->
 
 
 def choose_grids(
-    operands: Sequence[Operand], passes: FullGraph
-) -> tuple[dict[str, Grid], dict[str, float]]:
-    """The grid of least squared error of each operand, and by site the SQNR in dB of the worse.
+    operands: Sequence[Operand], run: CalibrationRun
+) -> tuple[dict[str, QParams], dict[str, float]]:
+    """Return the best QParams of each operand, and by site the SQNR in dB of the worse one.
 
     A scale of the plan is kept; the softmax's in FP8 is 1/448, since it ends at 1.
     """
-    views = {o.key: View(o.tensor, HEAD_AXIS) for o in operands}
-    seen = passes.ranges(views)
+    views = {o.key: SmoothedInput(o.tensor, HEAD_AXIS) for o in operands}
+    seen = run.ranges(views)
     candidates = {o.key: operand_grids(o, one_range(seen[o.key])) for o in operands}
     ones = {key: np.ones(len(stats.low)) for key, stats in seen.items()}
-    errors = passes.grid_errors(views, candidates, ones)
-    grids: dict[str, Grid] = {}
+    errors = run.clip_errors(views, candidates, ones)
+    grids: dict[str, QParams] = {}
     quality: dict[str, float] = {}
     for o in operands:
         squares = errors[o.key][2][:, 0]
         best = int(least(squares))
         grids[o.key] = candidates[o.key][best]
-        db = decibel(float(seen[o.key].square.sum()), float(squares[best]))
+        db = rounding_sqnr_db(float(seen[o.key].square.sum()), float(squares[best]))
         quality[o.site.name] = min(db, quality.get(o.site.name, np.inf))
     return grids, quality
 
 
-def operand_grids(operand: Operand, ranges: TensorStats) -> list[Grid]:
+def operand_grids(operand: Operand, ranges: TensorStats) -> list[QParams]:
     wanted = operand.wanted
     scale = wanted.scale
     if scale is None and operand.is_softmax and wanted.grid == "fp8":
         scale = 1 / FP8_MAX
     if scale is not None:
-        return [Grid(np.array([scale]), np.zeros(1, np.int64), wanted.bits, wanted.grid)]
+        return [QParams.symmetric(np.array([scale]), wanted.bits, dtype_of(wanted))]
     return format_candidates(ranges, wanted, allow_shift=False)
 
 
-def with_scales(entry: SitePlan, site: Site, grids: Mapping[str, Grid]) -> SitePlan:
-    steps = [float(np.float32(grids[f"{site.name}.{side}"].step[0])) for side in SIDES]
+def with_scales(entry: SitePlan, site: Site, grids: Mapping[str, QParams]) -> SitePlan:
+    steps = [float(np.float32(grids[f"{site.name}.{side}"].scale[0])) for side in SIDES]
     assert entry.activation is not None and entry.other is not None
     return msgspec.structs.replace(
         entry,
@@ -158,7 +152,7 @@ def with_scales(entry: SitePlan, site: Site, grids: Mapping[str, Grid]) -> SiteP
 
 
 def insert_products(graph: ir.Graph, site: Site, entry: SitePlan) -> None:
-    """Q/DQ in front of both operands of one product."""
+    """Put Q/DQ in front of both operands of one product."""
     node = site_node(graph, site)
     for index, (side, chosen) in enumerate(
         zip(SIDES, (entry.activation, entry.other), strict=True)
@@ -166,5 +160,5 @@ def insert_products(graph: ir.Graph, site: Site, entry: SitePlan) -> None:
         value = node.inputs[index]
         assert value is not None and chosen is not None
         named = msgspec.structs.replace(site, name=f"{site.name}.{side}")
-        chain = Chain(graph, node, named.name)
+        chain = Inserter(graph, node, named.name)
         node.replace_input_with(index, quantize_dequantize(chain, named, value, chosen))

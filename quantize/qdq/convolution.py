@@ -17,12 +17,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ...calibrate.observers.reduce import constant, initializer_array
+from ...graph.builder import Inserter, constant, constant_array
+from ...graph.edit import drop_unused_initializers
+from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
 from ...numerics.weight import FP8
 from ..fold import fold_into_norm, norm_behind
 from .linear import engine_weight, rewrite_linear
-from .nodes import LINEAR_OPS, Chain, SiteWeights, quantize_input
+from .nodes import SiteWeights, quantize_input
 
 
 def insert_qdq(graph: ir.Graph, sites: Sequence[Site], weights: Mapping[str, SiteWeights]) -> None:
@@ -50,24 +52,24 @@ def rewrite_convolution(graph: ir.Graph, node: ir.Node, site: Site, chosen: Site
     value = node.inputs[0]
     assert value is not None
     shifted = bool(np.any(chosen.offset))
-    chain = Chain(graph, node, site.name)
+    chain = Inserter(graph, node, site.name)
     pads = [int(p) for p in node.attributes["pads"].as_ints()] if "pads" in node.attributes else []
     if shifted and any(pads):
         half = len(pads) // 2
         all_pads = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
-        value = chain.add("Pad", value, constant(graph, f"{site.name}.pads", all_pads))
+        value = chain("Pad", value, constant(graph, f"{site.name}.pads", all_pads))
         node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
     node.replace_input_with(0, quantize_input(chain, site, value, chosen))
     if shifted:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        before = 0.0 if bias is None else initializer_array(bias).astype(np.float64)
+        before = 0.0 if bias is None else constant_array(bias).astype(np.float64)
         corrected = (before + chosen.constant_output()).astype(np.float32)
         node.resize_inputs(3)
         node.replace_input_with(2, constant(graph, f"{site.name}.bias_shifted", corrected))
 
 
 def place_weight(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights) -> ir.Value:
-    """A uniform or FP8 grid with DQ; a logarithmic one and floats as expanded float32."""
+    """Return a uniform or FP8 grid with DQ; a logarithmic one and floats as expanded float32."""
     if chosen.quantized is None:
         assert chosen.floating is not None
         return constant(graph, f"{site.name}.weight_f", chosen.floating)
@@ -77,12 +79,12 @@ def place_weight(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
     if quantized.is_logarithmic:
         return constant(graph, f"{site.name}.weight_log", quantized.dequantize())
     kind = FP8 if quantized.format.grid == "fp8" else np.int8
-    codes = constant(graph, f"{site.name}.weight_q", quantized.codes.view(kind))
+    codes = constant(graph, f"{site.name}.weight_q", quantized.q.view(kind))
     per_channel = quantized.scale.size > 1
     scale = quantized.scale if per_channel else quantized.scale.reshape(())
     zero = np.zeros(scale.shape, kind)
-    chain = Chain(graph, node, f"{site.name}.weight")
-    return chain.add(
+    chain = Inserter(graph, node, f"{site.name}.weight")
+    return chain(
         "DequantizeLinear",
         codes,
         constant(graph, f"{site.name}.weight_scale", scale),
@@ -112,8 +114,3 @@ def fold_norms(
         one = np.ones(1, np.float32)
         smoothing = one if chosen.smoothing is None else chosen.smoothing
         fold_into_norm(graph, nodes[site.node], smoothing, chosen.offset)
-
-
-def drop_unused_initializers(graph: ir.Graph) -> None:
-    for name in [n for n, value in graph.initializers.items() if not value.uses()]:
-        graph.initializers.pop(name)

@@ -8,14 +8,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...calibrate.observers.reduce import constant
+from ...graph.builder import Inserter, constant
+from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
+from ...numerics.qparams import input_offset
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import FP8, QuantizedWeight
 from ..fold import folds_scale, folds_shift
 
 Floats = NDArray[np.float32]
-LINEAR_OPS = ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,13 @@ class SiteWeights:
 
     @property
     def offset(self) -> Floats | np.float32:
-        """What is subtracted from the smoothed input: [C], or a scalar (0 for nothing)."""
+        """The shift that is subtracted from the smoothed input: [C], or a scalar."""
         if self.center is not None:
             return self.center
-        if self.activation is None or self.activation.scale is None:
-            return np.float32(0)
-        return np.float32(self.activation.shift) * np.float32(self.activation.scale)
+        return input_offset(self.activation)
 
     def constant_output(self) -> NDArray[np.float64]:
-        """What the subtracted offset would have added to each output channel, [O].
+        """Return what the subtracted offset would have added to each output channel, [O].
 
         That of a centre is exact: what is rounded is W (x - c) alone, whose second moments GPTQ
         compensates and whose mean bias correction keeps. A scalar shift lies at the middle of a
@@ -60,73 +59,48 @@ class SiteWeights:
 def offset_output(
     weight: NDArray[np.floating], offset: NDArray[np.floating] | np.float32
 ) -> NDArray[np.float64]:
-    """What an input of `offset`, [C] or a scalar, makes of a weight [O, C, ...]: [O] in float64."""
+    """Return what a weight [O, C, ...] makes of an input of `offset`, [O] in float64."""
     by_channel = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)
     total: NDArray[np.float64] = (by_channel * offset.astype(np.float64)).sum(axis=1)
     return total
 
 
-class Chain:
-    """Adds nodes in front of `before`, named after a site."""
-
-    def __init__(self, graph: ir.Graph, before: ir.Node, prefix: str) -> None:
-        self.graph = graph
-        self.before = before
-        self.prefix = prefix
-
-    def add(self, op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        node = ir.node(op, inputs, attributes, name=f"{self.prefix}/{op}")
-        node.outputs[0].name = f"{self.prefix}/{op}:0"
-        self.graph.insert_before(self.before, node)
-        return node.outputs[0]
-
-
-def quantize_input(chain: Chain, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:
-    """x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a fold did its part before."""
+def quantize_input(chain: Inserter, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:
+    """Add x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a fold did its part before."""
     activation = chosen.activation
     assert activation is not None
     graph = chain.graph
     if chosen.smoothing is not None and not folds_scale(site):
         inverse = (1 / chosen.smoothing.astype(np.float64)).astype(np.float32)
         held = constant(graph, f"{site.name}.input_scale", by_channel(site, inverse))
-        value = chain.add("Mul", value, held)
+        value = chain("Mul", value, held)
     offset = np.asarray(chosen.offset)
     if offset.any() and not folds_shift(site):
         shaped = by_channel(site, offset) if offset.ndim else offset
-        value = chain.add("Sub", value, constant(graph, f"{site.name}.input_shift", shaped))
+        value = chain("Sub", value, constant(graph, f"{site.name}.input_shift", shaped))
     return quantize_dequantize(chain, site, value, activation)
 
 
 def quantize_dequantize(
-    chain: Chain, site: Site, value: ir.Value, activation: ActivationFormat
+    chain: Inserter, site: Site, value: ir.Value, activation: ActivationFormat
 ) -> ir.Value:
-    """Q -> [Clip] -> DQ with one scalar scale and no zero point."""
+    """Add Q -> [Clip] -> DQ with one scalar scale and no zero point."""
     assert activation.scale is not None
     graph = chain.graph
     scale = constant(graph, f"{site.name}.activation_scale", np.float32(activation.scale))
     kind = FP8 if activation.grid == "fp8" else np.int8
     zero = constant(graph, f"{site.name}.zero_point", np.zeros((), kind))
-    value = chain.add("QuantizeLinear", value, scale, zero)
+    value = chain("QuantizeLinear", value, scale, zero)
     if activation.bits < 8:
         reach = 2 ** (activation.bits - 1)
         low = constant(graph, f"{site.name}.clip_low", np.int8(-reach))
         high = constant(graph, f"{site.name}.clip_high", np.int8(reach - 1))
-        value = chain.add("Clip", value, low, high)
-    return chain.add("DequantizeLinear", value, scale, zero)
+        value = chain("Clip", value, low, high)
+    return chain("DequantizeLinear", value, scale, zero)
 
 
 def by_channel(site: Site, values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """[C] in a shape that broadcasts over the site's input: [1, C, 1, 1], [1, 1, C] or [1, C]."""
+    """Return values [C] in a shape that broadcasts over the site's input."""
     if site.op not in LINEAR_OPS:
         return values.reshape(1, -1, 1, 1)
     return values.reshape((1,) * site.channel_axis + (-1,))
-
-
-def output_first(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A weight as ONNX holds it -> [O, I, ...]; a copy only where it must be transposed."""
-    return weight if node.op_type not in LINEAR_OPS or gemm_transposes(node) else weight.T
-
-
-def gemm_transposes(node: ir.Node) -> bool:
-    """Whether the weight of a Gemm is [O, I]; that of a MatMul never is."""
-    return "transB" in node.attributes and bool(node.attributes["transB"].as_int())

@@ -12,25 +12,28 @@ position numbers. One grid for all positions has no Mul d.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from ...calibrate.observers.reduce import constant, values_by_name
+from ...calibrate.observers.reduce import values_by_name
+from ...graph.builder import Inserter, constant
+from ...graph.edit import insert_behind
 from ...graph.sites import Site
+from ...numerics.qparams import QParams
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import QuantizedWeight
-from ..token_ranges import TokenGrid
-from .linear import dequantized, engine_weight, gemm_to_matmul, insert_behind, insert_factor
-from .nodes import Chain, quantize_dequantize
+from .linear import dequantized, engine_weight, insert_factor, lower_gemm
+from .nodes import quantize_dequantize
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSite:
-    """The quantized weight [O, I] of an absorbed site, and the grid of its input."""
+    """The quantized weight [O, I] of an folded site, and the grid of its input."""
 
     weight: QuantizedWeight
-    grid: TokenGrid
+    qparams: QParams
 
 
 def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: TokenSite) -> None:
@@ -40,20 +43,22 @@ def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: Tok
         RecipeError: a Gemm that is more than a linear (alpha, beta, transA).
     """
     if node.op_type == "Gemm":
-        node = gemm_to_matmul(graph, node, site)
-    grid, weight = chosen.grid, engine_weight(chosen.weight)
-    tables = Tables(graph, node, site, len(grid.level))
-    chain = Chain(graph, node, site.name)
+        node = lower_gemm(graph, node, site)
+    qparams, weight = chosen.qparams, engine_weight(chosen.weight)
+    tables = Tables(graph, node, site, len(qparams.scale))
+    chain = Inserter(graph, node, site.name)
     value = node.inputs[0]
     assert value is not None
-    tokenwise = len(grid.level) > 1
-    if tokenwise:
-        inverse = 1 / grid.level.astype(np.float64)
-        value = chain.add("Mul", value, tables.get("token_inverse", inverse))
-    offset = grid.shift * np.float64(grid.step)
+    per_token = qparams.granularity == "per_token"
+    if per_token:
+        inverse = 1 / qparams.token_scale.astype(np.float64)
+        value = chain("Mul", value, tables.get("token_inverse", inverse))
+    offset = qparams.offset
     if offset.any():
-        value = chain.add("Sub", value, tables.get("input_shift", offset))
-    activation = ActivationFormat(bits=grid.bits, grid=grid.kind, scale=float(grid.step))
+        value = chain("Sub", value, tables.get("input_shift", offset))
+    kind: Literal["uniform", "fp8"] = "fp8" if qparams.dtype == "fp8" else "uniform"
+    scale = float(qparams.engine_scale)
+    activation = ActivationFormat(bits=qparams.bits, grid=kind, scale=scale)
     node.replace_input_with(0, quantize_dequantize(chain, site, value, activation))
     common = np.asarray(np.median(weight.scale), np.float32)
     node.replace_input_with(1, dequantized(graph, node, site, weight, common))
@@ -65,9 +70,9 @@ def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: Tok
     if offset.any():
         sums = weight.dequantize().astype(np.float64).sum(axis=1).reshape(last)
         out = add_shift(graph, out, site, offset, sums, tables)
-    if tokenwise:
-        scale = tables.get("token_scale", grid.level)
-        insert_behind(graph, out, "Mul", scale, f"{site.name}/Mul_tokens")
+    if per_token:
+        factors = tables.get("token_scale", qparams.token_scale)
+        insert_behind(graph, out, "Mul", factors, f"{site.name}/Mul_tokens")
 
 
 def add_shift(
@@ -78,7 +83,7 @@ def add_shift(
     sums: np.ndarray,
     tables: Tables,
 ) -> ir.Value:
-    """What the subtracted offset [T] would have added: a constant where it is one for all."""
+    """Add what the subtracted offset [T] takes away: a constant where it is one for all."""
     name = f"{site.name}/Add_offset"
     if (offset == offset[0]).all():
         total = (offset[0] * sums).astype(np.float32)
@@ -106,7 +111,7 @@ class Tables:
         self._made: dict[str, ir.Value] = {}
 
     def get(self, name: str, values: np.ndarray) -> ir.Value:
-        """`SITE.name` [T, 1], or its rows at the positions; a scalar if all are one."""
+        """Return the table `SITE.name` [T, 1], or its rows at the positions; or a scalar."""
         if name not in self._made:
             self._made[name] = self._make(name, np.asarray(values, np.float32))
         return self._made[name]

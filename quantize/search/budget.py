@@ -28,7 +28,7 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """`avg_bits<=5` or `size<=20MB` (B, kB, MB, GB, KiB, MiB, GiB).
+    """Read a budget: `avg_bits<=5` or `size<=20MB` (B, kB, MB, GB, KiB, MiB, GiB).
 
     Raises:
         RecipeError: anything else.
@@ -61,7 +61,7 @@ def form_bits(form: Form, float_bits: int) -> int:
 
 
 def form_bytes(site: Site, form: Form, float_bits: int) -> int:
-    """Bytes of a site's codes, scales and ratios in weights.safetensors.
+    """Return bytes of a site's codes, scales and ratios in weights.safetensors.
 
     A logarithmic grid has another table, whose entry in the header is counted, amply: a budget
     holds for the file. `float_bits` are those of a weight that stays float.

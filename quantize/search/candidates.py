@@ -12,24 +12,25 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ...calibrate.calibrated import Calibrated
 from ...graph.sites import CONSTANT_ROLES, Site
+from ...numerics.qparams import QParams
 from ...numerics.scheme import BLOCK_BITS, Plan, SitePlan, WeightFormat
 from ...recipe.quantize import QuantizeOptions
 from ...samples.files import Array, sample_batches, sample_files
 from ...workspace.artifacts import open_tensors
-from ..calibrated import Calibrated
 from .budget import Form
 
 if TYPE_CHECKING:
     from ...calibrate.statistics import Statistics, TensorStats
-    from .sensitivity import ProbeChain, RoundedInput
+    from .sensitivity import PerturbedChain, RoundedInput
 
 REASON = "left in high precision by the search"
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SearchItem:
     """A site whose weight is searched, its plan but for that, and what it may be; None is float."""
 
     site: Site
@@ -54,8 +55,8 @@ def search_items(
     bits: Sequence[int],
     grids: Sequence[str],
     all_sites: bool,
-) -> list[Item]:
-    """The sites that `plan` quantizes, and with `all_sites` those that the method leaves out.
+) -> list[SearchItem]:
+    """Return the sites that `plan` quantizes, with `all_sites` also those left out by rule.
 
     What the user excludes stays out. A site whose input is rounded has uniform grids alone.
     """
@@ -71,14 +72,14 @@ def search_items(
             entry = SitePlan(name=site.name)
         chosen = ("uniform",) if entry.activation is not None else grids
         forms = [form for grid in chosen for form in grid_forms(site, grid, bits, options)]
-        items.append(Item(site, entry, (*forms, None)))
+        items.append(SearchItem(site, entry, (*forms, None)))
     return items
 
 
 def grid_forms(
     site: Site, grid: str, bits: Sequence[int], options: QuantizeOptions
 ) -> list[WeightFormat]:
-    """A grid's formats that a site can have, from the narrowest."""
+    """Return a grid's formats that a site can have, from the narrowest."""
     if grid != "block":
         kind: Literal["uniform", "log"] = "log" if grid == "log" else "uniform"
         return [WeightFormat(bits=b, grid=kind) for b in sorted(bits)]
@@ -89,17 +90,17 @@ def grid_forms(
     return [WeightFormat(bits=BLOCK_BITS, granularity="per_block", block=size)]
 
 
-def of_width(item: Item, bits: int) -> Form:
-    """A uniform grid of that width, or the item's first grid."""
+def of_width(item: SearchItem, bits: int) -> Form:
+    """Return a uniform grid of that width, or the item's first grid."""
     return next(form for form in item.forms if form is not None and form.bits == bits)
 
 
-def widths(items: Sequence[Item]) -> list[int]:
+def widths(items: Sequence[SearchItem]) -> list[int]:
     return sorted({form.bits for form in items[0].forms if form is not None})
 
 
-def whole_plan(plan: Plan, items: Sequence[Item], forms: Iterable[Form]) -> Plan:
-    """`plan` with the searched sites' formats."""
+def whole_plan(plan: Plan, items: Sequence[SearchItem], forms: Iterable[Form]) -> Plan:
+    """Return `plan` with the searched sites' formats."""
     chosen = {item.site.name: item.planned(form) for item, form in zip(items, forms, strict=True)}
     return Plan(sites=tuple(chosen.get(entry.name, entry) for entry in plan.sites))
 
@@ -112,9 +113,9 @@ class Inputs:
     smoothing: Mapping[str, Floats] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path, plan: Plan, items: Sequence[Item]) -> Inputs:
-        """From a quantization of the same sites at some width."""
-        from ...calibrate.observers.smoothed import Grid, View
+    def read(cls, folder: Path, plan: Plan, items: Sequence[SearchItem]) -> Inputs:
+        """Read them from a quantization of the same sites at some width."""
+        from ...calibrate.observers.smoothed import SmoothedInput
         from .sensitivity import RoundedInput
 
         rounded: dict[str, RoundedInput] = {}
@@ -133,20 +134,19 @@ class Inputs:
                 if activation is None or activation.scale is None:
                     continue  # quantization left it in high precision: half would overflow
                 scale, steps = table(site, "smoothing"), table(site, "token_scale")
-                view = View(
+                view = SmoothedInput(
                     site.input,
                     site.channel_axis,
                     site.token_axis if steps is not None else None,
                     scale=scale,
                     shift=table(site, "center"),
                 )
-                shift = table(site, "token_shift")
-                grid = Grid(
-                    np.array([activation.scale]) if steps is None else steps,
-                    (np.array([activation.shift]) if shift is None else shift).astype(np.int64),
-                    activation.bits,
-                )
-                rounded[site.name] = RoundedInput(view, grid)
+                qparams = QParams.from_format(activation)
+                if steps is not None:
+                    shift = table(site, "token_shift")
+                    assert shift is not None
+                    qparams = QParams.from_shift(steps, shift.astype(np.int64), activation.bits)
+                rounded[site.name] = RoundedInput(view, qparams)
                 if scale is not None:
                     smoothing[site.name] = scale.astype(np.float32)
         return cls(rounded, smoothing)
@@ -158,13 +158,13 @@ class Model:
     def __init__(
         self,
         source: Calibrated,
-        items: Sequence[Item],
+        items: Sequence[SearchItem],
         inputs: Inputs,
         options: QuantizeOptions,
         samples: int,
     ) -> None:
         from ...calibrate.statistics import load_statistics
-        from .sensitivity import Probe, ProbeChain
+        from .sensitivity import PerturbedChain, PerturbedGraph
 
         self.items = items
         self.options = options
@@ -173,7 +173,7 @@ class Model:
         probes = {}
         for graph in source.planned.graphs:
             weighted = [s for s in source.planned.of_graph(graph) if s.weight is not None]
-            probes[graph] = Probe(
+            probes[graph] = PerturbedGraph(
                 source.export / f"{graph}.onnx",
                 [item.site for item in items if item.site.graph == graph],
                 inputs.rounded,
@@ -182,39 +182,39 @@ class Model:
         files = sample_files(source.samples)[:samples]
         names = {name for probe in probes.values() for name in probe.session.inputs}
         size = source.batch_size
-        self.chain: ProbeChain = ProbeChain(
+        self.chain: PerturbedChain = PerturbedChain(
             probes, [arrays for _, arrays in sample_batches(files, size, names)]
         )
 
     @property
     def graphs(self) -> list[str]:
-        """Those with a searched site, as they run."""
+        """The graphs with a searched site, as they run."""
         return [g for g in self.chain.probes if any(i.site.graph == g for i in self.items)]
 
-    def weight(self, item: Item) -> Floats:
+    def weight(self, item: SearchItem) -> Floats:
         return self.chain.probes[item.site.graph].weight(item.site.name)
 
-    def stats(self, item: Item) -> TensorStats | None:
+    def stats(self, item: SearchItem) -> TensorStats | None:
         return self.statistics.get(item.site.name)
 
-    def smoothing(self, item: Item) -> Floats | None:
+    def smoothing(self, item: SearchItem) -> Floats | None:
         return self.inputs.smoothing.get(item.site.name)
 
-    def rounds_input(self, item: Item) -> bool:
+    def rounds_input(self, item: SearchItem) -> bool:
         return item.site.name in self.inputs.rounded
 
-    def own_loss(self, item: Item, weight: Floats) -> float:
-        """Of the site's graph when it computes with this weight, [O, I, ...]."""
+    def own_loss(self, item: SearchItem, weight: Floats) -> float:
+        """Return the loss of the site's graph when it computes with this weight, [O, I, ...]."""
         probe = self.chain.probes[item.site.graph]
         return self.chain.own_loss(item.site.graph, probe.feeds({item.site.name: weight}))
 
-    def input_loss(self, item: Item) -> float:
-        """Of the site's graph when its input, for all that read it, is rounded."""
+    def input_loss(self, item: SearchItem) -> float:
+        """Return the loss of the site's graph when its input is rounded, for all that read it."""
         probe = self.chain.probes[item.site.graph]
         return self.chain.own_loss(item.site.graph, probe.feeds({}, [item.site.name]))
 
     def changes(self, graph: str, forms: Sequence[Form]) -> dict[str, Array]:
-        """What a graph is fed when its items have these formats."""
+        """Return what a graph is fed when its items have these formats."""
         from .losses import rounded_weight
 
         weights, inputs = {}, []
@@ -228,5 +228,5 @@ class Model:
         return self.chain.probes[graph].feeds(weights, inputs)
 
     def end_loss(self, forms: Sequence[Form], graphs: Sequence[str]) -> float:
-        """Of the whole model with the items of these graphs in the formats, the rest in FP32."""
+        """Return the loss of the model with the items of these graphs in the formats."""
         return self.chain.end_loss({graph: self.changes(graph, forms) for graph in graphs})

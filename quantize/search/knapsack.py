@@ -36,15 +36,19 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Tie:
+class EqualChoice:
     """Two items that take these options together, or neither does: (item, option) each."""
 
     one: tuple[int, int]
     other: tuple[int, int]
 
 
-def allocate(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie] = ()) -> list[int] | None:
-    """The option of each item with the least sum of losses; None where the limits allow nothing.
+def allocate(
+    losses: Table, limits: Sequence[Limit], ties: Sequence[EqualChoice] = ()
+) -> list[int] | None:
+    """Return the option of each item with the least sum of losses.
+
+    None where the limits allow nothing.
 
     `losses` are not negative; items may differ in their number of options. Limits hold exactly.
     """
@@ -64,15 +68,15 @@ def allocate(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie] = ()) -
         ]
 
 
-def least(amounts: Table, ties: Sequence[Tie] = ()) -> float:
-    """The smallest sum that any choice has."""
+def least(amounts: Table, ties: Sequence[EqualChoice] = ()) -> float:
+    """Return the smallest sum that any choice has."""
     chosen = solve(amounts, (), ties)
     assert chosen is not None  # nothing limits it
     return Limit(amounts, np.inf).used(chosen)
 
 
-def solve(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie]) -> list[int] | None:
-    """As `allocate`, limits to the solver's tolerance.
+def solve(losses: Table, limits: Sequence[Limit], ties: Sequence[EqualChoice]) -> list[int] | None:
+    """Allocate with limits to the solver's tolerance.
 
     Twice: tolerances are absolute, and losses span many orders. No option that alone loses more
     than a whole plan can be in the best one, so without those the optimum is of order one.
@@ -88,9 +92,12 @@ def solve(losses: Table, limits: Sequence[Limit], ties: Sequence[Tie]) -> list[i
 
 
 def program(
-    objective: NDArray[np.float64], shape: Table, limits: Sequence[Limit], ties: Sequence[Tie]
+    objective: NDArray[np.float64],
+    shape: Table,
+    limits: Sequence[Limit],
+    ties: Sequence[EqualChoice],
 ) -> list[int] | None:
-    """One binary variable an option; the options of an item sum to one."""
+    """Return the program: one binary variable per option, those of an item sum to one."""
     counts = [len(row) for row in shape]
     starts = np.concatenate([[0], np.cumsum(counts)])
     total = int(starts[-1])
@@ -122,7 +129,7 @@ def program(
 
 @contextlib.contextmanager
 def without_prints() -> Iterator[None]:
-    """HiGHS prints lines of its own for some programs; stdout is for results."""
+    """Silence the lines that HiGHS prints for some programs; stdout is for results."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:

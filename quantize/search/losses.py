@@ -42,7 +42,7 @@ def format_losses(
     options: QuantizeOptions,
     measure: Callable[[Floats], float],
 ) -> list[FormatLoss]:
-    """Of a weight [O, I, ...] whose inputs have `stats` (None: alike); `measure` runs the graph.
+    """Return the loss of each format of a weight [O, I, ...]; `measure` runs the graph.
 
     Forms of one grid at widths other than 2, 3, 4 and 6 are scaled, unless there is no such width.
     """
@@ -58,7 +58,7 @@ def format_losses(
 
 
 def scaled(row: FormatLoss, rows: Sequence[FormatLoss]) -> FormatLoss:
-    """By noise, from the nearest narrower and wider format of the same grid that were measured."""
+    """Scale a loss by noise, from the nearest measured formats of the same grid."""
     same = [r for r in rows if r.measured and r.noise > 0 and kind(r.format) == kind(row.format)]
     narrower = [r for r in same if r.format.bits < row.format.bits][-1:]
     wider = [r for r in same if r.format.bits > row.format.bits][:1]
@@ -78,7 +78,7 @@ def rounded_weight(
     smoothing: Floats | None,
     options: QuantizeOptions,
 ) -> Floats:
-    """What a product computes with: W * smoothing as `quantize` rounds it, divided again."""
+    """Return what a product computes with: W * smoothing as `quantize` rounds it, divided again."""
     wide, importance = weight, None
     ones = np.ones(weight.shape[1], np.float32)
     held = ones if smoothing is None else smoothing

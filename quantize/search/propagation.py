@@ -23,7 +23,7 @@ ChosenT = TypeVar("ChosenT")
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class ResponseCurve:
     """End loss by the sum of a graph's own losses: lines between logarithms of the points.
 
     Points are of plans with only this graph quantized; those without a loss say nothing, and the
@@ -33,7 +33,7 @@ class Response:
     points: tuple[tuple[float, float], ...]
 
     def lines(self) -> tuple[list[float], list[float]]:
-        """Logarithms of sums and end losses, rising."""
+        """Return logarithms of sums and end losses, rising."""
         by_sum: dict[float, float] = {}
         top = 0.0
         for x, y in sorted(self.points):
@@ -58,7 +58,7 @@ class Response:
         return self.power(total)[0] if total > 0 else 0.0
 
     def slope(self, total: float) -> float:
-        """What more of the graph's own loss costs at the end."""
+        """Return what more of the graph's own loss costs at the end."""
         _, y = self.lines()
         if total <= 0:
             return 1.0
@@ -67,11 +67,11 @@ class Response:
 
 
 def balance(
-    responses: Mapping[str, Response],
+    responses: Mapping[str, ResponseCurve],
     solve: Callable[[Mapping[str, float]], ChosenT],
     sums: Callable[[ChosenT], Mapping[str, float]],
 ) -> tuple[ChosenT, float]:
-    """The choice of least predicted end loss, and that loss.
+    """Return the choice of least predicted end loss, and that loss.
 
     `solve` gives the best choice for the weights of the graphs' sums, `sums` the sums of a choice.
     """
@@ -96,6 +96,6 @@ def balance(
     return best, least
 
 
-def end_loss(responses: Mapping[str, Response], sums: Mapping[str, float]) -> float:
-    """Errors of different graphs add up at the end."""
+def end_loss(responses: Mapping[str, ResponseCurve], sums: Mapping[str, float]) -> float:
+    """Return the predicted loss at the end, where errors of different graphs add up."""
     return sum(response(sums[graph]) for graph, response in responses.items())

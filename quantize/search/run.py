@@ -11,18 +11,18 @@ from typing import Any, Literal
 
 import msgspec
 
+from ...calibrate.calibrated import Calibrated
 from ...errors import RecipeError
 from ...numerics.scheme import Plan
 from ...recipe.quantize import FLOAT_BITS, QuantizeOptions
 from ...workspace.stage import Reporter
-from ..calibrated import Calibrated
 from ..plan import check_plan
 from ..write import write_quantized
 from .budget import Budget, Form, form_bits, form_bytes, form_name, require_reachable, weights_of
-from .candidates import Inputs, Item, Model, of_width, whole_plan, widths
-from .knapsack import Limit, Tie, allocate, least
+from .candidates import Inputs, Model, SearchItem, of_width, whole_plan, widths
+from .knapsack import EqualChoice, Limit, allocate, least
 from .losses import FormatLoss, format_losses
-from .propagation import Response, balance
+from .propagation import ResponseCurve, balance
 
 HALF_BITS = 16
 # Times that the curves take in what the found plan measures, and the program is solved again.
@@ -66,7 +66,7 @@ class Search:
         self,
         source: Calibrated,
         plan: Plan,
-        items: Sequence[Item],
+        items: Sequence[SearchItem],
         options: QuantizeOptions,
         budgets: Sequence[Budget],
         samples: int,
@@ -139,7 +139,7 @@ class Search:
         return Found(whole_plan(self.plan, self.items, chosen), results)
 
     def measure(self) -> list[list[float]]:
-        """The loss of each item's forms at its graph's own output, its rounded input included."""
+        """Return the loss of each item's forms at its graph's output, with its rounded input."""
         self.found: list[SiteLosses] = []
         table = []
         seen: set[tuple[str, str]] = set()
@@ -169,8 +169,8 @@ class Search:
             self.reporter.progress("losses of sites", k + 1, len(self.items))
         return table
 
-    def respond(self) -> dict[str, Response]:
-        """What each graph alone costs at the end, with all its sites at one width."""
+    def respond(self) -> dict[str, ResponseCurve]:
+        """Return what each graph alone costs at the end, with all its sites at one width."""
         found = {}
         for graph in self.model.graphs:
             points = []
@@ -178,11 +178,11 @@ class Search:
                 forms = [of_width(item, bits) for item in self.items]
                 sums = self.sums(forms)
                 points.append((sums[graph], self.model.end_loss(forms, [graph])))
-            found[graph] = Response(tuple(points))
+            found[graph] = ResponseCurve(tuple(points))
         return found
 
     def settle(self) -> tuple[list[Form], float]:
-        """The program's plan, and its predicted loss at the end.
+        """Return the program's plan, and its predicted loss at the end.
 
         What each graph of it really costs goes into the curves, and the program is solved again.
         """
@@ -192,13 +192,13 @@ class Search:
             for graph, response in before.items():
                 if last and all(x != sums[graph] for x, _ in response.points):
                     point = sums[graph], self.model.end_loss(forms, [graph])
-                    self.responses[graph] = Response((*response.points, point))
+                    self.responses[graph] = ResponseCurve((*response.points, point))
             if self.responses == before:
                 break
         return forms, predicted
 
     def solve(self, weights: Mapping[str, float]) -> list[Form]:
-        """The formats of least weighted sum of losses within the budgets."""
+        """Return the formats of least weighted sum of losses within the budgets."""
         losses = [
             [loss * weights[item.site.graph] for loss in row]
             for item, row in zip(self.items, self.losses, strict=True)
@@ -213,7 +213,7 @@ class Search:
         return [item.forms[k] for item, k in zip(self.items, chosen, strict=True)]
 
     def sums(self, forms: Sequence[Form]) -> dict[str, float]:
-        """Of the sites' losses by graph."""
+        """Return the sums of the sites' losses by graph."""
         found = dict.fromkeys(self.model.graphs, 0.0)
         for item, form, row in zip(self.items, forms, self.losses, strict=True):
             found[item.site.graph] += row[item.forms.index(form)]
@@ -223,7 +223,10 @@ class Search:
         return self.model.end_loss(forms, self.model.graphs)
 
     def best_uniform(self) -> tuple[float | None, int]:
-        """Loss and bits of the widest uniform formats that the budgets allow; None: none do."""
+        """Return loss and bits of the widest uniform formats that the budgets allow.
+
+        None: none do.
+        """
         for bits in reversed(widths(self.items)):
             forms = [of_width(item, bits) for item in self.items]
             chosen = [item.forms.index(form) for item, form in zip(self.items, forms, strict=True)]
@@ -250,14 +253,14 @@ class Search:
             return Limit(amounts, budget.most * self.weight_count)
         return Limit(amounts, budget.most - self.fixed)
 
-    def bits_of(self, item: Item, form: Form) -> int:
+    def bits_of(self, item: SearchItem, form: Form) -> int:
         return weights_of(item.site) * form_bits(form, self.float_bits)
 
-    def bytes_of(self, item: Item, form: Form) -> int:
+    def bytes_of(self, item: SearchItem, form: Form) -> int:
         return form_bytes(item.site, form, self.float_bits)
 
     def quantize(self, forms: Sequence[Form]) -> Plan:
-        """The real thing, in the scratch folder; returns the plan with its scales."""
+        """Quantize for real, into the scratch folder; returns the plan with its scales."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
         plan = whole_plan(self.plan, self.items, forms)
@@ -276,8 +279,8 @@ class Search:
         )
 
 
-def input_ties(items: Sequence[Item]) -> list[Tie]:
-    """Sites that share a rounded input stay float together; float is the last form of each."""
+def input_ties(items: Sequence[SearchItem]) -> list[EqualChoice]:
+    """Return the ties of sites that share a rounded input: they stay float together."""
     first: dict[tuple[str, str], int] = {}
     ties = []
     for k, item in enumerate(items):
@@ -286,5 +289,5 @@ def input_ties(items: Sequence[Item]) -> list[Tie]:
         leader = first.setdefault((item.site.graph, item.site.input), k)
         if leader != k:
             ends = len(items[leader].forms) - 1, len(item.forms) - 1
-            ties.append(Tie((leader, ends[0]), (k, ends[1])))
+            ties.append(EqualChoice((leader, ends[0]), (k, ends[1])))
     return ties

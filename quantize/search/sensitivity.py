@@ -1,7 +1,7 @@
 """What a graph's outputs lose when single weights or inputs are rounded: measured, run by run.
 
 One session serves all runs of a graph. Its weights are initializers that a run may feed anew, and
-each input that a plan may round has a switch, so that nothing is rewritten between runs.
+each input that a plan may round has a toggle, so that nothing is rewritten between runs.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...calibrate.observers.reduce import chain, constant, initializer_array, values_by_name
-from ...calibrate.observers.smoothed import Grid, View, add_view, along, rounding_error
+from ...calibrate.observers.reduce import values_by_name
+from ...calibrate.observers.smoothed import SmoothedInput, add_smoothed, along, rounding_error
 from ...errors import CalibrationError
+from ...graph.builder import add_node, constant, constant_array
 from ...graph.io import graph_bytes, load_graph
+from ...graph.linears import output_first, site_node
 from ...graph.sites import Site
+from ...numerics.qparams import QParams
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ...samples.files import Array, Arrays, feeds_of
-from ..qdq.nodes import output_first
-from ..ranges import site_node
 
 Floats = NDArray[np.float32]
 LOGITS = "logits"
@@ -32,11 +33,11 @@ LOGITS = "logits"
 class RoundedInput:
     """The grid that a site's input can be put on, in the coordinates of its view."""
 
-    view: View
-    grid: Grid
+    view: SmoothedInput
+    qparams: QParams
 
 
-class Probe:
+class PerturbedGraph:
     """A graph in which a run may replace the weights of `sites` and round some of their inputs.
 
     `inputs` gives the grids by site; sites that read one tensor are rounded together, by the grid
@@ -57,32 +58,32 @@ class Probe:
         self._nodes = {site.name: site_node(model.graph, site) for site in sites}
         self._weights = {str(s.weight): model.graph.initializers[str(s.weight)] for s in sites}
         self.targets = target_outputs(model.graph, last)
-        self._switches = add_switches(model.graph, sites, inputs or {})
+        self._toggles = add_toggles(model.graph, sites, inputs or {})
         model.graph.inputs.extend(self._weights.values())
         self.session = OnnxRuntimeSession(path, optimized=True, graph=graph_bytes(model))
 
     def weight(self, name: str) -> Floats:
-        """The weight of a site, output channel first."""
-        held = initializer_array(self._weights[str(self._sites[name].weight)])
+        """Return the weight of a site, output channel first."""
+        held = constant_array(self._weights[str(self._sites[name].weight)])
         return output_first(self._nodes[name], held.astype(np.float32, copy=False))
 
     def feeds(self, weights: Mapping[str, Floats], rounded: Sequence[str] = ()) -> dict[str, Array]:
-        """What a run is fed beside its samples, for weights [O, I, ...] and inputs to round."""
+        """Return what a run is fed beside its samples, for weights and rounded inputs."""
         fed: dict[str, Array] = {}
         for name, weight in weights.items():
             held = np.ascontiguousarray(output_first(self._nodes[name], weight))
             fed[str(self._sites[name].weight)] = held
-        return fed | {self._switches[name]: np.float32(1).reshape(1) for name in rounded}
+        return fed | {self._toggles[name]: np.float32(1).reshape(1) for name in rounded}
 
     def run(self, arrays: Arrays, changes: Arrays, carried: Arrays) -> dict[str, Array]:
-        """All outputs of a batch, given the outputs of earlier graphs."""
+        """Return all outputs of a batch, given the outputs of earlier graphs."""
         return self.session.run(
             feeds_of(self.session.path.stem, self.session.inputs, arrays, carried) | dict(changes)
         )
 
 
 def target_outputs(graph: ir.Graph, last: Site | None) -> tuple[str, ...]:
-    """What the error of a graph is measured at, made an output where it is none yet."""
+    """Return what the error of a graph is measured at, made an output where it is none yet."""
     names = [str(value.name) for value in graph.outputs]
     if LOGITS in names:
         return (LOGITS,)
@@ -96,54 +97,54 @@ def target_outputs(graph: ir.Graph, last: Site | None) -> tuple[str, ...]:
     return (last.output,)
 
 
-def add_switches(
+def add_toggles(
     graph: ir.Graph, sites: Sequence[Site], inputs: Mapping[str, RoundedInput]
 ) -> dict[str, str]:
-    """Replace each tensor that sites read by x + switch * error; returns the switch by site.
+    """Replace each tensor that sites read by x + toggle * error; returns the toggle by site.
 
-    A switch is an initializer of 0 that may be fed, so that by default nothing is rounded.
+    A toggle is an initializer of 0 that may be fed, so that by default nothing is rounded.
     """
     values = values_by_name(graph)
-    switches: dict[str, str] = {}
+    toggles: dict[str, str] = {}
     by_tensor: dict[str, str] = {}
     for site in sites:
         if site.name not in inputs:
             continue
         if site.input not in by_tensor:
-            rounded = add_switch(graph, values[site.input], inputs[site.name], site.name)
+            rounded = add_toggle(graph, values[site.input], inputs[site.name], site.name)
             readers = [s.node for s in sites if s.input == site.input and s.name in inputs]
             for node in graph:
                 if node.name in readers:
                     node.replace_input_with(0, rounded)
-            by_tensor[site.input] = f"{site.name}:switch"
-        switches[site.name] = by_tensor[site.input]
+            by_tensor[site.input] = f"{site.name}:toggle"
+        toggles[site.name] = by_tensor[site.input]
     graph.sort()
-    return switches
+    return toggles
 
 
-def add_switch(graph: ir.Graph, value: ir.Value, rounded: RoundedInput, key: str) -> ir.Value:
-    view, grid = rounded.view, rounded.grid
+def add_toggle(graph: ir.Graph, value: ir.Value, rounded: RoundedInput, key: str) -> ir.Value:
+    view, qparams = rounded.view, rounded.qparams
     assert value.shape is not None
     rank = len(value.shape)
-    seen = add_view(graph, value, view, f"{key}:view")
-    _, error = rounding_error(graph, seen, view, grid, key)
-    switch = constant(graph, f"{key}:switch", np.zeros(1, np.float32))
-    graph.inputs.append(switch)
-    step = chain(graph, "Mul", [error, switch], f"{key}:switched")
+    seen = add_smoothed(graph, value, view, f"{key}:view")
+    _, error = rounding_error(graph, seen, view, qparams, key)
+    toggle = constant(graph, f"{key}:toggle", np.zeros(1, np.float32))
+    graph.inputs.append(toggle)
+    step = add_node(graph, "Mul", [error, toggle], f"{key}:toggled")
     # Back from steps of the grid to the tensor's own units; a shift cancels in an error.
-    backward = [(grid.step, view.token_axis or 0)]
-    backward += [(view.level, view.token_axis or 0)] if view.level is not None else []
+    backward = [(qparams.scale, view.token_axis or 0)]
+    backward += [(view.token_scale, view.token_axis or 0)] if view.token_scale is not None else []
     backward += [(view.scale, view.channel_axis)] if view.scale is not None else []
     for k, (factor, axis) in enumerate(backward):
         values = factor.astype(np.float32)
         shaped = along(values, axis, rank) if values.size > 1 else values.reshape(())
         held = constant(graph, f"{key}:backward.{k}", shaped)
-        step = chain(graph, "Mul", [step, held], f"{key}:unscaled.{k}")
-    return chain(graph, "Add", [value, step], f"{key}:rounded")
+        step = add_node(graph, "Mul", [step, held], f"{key}:unscaled.{k}")
+    return add_node(graph, "Add", [value, step], f"{key}:rounded")
 
 
 def squared_distance(wanted: Arrays, found: Arrays) -> float:
-    """Mean squared difference of outputs, each relative to its own variance; summed."""
+    """Return mean squared difference of outputs, each relative to its own variance; summed."""
     total = 0.0
     for name, reference in wanted.items():
         wide = reference.astype(np.float64)
@@ -153,7 +154,7 @@ def squared_distance(wanted: Arrays, found: Arrays) -> float:
 
 
 def divergence(wanted: Arrays, found: Arrays) -> float:
-    """KL(wanted || found) of the softmax of the logits, in nats, mean over rows and positions."""
+    """Return KL(wanted || found) of the logits' softmax in nats, mean over rows and positions."""
     p, q = (log_softmax(outputs[LOGITS]) for outputs in (wanted, found))
     with np.errstate(invalid="ignore"):
         added = np.exp(p) * (p - q)
@@ -169,7 +170,7 @@ def log_softmax(logits: Array) -> NDArray[np.float64]:
 
 
 def distance(wanted: Arrays, found: Arrays) -> float:
-    """Of the targets of a graph: the divergence of logits, the squared distance of all else.
+    """Return the loss at a graph's targets: the divergence of logits, else a squared distance.
 
     Raises:
         CalibrationError: it is not finite, so that no plan can be chosen by it.
@@ -183,14 +184,14 @@ def distance(wanted: Arrays, found: Arrays) -> float:
     return lost
 
 
-class ProbeChain:
+class PerturbedChain:
     """Graphs that feed each other, and what they give for some samples while all is FP32.
 
     `batches` are the arrays of a run each. All of them and the targets of every graph stay in
     memory, so they are few.
     """
 
-    def __init__(self, probes: Mapping[str, Probe], batches: Sequence[Arrays]) -> None:
+    def __init__(self, probes: Mapping[str, PerturbedGraph], batches: Sequence[Arrays]) -> None:
         self.probes = dict(probes)
         self._batches = list(batches)
         self._carried: dict[str, list[dict[str, Array]]] = {}
@@ -205,7 +206,7 @@ class ProbeChain:
                 held |= {k: v for k, v in outputs.items() if self._feeds_later(graph, k)}
 
     def own_loss(self, graph: str, changes: Arrays) -> float:
-        """Of a graph with `changes`, at its own targets; mean over batches."""
+        """Return the loss of a graph with `changes` at its own targets, mean over batches."""
         probe = self.probes[graph]
         losses = []
         runs = zip(self._batches, self._carried[graph], self._wanted[graph], strict=True)
@@ -214,7 +215,7 @@ class ProbeChain:
         return float(np.mean(losses))
 
     def end_loss(self, changes: Mapping[str, Arrays]) -> float:
-        """Of all graphs with their changes, at the targets of the last one."""
+        """Return the loss of all graphs with their changes at the targets of the last one."""
 
         def run(graph: str, arrays: Arrays, carried: Arrays) -> dict[str, Array]:
             return self.probes[graph].run(arrays, changes.get(graph, {}), carried)
@@ -222,7 +223,7 @@ class ProbeChain:
         return self._end_loss(run)
 
     def end_loss_of(self, folder: Path) -> float:
-        """Of the quantized graphs in a folder, run without rewrites."""
+        """Return the loss of the quantized graphs in a folder."""
         sessions = {graph: reference_session(folder / f"{graph}.onnx") for graph in self.probes}
 
         def run(graph: str, arrays: Arrays, carried: Arrays) -> dict[str, Array]:

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.convergence import Growth, convergence
-from arvg_trt.calibrate.observers.run import collect_ranges
-from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import TensorStats
 
 from ..families.generators import TinyGenerator, activations
@@ -82,14 +81,9 @@ def test_one_batch_tells_nothing() -> None:
 
 def test_a_pass_keeps_what_the_first_half_of_its_batches_showed(tiny_var: TinyGenerator) -> None:
     growth = Growth(5)
-    total = collect_full_ranges(
-        tiny_var.folder,
-        tiny_var.samples,
-        tiny_var.full_sites,
-        batch_size=1,
-        progress=silent,
-        growth=growth,
-    )
+    total = CalibrationRun(
+        tiny_var.folder, tiny_var.samples, (tiny_var.full_sites[0].graph,), 1, silent
+    ).input_ranges(tiny_var.full_sites, growth=growth)
     site = next(s for s in tiny_var.full_sites if s.role == "fc2")
     x = activations(tiny_var.folder / "full.onnx", tiny_var.feeds(), [site.input])[site.input]
     half = growth.at[3]
@@ -104,8 +98,8 @@ def test_a_pass_keeps_what_the_first_half_of_its_batches_showed(tiny_var: TinyGe
 
 def test_a_tokenizers_pass_does_so_for_both_halves(tiny_di: TinyExport, samples: Path) -> None:
     growth = Growth(3)  # five samples by two
-    collect_ranges(
-        tiny_di.folder, samples, tiny_di.sites, batch_size=2, progress=silent, growth=growth
+    CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent).channel_ranges(
+        tiny_di.sites, growth=growth
     )
     found = convergence(growth)
     assert {row.name.partition(".")[0] for row in found.sites} >= {"encoder", "decoder"}

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.dgc import block_output, choose_rows, distances, first_token_features
-from arvg_trt.calibrate.observers.reduce import chain, constant
 from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.builder import add_node, constant
 from arvg_trt.graph.sites import Site
 from arvg_trt.samples.files import save_sample
 
@@ -163,7 +164,8 @@ def block_outputs(model: torch.nn.Module, block: torch.nn.Module, *inputs: torch
 
 def features_in(source: TinyGenerator, samples: Path) -> np.ndarray:
     return first_token_features(
-        source.folder, samples, source.full_sites, batch_size=2, progress=silent
+        CalibrationRun(source.folder, samples, (source.full_sites[0].graph,), 2, silent),
+        source.full_sites,
     )
 
 
@@ -203,10 +205,10 @@ def test_the_last_block_of_a_par_has_no_gate() -> None:
     made = ir.Value(name="x", shape=ir.Shape(["n", 3, 4]))
     graph.inputs.append(made)
     held = constant(graph, "b", np.zeros(4, np.float32))
-    product = chain(graph, "Identity", [made], "w2")
-    biased = chain(graph, "Add", [product, held], "biased")
-    total = chain(graph, "Add", [made, biased], "total")
-    chain(graph, "Identity", [total], "norm")
+    product = add_node(graph, "Identity", [made], "w2")
+    biased = add_node(graph, "Add", [product, held], "biased")
+    total = add_node(graph, "Add", [made, biased], "total")
+    add_node(graph, "Identity", [total], "norm")
     site = Site(
         name="layers.0.feed_forward.w2",
         graph="full",

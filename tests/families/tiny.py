@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.statistics import Statistics, save_statistics
 from arvg_trt.cli import cli
 from arvg_trt.families.cosmos.config import CosmosConfig
@@ -18,7 +18,7 @@ from arvg_trt.families.cosmos.write import export_tokenizer
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run import SiteResult, quantize_graphs
+from arvg_trt.quantize.run import SiteResult, quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import save_image
 from arvg_trt.samples.images import open_source, random_crops
@@ -168,7 +168,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def statistics(tiny_di: TinyExport, samples: Path) -> Statistics:
-    return collect_ranges(tiny_di.folder, samples, tiny_di.sites, batch_size=2, progress=silent)
+    return CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent).channel_ranges(
+        tiny_di.sites
+    )
 
 
 @dataclass(frozen=True)
@@ -190,16 +192,14 @@ def quantize(
     plan: Plan | None = None,
 ) -> TinyQuantized:
     plan = make_plan(source.sites, options) if plan is None else plan
-    final, results = quantize_graphs(
-        source.folder,
-        samples,
+    final, results = quantize_model(
+        CalibrationRun(source.folder, samples, source.sites.graphs, 4, silent),
         folder,
         source.sites,
         check_plan(plan, source.sites),
         statistics,
         options,
-        batch_size=4,
-        progress=silent,
+        shared=False,
     )
     save_statistics(statistics, folder / "statistics.safetensors")
     return TinyQuantized(folder, final, results, folder / "statistics.safetensors")

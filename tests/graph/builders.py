@@ -77,7 +77,7 @@ def conv_site(name: str, source: str, weight: QuantizedWeight, **changes: object
             bias=f"{name}.bias",
             input=source,
             output=f"{name}.out",
-            weight_shape=weight.codes.shape,
+            weight_shape=weight.q.shape,
         ),
         **changes,
     )

@@ -54,9 +54,9 @@ def test_weights_go_to_the_nearest_of_fifteen_points_of_their_block(block: int) 
     assert found.scale.shape == (OUTPUTS, INPUTS // block) and (found.scale > 0).all()
     assert np.array_equal(found.scale, found.scale.astype(np.float16).astype(np.float32))
     steps = np.repeat(found.scale.astype(np.float64), block, axis=1)
-    assert np.array_equal(found.codes, np.clip(np.rint(weight / steps), -7, 7))
-    np.testing.assert_array_equal(found.dequantize(), (found.codes * steps).astype(np.float32))
-    assert not found.codes[3].any()
+    assert np.array_equal(found.q, np.clip(np.rint(weight / steps), -7, 7))
+    np.testing.assert_array_equal(found.dequantize(), (found.q * steps).astype(np.float32))
+    assert not found.q[3].any()
 
 
 @settings(max_examples=30, deadline=None)

@@ -77,9 +77,9 @@ def test_every_grid_gains_and_stays_itself(label: str) -> None:
     found = compensate(weight, nearest, x.T @ x, len(x))
     before, after = (output_error(weight, q, x).sum() for q in (nearest, found))
     assert after < 0.5 * before
-    assert found.format == nearest.format and found.codes.dtype == np.int8
+    assert found.format == nearest.format and found.q.dtype == np.int8
     assert found.scale.shape == nearest.scale.shape and found.scale.dtype == np.float32
-    assert np.abs(found.codes).max() <= 2 ** (FORMATS[label].bits - 1) - 1
+    assert np.abs(found.q).max() <= 2 ** (FORMATS[label].bits - 1) - 1
     if FORMATS[label].block:
         np.testing.assert_array_equal(found.scale, found.scale.astype(np.float16))
 
@@ -116,7 +116,7 @@ def test_dead_channels_are_rounded_to_nearest_and_do_not_disturb() -> None:
     nearest = quantize_weight(weight, WeightFormat(bits=8))
     found = compensate(weight, nearest, x.T @ x, len(x))
     np.testing.assert_allclose(
-        found.codes[:, [3, 11]] * found.scale[:, None], weight[:, [3, 11]], atol=found.scale.max()
+        found.q[:, [3, 11]] * found.scale[:, None], weight[:, [3, 11]], atol=found.scale.max()
     )
     assert output_error(weight, found, x).sum() < output_error(weight, nearest, x).sum()
 
@@ -125,7 +125,7 @@ def test_moments_of_nothing_leave_the_weight_as_it_was() -> None:
     weight = np.random.default_rng(7).normal(size=(4, 9)).astype(np.float32)
     nearest = quantize_weight(weight, WeightFormat(bits=3))
     found = compensate(weight, nearest, np.zeros((9, 9)), 0)
-    np.testing.assert_array_equal(found.codes, nearest.codes)
+    np.testing.assert_array_equal(found.q, nearest.q)
     np.testing.assert_array_equal(found.scale, nearest.scale)
 
 
@@ -147,7 +147,7 @@ def test_a_convolution_keeps_its_shape(kernel: tuple[int, ...]) -> None:
     narrow = weight.astype(np.float32)
     nearest = quantize_weight(narrow, WeightFormat(bits=4), tap_sums=True)
     found = compensate(narrow, nearest, x.T @ x, 600)
-    assert found.codes.shape == shape
+    assert found.q.shape == shape
     assert output_error(narrow, found, x).sum() < output_error(narrow, nearest, x).sum()
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.convergence import SiteGrowth
+from arvg_trt.calibrate.observers.absmax import keep_absmax
 from arvg_trt.errors import CalibrationError, RecipeError
 from arvg_trt.numerics.blockwise import block_codes
 from arvg_trt.numerics.clipping import least
+from arvg_trt.numerics.noise import rounding_sqnr_db
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
-from arvg_trt.quantize.overflow import keep_peaks
-from arvg_trt.quantize.predicted import best_candidate
-from arvg_trt.quantize.ranges import decibel
-from arvg_trt.quantize.run import to_half
+from arvg_trt.quantize.ranges import best_candidate
 from arvg_trt.quantize.search.sensitivity import distance
+from arvg_trt.quantize.separate_graphs import to_half
 
 
 def test_nan_is_never_the_least() -> None:
@@ -42,16 +42,16 @@ def test_a_growth_of_nan_has_not_settled(odd: str) -> None:
 def test_nan_is_the_largest_peak() -> None:
     peaks: dict[str, float] = {}
     for value in (1.0, math.nan, 2.0):
-        keep_peaks(peaks, {"y:peak_high": np.array(value, np.float32), "y:shape": np.array([2])})
+        keep_absmax(peaks, {"y:peak_high": np.array(value, np.float32), "y:shape": np.array([2])})
     assert math.isnan(peaks["y"])
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])
 def test_a_rounding_error_that_is_not_finite_has_no_decibels(odd: float) -> None:
-    assert decibel(100.0, 1.0) == pytest.approx(20)
+    assert rounding_sqnr_db(100.0, 1.0) == pytest.approx(20)
     for pair in ((odd, 1.0), (1.0, odd)):
         with pytest.raises(CalibrationError, match="says nothing"):
-            decibel(*pair)
+            rounding_sqnr_db(*pair)
 
 
 @pytest.mark.parametrize("name", ["logits", "y"])

@@ -67,7 +67,7 @@ def test_every_weight_goes_to_its_nearest_grid_point(weight_format: WeightFormat
     weight = gaussian()
     quantized = quantize_weight(weight, weight_format)
     n = 2 ** (weight_format.bits - 1) - 1
-    assert quantized.codes.shape == weight.shape and np.abs(quantized.codes).max() <= n
+    assert quantized.q.shape == weight.shape and np.abs(quantized.q).max() <= n
     groups = 1 if weight_format.granularity == "per_tensor" else len(weight)
     assert quantized.scale.shape == (groups,) and (quantized.scale > 0).all()
     found = quantized.dequantize()
@@ -128,7 +128,7 @@ def test_importance_shifts_the_error_to_channels_that_matter_less() -> None:
 def test_two_bit_log_is_ternary(granularity: str) -> None:
     weight = gaussian(3)
     quantized = quantize_weight(weight, WeightFormat(bits=2, grid="log", granularity=granularity))
-    assert set(np.unique(quantized.codes)) == {-1, 0, 1}
+    assert set(np.unique(quantized.q)) == {-1, 0, 1}
     for rows in quantized.dequantize():
         assert len(np.unique(np.abs(rows[rows != 0]))) <= 1
 
@@ -219,7 +219,7 @@ def test_powers_of_two_are_the_same_numbers_as_fp8(weight_format: WeightFormat) 
     quantized = quantize_weight(gaussian(8, (6, 50, 3, 3)), weight_format)
     same = as_fp8(quantized)
     assert same.format == WeightFormat(bits=8, grid="fp8", granularity=weight_format.granularity)
-    powers = np.abs(same.codes.view(FP8).astype(np.float64))
+    powers = np.abs(same.q.view(FP8).astype(np.float64))
     exponents = np.log2(powers[powers > 0])
     assert np.array_equal(exponents, np.rint(exponents))
     np.testing.assert_array_equal(
@@ -227,7 +227,7 @@ def test_powers_of_two_are_the_same_numbers_as_fp8(weight_format: WeightFormat) 
         quantized.dequantize().view(np.uint32) & 0x7FFFFFFF,
     )
     assert np.array_equal(same.dequantize(), quantized.dequantize())
-    levels_used = {2 ** (weight_format.bits - 1) - 1, *np.abs(quantized.codes).ravel().tolist()}
+    levels_used = {2 ** (weight_format.bits - 1) - 1, *np.abs(quantized.q).ravel().tolist()}
     assert len(np.unique(powers)) == len(levels_used | {0})
 
 
@@ -284,7 +284,7 @@ def test_points_and_tensors_with_one_scale_get_their_nearest_codes() -> None:
         weight_format = WeightFormat(bits=8, granularity=granularity)
         found = quantize_weight(weight, weight_format, tap_sums=True)
         step = found.scale.astype(np.float64).reshape(-1, *(1,) * (weight.ndim - 1))
-        assert np.array_equal(found.codes, np.clip(np.round(weight / step), -127, 127))
+        assert np.array_equal(found.q, np.clip(np.round(weight / step), -127, 127))
 
 
 def behind_fine_search(bits: int, kind: str, seed: int, *, weighted: bool) -> float:

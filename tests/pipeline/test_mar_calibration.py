@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.dgc import choose_rows, first_token_features
 from arvg_trt.graph.sites import load_sites
 from arvg_trt.runtime.generator import read_spec
@@ -198,7 +199,7 @@ def test_dgc_keeps_the_farthest_rows_of_passes_and_the_first_runs_of_the_denoise
             save_sample(GraphRun("pass", row), single, 2 * k + half)
     sites = load_sites(exported / "export").of_graph("pass")
     features = first_token_features(
-        exported / "export", single, sites, batch_size=1, progress=silent
+        CalibrationRun(exported / "export", single, (sites[0].graph,), 1, silent), sites
     )
     choice = choose_rows(features[::2], features[1::2], 24, "distance")
     far = np.sort(np.concatenate([2 * choice.conditional, 2 * choice.null + 1]))

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed_run import FullGraph, plain_view
+from arvg_trt.calibrate.calibration_run import CalibrationRun
+from arvg_trt.calibrate.observers.smoothed import plain_input
 from arvg_trt.calibrate.statistics import POSITION, load_statistics
 from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.sites import Site, load_sites
-from arvg_trt.quantize.token_ranges import grid_candidates
+from arvg_trt.quantize.ranges import grid_candidates
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
 from ..command_line import arvg
@@ -70,7 +71,7 @@ def test_errors_are_those_at_the_same_clips(
 ) -> None:
     statistics = load_statistics(calibrated / "calibrate" / "statistics.safetensors")
     sites, inputs = seen
-    views = {site.name: plain_view(site) for site in sites}
+    views = {site.name: plain_input(site) for site in sites}
     grids = {
         name: grid_candidates(
             statistics[f"{name}{POSITION}"], 6, allow_shift=True, fractions=(1, 0.7)
@@ -79,12 +80,12 @@ def test_errors_are_those_at_the_same_clips(
     }
     gains = {site.name: np.ones(inputs[site.input].shape[2]) for site in sites}
     samples = calibrated / "calibrate" / "samples"
-    passes = FullGraph(calibrated / "export", samples, "full", batch_size=8, progress=silent)
-    errors = passes.grid_errors(views, grids, gains, (2, 4))
+    passes = CalibrationRun(calibrated / "export", samples, ("full",), 8, silent)
+    errors = passes.clip_errors(views, grids, gains, (2, 4))
     for site in sites:
         for k, grid in enumerate(grids[site.name]):
-            step = grid.step[:, None]
-            low = (grid.shift - 2 ** (grid.bits - 1))[:, None]
+            step = grid.scale[:, None]
+            low = (-grid.zero_point - 2 ** (grid.bits - 1))[:, None]
             x = inputs[site.input]
             error = np.clip(np.rint(x / step), low, low + 2**grid.bits - 1) * step - x
             for power, found in errors[site.name].items():
@@ -103,8 +104,8 @@ def test_sample_that_is_not_finite_is_named_with_the_site_it_reaches(
             row["features"][0, 3, 5] = value
         save_sample(row, tmp_path, k)
     sites = load_sites(calibrated / "export").of_graph("full")
-    views = {s.name: plain_view(s) for s in sites if s.weight and s.name.startswith("blocks.")}
-    passes = FullGraph(calibrated / "export", tmp_path, "full", batch_size=2, progress=silent)
+    views = {s.name: plain_input(s) for s in sites if s.weight and s.name.startswith("blocks.")}
+    passes = CalibrationRun(calibrated / "export", tmp_path, ("full",), 2, silent)
     with pytest.raises(CalibrationError, match=r"at blocks\.0\.attn\.mat_qkv") as caught:
         passes.ranges(views)
     assert caught.value.where == f"{bad[0]:05d}.safetensors"

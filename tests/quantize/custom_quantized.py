@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.families.custom.graph import read_own_graph
 from arvg_trt.families.custom.sites import find_own_sites
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run import SiteResult, quantize_graphs
+from arvg_trt.quantize.run import SiteResult, quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import save_sample
@@ -43,18 +43,16 @@ class OwnGraph:
         folder.mkdir()
         chosen = QuantizeOptions(**options)  # type: ignore[arg-type]
         size = 16
-        return quantize_graphs(
-            self.folder,
-            self.samples,
+        return quantize_model(
+            CalibrationRun(self.folder, self.samples, self.site_map.graphs, size, silent),
             folder,
             self.site_map,
             check_plan(plan or make_plan(self.site_map, chosen), self.site_map),
-            collect_ranges(
-                self.folder, self.samples, self.site_map, batch_size=size, progress=silent
-            ),
+            CalibrationRun(
+                self.folder, self.samples, self.site_map.graphs, size, silent
+            ).channel_ranges(self.site_map),
             chosen,
-            batch_size=size,
-            progress=silent,
+            shared=False,
         )
 
     def sqnr(self, folder: Path, x: Array, **options: object) -> float:

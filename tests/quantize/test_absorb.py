@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed_run import by_input, quantizable
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.par.config import ParConfig
 from arvg_trt.families.par.write import export_par
 from arvg_trt.graph.io import load_graph
-from arvg_trt.graph.sites import Site, SiteMap
-from arvg_trt.quantize.absorb import Absorption, absorb
-from arvg_trt.quantize.fold import folds_shift, holds_producer
+from arvg_trt.graph.sites import Site, SiteMap, by_input
+from arvg_trt.quantize.fold import ChannelFold, fold_channels, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
 from ..families.generators import TinyGenerator, activations, full_logits, stepped_logits
 from ..families.par import models as par_models
 
 
+def quantizable(sites: Sequence[Site]) -> list[Site]:
+    """Those with a weight that the method does not leave out."""
+    return [site for site in sites if site.weight is not None and site.excluded is None]
+
+
 def random_absorptions(
     source: TinyGenerator, *, free: bool = True
-) -> list[tuple[list[Site], Absorption]]:
+) -> list[tuple[list[Site], ChannelFold]]:
     """Scales around 1 and shifts for every group; without `free` none goes into a producer."""
     rng = np.random.default_rng(5)
     graph = load_graph(source.folder / "full.onnx").graph
@@ -34,7 +38,7 @@ def random_absorptions(
         divides = free and holds_producer(graph, sites[0])
         scale = np.exp(rng.normal(0, 0.7, channels))
         shift = rng.normal(0, 0.7, channels)
-        found.append((sites, Absorption(scale, shift, divides, divides and folds_shift(sites[0]))))
+        found.append((sites, ChannelFold(scale, shift, divides, divides and folds_shift(sites[0]))))
     return found
 
 
@@ -44,11 +48,13 @@ def sharing_graphs(site_map: SiteMap) -> set[str]:
     return {site.graph for site in site_map.sites if site.name in names}
 
 
-def absorbed(source: TinyGenerator, folder: Path, *, free: bool = True) -> Path:
+def fold_all(source: TinyGenerator, folder: Path, *, free: bool = True) -> Path:
     folder.mkdir()
     for graph in sharing_graphs(source.site_map):
         model = load_graph(source.folder / f"{graph}.onnx")
-        absorb(model.graph, source.site_map.of_graph(graph), random_absorptions(source, free=free))
+        fold_channels(
+            model.graph, source.site_map.of_graph(graph), random_absorptions(source, free=free)
+        )
         ir.save(model, folder / f"{graph}.onnx", external_data=f"{graph}.data")
     return folder
 
@@ -62,7 +68,7 @@ def test_full_step_and_condition_compute_what_they_did(
     generator: TinyGenerator, tmp_path: Path, free: bool
 ) -> None:
     assert sharing_graphs(generator.site_map) == {"condition", "step", "full"}
-    folder = absorbed(generator, tmp_path / "absorbed", free=free)
+    folder = fold_all(generator, tmp_path / "folded", free=free)
     close(full_logits(generator, folder), full_logits(generator, generator.folder))
     close(stepped_logits(generator, folder), stepped_logits(generator, generator.folder))
 
@@ -76,7 +82,7 @@ def test_par_full_and_step_compute_what_they_did(tmp_path: Path, free: bool) -> 
         sites = export_par(par_models.random_par(config), weights, {})
     source = TinyGenerator("par", graphs, graphs, SiteMap(sites=sites, graphs=("full",)), ())
     assert sharing_graphs(source.site_map) == {"step", "full"}
-    folder = absorbed(source, tmp_path / "absorbed", free=free)
+    folder = fold_all(source, tmp_path / "folded", free=free)
     rng = np.random.default_rng(2)
     tokens = rng.integers(0, config.vocab_size, (3, config.length - config.group))
     feeds = {"labels": np.arange(3), "tokens": tokens}
@@ -103,7 +109,7 @@ def cached_logits(folder: Path, tokens: np.ndarray, config: ParConfig) -> np.nda
 def test_site_inputs_are_scaled_and_shifted_without_a_node_more(
     tiny_var: TinyGenerator, tmp_path: Path
 ) -> None:
-    folder = absorbed(tiny_var, tmp_path / "absorbed")
+    folder = fold_all(tiny_var, tmp_path / "folded")
     chosen = random_absorptions(tiny_var)
     folded = [(sites, a) for sites, a in chosen if a.divides]
     assert {s.role for sites, _ in folded for s in sites} == {"qkv", "proj", "fc1", "head"}

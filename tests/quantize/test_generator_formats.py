@@ -10,12 +10,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from arvg_trt.calibrate.observers.smoothed import Grid
 from arvg_trt.errors import RecipeError
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
-from arvg_trt.quantize.token_ranges import TokenGrid, fp8_candidates
+from arvg_trt.quantize.ranges import fp8_candidates
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
 
 from ..calibrate.observers.test_smoothed import passes, views_of
@@ -41,8 +41,8 @@ def test_fp8_graph_equals_a_float64_simulation(
     positions, rank = form == "gathered", 2 if form == "rank 2" else 3
     count = 1 if form in ("one grid", "rank 2") else POSITIONS
     step = 0.01 * np.exp(rng.normal(0, 0.8, count))
-    token_grid = TokenGrid.of(Grid(step, np.zeros(count, np.int64), 8, "fp8"))
-    exact = token_grid.level.astype(np.float64) * np.float64(token_grid.step)
+    token_grid = QParams.symmetric(step, 8, "fp8")
+    exact = token_grid.deployed().scale
     proto = graph(True, positions, rank)
     held = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     bits = 8 if grid_name == "fp8" else 4
@@ -80,12 +80,12 @@ def test_errors_of_fp8_grids_are_those_of_e4m3(tiny_var: TinyGenerator) -> None:
     for name, value in x.items():
         length = value.shape[1] if views[name].token_axis is not None else 1
         reach = np.abs(value).max() / np.linspace(200, 700, length)
-        grids[name] = [Grid(reach, np.zeros(length, np.int64), 8, "fp8")]
+        grids[name] = [QParams.symmetric(reach, 8, "fp8")]
     ones = {name: np.ones(value.shape[-1]) for name, value in x.items()}
-    errors = passes(tiny_var).grid_errors(views, grids, ones)
+    errors = passes(tiny_var).clip_errors(views, grids, ones)
     for name, value in x.items():
         tokens = views[name].token_axis is not None
-        step = grids[name][0].step[:, None] if tokens else grids[name][0].step
+        step = grids[name][0].scale[:, None] if tokens else grids[name][0].scale
         error = e4m3(value / step) * step - value
         wanted = np.square(error).sum(axis=(0, 2) if tokens else None)
         np.testing.assert_allclose(errors[name][2][0], np.atleast_1d(wanted), rtol=1e-3)
@@ -94,10 +94,10 @@ def test_errors_of_fp8_grids_are_those_of_e4m3(tiny_var: TinyGenerator) -> None:
 def test_fp8_grids_reach_at_least_what_was_seen_and_dead_ones_are_above_zero() -> None:
     ranges = stats([-3, -1, 0], [2, 2, 0], [1, 1, 0])
     for grid in fp8_candidates(ranges, (1.0, 1.5)):
-        assert (grid.step * 448 >= [3, 2, 0]).all() and (grid.step > 0).all()
-        assert not grid.shift.any() and grid.kind == "fp8"
+        assert (grid.scale * 448 >= [3, 2, 0]).all() and (grid.scale > 0).all()
+        assert not grid.zero_point.any() and grid.dtype == "fp8"
     dead = fp8_candidates(stats([0, 0], [0, 0], [0, 0]), (1.0,))[0]
-    assert np.isfinite(1 / TokenGrid.of(dead).level).all() and (dead.step > 0).all()
+    assert np.isfinite(1 / dead.token_scale).all() and (dead.scale > 0).all()
 
 
 # Rounding to E4M3 costs a tensor about 31.5 dB (errors to 1/16), to powers of two 14 (to 1/3).

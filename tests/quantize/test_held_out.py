@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.quantize.held_out import NONE, best_way, search_ways, split_samples, thinned
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.predicted import Way, ratio
@@ -109,9 +109,9 @@ def test_one_sample_is_not_scaled(tmp_path: Path) -> None:
         path.unlink()
     options = QuantizeOptions(smoothing="search")
     entries = check_plan(make_plan(own.site_map, options), own.site_map)
-    statistics = collect_ranges(
-        own.folder, own.samples, own.site_map, batch_size=1, progress=silent
-    )
+    statistics = CalibrationRun(
+        own.folder, own.samples, own.site_map.graphs, 1, silent
+    ).channel_ranges(own.site_map)
     source = Samples(own.folder, own.samples, own.site_map, 1, silent)
     assert set(search_ways(source, entries, statistics, options).values()) == {NONE}
 

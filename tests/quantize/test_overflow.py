@@ -10,14 +10,15 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, save
 
-from arvg_trt.calibrate.observers.reduce import initializer_array
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.builder import constant_array
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.graph.weight_file import SharedWeights
-from arvg_trt.quantize.overflow import LIMIT, collect_peaks, quantize_in_range
+from arvg_trt.quantize.overflow import LIMIT, quantize_in_range
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import GraphRun, save_sample
 
@@ -31,7 +32,7 @@ def test_peaks_are_the_largest_magnitudes_of_all_float_tensors_but_masked_ones(
 ) -> None:
     folder = tmp_path / "q"
     quantize(tiny_var, folder, smoothing="gps")
-    peaks = collect_peaks(folder, tiny_var.samples, ("full",), batch_size=2, progress=silent)
+    peaks = CalibrationRun(folder, tiny_var.samples, ("full",), 2, silent).absmax()
     found = peaks["full"]
     wanted = activations(folder / "full.onnx", tiny_var.feeds(), list(found))
     for name, value in wanted.items():
@@ -70,13 +71,12 @@ def test_a_tensor_without_elements_has_no_peak_and_nan_is_refused(
     samples.mkdir()
     for k, x in enumerate((np.zeros((2, 0)), np.array([[1.0, 2.0, least]]))):
         save_sample(GraphRun("g", {"x": x.astype(np.float32)}), samples, k)
-    given = {"batch_size": 1, "progress": silent}
     if least >= 0:
-        peaks = collect_peaks(tmp_path, samples, ("g",), **given)  # type: ignore[arg-type]
+        peaks = CalibrationRun(tmp_path, samples, ("g",), 1, silent).absmax()
         assert peaks["g"]["y"] == pytest.approx(np.log(2))
         return
     with pytest.raises(CalibrationError, match="g makes NaN or infinity at y") as refusal:
-        collect_peaks(tmp_path, samples, ("g",), **given)  # type: ignore[arg-type]
+        CalibrationRun(tmp_path, samples, ("g",), 1, silent).absmax()
     assert refusal.value.where == "00001.g.safetensors"
 
 
@@ -88,7 +88,7 @@ def scaled(source: TinyGenerator, folder: Path, weight: str, factor: float) -> T
             model = ir.load(path)
             value = model.graph.initializers.get(weight)
             if value is not None:
-                value.const_value = ir.tensor(initializer_array(value) * factor, name=weight)
+                value.const_value = ir.tensor(constant_array(value) * factor, name=weight)
             weights.write(model, path.stem)
     return replace(source, folder=folder)
 
@@ -106,24 +106,18 @@ def test_a_site_that_would_overflow_stays_in_high_precision_and_its_tensors_in_f
     options = QuantizeOptions(smoothing="gps")
     statistics = statistics_of(source)
     plan, results, wide = quantize_in_range(
-        lambda entries: quantize_generator(
-            source.folder,
-            source.samples,
+        lambda entries: quantize_model(
+            CalibrationRun(source.folder, source.samples, source.site_map.graphs, 5, silent),
             output,
             source.site_map,
             entries,
             statistics,
             options,
-            batch_size=5,
-            progress=silent,
+            shared=True,
         ),
-        output,
-        source.samples,
+        CalibrationRun(output, source.samples, ("full",), 5, silent),
         source.site_map,
-        ("full",),
         check_plan(make_plan(planned, options), planned),
-        batch_size=5,
-        progress=silent,
     )
     entries = {e.name: e for e in plan.sites}
     told = {r.name: r for r in results}

@@ -9,12 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.reduce import initializer_array
 from arvg_trt.errors import CalibrationError
+from arvg_trt.graph.builder import constant_array
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.graph.weight_file import SharedWeights
-from arvg_trt.quantize.overflow import LIMIT, wide_tensors
-from arvg_trt.quantize.overflow_loop import LABEL, collect_loop_peaks
+from arvg_trt.quantize.overflow import LABEL, LIMIT, collect_loop_absmax, overflow_tensors
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
 from arvg_trt.workspace.artifacts import decode_json
@@ -55,7 +54,7 @@ def with_weights_times(source: Path, folder: Path, factor: float) -> Path:
             model = ir.load(path)
             if path.stem == "decoder":
                 value = model.graph.initializers[str(site.weight)]
-                held = initializer_array(value) * np.float32(factor)
+                held = constant_array(value) * np.float32(factor)
                 value.const_value = ir.tensor(held, name=value.name)
             weights.write(model, path.stem)
     return folder
@@ -64,7 +63,7 @@ def with_weights_times(source: Path, folder: Path, factor: float) -> Path:
 def test_peaks_of_the_decoder_are_those_of_its_tensors_on_what_the_loop_feeds_it(
     tiny_rar: TinyRar,
 ) -> None:
-    peaks = collect_loop_peaks(tiny_rar.folder, site_map_of(tiny_rar.folder), progress=silent)
+    peaks = collect_loop_absmax(tiny_rar.folder, site_map_of(tiny_rar.folder), progress=silent)
     assert list(peaks) == ["decoder"]  # the others compute what the full graph does
     found = peaks["decoder"]
     feeds = decoder_feeds(tiny_rar.folder)
@@ -79,9 +78,9 @@ def test_a_decoder_that_overflows_in_half_has_its_tensors_listed(
 ) -> None:
     folder = with_weights_times(tiny_rar.folder, tmp_path / "export", 1e5)
     site_map = site_map_of(folder)
-    plain = collect_loop_peaks(tiny_rar.folder, site_map, progress=silent)
-    assert wide_tensors(tiny_rar.folder, plain) == []
-    listed = wide_tensors(folder, collect_loop_peaks(folder, site_map, progress=silent))
+    plain = collect_loop_absmax(tiny_rar.folder, site_map, progress=silent)
+    assert overflow_tensors(tiny_rar.folder, plain) == []
+    listed = overflow_tensors(folder, collect_loop_absmax(folder, site_map, progress=silent))
     first = next(s for s in site_map.of_graph("decoder") if s.op == "Conv")
     named = {tensor.tensor: tensor for tensor in listed}
     assert first.output in named and first.node in named[first.output].nodes
@@ -91,4 +90,4 @@ def test_a_decoder_that_overflows_in_half_has_its_tensors_listed(
 def test_a_decoder_that_makes_infinity_is_refused(tiny_rar: TinyRar, tmp_path: Path) -> None:
     folder = with_weights_times(tiny_rar.folder, tmp_path / "export", np.inf)
     with pytest.raises(CalibrationError, match="decoder makes NaN or infinity"):
-        collect_loop_peaks(folder, site_map_of(folder), progress=silent)
+        collect_loop_absmax(folder, site_map_of(folder), progress=silent)

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from arvg_trt.engines.tensorrt.half_precision import fp16_twin
-from arvg_trt.quantize.overflow_nodes import fp32_nodes
+from arvg_trt.quantize.overflow import fp32_nodes
 
 
 def widening() -> onnx.ModelProto:

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import OutOfMemory, RecipeError
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.packing import load_packed
 from arvg_trt.numerics.scheme import Plan, SitePlan
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run import quantize_graphs
-from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.samples.files import sample_files
@@ -28,20 +27,18 @@ def quantize(source: TinyGenerator, folder: Path, max_memory: int = 2**30, **opt
     folder.mkdir()
     chosen = QuantizeOptions(**{"smoothing": "gps", **options})
     planned = SiteMap(sites=source.full_sites)
-    statistics = collect_full_ranges(
-        source.folder, source.samples, source.full_sites, batch_size=5, progress=silent
-    )
-    plan, _ = quantize_generator(
-        source.folder,
-        source.samples,
+    statistics = CalibrationRun(
+        source.folder, source.samples, (source.full_sites[0].graph,), 5, silent
+    ).input_ranges(source.full_sites)
+    plan, _ = quantize_model(
+        CalibrationRun(source.folder, source.samples, source.site_map.graphs, 5, silent),
         folder,
         source.site_map,
         check_plan(make_plan(planned, chosen), planned),
         statistics,
         chosen,
-        batch_size=5,
-        progress=silent,
         max_memory=max_memory,
+        shared=True,
     )
     return plan
 
@@ -77,7 +74,7 @@ def test_steps_agree_with_the_full_graph_when_biases_are_corrected(
 def test_the_first_products_mean_output_is_the_exact_one(
     tiny_var: TinyGenerator, tmp_path: Path, activation_bits: int
 ) -> None:
-    """Of a site that no other's error reaches, and whose output nothing is absorbed into."""
+    """Of a site that no other's error reaches, and whose output nothing is folded into."""
     options = {"weight_bits": 3, "activation_bits": activation_bits, "smoothing": 0.0}
     site = next(s for s in tiny_var.full_sites if s.name == "blocks.0.ada_lin.1")
     held, plain = tmp_path / "q", tmp_path / "plain"
@@ -125,21 +122,19 @@ def test_a_tokenizer_keeps_its_mean_outputs_and_gains(
             decoder_bits=3,
             **options,  # type: ignore[arg-type]
         )
-        quantize_graphs(
-            tiny_di.folder,
-            samples,
+        quantize_model(
+            CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent),
             folder,
             tiny_di.sites,
             check_plan(make_plan(tiny_di.sites, chosen), tiny_di.sites),
             statistics,
             chosen,
-            batch_size=2,
-            progress=silent,
+            shared=False,
         )
         feeds = {"image": images}
         outputs[name] = activations(folder / "encoder.onnx", feeds, [site.output])[site.output]
         codes, _ = load_packed(folder / "weights.safetensors")
-        assert np.abs(codes[site.name].codes).max() <= 3
+        assert np.abs(codes[site.name].q).max() <= 3
     exact = activations(tiny_di.folder / "encoder.onnx", {"image": images}, [site.output])
     wanted = exact[site.output]
     assert sqnr(outputs["gptq"], wanted) > sqnr(outputs["nearest"], wanted) + 2

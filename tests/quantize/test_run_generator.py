@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers.run import Progress
-from arvg_trt.calibrate.observers.smoothed_run import collect_full_ranges
 from arvg_trt.calibrate.statistics import POSITION, Statistics
 from arvg_trt.errors import CalibrationError, RecipeError
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.packing import load_packed
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, WeightFormat
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run_generator import quantize_generator
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
@@ -27,9 +27,9 @@ from ..families.tiny import silent
 
 
 def statistics_of(source: TinyGenerator) -> Statistics:
-    return collect_full_ranges(
-        source.folder, source.samples, source.full_sites, batch_size=5, progress=silent
-    )
+    return CalibrationRun(
+        source.folder, source.samples, (source.full_sites[0].graph,), 5, silent
+    ).input_ranges(source.full_sites)
 
 
 def quantize(  # type: ignore[no-untyped-def]
@@ -44,16 +44,14 @@ def quantize(  # type: ignore[no-untyped-def]
     chosen = QuantizeOptions(**options)
     planned = SiteMap(sites=source.full_sites)
     entries = check_plan(plan or make_plan(planned, chosen), planned)
-    return quantize_generator(
-        source.folder,
-        source.samples,
+    return quantize_model(
+        CalibrationRun(source.folder, source.samples, source.site_map.graphs, 5, progress),
         folder,
         source.site_map,
         entries,
         statistics or statistics_of(source),
         chosen,
-        batch_size=5,
-        progress=progress,
+        shared=True,
     )
 
 
@@ -104,7 +102,7 @@ def test_fewer_bits_lose_more_and_pack_smaller(tiny_var: TinyGenerator, tmp_path
         folder = tmp_path / str(bits)
         quantize(tiny_var, folder, smoothing="gps", weight_bits=bits, activation_bits=bits)
         codes, _ = load_packed(folder / "weights.safetensors")
-        assert max(np.abs(c.codes).max() for c in codes.values()) == 2 ** (bits - 1) - 1
+        assert max(np.abs(c.q).max() for c in codes.values()) == 2 ** (bits - 1) - 1
         sizes.append((folder / "weights.safetensors").stat().st_size)
         losses.append(-sqnr(full_logits(tiny_var, folder), full_logits(tiny_var, tiny_var.folder)))
     assert sizes == sorted(sizes, reverse=True) and losses == sorted(losses)
@@ -200,7 +198,7 @@ def test_nan_in_one_sample_names_it(tiny_var: TinyGenerator, tmp_path: Path) -> 
     sample["features"] = np.full_like(sample["features"], np.nan)
     save_sample(sample, folder, 3)
     with pytest.raises(CalibrationError, match="full makes NaN or infinity at") as caught:
-        collect_full_ranges(
-            tiny_var.folder, folder, tiny_var.full_sites, batch_size=2, progress=silent
-        )
+        CalibrationRun(
+            tiny_var.folder, folder, (tiny_var.full_sites[0].graph,), 2, silent
+        ).input_ranges(tiny_var.full_sites)
     assert caught.value.where == "00003.safetensors"

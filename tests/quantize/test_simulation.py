@@ -35,7 +35,7 @@ def own_source(node: ir.Node, site: str) -> ir.Value:
     value = node.inputs[0]
     assert value is not None
     while (maker := value.producer()) is not None and str(maker.name).startswith(f"{site}/"):
-        if maker.name.endswith("input_scale"):  # absorbed: part of the site's own input
+        if maker.name.endswith("input_scale"):  # folded: part of the site's own input
             break
         value = maker.inputs[0]
         assert value is not None

@@ -8,19 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed import Grid
-from arvg_trt.calibrate.observers.smoothed_run import FullGraph, collect_full_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
+from arvg_trt.calibrate.observers.smoothed import Scaling
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.io import load_graph
+from arvg_trt.graph.linears import site_weight
 from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
-from arvg_trt.quantize.groups import TokenGroup, token_groups
-from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.predicted import Scaling
-from arvg_trt.quantize.ranges import site_weight
-from arvg_trt.quantize.token_held_out import (
+from arvg_trt.quantize.groups import InputGroup, find_groups
+from arvg_trt.quantize.per_token import (
     EVERY,
     METHODS,
     best_method,
@@ -28,7 +27,8 @@ from arvg_trt.quantize.token_held_out import (
     of_samples,
     search_scalings,
 )
-from arvg_trt.quantize.token_ranges import best_grid, format_candidates
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.ranges import best_grid, format_candidates
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
@@ -51,18 +51,18 @@ def with_wide_channels(source: TinyGenerator, folder: Path, channels: list[int])
     return replace(source, samples=folder)
 
 
-def full_graph(source: TinyGenerator) -> FullGraph:
-    return FullGraph(source.folder, source.samples, "full", batch_size=2, progress=silent)
+def full_graph(source: TinyGenerator) -> CalibrationRun:
+    return CalibrationRun(source.folder, source.samples, ("full",), 2, silent)
 
 
-def groups_of(source: TinyGenerator, options: QuantizeOptions) -> list[TokenGroup]:
+def groups_of(source: TinyGenerator, options: QuantizeOptions) -> list[InputGroup]:
     planned = SiteMap(sites=source.full_sites)
     entries = check_plan(make_plan(planned, options), planned)
-    statistics = collect_full_ranges(
-        source.folder, source.samples, source.full_sites, batch_size=2, progress=silent
-    )
+    statistics = CalibrationRun(
+        source.folder, source.samples, (source.full_sites[0].graph,), 2, silent
+    ).input_ranges(source.full_sites)
     graph = load_graph(source.folder / "full.onnx").graph
-    return token_groups(graph, source.full_sites, entries, statistics)
+    return find_groups(graph, source.full_sites, entries, statistics)
 
 
 def searched(source: TinyGenerator) -> Scaling:
@@ -110,7 +110,7 @@ def test_one_sample_cannot_judge_another(tiny_var: TinyGenerator, tmp_path: Path
 
 def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
     whole = full_graph(tiny_var)
-    first, second = whole.halves()
+    first, second = whole.first_half(), whole.second_half()
     assert (first.size, second.size, whole.size) == (3, 2, 5)
     views = {g.key: g.view for g in groups_of(tiny_var, OPTIONS)}
     parts, total = [half.ranges(views) for half in (first, second)], whole.ranges(views)
@@ -122,7 +122,8 @@ def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
 def test_judged_errors_are_those_of_grids_of_the_other_half(tiny_var: TinyGenerator) -> None:
     """Of scales of a channel and 8-bit grids of a position, in float64 over all activations."""
     groups = [g for g in groups_of(tiny_var, OPTIONS) if g.positions is not None][:4]
-    fitted, judged = full_graph(tiny_var).halves()
+    run = full_graph(tiny_var)
+    fitted, judged = run.first_half(), run.second_half()
     half = of_samples(groups, fitted)
     rng = np.random.default_rng(1)
     scales = {g.key: np.exp(rng.normal(0, 0.5, len(g.stats.low))) for g in groups}
@@ -141,7 +142,7 @@ def test_judged_errors_are_those_of_grids_of_the_other_half(tiny_var: TinyGenera
 
 
 def input_error(
-    group: TokenGroup, fitted: np.ndarray, judged: np.ndarray, gain: np.ndarray
+    group: InputGroup, fitted: np.ndarray, judged: np.ndarray, gain: np.ndarray
 ) -> float:
     """A sample's, on the grids whose ranges are of `fitted`, clipped as is best for `judged`."""
     low, high = fitted.min(axis=(0, 2)), fitted.max(axis=(0, 2))
@@ -153,8 +154,8 @@ def input_error(
     return float(errors[best, np.arange(len(best))].sum()) / len(judged)
 
 
-def grid_error(grid: Grid, x: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    step, low = grid.step[:, None], grid.shift[:, None] - 2.0 ** (grid.bits - 1)
+def grid_error(grid: QParams, x: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    step, low = grid.scale[:, None], -grid.zero_point[:, None] - 2.0 ** (grid.bits - 1)
     rounded = np.clip(np.rint(x / step), low, low + 2**grid.bits - 1) * step
     return np.square((rounded - x) * gain).sum(axis=(0, 2))
 

@@ -10,7 +10,7 @@ import pytest
 
 from arvg_trt.calibrate.statistics import POSITION, Statistics
 from arvg_trt.numerics.scheme import ActivationFormat, Plan
-from arvg_trt.quantize.token_ranges import grid_candidates
+from arvg_trt.quantize.ranges import grid_candidates
 from arvg_trt.recipe.quantize import QuantizeOptions
 
 from ..families.generators import TinyGenerator, activations
@@ -83,7 +83,7 @@ def test_positions_need_a_run_for_their_ranges_alone(
         seen = statistics.get(f"{name}{POSITION}")
         if seen is not None:
             (grid,) = grid_candidates(seen.filled(), 8, allow_shift=True, fractions=(1.0,))
-            assert given.scale == pytest.approx(np.median(grid.step), rel=1e-5)
+            assert given.scale == pytest.approx(np.median(grid.scale), rel=1e-5)
             told += 1
     assert told >= 9
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from arvg_trt.errors import AccuracyError
+from arvg_trt.numerics.noise import sqnr_db
 from arvg_trt.validate.measure.tokenizer import Spread
 from arvg_trt.validate.metrics.frechet import frechet_distance
-from arvg_trt.validate.metrics.image import none_if_infinite, sqnr_db
+from arvg_trt.validate.metrics.image import none_if_infinite
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.metrics.logits import LogitsTally
 from arvg_trt.validate.metrics.outputs import OutputTally, require_like

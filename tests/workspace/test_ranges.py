@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from arvg_trt.errors import ArvgError, RecipeError, WorkspaceError
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.numerics.scheme import LEAST_SCALE, MOST_SCALE, ActivationFormat, Plan
-from arvg_trt.recipe.commands import GenerateOptions
 from arvg_trt.quantize.plan import make_plan
+from arvg_trt.recipe.commands import GenerateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.registry import find_family
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession

@@ -15,7 +15,7 @@ import msgspec
 from ...engines.tensorrt.half_precision_files import write_twin
 from ...errors import CalibrationError
 from ...graph.sites import load_sites
-from ...quantize.overflow_nodes import listed_tensors
+from ...quantize.overflow import listed_tensors
 from ...recipe.options import ValidateOptions
 from ...runtime.generator import (
     SPEC_FILE,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import AccuracyError
-from ..metrics.image import Energy, none_if_infinite
+from ...numerics.noise import SignalAndNoise
+from ..metrics.image import none_if_infinite
 from ..metrics.logits import LogitsTally
 from ..metrics.outputs import Arrays, OutputTally, require_like
 from .generator import GeneratorAccuracy
@@ -76,7 +77,7 @@ class _Tally:
     def __init__(self) -> None:
         self.logits: LogitsTally | None = None
         self.outputs: dict[str, OutputTally] = {}
-        self.sites: dict[str, Energy] = {}
+        self.sites: dict[str, SignalAndNoise] = {}
 
     def add(
         self, run: ForcedRun, graph: ForcedGraph, name: str, wanted: Arrays, found: Arrays
@@ -92,7 +93,7 @@ class _Tally:
         for site, tensor in graph.sites.items() if name in graph.restore else ():
             restore = graph.restore[name].get(site)
             value = restore(found[tensor]) if restore else found[tensor]
-            self.sites.setdefault(site, Energy()).add(wanted[tensor], value)
+            self.sites.setdefault(site, SignalAndNoise()).add(wanted[tensor], value)
 
     def result(self) -> GeneratorAccuracy:
         return GeneratorAccuracy(

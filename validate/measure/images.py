@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import AccuracyError
+from ...numerics.noise import SignalAndNoise
 from ..metrics.frechet import frechet_distance
-from ..metrics.image import SSIM_WINDOW, Energy, none_if_infinite, psnr, ssim
+from ..metrics.image import SSIM_WINDOW, none_if_infinite, psnr, ssim
 from .generator import FrechetRow, PictureAccuracy
 from .tokenizer import Picture, Spread
 
@@ -41,7 +42,7 @@ class _Tally:
         self.equal = 0
         self.tokens = 0
         self.length = 0
-        self.latent = Energy()
+        self.latent = SignalAndNoise()
         self.features: dict[str, list[NDArray[Any]]] = {n.key: [] for n in networks}
 
     def add(self, fp32: Batch, own: Batch) -> None:

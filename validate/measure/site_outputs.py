@@ -12,9 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...calibrate.observers.reduce import values_by_name
-from ...calibrate.observers.smoothed_run import by_input
 from ...graph.io import graph_bytes, load_graph
-from ...graph.sites import Site
+from ...graph.sites import Site, by_input
 from ...numerics.scheme import Plan
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ...workspace.artifacts import open_tensors

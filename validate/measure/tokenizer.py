@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import AccuracyError
+from ...numerics.noise import SignalAndNoise
 from ..metrics.image import (
     SSIM_WINDOW,
-    Energy,
     codebook_use,
     none_if_infinite,
     psnr,
@@ -164,8 +164,8 @@ class _Tally:
         self.ssim: list[float] = []
         self.psnr_vs_fp32: list[float] = []
         self.ssim_vs_fp32: list[float] = []
-        self.latent = Energy()
-        self.decoder = Energy()
+        self.latent = SignalAndNoise()
+        self.decoder = SignalAndNoise()
         self.equal = 0
         self.tokens = 0
         self.used: set[int] = set()

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import AccuracyError
 from ...packages import require_packages
 
 SSIM_SIGMA = 1.5
@@ -55,40 +53,6 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(value)
 
 
-class Energy:
-    """Signal and error energy, added up in float64 over any number of arrays."""
-
-    def __init__(self) -> None:
-        self.signal = 0.0
-        self.noise = 0.0
-
-    def add(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
-        """Both of one shape; `decibels` refuses what is not finite in either."""
-        exact = reference.astype(np.float64)
-        self.signal += float(np.sum(np.square(exact)))
-        self.noise += float(np.sum(np.square(exact - value.astype(np.float64))))
-
-    def decibels(self) -> float:
-        """Signal to noise in dB; inf where there is no error at all.
-
-        Raises:
-            AccuracyError: values that are not finite, or a reference of zeros with an error.
-        """
-        if not (math.isfinite(self.signal) and math.isfinite(self.noise)):
-            raise AccuracyError(
-                "values that are compared are not finite",
-                do="look for overflow; keep the suspect sites in high precision",
-            )
-        if self.noise == 0:
-            return math.inf
-        if self.signal == 0:
-            raise AccuracyError(
-                "the reference is zero everywhere: no signal to compare the error with",
-                do="check the FP32 graph and the images",
-            )
-        return 10 * math.log10(self.signal / self.noise)
-
-
 def decibels(value: float | None) -> float:
     """A stored value in dB, where None stands for infinity."""
     return math.inf if value is None else value
@@ -101,16 +65,6 @@ def none_if_infinite(value: float) -> float | None:
     if not math.isfinite(value):
         raise ValueError(f"{value} dB is no measurement")
     return value
-
-
-def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:
-    """10 log10(sum(reference^2) / sum((reference - value)^2)) in dB; inf if they are equal.
-
-    Raises AccuracyError if the reference is zero everywhere and the value is not.
-    """
-    energy = Energy()
-    energy.add(reference, value)
-    return energy.decibels()
 
 
 def codebook_use(used: Collection[int], codebook_size: int) -> float:

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .image import Energy, none_if_infinite
+from ...numerics.noise import SignalAndNoise
+from .image import none_if_infinite
 
 Floats = NDArray[np.float64]
 LIKELIEST = 5
@@ -39,7 +40,7 @@ class LogitsTally:
     """Sums over batches, in float64."""
 
     def __init__(self) -> None:
-        self._energy = Energy()
+        self._energy = SignalAndNoise()
         self._divergence = 0.0
         self._first = 0
         self._shared = 0

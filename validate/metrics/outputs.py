@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import AccuracyError
-from .image import Energy, none_if_infinite
+from ...numerics.noise import SignalAndNoise
+from .image import none_if_infinite
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -42,7 +43,7 @@ class OutputTally:
     """Sums over samples of one output, in float64."""
 
     def __init__(self) -> None:
-        self.energy = Energy()
+        self.energy = SignalAndNoise()
         self.own = 0.0
         self.product = 0.0
         self.largest = 0.0

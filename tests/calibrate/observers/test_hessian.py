@@ -12,16 +12,17 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers import hessian as second_moments
 from arvg_trt.calibrate.observers.hessian import (
+    HessianObserver,
     Kernel,
     Moments,
-    Probe,
-    collect_moments,
     split_passes,
 )
-from arvg_trt.calibrate.observers.smoothed import Grid, View
+from arvg_trt.calibrate.observers.smoothed import SmoothedInput
 from arvg_trt.errors import CalibrationError, OutOfMemory
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.samples.files import save_sample
 
 from ...families.tiny import silent
@@ -48,9 +49,9 @@ def graph_of(tmp_path: Path) -> Callable[[tuple[int, ...]], tuple[Path, np.ndarr
     return make
 
 
-def collect(folder: Path, probe: Probe, batch_size: int) -> Moments:
-    found = collect_moments(
-        folder, folder / "samples", ["g"], {"a": probe}, batch_size=batch_size, progress=silent
+def collect(folder: Path, observer: HessianObserver, batch_size: int) -> Moments:
+    found = CalibrationRun(folder, folder / "samples", ("g",), batch_size, silent).hessian(
+        {"a": observer}
     )
     return found["a"]
 
@@ -71,24 +72,28 @@ def check(found: Moments, rounded: np.ndarray, plain: np.ndarray) -> None:
 @pytest.mark.parametrize("rank", [2, 3])
 def test_of_a_linear(graph_of, rank: int, strips: int, batch_size: int) -> None:  # type: ignore[no-untyped-def]
     folder, x = graph_of((CHANNELS,) if rank == 2 else (17, CHANNELS))
-    probe = Probe("g", View("y", rank - 1), CHANNELS, second_moments.STRIP * strips)
+    observer = HessianObserver(
+        "g", SmoothedInput("y", rank - 1), CHANNELS, second_moments.STRIP * strips
+    )
     rows = x.reshape(-1, CHANNELS)
     if rank == 2:
-        probe = replace(probe, rows=1)
-    check(collect(folder, probe, batch_size), rows, rows)
+        observer = replace(observer, rows=1)
+    check(collect(folder, observer, batch_size), rows, rows)
 
 
 def test_of_a_scaled_view_on_a_grid_a_position(graph_of) -> None:  # type: ignore[no-untyped-def]
     folder, x = graph_of((4, CHANNELS))
     rng = np.random.default_rng(4)
     scale, shift = np.exp(rng.normal(size=CHANNELS)), rng.normal(size=CHANNELS)
-    grid = Grid(np.array([0.5, 0.25, 1.0, 0.125]), np.array([3, 0, -2, 7]), 4)
+    grid = QParams.from_shift(np.array([0.5, 0.25, 1.0, 0.125]), np.array([3, 0, -2, 7]), 4)
     seen = x / scale - shift
-    low = (grid.shift - 8)[:, None]
-    steps = np.clip(np.round(seen / grid.step[:, None]), low, low + 15)
-    probe = Probe("g", View("y", 2, 1, scale=scale, shift=shift), CHANNELS, 8, grid)
-    rows = (steps * grid.step[:, None]).reshape(-1, CHANNELS)
-    check(collect(folder, probe, 2), rows, seen.reshape(-1, CHANNELS))
+    low = (-grid.zero_point - 8)[:, None]
+    steps = np.clip(np.round(seen / grid.scale[:, None]), low, low + 15)
+    observer = HessianObserver(
+        "g", SmoothedInput("y", 2, 1, scale=scale, shift=shift), CHANNELS, 8, grid
+    )
+    rows = (steps * grid.scale[:, None]).reshape(-1, CHANNELS)
+    check(collect(folder, observer, 2), rows, seen.reshape(-1, CHANNELS))
 
 
 KERNELS = {
@@ -106,7 +111,7 @@ def test_of_a_convolutions_patches(graph_of, label: str, strips: int) -> None:  
     folder, x = graph_of((3, 10, 9))
     kernel = KERNELS[label]
     shift = np.array([0.4, -0.8, 0.1])
-    grid = Grid(np.array([0.3]), np.array([1]), 4)
+    grid = QParams.from_shift(np.array([0.3]), np.array([1]), 4)
     top, left, bottom, right = kernel.pads
     wide = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right))) - shift[:, None, None]
     on_grid = np.clip(np.round(wide / 0.3), -7, 8) * 0.3
@@ -122,16 +127,16 @@ def test_of_a_convolutions_patches(graph_of, label: str, strips: int) -> None:  
 
     columns = 3 * int(np.prod(kernel.shape))
     rows = second_moments.STRIP * strips
-    probe = Probe("g", View("y", 1, shift=shift), columns, rows, grid, kernel)
-    check(collect(folder, probe, 3), patches(on_grid), patches(wide))
+    observer = HessianObserver("g", SmoothedInput("y", 1, shift=shift), columns, rows, grid, kernel)
+    check(collect(folder, observer, 3), patches(on_grid), patches(wide))
 
 
 def test_only_what_is_asked_for_leaves_the_session(graph_of) -> None:  # type: ignore[no-untyped-def]
     folder, _ = graph_of((7, CHANNELS))
-    probe = Probe("g", View("y", 2), CHANNELS, 7, squares=False)
-    found = collect(folder, probe, 2)
+    observer = HessianObserver("g", SmoothedInput("y", 2), CHANNELS, 7, squares=False)
+    found = collect(folder, observer, 2)
     assert found.square is None and found.rounded is not None
-    found = collect(folder, replace(probe, squares=True, means=False), 2)
+    found = collect(folder, replace(observer, squares=True, means=False), 2)
     assert found.square is not None and found.rounded is None and found.plain is None
 
 
@@ -139,17 +144,17 @@ def test_nan_in_a_sample_is_refused(graph_of) -> None:  # type: ignore[no-untype
     folder, _ = graph_of((7, CHANNELS))
     save_sample({"x": np.full((1, 7, CHANNELS), np.nan, np.float32)}, folder / "samples", 2)
     with pytest.raises(CalibrationError, match="g makes NaN or infinity") as caught:
-        collect(folder, Probe("g", View("y", 2), CHANNELS, 7), 2)
+        collect(folder, HessianObserver("g", SmoothedInput("y", 2), CHANNELS, 7), 2)
     assert "00002" in str(caught.value.where)
 
 
 def test_passes_hold_as_many_as_fit_in_their_order() -> None:
-    probes = {f"s{k}": Probe("g", View("x", 1), 100, 1) for k in range(5)}
-    probes["means"] = Probe("g", View("x", 1), 10**6, 1, squares=False)
+    observers = {f"s{k}": HessianObserver("g", SmoothedInput("x", 1), 100, 1) for k in range(5)}
+    observers["means"] = HessianObserver("g", SmoothedInput("x", 1), 10**6, 1, squares=False)
     one = second_moments.HELD_BYTES * 100**2
     factor = second_moments.FACTOR_BYTES * 100**2
-    parts = split_passes(probes, 2 * one + factor)
+    parts = split_passes(observers, 2 * one + factor)
     assert [list(part) for part in parts] == [["s0", "s1"], ["s2", "s3"], ["s4", "means"]]
-    assert len(split_passes(probes, 10**9)) == 1
+    assert len(split_passes(observers, 10**9)) == 1
     with pytest.raises(OutOfMemory, match=r"second moments of s0 .*--max-memory"):
-        split_passes(probes, one)
+        split_passes(observers, one)

@@ -9,21 +9,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed import Grid, Power
-from arvg_trt.calibrate.observers.smoothed_run import (
+from arvg_trt.calibrate.calibration_run import CalibrationRun
+from arvg_trt.calibrate.observers.clip_error import Power
+from arvg_trt.calibrate.observers.smoothed import plain_input
+from arvg_trt.calibrate.statistics import (
     POSITION,
-    FullGraph,
-    by_input,
-    collect_full_ranges,
-    plain_view,
+    TensorStats,
+    load_statistics,
+    merge,
+    save_statistics,
 )
-from arvg_trt.calibrate.statistics import TensorStats, load_statistics, merge, save_statistics
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.mar.write import export_mar
 from arvg_trt.graph.io import load_graph
-from arvg_trt.graph.sites import Site, SiteMap
-from arvg_trt.quantize.absorb import Absorption, absorb
-from arvg_trt.quantize.fold import folds_shift, holds_producer
+from arvg_trt.graph.sites import Site, SiteMap, by_input
+from arvg_trt.numerics.qparams import QParams
+from arvg_trt.quantize.fold import ChannelFold, fold_channels, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sample
 
@@ -112,13 +113,15 @@ def seen_by_place(source: Source, site: Site) -> dict[int, np.ndarray]:
     return {place: np.stack(rows) for place, rows in found.items()}
 
 
-def passes(source: Source) -> FullGraph:
-    return FullGraph(source.folder, source.samples, "pass", batch_size=1, progress=silent)
+def passes(source: Source) -> CalibrationRun:
+    return CalibrationRun(source.folder, source.samples, ("pass",), 1, silent)
 
 
 def test_statistics_are_by_place_whatever_the_order(source: Source, tmp_path: Path) -> None:
     sites = source.sites("pass")
-    found = collect_full_ranges(source.folder, source.samples, sites, batch_size=1, progress=silent)
+    found = CalibrationRun(
+        source.folder, source.samples, (sites[0].graph,), 1, silent
+    ).input_ranges(sites)
     save_statistics(found, tmp_path / "s")
     found = load_statistics(tmp_path / "s")
     assert len(token_sites(source)) == 8
@@ -140,7 +143,9 @@ def test_statistics_are_by_place_whatever_the_order(source: Source, tmp_path: Pa
 
 def test_statistics_of_the_denoiser_are_by_parts_of_its_times(source: Source) -> None:
     sites = source.sites("denoise")
-    found = collect_full_ranges(source.folder, source.samples, sites, batch_size=1, progress=silent)
+    found = CalibrationRun(
+        source.folder, source.samples, (sites[0].graph,), 1, silent
+    ).input_ranges(sites)
     (feeds,) = source.runs("denoise")
     seen = activations(source.folder / "denoise.onnx", feeds, [s.input for s in sites])
     for site in sites:
@@ -155,9 +160,9 @@ def test_before_the_first_token_there_are_none_to_observe(source: Source, tmp_pa
     feeds = source.runs("pass")[0]
     assert feeds["tokens"].shape[1] == 0
     save_sample(GraphRun("pass", feeds), tmp_path, 0)
-    found = collect_full_ranges(
-        source.folder, tmp_path, source.sites("pass"), batch_size=1, progress=silent
-    )
+    found = CalibrationRun(
+        source.folder, tmp_path, (source.sites("pass")[0].graph,), 1, silent
+    ).input_ranges(source.sites("pass"))
     assert found["z_proj"].count == 0 and np.isinf(found["z_proj"].low).all()
     assert np.isfinite(found["decoder_embed"].low).all()
 
@@ -167,14 +172,14 @@ def test_before_the_first_token_there_are_none_to_observe(source: Source, tmp_pa
 def test_errors_are_summed_by_place(source: Source, which: int, powers: tuple[Power, ...]) -> None:
     site = token_sites(source)[which]
     rng = np.random.default_rng(3)
-    view = plain_view(site)
+    view = plain_input(site)
     level = np.exp(rng.normal(0, 0.5, view.positions))
     view = replace(view, level=level)
     wanted = seen_by_place(source, site)
     step = 0.1 * np.exp(rng.normal(0, 0.3, view.positions))
-    grid = Grid(step, rng.integers(-3, 3, view.positions), 4)
+    grid = QParams.from_shift(step, rng.integers(-3, 3, view.positions), 4)
     gains = np.linspace(0.5, 2, site.weight_shape[0])
-    errors = passes(source).grid_errors({"k": view}, {"k": [grid]}, {"k": gains}, powers)["k"]
+    errors = passes(source).clip_errors({"k": view}, {"k": [grid]}, {"k": gains}, powers)["k"]
     assert tuple(errors) == powers
     for power, sums in errors.items():
         for place in range(view.positions):
@@ -182,7 +187,7 @@ def test_errors_are_summed_by_place(source: Source, which: int, powers: tuple[Po
                 assert sums[0][place] == 0
                 continue
             x = wanted[place] / level[place]
-            zero = 8 - grid.shift[place]
+            zero = 8 + grid.zero_point[place]
             codes = np.clip(np.rint(x / step[place]) + zero, 0, 15)
             error = ((codes - zero) * step[place] - x) * gains
             assert sums[0][place] == pytest.approx((error**power).sum(), rel=1e-4 * power)
@@ -203,7 +208,7 @@ def test_a_place_that_was_not_seen_gets_the_range_of_all() -> None:
     assert total.filled() is total
 
 
-def random_absorptions(source: Source) -> list[tuple[list[Site], Absorption]]:
+def random_absorptions(source: Source) -> list[tuple[list[Site], ChannelFold]]:
     rng = np.random.default_rng(5)
     found = []
     for name in GRAPHS:
@@ -213,18 +218,18 @@ def random_absorptions(source: Source) -> list[tuple[list[Site], Absorption]]:
             divides = holds_producer(graph, sites[0])
             scale, shift = np.exp(rng.normal(0, 0.7, channels)), rng.normal(0, 0.7, channels)
             subtracts = divides and folds_shift(sites[0])
-            found.append((sites, Absorption(scale, shift, divides, subtracts)))
+            found.append((sites, ChannelFold(scale, shift, divides, subtracts)))
     return found
 
 
 def test_absorbed_graphs_compute_what_they_did(source: Source, tmp_path: Path) -> None:
     """Norms of the transformers, modulations of the denoiser, Mul and Sub elsewhere."""
-    absorptions = random_absorptions(source)
-    free = {s.role for sites, a in absorptions if a.divides and a.subtracts for s in sites}
+    folds = random_absorptions(source)
+    free = {s.role for sites, a in folds if a.divides and a.subtracts for s in sites}
     assert free == {"qkv", "proj", "fc1", "head"}
     for graph in GRAPHS:
         model = load_graph(source.folder / f"{graph}.onnx")
-        absorb(model.graph, source.site_map.of_graph(graph), absorptions)
+        fold_channels(model.graph, source.site_map.of_graph(graph), folds)
         ir.save(model, tmp_path / f"{graph}.onnx", external_data=f"{graph}.data")
         for feeds in source.runs(graph):
             wanted, found = (

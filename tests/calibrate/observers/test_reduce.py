@@ -13,23 +13,36 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from arvg_trt.calibrate.observers.reduce import ClipCandidate, observe_clip_errors, observe_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
+from arvg_trt.calibrate.observers.clip_error import observe_channel_clip_errors
+from arvg_trt.calibrate.observers.min_max import batch_stats, observe_ranges
 from arvg_trt.calibrate.observers.run import (
-    batch_stats,
-    collect_clip_errors,
-    collect_ranges,
-    observed_sites,
     open_instrumented,
     require_finite,
 )
+from arvg_trt.calibrate.observers.smoothed import Scaling
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import CalibrationError
-from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.graph.sites import Site, SiteMap, may_be_planned
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.samples.files import save_labels, save_sample
 
 from ...families.tiny import TinyExport, silent
 
 Activations = dict[str, dict[str, np.ndarray]]
+
+
+def observed_sites(site_map: SiteMap, graph: str) -> list[Site]:
+    """Sites whose input a plan may quantize: those with a trained weight."""
+    return [site for site in site_map.of_graph(graph) if may_be_planned(site)]
+
+
+def axes_of(source: TinyExport) -> dict[str, dict[str, int]]:
+    """Channel axes of the sites' inputs, by graph and tensor."""
+    return {
+        graph: {site.input: site.channel_axis for site in source.sites.of_graph(graph)}
+        for graph in source.sites.graphs
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +96,9 @@ def test_ranges_and_squares_are_those_of_all_activations(
 def test_statistics_do_not_depend_on_the_batch_size(
     tiny_di: TinyExport, samples: Path, statistics: Statistics
 ) -> None:
-    whole = collect_ranges(tiny_di.folder, samples, tiny_di.sites, batch_size=5, progress=silent)
+    whole = CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 5, silent).channel_ranges(
+        tiny_di.sites
+    )
     assert whole.keys() == statistics.keys()
     for name, stats in whole.items():
         near(stats.low, statistics[name].low)
@@ -92,44 +107,52 @@ def test_statistics_do_not_depend_on_the_batch_size(
         assert stats.count == statistics[name].count
 
 
-def grids(channels: int) -> list[ClipCandidate]:
-    smoothing = np.linspace(0.5, 2, channels).astype(np.float32)
-    return [
-        *(
-            ClipCandidate(smoothing, scale, shift, bits)
-            for scale, shift, bits in ((0.013, 0, 8), (0.021, 100, 8), (0.05, -5, 4), (0.002, 0, 8))
-        ),
-        ClipCandidate(smoothing, 0.011, 0, 8, np.linspace(-1, 2, channels).astype(np.float32)),
-    ]
+GRIDS = [
+    QParams.from_shift(np.array([scale]), np.array([shift]), bits)
+    for scale, shift, bits in ((0.013, 0, 8), (0.021, 100, 8), (0.05, -5, 4), (0.002, 0, 8))
+]
 
 
-def clip_error(x: np.ndarray, grid: ClipCandidate) -> tuple[np.ndarray, np.ndarray]:
-    """(smoothed tensor, its distance to the nearest point of the grid), float64."""
-    center = 0.0 if grid.center is None else grid.center.astype(np.float64).reshape(1, -1, 1, 1)
-    smooth = (x - center) / grid.smoothing.astype(np.float64).reshape(1, -1, 1, 1)
-    levels = np.arange(2**grid.bits) - 2 ** (grid.bits - 1) + grid.shift
+def scaling_of(channels: int, *, centered: bool) -> Scaling:
+    center = np.linspace(-1, 2, channels) if centered else None
+    return Scaling(np.linspace(0.5, 2, channels), center)
+
+
+def clip_error(x: np.ndarray, scaling: Scaling, grid: QParams) -> tuple[np.ndarray, np.ndarray]:
+    """(smoothed tensor, its distance to the nearest number of the grid), float64."""
+    center = 0.0
+    if scaling.center is not None:
+        center = scaling.center.astype(np.float32).astype(np.float64).reshape(1, -1, 1, 1)
+    smoothing = scaling.smoothing.astype(np.float32).astype(np.float64)
+    smooth = (x - center) / smoothing.reshape(1, -1, 1, 1)
+    scale = grid.scale[0]
+    levels = np.arange(2**grid.bits) + grid.low[0]
     return smooth, smooth - np.clip(
-        np.rint(smooth / grid.scale) * grid.scale, levels[0] * grid.scale, levels[-1] * grid.scale
+        np.rint(smooth / scale) * scale, levels[0] * scale, levels[-1] * scale
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("batch_size", "centered"), [(1, False), (3, False), (3, True)])
 def test_clip_errors_are_those_of_all_activations(
-    tiny_di: TinyExport, samples: Path, activations: Activations, batch_size: int
+    tiny_di: TinyExport, samples: Path, activations: Activations, batch_size: int, centered: bool
 ) -> None:
-    chosen = {
-        graph: {s.input: grids(s.weight_shape[1]) for s in observed_sites(tiny_di.sites, graph)[2:]}
+    scalings = {
+        graph: {
+            s.input: scaling_of(s.weight_shape[1], centered=centered)
+            for s in observed_sites(tiny_di.sites, graph)[2:]
+        }
         for graph in ("encoder", "decoder")
     }
-    errors = collect_clip_errors(
-        tiny_di.folder, samples, chosen, tiny_di.sites, batch_size=batch_size, progress=silent
-    )
+    chosen = {graph: dict.fromkeys(tensors, GRIDS) for graph, tensors in scalings.items()}
+    errors = CalibrationRun(
+        tiny_di.folder, samples, tiny_di.sites.graphs, batch_size, silent
+    ).channel_clip_errors(chosen, scalings, axes_of(tiny_di))
     assert errors.keys() == {f"{g}/{t}" for g, tensors in chosen.items() for t in tensors}
     for graph, tensors in chosen.items():
         for tensor, candidates in tensors.items():
             assert len(errors[f"{graph}/{tensor}"]) == len(candidates)
             for grid, (e2, e4) in zip(candidates, errors[f"{graph}/{tensor}"], strict=True):
-                x, error = clip_error(activations[graph][tensor], grid)
+                x, error = clip_error(activations[graph][tensor], scalings[graph][tensor], grid)
                 # Two float32 runs of a deep graph differ by about 1e-6 of the tensor; by
                 # Cauchy-Schwarz that moves sum |e|^p by at most p ||e^(p-1)|| ||x|| 1e-6.
                 noise = 3e-6 * np.sqrt((x**2).sum(axis=(0, 2, 3)).max())
@@ -144,12 +167,13 @@ def test_clip_errors_of_the_image_itself_are_exact(
     tiny_di: TinyExport, samples: Path, activations: Activations
 ) -> None:
     image = next(s.input for s in tiny_di.sites.sites if s.role == "patcher")
-    chosen = {"encoder": {image: grids(3)}}
-    errors = collect_clip_errors(
-        tiny_di.folder, samples, chosen, tiny_di.sites, batch_size=2, progress=silent
-    )
-    for grid, (e2, e4) in zip(grids(3), errors[f"encoder/{image}"], strict=True):
-        _, error = clip_error(activations["encoder"][image], grid)
+    scaling = scaling_of(3, centered=True)
+    chosen, scalings = {"encoder": {image: GRIDS}}, {"encoder": {image: scaling}}
+    errors = CalibrationRun(
+        tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent
+    ).channel_clip_errors(chosen, scalings, axes_of(tiny_di))
+    for grid, (e2, e4) in zip(GRIDS, errors[f"encoder/{image}"], strict=True):
+        _, error = clip_error(activations["encoder"][image], scaling, grid)
         near(e2, (error**2).sum(axis=(0, 2, 3)))
         near(e4, (error**4).sum(axis=(0, 2, 3)))
 
@@ -175,7 +199,9 @@ def test_nan_weight_is_named_by_the_first_tensor_it_reaches_and_the_sample(
     site = next(s for s in tiny_di.sites.sites if s.name == name)
     poison(tiny_di.folder, tmp_path / "export", site.graph, f"{name}.weight")
     with pytest.raises(CalibrationError) as caught:
-        collect_ranges(tmp_path / "export", samples, tiny_di.sites, batch_size=2, progress=silent)
+        CalibrationRun(
+            tmp_path / "export", samples, tiny_di.sites.graphs, 2, silent
+        ).channel_ranges(tiny_di.sites)
     assert f"{site.graph} makes NaN or infinity at {site.output}" in caught.value.what
     assert caught.value.where == "00000.png"
 
@@ -187,9 +213,10 @@ def left_session(
 
     def instrument(graph: str, ir_graph) -> None:  # type: ignore[no-untyped-def]
         if clips:
-            ones = {t: np.ones(c, np.float32) for t, c in channels.items()}
-            candidates = {t: [ClipCandidate(o, 0.1, 0, 8)] for t, o in ones.items()}
-            observe_clip_errors(ir_graph, candidates, dict.fromkeys(channels, 1))
+            scalings = {t: Scaling(np.ones(c), None) for t, c in channels.items()}
+            candidates = {t: [QParams.symmetric(np.array([0.1]), 8)] for t in channels}
+            axes = dict.fromkeys(channels, 1)
+            observe_channel_clip_errors(ir_graph, candidates, scalings, axes)
         else:
             observe_ranges(ir_graph, dict.fromkeys(channels, 1))
 
@@ -319,8 +346,9 @@ def masked_ranges(folder: Path, at_the_end: float, masked: list[str]) -> Statist
         labels[save_sample({"x": x}, samples, k).name] = f"feeds:{k + 5}"
     save_labels(samples, labels)
     site_map = SiteMap(sites=(MASKED_SITE,), graphs=("g",))
-    given = {"batch_size": 1, "progress": lambda *_: None, "masked": masked}
-    return collect_ranges(folder, samples, site_map, **given)  # type: ignore[arg-type]
+    return CalibrationRun(folder, samples, site_map.graphs, 1, lambda *_: None).channel_ranges(
+        site_map, masked=masked
+    )
 
 
 @pytest.mark.parametrize("at_the_end", [0.0, -np.inf])

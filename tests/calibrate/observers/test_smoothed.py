@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.smoothed import Grid, View, fits_operators
-from arvg_trt.calibrate.observers.smoothed_run import (
-    FullGraph,
-    collect_full_ranges,
-    plain_view,
-    quantizable,
-)
+from arvg_trt.calibrate.calibration_run import CalibrationRun
+from arvg_trt.calibrate.observers.clip_error import fits_operators
+from arvg_trt.calibrate.observers.smoothed import SmoothedInput, plain_input
 from arvg_trt.calibrate.statistics import POSITION
+from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.qparams import QParams
 
 from ...families.generators import TinyGenerator, activations
 from ...families.tiny import silent
+
+
+def quantizable(sites: Sequence[Site]) -> list[Site]:
+    """Those with a weight that the method does not leave out."""
+    return [site for site in sites if site.weight is not None and site.excluded is None]
 
 
 def near(found: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
-def passes(source: TinyGenerator, batch_size: int = 2) -> FullGraph:
-    return FullGraph(source.folder, source.samples, "full", batch_size=batch_size, progress=silent)
+def passes(source: TinyGenerator, batch_size: int = 2) -> CalibrationRun:
+    return CalibrationRun(source.folder, source.samples, ("full",), batch_size, silent)
 
 
 def inputs_of(source: TinyGenerator) -> dict[str, np.ndarray]:
@@ -34,11 +39,11 @@ def inputs_of(source: TinyGenerator) -> dict[str, np.ndarray]:
     return {site.name: found[site.input] for site in sites}
 
 
-def random_view(site, x: np.ndarray) -> View:  # type: ignore[no-untyped-def]
+def random_view(site, x: np.ndarray) -> SmoothedInput:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(3)
     channels = x.shape[-1]
-    view = plain_view(site)
-    return View(
+    view = plain_input(site)
+    return SmoothedInput(
         view.tensor,
         view.channel_axis,
         view.token_axis,
@@ -48,21 +53,21 @@ def random_view(site, x: np.ndarray) -> View:  # type: ignore[no-untyped-def]
     )
 
 
-def seen(view: View, x: np.ndarray) -> np.ndarray:
-    level = 1.0 if view.level is None else view.level[:, None]
+def seen(view: SmoothedInput, x: np.ndarray) -> np.ndarray:
+    level = 1.0 if view.token_scale is None else view.token_scale[:, None]
     return (x / view.scale - view.shift) / level
 
 
-def views_of(source: TinyGenerator) -> tuple[dict[str, View], dict[str, np.ndarray]]:
+def views_of(source: TinyGenerator) -> tuple[dict[str, SmoothedInput], dict[str, np.ndarray]]:
     x = inputs_of(source)
     views = {s.name: random_view(s, x[s.name]) for s in quantizable(source.full_sites)}
     return views, {name: seen(view, x[name]) for name, view in views.items()}
 
 
 def test_statistics_are_those_of_all_activations(generator: TinyGenerator) -> None:
-    found = collect_full_ranges(
-        generator.folder, generator.samples, generator.full_sites, batch_size=2, progress=silent
-    )
+    found = CalibrationRun(
+        generator.folder, generator.samples, (generator.full_sites[0].graph,), 2, silent
+    ).input_ranges(generator.full_sites)
     tokens = 0
     for name, x in inputs_of(generator).items():
         axes = tuple(range(x.ndim - 1))
@@ -92,17 +97,17 @@ def test_ranges_behind_scale_shift_and_level_are_exact(
             near(found[f"{name}{POSITION}"].high, x.max(axis=(0, 2)))
 
 
-def grid_of(x: np.ndarray, tokens: bool, bits: int, offset: int) -> Grid:
+def grid_of(x: np.ndarray, tokens: bool, bits: int, offset: int) -> QParams:
     rng = np.random.default_rng(4)
     length = x.shape[1] if tokens else 1
     step = np.abs(x).max() / (2**bits / 1.6) * np.exp(rng.normal(0, 0.3, length))
-    return Grid(step, rng.integers(-9, 9, length) + offset, bits)
+    return QParams.from_shift(step, rng.integers(-9, 9, length) + offset, bits)
 
 
-def points(x: np.ndarray, grid: Grid) -> np.ndarray:
+def points(x: np.ndarray, grid: QParams) -> np.ndarray:
     """The paper's asymmetric grid: clamp(round(x / d) + z, 0, 2^b - 1), in steps."""
-    step = grid.step[:, None] if grid.step.size > 1 else grid.step
-    zero = 2 ** (grid.bits - 1) - grid.shift
+    step = grid.scale[:, None] if grid.scale.size > 1 else grid.scale
+    zero = 2 ** (grid.bits - 1) + grid.zero_point
     zero = zero[:, None] if zero.size > 1 else zero
     return np.clip(np.rint(x / step) + zero, 0, 2**grid.bits - 1) - zero
 
@@ -120,14 +125,14 @@ def test_errors_and_gains_are_those_of_the_papers_grids(
     assert {fits_operators(views[name], grid) for name, grid in grids.items()} == {operators}
     gains = {name: np.linspace(0.5, 2, value.shape[-1]) for name, value in x.items()}
     graph = passes(tiny_var)
-    coarse = {name: Grid(2 * g.step, g.shift, g.bits) for name, g in grids.items()}
+    coarse = {name: QParams(2 * g.scale, g.zero_point, g.bits) for name, g in grids.items()}
     both = {name: [grids[name], coarse[name]] for name in grids}
-    errors, squares = (graph.grid_errors(views, both, gains, p) for p in ((2, 4), (2,)))
-    channels = graph.gains(views, grids)
+    errors, squares = (graph.clip_errors(views, both, gains, p) for p in ((2, 4), (2,)))
+    channels = graph.gps_terms(views, grids)
     for name, value in x.items():
         axes = (0, 2) if tokens[name] else tuple(range(value.ndim))
         for k, grid in enumerate(both[name]):
-            step = grid.step[:, None] if tokens[name] else grid.step
+            step = grid.scale[:, None] if tokens[name] else grid.scale
             error = (points(value, grid) * step - value) * gains[name]
             for power, sums in errors[name].items():
                 wanted = np.atleast_1d((error**power).sum(axis=axes))
@@ -135,7 +140,7 @@ def test_errors_and_gains_are_those_of_the_papers_grids(
                 if power == 2:
                     np.testing.assert_allclose(squares[name][2][k], wanted, rtol=2e-4)
         grid = grids[name]
-        steps = value / (grid.step[:, None] if tokens[name] else grid.step)
+        steps = value / (grid.scale[:, None] if tokens[name] else grid.scale)
         signal, noise = channels[name]
         over = tuple(range(value.ndim - 1))
         np.testing.assert_allclose(signal, np.square(steps).sum(axis=over), rtol=1e-5)

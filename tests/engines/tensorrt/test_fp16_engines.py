@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from arvg_trt.quantize.overflow_nodes import find_calibration
+from arvg_trt.quantize.overflow import find_calibration
 from arvg_trt.workspace.artifacts import Workspace
 from arvg_trt.workspace.stage import SilentReporter
 

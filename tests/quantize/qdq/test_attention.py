@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.errors import RecipeError
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
@@ -98,13 +99,10 @@ def test_both_products_compute_what_float64_simulation_says(tmp_path: Path, grid
 def with_attention(source: TinyGenerator, folder: Path, **options):  # type: ignore[no-untyped-def]
     plan, results = quantize(source, folder, smoothing="gps", **options)
     return quantize_attention(
-        folder,
-        source.samples,
+        CalibrationRun(folder, source.samples, source.site_map.graphs, 5, silent),
         source.site_map,
         plan,
         results,
-        batch_size=5,
-        progress=silent,
     )
 
 
@@ -173,13 +171,10 @@ def test_a_scale_of_the_plan_is_kept(tiny_var: TinyGenerator, tmp_path: Path) ->
     )
     made, results = quantize(tiny_var, tmp_path / "q", changed, attention="fp8")
     final, _ = quantize_attention(
-        tmp_path / "q",
-        tiny_var.samples,
+        CalibrationRun(tmp_path / "q", tiny_var.samples, tiny_var.site_map.graphs, 5, silent),
         tiny_var.site_map,
         made,
         results,
-        batch_size=5,
-        progress=silent,
     )
     kept = [e.other for e in final.sites if e.name.endswith("bmm_qk")]
     assert kept and all(f == own for f in kept)

@@ -11,13 +11,13 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from arvg_trt.calibrate.observers.run import collect_ranges
+from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.errors import RecipeError
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.qdq.convolution import insert_qdq
-from arvg_trt.quantize.run import quantize_graphs
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
@@ -188,7 +188,7 @@ def test_model_of_linears_is_calibrated_and_quantized_like_one_of_convolutions(
         pixels = np.rint((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
         Image.fromarray(pixels).save(cropped / f"{k:04}.png")
 
-    statistics = collect_ranges(export, cropped, sites, batch_size=2, progress=silent)
+    statistics = CalibrationRun(export, cropped, sites.graphs, 2, silent).channel_ranges(sites)
     names = ["normed", "active", "latent"]
     normed, active, latent = activations(export / "encoder.onnx", {"image": images}, names)
     for site, value in (("encoder.fc1", normed), ("encoder.fc2", active)):
@@ -199,16 +199,14 @@ def test_model_of_linears_is_calibrated_and_quantized_like_one_of_convolutions(
         assert stats.count == value.shape[0] * value.shape[1]
 
     options = QuantizeOptions()
-    plan, results = quantize_graphs(
-        export,
-        cropped,
+    plan, results = quantize_model(
+        CalibrationRun(export, cropped, sites.graphs, 2, silent),
         output,
         sites,
         check_plan(make_plan(sites, options), sites),
         statistics,
         options,
-        batch_size=2,
-        progress=silent,
+        shared=False,
     )
     chosen = {entry.name: entry.activation for entry in plan.sites}
     assert all(a is not None and a.scale is not None for a in chosen.values())

@@ -8,19 +8,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.calibrate.observers.smoothed import Grid
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
-from arvg_trt.quantize.token_ranges import (
-    TokenGrid,
-    best_grid,
-    grid_candidates,
-    is_one_sided,
-    usual_reach,
-)
+from arvg_trt.quantize.ranges import best_grid, grid_candidates, is_one_sided, usual_reach
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 
 POSITIONS, INPUTS, OUTPUTS = 9, 12, 10
@@ -74,10 +68,10 @@ def site(bias: bool, positions: bool, rank: int) -> Site:
 
 
 def simulate(
-    x: np.ndarray, weight: np.ndarray, grid: Grid, bias: np.ndarray, ids: np.ndarray
+    x: np.ndarray, weight: np.ndarray, grid: QParams, bias: np.ndarray, ids: np.ndarray
 ) -> np.ndarray:
     """clamp(round(x / d_t) + z_t, 0, 2^b - 1), back to values, times the symmetric weight."""
-    step, zero = grid.step[ids], 2 ** (grid.bits - 1) - grid.shift[ids]
+    step, zero = grid.scale[ids], 2 ** (grid.bits - 1) + grid.zero_point[ids]
     if x.ndim == 3:
         step, zero = step[..., None], zero[..., None]
     codes = np.clip(np.rint(x / step) + zero, 0, 2**grid.bits - 1)
@@ -104,9 +98,9 @@ def test_graph_equals_the_papers_simulation(  # type: ignore[no-untyped-def]
     count = 1 if form in ("one grid", "rank 2") else POSITIONS
     step = 0.05 * 2.0 ** (8 - bits) * np.exp(rng.normal(0, 0.8, count))
     shift = np.clip(SHIFTS[kind][-count:], -(2 ** (bits - 1)), 2 ** (bits - 1))
-    token_grid = TokenGrid.of(Grid(step, shift, bits))
+    token_grid = QParams.from_shift(step, shift, bits)
     # What float32 tables mean, exactly.
-    exact = Grid(token_grid.level.astype(np.float64) * np.float64(token_grid.step), shift, bits)
+    exact = token_grid.deployed()
     proto = graph(bias, positions, rank, form == "gathered by row")
     held = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     weight = quantize_weight(held["w"].T, WeightFormat(bits=bits))
@@ -121,7 +115,7 @@ def test_graph_equals_the_papers_simulation(  # type: ignore[no-untyped-def]
     low = shift[rows] - 2 ** (bits - 1)
     size = (2, ids.shape[-1], INPUTS)
     points = rng.integers(-3, 2**bits + 3, size) + rng.uniform(-0.4, 0.4, size)
-    x = ((points + low[..., None]) * exact.step[rows][..., None]).astype(np.float32)
+    x = ((points + low[..., None]) * exact.scale[rows][..., None]).astype(np.float32)
     x = x if rank == 3 else x.reshape(-1, INPUTS)
     rows = rows if rank == 3 else np.zeros(1, np.int64)
     wanted = simulate(
@@ -136,9 +130,9 @@ def test_graph_equals_the_papers_simulation(  # type: ignore[no-untyped-def]
 def test_both_sides_of_the_product_have_one_scalar_scale(positions: bool) -> None:
     model = ir.serde.deserialize_model(graph(True, positions, 3))
     node = next(n for n in model.graph if n.name == "linear")
-    grid = Grid(np.geomspace(0.01, 1, POSITIONS), SHIFTS["a shift a position"], 8)
+    grid = QParams.from_shift(np.geomspace(0.01, 1, POSITIONS), SHIFTS["a shift a position"], 8)
     weight = quantize_weight(np.eye(OUTPUTS, INPUTS, dtype=np.float32), WeightFormat(bits=8))
-    chosen = TokenSite(weight, TokenGrid.of(grid))
+    chosen = TokenSite(weight, grid)
     rewrite_token_linear(model.graph, node, site(True, positions, 3), chosen)
     product = next(n for n in model.graph if n.op_type == "MatMul")
     for value in product.inputs:
@@ -146,7 +140,7 @@ def test_both_sides_of_the_product_have_one_scalar_scale(positions: bool) -> Non
         assert dequantize.op_type == "DequantizeLinear"
         assert [v.const_value.size for v in dequantize.inputs[1:]] == [1, 1]
         assert not dequantize.inputs[2].const_value.numpy().any()
-    assert np.median(chosen.grid.level) == pytest.approx(1)
+    assert np.median(chosen.qparams.token_scale) == pytest.approx(1)
     gathers = [n for n in model.graph if n.op_type == "Gather"]
     assert len(gathers) == (3 if positions else 0)
 
@@ -159,8 +153,8 @@ def test_dead_positions_and_dead_tensors_have_steps_above_zero() -> None:
     for low, high in (([0, 0, 0], [0, 0, 0]), ([-1, 0, -2], [1, 0, 2])):
         for allow in (True, False):
             for grid in grid_candidates(stats(low, high, [1, 0, 1]), 8, allow_shift=allow):
-                level = TokenGrid.of(grid).level
-                assert (grid.step > 0).all() and np.isfinite(grid.step).all()
+                level = grid.token_scale
+                assert (grid.scale > 0).all() and np.isfinite(grid.scale).all()
                 assert np.isfinite(1 / level).all() and level.max() / level.min() < 6e4
 
 
@@ -169,16 +163,16 @@ def test_one_sided_ranges_use_every_level_and_two_sided_ones_are_symmetric() -> 
     assert is_one_sided(np.array(low), np.array(high))
     ranges = stats(low, high, [1, 4, 16])
     (grid,) = grid_candidates(ranges, 6, allow_shift=True, fractions=(1.0,))
-    bottom = (grid.shift - 32) * grid.step
-    assert (np.abs(bottom - low) <= grid.step).all()
-    assert (bottom + 63 * grid.step >= np.array(high) - grid.step).all()
-    assert (63 * grid.step < 1.4 * (np.array(high) - low)).all()
+    bottom = (-grid.zero_point - 32) * grid.scale
+    assert (np.abs(bottom - low) <= grid.scale).all()
+    assert (bottom + 63 * grid.scale >= np.array(high) - grid.scale).all()
+    assert (63 * grid.scale < 1.4 * (np.array(high) - low)).all()
     both = grid_candidates(stats([-3, -1, -2], [2, 2, 2], [1, 1, 1]), 6, allow_shift=True)[0]
-    assert not both.shift.any()
+    assert not both.zero_point.any()
 
 
-def grids_of(*steps: list[float]) -> list[Grid]:
-    return [Grid(np.array(s), np.full(len(s), k), 8) for k, s in enumerate(steps)]
+def grids_of(*steps: list[float]) -> list[QParams]:
+    return [QParams.from_shift(np.array(s), np.full(len(s), k), 8) for k, s in enumerate(steps)]
 
 
 def test_each_position_gets_the_clip_of_its_own_least_error_where_samples_are_many() -> None:
@@ -186,8 +180,8 @@ def test_each_position_gets_the_clip_of_its_own_least_error_where_samples_are_ma
     errors = np.array([[1.0, 1.0, 1e6], [0.5, 0.5, 1.1e6]])
     grid, best = best_grid(candidates, errors, samples=10**6)
     np.testing.assert_array_equal(best, [1, 1, 0])
-    np.testing.assert_array_equal(grid.step, [0.5, 1.0, 3.0])
-    np.testing.assert_array_equal(grid.shift, [1, 1, 0])
+    np.testing.assert_array_equal(grid.scale, [0.5, 1.0, 3.0])
+    np.testing.assert_array_equal(grid.zero_point, [-1, -1, 0])
 
 
 def test_few_samples_of_a_position_count_less_than_what_all_positions_say() -> None:
@@ -211,7 +205,7 @@ def test_one_position_with_massive_activations_leaves_the_others_their_levels() 
     peaks = np.array([23.0] + [4.0] * 30)
     seen = stats(list(-peaks), list(peaks), [4.0] * 31)  # a root mean square of 1 each
     (grid,) = grid_candidates(seen, 8, allow_shift=True, fractions=(1.0,))
-    np.testing.assert_allclose(grid.step * 127, peaks)
+    np.testing.assert_allclose(grid.scale * 127, peaks)
 
 
 def test_a_position_reaches_as_far_as_the_crest_factor_of_the_others_says() -> None:
@@ -219,7 +213,7 @@ def test_a_position_reaches_as_far_as_the_crest_factor_of_the_others_says() -> N
     (grid,) = grid_candidates(
         stats([-1, -4, -2], [1, 3, 2], square), 8, allow_shift=True, fractions=(1.0,)
     )
-    np.testing.assert_allclose(grid.step * 127, [4, 4, 8])
+    np.testing.assert_allclose(grid.scale * 127, [4, 4, 8])
 
 
 @pytest.mark.parametrize(

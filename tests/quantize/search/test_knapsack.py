@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.quantize.search.knapsack import Limit, Tie, allocate, least, without_prints
+from arvg_trt.quantize.search.knapsack import EqualChoice, Limit, allocate, least, without_prints
 
 Rows = list[list[float]]
 
@@ -56,7 +56,7 @@ def test_ties_hold_and_the_best_tied_choice_is_found(
 ) -> None:
     losses, sizes, _ = instance
     one, other = 0, len(losses) - 1
-    tie = Tie((one, len(losses[one]) - 1), (other, len(losses[other]) - 1))
+    tie = EqualChoice((one, len(losses[one]) - 1), (other, len(losses[other]) - 1))
     fitting = [c for c in choices(losses) if (c[one] == tie.one[1]) == (c[other] == tie.other[1])]
     if not fitting:  # one item with one option, tied to one that has others, is always possible
         assert least(sizes, [tie]) > 0

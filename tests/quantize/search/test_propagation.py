@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.quantize.search.propagation import Response, balance, end_loss
+from arvg_trt.quantize.search.propagation import ResponseCurve, balance, end_loss
 
 
 @settings(deadline=None, max_examples=40)
@@ -19,7 +19,7 @@ def test_a_power_law_is_followed_within_and_beyond_its_points(
     exponent: float, factor: float, at: float
 ) -> None:
     points = [(x, 10**factor * x**exponent) for x in (1e-4, 1e-3, 1e-1)]
-    response = Response(tuple(points))
+    response = ResponseCurve(tuple(points))
     x = 10.0**at
     assert response(x) == pytest.approx(10**factor * x**exponent, rel=1e-6)
     numeric = (response(x * 1.0001) - response(x * 0.9999)) / (0.0002 * x)
@@ -27,13 +27,13 @@ def test_a_power_law_is_followed_within_and_beyond_its_points(
 
 
 def test_between_points_it_is_straight_in_logarithms() -> None:
-    response = Response(((1.0, 1.0), (100.0, 10.0), (1e4, 1e5)))
+    response = ResponseCurve(((1.0, 1.0), (100.0, 10.0), (1e4, 1e5)))
     assert response(10.0) == pytest.approx(10**0.5)
     assert response(1e3) == pytest.approx(1e3)
 
 
 def test_points_without_loss_are_left_out_and_noise_does_not_make_it_fall() -> None:
-    response = Response(((1e-3, 0.0), (1.0, 2.0), (10.0, 1.5), (100.0, 8.0)))
+    response = ResponseCurve(((1e-3, 0.0), (1.0, 2.0), (10.0, 1.5), (100.0, 8.0)))
     assert response(1.0) == pytest.approx(2.0) and response(10.0) == pytest.approx(2.0)
     assert response(0.0) == 0.0 and response.slope(5.0) > 0
 
@@ -42,19 +42,19 @@ def test_points_without_loss_are_left_out_and_noise_does_not_make_it_fall() -> N
 def test_without_a_usable_point_losses_count_as_they_are(
     points: tuple[tuple[float, float], ...],
 ) -> None:
-    response = Response(points)
+    response = ResponseCurve(points)
     assert response(0.25) == 0.25 and response.slope(0.25) == 1.0
 
 
 def test_one_point_is_a_ratio() -> None:
-    assert Response(((2.0, 6.0),))(0.5) == pytest.approx(1.5)
+    assert ResponseCurve(((2.0, 6.0),))(0.5) == pytest.approx(1.5)
 
 
 def test_the_best_split_of_bits_between_two_graphs_is_found() -> None:
     """Exhaustively: an encoder whose end loss grows as a square root, a linear decoder."""
     responses = {
-        "encoder": Response(tuple((x, 0.3 * x**0.5) for x in (1e-6, 1e-2))),
-        "decoder": Response(((1.0, 2.0),)),
+        "encoder": ResponseCurve(tuple((x, 0.3 * x**0.5) for x in (1e-6, 1e-2))),
+        "decoder": ResponseCurve(((1.0, 2.0),)),
     }
     rng = np.random.default_rng(0)
     gains = 10 ** rng.uniform(-3, 0, 6)

@@ -1,4 +1,4 @@
-"""One session with replaceable weights and switched roundings, against graphs really changed."""
+"""One session with replaceable weights and toggled roundings, against graphs really changed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 from onnx import numpy_helper
 from scipy.special import log_softmax, softmax
 
-from arvg_trt.calibrate.observers.smoothed import Grid, View
+from arvg_trt.calibrate.observers.smoothed import SmoothedInput
 from arvg_trt.graph.sites import Site
+from arvg_trt.numerics.qparams import QParams
 from arvg_trt.quantize.search.sensitivity import (
-    Probe,
-    ProbeChain,
+    PerturbedChain,
+    PerturbedGraph,
     RoundedInput,
     divergence,
     squared_distance,
@@ -49,7 +50,7 @@ def image_batches(folder: Path) -> list[dict[str, np.ndarray]]:
 
 def test_weights_of_a_run_are_those_it_is_fed(tiny_di: TinyExport, samples: Path) -> None:
     sites = weighted(tiny_di.sites.of_graph("encoder"))
-    probe = Probe(tiny_di.folder / "encoder.onnx", sites, last=None)
+    probe = PerturbedGraph(tiny_di.folder / "encoder.onnx", sites, last=None)
     chosen = {s.name: probe.weight(s.name) * np.float32(0.9) for s in sites[1:3]}
     arrays = image_batches(samples)[0]
     found = probe.run(arrays, probe.feeds(chosen), {})
@@ -62,7 +63,7 @@ def test_weights_of_a_run_are_those_it_is_fed(tiny_di: TinyExport, samples: Path
 
 def test_weights_of_linears_are_fed_output_channel_first(tiny_var: TinyGenerator) -> None:
     sites = weighted(tiny_var.full_sites)
-    probe = Probe(tiny_var.folder / "full.onnx", sites)
+    probe = PerturbedGraph(tiny_var.folder / "full.onnx", sites)
     site = next(s for s in sites if s.weight_shape[0] != s.weight_shape[1])
     weight = probe.weight(site.name)
     assert weight.shape == site.weight_shape[::-1]
@@ -80,9 +81,9 @@ def test_a_switched_input_is_what_its_grid_makes_of_it(tiny_var: TinyGenerator) 
     x = activations(tiny_var.folder / "full.onnx", tiny_var.feeds(), [site.input])[site.input]
     scale, shift = RNG.uniform(0.5, 2, x.shape[2]), RNG.normal(0, 0.1, x.shape[2])
     steps, lows = RNG.uniform(0.05, 0.2, x.shape[1]), RNG.integers(-2, 3, x.shape[1])
-    view = View(site.input, 2, 1, scale=scale, shift=shift)
-    rounded = {site.name: RoundedInput(view, Grid(steps, lows, 4))}
-    probe = Probe(tiny_var.folder / "full.onnx", sites, rounded)
+    view = SmoothedInput(site.input, 2, 1, scale=scale, shift=shift)
+    rounded = {site.name: RoundedInput(view, QParams.from_shift(steps, lows, 4))}
+    probe = PerturbedGraph(tiny_var.folder / "full.onnx", sites, rounded)
     whole = np.round((x / scale - shift) / steps[:, None])
     points = np.clip(whole, lows[:, None] - 8, lows[:, None] + 7)
     wanted = (points * steps[:, None] + shift) * scale
@@ -104,9 +105,11 @@ def test_a_switched_input_is_what_its_grid_makes_of_it(tiny_var: TinyGenerator) 
 
 def test_an_unswitched_probe_is_the_graph(tiny_var: TinyGenerator) -> None:
     site = next(s for s in weighted(tiny_var.full_sites) if s.role == "qkv")
-    grid = Grid(np.array([0.5]), np.array([0]), 4)
-    probe = Probe(
-        tiny_var.folder / "full.onnx", [site], {site.name: RoundedInput(View(site.input, 2), grid)}
+    grid = QParams.from_shift(np.array([0.5]), np.array([0]), 4)
+    probe = PerturbedGraph(
+        tiny_var.folder / "full.onnx",
+        [site],
+        {site.name: RoundedInput(SmoothedInput(site.input, 2), grid)},
     )
     found = probe.run(tiny_var.feeds(), {}, {})
     plain = OnnxRuntimeSession(tiny_var.folder / "full.onnx", optimized=False)
@@ -121,9 +124,9 @@ def test_an_encoder_is_judged_before_its_codes_and_a_chain_at_its_end(
         sites = tiny_di.sites.of_graph(graph)
         weights = [s for s in sites if s.weight]
         path = tiny_di.folder / f"{graph}.onnx"
-        probes[graph] = Probe(path, weighted(sites), last=weights[-1])
+        probes[graph] = PerturbedGraph(path, weighted(sites), last=weights[-1])
     assert probes["encoder"].targets == ("latent",) and probes["decoder"].targets == ("image",)
-    chain = ProbeChain(probes, image_batches(samples))
+    chain = PerturbedChain(probes, image_batches(samples))
     site = weighted(tiny_di.sites.of_graph("encoder"))[0]
     changes = probes["encoder"].feeds({site.name: probes["encoder"].weight(site.name) * 0.8})
     assert chain.own_loss("encoder", {}) == 0 == chain.end_loss({})
@@ -144,8 +147,8 @@ def test_an_encoder_is_judged_before_its_codes_and_a_chain_at_its_end(
 
 
 def test_folder_of_the_same_graphs_loses_nothing(tiny_di: TinyExport, samples: Path) -> None:
-    probes = {g: Probe(tiny_di.folder / f"{g}.onnx", []) for g in ("encoder", "decoder")}
-    chain = ProbeChain(probes, image_batches(samples))
+    probes = {g: PerturbedGraph(tiny_di.folder / f"{g}.onnx", []) for g in ("encoder", "decoder")}
+    chain = PerturbedChain(probes, image_batches(samples))
     assert chain.end_loss_of(tiny_di.folder) < 1e-8
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from arvg_trt.errors import AccuracyError
+from arvg_trt.numerics.noise import sqnr_db
 from arvg_trt.validate.measure.forced import ForcedGraph, ForcedRun, measure_forced
-from arvg_trt.validate.metrics.image import sqnr_db
 
 Arrays = Mapping[str, np.ndarray]
 

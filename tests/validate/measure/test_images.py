@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from arvg_trt.errors import AccuracyError
+from arvg_trt.numerics.noise import sqnr_db
 from arvg_trt.validate.measure.images import Batch, Features, measure_pictures
 from arvg_trt.validate.metrics.frechet import frechet_distance
-from arvg_trt.validate.metrics.image import psnr, sqnr_db
+from arvg_trt.validate.metrics.image import psnr
 
 NAMES = tuple(f"seed 1, picture {k}, class 0" for k in range(5))
 MEAN = Features("frechet_latent", "mean colour", lambda images: images.mean(axis=(1, 2)))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from arvg_trt.errors import AccuracyError
-from arvg_trt.validate.metrics.image import codebook_use, psnr, sqnr_db, ssim, to_float, to_uint8
+from arvg_trt.numerics.noise import sqnr_db
+from arvg_trt.validate.metrics.image import codebook_use, psnr, ssim, to_float, to_uint8
 
 images = arrays(np.uint8, (4, 5, 3))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -12,6 +12,10 @@ from ..graph.sites import SiteMap, load_sites
 from ..workspace.artifacts import Manifest, Workspace
 from ..workspace.facts import kind_of, told
 from ..workspace.stage import require_outputs
+
+if TYPE_CHECKING:
+    from .calibration_run import CalibrationRun
+    from .observers.run import Progress
 
 Batch = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -39,7 +43,7 @@ class Calibrated:
 
     @property
     def planned(self) -> SiteMap:
-        """A generator's plan is by site; its other graphs share the sites of the calibrated."""
+        """The sites that a plan has; a generator's other graphs share those of the calibrated."""
         return self.site_map.calibrated
 
     @property
@@ -54,3 +58,10 @@ class Calibrated:
     @property
     def digests(self) -> dict[str, str]:
         return self.exported.as_inputs() | self.calibrated.as_inputs()
+
+    def run(self, progress: Progress, export: Path | None = None) -> CalibrationRun:
+        """Return a run of the calibrated graphs in `export` (None: the FP32 ones)."""
+        from .calibration_run import CalibrationRun
+
+        folder = self.export if export is None else export
+        return CalibrationRun(folder, self.samples, self.planned.graphs, self.batch_size, progress)

@@ -14,17 +14,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed import Grid, Power, View
-from ..calibrate.observers.smoothed_run import FullGraph
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.clip_error import Power
+from ..calibrate.observers.smoothed import Scaling, SmoothedInput
 from ..calibrate.statistics import POSITION, Statistics, TensorStats
+from ..graph.linears import site_weight
 from ..numerics.gps import gps_scale
+from ..numerics.noise import rounding_sqnr_db
+from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import quantize_weight
 from ..recipe.quantize import QuantizeOptions
-from .groups import TokenGroup, allowed_grids
-from .predicted import Scaling, centers, smoothing_scale
-from .ranges import site_weight
-from .token_ranges import best_grid, format_candidates
+from .groups import InputGroup
+from .predicted import centers, smoothing_scale
+from .ranges import best_grid, format_candidates, token_candidates
 
 Floats = NDArray[np.float64]
 GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with
@@ -42,36 +45,36 @@ class Method:
 
 
 def method_of(entry: SitePlan) -> Method:
-    """Of a plan's entry; GPS centres channels, as published."""
+    """Return the method that a plan names; GPS centres channels, as published."""
     assert entry.smoothing != "search" and entry.smoothing != "predicted"
     return Method(entry.smoothing, entry.smoothing == "gps")
 
 
-def levelled(groups: Sequence[TokenGroup], full: FullGraph) -> Statistics:
-    """Statistics by the name of each group's first site, a position's range divided out.
+def levelled(groups: Sequence[InputGroup], run: CalibrationRun) -> Statistics:
+    """Return statistics by the name of each group's first site, a position's range divided out.
 
     It will be, where positions have scales: else the widest one would decide the channels' scales
     for all.
     """
     views = {}
     for group in groups:
-        if group.positions is not None:
-            reach = np.maximum(-group.positions.low, group.positions.high)
+        if group.tokens is not None:
+            reach = np.maximum(-group.tokens.low, group.tokens.high)
             level = np.maximum(reach, 1e-4 * max(float(reach.max()), 1e-12))
-            views[group.key] = replace(group.view, level=level / np.median(level))
-    seen = full.ranges(views)
+            views[group.key] = replace(group.plain, token_scale=level / np.median(level))
+    seen = run.ranges(views)
     return {group.key: seen.get(group.key, group.stats) for group in groups}
 
 
 def scalings_by(
     method: Method,
     graph: ir.Graph,
-    groups: Sequence[TokenGroup],
+    groups: Sequence[InputGroup],
     seen: Statistics,
-    full: FullGraph,
+    run: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, Scaling]:
-    """By the name of each group's first site, of one method; `seen` as `levelled` has it of `full`.
+    """Return the scaling of each group by one method; `seen` as `levelled` has it of `run`.
 
     Not to scale needs no statistics.
     """
@@ -79,14 +82,14 @@ def scalings_by(
         return {g.key: Scaling(np.ones_like(g.stats.low), None) for g in groups}
     scalings = {g.key: first_scaling(method, g, seen[g.key], options) for g in groups}
     if method.scales == "gps":
-        scalings |= gain_scalings(graph, groups, scalings, full, options)
+        scalings |= gain_scalings(graph, groups, scalings, run, options)
     return scalings
 
 
 def first_scaling(
-    method: Method, group: TokenGroup, stats: TensorStats, options: QuantizeOptions
+    method: Method, group: InputGroup, stats: TensorStats, options: QuantizeOptions
 ) -> Scaling:
-    """SmoothQuant's scales, which GPS begins with."""
+    """Return SmoothQuant's scales, which GPS begins with."""
     assert method.scales is not None
     exponent = GPS_EXPONENT if method.scales == "gps" else method.scales
     centered = method.centered and takes_shift(group, options)
@@ -94,27 +97,30 @@ def first_scaling(
     return Scaling(scale, centers(stats) if centered else None)
 
 
-def takes_shift(group: TokenGroup, options: QuantizeOptions) -> bool:
-    """Whether a shift a channel costs nothing; FP8 is finest around 0, which it would move away."""
+def takes_shift(group: InputGroup, options: QuantizeOptions) -> bool:
+    """Return whether a shift a channel costs nothing.
+
+    FP8 is finest around 0, which it would move away.
+    """
     return options.shift and group.subtracts and group.activation.grid == "uniform"
 
 
 def gain_scalings(
     graph: ir.Graph,
-    groups: Sequence[TokenGroup],
+    groups: Sequence[InputGroup],
     scalings: Mapping[str, Scaling],
-    full: FullGraph,
+    run: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, Scaling]:
-    """GPS on top of `scalings`; the reference channel's grid is that of its position."""
-    channels, ranges = scaled_ranges(groups, scalings, full)
-    grids: dict[str, Grid] = {}
+    """Return GPS on top of `scalings`; the reference channel's scale is that of its token."""
+    channels, ranges = scaled_ranges(groups, scalings, run)
+    grids: dict[str, QParams] = {}
     for g in groups:
         (grids[g.key],) = format_candidates(
             ranges[g.key], g.activation, allow_shift=options.shift, clip=False
         )
-    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
-    gains = full.gains(views, grids)
+    views = {g.key: scaled_input(g, scalings[g.key]) for g in groups}
+    gains = run.gps_terms(views, grids)
     found = {}
     for g in groups:
         before = scalings[g.key]
@@ -129,8 +135,11 @@ def gain_scalings(
     return found
 
 
-def weight_energies(graph: ir.Graph, group: TokenGroup, scale: Floats) -> tuple[Floats, Floats]:
-    """sum Q(W)^2 and sum (W - Q(W))^2 by input channel over all readers, W scaled; [C] both."""
+def weight_energies(graph: ir.Graph, group: InputGroup, scale: Floats) -> tuple[Floats, Floats]:
+    """Return sum Q(W)^2 and sum (W - Q(W))^2 by input channel over all readers, W scaled.
+
+    [C] both.
+    """
     rounded = np.zeros_like(scale)
     error = np.zeros_like(scale)
     assert group.entry.weight is not None
@@ -142,20 +151,20 @@ def weight_energies(graph: ir.Graph, group: TokenGroup, scale: Floats) -> tuple[
     return rounded, error
 
 
-def scaled_view(group: TokenGroup, scaling: Scaling) -> View:
+def scaled_input(group: InputGroup, scaling: Scaling) -> SmoothedInput:
     shift = None if scaling.center is None else scaling.center / scaling.smoothing
-    return replace(group.view, scale=scaling.smoothing, shift=shift)
+    return replace(group.plain, scale=scaling.smoothing, shift=shift)
 
 
 def scaled_ranges(
-    groups: Sequence[TokenGroup], scalings: Mapping[str, Scaling], full: FullGraph
+    groups: Sequence[InputGroup], scalings: Mapping[str, Scaling], run: CalibrationRun
 ) -> tuple[Statistics, dict[str, TensorStats]]:
-    """By group: statistics of the scaled channels, and ranges of its grids' positions, [T] or [1].
+    """Return by group the statistics of scaled channels, and the ranges of tokens [T] or [1].
 
     Only groups with positions need a pass.
     """
-    found = full.ranges(
-        {g.key: scaled_view(g, scalings[g.key]) for g in groups if g.positions is not None}
+    found = run.ranges(
+        {g.key: scaled_input(g, scalings[g.key]) for g in groups if g.tokens is not None}
     )
     channels = {
         g.key: found[g.key] if g.key in found else scaled_stats(g.stats, scalings[g.key])
@@ -173,30 +182,37 @@ class RoundedInput:
     product, None where it was not measured; `channels` are the statistics of the scaled input.
     """
 
-    grid: Grid
+    qparams: QParams
     noise: float | None
     gain: Floats
     channels: TensorStats
 
+    @property
+    def sqnr_db(self) -> float | None:
+        """SQNR in dB, channels weighted as in the product; None where nothing was measured."""
+        if self.noise is None:
+            return None
+        return rounding_sqnr_db(float(np.sum(self.channels.square * self.gain**2)), self.noise)
+
 
 def round_inputs(
-    groups: Sequence[TokenGroup],
+    groups: Sequence[InputGroup],
     scalings: Mapping[str, Scaling],
-    fitted: FullGraph,
-    judged: FullGraph | None,
+    fitted: CalibrationRun,
+    judged: CalibrationRun | None,
     options: QuantizeOptions,
     every: int = 1,
 ) -> dict[str, RoundedInput]:
-    """By the name of each group's first site, on grids whose ranges are those of `fitted`.
+    """Round the inputs of groups by the candidates that fit the ranges of `fitted`.
 
     Of each position the clip with the least error on `judged` is taken, of `every` one that there
     is. `noise` is that of `judged`, `channels` are those of `fitted`. With `judged` None the first
     is taken, and nothing is measured.
     """
     channels, ranges = scaled_ranges(groups, scalings, fitted)
-    views = {g.key: scaled_view(g, scalings[g.key]) for g in groups}
+    views = {g.key: scaled_input(g, scalings[g.key]) for g in groups}
     gains = {g.key: np.sqrt(g.energy) * scalings[g.key].smoothing for g in groups}
-    grids = {g.key: allowed_grids(g, ranges[g.key], options)[::every] for g in groups}
+    grids = {g.key: token_candidates(g, ranges[g.key], options)[::every] for g in groups}
     if judged is None:
         return {
             g.key: RoundedInput(grids[g.key][0], None, gains[g.key], channels[g.key])
@@ -204,7 +220,7 @@ def round_inputs(
         }
     power: Power = options.clip_power or 2
     powers: tuple[Power, ...] = (2,) if power == 2 else (2, power)
-    errors = judged.grid_errors(views, grids, gains, powers)
+    errors = judged.clip_errors(views, grids, gains, powers)
     found = {}
     for g in groups:
         sums = errors[g.key]
@@ -215,14 +231,14 @@ def round_inputs(
 
 
 def scaled_stats(stats: TensorStats, scaling: Scaling) -> TensorStats:
-    """Of x / s - p without another pass; the squares are those of x / s, p would need sums."""
+    """Return the statistics of x / s - p without another run; the squares are those of x / s."""
     s = scaling.smoothing
     p = 0.0 if scaling.center is None else scaling.center / s
     return TensorStats(stats.low / s - p, stats.high / s - p, stats.square / s**2, stats.count)
 
 
 def one_range(stats: TensorStats) -> TensorStats:
-    """The range of all channels, as that of one position."""
+    """Return the range of all channels, as that of one position."""
     low, high = float(stats.low.min()), float(stats.high.max())
     return TensorStats(
         np.array([low]), np.array([high]), np.array([stats.square.sum()]), stats.count

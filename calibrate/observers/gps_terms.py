@@ -1,0 +1,28 @@
+"""Signal and noise by channel: what gain-projected scaling (GPS) needs of an input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from ...numerics.qparams import QParams
+from .reduce import Reducer, values_by_name
+from .smoothed import SmoothedInput, add_smoothed, rounding_error
+
+
+def observe_gains(
+    graph: ir.Graph, views: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
+) -> None:
+    """Add outputs `KEY:signal` and `KEY:noise`, [N, C]: sums of x^2 and of the rounding error^2.
+
+    Both are in units of the scale.
+    """
+    values = values_by_name(graph)
+    for key, chosen in qparams.items():
+        view = views[key]
+        seen = add_smoothed(graph, values[view.tensor], view, key)
+        steps, error = rounding_error(graph, seen, view, chosen, key)
+        reducer = Reducer(graph, seen, view.channel_axis)
+        reducer.add(f"{key}:signal", steps, "ReduceSumSquare", "ReduceSum")
+        reducer.add(f"{key}:noise", error, "ReduceSumSquare", "ReduceSum")

@@ -1,0 +1,75 @@
+"""Minimum, maximum and sum of squares: nodes in the graph, and statistics of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from ...graph.builder import add_node
+from ..statistics import TensorStats
+from .reduce import Reducer, values_by_name
+from .run import Outputs
+from .smoothed import SmoothedInput, add_smoothed, position_sums, show_position_ids
+
+
+def observe_ranges(
+    graph: ir.Graph, tensors: Mapping[str, int], values: Mapping[str, ir.Value] | None = None
+) -> None:
+    """Add outputs `TENSOR:min`, `:max`, `:square` ([rows, C]) and `:shape`.
+
+    `tensors` gives the axis of each that is kept, its channels; axis 0 is the batch, whose samples
+    have one row or more each (see `Reducer`). `values` are the graph's by name, where they are
+    known.
+    """
+    values = values_by_name(graph) if values is None else values
+    for name, axis in tensors.items():
+        reducer = Reducer(graph, values[name], axis)
+        reducer.add(f"{name}:min", values[name], "ReduceMin")
+        reducer.add(f"{name}:max", values[name], "ReduceMax")
+        reducer.add(f"{name}:square", values[name], "ReduceSumSquare", "ReduceSum")
+        shape = add_node(graph, "Shape", [values[name]], f"{name}:shape")
+        shape.dtype, shape.shape = ir.DataType.INT64, ir.Shape([reducer.rank])
+        graph.outputs.append(shape)
+
+
+def observe_smoothed_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput]) -> None:
+    """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of each view.
+
+    Where it tells positions apart also `KEY/position:min` and so on, [N, T], of rows in another
+    order with their places.
+    """
+    values = values_by_name(graph)
+    show_position_ids(graph, views.values(), values)
+    for key, view in views.items():
+        seen = add_smoothed(graph, values[view.tensor], view, key)
+        observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
+        if view.token_axis is not None:
+            again = add_node(graph, "Identity", [seen], f"{key}/position")
+            again.shape, again.type = seen.shape, seen.type
+            observe_ranges(graph, {str(again.name): view.token_axis}, {str(again.name): again})
+
+
+def batch_stats(outputs: Outputs, name: str) -> TensorStats:
+    """Merge the rows [N, C] of one batch in float64."""
+    low, high, square = (
+        outputs[f"{name}:{kind}"].astype(np.float64) for kind in ("min", "max", "square")
+    )
+    count = int(np.prod(outputs[f"{name}:shape"].astype(np.int64))) // low.shape[1]
+    return TensorStats(low.min(axis=0), high.max(axis=0), square.sum(axis=0), count)
+
+
+def position_stats(outputs: Outputs, key: str, view: SmoothedInput) -> TensorStats:
+    """Return the statistics of a batch by position; one that no row had is empty."""
+    name = f"{key}/position"
+    if view.position_ids is None:
+        return batch_stats(outputs, name)
+    assert view.positions is not None
+    rows, channels = outputs[f"{name}:min"].shape, int(outputs[f"{name}:shape"][view.channel_axis])
+    places = np.broadcast_to(outputs[view.position_ids].astype(np.int64), rows)
+    low, high = np.full(view.positions, np.inf), np.full(view.positions, -np.inf)
+    np.minimum.at(low, places, outputs[f"{name}:min"].astype(np.float64))
+    np.maximum.at(high, places, outputs[f"{name}:max"].astype(np.float64))
+    counts = np.bincount(places.ravel(), minlength=view.positions) * channels
+    return TensorStats(low, high, position_sums(outputs, f"{name}:square", view), counts)
