@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..families.custom.export import export_own_stage
 from ..families.registry import find_model
 from ..families.var.model import VarTransformer
 from ..families.var.spec import VarSpec
 from ..families.var_vqvae.model import VarVqvae
 from ..pipeline.build import build_stage
 from ..pipeline.calibrate import calibrate_stage
-from ..pipeline.export import export_stage
+from ..pipeline.export import export_any, export_stage
 from ..pipeline.quantize import quantize_stage
 from ..recipe.options import BuildOptions, CalibrateOptions
 from ..recipe.quantize import QuantizeOptions
@@ -78,7 +77,7 @@ def make(workspace: Path, checkpoint: Path, model: str, samples: int) -> None:
     np.savez(feeds, latent=latents(workspace / "export", list(range(samples))))
     with Workspace(workspace / "decoder") as opened:
         click.echo("the decoder in INT8", err=True)
-        export_own_stage(opened, [workspace / "export" / "decoder.onnx"], reporter)
+        export_any(opened, "onnx", None, "", [workspace / "export" / "decoder.onnx"], reporter)
         calibrate_stage(opened, CalibrateOptions(feeds=str(feeds), samples=samples), reporter)
         quantize_stage(opened, NAME, QuantizeOptions(weight_bits=8), reporter)
         build_stage(opened, NAME, BuildOptions(), reporter)

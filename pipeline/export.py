@@ -21,6 +21,7 @@ from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
 
 if TYPE_CHECKING:
     from ..export.checkpoint.read import Weights
+    from ..families.custom.export import Judges
 
 
 def export_any(
@@ -53,7 +54,7 @@ def export_any(
                 where=name,
                 do="leave out --static-batch and --kv-type",
             )
-        result: StageResult = family.load_exporter()(workspace, graphs, reporter)
+        result: StageResult = family.load_exporter()(workspace, graphs, reporter, judges())
         return result
     if graphs:
         (own,) = (m.name for f in built_in_families() if f.source == "graphs" for m in f.models)
@@ -63,6 +64,21 @@ def export_any(
             do=f"name the model {own} for graphs of your own",
         )
     return export_stage(workspace, name, checkpoint, images, reporter, form, weights)
+
+
+def judges() -> Judges:
+    """Return what the stages behind the export judge a user's own graphs by."""
+    from ..engines.verdicts import TARGETS, node_verdicts, resolve_targets
+    from ..families.custom.export import Judges
+    from ..quantize.fold_check import failing_folds, on_arrays, tried_folds
+
+    targets = resolve_targets(TARGETS)
+    return Judges(
+        failing_folds=lambda folder, fed, sites: failing_folds(
+            folder, on_arrays(folder, fed), tried_folds(sites)
+        ),
+        verdicts=lambda graph, name, sites: node_verdicts(graph, name, sites, targets),
+    )
 
 
 def export_stage(

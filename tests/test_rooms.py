@@ -33,14 +33,8 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# Imports of a higher floor that wait for a seam: each (room, room above).
-EXCEPTIONS = {
-    ("families", "engines"),
-    ("families", "quantize"),
-}
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "skimage", "matplotlib", "jinja2", "scipy"}
 MOST_MODULES = 17  # of a folder, without its __init__
-STILL_LARGER: set[str] = set()
 
 
 def modules() -> Iterator[Path]:
@@ -109,12 +103,7 @@ def test_the_walk_sees_every_room() -> None:
 @pytest.mark.parametrize("path", list(modules()), ids=str)
 def test_module_imports_only_rooms_of_lower_floors(path: Path) -> None:
     if room_of(path) != "__init__":  # the public face sees all
-        assert upward(path) <= EXCEPTIONS
-
-
-def test_every_exception_is_still_needed() -> None:
-    needed = {pair for path in modules() if room_of(path) in FLOOR for pair in upward(path)}
-    assert needed == EXCEPTIONS
+        assert not upward(path)
 
 
 @pytest.mark.parametrize("path", [p for p in modules() if is_light(p)], ids=str)
@@ -125,7 +114,7 @@ def test_the_edge_imports_nothing_that_it_lacks(path: Path) -> None:
 def test_no_folder_holds_more_modules_than_a_reader_takes_in() -> None:
     sizes = Counter(path.parent for path in modules() if path.name != "__init__.py")
     large = {str(folder) for folder, size in sizes.items() if size > MOST_MODULES}
-    assert large == STILL_LARGER
+    assert not large
 
 
 def test_only_the_door_imports_tensorrt() -> None:

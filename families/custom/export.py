@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from ...engines.verdicts import TARGETS, node_verdicts, resolve_targets
 from ...errors import ExportError
 from ...graph.sites import SITES_VERSION, NodeVerdict, Site, SiteMap
 from ...recipe.base import check_name
@@ -23,9 +24,25 @@ if TYPE_CHECKING:
 
 FOLD_SEED = 2  # of what folds are tried with; the files were compared on others
 
+# The array of each input by graph.
+Fed = Mapping[str, Mapping[str, NDArray[np.generic]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """What later stages know of exported graphs: they do the folds and the builds.
+
+    `failing_folds` tries the folds of sites on arrays; by the site's name it returns the decibels
+    that those which do not hold keep. `verdicts` says what becomes of the nodes of a graph on each
+    target.
+    """
+
+    failing_folds: Callable[[Path, Fed, Sequence[Site]], dict[str, float]]
+    verdicts: Callable[[ir.Graph, str, Sequence[Site]], tuple[NodeVerdict, ...]]
+
 
 def export_own_stage(
-    workspace: Workspace, files: Sequence[Path], reporter: Reporter
+    workspace: Workspace, files: Sequence[Path], reporter: Reporter, judges: Judges
 ) -> StageResult:
     """Bring ONNX files into the form that later stages take; each is a graph named after its file.
 
@@ -43,7 +60,7 @@ def export_own_stage(
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        return export_own(graphs, folder, reporter)
+        return export_own(graphs, folder, reporter, judges)
 
     return run_stage(workspace.folder("export"), wanted, work)
 
@@ -87,10 +104,11 @@ def beside(file: Path) -> list[Path]:
     return weight_files(read(file))
 
 
-def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dict[str, Any]:
+def export_own(
+    graphs: dict[str, Path], folder: Path, reporter: Reporter, judges: Judges
+) -> dict[str, Any]:
     """Write graphs, weights and sites.json; returns the manifest's results."""
     from ...export.weight_file import WeightFile
-    from ...quantize.fold_check import failing_folds, on_arrays, tried_folds
     from .graph import read_own_graph
     from .parity import blamed_on_file, check_own_graph, learn_ranks, seeded_arrays
     from .sites import find_own_sites, unknown_ranks
@@ -118,10 +136,14 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
         parity.append(check_own_graph(path, folder / f"{name}.onnx", models[name]))
     reporter.progress("comparing with the files", len(graphs), len(graphs))
     fed = {p.graph: seeded_arrays(models[p.graph].graph, p.inputs, FOLD_SEED) for p in parity}
-    refused = failing_folds(folder, on_arrays(folder, fed), tried_folds(sites))
+    refused = judges.failing_folds(folder, fed, sites)
     sites = without_folds(sites, refused)
     described = [describe(model.graph, name) for name, model in models.items()]
-    verdicts = judged(models, sites)
+    verdicts = tuple(
+        verdict
+        for name, model in models.items()
+        for verdict in judges.verdicts(model.graph, name, [s for s in sites if s.graph == name])
+    )
     warn_unbuildable(verdicts, reporter)
     site_map = SiteMap(sites=tuple(sites), graphs=tuple(graphs), nodes=verdicts)
     (folder / "sites.json").write_bytes(encode_json(site_map))
@@ -132,18 +154,6 @@ def export_own(graphs: dict[str, Path], folder: Path, reporter: Reporter) -> dic
         "refused_folds": refused,
         "excluded": {s.name: s.excluded for s in sites if s.excluded},
     }
-
-
-def judged(models: Mapping[str, ir.Model], sites: Sequence[Site]) -> tuple[NodeVerdict, ...]:
-    """Verdicts on the nodes of all graphs, for one GPU of each kind."""
-    targets = resolve_targets(TARGETS)
-    return tuple(
-        verdict
-        for name, model in models.items()
-        for verdict in node_verdicts(
-            model.graph, name, [s for s in sites if s.graph == name], targets
-        )
-    )
 
 
 def warn_unbuildable(verdicts: Sequence[NodeVerdict], reporter: Reporter) -> None:

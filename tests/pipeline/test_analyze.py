@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 from arvg_trt.cli import cli
 from arvg_trt.engines.verdicts import TARGETS
-from arvg_trt.families.custom.export import export_own_stage
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.pipeline.analyze import analyze_files
+from arvg_trt.pipeline.export import export_any
 from arvg_trt.workspace.artifacts import Workspace, decode_json
 from arvg_trt.workspace.stage import SilentReporter
 
@@ -82,7 +82,7 @@ def test_export_keeps_the_table_and_warns_of_what_stops_a_build(
             warnings.append(line)
 
     with Workspace(tmp_path / "ws") as workspace:
-        export_own_stage(workspace, [block], Keeping())
+        export_any(workspace, "onnx", None, "", [block], Keeping())
         sites = decode_json(workspace.folder("export") / "sites.json", SiteMap, do="")
     (found,) = analyze_files([block], TARGETS)
     assert sites.nodes == found.verdicts
