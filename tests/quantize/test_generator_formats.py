@@ -21,7 +21,7 @@ from arvg_trt.runtime.sessions.onnxruntime import fast_session
 from ..calibrate.observers.test_smoothed import passes, views_of
 from ..families.generators import TinyGenerator, full_logits, stepped_logits
 from .qdq.test_per_token import IDS, INPUTS, POSITIONS, graph, run, site, stats
-from .test_run_generator import quantize, sqnr
+from .test_shared_graphs import quantize, sqnr
 
 
 def e4m3(x: np.ndarray) -> np.ndarray:

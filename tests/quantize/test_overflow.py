@@ -24,7 +24,7 @@ from arvg_trt.samples.files import GraphRun, save_sample
 
 from ..families.generators import TinyGenerator, activations
 from ..families.tiny import silent
-from .test_run_generator import quantize, statistics_of
+from .test_shared_graphs import quantize, statistics_of
 
 
 def test_peaks_are_the_largest_magnitudes_of_all_float_tensors_but_masked_ones(

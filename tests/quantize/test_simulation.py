@@ -14,7 +14,7 @@ from arvg_trt.numerics.scheme import ActivationFormat
 
 from ..families.generators import TinyGenerator, activations
 from .test_generator_formats import e4m3
-from .test_run_generator import quantize
+from .test_shared_graphs import quantize
 
 FORMATS: dict[str, dict] = {
     "w8a8": {"smoothing": "gps"},

@@ -16,7 +16,7 @@ from arvg_trt.recipe.quantize import QuantizeOptions
 from ..families.generators import TinyGenerator, activations
 from ..families.tiny import TinyExport
 from ..families.tiny import quantize as quantize_tokenizer
-from .test_run_generator import quantize, statistics_of
+from .test_shared_graphs import quantize, statistics_of
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ...families.generators import TinyGenerator, full_logits, stepped_logits
 from ...families.tiny import silent
 from ..test_generator_formats import e4m3
-from ..test_run_generator import quantize, sqnr
+from ..test_shared_graphs import quantize, sqnr
 
 HEADS, TOKENS, WIDTH = 2, 7, 8
 
