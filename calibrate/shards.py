@@ -14,8 +14,9 @@ import msgspec
 from ..errors import CalibrationError
 from ..samples.files import sample_files, sample_labels, save_labels
 from ..workspace.artifacts import MANIFEST, Manifest, Workspace, decode_json, sha256_file
-from ..workspace.facts import export_digest, require_same_export
+from ..workspace.facts import export_digest, facts, require_same_export
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
+from .facts import CalibrationFacts
 
 STATISTICS = "statistics.safetensors"
 # Of a part's options those that the manifest of the whole repeats.
@@ -93,13 +94,13 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
         samples = [list(part.samples) for part in parts]
         files = [p.statistics for p in parts]
         found = combine_parts(files, samples, folder, export=wanted_digest)
-        results = [p.manifest.results for p in parts if p.manifest]
-        classes = {c for r in results for c in r.get("classes", ())}
+        results = [facts(p.manifest, CalibrationFacts) for p in parts if p.manifest]
+        classes = {c for r in results for c in r.classes}
         return ({"classes": sorted(classes)} if classes else {}) | {
-            "images": list(dict.fromkeys(name for r in results for name in r["images"])),
-            "skipped": list(dict.fromkeys(name for r in results for name in r["skipped"])),
-            "samples": sum(r["samples"] for r in results),
-            "synthetic": any(r["synthetic"] for r in results),
+            "images": list(dict.fromkeys(name for r in results for name in r.images)),
+            "skipped": list(dict.fromkeys(name for r in results for name in r.skipped)),
+            "samples": sum(r.samples for r in results),
+            "synthetic": any(r.synthetic for r in results),
             "parts": [part.told for part in parts],
             "convergence": found,
         }
@@ -202,8 +203,6 @@ def combine_parts(
 
 def say_convergence(result: StageResult, reporter: Reporter) -> None:
     """Say in one line whether the samples were enough, unless nothing was done."""
-    from .convergence import Convergence
-
-    told = result.manifest.results.get("convergence")
-    if told is not None and not result.skipped:
-        reporter.say(f"calibration: {msgspec.convert(told, Convergence).text}")
+    found = facts(result.manifest, CalibrationFacts).convergence
+    if found is not None and not result.skipped:
+        reporter.say(f"calibration: {found.text}")

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..engines.facts import EngineRow, SiteException
 from ..engines.tensorrt.half_precision_files import write_twin
 from ..engines.tensorrt.profiles import Profiles, graph_profiles
 from ..errors import BuildError
 from ..graph.sites import load_sites
 from ..numerics.scheme import Plan, SitePlan
+from ..quantize.facts import OverflowTensor, QuantizationFacts
 from ..quantize.overflow import (
-    Listed,
     find_calibration,
-    listed_tensors,
     unquantized_overflow_tensors,
 )
 from ..recipe.options import BuildOptions
 from ..runtime.trt_compat import Backend
 from ..workspace.artifacts import Manifest, Workspace, decode_json, encode_json
-from ..workspace.facts import FP16, kind_of
+from ..workspace.facts import FP16, facts, kind_of
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
         else:
             graphs = load_sites(export).graphs
             rows = build_engine(*places, folder, graphs, progress=reporter.progress)
-        return {"engines": [msgspec.to_builtins(row) for row in rows]}
+        return {"engines": rows}
 
     return run_stage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
 
@@ -118,12 +118,12 @@ def build_tensorrt(
     results = []
 
     @cache
-    def wide() -> Listed:
+    def wide() -> Sequence[OverflowTensor]:
         if options.half == "bfloat16":
-            return []  # it ends where float32 does
+            return ()  # it ends where float32 does
         if calibrated is not None:
             return unquantized_overflow_tensors(workspace, reporter)
-        return listed_tensors(manifest)
+        return facts(manifest, QuantizationFacts).fp32_tensors
 
     for group in groups:
         label = "-".join([engine_label(options), *(t.sm for t in group)])
@@ -195,8 +195,8 @@ def build_graph(
     options: BuildOptions,
     group: Sequence[Any],
     shapes: Profiles,
-    wide: Listed,
-) -> dict[str, Any]:
+    wide: Sequence[OverflowTensor],
+) -> EngineRow:
     """The FP16 twin of one graph and the engine built from it; returns its row for reports.
 
     What makes or reads a tensor of `wide` stays in FP32.
@@ -223,18 +223,20 @@ def build_graph(
     (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
     lacking = [t.sm for t in group if not t.supports("int8_conv")]
     note = f" ({', '.join(lacking)} has no INT8 convolution kernel)" if lacking else ""
-    return {
-        "backend": result.builder_version,
-        "target": " ".join(t.sm for t in group),
-        "precision": precision_text(planned, options.half),
-        "graph": graph,
-        "bytes": result.bytes,
-        "build_seconds": result.seconds,
-        "int8_sites_planned": len(wanted),
-        "int8_sites_proved": len(proved) if result.layers else None,
-        "exceptions": [{"site": sites[s], "reason": reason + note} for s, reason in missing],
-        "status": result.status,
-    }
+    return EngineRow(
+        backend=result.builder_version,
+        target=" ".join(t.sm for t in group),
+        precision=precision_text(planned, options.half),
+        graph=graph,
+        bytes=result.bytes,
+        build_seconds=result.seconds,
+        int8_sites_planned=len(wanted),
+        int8_sites_proved=len(proved) if result.layers else None,
+        exceptions=tuple(
+            SiteException(site=sites[s], reason=reason + note) for s, reason in missing
+        ),
+        status=result.status,
+    )
 
 
 def is_fp8(entry: SitePlan) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ..calibrate.executors import Execution, run_tasks
+from ..calibrate.facts import CalibrationFacts
 from ..calibrate.shards import STATISTICS, combine_parts, say_convergence
 from ..errors import RecipeError
 from ..graph.sites import load_sites
@@ -21,7 +22,7 @@ from ..samples.files import count_batches, sample_files, save_labels, save_sampl
 from ..samples.images import skipped_text
 from ..samples.sources import Samples, open_samples, shard_of
 from ..workspace.artifacts import Manifest, Workspace
-from ..workspace.facts import export_digest, kind_of
+from ..workspace.facts import export_digest, facts, kind_of
 from ..workspace.stage import (
     Reporter,
     SilentReporter,
@@ -81,8 +82,9 @@ def calibrate_stage(
 
     result = run_stage(workspace.folder("calibrate"), wanted, work)
     say_convergence(result, reporter)
-    if not result.skipped and result.manifest.results.get("masked"):
-        graphs = ", ".join(result.manifest.results["masked"])
+    masked = facts(result.manifest, CalibrationFacts).masked
+    if masked and not result.skipped:
+        graphs = ", ".join(masked)
         reporter.say(f"calibration: NaN and infinity inside {graphs} reach no output; left out")
     return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -11,12 +10,13 @@ import msgspec
 from ..calibrate.calibrated import Calibrated
 from ..errors import RecipeError
 from ..numerics.scheme import Plan, SitePlan
+from ..quantize.facts import QuantizationFacts
 from ..quantize.overflow import unplanned_overflow_tensors
 from ..quantize.write import float_bytes, write_quantized
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
 from ..workspace.artifacts import Manifest, Workspace, decode_json, sha256_file
-from ..workspace.facts import FP16
+from ..workspace.facts import FP16, kind_of
 from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
 
 HALVES = ("encoder_bits", "decoder_bits")
@@ -58,17 +58,17 @@ def quantize_stage(
         versions=package_versions("onnxruntime", "onnx-ir", "numpy"),
     )
 
-    def work(folder: Path) -> dict[str, object]:
+    def work(folder: Path) -> QuantizationFacts:
         _, results, wide = write_quantized(source, entries, options, folder, reporter, max_memory)
         if source.generates:
             wide += unplanned_overflow_tensors(source, reporter)
-        return {
-            "sites": [asdict(result) for result in results],
-            "packed_bytes": (folder / "weights.safetensors").stat().st_size,
-            "fp32_bytes": float_bytes(source.export, source.site_map, source.generates),
-            "quantized": sum(r.weight_sqnr_db is not None for r in results),
-            "fp32_tensors": [asdict(tensor) for tensor in wide],
-        }
+        return QuantizationFacts(
+            sites=tuple(results),
+            packed_bytes=(folder / "weights.safetensors").stat().st_size,
+            fp32_bytes=float_bytes(source.export, source.site_map, source.generates),
+            quantized=sum(r.weight_sqnr_db is not None for r in results),
+            fp32_tensors=tuple(wide),
+        )
 
     return run_stage(workspace.folder("quantize", name), wanted, work)
 
@@ -78,7 +78,7 @@ def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) ->
     one's own that is called so is none.
     """
     given = next((n for n in HALVES if getattr(options, n) != getattr(QuantizeOptions(), n)), None)
-    if given is not None and options.weight_bits is None and "tokenizer" not in exported.results:
+    if given is not None and options.weight_bits is None and kind_of(exported) != "tokenizer":
         raise RecipeError(
             "is of an image tokenizer's half, and this is none",
             where=given,

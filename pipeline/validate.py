@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from ..calibrate.facts import CalibrationFacts
+from ..engines.facts import BuildFacts
 from ..errors import AccuracyError, CalibrationError, WorkspaceError
 from ..packages import require_packages
+from ..quantize.facts import QuantizationFacts
 from ..recipe.options import ValidateOptions
 from ..samples.images import skipped_text
 from ..validate.measure.data import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from ..validate.measure.sizes import graph_bytes, running_bytes
 from ..workspace.artifacts import MANIFEST, Manifest, Workspace
-from ..workspace.facts import FP16, kind_of, told
+from ..workspace.facts import FP16, facts, kind_of
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
 from ..workspace.verify import verify
 
 if TYPE_CHECKING:
     from ..validate.report.calibrated import Calibration
-    from ..validate.report.schema import SiteRow
 
 
 def validate_stage(
@@ -142,7 +144,7 @@ def calibrated_classes(workspace: Workspace) -> tuple[int, ...]:
     """Classes of a generator that calibration has seen, as far as a manifest says it."""
     if not (workspace.folder("calibrate") / MANIFEST).is_file():
         return ()
-    return tuple(workspace.manifest("calibrate", stage="calibrate").results.get("classes", ()))
+    return facts(workspace.manifest("calibrate", stage="calibrate"), CalibrationFacts).classes
 
 
 def require_no_classes(options: ValidateOptions) -> None:
@@ -171,7 +173,6 @@ def measure_all(
         SIZE_NOTE,
         SYNTHETIC,
         Data,
-        EngineRow,
         Report,
         sizes,
     )
@@ -190,15 +191,12 @@ def measure_all(
     if f"{name}/onnxruntime" in engines:
         folders["engine"] = workspace.folder("engines", name, "onnxruntime")
     measured = held_out.measure(export, folders, reporter.progress)
-    rows = [
-        msgspec.convert(row, EngineRow)
-        for manifest in engines.values()
-        for row in manifest.results["engines"]
-    ]
+    rows = [row for built in engines.values() for row in facts(built, BuildFacts).engines]
+    of_sites = facts(quantized, QuantizationFacts)
+    of_samples = facts(calibrated, CalibrationFacts)
     generates = kind_of(exported) == "generator"
     runs = {name: folder for name, folder in folders.items() if name != "twin"}
     fp32_bytes, candidate_bytes = running_bytes(export, exported, runs)
-    synthetic = calibrated.results["synthetic"]
     report = Report(
         model=exported.options["model"],
         name=name,
@@ -207,18 +205,18 @@ def measure_all(
         cpu=read_cpu(),
         data=Data(
             validation=held_out.names,
-            calibration=(SYNTHETIC,) if synthetic else tuple(calibrated.results["images"]),
+            calibration=(SYNTHETIC,) if of_samples.synthetic else of_samples.images,
             pictures=measured.picture_names,
             sampling=measured.sampling,
             classes=measured.classes,
         ),
-        calibration=calibration_of(calibrated),
+        calibration=calibration_of(of_samples),
         sizes=sizes(
             fp32_graph_bytes=graph_bytes(export, generates),
             fp32_running_bytes=fp32_bytes,
             running_bytes=candidate_bytes,
-            fp32_weight_bytes=quantized.results["fp32_bytes"],
-            packed_weight_bytes=quantized.results["packed_bytes"],
+            fp32_weight_bytes=of_sites.fp32_bytes,
+            packed_weight_bytes=of_sites.packed_bytes,
             note=GENERATOR_SIZE_NOTE if generates else SIZE_NOTE,
         ),
         accuracy=measured.accuracy,
@@ -226,42 +224,29 @@ def measure_all(
         generation=measured.generation,
         latency=measured.latency,
         engines=tuple(rows),
-        sites=site_rows(quantized),
+        sites=of_sites.sites,
     )
     return report, measured.pictures
 
 
-def site_rows(quantized: Manifest) -> tuple[SiteRow, ...]:
-    """What quantization's manifest says of each site, as reports have it."""
-    from ..validate.report.schema import SiteRow as Row
-
-    fields = Row.__struct_fields__
-    rows = told(quantized, "results", "sites", list[dict[str, Any]])
-    plain = [{key: row[key] for key in fields if key in row} for row in rows]
-    try:
-        return msgspec.convert(plain, tuple[Row, ...])
-    except msgspec.ValidationError as error:
-        raise WorkspaceError(
-            f"its manifest says of a site what is not read: {error}",
-            where=quantized.stage,
-            do="run `arvg-trt quantize` again",
-        ) from error
-
-
-def calibration_of(calibrated: Manifest) -> Calibration:
-    """What a calibration's manifest says of its samples."""
+def calibration_of(found: CalibrationFacts) -> Calibration:
+    """Return what a report says of the samples."""
     from ..validate.report.calibrated import Calibration, Chosen
 
-    results = calibrated.results
-    grown = results.get("convergence", {})
-    inputs = grown.get("sites", ())
-    chosen = results.get("dgc")
+    grown, chosen = found.convergence, found.dgc
     return Calibration(
-        samples=results["samples"],
-        enough=grown.get("enough"),
-        settled=grown.get("settled", 0),
-        inputs=len(inputs),
-        share=grown.get("share"),
-        classes=tuple(results.get("classes", ())),
-        dgc=Chosen(**{k: chosen[k] for k in Chosen.__struct_fields__}) if chosen else None,
+        samples=found.samples,
+        enough=None if grown is None else grown.enough,
+        settled=0 if grown is None else grown.settled,
+        inputs=0 if grown is None else len(grown.sites),
+        share=None if grown is None else grown.share,
+        classes=found.classes,
+        dgc=None
+        if chosen is None
+        else Chosen(
+            candidates=chosen.candidates,
+            kept=chosen.kept,
+            conditional_share=chosen.conditional_share,
+            select=chosen.select,
+        ),
     )

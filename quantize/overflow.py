@@ -8,9 +8,7 @@ precision; any other tensor is to stay in FP32 in the FP16 twin.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -27,7 +25,7 @@ from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, Array, DeviceValue, 
 from ..samples.files import Arrays
 from ..workspace.artifacts import MANIFEST, Manifest, Workspace
 from ..workspace.stage import Reporter
-from .run import SiteResult
+from .facts import OverflowTensor, SiteRow
 
 LIMIT = 65504 / 4
 SAMPLES = 16  # that are run: one pass over the Q/DQ graph
@@ -42,17 +40,7 @@ LABEL = 0
 MOST_PASSES = 8
 
 Absmax = dict[str, dict[str, float]]
-Make = Callable[[Mapping[str, SitePlan]], tuple[Plan, list[SiteResult]]]
-
-
-@dataclass(frozen=True, slots=True)
-class OverflowTensor:
-    """A tensor that comes near the end of float16; `nodes` make it or read it, by name."""
-
-    graph: str
-    tensor: str
-    max: float
-    nodes: tuple[str, ...]
+Make = Callable[[Mapping[str, SitePlan]], tuple[Plan, list[SiteRow]]]
 
 
 def quantize_in_range(
@@ -60,7 +48,7 @@ def quantize_in_range(
     run: CalibrationRun,
     site_map: SiteMap,
     entries: Mapping[str, SitePlan],
-) -> tuple[Plan, list[SiteResult], list[OverflowTensor]]:
+) -> tuple[Plan, list[SiteRow], list[OverflowTensor]]:
     """Return what `make` writes by the plan `entries`, without sites that overflow in float16.
 
     Those stay in high precision, with the reason in the plan. `run` is of the graphs that `make`
@@ -112,7 +100,11 @@ def overflow_tensors(folder: Path, absmax: Absmax) -> list[OverflowTensor]:
                 users = {user for user, _ in value.uses()}
                 if not reached <= LIMIT and not is_square(node, users):
                     names = (str(n.name) for n in (node, *sorted(users, key=lambda n: str(n.name))))
-                    found.append(OverflowTensor(name, str(value.name), reached, tuple(names)))
+                    found.append(
+                        OverflowTensor(
+                            graph=name, tensor=str(value.name), max=reached, nodes=tuple(names)
+                        )
+                    )
     return found
 
 
@@ -123,21 +115,13 @@ def is_square(node: ir.Node, users: set[ir.Node]) -> bool:
     return squares and bool(users) and {user.op_type for user in users} <= REDUCTIONS
 
 
-Listed = list[dict[str, Any]]
-
-
-def fp32_nodes(listed: Iterable[Mapping[str, Any]], model: onnx.ModelProto) -> list[str]:
+def fp32_nodes(listed: Iterable[OverflowTensor], model: onnx.ModelProto) -> list[str]:
     """Return nodes of `model` that make or read a listed tensor.
 
     They are found by name: the graphs of a model call the nodes of one module alike.
     """
-    names = {name for tensor in listed for name in tensor["nodes"]}
+    names = {name for tensor in listed for name in tensor.nodes}
     return [node.name for node in model.graph.node if node.name in names]
-
-
-def listed_tensors(quantized: Manifest) -> Listed:
-    """Return what `quantize` told of its graphs."""
-    return list(quantized.results.get("fp32_tensors", ()))
 
 
 def find_calibration(workspace: Workspace, reporter: Reporter) -> Manifest | None:
@@ -150,19 +134,18 @@ def find_calibration(workspace: Workspace, reporter: Reporter) -> Manifest | Non
     return workspace.manifest("calibrate", stage="calibrate")
 
 
-def unquantized_overflow_tensors(workspace: Workspace, reporter: Reporter) -> Listed:
+def unquantized_overflow_tensors(workspace: Workspace, reporter: Reporter) -> list[OverflowTensor]:
     """Return the overflow risks of the FP32 graphs, as a quantization's manifest lists its own.
 
     Raises:
         CalibrationError: statistics of another export, or a value that is not finite.
     """
-
     source = Calibrated.open(workspace)
     run = source.run(reporter.progress).of(slice(SAMPLES))
     found = overflow_tensors(source.export, run.absmax())
     if source.generates:
         found += unplanned_overflow_tensors(source, reporter)
-    return [asdict(tensor) for tensor in found]
+    return found
 
 
 def unplanned_overflow_tensors(source: Calibrated, reporter: Reporter) -> list[OverflowTensor]:

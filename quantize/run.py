@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +24,7 @@ from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
+from .facts import SiteRow
 from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
 from .groups import InputDecision, InputGroup, find_groups, site_statistics
 from .per_tensor import PredictedError
@@ -79,19 +79,6 @@ class GraphForm(Protocol):
         """Write the Q/DQ graphs and weights.safetensors into a folder."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteResult:
-    """What became of a site: signal-to-noise ratios in dB of its weight and of its input."""
-
-    name: str
-    graph: str
-    weight: str
-    activation: str
-    weight_sqnr_db: float | None
-    activation_sqnr_db: float | None
-    reason: str | None
-
-
 def quantize_model(
     run: CalibrationRun,
     output: Path,
@@ -102,7 +89,7 @@ def quantize_model(
     *,
     shared: bool,
     max_memory: int = MAX_MEMORY,
-) -> tuple[Plan, list[SiteResult]]:
+) -> tuple[Plan, list[SiteRow]]:
     """Write the Q/DQ graphs and weights.safetensors into `output`.
 
     `shared` says that graphs share their weights, as a generator's do: then inputs have scales per
@@ -201,7 +188,7 @@ def round_weights(
     groups: Sequence[InputGroup],
     form: GraphForm,
     rounded: Mapping[str, Rounded],
-) -> tuple[dict[str, QuantizedWeight], Plan, list[SiteResult]]:
+) -> tuple[dict[str, QuantizedWeight], Plan, list[SiteRow]]:
     """Return the quantized weights by site, the plan with its scales, and what reports say.
 
     Those in `rounded` are had already; the others are rounded to nearest.
@@ -228,7 +215,7 @@ def round_weights(
 
 def describe(
     site: Site, entry: SitePlan, weight_db: float | None, activation_db: float | None
-) -> SiteResult:
+) -> SiteRow:
     """Return what reports say of a site with this plan."""
     weight = "float16" if site.weight is not None else NO_WEIGHT
     if entry.weight is not None:
@@ -242,6 +229,12 @@ def describe(
         shift = ", shifted" if entry.activation.shift else ""
         shift = ", centered" if entry.activation.centered else shift
         activation = f"{kind} {entry.activation.granularity.replace('_', '-')}{shift}"
-    return SiteResult(
-        site.name, site.graph, weight, activation, weight_db, activation_db, entry.reason
+    return SiteRow(
+        name=site.name,
+        graph=site.graph,
+        weight=weight,
+        activation=activation,
+        weight_sqnr_db=weight_db,
+        activation_sqnr_db=activation_db,
+        reason=entry.reason,
     )

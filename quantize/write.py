@@ -18,8 +18,7 @@ from ..workspace.artifacts import encode_json
 from ..workspace.stage import Reporter
 
 if TYPE_CHECKING:
-    from .overflow import OverflowTensor
-    from .run import SiteResult
+    from .facts import OverflowTensor, SiteRow
 
 
 def write_quantized(
@@ -29,7 +28,7 @@ def write_quantized(
     folder: Path,
     reporter: Reporter,
     max_memory: int = MAX_MEMORY,
-) -> tuple[Plan, list[SiteResult], list[OverflowTensor]]:
+) -> tuple[Plan, list[SiteRow], list[OverflowTensor]]:
     """Return the graphs, weights.safetensors and plan.json of a checked plan."""
     from ..calibrate.statistics import load_statistics, require_channels
     from .overflow import quantize_in_range
@@ -42,7 +41,7 @@ def write_quantized(
     run, site_map = source.run(reporter.progress), source.site_map
     written = source.run(reporter.progress, folder)
 
-    def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteResult]]:
+    def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteRow]]:
         plan, results = quantize_model(
             run,
             folder,

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import CalibrationError
 from ..runtime.npz import BadArrays, read_npz
 from ..workspace.artifacts import Manifest
+from ..workspace.facts import own_graphs_of
 from .files import Array
 
 # Of a float picture's magnitude: standardized ones reach 2.7.
@@ -55,14 +56,13 @@ def needed_inputs(exported: Manifest) -> tuple[GraphInput, ...]:
     """Inputs of the graphs, in the order that they run, that no earlier graph makes."""
     made: set[str] = set()
     needed = []
-    for graph in exported.results["graphs"]:
-        for value in graph["inputs"]:
-            if value["name"] not in made:
-                shape = tuple(value["shape"] or ())
+    for graph in own_graphs_of(exported):
+        for value in graph.inputs:
+            if value.name not in made:
                 needed.append(
-                    GraphInput(graph["name"], value["name"], np.dtype(value["dtype"]), shape)
+                    GraphInput(graph.name, value.name, np.dtype(value.dtype), value.shape or ())
                 )
-        made |= {value["name"] for value in graph["outputs"]}
+        made |= {value.name for value in graph.outputs}
     return tuple(needed)
 
 

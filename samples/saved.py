@@ -49,7 +49,7 @@ def open_saved(export: Path, exported: Manifest, given: Path) -> list[Path]:
             check_file(path, needed_inputs(exported))
     else:
         for path in files:
-            check_picture(path, tokenizer_of(exported)["stride"])
+            check_picture(path, tokenizer_of(exported).stride)
     return files
 
 

@@ -126,7 +126,7 @@ def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:
         raise CalibrationError(
             "an image tokenizer is calibrated on images", where="--feeds", do="give --images DIR"
         )
-    stride = tokenizer_of(manifest)["stride"]
+    stride = tokenizer_of(manifest).stride
     if options.size % stride:
         raise CalibrationError(
             f"sample size {options.size} is not a multiple of the stride {stride}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ ModelKind = Literal["generator", "tokenizer", "custom"]
 
 FP16 = "fp16"  # names the engines of the unquantized graphs
 Told = TypeVar("Told")
+Facts = TypeVar("Facts", bound=msgspec.Struct)
 
 
 def told(
@@ -33,6 +34,55 @@ def told(
     except msgspec.ValidationError as error:
         raise WorkspaceError(
             f"its manifest has no {part}.{key} that is read: {error}",
+            where=manifest.stage,
+            do=f"run `arvg-trt {manifest.stage}` again",
+        ) from error
+
+
+class ValueFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or output of a graph; a dynamic axis of `shape` is a text or None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+class GraphFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A graph of a user's own."""
+
+    name: str
+    inputs: tuple[ValueFacts, ...]
+    outputs: tuple[ValueFacts, ...]
+
+
+class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """An image tokenizer; `stride` pixels a token, `codebook_size` None for latents."""
+
+    stride: int
+    discrete: bool
+    latent_channels: int
+    codebook_size: int | None = None
+    groups: int = 1
+
+
+class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What later stages read of an export: `graphs` of one's own, or an image tokenizer."""
+
+    graphs: tuple[GraphFacts, ...] | None = None
+    tokenizer: TokenizerFacts | None = None
+
+
+def facts(manifest: Manifest, kind: type[Facts]) -> Facts:
+    """Return what a manifest's results tell, as the struct of their stage.
+
+    Raises:
+        WorkspaceError: something is not there, or of another kind.
+    """
+    try:
+        return msgspec.convert(manifest.results, kind)
+    except msgspec.ValidationError as error:
+        raise WorkspaceError(
+            f"its manifest has results that are not read: {error}",
             where=manifest.stage,
             do=f"run `arvg-trt {manifest.stage}` again",
         ) from error
@@ -62,16 +112,21 @@ def export_digest(exported: Manifest) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def tokenizer_of(exported: Manifest) -> dict[str, Any]:
-    """What the export says of an image tokenizer.
+def tokenizer_of(exported: Manifest) -> TokenizerFacts:
+    """Return what the export says of an image tokenizer.
 
     Raises:
         WorkspaceError: it is of a generator, which the stage does not take yet.
     """
-    found: dict[str, Any] | None = exported.results.get("tokenizer")
+    found = facts(exported, ExportFacts).tokenizer
     if found is None:
         raise WorkspaceError(
             f"{exported.options['model']} generates, it is no image tokenizer",
             do="calibrate, quantize and generate take it",
         )
     return found
+
+
+def own_graphs_of(exported: Manifest) -> tuple[GraphFacts, ...]:
+    """Return the graphs of a user's own, in the order that they run."""
+    return facts(exported, ExportFacts).graphs or ()

@@ -23,7 +23,8 @@ from .artifacts import (
 )
 from .verify import verify
 
-Work = Callable[[Path], Mapping[str, Any]]
+# Does the work of a stage in a folder; returns results for the manifest, best as a struct.
+Work = Callable[[Path], "Mapping[str, Any] | msgspec.Struct"]
 
 
 class Reporter(Protocol):
@@ -86,7 +87,7 @@ def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
         except ArvgError as error:
             forget_folder(error, temporary)
             raise
-        manifest = write_manifest(temporary, wanted, results)
+        manifest = write_manifest(temporary, wanted, msgspec.to_builtins(results))
     seconds = time.monotonic() - start
     return StageResult(folder=folder, manifest=manifest, skipped=False, seconds=seconds)
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 
@@ -20,6 +19,7 @@ from ...numerics.noise import masked_sqnr_db
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ...workspace.artifacts import open_tensors
+from ..facts import EngineRow, SiteException
 from .float_outputs import worst_first
 from .matmul_integer import match_input, rewrite_linears
 from .qlinear_conv import Ranges, rewrite_convolutions
@@ -33,21 +33,6 @@ REWRITING = "rewriting for ONNX Runtime"
 CHECKING = "checking the engine"
 
 Progress = Callable[[str, int, int], None]
-
-
-class EngineRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine graph, as reports list it."""
-
-    backend: str
-    target: str
-    precision: str
-    graph: str
-    bytes: int
-    build_seconds: float
-    int8_sites_planned: int
-    int8_sites_proved: int | None
-    exceptions: tuple[dict[str, str], ...] = ()
-    status: str = "executed"
 
 
 def build_engine(
@@ -189,10 +174,11 @@ def engine_row(
         int8_sites_planned=len(found.planned),
         int8_sites_proved=len(found.done),
         exceptions=tuple(
-            {"site": name, "reason": IN_FLOAT if name in left else NO_FORM}
+            SiteException(site=name, reason=IN_FLOAT if name in left else NO_FORM)
             for name in found.planned
             if name not in found.done
         ),
+        status="executed",
     )
 
 

@@ -28,11 +28,11 @@ from ...runtime.sessions.onnxruntime import (
     reference_session,
 )
 from ...samples.files import graph_of, load_sample, sample_files
+from ..facts import EngineRow
 from .build import (
     CHECK_SAMPLES,
     CHECKING,
     REWRITING,
-    EngineRow,
     Progress,
     check_engine,
     engine_row,

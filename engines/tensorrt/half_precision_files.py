@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...graph.sites import Site
-from ...quantize.overflow import Listed, fp32_nodes
+from ...quantize.facts import OverflowTensor
+from ...quantize.overflow import fp32_nodes
 
 if TYPE_CHECKING:
     from .half_precision import HalfType
@@ -16,7 +17,12 @@ LARGE = 1024  # bytes, from which a constant lies beside the graph
 
 
 def write_twin(
-    source: Path, graph: str, sites: Sequence[Site], target: Path, wide: Listed, half: HalfType
+    source: Path,
+    graph: str,
+    sites: Sequence[Site],
+    target: Path,
+    wide: Sequence[OverflowTensor],
+    half: HalfType,
 ) -> Path:
     """The twin of a graph of `source`, in `target`; what `wide` lists and codes stay in FP32."""
     import onnx

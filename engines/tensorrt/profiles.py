@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ...errors import BuildError
 from ...recipe.options import BuildOptions
@@ -11,7 +10,7 @@ from ...runtime.generator import OTHER_GRAPHS, read_spec
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ...workspace.artifacts import Manifest, Workspace
-from ...workspace.facts import kind_of, tokenizer_of
+from ...workspace.facts import kind_of, own_graphs_of, tokenizer_of
 from ...workspace.stage import require_outputs
 
 Shape = tuple[int, ...]
@@ -43,20 +42,20 @@ def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> di
     """
     calibrate, _ = require_outputs(workspace, "calibrate", stage="calibrate")
     sample = load_sample(sample_files(calibrate / "samples")[0])
-    described = exported.results["graphs"]
-    graphs = [graph["name"] for graph in described]
+    described = own_graphs_of(exported)
+    graphs = [graph.name for graph in described]
     chain = GraphChain.open(workspace.folder("export"), graphs, session=reference_session)
     outputs = chain.run(sample)
     found: dict[str, Profiles] = {}
     for graph in described:
-        feeds = chain.feeds(graph["name"], sample, outputs)
-        found[graph["name"]] = {}
-        for value in graph["inputs"]:
-            shape = tuple(feeds[value["name"]].shape)
-            first = value["shape"][0] if value["shape"] else 0
+        feeds = chain.feeds(graph.name, sample, outputs)
+        found[graph.name] = {}
+        for value in graph.inputs:
+            shape = tuple(feeds[value.name].shape)
+            first = value.shape[0] if value.shape else 0
             batched = shape[:1] == (1,) and not isinstance(first, int)
             most = (max_batch, *shape[1:]) if batched else shape
-            found[graph["name"]][value["name"]] = (shape, most, most)
+            found[graph.name][value.name] = (shape, most, most)
     return found
 
 
@@ -94,9 +93,9 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
     return found
 
 
-def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: dict[str, Any]) -> Profiles:
+def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: TokenizerFacts) -> Profiles:
     """Shapes an engine takes: one image size, batches from 1 to `max_batch`."""
-    stride, size, most = tokenizer["stride"], options.image_size, options.max_batch
+    stride, size, most = tokenizer.stride, options.image_size, options.max_batch
     if size % stride:
         raise BuildError(
             f"image_size {size} is not a multiple of the stride {stride}",
@@ -107,9 +106,9 @@ def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: dict[str, A
         raise BuildError("is no graph of an image tokenizer", where=graph)
     if graph == "encoder":
         name, tail = "image", [3, size, size]
-    elif tokenizer["discrete"]:
-        groups = tokenizer.get("groups", 1)
+    elif tokenizer.discrete:
+        groups = tokenizer.groups
         name, tail = "indices", [side, side, *([groups] if groups > 1 else [])]
     else:
-        name, tail = "latent", [tokenizer["latent_channels"], side, side]
+        name, tail = "latent", [tokenizer.latent_channels, side, side]
     return {name: ((1, *tail), (most, *tail), (most, *tail))}

@@ -28,8 +28,9 @@ from ...numerics.noise import rounding_sqnr_db
 from ...numerics.qparams import QParams, dtype_of
 from ...numerics.scheme import ActivationFormat, Plan, SitePlan
 from ...numerics.weight import FP8_MAX
+from ..facts import SiteRow
 from ..ranges import format_candidates
-from ..run import SiteResult, describe
+from ..run import describe
 from ..scales import one_range
 from .nodes import quantize_dequantize
 
@@ -58,8 +59,8 @@ def planned_products(sites: Sequence[Site], entries: Mapping[str, SitePlan]) -> 
 
 
 def quantize_attention(
-    run: CalibrationRun, site_map: SiteMap, plan: Plan, results: Sequence[SiteResult]
-) -> tuple[Plan, list[SiteResult]]:
+    run: CalibrationRun, site_map: SiteMap, plan: Plan, results: Sequence[SiteRow]
+) -> tuple[Plan, list[SiteRow]]:
     """Choose grids on the calibrated Q/DQ graphs of `run`, and put them into all graphs there.
 
     What quantized linears make is what is rounded here, so this comes last. Returns the plan with

@@ -17,8 +17,9 @@ from arvg_trt.families.cosmos.model import CosmosTokenizer
 from arvg_trt.families.cosmos.write import export_tokenizer
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
+from arvg_trt.quantize.facts import SiteRow
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run import SiteResult, quantize_model
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import save_image
 from arvg_trt.samples.images import open_source, random_crops
@@ -179,7 +180,7 @@ class TinyQuantized:
 
     folder: Path
     plan: Plan
-    results: list[SiteResult]
+    results: list[SiteRow]
     statistics_file: Path
 
 

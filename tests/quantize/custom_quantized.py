@@ -14,8 +14,9 @@ from arvg_trt.families.custom.graph import read_own_graph
 from arvg_trt.families.custom.sites import find_own_sites
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
+from arvg_trt.quantize.facts import SiteRow
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.run import SiteResult, quantize_model
+from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import save_sample
@@ -38,7 +39,7 @@ class OwnGraph:
 
     def quantize(
         self, folder: Path, plan: Plan | None = None, **options: object
-    ) -> tuple[Plan, list[SiteResult]]:
+    ) -> tuple[Plan, list[SiteRow]]:
         """By options, or by a plan that was made before."""
         folder.mkdir()
         chosen = QuantizeOptions(**options)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...calibrate.facts import CalibrationFacts
 from ...errors import CalibrationError
 from ...recipe.options import ValidateOptions
 from ...runtime.images import center_crop, to_model
@@ -20,7 +21,7 @@ from ...samples.files import GraphChain
 from ...samples.images import ImageSource, open_source
 from ...samples.sources import image_digests
 from ...workspace.artifacts import Manifest
-from ...workspace.facts import tokenizer_of
+from ...workspace.facts import facts, own_graphs_of, tokenizer_of
 
 KEPT_PICTURES = 4
 ENGINE = "engine"
@@ -82,13 +83,13 @@ class HeldOutImages:
     ) -> HeldOutImages:
         """Raises CalibrationError for feeds, or a size that the tokenizer does not take."""
         tokenizer = tokenizer_of(exported)
-        stride = tokenizer["stride"]
+        stride = tokenizer.stride
         if options.size % stride:
             raise CalibrationError(
                 f"validation size {options.size} is not a multiple of the stride {stride}",
                 do=f"use a multiple of {stride}",
             )
-        return cls(source, tokenizer["codebook_size"], options)
+        return cls(source, tokenizer.codebook_size, options)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -156,7 +157,7 @@ class HeldOutFeeds:
             count=None,
             seed=None,
         )
-        graphs = tuple(graph["name"] for graph in exported.results["graphs"])
+        graphs = tuple(graph.name for graph in own_graphs_of(exported))
         return cls(feeds, graphs, options)
 
     @property
@@ -205,7 +206,7 @@ class HeldOutFeeds:
 
 def shared_names(names: Sequence[str], calibrated: Manifest) -> list[str]:
     """Those that calibration has seen too."""
-    return sorted(set(names) & set(calibrated.results["images"]))
+    return sorted(set(names) & set(facts(calibrated, CalibrationFacts).images))
 
 
 def check_pictures(options: ValidateOptions) -> None:

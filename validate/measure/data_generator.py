@@ -15,7 +15,7 @@ import msgspec
 from ...engines.tensorrt.half_precision_files import write_twin
 from ...errors import CalibrationError
 from ...graph.sites import load_sites
-from ...quantize.overflow import listed_tensors
+from ...quantize.facts import QuantizationFacts
 from ...recipe.options import ValidateOptions
 from ...runtime.generator import (
     SPEC_FILE,
@@ -33,6 +33,7 @@ from ...samples.generated import pictures_of
 from ...samples.images import ImageSource, open_source
 from ...samples.sources import image_digests
 from ...workspace.artifacts import MANIFEST, Manifest, decode_json, sha256_file
+from ...workspace.facts import facts
 from ..metrics.latency import ratio, timed_parts
 from ..report.schema import QDQ, TWIN, LatencyRow
 from .data import ENGINE, Measured, Progress, check_pictures, shared_names
@@ -247,5 +248,7 @@ def with_full_twin(export: Path, folders: Mapping[str, Path], made: Path) -> Map
     manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
     made.mkdir()
     sites = load_sites(export).of_graph(FULL)
-    write_twin(quantized, FULL, sites, made, listed_tensors(manifest), "float16")
+    write_twin(
+        quantized, FULL, sites, made, facts(manifest, QuantizationFacts).fp32_tensors, "float16"
+    )
     return {**folders, TWIN: made}

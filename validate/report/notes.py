@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ...graph.sites import NO_WEIGHT
+from ...quantize.facts import SiteRow
 from .calibrated import calibration_notes, ranges
-from .schema import SYNTHETIC, Report, SiteRow
+from .schema import SYNTHETIC, Report
 
 OF_IMAGES = (
     "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, "

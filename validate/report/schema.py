@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
+from ...quantize.facts import SiteRow
 from ...workspace.artifacts import decode_json, encode_json
 from ..measure.generator import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from ..measure.tokenizer import CandidateAccuracy
@@ -97,47 +99,6 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     batch: int
     threads: int
     tokens: int | None = None
-
-
-class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A site that an engine does not run as planned, and why."""
-
-    site: str
-    reason: str
-
-
-class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One engine file. ``int8_sites_proved`` is None where the builder gives no layer list.
-
-    ``status`` is "executed", "built, not executed", or why there is no engine.
-    """
-
-    backend: str
-    target: str
-    precision: str
-    graph: str
-    bytes: int
-    build_seconds: float
-    int8_sites_planned: int
-    int8_sites_proved: int | None
-    exceptions: tuple[SiteException, ...] = ()
-    status: str
-
-
-class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One site: its formats as text, the SQNR of its weight in dB, why it is not quantized.
-
-    ``weight_sqnr_db`` is None if the weight is not quantized or is represented exactly;
-    ``activation_sqnr_db`` is that of rounding its input, where it was measured.
-    """
-
-    name: str
-    graph: str
-    weight: str
-    activation: str
-    weight_sqnr_db: float | None = None
-    activation_sqnr_db: float | None = None
-    reason: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

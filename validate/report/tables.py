@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ...engines.facts import EngineRow
 from ..metrics.image import decibels
 from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, Format, megabytes
 from .generation_tables import generator_tables, rates
 from .page import Mark, Table
-from .schema import ENGINE, QDQ, TWIN, EngineRow, Report, metrics
+from .schema import ENGINE, QDQ, TWIN, Report, metrics
 
 EXECUTED = "executed"
 OF_SITES = (

@@ -1,0 +1,36 @@
+"""What a build tells of its engines, in its manifest and in reports."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A site that an engine does not run as planned, and why."""
+
+    site: str
+    reason: str
+
+
+class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One engine file. ``int8_sites_proved`` is None where the builder gives no layer list.
+
+    ``status`` is "executed", "built, not executed", or why there is no engine.
+    """
+
+    backend: str
+    target: str
+    precision: str
+    graph: str
+    bytes: int
+    build_seconds: float
+    int8_sites_planned: int
+    int8_sites_proved: int | None
+    exceptions: tuple[SiteException, ...] = ()
+    status: str
+
+
+class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Results of the stage."""
+
+    engines: tuple[EngineRow, ...]
