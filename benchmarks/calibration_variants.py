@@ -81,11 +81,11 @@ def candidate_grids(
     model = load_graph(export / f"{FULL}.onnx")
     groups = find_groups(model.graph, planned.sites, entries, load_statistics(kept))
     grids = {
-        g.key: grid_candidates(g.positions or g.stats, 8, allow_shift=True, fractions=CLIPS)
+        g.key: grid_candidates(g.tokens or g.stats, 8, allow_shift=True, fractions=CLIPS)
         for g in groups
-        if g.positions is not None
+        if g.tokens is not None
     }
-    views = {g.key: g.view for g in groups if g.key in grids}
+    views = {g.key: g.plain for g in groups if g.key in grids}
     gains = {g.key: np.sqrt(g.energy) for g in groups if g.key in grids}
     return views, grids, gains
 
