@@ -53,7 +53,10 @@ RULES = (
     Rule(r"(manifest|report)\.json", r'"versions": \{[^}]*\}', "versions of the libraries"),
     Rule(r"(manifest|report)\.json", r'"build_seconds": [0-9.e+-]+', "a duration"),
     Rule(r"report\.json", r'"cpu": \{[^}]*\}', "the processor"),
-    Rule(r"manifest\.json", r'"report\.(json|html|md)": "[0-9a-f]{64}"', "they hold the above"),
+    Rule(r"manifest\.json", r'"report\.(json|html|md)": "[0-9a-f]{64}"', "of files with the above"),
+    Rule(r"report\.(html|md)", r"(Versions|CPU): [^\n<]*", "versions and the processor"),
+    Rule(r"report\.html", r'<td class="number">[0-9.]+ s</td>', "a build's duration"),
+    Rule(r"report\.md", r"\| [0-9.]+ s \|", "a build's duration"),
 )
 
 
@@ -100,7 +103,7 @@ def run_model(name: str, formats: Sequence[str], folder: Path, rtx: bool = False
     lack (FP8), or compute too far from the Q/DQ graph on this processor.
     """
     model, workspace = MODELS[name], folder / WORKSPACE
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if name == CUSTOM:
         save_custom(folder)
 
@@ -212,6 +215,8 @@ def main(
     """Digest every artefact of a run; with --compare exit with 1 where one is not the same."""
     if out is None and compare is None:
         raise click.UsageError("give --out, --compare or both")
+    if keep is not None and keep.exists():
+        raise click.UsageError(f"{keep} exists: what is in it would be skipped as up to date")
     digests: Digests = {}
     with scratch(keep) as folder:
         for name in models:

@@ -62,7 +62,7 @@ def generator(name: str, calibrate: Arguments = (), **formats: Arguments) -> Mod
 
 # Between them they reach every way to choose a smoothing scale and to round a weight.
 MODELS: dict[str, Model] = {
-    "cosmos-mini": tokenizer("cosmos-mini-di8x8", w4a16=(*W4A16, "--rounding", "gptq")),
+    "cosmos-mini": tokenizer("cosmos-mini-di8x8", w4a16=(*W4A16, "--bias-correction")),
     "gsq-mini": tokenizer(
         "gsq-mini",
         w8a8=("--smoothing", "0", "--bias-correction"),
@@ -71,7 +71,7 @@ MODELS: dict[str, Model] = {
     ),
     "var-mini": generator(
         "var-mini",
-        w8a8=("--rounding", "gptq", "--adaln-bits", "8", "--exclude", "head"),
+        w8a8=("--adaln-bits", "8", "--exclude", "head"),
         fp8=(*FP8, "--smoothing", "gps"),
     ),
     "rar-mini": generator(
@@ -95,6 +95,7 @@ MODELS: dict[str, Model] = {
         ("onnx", "--graph", "{folder}/custom.onnx"),
         ("--feeds", "{folder}/calibration.npz", "--samples", "4", "--batch-size", "2"),
         ("--feeds", "{folder}/held_out.npz"),
+        {"w4a16": (*W4A16, "--rounding", "gptq")},
     ),
 }
 
