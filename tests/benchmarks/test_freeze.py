@@ -120,7 +120,7 @@ def test_build_time_processor_and_versions_of_a_report_do_not_count(
 ) -> None:
     texts = [line.format("0.2", "A", "numpy 1"), line.format("12.5", "B; avx2", "numpy 2")]
     assert len({digest_of(tmp_path, name, text) for text in texts}) == 1
-    assert digest_of(tmp_path, name, texts[0] + "x") != digest_of(tmp_path, name, texts[0])
+    assert digest_of(tmp_path, name, "x" + texts[0]) != digest_of(tmp_path, name, texts[0])
 
 
 def test_a_changed_byte_a_missing_and_an_added_file_are_told(tmp_path: Path) -> None:
