@@ -10,7 +10,7 @@ from ...runtime.generator import OTHER_GRAPHS, read_spec
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ...workspace.artifacts import Manifest, Workspace
-from ...workspace.facts import kind_of, own_graphs_of, tokenizer_of
+from ...workspace.facts import TokenizerFacts, kind_of, own_graphs_of, tokenizer_of
 from ...workspace.stage import require_outputs
 
 Shape = tuple[int, ...]
