@@ -178,7 +178,7 @@ def test_saved_pictures_serve_a_tokenizer_and_rows_do_not(pool: Path, tmp_path: 
         inputs={},
         options={"model": "tiny"},
         versions={},
-        results={"tokenizer": {"stride": 8}},
+        results={"tokenizer": {"stride": 8, "discrete": True, "latent_channels": 4}},
     )
     folder = pictures(tmp_path / "pictures", 2, 64)
     assert [p.name for p in open_saved(tmp_path, exported, folder)] == ["0.png", "1.png"]
