@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,15 @@ def test_two_packages_of_one_name_are_refused(site: Path) -> None:
         install(site, package, f"odd = {package}:FAMILY", source)
     with pytest.raises(ArvgError, match=r"several packages bring it: arvg_odd:.*, arvg_odder:"):
         find_family("odd")
+
+
+def test_models_are_listed_without_torch_onnx_or_a_session() -> None:
+    code = (
+        "import sys; from arvg_trt.families.registry import all_variants; assert all_variants();"
+        "print(*{'torch', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
