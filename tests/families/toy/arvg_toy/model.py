@@ -43,9 +43,6 @@ class ToyConfig:
 class ToyTransformer(nn.Module):
     """The class and the tokens so far -> logits of the next token."""
 
-    visible: Tensor
-    turns: Tensor
-
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.config = config
@@ -85,14 +82,20 @@ class ToyTransformer(nn.Module):
         return self.step(sequence, positions, mask=mask)[0]
 
 
-class StepGraph(nn.Module):
-    """One token and what is cached before it -> logits and the caches."""
+class StepGraph(ToyTransformer):
+    """One token and what is cached before it -> logits and the caches.
+
+    Layers are the model's own and have the same names, by which the graphs share their scales.
+    """
 
     def __init__(self, model: ToyTransformer) -> None:
-        super().__init__()
-        self.model = model
+        nn.Module.__init__(self)
+        self.config = model.config
+        self.table, self.places = model.table, model.places
+        self.layers, self.norm, self.output = model.layers, model.norm, model.output
+        self.eval()
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         tokens: Tensor,
         position_ids: Tensor,
@@ -100,7 +103,7 @@ class StepGraph(nn.Module):
         past_value: list[Tensor],
     ) -> tuple[Tensor, ...]:
         past = list(zip(past_key, past_value, strict=True))
-        logits, presents = self.model.step(tokens, position_ids, past)
+        logits, presents = self.step(tokens, position_ids, past)
         return (logits, *(k for k, _ in presents), *(v for _, v in presents))
 
 
