@@ -39,10 +39,10 @@ def test_a_growth_of_nan_has_not_settled(odd: str) -> None:
     assert not SiteGrowth(name="a", **parts | {odd: math.nan}).enough
 
 
-def test_nan_is_the_largest_peak() -> None:
+def test_nan_is_the_largest_absmax() -> None:
     peaks: dict[str, float] = {}
     for value in (1.0, math.nan, 2.0):
-        keep_absmax(peaks, {"y:peak_high": np.array(value, np.float32), "y:shape": np.array([2])})
+        keep_absmax(peaks, {"y:absmax_high": np.array(value, np.float32), "y:shape": np.array([2])})
     assert math.isnan(peaks["y"])
 
 
