@@ -184,10 +184,14 @@ def collect_loop_absmax(export: Path, site_map: SiteMap, *, progress: Progress) 
 
 
 class AbsmaxSession(OnnxRuntimeSession):
-    """A graph that keeps in `absmax` the largest magnitude of each tensor over its runs."""
+    """A graph that keeps in `absmax` the largest magnitude of each tensor over its runs.
+
+    Its runs return the graph's own outputs alone: a loop takes others of a step for caches.
+    """
 
     def __init__(self, path: Path, absmax: dict[str, float]) -> None:
         model = load_graph(path)
+        self._own = [str(value.name) for value in model.graph.outputs]
         observe_absmax(model.graph)
         super().__init__(
             path, optimized=True, lean=True, graph=graph_bytes(model), disabled=SLOW_OPTIMIZERS
@@ -197,12 +201,12 @@ class AbsmaxSession(OnnxRuntimeSession):
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         found = super().run(feeds)
         self._keep(found)
-        return found
+        return {name: found[name] for name in self._own}
 
     def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
         found = super().run_on_device(feeds)
         self._keep({name: value.numpy() for name, value in found.items()})
-        return found
+        return {name: found[name] for name in self._own}
 
     def _keep(self, outputs: Outputs) -> None:
         require_finite(outputs, ["a picture of its own"], self.path.stem)

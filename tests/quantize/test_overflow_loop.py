@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -91,3 +92,13 @@ def test_a_decoder_that_makes_infinity_is_refused(tiny_rar: TinyRar, tmp_path: P
     folder = with_weights_times(tiny_rar.folder, tmp_path / "export", np.inf)
     with pytest.raises(CalibrationError, match="decoder makes NaN or infinity"):
         collect_loop_absmax(folder, site_map_of(folder), progress=silent)
+
+
+def test_a_step_with_caches_is_watched_too(tiny_rar: TinyRar) -> None:
+    """Where a step has a site that no plan names, as a family's own graphs may."""
+    site_map = site_map_of(tiny_rar.folder)
+    step = next(site for site in site_map.of_graph("step"))
+    sites = (*site_map.sites, msgspec.structs.replace(step, name="step alone"))
+    watched = msgspec.structs.replace(site_map, sites=sites)
+    absmax = collect_loop_absmax(tiny_rar.folder, watched, progress=silent)
+    assert step.output in absmax["step"] and absmax["step"][step.output] > 0
