@@ -65,9 +65,9 @@ def rewrite_linears(model: ir.Model) -> list[str]:
     return done
 
 
-def match_input(node: ir.Node) -> QuantizedInput | None:
-    """The chain of INT8 in front of a product, or None."""
-    dequantize = producer(node.inputs[0], "DequantizeLinear")
+def match_input(node: ir.Node, side: int = 0) -> QuantizedInput | None:
+    """Return the chain of INT8 in front of an input of a product, or None."""
+    dequantize = producer(node.inputs[side], "DequantizeLinear")
     if dequantize is None:
         return None
     clip = producer(dequantize.inputs[0], "Clip")
@@ -100,15 +100,15 @@ def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: i
     assert codes is not None
     add = Inserter(graph, node, numbered=True)
     end = Behind(node.outputs[0], np.ones(()), np.zeros(()))
+    other_zero = None
     if codes.const_value is not None:
         end = absorb_behind(node.outputs[0], codes.const_value.shape.numpy()[1])
         codes = add.constant("w_codes", constant_array(codes))
-    step = add.constant("x_scale", np.array(quantized.scale, np.float32))
-    zero = add.constant("x_zero", np.array(128, np.uint8))
-    value = add("QuantizeLinear", quantized.source, step, zero)
-    if quantized.clip is not None:
-        low, high = (np.array(np.clip(v + 128, 0, 255), np.uint8) for v in quantized.clip)
-        value = add("Clip", value, add.constant("u8_low", low), add.constant("u8_high", high))
+    elif other := match_input(node, 1):
+        # Two activations: CPUs without VNNI saturate uint8 times int8, and no session can turn what
+        # is no constant into uint8.
+        codes, _, other_zero = quantize_unsigned(add, other, "other_")
+    value, step, zero = quantize_unsigned(add, quantized)
     scale = float(constant_array(weight.inputs[1])) * end.factor
     inputs = [
         value,
@@ -116,11 +116,25 @@ def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: i
         step,
         add.constant("w_scale", scale.astype(np.float32)),
         zero,
-        None,
+        other_zero,
         add.constant("bias", end.bias.astype(np.float32)) if end.bias.any() else None,
     ]
     product = add.of_domain(DOMAIN, "MatMulIntegerToFloat", inputs)
     take_over(product, end.value)
+
+
+def quantize_unsigned(
+    add: Inserter, quantized: QuantizedInput, kind: str = ""
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Quantize to uint8 around 128, clipped as int8 was; returns values, scale and zero point."""
+    step = add.constant(f"{kind}x_scale", np.array(quantized.scale, np.float32))
+    zero = add.constant(f"{kind}x_zero", np.array(128, np.uint8))
+    value = add("QuantizeLinear", quantized.source, step, zero)
+    if quantized.clip is not None:
+        low, high = (np.array(np.clip(v + 128, 0, 255), np.uint8) for v in quantized.clip)
+        bounds = (add.constant(f"{kind}u8_{end}", v) for end, v in (("low", low), ("high", high)))
+        value = add("Clip", value, *bounds)
+    return value, step, zero
 
 
 def absorb_behind(value: ir.Value, channels: int) -> Behind:

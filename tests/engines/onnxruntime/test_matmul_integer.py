@@ -15,7 +15,7 @@ from arvg_trt.numerics.scheme import ActivationFormat, WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.quantize.qdq.nodes import SiteWeights
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.onnxruntime import fast_session, mapped_session
 
 from ...quantize.qdq.linear_cases import FLOAT_LINEARS, INTEGER_LINEARS
 
@@ -34,7 +34,7 @@ def test_integer_product_equals_the_qdq_graph(label: str, tmp_path: Path) -> Non
         and "MatMul" not in kinds
         and "DequantizeLinear" not in kinds
     )
-    for session in (fast_session, reference_session):
+    for session in (fast_session, mapped_session):  # as engines are opened
         (found,) = session(tmp_path / "engine.onnx").run({"x": case.x}).values()
         np.testing.assert_allclose(found, case.expected, atol=2e-6 * np.abs(case.expected).max())
 
@@ -126,6 +126,6 @@ def test_product_of_two_activations_equals_the_qdq_graph(tmp_path: Path) -> None
         np.clip(np.rint(feeds[name].astype(np.float64) / scale), low, high) * scale
         for name, (scale, low, high) in grids.items()
     )
-    for session in (fast_session, reference_session):
+    for session in (fast_session, mapped_session):  # as engines are opened
         (found,) = session(tmp_path / "engine.onnx").run(feeds).values()
         np.testing.assert_allclose(found, q @ k, atol=1e-5)
