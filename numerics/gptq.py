@@ -9,6 +9,7 @@ sum_k D_k |t_k - Q_k|^2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,20 +75,25 @@ class UnitGrid:
 
 
 def compensate(
-    weight: NDArray[np.float32], nearest: QuantizedWeight, square: Floats, rows: int
+    weight: NDArray[np.float32],
+    nearest: QuantizedWeight,
+    square: Floats,
+    rows: int,
+    steps: Sequence[float] = STEPS,
 ) -> QuantizedWeight:
     """Round `weight` [O, I, ...] anew on the kind of grid of `nearest`, its rounding to nearest.
 
-    `square` [K, K] is the sum of x x^T over `rows` rows, K = I * kernel. Scales are searched at few
-    bits, and those of channels or tensors fitted by least squares. Where the sum of squares over
-    the rows would not fall, a channel (a tensor, if it has one scale) stays as it is in `nearest`.
+    `square` [K, K] is the sum of x x^T over `rows` rows, K = I * kernel. At few bits the
+    best of `steps` is taken; scales of channels or tensors are fitted by least squares. Where the
+    sum of squares over the rows would not fall, a channel (a tensor, if it has one scale) stays as
+    it is in `nearest`.
     """
     wide = weight.reshape(len(weight), -1).astype(np.float64)
     grid, found, start = UnitGrid.of(nearest), factorize(square, rows), nearest.scale
     codes, scale = np.zeros_like(wide), start
     least = np.full(1 if start.size == 1 else len(wide), np.inf)
     inside = wide if nearest.factor is None else wide / nearest.factor.astype(np.float64)[:, None]
-    for step in STEPS if nearest.format.bits <= SEARCHED_BITS else STEPS[:1]:
+    for step in steps if nearest.format.bits <= SEARCHED_BITS else steps[:1]:
         tried = start * np.float32(step)
         tried = tried if start.ndim == 1 else half_scale(tried)
         made, errors = round_columns(inside, tried, grid, found)

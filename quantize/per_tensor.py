@@ -17,12 +17,13 @@ from ..graph.sites import SiteMap
 from ..numerics.noise import rounding_sqnr_db
 from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
+from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
 from .groups import InputDecision, InputGroup, summarize
-from .held_out import search_ways
-from .predicted import Way, way_of
 from .ranges import best_candidate, tensor_candidates
-from .trials import Samples
+from .scaling.held_out import search_ways
+from .scaling.predicted import Way, way_of
+from .scaling.trials import Samples
 
 CLIP_POWER = 4  # clips less than the square does
 
@@ -31,13 +32,15 @@ CLIP_POWER = 4  # clips less than the square does
 class PredictedError:
     """Chooses channel scales by predicted error, or by the error on samples left out.
 
-    Clips are those of least error on all samples, by sums over each channel.
+    Clips are those of least error on all samples, by sums over each channel. Second moments stay
+    below `max_memory` bytes.
     """
 
     run: CalibrationRun
     site_map: SiteMap
     statistics: Statistics
     options: QuantizeOptions
+    max_memory: int = MAX_MEMORY
 
     def decide(
         self,
@@ -57,7 +60,14 @@ class PredictedError:
                     do='use "search" or an exponent',
                 )
         run = self.run
-        source = Samples(run.export, run.samples, self.site_map, run.batch_size, run.progress)
+        source = Samples(
+            run.export,
+            run.samples,
+            self.site_map,
+            run.batch_size,
+            run.progress,
+            self.max_memory,
+        )
         ways = search_ways(source, entries, self.statistics, self.options)
         scalings = {group.key: scaling_of(graphs[group.graph], group, ways) for group in groups}
         found = self.round_inputs(groups, scalings)

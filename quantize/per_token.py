@@ -24,8 +24,8 @@ from ..errors import CalibrationError, RecipeError
 from ..numerics.scheme import SitePlan
 from ..recipe.quantize import QuantizeOptions
 from .groups import InputDecision, InputGroup
-from .predicted import ratio
 from .scales import Method, levelled, method_of, round_inputs, scalings_by, weight_energies
+from .scaling.predicted import ratio
 
 Floats = NDArray[np.float64]
 METHODS = (

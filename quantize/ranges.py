@@ -16,7 +16,7 @@ from ..numerics.scheme import ActivationFormat
 from ..numerics.weight import FP8_MAX
 from ..recipe.quantize import QuantizeOptions
 from .groups import InputGroup
-from .predicted import ONE_SIDED, half_range
+from .scaling.predicted import ONE_SIDED, half_range
 
 Floats = NDArray[np.float64]
 CLIP_FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

@@ -6,7 +6,7 @@ moments to codes and corrected biases. Moments of a pass are dropped before the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..graph.builder import constant, constant_array
 from ..graph.edit import insert_behind
 from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site
-from ..numerics.gptq import compensate
+from ..numerics.gptq import STEPS, compensate
 from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import QuantizedWeight
@@ -76,11 +76,52 @@ def round_sites(
         OutOfMemory: the moments of one site exceed `max_memory` bytes.
         CalibrationError: a sample that gives NaN.
     """
-    batches = max(1, len(sample_files(run.samples)) / run.batch_size)
-    wanted = [task for task in tasks if is_plain(task.node, task.site)]
+    plain = [task for task in tasks if is_plain(task.node, task.site)]
+    found: dict[str, Rounded] = {}
+    for task, moments in moments_of_tasks(run, plain, means=correct, max_memory=max_memory):
+        found[task.site.name] = rounded_weight(
+            task.weight(), task.nearest, moments, compensates=task.compensates, correct=correct
+        )
+        run.progress("rounding", len(found), len(plain))
+    return found
+
+
+def rounded_weight(
+    weight: NDArray[np.float32],
+    nearest: Callable[[NDArray[np.float32]], QuantizedWeight],
+    moments: Moments,
+    *,
+    compensates: bool,
+    correct: bool,
+    steps: Sequence[float] = STEPS,
+) -> Rounded:
+    """Round a weight with the moments of what its product is fed."""
+    codes = nearest(weight)
+    if compensates and moments.square is not None:
+        codes = compensate(weight, codes, moments.square, moments.count, steps)
+    return Rounded(codes, mean_shift(weight, codes, moments) if correct else None)
+
+
+def moments_of_tasks(
+    run: CalibrationRun,
+    tasks: Sequence[RoundingTask],
+    *,
+    means: bool,
+    max_memory: int,
+    squares: bool = True,
+) -> Iterator[tuple[RoundingTask, Moments]]:
+    """Yield each task with the moments of its rows.
+
+    Their rows must be plain; `means` asks for sums of rows too, `squares` off for these alone.
+
+    Raises:
+        OutOfMemory: the moments of one site exceed `max_memory` bytes.
+        CalibrationError: a sample that gives NaN.
+    """
+    batches = max(1, len(sample_files(run.samples)[run.part]) / run.batch_size)
     observers: dict[str, HessianObserver] = {}
     readers: dict[str, list[RoundingTask]] = {}
-    for members in by_rows(wanted).values():
+    for members in by_rows(tasks).values():
         first = members[0]
         key = first.site.name
         readers[key] = members
@@ -93,23 +134,14 @@ def round_sites(
             int(np.ceil(first.count / batches)),
             first.qparams,
             kernel,
-            squares=any(task.compensates for task in members),
-            means=correct,
+            squares=squares and any(task.compensates for task in members),
+            means=means,
         )
-    found: dict[str, Rounded] = {}
-    for part in split_passes(observers, max_memory):
-        moments = run.hessian(part)
-        for key in part:
+    for held in split_passes(observers, max_memory):
+        moments = run.hessian(held)
+        for key in held:
             for task in readers[key]:
-                weight = task.weight()
-                codes = task.nearest(weight)
-                square = moments[key].square
-                if task.compensates and square is not None:
-                    codes = compensate(weight, codes, square, moments[key].count)
-                shift = mean_shift(weight, codes, moments[key]) if correct else None
-                found[task.site.name] = Rounded(codes, shift)
-                run.progress("rounding", len(found), len(wanted))
-    return found
+                yield task, moments[key]
 
 
 def correct_biases(graph: ir.Graph, sites: Sequence[Site], rounded: Mapping[str, Rounded]) -> None:

@@ -113,7 +113,7 @@ def quantize_model(
         for group in find_groups(graph, site_map.of_graph(name), entries, statistics)
     ]
     # Scales
-    calibrator: InputCalibrator = PredictedError(run, site_map, statistics, options)
+    calibrator: InputCalibrator = PredictedError(run, site_map, statistics, options, max_memory)
     if shared:
         calibrator = HeldOutError(run, options)
     entries, decisions = calibrator.decide(graphs, groups, entries)

@@ -26,8 +26,8 @@ from ..numerics.scheme import SitePlan
 from ..numerics.weight import quantize_weight
 from ..recipe.quantize import QuantizeOptions
 from .groups import InputGroup
-from .predicted import centers, smoothing_scale
 from .ranges import best_grid, format_candidates, token_candidates
+from .scaling.predicted import centers, smoothing_scale
 
 Floats = NDArray[np.float64]
 GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with

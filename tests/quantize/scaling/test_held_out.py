@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.quantize.held_out import NONE, best_way, search_ways, split_samples, thinned
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.predicted import Way, ratio
-from arvg_trt.quantize.trials import Samples, distance
+from arvg_trt.quantize.scaling.held_out import NONE, best_way, search_ways, split_samples, thinned
+from arvg_trt.quantize.scaling.predicted import Way, ratio
+from arvg_trt.quantize.scaling.trials import Samples, distance
 from arvg_trt.recipe.quantize import QuantizeOptions
 
-from ..families.custom.models import Node, small_graph
-from ..families.tiny import silent
-from .custom_quantized import OwnGraph, own_graph
+from ...families.custom.models import Node, small_graph
+from ...families.tiny import silent
+from ..custom_quantized import OwnGraph, own_graph
 
 PREDICTED, MOVED = Way("predicted"), Way("predicted", centered=True)
 NEVER_BELOW = 0.3  # dB

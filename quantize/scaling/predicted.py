@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibrate.observers.smoothed import Scaling
-from ..calibrate.statistics import TensorStats
-from .groups import InputGroup, Readers
+from ...calibrate.observers.smoothed import Scaling
+from ...calibrate.statistics import TensorStats
+from ..groups import InputGroup, Readers
 
 Array = NDArray[np.float64]
 

@@ -2,8 +2,7 @@
 
 In a copy of a graph each product stands beside its quantized forms, which read the same input in
 FP32, and what they are off is summed. Or all products are replaced, and the outputs are compared
-with FP32's. Weights are rounded to nearest, GPTQ's too, whose codes would need second moments for
-every candidate.
+with FP32's. Weights are rounded to nearest, or given as `round_trials` has rounded them.
 """
 
 from __future__ import annotations
@@ -18,38 +17,42 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.calibration_run import CalibrationRun
-from ..calibrate.observers.reduce import Reducer, finite
-from ..calibrate.observers.run import Outputs, Progress
-from ..calibrate.observers.smoothed import Scaling
-from ..calibrate.statistics import Statistics
-from ..errors import CalibrationError
-from ..graph.linears import LINEAR_OPS, site_node
-from ..graph.sites import Site, SiteMap
-from ..numerics.scheme import ActivationFormat
-from ..recipe.quantize import QuantizeOptions
-from .groups import InputGroup, summarize
+from ...calibrate.calibration_run import CalibrationRun
+from ...calibrate.observers.reduce import Reducer, finite
+from ...calibrate.observers.run import Outputs, Progress
+from ...calibrate.observers.smoothed import Scaling
+from ...calibrate.statistics import Statistics
+from ...errors import CalibrationError
+from ...graph.linears import LINEAR_OPS, site_node
+from ...graph.sites import Site, SiteMap
+from ...numerics.scheme import ActivationFormat
+from ...recipe.options import MAX_MEMORY
+from ...recipe.quantize import QuantizeOptions
+from ..groups import InputGroup, summarize
+from ..qdq.convolution import insert_qdq, rewrite_convolution
+from ..qdq.linear import rewrite_linear
+from ..qdq.nodes import SiteWeights, offset_output
+from ..ranges import clip_candidates, fp8_qparams
+from ..rounding import Rounded, correct_biases
+from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight
 from .predicted import Way, way_of
-from .qdq.convolution import insert_qdq, rewrite_convolution
-from .qdq.linear import rewrite_linear
-from .qdq.nodes import SiteWeights, offset_output
-from .ranges import clip_candidates, fp8_qparams
-from .separate_graphs import input_scaling, round_to_nearest, scaled_weight
 
 Array = NDArray[np.generic]
+TrialWeights = dict[tuple[str, Way], Rounded]  # by site and candidate
 # Of codes of all candidates that a changed copy of a graph holds; more take further passes.
 CODES_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """An export's graphs, what they are fed, and how."""
+    """An export's graphs, what they are fed, and how; `max_memory` bounds second moments."""
 
     export: Path
     folder: Path
     site_map: SiteMap
     batch_size: int
     progress: Progress
+    max_memory: int = MAX_MEMORY
 
     def run(
         self,
@@ -60,12 +63,14 @@ class Samples:
     ) -> None:
         """Up to the last of `graphs`, which alone count."""
         last = max(self.site_map.graphs.index(graph) for graph in graphs)
-        self._run(self.site_map.graphs[: last + 1], part).observe(instrument, consume)
+        self.of(part).on(*self.site_map.graphs[: last + 1]).observe(instrument, consume)
 
     def ranges(self, part: slice) -> Statistics:
-        return self._run(self.site_map.graphs, part).channel_ranges(self.site_map)
+        return self.of(part).channel_ranges(self.site_map)
 
-    def _run(self, graphs: tuple[str, ...], part: slice) -> CalibrationRun:
+    def of(self, part: slice) -> CalibrationRun:
+        """Return the run of all graphs on a part of the samples."""
+        graphs = self.site_map.graphs
         return CalibrationRun(
             self.export, self.folder, graphs, self.batch_size, self.progress, part=part
         )
@@ -73,9 +78,10 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Statistics of some samples, and which others judge what is fitted to them."""
+    """Statistics of the samples in `part`, and which others judge what is fitted to them."""
 
     fitted: Statistics
+    part: slice
     judged: slice
 
 
@@ -160,11 +166,12 @@ def judged_errors(
     readings: Sequence[InputGroup],
     fold: Fold,
     ways: Mapping[str, Sequence[Way]],
+    rounded: TrialWeights,
     options: QuantizeOptions,
 ) -> dict[str, dict[Way, float]]:
     """Squared error of the products of each reading by candidate, over the judged samples.
 
-    `ways` are the candidates of each reading.
+    `ways` are the candidates of each reading; weights that `rounded` lacks are rounded to nearest.
 
     Scales, centres and grids are of the fitted ones; grids span all that was seen there.
     """
@@ -179,7 +186,8 @@ def judged_errors(
             for n, (way, trial) in enumerate(zip(tried, trials, strict=True)):
                 for m, site in enumerate(reading.sites):
                     label = f"trial.{graph_name}.{k}.{n}.{m}"
-                    observe_trial(graph, site, reading, trial, fold.fitted, options, label)
+                    known = rounded.get((site.name, way))
+                    observe_trial(graph, site, reading, trial, known, fold.fitted, options, label)
                     named = tensors.setdefault(graph_name, [])
                     named.append((f"{label}:noise", reading.key, way))
 
@@ -228,16 +236,22 @@ def quantize_whole(
     *,
     readings: Sequence[InputGroup],
     ways: Mapping[str, Way],
+    rounded: TrialWeights,
     fitted: Statistics,
     options: QuantizeOptions,
 ) -> None:
     """The Q/DQ form of all products with rounded inputs, their scales in nodes of their own."""
-    chosen, sites = {}, []
+    chosen, sites, given = {}, [], {}
     for reading in readings:
-        (trial,) = fit_ways(graph, reading, [way_of(reading, ways)], fitted, options)
+        way = way_of(reading, ways)
+        (trial,) = fit_ways(graph, reading, [way], fitted, options)
         for site in reading.sites:
-            chosen[site.name] = trial_weights(graph, site, reading, trial, fitted, options)
+            known = rounded.get((site.name, way))
+            if known is not None:
+                given[site.name] = known
+            chosen[site.name] = trial_weights(graph, site, reading, trial, known, fitted, options)
             sites.append(msgspec.structs.replace(site, fold=None, producer_fold=None))
+    correct_biases(graph, sites, given)
     insert_qdq(graph, sites, chosen)
 
 
@@ -246,14 +260,19 @@ def trial_weights(
     site: Site,
     reading: InputGroup,
     trial: Trial,
+    known: Rounded | None,
     fitted: Statistics,
     options: QuantizeOptions,
 ) -> SiteWeights:
     entry = reading.entries[site.name]
     weight = scaled_weight(graph, site, entry, trial.scaling)
     scale, center = input_scaling(entry, trial.scaling)
+    if known is None:
+        quantized = round_to_nearest(weight, site, entry, fitted, options, trial.scaling)
+    else:
+        quantized = known.weight
     return SiteWeights(
-        round_to_nearest(weight, site, entry, fitted, options, trial.scaling),
+        quantized,
         activation=trial.activation,
         smoothing=scale,
         center=center,
@@ -266,13 +285,14 @@ def observe_trial(
     site: Site,
     reading: InputGroup,
     trial: Trial,
+    known: Rounded | None,
     fitted: Statistics,
     options: QuantizeOptions,
     label: str,
 ) -> None:
     """Add the output `LABEL:noise` [N, O]: sums of squares of what the quantized product is off."""
     node = site_node(graph, site)
-    chosen = trial_weights(graph, site, reading, trial, fitted, options)
+    chosen = trial_weights(graph, site, reading, trial, known, fitted, options)
     again = ir.node(node.op_type, node.inputs, dict(node.attributes), name=label)
     value = again.outputs[0]
     value.name, value.type, value.shape = label, ir.TensorType(ir.DataType.FLOAT), None
@@ -280,6 +300,7 @@ def observe_trial(
     own = msgspec.structs.replace(
         site, name=label, node=label, output=label, fold=None, producer_fold=None
     )
+    correct_biases(graph, [own], {label: known} if known is not None else {})
     if site.op in LINEAR_OPS:
         value = rewrite_linear(graph, again, own, chosen).outputs[0]
         while value.uses():

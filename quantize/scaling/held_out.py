@@ -3,7 +3,8 @@
 Every candidate is fitted to one half of the samples and judged on the other, then the other way
 round; few samples are halved in two manners. It counts as much as on the half where it gains least,
 since the rare large values of a heavy tail decide a sum over halves. Not to scale is always a
-candidate, and wins unless another is better on every half.
+candidate, and wins unless another is better on every half. Weights are rounded as the plan says:
+GPTQ and bias correction see the half that a candidate is fitted to.
 
 First each input is judged alone, then whole graphs: some choices for all inputs, among them none
 for all. Sites that gain alone can lose together: of PP-OCRv4's recognizer 0.7 dB against none,
@@ -19,13 +20,14 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from ..calibrate.statistics import Statistics
-from ..graph.io import load_graph
-from ..numerics.scheme import SitePlan
-from ..recipe.quantize import QuantizeOptions
-from ..samples.files import sample_files
-from .groups import InputGroup, find_groups, site_statistics, summarize
-from .predicted import Way, predicted_error, ratio
+from ...calibrate.statistics import Statistics
+from ...graph.io import load_graph
+from ...numerics.scheme import SitePlan
+from ...recipe.quantize import QuantizeOptions
+from ...samples.files import sample_files
+from ..groups import InputGroup, find_groups, site_statistics, summarize
+from .predicted import Way, predicted_error, ratio, way_of
+from .trial_rounding import round_trials
 from .trials import (
     Fold,
     Samples,
@@ -83,7 +85,7 @@ def search_ways(
     rows = max(int(np.max(site_statistics(statistics, r.key).count)) for r in searched) / count
     most = max(LEAST_JUDGED, math.ceil(JUDGED_ROWS / max(rows, 1)))
     folds = [
-        Fold(completed(source.ranges(fitted), statistics), thinned(judged, most))
+        Fold(completed(source.ranges(fitted), statistics), fitted, thinned(judged, most))
         for fitted, judged in split_samples(count, most)
     ]
     errors: dict[str, list[dict[Way, float]]] = {r.key: [] for r in searched}
@@ -91,7 +93,8 @@ def search_ways(
     for fold in folds:
         open_ones = [r for r in searched if len(left[r.key]) > 1]
         for part in parts_of(open_ones, left):
-            for key, by_way in judged_errors(source, part, fold, left, options).items():
+            rounded = round_trials(source, part, left, fold, options)
+            for key, by_way in judged_errors(source, part, fold, left, rounded, options).items():
                 errors[key].append(by_way)
                 left[key] = still_able(by_way)
     found: dict[str, Way] = {}
@@ -174,18 +177,30 @@ def best_choice(
             break
         exact = run_whole(source, graph, fold, lambda _: None)
         found = {}
-        for k in (0, *left):
-            trial = partial(
-                quantize_whole,
-                readings=readings,
-                ways=choices[k],
-                fitted=fold.fitted,
-                options=options,
-            )
-            found[k] = trial_distance(source, graph, fold, trial, exact)
+        for batch in batches_of((0, *left), codes):
+            tried = {
+                r.key: list(dict.fromkeys(way_of(r, choices[k]) for k in batch)) for r in readings
+            }
+            rounded = round_trials(source, readings, tried, fold, options)
+            for k in batch:
+                trial = partial(
+                    quantize_whole,
+                    readings=readings,
+                    ways=choices[k],
+                    rounded=rounded,
+                    fitted=fold.fitted,
+                    options=options,
+                )
+                found[k] = trial_distance(source, graph, fold, trial, exact)
         for k in left:
             worst[k] = max(worst[k], ratio(found[k], found[0]))
     return choices[int(np.argmin(worst))]
+
+
+def batches_of(choices: Sequence[int], codes: int) -> list[Sequence[int]]:
+    """Split choices into as many at a time as have `LARGEST_COPY` of codes, one at least."""
+    size = max(1, LARGEST_COPY // max(1, codes))
+    return [choices[k : k + size] for k in range(0, len(choices), size)]
 
 
 def split_samples(count: int, most: int) -> list[tuple[slice, slice]]:
