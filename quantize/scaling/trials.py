@@ -2,7 +2,8 @@
 
 In a copy of a graph each product stands beside its quantized forms, which read the same input in
 FP32, and what they are off is summed. Or all products are replaced, and the outputs are compared
-with FP32's. Weights are rounded to nearest, or given as `round_trials` has rounded them.
+with FP32's. Weights of single products are rounded to nearest; those of whole graphs
+as `round_trials` gives them.
 """
 
 from __future__ import annotations
@@ -166,12 +167,11 @@ def judged_errors(
     readings: Sequence[InputGroup],
     fold: Fold,
     ways: Mapping[str, Sequence[Way]],
-    rounded: TrialWeights,
     options: QuantizeOptions,
 ) -> dict[str, dict[Way, float]]:
     """Squared error of the products of each reading by candidate, over the judged samples.
 
-    `ways` are the candidates of each reading; weights that `rounded` lacks are rounded to nearest.
+    `ways` are the candidates of each reading; weights are rounded to nearest.
 
     Scales, centres and grids are of the fitted ones; grids span all that was seen there.
     """
@@ -186,8 +186,7 @@ def judged_errors(
             for n, (way, trial) in enumerate(zip(tried, trials, strict=True)):
                 for m, site in enumerate(reading.sites):
                     label = f"trial.{graph_name}.{k}.{n}.{m}"
-                    known = rounded.get((site.name, way))
-                    observe_trial(graph, site, reading, trial, known, fold.fitted, options, label)
+                    observe_trial(graph, site, reading, trial, fold.fitted, options, label)
                     named = tensors.setdefault(graph_name, [])
                     named.append((f"{label}:noise", reading.key, way))
 
@@ -285,14 +284,13 @@ def observe_trial(
     site: Site,
     reading: InputGroup,
     trial: Trial,
-    known: Rounded | None,
     fitted: Statistics,
     options: QuantizeOptions,
     label: str,
 ) -> None:
     """Add the output `LABEL:noise` [N, O]: sums of squares of what the quantized product is off."""
     node = site_node(graph, site)
-    chosen = trial_weights(graph, site, reading, trial, known, fitted, options)
+    chosen = trial_weights(graph, site, reading, trial, None, fitted, options)
     again = ir.node(node.op_type, node.inputs, dict(node.attributes), name=label)
     value = again.outputs[0]
     value.name, value.type, value.shape = label, ir.TensorType(ir.DataType.FLOAT), None
@@ -300,7 +298,6 @@ def observe_trial(
     own = msgspec.structs.replace(
         site, name=label, node=label, output=label, fold=None, producer_fold=None
     )
-    correct_biases(graph, [own], {label: known} if known is not None else {})
     if site.op in LINEAR_OPS:
         value = rewrite_linear(graph, again, own, chosen).outputs[0]
         while value.uses():
