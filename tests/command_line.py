@@ -111,14 +111,14 @@ def start(*args: object, **options: object) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str]) -> Outcome:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)  # against a hang, not for speed
     return Outcome(process.returncode, out, without_progress(err))
 
 
 def send_in_the_middle(number: signal.Signals, folder: Path, args: Sequence[object]) -> Outcome:
     """Start a command; once the temporary sibling of `folder` is there, send it the signal."""
     process = start(*args)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(folder.parent.glob(f".{folder.name}.*.tmp")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -254,7 +254,7 @@ def test_closed_pipe_ends_a_command_as_click_does_it() -> None:
     process = start("models")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     assert process.stderr.read() == ""
     process.stderr.close()
 
