@@ -10,8 +10,8 @@ from .recipe.base import with_changes
 from .recipe.commands import SearchOptions
 from .recipe.options import MAX_MEMORY, BuildOptions, CalibrateOptions, Recipe, ValidateOptions
 from .recipe.quantize import QuantizeOptions, with_implied
-from .workspace.artifacts import Workspace as LockedWorkspace
 from .workspace.stage import Reporter, SilentReporter, StageResult
+from .workspace.workspace import Workspace as LockedWorkspace
 
 if TYPE_CHECKING:
     from .runtime.generator import Generator

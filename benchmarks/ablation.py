@@ -25,7 +25,7 @@ from ..recipe.options import CalibrateOptions
 from ..recipe.quantize import QuantizeOptions
 from ..samples.files import save_sample
 from ..samples.generated import generated_rows
-from ..workspace.artifacts import Workspace
+from ..workspace.workspace import Workspace
 from .ablation_logits import OF_LOGITS, Row, cells, logit_setbacks, run_peers, run_steps, table
 from .ablation_mar import OF_MAR, MarRow, mar_cells, mar_setbacks, mar_table, run_mar_steps
 from .common import RESULTS, QuietReporter, environment, environment_line, write_results

@@ -27,7 +27,7 @@ from ..families.var.write import export_var
 from ..graph.sites import SiteMap
 from ..runtime.generator import FULL
 from ..samples.files import Array, save_sample
-from ..workspace.artifacts import encode_json
+from ..workspace.files import encode_json
 from .calibration_variants import PEER, VARIANTS
 from .common import (
     RESULTS,

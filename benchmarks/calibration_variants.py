@@ -28,7 +28,7 @@ from ..recipe.quantize import QuantizeOptions
 from ..runtime.generator import FULL
 from ..runtime.sessions.onnxruntime import reference_session
 from ..samples.files import Array, load_sample, sample_files
-from ..workspace.artifacts import decode_json
+from ..workspace.files import decode_json
 from .common import QuietReporter
 
 BATCH = 1

@@ -25,7 +25,8 @@ import click
 import torch
 
 from ..families.registry import find_model
-from ..workspace.artifacts import MANIFEST, Manifest, decode_json
+from ..workspace.files import decode_json
+from ..workspace.manifest import MANIFEST, Manifest
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 from .random_checkpoint import DTYPES, FORMS, write_checkpoint
 

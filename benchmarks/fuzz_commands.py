@@ -20,7 +20,8 @@ from click.testing import CliRunner
 
 from ..cli import cli
 from ..errors import EXIT_CODES, INTERNAL
-from ..workspace.artifacts import MANIFEST, sha256_file
+from ..workspace.files import sha256_file
+from ..workspace.manifest import MANIFEST
 from .fuzz import Hang, limited
 from .fuzz_files import SIDE, mutate, product
 

@@ -59,7 +59,8 @@ from ..validate.metrics.latency import Cpu
 from ..validate.metrics.outputs import OutputAccuracy
 from ..validate.report.compare import compare, comparison_markdown
 from ..validate.report.schema import Data, Report, load_report, metrics, sizes
-from ..workspace.artifacts import MANIFEST, Manifest, decode_json, encode_json, is_up_to_date
+from ..workspace.files import decode_json, encode_json
+from ..workspace.manifest import MANIFEST, Manifest, is_up_to_date
 from ..workspace.verify import verify
 
 Reader = Callable[[Path], object]

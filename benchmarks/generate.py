@@ -38,7 +38,7 @@ from ..families.var_vqvae.model import VarVqvae
 from ..families.var_vqvae.write import decoder_graph, update_graph
 from ..runtime.generator import Generator
 from ..validate.metrics.latency import interleaved, ratio
-from ..workspace.artifacts import encode_json
+from ..workspace.files import encode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 
 OURS, EAGER = "ONNX Runtime generator", "eager PyTorch"

@@ -38,7 +38,7 @@ from ..runtime.generator import Generator
 from ..runtime.kv_cache import KvCache
 from ..runtime.sessions.onnxruntime import fast_session
 from ..validate.metrics.latency import interleaved, ratio
-from ..workspace.artifacts import encode_json
+from ..workspace.files import encode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 from .generate import profile, profile_table
 

@@ -39,7 +39,7 @@ from ..runtime.generator import Generator
 from ..runtime.sessions.onnxruntime import Array, OnnxRuntimeSession, fast_session
 from ..samples.files import load_sample, sample_files
 from ..validate.metrics.latency import Latency, interleaved, ratio
-from ..workspace.artifacts import Workspace
+from ..workspace.workspace import Workspace
 from .common import (
     RESULTS,
     QuietReporter,

@@ -26,8 +26,8 @@ from ..families.var.model import CHUNKS, VarBlock, VarTransformer
 from ..families.var_vqvae.config import VarVqvaeConfig
 from ..families.var_vqvae.model import VarVqvae
 from ..pipeline.export import export_stage
-from ..workspace.artifacts import Workspace
 from ..workspace.stage import Reporter
+from ..workspace.workspace import Workspace
 
 CHANNELS, GAIN, SHIFT, COLUMN = 8, 30.0, 10.0, 15.0
 SINKS, SINK = 2, 80.0

@@ -31,7 +31,8 @@ from ..runtime.images import load_image, to_model
 from ..runtime.sessions.onnxruntime import fast_session
 from ..samples.images import open_source
 from ..validate.metrics.latency import Latency, interleaved, ratio
-from ..workspace.artifacts import Manifest, decode_json
+from ..workspace.files import decode_json
+from ..workspace.manifest import Manifest
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
     HELD_OUT_PHOTOGRAPHS,

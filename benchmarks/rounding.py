@@ -21,7 +21,7 @@ from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
 from ..recipe.options import CalibrateOptions
 from ..recipe.quantize import QuantizeMethod
-from ..workspace.artifacts import Workspace
+from ..workspace.workspace import Workspace
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
     RESULTS,

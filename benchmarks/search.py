@@ -27,8 +27,8 @@ from ..runtime.images import Uint8Image
 from ..runtime.tokenizer import ImageTokenizer
 from ..samples.files import save_sample
 from ..samples.generated import generated_rows
-from ..workspace.artifacts import Workspace
 from ..workspace.stage import StageResult
+from ..workspace.workspace import Workspace
 from .ablation import BATCH, HELD_OUT_SEED
 from .ablation_measure import graph_model
 from .ablation_measure import measure as distance

@@ -29,7 +29,7 @@ from ..runtime.images import Uint8Image, from_model, to_model
 from ..runtime.tokenizer import ImageTokenizer
 from ..samples.images import ImageSource
 from ..validate.metrics.image import psnr
-from ..workspace.artifacts import Workspace
+from ..workspace.workspace import Workspace
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
     RESULTS,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from ..graph.sites import SiteMap, load_sites
-from ..workspace.artifacts import Manifest, Workspace
 from ..workspace.facts import kind_of, told
+from ..workspace.manifest import Manifest
 from ..workspace.stage import require_outputs
+from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from .calibration_run import CalibrationRun

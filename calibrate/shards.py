@@ -13,9 +13,11 @@ import msgspec
 
 from ..errors import CalibrationError
 from ..samples.files import sample_files, sample_labels, save_labels
-from ..workspace.artifacts import MANIFEST, Manifest, Workspace, decode_json, sha256_file
 from ..workspace.facts import export_digest, facts, require_same_export
+from ..workspace.files import decode_json, sha256_file
+from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
+from ..workspace.workspace import Workspace
 from .facts import CalibrationFacts
 
 STATISTICS = "statistics.safetensors"

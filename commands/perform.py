@@ -12,8 +12,8 @@ from ..errors import RecipeError
 from ..recipe.base import check_name, with_changes
 from ..recipe.file import load_recipe
 from ..recipe.options import BuildOptions, Recipe
-from ..workspace.artifacts import Workspace
 from ..workspace.stage import StageResult
+from ..workspace.workspace import Workspace
 from .console import ConsoleReporter, print_json
 
 recipe_option = click.option(

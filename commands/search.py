@@ -40,7 +40,7 @@ def search(
                  --activation-bits 32
     """
     from ..pipeline.search import search_stage
-    from ..workspace.artifacts import Workspace
+    from ..workspace.workspace import Workspace
 
     try:
         check_name(name)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ..numerics.scheme import Name, require_unique
-from ..workspace.artifacts import decode_json
+from ..workspace.files import decode_json
 
 # Roles of products with constants that are no weights: Haar filters, the codes that a nearest one
 # is searched among. No plan quantizes them, and they stay in float32.

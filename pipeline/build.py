@@ -16,15 +16,14 @@ from ..errors import BuildError
 from ..graph.sites import load_sites
 from ..numerics.scheme import Plan, SitePlan
 from ..quantize.facts import OverflowTensor, QuantizationFacts
-from ..quantize.overflow import (
-    find_calibration,
-    unquantized_overflow_tensors,
-)
+from ..quantize.overflow import find_calibration, unquantized_overflow_tensors
 from ..recipe.options import BuildOptions
 from ..runtime.trt_compat import Backend
-from ..workspace.artifacts import Manifest, Workspace, decode_json, encode_json
 from ..workspace.facts import FP16, facts, kind_of
+from ..workspace.files import decode_json, encode_json
+from ..workspace.manifest import Manifest
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
+from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from ..engines.tensorrt.targets import Format

@@ -21,8 +21,8 @@ from ..samples.classes import saved_classes
 from ..samples.files import count_batches, sample_files, save_labels, save_sample
 from ..samples.images import skipped_text
 from ..samples.sources import Samples, open_samples, shard_of
-from ..workspace.artifacts import Manifest, Workspace
 from ..workspace.facts import export_digest, facts, kind_of
+from ..workspace.manifest import Manifest
 from ..workspace.stage import (
     Reporter,
     SilentReporter,
@@ -31,6 +31,7 @@ from ..workspace.stage import (
     require_outputs,
     run_stage,
 )
+from ..workspace.workspace import Workspace
 from .dgc import keep_far_rows, require_halves, single_rows
 
 PARTS, CANDIDATES = "parts", "candidates"

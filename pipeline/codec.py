@@ -12,7 +12,7 @@ from ..errors import BundleError, CalibrationError, GenerationError
 from ..runtime.images import UnreadableImage, crop_back, from_model, load_image, png_bytes, to_model
 from ..runtime.npz import Array, BadArrays, read_npz
 from ..runtime.tokenizer import ImageTokenizer, Latent, Tokens
-from ..workspace.artifacts import atomic_write
+from ..workspace.files import atomic_write
 
 
 def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:

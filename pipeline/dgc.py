@@ -15,8 +15,8 @@ from ..runtime.generator import read_spec
 from ..runtime.recording import GraphRun
 from ..runtime.spec import FULL
 from ..samples.files import Sample, load_sample, sample_files
-from ..workspace.artifacts import Manifest
 from ..workspace.facts import kind_of
+from ..workspace.manifest import Manifest
 from ..workspace.stage import Reporter
 
 

@@ -16,8 +16,10 @@ from ..graph.sites import SITES_VERSION
 from ..packages import require_packages
 from ..runtime.registry import built_in_families, find_family
 from ..samples.images import SKIMAGE_PREFIX, open_source
-from ..workspace.artifacts import Manifest, Workspace, sha256_file
+from ..workspace.files import sha256_file
+from ..workspace.manifest import Manifest
 from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from ..export.checkpoint.read import Weights

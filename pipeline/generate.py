@@ -20,7 +20,7 @@ from ..runtime.generator import Generated, Generator, check_labels, choose_sampl
 from ..runtime.images import Uint8Image, image_grid, png_bytes
 from ..runtime.labels import parse_labels
 from ..runtime.sampling import Sampling
-from ..workspace.artifacts import atomic_stream, atomic_write
+from ..workspace.files import atomic_stream, atomic_write
 from ..workspace.stage import Reporter
 
 SAMPLING = (

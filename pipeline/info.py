@@ -13,7 +13,8 @@ from typing import Any
 from ..engines.verdicts import TARGETS
 from ..errors import ArvgError, WorkspaceError
 from ..runtime.trt_compat import device_compute_capability, load_builder
-from ..workspace.artifacts import MANIFEST, Manifest, atomic_write, decode_json
+from ..workspace.files import atomic_write, decode_json
+from ..workspace.manifest import MANIFEST, Manifest
 from .analyze import analyze_files
 
 

@@ -15,9 +15,11 @@ from ..quantize.overflow import unplanned_overflow_tensors
 from ..quantize.write import float_bytes, write_quantized
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
-from ..workspace.artifacts import Manifest, Workspace, decode_json, sha256_file
 from ..workspace.facts import FP16, kind_of
+from ..workspace.files import decode_json, sha256_file
+from ..workspace.manifest import Manifest
 from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ..workspace.workspace import Workspace
 
 HALVES = ("encoder_bits", "decoder_bits")
 

@@ -13,8 +13,8 @@ from ..runtime.registry import find_family
 from ..samples.generated import check_generated
 from ..samples.sources import calibration_source
 from ..validate.measure.data import check_pictures, validation_source
-from ..workspace.artifacts import Workspace
 from ..workspace.stage import Reporter, StageResult
+from ..workspace.workspace import Workspace
 from .build import build_stage
 from .calibrate import calibrate_stage
 from .export import export_any

@@ -16,8 +16,10 @@ from ..quantize.search.candidates import search_items
 from ..recipe.commands import SearchOptions
 from ..recipe.quantize import QuantizeOptions
 from ..samples.files import graph_of, sample_files
-from ..workspace.artifacts import Manifest, Workspace, encode_json
+from ..workspace.files import encode_json
+from ..workspace.manifest import Manifest
 from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ..workspace.workspace import Workspace
 from .quantize import require_halves_of_tokenizer
 
 

@@ -19,10 +19,11 @@ from ..recipe.options import ValidateOptions
 from ..samples.images import skipped_text
 from ..validate.measure.data import HeldOut, HeldOutFeeds, HeldOutImages, validation_source
 from ..validate.measure.sizes import graph_bytes, running_bytes
-from ..workspace.artifacts import MANIFEST, Manifest, Workspace
 from ..workspace.facts import FP16, facts, kind_of
+from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
 from ..workspace.verify import verify
+from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from ..validate.report.calibrated import Calibration

@@ -23,8 +23,9 @@ from ..numerics.scheme import Plan, SitePlan
 from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, own_session, read_spec
 from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, Array, DeviceValue, OnnxRuntimeSession
 from ..samples.files import Arrays
-from ..workspace.artifacts import MANIFEST, Manifest, Workspace
+from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import Reporter
+from ..workspace.workspace import Workspace
 from .facts import OverflowTensor, SiteRow
 
 LIMIT = 65504 / 4

@@ -14,7 +14,7 @@ from ..numerics.scheme import Plan, SitePlan
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
 from ..runtime.generator import SPEC_FILE
-from ..workspace.artifacts import encode_json
+from ..workspace.files import encode_json
 from ..workspace.stage import Reporter
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import RecipeError, nearest
-from ..workspace.artifacts import UNDECODABLE, said
+from ..workspace.files import UNDECODABLE, said
 from .options import Recipe
 from .quantize import with_implied
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
-from ..workspace.artifacts import MANIFEST, Manifest
+from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.verify import place_of, read_manifest, verify
 
 CPU_BACKEND = "onnxruntime"

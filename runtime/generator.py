@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GenerationError, OutOfMemory, WorkspaceError
-from ..workspace.artifacts import MANIFEST, decode_json
+from ..workspace.files import decode_json
+from ..workspace.manifest import MANIFEST
 from ..workspace.verify import GENERATOR_FILE
 from .family import Family
 from .folders import require_session, verified

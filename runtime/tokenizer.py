@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleError
-from ..workspace.artifacts import MANIFEST
+from ..workspace.manifest import MANIFEST
 from .folders import verified
 from .images import FloatImage, Uint8Image, crop_back, from_model, pad_to_multiple, to_model
 from .sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import CalibrationError
 from ..runtime.images import center_crop, to_model
-from ..workspace.artifacts import Manifest, sha256_file
+from ..workspace.files import sha256_file
+from ..workspace.manifest import Manifest
 from .files import Array
 from .images import ImageSource, open_source, random_crops
 from .inputs import (

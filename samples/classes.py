@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CalibrationError
-from ..workspace.artifacts import open_tensors
+from ..workspace.files import open_tensors
 from .files import sample_files
 
 LABELS = "labels"

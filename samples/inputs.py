@@ -11,8 +11,8 @@ import numpy as np
 
 from ..errors import CalibrationError
 from ..runtime.npz import BadArrays, read_npz
-from ..workspace.artifacts import Manifest
 from ..workspace.facts import own_graphs_of
+from ..workspace.manifest import Manifest
 from .files import Array
 
 # Of a float picture's magnitude: standardized ones reach 2.7.

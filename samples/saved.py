@@ -13,8 +13,8 @@ from ..runtime.generator import read_spec
 from ..runtime.images import UnreadableImage, load_image
 from ..runtime.recording import Recording
 from ..runtime.spec import FULL, GeneratorSpec
-from ..workspace.artifacts import MANIFEST, Manifest
 from ..workspace.facts import kind_of, tokenizer_of
+from ..workspace.manifest import MANIFEST, Manifest
 from .files import Array, GraphRun, Sample, graph_of, load_sample, sample_files
 from .inputs import GraphInput, check_arrays, check_names, needed_inputs, require_fed
 

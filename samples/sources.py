@@ -11,18 +11,13 @@ from ..errors import CalibrationError
 from ..recipe.options import CalibrateOptions
 from ..runtime.generator import BATCH_SIZE
 from ..runtime.images import Uint8Image
-from ..workspace.artifacts import Manifest, sha256_file
 from ..workspace.facts import kind_of, tokenizer_of
+from ..workspace.files import sha256_file
+from ..workspace.manifest import Manifest
 from ..workspace.stage import Reporter
 from .arrays import open_feeds, synthetic_feeds
 from .files import Sample, sample_labels
-from .generated import (
-    check_generated,
-    encoded_rows,
-    generated_rows,
-    picture_labels,
-    pictures_of,
-)
+from .generated import check_generated, encoded_rows, generated_rows, picture_labels, pictures_of
 from .images import ImageSource, noise_images, open_source, random_crops
 from .inputs import check_pictures, require_batch
 from .saved import open_saved, recorded_graphs, sample_names, saved_sample

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from ..errors import CalibrationError, WorkspaceError
-from .artifacts import Manifest
+from .manifest import Manifest
 from .verify import GENERATOR_FILE
 
 ModelKind = Literal["generator", "tokenizer", "custom"]

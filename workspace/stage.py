@@ -12,16 +12,10 @@ from typing import Any, Protocol
 import msgspec
 
 from ..errors import ArvgError
-from .artifacts import (
-    MANIFEST,
-    Manifest,
-    Workspace,
-    atomic_folder,
-    decode_json,
-    is_up_to_date,
-    write_manifest,
-)
+from .files import atomic_folder, decode_json
+from .manifest import MANIFEST, Manifest, is_up_to_date, write_manifest
 from .verify import verify
+from .workspace import Workspace
 
 # Does the work of a stage in a folder; returns results for the manifest, best as a struct.
 Work = Callable[[Path], "Mapping[str, Any] | msgspec.Struct"]

@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import WorkspaceError
-from .artifacts import MANIFEST, WORKSPACE_FILE, Manifest, decode_json, sha256_file
+from .files import decode_json, sha256_file
+from .manifest import MANIFEST, Manifest
+from .workspace import WORKSPACE_FILE
 
 GENERATOR_FILE = "generator.json"
 # Where a stage's folder lies in its workspace: export/, quantize/NAME/, engines/NAME/LABEL/.

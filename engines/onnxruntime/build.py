@@ -18,7 +18,7 @@ from ...graph.io import read_graph
 from ...numerics.noise import masked_sqnr_db
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
-from ...workspace.artifacts import open_tensors
+from ...workspace.files import open_tensors
 from ..facts import EngineRow, SiteException
 from .float_outputs import worst_first
 from .matmul_integer import match_input, rewrite_linears

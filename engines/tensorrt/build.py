@@ -19,7 +19,7 @@ import msgspec
 
 from ...errors import BuildError
 from ...runtime.trt_compat import Backend, BuilderModule, device_compute_capability, load_builder
-from ...workspace.artifacts import atomic_write
+from ...workspace.files import atomic_write
 from .inspect import Layer, parse_layers, table_order
 from .targets import Target
 

@@ -9,9 +9,10 @@ from ...recipe.options import BuildOptions
 from ...runtime.generator import OTHER_GRAPHS, read_spec
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
-from ...workspace.artifacts import Manifest, Workspace
 from ...workspace.facts import TokenizerFacts, kind_of, own_graphs_of, tokenizer_of
+from ...workspace.manifest import Manifest
 from ...workspace.stage import require_outputs
+from ...workspace.workspace import Workspace
 
 Shape = tuple[int, ...]
 Profiles = dict[str, tuple[Shape, Shape, Shape]]

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from ...errors import ExportError
-from ...workspace.artifacts import UNDECODABLE, said
+from ...workspace.files import UNDECODABLE, said
 
 Told = TypeVar("Told", bound=msgspec.Struct)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...graph.sites import SiteMap
-from ...workspace.artifacts import encode_json
+from ...workspace.files import encode_json
 from ..base import Exporter
 from ..shared.job import PARITY_SIZE, ExportJob, mark_norms, parity_results
 

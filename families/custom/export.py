@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from ...errors import ExportError
 from ...graph.sites import SITES_VERSION, NodeVerdict, Site, SiteMap
 from ...recipe.base import check_name
-from ...workspace.artifacts import Manifest, Workspace, encode_json, sha256_file
+from ...workspace.files import encode_json, sha256_file
+from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ...workspace.workspace import Workspace
 from . import MODEL
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ...graph.sites import SiteMap
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
-from ...workspace.artifacts import encode_json
+from ...workspace.files import encode_json
 from ..base import Exporter
 from ..shared.job import PARITY_SIZE, ExportJob, parity_results
 

@@ -13,7 +13,7 @@ from ...graph.sites import Site, SiteMap
 from ...runtime.images import FloatImage, center_crop, to_model
 from ...runtime.registry import find_family
 from ...samples.images import ImageSource
-from ...workspace.artifacts import encode_json
+from ...workspace.files import encode_json
 from ...workspace.stage import Reporter
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ...numerics.qparams import QParams
 from ...numerics.scheme import BLOCK_BITS, Plan, SitePlan, WeightFormat
 from ...recipe.quantize import QuantizeOptions
 from ...samples.files import Array, sample_batches, sample_files
-from ...workspace.artifacts import open_tensors
+from ...workspace.files import open_tensors
 from .budget import Form
 
 if TYPE_CHECKING:

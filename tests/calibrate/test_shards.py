@@ -12,7 +12,7 @@ import pytest
 from arvg_trt.calibrate.statistics import Statistics, load_statistics, save_statistics
 from arvg_trt.recipe.options import CalibrateOptions
 from arvg_trt.samples.sources import shard_of
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import arvg, assert_refused, digests
 from ..families.custom.models import CLASSES, TOKENS

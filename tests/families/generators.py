@@ -20,7 +20,7 @@ from arvg_trt.families.var.write import export_var
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
-from arvg_trt.workspace.artifacts import decode_json
+from arvg_trt.workspace.files import decode_json
 
 from .rar import models as rar_models
 from .rar.models import TinyRar

@@ -21,7 +21,7 @@ from arvg_trt.runtime.generator import Generator, read_spec
 from arvg_trt.runtime.registry import BUILT_IN, GROUP, find_family
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
 from arvg_trt.runtime.spec import Defaults
-from arvg_trt.workspace.artifacts import encode_json
+from arvg_trt.workspace.files import encode_json
 
 from ..command_line import arvg, assert_refused
 from .par.models import TOKENIZER, random_llamagen

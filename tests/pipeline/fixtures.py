@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from arvg_trt.runtime.generator import Generated, Generator
-from arvg_trt.workspace.artifacts import WORKSPACE_FILE
+from arvg_trt.workspace.workspace import WORKSPACE_FILE
 
 from ..command_line import (
     MAR_CHOICE,

@@ -15,8 +15,9 @@ from arvg_trt.engines.verdicts import TARGETS
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.pipeline.analyze import analyze_files
 from arvg_trt.pipeline.export import export_any
-from arvg_trt.workspace.artifacts import Workspace, decode_json
+from arvg_trt.workspace.files import decode_json
 from arvg_trt.workspace.stage import SilentReporter
+from arvg_trt.workspace.workspace import Workspace
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 # A residual block between two convolutions, a grouped one beside it, then what no engine builds.

@@ -15,7 +15,7 @@ from PIL import Image
 from arvg_trt.errors import GenerationError
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.labels import parse_labels
-from arvg_trt.workspace.artifacts import Manifest, write_manifest
+from arvg_trt.workspace.manifest import Manifest, write_manifest
 
 from ..command_line import Outcome, arvg, assert_refused, digests, leftovers, start, wait_for
 from ..families.var.toy_var import CHANNELS, IMAGE, LENGTH, SIDES, SIZE, ToyVar, ints, save

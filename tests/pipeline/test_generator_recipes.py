@@ -11,7 +11,7 @@ import pytest
 
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import arvg
 from .minis import LABELS, SHOWN, Mini, run_decibels

@@ -10,7 +10,7 @@ import numpy as np
 from arvg_trt.families.registry import find_model
 from arvg_trt.runtime.images import load_image
 from arvg_trt.validate.metrics.image import psnr
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import arvg
 from .minis import photograph

@@ -18,7 +18,8 @@ from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import GraphRun, graph_of, load_sample, sample_files, save_sample
-from arvg_trt.workspace.artifacts import MANIFEST, WORKSPACE_FILE
+from arvg_trt.workspace.manifest import MANIFEST
+from arvg_trt.workspace.workspace import WORKSPACE_FILE
 
 from ..command_line import arvg, assert_refused, pictures
 from ..families.mar.models import SMALL

@@ -10,7 +10,7 @@ import pytest
 
 from arvg_trt.families.registry import MODELS, find_model
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from .minis import LABELS, SHOWN, Mini
 

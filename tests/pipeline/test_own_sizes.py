@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arvg_trt.families.cosmos.config import CosmosConfig
 from arvg_trt.families.cosmos.model import CosmosTokenizer
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import Outcome, arvg, assert_refused, leftovers
 from ..families.mar.models import AUTOENCODER, SMALL, random_kl_vae, random_mar

@@ -14,7 +14,7 @@ from arvg_trt.families.mar.loop import masked_counts
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import load_sample, sample_files
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import MAR_CHOICE, arvg, assert_refused
 from ..families.mar.models import SMALL

@@ -14,7 +14,7 @@ import pytest
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import load_sample, sample_files
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import arvg, assert_refused
 from .minis import LABELS, SHOWN, Quantized

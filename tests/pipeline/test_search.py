@@ -12,7 +12,7 @@ from arvg_trt.errors import RecipeError
 from arvg_trt.graph.sites import Site
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.quantize.search.budget import form_bytes, parse_budget
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import arvg, assert_refused
 from ..families.rar.models import TinyRar

@@ -21,7 +21,7 @@ from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.validate.metrics.frechet import frechet_distance
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 from ..families.rar.models import SMALL, TinyRar

@@ -17,7 +17,7 @@ from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.quantize.overflow import LABEL, LIMIT, collect_loop_absmax, overflow_tensors
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
-from arvg_trt.workspace.artifacts import decode_json
+from arvg_trt.workspace.files import decode_json
 
 from ..families.generators import activations
 from ..families.rar.models import TinyRar

@@ -16,7 +16,7 @@ from arvg_trt.recipe.options import ValidateOptions
 from arvg_trt.samples.classes import drawn_classes, saved_classes
 from arvg_trt.samples.files import GraphRun, save_sample
 from arvg_trt.validate.measure.data_generator import HeldOutGenerator
-from arvg_trt.workspace.artifacts import Workspace
+from arvg_trt.workspace.workspace import Workspace
 
 from ..command_line import arvg
 from ..families.rar.models import TinyRar

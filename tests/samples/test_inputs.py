@@ -10,7 +10,7 @@ import pytest
 from arvg_trt.errors import CalibrationError
 from arvg_trt.samples.arrays import open_feeds, synthetic_feeds
 from arvg_trt.samples.inputs import needed_inputs, read_arrays, require_batch
-from arvg_trt.workspace.artifacts import Manifest
+from arvg_trt.workspace.manifest import Manifest
 
 
 def value(name: str, dtype: str, *shape: int | str | None) -> dict[str, object]:

@@ -16,7 +16,7 @@ from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 from arvg_trt.samples.saved import open_saved, sample_names, saved_sample
-from arvg_trt.workspace.artifacts import MANIFEST, Manifest
+from arvg_trt.workspace.manifest import MANIFEST, Manifest
 
 from ..command_line import arvg, assert_refused, digests, pictures
 from ..families.rar.models import TinyRar

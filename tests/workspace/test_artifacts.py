@@ -15,22 +15,17 @@ from hypothesis import strategies as st
 
 from arvg_trt.errors import BuildError, WorkspaceError
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
-from arvg_trt.workspace.artifacts import (
-    MANIFEST,
-    WORKSPACE_FILE,
-    WORKSPACE_VERSION,
-    Manifest,
-    Workspace,
+from arvg_trt.workspace.files import (
     atomic_folder,
     atomic_write,
     decode_json,
     encode_json,
-    is_up_to_date,
     recover_folder,
     sha256_file,
-    write_manifest,
 )
+from arvg_trt.workspace.manifest import MANIFEST, Manifest, is_up_to_date, write_manifest
 from arvg_trt.workspace.stage import run_stage
+from arvg_trt.workspace.workspace import WORKSPACE_FILE, WORKSPACE_VERSION, Workspace
 
 from ..command_line import leftovers
 
@@ -235,7 +230,7 @@ def test_json_that_is_no_plan_is_refused_by_file_and_key(
 
 def test_lock_is_held_against_another_process_and_freed_by_its_end(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from arvg_trt.workspace.artifacts import Workspace\n"
+        "import sys; from pathlib import Path; from arvg_trt.workspace.files import Workspace\n"
         "with Workspace(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

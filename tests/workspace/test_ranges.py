@@ -20,7 +20,7 @@ from arvg_trt.recipe.commands import GenerateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.registry import find_family
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
-from arvg_trt.workspace.artifacts import WORKSPACE_FILE, Workspace
+from arvg_trt.workspace.workspace import WORKSPACE_FILE, Workspace
 
 SITE = {
     "name": "a", "graph": "g", "role": "conv", "op": "Conv", "node": "a", "weight": "a.weight",

@@ -16,7 +16,8 @@ from PIL import Image
 from arvg_trt.errors import BundleError, WorkspaceError
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.workspace.artifacts import MANIFEST, Manifest, sha256_file, write_manifest
+from arvg_trt.workspace.files import sha256_file
+from arvg_trt.workspace.manifest import MANIFEST, Manifest, write_manifest
 
 from ..command_line import Finished, Outcome, arvg, assert_refused
 from ..families.rar.models import TinyRar

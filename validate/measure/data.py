@@ -20,8 +20,8 @@ from ...samples.arrays import OwnFeeds, open_feeds
 from ...samples.files import GraphChain
 from ...samples.images import ImageSource, open_source
 from ...samples.sources import image_digests
-from ...workspace.artifacts import Manifest
 from ...workspace.facts import facts, own_graphs_of, tokenizer_of
+from ...workspace.manifest import Manifest
 
 KEPT_PICTURES = 4
 ENGINE = "engine"

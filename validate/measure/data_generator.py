@@ -17,13 +17,7 @@ from ...errors import CalibrationError
 from ...graph.sites import load_sites
 from ...quantize.facts import QuantizationFacts
 from ...recipe.options import ValidateOptions
-from ...runtime.generator import (
-    SPEC_FILE,
-    Generated,
-    Generator,
-    choose_sampling,
-    read_spec,
-)
+from ...runtime.generator import SPEC_FILE, Generated, Generator, choose_sampling, read_spec
 from ...runtime.labels import parse_labels
 from ...runtime.sessions.onnxruntime import reference_session
 from ...runtime.spec import FULL, GeneratorSpec
@@ -32,8 +26,9 @@ from ...samples.encoded import image_labels, require_size
 from ...samples.generated import pictures_of
 from ...samples.images import ImageSource, open_source
 from ...samples.sources import image_digests
-from ...workspace.artifacts import MANIFEST, Manifest, decode_json, sha256_file
 from ...workspace.facts import facts
+from ...workspace.files import decode_json, sha256_file
+from ...workspace.manifest import MANIFEST, Manifest
 from ..metrics.latency import ratio, timed_parts
 from ..report.schema import QDQ, TWIN, LatencyRow
 from .data import ENGINE, Measured, Progress, check_pictures, shared_names

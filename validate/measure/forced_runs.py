@@ -21,7 +21,7 @@ from ...samples.encoded import image_tokens
 from ...samples.files import graph_of, load_sample, save_sample
 from ...samples.generated import Tokens, teacher_forcing
 from ...samples.images import ImageSource
-from ...workspace.artifacts import decode_json
+from ...workspace.files import decode_json
 from ..report.schema import ENGINE, QDQ
 from .forced import ForcedGraph, ForcedRun
 from .images import Batch

@@ -16,7 +16,7 @@ from ...graph.io import graph_bytes, load_graph
 from ...graph.sites import Site, by_input
 from ...numerics.scheme import Plan
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
-from ...workspace.artifacts import open_tensors
+from ...workspace.files import open_tensors
 
 Array = NDArray[Any]
 

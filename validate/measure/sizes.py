@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...graph.sites import load_sites
 from ...runtime.generator import OTHER_GRAPHS
-from ...workspace.artifacts import Manifest
 from ...workspace.facts import kind_of
+from ...workspace.manifest import Manifest
 
 SHARED_WEIGHTS = "model.onnx.data"
 

@@ -12,7 +12,7 @@ import msgspec
 from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
 from ...quantize.facts import SiteRow
-from ...workspace.artifacts import decode_json, encode_json
+from ...workspace.files import decode_json, encode_json
 from ..measure.generator import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from ..measure.tokenizer import CandidateAccuracy
 from ..metrics.image import decibels

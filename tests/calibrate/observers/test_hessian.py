@@ -14,12 +14,7 @@ from onnx import TensorProto, helper
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers import hessian as second_moments
-from arvg_trt.calibrate.observers.hessian import (
-    HessianObserver,
-    Kernel,
-    Moments,
-    split_passes,
-)
+from arvg_trt.calibrate.observers.hessian import HessianObserver, Kernel, Moments, split_passes
 from arvg_trt.calibrate.observers.smoothed import SmoothedInput
 from arvg_trt.errors import CalibrationError, OutOfMemory
 from arvg_trt.numerics.qparams import QParams

@@ -16,10 +16,7 @@ from PIL import Image
 from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers.clip_error import observe_channel_clip_errors
 from arvg_trt.calibrate.observers.min_max import batch_stats, observe_ranges
-from arvg_trt.calibrate.observers.run import (
-    open_instrumented,
-    require_finite,
-)
+from arvg_trt.calibrate.observers.run import open_instrumented, require_finite
 from arvg_trt.calibrate.observers.smoothed import Scaling
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import CalibrationError

@@ -17,7 +17,8 @@ from arvg_trt.engines.onnxruntime.generator import check_loop
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
-from arvg_trt.workspace.artifacts import MANIFEST, sha256_file
+from arvg_trt.workspace.files import sha256_file
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ...command_line import arvg, assert_refused
 from ...families.rar.models import TinyRar

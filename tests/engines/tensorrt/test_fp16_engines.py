@@ -11,8 +11,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from arvg_trt.quantize.overflow import find_calibration
-from arvg_trt.workspace.artifacts import Workspace
 from arvg_trt.workspace.stage import SilentReporter
+from arvg_trt.workspace.workspace import Workspace
 
 from ...command_line import arvg, assert_refused
 from ...quantize.test_overflow_nodes import widening

@@ -19,7 +19,7 @@ from arvg_trt.pipeline.build import precision_text, required_formats
 from arvg_trt.recipe.options import BuildOptions
 from arvg_trt.runtime.raster_spec import RasterSpec
 from arvg_trt.runtime.spec import Defaults, GeneratorSpec
-from arvg_trt.workspace.artifacts import encode_json
+from arvg_trt.workspace.files import encode_json
 
 SIZES = {"num_classes": 10, "vocab_size": 64, "depth": 2, "width": 8, "heads": 2, "head_dim": 4}
 DEFAULTS = {"cfg": 2.0, "top_k": 5, "top_p": 0.9}

@@ -22,7 +22,7 @@ from arvg_trt.graph.sites import SiteMap
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.samples.images import open_source, random_crops
-from arvg_trt.workspace.artifacts import encode_json
+from arvg_trt.workspace.files import encode_json
 
 from ...graph.builders import float_graph
 from ..tiny import TINY_DI, TinyExport, make_model

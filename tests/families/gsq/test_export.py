@@ -25,7 +25,7 @@ from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
 from arvg_trt.runtime.images import from_model, load_image, to_model
 from arvg_trt.samples.images import open_source
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 from arvg_trt.workspace.stage import SilentReporter
 
 from ...command_line import arvg, assert_refused, leftovers

@@ -23,7 +23,7 @@ from arvg_trt.families.shared.vq_parity import check_vq_parity
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.workspace.artifacts import decode_json
+from arvg_trt.workspace.files import decode_json
 
 from .models import EXPORTED, GROUPED, SINGLE, TinyGsq, random_gsq
 

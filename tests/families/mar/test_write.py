@@ -26,7 +26,7 @@ from arvg_trt.families.mar.parity import (
 from arvg_trt.graph.sites import ProducerFold, Site, SiteMap
 from arvg_trt.graph.weight_file import INLINE, WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
-from arvg_trt.workspace.artifacts import decode_json
+from arvg_trt.workspace.files import decode_json
 
 from .models import SMALL, TinyMar, random_known
 

@@ -16,7 +16,7 @@ from arvg_trt.errors import ExportError
 from arvg_trt.families.par.export import describe, load_models
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.spec import Defaults
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ...command_line import arvg, assert_refused, leftovers
 from ..rar.models import random_maskgit, random_rar

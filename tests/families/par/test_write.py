@@ -26,7 +26,7 @@ from arvg_trt.runtime.sessions.onnxruntime import (
     fast_session,
     reference_session,
 )
-from arvg_trt.workspace.artifacts import decode_json
+from arvg_trt.workspace.files import decode_json
 
 from ..rar.test_write import fold, relative
 from .models import SMALL, TinyPar, random_tokens

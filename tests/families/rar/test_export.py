@@ -19,7 +19,7 @@ from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
-from arvg_trt.workspace.artifacts import MANIFEST
+from arvg_trt.workspace.manifest import MANIFEST
 from arvg_trt.workspace.stage import SilentReporter
 
 from ...command_line import arvg, assert_refused, leftovers

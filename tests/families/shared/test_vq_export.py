@@ -18,7 +18,7 @@ from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.workspace.artifacts import decode_json
+from arvg_trt.workspace.files import decode_json
 
 from ..rar.models import TOKENIZER, TinyRar
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
-from arvg_trt.workspace.artifacts import MANIFEST, decode_json
+from arvg_trt.workspace.files import decode_json
+from arvg_trt.workspace.manifest import MANIFEST
 
 from ...command_line import arvg, assert_refused, leftovers
 from ..var_vqvae.models import random_vqvae

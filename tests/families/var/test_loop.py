@@ -21,7 +21,7 @@ from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
 from arvg_trt.families.var_vqvae.model import VarVqvae
 from arvg_trt.families.var_vqvae.write import decoder_graph, update_graph
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.workspace.artifacts import encode_json
+from arvg_trt.workspace.files import encode_json
 
 from ...runtime.test_generator import Drawn, greedy, pictures
 from ..var_vqvae.models import random_vqvae

@@ -1,68 +1,27 @@
-"""What stages leave on disk: manifests, digests, atomic folders, the workspace and its lock.
-
-Every JSON names its schema first. Nothing that is hashed holds a time or an absolute path, so the
-same inputs give the same bytes. A stage writes a temporary sibling and renames it; a killed stage
-leaves the last good output.
-"""
+"""Files that appear whole or not at all: digests, JSON, atomic writes and folders."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ArvgError, WorkspaceError
 
-WORKSPACE_VERSION = 1
-MANIFEST = "manifest.json"
-WORKSPACE_FILE = "workspace.json"
 # Others read what was made here, as far as the folders above let them.
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 T = TypeVar("T")
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stage read, was asked, wrote and measured.
-
-    ``inputs`` and ``outputs`` map a relative name to its sha256; ``results`` holds measurements
-    and is not part of the key.
-    """
-
-    stage: str
-    inputs: dict[str, str]
-    options: dict[str, Any]
-    versions: dict[str, str]
-    outputs: dict[str, str] = {}
-    results: dict[str, Any] = {}
-    schema: Literal["arvg-trt/manifest/v1"] = "arvg-trt/manifest/v1"
-
-    def key(self) -> str:
-        """Digest of everything that decides the outputs."""
-        body = {
-            "stage": self.stage,
-            "inputs": dict(sorted(self.inputs.items())),
-            "options": self.options,
-            "versions": dict(sorted(self.versions.items())),
-        }
-        return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
-
-    def as_inputs(self) -> dict[str, str]:
-        """The outputs, named `STAGE/FILE` as the inputs of a later stage."""
-        return {f"{self.stage}/{name}": digest for name, digest in self.outputs.items()}
-
-
 # Digests of this process by path, size, time of the last change and number of the file.
 KNOWN: dict[tuple[str, int, int, int], str] = {}
 SETTLED_NS = 100_000_000  # clocks of file systems tick every 10 ms or faster
@@ -210,107 +169,3 @@ def recover_folder(final: Path) -> None:
             old.rename(final)
     for leftover in final.parent.glob(f".{final.name}.*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-class Workspace:
-    """A folder of stage outputs that one process at a time may change.
-
-    Use as a context manager: entering takes the lock and checks the version.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __enter__(self) -> Workspace:
-        if self.root.exists() and not self.root.is_dir():
-            raise WorkspaceError("is not a folder", where=str(self.root), do="name a folder")
-        self._made = not self.root.exists()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.root / ".lock").open("a+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise WorkspaceError(
-                "another run is using this workspace",
-                where=str(self.root),
-                do="wait for it to end, or name another workspace",
-            ) from None
-        except FileNotFoundError as error:
-            # What virtual file systems say of a folder that nobody can make there.
-            raise WorkspaceError(
-                f"no folder can be made here: {error.strerror}",
-                where=str(self.root),
-                do="name a workspace on a disk",
-            ) from error
-        with contextlib.ExitStack() as undo:
-            undo.push(self)
-            self.check_version()
-            undo.pop_all()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is not None and self._made:
-            self.remove_if_empty()
-        self._lock.close()
-
-    def remove_if_empty(self) -> None:
-        """Leave no new workspace behind a first stage that failed."""
-        for path in self.root.iterdir():
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        if {path.name for path in self.root.iterdir()} <= {".lock", WORKSPACE_FILE}:
-            shutil.rmtree(self.root)
-
-    def check_version(self) -> None:
-        path = self.root / WORKSPACE_FILE
-        if not path.exists():
-            atomic_write(
-                path, encode_json({"schema": "arvg-trt/workspace", "version": WORKSPACE_VERSION})
-            )
-            return
-        found = decode_json(path, dict[str, Any], do="remove the file to start over").get("version")
-        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-            raise WorkspaceError(
-                f"says version {str(found)[:40]!r}, which is no version of a workspace",
-                where=str(path),
-                do=f"write {WORKSPACE_VERSION}, or remove the file to start over",
-            )
-        if found > WORKSPACE_VERSION:
-            raise WorkspaceError(
-                f"workspace version {found} is newer than this tool's {WORKSPACE_VERSION}",
-                where=str(path),
-                do="update arvg-trt, or use another workspace",
-            )
-
-    def folder(self, *parts: str) -> Path:
-        path = self.root.joinpath(*parts)
-        recover_folder(path)
-        return path
-
-    def manifest(self, *parts: str, stage: str) -> Manifest:
-        """The manifest of an earlier stage, or an error that says which command makes it."""
-        path = self.folder(*parts) / MANIFEST
-        return decode_json(path, Manifest, do=f"run `arvg-trt {stage}` first")
-
-
-def is_up_to_date(folder: Path, wanted: Manifest) -> bool:
-    """Whether `folder` holds what `wanted` would make: same key, every output with its digest."""
-    try:
-        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except (FileNotFoundError, *UNDECODABLE):
-        return False
-    return found.key() == wanted.key() and all(
-        (folder / name).is_file() and sha256_file(folder / name) == digest
-        for name, digest in found.outputs.items()
-    )
-
-
-def write_manifest(folder: Path, manifest: Manifest, results: Mapping[str, Any]) -> Manifest:
-    """Digest every file of `folder` into the manifest and write it there."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST]
-    done = msgspec.structs.replace(
-        manifest, outputs=digest_files(folder, files), results=dict(results)
-    )
-    atomic_write(folder / MANIFEST, encode_json(done))
-    return done

@@ -1,0 +1,98 @@
+"""The workspace: a folder of stage outputs, and the lock that one process at a time holds."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import WorkspaceError
+from .files import atomic_write, decode_json, encode_json, recover_folder
+from .manifest import MANIFEST, Manifest
+
+WORKSPACE_VERSION = 1
+WORKSPACE_FILE = "workspace.json"
+
+
+class Workspace:
+    """A folder of stage outputs that one process at a time may change.
+
+    Use as a context manager: entering takes the lock and checks the version.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __enter__(self) -> Workspace:
+        if self.root.exists() and not self.root.is_dir():
+            raise WorkspaceError("is not a folder", where=str(self.root), do="name a folder")
+        self._made = not self.root.exists()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.root / ".lock").open("a+")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise WorkspaceError(
+                "another run is using this workspace",
+                where=str(self.root),
+                do="wait for it to end, or name another workspace",
+            ) from None
+        except FileNotFoundError as error:
+            # What virtual file systems say of a folder that nobody can make there.
+            raise WorkspaceError(
+                f"no folder can be made here: {error.strerror}",
+                where=str(self.root),
+                do="name a workspace on a disk",
+            ) from error
+        with contextlib.ExitStack() as undo:
+            undo.push(self)
+            self.check_version()
+            undo.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is not None and self._made:
+            self.remove_if_empty()
+        self._lock.close()
+
+    def remove_if_empty(self) -> None:
+        """Leave no new workspace behind a first stage that failed."""
+        for path in self.root.iterdir():
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if {path.name for path in self.root.iterdir()} <= {".lock", WORKSPACE_FILE}:
+            shutil.rmtree(self.root)
+
+    def check_version(self) -> None:
+        path = self.root / WORKSPACE_FILE
+        if not path.exists():
+            atomic_write(
+                path, encode_json({"schema": "arvg-trt/workspace", "version": WORKSPACE_VERSION})
+            )
+            return
+        found = decode_json(path, dict[str, Any], do="remove the file to start over").get("version")
+        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+            raise WorkspaceError(
+                f"says version {str(found)[:40]!r}, which is no version of a workspace",
+                where=str(path),
+                do=f"write {WORKSPACE_VERSION}, or remove the file to start over",
+            )
+        if found > WORKSPACE_VERSION:
+            raise WorkspaceError(
+                f"workspace version {found} is newer than this tool's {WORKSPACE_VERSION}",
+                where=str(path),
+                do="update arvg-trt, or use another workspace",
+            )
+
+    def folder(self, *parts: str) -> Path:
+        path = self.root.joinpath(*parts)
+        recover_folder(path)
+        return path
+
+    def manifest(self, *parts: str, stage: str) -> Manifest:
+        """The manifest of an earlier stage, or an error that says which command makes it."""
+        path = self.folder(*parts) / MANIFEST
+        return decode_json(path, Manifest, do=f"run `arvg-trt {stage}` first")
