@@ -230,7 +230,7 @@ def test_json_that_is_no_plan_is_refused_by_file_and_key(
 
 def test_lock_is_held_against_another_process_and_freed_by_its_end(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from arvg_trt.workspace.files import Workspace\n"
+        "import sys; from pathlib import Path; from arvg_trt.workspace.workspace import Workspace\n"
         "with Workspace(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
