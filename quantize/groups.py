@@ -192,10 +192,12 @@ def require_one_plan(plans: Mapping[str, SitePlan]) -> None:
     Raises:
         RecipeError: they do not.
     """
-    wanted = [(plan.smoothing, plan.activation) for plan in plans.values()]
-    if any(other != wanted[0] for other in wanted):
+    first, *others = plans.values()
+    wanted = (first.smoothing, first.activation)
+    odd = [plan.name for plan in others if (plan.smoothing, plan.activation) != wanted]
+    if odd:
         raise RecipeError(
-            f"{', '.join(plans)} read the same tensor but differ in smoothing or activation",
+            f"{first.name} and {odd[0]} read the same tensor but differ in smoothing or activation",
             where="plan.json",
             do="give them the same values",
         )

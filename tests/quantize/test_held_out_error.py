@@ -112,7 +112,7 @@ def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
     whole = full_graph(tiny_var)
     first, second = whole.first_half(), whole.second_half()
     assert (first.size, second.size, whole.size) == (3, 2, 5)
-    views = {g.key: g.view for g in groups_of(tiny_var, OPTIONS)}
+    views = {g.key: g.plain for g in groups_of(tiny_var, OPTIONS)}
     parts, total = [half.ranges(views) for half in (first, second)], whole.ranges(views)
     for key, stats in total.items():
         np.testing.assert_array_equal(stats.low, np.minimum(parts[0][key].low, parts[1][key].low))
@@ -121,7 +121,7 @@ def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
 
 def test_judged_errors_are_those_of_grids_of_the_other_half(tiny_var: TinyGenerator) -> None:
     """Of scales of a channel and 8-bit grids of a position, in float64 over all activations."""
-    groups = [g for g in groups_of(tiny_var, OPTIONS) if g.positions is not None][:4]
+    groups = [g for g in groups_of(tiny_var, OPTIONS) if g.tokens is not None][:4]
     run = full_graph(tiny_var)
     fitted, judged = run.first_half(), run.second_half()
     half = of_samples(groups, fitted)
