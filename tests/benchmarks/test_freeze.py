@@ -25,10 +25,7 @@ from arvg_trt.benchmarks.freeze import (
     write_digests,
 )
 
-from ..pipeline.conftest import mini_of
 from ..pipeline.minis import Mini
-
-__all__ = ["mini_of"]  # a fixture, which pytest finds in this module
 
 OTHER = "0" * 64
 

@@ -221,7 +221,7 @@ def test_folder_without_a_generator_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "gan"}, "Invalid value 'gan' - at `\\$.family`"),
+        ({"family": "gan"}, "no family named 'gan'"),
         ({"schema": "arvg-trt/generator/v9"}, "v9"),
         ({"patch_nums": []}, "patch_nums"),
         ({"patch_nums": [0, 1]}, "patch_nums"),

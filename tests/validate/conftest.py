@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from arvg_trt.engines.facts import SiteException
 from arvg_trt.validate.measure.tokenizer import Picture, measure
 from arvg_trt.validate.metrics.latency import Cpu, Latency, ratio
 from arvg_trt.validate.report.gates import evaluate, parse_gates
@@ -18,7 +19,6 @@ from arvg_trt.validate.report.schema import (
     EngineRow,
     LatencyRow,
     Report,
-    SiteException,
     SiteRow,
     metrics,
     sizes,

@@ -19,6 +19,7 @@ from arvg_trt.pipeline.build import precision_text, required_formats
 from arvg_trt.recipe.options import BuildOptions
 from arvg_trt.runtime.raster_spec import RasterSpec
 from arvg_trt.runtime.spec import Defaults, GeneratorSpec
+from arvg_trt.workspace.facts import TokenizerFacts
 from arvg_trt.workspace.files import encode_json
 
 SIZES = {"num_classes": 10, "vocab_size": 64, "depth": 2, "width": 8, "heads": 2, "head_dim": 4}
@@ -123,7 +124,7 @@ def test_an_axis_that_no_family_has_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_tokenizers_profiles_are_of_its_halves_alone() -> None:
-    told = {"stride": 8, "discrete": True}
+    told = TokenizerFacts(stride=8, discrete=True, latent_channels=4)
     with pytest.raises(BuildError, match="lookup: is no graph of an image tokenizer"):
         tokenizer_profiles("lookup", BuildOptions(), told)
 
