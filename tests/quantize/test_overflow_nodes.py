@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from arvg_trt.engines.tensorrt.half_precision import fp16_twin
+from arvg_trt.quantize.facts import OverflowTensor
 from arvg_trt.quantize.overflow import fp32_nodes
 
 
@@ -34,8 +35,8 @@ def widening() -> onnx.ModelProto:
 
 
 def test_listed_nodes_are_those_that_the_graph_has_and_keep_the_twin_finite() -> None:
-    wide = {"graph": "full", "tensor": "wide", "max": 8e4}
-    listed = [{**wide, "nodes": ["block/Mul", "block/Mul_1", "elsewhere"]}]
+    nodes = ("block/Mul", "block/Mul_1", "elsewhere")
+    listed = [OverflowTensor(graph="full", tensor="wide", max=8e4, nodes=nodes)]
     model = widening()
     kept = fp32_nodes(listed, model)
     assert kept == ["block/Mul", "block/Mul_1"]

@@ -173,8 +173,8 @@ def test_errors_are_summed_by_place(source: Source, which: int, powers: tuple[Po
     site = token_sites(source)[which]
     rng = np.random.default_rng(3)
     view = plain_input(site)
-    level = np.exp(rng.normal(0, 0.5, view.positions))
-    view = replace(view, level=level)
+    token_scale = np.exp(rng.normal(0, 0.5, view.positions))
+    view = replace(view, token_scale=token_scale)
     wanted = seen_by_place(source, site)
     step = 0.1 * np.exp(rng.normal(0, 0.3, view.positions))
     grid = QParams.from_shift(step, rng.integers(-3, 3, view.positions), 4)
@@ -186,7 +186,7 @@ def test_errors_are_summed_by_place(source: Source, which: int, powers: tuple[Po
             if place not in wanted:
                 assert sums[0][place] == 0
                 continue
-            x = wanted[place] / level[place]
+            x = wanted[place] / token_scale[place]
             zero = 8 + grid.zero_point[place]
             codes = np.clip(np.rint(x / step[place]) + zero, 0, 15)
             error = ((codes - zero) * step[place] - x) * gains
