@@ -41,7 +41,7 @@ def test_exit_codes_of_the_docs_are_those_of_the_errors() -> None:
 
 
 def test_every_kind_of_error_has_a_code_of_its_own() -> None:
-    kinds = [ArvgError, *ArvgError.__subclasses__()]
+    kinds: list[type[ArvgError]] = [ArvgError, *ArvgError.__subclasses__()]
     codes = [kind.exit_code for kind in kinds]
     assert len({*codes}) == len(codes)
     assert {*codes} <= EXIT_CODES.keys()

@@ -61,7 +61,11 @@ def install_toy(site: Path) -> None:
 
 def write_checkpoint(folder: Path) -> Path:
     """The transformer's and the tokenizer's file, with weights in which every part shows."""
-    from arvg_toy.model import ToyConfig, ToyTransformer
+    # Installed by `install_toy`, after this module is loaded.
+    from arvg_toy.model import (  # type: ignore[import-not-found]
+        ToyConfig,
+        ToyTransformer,
+    )
 
     vocab = TOKENIZER.vocab_size
     model = ToyTransformer(ToyConfig(1, 32, LENGTH, CLASSES, vocab, hidden=48))

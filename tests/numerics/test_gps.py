@@ -27,12 +27,11 @@ def test_at_the_scale_both_errors_of_a_channel_are_equal(x: list[float], random)
 
 @given(positive, st.floats(0.1, 10))
 def test_channels_permute_and_the_reference_sets_the_size(x: list[float], size: float) -> None:
-    values = [np.array(x) * k for k in (1.0, 0.3, 2.0, 0.7)]
-    scale = gps_scale(*values, 0, size)
+    x_sq, dx, wq, dw = (np.array(x) * k for k in (1.0, 0.3, 2.0, 0.7))
+    scale = gps_scale(x_sq, dx, wq, dw, 0, size)
     assert scale[0] == size
-    order = np.arange(len(x))[::-1]
-    turned = gps_scale(*(v[order] for v in values), len(x) - 1, size)
-    np.testing.assert_allclose(turned, scale[order])
+    turned = gps_scale(x_sq[::-1], dx[::-1], wq[::-1], dw[::-1], len(x) - 1, size)
+    np.testing.assert_allclose(turned, scale[::-1])
 
 
 def test_dead_channels_keep_the_scale_one() -> None:

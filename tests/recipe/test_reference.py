@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 
@@ -38,7 +39,7 @@ def test_every_key_is_described(struct: type[msgspec.Struct]) -> None:
 @pytest.mark.parametrize(
     ("command", "struct"), COMMANDS, ids=[struct.__name__ for _, struct in COMMANDS]
 )
-def test_every_key_is_an_option_of_its_command(command: object, struct: object) -> None:
+def test_every_key_is_an_option_of_its_command(command: click.Command, struct: object) -> None:
     names = {parameter.name for parameter in command.params}
     assert names >= {field.name for field in msgspec.structs.fields(struct)}
 

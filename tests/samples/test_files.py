@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from arvg_trt.errors import BundleError, CalibrationError
@@ -74,7 +76,7 @@ def test_a_missing_graph_is_named(tmp_path: Path) -> None:
 
 def test_samples_come_back_bit_by_bit_and_in_order(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    samples = [
+    samples: list[dict[str, NDArray[Any]]] = [
         {
             "x": rng.standard_normal((1, 3, 2)).astype(np.float32),
             "g/ids": rng.integers(0, 9, (1, 4)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_arrays_are_read_whole_and_mapped_where_they_can_be(
     tmp_path: Path, compressed: bool
 ) -> None:
     rng = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Any] = {
         "plain": rng.standard_normal((4, 3, 2)).astype(np.float32),
         "turned": np.asfortranarray(rng.standard_normal((4, 3))),
         "graph/ids": rng.integers(0, 9, (4, 2)),

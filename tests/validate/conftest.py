@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from arvg_trt.engines.facts import SiteException
+from arvg_trt.engines.facts import EngineRow, SiteException
+from arvg_trt.quantize.facts import SiteRow
 from arvg_trt.validate.measure.tokenizer import Picture, measure
 from arvg_trt.validate.metrics.latency import Cpu, Latency, ratio
 from arvg_trt.validate.report.gates import evaluate, parse_gates
 from arvg_trt.validate.report.schema import (
     METRIC_NAMES,
     Data,
-    EngineRow,
     LatencyRow,
     Report,
-    SiteRow,
     metrics,
     sizes,
 )

@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from arvg_trt.engines.facts import SiteException
+from arvg_trt.engines.facts import EngineRow, SiteException
 from arvg_trt.engines.onnxruntime.build import (
     EXACT_DB,
     IN_FLOAT,
-    EngineRow,
     Rewritten,
     build_engine,
     check_engine,

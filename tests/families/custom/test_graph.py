@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -127,7 +128,7 @@ def test_tied_weights_belong_to_each_site_and_are_stored_once(tmp_path: Path) ->
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("bias", [None, "b", "row", "scalar"])
 def test_gemm_becomes_matmul_and_add(tmp_path: Path, transposed: bool, bias: str | None) -> None:
-    constants = {
+    constants: dict[str, Any] = {
         "w": random(0, 10, W) if transposed else random(0, W, 10),
         "b": random(1, 10),
         "row": random(1, 1, 10),

@@ -15,7 +15,8 @@ import torch
 from onnx import numpy_helper
 
 from arvg_trt.errors import BundleError, GenerationError, WorkspaceError
-from arvg_trt.families.rar.loop import ROWS_AHEAD, strength
+from arvg_trt.families.rar.loop import strength
+from arvg_trt.families.rar.spec import ROWS_AHEAD
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import Sampling, image_streams
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.numerics.scheme import WeightFormat
@@ -68,13 +69,18 @@ def test_widths_that_are_never_measured_are_where_there_are_no_others() -> None:
 def test_a_smoothed_weight_is_rounded_as_quantize_does_and_divided_again() -> None:
     smoothing = np.geomspace(0.2, 5, 6).astype(np.float32)
     seen = []
+
+    def loss(rounded: NDArray[np.float32]) -> float:
+        seen.append(rounded)
+        return 0.0
+
     format_losses(
         WEIGHT,
         [WeightFormat(bits=4)],
         STATS,
         smoothing,
         QuantizeOptions(tap_sums=True),
-        lambda rounded: seen.append(rounded) or 0.0,
+        loss,
     )
     by_channel = smoothing.reshape(1, -1, 1, 1)
     wide = quantize_weight(WEIGHT * by_channel, WeightFormat(bits=4), tap_sums=True)

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from arvg_trt.errors import WorkspaceError
+from arvg_trt.quantize.facts import SiteRow
 from arvg_trt.validate.report.schema import (
     METRIC_NAMES,
     Data,
-    SiteRow,
     encode_report,
     load_report,
     metrics,
