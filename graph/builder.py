@@ -1,4 +1,4 @@
-"""The one way to add nodes and constants to a graph."""
+"""Add nodes and constants to a graph; no other module does it in another way."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_node(
 
 
 class Inserter:
-    """Adds nodes in front of `before`, called `prefix`/OP or, where `numbered`, `prefix`/OP_ort1.
+    """Add nodes in front of `before`, called `prefix`/OP or, where `numbered`, `prefix`/OP_ort1.
 
     Constants are called `prefix`.LABEL, with `ort_` in front of the label where `numbered`.
     """

@@ -1,4 +1,4 @@
-"""Changes of ONNX graphs in place: replace, insert behind, remove what nothing reads."""
+"""Change ONNX graphs in place: replace, insert behind, remove what nothing reads."""
 
 from __future__ import annotations
 

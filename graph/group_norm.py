@@ -1,4 +1,4 @@
-"""GroupNormalization in the form that ONNX Runtime is fast at on a CPU."""
+"""Write GroupNormalization in the form that ONNX Runtime runs fast on a CPU."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def read_proto(
 
 
 def require_tensors(proto: onnx.ModelProto, path: Path, error: type[ArvgError]) -> None:
-    """Raises an `error` for an input or output that is no tensor of numbers."""
+    """Raise an `error` for an input or output that is no tensor of numbers."""
     for end, values in (("input", proto.graph.input), ("output", proto.graph.output)):
         for value in values:
             kind = value.type.WhichOneof("value")
@@ -184,7 +184,7 @@ def elements(tensor: onnx.TensorProto) -> int:
 
 
 def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Return every tensor: of the graph, of bodies and functions, constants too."""
+    """Yield every tensor of a model: in its graph, in bodies and functions, and in constants."""
     for function in proto.functions:
         yield from node_tensors(function.node)
     yield from graph_tensors(proto.graph)
@@ -208,7 +208,7 @@ def node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
 
 
 def cause(failure: BaseException) -> str:
-    """Return the first line of the innermost reason."""
+    """Return the first line of the innermost reason of a failure."""
     while failure.__cause__ is not None:
         failure = failure.__cause__
     lines = str(failure).splitlines() or [type(failure).__name__]

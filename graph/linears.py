@@ -1,4 +1,4 @@
-"""Linears: a weight as [O, I] however ONNX holds it, and Gemm as MatMul and Add."""
+"""Read a linear's weight as [O, I], however ONNX stores it, and turn Gemm into MatMul and Add."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def site_weight(graph: ir.Graph, site: Site) -> NDArray[np.float32]:
 
 
 def output_first(node: ir.Node, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a weight as ONNX holds it as [O, I, ...]; a copy only where it is transposed."""
+    """Return the weight of a node as [O, I, ...]; it is copied only where it is transposed."""
     return weight if node.op_type not in LINEAR_OPS or gemm_transposes(node) else weight.T
 
 

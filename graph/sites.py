@@ -24,7 +24,7 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Elements of an initializer that belong to a site's input channels, in their order.
+    """Define the elements of an initializer that belong to a site's input channels, in their order.
 
     ``[start, start + channels)`` along ``axis``, all of the other axes.
     """
@@ -35,7 +35,7 @@ class FoldPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ProducerFold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What makes a site's input x, such that x / s - p costs nothing.
+    """Name the producer's weights into which a site's scale and shift, x / s - p, fold for free.
 
     Divide the elements of ``divide`` by s, then subtract p from those of ``subtract``, which are
     among the divided ones, in every graph that holds these initializers: one of them may be
@@ -47,7 +47,7 @@ class ProducerFold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One quantizable product: a Conv, MatMul or Gemm, or a product of two activations.
+    """Describe one quantizable product: a Conv, MatMul or Gemm, or a product of two activations.
 
     ``weight`` is the ONNX initializer (None for a product of activations); ``channel_axis`` is the
     channel axis of the input tensor (1 for images). ``fold`` names where a per-channel scale of the
@@ -82,7 +82,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def knows_positions(self) -> bool:
-        """Return whether the input can have a scale a position: in a graph that is calibrated."""
+        """Return whether the input can have a scale per token, because its graph is calibrated."""
         numbered = self.of_all_positions or self.positions is not None
         return numbered and self.token_axis is not None
 
@@ -96,7 +96,7 @@ Verdict = Literal["INT8", "FP8", "INT8 or FP8", "high precision", "not buildable
 
 
 class NodeVerdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a node of a graph may become on each target, and the reason where it is not INT8.
+    """Say what a node of a graph may become on each target, and why it is not INT8.
 
     Targets are "onnxruntime" (its CPU sessions) and compute capabilities of TensorRT for RTX.
     """
@@ -110,10 +110,11 @@ class NodeVerdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All sites of a model, in graph order, and the graphs that are calibrated, as they run.
+    """Hold all sites of a model, in graph order, and the names of the calibrated graphs.
 
-    Of a generator other graphs may have sites of the same names. `nodes` has verdicts on the nodes
-    of custom graphs. Version 1 did not say which sites read all positions of a sequence.
+    Other graphs of a generator may have sites of the same names. `graphs` are in the order that
+    they run; `nodes` has verdicts on the nodes of custom graphs. Version 1 did not say which sites
+    read all positions of a sequence.
     """
 
     sites: tuple[Site, ...]
@@ -135,7 +136,7 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def calibrated(self) -> SiteMap:
-        """The same without the sites of other graphs: what a plan has entries for."""
+        """Return the site map with the sites of calibrated graphs alone, which a plan covers."""
         sites = tuple(site for site in self.sites if site.graph in self.graphs)
         return msgspec.structs.replace(self, sites=sites)
 

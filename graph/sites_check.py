@@ -1,4 +1,4 @@
-"""Whether what sites.json names is in the graphs: each node, initializer and tensor.
+"""Check that every name in sites.json exists in the graphs: nodes, initializers and tensors.
 
 A site map says where scales go. One of other graphs would leave sites out, or scale the wrong
 weight, without a word.
@@ -19,7 +19,7 @@ from .sites import FoldPart, Site, SiteMap
 
 @dataclass(frozen=True, slots=True)
 class GraphNames:
-    """What a graph has: nodes by name, shapes of initializers by name, names of tensors."""
+    """Hold the nodes of a graph by name, the shapes of its initializers, and its tensor names."""
 
     nodes: Mapping[str, onnx.NodeProto]
     initializers: Mapping[str, tuple[int, ...]]
@@ -27,7 +27,7 @@ class GraphNames:
 
 
 def check_sites(export: Path, site_map: SiteMap) -> None:
-    """Hold every name and range of a site map against the graphs of its folder.
+    """Check every name and range of a site map against the graphs of its folder.
 
     Raises:
         WorkspaceError: a graph, node, initializer or tensor that is not there, a weight of another
@@ -81,7 +81,7 @@ def with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def problems_of(site: Site, graphs: Mapping[str, GraphNames]) -> Iterator[str]:
-    """Name what a site map says of a site and the graphs do not have."""
+    """Yield what a site map says of a site and the graphs do not have."""
     own = graphs[site.graph]
     node = own.nodes.get(site.node)
     if node is None:
@@ -109,7 +109,7 @@ def problems_of(site: Site, graphs: Mapping[str, GraphNames]) -> Iterator[str]:
 
 
 def problems_of_part(part: FoldPart, graphs: Mapping[str, GraphNames]) -> Iterator[str]:
-    """Say what is wrong with a part of an initializer: in no graph, or beyond its end."""
+    """Yield what is wrong with a part of an initializer: in no graph, or beyond its end."""
     found = (graph.initializers.get(part.initializer) for graph in graphs.values())
     shapes = [shape for shape in found if shape is not None]
     if not shapes:

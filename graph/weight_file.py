@@ -1,4 +1,4 @@
-"""One file of weights for all graphs of a model, each tensor stored once."""
+"""Store the weights of all graphs of a model in one file, each tensor once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = 4096  # so that a loader can map each tensor
 
 
 class SharedWeights:
-    """Writes graphs whose large initializers lie in one file; equal contents share their place.
+    """Write graphs whose large initializers lie in one file; equal contents are stored once.
 
     Tensors are read, written and let go one at a time, so lazy ones never exist together.
     """
@@ -57,7 +57,7 @@ class SharedWeights:
         ir.save(model, self._folder / f"{name}.onnx")
 
     def _place(self, tensor: ir.TensorProtocol) -> int:
-        """Return where the tensor lies in the file."""
+        """Return the offset of the tensor in the file, which is extended if the content is new."""
         data = tensor.tobytes()
         key = (hashlib.sha256(data).digest(), len(data))
         if key not in self._places:

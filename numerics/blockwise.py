@@ -1,8 +1,8 @@
-"""Four-bit weights in blocks of input channels, the form that engines multiply without expanding.
+"""Round weights to four bits in blocks of input channels, as engines multiply them.
 
-A block of 32, 64 or 128 input channels of one output has a scale of its own, which float16 holds
-exactly and the FP16 twin therefore keeps. Codes are -7 ... 7. Weights whose scales float16 does not
-hold (gates near 1e-6) have a power of two outside, one an output channel.
+A block of 32, 64 or 128 input channels of one output has its own scale. Float16 holds each scale
+exactly, so the half-precision copy of the graph keeps it. Quantized values are -7 ... 7. Weights
+whose scales do not fit float16 (gates near 1e-6) also have a power of two per output channel.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def block_codes(
 
 
 def row_factors(blocks: Floats, gain: Floats | None) -> Floats:
-    """Return powers of two [O] that bring each row's scales of blocks [O, B, block] into float16.
+    """Return powers of two [O] that bring the scales of each row's blocks into float16's range.
 
-    1 where they are; a row is raised no further than its smallest block that counts needs.
+    `blocks` is [O, B, block]. The factor is 1 where the scales already fit; a row is raised no
+    further than its smallest block that counts needs.
     """
     wide = blocks.astype(np.float64)
     energy = np.square(wide) if gain is None else np.square(wide) * gain
@@ -81,7 +82,7 @@ def row_factors(blocks: Floats, gain: Floats | None) -> Floats:
 
 
 def best_clips(blocks: Floats, gain: Floats | None) -> tuple[NDArray[np.int8], Floats]:
-    """Return codes [O, B, block] and scales [O, B] of some rows."""
+    """Return quantized values [O, B, block] and scales [O, B] with the least squared error."""
     top = np.abs(blocks).max(axis=2)
     least = np.full(top.shape, np.inf, np.float32)
     scale = half_scale(top / REACH)
@@ -98,5 +99,5 @@ def best_clips(blocks: Floats, gain: Floats | None) -> tuple[NDArray[np.int8], F
 
 
 def half_scale(scale: Floats) -> Floats:
-    """Return the nearest float16 numbers of full precision, in float32."""
+    """Return scales rounded to float16, as float32, and never below its smallest normal number."""
     return np.maximum(scale, np.float32(LEAST_SCALE)).astype(np.float16).astype(np.float32)

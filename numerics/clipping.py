@@ -1,4 +1,4 @@
-"""The best of several candidates by measured errors, among which NaN is no measurement."""
+"""Choose the best of several candidates by measured errors, among which NaN is no measurement."""
 
 from __future__ import annotations
 

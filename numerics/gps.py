@@ -1,4 +1,4 @@
-"""Gain-projected scaling (PTQ4ARVG): channel scales at which two rounding errors balance."""
+"""Compute gain-projected scales (PTQ4ARVG): channel scales at which two rounding errors balance."""
 
 from __future__ import annotations
 

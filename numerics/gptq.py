@@ -1,4 +1,4 @@
-"""Rounding of a weight that compensates its error on the calibration data: GPTQ.
+"""Round a weight so that its errors compensate each other on the calibration data (GPTQ).
 
 Minimises sum |(W - Q) x|^2 over the rows x that the product is fed, column by column, each
 column's error carried to those that follow (GPTQ, arXiv 2210.17323). Written in the equivalent form
@@ -31,7 +31,7 @@ SEARCHED_BITS = 4  # with finer grids the first step is as good
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """H[order][:, order] + damping = U diag(D) U^T, U unit upper triangular [K, K]."""
+    """Hold H[order][:, order] + damping = U diag(D) U^T, with U unit upper triangular [K, K]."""
 
     order: NDArray[np.int64]
     upper: Floats
@@ -40,9 +40,10 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class UnitGrid:
-    """A grid of step (or largest magnitude) 1: values by code, for each row.
+    """Hold the values of a grid of scale (or largest magnitude) 1 for each row.
 
-    `table` [G, 2^(bits-1)] are the magnitudes of a logarithmic grid; None: the codes themselves.
+    `table` [G, 2^(bits-1)] has the magnitudes of a logarithmic grid; None means the integers
+    themselves.
     """
 
     bits: int
@@ -58,7 +59,7 @@ class UnitGrid:
         return cls(bits, log_table(ones, ratio, bits).astype(np.float64))
 
     def quantize(self, values: Floats) -> Floats:
-        """Return the integers of the nearest points to `values`, [O] or [O, M]."""
+        """Return the integers of the points nearest to `values`, [O] or [O, M]."""
         if self.table is None:
             top = 2 ** (self.bits - 1) - 1
             return np.clip(np.rint(values), -top, top)
@@ -81,7 +82,7 @@ def compensate(
     rows: int,
     steps: Sequence[float] = STEPS,
 ) -> QuantizedWeight:
-    """Round `weight` [O, I, ...] anew on the kind of grid of `nearest`, its rounding to nearest.
+    """Round `weight` [O, I, ...] again on the grid of `nearest`, its rounding to nearest.
 
     `square` [K, K] is the sum of x x^T over `rows` rows, K = I * kernel. At few bits the
     best of `steps` is taken; scales of channels or tensors are fitted by least squares. Where the
@@ -117,7 +118,7 @@ def compensate(
 
 
 def factorize(square: Floats, rows: int) -> Factor:
-    """Factorize XᵀX with columns of much energy first; dead ones get the damping alone."""
+    """Factorize XᵀX, columns of large mean square first; dead ones get the damping alone."""
     columns = len(square)
     energy = np.diag(square)
     order = np.argsort(-energy, kind="stable")
@@ -135,7 +136,7 @@ def factorize(square: Floats, rows: int) -> Factor:
 def round_columns(
     weight: Floats, scale: NDArray[np.float32], grid: UnitGrid, factor: Factor
 ) -> tuple[Floats, Floats]:
-    """Return codes [O, K] and the damped error of each row, [O]."""
+    """Return the quantized values [O, K] and the damped error of each row, [O]."""
     columns = weight.shape[1]
     ordered = weight[:, factor.order]
     error, made = np.zeros_like(ordered), np.zeros_like(ordered)
@@ -160,7 +161,7 @@ def round_columns(
 def fit_scale(
     weight: Floats, values: Floats, scale: NDArray[np.float32], square: Floats
 ) -> NDArray[np.float32]:
-    """argmin_s sum |(W - s V) x|^2, s = <V, W>_H / <V, V>_H, of a channel or of all."""
+    """Return argmin_s sum |(W - s V) x|^2 = <V, W>_H / <V, V>_H, per channel or for all."""
     projected = values @ square
     against = by_scale((projected * weight).sum(axis=1), scale)
     energy = by_scale((projected * values).sum(axis=1), scale)

@@ -1,4 +1,4 @@
-"""Signal to noise in decibels, the only formula of it."""
+"""Compute signal to noise ratios in decibels; this is the only place with the formula."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rounding_noise_db(exact: NDArray[np.floating], rounded: NDArray[np.floating]
 
 
 class SignalAndNoise:
-    """Sums of squares of a signal and of its error, in float64 over any number of arrays."""
+    """Add up squares of a signal and of its error, in float64, over any number of arrays."""
 
     def __init__(self) -> None:
         self.signal = 0.0

@@ -1,4 +1,4 @@
-"""weights.safetensors: every weight of a quantized model in as few bytes as its format takes.
+"""Pack every weight of a quantized model into weights.safetensors, in as few bytes as possible.
 
 Quantized weights are packed bits with scale (and ratio) beside them; high-precision weights are
 float16, biases and norm parameters float32. Fixed transforms (Haar) and the FSQ table are not

@@ -1,4 +1,4 @@
-"""Scale and zero point of a quantized input: per tensor, or static per token.
+"""Define scale and zero point of a quantized input: per tensor, or static per token.
 
 The numbers of a grid are (q - zero_point) * scale for q = -2^(bits-1) ... 2^(bits-1) - 1, which is
 the paper's clamp(round(x / d) + z, 0, 2^b - 1) with zero_point = z - 2^(bits-1). Files say it as
@@ -22,7 +22,7 @@ DType = Literal["int", "fp8"]
 
 @dataclass(frozen=True, slots=True)
 class QParams:
-    """What rounds a tensor: `scale` and `zero_point`, [1] per tensor or [T] per token.
+    """Hold what rounds a tensor: `scale` and `zero_point`, [1] per tensor or [T] per token.
 
     "fp8" are E4M3 numbers times the scale; they have 8 bits and no zero point.
     """
@@ -34,19 +34,19 @@ class QParams:
 
     @classmethod
     def symmetric(cls, scale: Floats, bits: int, dtype: DType = "int") -> QParams:
-        """Return those without a zero point."""
+        """Return quantization parameters without a zero point."""
         return cls(scale, np.zeros(len(scale), np.int64), bits, dtype)
 
     @classmethod
     def from_format(cls, planned: ActivationFormat) -> QParams:
-        """Return those of a plan's entry, which has a scale."""
+        """Return the quantization parameters of a plan's entry, which must have a scale."""
         assert planned.scale is not None
         scale, zero_point = np.array([planned.scale]), np.array([-planned.shift])
         return cls(scale, zero_point, planned.bits, dtype_of(planned))
 
     @classmethod
     def from_shift(cls, scale: Floats, shift: NDArray[np.int64], bits: int) -> QParams:
-        """Return those of a file's tables `token_scale` and `token_shift`."""
+        """Return the quantization parameters of a file's tables `token_scale` and `token_shift`."""
         return cls(scale, -shift, bits)
 
     @property
@@ -55,28 +55,28 @@ class QParams:
 
     @property
     def low(self) -> NDArray[np.int64]:
-        """The least multiple of the scale, [1] or [T]; the largest is 2^bits - 1 more."""
+        """Return the least multiple of the scale, [1] or [T]; the largest is 2^bits - 1 more."""
         found: NDArray[np.int64] = -self.zero_point - 2 ** (self.bits - 1)
         return found
 
     @property
     def offset(self) -> Floats:
-        """The part of the input that is subtracted to leave a zero point of 0, [1] or [T]."""
+        """Return what is subtracted from the input to leave a zero point of 0, [1] or [T]."""
         return -self.zero_point * np.float64(self.engine_scale)
 
     @property
     def engine_scale(self) -> np.float32:
-        """The scalar scale that engines take: the median of the tokens'."""
+        """Return the scalar scale that engines take: the median over the tokens."""
         return np.float32(np.median(self.scale))
 
     @property
     def token_scale(self) -> NDArray[np.float32]:
-        """Each token's scale relative to `engine_scale`, 1 in the median; [1] or [T]."""
+        """Return each token's scale relative to `engine_scale`, 1 in the median; [1] or [T]."""
         relative: Floats = self.scale / np.float64(self.engine_scale)
         return relative.astype(np.float32)
 
     def deployed(self) -> QParams:
-        """Return those that a graph computes with: scales as the product of its two factors."""
+        """Return the parameters a graph computes with: each scale is the product of two factors."""
         return replace(self, scale=self.token_scale * np.float64(self.engine_scale))
 
     def fill(self, planned: ActivationFormat) -> ActivationFormat:
@@ -85,7 +85,7 @@ class QParams:
         return msgspec.structs.replace(planned, scale=float(self.engine_scale), shift=shift)
 
     def as_format(self, *, centered: bool = False) -> ActivationFormat:
-        """Return a plan's entry per tensor with exactly these."""
+        """Return a plan's entry per tensor with exactly this scale and zero point."""
         return ActivationFormat(
             bits=self.bits,
             grid="fp8" if self.dtype == "fp8" else "uniform",
@@ -95,7 +95,7 @@ class QParams:
         )
 
     def token_tables(self) -> dict[str, NDArray[np.generic]]:
-        """Return what weights.safetensors holds of scales per token; nothing of one scale."""
+        """Return the per-token tables for weights.safetensors; empty if there is one scale."""
         if self.granularity == "per_tensor":
             return {}
         return {

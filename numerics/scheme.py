@@ -1,4 +1,4 @@
-"""How weights and inputs are quantized: formats, and the plan that gives each site its own."""
+"""Define how weights and inputs are quantized: formats, and the plan with one entry per site."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 def require_unique(kind: str, names: Iterable[str]) -> None:
-    """Raises ValueError for a name that comes twice."""
+    """Raise ValueError for a name that comes twice."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{kind} {twice[0]} comes twice")
 
 
 def require_smoothing(value: float | str | None) -> None:
-    """Raises ValueError for an exponent outside 0 to 1."""
+    """Raise ValueError for an exponent outside 0 to 1."""
     if value is not None and not isinstance(value, str) and not 0 <= value <= 1:
         raise ValueError(f"smoothing must be between 0 and 1, got {value}")
 
 
 class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a weight is stored: a symmetric uniform or logarithmic grid of ``bits``, or FP8 E4M3.
+    """Define how a weight is stored: a symmetric uniform or logarithmic grid, or FP8 E4M3.
 
     The levels of ``log2`` are powers of two, which FP8 has exactly. A scale ``per_block`` serves
     ``block`` input channels of an output; only linears with float inputs have it, at 4 bits.
@@ -64,14 +64,15 @@ class WeightFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a site's input is quantized: per tensor, with an exact shift of the range.
+    """Define how a site's input is quantized: with one scale, or with one per token.
 
-    Or with a scale and a shift a position, which lie beside the packed weights: `scale` is then
-    their median, and not read.
+    The rounded value is ``round(x / smoothing / scale) - shift`` in [-2^(b-1), 2^(b-1) - 1];
+    ``shift`` is an integer, the negated zero point, and 0 for a symmetric range. Where
+    ``centered``, the centre of each channel's calibrated range is subtracted instead, and ``shift``
+    is 0.
 
-    The value on the grid is ``round(x / smoothing / scale) - shift`` in [-2^(b-1), 2^(b-1) - 1];
-    ``shift`` is an integer number of steps, 0 for a symmetric range. Where ``centered``, the
-    centre of each channel's calibrated range is subtracted instead, and ``shift`` is 0.
+    With the granularity ``per_position``, a scale and a shift per token lie beside the packed
+    weights; `scale` is then their median, and is not read.
     """
 
     bits: int
@@ -102,7 +103,7 @@ class ActivationFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The decision for one site; ``reason`` says why it stays in high precision, or has no fold.
+    """Hold the decision for one site; ``reason`` says why it stays in high precision.
 
     A product of two activations has no weight: ``activation`` is its first operand's format and
     ``other`` its second's; the ``reason`` then says what that costs an engine.
@@ -126,7 +127,7 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry per site; may be edited by hand and given back to ``quantize --plan``."""
+    """Hold one entry per site; a user may edit it and give it back to ``quantize --plan``."""
 
     sites: tuple[SitePlan, ...]
     schema: Literal["arvg-trt/plan/v1"] = "arvg-trt/plan/v1"

@@ -1,8 +1,8 @@
-"""Weight grids: symmetric uniform and logarithmic, 2 to 8 bits, and their packed form on disk.
+"""Define weight grids: symmetric uniform and logarithmic, 2 to 8 bits, and how they are packed.
 
 Output channels are axis 0 of a weight. The range (and, for the logarithmic grid, the smallest
-magnitude) is searched by squared error on a histogram of |w|, optionally weighted by the energy
-of the input channel that each weight multiplies.
+magnitude) is searched by squared error on a histogram of |w|, optionally weighted by the mean
+square of the input channel that each weight multiplies.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TAP_SUM_BITS = 4
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """Quantized values `q` and what they mean.
+    """Hold quantized values `q`, and the format and scales that give them their meaning.
 
     uniform: ``w = q * scale``; log: ``w = sign(q) * scale * ratio**(n - |q|)`` with
     n = 2^(bits-1) - 1 magnitudes, 0 is zero; log2: the same with a ratio of 1/2; fp8: the bits
@@ -55,7 +55,7 @@ class QuantizedWeight:
     factor: NDArray[np.float32] | None = None
 
     def dequantize(self) -> NDArray[np.float32]:
-        """Return the float32 weight that the codes stand for, exactly as the graph holds it."""
+        """Return the float32 weight that `q` stands for, exactly as the graph holds it."""
         shape = (-1,) + (1,) * (self.q.ndim - 1)
         if self.format.grid == "fp8":
             values: NDArray[np.float32] = self.q.view(FP8).astype(np.float32)
@@ -76,12 +76,12 @@ class QuantizedWeight:
 
     @property
     def is_logarithmic(self) -> bool:
-        """Return whether the codes are levels of a table, which no operator of ONNX reads."""
+        """Return whether `q` are levels of a table, which no operator of ONNX reads."""
         return self.format.grid in ("log", "log2")
 
 
 def as_fp8(weight: QuantizedWeight) -> QuantizedWeight:
-    """Return the same numbers of a grid of powers of two as FP8, without further error.
+    """Return a weight on a grid of powers of two as FP8, without further error.
 
     The largest level becomes 2^8; 15 magnitudes, of 5 bits, are normal numbers of E4M3.
     """
@@ -98,7 +98,7 @@ def as_fp8(weight: QuantizedWeight) -> QuantizedWeight:
 def log_table(
     scale: NDArray[np.float32], ratio: NDArray[np.float32], bits: int
 ) -> NDArray[np.float32]:
-    """Return the magnitudes by code, [G, 2^(bits-1)]: 0, then scale * ratio^(n-1) ... scale."""
+    """Return the magnitudes by |q|, [G, 2^(bits-1)]: 0, then scale * ratio^(n-1) ... scale."""
     n = 2 ** (bits - 1) - 1
     powers = ratio.astype(np.float64)[:, None] ** np.arange(n - 1, -1, -1)
     table = np.concatenate([np.zeros((len(scale), 1)), scale[:, None] * powers], axis=1)
@@ -112,7 +112,7 @@ def quantize_weight(
     *,
     tap_sums: bool = False,
 ) -> QuantizedWeight:
-    """Put a weight [O, I, ...] on its grid.
+    """Round a weight [O, I, ...] to the grid of its format.
 
     With `tap_sums`, kernels on a uniform grid per channel of 4 bits or more keep their sums.
     `importance` [I], the mean square of each input channel, weights the searched error.
@@ -162,7 +162,7 @@ def quantize_weight(
 
 
 def row_tops(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return max |w| of each group [G]; of one of zeros the median of the others'."""
+    """Return max |w| of each group, [G]; a group of zeros gets the median of the others."""
     top: NDArray[np.float64] = np.abs(rows).max(axis=1)
     dead = top < LEAST_WEIGHT
     top[dead] = np.median(top[~dead]) if not dead.all() else 1.0
@@ -187,11 +187,11 @@ def nearest_magnitudes(
 def keep_tap_sums(
     exact: NDArray[np.float64], codes: NDArray[np.float64], n: int
 ) -> NDArray[np.float64]:
-    """Move codes by one step so that the errors of each kernel's taps sum to half a step at most.
+    """Move rounded values by one step so that each kernel's errors sum to at most half a step.
 
     `exact` is w / scale and `codes` its nearest integers within +-n, both [O, I, taps].
-    Neighbouring pixels of a feature map are alike, so that the errors of a kernel's taps add up;
-    those moved were nearest to rounding the other way. Clipped taps stay and do not count.
+    Neighbouring pixels of a feature map are alike, so that the errors of a kernel's elements add
+    up; those moved were nearest to rounding the other way. Clipped elements stay and do not count.
     """
     error = np.where(np.abs(exact) > n + 0.5, 0.0, exact - codes)
     # A sum of half a step is left, also where its rounding ends a little above.
@@ -220,7 +220,7 @@ def magnitude_histogram(
 
 
 def search_uniform(histogram: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Return the clip as a share of max|w| with the least squared error, [G]."""
+    """Return the clip with the least squared error, as a share of max|w|, [G]."""
     centres = (np.arange(BINS) + 0.5) / BINS
     steps = UNIFORM_FRACTIONS[:, None] / n
     rounded = np.minimum(np.round(centres / steps), n) * steps
@@ -261,7 +261,7 @@ def refine_uniform(
 
 
 def log_ratios(n: int) -> Sequence[float]:
-    """Return ratios of neighbours to try, for n magnitudes."""
+    """Return the ratios of neighbouring magnitudes to try, for n magnitudes."""
     return [float(span ** (1 / (n - 1))) for span in LOG_SPANS] if n > 1 else [1.0]
 
 
@@ -289,7 +289,7 @@ def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
 
 
 def unpack_codes(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Return what `pack_codes` packed."""
+    """Return the int8 values of `shape` that `pack_codes` packed."""
     size = int(np.prod(shape))
     planes = np.unpackbits(blob, count=size * bits).reshape(size, bits)
     unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)

@@ -1,4 +1,4 @@
-"""What every table of options is: described fields, checked before any work starts."""
+"""Define what tables of options share: described fields, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ OptionsT = TypeVar("OptionsT", bound="Options")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all option tables."""
+    """Serve as the base of all tables of options."""
 
 
 def says(text: str, flag: str | None = None) -> msgspec.Meta:
-    """Describe a field, for the command line, the docs and the JSON schema.
+    """Return the description of a field, for the command line, the docs and the JSON schema.
 
     `flag` is the option's name where one of several values is given at a time.
     """
@@ -41,8 +41,9 @@ def require_at_most(options: Options, **most: int) -> None:
 
 
 def require_not_empty(options: Options, *names: str) -> None:
-    """Raises ValueError for texts that are empty, and would mean something else unsaid, or that no
-    file has as its name.
+    """Raise ValueError for texts that are empty, or that hold a null character.
+
+    An empty text would silently mean something else; no file has a null character in its name.
     """
     for name in names:
         value = getattr(options, name)
@@ -54,7 +55,7 @@ def require_not_empty(options: Options, *names: str) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for a name of a quantization that is no plain folder name, or reserved."""
+    """Raise ValueError for a name of a quantization that is no plain folder name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"name {name[:300]!r} is not letters, digits, '.', '_' and '-'")
     if len(name) > LONGEST_NAME:
@@ -62,7 +63,7 @@ def check_name(name: str) -> None:
 
 
 def with_changes(options: OptionsT, **changes: object) -> OptionsT:
-    """`options` with the command line's values over it; None leaves a value as it is.
+    """Return `options` with the command line's values over it; None leaves a value as it is.
 
     Raises:
         RecipeError: values that do not go together.

@@ -1,4 +1,4 @@
-"""Options of commands that no recipe has: what to search, and what to generate."""
+"""Define options of commands that no recipe has: what to search, and what to generate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 
 
 class SearchOptions(Options, frozen=True, kw_only=True):
-    """Which formats a search tries, and what its plan may cost."""
+    """Say which formats a search tries, and what its plan may cost."""
 
     budgets: Annotated[
         tuple[str, ...],
@@ -45,7 +45,7 @@ class SearchOptions(Options, frozen=True, kw_only=True):
 
 
 class GenerateOptions(Options, frozen=True, kw_only=True):
-    """What a generator makes, and how it draws; None takes the model's own sampling."""
+    """Say what a generator makes, and how it draws; None takes the model's own sampling."""
 
     labels: Annotated[tuple[str, ...], says("Classes, e.g. 207,360 or 0-9.")]
     count: Annotated[Count, says("Images of each label.")] = 1

@@ -20,7 +20,7 @@ def preset_names() -> list[str]:
 
 
 def find_recipe(name: str) -> Path:
-    """A TOML file, or the name of a preset.
+    """Return the path of a recipe: a TOML file, or the preset of that name.
 
     Raises:
         RecipeError: neither; names the nearest presets.

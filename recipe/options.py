@@ -1,4 +1,4 @@
-"""What a recipe says, as frozen structs; values that do not go together are errors."""
+"""Define what a recipe says, as frozen structs; values that do not go together are errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
 
 class CalibrateOptions(Options, frozen=True, kw_only=True):
-    """What a model is calibrated on: images, arrays, or what a generator makes itself."""
+    """Say what a model is calibrated on: images, arrays, or what a generator makes itself."""
 
     images: Annotated[str | None, says("Folder of images, or skimage:NAME,NAME.")] = None
     feeds: Annotated[
@@ -90,14 +90,14 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
 
     @property
     def pool(self) -> int:
-        """Pictures to make: the samples, or the candidates for them."""
+        """Return how many images to make: the samples, or the candidates for them."""
         if not self.dgc:
             return self.samples
         return 2 * self.samples if self.candidates is None else self.candidates
 
     @property
     def part(self) -> tuple[int, int]:
-        """(K, N) of the shard, counted from 1; (1, 1) is all.
+        """Return (K, N) of the shard, counted from 1; (1, 1) is all.
 
         Raises:
             ValueError: it is not written as K/N with 1 <= K <= N.
@@ -110,7 +110,7 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
 
 
 class BuildOptions(Options, frozen=True, kw_only=True):
-    """The engines of one back end."""
+    """Say which engines of one back end are built."""
 
     backend: Annotated[Backend, says("What runs the engines.")] = "onnxruntime"
     targets: Annotated[
@@ -142,7 +142,7 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 
 
 class ValidateOptions(Options, frozen=True, kw_only=True):
-    """What a quantization is compared with FP32 on, how it is timed, and what it must reach."""
+    """Say what a quantization is compared on, how it is timed, and what it must reach."""
 
     images: Annotated[
         str | None,
@@ -187,7 +187,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
 
 class Recipe(Options, frozen=True, kw_only=True):
-    """Everything `arvg-trt run` needs."""
+    """Hold everything that `arvg-trt run` needs."""
 
     model: Annotated[
         str, says("Name of a model that `arvg-trt models` lists, or onnx: your own graphs.")

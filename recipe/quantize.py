@@ -1,4 +1,4 @@
-"""Options of quantization: the formats of weights and inputs, and how their scales are found."""
+"""Define options of quantization: formats of weights and inputs, and how scales are found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHT_ONLY = ("per_tensor", "blockwise", *LOG_METHODS)
 
 
 class QuantizeOptions(Options, frozen=True, kw_only=True):
-    """Which formats the sites of a model get, and how their scales are found."""
+    """Say which formats the sites of a model get, and how their scales are found."""
 
     encoder_bits: Annotated[
         int, says("Bits of a tokenizer's encoder weights: 2 to 8, or 32 for high precision.")
@@ -126,7 +126,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         self.check_formats()
 
     def check_formats(self) -> None:
-        """Raises ValueError for a method, bits and options that do not go together."""
+        """Raise ValueError for a method, bits and options that do not go together."""
         if self.block_size not in BLOCKS:
             raise ValueError(f"block_size must be one of {BLOCKS}, got {self.block_size}")
         log = self.quantize_method in LOG_METHODS
@@ -163,7 +163,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
 
 
 def with_implied(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Quantize options as they are written, with the activation bits that their method implies."""
+    """Return quantize options as written, with the activation bits that their method implies."""
     implied = given.get("quantize_method") in WEIGHT_ONLY and not given.get("integer_exponents")
     unsaid = given.get("activation_bits") is None
     return {**given, "activation_bits": FLOAT_BITS} if implied and unsaid else dict(given)

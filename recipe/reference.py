@@ -84,7 +84,7 @@ def default_text(field: inspect.Field) -> str:
 
 
 def toml(value: Any) -> str:
-    """Return a value as a TOML file has it, as code."""
+    """Return a value in the syntax of TOML, marked as code."""
     if isinstance(value, tuple):
         value = list(value)
     return f"`{msgspec.json.encode(value).decode()}`"

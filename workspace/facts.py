@@ -1,4 +1,4 @@
-"""Facts that the manifest of an earlier stage tells a later one, checked as they are read."""
+"""Read typed facts of earlier stages from their manifests, checked as they are read."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Facts = TypeVar("Facts", bound=msgspec.Struct)
 def told(
     manifest: Manifest, part: Literal["options", "results"], key: str, kind: type[Told]
 ) -> Told:
-    """What a manifest says under a key.
+    """Return the value of a manifest under a key, converted to `kind`.
 
     Raises:
-        WorkspaceError: it says nothing there, or nothing of that kind.
+        WorkspaceError: there is no value, or not one of that kind.
     """
     held = getattr(manifest, part)
     try:
@@ -40,7 +40,7 @@ def told(
 
 
 class ValueFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """An input or output of a graph; a dynamic axis of `shape` is a text or None."""
+    """Describe an input or output of a graph; a dynamic axis of `shape` is a text or None."""
 
     name: str
     dtype: str
@@ -48,7 +48,7 @@ class ValueFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GraphFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A graph of a user's own."""
+    """Describe one graph of a custom model."""
 
     name: str
     inputs: tuple[ValueFacts, ...]
@@ -56,7 +56,10 @@ class GraphFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """An image tokenizer; `stride` pixels a token, `codebook_size` None for latents."""
+    """Describe an image tokenizer; `codebook_size` is None for continuous latents.
+
+    One token covers `stride` x `stride` pixels.
+    """
 
     stride: int
     discrete: bool
@@ -66,14 +69,14 @@ class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What later stages read of an export: `graphs` of one's own, or an image tokenizer."""
+    """Hold what later stages read of an export: custom `graphs`, or an image tokenizer."""
 
     graphs: tuple[GraphFacts, ...] | None = None
     tokenizer: TokenizerFacts | None = None
 
 
 def facts(manifest: Manifest, kind: type[Facts]) -> Facts:
-    """Return what a manifest's results tell, as the struct of their stage.
+    """Return the results of a manifest as the struct of its stage.
 
     Raises:
         WorkspaceError: something is not there, or of another kind.
@@ -89,14 +92,14 @@ def facts(manifest: Manifest, kind: type[Facts]) -> Facts:
 
 
 def kind_of(exported: Manifest) -> ModelKind:
-    """Return what was exported: a generator, an image tokenizer, or a user's own graphs."""
+    """Return what was exported: a generator, an image tokenizer, or custom graphs."""
     if GENERATOR_FILE in exported.outputs:
         return "generator"
     return "custom" if "graphs" in exported.results else "tokenizer"
 
 
 def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:
-    """Raises CalibrationError for statistics of graphs that are not the exported ones any more."""
+    """Raise CalibrationError for statistics of graphs that have been exported anew since."""
     odd = [n for n, digest in exported.as_inputs().items() if calibrated.inputs.get(n) != digest]
     if odd:
         raise CalibrationError(
@@ -107,13 +110,13 @@ def require_same_export(exported: Manifest, calibrated: Manifest, where: str | N
 
 
 def export_digest(exported: Manifest) -> str:
-    """One digest of all that an export wrote."""
+    """Return one digest of all files that an export wrote."""
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(exported.outputs.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def tokenizer_of(exported: Manifest) -> TokenizerFacts:
-    """Return what the export says of an image tokenizer.
+    """Return the facts about the exported image tokenizer.
 
     Raises:
         WorkspaceError: it is of a generator, which the stage does not take yet.
@@ -128,5 +131,5 @@ def tokenizer_of(exported: Manifest) -> TokenizerFacts:
 
 
 def own_graphs_of(exported: Manifest) -> tuple[GraphFacts, ...]:
-    """Return the graphs of a user's own, in the order that they run."""
+    """Return the graphs of a custom model, in the order that they run."""
     return facts(exported, ExportFacts).graphs or ()

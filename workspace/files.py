@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: digests, JSON, atomic writes and folders."""
+"""Write files that appear whole or not at all; compute digests, read and write JSON."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ SETTLED_NS = 100_000_000  # clocks of file systems tick every 10 ms or faster
 
 
 def sha256_file(path: Path) -> str:
-    """Hashed once a process, unless the file changed within the last moment: a further change
-    might leave its time as it is.
+    """Return the sha256 of a file, hashed once per process.
+
+    A file that changed within the last moment is hashed again: a further change might leave its
+    time as it is.
     """
     with path.open("rb") as stream:
         state = os.fstat(stream.fileno())
@@ -43,12 +45,12 @@ def sha256_file(path: Path) -> str:
 
 
 def digest_files(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Relative name to sha256, sorted by name."""
+    """Return the sha256 of each file by its name relative to `root`, sorted by name."""
     return {str(p.relative_to(root)): sha256_file(p) for p in sorted(paths)}
 
 
 def encode_json(value: Any) -> bytes:
-    """Readable JSON with a final newline; floats as the shortest text that reads back the same."""
+    """Return readable JSON with a final newline; floats as the shortest text that reads back."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
@@ -69,7 +71,7 @@ def decode_json(
 
 
 def said(failure: Exception) -> str:
-    """The first line of what a decoder says is wrong."""
+    """Return the first line of what a decoder says is wrong."""
     if isinstance(failure, RecursionError):
         return "it is nested too deeply"
     return (str(failure).splitlines() or [type(failure).__name__])[0][:300]
@@ -77,7 +79,7 @@ def said(failure: Exception) -> str:
 
 @contextlib.contextmanager
 def open_tensors(path: Path, *, do: str, error: type[ArvgError] = WorkspaceError) -> Iterator[Any]:
-    """A safetensors file that a stage wrote; what is not there or damaged in it is an `error`."""
+    """Open a safetensors file that a stage wrote; if it is missing or damaged, raise `error`."""
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
@@ -95,7 +97,7 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name in the same folder, which becomes `path` at the end."""
+    """Yield a stream to a temporary file in the same folder, which becomes `path` at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
@@ -147,9 +149,10 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 
 
 def named(error: OSError, path: Path, hidden: Path | None = None) -> OSError:
-    """A failed write does not know its file, and numpy's `tofile` not even why it failed.
+    """Return a failed write's error with the path and the reason that it lacks.
 
-    Files inside the temporary folder `hidden` are called `path` too.
+    A failed write may not know its file, and numpy's `tofile` not even why it failed. Files inside
+    the temporary folder `hidden` are called `path` too.
     """
     if error.errno is None and str(error).endswith(" written"):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

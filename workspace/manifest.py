@@ -1,4 +1,4 @@
-"""The manifest of a stage: what it read, was asked, wrote and measured."""
+"""Define the manifest of a stage: what it read, was asked, wrote and measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stage read, was asked, wrote and measured.
+    """Record what a stage read, was asked, wrote and measured.
 
     ``inputs`` and ``outputs`` map a relative name to its sha256; ``results`` holds measurements
     and is not part of the key.
@@ -30,7 +30,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     schema: Literal["arvg-trt/manifest/v1"] = "arvg-trt/manifest/v1"
 
     def key(self) -> str:
-        """Digest of everything that decides the outputs."""
+        """Return the digest of everything that decides the outputs."""
         body = {
             "stage": self.stage,
             "inputs": dict(sorted(self.inputs.items())),
@@ -40,12 +40,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
 
     def as_inputs(self) -> dict[str, str]:
-        """The outputs, named `STAGE/FILE` as the inputs of a later stage."""
+        """Return the outputs as the inputs of a later stage, named `STAGE/FILE`."""
         return {f"{self.stage}/{name}": digest for name, digest in self.outputs.items()}
 
 
 def is_up_to_date(folder: Path, wanted: Manifest) -> bool:
-    """Whether `folder` holds what `wanted` would make: same key, every output with its digest."""
+    """Return whether `folder` holds what `wanted` would make: same key, same digests."""
     try:
         found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except (FileNotFoundError, *UNDECODABLE):
@@ -57,7 +57,7 @@ def is_up_to_date(folder: Path, wanted: Manifest) -> bool:
 
 
 def write_manifest(folder: Path, manifest: Manifest, results: Mapping[str, Any]) -> Manifest:
-    """Digest every file of `folder` into the manifest and write it there."""
+    """Add the digest of every file of `folder` to the manifest, and write it there."""
     files = [p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST]
     done = msgspec.structs.replace(
         manifest, outputs=digest_files(folder, files), results=dict(results)

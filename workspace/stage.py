@@ -1,4 +1,4 @@
-"""What every stage does: check whether its output is up to date, else make it in one rename."""
+"""Run a stage: check whether its output is up to date, else make it in one rename."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Work = Callable[[Path], "Mapping[str, Any] | msgspec.Struct"]
 
 
 class Reporter(Protocol):
-    """Where a stage says what it does: progress counts, and lines for the user."""
+    """Receive what a stage reports: progress counts, and lines for the user."""
 
     def progress(self, task: str, done: int, total: int) -> None: ...
 
@@ -32,7 +32,7 @@ class Reporter(Protocol):
 
 
 class SilentReporter:
-    """Tells nobody: what is done is told by who asked for it."""
+    """Report nothing, for callers that print the result themselves."""
 
     def progress(self, task: str, done: int, total: int) -> None:
         pass
@@ -45,7 +45,7 @@ class SilentReporter:
 
 
 class StageResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A stage's manifest, where it lies, and whether the work was skipped as up to date."""
+    """Hold a stage's manifest, its folder, and whether the work was skipped as up to date."""
 
     folder: Path
     manifest: Manifest
@@ -54,7 +54,7 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def package_versions(*names: str) -> dict[str, str]:
-    """Versions of this tool and of the libraries that decide a stage's output."""
+    """Return the versions of this tool and of the libraries that decide a stage's output."""
     found = {"arvg-trt": tool_version()}
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
@@ -87,7 +87,7 @@ def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
 
 
 def forget_folder(error: ArvgError, temporary: Path) -> None:
-    """Call files of a folder that is gone once the user reads of them by their names alone."""
+    """Remove the path of a temporary folder from an error; it is gone when the user reads it."""
     for folder in (str(temporary), str(temporary.resolve())):
         error.what = error.what.replace(f"{folder}/", "")
         if error.where is not None:
@@ -95,7 +95,7 @@ def forget_folder(error: ArvgError, temporary: Path) -> None:
 
 
 def require_outputs(workspace: Workspace, *parts: str, stage: str) -> tuple[Path, Manifest]:
-    """Folder and manifest of an earlier stage, verified.
+    """Return folder and manifest of an earlier stage, verified.
 
     Raises:
         WorkspaceError: the stage was not run, or its folder is not what it made from what lies

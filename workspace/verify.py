@@ -1,4 +1,4 @@
-"""Whether a stage's folder holds what the stage wrote, made from what lies beside it now.
+"""Verify that a stage's folder holds what the stage wrote, from what lies beside it now.
 
 Every command that reads a folder of graphs or engines asks `verify` first. Files are hashed once a
 process. A folder that was copied out of its workspace has nothing beside it: its files are checked,
@@ -33,7 +33,7 @@ REMOVE = ", or remove the folder"
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a stage's folder, once the folder was found to be as the stage left it.
+    """Return the manifest of a stage's folder, if the folder is as the stage left it.
 
     Raises:
         WorkspaceError: there is no manifest, a file is missing, was changed or added, or what the
@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def place_of(folder: Path) -> tuple[Path, str] | tuple[None, None]:
-    """The workspace that a folder lies in, and the stage whose place it has there."""
+    """Return the workspace that a folder lies in, and the stage whose place it has there."""
     place = Path(os.path.abspath(folder))
     for stage, (top, depth) in PLACES.items():
         if len(place.parents) >= depth and place.parts[-depth] == top:
@@ -75,7 +75,7 @@ def place_of(folder: Path) -> tuple[Path, str] | tuple[None, None]:
 
 
 def require_files(folder: Path, manifest: Manifest, root: Path | None) -> None:
-    """Raises WorkspaceError unless the files of a stage are those it wrote."""
+    """Raise WorkspaceError unless the files of a stage are those it wrote."""
     for name, digest in manifest.outputs.items():
         path = folder / name
         if not path.is_file():
@@ -132,20 +132,20 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
 
 
 def sources(inputs: Iterable[str]) -> list[str]:
-    """The stages whose outputs are among the names of a manifest's inputs."""
+    """Return the stages whose outputs are among the names of a manifest's inputs."""
     found = {name.partition("/")[0] for name in inputs}
     return [stage for stage in reversed(NOUNS) if stage in found]
 
 
 def mend(folder: Path, manifest: Manifest, root: Path | None, more: str = "") -> str:
-    """Say which command makes a stage's folder anew."""
+    """Return the advice which command makes a stage's folder anew."""
     if root is None:
         return f"copy the folder again, or run `arvg-trt {manifest.stage}` again"
     return f"run `{command(folder, manifest, root)}{more}` again"
 
 
 def command(folder: Path, manifest: Manifest, root: Path) -> str:
-    """The command line of a stage; of an export or calibration without what it was given."""
+    """Return the command line of a stage, without what an export or calibration was given."""
     where = str(root) if folder.is_absolute() else os.path.relpath(root)
     place, options = Path(os.path.abspath(folder)), manifest.options
     words = ["arvg-trt", manifest.stage]
@@ -163,7 +163,7 @@ def command(folder: Path, manifest: Manifest, root: Path) -> str:
 
 
 def likely_command(folder: Path) -> str:
-    """The command that wrote a folder without manifest, by where it lies."""
+    """Return the command that wrote a folder without manifest, judged by where it lies."""
     parts = Path(os.path.abspath(folder)).parts
     for stage, (top, depth) in PLACES.items():
         if len(parts) > depth and parts[-depth] == top:

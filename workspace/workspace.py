@@ -1,4 +1,4 @@
-"""The workspace: a folder of stage outputs, and the lock that one process at a time holds."""
+"""Define the workspace: a folder of stage outputs, and a lock that one process at a time holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORKSPACE_FILE = "workspace.json"
 
 
 class Workspace:
-    """A folder of stage outputs that one process at a time may change.
+    """Give access to a folder of stage outputs that one process at a time may change.
 
     Use as a context manager: entering takes the lock and checks the version.
     """
@@ -59,7 +59,7 @@ class Workspace:
         self._lock.close()
 
     def remove_if_empty(self) -> None:
-        """Leave no new workspace behind a first stage that failed."""
+        """Remove a new workspace whose first stage failed."""
         for path in self.root.iterdir():
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
@@ -93,6 +93,6 @@ class Workspace:
         return path
 
     def manifest(self, *parts: str, stage: str) -> Manifest:
-        """The manifest of an earlier stage, or an error that says which command makes it."""
+        """Return the manifest of an earlier stage, or raise an error that names its command."""
         path = self.folder(*parts) / MANIFEST
         return decode_json(path, Manifest, do=f"run `arvg-trt {stage}` first")
