@@ -1,4 +1,7 @@
-"""Networks whose features of pictures are compared: the workspace's own encoder, or a user's."""
+"""Compute the features of images that Frechet distances compare.
+
+They come from the workspace's own encoder, or from a network of the user.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ LATENT_TITLE = "mean and deviation of each latent channel, of the workspace's en
 def open_features(
     export: Path, network: str | None, image_size: int, threads: int
 ) -> list[Features]:
-    """The encoder's features, and those of the user's `network`.
+    """Open the encoder's features, and those of the user's `network` if there is one.
 
     Raises:
         RecipeError: the network does not load, or does not take pictures of this size.
@@ -33,7 +36,7 @@ def open_features(
 
 
 def latent_features(export: Path, threads: int) -> Features:
-    """[B, 2C] of a latent of C channels: its mean and its deviation over positions."""
+    """Return features [B, 2C] of a latent of C channels: mean and deviation over positions."""
     tokenizer = ImageTokenizer.open(export, threads=threads)
 
     def extract(images: Images) -> NDArray[Any]:
@@ -45,12 +48,12 @@ def latent_features(export: Path, threads: int) -> Features:
 
 
 def network_features(path: Path, image_size: int, threads: int) -> Features:
-    """A graph from pictures [N, 3, H, W] to features [N, D].
+    """Open a graph from images [N, 3, H, W] to features [N, D].
 
     It is fed uint8 pixels if it takes uint8, else float32 in [-1, 1].
 
     Raises:
-        RecipeError: it does not load, or does not take pictures of this size.
+        RecipeError: it does not load, or does not take images of this size.
     """
     where = f"--features {path}"
     do = "give an ONNX graph from pictures [N, 3, H, W] to features [N, D]"

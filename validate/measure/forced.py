@@ -1,4 +1,7 @@
-"""Quantized graphs of a generator against FP32's, each fed what FP32's own were fed."""
+"""Compare the quantized graphs of a generator with FP32's under teacher forcing.
+
+Every candidate is fed what FP32's own graphs were fed.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ LOGITS = "logits"
 
 
 class Session(Protocol):
-    """A graph: feeds by input name -> the named outputs."""
+    """Run a graph: feeds by input name -> the named outputs."""
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Arrays: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ForcedRun:
-    """What one graph is fed, and of a graph with logits the tokens that came, int [R, L].
+    """Hold what one graph is fed, and for logits the true tokens, int [R, L].
 
-    `conditional` [R] says which rows have a class; `name` is that of the sample in errors.
-    `carried` makes what else the graph is fed of the outputs of the last run that has none: of each
-    side its own.
+    `conditional` [R] says which rows have a class; `name` is the sample's name in errors. `carried`
+    makes the feeds that come from the outputs of the last run without `carried`; FP32 and each
+    candidate use their own outputs there.
     """
 
     name: str
@@ -44,11 +47,11 @@ class ForcedRun:
 
 @dataclass(frozen=True, slots=True)
 class ForcedGraph:
-    """One graph of FP32 and of the candidates.
+    """Hold one graph of FP32 and of the candidates, and what is compared of it.
 
-    `outputs` are the graph's own. `sites` names tensors inside it by site, in graph order, which
-    FP32's graph and those of the candidates that `restore` names have as outputs too; `restore`
-    says of some sites what gives FP32's meaning back to them.
+    `outputs` are the graph's own. `sites` names tensors inside it by site, in graph order. FP32's
+    graph, and those of the candidates that `restore` names, have them as outputs too. `restore`
+    undoes the folds of some sites, so that their outputs mean what FP32's mean.
     """
 
     reference: Session
@@ -59,7 +62,7 @@ class ForcedGraph:
 
 
 class _Side:
-    """FP32 or a candidate, and what it gave for others to be fed."""
+    """Run FP32 or a candidate, and keep the outputs that later runs are fed."""
 
     def __init__(self) -> None:
         self._given: Arrays = {}
@@ -72,7 +75,7 @@ class _Side:
 
 
 class _Tally:
-    """Sums of one candidate over all runs."""
+    """Add up the accuracy of one candidate over all runs."""
 
     def __init__(self) -> None:
         self.logits: LogitsTally | None = None
@@ -82,7 +85,7 @@ class _Tally:
     def add(
         self, run: ForcedRun, graph: ForcedGraph, name: str, wanted: Arrays, found: Arrays
     ) -> None:
-        """`found` is what the candidate `name` gave."""
+        """Add the outputs `found` of the candidate `name` in one run."""
         for output in graph.outputs:
             if output == LOGITS and run.tokens is not None and run.conditional is not None:
                 self.logits = self.logits or LogitsTally()
@@ -108,9 +111,9 @@ def measure_forced(
     graphs: Mapping[str, ForcedGraph],
     progress: Callable[[int], None],
 ) -> dict[str, GeneratorAccuracy]:
-    """By candidate what its logits, its other outputs and its sites are like; no pictures.
+    """Return the accuracy of logits, other outputs and sites of each candidate, without images.
 
-    One run is in memory at a time. `progress` is told the number of runs done.
+    One run is in memory at a time. `progress` is called with the number of runs done.
 
     Raises:
         AccuracyError: values that are not finite or of another shape than FP32's (candidate, graph

@@ -1,4 +1,7 @@
-"""What both sides of a validation are fed alike: all tokens at once, or steps of a trajectory."""
+"""Make the runs that FP32 and the candidates are compared on under teacher forcing.
+
+They feed all tokens at once, or steps of a recorded trajectory.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ Folders = Mapping[str, Path]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Which pictures both sides of a validation make."""
+    """Say which images both sides of a validation generate."""
 
     export: Path
     spec: GeneratorSpec
@@ -50,16 +53,16 @@ class Asked:
 
 
 class Forcing(Protocol):
-    """FP32's pictures, then the runs that both sides are compared on."""
+    """Make FP32's images first, then the runs that both sides are compared on."""
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        """The outputs that are compared, by graph."""
+        """Return the outputs that are compared, by graph."""
         ...
 
     @property
     def count(self) -> int:
-        """How many runs there are, after the pictures."""
+        """Return how many runs there are, once the images are made."""
         ...
 
     def pictures(self) -> Iterator[Batch]: ...
@@ -69,7 +72,7 @@ class Forcing(Protocol):
 
 @dataclass(slots=True)
 class TeacherForced:
-    """The graph of all positions, on the tokens of these pictures or of the user's images."""
+    """Feed the graph of all positions with the tokens of these images or of the user's."""
 
     asked: Asked
     source: ImageSource | None
@@ -90,7 +93,7 @@ class TeacherForced:
 
     @property
     def _rows(self) -> int:
-        """Of the full graph for each picture: with its class and, under guidance, without."""
+        """Return the rows per image: with its class and, under guidance, without one."""
         return 1 + (choose_sampling(self.asked.spec).cfg > 0)
 
     def pictures(self) -> Iterator[Batch]:
@@ -102,7 +105,7 @@ class TeacherForced:
             yield batch.images, batch.tokens
 
     def runs(self) -> Iterator[ForcedRun]:
-        """One row at a time, so that all that sites give fits in memory."""
+        """Yield one row at a time, so that all outputs of its sites fit in memory."""
         export, spec = self.asked.export, self.asked.spec
         force = teacher_forcing(export)
         if self.source is None:
@@ -125,10 +128,10 @@ class TeacherForced:
 
 @dataclass(slots=True)
 class Trajectory:
-    """The runs that a family keeps along FP32's trajectories, on what FP32 was fed there.
+    """Replay the runs that a family records along FP32's trajectories, on FP32's feeds.
 
-    What one graph tells the next is that side's own: so the errors of both are in the second's.
-    Runs are kept in `folder`.
+    What one graph hands to the next is each side's own, so the second one's error includes the
+    first one's. Runs are stored in `folder`.
     """
 
     asked: Asked
@@ -173,7 +176,7 @@ class Trajectory:
 def forced_graphs(
     export: Path, folders: Folders, outputs: Mapping[str, tuple[str, ...]], threads: int
 ) -> dict[str, ForcedGraph]:
-    """The graphs by name, of FP32 and of the candidates that have all of them."""
+    """Open the graphs by name, of FP32 and of the candidates that have all of them."""
     able = {
         name: folder
         for name, folder in folders.items()
@@ -187,7 +190,7 @@ def forced_graphs(
 def forced_graph(
     export: Path, folders: Folders, graph: str, outputs: tuple[str, ...], threads: int
 ) -> ForcedGraph:
-    """One graph; that of FP32 and the Q/DQ graph have the outputs of their sites too."""
+    """Open one graph; FP32's and the Q/DQ graph have the outputs of their sites too."""
     file, quantized = f"{graph}.onnx", folders[QDQ]
     plan = decode_json(quantized / "plan.json", Plan, do="run `arvg-trt quantize` again")
     sites = compared_sites(load_sites(export).of_graph(graph), plan)

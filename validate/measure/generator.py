@@ -1,4 +1,4 @@
-"""A quantized generator against FP32: teacher-forced, and on pictures of the same seeds."""
+"""Define the accuracy of a quantized generator: teacher-forced, and on images of the same seeds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .tokenizer import Spread
 
 
 class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Frechet distance of FP32's and the candidate's pictures, on features [``width``].
+    """Hold the Frechet distance of FP32's and the candidate's images, on features [``width``].
 
-    ``key`` names the metric, ``features`` the network in words. ``floor`` is the distance of two
-    sets of as many FP32 pictures, of other seeds: what chance alone makes of it.
+    ``key`` names the metric, ``features`` describes the network. ``floor`` is the distance between
+    two sets of as many FP32 images with other seeds: what chance alone makes of it.
     """
 
     key: str
@@ -28,13 +28,13 @@ class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class PictureAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Pictures that both made of the same seeds and classes, each going its own way.
+    """Compare images that both sides generated freely from the same seeds and classes.
 
-    ``token_agreement`` is the share of tokens that are the same at the same place;
-    ``first_difference`` of each picture the number of tokens before the first other one, None where
-    all ``length`` are the same. Both are None and empty where tokens are continuous: then
-    ``latent_sqnr_db`` compares the latents (None for no error, or discrete tokens). PSNR and SSIM
-    are of 8-bit pictures against FP32's, SSIM only of those with sides of 11 or more.
+    ``token_agreement`` is the share of tokens that are the same at the same place.
+    ``first_difference`` is, for each image, the number of tokens before the first different one, or
+    None where all ``length`` are the same. Both are None and empty where tokens are continuous:
+    then ``latent_sqnr_db`` compares the latents (None for no error, or discrete tokens). PSNR and
+    SSIM compare 8-bit images with FP32's, SSIM only those with sides of 11 or more.
     """
 
     token_agreement: float | None
@@ -47,23 +47,26 @@ class PictureAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     @property
     def identical(self) -> float | None:
-        """The share of pictures of the same tokens."""
+        """Return the share of images whose tokens are all the same."""
         found = self.first_difference
         return sum(at is None for at in found) / len(found) if found else None
 
     @property
     def median_first_difference(self) -> float | None:
-        """Tokens before the first other one, in the median; all of them where there is none."""
+        """Return the median number of tokens before the first different one.
+
+        Images without a difference count with their whole length.
+        """
         found = [self.length if at is None else at for at in self.first_difference]
         return float(statistics.median(found)) if found else None
 
 
 class GeneratorAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One candidate. What was not measured is None or empty.
+    """Hold what was measured of one candidate; the rest is None or empty.
 
-    ``outputs`` are those of graphs without logits, fed what FP32's were fed along its way.
-    ``sites`` has, in graph order, the SQNR in dB of what each linear gives with all quantized
-    before it, less the scales of others that it may hold; None for no error.
+    ``outputs`` are those of graphs without logits, fed what FP32's were fed along its trajectory.
+    ``sites`` has, in graph order, the SQNR in dB of each linear's output with all sites before it
+    quantized, and with scales that are folded into it undone; None for no error.
     """
 
     logits: LogitsAccuracy | None = None
@@ -105,7 +108,7 @@ GENERATION_NAMES: tuple[str, ...] = (
 
 
 def generation_metrics(found: GeneratorAccuracy) -> dict[str, float | None]:
-    """By the names that gates read: GENERATION_NAMES, None for what was not measured."""
+    """Return values by GENERATION_NAMES, which gates read; None for what was not measured."""
     values: dict[str, float | None] = dict.fromkeys(GENERATION_NAMES)
     if found.logits is not None:
         values |= {name: read(found.logits) for name, read in _LOGITS.items()}

@@ -1,4 +1,4 @@
-"""Pictures that a quantized generator and FP32 make of the same seeds, side by side."""
+"""Compare images that a quantized generator and FP32 make of the same seeds."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Batch = tuple[Images, NDArray[Any]]  # uint8 [B, H, W, 3]; tokens int [B, L], or
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """A network whose features of pictures are compared: uint8 [B, H, W, 3] -> [B, D].
+    """Define a network whose features of images are compared: uint8 [B, H, W, 3] -> [B, D].
 
-    `key` is the metric's name and `title` says in words which network it is.
+    `key` is the metric's name and `title` describes the network.
     """
 
     key: str
@@ -33,7 +33,7 @@ class Features:
 
 
 class _Tally:
-    """What is kept of one candidate: numbers and features, never pictures."""
+    """Collect numbers and features of one candidate's images, never the images."""
 
     def __init__(self, networks: Sequence[Features]) -> None:
         self.psnr: list[float] = []
@@ -83,15 +83,14 @@ def measure_pictures(
     keep: int,
     progress: Callable[[int], None],
 ) -> tuple[dict[str, PictureAccuracy], list[Picture]]:
-    """Compare batches of pictures, each candidate's cut as FP32's; one batch in memory at a time.
+    """Compare batches of images with FP32's, one batch in memory at a time.
 
-    `names` are those of the pictures; `others` are FP32's pictures of other seeds, as many, and are
-    asked for only if there are `networks`. The first `keep` pictures are returned. `progress` is
-    told the number of pictures done.
+    Candidates come in the same batches as FP32. `names` are those of the images. `others` are as
+    many FP32 images of other seeds, and are read only if there are `networks`. The first `keep`
+    images are returned. `progress` is called with the number of images done.
 
     Raises:
-        AccuracyError: pictures or tokens of another shape than FP32's, features that are not
-            finite.
+        AccuracyError: images or tokens of another shape than FP32's, features that are not finite.
     """
     tallies = {name: _Tally(networks) for name in candidates}
     reference = _Tally(networks)

@@ -1,4 +1,4 @@
-"""Sessions of a graph that also give what its sites give."""
+"""Open sessions of a graph that also return the outputs of its sites."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 
 def probe(path: Path, tensors: Sequence[str], threads: int = 0) -> OnnxRuntimeSession:
-    """The reference session of a graph that has tensors inside it as outputs too."""
+    """Open the reference session of a graph, with tensors inside it as outputs too."""
     model = load_graph(path)
     values = values_by_name(model.graph)
     for name in tensors:
@@ -34,21 +34,21 @@ def probe(path: Path, tensors: Sequence[str], threads: int = 0) -> OnnxRuntimeSe
 
 
 def compared_sites(sites: Sequence[Site], plan: Plan) -> list[Site]:
-    """Linears that the method quantizes, and others that the plan does."""
+    """Return the linears that the method quantizes, and others that the plan does."""
     planned = {entry.name for entry in plan.sites if entry.weight is not None}
     return [s for s in sites if s.weight and (s.excluded is None or s.name in planned)]
 
 
 def site_outputs(sites: Sequence[Site], outputs: Collection[str]) -> dict[str, str]:
-    """By site, in graph order, the tensor that it gives; but `outputs`, compared as such."""
+    """Return each site's output tensor, in graph order, without those in `outputs`."""
     return {s.name: s.output for s in sites if s.output not in outputs}
 
 
 def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
-    """What gives FP32's meaning back to the outputs of a Q/DQ graph that hold scales of others.
+    """Return, by linear, what undoes the scales that a Q/DQ graph folded into its output.
 
     A site's x / s - p may be computed by the linear in front: with s and p of `weights.safetensors`
-    beside the graph, (y + p) s is what that gave in FP32. By the name of the linear.
+    beside the graph, (y + p) s is that linear's FP32 output.
     """
     nodes = {node.name for node in load_graph(path).graph}
     do = "run `arvg-trt quantize` again"
@@ -77,7 +77,7 @@ def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
 
 @dataclass(frozen=True, slots=True)
 class FoldedPart:
-    """Channels from `start` on that hold y / scale - shift; both [C]."""
+    """Hold channels from `start` on that contain y / scale - shift; both [C]."""
 
     start: int
     scale: Array
@@ -86,7 +86,7 @@ class FoldedPart:
 
 @dataclass(frozen=True, slots=True)
 class Unfold:
-    """Takes folds back from the last axis of what a linear gives."""
+    """Undo folds in the last axis of a linear's output."""
 
     parts: tuple[FoldedPart, ...]
 

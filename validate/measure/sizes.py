@@ -1,4 +1,4 @@
-"""How many bytes a candidate takes on disk: of the graphs that run, and the weights they read."""
+"""Count the bytes that a candidate takes on disk: its graphs, and the weights they read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHARED_WEIGHTS = "model.onnx.data"
 
 
 def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
-    """Bytes of each graph with its own file of weights; a file that all share is its own row.
+    """Return the bytes of each graph with its weights; a shared file is its own row.
 
     A generator's many small graphs are one row.
     """
@@ -31,10 +31,10 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
 def running_bytes(
     export: Path, exported: Manifest, folders: Mapping[str, Path]
 ) -> tuple[int, dict[str, int]]:
-    """Count the bytes of FP32 and of each candidate: the same graphs of all of them.
+    """Return the bytes of FP32 and of each candidate, over the same graphs.
 
-    Of a generator the graphs that make pictures, and of the file of weights that all graphs share
-    what these read.
+    For a generator these are the graphs that make images, and only the part of the shared file of
+    weights that they read.
     """
     if kind_of(exported) != "generator":
         graphs = load_sites(export).graphs
@@ -48,13 +48,16 @@ def running_bytes(
 
 
 def bytes_of_files(folder: Path, graphs: tuple[str, ...]) -> int:
-    """Graphs and the files of their weights; one that all share counts once."""
+    """Return the bytes of graphs and their files of weights; a shared file counts once."""
     names = {SHARED_WEIGHTS} | {f"{g}.onnx{end}" for g in graphs for end in ("", ".data")}
     return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
 
 
 def bytes_that_are_read(folder: Path, graphs: tuple[str, ...]) -> int:
-    """Graphs, and the parts of the files of weights that they name; what several name, once."""
+    """Return the bytes of graphs and of the parts of weight files that they name.
+
+    A part that several graphs name counts once.
+    """
     import onnx
 
     structure = 0

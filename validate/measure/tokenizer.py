@@ -1,4 +1,4 @@
-"""How close quantized image tokenizers come to the original images and to the FP32 reference.
+"""Measure how close quantized image tokenizers come to the original images and to FP32.
 
 Decibels can be infinite (no error at all). JSON has no infinity, so structs hold None there; a
 value is never replaced by a large number.
@@ -29,12 +29,12 @@ from ..metrics.image import (
 
 
 class Codec(Protocol):
-    """An image tokenizer as two calls. Arrays it returned stay valid after later calls."""
+    """Encode and decode images; arrays that a call returned stay valid after later calls."""
 
     def encode(
         self, image: NDArray[np.float32]
     ) -> tuple[NDArray[np.int32] | None, NDArray[np.float32]]:
-        """[1, 3, H, W] in [-1, 1] -> (indices [1, h, w], latent [1, C, h, w]).
+        """Return (indices [1, h, w], latent [1, C, h, w]) of an image [1, 3, H, W] in [-1, 1].
 
         Continuous tokenizers have None for indices.
         """
@@ -43,12 +43,12 @@ class Codec(Protocol):
     def decode(
         self, tokens_or_latent: NDArray[np.int32] | NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Indices, or the latent of a continuous tokenizer -> [1, 3, H, W], not clamped."""
+        """Return the image [1, 3, H, W], not clamped, of indices or of a continuous latent."""
         ...
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One number per image, with mean and minimum; None stands for infinity (identical images).
+    """Hold one number per image, with mean and minimum; None stands for infinity (no error).
 
     The mean leaves infinite values out, so that identical images cannot hide a bad one; it is
     None only if every value is infinite.
@@ -60,7 +60,11 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Raises AccuracyError for NaN or -inf, which are no measurements."""
+        """Return the summary of `values`.
+
+        Raises:
+            AccuracyError: a value is NaN or -inf, which are no measurements.
+        """
         if not all(v > -math.inf for v in values):
             raise AccuracyError("a metric of an image is NaN or -inf", do="look at the images")
         finite = [v for v in values if math.isfinite(v)]
@@ -72,7 +76,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One quantized tokenizer against the originals and against FP32, on the same images.
+    """Compare one quantized tokenizer with the originals and with FP32, on the same images.
 
     ``psnr``, ``ssim``: reconstruction against the original; ``*_reference``: the same of FP32;
     ``*_vs_fp32``: against the FP32 reconstruction; ``*_drop``: what quantization cost, FP32 minus
@@ -99,7 +103,7 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image and its reconstructions, all [H, W, 3] uint8; what a model made has no original."""
+    """Hold an image and its reconstructions, all [H, W, 3] uint8; generated ones have no original."""
 
     name: str
     original: NDArray[np.uint8] | None
@@ -109,7 +113,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Graphs:
-    """A codec that answers for its outputs: finite, of the right shape, inside the codebook."""
+    """Check what a codec returns: finite, of the right shape, inside the codebook."""
 
     name: str
     codec: Codec
@@ -157,7 +161,7 @@ class _Graphs:
 
 
 class _Tally:
-    """What is kept of one candidate while images pass by: numbers, never images."""
+    """Collect numbers of one candidate while images pass by, never the images."""
 
     def __init__(self) -> None:
         self.psnr: list[float] = []

@@ -1,4 +1,4 @@
-"""Frechet distance of two sets of features, as if both were of normal distributions."""
+"""Compute the Frechet distance of two sets of features, as if both were normally distributed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 def frechet_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of features [N, D] and [M, D]; >= 0.
+    """Return |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of features [N, D] and [M, D].
 
     It is what FID takes of Inception's features (Heusel et al. 2017); covariances over N - 1. With
     X the centred features over sqrt(N - 1), so that C = X^T X, the trace of the root is the sum of
@@ -47,7 +47,7 @@ def frechet_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def moments(features: Floats) -> tuple[Floats, Floats]:
-    """The mean [D] and a factor R [at most D, D] of the covariance R^T R."""
+    """Return the mean [D] and a factor R [at most D, D] of the covariance R^T R."""
     mean: Floats = features.mean(axis=0)
     centred = (features - mean) / np.sqrt(len(features) - 1)
     # The singular values of X_a X_b^T are those of R_a R_b^T for X = QR.

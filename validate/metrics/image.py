@@ -1,4 +1,4 @@
-"""Image and signal metrics, each one formula on one pair of arrays.
+"""Compute image and signal metrics, each one formula on one pair of arrays.
 
 Decibels are infinite where there is no error at all.
 """
@@ -18,26 +18,26 @@ SSIM_WINDOW = 11  # 2 * int(3.5 * sigma + 0.5) + 1: scikit-image refuses smaller
 
 
 def to_float(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """[H, W, 3] uint8 -> [1, 3, H, W] in [-1, 1]; `to_uint8` gives the image back exactly."""
+    """Return an image [H, W, 3] uint8 as [1, 3, H, W] in [-1, 1]; `to_uint8` inverts it exactly."""
     scaled = image.astype(np.float32) / np.float32(127.5) - np.float32(1)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
 
 
 def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """[1, 3, H, W], clamped to [-1, 1] -> [H, W, 3] uint8, rounded half up."""
+    """Return an image [1, 3, H, W], clamped to [-1, 1], as [H, W, 3] uint8, rounded half up."""
     unit = np.clip((image[0].transpose(1, 2, 0) + np.float32(1)) / 2, 0, 1)
     pixels: NDArray[np.uint8] = np.floor(unit * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     return pixels
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """10 log10(255^2 / mean((a - b)^2)) in dB of two uint8 images; inf if they are identical."""
+    """Return 10 log10(255^2 / mean((a - b)^2)) in dB of two uint8 images; inf if identical."""
     error = float(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64))))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """SSIM with the Gaussian window of its paper, mean over channels; [H, W, 3], sides >= 11."""
+    """Return the SSIM of [H, W, 3] images with sides >= 11: Gaussian window, mean over channels."""
     require_packages("report")
     from skimage.metrics import structural_similarity
 
@@ -54,12 +54,12 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def decibels(value: float | None) -> float:
-    """A stored value in dB, where None stands for infinity."""
+    """Return a stored value in dB, where None stands for infinity."""
     return math.inf if value is None else value
 
 
 def none_if_infinite(value: float) -> float | None:
-    """Turn decibels into what JSON holds: None for no error at all, and for nothing else."""
+    """Return decibels as JSON holds them: None for no error at all, and for nothing else."""
     if value == math.inf:
         return None
     if not math.isfinite(value):
@@ -68,5 +68,5 @@ def none_if_infinite(value: float) -> float | None:
 
 
 def codebook_use(used: Collection[int], codebook_size: int) -> float:
-    """Share of the codebook's entries that are among the distinct indices `used`, in [0, 1]."""
+    """Return the share of the codebook's entries that are among the indices `used`, in [0, 1]."""
     return len(used) / codebook_size

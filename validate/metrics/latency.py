@@ -1,4 +1,4 @@
-"""Latency of several programs, interleaved so that drift of the machine hits all of them alike."""
+"""Time several programs in turn, so that drift of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CPU_FLAGS = (
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Wall-clock times of `n` calls in milliseconds; ``samples_ms`` in the order of the rounds."""
+    """Hold wall-clock times of `n` calls in milliseconds; ``samples_ms`` in order of the rounds."""
 
     p50_ms: float
     p90_ms: float
@@ -57,7 +57,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many times faster than the reference: median and quartiles of the per-round ratios.
+    """Say how many times faster than the reference: median and quartiles of per-round ratios.
 
     ``verdict`` is "inconclusive" if the interquartile range includes 1 or there are too few rounds.
     """
@@ -69,7 +69,7 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The processor that latencies were measured on, with the flags that matter for INT8."""
+    """Name the processor that latencies were measured on, and its flags that matter for INT8."""
 
     model: str
     flags: tuple[str, ...] = ()
@@ -102,9 +102,9 @@ def interleaved(
 def timed_parts(
     runs: Mapping[str, Callable[[], Mapping[str, float]]], *, warmup: int, rounds: int
 ) -> dict[str, dict[str, Latency]]:
-    """As `interleaved`, of programs that tell themselves the seconds of each of their parts.
+    """Time programs like `interleaved`, where each returns the seconds of its own parts.
 
-    By part, then by program. Every program must tell of the same parts.
+    Returns latencies by part, then by program. Every program must return the same parts.
     """
     require_rounds(warmup, rounds)
     samples: dict[str, dict[str, list[float]]] = {}
@@ -120,7 +120,7 @@ def timed_parts(
 
 
 def require_rounds(warmup: int, rounds: int) -> None:
-    """Raises RecipeError for rounds that nothing can be measured in."""
+    """Raise RecipeError for rounds in which nothing can be measured."""
     if warmup < 0 or rounds < 1:
         raise RecipeError(
             f"{warmup} warm-up and {rounds} timed rounds cannot be measured",
@@ -129,9 +129,10 @@ def require_rounds(warmup: int, rounds: int) -> None:
 
 
 def ratio(reference: Latency, candidate: Latency) -> Speed:
-    """Speed of `candidate` over `reference`, both from the same call of `interleaved`.
+    """Return the speed of `candidate` over `reference`, both from one call of `interleaved`.
 
-    Raises AccuracyError if their rounds do not pair up.
+    Raises:
+        AccuracyError: their rounds do not pair up.
     """
     if reference.n != candidate.n:
         raise AccuracyError(
@@ -148,7 +149,7 @@ def ratio(reference: Latency, candidate: Latency) -> Speed:
 
 
 def read_cpu(path: Path = Path("/proc/cpuinfo")) -> Cpu:
-    """The processor as Linux describes it; elsewhere what the platform says, without flags."""
+    """Return the processor as Linux describes it; elsewhere what the platform says, without flags."""
     if not path.is_file():
         return Cpu(model=platform.processor() or platform.machine())
     fields: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""How close the logits of a quantized generator come to FP32's, teacher-forced."""
+"""Measure how close a quantized generator's logits come to FP32's under teacher forcing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LIKELIEST = 5
 
 
 class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The distributions of a candidate's next tokens against FP32's, over ``positions`` of them.
+    """Compare a candidate's next-token distributions with FP32's, at ``positions`` of them.
 
     ``kl`` is KL(FP32 || candidate) in nats a position. ``top1`` is the share of positions whose
     likeliest token is the same, ``top5`` the mean share of FP32's five likeliest that are among the
-    candidate's five. ``sqnr_db`` is of logits less their mean over the vocabulary, which softmax
-    ignores; None for no error at all. ``cross_entropy`` is that of the ``tokens`` that really came
-    there, in nats a token, of rows with a class alone; ``cross_entropy_fp32`` the same of FP32.
+    candidate's five. ``sqnr_db`` compares logits minus their mean over the vocabulary, which
+    softmax ignores; None for no error at all. ``cross_entropy`` is that of the true ``tokens``, in
+    nats a token, in rows with a class alone; ``cross_entropy_fp32`` is the same of FP32.
     """
 
     kl: float
@@ -37,7 +37,7 @@ class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class LogitsTally:
-    """Sums over batches, in float64."""
+    """Add up errors of logits over batches, in float64."""
 
     def __init__(self) -> None:
         self._energy = SignalAndNoise()
@@ -56,8 +56,9 @@ class LogitsTally:
         tokens: NDArray[np.integer],
         conditional: NDArray[np.bool_],
     ) -> None:
-        """Logits [R, L, V] of FP32 and candidate, the tokens [R, L] that came there, and which of
-        the rows [R] have a class.
+        """Add logits [R, L, V] of FP32 and candidate, with the true tokens [R, L].
+
+        `conditional` [R] says which rows have a class.
         """
         wide = [v.astype(np.float64) for v in (reference, value)]
         p, q = (log_softmax(v) for v in wide)
@@ -74,7 +75,11 @@ class LogitsTally:
         self._positions += p[..., 0].size
 
     def result(self) -> LogitsAccuracy:
-        """Raises ZeroDivisionError where nothing was added."""
+        """Return the accuracy over all batches.
+
+        Raises:
+            ZeroDivisionError: nothing was added.
+        """
         count = self._positions
         return LogitsAccuracy(
             # Rounding may leave a little less than zero; NaN stays NaN.
@@ -90,14 +95,14 @@ class LogitsTally:
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """Over the last axis."""
+    """Return the logarithm of the softmax over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return found
 
 
 def divergence(p: Floats, q: Floats) -> Floats:
-    """What each outcome adds to KL(p || q), of logarithms: nothing where p never has it."""
+    """Return what each outcome adds to KL(p || q), of logarithms; 0 where p has it never."""
     with np.errstate(invalid="ignore"):
         found = np.exp(p) * (p - q)
     added: Floats = np.where((p == -np.inf) & ~np.isnan(q), 0.0, found)
@@ -105,10 +110,10 @@ def divergence(p: Floats, q: Floats) -> Floats:
 
 
 def likeliest(values: Floats, k: int) -> NDArray[np.intp]:
-    """The places of the k largest of the last axis, in any order."""
+    """Return the indices of the k largest of the last axis, in any order."""
     return np.argpartition(values, values.shape[-1] - k, axis=-1)[..., -k:]
 
 
 def perplexity(cross_entropy: float) -> float:
-    """exp of nats a token."""
+    """Return exp of the cross-entropy, which is in nats a token."""
     return math.exp(cross_entropy)

@@ -1,4 +1,4 @@
-"""How close the outputs of quantized graphs come to those of the FP32 graphs, on the same feeds."""
+"""Measure how close outputs of quantized graphs come to FP32's, on the same feeds."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Graphs(Protocol):
-    """Graphs that run one after the other: feeds by input name -> outputs by `GRAPH/OUTPUT`."""
+    """Run graphs one after the other: feeds by input name -> outputs by `GRAPH/OUTPUT`."""
 
     def run(self, arrays: Arrays) -> Arrays: ...
 
 
 class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One output of a candidate against the FP32 output, over all samples.
+    """Compare one output of a candidate with the FP32 output, over all samples.
 
-    Of floats: ``sqnr_db`` in dB (None for infinity: no error at all), ``max_error`` the largest
+    For floats: ``sqnr_db`` in dB (None for infinity: no error at all), ``max_error`` the largest
     absolute difference, ``cosine`` of all values as one vector (None if one of them is all zeros).
-    Of integers and booleans the share in [0, 1] that is ``equal``; it is None for floats, and the
-    others are None for integers.
+    For integers and booleans: the share in [0, 1] that is ``equal``. Fields of the other kind are
+    None.
     """
 
     output: str
@@ -40,7 +40,7 @@ class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class OutputTally:
-    """Sums over samples of one output, in float64."""
+    """Add up errors of one output over samples, in float64."""
 
     def __init__(self) -> None:
         self.energy = SignalAndNoise()
@@ -143,7 +143,7 @@ def require_like(
 
 
 def worst(outputs: Iterable[OutputAccuracy]) -> dict[str, float | None]:
-    """The worst output's value of each metric, by the names that gates read."""
+    """Return the worst output's value of each metric, by the names that gates read."""
     found = list(outputs)
     floats = [o for o in found if o.max_error is not None]
     decibels = [math.inf if o.sqnr_db is None else o.sqnr_db for o in floats]

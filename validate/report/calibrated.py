@@ -1,4 +1,4 @@
-"""What a quantization was calibrated on: how many samples, how chosen, whether they sufficed."""
+"""Describe what a quantization was calibrated on: how many samples, how chosen, and whether enough."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ SHORT = 2  # numbers that are written one by one
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rows that distribution-guided calibration (PTQ4ARVG) kept of its candidates.
+    """Summarize the rows that distribution-guided calibration (PTQ4ARVG) chose.
 
-    ``conditional_share`` of the rows kept, 0 to 1, have a class; the others are null rows.
+    It kept ``kept`` of its ``candidates``. ``conditional_share`` of them, 0 to 1, have a class; the
+    others are null rows.
     """
 
     candidates: int
@@ -23,8 +24,9 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``settled`` of ``inputs`` had their scales before the last ``1 - share`` of the samples.
+    """Say whether the calibration samples were enough for the scales to converge.
 
+    ``settled`` of ``inputs`` had their scales before the last ``1 - share`` of the samples.
     ``enough`` is None where there were too few batches to tell. ``classes`` are those that a
     generator was calibrated on.
     """
@@ -39,7 +41,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def ranges(numbers: Collection[int]) -> str:
-    """Ascending, runs of three or more as `0-9`."""
+    """Return the numbers in ascending order, with runs of three or more as `0-9`."""
     rows: list[list[int]] = []
     for number in sorted(set(numbers)):
         if rows and rows[-1][-1] == number - 1:
@@ -53,7 +55,7 @@ def ranges(numbers: Collection[int]) -> str:
 
 
 def calibration_notes(found: Calibration, noun: str) -> Iterator[str]:
-    """Sentences of a report; `noun` is what a sample is."""
+    """Yield the sentences of a report about calibration; `noun` is what a sample is."""
     if found.dgc is not None:
         chosen = found.dgc
         yield (

@@ -1,4 +1,4 @@
-"""How the numbers of reports are written, and what candidates are called."""
+"""Format the numbers of reports, and name the candidates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Format = Callable[[float | None], str]
 
 
 def number(decimals: int, unit: str = "", *, scale: float = 1) -> Format:
-    """A formatter: infinity as such, None as "not measured", no minus zero."""
+    """Return a formatter: infinity as its sign, None as "not measured", no minus zero."""
 
     def text(value: float | None) -> str:
         if value is None:
@@ -35,5 +35,5 @@ NATS, TOKENS, DISTANCE = number(5, " nats"), number(1), number(5)
 
 
 def megabytes(count: int) -> str:
-    """Bytes in MB of 10^6 bytes; small files in kB."""
+    """Return bytes in MB of 10^6 bytes; small files in kB."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -1,4 +1,4 @@
-"""A chart of several rows of numbers over names in order, as SVG for a page."""
+"""Draw a chart of several rows of numbers over names in order, as SVG for a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRID_LINES = 6
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values by name, None where there is none; `joined` ones are a line, others dots.
+    """Hold values by name, None where there is none; `joined` ones are a line, others dots.
 
     `colour` is a colour of the page's style.
     """
@@ -28,7 +28,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Series over `names`, each as long; `unit` stands behind every value."""
+    """Hold series over `names`, each as long; `unit` stands behind every value."""
 
     title: str
     caption: str
@@ -38,7 +38,7 @@ class Chart:
 
 
 def svg(chart: Chart) -> str:
-    """The chart as an SVG element, in the colours of the page; a hover names the values.
+    """Return the chart as an SVG element, in the colours of the page; a hover names the values.
 
     Raises:
         ValueError: there is no finite value to draw.
@@ -91,7 +91,7 @@ def text(value: float | None, unit: str) -> str:
 
 
 def grid_step(low: float, high: float) -> float:
-    """1, 2 or 5 times a power of ten, so that about GRID_LINES lines cover the range."""
+    """Return 1, 2 or 5 times a power of ten, so that about GRID_LINES lines cover the range."""
     rough = max(high - low, 1e-9) / GRID_LINES
     power: float = 10.0 ** math.floor(math.log10(rough))
     return next(power * k for k in (1, 2, 5, 10) if power * k >= rough * (1 - 1e-9))
@@ -106,7 +106,7 @@ def add_line(root: Element, value: float, at: float) -> None:
 
 
 def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float]) -> None:
-    """The first two parts of names, below where each begins, as many as there is room for."""
+    """Write the first two parts of names below the axis where each begins, if there is room."""
     last, free = "", 0.0
     for k, name in enumerate(names):
         group = ".".join(name.split(".")[:2])

@@ -1,4 +1,4 @@
-"""Several reports beside a baseline: what became better, what worse, what only noise moved."""
+"""Compare several reports with a baseline: what became better, worse, or changed within noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REFERENCE_TOLERANCE_DB = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a metric is judged; ``tolerance`` is absolute, or a share of the baseline's value."""
+    """Define how a metric is judged; ``tolerance`` is absolute, or a share of the baseline's value."""
 
     metric: str
     title: str
@@ -68,7 +68,7 @@ RULES = (
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One report's value, its change from the baseline, and what that means.
+    """Hold one report's value, its change from the baseline, and what that means.
 
     ``value`` is None if not measured, inf for decibels without error; ``change`` is None where
     there is nothing to compare.
@@ -81,7 +81,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric over all reports, baseline first."""
+    """Hold one metric over all reports, baseline first."""
 
     rule: Rule
     cells: tuple[Cell, ...]
@@ -89,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Reports by label, baseline first; ``warnings`` say what is not like for like."""
+    """Hold reports by label, baseline first; ``warnings`` say what is not like for like."""
 
     labels: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -97,16 +97,19 @@ class Comparison:
 
     @property
     def regressed(self) -> bool:
-        """Whether any metric of any report is worse than the baseline beyond its tolerance."""
+        """Return whether any metric is worse than the baseline beyond its tolerance."""
         return any(cell.verdict == "worse" for row in self.rows for cell in row.cells)
 
 
 def compare(reports: Sequence[tuple[str, Report]], *, allow_different: bool = False) -> Comparison:
     """Compare (label, report) pairs with the first one.
 
-    Raises RecipeError for fewer than two reports, and BundleError if one is of another model, of
-    other validation images or of another FP32 reference, unless `allow_different`: then that is a
-    warning. Speeds of other machines or settings are shown, never judged.
+    Speeds of other machines or settings are shown, never judged.
+
+    Raises:
+        RecipeError: fewer than two reports.
+        BundleError: one is of another model, other validation images or another FP32 reference;
+            with `allow_different` that is a warning.
     """
     if len(reports) < 2:
         raise RecipeError(
@@ -140,17 +143,17 @@ def compare(reports: Sequence[tuple[str, Report]], *, allow_different: bool = Fa
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The comparison as Markdown, readable in a terminal too."""
+    """Return the comparison as Markdown, readable in a terminal too."""
     return to_markdown(_page(comparison))
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """The comparison as one HTML file without external resources."""
+    """Return the comparison as one HTML file without external resources."""
     return to_html(_page(comparison))
 
 
 def _differences(base: Report, report: Report) -> list[str]:
-    """Why numbers of the two reports must not stand in one table."""
+    """Return why numbers of the two reports must not stand in one table."""
     found = []
     if report.model != base.model:
         found.append(f"model {report.model}, not {base.model}")

@@ -1,4 +1,4 @@
-"""Gates: ``psnr_drop<=0.3`` over the flat metric names of a report."""
+"""Parse and check gates such as ``psnr_drop<=0.3`` over the flat metric names of a report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EXPRESSION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """``metric operator threshold``; the threshold is finite, in the metric's unit."""
+    """Hold ``metric operator threshold``; the threshold is finite, in the metric's unit."""
 
     metric: str
     operator: str
@@ -38,7 +38,7 @@ class Gate:
 
 
 class GateResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a gate found. ``value`` is None if not measured or infinite; ``reason`` says which."""
+    """Say what a gate found; ``value`` is None if not measured or infinite, see ``reason``."""
 
     expression: str
     value: float | None
@@ -47,7 +47,11 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def parse_gate(text: str, known: Collection[str]) -> Gate:
-    """Read one expression; RecipeError if it is malformed or its metric is not in `known`."""
+    """Parse one expression.
+
+    Raises:
+        RecipeError: it is malformed, or its metric is not in `known`.
+    """
     match = _EXPRESSION.fullmatch(text)
     threshold = _finite(match["threshold"]) if match else None
     if match is None or threshold is None:
@@ -64,7 +68,7 @@ def parse_gate(text: str, known: Collection[str]) -> Gate:
 
 
 def parse_gates(texts: Iterable[str], known: Collection[str]) -> list[Gate]:
-    """`parse_gate` on each; call it before long work, so that a typing error shows at once."""
+    """Parse each text; call it before long work, so that a typing error shows at once."""
     return [parse_gate(text, known) for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""A generator's numbers as tables and as the main figures of a report."""
+"""Show a generator's numbers as tables and as the main figures of a report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OF_LATENTS = "Each goes on from its own tokens, in the same order and with the s
 
 
 def generator_tables(report: Report) -> tuple[Table, ...]:
-    """What a generator's report has before sizes and speed; tables may be without rows."""
+    """Return what a generator's report has before sizes and speed; some may have no rows."""
     return (_forced(report), _pictures(report), _frechet(report), _each_picture(report))
 
 
@@ -56,7 +56,7 @@ def _has_tokens(found: GeneratorAccuracy) -> bool:
 def _rows(
     report: Report, rows: tuple[tuple[str, str, Format], ...], reference: dict[str, str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Rows that some candidate has."""
+    """Return the rows of which some candidate has a value."""
     value, shown = metrics(report), _shown(report)
     return tuple(
         (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
@@ -138,7 +138,7 @@ def _each_picture(report: Report) -> Table:
 
 
 def rates(report: Report) -> Table:
-    """What a generator makes in a second, by the median rounds."""
+    """Return what a generator makes in a second, by the median rounds."""
     tokens, total = report.latency.get("tokens"), report.latency.get("total")
     rows = []
     if tokens is not None and total is not None and tokens.tokens is not None:
@@ -150,13 +150,13 @@ def rates(report: Report) -> Table:
 
 
 def per_second(row: LatencyRow, count: int) -> tuple[str, str]:
-    """Of FP32 and the engine, where a round makes `count`."""
+    """Return the rates of FP32 and the engine, where a round makes `count`."""
     fp32, engine = (f"{1000 * count / times.p50_ms:.4g}" for times in (row.fp32, row.engine))
     return fp32, engine
 
 
 def generator_figures(report: Report) -> list[Figure]:
-    """The main numbers of the headline candidate."""
+    """Return the main numbers of the headline candidate."""
     value = metrics(report)
     found = [
         ("Likeliest token is FP32's", SHARE, "top1", f"five likeliest {SHARE(value['top5'])}"),
@@ -183,7 +183,7 @@ def generator_figures(report: Report) -> list[Figure]:
 
 
 def site_charts(report: Report) -> tuple[Chart, ...]:
-    """Every quantized site in graph order: what rounding costs, and how far errors have grown."""
+    """Chart every quantized site in graph order: rounding errors, and the error so far."""
     if QDQ not in report.generation or not report.generation[QDQ].sites:
         return ()
     outputs = report.generation[QDQ].sites

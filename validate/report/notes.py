@@ -1,4 +1,4 @@
-"""How a report's numbers were measured, in sentences."""
+"""Explain in sentences how a report's numbers were measured."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ATTENTION_KERNELS: Mapping[str, str] = {
 
 
 def report_notes(report: Report) -> tuple[str, ...]:
-    """What the numbers are, on which machine and data."""
+    """Return the sentences on what the numbers are, on which machine and data."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(report.versions.items()))
     flags = ", ".join(report.cpu.flags) or "none of those looked for"
     notes = [
@@ -69,7 +69,7 @@ def report_notes(report: Report) -> tuple[str, ...]:
 
 
 def attention_notes(sites: Sequence[SiteRow]) -> Iterator[str]:
-    """What quantized attention products cost, in accuracy and in kernels."""
+    """Yield what quantized attention products cost, in accuracy and in kernels."""
     for grid, kernels in ATTENTION_KERNELS.items():
         rows = [s for s in sites if s.weight == NO_WEIGHT and s.activation.startswith(grid)]
         measured = [s for s in rows if s.activation_sqnr_db is not None]
@@ -82,7 +82,7 @@ def attention_notes(sites: Sequence[SiteRow]) -> Iterator[str]:
 
 
 def _how(report: Report) -> tuple[str, ...]:
-    """What the numbers of this kind of model are."""
+    """Return the sentences that explain the numbers of this kind of model."""
     if report.generation:
         found = report.generation.values()
         forced = OF_LOGITS if any(a.logits for a in found) else OF_TRAJECTORIES
@@ -91,7 +91,7 @@ def _how(report: Report) -> tuple[str, ...]:
 
 
 def _what(report: Report) -> tuple[str, ...]:
-    """What was measured; pictures of its own have a table."""
+    """Return the sentences that name what was measured; generated images have a table."""
     data = report.data
     found = []
     if data.pictures:
@@ -110,7 +110,7 @@ def _what(report: Report) -> tuple[str, ...]:
 
 
 def noun(report: Report) -> str:
-    """What a model of this kind is measured on."""
+    """Return the word for what a model of this kind is measured on."""
     if report.generation:
         return "pictures"
     return "samples" if report.outputs else "images"

@@ -1,4 +1,4 @@
-"""A page of tables, figures and pictures, as Markdown or as one HTML file without dependencies."""
+"""Render a page of tables, figures and images as Markdown, or as one HTML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[+\-\u2212]?[\d\u221e]")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A cell that must be seen."""
+    """Hold the text of a cell that must be seen, and how it is coloured."""
 
     text: str
     mood: Mood
@@ -33,7 +33,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Cells as text; every row as long as the header. `folded` tables open on a click in HTML."""
+    """Hold cells as text; every row is as long as the header.
+
+    `folded` tables open on a click in HTML.
+    """
 
     title: str
     header: tuple[str, ...]
@@ -44,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A main number of the headline."""
+    """Hold a main number of the headline."""
 
     label: str
     value: str
@@ -54,7 +57,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture, [H, W, 3] uint8, and its file relative to the page."""
+    """Hold an image, [H, W, 3] uint8, and its file relative to the page."""
 
     caption: str
     file: str
@@ -70,7 +73,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Pictures that belong side by side, four in a row or as many as there are."""
+    """Hold images that belong side by side, four in a row or as many as there are."""
 
     title: str
     frames: tuple[Frame, ...]
@@ -78,7 +81,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What both renderings show, in this order; charts only the HTML, for all is in tables."""
+    """Hold what both renderings show, in this order; charts only the HTML, for all is in tables."""
 
     title: str
     subtitle: str
@@ -93,19 +96,19 @@ class Page:
 
 
 def to_markdown(page: Page) -> str:
-    """The page as GitHub Markdown; pictures are links to the frames' files."""
+    """Return the page as GitHub Markdown; images are links to their files."""
     return "\n".join(_markdown_lines(page)).rstrip() + "\n"
 
 
 def table_markdown(table: Table) -> str:
-    """One table without its title."""
+    """Return one table without its title."""
     lines = [_row(table.header), _row(tuple("---" for _ in table.header))]
     lines += [_row(row) for row in table.rows]
     return "\n".join(lines)
 
 
 def to_html(page: Page) -> str:
-    """The page as one HTML file: styles and pictures inside, nothing is loaded from outside."""
+    """Return the page as one HTML file: styles and images inside, nothing loaded from outside."""
     require_packages("report")
     import jinja2
     import markupsafe

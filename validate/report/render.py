@@ -1,4 +1,4 @@
-"""A report as files: report.json, report.md, report.html, junit.xml and the sample pictures."""
+"""Write a report as files: report.json, report.md, report.html, junit.xml and sample images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIFFERENCE_FACTOR = 8
 
 
 def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """|a - b| times DIFFERENCE_FACTOR, clamped to 255; uint8 images of one shape."""
+    """Return |a - b| times DIFFERENCE_FACTOR, clamped to 255; uint8 images of one shape."""
     gap = np.abs(a.astype(np.int16) - b.astype(np.int16)) * DIFFERENCE_FACTOR
     clamped: NDArray[np.uint8] = np.minimum(gap, 255).astype(np.uint8)
     return clamped
@@ -46,7 +46,7 @@ def write_report(folder: Path, report: Report, pictures: Sequence[Picture]) -> N
 
 
 def junit(report: Report) -> bytes:
-    """JUnit XML, one test case a gate."""
+    """Return JUnit XML, one test case a gate."""
     failed = sum(not gate.passed for gate in report.gates)
     suite = ElementTree.Element(
         "testsuite",
@@ -68,7 +68,7 @@ def junit(report: Report) -> bytes:
 
 
 def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
-    """What report.md and report.html show."""
+    """Return the page that report.md and report.html show."""
     return Page(
         title=f"{report.model}, {report.name}",
         subtitle=_subtitle(report),
@@ -173,7 +173,7 @@ def _figures(report: Report) -> tuple[Figure, ...]:
 
 
 def _size_figure(sizes: Sizes) -> Figure:
-    """The size of what runs; of a report of an older version that of the packed weights."""
+    """Return the size of what runs; a report of an older version has packed weights only."""
     if sizes.runs is None or sizes.fp32_running_bytes is None:
         return Figure(
             label="Packed weights",
@@ -210,7 +210,7 @@ def stem_of(index: int, picture: Picture) -> str:
 
 
 def _generated_strips(report: Report, pictures: Sequence[Picture]) -> tuple[Strip, ...]:
-    """Rows of FP32's pictures, each candidate's, and how the headline's differ."""
+    """Return rows of FP32's images, each candidate's, and how the headline's differ."""
     if not pictures:
         return ()
     rows = {"fp32": ("FP32", [p.reference for p in pictures])}

@@ -1,4 +1,4 @@
-"""The report of one quantization: what it costs and gains, as data with a schema."""
+"""Define the report of one quantization, its costs and gains, as data with a schema."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ GENERATOR_SIZE_NOTE = (
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names of the images or samples that were measured and of those that set the ranges.
+    """Name the images or samples that were measured, and those that set the ranges.
 
-    Of a generator ``pictures`` are those that FP32 and the candidates made, by ``sampling``, of
-    these ``classes``.
+    For a generator, ``pictures`` are the images that FP32 and the candidates made, with
+    ``sampling``, of these ``classes``.
     """
 
     validation: tuple[str, ...]
@@ -64,10 +64,10 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bytes on disk; make it with `sizes`, which computes the ratios.
+    """Hold bytes on disk; `sizes` makes it and computes the ratios.
 
-    ``running_bytes`` are of what a candidate's session opens, ``compression`` is FP32's over those
-    of the engine, or where none was executed of the Q/DQ graphs. No command loads the packed
+    ``running_bytes`` are of what a candidate's session opens. ``compression`` is FP32's bytes over
+    the engine's, or over the Q/DQ graphs' where no engine was executed. No command loads the packed
     weights, whose ratio is ``packed_compression``.
     """
 
@@ -82,14 +82,14 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def runs(self) -> str | None:
-        """The candidate that ``compression`` is of; None in a report of an older version."""
+        """Return the candidate that ``compression`` is of; None in a report of an older version."""
         return next((name for name in (ENGINE, QDQ) if name in self.running_bytes), None)
 
 
 class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """FP32 and the executed engine, interleaved; ``shape`` is that of the image or first input.
+    """Compare FP32 and the executed engine, interleaved; ``shape`` is the image's or first input's.
 
-    A generator's ``tokens`` are those made in one call, of ``batch`` pictures.
+    A generator's ``tokens`` are those made in one call, for ``batch`` images.
     """
 
     fp32: Latency
@@ -102,10 +102,9 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of a validation; ``accuracy`` is keyed by candidate ("qdq", "twin", "engine").
+    """Hold all results of a validation; ``accuracy`` is by candidate ("qdq", "twin", "engine").
 
-    So are ``outputs``, which a user's own graphs have in its place, and a generator's
-    ``generation``.
+    So are ``outputs``, which custom graphs have in its place, and a generator's ``generation``.
     """
 
     schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
@@ -140,13 +139,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def headline(self) -> str | None:
-        """The candidate that gates read: the engine as executed, else the Q/DQ graph."""
+        """Return the candidate that gates read: the engine as executed, else the Q/DQ graph."""
         measured = {*self.accuracy, *self.outputs, *self.generation}
         return next((name for name in (ENGINE, QDQ) if name in measured), None)
 
     @property
     def passed(self) -> bool | None:
-        """Whether every gate passed; None if there are none."""
+        """Return whether every gate passed; None if there are none."""
         return all(gate.passed for gate in self.gates) if self.gates else None
 
 
@@ -159,9 +158,10 @@ def sizes(
     running_bytes: dict[str, int],
     note: str = SIZE_NOTE,
 ) -> Sizes:
-    """Sizes with their ratios; WorkspaceError if there are no packed weights, or nothing runs.
+    """Return sizes with their ratios; `note` says what they count, for the reader of the report.
 
-    `note` says what the sizes count, for the reader of the report.
+    Raises:
+        WorkspaceError: there are no packed weights, or nothing runs.
     """
     runs = next((running_bytes[name] for name in (ENGINE, QDQ) if name in running_bytes), 0)
     if runs <= 0:
@@ -212,7 +212,7 @@ METRIC_NAMES: tuple[str, ...] = (
 
 
 def metrics(report: Report) -> dict[str, float | None]:
-    """Flat name to value, for gates and comparisons; keys are METRIC_NAMES.
+    """Return each metric by its flat name in METRIC_NAMES, for gates and comparisons.
 
     Plain accuracy names read the headline candidate; ``qdq.``, ``twin.``, ``engine.`` a given one.
     None is not measured; decibels without any error are inf. ``latency_ms`` is the engine's median.
@@ -245,16 +245,21 @@ def metrics(report: Report) -> dict[str, float | None]:
 
 
 def encode_report(report: Report) -> bytes:
-    """The bytes of report.json, the same for equal reports.
+    """Return the bytes of report.json, the same for equal reports.
 
-    Raises ValueError for a non-finite number, which JSON would silently turn into null.
+    Raises:
+        ValueError: a number is not finite, which JSON would silently turn into null.
     """
     _require_finite(msgspec.to_builtins(report), "report")
     return encode_json(report)
 
 
 def load_report(path: Path) -> Report:
-    """Read a report.json; WorkspaceError if it is missing, damaged, or of another schema."""
+    """Read a report.json.
+
+    Raises:
+        WorkspaceError: it is missing, damaged, or of another schema.
+    """
     do = "run `arvg-trt validate` to write a report"
     found = decode_json(path, dict[str, Any], do=do).get("schema")
     if found != SCHEMA:

@@ -1,4 +1,4 @@
-"""A report's tables: which numbers stand side by side, and how they are written."""
+"""Choose which numbers of a report stand side by side in tables, and format them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OF_SITES = (
 
 
 def report_tables(report: Report) -> tuple[Table, ...]:
-    """The tables that have rows, in reading order."""
+    """Return the tables that have rows, in reading order."""
     tables = (
         _gates(report),
         _accuracy(report),
