@@ -1,4 +1,4 @@
-"""A workspace as Python programs use it: each stage of the command line is a method."""
+"""Define a workspace for Python programs: each stage of the command line is a method."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Place = Path | str
 
 
 class Workspace:
-    """A folder of stage outputs, in which every stage is skipped while its output is up to date.
+    """Hold stage outputs in a folder; every stage is skipped while its output is up to date.
 
     Options are those of the commands and recipes, by keyword, over the `options` that are given.
     Each method locks the folder while it runs. Errors are `arvg_trt.errors.ArvgError`s.
     """
 
     def __init__(self, path: Place, reporter: Reporter | None = None) -> None:
-        """`reporter` gets progress and messages; without one there are none."""
+        """Name a folder; `reporter` gets progress and messages, without one there are none."""
         self.path = Path(path)
         self.reporter = SilentReporter() if reporter is None else reporter
 
@@ -107,7 +107,7 @@ class Workspace:
     def build(
         self, name: Name = "int8", options: BuildOptions | None = None, **changes: Any
     ) -> list[StageResult]:
-        """Build the engines of a back end; a result each folder of engines."""
+        """Build the engines of a back end; return a result per folder of engines."""
         from .pipeline.build import build_stage
 
         chosen = with_changes(options or BuildOptions(), **changes)
@@ -117,7 +117,7 @@ class Workspace:
     def validate(
         self, name: Name = "int8", options: ValidateOptions | None = None, **changes: Any
     ) -> Report:
-        """Compare a quantization with FP32; returns the report, which the folder holds too.
+        """Compare a quantization with FP32; return the report, which is in the folder too.
 
         Raises:
             AccuracyError: a gate fails; the report is written all the same.
@@ -149,7 +149,7 @@ class Workspace:
 def run_recipe(
     recipe: Recipe | Place, reporter: Reporter | None = None, max_memory: int = MAX_MEMORY
 ) -> Report:
-    """Run every stage of a recipe, a TOML file or a preset's name; returns the report."""
+    """Run every stage of a recipe, a TOML file or a preset's name; return the report."""
     from .pipeline.run import run_recipe as run_stages
     from .recipe.file import load_recipe
 

@@ -1,4 +1,4 @@
-"""The command line: the group of all commands, and where it ends."""
+"""Define the command line: the group of all commands, and `main`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ for command in (
 
 
 def main() -> None:
-    """Run a command; an error that nobody foresaw ends as one line here, at the outermost edge."""
+    """Run a command; an unforeseen error ends here as one line."""
     signal.signal(signal.SIGINT, cli.interrupt)
     try:
         cli(prog_name="arvg-trt")

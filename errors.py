@@ -1,4 +1,4 @@
-"""Errors a user can act on: what is wrong, where, what to do; one exit code a kind.
+"""Define errors a user can act on: what is wrong, where, what to do; one exit code a kind.
 
 Anything that is not an ``ArvgError`` is a bug of ours: the command line ends with one line and
 `INTERNAL`, and shows the traceback with ``--debug``.
@@ -16,7 +16,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 class ArvgError(Exception):
-    """A problem the user can act on, printed as one line.
+    """Report a problem the user can act on, printed as one line.
 
     ``made`` is what the command had made before: `--json` prints it beside the error.
     """
@@ -37,63 +37,63 @@ class ArvgError(Exception):
 
 
 class RecipeError(ArvgError):
-    """A recipe or plan that cannot be followed."""
+    """Report a recipe or plan that cannot be followed."""
 
     exit_code = 3
     means = "a recipe, a plan or an option that cannot be followed"
 
 
 class ExportError(ArvgError):
-    """A checkpoint or graph that cannot be read, or an export that does not match PyTorch."""
+    """Report a checkpoint or graph that cannot be read, or an export unlike PyTorch."""
 
     exit_code = 4
     means = "a checkpoint or graph that cannot be exported"
 
 
 class CalibrationError(ArvgError):
-    """Calibration images or statistics that cannot be used."""
+    """Report calibration images or statistics that cannot be used."""
 
     exit_code = 5
     means = "images, feeds, samples or statistics that cannot be used"
 
 
 class BuildError(ArvgError):
-    """An engine that cannot be built, or a precision that the target lacks."""
+    """Report an engine that cannot be built, or a precision that the target lacks."""
 
     exit_code = 6
     means = "an engine that cannot be built, or a precision that the target lacks"
 
 
 class BundleError(ArvgError):
-    """An engine or artifact that does not fit this machine or this version."""
+    """Report an engine or artifact that does not fit this machine or this version."""
 
     exit_code = 7
     means = "a graph, engine or token file that does not run here"
 
 
 class AccuracyError(ArvgError):
-    """Validated, and below a gate."""
+    """Report a validation below one of its gates."""
 
     exit_code = 8
     means = "a gate failed, or `compare` found a regression"
 
 
 class WorkspaceError(ArvgError):
-    """A workspace that is busy, damaged, incomplete or made by a newer version."""
+    """Report a workspace that is busy, damaged, incomplete or made by a newer version."""
 
     exit_code = 9
     means = "a workspace or path that is busy, missing, damaged, changed or newer; a full disk"
 
 
 class GenerationError(ArvgError):
-    """Labels, sampling options, a cache or logits that no image can be made from."""
+    """Report labels, sampling options, a cache or logits that give no image."""
 
     exit_code = 10
     means = "labels or sampling options that a model does not take"
 
 
 class OutOfMemory(ArvgError):
-    """More memory was wanted than this machine, or the device, has."""
+    """Report that more memory was wanted than this machine, or the device, has."""
 
     exit_code = 11
     means = "out of memory"
@@ -111,5 +111,5 @@ EXIT_CODES: dict[int, str] = {
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """The known names that are most like `name`, nearest first, as a message lists them."""
+    """Return the known names most like `name`, nearest first, as a message lists them."""
     return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=0.0))

@@ -1,4 +1,4 @@
-"""The packages that an extra brings, and which of them are missing: all are named at once."""
+"""Find the packages that an extra brings and that are missing; all are named at once."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BROUGHT = {"ml_dtypes": "export", "matplotlib": "report"}
 
 
 def missing_packages(extras: Sequence[str]) -> dict[str, list[str]]:
-    """The packages of each extra that are not installed; extras that are complete are left out."""
+    """Return the packages of each extra that are not installed; complete extras are left out."""
     found = {extra: [name for name in EXTRAS[extra] if find_spec(name) is None] for extra in extras}
     return {extra: names for extra, names in found.items() if names}
 
 
 def require_packages(*extras: str) -> None:
-    """Raises ArvgError that names every package of `extras` that is not installed."""
+    """Raise ArvgError that names every package of `extras` that is not installed."""
     missing = missing_packages(extras)
     if missing:
         raise not_installed(missing)
@@ -43,6 +43,6 @@ def not_installed(missing: dict[str, list[str]]) -> ArvgError:
 
 
 def extra_of(package: str) -> str | None:
-    """The extra that brings a package, None for any other module."""
+    """Return the extra that brings a package, None for any other module."""
     held = {name: extra for extra, names in EXTRAS.items() for name in names}
     return (held | BROUGHT).get(package)

@@ -1,4 +1,4 @@
-"""Progress and messages on stderr, results on stdout."""
+"""Write progress and messages to stderr, results to stdout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINE_SECONDS = 30.0
 
 
 class ConsoleReporter:
-    """Progress on stderr: bars on a terminal, else a line every `line_seconds` of a long stage.
+    """Report progress on stderr: bars on a terminal, else a line every `line_seconds`.
 
     `say` goes to stdout unless `quiet`, `warn` to stderr; both stand on lines of their own.
     """
@@ -101,14 +101,14 @@ class ConsoleReporter:
                 self.bars.live.start(refresh=True)
 
     def _tell(self) -> None:
-        """Write where the work stands, again and again until it ends."""
+        """Write the progress so far every `line_seconds`, until the stage ends."""
         while not self._ended.wait(self.line_seconds):
             at = f"{self.description} {self.done} of {self.total}" if self.total else "working"
             click.echo(f"{at}, {elapsed(time.monotonic() - self.started)}", err=True)
 
 
 def elapsed(seconds: float) -> str:
-    """Seconds as people say them: `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Return seconds as people say them: `45 s`, `3 min 20 s`, `2 h 5 min`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -117,6 +117,6 @@ def elapsed(seconds: float) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout; what is not finite is null, as in the files."""
+    """Print one JSON object on stdout; what is not finite is null, as in the files."""
     encoded = msgspec.json.encode(value, enc_hook=str)
     click.echo(msgspec.json.format(encoded, indent=2).decode())

@@ -26,7 +26,7 @@ LONGEST_REASON = 300
 
 
 class Commands(click.Group):
-    """Ends every command with one line on stderr and the exit code of its kind of error.
+    """End every command with one line on stderr and the exit code of its kind of error.
 
     With `--json` stdout has one object then too, `{"error": ...}` beside what was made before.
     Errors that nobody foresaw are left to `report_internal`. `--debug`, which every command takes,
@@ -70,7 +70,7 @@ class Commands(click.Group):
             ctx.exit(code)
 
     def report_internal(self, error: Exception) -> int:
-        """Print a bug of ours in a line; its exit code."""
+        """Print an internal error in one line; return its exit code."""
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         named = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         again = "this is a bug: please report it" if self.debug else "run with --debug"
@@ -84,7 +84,7 @@ class Commands(click.Group):
         click.echo(f"error: {text}", err=True)
 
     def print_object(self, code: int, text: str, error: BaseException) -> None:
-        """With `--json` what was made and `error`, on stdout."""
+        """Print, with `--json`, what was made and `error` on stdout."""
         if self.as_json:
             told = {"kind": type(error).__name__, "message": text, "exit_code": code}
             told |= {k: v for k in ("where", "do") if (v := getattr(error, k, None)) is not None}
@@ -102,7 +102,7 @@ def debug_option() -> click.Option:
 
 
 def explain(error: BaseException, command: str) -> tuple[int, str] | None:
-    """The exit code and the line of an error that a user can act on; None for any other."""
+    """Return the exit code and the line of an error that a user can act on; None for any other."""
     if isinstance(error, ArvgError):
         return error.exit_code, str(error)
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
@@ -117,7 +117,7 @@ def explain(error: BaseException, command: str) -> tuple[int, str] | None:
 
 
 def missing_extra(error: ModuleNotFoundError, command: str = "") -> str | None:
-    """All packages that `command` lacks beside the one that was not found, and their extras.
+    """Return a line that names the packages `command` lacks, and the extras with them.
 
     None for a module that no extra brings.
     """
@@ -133,7 +133,7 @@ def missing_extra(error: ModuleNotFoundError, command: str = "") -> str | None:
 
 
 def describe_os_error(error: OSError) -> str | None:
-    """A full disk, or a path that cannot be used; None for anything else."""
+    """Return a line on a full disk or an unusable path; None for anything else."""
     where = f"{shortened(str(error.filename))}: " if error.filename else ""
     if error.errno in FULL_DISK:
         return f"{where}disk full: {error.strerror} (free some space and run again)"
@@ -143,5 +143,5 @@ def describe_os_error(error: OSError) -> str | None:
 
 
 def shortened(path: str) -> str:
-    """A path as a line can hold it."""
+    """Return a path cut to the length of a line."""
     return path if len(path) <= LONGEST_REASON else f"{path[:LONGEST_REASON]}..."

@@ -12,7 +12,7 @@ from ..workspace.stage import StageResult
 
 
 def print_figures(validated: StageResult) -> None:
-    """The main figures of a validation, and where its report is."""
+    """Print the main figures of a validation, and where its report is."""
     metrics = validated.manifest.results["metrics"]
     click.echo(summary(metrics))
     click.echo(packed_line(metrics))
@@ -21,7 +21,7 @@ def print_figures(validated: StageResult) -> None:
 
 @contextlib.contextmanager
 def figures_of_failures(as_json: bool) -> Iterator[None]:
-    """Print the figures of a validation whose gates failed as well."""
+    """Print the figures of a validation even if its gates failed."""
     try:
         yield
     except AccuracyError as error:
@@ -31,7 +31,7 @@ def figures_of_failures(as_json: bool) -> Iterator[None]:
 
 
 def summary(metrics: dict[str, float]) -> str:
-    """The main figures in a line."""
+    """Return the main figures in one line."""
     parts = [
         f"PSNR drop {metrics['psnr_drop']:.2f} dB" if "psnr_drop" in metrics else "",
         f"SQNR {metrics['output_sqnr_db']:.1f} dB" if "output_sqnr_db" in metrics else "",

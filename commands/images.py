@@ -1,4 +1,4 @@
-"""Commands that make images or tokens with what the stages left."""
+"""Define the commands that make images or tokens from the outputs of stages."""
 
 from __future__ import annotations
 

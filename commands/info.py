@@ -1,4 +1,4 @@
-"""Commands that only look: models, reports, artifacts, ONNX files, the machine."""
+"""Define commands that only show: models, recipes, reports, artifacts, ONNX files, the machine."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def text_of(analysis: GraphAnalysis) -> str:
 
 
 def counts_table(analysis: GraphAnalysis) -> list[str]:
-    """A row a verdict, a column a target."""
+    """Return a table with a row per verdict and a column per target."""
     seen = {verdict for counts in analysis.counts.values() for verdict in counts}
     rows = [["nodes", *analysis.counts]] + [
         [verdict, *(str(counts.get(verdict, 0)) for counts in analysis.counts.values())]
@@ -199,7 +199,7 @@ def shortened(nodes: Sequence[str]) -> str:
 
 
 def stops(verdict: NodeVerdict) -> bool:
-    """Whether some target cannot build the node at all."""
+    """Return whether some target cannot build the node at all."""
     return "not buildable" in verdict.targets.values()
 
 

@@ -1,4 +1,4 @@
-"""Arguments and options that commands share, their types, and options made from structs."""
+"""Define arguments and options that commands share, and options made from structs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ json_option = click.option(
 
 
 class Place(click.Path):
-    """A path; an empty text is none, and not the folder that the command runs in."""
+    """Parse a path; an empty text is an error, not the folder that the command runs in."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -36,7 +36,7 @@ workspace_argument = click.argument("workspace", type=Place())
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
-    """A number, or one of a few words."""
+    """Parse a number, or one of a few words."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
@@ -55,7 +55,7 @@ class NumberOr(click.ParamType):  # type: ignore[type-arg]  # not generic before
 
 
 class OneOf(click.Choice):  # type: ignore[type-arg]  # not generic before click 8.2
-    """One of a few values, which need not be texts."""
+    """Parse one of a few values, which need not be texts."""
 
     def __init__(self, values: tuple[str | int, ...]) -> None:
         super().__init__([str(value) for value in values])
@@ -68,7 +68,7 @@ class OneOf(click.Choice):  # type: ignore[type-arg]  # not generic before click
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
-    """A number of bytes, as 800000000, 800MB or 2GiB."""
+    """Parse a number of bytes, such as 800000000, 800MB or 2GiB."""
 
     name = "bytes"
     units: ClassVar[dict[str, int]] = {
@@ -139,7 +139,7 @@ def option_of(field: inspect.Field) -> Callable[[Command], Command]:
 
 
 def click_type(kind: inspect.Type) -> Any:
-    """Return what Click converts a value of a field's type with."""
+    """Return the type with which Click converts values of a field."""
     match kind:
         case inspect.IntType(ge=None, le=None):
             return int
@@ -160,7 +160,7 @@ def click_type(kind: inspect.Type) -> Any:
 
 
 def default_text(field: inspect.Field) -> str:
-    """Return how help says a field's default; nothing for None, which its description explains."""
+    """Return how help names a field's default; empty for None, which its description explains."""
     value = field.default
     if field.required or value is None or value == () or value is msgspec.NODEFAULT:
         return ""

@@ -1,4 +1,4 @@
-"""Run a stage for a command: recipe, name, lock, and what is printed of the result."""
+"""Run a stage for a command: its recipe, name and lock, and the lines it prints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def chosen_name(name: str | None, recipe: Recipe | None) -> str:
 
 
 def chosen_builds(recipe: Recipe | None, changes: dict[str, Any]) -> list[BuildOptions]:
-    """The recipe's builds, or the one that the command line asks for."""
+    """Return the recipe's builds, or the one that the command line asks for."""
     backend = changes["backend"]
     given = [name for name, value in changes.items() if value is not None]
     if recipe is None:
@@ -58,7 +58,7 @@ def perform(
     as_json: bool,
     work: Callable[[Workspace, ConsoleReporter], Sequence[StageResult]],
 ) -> Sequence[StageResult]:
-    """Run stages under the workspace's lock and print what they made, which is returned."""
+    """Run stages under the workspace's lock, print what they made, and return it."""
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
         results = work(opened, reporter)
     if as_json:

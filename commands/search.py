@@ -1,4 +1,4 @@
-"""The command that looks for a plan."""
+"""Define the command that searches a plan."""
 
 from __future__ import annotations
 

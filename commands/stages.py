@@ -1,4 +1,4 @@
-"""The commands of the stages, from a checkpoint to a report."""
+"""Define the commands of the stages, from a checkpoint to a report."""
 
 from __future__ import annotations
 

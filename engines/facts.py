@@ -1,4 +1,4 @@
-"""What a build tells of its engines, in its manifest and in reports."""
+"""Define what a build records of its engines, in its manifest and in reports."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import msgspec
 
 
 class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A site that an engine does not run as planned, and why."""
+    """Name a site that an engine does not run as planned, and say why."""
 
     site: str
     reason: str
 
 
 class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One engine file. ``int8_sites_proved`` is None where the builder gives no layer list.
+    """Describe one engine file.
 
-    ``status`` is "executed", "built, not executed", or why there is no engine.
+    ``int8_sites_proved`` counts the sites whose INT8 kernel was verified in the builder's layer
+    list; None where the builder gives no list. ``status`` is "executed", "built, not executed", or
+    why there is no engine.
     """
 
     backend: str
@@ -31,6 +33,6 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of the stage."""
+    """Hold the results of the stage."""
 
     engines: tuple[EngineRow, ...]

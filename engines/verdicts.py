@@ -60,7 +60,7 @@ def node_verdicts(
 
 
 def verdict_of(site: Site | None, target: Target | None) -> Verdict:
-    """The formats a node may have on a GPU, or with None in ONNX Runtime on a CPU."""
+    """Return the formats a node may have on a GPU, or with None in ONNX Runtime on a CPU."""
     if site is None or site.excluded is not None:
         return "high precision"
     if target is None:

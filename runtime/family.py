@@ -1,4 +1,4 @@
-"""A family of models as one object: its variants, and where its own code is.
+"""Define a family of models as one object: its variants, and where its own code is.
 
 What needs more than msgspec and numpy is named, as `module:object`, and imported when it is used:
 listing models needs neither torch nor a session.
@@ -24,7 +24,7 @@ FileSets = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A model that is known by name: its configuration, what its checkpoint consists of.
+    """Describe a model that is known by name: its configuration, and the files of its checkpoint.
 
     `files` lists the sets of file names that make a complete checkpoint, best first. `parameters`
     of a generator are those of its transformer, by which it is named. A variant without a
@@ -44,7 +44,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """All that the rest of the package asks a family of models.
+    """Hold everything that the rest of the package asks about a family of models.
 
     Attributes:
         variants: the models that are known by name.
@@ -70,12 +70,12 @@ class Family:
 
     @property
     def generates(self) -> bool:
-        """Whether it makes images of classes."""
+        """Return whether the family makes images of classes."""
         return self.spec is not None
 
     @property
     def models(self) -> tuple[Variant, ...]:
-        """All that can be exported by name."""
+        """Return all models that can be exported by name."""
         return (*self.variants, *((self.any_size,) if self.any_size is not None else ()))
 
     def open_loop(
@@ -90,7 +90,7 @@ class Family:
         return loop
 
     def load_exporter(self) -> Any:
-        """Import what exports the family: an `Exporter`."""
+        """Import and return the family's `Exporter`."""
         exporter = self._load(self.exporter)
         return exporter() if self.source == "checkpoint" else exporter
 
@@ -99,7 +99,7 @@ class Family:
 
 
 def load_named(reference: str, where: str) -> Any:
-    """Import what a `module:object` names.
+    """Import and return what a `module:object` names.
 
     Raises:
         ArvgError: it is of another package, and does not import; `where` is what names it.

@@ -1,4 +1,4 @@
-"""Folders that a generator or a tokenizer is opened from: what they are, and what runs them."""
+"""Check the folders that a generator or a tokenizer is opened from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
 
 def verified(folder: Path) -> Manifest:
-    """The manifest of a folder that a session can run.
+    """Return the manifest of a folder that a session can run.
 
     Raises:
         BundleError: it holds engines that no session here runs.
@@ -25,8 +25,9 @@ def verified(folder: Path) -> Manifest:
 
 
 def require_session(folder: Path) -> None:
-    """Raises BundleError for TensorRT engines: the graphs beside them are what they were built
-    from, and would run in FP16 on the CPU.
+    """Raise BundleError for TensorRT engines, which no session here runs.
+
+    The graphs beside them are what they were built from, and would run in FP16 on the CPU.
     """
     manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
     built = manifest.options if manifest is not None and manifest.stage == "build" else {}
@@ -43,7 +44,7 @@ def require_session(folder: Path) -> None:
 
 
 def instead(folder: Path, manifest: Manifest | None, built: dict[str, Any]) -> str:
-    """Say which folder to name instead."""
+    """Return the advice which folder to name instead."""
     root, _ = place_of(folder) if manifest is not None else (None, None)
     if root is None:
         return "name one of those"

@@ -1,4 +1,4 @@
-"""Class labels to images with a generator's graphs, torch-free. The frame of all families."""
+"""Generate images from class labels with a generator's graphs, without torch."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ Progress = Callable[[int, int], None]
 
 
 class FamilyName(msgspec.Struct, frozen=True):
-    """What is read of `generator.json` first: whose it is."""
+    """Read the family of `generator.json`, before the rest is decoded by that family."""
 
     family: str
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """uint8 images [N, H, W, 3] and their tokens, int32 [N, L], one a label.
+    """Hold uint8 images [N, H, W, 3] and their tokens, int32 [N, L], one row a label.
 
     Where tokens are continuous, they are latents, float32 [N, c, h, w].
     """
@@ -53,7 +53,7 @@ class Generated:
 
 
 class Generator:
-    """A model's graphs, opened once, and `generate`.
+    """Generate images with a model's graphs, which are opened once.
 
     An image depends on the seed, its number in the call, its label and the sampling: how the call
     is cut into batches changes no more than the backend's rounding.
@@ -103,7 +103,7 @@ class Generator:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> Generated:
-        """One image a label, 0 to num_classes - 1.
+        """Generate one image per label, 0 to num_classes - 1.
 
         `cfg` >= 0, `top_k` (0: all), `top_p` in (0, 1], `temperature` > 0, (RAR, MAR) `cfg_power`
         >= 0 and (MAR, which has no top-k and top-p) `iterations` and `diffusion_steps` are the
@@ -146,11 +146,11 @@ class Generator:
         first: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[Generated]:
-        """As `generate`, a batch at a time: for more images than fit in memory.
+        """Generate a batch of images at a time, for more images than fit in memory.
 
         `first` is the number of the first image, where the labels are a part of a longer list.
-        Graphs of a fixed batch take no more than that at once.
-        Everything is checked before this returns.
+        Graphs of a fixed batch take no more than that at once. Everything is checked before this
+        returns; errors are those of `generate`.
         """
         checked = check_labels(self.spec, labels)
         sampling.check(self.spec.vocab_size, self.spec.length)
@@ -196,12 +196,12 @@ class Generator:
 
 
 def stored(tokens: Tokens | Latents) -> NDArray[np.int32] | Latents:
-    """As they are kept: int32, or latents as they are."""
+    """Return tokens as int32, as files store them, and latents unchanged."""
     return tokens.astype(np.int32) if np.issubdtype(tokens.dtype, np.integer) else tokens  # type: ignore[return-value]
 
 
 def read_spec(path: Path) -> tuple[Path, GeneratorSpec]:
-    """The folder of the graphs and what `generator.json` there says.
+    """Return the folder of the graphs, and the spec in its `generator.json`.
 
     Raises:
         WorkspaceError: there is none, or it cannot be read.
@@ -225,11 +225,11 @@ def read_family(folder: Path) -> Family:
 
 
 def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
-    """`read_spec` of a folder that a session can run and that is as its stage wrote it.
+    """Read the spec of a folder that a session can run, and that is as its stage wrote it.
 
     Raises:
         BundleError: it holds engines that no session here runs.
-        WorkspaceError: as `read_spec`, or the folder is not what its stage wrote.
+        WorkspaceError: there is no spec, it cannot be read, or the folder was changed.
     """
     folder = graphs_folder(path)
     if not any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
@@ -240,18 +240,18 @@ def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
 
 
 def graphs_folder(path: Path) -> Path:
-    """Return a workspace's export, and a stage's folder itself."""
+    """Return a workspace's export, and any other folder itself."""
     own = any((path / name).is_file() for name in (SPEC_FILE, MANIFEST))
     return path if own or any(path.glob("*.engine")) else path / "export"
 
 
 def own_session(spec: GeneratorSpec) -> OpenSession:
-    """How a generator's graphs are opened where nothing else is asked for."""
+    """Return how a generator's graphs are opened by default."""
     return fast_session if spec.static_batch is None else mapped_session
 
 
 def choose_sampling(spec: GeneratorSpec, greedy: bool = False, **changes: float | None) -> Sampling:
-    """The model's own sampling with what is given, by the names of `Sampling`, instead.
+    """Return the model's own sampling, with the given `changes` by names of `Sampling`.
 
     Raises:
         GenerationError: a value out of its range, or one that the family has no use for.
@@ -272,7 +272,7 @@ def choose_sampling(spec: GeneratorSpec, greedy: bool = False, **changes: float 
 def check_labels(
     spec: GeneratorSpec, labels: Sequence[int] | NDArray[np.integer]
 ) -> NDArray[np.int64]:
-    """Labels as int64 [N].
+    """Return labels as int64 [N].
 
     Raises:
         GenerationError: none, not a list of integers, or one out of range.

@@ -1,4 +1,4 @@
-"""Images in and out, torch-free: files, ranges, padding.
+"""Read, convert, crop and pad images, without torch.
 
 An image in memory is uint8 [H, W, 3] RGB; a model's image is float32 [N, 3, H, W] in [-1, 1].
 """
@@ -34,7 +34,7 @@ FloatImage = NDArray[np.float32]
 
 
 class UnreadableImage(CalibrationError, ValueError):
-    """A file that no picture can be made of: of what `kind` it is, and the whole `reason`."""
+    """Report a file from which no image can be made, its `kind` and the whole `reason`."""
 
     def __init__(self, name: str, reason: str, kind: str | None = None) -> None:
         super().__init__(f"{name}: {reason}")
@@ -46,7 +46,7 @@ class UnreadableImage(CalibrationError, ValueError):
 def load_image(path: Path) -> Uint8Image:
     """Decode a file to RGB: EXIF orientation applied, grey repeated, transparency over white.
 
-    Of an animation it is the first picture.
+    An animation gives its first frame.
 
     Raises:
         UnreadableImage: not an image, truncated, of floats, or too large to be safe.
@@ -82,13 +82,13 @@ def too_large(pixels: str) -> str:
 
 
 def require_few_pixels(name: str, width: int, height: int) -> None:
-    """Raises UnreadableImage for a picture that is too large to be safe."""
+    """Raise UnreadableImage for an image that is too large to be safe."""
     if width * height > MOST_PIXELS:
         raise UnreadableImage(name, too_large(f"{width}x{height}"), "too large")
 
 
 def require_enlargeable(name: str, width: int, height: int, size: int) -> None:
-    """Raises UnreadableImage for a picture that grows too large when its short side is `size`."""
+    """Raise UnreadableImage for an image that grows too large at short side `size`."""
     short = min(width, height)
     if short < size and width * height * (size / short) ** 2 > MOST_PIXELS:
         reason = f"too thin: {width}x{height} pixels, whose short side is to be enlarged to {size}"
@@ -96,7 +96,7 @@ def require_enlargeable(name: str, width: int, height: int, size: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Uint8Image:
-    """Any Pillow mode to uint8 [H, W, 3]; 16-bit grey keeps its high byte.
+    """Convert an image of any Pillow mode to uint8 [H, W, 3]; 16-bit grey keeps its high byte.
 
     Raises:
         ValueError: floats, which have no range that is known.
@@ -125,8 +125,9 @@ def png_bytes(image: Uint8Image) -> bytes:
 
 
 def image_grid(images: Uint8Image, columns: int | None = None, gap: int = 2) -> Uint8Image:
-    """uint8 [N, H, W, 3], N >= 1 -> one picture, row by row, on white; as square as N allows if
-    `columns` is not given.
+    """Return uint8 images [N, H, W, 3], N >= 1, as one image, row by row on white.
+
+    It is as square as N allows if `columns` is not given.
     """
     count, height, width, _ = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -140,17 +141,17 @@ def image_grid(images: Uint8Image, columns: int | None = None, gap: int = 2) -> 
 
 
 def to_model(image: Uint8Image) -> FloatImage:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [-1, 1] (x / 127.5 - 1), rows in memory order.
+    """Return uint8 [H, W, 3] as float32 [1, 3, H, W] in [-1, 1], x / 127.5 - 1.
 
-    PyTorch takes any other order as channels-last, in which its group norms of large maps add
-    with far fewer digits.
+    Rows are in memory order: PyTorch takes any other order as channels-last, in which its group
+    norms of large maps add with far fewer digits.
     """
     scaled = image.astype(np.float32) / 127.5 - 1
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
 
 
 def from_model(image: NDArray[np.floating]) -> Uint8Image:
-    """float [1, 3, H, W], clamped to [-1, 1] -> uint8 [H, W, 3], rounded to nearest.
+    """Return float [1, 3, H, W], clamped to [-1, 1], as uint8 [H, W, 3], rounded to nearest.
 
     Raises:
         GenerationError: values that are not finite, which would become black pixels.
@@ -185,14 +186,14 @@ def crop_back(image: Uint8Image, offset: tuple[int, int], size: tuple[int, int])
 
 
 def center_crop(image: Uint8Image, size: int) -> Uint8Image:
-    """Square centre crop of side `size`; smaller images are first enlarged (Lanczos)."""
+    """Return the square centre of side `size`; smaller images are first enlarged (Lanczos)."""
     image = enlarge_to(image, size)
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top : top + size, left : left + size]
 
 
 def shrunk_crop(image: Uint8Image, size: int) -> Uint8Image:
-    """Square centre of side `size` of the image, scaled so that its short side has that."""
+    """Return the square centre of side `size`, once the image's short side is shrunk to it."""
     height, width = image.shape[:2]
     if min(height, width) > size:
         ratio = size / min(height, width)

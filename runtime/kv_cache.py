@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, in the memory of the session that makes them."""
+"""Keep keys and values of the tokens so far in the memory of the session that makes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRESENT = "present_"
 
 
 class KvCache:
-    """What a step graph takes as `past_key.i`, `past_value.i`, [rows, heads, P, head_dim] each.
+    """Hold the `past_key.i` and `past_value.i` of a step graph, [rows, heads, P, head_dim] each.
 
     A step's `present_*` outputs become the next step's `past_*` inputs as they are: the values
     never leave the session's memory.
@@ -30,15 +30,16 @@ class KvCache:
 
     @classmethod
     def empty(cls, session: OnnxRuntimeSession, nothing: NDArray[np.generic]) -> KvCache:
-        """P = 0, before the first step; a first step of fixed shapes has no such inputs.
+        """Return the cache before the first step, P = 0.
 
-        `nothing` is [rows, heads, 0, head_dim] of the cache's type.
+        A first step of fixed shapes has no such inputs. `nothing` is [rows, heads, 0, head_dim] of
+        the cache's type.
         """
         names = past_names(session.inputs)
         return cls({name: session.place(nothing) for name in names}, len(nothing), 0)
 
     def feeds(self, rows: int) -> Mapping[str, DeviceValue]:
-        """The inputs of a step of `rows` rows.
+        """Return the inputs of a step of `rows` rows.
 
         Raises:
             GenerationError: the cache is of another batch.
@@ -52,7 +53,7 @@ class KvCache:
         return self._values
 
     def after(self, outputs: Mapping[str, DeviceValue], tokens: int) -> KvCache:
-        """The cache after a step of `tokens` tokens that gave `outputs`."""
+        """Return the cache after a step of `tokens` tokens that gave `outputs`."""
         # Without a pattern: this runs for every cache of every step.
         values = {past_name(name): v for name, v in outputs.items() if name.startswith(PRESENT)}
         return KvCache(values, self.rows, self.length + tokens)
@@ -69,9 +70,9 @@ def past_name(present: str) -> str:
 def require_caches(
     session: OnnxRuntimeSession, depth: int, kind: str = "float32", *, first: bool = False
 ) -> None:
-    """Raises BundleError unless each of `depth` blocks has a key and a value cache of type `kind`.
+    """Raise BundleError unless each of `depth` blocks has a key and a value cache.
 
-    A graph that only is the `first` step takes none.
+    Caches are of type `kind`. A graph that only is the `first` step takes none.
     """
     blocks = [f"{kind}.{i}" for kind in ("key", "value") for i in range(depth)]
     wanted = set() if first else {f"past_{name}" for name in blocks}

@@ -11,7 +11,7 @@ LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:
-    """`207,360`, `0-9` and any mix of them, as often as given.
+    """Return the labels that texts such as `207,360` and `0-9` name, in their order.
 
     Raises:
         GenerationError: neither a number nor a range, or beyond the classes.

@@ -1,4 +1,4 @@
-"""What the schedules of all families share: their graphs, one step over a cache, one choice."""
+"""Share what the schedules of all families need: graphs, steps over a cache, the choice of tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Latents = NDArray[np.float32]
 
 
 class Loop(Protocol):
-    """A family's schedule."""
+    """Run a family's schedule."""
 
     def run(
         self,
@@ -30,11 +30,9 @@ class Loop(Protocol):
         sampling: Sampling,
         tick: Callable[[], None],
     ) -> tuple[FloatImage, Tokens | Latents]:
-        """Labels [B] and a stream of noise for each -> images [B, 3, H, W] and tokens [B, L].
+        """Return images [B, 3, H, W] and tokens [B, L] of labels [B], with a noise stream each.
 
-        Where these are continuous, latents [B, c, h, w].
-
-        `tick` is called after every step.
+        Continuous tokens are latents [B, c, h, w]. `tick` is called after every step.
 
         Raises:
             GenerationError: logits that are not finite; the message says at which step.
@@ -44,7 +42,7 @@ class Loop(Protocol):
 def open_graphs(
     folder: Path, names: Sequence[str], session: OpenSession, threads: int
 ) -> dict[str, OnnxRuntimeSession]:
-    """Sessions of an export folder's graphs by their names.
+    """Open sessions of an export folder's graphs, by their names.
 
     Raises:
         BundleError: a graph is missing or does not load.
@@ -59,10 +57,10 @@ def open_graphs(
 
 
 class Batch:
-    """The transformer's rows of a batch of images.
+    """Arrange a batch of images as rows of the transformer.
 
-    The conditional ones, then with guidance as many of the null class. Static graphs always have
-    both halves and all images: missing ones are filled up, and what comes of them is not used.
+    The conditional rows come first, then under guidance as many of the null class. Static graphs
+    always have both, for all images: missing ones are filled up, and their results are not used.
     """
 
     def __init__(
@@ -81,18 +79,18 @@ class Batch:
         self.rows = len(self.labels)
 
     def halves(self, logits: Logits) -> list[Logits]:
-        """[rows, n, V] -> those used, [B, n, V]: conditional, with guidance unconditional."""
+        """Split [rows, n, V] into the rows in use, [B, n, V]: conditional, then unconditional ones."""
         starts = (0, self.images) if self._guided else (0,)
         return [logits[start : start + self.count] for start in starts]
 
     def fed(self, tokens: Tokens) -> Tokens:
-        """[B, n] -> [rows, n]: both halves get the same tokens."""
+        """Return [B, n] as [rows, n]: conditional and null rows get the same tokens."""
         filled = np.pad(tokens, ((0, self.images - self.count), (0, 0)))
         return np.tile(filled, (self.rows // self.images, 1))
 
 
 class CacheSpec(Protocol):
-    """What a step graph's caches are, as `generator.json` says."""
+    """Describe a step graph's caches, as `generator.json` says."""
 
     @property
     def depth(self) -> int: ...
@@ -114,13 +112,18 @@ class CacheSpec(Protocol):
 
 
 class CachedSteps:
-    """The step graphs, and the keys and values of a batch so far, in the sessions' memory.
+    """Run the step graphs, with a batch's keys and values in the sessions' memory.
 
-    One graph for all steps; or, of fixed shapes, one a step, the first without a cache to take.
+    One graph serves all steps. With fixed shapes there is one per step, and the first takes no
+    cache.
     """
 
     def __init__(self, graphs: Sequence[OnnxRuntimeSession], spec: CacheSpec) -> None:
-        """Raises BundleError for a graph with other caches or another vocabulary."""
+        """Check the caches and the vocabulary of the graphs.
+
+        Raises:
+            BundleError: a graph has other caches or another vocabulary.
+        """
         fixed = spec.static_batch is not None
         for k, graph in enumerate(graphs):
             require_caches(graph, spec.depth, spec.kv_type, first=fixed and k == 0)
@@ -130,16 +133,16 @@ class CachedSteps:
         self.start(1)
 
     def start(self, rows: int) -> None:
-        """A new batch: nothing is cached."""
+        """Start a new batch with an empty cache."""
         self._next = 0
         self._cache = KvCache.empty(self._graphs[0], np.repeat(self._nothing, rows, axis=0))
 
     def place(self, array: Array) -> DeviceValue:
-        """The array in the sessions' memory."""
+        """Return the array as a value in the sessions' memory."""
         return self._graphs[0].place(array)
 
     def run(self, rows: int, n: int, feeds: Mapping[str, Array | DeviceValue]) -> Logits:
-        """Logits [rows, n, V] of the next n tokens; positions and cache are added to `feeds`.
+        """Return logits [rows, n, V] of the next n tokens; `feeds` gets positions and cache.
 
         Raises:
             GenerationError: the cache is of another batch.
@@ -156,7 +159,7 @@ class CachedSteps:
 
 
 def require_vocabulary(graph: OnnxRuntimeSession, size: int) -> None:
-    """Raises BundleError for logits of another vocabulary than `generator.json` says."""
+    """Raise BundleError for logits of another vocabulary than `generator.json` says."""
     shape = graph.shapes.get("logits") or (None,)
     if isinstance(shape[-1], int) and shape[-1] != size:
         raise BundleError(
@@ -172,7 +175,7 @@ def choose(
     streams: Sequence[np.random.Generator],
     sampling: Sampling,
 ) -> Tokens:
-    """Tokens [B, n] from logits [B, n, V], guided by `strength` if there are unconditional ones.
+    """Choose tokens [B, n] from logits [B, n, V], guided by `strength` with unconditional ones.
 
     A draw takes the next n rows of noise of each image's stream.
     """
@@ -193,7 +196,7 @@ def choose(
 def require_finite(
     halves: Sequence[NDArray[np.floating]], step: str, path: Path, what: str = "logits of"
 ) -> None:
-    """Raises GenerationError that names the step, and the first token and image of the batch."""
+    """Raise GenerationError that names the step, and the first bad token and image."""
     for logits in halves:
         finite = np.isfinite(logits)
         if finite.all():

@@ -1,7 +1,7 @@
-"""Arrays of a `.npz`: what is stored stays in the file, mapped; what is compressed is bounded.
+"""Read arrays of a `.npz`: stored ones are mapped, compressed ones are bounded in size.
 
-The sizes that a file claims are held against each other and against the machine's memory before
-any is taken, so that a few bytes cannot ask for many.
+The sizes that a file claims are compared with each other and with the machine's memory before any
+memory is allocated, so that a few bytes cannot ask for many.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DAMAGED = (
 
 
 class BadArrays(ValueError):
-    """A file that is no `.npz` of arrays, or one that must not be read; `do` says what to do."""
+    """Report a file that is no `.npz` of arrays, or must not be read; `do` is the advice."""
 
     def __init__(self, what: str, do: str | None = None) -> None:
         super().__init__(what)
@@ -45,7 +45,7 @@ class BadArrays(ValueError):
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """Every array by name, to be read and not to be written.
+    """Return every array of a `.npz` by name, read-only.
 
     Raises:
         BadArrays: not a `.npz` of arrays, damaged, or compressed arrays that do not fit in half of
@@ -64,7 +64,7 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 def read_npy(path: Path) -> Array:
-    """The array of a `.npy`, mapped and read-only.
+    """Return the array of a `.npy`, mapped and read-only.
 
     Raises:
         BadArrays: not such a file, or one that holds less than it claims.
@@ -104,7 +104,7 @@ def read_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
 
 
 def require_bounded(packed: list[tuple[str, zipfile.ZipInfo]]) -> None:
-    """Raises BadArrays for compressed arrays that expand without measure."""
+    """Raise BadArrays for compressed arrays that expand too much."""
     stored = "write the file with numpy.savez, which leaves arrays in the file"
     for name, info in packed:
         times = info.file_size / max(1, info.compress_size)
@@ -120,12 +120,12 @@ def require_bounded(packed: list[tuple[str, zipfile.ZipInfo]]) -> None:
 
 
 def memory() -> int:
-    """Bytes of this machine."""
+    """Return the bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def mapped_array(path: Path, info: zipfile.ZipInfo) -> Array:
-    """A stored member as a memory map, read-only."""
+    """Return a stored member as a memory map, read-only."""
     with path.open("rb") as stream:
         stream.seek(info.header_offset + 26)  # of the lengths in a local file header
         name_length, extra_length = struct.unpack("<HH", stream.read(4))
@@ -134,7 +134,7 @@ def mapped_array(path: Path, info: zipfile.ZipInfo) -> Array:
 
 
 def mapped(path: Path, stream: IO[bytes], size: int) -> Array:
-    """The array of `size` bytes with its header that begins where the stream is."""
+    """Map the array of `size` bytes, header included, that begins at the stream's position."""
     shape, order, dtype = read_header(stream, size)
     if not math.prod(shape):
         return np.empty(shape, dtype)
@@ -145,7 +145,7 @@ def mapped(path: Path, stream: IO[bytes], size: int) -> Array:
 def read_header(
     stream: IO[bytes], size: int
 ) -> tuple[tuple[int, ...], Literal["F", "C"], np.dtype[Any]]:
-    """Shape, order and type of an array of `size` bytes with its header.
+    """Read shape, order and type of an array of `size` bytes, header included.
 
     Raises:
         BadArrays: objects, or a shape that is not of so many bytes.

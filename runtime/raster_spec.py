@@ -1,4 +1,4 @@
-"""What `generator.json` says of a generator whose image is one map of tokens, by a step graph."""
+"""Define what `generator.json` says of generators whose image is one map of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .spec import FULL, AxisSizes, Count, KvType, Pixels, Side, require_heads
 
 
 class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the schedule needs to know beside the graphs.
+    """Describe a generator whose tokens are one raster map, made by a step graph.
 
     An image is a map of `side` * `side` tokens. The null class is `num_classes`. `kv_type` is that
     of the caches.
@@ -36,17 +36,17 @@ class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def length(self) -> int:
-        """Tokens of an image."""
+        """Return the number of tokens of an image."""
         return self.side * self.side
 
     @property
     def static_batch(self) -> None:
-        """Its graphs take any number of images."""
+        """Return None: its graphs take any number of images."""
         return None
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """Tokens are generated in raster order."""
+        """Return the raster order [length], in which tokens are generated."""
         return np.arange(self.length)
 
     @property
@@ -55,14 +55,14 @@ class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def recording(self) -> None:
-        """It has a graph of all positions."""
+        """Return None: it has a graph of all positions."""
         return None
 
     @property
     def map_sizes(self) -> dict[str, tuple[int, int, int]]:
-        """The sizes of the map of tokens that the decoder takes, for `axis_sizes`."""
+        """Return the sizes of the token map that the decoder takes, for `axis_sizes`."""
         return {axis: (self.side,) * 3 for axis in ("h", "w")}
 
     def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:
-        """Return the decoder's; a family that TensorRT builds adds those of its steps."""
+        """Return the decoder's axis sizes; a family that TensorRT builds adds its steps'."""
         return self.map_sizes

@@ -1,4 +1,4 @@
-"""Samples of a generator without a graph of all positions: runs along its trajectory."""
+"""Record runs along a trajectory, as samples of a generator without a graph of all positions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Arrays = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class GraphRun:
-    """What one graph was fed in one run, of as many rows as it had."""
+    """Hold what one graph was fed in one run, with as many rows as it had."""
 
     graph: str
     feeds: Arrays
@@ -28,9 +28,9 @@ class GraphRun:
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """The images whose trajectories are recorded: their classes, and how they are generated.
+    """Say which images' trajectories are recorded: their classes, and how they are generated.
 
-    `first` is the number of the first image, where these are a part of a longer list. With `exact`
+    `first` is the number of the first image, where these are a part of a longer list. With `exact`,
     graphs run without rewrites. `progress` is called with the steps done and their total.
     """
 
@@ -46,7 +46,7 @@ class Trajectories:
 
 
 class Recording(Protocol):
-    """Which runs of which graphs are samples, and how those that were saved are checked.
+    """Define which runs of which graphs are samples, and how saved ones are checked.
 
     A run of the first of `graphs` has `labels`: the rows of one image, the conditional ones, then
     under guidance as many of the null class.
@@ -57,18 +57,18 @@ class Recording(Protocol):
 
     @property
     def kept(self) -> Mapping[str, int]:
-        """How many runs of each graph are kept of an image, by the model's own sampling."""
+        """Return how many runs of each graph are saved per image, by the model's own sampling."""
         ...
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        """The outputs that validation compares, by graph."""
+        """Return the outputs that validation compares, by graph."""
         ...
 
     def generated(
         self, asked: Trajectories
     ) -> Iterator[tuple[Generated, list[tuple[int, GraphRun]]]]:
-        """Yield batches of images with the runs that are kept of each, by the image's number."""
+        """Yield batches of images, with the saved runs of each by the image's number."""
         ...
 
     def encoded(
@@ -81,7 +81,7 @@ class Recording(Protocol):
         seed: int,
         threads: int = 0,
     ) -> Iterator[GraphRun]:
-        """Yield the same runs where the trajectory leads to the user's images `part`."""
+        """Yield the same runs along trajectories that lead to the user's images `part`."""
         ...
 
     def check(self, graph: str, arrays: Arrays, path: Path) -> None:
@@ -97,5 +97,5 @@ class Recording(Protocol):
         ...
 
     def carried(self, run: GraphRun) -> Callable[[Arrays], dict[str, Array]] | None:
-        """Return what makes those inputs from the outputs of the first graph; None: it has none."""
+        """Return what makes inputs from the outputs of the first graph, None if nothing does."""
         ...

@@ -1,4 +1,4 @@
-"""Families by name: those of this package, and those that other packages bring as entry points.
+"""Find families by name: this package's, and those that other packages bring as entry points.
 
 [project.entry-points."arvg_trt.families"]
 infinity = "my_package.infinity:FAMILY"
@@ -86,7 +86,7 @@ def plug_ins() -> tuple[EntryPoint, ...]:
 
 
 def load_family(point: EntryPoint) -> Family:
-    """Import what an entry point names.
+    """Import and return the family that an entry point names.
 
     Raises:
         ArvgError: it does not import, is no family, or is one of another name.

@@ -1,4 +1,4 @@
-"""From logits to tokens: guidance, top-k, top-p, one draw a row, all on numpy arrays.
+"""Choose tokens from logits: guidance, top-k, top-p, one draw a row, all on numpy arrays.
 
 A draw takes its noise as an argument, so the same logits and the same noise give the same token
 everywhere. Rows are independent: logits [R, V] float32, noise [R, V] float64.
@@ -23,7 +23,7 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn.
+    """Say how tokens are drawn.
 
     `cfg` >= 0 is the guidance strength as the family defines it, 0 for none; `top_k` 0 takes all
     of the vocabulary; `top_p` in (0, 1], 1 takes all; `greedy` takes the arg-max of the guided
@@ -42,7 +42,7 @@ class Sampling:
     diffusion_steps: int | None = None
 
     def check(self, vocab_size: int, length: int) -> None:
-        """Raises GenerationError, with every value that is out of its range.
+        """Raise GenerationError that lists every value out of its range.
 
         `length` is the number of an image's tokens.
         """
@@ -79,14 +79,14 @@ class Sampling:
 
 
 def guide(conditional: Logits, unconditional: Logits, strength: float) -> Logits:
-    """(1 + t) c - t u, which is u + (1 + t) (c - u); any shape."""
+    """Return the guided logits (1 + t) c - t u, which is u + (1 + t) (c - u); any shape."""
     guided = (1 + strength) * conditional
     guided -= strength * unconditional
     return guided
 
 
 def image_streams(seed: int, first: int, count: int) -> list[np.random.Generator]:
-    """A stream of random numbers for each of the images `first` to `first + count - 1`.
+    """Return a stream of random numbers for each image `first` to `first + count - 1`.
 
     They depend on the seed and the image's number alone, so batches may be cut anywhere.
     """
@@ -98,7 +98,7 @@ def image_streams(seed: int, first: int, count: int) -> list[np.random.Generator
 
 
 def exponential_noise(streams: Sequence[np.random.Generator], rows: int, vocab_size: int) -> Noise:
-    """E ~ Exp(1), [streams * rows, vocab_size]: the next `rows` rows of each stream."""
+    """Draw E ~ Exp(1), [streams * rows, vocab_size]: the next `rows` rows of each stream."""
     noise = np.empty((len(streams), rows, vocab_size))
     for stream, part in zip(streams, noise, strict=True):
         stream.standard_exponential(out=part)
@@ -106,7 +106,7 @@ def exponential_noise(streams: Sequence[np.random.Generator], rows: int, vocab_s
 
 
 def sample(logits: Logits, noise: Noise, top_k: int, top_p: float) -> Tokens:
-    """One token a row, int64 [R], from what top-k and then top-p leave.
+    """Draw one token a row, int64 [R], from what top-k and then top-p leave.
 
     With p the softmax of what is left, argmax(p / E) = argmax(log p - log E) has the distribution
     p for E ~ Exp(1). It is how `torch.multinomial` draws one sample.
@@ -120,7 +120,7 @@ def sample(logits: Logits, noise: Noise, top_k: int, top_p: float) -> Tokens:
 
 
 def keep_top_k(logits: Logits, k: int) -> tuple[Tokens, Logits]:
-    """Tokens [R, K] in ascending order and their logits, of all that reach the k-th value.
+    """Return tokens [R, K] in ascending order and their logits, of all that reach the k-th value.
 
     K >= k: what ties with the k-th value is kept. Rows with fewer ties than others end in token 0
     at -inf. k = 0 keeps all.
@@ -144,7 +144,7 @@ def keep_top_k(logits: Logits, k: int) -> tuple[Tokens, Logits]:
 
 
 def keep_top_p(values: Logits, p: float) -> Logits:
-    """`values` [R, K] with -inf for the least probable ones that together have at most 1 - p.
+    """Return `values` [R, K], with -inf for the least probable with at most 1 - p together.
 
     In ascending order (of equal values the earlier comes first) all whose cumulative softmax is
     at most 1 - p go, but never the largest. Sums are made in float64.

@@ -1,4 +1,4 @@
-"""What every `generator.json` says, and what a family answers about its own; without a session."""
+"""Define what every `generator.json` says, and what a family answers about it; without a session."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ FULL = "full"  # the graph of all positions at once, teacher-forced
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
-    """The sampling that the model's authors evaluate it with; a family without a `cfg_power` has
-    no such parameter.
+    """Hold the sampling that the model's authors evaluate it with.
+
+    A family without a `cfg_power` has no such parameter.
     """
 
     cfg: float
@@ -35,7 +36,7 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True):
     cfg_power: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError, with every value that no sampler takes."""
+        """Raise ValueError that lists every value that no sampler takes."""
         power = 0.0 if self.cfg_power is None else self.cfg_power
         odd = [
             f"{name} is {value}, not {wanted}"
@@ -53,13 +54,13 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def require_heads(width: int, heads: int, head_dim: int) -> None:
-    """Raises ValueError unless all heads together are as wide as the model."""
+    """Raise ValueError unless all heads together are as wide as the model."""
     if heads * head_dim != width:
         raise ValueError(f"{heads} heads of {head_dim} are not the width {width}")
 
 
 def step_names(static_batch: int | None, scales: int) -> tuple[str, ...]:
-    """Names of the step graphs: one for all scales, or with fixed shapes one a scale."""
+    """Return names of the step graphs: one for all scales, or with fixed shapes one a scale."""
     return ("step",) if static_batch is None else tuple(f"step.{k}" for k in range(scales))
 
 
@@ -67,7 +68,7 @@ TIMES = 1000  # of the training
 
 
 class GeneratorSpec(Protocol):
-    """What a family's `generator.json` says, and what follows from it.
+    """Define what a family's `generator.json` says, and what follows from it.
 
     A spec is a frozen msgspec Struct with `tag_field="family"` and the family's name as its tag.
     Images of a batch are `rows` of a transformer: the conditional ones, then under guidance as many
@@ -79,12 +80,12 @@ class GeneratorSpec(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """The codes of a token; 0 where tokens are continuous."""
+        """Return the number of codes of a token; 0 where tokens are continuous."""
         ...
 
     @property
     def length(self) -> int:
-        """Tokens of an image."""
+        """Return the number of tokens of an image."""
         ...
 
     @property
@@ -92,7 +93,7 @@ class GeneratorSpec(Protocol):
 
     @property
     def steps(self) -> int:
-        """Steps of one batch, unless the sampling says otherwise."""
+        """Return the steps of one batch, unless the sampling says otherwise."""
         ...
 
     @property
@@ -100,30 +101,31 @@ class GeneratorSpec(Protocol):
 
     @property
     def static_batch(self) -> int | None:
-        """The images that graphs of fixed shapes take at once; None: any number."""
+        """Return the images that graphs of fixed shapes take at once; None: any number."""
         ...
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """The place of each token, in the order of generation, among those that the encoder gives.
+        """Return the place of each token, in order of generation, among the encoder's.
 
-        Of a map of tokens it is the raster cell, [length].
+        For a map of tokens it is the raster cell, [length].
         """
         ...
 
     @property
     def calibrated_graphs(self) -> tuple[str, ...]:
-        """The graphs that are calibrated and planned; the others take over their scales."""
+        """Return the graphs that are calibrated and planned; others take over scales."""
         ...
 
     @property
     def recording(self) -> Recording | None:
-        """Which runs along a trajectory are samples; None: rows of `FULL`, teacher-forced."""
+        """Return which runs along a trajectory are samples; None: rows of `FULL`."""
         ...
 
     def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:
-        """Return the smallest, best and largest size of each dynamic axis of a graph, by its name.
+        """Return the smallest, best and largest size of each dynamic axis of a graph.
 
-        `rows` and `batch` are known; the best sizes are those of the steps that take the longest.
+        Axes are by name; `rows` and `batch` are known already. The best sizes are those of the
+        steps that take the longest.
         """
         ...

@@ -1,4 +1,4 @@
-"""Encode and decode images with a tokenizer's graphs, torch-free."""
+"""Encode and decode images with a tokenizer's graphs, without torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Latent = NDArray[np.float32]
 
 
 class ImageTokenizer:
-    """Sessions of an encoder and a decoder: image -> tokens (or latent) -> image.
+    """Run an encoder and a decoder: image -> tokens (or latent) -> image.
 
     Model images are float32 [N, 3, H, W] in [-1, 1], H and W multiples of `stride`, or where there
     is an `image_size` both that. Tokens are int32 [N, h, w], of several `groups` of channels
@@ -36,7 +36,10 @@ class ImageTokenizer:
         decoder: OnnxRuntimeSession,
         lookup: OnnxRuntimeSession | None = None,
     ) -> None:
-        """`lookup` makes of tokens the latent that the decoder takes, where that does not."""
+        """Take sessions; `lookup` turns tokens into the latent that the decoder takes.
+
+        It is None where the decoder takes tokens itself.
+        """
         self._encoder = encoder
         self._decoder = decoder
         self._lookup = lookup
@@ -54,7 +57,7 @@ class ImageTokenizer:
             ) from error
 
     def _read(self, properties: Mapping[str, str], of_decoder: Mapping[str, str]) -> None:
-        """Take what the graphs say of themselves; raises ValueError for what is no number."""
+        """Read what the graphs say of themselves; raise ValueError for what is no number."""
         self.stride = int(properties["arvg_trt.stride"])
         self.image_size = int(properties.get("arvg_trt.image_size", 0)) or None
         # Of FSQ the levels of each channel, of a codebook its size, of neither a latent.
@@ -106,7 +109,7 @@ class ImageTokenizer:
     def reference(
         cls, folder: Path | str, threads: int = 0, *, verify: bool = True
     ) -> ImageTokenizer:
-        """The same in sessions without rewrites: what figures of accuracy are made with."""
+        """Open the graphs without rewrites, as figures of accuracy are made."""
         return cls.open(folder, session=reference_session, threads=threads, verify=verify)
 
     @property
@@ -114,7 +117,7 @@ class ImageTokenizer:
         return self.codebook_size is not None
 
     def fit(self, image: Uint8Image) -> tuple[Uint8Image, tuple[int, int]]:
-        """uint8 [H, W, 3] -> padded to the stride, and the (top, left) offset for `crop_back`.
+        """Return uint8 [H, W, 3] padded to the stride, and the offset for `crop_back`.
 
         Raises:
             BundleError: a size that the tokenizer is not made for.
@@ -131,12 +134,12 @@ class ImageTokenizer:
         return padded, offset
 
     def encode(self, image: FloatImage) -> tuple[Tokens | None, Latent]:
-        """Model images -> (tokens or None, latent float32 [N, C, h, w])."""
+        """Return (tokens or None, latent float32 [N, C, h, w]) of model images."""
         outputs = self._encoder.run({"image": image})
         return outputs.get("indices"), outputs["latent"]  # type: ignore[return-value]
 
     def decode(self, tokens: Tokens | Latent) -> FloatImage:
-        """Tokens (or the latent of a continuous tokenizer) -> model images, not clamped."""
+        """Return model images, not clamped, of tokens or of a continuous latent."""
         if self._lookup is not None:
             tokens = self._lookup.run({"indices": tokens})["latent"]  # type: ignore[assignment]
         count = max(1, len(tokens))
@@ -148,7 +151,9 @@ class ImageTokenizer:
         return np.concatenate(images)[: len(tokens)]  # type: ignore[return-value]
 
     def round_trip(self, image: Uint8Image) -> Uint8Image:
-        """uint8 [H, W, 3] of any size -> its reconstruction; pads to the stride and crops back.
+        """Return the reconstruction of uint8 [H, W, 3] of any size.
+
+        The image is padded to the stride, and its reconstruction cropped back.
 
         Raises:
             BundleError: a size that the tokenizer is not made for.
@@ -159,7 +164,7 @@ class ImageTokenizer:
         return crop_back(back, offset, image.shape[:2])
 
     def check_tokens(self, tokens: NDArray[np.generic]) -> Tokens:
-        """Tokens read from a file as int32, in the shape of this tokenizer's.
+        """Return tokens from a file as int32, in the shape of this tokenizer's.
 
         Raises:
             BundleError: wrong shape or type, a token outside the codebook, too few of them.
@@ -196,5 +201,5 @@ class ImageTokenizer:
 
 
 def filled(rows: NDArray[Any], count: int) -> NDArray[Any]:
-    """`count` rows, those given and the first again."""
+    """Return `count` rows: those given, then the first ones again."""
     return np.resize(rows, (count, *rows.shape[1:])) if len(rows) != count else rows

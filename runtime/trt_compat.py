@@ -1,4 +1,4 @@
-"""The one door to TensorRT and TensorRT for RTX; what differs between their versions stays here.
+"""Import TensorRT and TensorRT for RTX; what differs between their versions stays here.
 
 Nothing is imported before it is asked for, so a machine without either package can use the rest.
 """
@@ -24,7 +24,7 @@ _CUDA_ATTRIBUTE_MAJOR, _CUDA_ATTRIBUTE_MINOR = 75, 76
 
 @dataclass(frozen=True, slots=True)
 class BuilderModule:
-    """A loaded builder package; its methods take and give the package's own objects."""
+    """Wrap a loaded builder package; methods take and give the package's own objects."""
 
     backend: Backend
     module: ModuleType
@@ -35,15 +35,15 @@ class BuilderModule:
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether engines for named GPUs are compiled without having one."""
+        """Return whether engines for named GPUs are compiled without having one."""
         return self.backend == "tensorrt_rtx"
 
     def recorder(self) -> Any:
-        """A logger that keeps the error texts (``errors``) and the layer list (``layers``)."""
+        """Return a logger that keeps error texts (``errors``) and the layer list (``layers``)."""
         return _recorder(self.module)
 
     def network(self, builder: Any) -> Any:
-        """An empty strongly typed network: 10.x has to be asked, 11 and RTX are always typed."""
+        """Return an empty strongly typed network: 10.x must be asked, 11 and RTX always do it."""
         if self.backend == "tensorrt" and int(self.version.split(".")[0]) < 11:
             return builder.create_network(
                 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -51,7 +51,7 @@ class BuilderModule:
         return builder.create_network()
 
     def config(self, builder: Any, compute_capabilities: Sequence[int]) -> Any:
-        """A builder configuration that lists its layers in the log.
+        """Return a builder configuration that lists its layers in the log.
 
         `compute_capabilities` as 86 for 8.6; TensorRT proper always builds for its own GPU.
         """
@@ -69,7 +69,8 @@ class BuilderModule:
 def load_builder(backend: Backend) -> BuilderModule:
     """Import the package of `backend`.
 
-    Raises BuildError: the package is missing or its libraries do not load.
+    Raises:
+        BuildError: the package is missing or its libraries do not load.
     """
     try:
         return BuilderModule(backend, importlib.import_module(backend))
@@ -86,12 +87,12 @@ def load_builder(backend: Backend) -> BuilderModule:
 
 
 def version(backend: Backend) -> str:
-    """The installed version of `backend`; BuildError if there is none."""
+    """Return the installed version of `backend`; raise BuildError if there is none."""
     return load_builder(backend).version
 
 
 def device_compute_capability() -> int | None:
-    """Compute capability of the first GPU, as 86 for 8.6; None without a GPU or driver."""
+    """Return the first GPU's compute capability, 86 for 8.6; None without a GPU."""
     try:
         driver = ctypes.CDLL(_CUDA_DRIVER)
     except OSError:
@@ -111,7 +112,7 @@ def _recorder(module: ModuleType) -> Any:
     base: Any = module.ILogger
 
     class Recorder(base):  # type: ignore[misc]  # the package has no type stubs
-        """Keeps two kinds of message of the many thousands that a verbose build writes."""
+        """Keep two kinds of message of the many thousands that a verbose build writes."""
 
         def __init__(self) -> None:
             base.__init__(self)

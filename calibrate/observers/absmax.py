@@ -1,4 +1,4 @@
-"""Largest magnitude of every float tensor that a graph computes."""
+"""Observe the largest magnitude of every float tensor that a graph computes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def holds_mask(value: ir.Value) -> bool:
 
 
 def makes_float(node: ir.Node, value: ir.Value, floats: set[ir.Value]) -> bool:
-    """Return whether a node makes floats; inserted ones are as their first input, or convert."""
+    """Return whether a node makes floats.
+
+    Nodes without type information have the type of their first input, or convert.
+    """
     if value.dtype is not None:
         return value.dtype == ir.DataType.FLOAT
     if node.op_type in CONVERTING:

@@ -1,4 +1,4 @@
-"""Rounding errors of candidate grids: nodes that sum them by channel or by position."""
+"""Sum the rounding errors of candidate quantization parameters, by channel or by token."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ def observe_clip_errors(
 ) -> None:
     """Add outputs `KEY:k:e2` and `:e4`: sums of (gain * error)^2 and ^4 of each candidate.
 
-    Errors are in units of `error_unit`. Those of `powers` alone. `gains` are [C]. [N, T] where the
-    view tells positions apart, else [N, C]; of rows in another order with their places.
+    Errors are in units of `error_unit`, and only of the given `powers`. `gains` are [C]. Sums are
+    [N, T] where the input tells tokens apart, else [N, C]; rows in another order have their
+    position ids as an output.
     """
     values = values_by_name(graph)
     show_position_ids(graph, [views[key] for key in candidates], values)
@@ -89,7 +90,7 @@ def observe_clip_errors(
 
 
 def fits_operators(view: SmoothedInput, qparams: QParams) -> bool:
-    """Return whether QuantizeLinear can round so: rows lie in order, and zero points are of int8.
+    """Return whether QuantizeLinear can do the rounding: rows in order, int8 zero points.
 
     The sums of a clip's errors take 0.46 ms with it, 0.63 with `nearest_point`, of [256, 4096].
     """
@@ -99,14 +100,14 @@ def fits_operators(view: SmoothedInput, qparams: QParams) -> bool:
 
 
 def error_unit(view: SmoothedInput, qparams: QParams) -> Floats:
-    """Return what an error of 1 in the sums of `observe_clip_errors` is in the view, [T] or [1]."""
+    """Return the size of an error of 1 in the sums of `observe_clip_errors`, [T] or [1]."""
     return np.ones_like(qparams.scale) if fits_operators(view, qparams) else qparams.scale
 
 
 def rounding_distance(
     graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> ir.Value:
-    """Return the view's distance to the nearest number, in units of `error_unit`."""
+    """Return a smoothed input's distance to its rounded value, in units of `error_unit`."""
     if not fits_operators(view, qparams):
         _, error = rounding_error(graph, seen, view, qparams, label)
         return error

@@ -1,4 +1,4 @@
-"""Signal and noise by channel: what gain-projected scaling (GPS) needs of an input."""
+"""Observe signal and noise by channel, which gain-projected scaling (GPS) needs of an input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streamed second moments: sums of x x^T and of x over the rows x that a product is fed.
+"""Sum x x^T (the Hessian) and x over the rows x that a product is fed, in a stream.
 
 A row is what one output element is computed from: a token's channels, or a convolution's patch
 [C * kernel] in the order of the weight. Rows are made inside the session, a strip of a few thousand
@@ -34,7 +34,7 @@ END = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Of a convolution without groups, by spatial axis; `pads` first the begins, then the ends."""
+    """Describe a convolution without groups, by spatial axis; `pads` has all begins, then all ends."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -44,7 +44,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class HessianObserver:
-    """Which rows are summed: of an input rounded by `qparams` (None: not), in a kernel's patches.
+    """Say which rows are summed: of an input, rounded by `qparams` or not, in patches.
 
     `columns` is K; `rows` about how many a batch has; `squares` and `means` say what is asked for.
     """
@@ -69,9 +69,9 @@ class HessianObserver:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums over `count` rows: `square` [K, K] and `rounded` [K] of those on the grid.
+    """Hold sums over `count` rows: `square` [K, K] and `rounded` [K] of rounded rows.
 
-    `plain` [K] is of those before the grid. None is what was not asked for.
+    `plain` [K] is the sum of rows before rounding. None is what was not asked for.
     """
 
     count: int
@@ -83,7 +83,7 @@ class Moments:
 def split_passes(
     observers: Mapping[str, HessianObserver], max_memory: int
 ) -> list[dict[str, HessianObserver]]:
-    """Return observers in their order, as many in a pass as `max_memory` bytes hold.
+    """Return observers in order, as many in a calibration run as `max_memory` bytes hold.
 
     Raises:
         OutOfMemory: one that does not fit alone.
@@ -107,7 +107,7 @@ def split_passes(
 
 
 class MomentSums:
-    """Sums of the outputs of `observe_moments` over batches."""
+    """Add up the outputs of `observe_moments` over batches."""
 
     def __init__(self, observers: Mapping[str, HessianObserver]) -> None:
         self._observers = observers
@@ -115,9 +115,9 @@ class MomentSums:
         self._counts = dict.fromkeys(observers, 0)
 
     def add(self, graph: str, outputs: Outputs) -> None:
-        """Add a batch of a graph.
+        """Add a batch of a graph, in place.
 
-        In place: the largest of these arrays are a good part of the memory that is allowed.
+        The largest of these arrays are a good part of the memory that is allowed.
         """
         for key, observer in self._observers.items():
             if observer.graph != graph:

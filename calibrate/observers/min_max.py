@@ -1,4 +1,4 @@
-"""Minimum, maximum and sum of squares: nodes in the graph, and statistics of a batch."""
+"""Observe minimum, maximum and sum of squares, and read them as statistics of a batch."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def observe_ranges(
 
 
 def observe_smoothed_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput]) -> None:
-    """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of each view.
+    """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of smoothed inputs.
 
-    Where it tells positions apart also `KEY/position:min` and so on, [N, T], of rows in another
-    order with their places.
+    Where an input tells tokens apart, there are also `KEY/position:min` and so on, [N, T]; rows in
+    another order have their position ids as an output.
     """
     values = values_by_name(graph)
     show_position_ids(graph, views.values(), values)
@@ -52,7 +52,7 @@ def observe_smoothed_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput])
 
 
 def batch_stats(outputs: Outputs, name: str) -> TensorStats:
-    """Merge the rows [N, C] of one batch in float64."""
+    """Return the statistics of one batch, from its rows [N, C], in float64."""
     low, high, square = (
         outputs[f"{name}:{kind}"].astype(np.float64) for kind in ("min", "max", "square")
     )
@@ -61,7 +61,7 @@ def batch_stats(outputs: Outputs, name: str) -> TensorStats:
 
 
 def position_stats(outputs: Outputs, key: str, view: SmoothedInput) -> TensorStats:
-    """Return the statistics of a batch by position; one that no row had is empty."""
+    """Return the statistics of a batch by token; those of a token without rows are empty."""
     name = f"{key}/position"
     if view.position_ids is None:
         return batch_stats(outputs, name)

@@ -1,4 +1,4 @@
-"""Observers: reduction nodes in an instrumented copy of a graph.
+"""Add reduction nodes to an instrumented copy of a graph: the base of all observers.
 
 Only small vectors leave the session: [N, C] per tensor and statistic, whatever the size of images
 or the number of samples and tokens. Each reduction runs over one axis of at most a few thousand
@@ -40,7 +40,7 @@ def only_finite(graph: ir.Graph) -> None:
 
 
 class FiniteValues(dict[str, ir.Value]):
-    """Values of a graph by name, each with 0 for NaN and infinity, made when it is asked for."""
+    """Map names to values of a graph, each with 0 for NaN and infinity, made on first use."""
 
     def __init__(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
         super().__init__(values)
@@ -68,12 +68,12 @@ def finite(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 class Reducer:
-    """Reduces tensors like `value` to [rows, C], over one axis at a time from the last.
+    """Reduce tensors like `value` to [rows, C], over one axis at a time from the last.
 
-    A sample has one row, but those of tokens [N, T, C] by channel several, of T / k tokens each, or
-    where nothing divides T one row for the batch: ONNX Runtime reduces the middle of [1, 256, 4096]
-    in 1.2 ms, of [16, 16, 4096] in 0.1 and the first axis of [256, 4096] in 0.3, on two threads,
-    since a leading 1 keeps it from its fast loops.
+    A sample has one row. Tokens [N, T, C] reduced by channel have several rows of T / k tokens
+    each, or one row for the batch where nothing divides T: ONNX Runtime reduces the middle of [1,
+    256, 4096] in 1.2 ms, of [16, 16, 4096] in 0.1 and the first axis of [256, 4096] in 0.3, on two
+    threads, since a leading 1 keeps it from its fast loops.
     """
 
     def __init__(self, graph: ir.Graph, value: ir.Value, channel_axis: int) -> None:
@@ -94,7 +94,7 @@ class Reducer:
         return values.reshape([-1 if k == self.channel_axis else 1 for k in range(self.rank)])
 
     def add(self, output: str, value: ir.Value, first: str, later: str | None = None) -> None:
-        """Make `output`: `first` over the last axis to go, `later` (or `first`) over the others.
+        """Make `output`: reduce by `first` over the last axis, by `later` (or `first`) over the others.
 
         Its name ends in one of `ROW_KINDS`.
         """

@@ -1,4 +1,4 @@
-"""Calibration passes: run instrumented graphs over saved samples, one batch in flight.
+"""Run instrumented graphs over saved samples, one batch in flight.
 
 A graph's session is closed before the next one's opens; between them only those outputs are kept
 that feed a later graph, such as a tokenizer's tokens.
@@ -121,9 +121,10 @@ def open_instrumented(
 def require_finite(
     outputs: Outputs, names: Sequence[str], graph: str, masked: Sequence[str] = ()
 ) -> None:
-    """Raises CalibrationError for NaN or infinity in any output; `masked` ones may have -infinity.
+    """Raise CalibrationError for NaN or infinity in any output.
 
-    `names` are what the user calls the samples of the batch.
+    Outputs in `masked` may have -infinity. `names` are what the user calls the samples of the
+    batch.
     """
     # What observers see comes first: it is in graph order, so the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
@@ -149,7 +150,7 @@ def is_below_infinity(values: NDArray[Any]) -> bool:
 
 
 def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
-    """Return the sample of the first bad row that belongs to one; all of the batch if none does."""
+    """Return the name of the sample that the first bad row belongs to, or of the whole batch."""
     for name, values in outputs.items():
         alone = values.ndim > 0 and is_by_sample(name, len(values), len(names))
         if alone and is_bad(values) and not is_empty(outputs, name):
@@ -159,7 +160,7 @@ def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
 
 
 def is_by_sample(output: str, rows: int, samples: int) -> bool:
-    """Return whether rows belong to one sample each, not to sums over the batch."""
+    """Return whether each row belongs to one sample, instead of summing over the batch."""
     several = output.rpartition(":")[2] in ROW_KINDS and rows % samples == 0
     return several or rows == samples
 

@@ -1,4 +1,4 @@
-"""A site's input as its quantizer will see it, observed before anything is folded.
+"""Observe a site's input as its quantizer will see it, before anything is folded.
 
 A smoothed input is (x / scale - shift) / token_scale: a scale and a shift per channel, a relative
 scale per token. The graph itself stays as it is; what is observed is what the folded graph
@@ -25,11 +25,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SmoothedInput:
-    """Of a tensor [N, T, C], or of any rank; `scale`, `shift` [C], `token_scale` [T].
+    """Describe the smoothed input of a tensor [N, T, C], or of any rank.
 
-    None leaves a step out. `token_axis` None: tokens are not told apart. `position_ids` names the
-    graph's value [n] or [N, n] with the numbers below `positions` of rows [N, n, C] that lie in
-    another order.
+    `scale` and `shift` are [C], `token_scale` [T]; None leaves a step out. With `token_axis` None,
+    tokens are not told apart. `position_ids` names the graph's value [n] or [N, n] that numbers the
+    rows [N, n, C], below `positions`, where they lie in another order.
     """
 
     tensor: str
@@ -44,7 +44,7 @@ class SmoothedInput:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Channels [C] are divided by `smoothing` after `center` (None: no centre) is subtracted."""
+    """Define a scaling: subtract `center` (None: nothing), then divide channels [C] by `smoothing`."""
 
     smoothing: Floats
     center: Floats | None
@@ -53,7 +53,7 @@ class Scaling:
 def show_position_ids(
     graph: ir.Graph, views: Iterable[SmoothedInput], values: Mapping[str, ir.Value]
 ) -> None:
-    """Make what the rows' positions are read from outputs."""
+    """Make outputs of the values that the rows' positions are read from."""
     names = {
         view.position_ids for view in views if view.token_axis is not None and view.position_ids
     }
@@ -133,9 +133,9 @@ def nearest_point(
 def by_position(
     graph: ir.Graph, seen: ir.Value, view: SmoothedInput, values: Floats, name: str
 ) -> ir.Value:
-    """Return a constant that broadcasts: a scalar, or of values [T] that of each row's token.
+    """Return a constant that broadcasts: a scalar, or each row's element of values [T].
 
-    Rows in another order have theirs gathered by their places.
+    Rows in another order gather theirs by position ids.
     """
     assert seen.shape is not None
     if values.size == 1:
@@ -155,7 +155,7 @@ def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float
 
 
 def plain_input(site: Site) -> SmoothedInput:
-    """Return the site's input as it is."""
+    """Return the site's input without smoothing."""
     if not site.knows_positions:
         return SmoothedInput(site.input, site.channel_axis)
     view = SmoothedInput(site.input, site.channel_axis, site.token_axis)
@@ -171,7 +171,7 @@ def wide_sum(rows: NDArray[np.generic]) -> Floats:
 
 
 def position_sums(outputs: Outputs, name: str, view: SmoothedInput) -> Floats:
-    """Return sums over the samples of a batch, by token where the input tells them apart."""
+    """Return sums over the samples of a batch, by token where the input tells tokens apart."""
     if view.token_axis is None or view.position_ids is None:
         return wide_sum(outputs[name])
     assert view.positions is not None

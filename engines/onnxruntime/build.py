@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: rewritten graphs, checked against those they were made from."""
+"""Build the ONNX Runtime engine: rewrite graphs, and check them against their Q/DQ graphs."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def write_graph(
 
 
 def rounded_sites(engine: Path) -> list[str]:
-    """The sites whose outputs an engine's graph rounds, by the nodes that were made for them."""
+    """Return the sites whose outputs an engine's graph rounds, by the nodes made for them."""
     graph = read_graph(engine).graph
     return [str(n.name).rpartition("/")[0] for n in graph if n.op_type == "QLinearConv"]
 
@@ -123,7 +123,7 @@ def leave_in_float(
 def graph_feeds(
     export: Path, samples: Sequence[Path], graphs: Sequence[str], graph: str
 ) -> list[Mapping[str, Any]]:
-    """What FP32 graphs feed one of them with on each sample."""
+    """Return what the FP32 graphs feed one of them with, for each sample."""
     chain = GraphChain.open(export, graphs, session=reference_session)
     arrays = [load_sample(path) for path in samples]
     return [chain.feeds(graph, each, chain.run(each)) for each in arrays]
@@ -131,7 +131,7 @@ def graph_feeds(
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """Names of the products with quantized inputs, and of those that compute in integers now.
+    """Name the products with quantized inputs, and those that now compute in integers.
 
     `weights` are the bits of weights that are stored as integers and computed with as floats.
     """
@@ -147,7 +147,10 @@ class Rewritten:
 
 
 def rewrite_graph(model: ir.Model, ranges: Ranges) -> Rewritten:
-    """Every form that is fast on a CPU, in place; `ranges` are those of convolutions' outputs."""
+    """Rewrite a graph in place into the forms that run fast on a CPU.
+
+    `ranges` are those of convolutions' outputs.
+    """
     products = [n for n in model.graph if n.op_type in ("Conv", "MatMul")]
     planned = [str(node.name) for node in products if match_input(node)]
     done = rewrite_convolutions(model, ranges) + rewrite_linears(model)
@@ -183,7 +186,7 @@ def engine_row(
 
 
 def output_ranges(statistics: Path) -> Ranges:
-    """(low, high) per output channel of each site, from calibration.
+    """Return (low, high) per output channel of each site, from calibration.
 
     Raises:
         CalibrationError: the file is damaged, or a range has an end without the other.
@@ -231,7 +234,7 @@ def differences(
     samples: Sequence[Path],
     graphs: Sequence[str],
 ) -> dict[str, BuildError]:
-    """The first output of each graph that `check_engine` refuses, as its error."""
+    """Return, by graph, the error of the first output that `check_engine` refuses."""
     problems: dict[str, BuildError] = {}
     arrays = [load_sample(path) for path in samples]
     fp32 = GraphChain.open(export, graphs, session=reference_session)

@@ -1,4 +1,4 @@
-"""Which outputs of an ONNX Runtime engine stay float, where their rounding moves it too far.
+"""Choose which outputs of an ONNX Runtime engine stay float, because rounding costs too much.
 
 Only the rounding of convolutions' outputs is not in the Q/DQ graph. What it costs a site shows in
 the site's own output: the error of its uint8 grid against the value that the Q/DQ graph has there.
@@ -27,7 +27,7 @@ AT_ONCE = 8  # outputs of one run: of a decoder at 256x256 pixels each has up to
 def worst_first(
     source: Path, sites: Sequence[str], ranges: Ranges, feeds: Sequence[Mapping[str, Array]]
 ) -> list[str]:
-    """The sites of a Q/DQ graph whose outputs a uint8 grid rounds, those first that lose most.
+    """Return the sites of a Q/DQ graph with rounded outputs, those that lose most first.
 
     `source` is the graph's file, `ranges` are those of the sites' outputs, `feeds` the graph's.
     """
@@ -39,7 +39,7 @@ def worst_first(
 
 
 def rounding_loss(value: Floats, low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
-    """Squared error of a value [N, O, ...] on its uint8 grid, relative to its squares."""
+    """Return the squared error of a value [N, O, ...] on its uint8 grid, over its squares."""
     across = (1, -1, *(1,) * (value.ndim - 2))
     scale, zero = (each.astype(np.float64).reshape(across) for each in output_grid(low, high))
     wide = value.astype(np.float64)
@@ -52,7 +52,7 @@ def rounding_loss(value: Floats, low: NDArray[np.float64], high: NDArray[np.floa
 def outputs_of(
     source: Path, nodes: Sequence[str], feeds: Sequence[Mapping[str, Array]]
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Floats]]]:
-    """Compute what a few nodes at a time give in the graph's own arithmetic, by node name."""
+    """Yield the outputs of a few nodes at a time, by node name, in the graph's own arithmetic."""
     for start in range(0, len(nodes), AT_ONCE):
         chosen = tuple(nodes[start : start + AT_ONCE])
         model = read_graph(source)

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine of a generator: all graphs that generate, over one file of weights.
+"""Build the ONNX Runtime engine of a generator: all graphs that generate, over one weight file.
 
 Each graph is checked against the Q/DQ graph that it was made from: the teacher-forced one on
 calibration samples, both beside FP32, those of the loop on what the engine itself feeds them while
@@ -88,7 +88,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def check_loop(source: Path, engine: Path) -> None:
-    """Make a picture with the engine, and run the Q/DQ graphs beside it on the same feeds.
+    """Generate an image with the engine, and run the Q/DQ graphs beside it on the same feeds.
 
     Raises:
         BuildError: an output of a graph that differs by more than `LEAST_DB` allows.
@@ -108,7 +108,7 @@ def check_runs(source: Path, engine: Path, samples: Path, graphs: Sequence[str])
     """Compare graphs on some of the runs that calibration recorded of them.
 
     Raises:
-        BuildError: as `check_loop`.
+        BuildError: an output of a graph that differs by more than `LEAST_DB` allows.
     """
     for graph in graphs:
         files = [path for path in sample_files(samples) if graph_of(path) == graph]
@@ -122,7 +122,7 @@ def check_runs(source: Path, engine: Path, samples: Path, graphs: Sequence[str])
 
 
 def require_close(compared: ComparedSession) -> None:
-    """Raises BuildError for an output that differs by more than `LEAST_DB` allows."""
+    """Raise BuildError for an output that differs by more than `LEAST_DB` allows."""
     for name, db in compared.decibels().items():
         if not db >= LEAST_DB:
             raise BuildError(
@@ -135,7 +135,7 @@ def require_close(compared: ComparedSession) -> None:
 
 
 class ComparedSession(OnnxRuntimeSession):
-    """An engine's graph, whose first runs are also those of the graph it was made from."""
+    """Run an engine's graph, and compare its first runs with the graph it was made from."""
 
     def __init__(self, path: Path, source: Path, threads: int) -> None:
         super().__init__(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
@@ -172,7 +172,7 @@ class ComparedSession(OnnxRuntimeSession):
             self._sums[name] = self._sums.get(name, 0) + np.array(squares)
 
     def decibels(self) -> dict[str, float]:
-        """SQNR of each output over the runs that were compared; infinite where all are equal."""
+        """Return the SQNR of each output over the compared runs; infinite if all are equal."""
         return {
             name: decibels(float(signal), float(noise))
             for name, (signal, noise) in self._sums.items()

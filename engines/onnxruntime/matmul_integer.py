@@ -1,4 +1,4 @@
-"""Quantized linears as integer products with a float output, for ONNX Runtime on a CPU.
+"""Rewrite quantized linears as integer products with a float output, for ONNX Runtime on a CPU.
 
     QuantizeLinear(uint8, zero point 128) -> MatMulIntegerToFloat(scale and bias a channel)
 
@@ -25,7 +25,7 @@ DOMAIN = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class QuantizedInput:
-    """Q -> [Clip] -> DQ in front of a product: what is quantized, its scale, bounds of int8."""
+    """Hold what Q -> [Clip] -> DQ in front of a product says: its input, scale, int8 bounds."""
 
     source: ir.Value
     scale: float
@@ -34,7 +34,7 @@ class QuantizedInput:
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """What follows a product: `value` is it times `factor` [O] plus `bias` [O]."""
+    """Describe what follows a product: `value` is it times `factor` [O] plus `bias` [O]."""
 
     value: ir.Value
     factor: NDArray[np.float64]
@@ -66,7 +66,7 @@ def rewrite_linears(model: ir.Model) -> list[str]:
 
 
 def match_input(node: ir.Node, side: int = 0) -> QuantizedInput | None:
-    """Return the chain of INT8 in front of an input of a product, or None."""
+    """Return the quantized input in front of a product, or None if there is none."""
     dequantize = producer(node.inputs[side], "DequantizeLinear")
     if dequantize is None:
         return None
@@ -83,13 +83,13 @@ def match_input(node: ir.Node, side: int = 0) -> QuantizedInput | None:
 
 
 def has_one_scale(dequantize: ir.Node) -> bool:
-    """Whether all of an INT8 weight, or of the other activation of a product, has one scale."""
+    """Return whether an INT8 operand, a weight or an activation, has a single scale."""
     _, scale, zero = dequantize.inputs
     return constant_array(zero).dtype == np.int8 and not constant_array(scale).ndim
 
 
 def may_overflow(codes: ir.Value | None) -> bool:
-    """Whether sums over a constant weight [I, O] can leave INT32: beyond 66,000 inputs or so."""
+    """Return whether sums over a constant weight [I, O] can leave INT32: from 66,000 inputs or so."""
     if codes is None or codes.const_value is None:
         return False
     return bool((largest_sums(constant_array(codes).T) > INT32_MAX).any())
@@ -138,7 +138,7 @@ def quantize_unsigned(
 
 
 def absorb_behind(value: ir.Value, channels: int) -> Behind:
-    """The constant factors and biases a channel that nothing but each other reads."""
+    """Return the constant factors and biases per channel that directly follow a product."""
     factor, bias = np.ones(channels), np.zeros(channels)
     while len(value.uses()) == 1 and not value.is_graph_output():
         user, index = next(iter(value.uses()))
@@ -158,7 +158,7 @@ def absorb_behind(value: ir.Value, channels: int) -> Behind:
 def by_channel(
     value: ir.Value | None, other: ir.Value, channels: int
 ) -> NDArray[np.float64] | None:
-    """A constant [channels] that adds no axis to `other`, or None for anything else."""
+    """Return a constant [channels] that adds no axis to `other`, or None for anything else."""
     if value is None or value.const_value is None or other.shape is None:
         return None
     shape = value.const_value.shape.numpy()

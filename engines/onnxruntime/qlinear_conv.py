@@ -1,4 +1,4 @@
-"""Rewrite a Q/DQ graph into the forms that ONNX Runtime is fast at on a CPU.
+"""Rewrite quantized convolutions into QLinearConv, which ONNX Runtime runs fast on a CPU.
 
 Measured on the canonical form: a symmetric INT8 convolution without a quantized output runs in
 float. So each quantized convolution becomes
@@ -33,7 +33,7 @@ HEADROOM = 1.05
 
 @dataclass(frozen=True, slots=True)
 class InputChain:
-    """The nodes in front of a quantized convolution, and what they say.
+    """Hold what the nodes in front of a quantized convolution say.
 
     `mul` and `sub` are constants [1, C, 1, 1] that stay in front of the quantizer, None for none.
     """
@@ -69,7 +69,7 @@ def rewrite_convolutions(model: ir.Model, ranges: Ranges) -> list[str]:
 
 
 def match_chain(node: ir.Node) -> InputChain | None:
-    """[Pad] -> [Mul] -> [Sub] -> Q -> [Clip] -> DQ in front of `node`, or None."""
+    """Return the chain [Pad] -> [Mul] -> [Sub] -> Q -> [Clip] -> DQ in front of `node`, or None."""
     dequantize = producer(node.inputs[0], "DequantizeLinear")
     if dequantize is None:
         return None
@@ -109,13 +109,13 @@ def match_chain(node: ir.Node) -> InputChain | None:
 
 
 def own_producer(node: ir.Node, before: ir.Node, op: str) -> ir.Node | None:
-    """What makes the input of `before`, if it is an `op` that the insertion made for `node`."""
+    """Return the `op` that makes the input of `before`, if it was inserted for `node`."""
     found = producer(before.inputs[0], op)
     return found if found is not None and str(found.name).startswith(f"{node.name}/") else None
 
 
 def match_weight(node: ir.Node) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """(codes [O, I, kh, kw], scale [O]) of an INT8 weight behind a DequantizeLinear, or None."""
+    """Return (q [O, I, kh, kw], scale [O]) of an INT8 weight behind a DequantizeLinear, or None."""
     dequantize = producer(node.inputs[1], "DequantizeLinear")
     if dequantize is None:
         return None
@@ -154,7 +154,7 @@ def rewrite(
 def quantize_input(
     add: Inserter, chain: InputChain, x_scale: ir.Value, x_zero: ir.Value
 ) -> ir.Value:
-    """x -> uint8. In front of a nearest Resize, which copies values, a quarter is quantized."""
+    """Quantize x to uint8; in front of a nearest Resize, so that a quarter is quantized."""
     resize = nearest_resize(chain.source)
     value = chain.source if resize is None else resize.inputs[0]
     assert value is not None
@@ -179,7 +179,7 @@ def pointwise(
     scale: NDArray[np.float64],
     bias: NDArray[np.float64],
 ) -> ir.Value:
-    """A 1x1 convolution as an integer product with a float output: nothing is rounded again.
+    """Add a 1x1 convolution as an integer product with a float output, which is not rounded.
 
     Shortcuts carry the whole residual stream: rounding the output of one cost a trained decoder
     12 dB, those of all other sites together less than 1 dB.
@@ -216,7 +216,7 @@ def convolution(
     bias: NDArray[np.float64],
     output_range: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> ir.Value:
-    """QLinearConv with a uint8 output that has a step and a zero point of its own per channel."""
+    """Add a QLinearConv whose uint8 output has a scale and a zero point per channel."""
     out_scale, out_zero = output_grid(*output_range)
     centred = bias + (out_zero.astype(np.float64) - 128) * out_scale
     codes, wide_scale = with_room_for_bias(codes, weight_scale, centred / chain.scale)
@@ -249,10 +249,11 @@ def convolution(
 def with_room_for_bias(
     codes: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float64]
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Codes and scales [O] with which `bias` [O], in steps of `scale`, fits INT32 beside the sums.
+    """Return q and scales [O] with which the bias fits INT32 beside the sums.
 
-    A channel of tiny weights beside a large bias gets a larger scale, and its codes are rounded
-    once more. That is 1e-3 of the step of its output or less, which has to reach to the bias.
+    `bias` [O] is in units of `scale`. A channel of tiny weights with a large bias gets a larger
+    scale, and its weights are rounded once more. That costs 1e-3 of the scale of its output or
+    less, which has to span the bias.
     """
     room = INT32_MAX - largest_sums(codes)
     wide = scale.astype(np.float64)
@@ -262,7 +263,7 @@ def with_room_for_bias(
 
 
 def largest_sums(codes: NDArray[np.int8]) -> NDArray[np.int64]:
-    """What the products of each channel [O] with any uint8 input add up to at most."""
+    """Return the most that the products of each channel [O] with any uint8 input add up to."""
     magnitude = np.abs(codes.astype(np.int64)).reshape(len(codes), -1)
     total: NDArray[np.int64] = UINT8_MAX * magnitude.sum(axis=1)
     return total
@@ -271,7 +272,7 @@ def largest_sums(codes: NDArray[np.int8]) -> NDArray[np.int64]:
 def output_grid(
     low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """uint8 step and zero point per output channel, [O] each; zero lies on the grid."""
+    """Return the uint8 scale and zero point per output channel, [O] each; 0 is representable."""
     low = np.minimum(low * HEADROOM, 0.0)
     high = np.maximum(high * HEADROOM, 0.0)
     scale = np.maximum(high - low, LEAST_REACH) / UINT8_MAX
@@ -279,7 +280,7 @@ def output_grid(
 
 
 def nearest_resize(value: ir.Value) -> ir.Node | None:
-    """The nearest-neighbour Resize that makes `value`, if nothing else reads it."""
+    """Return the nearest-neighbour Resize that makes `value`, if nothing else reads it."""
     node = producer(value, "Resize")
     if node is None or "mode" not in node.attributes:
         return None

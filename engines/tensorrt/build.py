@@ -1,4 +1,4 @@
-"""ONNX to a TensorRT or TensorRT for RTX plan, and the list of the layers it became.
+"""Compile ONNX to a TensorRT or TensorRT for RTX plan, and list the layers it became.
 
 Where every shape is fixed (no dynamic input, or profiles with min = opt = max) and the process has
 fixed addresses, the same graph, targets and builder give the same bytes. With a range of shapes
@@ -28,7 +28,7 @@ Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
 
 
 class BuildResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A plan file as built; ``bytes`` its size, ``seconds`` parsing and compiling.
+    """Describe a plan file as built; ``bytes`` is its size, ``seconds`` parsing and compiling.
 
     ``layers`` is empty where the builder does not print the list. ``table`` has
     the outputs in the plan's order, where it can be read. Nothing here was executed.
@@ -46,7 +46,7 @@ class BuildResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def in_order(self) -> bool:
-        """Whether the plan has the outputs in the graph's order, as far as one can tell."""
+        """Return whether the plan has the outputs in the graph's order, where it can be read."""
         return self.table in (None, self.outputs)
 
 
@@ -69,8 +69,11 @@ def build_engine(
     """Compile `onnx_path` (external data beside it) for all `targets` and write the plan.
 
     `profiles` maps each input with dynamic dimensions to its (min, opt, max) shapes. With the
-    tensorrt backend the one target is the GPU of this machine. Raises BuildError: no builder or
-    GPU, a graph that cannot be read or built, a missing or impossible profile.
+    tensorrt backend the one target is the GPU of this machine.
+
+    Raises:
+        BuildError: no builder or GPU, a graph that cannot be read or built, or a missing or
+            impossible profile.
     """
     if not targets:
         raise BuildError("no target given", where=str(onnx_path), do="name one, e.g. rtx4090")
@@ -115,8 +118,10 @@ def _require_own_gpu(targets: Sequence[Target]) -> None:
 def _compile(
     api: BuilderModule, onnx_path: Path, targets: Sequence[Target], profiles: Profiles
 ) -> _Attempt:
-    """Parse and build. Problems are returned, not raised: TensorRT logs to the logger of the
-    oldest living builder, and a traceback would keep this one alive into the next build.
+    """Parse and build a graph; return problems instead of raising them.
+
+    TensorRT logs to the logger of the oldest living builder, and a traceback would keep this one
+    alive into the next build.
     """
     trt = api.module
     log = api.recorder()
@@ -169,9 +174,9 @@ WAYS_ON = (
 
 
 def way_on(text: str, network: Any, bfloat16: Any) -> str:
-    """What is left to do about a builder's refusal, by the reason that it gives.
+    """Return what a user can do about a builder's refusal, by the reason that it gives.
 
-    A network that already computes in `bfloat16`, the builder's type, is not told to.
+    A network that already computes in `bfloat16`, the builder's type, does not get that advice.
     """
     layers = (network.get_layer(k) for k in range(network.num_layers))
     is_bfloat16 = any(

@@ -95,8 +95,10 @@ def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _Half)
 
 
 def _infer_types(model: ir.Model) -> None:
-    """Give every value a type. ONNX's inference leaves out GroupNormalization with a dynamic batch
-    and all that follows; there an output has the type of the inputs that share its type letter.
+    """Give every value a type.
+
+    ONNX's inference leaves out GroupNormalization with a dynamic batch and all that follows; there
+    an output has the type of the inputs that share its type letter.
     """
     ShapeInferencePass(check_type=False, strict_mode=False)(model)
     for node in model.graph:
@@ -129,7 +131,7 @@ def _letter(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int
 
 
 def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[int]]:
-    """Indices of the FP32 inputs and outputs of `node` that its operator may take in half."""
+    """Return the FP32 inputs and outputs of `node`, by index, that may be half precision."""
     schema = _schema(node, opset)
     if schema is None:
         return set(), set()
@@ -152,7 +154,7 @@ def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[i
 
 
 class _Converter:
-    """Rewrites one graph in place; a value is converted at most once to each type."""
+    """Rewrite one graph in place; a value is converted at most once to each type."""
 
     def __init__(self, graph: ir.Graph, half: _Half) -> None:
         self.graph = graph
@@ -178,7 +180,7 @@ class _Converter:
         self.drop_unused_initializers()
 
     def as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node | None) -> ir.Value:
-        """`value` in the type `wanted`: itself, a converted constant, or a Cast before a node."""
+        """Return `value` in type `wanted`: itself, a converted constant, or a Cast before a node."""
         if value.dtype == wanted:
             return value
         key = (value, wanted)
@@ -214,7 +216,7 @@ class _Converter:
         return half
 
     def restore_outputs(self) -> None:
-        """Graph outputs that are half now get a Cast, which takes over their name."""
+        """Add a Cast to each graph output that is half now; it takes over the output's name."""
         for index, value in enumerate(self.graph.outputs):
             if value.dtype == self.half.type:
                 name = value.name
@@ -224,7 +226,7 @@ class _Converter:
                 self.graph.outputs[index] = result
 
     def drop_unused_initializers(self) -> None:
-        """Remove what nothing reads any more; a half constant takes over its original's name."""
+        """Remove unused constants; a half constant takes over its original's name."""
         replaced = {
             value: new for (value, _), new in self.converted.items() if value.is_initializer()
         }

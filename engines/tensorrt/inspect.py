@@ -1,4 +1,4 @@
-"""What a builder chose, read from its verbose layer list: which sites became INT8 or FP8 kernels.
+"""Read from the builder's layer list which sites became INT8 or FP8 kernels.
 
 Needs no GPU. Linears that share an input are merged into one GEMM that carries all their names, so
 names are counted, never layers.
@@ -31,7 +31,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One fused layer of an engine; data types as the builder prints them (Int8, Half, Float)."""
+    """Describe one fused layer of an engine; data types as the builder prints them (Int8, Half)."""
 
     name: str
     type: str
@@ -42,7 +42,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def parse_layers(text: str) -> tuple[Layer, ...]:
-    """The layers of a ``Layers:`` message, in order; empty for a text without any."""
+    """Return the layers of a ``Layers:`` message, in order; empty for a text without any."""
     return tuple(
         Layer(
             name=match["name"],
@@ -57,7 +57,7 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
 
 
 def table_order(plan: bytes, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The outputs `names` as a plan of TensorRT for RTX 1.x lists them; None where it does not.
+    """Return `names` in the order of a TensorRT for RTX 1.x plan; None where it lacks them.
 
     An entry has each name with its length of 8 bytes in front, and twice; the first is marked.
     """

@@ -1,4 +1,4 @@
-"""Tells what TensorRT for RTX cannot build, by operator, type and form, without the builder.
+"""Say what TensorRT for RTX cannot build, by operator, type and attributes, without the builder.
 
 Read off its parser and builder (1.7.1) by giving it ONNX's own tests of every operator, 597 graphs
 of one node (onnx 1.23.2). A test compares the table with the parser where that is installed. The
@@ -82,7 +82,10 @@ def attributes(node: ir.Node) -> Collection[ir.Attr]:
 
 
 def type_obstacle(node: ir.Node) -> str | None:
-    """Tensors of types that no engine has; UINT8 may enter or leave a graph, by a Cast alone."""
+    """Return what is wrong with the types of a node's tensors, or None.
+
+    UINT8 may enter or leave a graph by a Cast alone.
+    """
     for value in (*node.inputs, *node.outputs):
         if value is None:
             continue
@@ -96,7 +99,7 @@ def type_obstacle(node: ir.Node) -> str | None:
 
 
 def form_obstacle(node: ir.Node) -> str | None:
-    """Attributes and inputs of a known operator that are not built."""
+    """Return which attribute or input of a known operator is not built, or None."""
     second = node.inputs[1] if len(node.inputs) > 1 else None
     if node.op_type in CONSTANT_AXES and second is not None and not is_constant(second):
         return "its axes are computed in the graph"

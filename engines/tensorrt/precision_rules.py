@@ -1,4 +1,4 @@
-"""Which nodes of a Q/DQ graph stay in FP32 when the rest of it computes in half.
+"""Decide which nodes of a Q/DQ graph stay in FP32 when the rest computes in half precision.
 
 1. Norms and sums, which lose digits or overflow in half, with the squares that only sums read and
    what is computed from sums alone (variance + epsilon, its root); a Softmax that is not an
@@ -46,9 +46,10 @@ def single_precision(
     lacking: Collection[str],
     smallest_normal: float,
 ) -> set[ir.Node]:
-    """The nodes that stay: the rules above, those named in `keep_fp32`, operators in `lacking`.
+    """Return the nodes that stay in FP32.
 
-    `smallest_normal` is that of the half type.
+    They follow from the rules above, from `keep_fp32`, and from the operators `lacking` in the half
+    type, whose smallest normal number is `smallest_normal`.
     """
     single = {
         node
@@ -73,7 +74,7 @@ def single_precision(
 
 
 def squares(nodes: Sequence[ir.Node]) -> set[ir.Node]:
-    """Products of a value with itself that nothing but sums read: those of norms written out."""
+    """Return the products of a value with itself that only sums read: parts of written-out norms."""
     return {
         node
         for node in nodes
@@ -85,7 +86,7 @@ def squares(nodes: Sequence[ir.Node]) -> set[ir.Node]:
 
 
 def statistics(nodes: Sequence[ir.Node]) -> set[ir.Node]:
-    """Nodes that compute from nothing but sums and constants, up to a product."""
+    """Return nodes that compute from nothing but sums and constants, up to a product."""
     found: set[ir.Node] = set()
     for node in nodes:
         if node.op_type in BARRIERS or not all(map(is_float, node.outputs)):
@@ -98,7 +99,7 @@ def statistics(nodes: Sequence[ir.Node]) -> set[ir.Node]:
 
 
 def only_masks(value: ir.Value) -> bool:
-    """Whether a constant goes nowhere but into softmaxes, by steps that masks are made with.
+    """Return whether a constant only reaches softmaxes, by steps that masks are made with.
 
     There any number far below the scores does for the lowest one of float32.
     """
@@ -119,9 +120,10 @@ def only_masks(value: ir.Value) -> bool:
 
 
 def holds_beyond(node: ir.Node, largest: float) -> bool:
-    """Whether a node has a finite constant above `largest` that is no mask, such as a variance.
+    """Return whether a node has a finite constant above `largest` that is no mask.
 
-    Its result may still fit: what calibration saw overflow is kept in FP32 by another list.
+    A variance may be one. Its result may still fit: what calibration saw overflow is kept in FP32
+    by another list.
     """
     for value in node.inputs:
         if not is_float(value) or value is None or value.const_value is None or only_masks(value):
@@ -133,7 +135,7 @@ def holds_beyond(node: ir.Node, largest: float) -> bool:
 
 
 def constant_scale(node: ir.Node) -> np.ndarray | None:
-    """The constant scale of a Quantize or Dequantize, checked; None if it is computed."""
+    """Return the constant scale of a Quantize or Dequantize, checked; None if it is computed."""
     value = node.inputs[1]
     if value is None or value.const_value is None or value.dtype != ir.DataType.FLOAT:
         return None
@@ -148,7 +150,7 @@ def constant_scale(node: ir.Node) -> np.ndarray | None:
 
 
 def before_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
-    """Nodes whose values go only into a float-to-integer step, back to the nearest product."""
+    """Return nodes whose values go only into a float-to-integer step, back to a product."""
     found: set[ir.Node] = set()
     for node in reversed(nodes):
         if node.op_type in TYPE_BLIND or node.op_type == "QuantizeLinear":
@@ -163,7 +165,7 @@ def before_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
 
 
 def after_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
-    """Nodes that compute from nothing but converted integers and constants, up to a product."""
+    """Return nodes that compute from converted integers and constants, up to a product."""
     found: set[ir.Node] = set()
     for node in nodes:
         if node.op_type in BARRIERS or not any(is_float(v) for v in node.outputs):

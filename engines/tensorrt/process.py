@@ -1,4 +1,4 @@
-"""Compiling an engine in a process of its own, whose addresses are the same every time.
+"""Compile an engine in a process of its own, whose addresses are the same every time.
 
 TensorRT for RTX lists the outputs of a plan in an order by address: graphs with several got other
 bytes now and then (265 of them; kernels are equal). So the process has no address randomization,
@@ -32,7 +32,7 @@ LARGE, PAGE, STEP = 2**17, 4096, 16  # above LARGE, blocks are the system's; STE
 
 
 class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
-    """What `build_engine` takes."""
+    """Hold the arguments of `build_engine`."""
 
     graph: str
     output: str
@@ -42,7 +42,7 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True):
-    """What `build_engine` gave, and whether the process had fixed addresses."""
+    """Hold the result of `build_engine`, and whether the process had fixed addresses."""
 
     result: BuildResult
     fixed: bool
@@ -51,10 +51,10 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
 def compile_engine(
     graph: Path, output: Path, *, backend: Backend, targets: Sequence[Target], profiles: Profiles
 ) -> BuildResult:
-    """`build_engine`, with the same bytes for the same input.
+    """Run `build_engine` in its own process, with the same bytes for the same input.
 
     Raises:
-        BuildError: as `build_engine`.
+        BuildError: whatever `build_engine` raises.
         OutOfMemory: the system ended the process.
     """
     task = BuildTask(
@@ -94,7 +94,7 @@ def compile_here(task: BuildTask, *, fixed: bool) -> Compiled:
 
 
 def fill_heap() -> None:
-    """Take all free blocks of this thread's heap, so that later ones follow one another."""
+    """Allocate all free blocks of this thread's heap, so that later ones follow one another."""
     malloc = ctypes.CDLL(None).malloc
     malloc.restype = ctypes.c_void_p
     sizes = [(size, 8) for size in range(LARGE - PAGE, PAGE, -PAGE)]
@@ -105,7 +105,7 @@ def fill_heap() -> None:
 
 
 def fix_addresses() -> bool:
-    """Start this process anew without address randomization, once; whether it has none now."""
+    """Restart this process without address randomization; return whether it has none."""
     if sys.platform != "linux":
         return False
     personality = ctypes.CDLL(None, use_errno=True).personality

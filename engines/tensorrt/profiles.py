@@ -1,4 +1,4 @@
-"""The shapes that TensorRT engines take: smallest, best and largest of every input."""
+"""Compute the shapes that TensorRT engines take: smallest, best and largest of every input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Profiles = dict[str, tuple[Shape, Shape, Shape]]
 def graph_profiles(
     workspace: Workspace, exported: Manifest, options: BuildOptions
 ) -> dict[str, Profiles]:
-    """Shapes by graph, in the order that the graphs run, of a generator by name.
+    """Return shapes by graph, in the order that graphs run; a generator's are by name.
 
     Raises:
         BuildError: a size that the model does not take, or one that nothing here knows.
@@ -36,7 +36,7 @@ def graph_profiles(
 
 
 def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> dict[str, Profiles]:
-    """Shapes of the first calibration sample, in batches from 1 to `max_batch`.
+    """Return shapes of the first calibration sample, in batches from 1 to `max_batch`.
 
     A dynamic first axis on which the sample has length 1 is the batch; graphs that are fed what
     an earlier one makes get its shapes by running them on the sample.
@@ -61,9 +61,9 @@ def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> di
 
 
 def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
-    """Of each graph that generates: 1 to `most` images, under guidance or not, at any step.
+    """Return shapes of each graph that generates: 1 to `most` images, at any step.
 
-    Where shapes are fixed a graph has no profile.
+    They hold with and without guidance. A graph of fixed shapes has no profile.
     """
     from ...graph.io import read_proto
 
@@ -95,7 +95,7 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
 
 
 def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: TokenizerFacts) -> Profiles:
-    """Shapes an engine takes: one image size, batches from 1 to `max_batch`."""
+    """Return the shapes an engine takes: one image size, batches from 1 to `max_batch`."""
     stride, size, most = tokenizer.stride, options.image_size, options.max_batch
     if size % stride:
         raise BuildError(

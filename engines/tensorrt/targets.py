@@ -1,4 +1,4 @@
-"""GPUs as people name them, what each can compute, and which can share one plan."""
+"""Resolve GPU names, and say what each GPU can compute and which can share one plan."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _TEXT: dict[Format, str] = {"int8_gemm": "int8", "int8_conv": "int8"}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A GPU to build for; ``compute_capability`` is 86 for 8.6, ``name`` is what was asked."""
+    """Name a GPU to build for; ``compute_capability`` is 86 for 8.6, ``name`` is what was asked."""
 
     name: str
     compute_capability: int
@@ -79,9 +79,10 @@ class Target:
 
 
 def resolve_target(name: str, backend: Backend) -> Target:
-    """The target that `name` means: ``rtx4090``, ``RTX 4070 Ti``, ``sm86``, ``8.6``, ``orin``.
+    """Return the target of a name: ``rtx4090``, ``RTX 4070 Ti``, ``sm86``, ``8.6``, ``orin``.
 
-    Raises BuildError: an unknown name (with the nearest ones), or a GPU that `backend` lacks.
+    Raises:
+        BuildError: an unknown name (with the nearest ones), or a GPU that `backend` lacks.
     """
     spelled = re.sub(r"[\s_-]+", "", _MEMORY.sub("", name.lower()))
     plain = spelled if spelled in _NAMES else _VARIANT.sub("", _BRAND.sub("", spelled))
@@ -106,8 +107,11 @@ def resolve_target(name: str, backend: Backend) -> Target:
 def check_formats(required: Mapping[str, Format], targets: Sequence[Target]) -> None:
     """Refuse, before a build, formats that a target lacks.
 
-    `required` maps a site to its format. Raises BuildError with one line that names the first
-    such site and target, how many sites more, and the nearest format that works there.
+    `required` maps a site to its format.
+
+    Raises:
+        BuildError: names the first such site and target, the number of others, and the nearest
+            format that works there.
     """
     lacking = {
         site: (form, target)
@@ -131,10 +135,10 @@ def check_formats(required: Mapping[str, Format], targets: Sequence[Target]) -> 
 def group_targets(
     targets: Iterable[Target], *, has_int8_conv: bool
 ) -> tuple[tuple[Target, ...], ...]:
-    """Targets that can share one plan file, one per compute capability, in ascending order.
+    """Return targets grouped by the plan file they can share, in ascending order.
 
-    A plan runs an INT8 convolution in FP16 on *every* target when one of them lacks it, so with
-    `has_int8_conv` those that lack it get a plan of their own.
+    There is one target per compute capability. A plan runs an INT8 convolution in FP16 on *every*
+    target when one of them lacks it, so with `has_int8_conv` those that lack it get their own plan.
     """
     by_capability: dict[int, Target] = {}
     for target in targets:

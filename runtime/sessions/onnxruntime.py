@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the reference session for accuracy, the fast one for speed.
+"""Open ONNX Runtime sessions: the reference session for accuracy, the fast one for speed.
 
 The default optimizations compute wrong results for symmetric INT8 graphs of several shapes
 (microsoft/onnxruntime#27845), so figures of accuracy come from a session without them.
@@ -50,7 +50,7 @@ MEMORY_SIGNS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out
 
 
 class DeviceValue(Protocol):
-    """A tensor in a session's memory (an `OrtValue`); `numpy` brings it to the host."""
+    """Hold a tensor in a session's memory (an `OrtValue`); `numpy` brings it to the host."""
 
     def shape(self) -> Sequence[int]: ...
 
@@ -58,7 +58,7 @@ class DeviceValue(Protocol):
 
 
 class OnnxRuntimeSession:
-    """One graph on one execution provider; `run` takes and returns arrays by name.
+    """Run one graph on one execution provider; `run` takes and returns arrays by name.
 
     `lean` frees each tensor as soon as nothing needs it, at little cost of speed: into the
     session's arena or, where `mapped`, to the system. `mapped` leaves the weights in their file,
@@ -117,7 +117,7 @@ class OnnxRuntimeSession:
             ) from error
 
     def _describe(self) -> None:
-        """Take what the graph says of itself, in the texts that its bytes hold."""
+        """Read the names, shapes, types and metadata that the graph gives."""
         self.device: str = self._session.get_providers()[0]
         self.memory: str = self.device.removesuffix("ExecutionProvider").lower()
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
@@ -130,7 +130,7 @@ class OnnxRuntimeSession:
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        """Feeds by input name -> the named outputs (default: all)."""
+        """Return the named outputs (default: all) of feeds by input name."""
         names = list(self.outputs if outputs is None else outputs)
         try:
             values = self._session.run(names, dict(feeds))
@@ -143,14 +143,14 @@ class OnnxRuntimeSession:
         return dict(zip(names, values, strict=True))
 
     def place(self, array: Array) -> DeviceValue:
-        """The array in the session's memory; on the CPU it is the array itself, not a copy."""
+        """Return the array in the session's memory; on the CPU without a copy."""
         value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
             np.ascontiguousarray(array), self.memory, 0
         )
         return value
 
     def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
-        """As `run` with all outputs, which stay in the session's memory, as do values fed."""
+        """Run like `run` with all outputs; values stay in the session's memory."""
         placed = {
             name: self.place(value) if isinstance(value, np.ndarray) else value
             for name, value in feeds.items()
@@ -167,7 +167,7 @@ class OnnxRuntimeSession:
         return dict(zip(self.outputs, binding.get_outputs(), strict=True))
 
     def _failure(self, error: Exception, feeds: Mapping[str, Array | DeviceValue]) -> ArvgError:
-        """What a failed run means to the user."""
+        """Return the error that tells the user what a failed run means."""
         if is_memory_failure(error):
             return out_of_memory(self.path, "use a smaller batch")
         shapes = ", ".join(f"{k} {list(shape_of(v))}" for k, v in feeds.items())
@@ -180,7 +180,7 @@ class OnnxRuntimeSession:
 def open_session(
     graph: bytes | str, options: ort.SessionOptions, disabled: Sequence[str]
 ) -> ort.InferenceSession:
-    """A session of the graph, or file; wrongly fused pairs of Q and DQ cost it an optimizer."""
+    """Open a session of the graph or file; wrongly fused Q/DQ pairs cost it an optimizer."""
     providers = ["CPUExecutionProvider"]
     try:
         return ort.InferenceSession(
@@ -196,7 +196,7 @@ def open_session(
 
 
 def numpy_name(kind: str) -> str:
-    """`tensor(float)` is float32 to numpy."""
+    """Return numpy's name of an ONNX Runtime type, such as float32 of `tensor(float)`."""
     inner = kind.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(inner, inner)
 
@@ -218,17 +218,17 @@ def first_line(error: Exception) -> str:
 
 
 def reference_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
-    """Every node as written, no rewrites: the figures of accuracy."""
+    """Open a graph that runs every node as written, for figures of accuracy."""
     return OnnxRuntimeSession(path, optimized=False, threads=threads)
 
 
 def fast_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
-    """All optimizations but one: for FP32 graphs, and engines that were checked at build time."""
+    """Open a graph with all optimizations but the slow ones: FP32 graphs and checked engines."""
     return OnnxRuntimeSession(path, optimized=True, threads=threads, disabled=disabled_for(path))
 
 
 def disabled_for(path: Path) -> tuple[str, ...]:
-    """The optimizers that slow a graph down, or that break one with integer convolutions.
+    """Return the optimizers that slow a graph down, or break one with integer convolutions.
 
     Those have all their products in integer operators: there is nothing left to fuse.
     """
@@ -238,7 +238,7 @@ def disabled_for(path: Path) -> tuple[str, ...]:
 
 
 def mapped_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
-    """For weights that should not be in memory twice, or are shared by several graphs.
+    """Open a graph whose weights stay in their file, shared by several graphs.
 
     VAR d16's step of 256 tokens takes 1.18 times as long as with `fast_session`, and 0.2 instead of
     1.1 GB of memory beside the mapped file.

@@ -149,7 +149,7 @@ def ratio(reference: Latency, candidate: Latency) -> Speed:
 
 
 def read_cpu(path: Path = Path("/proc/cpuinfo")) -> Cpu:
-    """Return the processor as Linux describes it; elsewhere what the platform says, without flags."""
+    """Return the processor that Linux names; elsewhere what the platform says, without flags."""
     if not path.is_file():
         return Cpu(model=platform.processor() or platform.machine())
     fields: dict[str, str] = {}

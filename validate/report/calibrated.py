@@ -1,4 +1,4 @@
-"""Describe what a quantization was calibrated on: how many samples, how chosen, and whether enough."""
+"""Describe what a quantization was calibrated on: how many samples, and whether they sufficed."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ REFERENCE_TOLERANCE_DB = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Define how a metric is judged; ``tolerance`` is absolute, or a share of the baseline's value."""
+    """Define how a metric is judged; ``tolerance`` is absolute, or a share of the baseline."""
 
     metric: str
     title: str
