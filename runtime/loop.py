@@ -1,4 +1,4 @@
-"""Share what the schedules of all families need: graphs, steps over a cache, the choice of tokens."""
+"""Share what the schedules of all families need: graphs, cached steps, the choice of tokens."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Batch:
         self.rows = len(self.labels)
 
     def halves(self, logits: Logits) -> list[Logits]:
-        """Split [rows, n, V] into the rows in use, [B, n, V]: conditional, then unconditional ones."""
+        """Split [rows, n, V] into the rows in use, [B, n, V]: conditional, then null ones."""
         starts = (0, self.images) if self._guided else (0,)
         return [logits[start : start + self.count] for start in starts]
 

@@ -1,4 +1,4 @@
-"""Define what every `generator.json` says, and what a family answers about it; without a session."""
+"""Define what every `generator.json` says, and what a family answers about it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ END = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Describe a convolution without groups, by spatial axis; `pads` has all begins, then all ends."""
+    """Describe a convolution without groups, by spatial axis; `pads` has begins, then ends."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]

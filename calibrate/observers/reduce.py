@@ -94,7 +94,7 @@ class Reducer:
         return values.reshape([-1 if k == self.channel_axis else 1 for k in range(self.rank)])
 
     def add(self, output: str, value: ir.Value, first: str, later: str | None = None) -> None:
-        """Make `output`: reduce by `first` over the last axis, by `later` (or `first`) over the others.
+        """Make `output`: reduce by `first` over the last axis, by `later` or `first` over others.
 
         Its name ends in one of `ROW_KINDS`.
         """

@@ -44,7 +44,7 @@ class SmoothedInput:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Define a scaling: subtract `center` (None: nothing), then divide channels [C] by `smoothing`."""
+    """Define a scaling: subtract `center` (None: nothing), then divide [C] by `smoothing`."""
 
     smoothing: Floats
     center: Floats | None

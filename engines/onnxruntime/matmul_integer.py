@@ -89,7 +89,7 @@ def has_one_scale(dequantize: ir.Node) -> bool:
 
 
 def may_overflow(codes: ir.Value | None) -> bool:
-    """Return whether sums over a constant weight [I, O] can leave INT32: from 66,000 inputs or so."""
+    """Return whether sums over a constant weight [I, O] can leave INT32: from 66,000 inputs."""
     if codes is None or codes.const_value is None:
         return False
     return bool((largest_sums(constant_array(codes).T) > INT32_MAX).any())

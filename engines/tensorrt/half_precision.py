@@ -180,7 +180,7 @@ class _Converter:
         self.drop_unused_initializers()
 
     def as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node | None) -> ir.Value:
-        """Return `value` in type `wanted`: itself, a converted constant, or a Cast before a node."""
+        """Return `value` in type `wanted`: itself, a converted constant, or through a Cast."""
         if value.dtype == wanted:
             return value
         key = (value, wanted)

@@ -74,7 +74,7 @@ def single_precision(
 
 
 def squares(nodes: Sequence[ir.Node]) -> set[ir.Node]:
-    """Return the products of a value with itself that only sums read: parts of written-out norms."""
+    """Return the products of a value with itself that only sums read, as norms have them."""
     return {
         node
         for node in nodes

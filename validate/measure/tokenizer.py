@@ -103,7 +103,7 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Hold an image and its reconstructions, all [H, W, 3] uint8; a generated one has no original."""
+    """Hold an image and its reconstructions, [H, W, 3] uint8; generated ones lack an original."""
 
     name: str
     original: NDArray[np.uint8] | None
