@@ -1,4 +1,4 @@
-"""Work in a process of its own: its memory is gone when it ends, and the two can be told apart.
+"""Run work in a subprocess, whose memory is free when it ends.
 
 `call` runs a module of this package, whose `main` hands its work to `serve`.
 """
@@ -28,7 +28,7 @@ MEMORY_SIGN = "can't allocate memory"
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """An `ArvgError`, or an `OSError` with its number, on its way to the first process."""
+    """Carry an `ArvgError`, or an `OSError` with its number, to the calling process."""
 
     kind: str
     what: str
@@ -38,14 +38,14 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the work gave, or why it could not be done."""
+    """Hold what the work returned, or why it could not be done."""
 
     value: msgspec.Raw = msgspec.Raw(b"null")
     problem: Problem | None = None
 
 
 def call(module: str, request: Any, result: type[T]) -> T:
-    """Run `python -m MODULE` with the request; returns its result.
+    """Run `python -m MODULE` with the request, and return its result.
 
     Raises:
         ArvgError: what the work raised.
@@ -80,7 +80,7 @@ def call(module: str, request: Any, result: type[T]) -> T:
 
 
 def serve(request: type[T], work: Callable[[T], Any]) -> None:
-    """`answer` as all that a process does: it ends with the first one, and is quiet about it."""
+    """Answer one request as all that a process does, quietly if it is interrupted."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says what was interrupted
     end_with_parent()
     answer(request, work)
@@ -109,6 +109,6 @@ def answer(request: type[T], work: Callable[[T], Any]) -> None:
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process when the one that started it ends, however that is."""
+    """Have Linux end this process when its parent ends, however that happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What comparing ONNX Runtime with PyTorch measures, and what it refuses."""
+"""Measure how ONNX Runtime differs from PyTorch, and refuse too large differences."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """ONNX Runtime against PyTorch, relative to the RMS of PyTorch's tensor.
+    """Hold how a tensor of ONNX Runtime differs from PyTorch's, relative to the latter's RMS.
 
-    `graph` and the tensor's name; for a step also its number of tokens and of cached ones.
+    It names `graph` and tensor; for a step also the numbers of its tokens and of cached ones.
     """
 
     graph: str
@@ -41,10 +41,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class TokenParity:
-    """Tokens, those that differ from PyTorch's, and those of them that may.
+    """Count tokens, those that differ from PyTorch's, and those of them that may.
 
     A token may differ where its vector lies within float error of the boundary between two codes,
-    or, of VAR, behind a scale of its image where such a token does.
+    or, in VAR, behind a scale of its image where such a token does.
     """
 
     tokens: int
@@ -53,7 +53,7 @@ class TokenParity:
 
 
 class ErrorSum:
-    """Running max and mean of |a - b| relative to the RMS of b."""
+    """Keep the running max and mean of |a - b| relative to the RMS of b."""
 
     def __init__(self) -> None:
         self.max = 0.0
@@ -88,7 +88,7 @@ def difference(
 
 
 def settled(value: Array, reference: Array) -> Array:
-    """float16 values, with the reference's where the two are neighbours.
+    """Return float16 values, with the reference's where the two are neighbours.
 
     What lies between two numbers of float16 is rounded to either by the least float32 error.
     """
@@ -121,7 +121,10 @@ def require_tokens(parity: TokenParity) -> None:
 
 
 def code_distance(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """[..., C], [V, C] -> [...]: how far each vector may move, and its nearest code stays so."""
+    """Return how far each vector may move without changing its nearest code.
+
+    The shapes are [..., C], [V, C] -> [...].
+    """
     vectors, codebook = vectors.double(), codebook.double()
     scores = vectors @ codebook.T - 0.5 * codebook.square().sum(dim=1)
     best, nearest = scores.max(dim=-1, keepdim=True)
@@ -136,16 +139,16 @@ def code_distance(vectors: Tensor, codebook: Tensor) -> Tensor:
 def near_boundary(
     distances: NDArray[np.float32], latent: NDArray[np.float32], error: float
 ) -> Flags:
-    """Which tokens' vectors lie within float error of another code's region.
+    """Return which tokens' vectors lie within float error of another code's region.
 
-    `distances` as of `code_distance`; `error` is the largest of `latent` [N, C, h, w], relative
-    to its RMS. A vector of C such errors is sqrt(C) times as long.
+    `distances` are those of `code_distance`; `error` is the largest of `latent` [N, C, h, w],
+    relative to its RMS. A vector of C such errors is sqrt(C) times as long.
     """
     near: Flags = distances < vector_error(latent, error, latent.shape[1])
     return near
 
 
 def vector_error(latent: NDArray[np.float32], error: float, channels: int) -> float:
-    """How far the vector of so many channels of `latent` may have moved, as of `near_boundary`."""
+    """Return how far a vector of so many channels of `latent` may have moved."""
     rms = float(np.sqrt(np.mean(np.square(latent, dtype=np.float64))))
     return ERRORS * max(error, LEAST_ERROR) * rms * math.sqrt(channels)

@@ -1,4 +1,4 @@
-"""How a generator's graphs are made. Torch-free: the command line reads it without."""
+"""Define how a generator's graphs are made; without torch, for the command line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..runtime.spec import KvType, step_names
 
 @dataclass(frozen=True, slots=True)
 class GraphForm:
-    """Dynamic shapes and one step graph, or fixed ones and a step graph a scale.
+    """Choose dynamic shapes and one step graph, or fixed shapes and a step graph per scale.
 
     `static_batch` images at once have twice as many rows, as guidance needs them. Keys and values
-    are kept between steps as `kv_type`; the arithmetic is float32 in any case.
+    are stored between steps as `kv_type`; the arithmetic is float32 in any case.
     """
 
     static_batch: int | None = None

@@ -1,4 +1,4 @@
-"""A generator's module -> an ONNX graph in the form that the passes expect."""
+"""Trace a module into an ONNX graph of the form that the passes expect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def trace(
     input_names: list[str],
     output_names: list[str],
 ) -> ir.Model:
-    """torch.export -> ONNX with canonical linears; large weights stay where the module has them.
+    """Export a module to ONNX with canonical linears; large weights stay where the module has them.
 
     `dynamic` names the axes of each input that vary; None for shapes that are all the example's.
     """
@@ -47,32 +47,32 @@ def trace(
 
 
 def past_names(depth: int) -> list[str]:
-    """Inputs with the keys and values of the tokens so far."""
+    """Return the names of inputs with the keys and values of the tokens so far."""
     return [f"past_{kind}.{i}" for kind in ("key", "value") for i in range(depth)]
 
 
 def present_names(depth: int) -> list[str]:
-    """Outputs with those and the new tokens' behind them."""
+    """Return the names of outputs with the old and the new tokens' keys and values."""
     return [name.replace("past", "present") for name in past_names(depth)]
 
 
 def example_caches(
     depth: int, shape: tuple[int, ...], form: GraphForm
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of `depth` blocks, each of `shape`."""
+    """Return keys and values of `depth` blocks, each of `shape`."""
     kind = getattr(torch, form.kv_type)
     keys, values = ([torch.zeros(shape, dtype=kind) for _ in range(depth)] for _ in range(2))
     return keys, values
 
 
 def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:
-    """Write their length as "past + n", which the exporter gives names of its own."""
+    """Name the length of present caches "past + n", which the exporter names otherwise."""
     for value in graph.graph.outputs[1:]:
         value.shape = ir.Shape(["rows", heads, "past + n", head_dim])
 
 
 def cache_type(form: GraphForm) -> torch.dtype | None:
-    """What the model rounds keys and values to."""
+    """Return the type that the model rounds keys and values to, None for no rounding."""
     return torch.float16 if form.kv_type == "float16" else None
 
 
@@ -81,7 +81,7 @@ OPSET = 21
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporter warns about its own internals (torchvision absent, pytree renames)."""
+    """Silence the exporter's warnings about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

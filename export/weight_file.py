@@ -1,4 +1,4 @@
-"""The file of weights of an export: a weight that several graphs take is read once."""
+"""Write the file of weights of an export; a weight that several graphs take is read once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from .passes.naming import sign
 
 
 class WeightFile(SharedWeights):
-    """Signs its graphs. Tensors of the same memory are read for the first alone."""
+    """Write graphs, signed, over one file of weights.
+
+    Tensors of the same memory are read for the first graph alone.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -34,7 +37,7 @@ class WeightFile(SharedWeights):
 
 
 def find_source(tensor: ir.TensorProtocol) -> tuple[Hashable, object]:
-    """What is equal for tensors of the same elements in the same memory, and whose memory it is."""
+    """Return a key that is equal for equal elements of one memory, and the memory's owner."""
     transposed = isinstance(tensor, TransposedTensor)
     base = tensor.source if isinstance(tensor, TransposedTensor) else tensor
     held = getattr(base, "raw", None)

@@ -1,4 +1,4 @@
-"""What a family says of itself: `Family` and its `Variant`s, and the `Exporter` behind them.
+"""Define `Family`, its `Variant`s, and the `Exporter` behind them.
 
 Importing this needs no torch. A family's package has a `FAMILY`, which `runtime.registry` finds by
 name; its exporter is imported where torch is needed.
@@ -22,10 +22,10 @@ __all__ = ["Exporter", "Family", "FileSets", "Variant", "any_size"]
 
 
 class Exporter(ABC):
-    """Writes the graphs of a checkpoint and compares them with PyTorch."""
+    """Write the graphs of a checkpoint and compare them with PyTorch."""
 
     def check_form(self, name: str, form: GraphForm) -> None:
-        """Check that the model `name` can have graphs of this form; here, of the usual one alone.
+        """Check that the model `name` can have graphs of this shape; here only the default.
 
         Raises:
             ExportError: it cannot.
@@ -39,7 +39,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
-        """Write all that the export leaves; returns the manifest's results.
+        """Write everything that the export leaves; return the manifest's results.
 
         Raises:
             ExportError: the checkpoint does not fit, or a difference above the tolerance.
@@ -47,7 +47,7 @@ class Exporter(ABC):
 
 
 def any_size(family: str, partner: str, variants: Sequence[Variant]) -> Variant:
-    """Return the variant of any size of a family: its configuration comes from the checkpoint.
+    """Return a family's variant without a size: its configuration comes from the checkpoint.
 
     `partner` is the other model of the checkpoint. Files of both models come before a trainer's
     snapshot, as they do in `variants`.

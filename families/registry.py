@@ -1,4 +1,4 @@
-"""Finding a model by its name, the weights that ship for it, and whether a checkpoint is its."""
+"""Find a model by its name, its shipped weights, and check that a checkpoint is the model's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `config.json` beside a checkpoint: what its tensors do not tell."""
+"""Read the `config.json` beside a checkpoint, for what its tensors do not tell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Told = TypeVar("Told", bound=msgspec.Struct)
 
 
 def read_beside(folder: Path, kind: type[Told]) -> Told:
-    """The `config.json` of a folder as `kind`, whose other keys are left alone; absent, `kind()`.
+    """Return the `config.json` of a folder as `kind`, ignoring other keys; absent, `kind()`.
 
     Raises:
         ExportError: not JSON, or a key of another type.
@@ -32,7 +32,7 @@ def read_beside(folder: Path, kind: type[Told]) -> Told:
 
 
 def require_told(key: str, value: object, size: str, where: str) -> None:
-    """Refuse to guess what neither the tensors, nor an official size, nor `config.json` tells.
+    """Raise for a value that neither tensors, nor an official size, nor `config.json` gives.
 
     Raises:
         ExportError: `value` is None; names the key.
@@ -47,7 +47,7 @@ def require_told(key: str, value: object, size: str, where: str) -> None:
 
 
 def require_agreement(config: object, said: Mapping[str, object], where: str) -> None:
-    """What the file says must be what the tensors have.
+    """Check that the values of a config.json are those of the tensors.
 
     Raises:
         ExportError: names every value that differs.

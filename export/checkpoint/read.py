@@ -1,4 +1,4 @@
-"""The tensors of a model's checkpoint files; no pickle of a stranger ever runs."""
+"""Read the tensors of a model's checkpoint files; no code from a pickle ever runs."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ Weights = Literal["ema", "model"]
 
 
 def no_line(line: str) -> None:
-    """Say nothing."""
+    """Ignore a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which weights to take where a file has averaged ones beside the last ones.
+    """Say which weights to take where a file has averaged ones beside the last ones.
 
-    `weights` is what the family's official evaluation takes, or what was `asked` for; `say` is told
-    of every file with both.
+    `weights` is what the family's official evaluation takes, or what was `asked` for; `say` is
+    called with a line about every file that has both.
     """
 
     weights: Weights = "ema"
@@ -62,7 +62,7 @@ class Choice:
 def read_all(
     paths: Sequence[Path], infinite: Collection[str] = (), choice: Choice | None = None
 ) -> dict[str, Tensor]:
-    """Tensors of all files together; `infinite` names those that hold infinities by design.
+    """Return the tensors of all files together; `infinite` names those with intended infinities.
 
     Raises:
         ExportError: a file that cannot be read, one tensor with two values, NaN or infinity, or no
@@ -102,7 +102,7 @@ def other(weights: Weights) -> Weights:
 def read_tensors(
     path: Path, weights: Weights = "ema", taken: list[str] | None = None
 ) -> dict[str, Tensor]:
-    """Tensors of one file by name: TorchScript, safetensors, or a pickle of tensors alone.
+    """Return tensors of one file by name: TorchScript, safetensors, or a pickle of tensors.
 
     Names are those of the module itself, without what wrappers put before them. Where averaged
     weights lie beside the last ones, `weights` chooses, and a line about it is added to `taken`.
@@ -143,7 +143,7 @@ def read_tensors(
 
 
 def plain_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Tensors under the names of the module itself: no `module.`, no `_orig_mod.`.
+    """Return tensors under the module's own names: without `module.`, without `_orig_mod.`.
 
     Raises:
         ExportError: two names become one.
@@ -165,7 +165,7 @@ def plain_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def read_by_form(path: Path, weights: Weights, taken: list[str]) -> dict[str, Tensor]:
-    """Safetensors by suffix, TorchScript by content, the rest by suffix as pickles."""
+    """Read safetensors by suffix, TorchScript by content, and the rest by suffix as pickles."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -191,11 +191,11 @@ def read_by_form(path: Path, weights: Weights, taken: list[str]) -> dict[str, Te
 
 
 class Options:
-    """Stands for the `argparse.Namespace` that trainers leave in their files; nobody reads it."""
+    """Replace the `argparse.Namespace` that trainers leave in their files; nobody reads it."""
 
 
 def read_pickle(path: Path, weights: Weights, taken: list[str]) -> dict[str, Tensor]:
-    """A file of torch.save; mapped, so that a trainer's optimizer state is never read."""
+    """Read a file of torch.save, mapped, so that a trainer's optimizer state is never read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, before the error about the file
@@ -228,13 +228,13 @@ def read_pickle(path: Path, weights: Weights, taken: list[str]) -> dict[str, Ten
 
 
 def is_mappable(path: Path) -> bool:
-    """Whether torch.save wrote a zip; its older form is one stream of pickles."""
+    """Return whether torch.save wrote a zip; its older format is one stream of pickles."""
     with path.open("rb") as stream:
         return stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
 
 
 def unwrap(loaded: object, path: Path, weights: Weights, taken: list[str]) -> dict[str, Tensor]:
-    """The state_dict inside the usual wrappers of trainers, each at most once.
+    """Return the state_dict inside the usual wrappers of trainers, each at most once.
 
     VAR's trainer keeps the transformer and the VQVAE beside its optimizer; both are taken.
     """
@@ -274,7 +274,7 @@ def unwrap(loaded: object, path: Path, weights: Weights, taken: list[str]) -> di
 
 
 def require_one(keys: Sequence[str], path: Path) -> None:
-    """Raises ExportError for several state_dicts side by side."""
+    """Raise ExportError for several state_dicts side by side."""
     if len(keys) > 1:
         raise ExportError(
             f"holds several state_dicts: {', '.join(keys)}",
@@ -284,7 +284,7 @@ def require_one(keys: Sequence[str], path: Path) -> None:
 
 
 def halves_of(path: Path) -> str:
-    """Tell which halves of a generator a file holds, by the names of its tensors."""
+    """Return which parts of a generator a file holds, by the names of its tensors."""
     try:
         names = read_tensors(path)
     except ExportError as error:

@@ -1,4 +1,4 @@
-"""Where a model's checkpoint lies: a file, a folder, or the Hugging Face Hub."""
+"""Find a model's checkpoint: a file, a folder, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def resolve_checkpoint(
     spec: str, alternatives: Sequence[Sequence[str]], elsewhere: Mapping[str, str] | None = None
 ) -> list[Path]:
-    """Files of a checkpoint: `spec` is a file, a folder, or a Hugging Face id.
+    """Return the files of a checkpoint: `spec` is a file, a folder or a Hugging Face id.
 
     `alternatives` lists the sets of file names that make a complete checkpoint, best first;
     `elsewhere` says which of them lie in another repository of the Hub. A folder without these
@@ -44,7 +44,7 @@ def resolve_checkpoint(
 
 
 def find_by_content(folder: Path, alternatives: Sequence[Sequence[str]]) -> list[Path]:
-    """The only file of a folder, or its transformer and its tokenizer, told apart by their keys.
+    """Return the only file of a folder, or its transformer and tokenizer, told by their keys.
 
     Raises:
         ExportError: no file, or several that do not make one pair; says what each holds.

@@ -1,4 +1,4 @@
-"""Strict loading: every key of a checkpoint has to be one of the model's, of its shape and kind."""
+"""Load checkpoints strictly: every key has to be one of the model's, of its shape and kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENIZER_PREFIXES = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_
 
 
 def split_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(transformer, tokenizer): their official names share no prefix."""
+    """Return the tensors of (transformer, tokenizer): their official names share no prefix."""
     parts: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for name, tensor in tensors.items():
         parts[name.startswith(TOKENIZER_PREFIXES)][name] = tensor
@@ -26,9 +26,10 @@ def split_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
 
 
 def build_strictly(make: Callable[[], Model], tensors: Mapping[str, Tensor], where: str) -> Model:
-    """A float32 model in eval mode from a checkpoint's tensors; `make` is called without memory.
+    """Return a float32 model in eval mode with the tensors of a checkpoint.
 
-    float32 tensors are taken as they are: those of a mapped file stay there.
+    `make` is called on the meta device. float32 tensors are taken as they are: those of a mapped
+    file stay there.
 
     Raises:
         ExportError: missing, extra or misshapen keys (named).
@@ -46,7 +47,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     mapped file. `model` may be on the meta device; it ends in eval mode, without gradients.
 
     Raises:
-        ExportError: as `require_same_keys`.
+        ExportError: whatever `require_same_keys` refuses.
     """
     require_same_keys(model.state_dict(), tensors, where)
     wide = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
@@ -84,7 +85,7 @@ def require_same_keys(
 def require_needed(
     tensors: Mapping[str, Tensor], needed: Mapping[str, int], what: str, where: str
 ) -> None:
-    """The keys that a configuration is read from, each with its number of axes.
+    """Check that the keys that a configuration is read from exist, with their ranks.
 
     Raises:
         ExportError: it is not `what`; names the first keys that are absent or of another rank.
@@ -101,7 +102,7 @@ def require_needed(
 def require_constants(
     tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor], where: str
 ) -> None:
-    """The buffers of a checkpoint must hold what the model computes with.
+    """Check that the buffers of a checkpoint hold what the model computes with.
 
     Raises:
         ExportError: a value that differs; names the key.
@@ -116,13 +117,13 @@ def require_constants(
 
 
 def count_items(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different values the first group of `pattern` has among the keys it matches."""
+    """Return how many values the first group of `pattern` has among the keys it matches."""
     return len({match.group(1) for key in tensors if (match := re.match(pattern, key))})
 
 
 @contextmanager
 def locating(where: str) -> Iterator[None]:
-    """Errors say `where`: a configuration does not know which file it came from."""
+    """Add `where` to errors: a configuration does not know which file it came from."""
     try:
         yield
     except ExportError as error:

@@ -1,4 +1,4 @@
-"""Tensors out of a TorchScript archive, without running or compiling anything in it.
+"""Read tensors from a TorchScript archive, without running or compiling anything in it.
 
 `torch.jit.load` would deserialize and compile the archive's code. Only its `data.pkl` and storages
 are read here, with an unpickler that knows tensors, containers and `__torch__` module classes, and
@@ -33,7 +33,7 @@ STORAGE_TYPES = {
 
 
 class ScriptObject:
-    """Stands for a `__torch__` module: its attributes and nothing else."""
+    """Replace a `__torch__` module: it has the attributes and nothing else."""
 
     def __setstate__(self, state: object) -> None:
         self.attributes = state if isinstance(state, dict) else {}
@@ -47,7 +47,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """All tensors of the archive's modules by dotted attribute path, as `state_dict` names them.
+    """Return all tensors of the archive's modules, by the names that `state_dict` gives.
 
     Raises:
         ExportError: truncated or damaged, or a pickle that asks for anything but tensors.
@@ -90,7 +90,7 @@ def collect_tensors(value: object, prefix: str, into: dict[str, Tensor]) -> None
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Reads `data.pkl`; storages come from `PREFIX/data/KEY` of the same archive."""
+    """Read `data.pkl`; storages come from `PREFIX/data/KEY` of the same archive."""
 
     def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
         super().__init__(archive.open(f"{prefix}data.pkl"))

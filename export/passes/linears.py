@@ -1,4 +1,4 @@
-"""Linears of a freshly exported graph: one form, one name, and their entries of the site map.
+"""Write the linears of an exported graph in one way, name them, and list them as sites.
 
 The exporter writes a linear as Gemm or MatMul, with a transposed weight that it computes, or, if
 that is large, leaves to the graph. Here all become MatMul(x, W [in, out]) and Add of the bias,
@@ -21,7 +21,7 @@ from .naming import activation_product, is_linear, last_axis, module_path, requi
 
 
 class TransposedTensor(ir.LazyTensor):
-    """The transpose of `source` [rows, columns], made when it is read."""
+    """Hold the transpose of `source` [rows, columns], made when it is read."""
 
     def __init__(self, source: ir.TensorProtocol, name: str) -> None:
         rows, columns = source.shape.numpy()
@@ -34,20 +34,21 @@ class TransposedTensor(ir.LazyTensor):
 
 
 def linear_path(node: ir.Node) -> str | None:
-    """The module of a linear that the dynamo exporter wrote, None for another product."""
+    """Return the module of a linear that the dynamo exporter wrote, None for another product."""
     return module_path(node) if is_linear(node) else None
 
 
 def canonical_linears(
     graph: ir.Graph, name_of: Callable[[ir.Node], str | None] = linear_path
 ) -> None:
-    """1. Every linear is MatMul `path` of `path.weight` [in, out].
-    2. Its bias, if any, is `path.bias` [out], in the Add `path/Add` behind it.
-    3. Other products with a constant stay as they are.
+    """Write every linear as a MatMul with an Add, with initializers of its module's name.
+
+    1. Every linear is MatMul `path` of `path.weight` [in, out]. 2. Its bias, if any, is `path.bias`
+    [out], in the Add `path/Add` behind it. 3. Other products with a constant stay as they are.
 
     Modules have initializers of their own, also where the exporter merged equal ones. One that a
-    graph calls twice keeps one weight, and its second node has a number. `name_of` says what
-    module a product is the linear of.
+    graph calls twice keeps one weight, and its second node has a number. `name_of` says what module
+    a product is the linear of.
     """
     for node in list(graph):
         path = name_of(node) if node.op_type in ("Gemm", "MatMul") else None
@@ -97,7 +98,7 @@ def lower_gemm(graph: ir.Graph, gemm: ir.Node) -> ir.Node:
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:
-    """The constant that a product multiplies with, directly or through a Transpose."""
+    """Return the constant that a product multiplies with, directly or through a Transpose."""
     right = node.inputs[1]
     assert right is not None
     if right.is_initializer():
@@ -110,7 +111,7 @@ def weight_of(node: ir.Node) -> ir.Value | None:
 
 
 def transposed(graph: ir.Graph, weight: ir.Value, name: str) -> ir.Value:
-    """The initializer `name` with the transpose of `weight`, shared by the graph's nodes."""
+    """Return the initializer `name` with the transpose of `weight`, shared by the graph's nodes."""
     if name in graph.initializers and graph.initializers[name] is not weight:
         return graph.initializers[name]
     tensor = weight.const_value
@@ -124,7 +125,7 @@ def transposed(graph: ir.Graph, weight: ir.Value, name: str) -> ir.Value:
 
 
 def own(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
-    """The initializer `name` with the content of `value`.
+    """Return the initializer `name` with the content of `value`.
 
     The exporter merges initializers of equal content, such as the zero biases of an untrained
     model; a pass that changes one module's must not change another's.
@@ -149,7 +150,7 @@ def own(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
 
 
 def own_norms(graph: ir.Graph) -> None:
-    """Every layer norm with an affine has the initializers `path.weight` and `path.bias`."""
+    """Give every layer norm with an affine the initializers `path.weight` and `path.bias`."""
     for node in graph:
         if node.op_type == "LayerNormalization":
             for index, name in ((1, "weight"), (2, "bias")):
@@ -160,7 +161,7 @@ def own_norms(graph: ir.Graph) -> None:
 
 
 def bias_add(node: ir.Node) -> ir.Node | None:
-    """The Add of a constant vector as long as the product's last axis, if that is its only use."""
+    """Return the Add of a constant vector as long as the product's last axis, if its only use."""
     users = list(node.outputs[0].consumers())
     if len(users) != 1 or users[0].op_type != "Add":
         return None
@@ -184,7 +185,7 @@ def linear_sites(
     position_input: str | None,
     of_all_positions: bool = False,
 ) -> tuple[Site, ...]:
-    """Sites of a transformer's graph after `canonical_linears`, in graph order.
+    """Return the sites of a transformer's graph after `canonical_linears`, in graph order.
 
     `role` and `fold` answer for a module's path, `token_axis` for a role; `excluded` says by
     module path why a site is left out.
@@ -236,7 +237,7 @@ def linear_sites(
 
 
 def columns(linear: str, starts: Sequence[int], shift: int) -> ProducerFold:
-    """Output features of a linear that are divided; the bias at `shift` takes the shift."""
+    """Return the fold that divides output features of a linear; the bias at `shift` is shifted."""
     divide = [
         part
         for start in starts

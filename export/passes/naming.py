@@ -1,4 +1,4 @@
-"""Passes over a freshly exported graph: names, the size check, the site map.
+"""Name the nodes of an exported graph, check image sizes in it, and find its sites.
 
 The dynamo exporter's node and initializer names change with every edit of a module; the module
 path in `pkg.torch.onnx.name_scopes` does not, so everything is named after it.
@@ -24,13 +24,13 @@ ATTENTION = "attention stays one fused high-precision kernel"
 
 
 def module_path(node: ir.Node) -> str:
-    """Path of the module that made `node`: the last scope but the aten call itself."""
+    """Return the path of the module that made `node`: the last scope but the aten call."""
     scopes = ast.literal_eval(node.metadata_props.get(NAME_SCOPES, "[]"))
     return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 def is_linear(node: ir.Node) -> bool:
-    """Whether `node` is (a part of) a linear, and no other product with a constant."""
+    """Return whether `node` is (a part of) a linear, and no other product with a constant."""
     classes = ast.literal_eval(node.metadata_props.get(CLASSES, "[]"))
     return bool(classes) and classes[-1] == "aten.linear.default"
 
@@ -46,8 +46,9 @@ def rename_nodes(graph: ir.Graph) -> None:
 
 
 def sign(model: ir.Model, properties: Mapping[str, str]) -> None:
-    """Say what the model is, and drop what its exporter left: paths of the machine, sets whose
-    order is another in each process.
+    """Store what the model is, and drop what differs between machines and processes.
+
+    Exporters leave paths of the machine, and sets whose order is another in each process.
     """
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -89,7 +90,7 @@ def insert_size_check(graph: ir.Graph, multiple: int) -> None:
 def find_sites(
     graph: ir.Graph, graph_name: str, high_precision: Mapping[str, str]
 ) -> tuple[Site, ...]:
-    """Sites in graph order; `high_precision` maps a module path to why it is left out.
+    """Return sites in graph order; `high_precision` maps a module path to why it is left out.
 
     Raises:
         ExportError: a path of `high_precision` that no node has (a renamed module).
@@ -142,7 +143,7 @@ def last_axis(value: ir.Value) -> int:
 
 
 def require_named(excluded: Collection[str], sites: Sequence[Site], graph_name: str) -> None:
-    """Raises ExportError for a module that is left out and that the graph has not (renamed)."""
+    """Raise ExportError for a module in `excluded` that the graph lacks (renamed)."""
     unknown = sorted(set(excluded) - {site.name for site in sites})
     if unknown:
         raise ExportError(
@@ -152,7 +153,7 @@ def require_named(excluded: Collection[str], sites: Sequence[Site], graph_name: 
 
 
 def activation_product(node: ir.Node, graph_name: str) -> Site:
-    """One of the two products of an attention: scores, or values behind the softmax."""
+    """Return the site of an attention's product: the scores, or softmax times values."""
     left, right = node.inputs[0], node.inputs[1]
     assert left is not None and right is not None and node.name
     producer = left.producer()

@@ -60,7 +60,7 @@ def mark_drifting_norms(model: nn.Module, run: Callable[[], object]) -> dict[str
 
 
 def drift(x: Floats, groups: int, epsilon: float) -> float:
-    """Largest error of ONNX Runtime's operator on x [N, C, H, W], of values with deviation 1."""
+    """Return the largest error of ONNX Runtime's operator on x [N, C, H, W], at deviation 1."""
     wide = x.astype(np.float64).reshape(len(x), groups, -1)
     deviation = np.sqrt(wide.var(axis=2, keepdims=True) + epsilon)
     wanted = ((wide - wide.mean(axis=2, keepdims=True)) / deviation).reshape(x.shape)
@@ -69,7 +69,7 @@ def drift(x: Floats, groups: int, epsilon: float) -> float:
 
 
 def operator(channels: int, groups: int, epsilon: float) -> OnnxRuntimeSession:
-    """A session of one GroupNormalization without an affine."""
+    """Open a session of one GroupNormalization without an affine."""
     x = ir.val("x", ir.DataType.FLOAT, ["n", channels, "h", "w"])
     affine = {"scale": np.ones(channels, np.float32), "bias": np.zeros(channels, np.float32)}
     constants = [ir.val(k, const_value=ir.tensor(v, name=k)) for k, v in affine.items()]

@@ -1,4 +1,4 @@
-"""Group norms over very many values, written out so that an FP32 sum of them keeps its digits.
+"""Write out group norms over very many values, so that FP32 sums keep their digits.
 
 ONNX Runtime has no kernel for GroupNormalization on a CPU. Its function body adds the values of a
 group one after the other: of the 1.3 million of a 512x512 map the sum is off by 1e-4, which a
@@ -27,18 +27,18 @@ MULTIPLE = re.compile(r"(?:(\d+)\*)?[a-z]\w*")  # of the side of a latent map
 
 
 def marked(module: nn.Module) -> set[str]:
-    """Paths of the norms that lose digits in ONNX Runtime, by a measurement of `norm_drift`."""
+    """Return the paths of the norms that lose digits in ONNX Runtime, as `norm_drift` measured."""
     return {path for path, inner in module.named_modules() if getattr(inner, MARK, False)}
 
 
 def split_long_norms(
     graph: ir.Graph, side: int | None = None, drifting: Collection[str] = ()
 ) -> None:
-    """GroupNormalization over groups above `LONGEST_GROUP` -> means in a row, deviation, affine.
+    """Write out GroupNormalization over groups above `LONGEST_GROUP`.
 
-    Those of the modules `drifting` too. Only for images [N, C, H, W]. Sizes that are not fixed are
-    taken to be those of a latent map of `side` x `side`; without one, nothing is known of them and
-    their norms keep the operator.
+    It becomes means in a row, deviation and affine. Those of the modules `drifting` are written out
+    too. Only for images [N, C, H, W]. Sizes that are not fixed are taken to be those of a latent
+    map of `side` x `side`; without one, nothing is known of them and their norms keep the operator.
     """
     for node in list(graph):
         if node.op_type != "GroupNormalization":
@@ -55,7 +55,7 @@ def split_long_norms(
 
 
 def usual(size: int | ir.SymbolicDim, side: int | None) -> int:
-    """A size, or what "16*h" is for h = `side`; 0 for what is not known."""
+    """Return a size, or the value of "16*h" for h = `side`; 0 for an unknown one."""
     if isinstance(size, int):
         return size
     match = MULTIPLE.fullmatch(size.value or "")
@@ -63,7 +63,7 @@ def usual(size: int | ir.SymbolicDim, side: int | None) -> int:
 
 
 def write_out(graph: ir.Graph, norm: ir.Node, channels: int, groups: int) -> None:
-    """The norm as (x - mean) / sqrt(variance + epsilon) * scale + bias, x [N, C, H, W].
+    """Write the norm as (x - mean) / sqrt(variance + epsilon) * scale + bias, x [N, C, H, W].
 
     Mean and variance of a group are [N, C, 1, 1], equal for its channels.
     """

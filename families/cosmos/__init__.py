@@ -1,4 +1,4 @@
-"""Cosmos image tokenizers (NVIDIA 2025)."""
+"""Define the Cosmos image tokenizers (NVIDIA 2025)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors -> the Cosmos model they belong to, loaded strictly."""
+"""Load the tensors of a Cosmos checkpoint strictly into the model they belong to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUFFER_NAMES = ("wavelets", "_arange", "_levels", "_basis", "implicit_codebook")
 
 
 def split_buffers(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(parameters, buffers): TorchScript archives also list the model's non-persistent buffers."""
+    """Return (parameters, buffers); TorchScript archives also list non-persistent buffers."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -40,7 +40,7 @@ def infer_config(
     told: CosmosJson | None = None,
     known: CosmosConfig | None = None,
 ) -> CosmosConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
+    """Return the configuration that a checkpoint's keys and shapes imply.
 
     `told` is the `config.json` beside it, with which shapes must agree; `known` is the model that
     was named. Without a buffer of the FSQ levels, they are the first one's, or the second's.
@@ -129,7 +129,7 @@ def infer_config(
 def infer_levels(
     buffers: Mapping[str, Tensor], latent: int, z_channels: int, where: str, expected: object
 ) -> tuple[int, ...]:
-    """FSQ levels: from the archive's buffer, else those expected; () for a continuous latent.
+    """Return FSQ levels of the archive's buffer, else the expected ones; () if continuous.
 
     The quantizer of a continuous latent keeps its z channels, and FSQ has as few as it has levels.
 
@@ -153,7 +153,7 @@ def infer_levels(
 
 
 def require_levels(levels: tuple[int, ...], source: str, where: str) -> tuple[int, ...]:
-    """Raises ExportError for levels that no index counts."""
+    """Return the levels; raise ExportError for levels that no index counts."""
     if min(levels, default=0) < 2 or math.prod(levels) > MAX_INDICES:
         raise ExportError(
             f"has FSQ levels {levels} in {source}",
@@ -164,7 +164,7 @@ def require_levels(levels: tuple[int, ...], source: str, where: str) -> tuple[in
 
 
 def check_buffers(buffers: Mapping[str, Tensor], config: CosmosConfig, where: str) -> None:
-    """The buffers must be the constants that our modules compute themselves."""
+    """Check that the buffers are the constants that our modules compute themselves."""
     for name, tensor in buffers.items():
         wanted = official_buffer(name.rpartition(".")[2], config)
         # Published archives hold the floats in bfloat16; integers must be equal.
@@ -180,7 +180,7 @@ def check_buffers(buffers: Mapping[str, Tensor], config: CosmosConfig, where: st
 
 
 def official_buffer(name: str, config: CosmosConfig) -> Tensor:
-    """What the official modules register under `name`, one of `BUFFER_NAMES`."""
+    """Return what the official modules register under `name`, one of `BUFFER_NAMES`."""
     if name == "wavelets":
         return torch.full((2,), 0.5**0.5)
     if name == "_arange":
@@ -202,9 +202,9 @@ def load_cosmos(
     told: CosmosJson | None = None,
     known: CosmosConfig | None = None,
 ) -> CosmosTokenizer:
-    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
+    """Return a float32 model in eval mode with a checkpoint's tensors, loaded strictly.
 
-    `told` and `known` are as of `infer_config`. bfloat16 and float16 weights convert exactly;
+    `told` and `known` are those of `infer_config`. bfloat16 and float16 weights convert exactly;
     float64 ones are rounded.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What decides the shapes of a Cosmos image tokenizer. Torch-free: models are listed without it."""
+"""Define what decides the shapes of a Cosmos image tokenizer, without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HAAR = "haar"
 
 @dataclass(frozen=True, slots=True)
 class CosmosConfig:
-    """Everything that decides the shapes of a Cosmos image tokenizer.
+    """Hold everything that decides the shapes of a Cosmos image tokenizer.
 
     ``levels`` is the FSQ grid of a DI model, empty for CI. ``latent_channels`` is what leaves
     ``quant_conv``: the number of FSQ dimensions (DI) or of continuous channels (CI).
@@ -57,7 +57,7 @@ class CosmosConfig:
 
 
 class CosmosJson(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of a `config.json` that are read, by their official names.
+    """Read the keys of a `config.json` by their official names.
 
     Only `levels` and `patch_method` are in no shape, and TorchScript archives have the levels. A
     model without levels (CI) says `[]`.
@@ -73,7 +73,7 @@ class CosmosJson(msgspec.Struct, frozen=True, kw_only=True):
     z_channels: int | None = None
 
     def told(self) -> dict[str, object]:
-        """What the file says, by the names of `CosmosConfig`."""
+        """Return what the file says, by the names of `CosmosConfig`."""
         names = set(self.__struct_fields__) - {"patch_method"}
         fields = {name: getattr(self, name) for name in names}
         return {name: value for name, value in fields.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Cosmos image tokenizers (NVIDIA): DI (discrete, FSQ) and CI (continuous) at 8x8 and 16x16.
+"""Define the Cosmos image tokenizers (NVIDIA): DI (discrete, FSQ) and CI (continuous).
 
 Own modules with the official parameter names; written from the published architecture
 (github.com/NVIDIA/Cosmos-Tokenizer, ``networks/configs.py``, ``modules/layers2d.py``).
@@ -22,7 +22,7 @@ FSQ_EPS = 1e-3
 
 
 def haar_weight(patch_size: int) -> Tensor:
-    """Sign pattern of the multi-level Haar transform as a convolution kernel.
+    """Return the sign pattern of the multi-level Haar transform as a convolution kernel.
 
     Returns [3*p*p, 3, p, p] with entries +-1 and 0: channel ``12*band_2 + 3*band_1 + rgb`` for
     p = 4 (band 1 is the finest level), bands in the order LL, LH, HL, HH. The forward transform
@@ -41,7 +41,7 @@ def haar_weight(patch_size: int) -> Tensor:
 
 
 class Patcher(nn.Module):
-    """Haar wavelet analysis: [N, 3, H, W] -> [N, 3*p*p, H/p, W/p]."""
+    """Analyse by Haar wavelets: [N, 3, H, W] -> [N, 3*p*p, H/p, W/p]."""
 
     weight: Tensor
 
@@ -55,7 +55,7 @@ class Patcher(nn.Module):
 
 
 class UnPatcher(nn.Module):
-    """Haar wavelet synthesis: [N, 3*p*p, h, w] -> [N, 3, h*p, w*p]."""
+    """Synthesize from Haar wavelets: [N, 3*p*p, h, w] -> [N, 3, h*p, w*p]."""
 
     weight: Tensor
 
@@ -69,7 +69,7 @@ class UnPatcher(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, then an optional resampling."""
+    """Run one resolution: residual blocks, then an optional resampling."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image [N, 3, H, W] -> features [N, z_channels, H/s, W/s]."""
+    """Encode an image [N, 3, H, W] to features [N, z_channels, H/s, W/s]."""
 
     def __init__(self, config: CosmosConfig) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features [N, z_channels, h, w] -> image [N, 3, h*s, w*s], not clamped.
+    """Decode features [N, z_channels, h, w] to an image [N, 3, h*s, w*s], not clamped.
 
     ``up.{i}`` is resolution level i, run from the highest i (lowest resolution) to 0.
     """
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
 
 
 class FSQ(nn.Module):
-    """Finite scalar quantization (arXiv 2309.15505) in the Cosmos variant; no parameters.
+    """Quantize by finite scalars (arXiv 2309.15505) in the Cosmos variant; no parameters.
 
     Latents are [N, d, h, w] for d levels, codes lie in [-1, 1], indices are int32 [N, h, w] in
     0 ... prod(levels)-1. Index arithmetic is integer: a half-precision sum over the basis
@@ -189,28 +189,28 @@ class FSQ(nn.Module):
             self.register_buffer(name, value.reshape(1, -1, 1, 1), persistent=False)
 
     def bound(self, latent: Tensor) -> Tensor:
-        """Squash to the open interval that rounds onto the grid: [N, d, h, w] -> [N, d, h, w]."""
+        """Squash [N, d, h, w] to the open interval that rounds onto the levels."""
         return torch.tanh(latent + self.shift) * self.half_range - self.offset
 
     def indices(self, latent: Tensor) -> Tensor:
-        """[N, d, h, w] float32 -> int32 [N, h, w]."""
+        """Return int32 indices [N, h, w] of a float32 latent [N, d, h, w]."""
         digits = torch.round(self.bound(latent)).int() + self.half_width
         return (digits * self.basis).sum(dim=1, dtype=torch.int32)
 
     def codes(self, indices: Tensor) -> Tensor:
-        """int32 [N, h, w] -> [N, d, h, w] in [-1, 1]; exact in every float type."""
+        """Return codes [N, d, h, w] in [-1, 1] of int32 [N, h, w]; exact in every float type."""
         digits = indices.unsqueeze(1) // self.basis % self.levels
         return (digits - self.half_width).float() / self.half_width.float()
 
     def straight_through(self, latent: Tensor) -> Tensor:
-        """Codes of `latent` with the gradient of the bounded value (training only)."""
+        """Return codes of `latent` with the gradient of the bounded value, for training."""
         bounded = self.bound(latent)
         rounded = bounded + (torch.round(bounded) - bounded).detach()
         return rounded / self.half_width
 
 
 class CosmosTokenizer(nn.Module):
-    """The whole model, with the parameter names of ``autoencoder.jit``."""
+    """Combine encoder, quantizer and decoder, with the names of ``autoencoder.jit``."""
 
     def __init__(self, config: CosmosConfig) -> None:
         super().__init__()
@@ -222,9 +222,12 @@ class CosmosTokenizer(nn.Module):
         self.quantizer = FSQ(config.levels) if config.discrete else None
 
     def encode(self, image: Tensor) -> Tensor:
-        """[N, 3, H, W] in [-1, 1] -> latent [N, latent_channels, H/s, W/s], before quantization."""
+        """Return the latent [N, latent_channels, H/s, W/s] before quantization.
+
+        The image is [N, 3, H, W] in [-1, 1].
+        """
         return self.quant_conv(self.encoder(image))  # type: ignore[no-any-return]
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Codes (DI) or latent (CI) [N, latent_channels, h, w] -> image [N, 3, h*s, w*s]."""
+        """Return the image [N, 3, h*s, w*s] of codes (DI) or of a latent (CI)."""
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What PyTorch computes with a Cosmos tokenizer, and where its graphs may choose other codes."""
+"""Compute PyTorch's results of a Cosmos tokenizer, and where other codes are allowed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class CosmosReferences:
-    """Values of N images; CI has neither `indices` nor `distances`.
+    """Hold PyTorch's results of N images; CI has neither `indices` nor `distances`.
 
-    `distances` [N, d, h, w]: how far each bounded latent lies from where it rounds the other way.
+    `distances` [N, d, h, w] say how far each bounded latent lies from where it rounds the other
+    way.
     """
 
     images: Floats
@@ -38,7 +39,7 @@ class CosmosReferences:
 
 @torch.inference_mode()
 def compute_cosmos_references(model: CosmosTokenizer, images: Sequence[Floats]) -> CosmosReferences:
-    """Images are [1, 3, H, W] in [-1, 1], all of one size."""
+    """Compute references of images [1, 3, H, W] in [-1, 1], all of one size."""
     stacked = np.concatenate(images)
     latent = model.encode(torch.from_numpy(stacked))
     quantizer = model.quantizer
@@ -56,6 +57,6 @@ def compute_cosmos_references(model: CosmosTokenizer, images: Sequence[Floats]) 
 
 
 def tie_distance(quantizer: FSQ, latent: Tensor) -> Tensor:
-    """[N, d, h, w]: of the bounded latents, to the nearest rounding tie."""
+    """Return the distance [N, d, h, w] of bounded latents to the nearest rounding tie."""
     bounded = quantizer.bound(latent.double())
     return ((bounded - bounded.floor()) - 0.5).abs().float()

@@ -1,4 +1,4 @@
-"""The Cosmos tokenizers that are known by name."""
+"""List the Cosmos tokenizers that are known by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Cosmos tokenizer's module -> encoder.onnx and decoder.onnx."""
+"""Write a Cosmos tokenizer as encoder.onnx and decoder.onnx."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIXED = "fixed Haar transform"
 
 
 class EncoderGraph(nn.Module):
-    """image -> (indices, latent) for DI, image -> latent for CI."""
+    """Encode an image to (indices, latent) for DI, to the latent for CI."""
 
     def __init__(self, model: CosmosTokenizer) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """indices (DI) or latent (CI) -> image."""
+    """Decode indices (DI) or a latent (CI) to an image."""
 
     def __init__(self, model: CosmosTokenizer) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class DecoderGraph(nn.Module):
 
 
 def export_tokenizer(model: CosmosTokenizer, folder: Path, name: str) -> tuple[Site, ...]:
-    """Write encoder.onnx and decoder.onnx into `folder`; returns the sites of both graphs."""
+    """Write encoder.onnx and decoder.onnx into `folder`; return the sites of both."""
     config = model.config
     stride = config.spatial_compression
     properties = {
@@ -112,7 +112,7 @@ def trace(
     input_name: str,
     output_names: list[str],
 ) -> ir.Model:
-    """torch.export -> ONNX at opset 21 (23 would make Attention, which engines refuse)."""
+    """Export a module to ONNX at opset 21; 23 would make Attention, which engines refuse."""
     with quiet_exporter():
         program = torch.onnx.export(
             module.eval(),
@@ -131,13 +131,13 @@ def trace(
 
 
 def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:
-    """Weights go beside the graph, so that stages can share and map them."""
+    """Save a graph, with its weights beside it, so that stages can share and map them."""
     sign(model, properties)
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
 
 
 def describe(config: CosmosConfig) -> dict[str, object]:
-    """What later stages need to know of the tokenizer, for the manifest."""
+    """Return what later stages need to know of the tokenizer, for the manifest."""
     codebook = 1
     for level in config.levels:
         codebook *= level

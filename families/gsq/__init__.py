@@ -1,4 +1,4 @@
-"""GSQ image tokenizers (Wang et al. 2024): grouped spherical quantization."""
+"""Define the GSQ image tokenizers (Wang et al. 2024): grouped spherical quantization."""
 
 from __future__ import annotations
 

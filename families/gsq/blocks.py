@@ -1,4 +1,4 @@
-"""Blocks of the GSQ tokenizers, under their official names.
+"""Define the blocks of the GSQ tokenizers, under their official names.
 
 Written from the published architecture (github.com/HelmholtzAI-FZJ/flex_gen,
 ``flex_gen/autoencoders/flexTokenizer/layers.py``). Feature maps are [N, C, H, W].
@@ -16,12 +16,12 @@ UP = 2  # factor of a resampling
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """Padded by one on all sides, also where it halves H and W."""
+    """Return a 3x3 convolution padded by one on all sides, also where it halves H and W."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1)
 
 
 class GsqBlock(nn.Module):
-    """conv(swish(norm(conv(swish(norm(x)))))) + x, with a 1x1 skip where widths differ.
+    """Compute conv(swish(norm(conv(swish(norm(x)))))) + x, with a 1x1 skip if widths differ.
 
     The norms have PyTorch's own eps, 1e-5.
     """
@@ -58,7 +58,7 @@ class GsqDownsample(nn.Module):
 
 
 class DepthToSpace(nn.Module):
-    """Double H and W: a convolution to four times the channels, of which each four make 2x2 pixels.
+    """Double H and W: a convolution makes four times the channels, four of them 2x2 pixels.
 
     Channel (2 * dy + dx) * C + c goes to channel c of pixel (dy, dx): ONNX's DCR order, where
     PyTorch's pixel_shuffle takes channel 4 * c + 2 * dy + dx (CRD).
@@ -73,12 +73,12 @@ class DepthToSpace(nn.Module):
         return F.pixel_shuffle(pixels.transpose(1, 2).flatten(1, 2), UP)
 
     def folded(self) -> ShuffledConv:
-        """The same with the channels' order in the convolution's rows."""
+        """Return the same module with the channels' order in the convolution's rows."""
         return ShuffledConv(self.conv)
 
 
 class ShuffledConv(nn.Module):
-    """`DepthToSpace` as one convolution and one pixel_shuffle, for a graph."""
+    """Compute `DepthToSpace` as one convolution and one pixel_shuffle, for a graph."""
 
     def __init__(self, source: nn.Conv2d) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class ShuffledConv(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """GroupNorm whose scale and shift are linear in the statistics of the quantized latent."""
+    """Normalize groups; scale and shift are linear in statistics of the quantized latent."""
 
     def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__()
@@ -103,12 +103,15 @@ class AdaptiveNorm(nn.Module):
         self.beta = nn.Linear(latent_channels, channels)
 
     def forward(self, x: Tensor, deviation: Tensor, mean: Tensor) -> Tensor:
-        """x [N, C, H, W], deviation and mean [N, D] as of `latent_statistics`."""
+        """Return the norm of x [N, C, H, W]; deviation and mean are [N, D].
+
+        They are those of `latent_statistics`.
+        """
         scale, shift = self.gamma(deviation), self.beta(mean)
         return self.gn(x) * scale[..., None, None] + shift[..., None, None]  # type: ignore[no-any-return]
 
     def folded(self) -> AdaptiveNorm:
-        """The same with the constants 1 and 0 that a graph's norm takes."""
+        """Return the same module with the constants 1 and 0 that a graph's norm takes."""
         with torch.device("meta"):
             made = AdaptiveNorm(self.gamma.out_features, self.gamma.in_features)
         made.gamma, made.beta = self.gamma, self.beta
@@ -118,7 +121,7 @@ class AdaptiveNorm(nn.Module):
 
 
 def latent_statistics(quantized: Tensor) -> tuple[Tensor, Tensor]:
-    """(deviation, mean) of each image and channel: [N, D, h, w] -> two [N, D].
+    """Return (deviation, mean) of each image and channel: [N, D, h, w] -> two [N, D].
 
     The variance is that of a sample, over h * w - 1: it is NaN for a single position.
     """

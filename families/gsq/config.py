@@ -1,4 +1,4 @@
-"""What decides a GSQ tokenizer's shapes and arithmetic; torch-free, for lists of models."""
+"""Define what decides a GSQ tokenizer's shapes and arithmetic, without torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Normalization = Literal["l2", "l1", "clip", "none"]
 
 @dataclass(frozen=True, slots=True)
 class GsqConfig(Pyramid):
-    """A tokenizer of the GSQ family (FlexTokenizer, arXiv 2412.02632); F8-D8-V64k by default.
+    """Describe a tokenizer of the GSQ family (FlexTokenizer, arXiv 2412.02632).
 
-    ``latent_channels`` are divided into ``groups`` of neighbours, each of which gets a code of its
-    own from one codebook. ``normalization`` is what vectors and codes pass before they are
-    compared; a checkpoint's shapes do not tell it.
+    The default is F8-D8-V64k. ``latent_channels`` are divided into ``groups`` of neighbours, each
+    of which gets its own code from one codebook. ``normalization`` is applied to vectors and codes
+    before they are compared; a checkpoint's shapes do not tell it.
     """
 
     channels: int = 128
@@ -41,7 +41,7 @@ class GsqConfig(Pyramid):
 
     @property
     def code_channels(self) -> int:
-        """Length of the codebook's rows."""
+        """Return the length of the codebook's rows."""
         return self.latent_channels // self.groups
 
 
@@ -55,7 +55,7 @@ def published(
     thousands: int,
     normalization: Normalization = "l2",
 ) -> GsqConfig:
-    """What the official names tell: a name's k is 1,024 codes."""
+    """Return the configuration that an official name tells: a name's k is 1,024 codes."""
     return GsqConfig(
         channels_mult=WIDTHS[stride],
         latent_channels=latent_channels,

@@ -1,4 +1,4 @@
-"""The graphs of a GSQ tokenizer: image to codes, and back.
+"""Define the graphs of a GSQ tokenizer: image to codes, and back.
 
 Everything constant is computed here, outside the graphs: the codes as they are compared, their
 lengths, the order of channels before each depth-to-space. Submodules keep their official paths, so
@@ -19,9 +19,10 @@ CONDITION = "two numbers a channel from the statistics of the whole latent"
 
 
 class CodeSearch(nn.Module):
-    """The nearest row of `table` [V, d]: [..., d] -> int64 [...], as `nearest_in_parts`.
+    """Find the nearest row of `table` [V, d]: [..., d] -> int64 [...].
 
-    Each part is one linear, with the codes' lengths in its bias, and an arg-max.
+    It computes what `nearest_in_parts` does. Each part is one linear, with the codes' lengths in
+    its bias, and an arg-max.
     """
 
     def __init__(self, table: Tensor) -> None:
@@ -44,7 +45,7 @@ class CodeSearch(nn.Module):
 
 
 class GsqEncoderGraph(VqGraph):
-    """image [N, 3, H, W] -> indices int32 [N, h, w] or [N, h, w, G], latent [N, D, h, w]."""
+    """Encode an image to indices int32 [N, h, w] or [N, h, w, G], and latent [N, D, h, w]."""
 
     def __init__(self, model: GsqTokenizer) -> None:
         super().__init__(model)
@@ -61,7 +62,7 @@ class GsqEncoderGraph(VqGraph):
 
 
 class GsqDecoderGraph(nn.Module):
-    """indices int32 as of the encoder -> image [N, 3, H, W], not clamped."""
+    """Decode indices int32, as the encoder gives them, to an image [N, 3, H, W]."""
 
     def __init__(self, model: GsqTokenizer) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class GsqDecoderGraph(nn.Module):
 
 
 class FoldedDecoder(GsqDecoder):
-    """A decoder whose depth-to-spaces and adaptive norms are single nodes of a graph."""
+    """Decode with depth-to-spaces and adaptive norms that are single nodes of a graph."""
 
     def __init__(self, source: GsqDecoder) -> None:
         nn.Module.__init__(self)

@@ -1,4 +1,4 @@
-"""The GSQ tokenizers: grouped spherical quantization (arXiv 2412.02632), and their strict loading.
+"""Define the GSQ tokenizers, grouped spherical quantization, and load them strictly.
 
 Own modules with the official parameter names; written from the published architecture
 (github.com/HelmholtzAI-FZJ/flex_gen, ``flexTokenizer``, ``quantizers/group_vector_quantizer.py``).
@@ -41,7 +41,10 @@ NORMALIZERS: dict[Normalization, Callable[[Tensor], Tensor]] = {
 
 
 class GsqEncoder(nn.Module):
-    """Image [N, 3, H, W] -> latent [N, D, H/s, W/s]; `blocks` are in order of execution."""
+    """Encode an image [N, 3, H, W] to a latent [N, D, H/s, W/s].
+
+    `blocks` are in order of execution.
+    """
 
     def __init__(self, config: GsqConfig) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ def encoder_blocks(config: GsqConfig) -> Iterator[nn.Module]:
 
 
 class GsqDecoder(nn.Module):
-    """Quantized latent [N, D, h, w] -> image [N, 3, h*s, w*s], not clamped."""
+    """Decode a quantized latent [N, D, h, w] to an image [N, 3, h*s, w*s], not clamped."""
 
     def __init__(self, config: GsqConfig) -> None:
         super().__init__()
@@ -108,7 +111,10 @@ def decoder_blocks(config: GsqConfig) -> Iterator[nn.Module]:
 
 
 class GsqQuantizer(nn.Module):
-    """One codebook for all groups of channels: nearest code of each, after `normalization`."""
+    """Quantize groups of channels to the nearest code of one codebook.
+
+    Vectors and codes are compared after `normalization`.
+    """
 
     def __init__(self, config: GsqConfig) -> None:
         super().__init__()
@@ -122,28 +128,28 @@ class GsqQuantizer(nn.Module):
                 self.codebook.weight.copy_(F.normalize(self.codebook.weight, dim=-1))
 
     def vectors(self, latent: Tensor) -> Tensor:
-        """[N, D, h, w] -> [N, h, w, G, D / G], normalised."""
+        """Return the normalised groups [N, h, w, G, D / G] of a latent [N, D, h, w]."""
         grouped = torch.unflatten(latent.permute(0, 2, 3, 1), -1, (self.groups, -1))
         return self.normalize(grouped)
 
     def table(self) -> Tensor:
-        """The codes [V, D / G] as they are compared with `vectors`."""
+        """Return the codes [V, D / G] as they are compared with `vectors`."""
         return self.normalize(self.codebook.weight)
 
     def codes(self, latent: Tensor) -> Tensor:
-        """[N, D, h, w] -> int64 [N, h, w], or of several groups [N, h, w, G]."""
+        """Return int64 codes [N, h, w], or [N, h, w, G], of a latent [N, D, h, w]."""
         codes = nearest_in_parts(self.vectors(latent), self.table())
         return codes.squeeze(-1) if self.groups == 1 else codes
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """int as of `codes` -> quantized latent [N, D, h, w]: the rows as they are trained."""
+        """Return the quantized latent [N, D, h, w] of `codes`: the rows as trained."""
         return channels_first(self.codebook(codes).flatten(3))
 
     def straight_through(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """(quantized latent [N, D, h, w], loss of the codebook): training only.
+        """Return (quantized latent [N, D, h, w], loss of the codebook).
 
-        The gradient of the quantized latent is that of the normalised one. The loss draws codes to
-        vectors, and with a quarter of the strength vectors to codes.
+        It is for training only. The gradient of the quantized latent is that of the normalised one.
+        The loss draws codes to vectors, and with a quarter of the strength vectors to codes.
         """
         with torch.no_grad():
             codes = self.codes(latent)
@@ -155,9 +161,10 @@ class GsqQuantizer(nn.Module):
 
 
 def nearest_in_parts(vectors: Tensor, table: Tensor) -> Tensor:
-    """The nearest code of each vector, by `PART` codes at once: [..., d], [V, d] -> int64 [...].
+    """Return the nearest code of each vector: [..., d], [V, d] -> int64 [...].
 
-    All distances of 4,096 vectors to 262,144 codes would be 4 GiB. The lowest index wins a tie.
+    `PART` codes are compared at once: all distances of 4,096 vectors to 262,144 codes would be 4
+    GiB. The lowest index wins a tie.
     """
     codes = torch.zeros(vectors.shape[:-1], dtype=torch.int64, device=vectors.device)
     best = torch.full_like(codes, -torch.inf, dtype=vectors.dtype)
@@ -169,7 +176,7 @@ def nearest_in_parts(vectors: Tensor, table: Tensor) -> Tensor:
 
 
 class GsqTokenizer(VqTokenizer):
-    """The whole model, with the parameter names of ``checkpoint.pt``."""
+    """Combine encoder, quantizer and decoder, with the names of ``checkpoint.pt``."""
 
     ends = (
         "encoder.conv_in",
@@ -193,21 +200,21 @@ class GsqTokenizer(VqTokenizer):
         return self.encoder(image)  # type: ignore[no-any-return]
 
     def codes(self, latent: Tensor) -> Tensor:
-        """[N, D, h, w] -> int64 [N, h, w], or of several groups [N, h, w, G]."""
+        """Return int64 codes [N, h, w], or [N, h, w, G], of a latent [N, D, h, w]."""
         return self.quantizers.codes(latent)
 
     def reconstruct(self, latent: Tensor) -> Tensor:
         return self.decoder(latent)  # type: ignore[no-any-return]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int [N, h, w], or [N, h, w, G] -> image [N, 3, H, W], not clamped."""
+        """Return the image [N, 3, H, W], not clamped, of codes [N, h, w] or [N, h, w, G]."""
         return self.reconstruct(self.quantizers.lookup(codes))
 
 
 def infer_gsq_config(
     tensors: Mapping[str, Tensor], where: str, normalization: Normalization | None = None
 ) -> GsqConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
+    """Return the configuration that a checkpoint's keys and shapes imply.
 
     They do not tell the normalization.
 
@@ -261,9 +268,9 @@ def infer_gsq_config(
 def load_gsq(
     tensors: Mapping[str, Tensor], where: str, normalization: Normalization | None = None
 ) -> GsqTokenizer:
-    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
+    """Return a float32 model in eval mode with a checkpoint's tensors, loaded strictly.
 
-    `normalization` is as of `infer_gsq_config`.
+    `normalization` is that of `infer_gsq_config`.
 
     Raises:
         ExportError: missing, extra or misshapen keys (named), another model.

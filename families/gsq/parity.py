@@ -1,4 +1,4 @@
-"""What PyTorch computes with a GSQ tokenizer, and where its graphs may choose other codes."""
+"""Compute PyTorch's results of a GSQ tokenizer, and where other codes are allowed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class GsqReferences:
-    """Values of N images; tokens are [N, h, w], or of several groups [N, h, w, G].
+    """Hold PyTorch's results of N images; tokens are [N, h, w], or [N, h, w, G].
 
-    `raw` and `vectors` [N, h, w, G, d] are the latent's groups as they are and as they are
-    compared with `table` [V, d]. Of a large codebook codes lie closer together than float32 tells
-    apart, so a token is judged by how much worse its code is than PyTorch's.
+    `raw` and `vectors` [N, h, w, G, d] are the latent's groups as they are and as they are compared
+    with `table` [V, d]. Codes of a large codebook lie closer together than float32 can tell, so a
+    token is judged by how much worse its code is than PyTorch's.
     """
 
     images: Floats
@@ -33,7 +33,7 @@ class GsqReferences:
     table: Floats
 
     def may_differ(self, found: NDArray[np.int32], error: float) -> Flags:
-        """Where both codes are equally near, up to float error of the latent and of the scores."""
+        """Return where both codes are equally near, up to float error."""
         allowed = np.zeros(found.shape, np.bool_)
         at = found != self.indices
         flat = at.reshape(self.vectors.shape[:-1])
@@ -51,14 +51,14 @@ class GsqReferences:
 
 
 def closeness(vectors: NDArray[np.float64], codes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is largest for the nearest code: two [..., d] -> [...]."""
+    """Return a score that is largest for the nearest code: two [..., d] -> [...]."""
     scores: NDArray[np.float64] = (vectors * codes).sum(-1) - 0.5 * np.square(codes).sum(-1)
     return scores
 
 
 @torch.inference_mode()
 def compute_gsq_references(model: GsqTokenizer, images: Sequence[Floats]) -> GsqReferences:
-    """Images are [1, 3, H, W] in [-1, 1], all of one size."""
+    """Compute references of images [1, 3, H, W] in [-1, 1], all of one size."""
     quantizer = model.quantizers
     stacked = np.concatenate(images)
     latent = model.encode(torch.from_numpy(stacked))

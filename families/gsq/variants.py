@@ -1,4 +1,4 @@
-"""The GSQ tokenizers that are known by name."""
+"""List the GSQ tokenizers that are known by name."""
 
 from __future__ import annotations
 

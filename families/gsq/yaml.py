@@ -1,4 +1,4 @@
-"""The one fact of a GSQ checkpoint that neither its shapes nor a safe reading of it tell."""
+"""Read the normalization of a GSQ checkpoint from its config.yaml; its tensors do not tell it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAGS = ("use_l1_norm", "use_l2_norm", "force_1d_clip", "use_uniform_init")
 
 
 def read_normalization(folder: Path) -> Normalization | None:
-    """What the official `config.yaml` beside a checkpoint says of its quantizer; None without one.
+    """Return what the official `config.yaml` says of the quantizer; None without one.
 
     Raises:
         ExportError: the file is not YAML, or configures no quantizer, or says anything but true or
@@ -45,7 +45,7 @@ def read_normalization(folder: Path) -> Normalization | None:
 
 
 def find_quantizer(value: object) -> Mapping[str, object] | None:
-    """The mapping `quantizer_config`, at whatever depth."""
+    """Return the mapping `quantizer_config`, at whatever depth."""
     if not isinstance(value, Mapping):
         return None
     found = value.get("quantizer_config")

@@ -1,4 +1,4 @@
-"""Run a transformer in PyTorch as its steps keep keys and values, to compare graphs with it."""
+"""Run a transformer in PyTorch with the caches of its step graphs, to compare them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CacheT = TypeVar("CacheT")
 
 
 def cache_of(presents: Sequence[KeyValue]) -> Arrays:
-    """Each block's keys and values by the names of a step's outputs."""
+    """Return each block's keys and values by the names of a step's outputs."""
     keys: Arrays = {f"present_key.{i}": k.numpy() for i, (k, _) in enumerate(presents)}
     return keys | {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(presents)}
 
@@ -24,7 +24,7 @@ def cache_of(presents: Sequence[KeyValue]) -> Arrays:
 def run_as_kept(
     model: nn.Module, form: GraphForm, run: Callable[[], tuple[Tensor, CacheT]]
 ) -> tuple[Tensor, Tensor, CacheT]:
-    """Logits with exact caches, then logits and caches as the form's steps keep these."""
+    """Return logits with exact caches, then logits and caches as the step graphs store them."""
     full, cache = run()
     kind = cache_type(form)
     if kind is None:

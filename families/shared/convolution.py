@@ -1,4 +1,4 @@
-"""Convolutional blocks that the latent-diffusion lineage of tokenizers shares.
+"""Define convolutional blocks that the latent-diffusion lineage of tokenizers shares.
 
 Cosmos, VAR, LlamaGen and MAR all descend from the same autoencoder; parameter names are the
 official ones, so a published ``state_dict`` loads with ``strict=True``.
@@ -16,7 +16,7 @@ NORM_EPS = 1e-6
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm as every model of the lineage uses it: 32 groups, eps 1e-6, affine."""
+    """Return the GroupNorm of the lineage: 32 groups, eps 1e-6, affine."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS, affine=True)
 
 
@@ -46,7 +46,10 @@ class Upsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """x + conv2(swish(norm2(conv1(swish(norm1(x)))))), with a 1x1 shortcut when widths differ."""
+    """Compute x + conv2(swish(norm2(conv1(swish(norm1(x)))))), with a 1x1 shortcut if needed.
+
+    The shortcut is there when widths differ.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -67,7 +70,7 @@ class ResnetBlock(nn.Module):
 
 
 def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of one head over all H*W positions: three [N, C, H, W] -> [N, C, H, W].
+    """Attend with one head over all H*W positions: three [N, C, H, W] -> [N, C, H, W].
 
     The scale is C**-0.5, of the full channel count.
     """
@@ -82,7 +85,7 @@ def spatial_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all H*W positions, scaled by the full channel count."""
+    """Attend with one head over all H*W positions, scaled by the full channel count."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class AttnBlock(nn.Module):
 
 
 class FusedAttnBlock(nn.Module):
-    """`AttnBlock` with one convolution for q, k and v, in this order of its output channels."""
+    """Attend like `AttnBlock`, with one convolution for q, k and v, in this order."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -115,7 +118,7 @@ AttentionKind = type[AttnBlock] | type[FusedAttnBlock]
 
 
 class MidBlock(nn.Module):
-    """The bottleneck: block, attention, block."""
+    """Run the bottleneck: block, attention, block."""
 
     def __init__(self, channels: int, attention: AttentionKind = AttnBlock) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Stage 1 for a generator, in two processes: one writes its graphs, the next compares them.
+"""Export a generator in two subprocesses: one writes its graphs, the next compares them.
 
 Tracing keeps what it saw until its process ends, and so would the mapped checkpoint stay.
 """
@@ -24,7 +24,7 @@ What = Literal["write", "compare"]
 
 
 class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do with which checkpoint, images and folder of graphs."""
+    """Say what to do with which checkpoint, images and folder of graphs."""
 
     what: What
     model: str
@@ -37,14 +37,14 @@ class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What was found, and the lines for the user."""
+    """Hold what was found, and the lines for the user."""
 
     found: dict[str, Any]
     lines: tuple[str, ...]
 
 
 class Lines(SilentReporter):
-    """Keeps the lines for the process that asked."""
+    """Collect the lines for the process that asked."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -57,26 +57,26 @@ class Lines(SilentReporter):
 
 
 class GeneratorExporter(Exporter):
-    """Exports a generator in two processes: one writes its graphs, the next compares them."""
+    """Export a generator in two subprocesses: write its graphs, then compare them."""
 
     @abstractmethod
     def check_form(self, name: str, form: GraphForm) -> None:
-        """Raises ExportError for a form that its graphs cannot have."""
+        """Raise ExportError for a shape that its graphs cannot have."""
 
     @abstractmethod
     def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
-        """All that the export leaves; returns the parameters of each half."""
+        """Write everything that the export leaves; return each part's parameters."""
 
     @abstractmethod
     def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
-        """Both halves against PyTorch, for the manifest.
+        """Compare both parts with PyTorch; return the result for the manifest.
 
         Raises:
             ExportError: a difference above the tolerance; names the graph.
         """
 
     def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
-        """Write graphs, sites.json and generator.json; returns the manifest's results."""
+        """Write graphs, sites.json and generator.json; return the manifest's results."""
         job.progress("exporting", 0)
         written = do_apart("write", job, folder)
         for line in written.lines:
@@ -94,7 +94,7 @@ class GeneratorExporter(Exporter):
 
 
 def do_apart(what: What, job: ExportJob, folder: Path) -> Done:
-    """The parameters of both halves, or what was found of every graph, for the manifest.
+    """Run a task in a subprocess; return its parameters, or its comparison of every graph.
 
     Raises:
         ExportError: the checkpoint does not fit, or a difference above the tolerance.

@@ -1,4 +1,4 @@
-"""What the export of a model is given, whatever its family."""
+"""Define what the export of a model is given, whatever its family, and its common steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LABEL = 207
 
 
 class HasConfig(Protocol):
-    """A model that says what it is."""
+    """Give a model's configuration."""
 
     config: Any
 
@@ -44,7 +44,7 @@ Tokenizer = TypeVar("Tokenizer", bound=HasConfig)
 
 @dataclass(frozen=True, slots=True)
 class ExportJob:
-    """The model, the files of its checkpoint, images to compare on, and where progress goes.
+    """Hold the model, its checkpoint's files, images to compare on, and the reporter.
 
     `form` is how a generator's graphs are made. `weights` chooses where a trainer's snapshot has
     averaged ones beside the last ones; None takes what the family's official evaluation takes.
@@ -67,21 +67,21 @@ class ExportJob:
         return self.source.names[:PARITY_IMAGES]
 
     def inputs(self) -> tuple[Path, ...]:
-        """Every file of the model that decides the outputs; those of `CONFIGS` lie beside."""
+        """Return every file that decides the outputs; those of `CONFIGS` lie beside."""
         folder = self.paths[0].parent
         beside = [path for name in CONFIGS if (path := folder / name).is_file()]
         return (*self.paths, *beside)
 
     def pictures(self, size: int) -> list[FloatImage]:
-        """The images' centres, [1, 3, size, size] in [-1, 1]."""
+        """Return the images' centres, [1, 3, size, size] in [-1, 1]."""
         chosen = (self.source.load(i) for i in range(len(self.images)))
         return [to_model(center_crop(image, size)) for image in chosen]
 
     def read(self, infinite: Collection[str] = ()) -> dict[str, Tensor]:
-        """The tensors of all files, of which `infinite` may hold infinities.
+        """Return the tensors of all files, of which `infinite` may hold infinities.
 
         Raises:
-            ExportError: as `read_all`.
+            ExportError: whatever `read_all` refuses.
         """
         from ...export.checkpoint.read import Choice, read_all
 
@@ -95,7 +95,7 @@ class ExportJob:
 
 
 def refuse_static(name: str, form: GraphForm, grows: str) -> None:
-    """Raises ExportError for fixed shapes of a cache that grows by so much a step."""
+    """Raise ExportError for fixed shapes, where a cache grows by `grows` a step."""
     if form.static_batch is not None:
         raise ExportError(
             f"has a cache that grows by {grows} a step: no fixed shapes",
@@ -105,7 +105,7 @@ def refuse_static(name: str, form: GraphForm, grows: str) -> None:
 
 
 def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> dict[str, Any]:
-    """The tokens of the encoder and the differences of every graph."""
+    """Return the tokens of the encoder and the differences of every graph."""
     return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}
 
 
@@ -116,10 +116,10 @@ def write_halves(
     spec: GeneratorSpec,
     export: Callable[[WeightFile, dict[str, str]], tuple[Site, ...]],
 ) -> dict[str, int]:
-    """All that the export of a transformer and its tokenizer leaves; returns their parameters.
+    """Write everything that the export of a transformer and its tokenizer leaves.
 
-    `export` writes the graphs, with these properties, and returns their sites; `spec` is for the
-    runtime, and names the graphs that have every site to be planned once.
+    Returns their parameters. `export` writes the graphs, with these properties, and returns their
+    sites; `spec` is for the runtime, and names the graphs that have every site to be planned once.
     """
     from ...export.weight_file import WeightFile
 
@@ -136,7 +136,7 @@ def write_halves(
 
 
 def mark_norms(job: ExportJob, tokenizer: nn.Module, size: int) -> None:
-    """Mark the norms of a tokenizer that ONNX Runtime's operator is wrong for, on one picture."""
+    """Mark the norms of a tokenizer that ONNX Runtime gets wrong, measured on one image."""
     import torch
 
     from ...export.passes.norm_drift import mark_drifting_norms
@@ -156,7 +156,7 @@ def load_halves(
     infinite: Collection[str] = (),
     ignored: str | None = None,
 ) -> tuple[Transformer, Tokenizer]:
-    """Both halves of a generator's checkpoint, whose configurations agree in `shared`.
+    """Load transformer and tokenizer of a checkpoint; they must agree in `shared`.
 
     Raises:
         ExportError: a half is missing, is another variant's, or they do not belong together.
@@ -174,7 +174,7 @@ def load_halves(
 def read_halves(
     job: ExportJob, tokenizer_file: str, infinite: Collection[str] = (), ignored: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A generator's tensors: the transformer's, the tokenizer's.
+    """Return a generator's tensors: the transformer's, and the tokenizer's.
 
     Names that begin with `ignored` are left out.
 
@@ -205,7 +205,7 @@ def read_halves(
 def require_pair(
     job: ExportJob, transformer: object, tokenizer: object, names: Sequence[str]
 ) -> None:
-    """Raises ExportError unless two configurations have the same values of `names`."""
+    """Raise ExportError unless two configurations have the same values of `names`."""
     differ = [
         f"{name} is {getattr(transformer, name)} in the transformer, "
         f"{getattr(tokenizer, name)} in it"
@@ -221,7 +221,10 @@ def require_pair(
 
 
 def guided_labels(num_classes: int, images: int = 1) -> Tensor:
-    """A class an image, and as often the null class, as guidance runs them; int64 [2 * images]."""
+    """Return a class per image, then as many null classes; int64 [2 * images].
+
+    Guidance runs both.
+    """
     import torch
 
     classes = [(LABEL + k) % num_classes for k in range(images)]

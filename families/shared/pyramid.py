@@ -1,10 +1,10 @@
-"""What every tokenizer of this lineage has: a first width and its multiples, a level each."""
+"""Define what every tokenizer of this lineage has: a width and its multiple per resolution."""
 
 from __future__ import annotations
 
 
 class Pyramid:
-    """The properties of a configuration with `channels` and `channels_mult`, fine to coarse."""
+    """Add properties to a configuration with `channels` and `channels_mult`, fine to coarse."""
 
     __slots__ = ()
     channels: int
@@ -12,7 +12,7 @@ class Pyramid:
 
     @property
     def stride(self) -> int:
-        """Pixels a side of a latent's cell: a factor of 2 between levels."""
+        """Return the pixels per side of a latent's cell: a factor of 2 between levels."""
         return 1 << (len(self.channels_mult) - 1)
 
     @property

@@ -1,4 +1,4 @@
-"""Transformer blocks that the generator families share.
+"""Define transformer blocks that the generator families share.
 
 Attention is an explicit MatMul, Softmax, MatMul: what engines fuse, and what a fused operator of
 a later opset would hide from them. Token sequences are [rows, n, C], heads [rows, H, n, d].
@@ -20,32 +20,35 @@ NORM_FLOOR = 1e-12
 
 
 def joined_heads(qkv: Tensor, heads: int) -> Tensor:
-    """[rows, n, 3C], features in the order q, k, v and head-major inside -> [3, rows, H, n, d]."""
+    """Return heads [3, rows, H, n, d] of [rows, n, 3C], in the order q, k, v.
+
+    Features are head-major inside q, k and v.
+    """
     rows, n, features = qkv.shape
     return qkv.reshape(rows, n, 3, heads, features // (3 * heads)).permute(2, 0, 3, 1, 4)
 
 
 def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[rows, n, 3C] as `joined_heads` takes it -> q, k and v as heads."""
+    """Return q, k and v as heads, of [rows, n, 3C] as `joined_heads` takes it."""
     q, k, v = joined_heads(qkv, heads).chunk(3, dim=0)  # a single Split; unbind becomes slices
     return q.squeeze(0), k.squeeze(0), v.squeeze(0)
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """x / max(|x|, 1e-12) over the last axis; the floor needs float32."""
+    """Return x / max(|x|, 1e-12) over the last axis; the floor needs float32."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.clamp_min(NORM_FLOOR)
 
 
 def extend(past: KeyValue | None, key: Tensor, value: Tensor) -> KeyValue:
-    """Keys and values of all tokens so far, [rows, H, P + n, d]."""
+    """Return keys and values of all tokens so far, [rows, H, P + n, d]."""
     if past is None:
         return key, value
     return torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T + mask) v with the heads joined, [rows, n, C]; the caller has scaled q."""
+    """Return softmax(q k^T + mask) v with the heads joined, [rows, n, C]; q is already scaled."""
     scores = q @ k.transpose(2, 3)
     if mask is not None:
         scores = scores + mask
@@ -55,8 +58,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 class CachedAttention(nn.Module):
-    """Attention over a cache; `cache_type` is what keys and values are rounded to, in the step that
-    makes them too, None for no rounding.
+    """Attend over a cache.
+
+    Keys and values are rounded to `cache_type`, also in the step that makes them; None: not at all.
     """
 
     cache_type: torch.dtype | None = None
@@ -64,7 +68,7 @@ class CachedAttention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, past: KeyValue | None, mask: Tensor | None
     ) -> tuple[Tensor, KeyValue]:
-        """As `attend` over all tokens so far, and their keys and values."""
+        """Attend over all tokens so far; return also their keys and values."""
         kept = self.cache_type or q.dtype
         keys, values = extend(past, k.to(kept), v.to(kept))
         return attend(q, keys.to(q.dtype), values.to(q.dtype), mask), (keys, values)
@@ -79,16 +83,16 @@ def keep_cache_as(model: Model, kind: torch.dtype | None) -> Model:
 
 
 def causal_mask(position_ids: Tensor, total: int, dtype: torch.dtype) -> Tensor:
-    """[n, total]: 0 where a token at one of the positions [n] sees one of 0..total - 1, else -inf.
+    """Return the mask [n, total]: 0 where a token sees another, else -inf.
 
-    A token sees itself and what is before it.
+    Tokens are at `position_ids` [n]. A token sees itself and what is before it.
     """
     visible = torch.arange(total, device=position_ids.device) <= position_ids.unsqueeze(1)
     return torch.where(visible, 0.0, -torch.inf).to(dtype)
 
 
 def modulated_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """LN(x) * gain + shift: a layer norm whose affine comes from the condition (adaLN).
+    """Return LN(x) * gain + shift, where the affine comes from the condition (adaLN).
 
     `gain` is 1 + scale. x [rows, n, C]; gain and shift [rows, 1, C], or [rows, n, C].
     """
@@ -96,17 +100,17 @@ def modulated_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor
 
 
 def ones_of(chunks: Sequence[float], like: Tensor) -> Tensor:
-    """[chunks, 1], to be added to rows [..., chunks, C]."""
+    """Return [chunks, 1], to be added to rows [..., chunks, C]."""
     return torch.tensor(chunks, dtype=like.dtype, device=like.device).unsqueeze(1)
 
 
 def spread_ones(chunks: Sequence[float], like: Tensor) -> Tensor:
-    """[F], to be added to rows [..., F] of as many chunks, one behind the other."""
+    """Return [F], to be added to rows [..., F] of as many chunks, one behind the other."""
     return ones_of(chunks, like).expand(-1, like.shape[-1] // len(chunks)).reshape(-1)
 
 
 def with_bias(linear: nn.Linear, bias: Tensor) -> nn.Linear:
-    """The same weight, not a copy, with another bias."""
+    """Return a linear with the same weight, not a copy, and another bias."""
     changed = nn.Linear(linear.in_features, linear.out_features, device="meta")
     changed.weight = linear.weight
     changed.bias = nn.Parameter(bias, requires_grad=False)
@@ -114,12 +118,12 @@ def with_bias(linear: nn.Linear, bias: Tensor) -> nn.Linear:
 
 
 def with_ones(linear: nn.Linear, chunks: Sequence[float]) -> nn.Linear:
-    """A modulation linear that gives gains, 1 + scale, instead of scales."""
+    """Return a modulation linear that gives gains, 1 + scale, instead of scales."""
     return with_bias(linear, linear.bias + spread_ones(chunks, linear.bias))
 
 
 class FeedForward(nn.Module):
-    """fc2(gelu(fc1(x))); `approximate` is "tanh" or "none" (erf), as the family has it."""
+    """Compute fc2(gelu(fc1(x))); `approximate` is "tanh" or "none" (erf)."""
 
     def __init__(self, width: int, hidden: int, approximate: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The graphs of a transformer through its weight file, with the sites that its family declares."""
+"""Save the graphs of a transformer, with the sites that its family declares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POSITIONS = "position_ids"
 
 @dataclass(frozen=True, slots=True)
 class SiteRules:
-    """What a family says of its linears, by module path.
+    """Hold what a family says of its linears, by module path.
 
     `token_axis` answers for a role. `excluded` says for a graph which linears are left out, and
     why.
@@ -35,7 +35,7 @@ def write_transformer(
     weights: WeightFile,
     properties: dict[str, str],
 ) -> tuple[Site, ...]:
-    """Save every graph under its name, one at a time; returns their sites.
+    """Save every graph under its name, one at a time; return their sites.
 
     Positions are those of the input `position_ids`, where a graph has it.
     """

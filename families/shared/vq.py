@@ -1,4 +1,4 @@
-"""What the vector-quantized tokenizers share: encoder, decoder, nearest code.
+"""Define what the vector-quantized tokenizers share: encoder, decoder, nearest code.
 
 The lineage's layout without Cosmos' patcher: one resolution per entry of `widths`, resampling
 between them, attention at the lowest resolution and in the middle.
@@ -19,7 +19,7 @@ IMAGE_CHANNELS = 3
 
 
 class VqLevel(nn.Module):
-    """One resolution: residual blocks, each with attention or none, then a resampling or none."""
+    """Run one resolution: residual blocks, attention or none, a resampling or none."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class VqLevel(nn.Module):
 
 
 class VqEncoder(nn.Module):
-    """Image [N, 3, H, W] -> features [N, z_channels, H/s, W/s] for s = 2**(levels - 1)."""
+    """Encode an image [N, 3, H, W] to features [N, z_channels, H/s, W/s], s = 2**(levels - 1)."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class VqEncoder(nn.Module):
 
 
 class VqDecoder(nn.Module):
-    """Features [N, z_channels, h, w] -> image [N, 3, h*s, w*s], not clamped.
+    """Decode features [N, z_channels, h, w] to an image [N, 3, h*s, w*s], not clamped.
 
     ``up.{i}`` is resolution level i, run from the highest i (lowest resolution) to 0.
     """
@@ -104,7 +104,7 @@ class VqDecoder(nn.Module):
         *,
         level_attention: bool = True,
     ) -> None:
-        """Without `level_attention` only the middle attends, not the lowest resolution too."""
+        """Attend in the middle, and with `level_attention` at the lowest resolution."""
         super().__init__()
         inputs = (*widths[1:], widths[-1])
         last = len(widths) - 1
@@ -131,7 +131,7 @@ class VqDecoder(nn.Module):
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the code of least Euclidean distance: [..., C], [V, C] -> int64 [...].
+    """Return the index of the code of least Euclidean distance: [..., C], [V, C] -> int64 [...].
 
     argmin |z - e|^2 = argmax z.e - |e|^2 / 2: without the constant |z|^2, which would only cost
     digits. The lowest index wins a tie.
@@ -140,12 +140,15 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def closeness(z: Tensor, codebook: Tensor) -> Tensor:
-    """z.e - |e|^2 / 2 of every code, largest for the nearest: [..., C], [V, C] -> [..., V]."""
+    """Return z.e - |e|^2 / 2 of every code, largest for the nearest: [..., V].
+
+    The shapes are [..., C], [V, C] -> [..., V].
+    """
     return z @ codebook.T - 0.5 * codebook.square().sum(dim=1)
 
 
 def code_scores(codebook: Tensor) -> nn.Linear:
-    """`nearest_code` as a linear [..., C] -> [..., V], whose arg-max it is."""
+    """Return `nearest_code` as a linear [..., C] -> [..., V], whose arg-max it is."""
     scores = nn.Linear(codebook.shape[1], codebook.shape[0], device="meta")
     scores.weight = nn.Parameter(codebook, requires_grad=False)
     lengths = codebook.double().square().sum(dim=1)
@@ -154,12 +157,12 @@ def code_scores(codebook: Tensor) -> nn.Linear:
 
 
 def lookup(codes: Tensor, codebook: Tensor) -> Tensor:
-    """int [N, h, w], [V, C] -> [N, C, h, w]."""
+    """Return the codebook's rows as [N, C, h, w], of codes [N, h, w] and codebook [V, C]."""
     return channels_first(F.embedding(codes, codebook))
 
 
 def channels_first(vectors: Tensor) -> Tensor:
-    """[N, h, w, C] -> [N, C, h, w], also in memory.
+    """Return [N, h, w, C] as [N, C, h, w], also in memory.
 
     PyTorch takes any other order as channels-last, in which its group norms of large maps add
     with far fewer digits.
@@ -168,7 +171,7 @@ def channels_first(vectors: Tensor) -> Tensor:
 
 
 class VqConfig(Protocol):
-    """What the graphs of a `VqTokenizer` say of themselves."""
+    """Describe what the graphs of a `VqTokenizer` record in their metadata."""
 
     @property
     def stride(self) -> int: ...
@@ -181,7 +184,7 @@ class VqConfig(Protocol):
 
 
 class VqTokenizer(nn.Module):
-    """A tokenizer with one map of codes, each the nearest of a codebook to a latent vector.
+    """Tokenize images to one map of codes, each the nearest of a codebook to a latent vector.
 
     Images are [N, 3, H, W] in [-1, 1], whatever the official ones are.
     """
@@ -198,20 +201,20 @@ class VqTokenizer(nn.Module):
     @property
     @abstractmethod
     def codebook(self) -> Tensor:
-        """[V, C]; the nearest code is that of least Euclidean distance."""
+        """Return the codebook [V, C]; the nearest code has the least Euclidean distance."""
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
-        """[N, 3, H, W] -> latent [N, C, h, w], before quantization."""
+        """Return the latent [N, C, h, w] of an image [N, 3, H, W], before quantization."""
 
     @abstractmethod
     def reconstruct(self, latent: Tensor) -> Tensor:
-        """Quantized latent [N, C, h, w] -> image [N, 3, H, W], not clamped."""
+        """Return the image [N, 3, H, W], not clamped, of a quantized latent."""
 
     def codes(self, latent: Tensor) -> Tensor:
-        """[N, C, h, w] -> int64 [N, h, w]."""
+        """Return the codes int64 [N, h, w] of a latent [N, C, h, w]."""
         return nearest_code(latent.permute(0, 2, 3, 1), self.codebook)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int [N, h, w] -> image [N, 3, H, W], not clamped."""
+        """Return the image [N, 3, H, W], not clamped, of codes int [N, h, w]."""
         return self.reconstruct(lookup(codes, self.codebook))

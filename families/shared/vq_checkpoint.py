@@ -1,4 +1,4 @@
-"""What a checkpoint's shapes tell of a tokenizer of this lineage."""
+"""Infer the layout of a tokenizer of this lineage from its checkpoint's shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .vq import IMAGE_CHANNELS
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Of encoder and decoder: the first width, those of the resolutions in it, blocks of each."""
+    """Describe encoder and decoder: first width, widths of resolutions in it, blocks of each."""
 
     channels: int
     channels_mult: tuple[int, ...]
@@ -31,7 +31,7 @@ def infer_layout(
     levels: str = "down",
     blocks: str = "block",
 ) -> Layout:
-    """The layout of an encoder whose blocks are `encoder.LEVELS.i.BLOCKS.k`.
+    """Return the layout of an encoder whose blocks are `encoder.LEVELS.i.BLOCKS.k`.
 
     `needed` gives the keys, with their axes, that the rest of the configuration is read from;
     `what` and `do` are for the message.
@@ -53,7 +53,7 @@ def infer_layout(
 
 
 def require_widths(channels: int, widths: Sequence[int], colours: int, where: str, do: str) -> None:
-    """Raises ExportError for widths that the norms cannot have, or images without three colours."""
+    """Raise ExportError for widths that norms cannot have, or images not in three colours."""
     if not channels or any(w % NORM_GROUPS or w % channels for w in (channels, *widths)):
         raise ExportError(
             f"has widths {[channels, *widths]}, not multiples of {NORM_GROUPS} and of the first",

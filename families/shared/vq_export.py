@@ -1,4 +1,4 @@
-"""A tokenizer with one map of codes -> encoder.onnx, decoder.onnx and their sites."""
+"""Export a tokenizer with one map of codes: encoder.onnx, decoder.onnx and their sites."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def export_vq(
     graphs: TokenizerGraphs | None = None,
     side: int | None = None,
 ) -> tuple[Site, ...]:
-    """Write both graphs, for images of any size in strides; returns their sites.
+    """Write both graphs, for images of any size in strides; return their sites.
 
     `graphs` are the model's halves where they are not those of `vq_graphs`. `side` is that of the
     usual map of codes: at its images' size all sums must keep their digits.

@@ -1,4 +1,4 @@
-"""The graphs of a tokenizer with one map of codes: image to codes, and back.
+"""Define the graphs of a tokenizer with one map of codes: image to codes, and back.
 
 Submodules keep their official paths, so the graphs' nodes are named after them.
 """
@@ -17,14 +17,17 @@ DECIDES = "decides codes"
 
 
 def excluded(model: VqTokenizer) -> dict[str, dict[str, str]]:
-    """Why sites are left out, by their path, of encoder and decoder; `ends` lists two of each."""
+    """Return why sites are left out, by their path, of encoder and decoder.
+
+    `ends` lists two of each.
+    """
     first, last = (dict.fromkeys(half, FIRST_OR_LAST) for half in (model.ends[:2], model.ends[2:]))
     return {"encoder": first | {"nearest": DECIDES}, "decoder": last}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerGraphs:
-    """Both halves as modules, and by module path why a site stays in high precision.
+    """Hold both parts as modules, and why sites stay in high precision, by module path.
 
     Indices are [N, h, w], or of several `groups` of channels [N, h, w, groups].
     """
@@ -37,7 +40,7 @@ class TokenizerGraphs:
 
 
 class VqGraph(nn.Module):
-    """The model's modules under their own names, for its own arithmetic."""
+    """Hold the model's modules under their own names, for its own arithmetic."""
 
     def __init__(self, model: VqTokenizer) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class VqGraph(nn.Module):
 
 
 class VqEncoderGraph(VqGraph):
-    """image [N, 3, H, W] -> indices int32 [N, h, w], latent [N, C, h, w].
+    """Encode an image [N, 3, H, W] to indices int32 [N, h, w] and latent [N, C, h, w].
 
     The nearest code is one linear, with the codes' lengths in its bias, and an arg-max.
     """
@@ -63,7 +66,7 @@ class VqEncoderGraph(VqGraph):
 
 
 class VqDecoderGraph(VqGraph):
-    """indices int32 [N, h, w] -> image [N, 3, H, W], not clamped."""
+    """Decode indices int32 [N, h, w] to an image [N, 3, H, W], not clamped."""
 
     codes: Tensor
 

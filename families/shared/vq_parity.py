@@ -1,4 +1,4 @@
-"""The graphs of a tokenizer with one map of codes, or of latents, in ONNX Runtime against PyTorch.
+"""Compare the graphs of a tokenizer with PyTorch: one map of codes, or latents.
 
 PyTorch computes first and is let go; then one graph at a time is loaded.
 """
@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 
 
 class References(Protocol):
-    """What PyTorch computes for N images, and which tokens may be others.
+    """Hold what PyTorch computes for N images, and which tokens may differ.
 
     A continuous tokenizer has no `indices`: what it decodes is the latent.
     """
@@ -50,7 +50,7 @@ class References(Protocol):
     def decoded(self) -> Floats: ...
 
     def may_differ(self, found: NDArray[np.int32], error: float) -> Flags:
-        """Where the tokens `found` may differ from `indices`.
+        """Return where the tokens `found` may differ from `indices`.
 
         `error` is the largest of the latent, relative to its RMS.
         """
@@ -59,9 +59,9 @@ class References(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VqReferences:
-    """`References` of a tokenizer whose codes are compared with the latent itself.
+    """Hold `References` of a tokenizer whose codes are compared with the latent itself.
 
-    `distances` [N, h, w]: how far each latent vector lies from another code's region.
+    `distances` [N, h, w] say how far each latent vector lies from another code's region.
     """
 
     images: Floats
@@ -76,7 +76,7 @@ class VqReferences:
 
 @torch.inference_mode()
 def compute_vq_references(model: VqTokenizer, images: Sequence[Floats]) -> VqReferences:
-    """Images are [1, 3, H, W] in [-1, 1], all of one size."""
+    """Compute references of images [1, 3, H, W] in [-1, 1], all of one size."""
     stacked = np.concatenate(images)
     latent = model.encode(torch.from_numpy(stacked))
     codes = model.codes(latent)
