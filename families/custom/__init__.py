@@ -1,4 +1,4 @@
-"""A user's own ONNX graphs."""
+"""Define the family of custom models: a user's ONNX graphs."""
 
 from __future__ import annotations
 

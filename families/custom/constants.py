@@ -1,4 +1,4 @@
-"""Constants of a user's own graph: what constants alone compute, and halves widened to float32."""
+"""Fold constants of a custom graph, and widen float16 to float32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
 def fold(model: ir.Model) -> None:
-    """Compute once what constants alone decide, in the graph itself: those of bodies stay.
+    """Compute once what constants alone decide; bodies of If, Loop and Scan stay.
 
     Quantized weights behind DequantizeLinear become float32 too. Identities are passed over. A node
     that ONNX's reference implementation cannot evaluate stays, and what it feeds.
@@ -61,7 +61,7 @@ def fold(model: ir.Model) -> None:
 
 
 def fold_split(graph: ir.Graph) -> None:
-    """Split of a constant, such as one weight of queries, keys and values, into constants."""
+    """Replace the Split of a constant by constants, such as one weight of q, k and v."""
     for node in list(graph):
         held = node.inputs[0] if node.op_type == "Split" and node.domain == "" else None
         if held is None or held.const_value is None or not held.is_initializer():
@@ -85,14 +85,14 @@ def fold_split(graph: ir.Graph) -> None:
 
 
 def replace_by_constant(graph: ir.Graph, value: ir.Value, name: str, array: np.ndarray) -> ir.Value:
-    """Everyone who reads `value` reads the initializer `name` instead."""
+    """Let all who read `value` read the initializer `name` instead."""
     made = constant(graph, name, array)
     value.replace_all_uses_with(made)
     return made
 
 
 def widen_halves(model: ir.Model) -> bool:
-    """Turn a float16 model into the float32 one of the same weights; whether there was one.
+    """Turn a float16 model into the float32 one of the same weights; return whether it was one.
 
     Inputs and outputs keep their type: a Cast stands behind each input and in front of each output.
     """
@@ -127,7 +127,7 @@ def all_values(graphs: list[ir.Graph]) -> Iterator[ir.Value]:
 
 
 def wide(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    """The same numbers in float32, made when they are read."""
+    """Return the same numbers in float32, made when they are read."""
     return ir.LazyTensor(
         lambda: ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name),
         dtype=FLOAT,
@@ -156,7 +156,7 @@ def cast_input(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def cast_output(graph: ir.Graph, value: ir.Value) -> None:
-    """`value`, float32 now, gets another name, and its old one is the Cast's."""
+    """Cast `value`, now float32, to an output of its old name and type."""
     if value.is_graph_input():
         return
     name = str(value.name)

@@ -1,7 +1,8 @@
-"""Where a channel scale and shift of a tensor go for free, found from the graph.
+"""Find where a channel scale and shift of a tensor fold for free.
 
-Walking back from the tensor: what divides x by s and subtracts p is told of x's producer, as long
-as nothing else reads what lies between. Only steps that are exact in real numbers are taken.
+The search walks back from the tensor: dividing x by s and subtracting p is moved to x's producer,
+as long as nothing else reads what lies between. Only steps that are exact in real numbers are
+taken.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu")
 def find_fold(
     value: ir.Value, axis: int, sites: Collection[ir.Node]
 ) -> tuple[tuple[str, str] | None, ProducerFold | None]:
-    """(weight and bias of the norm that makes `value`, None), or (None, the producer's parts).
+    """Return (weight and bias of the norm that makes `value`, None), or (None, producer's parts).
 
     `axis` is the channel axis. Neither, if anything but the inputs of `sites` reads `value`.
     """
@@ -39,7 +40,7 @@ def find_fold(
 
 
 def channels_of(site: ir.Node) -> int:
-    """Number of input channels of a convolution or linear."""
+    """Return the number of input channels of a convolution or linear."""
     weight = site.inputs[1]
     assert weight is not None and weight.const_value is not None
     size = weight.const_value.shape[1 if site.op_type == "Conv" else 0]
@@ -48,7 +49,7 @@ def channels_of(site: ir.Node) -> int:
 
 
 def producer_parts(value: ir.Value, axis: int, channels: int) -> ProducerFold | None:
-    """What makes `value` x, such that x / s - p is free; None if something in between is not."""
+    """Return the fold into what makes `value`, None if something in between forbids it."""
     node = value.producer()
     if node is None:
         return None
@@ -73,14 +74,14 @@ def producer_parts(value: ir.Value, axis: int, channels: int) -> ProducerFold | 
 
 
 def behind(value: ir.Value | None, axis: int, channels: int) -> ProducerFold | None:
-    """`producer_parts` of an inner value, which only one node may read."""
+    """Return `producer_parts` of an inner value, which only one node may read."""
     if value is None or value.is_graph_output() or len(value_uses(value)) != 1:
         return None
     return producer_parts(value, axis, channels)
 
 
 def through_norm(norm: ir.Node, channels: int) -> ProducerFold | None:
-    """Weight and bias are divided, and the bias takes the shift.
+    """Fold into a norm: weight and bias are divided, and the bias takes the shift.
 
     A bias that cannot be divided, since something else reads it too or the graph computes it,
     leaves no fold: the weight alone would change the sum.
@@ -95,7 +96,7 @@ def through_norm(norm: ir.Node, channels: int) -> ProducerFold | None:
 
 
 def through_add(node: ir.Node, value: ir.Value, axis: int, channels: int) -> ProducerFold | None:
-    """x + bias: both are divided, and the bias takes the shift."""
+    """Fold into x + bias: both are divided, and the bias takes the shift."""
     for inner, index in ((node.inputs[0], 1), (node.inputs[1], 0)):
         bias = vector(node, index, value, axis, channels)
         found = behind(inner, axis, channels) if bias is not None else None
@@ -106,7 +107,7 @@ def through_add(node: ir.Node, value: ir.Value, axis: int, channels: int) -> Pro
 
 
 def through_mul(node: ir.Node, value: ir.Value, axis: int, channels: int) -> ProducerFold | None:
-    """x * weight takes a scale in the weight; x * y of two activations in either."""
+    """Fold a scale into the weight of x * weight, or into either operand of x * y."""
     for index in (0, 1):
         weight = vector(node, index, value, axis, channels)
         if weight is not None:
@@ -120,7 +121,7 @@ def through_mul(node: ir.Node, value: ir.Value, axis: int, channels: int) -> Pro
 
 
 def keeps_channels(inner: ir.Value, axis: int, channels: int, value: ir.Value) -> bool:
-    """Whether `inner` has the same rank and channels as `value`, so that none is broadcast."""
+    """Return whether `inner` has the rank and channels of `value`, so that none is broadcast."""
     if inner.shape is None or value.shape is None or len(inner.shape) != len(value.shape):
         return False
     return inner.shape[axis] == channels
@@ -129,7 +130,7 @@ def keeps_channels(inner: ir.Value, axis: int, channels: int, value: ir.Value) -
 def vector(
     node: ir.Node, index: int, value: ir.Value, axis: int, channels: int
 ) -> tuple[str, int] | None:
-    """The constant of `node` with one number a channel of `value`, and its channel axis."""
+    """Return the constant of `node` with one number per channel of `value`, and its axis."""
     held = node.inputs[index]
     if held is None or held.const_value is None or value.shape is None or not is_own(held):
         return None
@@ -143,7 +144,7 @@ def vector(
 
 
 def constant_name(node: ir.Node, index: int, channels: int) -> str | None:
-    """The node's own constant [C] at an input, None for anything else."""
+    """Return the node's own constant [C] at an input, None for anything else."""
     value = node.inputs[index] if len(node.inputs) > index else None
     if value is None or value.const_value is None or not is_own(value):
         return None
@@ -151,18 +152,18 @@ def constant_name(node: ir.Node, index: int, channels: int) -> str | None:
 
 
 def is_own(value: ir.Value) -> bool:
-    """Whether a single node reads an initializer, so that changing it changes nothing else."""
+    """Return whether only one node reads an initializer, so that changing it is safe."""
     used_once = len(list(value.uses())) == 1
     return value.is_initializer() and used_once and not value.is_graph_output()
 
 
 def is_norm(node: ir.Node, value: ir.Value, axis: int) -> bool:
-    """Whether `value` is what a norm with its channels on `axis` makes, not one of its moments."""
+    """Return whether `value` is the output of a norm over channels on `axis`, not a moment."""
     return node.op_type in NORMS and value is node.outputs[0] and norm_axis(node) == axis
 
 
 def norm_axis(norm: ir.Node) -> int | None:
-    """The channel axis of a norm's scale; the last axis of the input as a positive number."""
+    """Return the channel axis of a norm's scale, as a positive number."""
     if norm.op_type not in ("LayerNormalization", "RMSNormalization"):
         return 1
     x = norm.inputs[0]
@@ -174,12 +175,12 @@ def norm_axis(norm: ir.Node) -> int | None:
 
 
 def without_shift(fold: ProducerFold | None) -> ProducerFold | None:
-    """The scale alone: a bias that would take the shift stays among what is divided."""
+    """Return the fold of the scale alone: a bias that would take the shift is only divided."""
     return None if fold is None else ProducerFold(divide=fold.divide, subtract=())
 
 
 def parts(divide: list[tuple[str, int]], subtract: tuple[str, int] | None) -> ProducerFold:
-    """Whole initializers, each with its channel axis."""
+    """Return the fold into whole initializers, each with its channel axis."""
     return ProducerFold(
         divide=tuple(FoldPart(initializer=n, axis=axis, start=0) for n, axis in divide),
         subtract=()

@@ -1,4 +1,4 @@
-"""A user's own ONNX file -> the form that later stages take: opset, names, linears, constants.
+"""Bring a custom ONNX file into the form of later stages: opset, names, linears, constants.
 
 1. Opset 21 at least; functions are inlined, constants and what they compute are initializers, every
    value has a type; float16 is widened. Bodies of If, Loop and Scan keep their nodes.
@@ -89,8 +89,9 @@ def read_own_graph(
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Shapes of all values that have one. ONNX infers none for GroupNormalization with a dynamic
-    batch, and none behind it.
+    """Infer the shapes of all values that have one.
+
+    ONNX infers none for GroupNormalization with a dynamic batch, and none behind it.
     """
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     for node in model.graph:
@@ -101,9 +102,9 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def name_everything(graph: ir.Graph, graph_name: str, taken: Collection[str]) -> None:
-    """Products after their sites; other nodes and inner values keep their names without slashes.
+    """Name products after their sites; other names stay, without slashes.
 
-    Names in bodies are other than those outside and in other bodies.
+    Names in bodies differ from those outside and in other bodies.
     """
     used: set[str] = set()
     for node in [node for node in graph if is_listed(node)]:
@@ -132,7 +133,7 @@ def name_everything(graph: ir.Graph, graph_name: str, taken: Collection[str]) ->
 
 
 def body_values(graph: ir.Graph) -> list[ir.Value]:
-    """What bodies take and compute, at any depth, without optional outputs that are left out."""
+    """Return what bodies take and compute, at any depth, without omitted optional outputs."""
     found: dict[ir.Value, None] = {}
     for body in graph.subgraphs():
         found |= dict.fromkeys((*body.inputs, *body.initializers.values()))
@@ -141,7 +142,7 @@ def body_values(graph: ir.Graph) -> list[ir.Value]:
 
 
 def site_name(node: ir.Node) -> str:
-    """What a product's weight belongs to, else the module that made the node, else its own name."""
+    """Return a product's name: its weight's owner, else the module, else the node's name."""
     weight = node.inputs[1] if is_product(node) else None
     if weight is not None and not weight.is_initializer():
         weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
@@ -158,7 +159,7 @@ def site_name(node: ir.Node) -> str:
 
 
 def blocked_names(graph: ir.Graph, node: ir.Node) -> set[str]:
-    """Names under which other nodes have constants that later stages call a site's."""
+    """Return names of sites that other nodes' constants occupy."""
     near = [node, *node.outputs[0].consumers()]
     own = {value.name for n in near for value in n.inputs if value is not None}
     linear = is_product(node) and node.op_type in ("MatMul", "Gemm")
@@ -172,7 +173,7 @@ def blocked_names(graph: ir.Graph, node: ir.Node) -> set[str]:
 
 
 def plain(name: str) -> str:
-    """Letters, digits, `.`, `_`, `-` and `:` of a name, with dots for slashes."""
+    """Return a name of letters, digits, `.`, `_`, `-` and `:`, with dots for slashes."""
     return re.sub(r"[^\w.:-]", "_", name.strip("/").replace("/", "."))
 
 
@@ -185,12 +186,12 @@ def unique(base: str, used: Collection[str]) -> str:
 
 
 def linear_name(node: ir.Node) -> str | None:
-    """The name of a node that is a linear and nothing more, None for any other product."""
+    """Return the name of a node that is a linear and nothing more, None for other products."""
     return None if node.domain or not_a_linear(node) else node.name
 
 
 def own_constants(graph: ir.Graph) -> None:
-    """Copies of constants that several nodes read, one for each that scales or shifts with it.
+    """Copy constants that several nodes scale or shift with, one for each.
 
     The file of weights holds equal contents once.
     """

@@ -1,4 +1,4 @@
-"""Reading a user's own ONNX file: its weights stay mapped, its opset is raised without them."""
+"""Read a custom ONNX file: weights stay mapped, and the opset is raised without them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONVERTER_ERRORS = (
 
 
 def load(path: Path) -> ir.Model:
-    """The model of a file, with opset 21 at least and without functions.
+    """Return the model of a file, at opset 21 or later and without functions.
 
     Raises:
         ExportError: not an ONNX model, weights missing, already quantized, or an opset that cannot
@@ -44,19 +44,19 @@ def load(path: Path) -> ir.Model:
 
 
 def read(path: Path) -> ir.Model:
-    """The model of a file as it is; raises ExportError for what is none, or lacks its weights."""
+    """Read the model of a file unchanged; raise ExportError if it is none, or lacks its weights."""
     do = "name an ONNX file that onnx.checker takes"
     return read_graph(path, error=ExportError, do=do, foreign=True)
 
 
 def weight_files(model: ir.Model) -> list[Path]:
-    """The external files that hold a model's weights, those of bodies too."""
+    """Return the external files that hold a model's weights, those of bodies too."""
     tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
     return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Nodes of the graph, of bodies and of functions."""
+    """Yield the nodes of the graph, of bodies and of functions."""
     yield from model.graph.all_nodes()
     for function in model.functions.values():
         yield from function.all_nodes()
@@ -74,10 +74,10 @@ def default_domain(model: ir.Model) -> None:
 
 
 def open_dimensions(graph: ir.Graph) -> None:
-    """Sizes of 0 and below in declared inputs and outputs are of any size, as other tools take
-    them; what the file says of values in between is then inferred again.
+    """Make sizes of 0 and below in declared inputs and outputs dynamic, as other tools do.
 
-    Names without a letter, such as "?", are none: TensorRT takes dimensions of one name for equal.
+    What the file says of values in between is then inferred again. Names without a letter, such as
+    "?", are dropped too: TensorRT takes dimensions of one name for equal.
     """
     odd = False
     for value in (*graph.inputs, *graph.outputs):
@@ -100,7 +100,7 @@ def is_open(dimension: int | ir.SymbolicDim) -> bool:
 
 
 def raise_opset(model: ir.Model, path: Path, opset: int) -> ir.Model:
-    """The model at opset 21.
+    """Return the model at opset 21.
 
     The converter gets inputs for weights, so that none is copied and their size does not matter.
     It forgets what made a node, which is put back.

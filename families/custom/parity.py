@@ -1,4 +1,4 @@
-"""The canonical graph against the user's file, both in ONNX Runtime without optimizations."""
+"""Compare the canonical graph with the user's file, both in ONNX Runtime without optimizations."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ SEEDS = (0, 1)
 
 @dataclass(frozen=True, slots=True)
 class OwnParity:
-    """Largest difference of each float output relative to its RMS; share of unequal integers.
+    """Hold the largest relative difference of float outputs, and the share of unequal integers.
 
-    `tolerance` is what was allowed of floats.
+    Differences are relative to each output's RMS. `tolerance` is what was allowed of floats.
     """
 
     graph: str
@@ -48,7 +48,7 @@ class OwnParity:
 
 
 def check_own_graph(path: Path, canonical: Path, model: ir.Model) -> OwnParity:
-    """Run both on the same seeded inputs; `model` is the canonical graph with its shapes.
+    """Run both graphs on the same seeded inputs; `model` is the canonical one with shapes.
 
     Floats are standard normal, integers and booleans 0 and 1. Dimensions without a size get the
     first of `SIZES` that the file runs with. Where the file gives infinity or NaN, as masks do, the
@@ -87,7 +87,7 @@ def check_own_graph(path: Path, canonical: Path, model: ir.Model) -> OwnParity:
 
 
 def require_finite(outputs: Sequence[Arrays], path: Path) -> None:
-    """Raises ExportError for an output that has no finite value: nothing could be compared."""
+    """Raise ExportError for an output without finite values: nothing could be compared."""
     for name in outputs[0]:
         arrays = [each[name] for each in outputs]
         if not np.issubdtype(arrays[0].dtype, np.floating) or not any(a.size for a in arrays):
@@ -124,10 +124,10 @@ def learn_ranks(path: Path, canonical: Path, model: ir.Model, values: Sequence[i
 
 @contextlib.contextmanager
 def blamed_on_file(path: Path) -> Iterator[None]:
-    """Where a pass over a graph fails, ask ONNX Runtime whether the file is one at all.
+    """Ask ONNX Runtime, where a pass over a graph fails, whether the file is a model at all.
 
     Raises:
-        ExportError: it is not; what the pass raised otherwise.
+        ExportError: it is not. Otherwise the error of the pass is raised.
     """
     try:
         yield
@@ -139,7 +139,7 @@ def blamed_on_file(path: Path) -> Iterator[None]:
 
 
 def open_original(path: Path) -> OnnxRuntimeSession:
-    """The file as given; sizes of 0 and below in its declared ends are of any size."""
+    """Open the file unchanged, except that sizes of 0 and below in its ends are dynamic."""
     try:
         return OnnxRuntimeSession(path, optimized=False, graph=with_open_dimensions(path))
     except BundleError as error:
@@ -149,7 +149,7 @@ def open_original(path: Path) -> OnnxRuntimeSession:
 
 
 def with_open_dimensions(path: Path) -> bytes | None:
-    """The file's bytes without sizes of 0 and below, None where it has none such."""
+    """Return the file's bytes without sizes of 0 and below, None if it has none."""
     proto = onnx.load(path, load_external_data=False)
     odd = False
     for value in (*proto.graph.input, *proto.graph.output):
@@ -166,7 +166,7 @@ def with_open_dimensions(path: Path) -> bytes | None:
 def first_that_runs(
     session: OnnxRuntimeSession, path: Path, model: ir.Model
 ) -> tuple[list[Arrays], list[Arrays]]:
-    """Seeded inputs of the first size that the file takes, and its outputs."""
+    """Return seeded inputs of the first size that the file takes, and its outputs."""
     problem: BundleError | None = None
     for size in SIZES:
         feeds = [seeded_inputs(model.graph, size, seed) for seed in SEEDS]
@@ -183,7 +183,10 @@ def first_that_runs(
 
 
 def seeded_inputs(graph: ir.Graph, size: int, seed: int) -> Arrays:
-    """An array for every input; a dimension without a number has `size`, the first `BATCH`."""
+    """Return an array for every input; dimensions without a number have `size`.
+
+    The first dimension of each input is `BATCH` instead.
+    """
     shapes = {}
     for value in graph.inputs:
         if value.shape is None or value.dtype is None:
@@ -196,7 +199,7 @@ def seeded_inputs(graph: ir.Graph, size: int, seed: int) -> Arrays:
 
 
 def seeded_arrays(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
-    """Inputs of these shapes: floats are standard normal, integers and booleans 0 and 1."""
+    """Return inputs of these shapes: normal floats; integers and booleans of 0 and 1."""
     rng = np.random.default_rng(seed)
     feeds: Arrays = {}
     for value in graph.inputs:
@@ -210,9 +213,10 @@ def seeded_arrays(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]], seed: 
 
 
 def relative(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
-    """max |a - b| / RMS(b) in float64 where b is finite; infinite where a is another elsewhere.
+    """Return max |a - b| / RMS(b) in float64 where b is finite.
 
-    The RMS of an output of zeros counts as 1.
+    It is infinite where a and b are not finite in the same way. The RMS of an output of zeros
+    counts as 1.
     """
     wide, other = expected.astype(np.float64), found.astype(np.float64)
     if wide.shape != other.shape:

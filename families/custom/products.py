@@ -1,4 +1,4 @@
-"""The products of a user's own graph: what each one is, and which lie around it."""
+"""Classify the products of a custom graph, and find which products lie around each."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ UNKNOWN_RANK = "the rank of its input is unknown"
 
 
 def is_product(node: ir.Node) -> bool:
-    """Whether a node is ONNX's own Conv, ConvTranspose, MatMul or Gemm."""
+    """Return whether a node is ONNX's own Conv, ConvTranspose, MatMul or Gemm."""
     return node.op_type in SITE_OPS and node.domain == ""
 
 
 def is_listed(node: ir.Node) -> bool:
-    """Whether a node computes products, in any form: all that sites are made of, or a reason."""
+    """Return whether a node computes products of any kind: a site, or one with a reason."""
     if node.domain != "":
         return node.op_type in FOREIGN_PRODUCTS
     return node.op_type in (*SITE_OPS, "Einsum", "Attention", *RECURRENT_OPS)
 
 
 def foreign_form(node: ir.Node) -> str | None:
-    """Why a node that `is_listed` is no convolution or linear of ONNX, None if it may be one."""
+    """Return why a listed node is no convolution or linear of ONNX, None if it may be one."""
     if node.domain != "":
         return f"it is {node.domain}::{node.op_type}, no operator of ONNX"
     if node.op_type in RECURRENT_OPS:
@@ -53,7 +53,7 @@ def foreign_form(node: ir.Node) -> str | None:
 
 
 def obstacle(node: ir.Node) -> str | None:
-    """Why a product cannot be quantized, None if it can."""
+    """Return why a product cannot be quantized, None if it can."""
     reason = foreign_form(node)
     if reason is not None:
         return reason
@@ -92,7 +92,7 @@ def is_activation_product(node: ir.Node) -> bool:
 
 
 def is_computed_constant(value: ir.Value) -> bool:
-    """Whether nothing that the graph is fed goes into `value`."""
+    """Return whether no input of the graph goes into `value`."""
     seen: set[ir.Value] = set()
     stack = [value]
     while stack:
@@ -108,12 +108,12 @@ def is_computed_constant(value: ir.Value) -> bool:
 
 
 def in_body(operator: str) -> str:
-    """Why a product in a graph of an If, Loop or Scan is left as it is."""
+    """Return why a product in a graph of an If, Loop or Scan is left as it is."""
     return f"it is in the body of a node {operator}"
 
 
 def bodies(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Graph]]:
-    """(node, graph of its own) for every node outside and in bodies that runs graphs."""
+    """Yield (node, its graph) for every node outside and in bodies that runs graphs."""
     for node in graph.all_nodes():
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
@@ -123,13 +123,16 @@ def bodies(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Graph]]:
 
 
 def has_body(node: ir.Node) -> bool:
-    """Whether a node runs graphs of its own, as If and Loop do, which read outer values too."""
+    """Return whether a node runs graphs of its own, as If and Loop do.
+
+    Such graphs read outer values too.
+    """
     graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     return any(attribute.type in graphs for attribute in node.attributes.values())
 
 
 def before(node: ir.Node) -> Iterator[ir.Node]:
-    """The nearest products that a product's input is computed from, or its second operand."""
+    """Yield the nearest products that a product's input, or second operand, is computed from."""
     seen: set[ir.Node] = set()
     stack = [value for value in node.inputs if value is not None]
     while stack:
@@ -144,7 +147,7 @@ def before(node: ir.Node) -> Iterator[ir.Node]:
 
 
 def behind(node: ir.Node) -> Iterator[ir.Node]:
-    """The nearest products that a product's output goes into."""
+    """Yield the nearest products that a product's output goes into."""
     seen: set[ir.Node] = set()
     stack = list(node.outputs[0].consumers())
     while stack:
@@ -159,19 +162,22 @@ def behind(node: ir.Node) -> Iterator[ir.Node]:
 
 
 def value_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Who reads the values of a tensor, and as which input."""
+    """Return who reads the values of a tensor, and as which input."""
     return [(use.node, use.idx) for use in value.uses() if use.node.op_type not in SHAPE_OPS]
 
 
 def attention_role(node: ir.Node) -> str:
-    """Of a product of activations, by the softmax in front of its left side or behind it."""
+    """Return the role of a product of activations, by the softmax in front or behind."""
     if reaches_softmax(node, forward=False):
         return VALUES
     return SCORES if reaches_softmax(node, forward=True) else PRODUCT
 
 
 def reaches_softmax(node: ir.Node, *, forward: bool) -> bool:
-    """Whether a Softmax lies between a product and the next one behind, or on its left in front."""
+    """Return whether a Softmax lies between a product and the next one.
+
+    With `forward` the next one behind, else in front of its left operand.
+    """
     seen: set[ir.Node] = set()
     start = node.outputs[0] if forward else node.inputs[0]
     stack = [start] if start is not None else []
@@ -188,7 +194,7 @@ def reaches_softmax(node: ir.Node, *, forward: bool) -> bool:
 
 
 def not_a_linear(node: ir.Node) -> str | None:
-    """Why a MatMul or Gemm is no linear x W + b with a constant float32 W; None if it is one."""
+    """Return why a MatMul or Gemm is no linear x W + b with constant float32 W, None if it is."""
     left, right = node.inputs[0], node.inputs[1]
     if left is not None and left.const_value is not None:
         return "its constant is on the left"

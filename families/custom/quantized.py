@@ -1,4 +1,4 @@
-"""Whether a user's own file is quantized already: in what form, and with which zero points."""
+"""Detect whether a custom file is already quantized: how, and with which zero points."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WEIGHT_ONLY_OPS = ("MatMulNBits", "MatMulBnb4", "MatMulFpQ4")
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """The form, its operators by count, and what its zero points are."""
+    """Describe how a file is quantized, its operators by count, and its zero points."""
 
     form: str
     operators: Counter[str]
@@ -43,7 +43,7 @@ class Quantized:
 
 
 def refuse_quantized(model: ir.Model, path: Path) -> None:
-    """Raises ExportError for a file that is quantized already; weights alone may be, as constants.
+    """Raise ExportError for an already quantized file; constant weights alone may be.
 
     Weights that only DequantizeLinear reads are folded into float32 by a later pass.
     """
@@ -64,7 +64,7 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
 
 
 def find_quantized(model: ir.Model) -> Quantized | None:
-    """What quantizes the model's activations, or stores its weights in an operator of their own."""
+    """Return what quantizes activations, or stores weights in an operator of their own."""
     by_form: dict[str, Counter[str]] = {}
     nodes = []
     for node in model.graph.all_nodes():
@@ -82,7 +82,7 @@ def find_quantized(model: ir.Model) -> Quantized | None:
 
 
 def form_of(node: ir.Node) -> str | None:
-    """How a node quantizes: None for one that does not, and for the weights of Q/DQ."""
+    """Return how a node quantizes; None if it does not, and for the weights of Q/DQ."""
     if node.domain not in ("", MICROSOFT):
         return "TensorRT" if node.domain == "trt" and node.op_type.startswith("TRT_FP4") else None
     if node.op_type in INTEGER_OPS:
@@ -98,7 +98,7 @@ def form_of(node: ir.Node) -> str | None:
 
 
 def describe_zero_points(nodes: list[ir.Node]) -> tuple[str, bool]:
-    """In words, and whether all of them are known to be 0."""
+    """Return a text on the zero points, and whether all of them are known to be 0."""
     values: list[np.ndarray] = []
     computed = 0
     for node in nodes:

@@ -1,4 +1,4 @@
-"""Products of a user's own graph that are a plain convolution or linear in another form.
+"""Rewrite products of a custom graph that are a plain convolution or linear in disguise.
 
 Gemm with alpha, beta or transA, Einsum of a linear, a weight with leading axes of 1, a convolution
 over one axis, padding that the size of the input decides: each is written as what later stages
@@ -57,7 +57,7 @@ def array_of(value: ir.Value) -> NDArray[np.float32]:
 
 
 def free_name(graph: ir.Graph, name: str) -> str:
-    """`name`, or the same with a number in front of `.weight` or `.bias`."""
+    """Return `name`, or the same with a number in front of `.weight` or `.bias`."""
     stem, dot, last = name.rpartition(".")
     if last not in ("weight", "bias"):
         stem, dot, last = name, "", ""
@@ -81,7 +81,7 @@ def change_constant(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[n
 
 
 def plain_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
-    """alpha A^T W + beta C with constant W and C: a Transpose in front, the factors in W and C."""
+    """Write alpha A^T W + beta C with a Transpose in front, and the factors in W and C."""
     alpha, beta = (gemm.attributes.get_float(k, 1.0) for k in ("alpha", "beta"))
     x, weight = gemm.inputs[0], gemm.inputs[1]
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
@@ -107,7 +107,7 @@ def plain_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
 
 
 def einsum_to_matmul(graph: ir.Graph, node: ir.Node) -> None:
-    """Einsum of an activation's last axis with a constant matrix, on either side, as a MatMul."""
+    """Write an Einsum of an activation's last axis with a constant matrix as a MatMul."""
     equation = node.attributes.get_string("equation", "").replace(" ", "")
     left, arrow, out = equation.partition("->")
     terms = left.split(",")
@@ -140,7 +140,7 @@ def einsum_to_matmul(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def flat_weight(graph: ir.Graph, node: ir.Node) -> None:
-    """A weight [1, .., 1, K, N] of an input of as many axes or more as the matrix [K, N]."""
+    """Reshape a weight [1, .., 1, K, N] to the matrix [K, N], if the input has as many axes."""
     x, weight = node.inputs[0], node.inputs[1]
     if not is_float_constant(weight) or x is None or x.shape is None:
         return
@@ -151,9 +151,9 @@ def flat_weight(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def explicit_padding(node: ir.Node) -> None:
-    """Numbers for `auto_pad`, where the size of the input is known or does not matter.
+    """Replace `auto_pad` by numbers, where the size of the input is known or irrelevant.
 
-    With a stride of 1 the padding is the kernel's reach less one, whatever the size.
+    With a stride of 1 the padding is the kernel's extent less one, whatever the size.
     """
     kind = node.attributes.get_string("auto_pad", "NOTSET")
     weight = node.inputs[1]
@@ -186,7 +186,7 @@ def explicit_padding(node: ir.Node) -> None:
 
 
 def sequence_convolutions(graph: ir.Graph) -> None:
-    """Convolutions over one axis as those of images of height 1.
+    """Write convolutions over one axis as those of images of height 1.
 
     TensorRT makes the same INT8 layers of both forms, and every later stage knows the second.
     Squeezes are moved behind what works element by element, and vanish in front of an Unsqueeze.
@@ -210,7 +210,7 @@ def is_sequence_convolution(node: ir.Node) -> bool:
 
 
 def height_axis(graph: ir.Graph) -> ir.Value:
-    """The constant [2] that Unsqueeze and Squeeze read."""
+    """Return the constant [2] that Unsqueeze and Squeeze read."""
     name = "sequence.height_axis"
     if name not in graph.initializers:
         constant(graph, name, np.array([2], np.int64))
@@ -218,7 +218,7 @@ def height_axis(graph: ir.Graph) -> ir.Value:
 
 
 def flat_to_image(graph: ir.Graph, node: ir.Node) -> ir.Node:
-    """[N, C, L] -> [N, C, 1, L] -> Conv -> back; returns the Squeeze."""
+    """Write a Conv on [N, C, L] as one on [N, C, 1, L]; return the Squeeze behind it."""
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None and weight is not None
     array = array_of(weight)
@@ -274,7 +274,7 @@ def sink(graph: ir.Graph, squeeze: ir.Node) -> None:
 
 
 def passes_height(user: ir.Node, value: ir.Value) -> bool:
-    """Whether a node gives the same on [N, C, 1, L] as on [N, C, L]."""
+    """Return whether a node gives the same on [N, C, 1, L] as on [N, C, L]."""
     if user.domain != "" or user.inputs[0] is not value or len(user.outputs) != 1:
         return False
     if user.graph is not value.graph:
@@ -283,7 +283,7 @@ def passes_height(user: ir.Node, value: ir.Value) -> bool:
 
 
 def exchange(graph: ir.Graph, squeeze: ir.Node, user: ir.Node) -> None:
-    """Squeeze, user -> user, Squeeze; what the user made keeps its name."""
+    """Swap a Squeeze and its user; what the user made keeps its name."""
     image, made, flat = squeeze.inputs[0], user.outputs[0], squeeze.outputs[0]
     assert image is not None
     user.replace_input_with(0, image)
@@ -305,7 +305,7 @@ def exchange(graph: ir.Graph, squeeze: ir.Node, user: ir.Node) -> None:
 def insert_before(
     graph: ir.Graph, node: ir.Node, op: str, inputs: Sequence[ir.Value], **attributes: Sequence[int]
 ) -> ir.Value:
-    """A node in front of another; its output has the type of its input."""
+    """Insert a node in front of another; its output has the type of its input."""
     made = ir.node(op, inputs, attributes, name=f"{node.outputs[0].name}.{op}")
     out = made.outputs[0]
     out.name, out.type = f"{node.outputs[0].name}.{op}", inputs[0].type
@@ -314,7 +314,7 @@ def insert_before(
 
 
 def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """One node of one output for another."""
+    """Replace a node of one output by another."""
     before, after = old.outputs[0], new.outputs[0]
     after.type, after.shape = before.type, before.shape
     graph.insert_before(old, new)

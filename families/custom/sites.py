@@ -1,4 +1,4 @@
-"""Sites of a user's own graph, found from its operators alone."""
+"""Find the sites of a custom graph from its operators alone."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FIRST_OR_LAST = "first or last product of a convolutional graph"
 
 
 def find_own_sites(graph: ir.Graph, graph_name: str) -> tuple[Site, ...]:
-    """Sites in graph order, of a graph in the form of `read_own_graph`.
+    """Return sites in graph order, of a graph in the form of `read_own_graph`.
 
-    Products that cannot be quantized are listed with the reason, and without a weight: of other
-    forms (Einsum, recurrent layers), of other domains, and those in bodies too. In a graph with
-    more convolutions than linears, those that no other product precedes or follows stay in high
-    precision, as those of image tokenizers do.
+    Products that cannot be quantized are listed with the reason, and without a weight: other forms
+    (Einsum, recurrent layers), other domains, and products in bodies. In a graph with more
+    convolutions than linears, the first and last products stay in high precision, as those of image
+    tokenizers do.
     """
     products = [node for node in graph if is_listed(node)]
     able = [node for node in products if obstacle(node) is None]
@@ -47,13 +47,13 @@ def find_own_sites(graph: ir.Graph, graph_name: str) -> tuple[Site, ...]:
 
 
 def unknown_ranks(graph: ir.Graph) -> list[ir.Value]:
-    """Inputs of linears that only the missing rank of their input keeps from being quantized."""
+    """Return inputs of linears that are not quantized only because their rank is unknown."""
     nodes = [node for node in graph if is_product(node) and obstacle(node) == UNKNOWN_RANK]
     return [value for value in dict.fromkeys(node.inputs[0] for node in nodes) if value is not None]
 
 
 def role_of(node: ir.Node) -> str:
-    """qkv and proj beside an attention, else what the operator is."""
+    """Return qkv or proj for linears beside an attention, else what the operator is."""
     if any(is_activation_product(n) and attention_role(n) == VALUES for n in before(node)):
         return "proj"
     if any(is_activation_product(n) and attention_role(n) != PRODUCT for n in behind(node)):
@@ -62,7 +62,7 @@ def role_of(node: ir.Node) -> str:
 
 
 def bare_site(node: ir.Node, graph_name: str, reason: str) -> Site:
-    """A product that stays as it is: no weight of its own, and why."""
+    """Return the site of a product that stays as it is: without a weight, with the reason."""
     role = "product"
     if node.op_type == "MatMul" and is_activation_product(node):
         role = attention_role(node)

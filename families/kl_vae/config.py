@@ -1,4 +1,4 @@
-"""What decides the shapes of MAR's autoencoder. Torch-free: models are listed without it."""
+"""Define what decides the shapes of MAR's autoencoder, without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..shared.pyramid import Pyramid
 
 @dataclass(frozen=True, slots=True)
 class KlVaeConfig(Pyramid):
-    """Everything that decides the shapes of a KL autoencoder; the defaults are the KL-16's."""
+    """Hold everything that decides the shapes of a KL autoencoder; KL-16 by default."""
 
     channels: int = 128
     channels_mult: tuple[int, ...] = (1, 1, 2, 2, 4)

@@ -1,4 +1,4 @@
-"""MAR's autoencoder, of latent diffusion's KL kind, and its strict loading.
+"""Define MAR's autoencoder, of latent diffusion's KL kind, and load it strictly.
 
 Own modules with the official parameter names; written from the published architecture
 (github.com/LTH14/mar, ``models/vae.py``). The encoder attends at its lowest resolution and in the
@@ -29,7 +29,7 @@ NEEDED = {  # key: axes
 
 
 class KlVae(nn.Module):
-    """The whole model, with the parameter names of ``kl16.ckpt``."""
+    """Combine encoder and decoder, with the parameter names of ``kl16.ckpt``."""
 
     def __init__(self, config: KlVaeConfig) -> None:
         super().__init__()
@@ -41,21 +41,24 @@ class KlVae(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, latent, kernel_size=1)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, H, W] in [-1, 1] -> mean and log variance of the latent, each [N, C, h, w]."""
+        """Return mean and log variance of the latent, [N, C, h, w] each.
+
+        The image is [N, 3, H, W] in [-1, 1].
+        """
         mean, spread = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         return mean, spread.clamp(*LOG_VARIANCE)
 
     def encode(self, image: Tensor) -> Tensor:
-        """[N, 3, H, W] in [-1, 1] -> latent [N, C, h, w]: its mean."""
+        """Return the mean of the latent, [N, C, h, w], of an image [N, 3, H, W] in [-1, 1]."""
         return self.moments(image)[0]
 
     def decode(self, latent: Tensor) -> Tensor:
-        """[N, C, h, w] -> image [N, 3, H, W], not clamped."""
+        """Return the image [N, 3, H, W], not clamped, of a latent [N, C, h, w]."""
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
 
 
 def infer_kl_vae_config(tensors: Mapping[str, Tensor], where: str) -> KlVaeConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
+    """Return the configuration that a checkpoint's keys and shapes imply.
 
     Raises:
         ExportError: not a KL autoencoder, or widths that its norms cannot have.
@@ -76,7 +79,7 @@ def infer_kl_vae_config(tensors: Mapping[str, Tensor], where: str) -> KlVaeConfi
 
 
 def load_kl_vae(tensors: Mapping[str, Tensor], where: str) -> KlVae:
-    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
+    """Return a float32 model in eval mode with a checkpoint's tensors, loaded strictly.
 
     Raises:
         ExportError: missing, extra or misshapen keys (named), another model.

@@ -1,4 +1,4 @@
-"""A KL autoencoder -> encoder.onnx, decoder.onnx and their sites.
+"""Write a KL autoencoder as encoder.onnx and decoder.onnx, with their sites.
 
 The latent of both graphs is what the generator calls tokens: the mean of the posterior times
 `latent_scale`, which is in the weights of the convolutions next to it.
@@ -30,14 +30,14 @@ EXAMPLES, HIGH, WIDE = 4, 2, 3
 
 
 def pointwise(weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """The 1x1 convolution of a weight [out, in, 1, 1] and a bias [out]."""
+    """Return the 1x1 convolution of a weight [out, in, 1, 1] and a bias [out]."""
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=1, device="meta")
     conv.weight, conv.bias = (nn.Parameter(v, requires_grad=False) for v in (weight, bias))
     return conv
 
 
 class EncoderGraph(nn.Module):
-    """image [N, 3, H, W] -> latent [N, C, h, w]; without the rows of the log variance."""
+    """Encode an image [N, 3, H, W] to a latent [N, C, h, w], without the log variance."""
 
     def __init__(self, model: KlVae, scale: float) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """latent [N, C, h, w] -> image [N, 3, H, W], not clamped."""
+    """Decode a latent [N, C, h, w] to an image [N, 3, H, W], not clamped."""
 
     def __init__(self, model: KlVae, scale: float) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def require(bias: Tensor | None) -> Tensor:
 def export_kl_vae(
     model: KlVae, weights: WeightFile, properties: dict[str, str], scale: float
 ) -> tuple[Site, ...]:
-    """Write both graphs, for images of any size in strides; returns their sites."""
+    """Write both graphs, for images of any size in strides; return their sites."""
     config = model.config
     properties = properties | {
         "arvg_trt.stride": str(config.stride),

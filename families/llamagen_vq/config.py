@@ -1,4 +1,4 @@
-"""What decides the shapes of a LlamaGen VQ tokenizer. Torch-free: models are listed without it."""
+"""Define what decides the shapes of a LlamaGen VQ tokenizer, without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..shared.pyramid import Pyramid
 
 @dataclass(frozen=True, slots=True)
 class LlamagenVqConfig(Pyramid):
-    """Everything that decides the shapes of a LlamaGen VQ; the defaults are those of VQ-16."""
+    """Hold everything that decides the shapes of a LlamaGen VQ; VQ-16 by default."""
 
     channels: int = 128
     channels_mult: tuple[int, ...] = (1, 1, 2, 2, 4)

@@ -1,4 +1,4 @@
-"""The LlamaGen VQ tokenizer of PAR, and its strict loading.
+"""Define the LlamaGen VQ tokenizer of PAR, and load it strictly.
 
 Own modules with the official parameter names; written from the published architecture
 (github.com/FoundationVision/LlamaGen, ``tokenizer/tokenizer_image/vq_model.py``): the lineage's
@@ -33,7 +33,7 @@ NEEDED = {  # key: axes
 
 
 class LlamagenLevel(nn.Module):
-    """One resolution: residual blocks, each with attention or none, then a resampling or none."""
+    """Run one resolution: residual blocks, attention or none, a resampling or none."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ def middle(channels: int) -> nn.Sequential:
 
 
 class LlamagenEncoder(nn.Module):
-    """Image [N, 3, H, W] -> features [N, z_channels, H/s, W/s]."""
+    """Encode an image [N, 3, H, W] to features [N, z_channels, H/s, W/s]."""
 
     def __init__(self, config: LlamagenVqConfig) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class LlamagenEncoder(nn.Module):
 
 
 class LlamagenDecoder(nn.Module):
-    """Features [N, z_channels, h, w] -> image [N, 3, h*s, w*s], not clamped.
+    """Decode features [N, z_channels, h, w] to an image [N, 3, h*s, w*s], not clamped.
 
     ``conv_blocks.{n}`` is the n-th level that runs, 0 of the lowest resolution: in the rest of the
     lineage a level's number is its resolution.
@@ -135,7 +135,7 @@ class LlamagenDecoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The codes, of any length, under their official name."""
+    """Hold the codes, of any length, under their official name."""
 
     def __init__(self, config: LlamagenVqConfig) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Codebook(nn.Module):
 
 
 class LlamagenVq(VqTokenizer):
-    """The whole model, with the parameter names of ``vq_ds16_c2i.pt``.
+    """Combine encoder, codebook and decoder, with the names of ``vq_ds16_c2i.pt``.
 
     Latent vectors and codes have unit length wherever they are used.
     """
@@ -176,7 +176,7 @@ class LlamagenVq(VqTokenizer):
 
 
 def infer_llamagen_config(tensors: Mapping[str, Tensor], where: str) -> LlamagenVqConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
+    """Return the configuration that a checkpoint's keys and shapes imply.
 
     Raises:
         ExportError: not a LlamaGen VQ, or widths that its norms cannot have.
@@ -196,7 +196,7 @@ def infer_llamagen_config(tensors: Mapping[str, Tensor], where: str) -> Llamagen
 
 
 def load_llamagen_vq(tensors: Mapping[str, Tensor], where: str) -> LlamagenVq:
-    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
+    """Return a float32 model in eval mode with a checkpoint's tensors, loaded strictly.
 
     The statistics of code use, a buffer of the official model, are left out.
 

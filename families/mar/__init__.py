@@ -1,4 +1,4 @@
-"""MAR (Li et al. 2024): continuous tokens in random order, each through a diffusion."""
+"""Define MAR (Li et al. 2024): continuous tokens in random order, each through a diffusion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors -> the MAR transformers they belong to, loaded strictly."""
+"""Load the tensors of a MAR checkpoint strictly into the transformers they belong to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEEDED = {  # key: axes
 def infer_mar_config(
     tensors: Mapping[str, Tensor], where: str, told: MarJson | None = None
 ) -> MarConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
+    """Return the configuration that a checkpoint's keys and shapes imply.
 
     `told` is the `config.json` beside it. No shape tells the heads: they are taken from there, else
     from the published size with this depth and width. The scale of the latents and the norms' eps
@@ -85,7 +85,7 @@ def infer_mar_config(
 def load_mar(
     tensors: Mapping[str, Tensor], where: str, told: MarJson | None = None
 ) -> MarTransformer:
-    """A float32 model in eval mode from the transformer's tensors, loaded strictly.
+    """Return a float32 model in eval mode with the transformer's tensors, loaded strictly.
 
     float32 tensors are taken as they are: those of a mapped file stay there.
 

@@ -1,4 +1,4 @@
-"""What decides the shapes of a MAR. Torch-free: models are listed without it."""
+"""Define what decides the shapes of a MAR, without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LATENT_SCALE = 0.2325
 
 @dataclass(frozen=True, slots=True)
 class MarConfig:
-    """Everything that decides the shapes and the arithmetic of a MAR.
+    """Hold everything that decides the shapes and the arithmetic of a MAR.
 
     An image has ``length`` tokens of ``latent_channels`` numbers, a square in raster order. The
     encoder sees ``buffer`` rows of the class before the known tokens, the decoder in addition a
@@ -87,7 +87,7 @@ class MarConfig:
 
     @property
     def side(self) -> int:
-        """Of the token map."""
+        """Return the side of the token map."""
         return math.isqrt(self.length)
 
 
@@ -95,7 +95,7 @@ FRACTIONS = ("latent_scale", "norm_eps")
 
 
 class MarJson(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of a `config.json` that are read, by their official names.
+    """Read the keys of a `config.json` by their official names.
 
     The tensors tell all but the heads, the scale of the latents and the norms' eps. `num_heads` is
     that of encoder and decoder where they are alike. `sampling` is what the model generates with
@@ -118,7 +118,7 @@ class MarJson(msgspec.Struct, frozen=True, kw_only=True):
     sampling: MarDefaults | None = None
 
     def told(self) -> dict[str, object]:
-        """What the file says, by the names of `MarConfig`."""
+        """Return what the file says, by the names of `MarConfig`."""
         encoder_heads, decoder_heads = self.encoder_num_heads, self.decoder_num_heads
         fields = {
             "heads": self.num_heads if encoder_heads is None else encoder_heads,
@@ -146,13 +146,13 @@ ITERATIONS, CFG = 64, 3.0
 
 
 def published_heads(depth: int, width: int) -> int | None:
-    """The heads of a half of the published size with this depth and width; None for any other."""
+    """Return the heads of the published encoder or decoder of this size; None for others."""
     known = {(c.encoder_depth, c.width): c.heads for c, _ in PUBLISHED.values()}
     return known.get((depth, width))
 
 
 def sampling_of(config: MarConfig) -> MarDefaults:
-    """That of the published evaluation of this size: a token a step, else fewer steps."""
+    """Return the sampling of this size's published evaluation: a token a step, else fewer."""
     for known, cfg in PUBLISHED.values():
         if known == config:
             return MarDefaults(cfg=cfg, iterations=config.length)

@@ -1,4 +1,4 @@
-"""The network of MAR's diffusion loss: a small MLP that denoises one token at a time.
+"""Define the network of MAR's diffusion loss: a small MLP that denoises one token at a time.
 
 It predicts the noise in a token and how its variance is interpolated, given the time and what the
 transformer says of the token. Modulation, in the order shift, scale, gate (shift, scale in the
@@ -23,7 +23,7 @@ LONGEST_PERIOD = 10_000.0
 
 
 def time_waves(times: Tensor, count: int) -> Tensor:
-    """Times [m] -> [m, count]: cosines, then sines of the time by count / 2 frequencies."""
+    """Return cosines, then sines of times [m] by count / 2 frequencies, [m, count]."""
     half = count // 2
     steps = torch.arange(half, dtype=torch.float32, device=times.device)
     waves = times.float().unsqueeze(1) * torch.exp(-math.log(LONGEST_PERIOD) * steps / half)
@@ -31,7 +31,7 @@ def time_waves(times: Tensor, count: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Times [m], of the schedule before respacing, -> [m, W]."""
+    """Embed times [m], of the schedule before respacing, as [m, W]."""
 
     def __init__(self, frequencies: int, width: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def modulation(width: int, chunks: int) -> nn.Sequential:
 
 
 class DenoiserBlock(nn.Module):
-    """x + gate mlp(LN(x) gain + shift); LN with an affine of its own."""
+    """Compute x + gate mlp(LN(x) gain + shift); LN with an affine of its own."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -57,18 +57,18 @@ class DenoiserBlock(nn.Module):
         self.adaLN_modulation = modulation(width, 3)
 
     def modulation(self, condition: Tensor) -> Tensor:
-        """[m, W] -> [m, 3W], gains in the place of scales."""
+        """Return the modulation [m, 3W] of [m, W], with gains instead of scales."""
         rows: Tensor = self.adaLN_modulation(condition)
         return rows + spread_ones(ONE_OF_BLOCK, rows)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x [m, W]; `condition` [m, W], of time and token."""
+        """Return [m, W] of x [m, W] and `condition` [m, W], of time and token."""
         shift, gain, gate = self.modulation(condition).chunk(3, dim=1)
         return x + gate * self.mlp(self.in_ln(x) * gain + shift)  # type: ignore[no-any-return]
 
 
 class LastLayer(nn.Module):
-    """linear(LN(x) gain + shift); LN without an affine."""
+    """Compute linear(LN(x) gain + shift); LN without an affine."""
 
     def __init__(self, width: int, outputs: int, eps: float) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class LastLayer(nn.Module):
         self.adaLN_modulation = modulation(width, 2)
 
     def modulation(self, condition: Tensor) -> Tensor:
-        """[m, W] -> [m, 2W], gains in the place of scales."""
+        """Return the modulation [m, 2W] of [m, W], with gains instead of scales."""
         rows: Tensor = self.adaLN_modulation(condition)
         return rows + spread_ones(ONE_OF_LAST, rows)
 
@@ -87,10 +87,11 @@ class LastLayer(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Noisy tokens [m, c], times [m] and what the transformer says of them -> [m, 2c].
+    """Predict noise and variance [m, 2c] of noisy tokens [m, c] at times [m].
 
-    The first half of the output is the noise, the second says where the log of the variance lies:
-    at 1 it is that of the schedule's step, at -1 that of its posterior.
+    It is conditioned on the transformer's output. The first half of the prediction is the noise,
+    the second says where the log of the variance lies: at 1 it is that of the schedule's step, at
+    -1 that of its posterior.
     """
 
     def __init__(self, config: MarConfig) -> None:
@@ -103,19 +104,22 @@ class Denoiser(nn.Module):
         self.final_layer = LastLayer(width, 2 * config.latent_channels, eps)
 
     def denoise(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x [m, c]; `condition` [m, W]: the sum of the embeddings of time and token."""
+        """Return the prediction for x [m, c]; `condition` [m, W] sums both embeddings.
+
+        They are the embeddings of time and token.
+        """
         h = self.input_proj(x)
         for block in self.res_blocks:
             h = block(h, condition)
         return self.final_layer(h, condition)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, times: Tensor, z: Tensor) -> Tensor:
-        """x [m, c], times [m] in the schedule before respacing, z [m, C] of the transformer."""
+        """Return the prediction for x [m, c] at times [m] before respacing, given z [m, C]."""
         return self.denoise(x, self.time_embed(times) + self.cond_embed(z))
 
 
 class DiffusionLoss(nn.Module):
-    """The denoiser under its official name."""
+    """Hold the denoiser under its official name."""
 
     def __init__(self, config: MarConfig) -> None:
         super().__init__()

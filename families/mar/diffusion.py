@@ -1,4 +1,4 @@
-"""The diffusion of MAR's tokens: its schedule, respaced, and one step of the way back.
+"""Define the diffusion of MAR's tokens: its schedule, respaced, and one reverse step.
 
 Gaussian diffusion with a cosine schedule and learned variance (Nichol and Dhariwal 2021). All
 constants are float64: in the first step the noise is multiplied by 2e4.
@@ -20,7 +20,10 @@ Array = NDArray[np.float64]
 
 
 def cosine_betas() -> Array:
-    """[TIMES]: 1 - a(t + 1) / a(t), at most 0.999, for a(t) = cos(pi/2 (t/T + 0.008) / 1.008)^2."""
+    """Return 1 - a(t + 1) / a(t), at most 0.999, for each time, [TIMES].
+
+    Here a(t) = cos(pi/2 (t/T + 0.008) / 1.008)^2.
+    """
 
     def kept(time: int) -> float:
         return math.cos((time / TIMES + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -29,9 +32,10 @@ def cosine_betas() -> Array:
 
 
 def respaced(steps: int) -> NDArray[np.int64]:
-    """The times that `steps` >= 2 of TIMES keep, [steps]: 0, TIMES - 1 and, rounded, between them.
+    """Return the times that `steps` >= 2 of TIMES use, [steps]: 0, TIMES - 1 and between them.
 
-    The stride is added up as the official code does it, so that its halves are rounded alike.
+    They are rounded. The stride is added up as the official code does it, so that its halves are
+    rounded alike.
     """
     stride, at, times = (TIMES - 1) / (steps - 1), 0.0, []
     for _ in range(steps):
@@ -42,7 +46,7 @@ def respaced(steps: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Diffusion:
-    """The constants of each step, [steps], and its time in the training.
+    """Hold the constants of each step, [steps], and its time in the training.
 
     With a token x_t = sqrt(`kept`) x_0 + sqrt(1 - `kept`) noise, x_0 is `clean_of_x` x_t -
     `clean_of_noise` noise, and x_{t-1} has the mean `mean_of_clean` x_0 + `mean_of_x` x_t and a log
@@ -60,7 +64,7 @@ class Diffusion:
 
     @classmethod
     def of(cls, steps: int) -> Diffusion:
-        """`steps` of 2 to TIMES."""
+        """Return the diffusion of `steps`, 2 to TIMES."""
         times = respaced(steps)
         kept = np.cumprod(1 - cosine_betas(), dtype=np.float64)[times]
         before = np.append(1.0, kept[:-1])
@@ -79,7 +83,7 @@ class Diffusion:
         )
 
     def back(self, step: int, x: Array, noise: Array, spread: Array, drawn: Array) -> Array:
-        """x_{t-1} from x_t, the noise predicted in it, where its variance lies, and what is drawn.
+        """Return x_{t-1} of x_t, the predicted noise, where its variance lies, and a draw.
 
         All of one shape. `spread` is 1 for the largest variance, -1 for the least. Step 0, the
         last, adds nothing to the mean.

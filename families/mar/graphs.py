@@ -1,4 +1,4 @@
-"""The graphs of a MAR as modules: one pass of both transformers, and one step of the denoiser.
+"""Define the graphs of a MAR: one pass of both transformers, and one step of the denoiser.
 
 Everything constant is computed here, outside the graphs: the null class as a row of the classes,
 the mask token at every place, the embedding of every time, the one of 1 + scale. What the denoiser
@@ -20,7 +20,7 @@ from .model import MarTransformer
 
 
 class Condition(nn.Module):
-    """The denoiser's first layer on z, under its official path."""
+    """Apply the denoiser's first layer to z, under its official path."""
 
     def __init__(self, source: DiffusionLoss) -> None:
         super().__init__()
@@ -32,10 +32,10 @@ class Condition(nn.Module):
 
 
 class PassGraph(MarTransformer):
-    """labels [rows], tokens [rows, N, c], position_ids [rows, L] -> z, condition.
+    """Compute z and condition of unknown tokens: [rows, L - N, D] and [rows, L - N, W].
 
-    [rows, L - N, D] and [rows, L - N, W], of the unknown tokens in the order of `position_ids`,
-    where the known ones come first.
+    Inputs are labels [rows], tokens [rows, N, c] and position_ids [rows, L], where the N known
+    tokens come first. Outputs are in the order of `position_ids`.
     """
 
     classes: Tensor
@@ -69,12 +69,12 @@ class PassGraph(MarTransformer):
 
 
 def without_silu(source: nn.Sequential, chunks: tuple[float, ...]) -> nn.Sequential:
-    """A modulation of what SiLU has seen, that gives gains."""
+    """Return a modulation of what SiLU was applied to, that gives gains."""
     return nn.Sequential(nn.Identity(), with_ones(cast(nn.Linear, source[1]), chunks))
 
 
 class GraphDenoiserBlock(DenoiserBlock):
-    """A block whose modulation linear has the one of 1 + scale in its bias."""
+    """Run a block whose modulation linear has the one of 1 + scale in its bias."""
 
     def __init__(self, source: DenoiserBlock) -> None:
         nn.Module.__init__(self)
@@ -86,7 +86,7 @@ class GraphDenoiserBlock(DenoiserBlock):
 
 
 class GraphLastLayer(LastLayer):
-    """The last layer, with its one in the bias."""
+    """Run the last layer, with its one in the bias."""
 
     def __init__(self, source: LastLayer) -> None:
         nn.Module.__init__(self)
@@ -98,7 +98,7 @@ class GraphLastLayer(LastLayer):
 
 
 class GraphDenoiser(Denoiser):
-    """The denoiser with a table of times; its SiLU is taken once for all blocks."""
+    """Run the denoiser with a table of times; its SiLU is taken once for all blocks."""
 
     times: Tensor
 
@@ -112,15 +112,16 @@ class GraphDenoiser(Denoiser):
         self.register_buffer("times", source.time_embed(torch.arange(TIMES)))
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """`time` int64 [1]; `condition` [m, W] as the pass gives it."""
+        """Return the prediction for x; `time` is int64 [1], `condition` [m, W]."""
         seen = nn.functional.silu(nn.functional.embedding(time, self.times) + condition)
         return self.denoise(x, seen)
 
 
 class DenoiseGraph(nn.Module):
-    """x [m, c], time int64 [1] of the training's 1000, condition [m, W] -> noise, spread.
+    """Predict noise and spread of x [m, c], at time int64 [1], given condition [m, W].
 
-    [m, c] each: the noise predicted in x, and where the log of the variance lies, from -1 to 1.
+    Both are [m, c]: the noise in x, and where the log of the variance lies, from -1 to 1. The time
+    is one of the training's 1000.
     """
 
     def __init__(self, model: MarTransformer) -> None:

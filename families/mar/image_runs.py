@@ -1,4 +1,4 @@
-"""What a MAR's graphs are fed where its trajectory leads to a user's images.
+"""Make the runs of a MAR's graphs along trajectories that lead to a user's images.
 
 The known tokens of a pass are the image's own, in an order that the seed draws, and the denoiser is
 given the image's next tokens with as much noise as is left at a time.
@@ -34,7 +34,7 @@ def image_runs(
     seed: int,
     threads: int = 0,
 ) -> Iterator[GraphRun]:
-    """Of each image of `part` the runs that `choose_runs` keeps of a picture, in their order.
+    """Yield the runs that `choose_runs` chooses, for each image of `part`, in their order.
 
     A run of pass.onnx has the row of the image's label, then under guidance that of the null class.
     """

@@ -1,4 +1,4 @@
-"""Choose which runs of a MAR's graphs are kept of a picture, spread over its trajectory."""
+"""Choose which runs of a MAR's graphs are recorded per image, spread over its trajectory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Runs = list[tuple[str, int]]
 
 
 def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
-    """Which of the runs that make a picture are kept: graphs, and runs of each counted from 0.
+    """Return which runs of an image are recorded: graphs, and numbers of their runs from 0.
 
     A pass comes in front of the diffusions behind it.
     """
@@ -27,6 +27,6 @@ def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
 
 
 def spread(rng: np.random.Generator, numbers: range, count: int) -> list[int]:
-    """`count` of the numbers, one from each of as many like parts; all if they are fewer."""
+    """Return `count` of the numbers, one from each of as many like parts; all if they are fewer."""
     parts = np.array_split(numbers, max(1, min(count, len(numbers))))
     return [int(rng.choice(part)) for part in parts if len(part)]

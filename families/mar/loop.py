@@ -1,4 +1,4 @@
-"""MAR's schedule: in each pass the next tokens of a random order, each through a diffusion."""
+"""Run MAR's schedule: each pass makes the next tokens of a random order, by diffusion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Streams = Sequence[np.random.Generator]
 
 
 class MarLoop:
-    """The graphs of a MAR and the loop over its passes.
+    """Hold the graphs of a MAR and run the loop over its passes.
 
     Rows 0..B-1 of the transformers are conditional; with guidance rows B..2B-1 have the null
     class. An image's stream gives its order, then, for each pass, the noise that its next tokens
@@ -45,7 +45,7 @@ class MarLoop:
         sampling: Sampling,
         tick: Callable[[], None],
     ) -> tuple[FloatImage, Latents]:
-        """As `Loop.run`, with latents [B, c, h, w] for tokens; guidance as `strength` says.
+        """Generate images and latents [B, c, h, w]; guidance is as `strength` says.
 
         Greedy adds no noise on the way of a diffusion: order and first noise are still drawn.
         """
@@ -81,7 +81,7 @@ class MarLoop:
         scale: float | None,
         number: int,
     ) -> Floats:
-        """condition [rows, n, W] -> the next tokens of each image, [B, n, c].
+        """Return the next tokens of each image, [B, n, c], for condition [rows, n, W].
 
         With guidance by `scale` the two rows of an image share its x, and the noise predicted in
         it is guided; where its variance lies the conditional row alone says.
@@ -113,12 +113,12 @@ class MarLoop:
 
 
 def draw(streams: Streams, n: int, channels: int) -> Doubles:
-    """The next n * channels normal numbers of each stream, [B, n, c]."""
+    """Draw the next n * channels normal numbers of each stream, [B, n, c]."""
     return np.stack([stream.standard_normal((n, channels)) for stream in streams])
 
 
 def masked_counts(iterations: int, length: int) -> list[int]:
-    """How many tokens are unknown after each pass: floor(L cos(pi/2 (k + 1) / passes)).
+    """Return how many tokens are unknown after each pass: floor(L cos(pi/2 (k + 1) / passes)).
 
     Every pass makes at least one known, all but the last leave at least one.
     """
@@ -131,6 +131,6 @@ def masked_counts(iterations: int, length: int) -> list[int]:
 
 
 def strength(sampling: Sampling, masked: int, length: int) -> float:
-    """1 + (cfg - 1) (known / L)^p: p = 1 is the official linear schedule, 0 the constant one."""
+    """Return 1 + (cfg - 1) (known / L)^p: p = 1 is the official linear schedule, 0 a constant."""
     power = 1.0 if sampling.cfg_power is None else sampling.cfg_power
     return 1 + (sampling.cfg - 1) * float(((length - masked) / length) ** power)

@@ -1,9 +1,8 @@
-"""The MAR transformers (Li et al. 2024): continuous tokens, any of them next, in any order.
+"""Define the MAR transformers (Li et al. 2024): continuous tokens, generated in any order.
 
-Parameter names are the official ones, so a published ``state_dict`` loads with ``strict=True``.
-The encoder sees the class and the known tokens, the decoder in addition a mask token at the place
-of each unknown one; what it says of those conditions the denoiser. The dropout of the training is
-left out.
+Parameter names are the official ones, so a published ``state_dict`` loads with ``strict=True``. The
+encoder sees the class and the known tokens, the decoder in addition a mask token at the place of
+each unknown one; its output conditions the denoiser. The dropout of the training is left out.
 
 Attention here has no mask, so the order of a sequence changes nothing. Sequences are: the buffer,
 the known tokens in the order in which they came, the unknown ones; no row is ever put back into
@@ -24,7 +23,7 @@ from .denoiser import DiffusionLoss
 
 
 class MarAttention(nn.Module):
-    """Self-attention, all positions with all."""
+    """Attend from all positions to all."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -33,14 +32,14 @@ class MarAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """[rows, n, C] -> what the positions from `start` on see of all, [rows, n - start, C]."""
+        """Return what positions from `start` on see of [rows, n, C], [rows, n - start, C]."""
         q, k, v = split_qkv(self.qkv(x), self.heads)
         q = q[:, :, start:]
         return self.proj(attend(q * (1 / math.sqrt(q.shape[-1])), k, v))  # type: ignore[no-any-return]
 
 
 class MarBlock(nn.Module):
-    """x + attn(LN1(x)), then x + mlp(LN2(x)), [rows, n, C]."""
+    """Compute x + attn(LN1(x)), then x + mlp(LN2(x)), [rows, n, C]."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
         super().__init__()
@@ -50,13 +49,13 @@ class MarBlock(nn.Module):
         self.mlp = FeedForward(width, hidden, "none")
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Of the positions from `start` on."""
+        """Return the positions from `start` on."""
         x = x[:, start:] + self.attn(self.norm1(x), start)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 class MarTransformer(nn.Module):
-    """The class and the known tokens -> what the denoiser is told of each unknown one.
+    """Compute the denoiser's condition of each unknown token, from class and known tokens.
 
     Rows under guidance: the conditional ones, then the unconditional ones of the null class
     `num_classes`.
@@ -90,21 +89,22 @@ class MarTransformer(nn.Module):
             nn.init.normal_(parameter, std=0.02)
 
     def class_table(self) -> Tensor:
-        """[classes + 1, C]; the last is the null class."""
+        """Return the class embeddings [classes + 1, C]; the last is the null class."""
         return torch.cat((self.class_emb.weight, self.fake_latent))
 
     def encoder_table(self) -> Tensor:
-        """[buffer + L, C]: what each row of the encoder gets added for its place."""
+        """Return what each row of the encoder gets added, [buffer + L, C]."""
         return self.encoder_pos_embed_learned[0]
 
     def mask_table(self) -> Tensor:
-        """[L, D]: the decoder's row of an unknown token."""
+        """Return the decoder's rows of unknown tokens, [L, D]."""
         return self.mask_token[0] + self.decoder_pos_embed_learned[0, self.config.buffer :]
 
     def encode(self, labels: Tensor, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """labels [rows], N known tokens [rows, N, c], where they are [rows, N] -> [rows, b + N, C].
+        """Return the encoder's rows [rows, b + N, C] of class and N known tokens.
 
-        The first rows, of the buffer, are the class; N may be 0.
+        `labels` are [rows], `tokens` [rows, N, c], their `position_ids` [rows, N]. The first rows,
+        of the buffer, are the class; N may be 0.
         """
         buffer, table = self.config.buffer, self.encoder_table()
         classes = F.embedding(labels, self.class_table()).unsqueeze(1) + table[:buffer]
@@ -115,10 +115,11 @@ class MarTransformer(nn.Module):
         return self.encoder_norm(x)  # type: ignore[no-any-return]
 
     def decode(self, encoded: Tensor, position_ids: Tensor) -> Tensor:
-        """Rows of `encode`, where all tokens are [rows, L], known ones first -> z [rows, L - N, D].
+        """Return z [rows, L - N, D] of the unknown tokens, from the rows of `encode`.
 
-        D is the decoder's width. Of the unknown tokens, which are all that the last block computes.
-        The diffusion's position is not yet added: `place` does so.
+        `position_ids` [rows, L] are of all tokens, known ones first. D is the decoder's width. The
+        last block computes unknown tokens alone. The diffusion's position is not yet added: `place`
+        does so.
         """
         buffer, table = self.config.buffer, self.decoder_pos_embed_learned[0]
         known = encoded.shape[1] - buffer
@@ -134,11 +135,11 @@ class MarTransformer(nn.Module):
         return self.decoder_norm(x)  # type: ignore[no-any-return]
 
     def place(self, z: Tensor, position_ids: Tensor) -> Tensor:
-        """z [rows, n, C] of tokens at [rows, n], with the diffusion's own position added."""
+        """Return z [rows, n, C] of tokens at [rows, n] with the diffusion's position."""
         return z + F.embedding(position_ids, self.diffusion_pos_embed_learned[0])
 
     def forward(self, labels: Tensor, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """What the denoiser is told of all unknown tokens, [rows, L - N, D].
+        """Return the denoiser's condition of all unknown tokens, [rows, L - N, D].
 
         labels int64 [rows]; tokens [rows, N, c], N < L; position_ids int64 [rows, L], a
         permutation of the raster, those of the known tokens first.

@@ -1,6 +1,6 @@
-"""The graphs of a MAR and its autoencoder in ONNX Runtime against PyTorch.
+"""Compare the graphs of a MAR and its autoencoder in ONNX Runtime with PyTorch.
 
-PyTorch computes first and is let go; then the graphs are loaded.
+PyTorch computes first, and is released before the graphs are loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AT = (0, 61, 496, TIMES - 1)  # times of the denoiser; a wrong table row of anot
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderReferences:
-    """What PyTorch computes for N images; latents are times the generator's scale."""
+    """Hold PyTorch's results of N images; latents are times the generator's scale."""
 
     images: Floats
     latent: Floats
@@ -37,7 +37,7 @@ class AutoencoderReferences:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Feeds and outputs of the pass by its number of known tokens, of the denoiser by its time."""
+    """Hold feeds and outputs: of passes by known tokens, of the denoiser by time."""
 
     passes: dict[int, tuple[Arrays, Arrays]]
     denoised: dict[int, tuple[Arrays, Arrays]]
@@ -47,7 +47,7 @@ class References:
 def compute_autoencoder_references(
     model: KlVae, images: Sequence[Floats], scale: float
 ) -> AutoencoderReferences:
-    """Images are [1, 3, H, W] in [-1, 1], all of one size."""
+    """Compute references of images [1, 3, H, W] in [-1, 1], of one size."""
     stacked = np.concatenate(images)
     latent = model.encode(torch.from_numpy(stacked))
     return AutoencoderReferences(
@@ -75,9 +75,9 @@ def check_autoencoder_parity(folder: Path, wanted: AutoencoderReferences) -> tup
 
 @torch.inference_mode()
 def compute_mar_references(model: MarTransformer, labels: Tensor, tokens: Tensor) -> References:
-    """labels int64 [rows], tokens [rows, L, c] in raster order: those of real images.
+    """Compute references of labels int64 [rows] and tokens [rows, L, c].
 
-    The denoiser sees tokens with noise as at each time.
+    Tokens are those of real images, in raster order. The denoiser sees them with each time's noise.
     """
     config, generator = model.config, torch.Generator().manual_seed(0)
     rows, net = len(labels), model.diffloss.net
@@ -130,5 +130,5 @@ def check_mar_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
 
 
 def known_counts(length: int) -> tuple[int, ...]:
-    """Ascending: none, one, half, all but one."""
+    """Return numbers of known tokens to try, ascending: none, one, half, all but one."""
     return tuple(sorted({0, min(1, length - 1), length // 2, length - 1}))

@@ -1,8 +1,7 @@
-"""Numbers of the places of a MAR's rows, as values of its graphs.
+"""Add the position ids of a MAR's rows, as values of its graphs.
 
-Rows lie in another order in every image, and the number of the known ones grows. A static scale a
-position is gathered from its table by these values; the arithmetic of the graphs does not need
-them.
+Rows lie in another order in every image, and the number of known ones grows. A static scale per
+token is gathered from its table by these values; the arithmetic of the graphs does not need them.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ TIME_PLACE, TIME_PLACES = "time_place", 20
 
 
 def add_places(graph: ir.Graph, buffer: int, length: int) -> None:
-    """Make `ENCODER_PLACES` [rows, b + n], `DECODER_PLACES` [rows, b + L] and `UNKNOWN_PLACES`.
+    """Make `ENCODER_PLACES` [rows, b + n], `DECODER_PLACES` [rows, b + L], `UNKNOWN_PLACES`.
 
-    These, [rows, L - n], are the raster's. In the others the buffer's rows are 0 to b - 1, a known
-    token's is b + its place in the raster, an unknown one's, another vector there, is L more.
+    The last, [rows, L - n], are in the raster. In the others the buffer's rows are 0 to b - 1, a
+    known token's is b + its place in the raster, an unknown one's, another vector there, is L more.
     """
     _, tokens, position_ids = graph.inputs
     made: list[ir.Node] = []
@@ -62,7 +61,7 @@ def add_places(graph: ir.Graph, buffer: int, length: int) -> None:
 
 
 def numbered(site: Site, config: MarConfig) -> Site:
-    """With the numbers of its rows' places; the last block projects unknown tokens alone."""
+    """Return the site with its rows' position ids; the last block projects unknown tokens alone."""
     if site.token_axis is None:
         return site
     buffer, length = config.buffer, config.length
@@ -77,7 +76,7 @@ def numbered(site: Site, config: MarConfig) -> Site:
 
 
 def add_time_place(graph: ir.Graph) -> None:
-    """Make `TIME_PLACE` [1] of the denoiser: which of as many like parts this time lies in."""
+    """Make `TIME_PLACE` [1] of the denoiser: which of as many like parts its time is in."""
     held = constant(graph, "places.width", np.array([TIMES // TIME_PLACES], np.int64))
     node = ir.node("Div", [graph.inputs[1], held], name=f"places/{TIME_PLACE}")
     value = node.outputs[0]

@@ -1,4 +1,4 @@
-"""What `generator.json` says of a MAR."""
+"""Define what `generator.json` says of a MAR."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ PASS, DENOISE = GRAPHS = ("pass", "denoise")
 
 
 class MarDefaults(Defaults, frozen=True, kw_only=True):
-    """Guidance that rises with the tokens known to the power `cfg_power`: 1 is the official
-    linear schedule, 0 the constant one. `iterations` passes, in each of which the next tokens go
-    through `diffusion_steps`. Its tokens are continuous: all of them, in the terms of a vocabulary.
+    """Hold MAR's default sampling.
+
+    Guidance rises with the share of known tokens to the power `cfg_power`: 1 is the official linear
+    schedule, 0 the constant one. In each of `iterations` passes the next tokens go through
+    `diffusion_steps`. Tokens are continuous, so top_k and top_p take all.
     """
 
     top_k: int = 0
@@ -30,7 +32,7 @@ class MarDefaults(Defaults, frozen=True, kw_only=True):
 
 
 class MarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="mar"):
-    """`generator.json` of a MAR: what the schedule needs to know beside the graphs.
+    """Describe a MAR in `generator.json`: what the schedule needs to know beside the graphs.
 
     An image is a map of `side` * `side` tokens of `latent_channels` numbers. The null class is
     `num_classes`.
@@ -51,27 +53,27 @@ class MarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
 
     @property
     def length(self) -> int:
-        """Tokens of an image."""
+        """Return the number of tokens of an image."""
         return self.side * self.side
 
     @property
     def vocab_size(self) -> int:
-        """Its tokens are continuous."""
+        """Return 0: its tokens are continuous."""
         return 0
 
     @property
     def static_batch(self) -> None:
-        """Its graphs take any number of images."""
+        """Return None: its graphs take any number of images."""
         return None
 
     @property
     def steps(self) -> int:
-        """Passes of one batch, unless the sampling says otherwise."""
+        """Return the passes of one batch, unless the sampling says otherwise."""
         return self.defaults.iterations
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """A latent has its tokens in raster order; every image is generated in another one."""
+        """Return the raster order [length] of a latent; each image is generated in another."""
         return np.arange(self.length)
 
     @property
@@ -80,7 +82,7 @@ class MarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
 
     @property
     def recording(self) -> MarRecording:
-        """No graph has all positions: runs are recorded along trajectories."""
+        """Return the recording along trajectories: no graph has all positions."""
         from .trajectory import MarRecording
 
         return MarRecording(self)

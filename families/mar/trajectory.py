@@ -1,7 +1,7 @@
-"""What a MAR's graphs are fed along its trajectory, at a few of its passes and diffusion times.
+"""Record what a MAR's graphs are fed along its trajectory, at some passes and diffusion times.
 
-A picture takes hundreds of runs of the pass and thousands of the denoiser: of each picture a
-seeded choice is kept, spread over the trajectory.
+An image takes hundreds of runs of the pass and thousands of the denoiser: of each image a seeded
+choice is recorded, spread over the trajectory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .spec import DENOISE, GRAPHS, PASS, MarSpec
 
 @dataclass(frozen=True, slots=True)
 class MarRecording:
-    """The runs that are kept of a MAR's trajectories: passes, and diffusions behind them."""
+    """Record runs along a MAR's trajectories: passes, and diffusions behind them."""
 
     spec: MarSpec
 
@@ -47,7 +47,7 @@ class MarRecording:
     def generated(
         self, asked: Trajectories
     ) -> Iterator[tuple[Generated, list[tuple[int, GraphRun]]]]:
-        """Yield batches of pictures with the runs that made them; see `recorded_batches`."""
+        """Yield batches of images with the runs that made them."""
         generator, recorders = open_recorded(asked.export, asked.threads, exact=asked.exact)
         batches = generator.batches(
             asked.labels,
@@ -72,7 +72,7 @@ class MarRecording:
         seed: int,
         threads: int = 0,
     ) -> Iterator[GraphRun]:
-        """Yield the runs where the trajectory leads to the user's images; see `image_runs`."""
+        """Yield the runs along trajectories that lead to the user's images."""
         return image_runs(export, self.spec, load, labels, part=part, seed=seed, threads=threads)
 
     def check(self, graph: str, arrays: Arrays, path: Path) -> None:
@@ -95,12 +95,12 @@ class MarRecording:
         return GraphRun(run.graph, {k: v for k, v in run.feeds.items() if k != "condition"})
 
     def carried(self, run: GraphRun) -> Callable[[Arrays], dict[str, Array]] | None:
-        """The denoiser's condition is what the pass before it gives, of each side its own."""
+        """Return what makes the denoiser's condition of the pass before it."""
         return partial(condition_of, len(run.feeds["x"])) if run.graph == DENOISE else None
 
 
 def check_orders(arrays: Arrays, spec: MarSpec, path: Path) -> None:
-    """Raises CalibrationError for orders that are none, or without an unknown token."""
+    """Raise CalibrationError for position ids that are no order, or leave nothing unknown."""
     orders, known = arrays["position_ids"], arrays["tokens"].shape[1]
     if not np.array_equal(
         np.sort(orders, axis=1), np.tile(np.arange(spec.length), (len(orders), 1))
@@ -113,8 +113,9 @@ def check_orders(arrays: Arrays, spec: MarSpec, path: Path) -> None:
 
 
 def condition_of(rows: int, given: Arrays) -> dict[str, Array]:
-    """What a pass tells the denoiser of its next tokens, [rows, W]: of each row of the pass [R] the
-    first rows / R.
+    """Return the denoiser's condition [rows, W] of what a pass of R rows gave.
+
+    It is the first rows / R tokens of each row.
     """
     condition = given["condition"]
     told = condition[:, : rows // len(condition)]
@@ -122,14 +123,14 @@ def condition_of(rows: int, given: Arrays) -> dict[str, Array]:
 
 
 class Recorder(OnnxRuntimeSession):
-    """A graph opened for speed, or `exact`, that keeps what it is fed in chosen runs."""
+    """Run a graph, for speed or `exact`, and record what it is fed in chosen runs."""
 
     def __init__(self, path: Path, threads: int, *, exact: bool) -> None:
         super().__init__(path, optimized=not exact, threads=threads, disabled=SLOW_OPTIMIZERS)
         self.start(())
 
     def start(self, chosen: Collection[int]) -> None:
-        """Count runs from 0 again, and keep the feeds of those."""
+        """Count runs from 0 again, and record the feeds of the chosen ones."""
         self._chosen, self._next = frozenset(chosen), 0
         self.kept: dict[int, Arrays] = {}
 
@@ -143,7 +144,7 @@ class Recorder(OnnxRuntimeSession):
 def open_recorded(
     export: Path, threads: int, *, exact: bool = False
 ) -> tuple[Generator, dict[str, Recorder]]:
-    """A generator and the recorders of its graphs by name."""
+    """Open a generator, and return it with the recorders of its graphs by name."""
     recorders: dict[str, Recorder] = {}
 
     def opened(path: Path, threads: int) -> Recorder:
@@ -161,12 +162,12 @@ def recorded_batches(
     seed: int,
     sampling: Sampling,
 ) -> Iterator[tuple[Generated, list[tuple[int, GraphRun]]]]:
-    """Batches of pictures, and what is kept of the runs that made them, by the picture's number.
+    """Yield batches of images, and the recorded runs that made them, by image number.
 
-    `numbers` are the pictures', of which each of the `batches` has `batch_size`. A run of pass.onnx
-    is followed by those of denoise.onnx behind it. It has the picture's conditional rows, then
-    under guidance as many of the null class. Which runs of a picture are kept its number and the
-    seed decide.
+    `numbers` are the images', of which each of the `batches` has `batch_size`. A run of pass.onnx
+    is followed by those of denoise.onnx behind it. It has the image's conditional rows, then under
+    guidance as many of the null class. The image's number and the seed decide which runs of an
+    image are recorded.
     """
     for start in range(numbers.start, numbers.stop, batch_size):
         pictures = range(start, min(start + batch_size, numbers.stop))
@@ -183,7 +184,7 @@ def recorded_batches(
 
 
 def picture_rows(feeds: Arrays, place: int, count: int, sampling: Sampling) -> dict[str, Array]:
-    """The rows of one of `count` pictures; a single row, as of a time, is all pictures'.
+    """Return the rows of one of `count` images; a single row, such as a time, is all images'.
 
     Rows are conditional ones of all pictures in turn, as many of each, then the null class's.
     """

@@ -1,4 +1,4 @@
-"""The MARs that are known by name."""
+"""List the MARs that are known by name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ GRAPHS = ("encoder", "decoder", "pass", "denoise")
 
 
 def mar_files(size: str) -> tuple[tuple[str, ...], ...]:
-    """The trainer's file with the autoencoder's, side by side or in the folders they come in; as
-    the Hub has them.
+    """Return file sets of the trainer's file and the autoencoder's.
+
+    They lie side by side, in the folders they come in, or as the Hub has them.
     """
     trained, vae = "checkpoint-last.pth", f"{VAE}.ckpt"
     return (

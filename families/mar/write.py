@@ -1,4 +1,4 @@
-"""A MAR -> pass.onnx, denoise.onnx and their sites."""
+"""Write a MAR as pass.onnx and denoise.onnx, with their sites."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROWS, KNOWN = 4, 5
 def export_mar(
     model: MarTransformer, weights: WeightFile, properties: dict[str, str]
 ) -> tuple[Site, ...]:
-    """Write both graphs of the model through `weights`; returns their sites."""
+    """Write both graphs of the model through `weights`; return their sites."""
     head_width = model.config.head_width
     graph = pass_graph(model)
     sites = linear_sites(
@@ -117,7 +117,7 @@ def denoise_graph(model: MarTransformer) -> ir.Model:
 
 
 def pass_fold(path: str, config: MarConfig) -> ProducerFold | None:
-    """Where a channel scale and shift of a linear's input go (the fact sheet's 0.6).
+    """Return where a channel scale and shift of a linear's input in a pass fold to.
 
     qkv and fc1 read a norm with weight and bias; proj reads weighted means of values.
     """
@@ -135,9 +135,10 @@ def pass_fold(path: str, config: MarConfig) -> ProducerFold | None:
 
 
 def denoise_fold(path: str, width: int) -> ProducerFold | None:
-    """mlp.0 and the last linear read a norm times gain plus shift, columns of a modulation.
+    """Return the fold of a denoiser's linear into the columns of a modulation.
 
-    These are in the order shift, gain and, in blocks, gate; the one of 1 + scale is in the bias.
+    mlp.0 and the last linear read a norm times gain plus shift. The columns are in the order shift,
+    gain and, in blocks, gate; the one of 1 + scale is in the bias.
     """
     owner, _, last = path.rpartition(".")
     if last == "linear":

@@ -1,4 +1,4 @@
-"""What decides the shapes of a MaskGIT-VQ tokenizer. Torch-free: models are listed without it."""
+"""Define what decides the shapes of a MaskGIT-VQ tokenizer, without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..shared.pyramid import Pyramid
 
 @dataclass(frozen=True, slots=True)
 class MaskgitVqConfig(Pyramid):
-    """Everything that decides the shapes of a MaskGIT-VQ; the defaults are the published file's."""
+    """Hold everything that decides the shapes of a MaskGIT-VQ; the published by default."""
 
     channels: int = 128
     channels_mult: tuple[int, ...] = (1, 1, 2, 2, 4)

@@ -1,4 +1,4 @@
-"""The MaskGIT-VQ tokenizer of RAR, and its strict loading.
+"""Define the MaskGIT-VQ tokenizer of RAR, and load it strictly.
 
 Own modules with the official parameter names; written from the published architecture
 (github.com/bytedance/1d-tokenizer, ``modeling/modules/maskgit_vqgan.py``), which has its own ideas
@@ -30,12 +30,12 @@ NEEDED = {  # key: axes
 
 
 def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
-    """TensorFlow's "same" padding, which for this kernel and stride 1 is symmetric."""
+    """Return a 3x3 convolution with TensorFlow's "same" padding, symmetric at stride 1."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
 
 class MaskgitBlock(nn.Module):
-    """h = conv2(swish(norm2(conv1(swish(norm1(x)))))); h + x, or h + shortcut(h).
+    """Compute h + x or h + shortcut(h), for h = conv2(swish(norm2(conv1(swish(norm1(x)))))).
 
     Where the widths differ, the 1x1 shortcut takes h, not x, which is not added at all: an
     oversight that the weights were trained with.
@@ -63,7 +63,7 @@ def blocks(in_channels: int, out_channels: int, count: int) -> nn.Sequential:
 
 
 class DownLevel(nn.Module):
-    """Blocks at one resolution, then the mean of 2x2 pixels, but at the last."""
+    """Run blocks at one resolution, then the mean of 2x2 pixels unless it is the last."""
 
     def __init__(self, in_channels: int, out_channels: int, count: int, last: bool) -> None:
         super().__init__()
@@ -76,7 +76,10 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Blocks at one resolution, then nearest neighbours and a convolution, but at the first."""
+    """Run blocks at one resolution, then enlarge by nearest neighbour and convolve.
+
+    The first level, of the largest resolution, does not enlarge.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, count: int, first: bool) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class UpLevel(nn.Module):
 
 
 class MaskgitEncoder(nn.Module):
-    """Image [N, 3, H, W] in [0, 1] -> latent [N, C, H/s, W/s]."""
+    """Encode an image [N, 3, H, W] in [0, 1] to a latent [N, C, H/s, W/s]."""
 
     def __init__(self, config: MaskgitVqConfig) -> None:
         super().__init__()
@@ -115,7 +118,7 @@ class MaskgitEncoder(nn.Module):
 
 
 class MaskgitDecoder(nn.Module):
-    """Codes [N, C, h, w] -> image [N, 3, h*s, w*s] in [0, 1], not clamped.
+    """Decode codes [N, C, h, w] to an image [N, 3, h*s, w*s] in [0, 1], not clamped.
 
     ``up.{i}`` is resolution level i, run from the highest i (lowest resolution) to 0; each level
     has as many blocks as the encoder's.
@@ -141,7 +144,7 @@ class MaskgitDecoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The codes, under their official name."""
+    """Hold the codes, under their official name."""
 
     def __init__(self, config: MaskgitVqConfig) -> None:
         super().__init__()
@@ -149,7 +152,10 @@ class Codebook(nn.Module):
 
 
 class MaskgitVq(VqTokenizer):
-    """The whole model, with the parameter names of ``maskgit-vqgan-imagenet-f16-256.bin``."""
+    """Combine encoder, codebook and decoder, with the official parameter names.
+
+    They are those of ``maskgit-vqgan-imagenet-f16-256.bin``.
+    """
 
     def __init__(self, config: MaskgitVqConfig) -> None:
         super().__init__()
@@ -170,7 +176,7 @@ class MaskgitVq(VqTokenizer):
 
 
 def infer_maskgit_config(tensors: Mapping[str, Tensor], where: str) -> MaskgitVqConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
+    """Return the configuration that a checkpoint's keys and shapes imply.
 
     Raises:
         ExportError: not a MaskGIT-VQ, or widths that its norms cannot have.
@@ -187,7 +193,7 @@ def infer_maskgit_config(tensors: Mapping[str, Tensor], where: str) -> MaskgitVq
 
 
 def load_maskgit_vq(tensors: Mapping[str, Tensor], where: str) -> MaskgitVq:
-    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
+    """Return a float32 model in eval mode with a checkpoint's tensors, loaded strictly.
 
     Raises:
         ExportError: missing, extra or misshapen keys (named), another model.

@@ -1,4 +1,4 @@
-"""VAR (Tian et al. 2024): images scale by scale."""
+"""Define VAR (Tian et al. 2024): images are generated scale by scale."""
 
 from __future__ import annotations
 

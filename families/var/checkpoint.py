@@ -1,4 +1,4 @@
-"""A checkpoint's tensors -> the VAR transformer they belong to, loaded strictly."""
+"""Load the tensors of a VAR checkpoint strictly into the transformer they belong to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NEEDED = {  # key: axes
 def infer_config(
     tensors: Mapping[str, Tensor], where: str, told: VarJson | None = None
 ) -> VarConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
+    """Return the configuration that a checkpoint's keys and shapes imply.
 
     `told` is the `config.json` beside it: what shapes do not tell is taken from there, and what
     they tell must agree with it. Heads without a learned scale are else those of the official rule,
@@ -73,7 +73,7 @@ def infer_config(
 
 
 def infer_patch_nums(levels: Tensor) -> tuple[int, ...]:
-    """Sides of the token maps from `lvl_1L`, the scale of each token.
+    """Return the sides of the token maps, from `lvl_1L`, the scale of each token.
 
     Raises:
         ExportError: not consecutive runs of squares.
@@ -93,7 +93,7 @@ def infer_patch_nums(levels: Tensor) -> tuple[int, ...]:
 def load_var(
     tensors: Mapping[str, Tensor], where: str, told: VarJson | None = None
 ) -> VarTransformer:
-    """A float32 model in eval mode from the transformer's tensors, loaded strictly.
+    """Return a float32 model in eval mode with the transformer's tensors, loaded strictly.
 
     float32 tensors are taken as they are: those of a mapped file stay there.
 

@@ -1,4 +1,4 @@
-"""What decides the shapes of a VAR transformer. Torch-free: models are listed without it."""
+"""Define what decides the shapes of a VAR transformer, without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
 @dataclass(frozen=True, slots=True)
 class VarConfig:
-    """Everything that decides the shapes and the arithmetic of a VAR transformer.
+    """Hold everything that decides the shapes and the arithmetic of a VAR transformer.
 
     ``patch_nums`` are the sides of the token maps, coarse to fine. ``shared_aln``: one modulation
     linear for all blocks, with a table a block. ``attn_l2_norm``: q and k have unit length and a
@@ -64,7 +64,7 @@ class VarConfig:
 
     @property
     def length(self) -> int:
-        """Tokens of an image over all scales."""
+        """Return the number of tokens of an image over all scales."""
         return sum(p * p for p in self.patch_nums)
 
     @property
@@ -73,7 +73,7 @@ class VarConfig:
 
     @property
     def bounds(self) -> tuple[int, ...]:
-        """Where each scale begins, and the length: 0, 1, 5, 14, ... 680."""
+        """Return where each scale begins, and the length: 0, 1, 5, 14, ... 680."""
         sums = [0]
         for p in self.patch_nums:
             sums.append(sums[-1] + p * p)
@@ -81,17 +81,17 @@ class VarConfig:
 
 
 def published(depth: int, patch_nums: tuple[int, ...], shared_aln: bool = False) -> VarConfig:
-    """The rule of the published sizes: width 64 * depth, as many heads as blocks."""
+    """Return a published size's configuration: width 64 * depth, as many heads as blocks."""
     return VarConfig(depth, 64 * depth, depth, patch_nums, shared_aln=shared_aln)
 
 
 def official_heads(depth: int, width: int) -> int | None:
-    """The heads by the rule of the published sizes; None for a width that is not of it."""
+    """Return the heads by the rule of the published sizes; None for another width."""
     return depth if width == 64 * depth else None
 
 
 class VarJson(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of a `config.json` beside the weights that are read; the others are training's.
+    """Read the keys of a `config.json` beside the weights; others are for training.
 
     `sampling` is what the model generates with unless told otherwise.
     """
@@ -107,7 +107,7 @@ class VarJson(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Defaults | None = None
 
     def told(self) -> dict[str, object]:
-        """What the file says, by the names of `VarConfig`."""
+        """Return what the file says, by the names of `VarConfig`."""
         renamed = {"num_heads": "heads", "embed_dim": "width"}
         names = set(self.__struct_fields__) - {"sampling"}
         fields = {renamed.get(k, k): getattr(self, k) for k in names}
@@ -115,7 +115,7 @@ class VarJson(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_config_json(folder: Path) -> VarJson:
-    """The `config.json` of a folder; without one, nothing is told.
+    """Return the `config.json` of a folder; without one, all keys are unset.
 
     Raises:
         ExportError: not JSON, or a key of another type.

@@ -1,4 +1,4 @@
-"""The graphs of a VAR transformer as modules: condition, step, and all positions at once.
+"""Define the graphs of a VAR transformer: condition, step, and all positions at once.
 
 Everything constant is computed here, outside the graphs: merged biases, the exponentials of the
 attention scales, the sum of the position tables, the one of 1 + scale. Submodules keep their
@@ -25,7 +25,7 @@ from .model import (
 
 
 class GraphAttention(VarAttention):
-    """One bias of 3C for q, k and v, and the learned scale as the factor it stands for."""
+    """Attend with one bias of 3C for q, k and v, and the learned scale as a factor."""
 
     factor: Tensor
 
@@ -47,7 +47,7 @@ class GraphAttention(VarAttention):
 
 
 class OwnRows(nn.Module):
-    """What a block adds to the shared modulation, flat, with the one of 1 + scale in it.
+    """Add a block's own rows to the shared modulation, flat, with the one of 1 + scale.
 
     A module, so that the graph's node has the block's name.
     """
@@ -59,12 +59,12 @@ class OwnRows(nn.Module):
         self.register_buffer("ada_rows", (ada_gss + ones_of(ONE_OF_BLOCK, ada_gss)).flatten())
 
     def forward(self, shared: Tensor) -> Tensor:
-        """[rows, 6C] -> the same."""
+        """Return [rows, 6C] with the block's rows added."""
         return shared + self.ada_rows
 
 
 class GraphBlock(VarBlock):
-    """A block whose modulation linear has the one of 1 + scale in its bias."""
+    """Run a block whose modulation linear has the one of 1 + scale in its bias."""
 
     def __init__(self, source: VarBlock) -> None:
         nn.Module.__init__(self)
@@ -83,7 +83,7 @@ class GraphBlock(VarBlock):
 
 
 class GraphHeadModulation(HeadModulation):
-    """The head's, with its one in the bias."""
+    """Modulate the head's norm, with its one in the bias."""
 
     def __init__(self, source: HeadModulation) -> None:
         nn.Module.__init__(self)
@@ -96,7 +96,7 @@ class GraphHeadModulation(HeadModulation):
 
 
 class GraphTransformer(VarTransformer):
-    """The model with its constants computed; the weights are the model's own."""
+    """Run the model with its constants computed; the weights are the model's own."""
 
     position_table: Tensor
 
@@ -120,14 +120,14 @@ class GraphTransformer(VarTransformer):
 
 
 class ConditionGraph(GraphTransformer):
-    """labels int64 [rows] -> x, modulation, head_modulation, as `VarTransformer.condition`."""
+    """Compute x, modulation and head_modulation of labels int64 [rows]."""
 
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         return self.condition(labels)
 
 
 class StepGraph(GraphTransformer):
-    """n tokens and the keys and values of P >= 0 before them -> logits, and those of P + n.
+    """Run n tokens after the keys and values of P >= 0 others; return logits and all caches.
 
     Empty lists of keys and values stand for P = 0.
     """
@@ -141,7 +141,7 @@ class StepGraph(GraphTransformer):
         past_key: list[Tensor],
         past_value: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Outputs: logits, the keys of all blocks, the values of all blocks."""
+        """Return logits, the keys of all blocks, the values of all blocks."""
         positions = F.embedding(position_ids, self.position_table)
         past = list(zip(past_key, past_value, strict=True)) or None
         logits, presents = self.step(x, positions, modulation, head_modulation, past)
@@ -149,4 +149,4 @@ class StepGraph(GraphTransformer):
 
 
 class FullGraph(GraphTransformer):
-    """labels and teacher-forced features -> logits of all positions."""
+    """Compute logits of all positions, from labels and teacher-forced features."""

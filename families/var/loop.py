@@ -1,4 +1,4 @@
-"""VAR's schedule: one token map a scale, coarse to fine, each scale a step over the KV cache."""
+"""Run VAR's schedule: one token map a scale, coarse to fine, each a step over the KV cache."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .spec import VarSpec
 
 
 class VarLoop:
-    """The graphs of a VAR and the loop over its scales.
+    """Hold the graphs of a VAR and run the loop over its scales.
 
-    All that the graphs hand to each other stays in the session's memory: of each step the logits
-    come out, and the tokens go in.
+    All that the graphs hand to each other stays in the session's memory: of each step only logits
+    come out, and only tokens go in.
     """
 
     def __init__(self, folder: Path, spec: VarSpec, session: OpenSession, threads: int) -> None:
@@ -42,7 +42,7 @@ class VarLoop:
         sampling: Sampling,
         tick: Callable[[], None],
     ) -> tuple[FloatImage, Tokens]:
-        """As `Loop.run`; guidance rises from 0 at the first scale to cfg at the last."""
+        """Generate images and tokens; guidance rises from 0 at the first scale to cfg."""
         spec, steps = self.spec, self._steps
         batch = Batch(labels, spec.num_classes, sampling, spec.static_batch)
         condition = self._condition.run_on_device({"labels": batch.labels})

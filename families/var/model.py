@@ -1,4 +1,4 @@
-"""The VAR transformer (Tian et al. 2024): next-scale prediction with adaLN blocks.
+"""Define the VAR transformer (Tian et al. 2024): next-scale prediction with adaLN blocks.
 
 Parameter and buffer names are the official ones, so a published ``state_dict`` loads with
 ``strict=True``. The official forward drops labels at random even in eval mode; ours never does.
@@ -32,7 +32,7 @@ ONE_OF_HEAD = (1.0, 0.0)
 
 
 class VarAttention(CachedAttention):
-    """Self-attention with unit-length q and k and a learned scale a head, or a fixed scale.
+    """Attend with unit-length q and k and a learned scale per head, or a fixed scale.
 
     The key's bias is zero: `zero_k_bias` is a buffer of the official modules.
     """
@@ -62,14 +62,17 @@ class VarAttention(CachedAttention):
         return self.mat_qkv(x) + self.qkv_bias()  # type: ignore[no-any-return]
 
     def query_scale(self) -> Tensor:
-        """[1, H, 1, 1]: exp(min(scale_mul, ln 100)); the softmax itself has scale 1."""
+        """Return exp(min(scale_mul, ln 100)), [1, H, 1, 1]; the softmax has scale 1."""
         assert self.scale_mul_1H11 is not None
         return self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
 
     def forward(
         self, x: Tensor, past: KeyValue | None, mask: Tensor | None
     ) -> tuple[Tensor, KeyValue]:
-        """[rows, n, C] -> the same, and keys (of unit length) and values of all tokens so far."""
+        """Return [rows, n, C], and the keys and values of all tokens so far.
+
+        Keys have unit length.
+        """
         q, k, v = split_qkv(self.qkv(x), self.heads)
         if self.scale_mul_1H11 is None:
             q = q * (0.25 / math.sqrt(q.shape[-1]))
@@ -80,7 +83,10 @@ class VarAttention(CachedAttention):
 
 
 class VarBlock(nn.Module):
-    """x + g1 attn(LN(x) a1 + h1), then x + g2 ffn(LN(x) a2 + h2); g, a, h from the condition."""
+    """Compute x + g1 attn(LN(x) a1 + h1), then x + g2 ffn(LN(x) a2 + h2).
+
+    Gates g, gains a and shifts h come from the condition.
+    """
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
@@ -94,7 +100,7 @@ class VarBlock(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, CHUNKS * width))
 
     def modulation(self, condition: Tensor) -> Tensor:
-        """[rows, 6, C], gains in the place of scales.
+        """Return the modulation [rows, 6, C], with gains instead of scales.
 
         `condition` is [rows, C], or with shared adaLN the rows [rows, 6C] common to all blocks.
         """
@@ -112,7 +118,7 @@ class VarBlock(nn.Module):
         past: KeyValue | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """x [rows, n, C], modulation [rows, 6, C] as `modulation` makes it."""
+        """Return the block's output for x [rows, n, C], modulation [rows, 6, C], and caches."""
         gate1, gate2, gain1, gain2, shift1, shift2 = modulation.chunk(CHUNKS, dim=1)
         out, present = self.attn(modulated_norm(x, gain1, shift1, self.eps), past, mask)
         x = x + out * gate1
@@ -120,21 +126,21 @@ class VarBlock(nn.Module):
 
 
 class HeadModulation(nn.Module):
-    """Gain and shift of the norm before the head; always from the raw class embedding."""
+    """Compute gain and shift of the norm before the head, from the raw class embedding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, condition: Tensor) -> Tensor:
-        """[rows, C] -> [rows, 2, C]."""
+        """Return [rows, 2, C] of the embedding [rows, C]."""
         rows: Tensor = self.ada_lin(condition)
         rows = rows.reshape(-1, 2, rows.shape[1] // 2)
         return rows + ones_of(ONE_OF_HEAD, rows)
 
 
 class VarTransformer(nn.Module):
-    """Class and token maps so far -> logits of the next token map.
+    """Predict the logits of the next token map from class and token maps so far.
 
     Rows under guidance: the conditional ones, then the unconditional ones of the null class
     `num_classes`.
@@ -168,11 +174,11 @@ class VarTransformer(nn.Module):
         self.register_buffer("attn_bias_for_masking", official_mask(config))
 
     def positions(self) -> Tensor:
-        """[L, C]: what every token gets added for its scale and place."""
+        """Return what every token gets added for its scale and place, [L, C]."""
         return self.lvl_embed(self.lvl_1L[0]) + self.pos_1LC[0]  # type: ignore[no-any-return]
 
     def condition(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is constant over the steps of an image, from labels [rows].
+        """Return what is constant over the steps of an image, from labels [rows].
 
         First input [rows, first, C] without positions, modulation [rows, depth, 6, C] with gains
         in the place of scales, gain and shift of the head's norm [rows, 2, C].
@@ -196,7 +202,7 @@ class VarTransformer(nn.Module):
         past: Sequence[KeyValue] | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """Logits [rows, n, V] of n tokens, and each block's keys and values of P + n tokens.
+        """Return logits [rows, n, V] of n tokens, and caches of P + n tokens per block.
 
         x [rows, n, C] comes without positions, which are [n, C]. Without a mask all of `past`
         and all of x is visible, which is right for one scale at a time.
@@ -209,15 +215,15 @@ class VarTransformer(nn.Module):
         return self.logits(x, head_modulation), presents
 
     def logits(self, x: Tensor, head_modulation: Tensor) -> Tensor:
-        """[rows, n, V] from what the last block gives."""
+        """Return logits [rows, n, V] of the last block's output."""
         gain, shift = head_modulation.chunk(2, dim=1)
         out: Tensor = self.head(modulated_norm(x, gain, shift, self.config.norm_eps))
         return out
 
     def forward(self, labels: Tensor, features: Tensor) -> Tensor:
-        """Teacher-forced logits [rows, L, V] of all scales at once, block-causal.
+        """Return teacher-forced logits [rows, L, V] of all scales at once, block-causal.
 
-        features [rows, L - first, 32]: for each scale but the first, the f_hat of the scales
+        `features` [rows, L - first, 32] are, for each scale but the first, the f_hat of the scales
         before it, area-interpolated to its size.
         """
         start, modulation, head_modulation = self.condition(labels)
@@ -233,13 +239,13 @@ class VarTransformer(nn.Module):
 
 
 def official_levels(config: VarConfig) -> Tensor:
-    """int64 [1, L]: the scale of each token."""
+    """Return the scale of each token, int64 [1, L]."""
     levels = [torch.full((p * p,), k) for k, p in enumerate(config.patch_nums)]
     return torch.cat(levels).unsqueeze(0)
 
 
 def official_mask(config: VarConfig) -> Tensor:
-    """[1, 1, L, L]: 0 where a token sees another of its own or an earlier scale, else -inf."""
+    """Return the mask [1, 1, L, L]: 0 for tokens of its own or an earlier scale, else -inf."""
     levels = official_levels(config)[0]
     visible = levels[:, None] >= levels[None, :]
     return torch.where(visible, 0.0, -torch.inf)[None, None]

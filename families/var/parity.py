@@ -1,6 +1,6 @@
-"""The graphs of a VAR transformer in ONNX Runtime against PyTorch, at every shape they run at.
+"""Compare the graphs of a VAR transformer with PyTorch, at every shape they run at.
 
-PyTorch computes first, block by block, and is let go; then one graph at a time is opened with its
+PyTorch computes first, block by block, and is released; then one graph at a time is opened with its
 weights mapped. So the weights are in memory once, as pages of a file.
 """
 
@@ -29,7 +29,7 @@ from .model import VarBlock, VarTransformer
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What PyTorch computes: the graphs' inputs, their outputs, and the cached steps' logits.
+    """Hold PyTorch's results: the graphs' inputs and outputs, and the cached steps' logits.
 
     `steps` and `full` are [rows, L, V]; they differ where the caches are rounded.
     """
@@ -49,9 +49,10 @@ class References:
 def compute_references(
     model: VarTransformer, labels: Tensor, features: Tensor, form: GraphForm = DYNAMIC
 ) -> References:
-    """labels int64 [rows], features [rows, L - first, 32] as `VarTransformer.forward` takes.
+    """Compute references of labels int64 [rows] and features [rows, L - first, 32].
 
-    In a static form the rows are the form's.
+    They are those of `VarTransformer.forward`. With static shapes the rows are as many as these
+    have.
     """
     condition = model.condition(labels)
     inputs = torch.cat((condition[0], model.word_embed(features)), dim=1)
@@ -73,9 +74,9 @@ def compute_references(
 def run_blocks(
     model: VarTransformer, inputs: Tensor, modulation: Tensor, head_modulation: Tensor
 ) -> tuple[Tensor, Arrays]:
-    """Logits [rows, L, V] and the caches behind the last scale, teacher-forced.
+    """Return logits [rows, L, V] and the caches after the last scale, teacher-forced.
 
-    All cached steps of one block, then those of the next: each weight is needed once.
+    All cached steps of one block come before those of the next: each weight is needed once.
     """
     bounds = model.config.bounds
     parts = [(inputs + model.positions())[:, a:b] for a, b in pairwise(bounds)]
@@ -140,7 +141,7 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
 
 
 def check_full(folder: Path, wanted: References) -> Difference:
-    """Row by row: its attention has all positions squared."""
+    """Compare the graph of all positions row by row: its attention has all positions squared."""
     session = mapped_session(folder / "full.onnx")
     rows = [
         session.run({"labels": wanted.labels[k : k + 1], "features": wanted.features[k : k + 1]})
@@ -153,7 +154,7 @@ def check_full(folder: Path, wanted: References) -> Difference:
 def run_in_rows(
     session: OnnxRuntimeSession, feeds: Mapping[str, Array], rows: int | None
 ) -> Arrays:
-    """As `session.run`, in pieces of `rows` rows that a static graph takes (None: all at once).
+    """Run a session in pieces of `rows` rows, which a static graph takes (None: all at once).
 
     The last piece is filled up with rows of its own.
     """
@@ -170,5 +171,5 @@ def run_in_rows(
 
 
 def resize(array: Array, rows: int) -> Array:
-    """The first `rows` rows of the array, which is repeated if it has less."""
+    """Return the first `rows` rows of the array, which is repeated if it has less."""
     return np.resize(array, (rows, *array.shape[1:]))

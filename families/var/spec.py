@@ -1,4 +1,4 @@
-"""What `generator.json` says of a VAR; needs no session."""
+"""Define what `generator.json` says of a VAR; needs no session."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ...runtime.spec import (
 
 
 class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag="var"):
-    """`generator.json` of a VAR: what the schedule needs to know beside the graphs.
+    """Describe a VAR in `generator.json`: what the schedule needs to know beside the graphs.
 
     `patch_nums` are the sides of the token maps, coarse to fine; the latent is [latent_channels,
     latent_size, latent_size]. The null class is `num_classes`. With a `static_batch` the graphs
@@ -57,12 +57,12 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
 
     @property
     def steps(self) -> int:
-        """Steps of one batch: its scales."""
+        """Return the steps of one batch, which are its scales."""
         return len(self.patch_nums)
 
     @property
     def length(self) -> int:
-        """Tokens of an image over all scales."""
+        """Return the number of tokens of an image over all scales."""
         return sum(side * side for side in self.patch_nums)
 
     @property
@@ -71,7 +71,7 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """The encoder gives tokens scale by scale, as they are generated."""
+        """Return the identity: the encoder gives tokens in the order they are generated."""
         return np.arange(self.length)
 
     @property
@@ -80,7 +80,7 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
 
     @property
     def recording(self) -> None:
-        """It has a graph of all positions."""
+        """Return None: it has a graph of all positions."""
         return None
 
     def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:

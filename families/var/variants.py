@@ -1,4 +1,4 @@
-"""The VARs that are known by name."""
+"""List the VARs that are known by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SNAPSHOTS = (("ar-ckpt-best.pth",), ("ar-ckpt-last.pth",))
 
 
 def var_files(name: str) -> tuple[tuple[str, ...], ...]:
-    """The transformer's file under its official name, with the VQVAE's."""
+    """Return the file sets of the transformer, under its official name, and the VQVAE."""
     return tuple((f"{name}.{kind}", f"{VAE}.{kind}") for kind in ("pth", "safetensors"))
 
 

@@ -1,4 +1,4 @@
-"""A VAR transformer -> condition.onnx, step.onnx, full.onnx and their sites."""
+"""Write a VAR transformer as condition.onnx, step.onnx and full.onnx, with their sites."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def export_var(
     properties: dict[str, str],
     form: GraphForm = DYNAMIC,
 ) -> tuple[Site, ...]:
-    """Write the graphs of the transformer through `weights`; returns their sites."""
+    """Write the graphs of the transformer through `weights`; return their sites."""
     config = model.config
     rules = SiteRules(
         role, lambda path: producer_fold(path, config), TOKEN_AXIS, {"full": EMBEDDING}
@@ -44,7 +44,7 @@ def export_var(
 
 
 def transformer_graphs(model: VarTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
-    """Names and graphs, one at a time. The full one has dynamic rows in any form."""
+    """Yield names and graphs, one at a time; the full one always has dynamic rows."""
     steps = form.step_names(len(model.config.patch_nums))
     yield "condition", with_factors(condition_graph(model, form))
     for scale, name in enumerate(steps):
@@ -60,7 +60,10 @@ def condition_graph(model: VarTransformer, form: GraphForm = DYNAMIC) -> ir.Mode
 
 
 def step_graph(model: VarTransformer, form: GraphForm = DYNAMIC, scale: int = 0) -> ir.Model:
-    """The graph of any step, or in a static form that of `scale`; the first has no `past_*`."""
+    """Return the graph of any step, or with fixed shapes that of `scale`.
+
+    The graph of the first scale then has no `past_*`.
+    """
     config = model.config
     bounds = config.bounds
     fixed = form.rows is not None
@@ -114,9 +117,10 @@ def with_factors(model: ir.Model) -> ir.Model:
 
 
 def add_factors(graph: ir.Graph) -> None:
-    """Put a factor of ones, `blocks.i.ada_factor`, before each block's own rows of a shared
-    modulation: the shared linear's columns belong to all blocks, so what scales one block's
-    goes there. The exporter would drop it.
+    """Put a factor of ones, `blocks.i.ada_factor`, before each block's own rows.
+
+    The columns of a shared modulation linear belong to all blocks, so what scales one block's goes
+    into its factor. The exporter would drop it.
     """
     for node in list(graph):
         block, _, last = module_path(node).rpartition(".ada_lin.")
@@ -136,14 +140,14 @@ def add_factors(graph: ir.Graph) -> None:
 
 
 def role(path: str) -> str:
-    """Of a linear by its official path."""
+    """Return the role of a linear (qkv, proj, fc1, ...) from its module path."""
     if path.endswith("ada_lin.1"):
         return "adaln"
     return ROLES.get(path.rpartition(".")[2], "embedding")
 
 
 def producer_fold(path: str, config: VarConfig) -> ProducerFold | None:
-    """Where a channel scale and shift of a linear's input go (the fact sheet's 0.6).
+    """Return where a channel scale and shift of a linear's input fold to.
 
     mat_qkv, fc1 and head read LN(x) * gain + shift, whose gain and shift are columns of a
     modulation linear, [C, 6C] or [C, 2C], with the one of 1 + scale in its bias; proj reads
@@ -168,7 +172,7 @@ def producer_fold(path: str, config: VarConfig) -> ProducerFold | None:
 
 
 def own_rows(block: str, starts: Sequence[int], shift: int) -> ProducerFold:
-    """Parts of a block's own factor and rows behind a shared linear."""
+    """Return the parts of a block's own factor and rows behind a shared linear."""
     divide = [
         FoldPart(initializer=f"{block}.{name}", axis=0, start=start)
         for start in starts

@@ -1,4 +1,4 @@
-"""What decides the shapes of VAR's VQVAE. Torch-free: models are listed without it."""
+"""Define what decides the shapes of VAR's VQVAE, without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PHI_OF_TEN_SCALES = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
 
 @dataclass(frozen=True, slots=True)
 class VarVqvaeConfig(Pyramid):
-    """Everything that decides the shapes of a multi-scale residual VQVAE.
+    """Hold everything that decides the shapes of a multi-scale residual VQVAE.
 
     ``patch_nums`` are the sides of the token maps, coarse to fine; the last is the latent's side.
     ``phis`` convolutions are shared by the scales.
@@ -59,12 +59,12 @@ class VarVqvaeConfig(Pyramid):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each scale."""
+        """Return the number of tokens of each scale."""
         return tuple(p * p for p in self.patch_nums)
 
     @property
     def phi_of_scale(self) -> tuple[int, ...]:
-        """Which convolution refines which scale."""
+        """Return which convolution refines which scale."""
         if (len(self.patch_nums), self.phis) == (10, 4):
             return PHI_OF_TEN_SCALES
         return tuple(
@@ -74,10 +74,11 @@ class VarVqvaeConfig(Pyramid):
 
 
 def nearest_tick(position: float, count: int) -> int:
-    """Which of `count` ticks in [0, 1] is nearest; of equal distances in float64, the first.
+    """Return which of `count` ticks in [0, 1] is nearest; of equal distances, the first.
 
-    Four ticks lie at 1/12 ... 11/12, any other number at the middles of equal parts. The order of
-    operations is numpy.linspace's, since some distances are equal but for rounding.
+    Four ticks lie at 1/12 ... 11/12, any other number at the middles of equal parts. Distances are
+    compared in float64, and the order of operations is numpy.linspace's, since some distances are
+    equal but for rounding.
     """
     margin = 1 / 3 / count if count == 4 else 1 / 2 / count
     first, last = margin, 1 - margin

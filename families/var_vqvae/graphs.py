@@ -1,4 +1,4 @@
-"""The graphs of VAR's tokenizer as modules: encoder, decoder, lookup, and the update of a step.
+"""Define the graphs of VAR's tokenizer: encoder, decoder, lookup, and the update of a step.
 
 Everything constant is computed here, outside the graphs: the halves of phi, the codes' lengths.
 Submodules keep their official paths, so the graphs' nodes are named after them.
@@ -20,7 +20,7 @@ EMBEDDING = "the embedding of latents, outside the method"
 
 
 class GraphQuantizer(MultiScaleQuantizer):
-    """The quantizer with each phi as one convolution and the nearest code as one linear."""
+    """Quantize with each phi as one convolution and the nearest code as one linear."""
 
     def __init__(self, source: MultiScaleQuantizer) -> None:
         nn.Module.__init__(self)
@@ -37,7 +37,7 @@ class GraphQuantizer(MultiScaleQuantizer):
 
 
 class VarEncoderGraph(nn.Module):
-    """image [N, 3, H, H] -> indices int32 [N, L], latent [N, C, h, h]."""
+    """Encode an image [N, 3, H, H] to indices int32 [N, L] and latent [N, C, h, h]."""
 
     def __init__(self, model: VarVqvae) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class VarEncoderGraph(nn.Module):
 
 
 class VarDecoderGraph(nn.Module):
-    """latent, the sum of all scales [N, C, h, h] -> image [N, 3, H, H], not clamped."""
+    """Decode the sum of all scales [N, C, h, h] to an image [N, 3, H, H], not clamped."""
 
     def __init__(self, model: VarVqvae) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class VarDecoderGraph(nn.Module):
 
 
 class VarLookupGraph(nn.Module):
-    """indices int32 [N, L] -> latent [N, C, h, h], features [N, L - p_0**2, C].
+    """Look up indices int32 [N, L]: latent [N, C, h, h], features [N, L - p_0**2, C].
 
-    The features are what a transformer is shown with these codes: the `features` of full.onnx.
+    The features are what a transformer is fed with these codes: the `features` of full.onnx.
     """
 
     def __init__(self, quantizer: MultiScaleQuantizer) -> None:
@@ -77,10 +77,10 @@ class VarLookupGraph(nn.Module):
 
 
 class VarUpdateGraph(nn.Module):
-    """tokens int64 [B, p_k**2], f_hat [B, C, h, h] -> f_hat_next, and but for the last scale x.
+    """Add a scale's tokens int64 [B, p_k**2] to f_hat [B, C, h, h].
 
-    x [B, p_{k+1}**2, width] is the transformer's input at the next scale, without level and
-    position. `word_embed` is the transformer's linear. f_hat itself stays as it is.
+    Outputs are f_hat_next and, but for the last scale, x [B, p_{k+1}**2, width], the transformer's
+    input at the next scale without level and position. `word_embed` is the transformer's linear.
     """
 
     def __init__(self, quantizer: MultiScaleQuantizer, scale: int, word_embed: nn.Linear) -> None:
@@ -97,7 +97,7 @@ class VarUpdateGraph(nn.Module):
 
 
 def encoder_excluded(quantizer: MultiScaleQuantizer) -> dict[str, str]:
-    """Sites of encoder.onnx that stay in high precision, with the reason."""
+    """Return the sites of encoder.onnx that stay in high precision, with the reason."""
     last, phis = quantizer.last, quantizer.config.phi_of_scale
     return {
         "encoder.conv_in": FIRST_OR_LAST,
@@ -111,12 +111,12 @@ def encoder_excluded(quantizer: MultiScaleQuantizer) -> dict[str, str]:
 
 
 def decoder_excluded() -> dict[str, str]:
-    """Sites of decoder.onnx that stay in high precision, with the reason."""
+    """Return the sites of decoder.onnx that stay in high precision, with the reason."""
     return dict.fromkeys(("post_quant_conv", "decoder.conv_in", "decoder.conv_out"), FIRST_OR_LAST)
 
 
 def lookup_excluded(quantizer: MultiScaleQuantizer) -> dict[str, str]:
-    """Sites of lookup.onnx, none of which is quantized, with the reason."""
+    """Return the sites of lookup.onnx, none of which is quantized, with the reason."""
     last = quantizer.last
     return {
         **{phi_path(phi): SUMMED for phi in quantizer.config.phi_of_scale},
@@ -126,7 +126,7 @@ def lookup_excluded(quantizer: MultiScaleQuantizer) -> dict[str, str]:
 
 
 def update_excluded(quantizer: MultiScaleQuantizer, scale: int) -> dict[str, str]:
-    """Sites of update.{scale}.onnx, none of which is quantized, with the reason."""
+    """Return the sites of update.{scale}.onnx, none quantized, with the reason."""
     last = quantizer.last
     reasons = {phi_path(quantizer.config.phi_of_scale[scale]): SUMMED}
     if scale < last:

@@ -1,4 +1,4 @@
-"""VAR's tokenizer, a multi-scale residual VQVAE, and its strict loading.
+"""Define VAR's tokenizer, a multi-scale residual VQVAE, and load it strictly.
 
 Own modules with the official parameter names; written from the published architecture
 (github.com/FoundationVision/VAR, ``models/basic_vae.py``, ``models/quant.py``).
@@ -33,7 +33,7 @@ NEEDED = {  # key: axes
 
 
 class VarVqvae(nn.Module):
-    """The whole model, with the parameter names of ``vae_ch160v4096z32.pth``."""
+    """Combine encoder, quantizer and decoder, with the names of ``vae_ch160v4096z32.pth``."""
 
     def __init__(self, config: VarVqvaeConfig) -> None:
         super().__init__()
@@ -48,18 +48,18 @@ class VarVqvae(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent, latent, kernel, padding=kernel // 2)
 
     def encode(self, image: Tensor) -> Tensor:
-        """[N, 3, H, H] in [-1, 1] -> latent [N, C, h, h], before quantization."""
+        """Return the latent [N, C, h, h] of an image [N, 3, H, H], before quantization."""
         return self.quant_conv(self.encoder(image))  # type: ignore[no-any-return]
 
     def decode(self, latent: Tensor) -> Tensor:
-        """The sum of all scales' maps [N, C, h, h] -> image [N, 3, H, H], not clamped."""
+        """Return the image [N, 3, H, H], not clamped, of the sum of all scales' maps."""
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
 
 
 def infer_vqvae_config(
     tensors: Mapping[str, Tensor], where: str, patch_nums: Sequence[int] = PATCH_NUMS_256
 ) -> VarVqvaeConfig:
-    """The configuration that a checkpoint's keys and shapes imply; `patch_nums` they do not tell.
+    """Return the configuration of a checkpoint's keys, its shapes and `patch_nums`.
 
     Raises:
         ExportError: not VAR's VQVAE, or widths that its norms cannot have.
@@ -82,7 +82,7 @@ def infer_vqvae_config(
 def load_var_vqvae(
     tensors: Mapping[str, Tensor], where: str, patch_nums: Sequence[int] = PATCH_NUMS_256
 ) -> VarVqvae:
-    """A float32 model in eval mode from a checkpoint's tensors, loaded strictly.
+    """Return a float32 model in eval mode with a checkpoint's tensors, loaded strictly.
 
     The statistics of code use, a buffer, may be of another number of scales than `patch_nums`, or
     absent: like the official loader, this one then begins them anew.

@@ -1,6 +1,6 @@
-"""The graphs of VAR's tokenizer in ONNX Runtime against PyTorch, on real images.
+"""Compare the graphs of VAR's tokenizer in ONNX Runtime with PyTorch, on real images.
 
-PyTorch computes first and is let go; then one graph at a time is loaded.
+PyTorch computes first and is released; then one graph at a time is loaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TokenizerReferences:
-    """What PyTorch computes for N images.
+    """Hold what PyTorch computes for N images.
 
     `distances` [N, L]: how far the vector that each token stands for lies from another code's
     region. `sums` are f_hat behind every scale; `inputs` the transformer's of
@@ -60,7 +60,10 @@ class TokenizerReferences:
 def compute_tokenizer_references(
     model: VarVqvae, word_embed: nn.Linear, images: Sequence[Floats]
 ) -> TokenizerReferences:
-    """Images are [1, 3, H, H] in [-1, 1]; `word_embed` is the transformer's."""
+    """Compute references of images [1, 3, H, H] in [-1, 1].
+
+    `word_embed` is the transformer's.
+    """
     quantizer = model.quantize
     stacked = np.concatenate(images)
     latent = model.encode(torch.from_numpy(stacked))
@@ -86,7 +89,7 @@ def compute_tokenizer_references(
 
 
 def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tensor) -> Tensor:
-    """[N, C, h, w] -> [N, p*p]: how far each vector may move, and its nearest code stays so."""
+    """Return how far each vector may move without changing its code, [N, p*p]."""
     return code_distance(quantizer.shrink(scale, residual), quantizer.embedding.weight)
 
 
@@ -122,7 +125,7 @@ def check_tokenizer_parity(
 
 
 def check_updates(folder: Path, wanted: TokenizerReferences, form: GraphForm) -> list[Difference]:
-    """Each update on the tokens and the f_hat before it."""
+    """Compare each update on its tokens and the f_hat before it."""
     found = []
     before = np.zeros_like(wanted.latent)
     for scale, (a, b) in enumerate(pairwise(np.cumsum([0, *wanted.lengths]))):
@@ -139,7 +142,7 @@ def check_updates(folder: Path, wanted: TokenizerReferences, form: GraphForm) ->
 
 
 def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Flags:
-    """[N, L]: tokens near a boundary, and all behind a scale where one of those differs.
+    """Return tokens [N, L] near a boundary, and all after a scale where one of those differs.
 
     `error` is the largest of the latent, relative to its RMS.
     """

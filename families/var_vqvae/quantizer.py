@@ -1,4 +1,4 @@
-"""VAR's multi-scale residual quantizer (arXiv 2404.02905, algorithms 1 and 2).
+"""Define VAR's multi-scale residual quantizer (arXiv 2404.02905, algorithms 1 and 2).
 
 Maps are [N, C, H, W], codes [N, L] in scale order, coarse to fine, each scale in raster order.
 Everything is float32: one wrong early code changes all later ones.
@@ -20,7 +20,7 @@ PHI_RATIO = 0.5
 
 
 class Phi(nn.Conv2d):
-    """x/2 + conv(x)/2, a 3x3 convolution: what refines an upsampled map of codes."""
+    """Refine an upsampled map of codes: x/2 + conv(x)/2, a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1)
@@ -29,7 +29,7 @@ class Phi(nn.Conv2d):
         return (1 - PHI_RATIO) * x + PHI_RATIO * super().forward(x)
 
     def folded(self) -> nn.Conv2d:
-        """The same map as one convolution."""
+        """Return the same map as one convolution."""
         identity = torch.zeros_like(self.weight)
         identity[:, :, 1, 1] = torch.eye(self.out_channels)
         assert self.bias is not None
@@ -42,7 +42,7 @@ class Phi(nn.Conv2d):
 
 
 class PhiList(nn.Module):
-    """The convolutions that scales share, under their official name."""
+    """Hold the convolutions that scales share, under their official name."""
 
     def __init__(self, phis: Sequence[nn.Conv2d]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class PhiList(nn.Module):
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Ten (or other) token maps of growing side, each the codes of what the earlier ones left.
+    """Quantize to token maps of growing side, each of what earlier ones left.
 
     ``ema_vocab_hit_SV`` [S, V] holds the training's statistics of code use, nothing else reads it.
     """
@@ -67,29 +67,35 @@ class MultiScaleQuantizer(nn.Module):
         self.make_resizes()
 
     def make_resizes(self) -> None:
-        """`up.k` from the map of scale k to the whole one, `down.k` back, for k < S - 1."""
+        """Make `up.k` from the map of scale k to the whole one, and `down.k` back.
+
+        They exist for k < S - 1.
+        """
         side, sides = self.config.latent_size, self.config.patch_nums[:-1]
         self.up = nn.ModuleList(Resize(bicubic_matrix(p, side)) for p in sides)
         self.down = nn.ModuleList(Resize(area_matrix(side, p)) for p in sides)
 
     @property
     def last(self) -> int:
-        """Number of the finest scale."""
+        """Return the number of the finest scale."""
         return len(self.config.patch_nums) - 1
 
     def shrink(self, scale: int, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> vectors of the map at `scale`, [N, p*p, C]: the area average."""
+        """Return vectors of the map at `scale`, [N, p*p, C]: the area average."""
         rows = x.flatten(2)
         if scale < self.last:
             rows = self.down[scale](rows)
         return rows.transpose(1, 2)
 
     def codes(self, scale: int, residual: Tensor) -> Tensor:
-        """[N, C, H, W] -> int64 [N, p*p]: the nearest codes of its average at `scale`."""
+        """Return the nearest codes of the average at `scale`, int64 [N, p*p]."""
         return nearest_code(self.shrink(scale, residual), self.embedding.weight)
 
     def contribution(self, scale: int, codes: Tensor) -> Tensor:
-        """int [N, p*p] -> [N, C, H, W]: codes looked up, enlarged (but at the last), refined."""
+        """Return a scale's codes [N, p*p] as a map [N, C, H, W].
+
+        They are looked up, enlarged (except at the last scale) and refined.
+        """
         side = self.config.latent_size
         h = F.embedding(codes, self.embedding.weight).transpose(1, 2)
         if scale < self.last:
@@ -98,7 +104,7 @@ class MultiScaleQuantizer(nn.Module):
         return phi(h.reshape(*h.shape[:2], side, side))  # type: ignore[no-any-return]
 
     def encode(self, latent: Tensor) -> Tensor:
-        """[N, C, H, W] -> int64 [N, L]."""
+        """Return the codes int64 [N, L] of a latent [N, C, H, W]."""
         found = []
         for scale in range(self.last + 1):
             found.append(self.codes(scale, latent))
@@ -107,22 +113,22 @@ class MultiScaleQuantizer(nn.Module):
         return torch.cat(found, dim=1)
 
     def split(self, codes: Tensor) -> tuple[Tensor, ...]:
-        """[N, L] -> the codes of each scale, [N, p*p]."""
+        """Split codes [N, L] into those of each scale, [N, p*p]."""
         return torch.split(codes, list(self.config.lengths), dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int [N, L] -> the sum of all contributions, [N, C, H, W]."""
+        """Return the sum of all contributions, [N, C, H, W], of codes [N, L]."""
         return self.decode_with_features(codes)[0]
 
     def features(self, codes: Tensor) -> Tensor:
-        """int [N, L] -> what a transformer is shown, [N, L - p_0**2, C].
+        """Return what a transformer is fed with codes [N, L]: [N, L - p_0**2, C].
 
         For every scale but the first, the average at that scale of the sum of those before it.
         """
         return self.decode_with_features(codes)[1]
 
     def decode_with_features(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Both of the above."""
+        """Return the results of `decode` and of `features`."""
         parts = self.split(codes)
         total = self.contribution(0, parts[0])
         shown = []

@@ -1,4 +1,4 @@
-"""PyTorch's area and bicubic resizes as constant matrices, evaluated in float64.
+"""Compute PyTorch's area and bicubic resizes as constant matrices, in float64.
 
 No exporter writes them in a form that engines run well, and both are linear, the same on every
 channel: with flattened maps a resize is one product with a constant matrix.
@@ -18,7 +18,10 @@ CUBIC_A = -0.75  # PyTorch's, where Catmull-Rom has -0.5
 
 
 def area_matrix(size: int, target: int) -> Matrix:
-    """[target, size]: row i averages floor(i*size/target) ... ceil((i+1)*size/target) - 1."""
+    """Return the matrix [target, size] of an area resize.
+
+    Row i averages floor(i*size/target) ... ceil((i+1)*size/target) - 1.
+    """
     matrix = np.zeros((target, size))
     for row in range(target):
         first, end = row * size // target, -(-(row + 1) * size // target)
@@ -27,7 +30,10 @@ def area_matrix(size: int, target: int) -> Matrix:
 
 
 def bicubic_matrix(size: int, target: int) -> Matrix:
-    """[target, size]: half-pixel centres, four taps, the border repeated, no antialiasing."""
+    """Return the matrix [target, size] of a bicubic resize.
+
+    It has half-pixel centres, four taps, a repeated border and no antialiasing.
+    """
     matrix = np.zeros((target, size))
     for row in range(target):
         position = (row + 0.5) * size / target - 0.5
@@ -39,7 +45,7 @@ def bicubic_matrix(size: int, target: int) -> Matrix:
 
 
 def cubic_weight(distance: float) -> float:
-    """Keys' kernel (IEEE TASSP 29(6), 1981) with a = -0.75."""
+    """Return the value of Keys' kernel (IEEE TASSP 29(6), 1981) with a = -0.75."""
     a, d = CUBIC_A, distance
     if d <= 1:
         return (a + 2) * d**3 - (a + 3) * d**2 + 1
@@ -49,7 +55,7 @@ def cubic_weight(distance: float) -> float:
 
 
 def plane_matrix(matrix: Matrix) -> Tensor:
-    """[target, size] of one axis -> float32 [size**2, target**2] of both, for maps in rows.
+    """Return the matrix [size**2, target**2] of both axes, float32, for flattened maps.
 
     x.flatten(2) @ plane_matrix(m) is m @ x @ m.T, flattened.
     """
@@ -58,7 +64,7 @@ def plane_matrix(matrix: Matrix) -> Tensor:
 
 
 class Resize(nn.Module):
-    """Flattened maps [..., size**2] -> [..., target**2], by the matrix of one axis."""
+    """Resize flattened maps [..., size**2] to [..., target**2], by the matrix of one axis."""
 
     matrix: Tensor
 

@@ -1,4 +1,4 @@
-"""VAR's tokenizer -> encoder.onnx, decoder.onnx, lookup.onnx, update.{k}.onnx and their sites."""
+"""Write VAR's tokenizer as encoder, decoder, lookup and update.{k}.onnx, with their sites."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def export_var_tokenizer(
     word_embed: nn.Linear,
     form: GraphForm = DYNAMIC,
 ) -> tuple[Site, ...]:
-    """Write all graphs of the tokenizer through `weights`; returns their sites.
+    """Write all graphs of the tokenizer through `weights`; return their sites.
 
     `word_embed` is the transformer's, for update.{k}; those and the lookup have no site that the
     method takes. `form` is that of the graphs that generate: the encoder and the lookup have a
@@ -105,7 +105,7 @@ def update_graph(
 def sites_by_name(
     graph: ir.Model, graph_name: str, excluded: Mapping[str, str]
 ) -> tuple[Site, ...]:
-    """One entry a module: the scales share convolutions and the codebook."""
+    """Return one site per module: the scales share convolutions and the codebook."""
     found: dict[str, Site] = {}
     for site in find_sites(graph.graph, graph_name, excluded):
         found.setdefault(site.name, site)
