@@ -1,4 +1,4 @@
-"""`python -m arvg_trt`."""
+"""Run the command line as `python -m arvg_trt`."""
 
 from .cli import main
 

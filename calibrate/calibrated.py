@@ -1,4 +1,4 @@
-"""What quantization reads of a calibrated workspace."""
+"""Open what quantization reads of a calibrated workspace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Batch = Annotated[int, msgspec.Meta(ge=1)]
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What quantization reads of a workspace."""
+    """Hold what quantization reads of a workspace."""
 
     export: Path
     exported: Manifest
@@ -33,7 +33,11 @@ class Calibrated:
 
     @classmethod
     def open(cls, workspace: Workspace) -> Calibrated:
-        """Raises WorkspaceError for stages that were not run, or statistics of another export."""
+        """Open the export and the calibration of a workspace.
+
+        Raises:
+            WorkspaceError: a stage was not run, or the statistics are of another export.
+        """
         export, exported = require_outputs(workspace, "export", stage="export")
         calibrate, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
         return cls(export, exported, calibrate, calibrated, load_sites(export))
@@ -44,12 +48,12 @@ class Calibrated:
 
     @property
     def planned(self) -> SiteMap:
-        """The sites that a plan has; a generator's other graphs share those of the calibrated."""
+        """Return the sites that a plan has; other graphs of a generator share theirs."""
         return self.site_map.calibrated
 
     @property
     def batch_size(self) -> int:
-        """Samples in flight, as calibration had them."""
+        """Return the number of samples in flight, as calibration had them."""
         return told(self.calibrated, "options", "batch_size", Batch)
 
     @property

@@ -1,4 +1,4 @@
-"""One run of observers: graphs of a folder, and the saved samples that they are run on."""
+"""Run observers: graphs of a folder on saved samples, once per call."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ClipErrors = dict[str, list[tuple[Floats, Floats]]]
 
 @dataclass(frozen=True, slots=True)
 class CalibrationRun:
-    """`graphs` of the folder `export`, run in turn on `part` of the saved samples.
+    """Run `graphs` of the folder `export` in turn on `part` of the saved samples.
 
     As many samples as `batch_size` are in flight, on `threads` threads (0: all). Each method runs
     the samples once. What is said by a key of views alone is of a run of one graph (see `on`).
@@ -59,7 +59,7 @@ class CalibrationRun:
 
     @property
     def size(self) -> int:
-        """How many samples the first graph is run on."""
+        """Return how many samples the first graph is run on."""
         return len(sample_files(self.samples, self.graphs[0])[self.part])
 
     def first_half(self) -> CalibrationRun:

@@ -1,4 +1,4 @@
-"""Whether the samples were enough: how much the scales still grew with the last half of them.
+"""Judge whether the samples were enough: how much scales grew with the last half of them.
 
 Statistics stream by in order; what they were at a quarter and at half of the samples is kept on the
 way, so that no second run is needed. Ranges only grow, and a grid's step grows with its range: by
@@ -25,7 +25,7 @@ QUANTILE = 0.95
 
 
 class Growth:
-    """Statistics by name while parts come in, batches or shards, and what they were on the way.
+    """Collect statistics by name over batches or shards, and what they were on the way.
 
     Every part has each name once. `marks` are the numbers of parts at a quarter and at half of
     them, fewer where there are too few parts to tell.
@@ -47,7 +47,7 @@ class Growth:
 
 
 class SiteGrowth(msgspec.Struct, frozen=True, kw_only=True):
-    """What more samples added to a site's input, as shares of what all of them show.
+    """Say what more samples added to a site's input, as shares of what all of them show.
 
     `tensor` is of the largest magnitude; `channels` (their ranges), `positions` (their magnitudes)
     and `rms` (of channels, up or down) are what 95 % of them stay below.
@@ -66,7 +66,7 @@ class SiteGrowth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Convergence(msgspec.Struct, frozen=True, kw_only=True):
-    """`enough` is None where there are too few batches to tell.
+    """Say how many inputs' scales had converged; `enough` is None with too few batches.
 
     `share` of the samples came before those whose growth `sites` have; `earlier` is the median over
     sites of `channels` from a quarter to half of the samples, to compare with `later`, the same
@@ -82,7 +82,7 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """One line for a person."""
+        """Return the verdict as one line for a person."""
         if self.enough is None:
             return "too few batches to tell whether the scales have settled"
         line = f"scales settled at {self.settled} of {len(self.sites)} inputs"

@@ -1,4 +1,4 @@
-"""Distribution-guided calibration, DGC (PTQ4ARVG): which rows a generator is calibrated on.
+"""Choose the rows a generator is calibrated on: distribution-guided calibration (PTQ4ARVG).
 
 Under guidance half of the rows have no condition and look alike. The distance of a row is
 Mahalanobis': of what the last block gives for the first token, to the mean of the row's own half
@@ -35,7 +35,7 @@ LAST_OF_BLOCK = "fc2"  # in all families
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which rows of each half to keep, in order.
+    """Say which conditional and null rows to keep, in order.
 
     `distances` are those of all rows, conditional and null; `agree` where they told nothing, and
     the halves are kept alike.
@@ -49,7 +49,7 @@ class Choice:
 
     @property
     def share(self) -> float:
-        """The share of kept rows that are conditional."""
+        """Return the share of kept rows that are conditional."""
         return len(self.conditional) / (len(self.conditional) + len(self.null))
 
 

@@ -1,4 +1,4 @@
-"""Where the shards of a stage run: processes of this machine, or tasks of a Ray cluster."""
+"""Run the shards of a stage in processes of this machine, or as tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ExecutorName = Literal["processes", "ray"]
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """`workers` at once, each with as many `threads` of ONNX Runtime (0: all)."""
+    """Say how many `workers` run at once, each with `threads` of ONNX Runtime (0: all)."""
 
     executor: ExecutorName
     workers: int

@@ -1,4 +1,4 @@
-"""What calibration tells of its samples, in its manifest and to later stages."""
+"""Define what calibration records of its samples, in its manifest and for later stages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .convergence import Convergence
 
 
 class DgcSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows that distribution-guided calibration (PTQ4ARVG) kept of its candidates.
+    """Summarize the rows that distribution-guided calibration (PTQ4ARVG) chose.
 
-    ``conditional_share`` of the rows kept, 0 to 1, have a class; the others are null rows.
+    ``conditional_share`` of the ``kept`` rows, 0 to 1, have a class; the others are null rows.
     ``covariance`` and ``agree`` say how distances were measured, ``median_distance`` what they
     were.
     """
@@ -27,9 +27,10 @@ class DgcSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CalibrationFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of the stage. ``images`` are the samples' names, ``classes`` a generator's.
+    """Hold the results of the stage.
 
-    ``masked`` are graphs with NaN and infinity inside that reach no output.
+    ``images`` are the samples' names, ``classes`` a generator's. ``masked`` are graphs with NaN and
+    infinity inside that reach no output.
     """
 
     images: tuple[str, ...]

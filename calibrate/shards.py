@@ -1,4 +1,4 @@
-"""`calibrate --merge`: statistics and samples of several runs of one export, made into one."""
+"""Merge statistics and samples of several runs of one export: `calibrate --merge`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLD = ("seed", "samples", "shard", "labels", "synthetic")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Statistics and the samples that they are of; of a file alone there are none, nor a manifest.
+    """Hold statistics and their samples; a file alone has neither samples nor a manifest.
 
     `files` are digests by name within the part.
     """
@@ -40,7 +40,7 @@ class Part:
 
     @property
     def told(self) -> dict[str, Any]:
-        """Name, number of samples and options, as the manifest of the whole has them."""
+        """Return name, number of samples and options, as the manifest of the whole has them."""
         options = self.manifest.options if self.manifest else {}
         counts = {"name": self.name, "samples_saved": len(self.samples)}
         return counts | {key: options[key] for key in TOLD if key in options}
@@ -113,7 +113,11 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
 
 
 def open_part(given: Path, exported: Manifest) -> Part:
-    """Raises CalibrationError for what is no part, is of another export, or was changed."""
+    """Open a part.
+
+    Raises:
+        CalibrationError: it is no part, is of another export, or was changed.
+    """
     if given.is_file():
         return Part(given.name, given, (), {STATISTICS: sha256_file(given)}, None)
     folder = given / "calibrate" if (given / "calibrate").is_dir() else given

@@ -1,4 +1,4 @@
-"""Streaming statistics of tensors, and how shards of them merge.
+"""Define streaming statistics of tensors, and how shards of them merge.
 
 Min, max and counts merge exactly; sums are float64, so any split of the data agrees to 1e-12.
 """
@@ -21,9 +21,10 @@ from ..graph.sites import Site
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """Per-channel statistics of one tensor [N, C, ...]: arrays [C], `count` elements a channel.
+    """Hold statistics of one tensor [N, C, ...] per channel, from `count` elements each.
 
-    Channels that were not seen alike have a count each, [C]; without any the range is inside out.
+    Arrays are [C]. Channels with different numbers of elements have a count each, [C]; one without
+    any has an empty range, whose minimum is above its maximum.
     """
 
     low: NDArray[np.float64]
@@ -33,7 +34,7 @@ class TensorStats:
 
     @property
     def mean_square(self) -> NDArray[np.float64]:
-        """Mean square of each channel, [C]; 0 for a channel without samples."""
+        """Return the mean square of each channel, [C]; 0 without samples."""
         return self.square / np.maximum(self.count, 1)
 
     def filled(self) -> TensorStats:
@@ -108,7 +109,11 @@ def save_statistics(
 
 
 def load_statistics(path: Path) -> Statistics:
-    """Raises CalibrationError for a file that is not a statistics file of this version."""
+    """Read a statistics file.
+
+    Raises:
+        CalibrationError: it is not a statistics file of this version.
+    """
     return load_exported(path)[0]
 
 
@@ -163,7 +168,7 @@ def read_stats(file: Any, name: str) -> TensorStats:
 def require_channels(
     statistics: Mapping[str, TensorStats], sites: Iterable[Site], where: str
 ) -> None:
-    """Raises CalibrationError for statistics of an input with other channels than its weight's."""
+    """Raise CalibrationError for statistics whose channels are not the weight's."""
     for site in sites:
         stats, shape = statistics.get(site.name), site.weight_shape
         if stats is None or site.weight is None or len(shape) < 2:

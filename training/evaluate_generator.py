@@ -1,10 +1,10 @@
-"""Whether a classifier trained on real pictures knows what a generator's pictures show.
+"""Measure whether a classifier of real images recognizes what a generator's images show.
 
     python -m arvg_trt.training.evaluate_generator --data DIR --workspace WS
 
 DIR holds the Tiny ImageNet archive, WS an exported generator of its ten classes. A small network
-learns the classes from pictures k < 450; its accuracy on the others is the yardstick for its
-accuracy on generated ones. Chance is 10 %.
+learns the classes from images k < 450; its accuracy on the others is the yardstick for its accuracy
+on generated ones. Chance is 10 %.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REACH = 4
 
 
 def untrained() -> nn.Sequential:
-    """[N, 3, 64, 64] in [-1, 1] -> logits [N, 10]; 0.3 M parameters."""
+    """Return a classifier from [N, 3, 64, 64] in [-1, 1] to logits [N, 10]; 0.3 M parameters."""
     layers: list[nn.Module] = []
     widths = (3, 32, 64, 96, 128)
     for before, after in itertools.pairwise(widths):
@@ -68,7 +68,7 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int) -> 
 
 @torch.no_grad()
 def accuracy(model: nn.Sequential, images: Tensor, labels: Tensor) -> float:
-    """images uint8 [N, 3, 64, 64]."""
+    """Return the accuracy on images uint8 [N, 3, 64, 64]."""
     right = 0
     for k in range(0, len(images), 200):
         found = model(to_signed(images[k : k + 200])).argmax(dim=1)

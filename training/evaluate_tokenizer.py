@@ -1,4 +1,4 @@
-"""PSNR of a tokenizer's round trip on 256x256 centre crops of folders of images.
+"""Print the PSNR of a tokenizer's round trip on 256x256 centre crops of folders of images.
 
 python -m arvg_trt.training.evaluate_tokenizer cosmos-mini-di8x8 ../shared/data/kodak
 """
@@ -25,7 +25,7 @@ SIZE = 256
 
 
 def round_trip(model: CosmosTokenizer, image: Uint8Image) -> Uint8Image:
-    """uint8 [H, W, 3] -> its reconstruction."""
+    """Return the reconstruction of an image uint8 [H, W, 3]."""
     with torch.inference_mode():
         latent = model.encode(torch.from_numpy(to_model(image)))
         if model.quantizer is not None:

@@ -1,4 +1,4 @@
-"""The generators of the minis: their sizes, and what each family's training has of its own."""
+"""Define the generators of the minis: their sizes, and what is special in each training."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ DRAWS = 2  # times and noises that each masked token of a MAR is seen at in a st
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tokens int64 [N, L] of pictures, labels [N] (10 where dropped); where the training is.
+    """Hold tokens int64 [N, L] of images, labels [N] (10 where dropped), and the progress.
 
-    Of a MAR the tokens are the moments of latents, [N, L, 2C]. `progress` is 0 in the beginning
-    and 1 in the end, and when it is measured.
+    A MAR's tokens are the moments of latents, [N, L, 2C]. `progress` is 0 at the beginning of the
+    training and 1 at its end, and when it is measured.
     """
 
     tokens: Tensor
@@ -91,7 +91,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorMini:
-    """One family's generator in training.
+    """Describe the training of one family's generator.
 
     `tokens` takes the tokenizer and images [N, 3, 64, 64] in [-1, 1]; `loss` the model, the
     tokenizer and a batch: the mean cross-entropy in nats of a token, or what a
@@ -112,7 +112,7 @@ class GeneratorMini:
 
 @torch.no_grad()
 def initialize_var(model: VarTransformer) -> None:
-    """The official initialisation: a small head, residual outputs by depth, gates nearly shut.
+    """Initialize as officially: a small head, residual outputs by depth, gates nearly shut.
 
     Gates are less shut than officially (1e-5): a small model has few steps to open them.
     """
@@ -133,7 +133,7 @@ def initialize_var(model: VarTransformer) -> None:
 
 
 def var_loss(model: VarTransformer, vae: VarVqvae, batch: Batch) -> Tensor:
-    """Of all tokens of all scales."""
+    """Return the mean cross-entropy of all tokens of all scales."""
     with torch.no_grad():
         features = vae.quantize.features(batch.tokens)
     return cross_entropy(model(batch.labels, features), batch.tokens)
@@ -141,7 +141,7 @@ def var_loss(model: VarTransformer, vae: VarVqvae, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def initialize_rar(model: RarTransformer) -> None:
-    """The official initialisation, no modulation at first, but gates that are a little open.
+    """Initialize as officially, without modulation at first, but with gates a little open.
 
     Officially weights are of deviation 0.02 at widths from 768; it grows as the width shrinks.
     """
@@ -156,9 +156,10 @@ def initialize_rar(model: RarTransformer) -> None:
 
 
 def random_orders(batch: Batch) -> Tensor:
-    """int64 [N, L]: the order in which each row's tokens are learned, at random or the raster.
+    """Return the order in which each row's tokens are learned, int64 [N, L].
 
-    The share of random ones falls from 1 to 0 between two points of the training.
+    It is random or the raster. The share of random ones falls from 1 to 0 between two points of the
+    training.
     """
     count, length = batch.tokens.shape
     share = (RASTER_FROM - batch.progress) / (RASTER_FROM - RANDOM_UNTIL)
@@ -168,9 +169,10 @@ def random_orders(batch: Batch) -> Tensor:
 
 
 def rar_logits(model: RarTransformer, tokens: Tensor, labels: Tensor, orders: Tensor) -> Tensor:
-    """[N, L, V], of tokens [N, L] in the orders [N, L]; the model's `forward` is of the raster.
+    """Return logits [N, L, V] of tokens [N, L] in the orders [N, L].
 
-    A token brings its own place and is told that of the next one; modulation is by the step.
+    The model's `forward` takes the raster alone. A token brings its own place and gets that of the
+    next one; modulation is by the step.
     """
     steps = torch.arange(tokens.shape[1] + 1)
     sequence = torch.cat((model.prefix(labels), tokens.gather(1, orders)), dim=1)[:, :-1]
@@ -192,7 +194,7 @@ def rar_loss(model: RarTransformer, _: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def initialize_par(model: ParTransformer) -> None:
-    """The official initialisation, a head of zeros; deviations as of RAR."""
+    """Initialize as officially, with a head of zeros; deviations are those of RAR."""
     for parameter in model.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.5 / math.sqrt(model.config.width))
@@ -206,7 +208,7 @@ def par_loss(model: ParTransformer, _: nn.Module, batch: Batch) -> Tensor:
 
 
 def mar_moments(vae: KlVae, images: Tensor) -> Tensor:
-    """Mean and log variance of the latents in raster order, [N, L, 2C]."""
+    """Return mean and log variance of the latents in raster order, [N, L, 2C]."""
     return torch.cat(vae.moments(images), dim=1).flatten(2).transpose(1, 2)
 
 
@@ -216,7 +218,7 @@ def diffusion_loss(model: MarTransformer, _: nn.Module, batch: Batch) -> Tensor:
 
 
 def noise_errors(model: MarTransformer, batch: Batch) -> dict[str, float]:
-    """The mean squared error of the noise, and that of a guess by mean and variance alone."""
+    """Return the mean squared error of the noise, and of a guess by mean and variance alone."""
     latents = drawn_latents(model.config, batch)
     found = [
         mar_loss.noise_errors(model, latents, batch.labels, batch.generator) for _ in range(MASKS)
@@ -227,7 +229,7 @@ def noise_errors(model: MarTransformer, batch: Batch) -> dict[str, float]:
 
 
 def drawn_latents(config: MarConfig, batch: Batch) -> Tensor:
-    """[N, L, C] of deviation about 1, from their moments."""
+    """Draw latents [N, L, C] of deviation about 1 from their moments."""
     mean, log_variance = batch.tokens.chunk(2, dim=2)
     noise = torch.randn(mean.shape, generator=batch.generator)
     return (mean + (0.5 * log_variance).exp() * noise) * config.latent_scale
@@ -238,7 +240,7 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def map_tokens(tokenizer: Any, images: Tensor) -> Tensor:
-    """The codes of a tokenizer with one map, in raster order."""
+    """Return the codes of a tokenizer with one map, in raster order."""
     return tokenizer.codes(tokenizer.encode(images)).flatten(1)  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""What every training script does: warm-up and cosine, averaged weights, progress, resuming."""
+"""Share what training scripts do: warm-up and cosine, averaged weights, progress, resuming."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_GRADIENT = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A linear warm-up to the peak, then a cosine down to `floor` of it."""
+    """Define a linear warm-up to the peak, then a cosine down to `floor` of it."""
 
     steps: int
     peak: float
@@ -38,12 +38,12 @@ class Schedule:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Random choices of a step, of its number alone: a resumed run makes the same ones."""
+    """Return the random generator of a step, by its number: a resumed run draws the same."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 class Run:
-    """A model in training: AdamW, an exponential moving average of its weights, its saved state.
+    """Train a model: AdamW, an exponential moving average of its weights, its saved state.
 
     `kept` are further tensors that belong to the state; they are filled in place.
     """
@@ -81,7 +81,7 @@ class Run:
         self._start, self.seconds = state["step"], state["seconds"]
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left; says how it goes and saves the state now and then."""
+        """Yield the steps that are left; report progress and save the state now and then."""
         tick = time.monotonic()
         for step in range(self._start, self.schedule.steps):
             for group in self._optimizer.param_groups:
@@ -96,11 +96,11 @@ class Run:
                 self._save(done)
 
     def is_measured(self, step: int) -> bool:
-        """Whether the state is saved after a step: the time to look at held-out pictures."""
+        """Return whether the state is saved, and held-out images are measured, after a step."""
         return (step + 1) % SAVE_EVERY == 0 or step + 1 == self.schedule.steps
 
     def update(self, loss: Tensor, step: int) -> None:
-        """One step of the optimizer, and of the average, which moves faster in the beginning."""
+        """Do one step of the optimizer, and of the average, which moves faster in the beginning."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), MOST_GRADIENT)
@@ -110,7 +110,7 @@ class Run:
             self.average[name].lerp_(parameter.detach(), 1 - decay)
 
     def log(self, **values: float) -> None:
-        """Figures of a step, whose means are reported."""
+        """Record figures of a step, whose means are reported."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
@@ -144,7 +144,7 @@ def tell(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_record(path: Path, schedule: Schedule, seconds: float, **others: Any) -> None:
-    """What a training was, as JSON beside the weights."""
+    """Write what a training was, as JSON beside the weights."""
     record = {
         "steps": schedule.steps,
         "peak_lr": schedule.peak,

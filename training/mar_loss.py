@@ -1,10 +1,10 @@
-"""What trains a MAR: which tokens it is shown, and the diffusion loss of the others.
+"""Compute the loss that trains a MAR: masked tokens, and their diffusion loss.
 
-As the official training has it (github.com/LTH14/mar), but for its dropout: a random order for
-each picture; a share of masked tokens, one a batch, from a normal distribution around 1 with
-deviation 0.25, cut to [0.7, 1]; every masked token at several random times of the diffusion. Its
-loss is the squared error of the noise, plus the variational bound, which teaches the variance
-alone, in bits a number.
+It is the official training's (github.com/LTH14/mar), without its dropout: a random order for each
+image; a share of masked tokens, one a batch, from a normal distribution around 1 with deviation
+0.25, cut to [0.7, 1]; every masked token at several random times of the diffusion. Its loss is the
+squared error of the noise, plus the variational bound, which teaches the variance alone, in bits a
+number.
 
 Beside the official loss, some tokens are seen at the last time, and their error counts more. A
 diffusion begins there, where a token is all noise, and the first of 100 steps makes an error of the
@@ -36,7 +36,7 @@ LEAST_CHANCE = 1e-12
 
 
 def initialize(model: MarTransformer) -> None:
-    """The official initialisation: a denoiser that begins with closed gates and predicts 0."""
+    """Initialize as officially: the denoiser begins with closed gates and predicts 0."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -50,12 +50,12 @@ def initialize(model: MarTransformer) -> None:
 
 
 def random_orders(rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """A permutation a picture, int64 [rows, length]."""
+    """Return a permutation per image, int64 [rows, length]."""
     return torch.rand(rows, length, generator=generator).argsort(dim=1)
 
 
 def masked_count(length: int, generator: torch.Generator) -> int:
-    """How many tokens of each picture are masked: 1 to `length`."""
+    """Return how many tokens of each image are masked: 1 to `length`."""
     least, most = (
         0.5 * math.erfc(-(share - 1) / DEVIATION / math.sqrt(2)) for share in (LEAST_MASKED, 1.0)
     )
@@ -66,9 +66,9 @@ def masked_count(length: int, generator: torch.Generator) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Noised:
-    """Masked tokens in the diffusion: m of them, as often as they are seen.
+    """Hold masked tokens in the diffusion: m of them, each as often as it is seen.
 
-    Tokens x and their noise [m, c], times int64 [m], what the transformers tell of them z [m, C].
+    Tokens x and their noise are [m, c], times int64 [m], the transformers' output z [m, C].
     """
 
     x: Tensor
@@ -78,12 +78,12 @@ class Noised:
 
     @property
     def noisy(self) -> Tensor:
-        """[m, c]: the tokens with the noise added as at their times."""
+        """Return the tokens [m, c] with the noise of their times added."""
         signal, noise = at(SIGNAL, self.times, self.x), at(NOISE, self.times, self.x)
         return signal * self.x + noise * self.noise
 
     def at_last_time(self, count: int) -> Noised:
-        """The first `count`, with the same noise."""
+        """Return the first `count`, with the same noise."""
         times = torch.full((count,), TIMES - 1)
         return Noised(self.x[:count], self.z[:count], times, self.noise[:count])
 
@@ -95,7 +95,7 @@ def mar_loss(
     generator: torch.Generator,
     draws: int = DRAWS,
 ) -> Tensor:
-    """The mean loss over the masked tokens of a batch; arguments as of `masked`."""
+    """Return the mean loss over the masked tokens of a batch; arguments are those of `masked`."""
     seen, net = masked(model, latents, labels, generator, draws), model.diffloss.net
     with torch.autocast("cpu", enabled=False):  # rounded to bfloat16, the last time's error stays
         loss = diffusion_loss(net, seen).mean()
@@ -109,7 +109,7 @@ def mar_loss(
 def noise_errors(
     model: MarTransformer, latents: Tensor, labels: Tensor, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Mean squared errors of the noise: the model's, and that of the best linear guess.
+    """Return mean squared errors of the noise: the model's, and the best linear guess's.
 
     The latter knows of a token no more than its channels' means m and variances v: of
     x_t = a x + s noise it takes the noise for s (x_t - a m) / (a^2 v + s^2).
@@ -130,9 +130,9 @@ def masked(
     generator: torch.Generator,
     draws: int = DRAWS,
 ) -> Noised:
-    """The masked tokens of a batch, each at `draws` times and noises.
+    """Return the masked tokens of a batch, each at `draws` times and noises.
 
-    `latents` [rows, L, c] are the pictures' tokens in raster order, of deviation about 1: the
+    `latents` [rows, L, c] are the images' tokens in raster order, of deviation about 1: the
     autoencoder's latents, drawn from its moments, times `latent_scale`. `labels` int64 [rows];
     dropped ones are the null class `num_classes`.
     """
@@ -149,7 +149,10 @@ def masked(
 
 
 def diffusion_loss(net: Denoiser, seen: Noised) -> Tensor:
-    """[m]: mean squared error of the noise, plus `variational_bound` with the noise held fast."""
+    """Return the noise's mean squared error plus `variational_bound`, [m].
+
+    The bound is computed with the noise held constant.
+    """
     noisy = seen.noisy
     predicted, spread = net(noisy, seen.times, seen.z).to(noisy.dtype).chunk(2, dim=1)
     squared: Tensor = (seen.noise - predicted).square().mean(dim=1)
@@ -159,9 +162,9 @@ def diffusion_loss(net: Denoiser, seen: Noised) -> Tensor:
 def variational_bound(
     x: Tensor, noisy: Tensor, predicted: Tensor, spread: Tensor, times: Tensor
 ) -> Tensor:
-    """[m], in bits a number: the divergence of the predicted step back from the true one.
+    """Return the divergence of the predicted reverse step from the true one, [m].
 
-    At time 0 the negative log-likelihood of x, as of numbers in bins of 2/255.
+    It is in bits a number. At time 0 it is the negative log-likelihood of x, in bins of 2/255.
     """
     tables, like = DIFFUSION, x
     clean = at(tables.clean_of_x, times, like) * noisy
@@ -181,7 +184,7 @@ def variational_bound(
 
 
 def log_chance(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Log of what a normal distribution gives to the bin of x."""
+    """Return the log of the probability that a normal distribution gives to the bin of x."""
     inverse = (-0.5 * log_variance).exp()
     below = normal_cdf(inverse * (x - mean - HALF_BIN))
     upto = normal_cdf(inverse * (x - mean + HALF_BIN))
@@ -190,10 +193,10 @@ def log_chance(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def normal_cdf(x: Tensor) -> Tensor:
-    """The official approximation, by a tanh."""
+    """Return the normal distribution function, by the official approximation with a tanh."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def at(table: Array, times: Tensor, like: Tensor) -> Tensor:
-    """Entries of a table of all times, [m, 1]."""
+    """Return entries of a table of all times, [m, 1]."""
     return torch.from_numpy(table).to(like)[times].unsqueeze(1)

@@ -1,8 +1,8 @@
-"""A loss of features: what a small classifier sees in a picture, as LPIPS measures it.
+"""Define a loss of features: what a small classifier sees in an image, as LPIPS measures it.
 
-64 tokens do not hold a picture's pixels. The absolute error alone spends them on smooth colours;
-this loss keeps what tells the classes apart. The network is trained first, on the pictures that
-the tokenizer is trained on; it is not the classifier that measures generated pictures.
+64 tokens do not hold an image's pixels. The absolute error alone spends them on smooth colours;
+this loss keeps what tells the classes apart. The network is trained first, on the images that the
+tokenizer is trained on; it is not the classifier that measures generated images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NORM_FLOOR = 1e-6
 
 
 class Perception(nn.Module):
-    """[N, 3, 64, 64] in [-1, 1] -> features at a half, a quarter and an eighth of the side."""
+    """Compute features of [N, 3, 64, 64] in [-1, 1] at 1/2, 1/4 and 1/8 of the side."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,17 +47,17 @@ class Perception(nn.Module):
         return found[1:]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits [N, 10]."""
+        """Return logits [N, 10]."""
         return self.head(self.features(image)[-1].mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of unit length along the channels, [N, C, H, W]."""
+    """Return vectors of unit length along the channels, [N, C, H, W]."""
     return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(NORM_FLOOR)  # type: ignore[no-any-return]
 
 
 def difference(perception: Perception, found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean over levels and places of the squared distance of the unit feature vectors."""
+    """Return the mean squared distance of unit feature vectors, over levels and places."""
     with torch.no_grad():
         goals = perception.features(wanted)
     pairs = zip(perception.features(found), goals, strict=True)
@@ -66,7 +66,7 @@ def difference(perception: Perception, found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def train_perception(training: Pictures, path: Path, seed: int) -> Perception:
-    """In eval mode, its weights fixed; taken from `path` if it was trained before."""
+    """Return the network in eval mode, its weights fixed, trained unless `path` exists."""
     torch.manual_seed(seed)
     model = Perception()
     if not path.exists():

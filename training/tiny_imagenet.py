@@ -1,4 +1,4 @@
-"""The ten Tiny ImageNet classes the class-conditional minis are trained on."""
+"""Load the ten Tiny ImageNet classes that the class-conditional minis are trained on."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ HELD_OUT_FROM = 450
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """images uint8 [N, 3, 64, 64], labels int64 [N] in 0 ... 9."""
+    """Hold images uint8 [N, 3, 64, 64] and labels int64 [N] in 0 ... 9."""
 
     images: Tensor
     labels: Tensor
 
 
 def load_pictures(folder: Path) -> tuple[Pictures, Pictures]:
-    """(training, held out): pictures k < 450 of each class, and the others.
+    """Return (training, held out): images k < 450 of each class, and the others.
 
     `folder` holds the archive, whose files are `<label>_<name>/<wnid>_<k>.JPEG`.
     """
@@ -56,23 +56,23 @@ def load_pictures(folder: Path) -> tuple[Pictures, Pictures]:
 
 
 def archive_digest(folder: Path) -> dict[str, str]:
-    """sha256 of the archive, by its name."""
+    """Return the sha256 of the archive, by its name."""
     return {ARCHIVE: hashlib.sha256((folder / ARCHIVE).read_bytes()).hexdigest()}
 
 
 def to_signed(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
+    """Return uint8 images as float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of a batch flipped."""
+    """Return a batch with half of its images flipped."""
     flip = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
     return torch.where(flip, images.flip(-1), images)
 
 
 def moved(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """A float batch [N, 3, 64, 64] moved by up to `reach` pixels, its borders repeated."""
+    """Return a float batch [N, 3, 64, 64] moved by up to `reach` pixels, its borders repeated."""
     padded = F.pad(images, (reach,) * 4, mode="replicate")
     top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
     return padded[:, :, top : top + SIDE, left : left + SIDE]
@@ -81,9 +81,9 @@ def moved(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 def training_batch(
     pictures: Pictures, step: int, seed: int, size: int, reach: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """[size, 3, 64, 64] in [-1, 1] with labels, half flipped, moved by up to `reach` pixels.
+    """Return images [size, 3, 64, 64] in [-1, 1] with labels, half of them flipped.
 
-    Of the step's number and the seed alone.
+    They are moved by up to `reach` pixels. The step's number and the seed alone decide the batch.
     """
     generator = step_generator(seed, step)
     index = torch.randint(len(pictures.labels), (size,), generator=generator)

@@ -1,4 +1,4 @@
-"""The tokenizers of the minis: their sizes, and what each family's training has of its own."""
+"""Define the tokenizers of the minis: their sizes, and what is special in each training."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ MAR = KlVaeConfig(channels=32, channels_mult=(1, 1, 2, 3), num_res_blocks=1, lat
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """What the decoder is given, with the encoder's gradient passed through, and the loss of it.
+    """Hold the decoder's input, with the encoder's gradient passed through, and its loss.
 
-    Of a codebook also how often each code was used [V] and the vectors looked up [N, C].
+    With a codebook also how often each code was used [V] and the vectors looked up [N, C].
     """
 
     through: Tensor
@@ -81,7 +81,7 @@ def encode(model: Any, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerMini:
-    """One family's tokenizer in training.
+    """Describe the training of one family's tokenizer.
 
     `encode` makes a latent of images, `quantize` what `decode` makes images of. `codebook` is the
     name of the parameter whose unused rows are revived, where there is one. `config` goes to
@@ -100,13 +100,15 @@ class TokenizerMini:
     reach: int = 4
 
     def round_trip(self, model: Any, images: Tensor) -> Tensor:
-        """[N, 3, H, W] in [-1, 1] -> its reconstruction, not clamped."""
+        """Return the reconstruction, not clamped, of [N, 3, H, W] in [-1, 1]."""
         return self.decode(model, self.quantize(model, self.encode(model, images)).through)
 
 
 def quantize_scales(quantizer: MultiScaleQuantizer, latent: Tensor) -> Quantized:
-    """Straight-through sum of all scales; the official loss, the mean over scales of the error of
-    the sum so far. In training the statistics of use move on.
+    """Return the straight-through sum of all scales, with the official loss.
+
+    The loss is the mean over scales of the error of the sum so far. In training the statistics of
+    use move on.
     """
     fixed = latent.detach()
     total = torch.zeros_like(fixed)
@@ -128,7 +130,7 @@ def quantize_scales(quantizer: MultiScaleQuantizer, latent: Tensor) -> Quantized
 
 
 def quantize_map(model: VqTokenizer, latent: Tensor) -> Quantized:
-    """Straight-through nearest codes of a map; codebook loss and 0.25 of commitment.
+    """Return straight-through nearest codes of a map, codebook loss and 0.25 of commitment.
 
     Vectors are drawn to unit length, which a LlamaGen's have: else the three directions of the mean
     colour grow until all codes tell them alone.
@@ -145,7 +147,7 @@ def quantize_map(model: VqTokenizer, latent: Tensor) -> Quantized:
 
 
 def quantize_groups(model: GsqTokenizer, latent: Tensor) -> Quantized:
-    """The nearest code of every group of channels."""
+    """Return the nearest code of every group of channels."""
     through, loss = model.quantizers.straight_through(latent)
     with torch.no_grad():
         vectors = model.quantizers.vectors(latent).flatten(0, -2)
@@ -154,7 +156,7 @@ def quantize_groups(model: GsqTokenizer, latent: Tensor) -> Quantized:
 
 
 def draw(model: KlVae, moments: Tensor) -> Quantized:
-    """In training a latent of the distribution, else its mean, from both moments [N, 2C, h, w].
+    """Draw a latent in training, else return its mean, from both moments [N, 2C, h, w].
 
     The loss is the mean divergence of a latent number from the standard normal distribution.
     """

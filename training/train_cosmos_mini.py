@@ -38,7 +38,7 @@ EMA_DECAY = 0.999
 
 
 def load_pictures(data: Path) -> tuple[Tensor, dict[str, str]]:
-    """uint8 [N, 3, 64, 64] of all training pictures, and the sha256 of the files they come from."""
+    """Return all training images, uint8 [N, 3, 64, 64], and the sha256 of their files."""
     tiny = data / "tiny_imagenet" / "tiny_imagenet_10x500_train_64.zip"
     samples = data / "imagenet_samples" / "imagenet_samples_64.npz"
     pictures = [np.load(samples, allow_pickle=False)["images"]]
@@ -52,7 +52,10 @@ def load_pictures(data: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def sample_pictures(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """[count, 3, 64, 64] in [-1, 1]: flipped, and half of them enlarged up to 1.6x and cropped."""
+    """Return images [count, 3, 64, 64] in [-1, 1], flipped, half enlarged and cropped.
+
+    They are enlarged by up to 1.6.
+    """
     index = torch.randint(len(pictures), (count,), generator=generator)
     batch = pictures[index].float() / 127.5 - 1
     rolls = torch.rand(count, 5, generator=generator).tolist()
@@ -68,7 +71,7 @@ def sample_pictures(pictures: Tensor, count: int, generator: torch.Generator) ->
 
 
 def training_batch(pictures: Tensor, step: int, generator: torch.Generator) -> Tensor:
-    """Every fourth batch is 2x2 mosaics: [8, 3, 128, 128] instead of [32, 3, 64, 64]."""
+    """Return [32, 3, 64, 64], and for every fourth step 2x2 mosaics [8, 3, 128, 128]."""
     batch = sample_pictures(pictures, BATCH, generator)
     if step % 4 == 3:
         rows = batch.reshape(BATCH // 4, 2, 2, 3, SIZE, SIZE).permute(0, 3, 1, 4, 2, 5)
@@ -77,7 +80,7 @@ def training_batch(pictures: Tensor, step: int, generator: torch.Generator) -> T
 
 
 def reconstruct(model: CosmosTokenizer, images: Tensor) -> Tensor:
-    """Round trip with straight-through FSQ; convolutions in bfloat16, the quantizer in float32."""
+    """Reconstruct images with straight-through FSQ, in float32; convolutions in bfloat16."""
     assert model.quantizer is not None
     with torch.autocast(images.device.type, torch.bfloat16):
         latent = model.encode(images)

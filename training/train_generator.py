@@ -34,19 +34,19 @@ EMA_DECAY = 0.998
 
 @torch.no_grad()
 def tokenize(mini: GeneratorMini, tokenizer: nn.Module, images: Tensor) -> Tensor:
-    """uint8 [N, 3, 64, 64] -> int16 codes [N, L], or float16 numbers [N, L, C]."""
+    """Return int16 codes [N, L], or float16 numbers [N, L, C], of uint8 [N, 3, 64, 64]."""
     parts = [mini.tokens(tokenizer, to_signed(part)) for part in torch.split(images, 100)]
     found = torch.cat(parts)
     return found.half() if found.is_floating_point() else found.short()
 
 
 def widened(tokens: Tensor) -> Tensor:
-    """As they are computed with: int64 or float32."""
+    """Return tokens in the type they are computed with: int64 or float32."""
     return tokens.float() if tokens.is_floating_point() else tokens.long()
 
 
 def views(images: Tensor, count: int, seed: int) -> list[Tensor]:
-    """The images as they are and flipped, then as often moved with their borders repeated."""
+    """Return the images unchanged and flipped, then as often moved with their borders repeated."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for view in range(count):
@@ -65,7 +65,7 @@ def held_out_loss(
     tokens: Tensor,
     labels: Tensor,
 ) -> float:
-    """As at the end of the training, without dropped labels."""
+    """Return the loss at the end of the training, without dropped labels."""
     model = mini.build()
     model.load_state_dict(weights)
     model.eval()
@@ -77,7 +77,7 @@ def held_out_loss(
 
 
 def unigram_entropy(tokens: Tensor) -> float:
-    """Entropy in nats of the codes of training, at all places together."""
+    """Return the entropy in nats of the codes of training, at all places together."""
     counts = np.bincount(tokens.flatten().numpy()).astype(np.float64)
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
@@ -94,7 +94,7 @@ def load_tokenizer(name: str, folder: Path) -> nn.Module:
 def cached_tokens(
     mini: GeneratorMini, tokenizer: nn.Module, training: Tensor, held_out: Tensor, path: Path
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [views, N, L] of training and [M, L] held out, kept in a file between runs."""
+    """Return tokens [views, N, L] of training and [M, L] held out, cached in a file."""
     if not path.exists():
         seen = [tokenize(mini, tokenizer, view) for view in views(training, mini.views, 0)]
         found = {"training": torch.stack(seen), "held_out": tokenize(mini, tokenizer, held_out)}
@@ -105,7 +105,7 @@ def cached_tokens(
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
-    """Matrices decay, but tables of embeddings."""
+    """Return parameter groups: matrices decay, except tables of embeddings."""
     decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and "emb" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "emb" in n]
     return [

@@ -34,7 +34,7 @@ RARE = 0.03  # of the mean use
 def losses(
     mini: TokenizerMini, model: nn.Module, images: Tensor, perception: Perception | None
 ) -> tuple[Tensor, Tensor, Quantized]:
-    """Loss of the pixels, of what is perceived, and the quantized latent.
+    """Return the loss of the pixels, that of perception, and the quantized latent.
 
     Convolutions are in bfloat16, the rest in float32.
     """
@@ -52,7 +52,7 @@ def losses(
 def restart_codes(
     tables: Sequence[Tensor], use: Tensor, vectors: Tensor, generator: torch.Generator
 ) -> int:
-    """Give rarely used codes a random vector in every table [V, C]; how many there were."""
+    """Give rarely used codes a random vector in every table [V, C]; return their number."""
     rare = (use < RARE * use.mean()).nonzero().flatten()
     chosen = torch.randint(len(vectors), (len(rare),), generator=generator).to(vectors.device)
     for table in tables:
@@ -64,7 +64,7 @@ def restart_codes(
 def held_out_psnr(
     mini: TokenizerMini, weights: dict[str, Tensor], images: Tensor, device: str
 ) -> float:
-    """Mean over pictures of the PSNR of 8-bit reconstructions."""
+    """Return the mean over images of the PSNR of 8-bit reconstructions."""
     model = mini.build().to(device)
     model.load_state_dict(weights)
     model.eval()

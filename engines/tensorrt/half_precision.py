@@ -1,4 +1,4 @@
-"""The FP16 or BF16 twin of a canonical FP32 Q/DQ graph: what TensorRT builds, in valid ONNX.
+"""Convert a canonical FP32 Q/DQ graph to FP16 or BF16, as TensorRT builds it, in valid ONNX.
 
 Precision under strong typing is a property of the graph, so the twin is made by a pass and Casts.
 Conv, MatMul and what lies between them run in half; `twin_precision` says what stays in FP32.
@@ -54,11 +54,11 @@ def fp16_twin(
     keep_fp32: Collection[str] = (),
     dtype: HalfType = "float16",
 ) -> onnx.ModelProto:
-    """A copy of `model` that computes in `dtype`, with Casts at the border and around FP32 parts.
+    """Return a copy of `model` that computes in `dtype`, with Casts around FP32 parts.
 
     Inputs, outputs and node names stay as they are; weights must be inside the model. `keep_fp32`
     names further nodes that stay in FP32; nodes with a constant beyond the range of `dtype` do so
-    by themselves. A bfloat16 twin has opset 22.
+    by themselves. A bfloat16 copy has opset 22.
 
     Raises:
         BuildError: an opset other than 19 to 22 (bfloat16: 21, 22), control flow, values of unknown

@@ -1,4 +1,4 @@
-"""FP16 twins of a workspace's graphs: what TensorRT builds, and what stands for it in reports."""
+"""Write half-precision copies of a workspace's graphs, as TensorRT builds them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def write_twin(
     wide: Sequence[OverflowTensor],
     half: HalfType,
 ) -> Path:
-    """The twin of a graph of `source`, in `target`; what `wide` lists and codes stay in FP32."""
+    """Write the half-precision copy of a graph of `source` to `target`; return its path.
+
+    What `wide` lists stays in FP32, and so do searches of codes.
+    """
     import onnx
 
     from .half_precision import fp16_twin

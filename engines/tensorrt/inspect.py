@@ -73,7 +73,7 @@ def table_order(plan: bytes, names: Sequence[str]) -> tuple[str, ...] | None:
 def prove_sites(
     layers: Iterable[Layer], planned: Mapping[str, ProvableFormat]
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Which planned sites run in their format, and for the others what was found instead.
+    """Return which planned sites run in their format, and what was found for the others.
 
     `planned` maps the ONNX node name of a site to its format. A site is proved by a GEMM or
     convolution that carries its name and takes both operands in the format.
