@@ -41,7 +41,7 @@ from ..families.custom.parity import blamed_on_file
 from ..families.custom.sites import find_own_sites
 from ..families.gsq.yaml import read_normalization
 from ..graph.sites import SiteMap, load_sites
-from ..numerics.packing import save_packed
+from ..numerics.packing import save_packed_weights
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from ..numerics.weight import quantize_weight
 from ..pipeline.codec import read_codes
@@ -326,7 +326,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
         ),
         "checkpoint": FileKind(
             "model.safetensors",
-            made("w.safetensors", lambda p: save_packed(packed, {"b": weight}, p)),
+            made("w.safetensors", lambda p: save_packed_weights(packed, {"b": weight}, p)),
             lambda f: read_tensors(f / "model.safetensors"),
         ),
         "onnx": FileKind("model.onnx", model, read_onnx),

@@ -22,8 +22,8 @@ from .observers.clip_error import (
     observe_channel_clip_errors,
     observe_clip_errors,
 )
-from .observers.gps_terms import observe_gains
-from .observers.hessian import HessianObserver, Moments, MomentSums, observe_moments
+from .observers.gps_terms import observe_gps_terms
+from .observers.hessian import HessianAccumulator, HessianObserver, HessianSums, observe_hessian
 from .observers.min_max import batch_stats, observe_ranges, observe_smoothed_ranges, position_stats
 from .observers.run import Outputs, Progress, run_instrumented
 from .observers.smoothed import Scaling, SmoothedInput, plain_input, position_sums, wide_sum
@@ -190,7 +190,7 @@ class CalibrationRun:
                 found[key] = before[0] + signal, before[1] + noise
 
         if qparams:
-            self.observe(lambda _, graph: observe_gains(graph, views, qparams), consume)
+            self.observe(lambda _, graph: observe_gps_terms(graph, views, qparams), consume)
         return found
 
     def clip_errors(
@@ -258,13 +258,13 @@ class CalibrationRun:
         self.observe(instrument, consume)
         return sums
 
-    def hessian(self, observers: Mapping[str, HessianObserver]) -> dict[str, Moments]:
+    def hessian(self, observers: Mapping[str, HessianObserver]) -> dict[str, HessianSums]:
         """Return the sums of each observer; graphs run up to the last that one lies in."""
         last = max(self.graphs.index(observer.graph) for observer in observers.values())
-        sums = MomentSums(observers)
+        sums = HessianAccumulator(observers)
 
         def instrument(name: str, graph: ir.Graph) -> None:
-            observe_moments(graph, {k: p for k, p in observers.items() if p.graph == name})
+            observe_hessian(graph, {k: p for k, p in observers.items() if p.graph == name})
 
         self.on(*self.graphs[: last + 1]).observe(instrument, sums.add)
         return sums.moments()

@@ -39,7 +39,7 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitGrid:
+class UnitLevels:
     """Hold the values of a grid of scale (or largest magnitude) 1 for each row.
 
     `table` [G, 2^(bits-1)] has the magnitudes of a logarithmic grid; None means the integers
@@ -50,7 +50,7 @@ class UnitGrid:
     table: Floats | None
 
     @classmethod
-    def of(cls, weight: QuantizedWeight) -> UnitGrid:
+    def of(cls, weight: QuantizedWeight) -> UnitLevels:
         bits = weight.format.bits
         if not weight.is_logarithmic:
             return cls(bits, None)
@@ -67,12 +67,12 @@ class UnitGrid:
         found = np.copysign(nearest_magnitudes(np.abs(rows), self.table), rows)
         return found.reshape(values.shape)
 
-    def values(self, codes: Floats) -> Floats:
+    def values(self, q: Floats) -> Floats:
         if self.table is None:
-            return codes
-        rows = codes.reshape(len(self.table), -1)
+            return q
+        rows = q.reshape(len(self.table), -1)
         magnitudes = np.take_along_axis(self.table, np.abs(rows).astype(np.int64), axis=1)
-        return np.copysign(magnitudes, rows).reshape(codes.shape)
+        return np.copysign(magnitudes, rows).reshape(q.shape)
 
 
 def compensate(
@@ -90,8 +90,8 @@ def compensate(
     it is in `nearest`.
     """
     wide = weight.reshape(len(weight), -1).astype(np.float64)
-    grid, found, start = UnitGrid.of(nearest), factorize(square, rows), nearest.scale
-    codes, scale = np.zeros_like(wide), start
+    grid, found, start = UnitLevels.of(nearest), factorize(square, rows), nearest.scale
+    q, scale = np.zeros_like(wide), start
     least = np.full(1 if start.size == 1 else len(wide), np.inf)
     inside = wide if nearest.factor is None else wide / nearest.factor.astype(np.float64)[:, None]
     for step in steps if nearest.format.bits <= SEARCHED_BITS else steps[:1]:
@@ -100,12 +100,12 @@ def compensate(
         made, errors = round_columns(inside, tried, grid, found)
         better = by_scale(errors, start) < least
         least = np.where(better, by_scale(errors, start), least)
-        scale, codes = by_row(better, tried, scale), by_row(better, made, codes)
+        scale, q = by_row(better, tried, scale), by_row(better, made, q)
     choices = [scale]
     if start.ndim == 1:
-        choices.append(fit_scale(wide, grid.values(codes), scale, square))
+        choices.append(fit_scale(wide, grid.values(q), scale, square))
     best, lowest = nearest, by_scale(output_error(wide, nearest, square), start)
-    whole = codes.astype(np.int8).reshape(nearest.q.shape)
+    whole = q.astype(np.int8).reshape(nearest.q.shape)
     for tried in choices:
         candidate = replace(nearest, q=whole, scale=tried)
         errors = by_scale(output_error(wide, candidate, square), start)
@@ -134,7 +134,7 @@ def factorize(square: Floats, rows: int) -> Factor:
 
 
 def round_columns(
-    weight: Floats, scale: NDArray[np.float32], grid: UnitGrid, factor: Factor
+    weight: Floats, scale: NDArray[np.float32], grid: UnitLevels, factor: Factor
 ) -> tuple[Floats, Floats]:
     """Return the quantized values [O, K] and the damped error of each row, [O]."""
     columns = weight.shape[1]
@@ -153,9 +153,9 @@ def round_columns(
             rounded = grid.values(made[:, k]) * step
             error[:, k] = ordered[:, k] - rounded
             total += factor.diagonal[k] * np.square(target - rounded)
-    codes = np.empty_like(made)
-    codes[:, factor.order] = made
-    return codes, total
+    q = np.empty_like(made)
+    q[:, factor.order] = made
+    return q, total
 
 
 def fit_scale(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import AccuracyError, CalibrationError
 
-LEAST_ENERGY = 1e-30
+LEAST_SQUARES = 1e-30
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -38,7 +38,7 @@ def rounding_sqnr_db(signal: float, noise: float) -> float:
         )
     if signal == 0 == noise:
         signal = 1.0
-    return decibels(max(signal, LEAST_ENERGY), max(noise, LEAST_ENERGY))
+    return decibels(max(signal, LEAST_SQUARES), max(noise, LEAST_SQUARES))
 
 
 def rounding_noise_db(exact: NDArray[np.floating], rounded: NDArray[np.floating]) -> float:
@@ -86,9 +86,9 @@ def sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:
     Raises:
         AccuracyError: values that are not finite, or a reference of zeros with an error.
     """
-    energy = SignalAndNoise()
-    energy.add(reference, value)
-    return energy.decibels()
+    sums = SignalAndNoise()
+    sums.add(reference, value)
+    return sums.decibels()
 
 
 def masked_sqnr_db(reference: NDArray[Any], value: NDArray[Any]) -> float:

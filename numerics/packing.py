@@ -18,13 +18,13 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from .scheme import WeightFormat
-from .weight import QuantizedWeight, pack_codes, unpack_codes
+from .weight import QuantizedWeight, pack_bits, unpack_bits
 
 SCHEMA = "arvg-trt/weights/v1"
 HEADER = "arvg-trt"
 
 
-def save_packed(
+def save_packed_weights(
     quantized: Mapping[str, QuantizedWeight],
     floats: Mapping[str, NDArray[np.generic]],
     path: Path,
@@ -33,7 +33,7 @@ def save_packed(
     tensors: dict[str, NDArray[np.generic]] = dict(floats)
     header: dict[str, object] = {}
     for site, weight in quantized.items():
-        tensors[f"{site}.weight_q"] = pack_codes(weight.q, weight.format.bits)
+        tensors[f"{site}.weight_q"] = pack_bits(weight.q, weight.format.bits)
         # Scales of blocks are numbers of float16.
         half = weight.format.block is not None
         tensors[f"{site}.weight_scale"] = weight.scale.astype(np.float16 if half else np.float32)
@@ -52,22 +52,20 @@ def save_packed(
     path.write_bytes(data)  # save_file hides the errno of a full disk
 
 
-def load_packed(
+def load_packed_weights(
     path: Path,
 ) -> tuple[dict[str, QuantizedWeight], dict[str, NDArray[np.generic]]]:
-    """Read what `save_packed` wrote."""
+    """Read what `save_packed_weights` wrote."""
     with safe_open(path, framework="numpy") as file:
         header = json.loads(file.metadata()[HEADER])["sites"]
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     quantized = {}
     for site, entry in header.items():
         weight_format = msgspec.convert(entry["format"], WeightFormat)
-        codes = unpack_codes(
-            tensors.pop(f"{site}.weight_q"), weight_format.bits, tuple(entry["shape"])
-        )
+        q = unpack_bits(tensors.pop(f"{site}.weight_q"), weight_format.bits, tuple(entry["shape"]))
         quantized[site] = QuantizedWeight(
             weight_format,
-            codes,
+            q,
             tensors.pop(f"{site}.weight_scale").astype(np.float32),
             tensors.pop(f"{site}.log_ratio", None),
             tensors.pop(f"{site}.weight_factor", None),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from .blockwise import LEAST_WEIGHT, block_codes
+from .blockwise import LEAST_WEIGHT, quantize_blocks
 from .clipping import least
 from .scheme import WeightFormat
 
@@ -88,10 +88,10 @@ def as_fp8(weight: QuantizedWeight) -> QuantizedWeight:
     n = 2 ** (weight.format.bits - 1) - 1
     magnitude = np.abs(weight.q).astype(np.float32)
     levels = np.sign(weight.q) * np.exp2(LARGEST_EXPONENT + magnitude - n)
-    codes: NDArray[np.int8] = levels.astype(FP8).view(np.int8)
+    q: NDArray[np.int8] = levels.astype(FP8).view(np.int8)
     scale = np.ldexp(weight.scale, -LARGEST_EXPONENT)
     return QuantizedWeight(
-        WeightFormat(bits=8, grid="fp8", granularity=weight.format.granularity), codes, scale
+        WeightFormat(bits=8, grid="fp8", granularity=weight.format.granularity), q, scale
     )
 
 
@@ -126,7 +126,7 @@ def quantize_weight(
             do="check the checkpoint, and the scales of a plan that multiply it",
         )
     if weight_format.block is not None:
-        in_blocks, scale, factor = block_codes(weight, weight_format.block, importance)
+        in_blocks, scale, factor = quantize_blocks(weight, weight_format.block, importance)
         return QuantizedWeight(weight_format, in_blocks, scale, factor=factor)
     groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
     rows = weight.astype(np.float64).reshape(groups, -1)
@@ -147,18 +147,18 @@ def quantize_weight(
             fraction = refine_uniform(rows, columns, top, fraction, n)
         scale = (top * fraction / n).astype(np.float32)
         exact = rows / scale.astype(np.float64)[:, None]
-        codes = np.clip(np.round(exact), -n, n)
+        q = np.clip(np.round(exact), -n, n)
         if tap_sums and groups > 1 and weight.ndim > 2 and weight_format.bits >= TAP_SUM_BITS:
             kernels = (*weight.shape[:2], -1)
-            codes = keep_tap_sums(exact.reshape(kernels), codes.reshape(kernels), n)
-        return QuantizedWeight(weight_format, codes.reshape(weight.shape).astype(np.int8), scale)
+            q = preserve_kernel_sums(exact.reshape(kernels), q.reshape(kernels), n)
+        return QuantizedWeight(weight_format, q.reshape(weight.shape).astype(np.int8), scale)
     powers = weight_format.grid == "log2"
     fraction, wide_ratio = search_log(histogram, n, [0.5] if powers else log_ratios(n))
     scale, ratio = (top * fraction).astype(np.float32), wide_ratio.astype(np.float32)
     table = log_table(scale, ratio, weight_format.bits).astype(np.float64)
-    codes = np.copysign(nearest_magnitudes(np.abs(rows), table), rows).astype(np.int8)
+    q = np.copysign(nearest_magnitudes(np.abs(rows), table), rows).astype(np.int8)
     kept = None if powers else ratio
-    return QuantizedWeight(weight_format, codes.reshape(weight.shape), scale, kept)
+    return QuantizedWeight(weight_format, q.reshape(weight.shape), scale, kept)
 
 
 def row_tops(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -184,21 +184,21 @@ def nearest_magnitudes(
     return index
 
 
-def keep_tap_sums(
-    exact: NDArray[np.float64], codes: NDArray[np.float64], n: int
+def preserve_kernel_sums(
+    exact: NDArray[np.float64], q: NDArray[np.float64], n: int
 ) -> NDArray[np.float64]:
     """Move rounded values by one step so that each kernel's errors sum to at most half a step.
 
-    `exact` is w / scale and `codes` its nearest integers within +-n, both [O, I, taps].
+    `exact` is w / scale and `q` its nearest integers within +-n, both [O, I, taps].
     Neighbouring pixels of a feature map are alike, so that the errors of a kernel's elements add
     up; those moved were nearest to rounding the other way. Clipped elements stay and do not count.
     """
-    error = np.where(np.abs(exact) > n + 0.5, 0.0, exact - codes)
+    error = np.where(np.abs(exact) > n + 0.5, 0.0, exact - q)
     # A sum of half a step is left, also where its rounding ends a little above.
     excess = np.round(error.sum(axis=2, keepdims=True) * (1 - 1e-10))
     toward = error * np.sign(excess)
     rank = np.argsort(np.argsort(-toward, axis=2, kind="stable"), axis=2)
-    moved: NDArray[np.float64] = codes + np.where(rank < np.abs(excess), np.sign(excess), 0.0)
+    moved: NDArray[np.float64] = q + np.where(rank < np.abs(excess), np.sign(excess), 0.0)
     return np.clip(moved, -n, n)
 
 
@@ -281,17 +281,17 @@ def search_log(
     return best[:, 0], best[:, 1]
 
 
-def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+def pack_bits(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     """Pack integers of `bits` bits into ceil(size * bits / 8) bytes, high bits first."""
-    unsigned = (codes.ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    unsigned = (q.ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     planes = np.unpackbits(unsigned[:, None], axis=1)[:, 8 - bits :]
     return np.packbits(planes.ravel())
 
 
-def unpack_codes(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Return the int8 values of `shape` that `pack_codes` packed."""
+def unpack_bits(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """Return the int8 values of `shape` that `pack_bits` packed."""
     size = int(np.prod(shape))
     planes = np.unpackbits(blob, count=size * bits).reshape(size, bits)
     unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)
-    codes: NDArray[np.int8] = (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
-    return codes.reshape(shape)
+    q: NDArray[np.int8] = (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    return q.reshape(shape)

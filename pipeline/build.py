@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..engines.facts import EngineRow, SiteException
-from ..engines.tensorrt.half_precision_files import write_twin
+from ..engines.tensorrt.half_precision_files import write_half_precision
 from ..engines.tensorrt.profiles import Profiles, graph_profiles
 from ..errors import BuildError
 from ..graph.sites import load_sites
@@ -98,7 +98,7 @@ def build_tensorrt(
     backend = options.backend
     assert backend != "onnxruntime"
     source, manifest, plan = source_graphs(workspace, name)
-    targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
+    targets = [resolve_target(t, backend) for t in options.targets or local_gpu(backend)]
     ops = {site.name: site.op for site in load_sites(workspace.folder("export")).sites}
     required = {} if plan is None else required_formats(plan, ops)
     if options.half == "bfloat16":
@@ -160,7 +160,7 @@ def engine_label(options: BuildOptions) -> str:
     return backend if options.half == "float16" else f"{backend}-bf16"
 
 
-def own_gpu(backend: Backend) -> list[str]:
+def local_gpu(backend: Backend) -> list[str]:
     """TensorRT builds for the GPU of this machine when no target is named.
 
     Raises:
@@ -196,16 +196,16 @@ def build_graph(
     shapes: Profiles,
     wide: Sequence[OverflowTensor],
 ) -> EngineRow:
-    """The FP16 twin of one graph and the engine built from it; returns its row for reports.
+    """Build the FP16 copy of one graph and its engine; return its row for reports.
 
     What makes or reads a tensor of `wide` stays in FP32.
     """
-    from ..engines.tensorrt.inspect import prove_sites
+    from ..engines.tensorrt.inspect import verify_sites
     from ..engines.tensorrt.process import compile_engine
 
     assert options.backend != "onnxruntime"
     own_sites = load_sites(workspace.folder("export")).of_graph(graph)
-    twin_path = write_twin(source, graph, own_sites, folder, wide, options.half)
+    twin_path = write_half_precision(source, graph, own_sites, folder, wide, options.half)
     sites = {site.node: site.name for site in own_sites}
     entries = {entry.name: entry for entry in plan.sites} if plan else {}
     planned = [entries[name] for name in sites.values() if name in entries]
@@ -218,7 +218,7 @@ def build_graph(
         targets=group,
         profiles=shapes,
     )
-    proved, missing = prove_sites(result.layers, wanted)  # type: ignore[arg-type]
+    proved, missing = verify_sites(result.layers, wanted)  # type: ignore[arg-type]
     (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
     lacking = [t.sm for t in group if not t.supports("int8_conv")]
     note = f" ({', '.join(lacking)} has no INT8 convolution kernel)" if lacking else ""

@@ -148,7 +148,7 @@ def doctor_rows() -> list[dict[str, str]]:
     rows = [row("ok", "python", platform.python_version()), onnxruntime_row()]
     for package, extra, use in (
         ("torch", "export", "export of checkpoints"),
-        ("onnx", "export", "export, FP16 twins"),
+        ("onnx", "export", "export, FP16 copies"),
         ("scikit-image", "report", "SSIM and sample photographs"),
         ("jinja2", "report", "HTML reports"),
     ):

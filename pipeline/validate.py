@@ -181,14 +181,14 @@ def measure_all(
     export = workspace.folder("export")
     folders = {"qdq": workspace.folder("quantize", name)}
     own = [key for key in engines if key.startswith(f"{name}/") and "onnxruntime" not in key]
-    twins = [key for key in own if engines[key].options.get("half") != "bfloat16"]
-    for key in sorted({*own} - {*twins}):
+    copies = [key for key in own if engines[key].options.get("half") != "bfloat16"]
+    for key in sorted({*own} - {*copies}):
         reporter.warn(
             f"{key} is not compared: ONNX Runtime does not compute in bfloat16 on the CPU"
         )
-    if twins:
+    if copies:
         # The same graph in every folder: targets differ in what is compiled from it.
-        folders["twin"] = workspace.folder("engines", *twins[0].split("/"))
+        folders["twin"] = workspace.folder("engines", *copies[0].split("/"))
     if f"{name}/onnxruntime" in engines:
         folders["engine"] = workspace.folder("engines", name, "onnxruntime")
     measured = held_out.measure(export, folders, reporter.progress)

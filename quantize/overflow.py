@@ -2,7 +2,7 @@
 
 Float16 ends at 65504, and calibration does not see every input: what comes within a quarter of it
 is told. A quantized linear whose product does, before the channels' factor, is to stay in high
-precision; any other tensor is to stay in FP32 in the FP16 twin.
+precision; any other tensor is to stay in FP32 in the FP16 copy.
 """
 
 from __future__ import annotations

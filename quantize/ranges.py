@@ -23,7 +23,7 @@ CLIP_FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 Index = NDArray[np.intp]
 # A position that calibration saw dead gets a share of the widest one's range: never a step of 0,
 # and no factor that half precision cannot hold.
-LEAST_REACH = 1e-4
+LEAST_RANGE = 1e-4
 SMALLEST = 1e-12
 # Above 1: other samples reach further than those seen.
 TOKEN_FRACTIONS = (1.15, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -141,7 +141,7 @@ def fp8_candidates(ranges: TensorStats, fractions: Sequence[float]) -> list[QPar
     """Return grids that put a multiple of the positions' reach [T] on E4M3's largest number."""
     reach = np.maximum(-ranges.low, ranges.high)
     reach = np.maximum(reach, usual_reach(ranges, reach))
-    reach = np.maximum(reach, max(LEAST_REACH * float(reach.max()), SMALLEST))
+    reach = np.maximum(reach, max(LEAST_RANGE * float(reach.max()), SMALLEST))
     return [QParams.symmetric(reach * fraction / FP8_MAX, 8, "fp8") for fraction in fractions]
 
 
@@ -163,7 +163,7 @@ def grid_candidates(
     reach = np.maximum(-low, high)
     reach = np.maximum(reach, usual_reach(ranges, reach))
     high, low = np.where(high >= -low, reach, high), np.where(high >= -low, low, -reach)
-    floor = max(LEAST_REACH * float(reach.max()), SMALLEST)
+    floor = max(LEAST_RANGE * float(reach.max()), SMALLEST)
     half = 2 ** (bits - 1)
     grids = []
     for fraction in fractions:

@@ -1,7 +1,7 @@
 """Weights that are rounded with what their products are fed, by passes over the samples.
 
 What tokenizers and generators share: which site needs which rows, and the road from a pass's
-moments to codes and corrected biases. Moments of a pass are dropped before the next begins.
+moments to codes and corrected biases. HessianSums of a pass are dropped before the next begins.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
-from ..calibrate.observers.hessian import HessianObserver, Kernel, Moments, split_passes
+from ..calibrate.observers.hessian import HessianObserver, HessianSums, Kernel, split_runs
 from ..calibrate.observers.smoothed import SmoothedInput
 from ..graph.builder import constant, constant_array
 from ..graph.edit import insert_behind
@@ -89,7 +89,7 @@ def round_sites(
 def rounded_weight(
     weight: NDArray[np.float32],
     nearest: Callable[[NDArray[np.float32]], QuantizedWeight],
-    moments: Moments,
+    moments: HessianSums,
     *,
     compensates: bool,
     correct: bool,
@@ -109,7 +109,7 @@ def moments_of_tasks(
     means: bool,
     max_memory: int,
     squares: bool = True,
-) -> Iterator[tuple[RoundingTask, Moments]]:
+) -> Iterator[tuple[RoundingTask, HessianSums]]:
     """Yield each task with the moments of its rows.
 
     Their rows must be plain; `means` asks for sums of rows too, `squares` off for these alone.
@@ -137,7 +137,7 @@ def moments_of_tasks(
             squares=squares and any(task.compensates for task in members),
             means=means,
         )
-    for held in split_passes(observers, max_memory):
+    for held in split_runs(observers, max_memory):
         moments = run.hessian(held)
         for key in held:
             for task in readers[key]:
@@ -203,7 +203,7 @@ def kernel_of(node: ir.Node, site: Site) -> Kernel | None:
 
 
 def mean_shift(
-    weight: NDArray[np.float32], rounded: QuantizedWeight, moments: Moments
+    weight: NDArray[np.float32], rounded: QuantizedWeight, moments: HessianSums
 ) -> NDArray[np.float64]:
     """Return W E[x] - Q(W) E[Q(x)], [O]."""
     assert moments.plain is not None and moments.rounded is not None

@@ -21,7 +21,7 @@ from ..errors import RecipeError
 from ..graph.builder import constant_array
 from ..graph.linears import site_weight
 from ..graph.sites import CONSTANT_ROLES, Site, SiteMap
-from ..numerics.packing import save_packed
+from ..numerics.packing import save_packed_weights
 from ..numerics.qparams import QParams, input_offset
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
@@ -129,7 +129,7 @@ class SeparateGraphs:
             insert_qdq(model.graph, [self._with_its_fold(site) for site in sites], chosen)
             data = f"{name}.onnx.data"
             ir.save(model, output / f"{name}.onnx", external_data=data, size_threshold_bytes=LARGE)
-        save_packed(weights, floats, output / "weights.safetensors")
+        save_packed_weights(weights, floats, output / "weights.safetensors")
 
     def _chosen(
         self, sites: Sequence[Site], weights: Mapping[str, QuantizedWeight]

@@ -21,7 +21,7 @@ from ..graph.io import load_graph
 from ..graph.linears import site_node, site_weight
 from ..graph.sites import Site, SiteMap
 from ..graph.weight_file import SharedWeights
-from ..numerics.packing import save_packed
+from ..numerics.packing import save_packed_weights
 from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
@@ -107,7 +107,7 @@ class SharedGraphs:
             floats |= float_parameters(model.graph, [s for s in sites if s.name in weights])
         for group in self.groups:
             floats |= stored_tables(group, self.decisions[group.key])
-        save_packed(weights, floats, output / "weights.safetensors")
+        save_packed_weights(weights, floats, output / "weights.safetensors")
         changed = {site.graph for site in self.site_map.sites if site.name in weights}
         with SharedWeights(output) as file:
             for path in sorted(self.export.glob("*.onnx")):

@@ -11,7 +11,7 @@ from .reduce import Reducer, values_by_name
 from .smoothed import SmoothedInput, add_smoothed, rounding_error
 
 
-def observe_gains(
+def observe_gps_terms(
     graph: ir.Graph, views: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
 ) -> None:
     """Add outputs `KEY:signal` and `KEY:noise`, [N, C]: sums of x^2 and of the rounding error^2.

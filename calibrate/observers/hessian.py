@@ -68,7 +68,7 @@ class HessianObserver:
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class HessianSums:
     """Hold sums over `count` rows: `square` [K, K] and `rounded` [K] of rounded rows.
 
     `plain` [K] is the sum of rows before rounding. None is what was not asked for.
@@ -80,7 +80,7 @@ class Moments:
     plain: Floats | None
 
 
-def split_passes(
+def split_runs(
     observers: Mapping[str, HessianObserver], max_memory: int
 ) -> list[dict[str, HessianObserver]]:
     """Return observers in order, as many in a calibration run as `max_memory` bytes hold.
@@ -106,8 +106,8 @@ def split_passes(
     return passes
 
 
-class MomentSums:
-    """Add up the outputs of `observe_moments` over batches."""
+class HessianAccumulator:
+    """Add up the outputs of `observe_hessian` over batches."""
 
     def __init__(self, observers: Mapping[str, HessianObserver]) -> None:
         self._observers = observers
@@ -131,15 +131,17 @@ class MomentSums:
                         total = self._sums.setdefault(f"{key}:{kind}", np.zeros(found.shape))
                         np.add(total, found, out=total)
 
-    def moments(self) -> dict[str, Moments]:
+    def moments(self) -> dict[str, HessianSums]:
         """Return the sums of all batches, by observer."""
         return {
-            key: Moments(self._counts[key], *(self._sums.get(f"{key}:{kind}") for kind in KINDS))
+            key: HessianSums(
+                self._counts[key], *(self._sums.get(f"{key}:{kind}") for kind in KINDS)
+            )
             for key in self._observers
         }
 
 
-def observe_moments(graph: ir.Graph, observers: Mapping[str, HessianObserver]) -> None:
+def observe_hessian(graph: ir.Graph, observers: Mapping[str, HessianObserver]) -> None:
     """Add outputs `KEY:shape:k`, `:square:k` ([K, K]), `:rounded:k` and `:plain:k` ([K]).
 
     k counts strips. Squares of all strips but the last are added up in float64 inside the session.
@@ -214,12 +216,12 @@ def strip_rows(
         if rank > 2 and observer.strips > 1:
             value = slice_of(graph, value, {1: (k, END, observer.strips)}, f"{name}/strip")
         return add_node(graph, "Reshape", [value, width], name)
-    taps = [
-        tap(graph, value, observer, k, offsets, f"{name}/{index}")
+    elements = [
+        kernel_element(graph, value, observer, k, offsets, f"{name}/{index}")
         for index, offsets in enumerate(itertools.product(*map(range, observer.kernel.shape)))
     ]
     # [N, C, taps, ...] -> [N, ..., C, taps]
-    patches = add_node(graph, "Concat", taps, f"{name}/patches", axis=2)
+    patches = add_node(graph, "Concat", elements, f"{name}/patches", axis=2)
     turned = ir.node(
         "Transpose", [patches], {"perm": [0, *range(3, rank + 1), 1, 2]}, name=f"{name}/Transpose"
     )
@@ -228,7 +230,7 @@ def strip_rows(
     return add_node(graph, "Reshape", [turned.outputs[0], width], name)
 
 
-def tap(
+def kernel_element(
     graph: ir.Graph,
     value: ir.Value,
     observer: HessianObserver,
@@ -245,7 +247,7 @@ def tap(
         rest = (kernel.shape[axis] - 1 - at) * dilation
         first, step = (k, observer.strips) if axis == 0 else (0, 1)
         cuts[axis + 2] = (at * dilation + first * stride, -rest or END, stride * step)
-    found = slice_of(graph, value, cuts, f"{name}/tap")
+    found = slice_of(graph, value, cuts, f"{name}/kernel_element")
     axis_held = constant(graph, f"{name}/axis", np.array([2], np.int64))
     return add_node(graph, "Unsqueeze", [found, axis_held], name)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...graph.io import read_graph
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
-from .qlinear_conv import UINT8_MAX, Ranges, output_grid
+from .qlinear_conv import UINT8_MAX, Ranges, output_qparams
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.floating]
@@ -41,11 +41,11 @@ def worst_first(
 def rounding_loss(value: Floats, low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
     """Return the squared error of a value [N, O, ...] on its uint8 grid, over its squares."""
     across = (1, -1, *(1,) * (value.ndim - 2))
-    scale, zero = (each.astype(np.float64).reshape(across) for each in output_grid(low, high))
+    scale, zero = (each.astype(np.float64).reshape(across) for each in output_qparams(low, high))
     wide = value.astype(np.float64)
-    codes = np.clip(np.rint(wide / scale) + zero, 0, UINT8_MAX)
+    q = np.clip(np.rint(wide / scale) + zero, 0, UINT8_MAX)
     signal = float(np.square(wide).sum())
-    loss = float(np.square((codes - zero) * scale - wide).sum()) / max(signal, 1e-300)
+    loss = float(np.square((q - zero) * scale - wide).sum()) / max(signal, 1e-300)
     return loss if loss < math.inf else math.inf  # NaN is the worst loss
 
 

@@ -88,31 +88,31 @@ def has_one_scale(dequantize: ir.Node) -> bool:
     return constant_array(zero).dtype == np.int8 and not constant_array(scale).ndim
 
 
-def may_overflow(codes: ir.Value | None) -> bool:
+def may_overflow(weight_q: ir.Value | None) -> bool:
     """Return whether sums over a constant weight [I, O] can leave INT32: from 66,000 inputs."""
-    if codes is None or codes.const_value is None:
+    if weight_q is None or weight_q.const_value is None:
         return False
-    return bool((largest_sums(constant_array(codes).T) > INT32_MAX).any())
+    return bool((largest_sums(constant_array(weight_q).T) > INT32_MAX).any())
 
 
 def rewrite(graph: ir.Graph, node: ir.Node, quantized: QuantizedInput, weight: ir.Node) -> None:
-    codes = weight.inputs[0]
-    assert codes is not None
+    right_q = weight.inputs[0]
+    assert right_q is not None
     add = Inserter(graph, node, numbered=True)
     end = Behind(node.outputs[0], np.ones(()), np.zeros(()))
     other_zero = None
-    if codes.const_value is not None:
-        end = absorb_behind(node.outputs[0], codes.const_value.shape.numpy()[1])
-        codes = add.constant("w_codes", constant_array(codes))
+    if right_q.const_value is not None:
+        end = fold_behind(node.outputs[0], right_q.const_value.shape.numpy()[1])
+        right_q = add.constant("w_codes", constant_array(right_q))
     elif other := match_input(node, 1):
         # Two activations: CPUs without VNNI saturate uint8 times int8, and no session can turn what
         # is no constant into uint8.
-        codes, _, other_zero = quantize_unsigned(add, other, "other_")
+        right_q, _, other_zero = quantize_unsigned(add, other, "other_")
     value, step, zero = quantize_unsigned(add, quantized)
     scale = float(constant_array(weight.inputs[1])) * end.factor
     inputs = [
         value,
-        codes,
+        right_q,
         step,
         add.constant("w_scale", scale.astype(np.float32)),
         zero,
@@ -137,7 +137,7 @@ def quantize_unsigned(
     return value, step, zero
 
 
-def absorb_behind(value: ir.Value, channels: int) -> Behind:
+def fold_behind(value: ir.Value, channels: int) -> Behind:
     """Return the constant factors and biases per channel that directly follow a product."""
     factor, bias = np.ones(channels), np.zeros(channels)
     while len(value.uses()) == 1 and not value.is_graph_output():

@@ -26,7 +26,7 @@ from ...graph.edit import producer, remove_dead_nodes, take_over
 Ranges = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 INT32_MAX = 2**31 - 1
 UINT8_MAX = 255
-LEAST_REACH = 1e-30  # of an output that is always zero; its step stays a float32 of full precision
+LEAST_RANGE = 1e-30  # of an output that is always zero; its step stays a float32 of full precision
 # Share of an output's calibrated range that the grid spans: what calibration saw, and a little.
 HEADROOM = 1.05
 
@@ -80,17 +80,17 @@ def match_chain(node: ir.Node) -> InputChain | None:
     scale = float(constant_array(quantize.inputs[1]))
     before = quantize
     shift, centers, smoothing = 0, None, None
-    sub = own_producer(node, before, "Sub")
+    sub = inserted_producer(node, before, "Sub")
     if sub is not None:
         before = sub
         if constant_array(sub.inputs[1]).ndim == 0:
             shift = round(float(constant_array(sub.inputs[1])) / scale)
         else:
             centers = sub.inputs[1]
-    mul = own_producer(node, before, "Mul")
+    mul = inserted_producer(node, before, "Mul")
     if mul is not None:
         before, smoothing = mul, mul.inputs[1]
-    pad = own_producer(node, before, "Pad")
+    pad = inserted_producer(node, before, "Pad")
     pads = (
         tuple(int(v) for v in node.attributes["pads"].as_ints())
         if "pads" in node.attributes
@@ -108,7 +108,7 @@ def match_chain(node: ir.Node) -> InputChain | None:
     return InputChain(source, smoothing, centers, scale, shift, bounds, pads)
 
 
-def own_producer(node: ir.Node, before: ir.Node, op: str) -> ir.Node | None:
+def inserted_producer(node: ir.Node, before: ir.Node, op: str) -> ir.Node | None:
     """Return the `op` that makes the input of `before`, if it was inserted for `node`."""
     found = producer(before.inputs[0], op)
     return found if found is not None and str(found.name).startswith(f"{node.name}/") else None
@@ -119,16 +119,16 @@ def match_weight(node: ir.Node) -> tuple[NDArray[np.int8], NDArray[np.float32]] 
     dequantize = producer(node.inputs[1], "DequantizeLinear")
     if dequantize is None:
         return None
-    codes = constant_array(dequantize.inputs[0])
-    scale = np.broadcast_to(constant_array(dequantize.inputs[1]), (codes.shape[0],))
-    return codes.astype(np.int8), scale.astype(np.float32)
+    q = constant_array(dequantize.inputs[0])
+    scale = np.broadcast_to(constant_array(dequantize.inputs[1]), (q.shape[0],))
+    return q.astype(np.int8), scale.astype(np.float32)
 
 
 def rewrite(
     graph: ir.Graph,
     node: ir.Node,
     chain: InputChain,
-    codes: NDArray[np.int8],
+    q: NDArray[np.int8],
     weight_scale: NDArray[np.float32],
     output_range: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
@@ -136,17 +136,17 @@ def rewrite(
     x_scale = add.constant("x_scale", np.array(chain.scale, np.float32))
     x_zero = add.constant("x_zero", np.array(128 - chain.shift, np.uint8))
     value = quantize_input(add, chain, x_scale, x_zero)
-    sums = codes.astype(np.float64).sum(axis=(1, 2, 3)) * weight_scale
-    bias = np.zeros(len(codes)) if len(node.inputs) < 3 else constant_array(node.inputs[2])
+    sums = q.astype(np.float64).sum(axis=(1, 2, 3)) * weight_scale
+    bias = np.zeros(len(q)) if len(node.inputs) < 3 else constant_array(node.inputs[2])
     bias = bias.astype(np.float64) - chain.shift * chain.scale * sums
     strides = tuple(node.attributes["strides"].as_ints()) if "strides" in node.attributes else ()
-    if codes.shape[2:] == (1, 1) and not any(chain.pads) and all(v == 1 for v in strides):
+    if q.shape[2:] == (1, 1) and not any(chain.pads) and all(v == 1 for v in strides):
         result = pointwise(
-            add, value, x_zero, codes, weight_scale.astype(np.float64) * chain.scale, bias
+            add, value, x_zero, q, weight_scale.astype(np.float64) * chain.scale, bias
         )
     else:
         result = convolution(
-            add, node, chain, value, (x_scale, x_zero), codes, weight_scale, bias, output_range
+            add, node, chain, value, (x_scale, x_zero), q, weight_scale, bias, output_range
         )
     take_over(result, node.outputs[0])
 
@@ -175,7 +175,7 @@ def pointwise(
     add: Inserter,
     value: ir.Value,
     x_zero: ir.Value,
-    codes: NDArray[np.int8],
+    q: NDArray[np.int8],
     scale: NDArray[np.float64],
     bias: NDArray[np.float64],
 ) -> ir.Value:
@@ -184,9 +184,9 @@ def pointwise(
     Shortcuts carry the whole residual stream: rounding the output of one cost a trained decoder
     12 dB, those of all other sites together less than 1 dB.
     """
-    flat = add("Reshape", value, add.constant("flat", np.array([0, codes.shape[1], -1])))
+    flat = add("Reshape", value, add.constant("flat", np.array([0, q.shape[1], -1])))
     rows = add("Transpose", flat, perm=[0, 2, 1])
-    matrix = add.constant("w_codes", np.ascontiguousarray(codes[:, :, 0, 0].T))
+    matrix = add.constant("w_codes", np.ascontiguousarray(q[:, :, 0, 0].T))
     product = add("MatMulInteger", rows, matrix, x_zero, add.constant("w_zero", np.int8(0)))
     scaled = add(
         "Mul",
@@ -198,7 +198,7 @@ def pointwise(
     shape = add(
         "Concat",
         add("Shape", value, start=0, end=1),
-        add.constant("channels", np.array([len(codes)])),
+        add.constant("channels", np.array([len(q)])),
         add("Shape", value, start=2, end=4),
         axis=0,
     )
@@ -210,16 +210,16 @@ def convolution(
     node: ir.Node,
     chain: InputChain,
     value: ir.Value,
-    x_grid: tuple[ir.Value, ir.Value],
-    codes: NDArray[np.int8],
+    x_qparams: tuple[ir.Value, ir.Value],
+    q: NDArray[np.int8],
     weight_scale: NDArray[np.float32],
     bias: NDArray[np.float64],
     output_range: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> ir.Value:
     """Add a QLinearConv whose uint8 output has a scale and a zero point per channel."""
-    out_scale, out_zero = output_grid(*output_range)
+    out_scale, out_zero = output_qparams(*output_range)
     centred = bias + (out_zero.astype(np.float64) - 128) * out_scale
-    codes, wide_scale = with_room_for_bias(codes, weight_scale, centred / chain.scale)
+    q, wide_scale = with_room_for_bias(q, weight_scale, centred / chain.scale)
     # The output step is 1 for all channels: the weight scale of a channel holds its real step.
     product_scale = wide_scale / out_scale
     bias_q = np.round(centred / (chain.scale * wide_scale))
@@ -227,10 +227,10 @@ def convolution(
     quantized = add(
         "QLinearConv",
         value,
-        *x_grid,
-        add.constant("w_codes", codes),
+        *x_qparams,
+        add.constant("w_codes", q),
         add.constant("w_scale", product_scale.astype(np.float32)),
-        add.constant("w_zero", np.zeros(len(codes), np.int8)),
+        add.constant("w_zero", np.zeros(len(q), np.int8)),
         add.constant("y_scale", np.array(1, np.float32)),
         add.constant("y_zero", np.array(128, np.uint8)),
         add.constant("bias_q", bias_q.astype(np.int32)),
@@ -247,7 +247,7 @@ def convolution(
 
 
 def with_room_for_bias(
-    codes: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float64]
+    q: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float64]
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     """Return q and scales [O] with which the bias fits INT32 beside the sums.
 
@@ -255,27 +255,27 @@ def with_room_for_bias(
     scale, and its weights are rounded once more. That costs 1e-3 of the scale of its output or
     less, which has to span the bias.
     """
-    room = INT32_MAX - largest_sums(codes)
+    room = INT32_MAX - largest_sums(q)
     wide = scale.astype(np.float64)
     raised = np.maximum(wide, np.abs(bias) / room * (1 + 1e-9))
-    share = (wide / raised).reshape(-1, *(1,) * (codes.ndim - 1))
-    return np.rint(codes * share).astype(np.int8), raised
+    share = (wide / raised).reshape(-1, *(1,) * (q.ndim - 1))
+    return np.rint(q * share).astype(np.int8), raised
 
 
-def largest_sums(codes: NDArray[np.int8]) -> NDArray[np.int64]:
+def largest_sums(q: NDArray[np.int8]) -> NDArray[np.int64]:
     """Return the most that the products of each channel [O] with any uint8 input add up to."""
-    magnitude = np.abs(codes.astype(np.int64)).reshape(len(codes), -1)
+    magnitude = np.abs(q.astype(np.int64)).reshape(len(q), -1)
     total: NDArray[np.int64] = UINT8_MAX * magnitude.sum(axis=1)
     return total
 
 
-def output_grid(
+def output_qparams(
     low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """Return the uint8 scale and zero point per output channel, [O] each; 0 is representable."""
     low = np.minimum(low * HEADROOM, 0.0)
     high = np.maximum(high * HEADROOM, 0.0)
-    scale = np.maximum(high - low, LEAST_REACH) / UINT8_MAX
+    scale = np.maximum(high - low, LEAST_RANGE) / UINT8_MAX
     return scale, np.clip(np.round(-low / scale), 0, UINT8_MAX).astype(np.uint8)
 
 

@@ -81,7 +81,7 @@ def build_engine(
         raise BuildError("no such file", where=str(onnx_path), do="run `arvg-trt quantize` first")
     api = load_builder(backend)
     if not api.ahead_of_time:
-        _require_own_gpu(targets)
+        _require_local_gpu(targets)
     start = time.perf_counter()
     attempt = _compile(api, onnx_path, targets, profiles)
     if attempt.problem is not None:
@@ -100,7 +100,7 @@ def build_engine(
     )
 
 
-def _require_own_gpu(targets: Sequence[Target]) -> None:
+def _require_local_gpu(targets: Sequence[Target]) -> None:
     found = device_compute_capability()
     if found is None:
         raise BuildError(

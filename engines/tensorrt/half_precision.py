@@ -1,7 +1,8 @@
 """Convert a canonical FP32 Q/DQ graph to FP16 or BF16, as TensorRT builds it, in valid ONNX.
 
-Precision under strong typing is a property of the graph, so the twin is made by a pass and Casts.
-Conv, MatMul and what lies between them run in half; `twin_precision` says what stays in FP32.
+Under strong typing precision is a property of the graph, so the copy has Casts where it changes.
+Conv, MatMul and what lies between them run in half precision; `precision_rules` says what stays in
+FP32.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HalfType = Literal["float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Half:
+class _HalfFormat:
     name: HalfType
     type: ir.DataType
     largest: float
@@ -33,9 +34,11 @@ class _Half:
 
 # Half scales exist from opset 19, and DequantizeLinear types its output otherwise from 23.
 HALF_OPSETS = range(19, 23)
-_HALVES: dict[HalfType, _Half] = {
-    "float16": _Half("float16", ir.DataType.FLOAT16, 65504.0, 2.0**-14, HALF_OPSETS, frozenset()),
-    "bfloat16": _Half(
+_HALF_FORMATS: dict[HalfType, _HalfFormat] = {
+    "float16": _HalfFormat(
+        "float16", ir.DataType.FLOAT16, 65504.0, 2.0**-14, HALF_OPSETS, frozenset()
+    ),
+    "bfloat16": _HalfFormat(
         "bfloat16",
         ir.DataType.BFLOAT16,
         255 * 2.0**120,
@@ -48,7 +51,7 @@ _HALVES: dict[HalfType, _Half] = {
 _BFLOAT16_OPSET = 22
 
 
-def fp16_twin(
+def to_half_precision(
     model: onnx.ModelProto | ir.Model,
     *,
     keep_fp32: Collection[str] = (),
@@ -64,25 +67,25 @@ def fp16_twin(
         BuildError: an opset other than 19 to 22 (bfloat16: 21, 22), control flow, values of unknown
             type, a name in `keep_fp32` that is no node, a scale that is not positive.
     """
-    twin = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
-    ir.external_data.load_to_model(twin)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(twin)
-    half = _HALVES[dtype]
-    _require_supported(twin, keep_fp32, half)
+    converted = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
+    ir.external_data.load_to_model(converted)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
+    half = _HALF_FORMATS[dtype]
+    _require_supported(converted, keep_fp32, half)
     if dtype == "bfloat16":
-        twin.opset_imports[""] = _BFLOAT16_OPSET
-    _infer_types(twin)
-    nodes = list(twin.graph)
+        converted.opset_imports[""] = _BFLOAT16_OPSET
+    _infer_types(converted)
+    nodes = list(converted.graph)
     beyond = [str(node.name) for node in nodes if holds_beyond(node, half.largest)]
     single = single_precision(nodes, [*keep_fp32, *beyond], half.lacking, half.smallest_normal)
-    _Converter(twin.graph, half).run(nodes, single)
-    return ir.to_proto(twin)
+    _Converter(converted.graph, half).run(nodes, single)
+    return ir.to_proto(converted)
 
 
-def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _Half) -> None:
+def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _HalfFormat) -> None:
     opset = model.opset_imports.get("")
     if opset not in half.opsets:
-        raise BuildError(f"opset {opset} has no {half.name} twin", do="export at opset 21")
+        raise BuildError(f"opset {opset} has no {half.name} copy", do="export at opset 21")
     names = {node.name for node in model.graph}
     for name in keep_fp32:
         if name not in names:
@@ -130,7 +133,7 @@ def _letter(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int
     return parameters[min(index, len(parameters) - 1)].type_str  # the last one may be variadic
 
 
-def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[int]]:
+def _half_slots(node: ir.Node, opset: int, half: _HalfFormat) -> tuple[set[int], set[int]]:
     """Return the FP32 inputs and outputs of `node`, by index, that may be half precision."""
     schema = _schema(node, opset)
     if schema is None:
@@ -156,7 +159,7 @@ def _half_slots(node: ir.Node, opset: int, half: _Half) -> tuple[set[int], set[i
 class _Converter:
     """Rewrite one graph in place; a value is converted at most once to each type."""
 
-    def __init__(self, graph: ir.Graph, half: _Half) -> None:
+    def __init__(self, graph: ir.Graph, half: _HalfFormat) -> None:
         self.graph = graph
         self.half = half
         self.converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}

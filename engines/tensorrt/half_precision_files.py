@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LARGE = 1024  # bytes, from which a constant lies beside the graph
 
 
-def write_twin(
+def write_half_precision(
     source: Path,
     graph: str,
     sites: Sequence[Site],
@@ -30,14 +30,14 @@ def write_twin(
     """
     import onnx
 
-    from .half_precision import fp16_twin
+    from .half_precision import to_half_precision
 
     decide = [site.node for site in sites if site.role == "codes"]
     model = onnx.load(source / f"{graph}.onnx")
-    twin = fp16_twin(model, keep_fp32=[*decide, *fp32_nodes(wide, model)], dtype=half)
+    converted = to_half_precision(model, keep_fp32=[*decide, *fp32_nodes(wide, model)], dtype=half)
     path = target / f"{graph}.onnx"
     onnx.save(
-        twin,
+        converted,
         path,
         save_as_external_data=True,
         location=f"{path.name}.data",

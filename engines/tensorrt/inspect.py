@@ -13,9 +13,9 @@ from typing import Literal
 
 import msgspec
 
-ProvableFormat = Literal["int8", "fp8"]
+KernelFormat = Literal["int8", "fp8"]
 
-_DATATYPE: dict[ProvableFormat, str] = {"int8": "Int8", "fp8": "FP8"}
+_DATATYPE: dict[KernelFormat, str] = {"int8": "Int8", "fp8": "FP8"}
 TABLE_MARK = b"\x2d\x80\x01\x00"  # behind a name in the table of inputs and outputs
 _PRODUCTS = ("gemm", "correlation")
 
@@ -70,8 +70,8 @@ def table_order(plan: bytes, names: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(sorted(found, key=found.__getitem__))
 
 
-def prove_sites(
-    layers: Iterable[Layer], planned: Mapping[str, ProvableFormat]
+def verify_sites(
+    layers: Iterable[Layer], planned: Mapping[str, KernelFormat]
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """Return which planned sites run in their format, and what was found for the others.
 
@@ -83,14 +83,14 @@ def prove_sites(
         for node in dict.fromkeys(layer.onnx_nodes):
             if node in carriers:
                 carriers[node].append(layer)
-    proved: list[str] = []
+    verified: list[str] = []
     missing: list[tuple[str, str]] = []
     for site, form in planned.items():
         if any(_runs_as(layer, _DATATYPE[form]) for layer in carriers[site]):
-            proved.append(site)
+            verified.append(site)
         else:
             missing.append((site, _found_instead(carriers[site])))
-    return proved, missing
+    return verified, missing
 
 
 def _runs_as(layer: Layer, datatype: str) -> bool:

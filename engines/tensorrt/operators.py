@@ -64,7 +64,7 @@ def build_obstacle(node: ir.Node) -> str | None:
         return "TensorRT for RTX has no kernel for this operator"
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in attributes(node)):
         return "it runs a graph of its own, which the half-precision copy does not take"
-    return type_obstacle(node) or form_obstacle(node)
+    return type_obstacle(node) or attribute_obstacle(node)
 
 
 def opset_obstacle(opset: int) -> str | None:
@@ -98,7 +98,7 @@ def type_obstacle(node: ir.Node) -> str | None:
     return None
 
 
-def form_obstacle(node: ir.Node) -> str | None:
+def attribute_obstacle(node: ir.Node) -> str | None:
     """Return which attribute or input of a known operator is not built, or None."""
     second = node.inputs[1] if len(node.inputs) > 1 else None
     if node.op_type in CONSTANT_AXES and second is not None and not is_constant(second):

@@ -65,7 +65,7 @@ def single_precision(
             constant_scale(node)
         elif node.op_type == "DequantizeLinear":
             scale = constant_scale(node)
-            consumers = readers(node)
+            consumers = consumers_of(node)
             if (scale is not None and scale.min() < smallest_normal) or (
                 consumers and single.issuperset(consumers)
             ):
@@ -80,7 +80,7 @@ def squares(nodes: Sequence[ir.Node]) -> set[ir.Node]:
         for node in nodes
         if node.op_type == "Mul"
         and node.inputs[0] is node.inputs[1]
-        and {user.op_type for user in readers(node)} <= REDUCTIONS
+        and {user.op_type for user in consumers_of(node)} <= REDUCTIONS
         and not node.outputs[0].is_graph_output()
     }
 
@@ -158,7 +158,7 @@ def before_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
         if any(is_float(v) for v in node.inputs) and any(v.dtype in DISCRETE for v in node.outputs):
             found.add(node)
         elif node.op_type not in BARRIERS and any(is_float(v) for v in node.outputs):
-            consumers = readers(node)
+            consumers = consumers_of(node)
             if consumers and found.issuperset(consumers):
                 found.add(node)
     return found
@@ -184,11 +184,11 @@ def is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def readers(node: ir.Node) -> set[ir.Node]:
+def consumers_of(node: ir.Node) -> set[ir.Node]:
     users = {user for value in node.outputs for user, _ in value.uses()}
     return {user for user in users if user.op_type not in TYPE_BLIND}
 
 
 def is_attention(softmax: ir.Node) -> bool:
-    users = readers(softmax)
+    users = consumers_of(softmax)
     return bool(users) and all(user.op_type in ("MatMul", "QuantizeLinear") for user in users)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...calibrate.observers.hessian import Moments
+from ...calibrate.observers.hessian import HessianSums
 from ...calibrate.observers.smoothed import SmoothedInput
 from ...graph.io import load_graph
 from ...graph.linears import site_node, site_weight
@@ -116,7 +116,7 @@ def trial_tasks(
 
 def summed(
     source: Samples, tasks: Sequence[RoundingTask], part: slice | int, *, squares: bool = True
-) -> Iterator[tuple[RoundingTask, Moments]]:
+) -> Iterator[tuple[RoundingTask, HessianSums]]:
     """Yield tasks with the moments of their rows over a part of the samples, or over one of them.
 
     Of one sample among several, means show where about an input lies. Around it, squares are least,
@@ -134,7 +134,7 @@ def summed(
     )
 
 
-def channel_means(task: RoundingTask, moments: Moments) -> Floats:
+def channel_means(task: RoundingTask, moments: HessianSums) -> Floats:
     """Return the mean of each input channel over all taps of a kernel, [C]."""
     assert moments.plain is not None
     channels = task.weight().shape[1]
@@ -143,12 +143,12 @@ def channel_means(task: RoundingTask, moments: Moments) -> Floats:
 
 
 def scaled_moments(
-    moments: Moments,
+    moments: HessianSums,
     origin: Floats | None,
     scale: NDArray[np.float32] | None,
     center: NDArray[np.float32] | None,
     activation: ActivationFormat,
-) -> Moments:
+) -> HessianSums:
     """Turn moments of x - `origin` into those of x / `scale` - `center` on a grid, all [C].
 
     A grid's errors are uniform noise of mean 0 here. One array of [K, K] is made.
@@ -175,4 +175,4 @@ def scaled_moments(
         if activation.grid == "uniform":
             assert activation.scale is not None
             square.flat[:: columns + 1] += moments.count * activation.scale**2 / 12
-    return Moments(moments.count, square, mean, mean)
+    return HessianSums(moments.count, square, mean, mean)

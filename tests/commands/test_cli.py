@@ -16,7 +16,7 @@ from PIL import Image
 from arvg_trt.cli import cli
 from arvg_trt.commands.options import Bytes
 from arvg_trt.families.registry import all_variants
-from arvg_trt.numerics.packing import load_packed, save_packed
+from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.workspace.stage import tool_version
 
@@ -102,10 +102,10 @@ def test_second_run_is_up_to_date_and_changes_no_byte(finished: Finished) -> Non
 
 def test_packed_weights_are_the_same_bytes_every_time(workspace: Path) -> None:
     weights = workspace / "quantize" / "int8" / "weights.safetensors"
-    tensors, floats = load_packed(weights)
+    tensors, floats = load_packed_weights(weights)
     copies = [workspace / f"{k}.safetensors" for k in range(8)]
     for copy in copies:
-        save_packed(tensors, floats, copy)
+        save_packed_weights(tensors, floats, copy)
     assert {copy.read_bytes() for copy in copies} == {weights.read_bytes()}
 
 

@@ -94,8 +94,8 @@ def test_sites_of_every_step_are_those_of_the_full_graph(exported: dict[str, Exp
         others = {s.name for s in sites if s.role == "adaln"} | {"word_embed"}
         assert by_graph[name].keys() == by_graph["full"].keys() - others
         for site in by_graph[name].values():
-            twin = by_graph["full"][site.name]
-            assert (site.weight, site.bias, site.role) == (twin.weight, twin.bias, twin.role)
+            same = by_graph["full"][site.name]
+            assert (site.weight, site.bias, site.role) == (same.weight, same.bias, same.role)
             assert site.weight is None or site.position_input == "position_ids"
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.tensorrt.half_precision import fp16_twin
+from arvg_trt.engines.tensorrt.half_precision import to_half_precision
 from arvg_trt.graph.sites import Site
-from arvg_trt.numerics.blockwise import block_codes
+from arvg_trt.numerics.blockwise import quantize_blocks
 from arvg_trt.numerics.gptq import compensate
-from arvg_trt.numerics.packing import load_packed, save_packed
+from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight, quantize_weight
 from arvg_trt.quantize.qdq.convolution import insert_qdq
@@ -41,8 +41,8 @@ def in_blocks(block: int) -> WeightFormat:
 def test_a_weight_that_onnx_holds_transposed_packs_like_any_other(tmp_path: Path) -> None:
     turned = np.asfortranarray(gaussian(5))
     found = quantize_weight(turned, in_blocks(32))
-    save_packed({"site": found}, {"table": turned}, tmp_path / "w.safetensors")
-    packed, floats = load_packed(tmp_path / "w.safetensors")
+    save_packed_weights({"site": found}, {"table": turned}, tmp_path / "w.safetensors")
+    packed, floats = load_packed_weights(tmp_path / "w.safetensors")
     assert np.array_equal(packed["site"].dequantize(), found.dequantize())
     assert np.array_equal(floats["table"], turned)
 
@@ -77,7 +77,7 @@ def test_inputs_that_matter_more_lose_less() -> None:
     importance = np.geomspace(1, 1e4, 64)
     errors = []
     for given_importance in (importance, None):
-        codes, scale, _ = block_codes(weight, 64, given_importance)
+        codes, scale, _ = quantize_blocks(weight, 64, given_importance)
         error = codes * scale.astype(np.float64) - weight
         errors.append(float((np.square(error) * importance).sum()))
     assert errors[0] < errors[1]
@@ -85,7 +85,7 @@ def test_inputs_that_matter_more_lose_less() -> None:
 
 def test_a_block_that_does_not_divide_the_inputs_is_refused() -> None:
     with pytest.raises(ValueError, match="96 input channels are no multiple of 64"):
-        block_codes(np.ones((2, 96), np.float32), 64, None)
+        quantize_blocks(np.ones((2, 96), np.float32), 64, None)
 
 
 def test_smaller_blocks_lose_less_and_take_more_bytes(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_smaller_blocks_lose_less_and_take_more_bytes(tmp_path: Path) -> None:
     for block in (32, 64, 128):
         found = quantize_weight(weight, in_blocks(block))
         path = tmp_path / f"{block}.safetensors"
-        save_packed({"site": found}, {}, path)
-        again = load_packed(path)[0]["site"]
+        save_packed_weights({"site": found}, {}, path)
+        again = load_packed_weights(path)[0]["site"]
         assert again.format == found.format
         assert np.array_equal(again.dequantize(), found.dequantize())
         losses.append(float(np.square(found.dequantize() - weight).sum()))
@@ -192,8 +192,8 @@ def test_weights_of_any_size_keep_four_bits(size: float, tmp_path: Path) -> None
     assert np.array_equal(found.scale, found.scale.astype(np.float16).astype(np.float32))
     assert (found.scale >= 2.0**-14).all()
     assert (snr_db(tiny, found.dequantize()) > snr_db(weight, plain.dequantize()) - 0.1).all()
-    save_packed({"site": found}, {}, tmp_path / "w.safetensors")
-    again, others = load_packed(tmp_path / "w.safetensors")
+    save_packed_weights({"site": found}, {}, tmp_path / "w.safetensors")
+    again, others = load_packed_weights(tmp_path / "w.safetensors")
     assert np.array_equal(again["site"].dequantize(), found.dequantize()) and not others
 
 
@@ -274,7 +274,7 @@ def test_the_half_twin_of_tiny_weights_keeps_them(tmp_path: Path) -> None:
     made.graph.output[0].name = names["Mul"].output[0]
     del made.graph.node[list(made.graph.node).index(names["Add"])]
     path = tmp_path / "twin.onnx"
-    onnx.save(fp16_twin(made), path)
+    onnx.save(to_half_precision(made), path)
     x = np.random.default_rng(4).normal(0, 3, (5, 9, INPUTS)).astype(np.float32)
     wanted = x.astype(np.float64) @ chosen.dequantize().T.astype(np.float64)
     (found,) = OnnxRuntimeSession(path, optimized=False).run({"x": x}).values()

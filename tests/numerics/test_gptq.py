@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.numerics.gptq import UnitGrid, compensate, factorize, round_columns
+from arvg_trt.numerics.gptq import UnitLevels, compensate, factorize, round_columns
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight, nearest_magnitudes, quantize_weight
 
@@ -59,7 +59,7 @@ def test_columns_are_rounded_as_gptq_does_with_the_inverse(bits: int) -> None:
     nearest = quantize_weight(weight, WeightFormat(bits=bits))
     square = x.T @ x
     codes, errors = round_columns(
-        weight.astype(np.float64), nearest.scale, UnitGrid.of(nearest), factorize(square, 700)
+        weight.astype(np.float64), nearest.scale, UnitLevels.of(nearest), factorize(square, 700)
     )
     step, top = nearest.scale.astype(np.float64), 2 ** (bits - 1) - 1
     wanted = plain_gptq(weight.astype(np.float64), square, 700, step, top)

@@ -10,7 +10,7 @@ import pytest
 from arvg_trt.calibrate.convergence import SiteGrowth
 from arvg_trt.calibrate.observers.absmax import keep_absmax
 from arvg_trt.errors import CalibrationError, RecipeError
-from arvg_trt.numerics.blockwise import block_codes
+from arvg_trt.numerics.blockwise import quantize_blocks
 from arvg_trt.numerics.clipping import least
 from arvg_trt.numerics.noise import rounding_sqnr_db
 from arvg_trt.numerics.scheme import WeightFormat
@@ -101,7 +101,7 @@ def test_block_scales_are_chosen_whatever_the_size_of_weights_and_inputs(
 ) -> None:
     """Sums of squares that leave float32 would leave codes and scales as memory had them."""
     weight = np.random.default_rng(0).normal(0, 1, (4, 64)).astype(np.float32)
-    plain = block_codes(weight, 32, np.ones(64))
-    codes, scale, factor = block_codes(weight * np.float32(size), 32, np.full(64, energy))
+    plain = quantize_blocks(weight, 32, np.ones(64))
+    codes, scale, factor = quantize_blocks(weight * np.float32(size), 32, np.full(64, energy))
     assert factor is not None and np.isfinite(scale).all() and (scale > 0).all()
     assert np.mean(codes == plain[0]) > 0.98

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arvg_trt.numerics.packing import load_packed, save_packed
+from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import (
     FP8,
     QuantizedWeight,
     as_fp8,
-    keep_tap_sums,
-    pack_codes,
+    pack_bits,
+    preserve_kernel_sums,
     quantize_weight,
-    unpack_codes,
+    unpack_bits,
 )
 
 FORMATS = [
@@ -177,14 +177,14 @@ def test_packed_codes_unpack_to_themselves_in_as_few_bytes_as_there_are(
     case: tuple[np.ndarray, int],
 ) -> None:
     codes, bits = case
-    blob = pack_codes(codes, bits)
+    blob = pack_bits(codes, bits)
     assert blob.dtype == np.uint8 and blob.nbytes == math.ceil(codes.size * bits / 8)
-    assert np.array_equal(unpack_codes(blob, bits, codes.shape), codes)
+    assert np.array_equal(unpack_bits(blob, bits, codes.shape), codes)
 
 
 def test_packing_keeps_the_order_of_bits() -> None:
     # +2 on 3 bits: 6, 0, 4, 7 -> 110 000 100 111 and four bits of padding
-    blob = pack_codes(np.array([2, -4, 0, 3], np.int8), 3)
+    blob = pack_bits(np.array([2, -4, 0, 3], np.int8), 3)
     assert blob.tolist() == [0b11000010, 0b01110000]
 
 
@@ -194,8 +194,8 @@ def test_packed_file_loads_back_to_the_same_weight(
 ) -> None:
     quantized = quantize_weight(gaussian(6, (3, 5, 3, 3)), weight_format)
     bias = np.arange(3, dtype=np.float32)
-    save_packed({"site": quantized}, {"site.bias": bias}, tmp_path / "w.safetensors")
-    packed, floats = load_packed(tmp_path / "w.safetensors")
+    save_packed_weights({"site": quantized}, {"site.bias": bias}, tmp_path / "w.safetensors")
+    packed, floats = load_packed_weights(tmp_path / "w.safetensors")
     assert np.array_equal(packed["site"].dequantize(), quantized.dequantize())
     assert packed["site"].format == weight_format
     assert list(floats) == ["site.bias"] and np.array_equal(floats["site.bias"], bias)
@@ -246,7 +246,7 @@ def nearest_with_sum(exact: np.ndarray, n: int) -> float:
 @given(st.lists(st.floats(-6.4, 6.4), min_size=2, max_size=6))
 def test_moved_taps_keep_their_sum_at_the_least_squared_error(taps: list[float]) -> None:
     exact = np.array(taps)
-    found = keep_tap_sums(exact[None, None], np.round(exact)[None, None], 7)[0, 0]
+    found = preserve_kernel_sums(exact[None, None], np.round(exact)[None, None], 7)[0, 0]
     assert abs((exact - found).sum()) <= 0.5 + 1e-9
     assert np.abs(exact - found).max() <= 1
     assert float(np.square(exact - found).sum()) == pytest.approx(nearest_with_sum(exact, 7))
@@ -255,7 +255,7 @@ def test_moved_taps_keep_their_sum_at_the_least_squared_error(taps: list[float])
 def test_clipped_taps_are_neither_moved_nor_made_up_for() -> None:
     exact = np.array([[[9.6, -9.4, 0.4, 0.4, 0.3]]])
     codes = np.clip(np.round(exact), -7, 7)
-    assert np.array_equal(keep_tap_sums(exact, codes, 7), [[[7, -7, 1, 0, 0]]])
+    assert np.array_equal(preserve_kernel_sums(exact, codes, 7), [[[7, -7, 1, 0, 0]]])
 
 
 @pytest.mark.parametrize("bits", [4, 8])

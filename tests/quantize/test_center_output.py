@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import load, numpy_helper
 
-from arvg_trt.numerics.packing import load_packed
+from arvg_trt.numerics.packing import load_packed_weights
 
 from ..families.custom.models import Node, small_graph
 from .custom_quantized import OwnGraph, decibel, own_graph, run
@@ -47,7 +47,7 @@ def test_the_constant_is_the_exact_weights(
     plan, _ = own.quantize(tmp_path / "q", smoothing="search")
     (entry,) = plan.sites
     assert entry.activation is not None and entry.activation.centered
-    packed, floats = load_packed(tmp_path / "q" / "weights.safetensors")
+    packed, floats = load_packed_weights(tmp_path / "q" / "weights.safetensors")
     smoothing = floats.get(f"{entry.name}.smoothing", np.ones(C)).astype(np.float64)
     center = floats[f"{entry.name}.center"].astype(np.float64)
     wanted = WEIGHT.astype(np.float64).T @ (center * smoothing)
@@ -68,7 +68,7 @@ def test_off_center_inputs_lose_no_more_than_their_own_rounding(
     own, x = case
     own.quantize(tmp_path / "q", smoothing="search")
     exact, found = own.run(x), run(tmp_path / "q", x)
-    packed, floats = load_packed(tmp_path / "q" / "weights.safetensors")
+    packed, floats = load_packed_weights(tmp_path / "q" / "weights.safetensors")
     ((name, weight),) = packed.items()
     error = weight.dequantize().astype(np.float64).reshape(OUT, C)
     error -= WEIGHT.T * floats.get(f"{name}.smoothing", np.ones(C, np.float32))

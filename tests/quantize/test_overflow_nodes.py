@@ -1,4 +1,4 @@
-"""Tensors that `quantize` lists stay in FP32 in the twin, where they would overflow in half."""
+"""Tensors that `quantize` lists stay in FP32 in the FP16 copy, where they would overflow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from arvg_trt.engines.tensorrt.half_precision import fp16_twin
+from arvg_trt.engines.tensorrt.half_precision import to_half_precision
 from arvg_trt.quantize.facts import OverflowTensor
 from arvg_trt.quantize.overflow import fp32_nodes
 
@@ -34,7 +34,7 @@ def widening() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def test_listed_nodes_are_those_that_the_graph_has_and_keep_the_twin_finite() -> None:
+def test_listed_nodes_are_those_that_the_graph_has_and_keep_the_copy_finite() -> None:
     nodes = ("block/Mul", "block/Mul_1", "elsewhere")
     listed = [OverflowTensor(graph="full", tensor="wide", max=8e4, nodes=nodes)]
     model = widening()
@@ -44,9 +44,9 @@ def test_listed_nodes_are_those_that_the_graph_has_and_keep_the_twin_finite() ->
     found = {}
     for name, nodes in (("blind", []), ("told", kept)):
         # ONNX Runtime's CPU keeps float32 between such nodes, and would not overflow.
-        twin = ReferenceEvaluator(fp16_twin(model, keep_fp32=nodes))
+        converted = ReferenceEvaluator(to_half_precision(model, keep_fp32=nodes))
         with np.errstate(over="ignore", invalid="ignore"):
-            (found[name],) = twin.run(None, {"x": x})
+            (found[name],) = converted.run(None, {"x": x})
     assert not np.isfinite(found["blind"]).any()
     np.testing.assert_allclose(found["told"], 80.0, rtol=1e-3)
 

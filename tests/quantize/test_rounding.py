@@ -11,7 +11,7 @@ from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.statistics import Statistics
 from arvg_trt.errors import OutOfMemory, RecipeError
 from arvg_trt.graph.sites import SiteMap
-from arvg_trt.numerics.packing import load_packed
+from arvg_trt.numerics.packing import load_packed_weights
 from arvg_trt.numerics.scheme import Plan, SitePlan
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import quantize_model
@@ -133,7 +133,7 @@ def test_a_tokenizer_keeps_its_mean_outputs_and_gains(
         )
         feeds = {"image": images}
         outputs[name] = activations(folder / "encoder.onnx", feeds, [site.output])[site.output]
-        codes, _ = load_packed(folder / "weights.safetensors")
+        codes, _ = load_packed_weights(folder / "weights.safetensors")
         assert np.abs(codes[site.name].q).max() <= 3
     exact = activations(tiny_di.folder / "encoder.onnx", {"image": images}, [site.output])
     wanted = exact[site.output]

@@ -15,7 +15,7 @@ from arvg_trt.calibrate.observers.run import Progress
 from arvg_trt.calibrate.statistics import POSITION, Statistics
 from arvg_trt.errors import CalibrationError, RecipeError
 from arvg_trt.graph.sites import SiteMap
-from arvg_trt.numerics.packing import load_packed
+from arvg_trt.numerics.packing import load_packed_weights
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, WeightFormat
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import quantize_model
@@ -101,7 +101,7 @@ def test_fewer_bits_lose_more_and_pack_smaller(tiny_var: TinyGenerator, tmp_path
     for bits in (8, 6, 4):
         folder = tmp_path / str(bits)
         quantize(tiny_var, folder, smoothing="gps", weight_bits=bits, activation_bits=bits)
-        codes, _ = load_packed(folder / "weights.safetensors")
+        codes, _ = load_packed_weights(folder / "weights.safetensors")
         assert max(np.abs(c.q).max() for c in codes.values()) == 2 ** (bits - 1) - 1
         sizes.append((folder / "weights.safetensors").stat().st_size)
         losses.append(-sqnr(full_logits(tiny_var, folder), full_logits(tiny_var, tiny_var.folder)))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from arvg_trt.graph.io import load_graph
-from arvg_trt.numerics.packing import load_packed
+from arvg_trt.numerics.packing import load_packed_weights
 from arvg_trt.numerics.scheme import ActivationFormat
 
 from ..families.generators import TinyGenerator, activations
@@ -76,7 +76,7 @@ def test_the_graph_computes_what_the_packed_weights_and_tables_mean(
 ) -> None:
     folder = tmp_path / "q"
     plan, _ = quantize(tiny_var, folder, **FORMATS[name])
-    packed, tables = load_packed(folder / "weights.safetensors")
+    packed, tables = load_packed_weights(folder / "weights.safetensors")
     entries = {entry.name: entry for entry in plan.sites}
     graph = load_graph(folder / "full.onnx").graph
     nodes = {str(node.name): node for node in graph}

@@ -107,15 +107,15 @@ class HeldOutImages:
         return shared_names(self.names, calibrated)
 
     def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
-        from ..report.schema import TWIN
+        from ..report.schema import HALF_PRECISION
         from .tokenizer import measure
 
         threads = self.options.threads
         codecs = {
-            # A twin lies beside engines that no session runs.
+            # A half-precision copy lies beside engines that no session runs.
             name: ImageTokenizer.open(folder, threads=threads)
             if name == ENGINE
-            else ImageTokenizer.reference(folder, verify=name != TWIN)
+            else ImageTokenizer.reference(folder, verify=name != HALF_PRECISION)
             for name, folder in folders.items()
         }
         accuracy, pictures = measure(

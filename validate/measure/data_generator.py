@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from ...engines.tensorrt.half_precision_files import write_twin
+from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...errors import CalibrationError
 from ...graph.sites import load_sites
 from ...quantize.facts import QuantizationFacts
@@ -30,7 +30,7 @@ from ...workspace.facts import facts
 from ...workspace.files import decode_json, sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
 from ..metrics.latency import ratio, timed_parts
-from ..report.schema import QDQ, TWIN, LatencyRow
+from ..report.schema import HALF_PRECISION, QDQ, LatencyRow
 from .data import ENGINE, Measured, Progress, check_pictures, shared_names
 from .features import open_features
 from .forced import measure_forced
@@ -132,7 +132,7 @@ class HeldOutGenerator:
         threads, size = self.options.threads, self.spec.image_size
         with TemporaryDirectory() as scratch:
             forcing = self._forcing(Path(scratch))
-            folders = with_full_twin(export, folders, Path(scratch) / TWIN)
+            folders = with_full_half_precision(export, folders, Path(scratch) / HALF_PRECISION)
             pictures, kept = measure_pictures(
                 self.picture_names,
                 forcing.pictures(),
@@ -232,18 +232,20 @@ def batches(made: Iterator[Generated]) -> Iterator[Batch]:
         yield batch.images, batch.tokens
 
 
-def with_full_twin(export: Path, folders: Mapping[str, Path], made: Path) -> Mapping[str, Path]:
-    """`folders` of candidates, where engines have a twin that of all positions in `made`.
+def with_full_half_precision(
+    export: Path, folders: Mapping[str, Path], made: Path
+) -> Mapping[str, Path]:
+    """Add the half-precision copy of all positions, in `made`, to `folders` of engines with copies.
 
     Nothing is built from it, so that it lies beside no engine; nodes and weights are the steps'.
     """
     quantized = folders[QDQ]
-    if TWIN not in folders or not (quantized / f"{FULL}.onnx").is_file():
+    if HALF_PRECISION not in folders or not (quantized / f"{FULL}.onnx").is_file():
         return folders
     manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
     made.mkdir()
     sites = load_sites(export).of_graph(FULL)
-    write_twin(
+    write_half_precision(
         quantized, FULL, sites, made, facts(manifest, QuantizationFacts).fp32_tensors, "float16"
     )
-    return {**folders, TWIN: made}
+    return {**folders, HALF_PRECISION: made}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .schema import ENGINE, QDQ, TWIN
+from .schema import ENGINE, HALF_PRECISION, QDQ
 
 CANDIDATES = {
     QDQ: "Q/DQ graph (reference session)",
-    TWIN: "its FP16 twin for TensorRT (reference session)",
+    HALF_PRECISION: "its FP16 copy for TensorRT (reference session)",
     ENGINE: "Engine as executed",
 }
 

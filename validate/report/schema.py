@@ -24,10 +24,11 @@ from .gates import GateResult
 SCHEMA = "arvg-trt/report/v1"
 QDQ = "qdq"  # the Q/DQ graph in the reference session
 SYNTHETIC = "synthetic noise"  # in place of calibration image names
-TWIN = "twin"  # the FP16 graph that TensorRT engines are built from, in the reference session
+# The half-precision graph that TensorRT engines are built from, in the reference session.
+HALF_PRECISION = "twin"
 ENGINE = "engine"  # the engine as executed
 
-CANDIDATES = (QDQ, TWIN, ENGINE)
+CANDIDATES = (QDQ, HALF_PRECISION, ENGINE)
 
 # What is timed: all, a tokenizer's halves, of a generator the tokens without the image decoder.
 Part = Literal["total", "encoder", "decoder", "tokens"]

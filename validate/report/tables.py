@@ -7,7 +7,7 @@ from ..metrics.image import decibels
 from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, Format, megabytes
 from .generation_tables import generator_tables, rates
 from .page import Mark, Table
-from .schema import ENGINE, QDQ, TWIN, Report, metrics
+from .schema import ENGINE, HALF_PRECISION, QDQ, Report, metrics
 
 EXECUTED = "executed"
 OF_SITES = (
@@ -103,7 +103,7 @@ def _outputs(report: Report) -> Table:
                 "" if row.cosine is None else f"{row.cosine:.6f}",
                 "" if row.equal is None else SHARE(row.equal),
             )
-            for candidate in (QDQ, TWIN, ENGINE)
+            for candidate in (QDQ, HALF_PRECISION, ENGINE)
             for row in report.outputs.get(candidate, ())
         ),
         caption="End to end over all samples; shares are of integer outputs.",

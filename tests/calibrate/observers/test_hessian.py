@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.observers import hessian as second_moments
-from arvg_trt.calibrate.observers.hessian import HessianObserver, Kernel, Moments, split_passes
+from arvg_trt.calibrate.observers.hessian import HessianObserver, HessianSums, Kernel, split_runs
 from arvg_trt.calibrate.observers.smoothed import SmoothedInput
 from arvg_trt.errors import CalibrationError, OutOfMemory
 from arvg_trt.numerics.qparams import QParams
@@ -44,14 +44,14 @@ def graph_of(tmp_path: Path) -> Callable[[tuple[int, ...]], tuple[Path, np.ndarr
     return make
 
 
-def collect(folder: Path, observer: HessianObserver, batch_size: int) -> Moments:
+def collect(folder: Path, observer: HessianObserver, batch_size: int) -> HessianSums:
     found = CalibrationRun(folder, folder / "samples", ("g",), batch_size, silent).hessian(
         {"a": observer}
     )
     return found["a"]
 
 
-def check(found: Moments, rounded: np.ndarray, plain: np.ndarray) -> None:
+def check(found: HessianSums, rounded: np.ndarray, plain: np.ndarray) -> None:
     """Rows [M, K] as the grid gives them, and before."""
     square = rounded.T @ rounded
     assert found.square is not None and found.rounded is not None and found.plain is not None
@@ -148,8 +148,8 @@ def test_passes_hold_as_many_as_fit_in_their_order() -> None:
     observers["means"] = HessianObserver("g", SmoothedInput("x", 1), 10**6, 1, squares=False)
     one = second_moments.HELD_BYTES * 100**2
     factor = second_moments.FACTOR_BYTES * 100**2
-    parts = split_passes(observers, 2 * one + factor)
+    parts = split_runs(observers, 2 * one + factor)
     assert [list(part) for part in parts] == [["s0", "s1"], ["s2", "s3"], ["s4", "means"]]
-    assert len(split_passes(observers, 10**9)) == 1
+    assert len(split_runs(observers, 10**9)) == 1
     with pytest.raises(OutOfMemory, match=r"second moments of s0 .*--max-memory"):
-        split_passes(observers, one)
+        split_runs(observers, one)

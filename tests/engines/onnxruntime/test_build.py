@@ -31,7 +31,7 @@ from arvg_trt.engines.onnxruntime.build import (
 from arvg_trt.engines.onnxruntime.float_outputs import rounding_loss
 from arvg_trt.engines.onnxruntime.qlinear_conv import (
     HEADROOM,
-    output_grid,
+    output_qparams,
     rewrite_convolutions,
     with_room_for_bias,
 )
@@ -258,7 +258,7 @@ def test_expanded_group_norm_is_group_normalization(groups: int, tmp_path: Path)
 
 def test_output_grid_has_zero_on_it_and_covers_the_range() -> None:
     low, high = np.array([-1.0, 0.2, -5, 0, -2]), np.array([3.0, 4, -1, 0, 2])
-    scale, zero = output_grid(low, high)
+    scale, zero = output_qparams(low, high)
     assert (scale > 0).all() and zero.dtype == np.uint8
     bottom, top = -zero.astype(int) * scale, (255 - zero.astype(int)) * scale
     assert (bottom <= np.minimum(low, 0) * 1.04).all() and (top >= np.maximum(high, 0) * 1.04).all()

@@ -132,7 +132,7 @@ def test_wrong_step_is_refused_at_build_time(
 def test_step_of_growing_size_compiles_for_a_gpu_with_every_site_in_int8(
     quantized_of: Callable[[str], Quantized], tmp_path: Path
 ) -> None:
-    """And reports compare the FP16 twin, by a graph of all positions that no engine has."""
+    """And reports compare the FP16 copy, by a graph of all positions that no engine has."""
     pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
     workspace = tmp_path / "ws"
     shutil.copytree(quantized_of("var").workspace, workspace)

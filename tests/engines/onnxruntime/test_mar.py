@@ -97,7 +97,7 @@ def test_wrong_tables_of_places_or_times_are_refused_at_build_time(
         check_runs(source, copy, samples, sorted(GRAPHS))
 
 
-def test_the_report_is_of_the_engine_as_executed_and_of_its_twin(
+def test_the_report_is_of_the_engine_as_executed_and_of_its_copy(
     engine: Path, workspace: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")

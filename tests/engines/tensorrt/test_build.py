@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.engines.tensorrt.build import BuildResult, build_engine, way_on
-from arvg_trt.engines.tensorrt.half_precision import fp16_twin
-from arvg_trt.engines.tensorrt.inspect import parse_layers, prove_sites
+from arvg_trt.engines.tensorrt.half_precision import to_half_precision
+from arvg_trt.engines.tensorrt.inspect import parse_layers, verify_sites
 from arvg_trt.engines.tensorrt.targets import Target, resolve_target
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.trt_compat import device_compute_capability, load_builder
@@ -25,7 +25,7 @@ PROFILE = {"image": ((1, 32, 16, 16), (1, 32, 16, 16), (4, 32, 16, 16))}
 def save(
     path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], *, half: bool = True
 ) -> Path:
-    """One graph from image [n, 32, 16, 16] to out, as its FP16 twin."""
+    """One graph from image [n, 32, 16, 16] to out, as its FP16 copy."""
     dims = ["n", 32, 16, 16]
     graph = helper.make_graph(
         nodes,
@@ -36,7 +36,7 @@ def save(
     )
     opset = [helper.make_opsetid("", 21)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=10)
-    onnx.save(fp16_twin(model) if half else model, path)
+    onnx.save(to_half_precision(model) if half else model, path)
     return path
 
 
@@ -99,7 +99,7 @@ def test_int8_convolution_is_proved_for_one_plan_of_three_gpus(
     tmp_path: Path, weight_scale: float
 ) -> None:
     result = build(int8_conv(tmp_path / "g.onnx", weight_scale), "rtx3090", "rtx4090", "rtx5090")
-    assert prove_sites(result.layers, {SITE: "int8"}) == ([SITE], [])
+    assert verify_sites(result.layers, {SITE: "int8"}) == ([SITE], [])
     assert result.targets == ("sm86", "sm89", "sm120")
     assert result.status == "built, not executed"
     plan = (tmp_path / "g.engine").read_bytes()
@@ -109,7 +109,7 @@ def test_int8_convolution_is_proved_for_one_plan_of_three_gpus(
 
 def test_int8_convolution_on_turing_is_reported_as_half(tmp_path: Path) -> None:
     result = build(int8_conv(tmp_path / "g.onnx"), "rtx2080")
-    assert prove_sites(result.layers, {SITE: "int8"}) == ([], [(SITE, "runs as Half correlation")])
+    assert verify_sites(result.layers, {SITE: "int8"}) == ([], [(SITE, "runs as Half correlation")])
 
 
 def test_padding_norm_and_quantize_become_the_kernels_in_front(tmp_path: Path) -> None:
@@ -141,18 +141,18 @@ def test_linears_merged_into_one_gemm_are_all_proved(tmp_path: Path) -> None:
     scales = {"s": np.array(0.03, np.float32), "c": np.array(2e-3, np.float32)}
     graph = save(tmp_path / "g.onnx", nodes, {**weights, **scales, "z": np.array(0, np.int8)})
     result = build(graph, "sm86", "sm89")
-    proved, missing = prove_sites(result.layers, {"attn.a": "int8", "attn.b": "int8"})
+    proved, missing = verify_sites(result.layers, {"attn.a": "int8", "attn.b": "int8"})
     assert (proved, missing) == (["attn.a", "attn.b"], [])
     assert sum(layer.type == "gemm" for layer in result.layers) == 1
 
 
 def test_site_that_no_layer_names_is_missing(tmp_path: Path) -> None:
     layers = build(relu(tmp_path / "g.onnx"), "sm89").layers
-    assert prove_sites(layers, {"typo": "int8"}) == (
+    assert verify_sites(layers, {"typo": "int8"}) == (
         [],
         [("typo", "is not in the engine's layer list")],
     )
-    assert prove_sites(layers, {"block.activation": "fp8"})[1][0][1].startswith("runs as ")
+    assert verify_sites(layers, {"block.activation": "fp8"})[1][0][1].startswith("runs as ")
 
 
 def test_text_without_layers_parses_to_none() -> None:

@@ -42,7 +42,7 @@ def calibrate(workspace: Path, reach: float) -> None:
     assert outcome.code == 0, outcome.err
 
 
-def twin_of(workspace: Path, x: np.ndarray) -> np.ndarray:
+def half_precision_of(workspace: Path, x: np.ndarray) -> np.ndarray:
     """What the graph that the engine was built from computes, each node in its own type."""
     model = onnx.load(workspace / ENGINE / "wide.onnx")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -59,18 +59,18 @@ def test_what_calibration_saw_overflow_stays_in_fp32(exported: Path) -> None:
     ]
     assert wide["max"] == pytest.approx(60000)
     x = np.full((2, 4), 20, np.float32)  # beyond what was seen, and 80000 in between
-    np.testing.assert_allclose(twin_of(exported, x), 80.0, rtol=1e-3)
+    np.testing.assert_allclose(half_precision_of(exported, x), 80.0, rtol=1e-3)
 
 
 def test_statistics_of_other_samples_build_it_anew(exported: Path) -> None:
     calibrate(exported, 1.0)
     assert arvg("build", exported, *RTX).code == 0
     x = np.full((2, 4), 20, np.float32)
-    assert not np.isfinite(twin_of(exported, x)).any()
+    assert not np.isfinite(half_precision_of(exported, x)).any()
     assert "up to date" in arvg("build", exported, *RTX).out
     calibrate(exported, 15.0)
     assert "up to date" not in arvg("build", exported, *RTX).out
-    assert np.isfinite(twin_of(exported, x)).all()
+    assert np.isfinite(half_precision_of(exported, x)).all()
 
 
 def test_bfloat16_has_the_range_and_targets_without_it_are_refused(exported: Path) -> None:

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.tensorrt.half_precision import fp16_twin
+from arvg_trt.engines.tensorrt.half_precision import to_half_precision
 from arvg_trt.errors import BuildError
 
 CHANNELS, SIZE = 16, 8
@@ -179,9 +179,9 @@ def images(count: int = 2) -> np.ndarray:
 @pytest.mark.parametrize("weight_scale", [2e-3, 1e-6])
 def test_twin_is_valid_and_close_to_fp32(weight_scale: float) -> None:
     model = decoder_like(weight_scale)
-    twin = fp16_twin(model)
-    onnx.checker.check_model(twin, full_check=True)
-    want, got = run(model, image=images())["out"], run(twin, image=images())["out"]
+    converted = to_half_precision(model)
+    onnx.checker.check_model(converted, full_check=True)
+    want, got = run(model, image=images())["out"], run(converted, image=images())["out"]
     assert got.dtype == np.float32
     error = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert 0 < error < 3e-3
@@ -190,26 +190,28 @@ def test_twin_is_valid_and_close_to_fp32(weight_scale: float) -> None:
 def test_conversion_leaves_the_given_model_alone() -> None:
     model = decoder_like()
     before = model.SerializeToString()
-    fp16_twin(model)
+    to_half_precision(model)
     assert model.SerializeToString() == before
 
 
 def test_conversion_is_deterministic() -> None:
     model = decoder_like()
-    assert fp16_twin(model).SerializeToString() == fp16_twin(model).SerializeToString()
+    assert (
+        to_half_precision(model).SerializeToString() == to_half_precision(model).SerializeToString()
+    )
 
 
 def test_products_run_in_half_and_keep_their_names() -> None:
-    twin = fp16_twin(decoder_like())
+    converted = to_half_precision(decoder_like())
     for name in ("n.conv_in", "n.block.conv", "n.attn.q", "n.attn.qk", "n.attn.pv", "n.out"):
-        assert set(input_types(twin, name)) == {HALF}, name
-    assert input_types(twin, "n.up") == [HALF, FLOAT]  # Resize takes its scales in FP32 only
+        assert set(input_types(converted, name)) == {HALF}, name
+    assert input_types(converted, "n.up") == [HALF, FLOAT]  # Resize takes its scales in FP32 only
 
 
 def test_norm_runs_in_fp32_with_its_affine_constants() -> None:
-    twin = fp16_twin(decoder_like())
-    assert input_types(twin, "n.norm") == [FLOAT] * 3
-    assert input_types(twin, "n.silu") == [HALF] * 2
+    converted = to_half_precision(decoder_like())
+    assert input_types(converted, "n.norm") == [FLOAT] * 3
+    assert input_types(converted, "n.silu") == [HALF] * 2
 
 
 def test_a_norm_written_out_keeps_its_squares_and_sums_in_fp32() -> None:
@@ -223,11 +225,11 @@ def test_a_norm_written_out_keeps_its_squares_and_sums_in_fp32() -> None:
     epsilon = g.const("epsilon", np.float32(1e-6))
     deviation = g.op("Sqrt", g.op("Add", variance, epsilon, out="safe"), out="deviation")
     g.conv(g.op("Div", centred, deviation, out="normed"), "y", CHANNELS, 3)
-    twin = fp16_twin(g.model(IMAGE, {"y": (FLOAT, "n", 3, SIZE, SIZE)}))
+    converted = to_half_precision(g.model(IMAGE, {"y": (FLOAT, "n", 3, SIZE, SIZE)}))
     for name in ("n.square", "n.safe", "n.deviation"):
-        assert set(input_types(twin, name)) == {FLOAT}, name
+        assert set(input_types(converted, name)) == {FLOAT}, name
     for name in ("n.centred", "n.normed", "n.y"):
-        assert set(input_types(twin, name)) == {HALF}, name
+        assert set(input_types(converted, name)) == {HALF}, name
 
 
 def test_a_mean_that_a_product_reads_leaves_the_product_in_half() -> None:
@@ -235,48 +237,48 @@ def test_a_mean_that_a_product_reads_leaves_the_product_in_half() -> None:
     axes = g.const("axes", np.array([2, 3]))
     mean = g.op("ReduceMean", g.conv("image", "f", 3, CHANNELS), axes, out="pooled")
     g.conv(mean, "y", CHANNELS, 3, 1)
-    twin = fp16_twin(g.model(IMAGE, {"y": (FLOAT, "n", 3, 1, 1)}))
-    assert set(input_types(twin, "n.y")) == {HALF}
+    converted = to_half_precision(g.model(IMAGE, {"y": (FLOAT, "n", 3, 1, 1)}))
+    assert set(input_types(converted, "n.y")) == {HALF}
 
 
 def test_quantize_takes_an_fp32_scale_and_dequantize_a_half_one() -> None:
-    twin = fp16_twin(decoder_like())
-    assert input_types(twin, "n.block.conv.q")[:2] == [FLOAT, FLOAT]
-    assert input_types(twin, "n.block.conv.dq")[1] == HALF
-    assert input_types(twin, "n.block.conv.weight")[1] == HALF
-    assert input_types(twin, "n.block.conv.shifted") == [HALF, HALF]
+    converted = to_half_precision(decoder_like())
+    assert input_types(converted, "n.block.conv.q")[:2] == [FLOAT, FLOAT]
+    assert input_types(converted, "n.block.conv.dq")[1] == HALF
+    assert input_types(converted, "n.block.conv.weight")[1] == HALF
+    assert input_types(converted, "n.block.conv.shifted") == [HALF, HALF]
 
 
 def test_scale_too_small_for_half_keeps_its_dequantize_in_fp32() -> None:
-    twin = fp16_twin(decoder_like(weight_scale=1e-6))
-    assert input_types(twin, "n.block.conv.weight")[1] == FLOAT
-    assert set(input_types(twin, "n.block.conv")) == {HALF}
-    assert input_types(fp16_twin(decoder_like(1e-6), dtype="bfloat16"), "n.block.conv.weight")[
-        1
-    ] == (TensorProto.BFLOAT16)
+    converted = to_half_precision(decoder_like(weight_scale=1e-6))
+    assert input_types(converted, "n.block.conv.weight")[1] == FLOAT
+    assert set(input_types(converted, "n.block.conv")) == {HALF}
+    assert input_types(
+        to_half_precision(decoder_like(1e-6), dtype="bfloat16"), "n.block.conv.weight"
+    )[1] == (TensorProto.BFLOAT16)
 
 
 def test_attention_is_half_throughout_and_other_softmax_fp32() -> None:
-    assert input_types(fp16_twin(decoder_like()), "n.attn.softmax") == [HALF]
+    assert input_types(to_half_precision(decoder_like()), "n.attn.softmax") == [HALF]
     g = Graph()
     g.op("Softmax", g.conv("image", "logits", 3, 4, 1), out="p", axis=1)
-    twin = fp16_twin(g.model(IMAGE, {"p": (FLOAT, "n", 4, SIZE, SIZE)}))
-    assert input_types(twin, "n.p") == [FLOAT]
+    converted = to_half_precision(g.model(IMAGE, {"p": (FLOAT, "n", 4, SIZE, SIZE)}))
+    assert input_types(converted, "n.p") == [FLOAT]
 
 
 def test_indices_are_those_of_fp32_arithmetic_on_the_twins_latent() -> None:
-    twin = fp16_twin(encoder_like())
-    onnx.checker.check_model(twin, full_check=True)
-    got = run(twin, image=images(64))
+    converted = to_half_precision(encoder_like())
+    onnx.checker.check_model(converted, full_check=True)
+    got = run(converted, image=images(64))
     levels = np.array([8, 8, 5]).reshape(1, 3, 1, 1)
     offset = np.where(levels % 2 == 0, 0.5, 0.0)
     bounded = np.tanh(got["latent"].astype(np.float64) + 0.1) * (levels - 1) * 1.001 / 2 - offset
     digits = np.round(bounded) * np.array([1, 8, 64]).reshape(1, 3, 1, 1)
     assert got["indices"].dtype == np.int32
     assert np.array_equal(got["indices"], digits.sum(axis=1))
-    assert set(input_types(twin, "n.latent")) == {HALF}
+    assert set(input_types(converted, "n.latent")) == {HALF}
     for name in ("n.shifted", "n.tanh", "n.ranged", "n.bounded", "n.round", "n.digits"):
-        assert set(input_types(twin, name)) == {FLOAT}, name
+        assert set(input_types(converted, name)) == {FLOAT}, name
 
 
 def test_codes_from_integers_stay_fp32_up_to_the_first_convolution() -> None:
@@ -285,9 +287,9 @@ def test_codes_from_integers_stay_fp32_up_to_the_first_convolution() -> None:
     x = g.op("Div", x, g.const("width", np.full((1, 3, 1, 1), 4, np.float32)), out="scaled")
     g.conv(x, "out", 3, 4, 1)
     model = g.model({"codes": (INT32, "n", 3, 8, 8)}, {"out": (FLOAT, "n", 4, 8, 8)})
-    twin = fp16_twin(model)
-    assert input_types(twin, "n.scaled") == [FLOAT, FLOAT]
-    assert set(input_types(twin, "n.out")) == {HALF}
+    converted = to_half_precision(model)
+    assert input_types(converted, "n.scaled") == [FLOAT, FLOAT]
+    assert set(input_types(converted, "n.out")) == {HALF}
 
 
 def test_features_that_meet_converted_integers_stay_half() -> None:
@@ -296,8 +298,8 @@ def test_features_that_meet_converted_integers_stay_half() -> None:
     x = g.op("Add", g.conv("image", "features", 3, 3), x, out="sum")
     g.conv(x, "out", 3, 4, 1)
     inputs = {**IMAGE, "codes": (INT32, "n", 3, SIZE, SIZE)}
-    twin = fp16_twin(g.model(inputs, {"out": (FLOAT, "n", 4, SIZE, SIZE)}))
-    assert input_types(twin, "n.sum") == [HALF, HALF]
+    converted = to_half_precision(g.model(inputs, {"out": (FLOAT, "n", 4, SIZE, SIZE)}))
+    assert input_types(converted, "n.sum") == [HALF, HALF]
 
 
 def test_constant_that_both_precisions_read_exists_in_both() -> None:
@@ -308,33 +310,33 @@ def test_constant_that_both_precisions_read_exists_in_both() -> None:
     rows = g.op("Mul", "rows", "norm.weight", out="scaled_rows")
     inputs = {**IMAGE, "rows": (FLOAT, 2, CHANNELS)}
     outputs = {"y": (FLOAT, "n", 4, SIZE, SIZE), rows: (FLOAT, 2, CHANNELS)}
-    twin = fp16_twin(g.model(inputs, outputs))
-    assert input_types(twin, "n.norm")[1] == FLOAT
-    assert input_types(twin, "n.scaled_rows") == [HALF, HALF]
+    converted = to_half_precision(g.model(inputs, outputs))
+    assert input_types(converted, "n.norm")[1] == FLOAT
+    assert input_types(converted, "n.scaled_rows") == [HALF, HALF]
 
 
 @pytest.mark.parametrize("make", [decoder_like, encoder_like])
 def test_casts_are_few(make: Callable[[], onnx.ModelProto]) -> None:
-    twin = fp16_twin(make())
-    casts = {n.output[0]: n for n in twin.graph.node if n.op_type == "Cast"}
+    converted = to_half_precision(make())
+    casts = {n.output[0]: n for n in converted.graph.node if n.op_type == "Cast"}
     assert not [n.name for n in casts.values() if n.input[0] in casts]
     sources = [(n.input[0], n.attribute[0].i) for n in casts.values()]
     assert len(sources) == len(set(sources))
 
 
 def test_named_nodes_stay_fp32_with_their_dequantized_weights() -> None:
-    twin = fp16_twin(decoder_like(), keep_fp32=["n.block.conv", "n.out"])
-    assert set(input_types(twin, "n.block.conv")) == {FLOAT}
-    assert input_types(twin, "n.block.conv.weight")[1] == FLOAT
-    assert set(input_types(twin, "n.out")) == {FLOAT}
-    assert np.isfinite(run(twin, image=images())["out"]).all()
+    converted = to_half_precision(decoder_like(), keep_fp32=["n.block.conv", "n.out"])
+    assert set(input_types(converted, "n.block.conv")) == {FLOAT}
+    assert input_types(converted, "n.block.conv.weight")[1] == FLOAT
+    assert set(input_types(converted, "n.out")) == {FLOAT}
+    assert np.isfinite(run(converted, image=images())["out"]).all()
 
 
 def test_bfloat16_twin_is_valid() -> None:
-    twin = fp16_twin(decoder_like(), dtype="bfloat16")
-    onnx.checker.check_model(twin, full_check=True)
-    assert set(input_types(twin, "n.conv_in")) == {TensorProto.BFLOAT16}
-    assert set(input_types(twin, "n.out")) == {FLOAT}  # no bfloat16 ConvTranspose in TensorRT
+    converted = to_half_precision(decoder_like(), dtype="bfloat16")
+    onnx.checker.check_model(converted, full_check=True)
+    assert set(input_types(converted, "n.conv_in")) == {TensorProto.BFLOAT16}
+    assert set(input_types(converted, "n.out")) == {FLOAT}  # no bfloat16 ConvTranspose in TensorRT
 
 
 def overflowing() -> onnx.ModelProto:
@@ -344,8 +346,8 @@ def overflowing() -> onnx.ModelProto:
 
 
 def test_a_node_with_a_constant_beyond_half_stays_fp32() -> None:
-    twin = fp16_twin(overflowing())
-    assert np.array_equal(run(twin, image=images())["out"], images() * np.float32(7e4))
+    converted = to_half_precision(overflowing())
+    assert np.array_equal(run(converted, image=images())["out"], images() * np.float32(7e4))
 
 
 def test_a_batch_norm_with_a_variance_beyond_half_keeps_its_values() -> None:
@@ -361,7 +363,7 @@ def test_a_batch_norm_with_a_variance_beyond_half_keeps_its_values() -> None:
     columns = [v.reshape(1, 3, 1, 1).astype(np.float64) for v in (scale, bias, mean, wide)]
     s, b, m, v = columns
     exact = np.maximum((x - m) / np.sqrt(v + 1e-5) * s + b, 0)
-    np.testing.assert_allclose(run(fp16_twin(model), image=x)["out"], exact, atol=2e-3)
+    np.testing.assert_allclose(run(to_half_precision(model), image=x)["out"], exact, atol=2e-3)
 
 
 def masked(*, read_elsewhere: bool) -> onnx.ModelProto:
@@ -381,7 +383,7 @@ def masked(*, read_elsewhere: bool) -> onnx.ModelProto:
 
 def test_a_masks_lowest_number_becomes_that_of_half() -> None:
     model = masked(read_elsewhere=False)
-    found = run(fp16_twin(model), image=images())["out"]
+    found = run(to_half_precision(model), image=images())["out"]
     exact = run(model, image=images())["out"]
     np.testing.assert_allclose(found, exact, atol=2e-3)
     assert not found[..., 2:].any() and exact[..., :2].all()
@@ -389,7 +391,7 @@ def test_a_masks_lowest_number_becomes_that_of_half() -> None:
 
 def test_a_number_beyond_half_that_is_no_mask_is_read_in_fp32() -> None:
     model = masked(read_elsewhere=True)
-    found, exact = (run(m, image=images()) for m in (fp16_twin(model), model))
+    found, exact = (run(m, image=images()) for m in (to_half_precision(model), model))
     np.testing.assert_allclose(found["out"], exact["out"], atol=2e-3)
     assert np.array_equal(found["other"], exact["other"])
 
@@ -397,24 +399,24 @@ def test_a_number_beyond_half_that_is_no_mask_is_read_in_fp32() -> None:
 def test_infinite_mask_is_kept() -> None:
     g = Graph()
     g.op("Add", "image", g.const("mask", np.array([0.0] + [-np.inf] * 7, np.float32)), out="out")
-    twin = fp16_twin(g.model(IMAGE, {"out": (FLOAT, "n", 3, SIZE, SIZE)}))
-    assert np.isneginf(run(twin, image=images())["out"][..., 1:]).all()
+    converted = to_half_precision(g.model(IMAGE, {"out": (FLOAT, "n", 3, SIZE, SIZE)}))
+    assert np.isneginf(run(converted, image=images())["out"][..., 1:]).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
 def test_scale_that_is_none_is_refused_by_name(scale: float) -> None:
     with pytest.raises(BuildError, match=r"scale block\.conv\.weight_scale is not positive and f"):
-        fp16_twin(decoder_like(weight_scale=scale))
+        to_half_precision(decoder_like(weight_scale=scale))
 
 
 def test_unknown_name_in_keep_fp32_is_refused() -> None:
     with pytest.raises(BuildError, match=r"^n\.typo: keep_fp32"):
-        fp16_twin(decoder_like(), keep_fp32=["n.typo"])
+        to_half_precision(decoder_like(), keep_fp32=["n.typo"])
 
 
 @pytest.mark.parametrize("opset", [17, 23])
 def test_opset_without_half_scales_is_refused(opset: int) -> None:
     g = Graph(opset)
     g.op("Relu", "image", out="out")
-    with pytest.raises(BuildError, match=f"opset {opset} has no float16 twin .*opset 21"):
-        fp16_twin(g.model(IMAGE, {"out": (FLOAT, "n", 3, SIZE, SIZE)}))
+    with pytest.raises(BuildError, match=f"opset {opset} has no float16 copy .*opset 21"):
+        to_half_precision(g.model(IMAGE, {"out": (FLOAT, "n", 3, SIZE, SIZE)}))

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.engines.tensorrt import process as engine_process
 from arvg_trt.engines.tensorrt.build import BuildResult
-from arvg_trt.engines.tensorrt.half_precision_files import write_twin
+from arvg_trt.engines.tensorrt.half_precision_files import write_half_precision
 from arvg_trt.engines.tensorrt.inspect import table_order
 from arvg_trt.engines.tensorrt.process import TRIED, TRIES, Compiled, compile_engine
 from arvg_trt.engines.tensorrt.targets import resolve_target
@@ -76,9 +76,9 @@ def test_ten_builds_of_several_outputs_have_the_same_bytes(
         monkeypatch.setenv(f"ARVG_TEST_{k}", "x" * 100 * k)
         if k == 5:
             monkeypatch.setenv("PYTHONUNBUFFERED", "1")
-        twin = write_twin(source, "encoder", sites, folder, [], "float16")
+        converted = write_half_precision(source, "encoder", sites, folder, [], "float16")
         result = compile_engine(
-            twin,
+            converted,
             folder / "encoder.engine",
             backend="tensorrt_rtx",
             targets=[target],

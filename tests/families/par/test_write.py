@@ -128,13 +128,13 @@ def test_sites_are_every_linear_under_its_official_path(tiny_par: TinyPar) -> No
         "output": "head",
     }
     assert first["feed_forward.w1"].shares_input_with == ("layers.0.feed_forward.w3",)
-    for name, twin in of["full"].items():
+    for name, same in of["full"].items():
         site = of["step"][name]
-        assert (site.weight, site.bias, site.role) == (f"{name}.weight", None, twin.role)
+        assert (site.weight, site.bias, site.role) == (f"{name}.weight", None, same.role)
         assert (site.token_axis, site.position_input) == (1, "position_ids")
-        assert (twin.token_axis, twin.position_input) == (1, None)
-        assert site.producer_fold == twin.producer_fold is not None
-        assert site.excluded is None and twin.excluded is None  # the paper takes all linears
+        assert (same.token_axis, same.position_input) == (1, None)
+        assert site.producer_fold == same.producer_fold is not None
+        assert site.excluded is None and same.excluded is None  # the paper takes all linears
     products = [s for s in sites(tiny_par) if s.role.startswith("bmm")]
     assert len(products) == 2 * 2 * SMALL.depth and all(s.excluded for s in products)
 

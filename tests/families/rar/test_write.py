@@ -174,12 +174,12 @@ def test_sites_are_every_linear_under_its_official_path(tiny_rar: TinyRar) -> No
         "adaln_before_head.adaLN_modulation.1": "adaln",
         "lm_head": "head",
     }
-    for name, twin in of["full"].items():
+    for name, same in of["full"].items():
         site = of["condition" if name in modulations else "step"][name]
-        assert (site.weight, site.bias, site.role) == (twin.weight, twin.bias, twin.role)
+        assert (site.weight, site.bias, site.role) == (same.weight, same.bias, same.role)
         assert (site.token_axis, site.position_input) == (1, "position_ids")
-        assert (twin.token_axis, twin.position_input) == (1, None)
-        assert site.excluded is None and twin.excluded is None  # the paper takes all linears
+        assert (same.token_axis, same.position_input) == (1, None)
+        assert site.excluded is None and same.excluded is None  # the paper takes all linears
     products = [s for s in sites(tiny_rar) if s.role.startswith("bmm")]
     assert len(products) == 2 * 2 * SMALL.depth and all(s.excluded for s in products)
 

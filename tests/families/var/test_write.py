@@ -166,10 +166,10 @@ def test_sites_are_every_linear_under_its_official_path(exported: Exported) -> N
     assert by_graph["full"].keys() == linears
     assert [n for n, s in by_graph["full"].items() if s.excluded] == ["word_embed"]
     for name, site in by_graph["step"].items():
-        twin = by_graph["full"][name]
-        assert (site.weight, site.bias, site.role) == (twin.weight, twin.bias, twin.role)
+        same = by_graph["full"][name]
+        assert (site.weight, site.bias, site.role) == (same.weight, same.bias, same.role)
         assert (site.token_axis, site.position_input) == (1, "position_ids")
-        assert (twin.token_axis, twin.position_input) == (1, None)
+        assert (same.token_axis, same.position_input) == (1, None)
 
 
 def test_sites_are_what_the_graphs_hold(exported: Exported) -> None:

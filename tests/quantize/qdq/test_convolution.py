@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from arvg_trt.numerics.packing import load_packed
+from arvg_trt.numerics.packing import load_packed_weights
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
@@ -191,7 +191,7 @@ def test_packed_weights_are_what_the_graphs_hold(
     tiny_di: TinyExport, name: str, request: pytest.FixtureRequest
 ) -> None:
     quantized: TinyQuantized = request.getfixturevalue(name)
-    packed, floats = load_packed(quantized.folder / "weights.safetensors")
+    packed, floats = load_packed_weights(quantized.folder / "weights.safetensors")
     sites = {s.name: s for s in tiny_di.sites.sites}
     assert packed.keys() == {r.name for r in quantized.results if r.weight_sqnr_db is not None}
     for graph in ("encoder", "decoder"):
@@ -220,7 +220,7 @@ def test_packed_weights_are_what_the_graphs_hold(
 def test_quantized_model_without_rounding_is_the_model_with_the_packed_weights(
     tiny_di: TinyExport, tiny_int8: TinyQuantized, graph: str
 ) -> None:
-    packed, floats = load_packed(tiny_int8.folder / "weights.safetensors")
+    packed, floats = load_packed_weights(tiny_int8.folder / "weights.safetensors")
     model = load(tiny_di.folder, graph)
     constants = {t.name: t for t in model.graph.initializer}
     for site in tiny_di.sites.of_graph(graph):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.calibrate.observers.hessian import Moments
+from arvg_trt.calibrate.observers.hessian import HessianSums
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.linears import site_weight
 from arvg_trt.numerics.scheme import ActivationFormat, Plan
@@ -131,7 +131,7 @@ def test_moments_of_a_candidate_are_those_of_its_scaled_input(taps: int, centere
         return values.reshape(500, -1)
 
     near = rows(x - origin.astype(np.float32)[:, None])
-    given = Moments(500, near.T @ near, near.sum(axis=0), near.sum(axis=0))
+    given = HessianSums(500, near.T @ near, near.sum(axis=0), near.sum(axis=0))
     found = scaled_moments(given, origin, scale, center, grid)
     shift = 0 if center is None else center[:, None]
     wanted = rows(x / scale[:, None] - shift)
