@@ -11,9 +11,13 @@ from pathlib import Path
 from ..numerics.noise import SignalAndNoise
 from ..recipe.options import ValidateOptions
 from ..runtime.generator import read_spec
-from ..validate.measure.forced import measure_forced
-from ..validate.measure.forced_runs import Asked, Trajectory, forced_graphs
 from ..validate.measure.generator import GeneratorAccuracy
+from ..validate.measure.teacher_forcing import measure_teacher_forced
+from ..validate.measure.teacher_forcing_runs import (
+    GenerationRequest,
+    TrajectoryForcing,
+    compared_graphs,
+)
 from ..validate.metrics.image import decibels
 from ..validate.report.schema import QDQ
 from .ablation_measure import generated, setbacks, site_cells
@@ -40,15 +44,15 @@ class MarRow:
     latents_db: float | None = None
 
 
-def held_out_trajectory(exported: Path, folder: Path, count: int, seed: int) -> Trajectory:
+def held_out_trajectory(exported: Path, folder: Path, count: int, seed: int) -> TrajectoryForcing:
     """FP32's runs behind `count` pictures of all classes in turn, kept in `folder`."""
     _, spec = read_spec(exported)
     labels = tuple(islice(cycle(range(spec.num_classes)), count))
     options = ValidateOptions(samples=count, seed=seed, batch_size=BATCH)
     names = tuple(f"picture {k}" for k in range(count))
     assert spec.recording is not None
-    asked = Asked(exported, spec, labels, options, names)
-    found = Trajectory(asked, spec.recording, folder)
+    asked = GenerationRequest(exported, spec, labels, options, names)
+    found = TrajectoryForcing(asked, spec.recording, folder)
     for _ in found.pictures():
         pass
     return found
@@ -66,8 +70,8 @@ def run_mar_steps(
         trajectory = held_out_trajectory(exported, Path(folder), held_out, seed)
         wanted = generated(exported, count, seed).tokens if count else None
         for name, step, made in quantized:
-            graphs = forced_graphs(exported, {QDQ: made}, trajectory.outputs, 0)
-            found = measure_forced(trajectory.runs(), graphs, lambda done: None)[QDQ]
+            graphs = compared_graphs(exported, {QDQ: made}, trajectory.outputs, 0)
+            found = measure_teacher_forced(trajectory.runs(), graphs, lambda done: None)[QDQ]
             energy = SignalAndNoise()
             if wanted is not None:
                 energy.add(wanted, generated(made, count, seed).tokens)

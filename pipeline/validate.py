@@ -232,7 +232,7 @@ def measure_all(
 
 def calibration_of(found: CalibrationFacts) -> Calibration:
     """Return what a report says of the samples."""
-    from ..validate.report.calibrated import Calibration, Chosen
+    from ..validate.report.calibrated import Calibration, DgcRows
 
     grown, chosen = found.convergence, found.dgc
     return Calibration(
@@ -244,7 +244,7 @@ def calibration_of(found: CalibrationFacts) -> Calibration:
         classes=found.classes,
         dgc=None
         if chosen is None
-        else Chosen(
+        else DgcRows(
             candidates=chosen.candidates,
             kept=chosen.kept,
             conditional_share=chosen.conditional_share,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from arvg_trt.engines.facts import EngineRow, SiteException
 from arvg_trt.quantize.facts import SiteRow
-from arvg_trt.validate.measure.tokenizer import Picture, measure
+from arvg_trt.validate.measure.tokenizer import ComparedImage, measure
 from arvg_trt.validate.metrics.latency import Cpu, Latency, ratio
 from arvg_trt.validate.report.gates import evaluate, parse_gates
 from arvg_trt.validate.report.schema import (
@@ -62,7 +62,7 @@ def make_images(count: int = 3) -> list[tuple[str, NDArray[np.uint8]]]:
 @dataclass(frozen=True)
 class Made:
     report: Report
-    pictures: list[Picture]
+    pictures: list[ComparedImage]
 
 
 MakeReport = Callable[..., Made]
@@ -83,7 +83,7 @@ def make_report() -> MakeReport:
             GreyCodec(),
             {"qdq": GreyCodec(offset=0.01), "engine": engine or GreyCodec(offset=0.02)},
             codebook_size=LEVELS,
-            keep_pictures=2,
+            keep_images=2,
             progress=lambda done: None,
         )
         fp32, fast = Latency.of([10.0] * 10), Latency.of([engine_ms] * 10)

@@ -9,12 +9,12 @@ import pytest
 
 from arvg_trt.errors import AccuracyError
 from arvg_trt.numerics.noise import sqnr_db
-from arvg_trt.validate.measure.tokenizer import Spread
+from arvg_trt.validate.measure.tokenizer import Summary
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.validate.metrics.image import none_if_infinite
 from arvg_trt.validate.metrics.latency import Latency, ratio
-from arvg_trt.validate.metrics.logits import LogitsTally
-from arvg_trt.validate.metrics.outputs import OutputTally, require_like
+from arvg_trt.validate.metrics.logits import LogitsAccumulator
+from arvg_trt.validate.metrics.outputs import OutputAccumulator, require_like
 from arvg_trt.validate.report.cells import DB
 from arvg_trt.validate.report.compare import Rule, _judge
 from arvg_trt.validate.report.gates import Gate, evaluate
@@ -50,17 +50,17 @@ def test_no_error_is_none_and_nan_is_not() -> None:
 
 
 def test_a_spread_does_not_leave_nan_out() -> None:
-    assert Spread.of([math.inf, 3.0]).each == (None, 3.0)
+    assert Summary.of([math.inf, 3.0]).each == (None, 3.0)
     for odd in (math.nan, -math.inf):
         with pytest.raises(AccuracyError, match="NaN or -inf"):
-            Spread.of([30.0, odd])
+            Summary.of([30.0, odd])
 
 
 def test_a_mask_counts_by_its_place_and_nothing_else_may_be_infinite() -> None:
     reference = np.array([1.0, -np.inf, 3.0])
     close = np.array([1.0, -np.inf, 3.5])
     require_like("qdq", "s0", "g/y", reference, close)
-    tally = OutputTally()
+    tally = OutputAccumulator()
     tally.add(reference, close)
     found = tally.result("g/y")
     assert found.max_error == 0.5 and found.sqnr_db == pytest.approx(10 * math.log10(10 / 0.25))
@@ -79,7 +79,7 @@ def test_outputs_without_a_finite_value_prove_nothing() -> None:
     """NaN in the same places is FP32's own; but something has to be left that is compared."""
     odd = np.array([np.nan, -np.inf])
     require_like("qdq", "s0", "g/y", odd, odd)
-    tally = OutputTally()
+    tally = OutputAccumulator()
     tally.add(odd, odd)
     with pytest.raises(AccuracyError, match="no finite value of g/y"):
         tally.result("g/y")
@@ -88,7 +88,7 @@ def test_outputs_without_a_finite_value_prove_nothing() -> None:
 
 
 def test_nan_is_the_largest_error() -> None:
-    tally = OutputTally()
+    tally = OutputAccumulator()
     tally.add(np.array([1.0, 2.0]), np.array([1.0, np.nan]))
     tally.add(np.array([1.0, 2.0]), np.array([1.0, 2.5]))
     assert math.isnan(tally.largest)
@@ -97,7 +97,7 @@ def test_nan_is_the_largest_error() -> None:
 
 
 def logits_result(reference: np.ndarray, value: np.ndarray) -> float:
-    tally = LogitsTally()
+    tally = LogitsAccumulator()
     tally.add(reference, value, np.zeros(reference.shape[:2], np.int64), np.array([True]))
     return tally.result().kl
 

@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurements:
     """Parts of a report; `accuracy` of an image tokenizer, `outputs` of a user's own graphs,
     `generation` of a generator, with the names and classes of the pictures that it made and how.
     """
@@ -63,7 +63,9 @@ class HeldOut(Protocol):
         """What calibration has seen too."""
         ...
 
-    def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
+    def measure(
+        self, export: Path, folders: Mapping[str, Path], progress: Progress
+    ) -> Measurements:
         """Compare the graphs in `folders` (by candidate) with those of `export`."""
         ...
 
@@ -106,7 +108,9 @@ class HeldOutImages:
     def leaked(self, calibrated: Manifest) -> Sequence[str]:
         return shared_names(self.names, calibrated)
 
-    def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
+    def measure(
+        self, export: Path, folders: Mapping[str, Path], progress: Progress
+    ) -> Measurements:
         from ..report.schema import HALF_PRECISION
         from .tokenizer import measure
 
@@ -123,7 +127,7 @@ class HeldOutImages:
             ImageTokenizer.reference(export),
             codecs,
             codebook_size=self.codebook_size,
-            keep_pictures=KEPT_PICTURES,
+            keep_images=KEPT_PICTURES,
             progress=lambda done: progress("validating images", done, len(self.names)),
         )
         latency: dict[Any, Any] = {}
@@ -134,7 +138,7 @@ class HeldOutImages:
                 to_model(next(validation_images(self.source, self.options))[1]),
                 self.options,
             )
-        return Measured(accuracy=accuracy, latency=latency, pictures=pictures)
+        return Measurements(accuracy=accuracy, latency=latency, pictures=pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,9 @@ class HeldOutFeeds:
     def leaked(self, calibrated: Manifest) -> Sequence[str]:
         return shared_names(self.names, calibrated)
 
-    def measure(self, export: Path, folders: Mapping[str, Path], progress: Progress) -> Measured:
+    def measure(
+        self, export: Path, folders: Mapping[str, Path], progress: Progress
+    ) -> Measurements:
         from ..metrics.outputs import measure_outputs
 
         threads = self.options.threads
@@ -201,7 +207,7 @@ class HeldOutFeeds:
             }
             shape = next(iter(sample.values())).shape
             latency = {"total": timed(pair, shape, self.options)}
-        return Measured(outputs=outputs, latency=latency)
+        return Measurements(outputs=outputs, latency=latency)
 
 
 def shared_names(names: Sequence[str], calibrated: Manifest) -> list[str]:

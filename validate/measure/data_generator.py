@@ -31,12 +31,18 @@ from ...workspace.files import decode_json, sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
 from ..metrics.latency import ratio, timed_parts
 from ..report.schema import HALF_PRECISION, QDQ, LatencyRow
-from .data import ENGINE, Measured, Progress, check_pictures, shared_names
+from .data import ENGINE, Measurements, Progress, check_pictures, shared_names
 from .features import open_features
-from .forced import measure_forced
-from .forced_runs import Asked, Forcing, TeacherForced, Trajectory, forced_graphs
 from .generator import GeneratorAccuracy
-from .images import Batch, Images, measure_pictures
+from .images import Batch, Images, measure_generated_images
+from .teacher_forcing import measure_teacher_forced
+from .teacher_forcing_runs import (
+    GenerationRequest,
+    TeacherForcing,
+    TokenForcing,
+    TrajectoryForcing,
+    compared_graphs,
+)
 
 KEPT_PICTURES = 8
 Folders = Mapping[str, Path]
@@ -126,25 +132,25 @@ class HeldOutGenerator:
             if value is not None and name not in foreign
         }
 
-    def measure(self, export: Path, folders: Folders, progress: Progress) -> Measured:
+    def measure(self, export: Path, folders: Folders, progress: Progress) -> Measurements:
         """Pictures of FP32 and each candidate, then their graphs on what `Forcing` gives both."""
         generates = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
         threads, size = self.options.threads, self.spec.image_size
         with TemporaryDirectory() as scratch:
-            forcing = self._forcing(Path(scratch))
+            forcing = self._teacher_forcing(Path(scratch))
             folders = with_full_half_precision(export, folders, Path(scratch) / HALF_PRECISION)
-            pictures, kept = measure_pictures(
+            pictures, kept = measure_generated_images(
                 self.picture_names,
                 forcing.pictures(),
-                {n: batches(self._asked.batches(self._open(n, f))) for n, f in generates.items()},
+                {n: batches(self._request.batches(self._open(n, f))) for n, f in generates.items()},
                 networks=open_features(export, self.options.features, size, threads),
                 others=self._others(export),
                 keep=KEPT_PICTURES,
                 progress=lambda done: progress("comparing pictures", done, len(self.labels)),
             )
-            found = measure_forced(
+            found = measure_teacher_forced(
                 forcing.runs(),
-                forced_graphs(export, folders, forcing.outputs, threads),
+                compared_graphs(export, folders, forcing.outputs, threads),
                 lambda done: progress("comparing graphs", done, forcing.count),
             )
         generation = {
@@ -154,7 +160,7 @@ class HeldOutGenerator:
             for name in folders
             if name in found or name in pictures
         }
-        return Measured(
+        return Measurements(
             generation=generation,
             latency=self._latency(export, folders),
             pictures=kept,
@@ -201,19 +207,21 @@ class HeldOutGenerator:
         return self._reference(folder)
 
     @property
-    def _asked(self) -> Asked:
-        return Asked(self.export, self.spec, self.labels, self.options, self.picture_names)
+    def _request(self) -> GenerationRequest:
+        return GenerationRequest(
+            self.export, self.spec, self.labels, self.options, self.picture_names
+        )
 
     def _others(self, export: Path) -> Iterator[Images]:
         """FP32's pictures of the next seed."""
-        for made in self._asked.batches(self._reference(export), self.options.seed + 1):
+        for made in self._request.batches(self._reference(export), self.options.seed + 1):
             yield made.images
 
-    def _forcing(self, folder: Path) -> Forcing:
+    def _teacher_forcing(self, folder: Path) -> TeacherForcing:
         """A family with a graph of all positions is given tokens, others runs of trajectories."""
         if self.spec.recording is not None:
-            return Trajectory(self._asked, self.spec.recording, folder)
-        return TeacherForced(self._asked, self.source, self.image_classes)
+            return TrajectoryForcing(self._request, self.spec.recording, folder)
+        return TokenForcing(self._request, self.source, self.image_classes)
 
 
 def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import msgspec
 from ..metrics.image import decibels
 from ..metrics.logits import LogitsAccuracy, perplexity
 from ..metrics.outputs import OutputAccuracy
-from .tokenizer import Spread
+from .tokenizer import Summary
 
 
 class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,7 +27,7 @@ class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     floor: float
 
 
-class PictureAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Compare images that both sides generated freely from the same seeds and classes.
 
     ``token_agreement`` is the share of tokens that are the same at the same place.
@@ -41,8 +41,8 @@ class PictureAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     first_difference: tuple[int | None, ...]
     length: int
     latent_sqnr_db: float | None
-    psnr_vs_fp32: Spread
-    ssim_vs_fp32: Spread | None
+    psnr_vs_fp32: Summary
+    ssim_vs_fp32: Summary | None
     frechet: tuple[FrechetRow, ...] = ()
 
     @property
@@ -72,7 +72,7 @@ class GeneratorAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     logits: LogitsAccuracy | None = None
     outputs: tuple[OutputAccuracy, ...] = ()
     sites: dict[str, float | None] = {}
-    pictures: PictureAccuracy | None = None
+    pictures: GeneratedImageAccuracy | None = None
 
 
 _LOGITS: dict[str, Callable[[LogitsAccuracy], float]] = {
@@ -84,7 +84,7 @@ _LOGITS: dict[str, Callable[[LogitsAccuracy], float]] = {
     "cross_entropy_rise": lambda a: a.cross_entropy - a.cross_entropy_fp32,
     "perplexity": lambda a: perplexity(a.cross_entropy),
 }
-_PICTURES: dict[str, Callable[[PictureAccuracy], float | None]] = {
+_PICTURES: dict[str, Callable[[GeneratedImageAccuracy], float | None]] = {
     "token_agreement": lambda a: a.token_agreement,
     "identical": lambda a: a.identical,
     "first_difference": lambda a: a.median_first_difference,

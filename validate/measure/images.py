@@ -13,8 +13,8 @@ from ...errors import AccuracyError
 from ...numerics.noise import SignalAndNoise
 from ..metrics.frechet import frechet_distance
 from ..metrics.image import SSIM_WINDOW, none_if_infinite, psnr, ssim
-from .generator import FrechetRow, PictureAccuracy
-from .tokenizer import Picture, Spread
+from .generator import FrechetRow, GeneratedImageAccuracy
+from .tokenizer import ComparedImage, Summary
 
 Images = NDArray[np.uint8]
 Batch = tuple[Images, NDArray[Any]]  # uint8 [B, H, W, 3]; tokens int [B, L], or latents of floats
@@ -32,7 +32,7 @@ class Features:
     extract: Callable[[Images], NDArray[Any]]
 
 
-class _Tally:
+class _Accumulator:
     """Collect numbers and features of one candidate's images, never the images."""
 
     def __init__(self, networks: Sequence[Features]) -> None:
@@ -60,20 +60,20 @@ class _Tally:
         self.length = same.shape[1]
         self.first += [None if row.all() else int(row.argmin()) for row in same]
 
-    def result(self, frechet: tuple[FrechetRow, ...]) -> PictureAccuracy:
+    def result(self, frechet: tuple[FrechetRow, ...]) -> GeneratedImageAccuracy:
         discrete = self.tokens > 0
-        return PictureAccuracy(
+        return GeneratedImageAccuracy(
             token_agreement=self.equal / self.tokens if discrete else None,
             first_difference=tuple(self.first),
             length=self.length,
             latent_sqnr_db=None if discrete else none_if_infinite(self.latent.decibels()),
-            psnr_vs_fp32=Spread.of(self.psnr),
-            ssim_vs_fp32=Spread.of(self.ssim) if self.ssim else None,
+            psnr_vs_fp32=Summary.of(self.psnr),
+            ssim_vs_fp32=Summary.of(self.ssim) if self.ssim else None,
             frechet=frechet,
         )
 
 
-def measure_pictures(
+def measure_generated_images(
     names: Sequence[str],
     fp32: Iterable[Batch],
     candidates: Mapping[str, Iterable[Batch]],
@@ -82,7 +82,7 @@ def measure_pictures(
     others: Iterable[Images],
     keep: int,
     progress: Callable[[int], None],
-) -> tuple[dict[str, PictureAccuracy], list[Picture]]:
+) -> tuple[dict[str, GeneratedImageAccuracy], list[ComparedImage]]:
     """Compare batches of images with FP32's, one batch in memory at a time.
 
     Candidates come in the same batches as FP32. `names` are those of the images. `others` are as
@@ -92,24 +92,24 @@ def measure_pictures(
     Raises:
         AccuracyError: images or tokens of another shape than FP32's, features that are not finite.
     """
-    tallies = {name: _Tally(networks) for name in candidates}
-    reference = _Tally(networks)
-    kept: list[Picture] = []
+    accumulators = {name: _Accumulator(networks) for name in candidates}
+    reference = _Accumulator(networks)
+    kept: list[ComparedImage] = []
     done = 0
     for wanted, *found in zip(fp32, *candidates.values(), strict=True):
         collect(reference, networks, wanted[0])
         for name, own in zip(candidates, found, strict=True):
             require_alike(name, names[done], wanted, own)
-            tallies[name].add(wanted, own)
-            collect(tallies[name], networks, own[0])
+            accumulators[name].add(wanted, own)
+            collect(accumulators[name], networks, own[0])
         for k in range(min(len(wanted[0]), keep - len(kept))):
             shown = {name: own[0][k] for name, own in zip(candidates, found, strict=True)}
-            kept.append(Picture(names[done + k], None, wanted[0][k], shown))
+            kept.append(ComparedImage(names[done + k], None, wanted[0][k], shown))
         done += len(wanted[0])
         progress(done)
     floors: dict[str, float] = {}
     if networks and done > 1:
-        chance = _Tally(networks)
+        chance = _Accumulator(networks)
         for images in others:
             collect(chance, networks, images)
         floors = {n.key: distance(reference, chance, n) for n in networks}
@@ -118,25 +118,27 @@ def measure_pictures(
             FrechetRow(
                 key=n.key,
                 features=n.title,
-                width=tally.features[n.key][0].shape[1],
-                distance=distance(reference, tally, n),
+                width=accumulator.features[n.key][0].shape[1],
+                distance=distance(reference, accumulator, n),
                 floor=floors[n.key],
             )
             for n in networks
             if n.key in floors
         )
-        for name, tally in tallies.items()
+        for name, accumulator in accumulators.items()
     }
-    return {name: tally.result(rows[name]) for name, tally in tallies.items()}, kept
+    return {
+        name: accumulator.result(rows[name]) for name, accumulator in accumulators.items()
+    }, kept
 
 
-def collect(tally: _Tally, networks: Sequence[Features], images: Images) -> None:
+def collect(accumulator: _Accumulator, networks: Sequence[Features], images: Images) -> None:
     for network in networks:
-        tally.features[network.key].append(network.extract(images))
+        accumulator.features[network.key].append(network.extract(images))
 
 
-def distance(a: _Tally, b: _Tally, network: Features) -> float:
-    parts = (np.concatenate(tally.features[network.key]) for tally in (a, b))
+def distance(a: _Accumulator, b: _Accumulator, network: Features) -> float:
+    parts = (np.concatenate(accumulator.features[network.key]) for accumulator in (a, b))
     return frechet_distance(*parts)
 
 

@@ -21,7 +21,7 @@ from ...workspace.files import open_tensors
 Array = NDArray[Any]
 
 
-def probe(path: Path, tensors: Sequence[str], threads: int = 0) -> OnnxRuntimeSession:
+def open_with_outputs(path: Path, tensors: Sequence[str], threads: int = 0) -> OnnxRuntimeSession:
     """Open the reference session of a graph, with tensors inside it as outputs too."""
     model = load_graph(path)
     values = values_by_name(model.graph)
@@ -44,7 +44,7 @@ def site_outputs(sites: Sequence[Site], outputs: Collection[str]) -> dict[str, s
     return {s.name: s.output for s in sites if s.output not in outputs}
 
 
-def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
+def undo_folds(path: Path, sites: Sequence[Site]) -> dict[str, UndoFold]:
     """Return, by linear, what undoes the scales that a Q/DQ graph folded into its output.
 
     A site's x / s - p may be computed by the linear in front: with s and p of `weights.safetensors`
@@ -72,7 +72,7 @@ def unfolding(path: Path, sites: Sequence[Site]) -> dict[str, Unfold]:
                 FoldedPart(at, scale, shift if at in moved else np.zeros_like(shift))
                 for at in places
             )
-    return {name: Unfold(tuple(parts)) for name, parts in found.items() if parts}
+    return {name: UndoFold(tuple(parts)) for name, parts in found.items() if parts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class FoldedPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Unfold:
+class UndoFold:
     """Undo folds in the last axis of a linear's output."""
 
     parts: tuple[FoldedPart, ...]

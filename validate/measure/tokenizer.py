@@ -47,7 +47,7 @@ class Codec(Protocol):
         ...
 
 
-class Spread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hold one number per image, with mean and minimum; None stands for infinity (no error).
 
     The mean leaves infinite values out, so that identical images cannot hide a bad one; it is
@@ -59,7 +59,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     each: tuple[float | None, ...]
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Summary:
         """Return the summary of `values`.
 
         Raises:
@@ -86,12 +86,12 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     fed the FP32 tokens against the FP32 decoder, before clamping; None stands for infinity.
     """
 
-    psnr: Spread
-    ssim: Spread
-    psnr_reference: Spread
-    ssim_reference: Spread
-    psnr_vs_fp32: Spread
-    ssim_vs_fp32: Spread
+    psnr: Summary
+    ssim: Summary
+    psnr_reference: Summary
+    ssim_reference: Summary
+    psnr_vs_fp32: Summary
+    ssim_vs_fp32: Summary
     psnr_drop: float | None
     ssim_drop: float
     token_agreement: float | None
@@ -102,7 +102,7 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ComparedImage:
     """Hold an image and its reconstructions, [H, W, 3] uint8; generated ones lack an original."""
 
     name: str
@@ -160,7 +160,7 @@ class _Graphs:
         return image
 
 
-class _Tally:
+class _Accumulator:
     """Collect numbers of one candidate while images pass by, never the images."""
 
     def __init__(self) -> None:
@@ -182,17 +182,17 @@ class _Tally:
         self.psnr_vs_fp32.append(psnr(fp32, own))
         self.ssim_vs_fp32.append(ssim(fp32, own))
 
-    def result(self, reference: _Tally, codebook_size: int | None) -> CandidateAccuracy:
+    def result(self, reference: _Accumulator, codebook_size: int | None) -> CandidateAccuracy:
         size = codebook_size if self.tokens else None
         # inf - inf is not a number; two lossless reconstructions differ by nothing
         drops = [0.0 if r == c else r - c for r, c in zip(reference.psnr, self.psnr, strict=True)]
         return CandidateAccuracy(
-            psnr=Spread.of(self.psnr),
-            ssim=Spread.of(self.ssim),
-            psnr_reference=Spread.of(reference.psnr),
-            ssim_reference=Spread.of(reference.ssim),
-            psnr_vs_fp32=Spread.of(self.psnr_vs_fp32),
-            ssim_vs_fp32=Spread.of(self.ssim_vs_fp32),
+            psnr=Summary.of(self.psnr),
+            ssim=Summary.of(self.ssim),
+            psnr_reference=Summary.of(reference.psnr),
+            ssim_reference=Summary.of(reference.ssim),
+            psnr_vs_fp32=Summary.of(self.psnr_vs_fp32),
+            ssim_vs_fp32=Summary.of(self.ssim_vs_fp32),
             psnr_drop=math.fsum(drops) / len(drops) if np.isfinite(drops).all() else None,
             ssim_drop=(math.fsum(reference.ssim) - math.fsum(self.ssim)) / len(self.ssim),
             token_agreement=self.equal / self.tokens if self.tokens else None,
@@ -219,7 +219,7 @@ def _check_image(name: str, image: NDArray[np.uint8]) -> None:
 def _compare_tokens(
     image: str,
     graphs: _Graphs,
-    tally: _Tally,
+    accumulator: _Accumulator,
     fp32: NDArray[np.int32] | None,
     own: NDArray[np.int32] | None,
 ) -> None:
@@ -232,9 +232,9 @@ def _compare_tokens(
             where=image,
             do="compare graphs of the same model and shape",
         )
-    tally.equal += int(np.count_nonzero(fp32 == own))
-    tally.tokens += fp32.size
-    tally.used.update(np.unique(own).tolist())
+    accumulator.equal += int(np.count_nonzero(fp32 == own))
+    accumulator.tokens += fp32.size
+    accumulator.used.update(np.unique(own).tolist())
 
 
 def measure(
@@ -243,13 +243,13 @@ def measure(
     candidates: Mapping[str, Codec],
     *,
     codebook_size: int | None,
-    keep_pictures: int,
+    keep_images: int,
     progress: Callable[[int], None],
-) -> tuple[dict[str, CandidateAccuracy], list[Picture]]:
+) -> tuple[dict[str, CandidateAccuracy], list[ComparedImage]]:
     """Run every image through FP32 and each candidate, one image in memory at a time.
 
     `images`: (name, [H, W, 3] uint8, sides >= 11 and of a size the codecs take); `codebook_size`:
-    None if unknown or continuous; the first `keep_pictures` images are returned with their
+    None if unknown or continuous; the first `keep_images` images are returned with their
     reconstructions; `progress` is told the number of images done.
 
     Raises AccuracyError, naming image and graph, for non-finite values, indices outside the
@@ -257,9 +257,9 @@ def measure(
     """
     fp32 = _Graphs("the FP32 reference", reference, codebook_size)
     others = {name: _Graphs(name, codec, codebook_size) for name, codec in candidates.items()}
-    reference_tally = _Tally()
-    tallies = {name: _Tally() for name in others}
-    pictures: list[Picture] = []
+    reference_accumulator = _Accumulator()
+    accumulators = {name: _Accumulator() for name in others}
+    pictures: list[ComparedImage] = []
     for done, (name, original) in enumerate(images, start=1):
         _check_image(name, original)
         feed = to_float(original)
@@ -267,25 +267,25 @@ def measure(
         code = latent if tokens is None else tokens
         decoded = fp32.decode(name, code, feed.shape)
         fp32_image = to_uint8(decoded)
-        reference_tally.psnr.append(psnr(original, fp32_image))
-        reference_tally.ssim.append(ssim(original, fp32_image))
+        reference_accumulator.psnr.append(psnr(original, fp32_image))
+        reference_accumulator.ssim.append(ssim(original, fp32_image))
         if tokens is not None:
-            reference_tally.used.update(np.unique(tokens).tolist())
+            reference_accumulator.used.update(np.unique(tokens).tolist())
         own_images: dict[str, NDArray[np.uint8]] = {}
         for candidate, graphs in others.items():
-            tally = tallies[candidate]
+            accumulator = accumulators[candidate]
             own_tokens, own_latent = graphs.encode(name, feed)
-            _compare_tokens(name, graphs, tally, tokens, own_tokens)
-            tally.latent.add(latent, own_latent)
-            tally.decoder.add(decoded, graphs.decode(name, code, feed.shape))
+            _compare_tokens(name, graphs, accumulator, tokens, own_tokens)
+            accumulator.latent.add(latent, own_latent)
+            accumulator.decoder.add(decoded, graphs.decode(name, code, feed.shape))
             own_code = own_latent if own_tokens is None else own_tokens
             own = to_uint8(graphs.decode(name, own_code, feed.shape))
-            tally.add_images(original, fp32_image, own)
+            accumulator.add_images(original, fp32_image, own)
             own_images[candidate] = own
-        if len(pictures) < keep_pictures:
-            pictures.append(Picture(name, original, fp32_image, own_images))
+        if len(pictures) < keep_images:
+            pictures.append(ComparedImage(name, original, fp32_image, own_images))
         progress(done)
-    if not reference_tally.psnr:
+    if not reference_accumulator.psnr:
         raise AccuracyError("there are no images to validate with", do="name a folder of images")
-    results = {n: t.result(reference_tally, codebook_size) for n, t in tallies.items()}
+    results = {n: t.result(reference_accumulator, codebook_size) for n, t in accumulators.items()}
     return results, pictures

@@ -36,11 +36,11 @@ class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tokens: int
 
 
-class LogitsTally:
+class LogitsAccumulator:
     """Add up errors of logits over batches, in float64."""
 
     def __init__(self) -> None:
-        self._energy = SignalAndNoise()
+        self._sqnr = SignalAndNoise()
         self._divergence = 0.0
         self._first = 0
         self._shared = 0
@@ -67,7 +67,7 @@ class LogitsTally:
         self._k = min(LIKELIEST, p.shape[-1])
         own, theirs = (likeliest(v, self._k) for v in (q, p))
         self._shared += int(np.count_nonzero(theirs[..., :, None] == own[..., None, :]))
-        self._energy.add(*(v - v.mean(axis=-1, keepdims=True) for v in wide))
+        self._sqnr.add(*(v - v.mean(axis=-1, keepdims=True) for v in wide))
         chosen = tokens[conditional][..., None].astype(np.int64)
         for k, found in enumerate((p, q)):
             self._losses[k] -= float(np.take_along_axis(found[conditional], chosen, axis=-1).sum())
@@ -86,7 +86,7 @@ class LogitsTally:
             kl=float(np.maximum(0.0, self._divergence / count)),
             top1=self._first / count,
             top5=self._shared / (count * self._k),
-            sqnr_db=none_if_infinite(self._energy.decibels()),
+            sqnr_db=none_if_infinite(self._sqnr.decibels()),
             cross_entropy=self._losses[1] / self._tokens,
             cross_entropy_fp32=self._losses[0] / self._tokens,
             positions=count,

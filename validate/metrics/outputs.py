@@ -39,11 +39,11 @@ class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     equal: float | None = None
 
 
-class OutputTally:
+class OutputAccumulator:
     """Add up errors of one output over samples, in float64."""
 
     def __init__(self) -> None:
-        self.energy = SignalAndNoise()
+        self.sqnr = SignalAndNoise()
         self.own = 0.0
         self.product = 0.0
         self.largest = 0.0
@@ -61,7 +61,7 @@ class OutputTally:
         finite = np.isfinite(reference)  # `require_like` saw that the rest is equal
         exact, found = reference[finite].astype(np.float64), value[finite].astype(np.float64)
         self.finite += int(np.count_nonzero(finite))
-        self.energy.add(exact, found)
+        self.sqnr.add(exact, found)
         self.own += float(np.sum(np.square(found)))
         self.product += float(np.sum(exact * found))
         # Of Python's max NaN would not come.
@@ -75,8 +75,8 @@ class OutputTally:
                 f"FP32 gave no finite value of {output}, so that nothing can be compared",
                 do="validate on other samples, or leave the output out of the graph",
             )
-        decibels = self.energy.decibels()
-        norms = math.sqrt(self.energy.signal * self.own)
+        decibels = self.sqnr.decibels()
+        norms = math.sqrt(self.sqnr.signal * self.own)
         return OutputAccuracy(
             output=output,
             sqnr_db=none_if_infinite(decibels),
@@ -102,7 +102,7 @@ def measure_outputs(
             (sample and output are named), an FP32 output of zeros that a candidate differs from,
             or no samples.
     """
-    tallies: dict[str, dict[str, OutputTally]] = {name: {} for name in candidates}
+    accumulators: dict[str, dict[str, OutputAccumulator]] = {name: {} for name in candidates}
     done = 0
     for done, (sample, feeds) in enumerate(samples, start=1):
         expected = reference.run(feeds)
@@ -110,13 +110,13 @@ def measure_outputs(
             found = graphs.run(feeds)
             for output, value in expected.items():
                 require_like(name, sample, output, value, found[output])
-                tallies[name].setdefault(output, OutputTally()).add(value, found[output])
+                accumulators[name].setdefault(output, OutputAccumulator()).add(value, found[output])
         progress(done)
     if not done:
         raise AccuracyError("there are no samples to validate with", do="give --feeds FILE.npz")
     return {
-        name: tuple(tally.result(output) for output, tally in outputs.items())
-        for name, outputs in tallies.items()
+        name: tuple(accumulator.result(output) for output, accumulator in outputs.items())
+        for name, outputs in accumulators.items()
     }
 
 

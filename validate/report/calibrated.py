@@ -10,7 +10,7 @@ import msgspec
 SHORT = 2  # numbers that are written one by one
 
 
-class Chosen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DgcRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Summarize the rows that distribution-guided calibration (PTQ4ARVG) chose.
 
     It kept ``kept`` of its ``candidates``. ``conditional_share`` of them, 0 to 1, have a class; the
@@ -36,7 +36,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     settled: int = 0
     inputs: int = 0
     share: float | None = None
-    dgc: Chosen | None = None
+    dgc: DgcRows | None = None
     classes: tuple[int, ...] = ()
 
 

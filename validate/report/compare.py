@@ -9,7 +9,7 @@ from typing import Literal
 
 from ...errors import BundleError, RecipeError
 from .cells import DB, DISTANCE, MS, NATS, SHARE, SSIM, TIMES, Format
-from .page import Mark, Mood, Page, Table, to_html, to_markdown
+from .page import Badge, Level, Page, Table, to_html, to_markdown
 from .schema import Report, metrics
 
 Verdict = Literal["baseline", "better", "worse", "same", "not compared"]
@@ -223,7 +223,7 @@ def _judge(rule: Rule, base: float | None, value: float | None, judged: bool) ->
     return Cell(value, change, "better" if improved else "worse")
 
 
-_MOODS: dict[Verdict, Mood] = {"better": "good", "worse": "bad"}
+_LEVELS: dict[Verdict, Level] = {"better": "good", "worse": "bad"}
 
 
 def _page(comparison: Comparison) -> Page:
@@ -231,9 +231,9 @@ def _page(comparison: Comparison) -> Page:
     return Page(
         title="Comparison of reports",
         subtitle=f"Baseline: {comparison.labels[0]}",
-        verdict=Mark(f"Regressed: {', '.join(worse)}", "bad")
+        verdict=Badge(f"Regressed: {', '.join(worse)}", "bad")
         if comparison.regressed
-        else Mark("No regression", "good"),
+        else Badge("No regression", "good"),
         warnings=comparison.warnings,
         tables=(
             Table(
@@ -254,10 +254,10 @@ def _page(comparison: Comparison) -> Page:
     )
 
 
-def _cell_text(rule: Rule, cell: Cell) -> str | Mark:
+def _cell_text(rule: Rule, cell: Cell) -> str | Badge:
     text = rule.text(cell.value)
     if cell.change is None or cell.verdict == "same":
         return text if cell.verdict == "baseline" else f"{text}, {cell.verdict}"
     sign = "\u2212" if cell.change < 0 else "+"
     size = "\u221e" if math.isinf(cell.change) else rule.text(abs(cell.change))
-    return Mark(f"{text} ({sign}{size}, {cell.verdict})", _MOODS.get(cell.verdict, "plain"))
+    return Badge(f"{text} ({sign}{size}, {cell.verdict})", _LEVELS.get(cell.verdict, "plain"))

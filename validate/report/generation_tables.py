@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..measure.generator import GeneratorAccuracy, PictureAccuracy
+from ..measure.generator import GeneratedImageAccuracy, GeneratorAccuracy
 from ..metrics.image import decibels
 from ..metrics.logits import perplexity
 from .cells import CANDIDATES, DB, DISTANCE, NATS, SHARE, SSIM, TOKENS, Format, number
 from .chart import Chart, Series
-from .page import Figure, Table
+from .page import KeyFigure, Table
 from .schema import QDQ, LatencyRow, Report, metrics
 
 CROSS_ENTROPY, PERPLEXITY = number(4, " nats"), number(2)
@@ -95,7 +95,7 @@ def _pictures(report: Report) -> Table:
 
 def _frechet(report: Report) -> Table:
     shown = {k: a.pictures for k, a in _shown(report).items() if a.pictures and a.pictures.frechet}
-    first: PictureAccuracy | None = next(iter(shown.values()), None)
+    first: GeneratedImageAccuracy | None = next(iter(shown.values()), None)
     count = len(report.data.pictures)
     return Table(
         title="Fréchet distance to FP32's pictures",
@@ -155,7 +155,7 @@ def per_second(row: LatencyRow, count: int) -> tuple[str, str]:
     return fp32, engine
 
 
-def generator_figures(report: Report) -> list[Figure]:
+def generator_key_figures(report: Report) -> list[KeyFigure]:
     """Return the main numbers of the headline candidate."""
     value = metrics(report)
     found = [
@@ -176,7 +176,7 @@ def generator_figures(report: Report) -> list[Figure]:
         ("Latent SQNR, same seed", DB, "latent_sqnr_db", f"PSNR {DB(value['psnr_vs_fp32'])}"),
     ]
     return [
-        Figure(label=label, value=text(value[name]), detail=detail)
+        KeyFigure(label=label, value=text(value[name]), detail=detail)
         for label, text, name, detail in found
         if value[name] is not None
     ]

@@ -14,7 +14,7 @@ OF_IMAGES = (
     "mean over channels. Means are over images; an infinite PSNR (identical images) is "
     "left out of the mean."
 )
-OF_HALVES = (
+OF_ENCODER_AND_DECODER = (
     "Latent SQNR compares encoders before the quantizer. Decoder SQNR feeds both decoders "
     "the FP32 tokens and compares before clamping. Both add up energy over all images."
 )
@@ -87,7 +87,7 @@ def _how(report: Report) -> tuple[str, ...]:
         found = report.generation.values()
         forced = OF_LOGITS if any(a.logits for a in found) else OF_TRAJECTORIES
         return (forced, *OF_GENERATORS)
-    return (OF_OUTPUTS,) if report.outputs else (OF_IMAGES, OF_HALVES)
+    return (OF_OUTPUTS,) if report.outputs else (OF_IMAGES, OF_ENCODER_AND_DECODER)
 
 
 def _what(report: Report) -> tuple[str, ...]:

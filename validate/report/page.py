@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from ...packages import require_packages
 from .chart import Chart, svg
 
-Mood = Literal["good", "bad", "warn", "plain"]
+Level = Literal["good", "bad", "warn", "plain"]
 _NUMBER = re.compile(r"[+\-\u2212]?[\d\u221e]")
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Badge:
     """Hold the text of a cell that must be seen, and how it is coloured."""
 
     text: str
-    mood: Mood
+    level: Level
 
     def __str__(self) -> str:
         return self.text
@@ -40,43 +40,43 @@ class Table:
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str | Mark, ...], ...]
+    rows: tuple[tuple[str | Badge, ...], ...]
     caption: str = ""
     folded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class KeyFigure:
     """Hold a main number of the headline."""
 
     label: str
     value: str
     detail: str
-    mood: Mood = "plain"
+    level: Level = "plain"
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class Image:
     """Hold an image, [H, W, 3] uint8, and its file relative to the page."""
 
     caption: str
     file: str
-    image: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
 
     def png(self) -> bytes:
-        from PIL import Image
+        from PIL import Image as PilImage
 
         stream = io.BytesIO()
-        Image.fromarray(self.image).save(stream, format="PNG")
+        PilImage.fromarray(self.pixels).save(stream, format="PNG")
         return stream.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
+class ImageRow:
     """Hold images that belong side by side, four in a row or as many as there are."""
 
     title: str
-    frames: tuple[Frame, ...]
+    images: tuple[Image, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +85,11 @@ class Page:
 
     title: str
     subtitle: str
-    verdict: Mark
+    verdict: Badge
     warnings: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    strips: tuple[Strip, ...] = ()
-    strips_caption: str = ""
+    key_figures: tuple[KeyFigure, ...] = ()
+    image_rows: tuple[ImageRow, ...] = ()
+    image_rows_caption: str = ""
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
@@ -126,16 +126,16 @@ def to_html(page: Page) -> str:
     return environment.get_template("report.html.j2").render(page=page)
 
 
-def _data_uri(frame: Frame) -> str:
-    return "data:image/png;base64," + base64.b64encode(frame.png()).decode("ascii")
+def _data_uri(image: Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(image.png()).decode("ascii")
 
 
-def _cell(value: str | Mark) -> str:
+def _cell(value: str | Badge) -> str:
     text = " ".join(str(value).split()).replace("|", "\\|")
-    return f"**{text}**" if isinstance(value, Mark) and value.mood != "plain" else text
+    return f"**{text}**" if isinstance(value, Badge) and value.level != "plain" else text
 
 
-def _row(cells: tuple[str | Mark, ...]) -> str:
+def _row(cells: tuple[str | Badge, ...]) -> str:
     return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 
@@ -143,21 +143,21 @@ def _markdown_lines(page: Page) -> Iterator[str]:
     yield from (f"# {page.title}", "", page.subtitle, "", f"**{page.verdict}**", "")
     for warning in page.warnings:
         yield from (f"> Warning: {warning}", "")
-    for figure in page.figures:
-        detail = f" ({figure.detail})" if figure.detail else ""
-        yield f"- {figure.label}: **{figure.value}**{detail}"
+    for key_figure in page.key_figures:
+        detail = f" ({key_figure.detail})" if key_figure.detail else ""
+        yield f"- {key_figure.label}: **{key_figure.value}**{detail}"
     for table in page.tables:
         yield from ("", f"## {table.title}", "")
         if table.caption:
             yield from (table.caption, "")
         yield table_markdown(table)
-    if page.strips:
-        yield from ("", "## Pictures", "", page.strips_caption)
-    for strip in page.strips:
-        yield from ("", f"### {strip.title}", "")
-        yield _row(tuple(frame.caption for frame in strip.frames))
-        yield _row(tuple("---" for _ in strip.frames))
-        yield _row(tuple(f"![{frame.caption}]({frame.file})" for frame in strip.frames))
+    if page.image_rows:
+        yield from ("", "## Pictures", "", page.image_rows_caption)
+    for image_row in page.image_rows:
+        yield from ("", f"### {image_row.title}", "")
+        yield _row(tuple(image.caption for image in image_row.images))
+        yield _row(tuple("---" for _ in image_row.images))
+        yield _row(tuple(f"![{image.caption}]({image.file})" for image in image_row.images))
     if page.notes:
         yield from ("", "## How it was measured", "")
         yield from (f"- {note}" for note in page.notes)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import WorkspaceError
-from ..measure.tokenizer import Picture
+from ..measure.tokenizer import ComparedImage
 from ..metrics.image import decibels
 from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes
-from .generation_tables import generator_figures, site_charts
+from .generation_tables import generator_key_figures, site_charts
 from .notes import noun, report_notes
-from .page import Figure, Frame, Mark, Page, Strip, to_html, to_markdown
+from .page import Badge, Image, ImageRow, KeyFigure, Page, to_html, to_markdown
 from .schema import ENGINE, QDQ, SYNTHETIC, Report, Sizes, encode_report, metrics
 from .tables import report_tables
 
@@ -30,7 +30,7 @@ def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return clamped
 
 
-def write_report(folder: Path, report: Report, pictures: Sequence[Picture]) -> None:
+def write_report(folder: Path, report: Report, pictures: Sequence[ComparedImage]) -> None:
     """Write every form of the report into `folder`, which exists."""
     if not folder.is_dir():
         raise WorkspaceError("is not a folder", where=str(folder), do="create it first")
@@ -39,10 +39,10 @@ def write_report(folder: Path, report: Report, pictures: Sequence[Picture]) -> N
     (folder / "report.md").write_text(to_markdown(page), encoding="utf-8")
     (folder / "report.html").write_text(to_html(page), encoding="utf-8")
     (folder / "junit.xml").write_bytes(junit(report))
-    for frame in (frame for strip in page.strips for frame in strip.frames):
-        path = folder / frame.file
+    for image in (image for image_row in page.image_rows for image in image_row.images):
+        path = folder / image.file
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(frame.png())
+        path.write_bytes(image.png())
 
 
 def junit(report: Report) -> bytes:
@@ -67,18 +67,18 @@ def junit(report: Report) -> bytes:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'.encode()
 
 
-def report_page(report: Report, pictures: Sequence[Picture]) -> Page:
+def report_page(report: Report, pictures: Sequence[ComparedImage]) -> Page:
     """Return the page that report.md and report.html show."""
     return Page(
         title=f"{report.model}, {report.name}",
         subtitle=_subtitle(report),
         verdict=_verdict(report),
         warnings=_warnings(report),
-        figures=_figures(report),
-        strips=_generated_strips(report, pictures)
+        key_figures=_key_figures(report),
+        image_rows=_generated_image_rows(report, pictures)
         if report.generation
-        else tuple(_strip(i, p) for i, p in enumerate(pictures)),
-        strips_caption=f"Difference: |quantized \u2212 FP32| times {DIFFERENCE_FACTOR}, "
+        else tuple(_image_row(i, p) for i, p in enumerate(pictures)),
+        image_rows_caption=f"Difference: |quantized \u2212 FP32| times {DIFFERENCE_FACTOR}, "
         "clamped; black is no difference.",
         charts=site_charts(report),
         tables=report_tables(report),
@@ -97,13 +97,13 @@ def _subtitle(report: Report) -> str:
     return f"Quantized image tokenizer against its FP32 reference, {count} validation images"
 
 
-def _verdict(report: Report) -> Mark:
+def _verdict(report: Report) -> Badge:
     failed = sum(not gate.passed for gate in report.gates)
     if not report.gates:
-        return Mark("No gates were set", "plain")
+        return Badge("No gates were set", "plain")
     if failed:
-        return Mark(f"Failed: {failed} of {len(report.gates)} gates", "bad")
-    return Mark(f"Passed: all {len(report.gates)} gates", "good")
+        return Badge(f"Failed: {failed} of {len(report.gates)} gates", "bad")
+    return Badge(f"Passed: all {len(report.gates)} gates", "good")
 
 
 def _warnings(report: Report) -> tuple[str, ...]:
@@ -121,29 +121,29 @@ def _warnings(report: Report) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _figures(report: Report) -> tuple[Figure, ...]:
+def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
     value = metrics(report)
     found = []
     if report.headline in report.outputs:
         found.append(
-            Figure(
+            KeyFigure(
                 label="SQNR to FP32",
                 value=DB(value["output_sqnr_db"]),
                 detail="of the worst output",
             )
         )
     if report.generation:
-        found = generator_figures(report)
+        found = generator_key_figures(report)
     if report.headline in report.accuracy:
         accuracy = report.accuracy[report.headline]
         found = [
-            Figure(
+            KeyFigure(
                 label="PSNR to the original",
                 value=DB(value["psnr"]),
                 detail=f"FP32 {DB(decibels(accuracy.psnr_reference.mean))}, "
                 f"drop {DB(value['psnr_drop'])}",
             ),
-            Figure(
+            KeyFigure(
                 label="SSIM to the original",
                 value=SSIM(value["ssim"]),
                 detail=f"FP32 {SSIM(accuracy.ssim_reference.mean)}",
@@ -151,37 +151,37 @@ def _figures(report: Report) -> tuple[Figure, ...]:
         ]
         if value["token_agreement"] is not None:
             found.append(
-                Figure(
+                KeyFigure(
                     label="Tokens equal to FP32",
                     value=SHARE(value["token_agreement"]),
                     detail=f"PSNR to FP32 {DB(value['psnr_vs_fp32'])}",
                 )
             )
-    found.append(_size_figure(report.sizes))
+    found.append(_size_key_figure(report.sizes))
     total = report.latency.get("total")
     if total is not None:
         inconclusive = total.speed.verdict == "inconclusive"
         found.append(
-            Figure(
+            KeyFigure(
                 label="Speed against FP32",
                 value="inconclusive" if inconclusive else TIMES(total.speed.ratio),
                 detail=f"{MS(total.fp32.p50_ms)} to {MS(total.engine.p50_ms)}, {report.cpu.model}",
-                mood="warn" if inconclusive or total.speed.verdict == "slower" else "plain",
+                level="warn" if inconclusive or total.speed.verdict == "slower" else "plain",
             )
         )
     return tuple(found)
 
 
-def _size_figure(sizes: Sizes) -> Figure:
+def _size_key_figure(sizes: Sizes) -> KeyFigure:
     """Return the size of what runs; a report of an older version has packed weights only."""
     if sizes.runs is None or sizes.fp32_running_bytes is None:
-        return Figure(
+        return KeyFigure(
             label="Packed weights",
             value=f"{TIMES(sizes.compression)} smaller",
             detail=f"{megabytes(sizes.fp32_weight_bytes)} to "
             f"{megabytes(sizes.packed_weight_bytes)}, which no command loads",
         )
-    return Figure(
+    return KeyFigure(
         label="What runs, on disk",
         value=f"{TIMES(sizes.compression)} smaller",
         detail=f"{megabytes(sizes.fp32_running_bytes)} to "
@@ -189,27 +189,29 @@ def _size_figure(sizes: Sizes) -> Figure:
     )
 
 
-def _strip(index: int, picture: Picture) -> Strip:
+def _image_row(index: int, picture: ComparedImage) -> ImageRow:
     stem = stem_of(index, picture)
     shown = next((c for c in (ENGINE, QDQ) if c in picture.candidates), None)
-    frames = [Frame("FP32", f"{stem}-fp32.png", picture.reference)]
+    images = [Image("FP32", f"{stem}-fp32.png", picture.reference)]
     if picture.original is not None:
-        frames.insert(0, Frame("Original", f"{stem}-original.png", picture.original))
+        images.insert(0, Image("Original", f"{stem}-original.png", picture.original))
     if shown is not None:
         quantized = picture.candidates[shown]
         gap = difference(picture.reference, quantized)
-        frames += [
-            Frame(f"Quantized: {CANDIDATES[shown]}", f"{stem}-{shown}.png", quantized),
-            Frame(f"Difference \u00d7{DIFFERENCE_FACTOR}", f"{stem}-difference.png", gap),
+        images += [
+            Image(f"Quantized: {CANDIDATES[shown]}", f"{stem}-{shown}.png", quantized),
+            Image(f"Difference \u00d7{DIFFERENCE_FACTOR}", f"{stem}-difference.png", gap),
         ]
-    return Strip(picture.name, tuple(frames))
+    return ImageRow(picture.name, tuple(images))
 
 
-def stem_of(index: int, picture: Picture) -> str:
+def stem_of(index: int, picture: ComparedImage) -> str:
     return f"samples/{index:03d}-" + re.sub(r"[^A-Za-z0-9_-]+", "_", picture.name)
 
 
-def _generated_strips(report: Report, pictures: Sequence[Picture]) -> tuple[Strip, ...]:
+def _generated_image_rows(
+    report: Report, pictures: Sequence[ComparedImage]
+) -> tuple[ImageRow, ...]:
     """Return rows of FP32's images, each candidate's, and how the headline's differ."""
     if not pictures:
         return ()
@@ -222,10 +224,10 @@ def _generated_strips(report: Report, pictures: Sequence[Picture]) -> tuple[Stri
         gaps = [difference(p.reference, p.candidates[shown]) for p in pictures]
         rows["difference"] = (f"Difference of the last \u00d7{DIFFERENCE_FACTOR}", gaps)
     return tuple(
-        Strip(
+        ImageRow(
             title,
             tuple(
-                Frame(p.name.split(", ")[-1], f"{stem_of(k, p)}-{key}.png", image)
+                Image(p.name.split(", ")[-1], f"{stem_of(k, p)}-{key}.png", image)
                 for k, (p, image) in enumerate(zip(pictures, images, strict=True))
             ),
         )

@@ -6,7 +6,7 @@ from ...engines.facts import EngineRow
 from ..metrics.image import decibels
 from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, Format, megabytes
 from .generation_tables import generator_tables, rates
-from .page import Mark, Table
+from .page import Badge, Table
 from .schema import ENGINE, HALF_PRECISION, QDQ, Report, metrics
 
 EXECUTED = "executed"
@@ -41,7 +41,7 @@ def _gates(report: Report) -> Table:
         rows=tuple(
             (
                 gate.expression,
-                Mark("passed", "good") if gate.passed else Mark("failed", "bad"),
+                Badge("passed", "good") if gate.passed else Badge("failed", "bad"),
                 "" if gate.value is None else f"{gate.value:.6g}",
                 gate.reason or "",
             )
@@ -111,8 +111,8 @@ def _outputs(report: Report) -> Table:
 
 
 def _latency(report: Report) -> Table:
-    def verdict(text: str) -> str | Mark:
-        return text if text == "faster" else Mark(text, "warn")
+    def verdict(text: str) -> str | Badge:
+        return text if text == "faster" else Badge(text, "warn")
 
     return Table(
         title="Latency",
@@ -173,8 +173,8 @@ def _sizes(report: Report) -> Table:
 
 
 def _engines(report: Report) -> Table:
-    def status(row: EngineRow) -> Mark:
-        return Mark(row.status, "good" if row.status == EXECUTED else "warn")
+    def status(row: EngineRow) -> Badge:
+        return Badge(row.status, "good" if row.status == EXECUTED else "warn")
 
     return Table(
         title="Engines",

@@ -5,8 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from arvg_trt.validate.measure.generator import FrechetRow, GeneratorAccuracy, PictureAccuracy
-from arvg_trt.validate.measure.tokenizer import Spread
+from arvg_trt.validate.measure.generator import (
+    FrechetRow,
+    GeneratedImageAccuracy,
+    GeneratorAccuracy,
+)
+from arvg_trt.validate.measure.tokenizer import Summary
 from arvg_trt.validate.metrics.logits import LogitsAccuracy
 from arvg_trt.validate.report.render import report_page
 from arvg_trt.validate.report.schema import Data, Report, metrics
@@ -15,7 +19,7 @@ from ..conftest import MakeReport
 
 
 def accuracy(kl: float, sites: dict[str, float | None]) -> GeneratorAccuracy:
-    spread = Spread.of([30.0, 40.0])
+    psnr_summary = Summary.of([30.0, 40.0])
     return GeneratorAccuracy(
         logits=LogitsAccuracy(
             kl=kl,
@@ -28,12 +32,12 @@ def accuracy(kl: float, sites: dict[str, float | None]) -> GeneratorAccuracy:
             tokens=10,
         ),
         sites=sites,
-        pictures=PictureAccuracy(
+        pictures=GeneratedImageAccuracy(
             token_agreement=0.5,
             first_difference=(3, None),
             length=10,
             latent_sqnr_db=None,
-            psnr_vs_fp32=spread,
+            psnr_vs_fp32=psnr_summary,
             ssim_vs_fp32=None,
             frechet=(
                 FrechetRow(

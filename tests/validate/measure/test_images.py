@@ -9,7 +9,7 @@ import pytest
 
 from arvg_trt.errors import AccuracyError
 from arvg_trt.numerics.noise import sqnr_db
-from arvg_trt.validate.measure.images import Batch, Features, measure_pictures
+from arvg_trt.validate.measure.images import Batch, Features, measure_generated_images
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.validate.metrics.image import psnr
 
@@ -28,7 +28,7 @@ def cut(images: np.ndarray, tokens: np.ndarray, size: int = 2) -> Iterator[Batch
 
 def compared(fp32: Batch, own: Batch, **changes: object) -> tuple:
     options: dict = {"networks": (), "others": (), "keep": 3, "progress": lambda done: None}
-    return measure_pictures(NAMES, cut(*fp32), {"qdq": cut(*own)}, **options | changes)
+    return measure_generated_images(NAMES, cut(*fp32), {"qdq": cut(*own)}, **options | changes)
 
 
 def test_tokens_agree_by_place_and_the_first_other_one_is_found() -> None:

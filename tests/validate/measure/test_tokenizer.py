@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from arvg_trt.errors import AccuracyError
-from arvg_trt.validate.measure.tokenizer import CandidateAccuracy, Codec, Spread, measure
+from arvg_trt.validate.measure.tokenizer import CandidateAccuracy, Codec, Summary, measure
 from arvg_trt.validate.metrics.image import psnr, to_float, to_uint8
 
 from ..conftest import LEVELS, GreyCodec, make_images
@@ -22,7 +22,7 @@ def accuracy(candidate: Codec, reference: Codec | None = None) -> CandidateAccur
         reference or GreyCodec(),
         {"engine": candidate},
         codebook_size=LEVELS,
-        keep_pictures=0,
+        keep_images=0,
         progress=lambda done: None,
     )
     return results["engine"]
@@ -33,7 +33,7 @@ def test_the_reference_as_candidate_costs_nothing() -> None:
     assert found.psnr_drop == 0 and found.ssim_drop == 0
     assert found.token_agreement == 1
     assert found.psnr == found.psnr_reference
-    assert found.psnr_vs_fp32 == Spread(mean=None, min=None, each=(None, None, None))
+    assert found.psnr_vs_fp32 == Summary(mean=None, min=None, each=(None, None, None))
     assert found.latent_sqnr_db is None and found.decoder_sqnr_db is None
 
 
@@ -77,7 +77,9 @@ def test_a_continuous_tokenizer_has_no_tokens_to_agree_on() -> None:
 
 
 def test_identical_images_do_not_hide_a_bad_one_in_the_mean() -> None:
-    assert Spread.of([math.inf, 20.0, 30.0]) == Spread(mean=25.0, min=20.0, each=(None, 20.0, 30.0))
+    assert Summary.of([math.inf, 20.0, 30.0]) == Summary(
+        mean=25.0, min=20.0, each=(None, 20.0, 30.0)
+    )
 
 
 def test_only_the_asked_number_of_pictures_is_kept_and_progress_counts_images() -> None:
@@ -87,7 +89,7 @@ def test_only_the_asked_number_of_pictures_is_kept_and_progress_counts_images() 
         GreyCodec(),
         {"qdq": GreyCodec(offset=0.2)},
         codebook_size=None,
-        keep_pictures=2,
+        keep_images=2,
         progress=seen.append,
     )
     assert [p.name for p in pictures] == ["set/0.png", "set/1.png"]
@@ -140,7 +142,7 @@ def test_indices_outside_the_codebook_are_refused() -> None:
             GreyCodec(),
             {},
             codebook_size=4,
-            keep_pictures=0,
+            keep_images=0,
             progress=lambda done: None,
         )
 
@@ -165,7 +167,7 @@ def test_images_that_cannot_be_measured_are_refused(image: NDArray[np.uint8], wh
             GreyCodec(),
             {},
             codebook_size=None,
-            keep_pictures=0,
+            keep_images=0,
             progress=lambda done: None,
         )
 
@@ -177,6 +179,6 @@ def test_no_images_is_an_error() -> None:
             GreyCodec(),
             {},
             codebook_size=None,
-            keep_pictures=0,
+            keep_images=0,
             progress=lambda done: None,
         )

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.validate.metrics.logits import LogitsAccuracy, LogitsTally, perplexity
+from arvg_trt.validate.metrics.logits import LogitsAccumulator, LogitsAccuracy, perplexity
 
 ROWS, LENGTH, VOCAB = 3, 5, 11
 
 
 def measured(p: np.ndarray, q: np.ndarray, tokens: np.ndarray, rows: np.ndarray) -> LogitsAccuracy:
     """In two batches."""
-    tally = LogitsTally()
+    tally = LogitsAccumulator()
     for part in (slice(0, 1), slice(1, None)):
         tally.add(p[part], q[part], tokens[part], rows[part])
     return tally.result()

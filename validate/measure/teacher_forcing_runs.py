@@ -26,15 +26,15 @@ from ...samples.generated import Tokens, teacher_forcing
 from ...samples.images import ImageSource
 from ...workspace.files import decode_json
 from ..report.schema import ENGINE, QDQ
-from .forced import ForcedGraph, ForcedRun
 from .images import Batch
-from .site_outputs import compared_sites, probe, site_outputs, unfolding
+from .site_outputs import compared_sites, open_with_outputs, site_outputs, undo_folds
+from .teacher_forcing import ComparedGraph, TeacherForcedRun
 
 Folders = Mapping[str, Path]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GenerationRequest:
     """Say which images both sides of a validation generate."""
 
     export: Path
@@ -52,7 +52,7 @@ class Asked:
         )
 
 
-class Forcing(Protocol):
+class TeacherForcing(Protocol):
     """Make FP32's images first, then the runs that both sides are compared on."""
 
     @property
@@ -67,14 +67,14 @@ class Forcing(Protocol):
 
     def pictures(self) -> Iterator[Batch]: ...
 
-    def runs(self) -> Iterator[ForcedRun]: ...
+    def runs(self) -> Iterator[TeacherForcedRun]: ...
 
 
 @dataclass(slots=True)
-class TeacherForced:
+class TokenForcing:
     """Feed the graph of all positions with the tokens of these images or of the user's."""
 
-    asked: Asked
+    request: GenerationRequest
     source: ImageSource | None
     image_classes: tuple[int, ...]
     _made: list[Tokens] = field(default_factory=list)
@@ -89,35 +89,35 @@ class TeacherForced:
 
     @property
     def _names(self) -> tuple[str, ...]:
-        return self.source.names if self.source else self.asked.names
+        return self.source.names if self.source else self.request.names
 
     @property
     def _rows(self) -> int:
         """Return the rows per image: with its class and, under guidance, without one."""
-        return 1 + (choose_sampling(self.asked.spec).cfg > 0)
+        return 1 + (choose_sampling(self.request.spec).cfg > 0)
 
     def pictures(self) -> Iterator[Batch]:
         generator = Generator.open(
-            self.asked.export, session=reference_session, threads=self.asked.options.threads
+            self.request.export, session=reference_session, threads=self.request.options.threads
         )
-        for batch in self.asked.batches(generator):
+        for batch in self.request.batches(generator):
             self._made.append(batch.tokens)
             yield batch.images, batch.tokens
 
-    def runs(self) -> Iterator[ForcedRun]:
+    def runs(self) -> Iterator[TeacherForcedRun]:
         """Yield one row at a time, so that all outputs of its sites fit in memory."""
-        export, spec = self.asked.export, self.asked.spec
+        export, spec = self.request.export, self.request.spec
         force = teacher_forcing(export)
         if self.source is None:
             tokens: Iterator[NDArray[Any]] = (row[None] for rows in self._made for row in rows)
-            classes: Sequence[int] = self.asked.labels
+            classes: Sequence[int] = self.request.labels
         else:
-            tokens = image_tokens(export, spec, self.source, self.asked.options.threads)
+            tokens = image_tokens(export, spec, self.source, self.request.options.threads)
             classes = self.image_classes
         for name, label, own in zip(self._names, classes, tokens, strict=True):
             forced = force(own)
             for row in (label, spec.num_classes)[: self._rows]:
-                yield ForcedRun(
+                yield TeacherForcedRun(
                     name=name,
                     graph=FULL,
                     feeds={"labels": np.array([row], np.int64), **forced},
@@ -127,14 +127,14 @@ class TeacherForced:
 
 
 @dataclass(slots=True)
-class Trajectory:
+class TrajectoryForcing:
     """Replay the runs that a family records along FP32's trajectories, on FP32's feeds.
 
     What one graph hands to the next is each side's own, so the second one's error includes the
     first one's. Runs are stored in `folder`.
     """
 
-    asked: Asked
+    request: GenerationRequest
     recording: Recording
     folder: Path
     _kept: list[tuple[str, Path]] = field(default_factory=list)
@@ -148,11 +148,11 @@ class Trajectory:
         return len(self._kept)
 
     def pictures(self) -> Iterator[Batch]:
-        asked, options = self.asked, self.asked.options
+        request, options = self.request, self.request.options
         trajectories = Trajectories(
-            export=asked.export,
-            labels=asked.labels,
-            sampling=choose_sampling(asked.spec),
+            export=request.export,
+            labels=request.labels,
+            sampling=choose_sampling(request.spec),
             seed=options.seed,
             batch_size=options.batch_size,
             threads=options.threads,
@@ -162,20 +162,20 @@ class Trajectory:
             for number, run in runs:
                 alone = self.recording.independent(run)
                 path = save_sample(alone, self.folder, len(self._kept))
-                self._kept.append((asked.names[number], path))
+                self._kept.append((request.names[number], path))
             yield made.images, made.tokens
 
-    def runs(self) -> Iterator[ForcedRun]:
+    def runs(self) -> Iterator[TeacherForcedRun]:
         for name, path in self._kept:
             graph, feeds = graph_of(path), load_sample(path, ())
             assert graph is not None
             carried = self.recording.carried(GraphRun(graph, feeds))
-            yield ForcedRun(name=name, graph=graph, feeds=feeds, carried=carried)
+            yield TeacherForcedRun(name=name, graph=graph, feeds=feeds, carried=carried)
 
 
-def forced_graphs(
+def compared_graphs(
     export: Path, folders: Folders, outputs: Mapping[str, tuple[str, ...]], threads: int
-) -> dict[str, ForcedGraph]:
+) -> dict[str, ComparedGraph]:
     """Open the graphs by name, of FP32 and of the candidates that have all of them."""
     able = {
         name: folder
@@ -183,26 +183,30 @@ def forced_graphs(
         if all((folder / f"{graph}.onnx").is_file() for graph in outputs)
     }
     return {
-        graph: forced_graph(export, able, graph, names, threads) for graph, names in outputs.items()
+        graph: compared_graph(export, able, graph, names, threads)
+        for graph, names in outputs.items()
     }
 
 
-def forced_graph(
+def compared_graph(
     export: Path, folders: Folders, graph: str, outputs: tuple[str, ...], threads: int
-) -> ForcedGraph:
+) -> ComparedGraph:
     """Open one graph; FP32's and the Q/DQ graph have the outputs of their sites too."""
     file, quantized = f"{graph}.onnx", folders[QDQ]
     plan = decode_json(quantized / "plan.json", Plan, do="run `arvg-trt quantize` again")
     sites = compared_sites(load_sites(export).of_graph(graph), plan)
     tensors = list(site_outputs(sites, outputs).values())
-    sessions = {ENGINE: fast_session, QDQ: lambda path, threads: probe(path, tensors, threads)}
-    return ForcedGraph(
-        reference=probe(export / file, tensors, threads),
+    sessions = {
+        ENGINE: fast_session,
+        QDQ: lambda path, threads: open_with_outputs(path, tensors, threads),
+    }
+    return ComparedGraph(
+        reference=open_with_outputs(export / file, tensors, threads),
         candidates={
             name: sessions.get(name, reference_session)(folder / file, threads)
             for name, folder in folders.items()
         },
         outputs=outputs,
         sites=site_outputs(sites, outputs),
-        restore={QDQ: unfolding(quantized / file, sites)},
+        restore={QDQ: undo_folds(quantized / file, sites)},
     )

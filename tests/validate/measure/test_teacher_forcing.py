@@ -11,7 +11,11 @@ import pytest
 
 from arvg_trt.errors import AccuracyError
 from arvg_trt.numerics.noise import sqnr_db
-from arvg_trt.validate.measure.forced import ForcedGraph, ForcedRun, measure_forced
+from arvg_trt.validate.measure.teacher_forcing import (
+    ComparedGraph,
+    TeacherForcedRun,
+    measure_teacher_forced,
+)
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -29,8 +33,8 @@ class Doubler:
         return {name: made[name] for name in outputs or made}
 
 
-def graph(candidate: Doubler, restore: Mapping[str, Any]) -> ForcedGraph:
-    return ForcedGraph(
+def graph(candidate: Doubler, restore: Mapping[str, Any]) -> ComparedGraph:
+    return ComparedGraph(
         reference=Doubler(),
         candidates={"qdq": candidate},
         outputs=("y",),
@@ -39,15 +43,15 @@ def graph(candidate: Doubler, restore: Mapping[str, Any]) -> ForcedGraph:
     )
 
 
-def runs(*values: np.ndarray) -> list[ForcedRun]:
-    return [ForcedRun(f"sample {k}", "pass", {"x": v}) for k, v in enumerate(values)]
+def runs(*values: np.ndarray) -> list[TeacherForcedRun]:
+    return [TeacherForcedRun(f"sample {k}", "pass", {"x": v}) for k, v in enumerate(values)]
 
 
 X = [np.random.default_rng(k).normal(size=(3, 4)) for k in range(2)]
 
 
 def test_outputs_without_logits_are_compared_by_graph_and_name() -> None:
-    found = measure_forced(runs(*X), {"pass": graph(Doubler(0.01), {})}, lambda done: None)
+    found = measure_teacher_forced(runs(*X), {"pass": graph(Doubler(0.01), {})}, lambda done: None)
     (row,) = found["qdq"].outputs
     assert row.output == "pass/y" and row.sqnr_db == pytest.approx(40)
     assert found["qdq"].logits is None and found["qdq"].sites == {}
@@ -56,12 +60,16 @@ def test_outputs_without_logits_are_compared_by_graph_and_name() -> None:
 def test_sites_are_compared_after_their_folds_are_taken_back() -> None:
     folded = Doubler(change=lambda x: x / 4 - 1 + 1e-3)
     made = graph(folded, {"qdq": {"a.fc": lambda value: (value + 1) * 4}})
-    found = measure_forced(runs(*X), {"pass": made}, lambda done: None)
+    found = measure_teacher_forced(runs(*X), {"pass": made}, lambda done: None)
     inner = np.stack(X) + 1
     assert found["qdq"].sites["a.fc"] == pytest.approx(sqnr_db(inner, inner + 4e-3))
-    plain = measure_forced(runs(*X), {"pass": graph(folded, {"qdq": {}})}, lambda done: None)
+    plain = measure_teacher_forced(
+        runs(*X), {"pass": graph(folded, {"qdq": {}})}, lambda done: None
+    )
     assert plain["qdq"].sites["a.fc"] < 3
-    exact = measure_forced(runs(*X), {"pass": graph(Doubler(), {"qdq": {}})}, lambda done: None)
+    exact = measure_teacher_forced(
+        runs(*X), {"pass": graph(Doubler(), {"qdq": {}})}, lambda done: None
+    )
     assert exact["qdq"].sites == {"a.fc": None}
 
 
@@ -70,20 +78,22 @@ def test_values_that_are_not_finite_are_refused_by_graph_and_sample() -> None:
         np.errstate(invalid="ignore"),
         pytest.raises(AccuracyError, match="pass/y of qdq gave 12 non-finite") as refusal,
     ):
-        measure_forced(runs(*X), {"pass": graph(Doubler(np.inf), {})}, lambda done: None)
+        measure_teacher_forced(runs(*X), {"pass": graph(Doubler(np.inf), {})}, lambda done: None)
     assert refusal.value.where == "sample 0"
 
 
 def test_no_samples_are_refused() -> None:
     with pytest.raises(AccuracyError, match="no samples"):
-        measure_forced([], {"pass": graph(Doubler(), {})}, lambda done: None)
+        measure_teacher_forced([], {"pass": graph(Doubler(), {})}, lambda done: None)
 
 
 def test_each_side_is_fed_what_its_own_run_before_gave() -> None:
     """Errors of both runs add up: 1.01 twice; FP32 doubles twice."""
     first = runs(X[0])[0]
-    then = ForcedRun("sample 0", "pass", {}, carried=lambda given: {"x": given["y"]})
-    found = measure_forced([first, then], {"pass": graph(Doubler(0.01), {})}, lambda done: None)
+    then = TeacherForcedRun("sample 0", "pass", {}, carried=lambda given: {"x": given["y"]})
+    found = measure_teacher_forced(
+        [first, then], {"pass": graph(Doubler(0.01), {})}, lambda done: None
+    )
     x = X[0]
     wanted, made = np.stack([2 * x, 4 * x]), np.stack([2.02 * x, 4.0804 * x])
     assert found["qdq"].outputs[0].sqnr_db == pytest.approx(sqnr_db(wanted, made))

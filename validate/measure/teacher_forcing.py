@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ...errors import AccuracyError
 from ...numerics.noise import SignalAndNoise
 from ..metrics.image import none_if_infinite
-from ..metrics.logits import LogitsTally
-from ..metrics.outputs import Arrays, OutputTally, require_like
+from ..metrics.logits import LogitsAccumulator
+from ..metrics.outputs import Arrays, OutputAccumulator, require_like
 from .generator import GeneratorAccuracy
 
 LOGITS = "logits"
@@ -29,7 +29,7 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ForcedRun:
+class TeacherForcedRun:
     """Hold what one graph is fed, and for logits the true tokens, int [R, L].
 
     `conditional` [R] says which rows have a class; `name` is the sample's name in errors. `carried`
@@ -46,7 +46,7 @@ class ForcedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class ForcedGraph:
+class ComparedGraph:
     """Hold one graph of FP32 and of the candidates, and what is compared of it.
 
     `outputs` are the graph's own. `sites` names tensors inside it by site, in graph order. FP32's
@@ -67,32 +67,32 @@ class _Side:
     def __init__(self) -> None:
         self._given: Arrays = {}
 
-    def run(self, session: Session, run: ForcedRun, outputs: Sequence[str]) -> Arrays:
+    def run(self, session: Session, run: TeacherForcedRun, outputs: Sequence[str]) -> Arrays:
         if run.carried is not None:
             return session.run({**run.feeds, **run.carried(self._given)}, outputs)
         self._given = session.run(run.feeds, outputs)
         return self._given
 
 
-class _Tally:
+class _Accumulator:
     """Add up the accuracy of one candidate over all runs."""
 
     def __init__(self) -> None:
-        self.logits: LogitsTally | None = None
-        self.outputs: dict[str, OutputTally] = {}
+        self.logits: LogitsAccumulator | None = None
+        self.outputs: dict[str, OutputAccumulator] = {}
         self.sites: dict[str, SignalAndNoise] = {}
 
     def add(
-        self, run: ForcedRun, graph: ForcedGraph, name: str, wanted: Arrays, found: Arrays
+        self, run: TeacherForcedRun, graph: ComparedGraph, name: str, wanted: Arrays, found: Arrays
     ) -> None:
         """Add the outputs `found` of the candidate `name` in one run."""
         for output in graph.outputs:
             if output == LOGITS and run.tokens is not None and run.conditional is not None:
-                self.logits = self.logits or LogitsTally()
+                self.logits = self.logits or LogitsAccumulator()
                 self.logits.add(wanted[output], found[output], run.tokens, run.conditional)
             else:
-                tally = self.outputs.setdefault(f"{run.graph}/{output}", OutputTally())
-                tally.add(wanted[output], found[output])
+                accumulator = self.outputs.setdefault(f"{run.graph}/{output}", OutputAccumulator())
+                accumulator.add(wanted[output], found[output])
         for site, tensor in graph.sites.items() if name in graph.restore else ():
             restore = graph.restore[name].get(site)
             value = restore(found[tensor]) if restore else found[tensor]
@@ -101,14 +101,14 @@ class _Tally:
     def result(self) -> GeneratorAccuracy:
         return GeneratorAccuracy(
             logits=self.logits.result() if self.logits else None,
-            outputs=tuple(tally.result(name) for name, tally in self.outputs.items()),
+            outputs=tuple(accumulator.result(name) for name, accumulator in self.outputs.items()),
             sites={n: none_if_infinite(e.decibels()) for n, e in self.sites.items()},
         )
 
 
-def measure_forced(
-    runs: Iterable[ForcedRun],
-    graphs: Mapping[str, ForcedGraph],
+def measure_teacher_forced(
+    runs: Iterable[TeacherForcedRun],
+    graphs: Mapping[str, ComparedGraph],
     progress: Callable[[int], None],
 ) -> dict[str, GeneratorAccuracy]:
     """Return the accuracy of logits, other outputs and sites of each candidate, without images.
@@ -119,8 +119,8 @@ def measure_forced(
         AccuracyError: values that are not finite or of another shape than FP32's (candidate, graph
             and sample are named), or no runs at all.
     """
-    tallies = {name: _Tally() for graph in graphs.values() for name in graph.candidates}
-    sides = {name: _Side() for name in (None, *tallies)}
+    accumulators = {name: _Accumulator() for graph in graphs.values() for name in graph.candidates}
+    sides = {name: _Side() for name in (None, *accumulators)}
     done = 0
     for done, run in enumerate(runs, start=1):
         graph = graphs[run.graph]
@@ -131,8 +131,8 @@ def measure_forced(
             found = sides[name].run(session, run, [*graph.outputs, *asked])
             for output in graph.outputs:
                 require_like(name, run.name, f"{run.graph}/{output}", wanted[output], found[output])
-            tallies[name].add(run, graph, name, wanted, found)
+            accumulators[name].add(run, graph, name, wanted, found)
         progress(done)
     if not done:
         raise AccuracyError("there are no samples to validate with", do="give --samples 1 or more")
-    return {name: tally.result() for name, tally in tallies.items()}
+    return {name: accumulator.result() for name, accumulator in accumulators.items()}
