@@ -50,10 +50,10 @@ class Workspace:
         weights: Literal["ema", "model"] | None = None,
     ) -> StageResult:
         """Export a model that `models()` lists, or with `model="onnx"` your own `graphs`."""
-        from .export.shape import GraphForm
+        from .export.shape import ExportShape
         from .pipeline.export import export_any
 
-        form = GraphForm(static_batch, kv_type)
+        form = ExportShape(static_batch, kv_type)
         found = None if checkpoint is None else str(checkpoint)
         files = [Path(graph) for graph in graphs]
         with LockedWorkspace(self.path) as opened:

@@ -150,7 +150,7 @@ def report(model: str, findings: Findings, found: Mapping[str, Any], counts: str
 """
 
 
-def told(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> Iterator[RowT]:
+def printed(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> Iterator[RowT]:
     """The rows, each said as it comes."""
     for row in rows:
         click.echo(cells(row), err=True)
@@ -199,7 +199,9 @@ def main(
             if model == MAR:
                 made = quantized_steps(opened, chosen, dgc)
                 of_mar = list(
-                    told(run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED), mar_cells)
+                    printed(
+                        run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED), mar_cells
+                    )
                 )
                 findings = Findings(of_mar, OF_MAR, mar_table(of_mar), mar_setbacks(of_mar))
             else:
@@ -214,7 +216,7 @@ def main(
                     rows.extend(run_peers(exported, seen, source, held))
                 made = quantized_steps(opened, chosen, dgc)
                 steps = run_steps(exported, made, held, count, HELD_OUT_SEED)
-                rows.extend(told(steps, cells))
+                rows.extend(printed(steps, cells))
                 findings = Findings(rows, OF_LOGITS, table(rows), logit_setbacks(rows))
     found = environment(0)
     write_results(

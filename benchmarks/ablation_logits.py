@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..graph.sites import load_sites
-from ..runtime.generator import FULL
+from ..runtime.generator import TEACHER_FORCED
 from ..validate.measure.features import latent_features
 from ..validate.metrics.frechet import frechet_distance
 from .ablation_measure import (
@@ -70,7 +70,7 @@ def run_steps(
     seed: int,
 ) -> Iterator[Row]:
     """Measure each (format, step, folder); `count` pictures are generated and compared."""
-    tensors = comparable(load_sites(exported).of_graph(FULL))
+    tensors = comparable(load_sites(exported).of_graph(TEACHER_FORCED))
     pictures = Pictures(exported, count, seed) if count else None
     reference = graph_model(exported, tensors)
     if pictures is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..graph.sites import Site
 from ..numerics.noise import SignalAndNoise
-from ..runtime.generator import FULL, Generated, Generator
+from ..runtime.generator import TEACHER_FORCED, Generated, Generator
 from ..samples.files import load_sample, sample_batches, sample_files
 from ..validate.measure.site_outputs import open_with_outputs
 from ..validate.metrics.logits import log_softmax
@@ -69,7 +69,7 @@ def generated(folder: Path, count: int, seed: int) -> Generated:
 
 def graph_model(folder: Path, tensors: Sequence[str] = ()) -> Model:
     """A full graph in the reference session, that also gives tensors inside it."""
-    session = open_with_outputs(folder / f"{FULL}.onnx", tensors)
+    session = open_with_outputs(folder / f"{TEACHER_FORCED}.onnx", tensors)
     return lambda feeds: session.run(feeds, ["logits", *tensors])
 
 

@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from safetensors.torch import load_file
 
 from ..families.var.checkpoint import load_var
-from ..runtime.generator import FULL
+from ..runtime.generator import TEACHER_FORCED
 from ..samples.files import load_sample, sample_files
 from .ablation_measure import Feeds, Model, graph_model
 
@@ -39,8 +39,8 @@ def onnxruntime_static(export: Path, samples: Path, folder: Path) -> Model:
     Products of two activations are left out, as ours are.
     """
     quantize_static(
-        str(export / f"{FULL}.onnx"),
-        str(folder / f"{FULL}.onnx"),
+        str(export / f"{TEACHER_FORCED}.onnx"),
+        str(folder / f"{TEACHER_FORCED}.onnx"),
         SampleReader(samples),
         op_types_to_quantize=["MatMul", "Gemm"],
         per_channel=True,

@@ -25,7 +25,7 @@ import numpy as np
 from ..export.weight_file import WeightFile
 from ..families.var.write import export_var
 from ..graph.sites import SiteMap
-from ..runtime.generator import FULL
+from ..runtime.generator import TEACHER_FORCED
 from ..samples.files import Array, save_sample
 from ..workspace.files import encode_json
 from .calibration_variants import PEER, VARIANTS
@@ -72,7 +72,7 @@ def prepare(folder: Path, samples: int, width: int, depth: int) -> None:
     export.mkdir()
     with WeightFile(export) as weights:
         sites = export_var(planted_transformer(config, 0), weights, {})
-    (export / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=(FULL,))))
+    (export / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=(TEACHER_FORCED,))))
     rng = np.random.default_rng(0)
     for name, count in (("samples", samples), ("held_out", HELD_OUT)):
         (folder / name).mkdir()

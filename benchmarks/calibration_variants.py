@@ -25,7 +25,7 @@ from ..quantize.plan import check_plan, make_plan
 from ..quantize.ranges import grid_candidates
 from ..quantize.run import quantize_model
 from ..recipe.quantize import QuantizeOptions
-from ..runtime.generator import FULL
+from ..runtime.generator import TEACHER_FORCED
 from ..runtime.sessions.onnxruntime import reference_session
 from ..samples.files import Array, load_sample, sample_files
 from ..workspace.files import decode_json
@@ -50,14 +50,14 @@ progress = QuietReporter().progress
 
 
 def run_plain(export: Path, samples: Path, _: Path) -> None:
-    run = CalibrationRun(export, samples, (FULL,), BATCH, progress)
+    run = CalibrationRun(export, samples, (TEACHER_FORCED,), BATCH, progress)
     run.observe(lambda graph, model: None, lambda graph, outputs: None)
 
 
 def run_ranges(export: Path, samples: Path, kept: Path) -> None:
     from ..calibrate.statistics import save_statistics
 
-    sites = load_map(export).of_graph(FULL)
+    sites = load_map(export).of_graph(TEACHER_FORCED)
     found = CalibrationRun(export, samples, (sites[0].graph,), BATCH, progress).input_ranges(sites)
     save_statistics(found, kept)
 
@@ -66,7 +66,7 @@ def run_errors(export: Path, samples: Path, kept: Path) -> None:
     """On the statistics that `run_ranges` kept."""
     wanted = candidate_grids(export, kept)
     gc.collect()  # the graph whose weights were looked at has cycles
-    passes = CalibrationRun(export, samples, (FULL,), BATCH, progress)
+    passes = CalibrationRun(export, samples, (TEACHER_FORCED,), BATCH, progress)
     passes.clip_errors(*wanted)
 
 
@@ -76,9 +76,9 @@ def candidate_grids(
     """Views, three grids and channels' gains of each group with positions."""
     from ..calibrate.statistics import load_statistics
 
-    planned = SiteMap(sites=load_map(export).of_graph(FULL))
+    planned = SiteMap(sites=load_map(export).of_graph(TEACHER_FORCED))
     entries = check_plan(make_plan(planned, QuantizeOptions()), planned)
-    model = load_graph(export / f"{FULL}.onnx")
+    model = load_graph(export / f"{TEACHER_FORCED}.onnx")
     groups = find_groups(model.graph, planned.sites, entries, load_statistics(kept))
     grids = {
         g.key: grid_candidates(g.tokens or g.stats, 8, allow_shift=True, fractions=CLIPS)
@@ -127,7 +127,7 @@ def calibrate_peer(export: Path, samples: Path, scratch: Path) -> None:
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
     calibrator = create_calibrator(
-        export / f"{FULL}.onnx",
+        export / f"{TEACHER_FORCED}.onnx",
         ["MatMul"],
         augmented_model_path=str(scratch / "augmented.onnx"),
         calibrate_method=CalibrationMethod.Percentile,
@@ -141,8 +141,8 @@ def quantize_peer(export: Path, samples: Path, output: Path) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     quantize_static(
-        export / f"{FULL}.onnx",
-        output / f"{FULL}.onnx",
+        export / f"{TEACHER_FORCED}.onnx",
+        output / f"{TEACHER_FORCED}.onnx",
         Reader(samples),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["MatMul"],
@@ -191,8 +191,8 @@ def main(variant: str, folder: Path, samples: int) -> None:
     start = time.perf_counter()
     work[variant]()
     told = {"seconds": time.perf_counter() - start}
-    if (output / f"{FULL}.onnx").is_file():
-        paths = (export / f"{FULL}.onnx", output / f"{FULL}.onnx")
+    if (output / f"{TEACHER_FORCED}.onnx").is_file():
+        paths = (export / f"{TEACHER_FORCED}.onnx", output / f"{TEACHER_FORCED}.onnx")
         told["sqnr_db"] = logits_sqnr(*paths, folder / "held_out")
     (folder / "told.json").write_text(json.dumps(told))
 

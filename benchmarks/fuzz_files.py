@@ -36,9 +36,9 @@ from ..calibrate.statistics import (
 from ..errors import RecipeError
 from ..export.checkpoint.config_json import read_beside
 from ..export.checkpoint.read import read_tensors
-from ..families.custom.graph import read_own_graph
+from ..families.custom.graph import read_custom_graph
 from ..families.custom.parity import blamed_on_file
-from ..families.custom.sites import find_own_sites
+from ..families.custom.sites import find_custom_sites
 from ..families.gsq.yaml import read_normalization
 from ..graph.sites import SiteMap, load_sites
 from ..numerics.packing import save_packed_weights
@@ -154,8 +154,8 @@ def exported(scratch: Path) -> tuple[SiteMap, bytes]:
     """The small product as an export holds it: its sites, and its graph with the weights inside."""
     source = scratch / "product.onnx"
     source.write_bytes(product().SerializeToString())
-    model = read_own_graph(source)
-    sites = find_own_sites(model.graph, "model")
+    model = read_custom_graph(source)
+    sites = find_custom_sites(model.graph, "model")
     ir.save(model, scratch / "exported.onnx")
     data = (scratch / "exported.onnx").read_bytes()
     return SiteMap(sites=tuple(sites), graphs=("model",)), data
@@ -258,7 +258,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
 
     def read_onnx(folder: Path) -> object:
         with blamed_on_file(folder / "model.onnx"):
-            return find_own_sites(read_own_graph(folder / "model.onnx").graph, "model")
+            return find_custom_sites(read_custom_graph(folder / "model.onnx").graph, "model")
 
     codec = tokenizer_graphs()
 

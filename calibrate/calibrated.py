@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from ..graph.sites import SiteMap, load_sites
-from ..workspace.facts import kind_of, told
+from ..workspace.facts import kind_of, manifest_value
 from ..workspace.manifest import Manifest
 from ..workspace.stage import require_outputs
 from ..workspace.workspace import Workspace
@@ -54,7 +54,7 @@ class Calibrated:
     @property
     def batch_size(self) -> int:
         """Return the number of samples in flight, as calibration had them."""
-        return told(self.calibrated, "options", "batch_size", Batch)
+        return manifest_value(self.calibrated, "options", "batch_size", Batch)
 
     @property
     def samples(self) -> Path:

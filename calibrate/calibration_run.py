@@ -14,7 +14,7 @@ from ..errors import CalibrationError
 from ..graph.sites import Site, SiteMap, by_input, may_be_planned
 from ..numerics.qparams import QParams
 from ..samples.files import sample_files
-from .convergence import Growth
+from .convergence import RangeGrowth
 from .observers.absmax import keep_absmax, observe_absmax
 from .observers.clip_error import (
     Power,
@@ -110,7 +110,7 @@ class CalibrationRun:
         )
 
     def channel_ranges(
-        self, site_map: SiteMap, growth: Growth | None = None, masked: list[str] | None = None
+        self, site_map: SiteMap, growth: RangeGrowth | None = None, masked: list[str] | None = None
     ) -> Statistics:
         """Return min, max and sum of squares of each channel, by site name.
 
@@ -119,7 +119,7 @@ class CalibrationRun:
         are batches keeps what they were on the way; graphs that compute NaN or infinity which
         reaches no output are added to `masked`.
         """
-        seen = Growth(1) if growth is None else growth
+        seen = RangeGrowth(1) if growth is None else growth
         sites = {
             graph: [site for site in site_map.of_graph(graph) if may_be_planned(site)]
             for graph in self.graphs
@@ -139,7 +139,7 @@ class CalibrationRun:
             masked += found
         return seen.total
 
-    def input_ranges(self, sites: Sequence[Site], growth: Growth | None = None) -> Statistics:
+    def input_ranges(self, sites: Sequence[Site], growth: RangeGrowth | None = None) -> Statistics:
         """Return ranges and squares of the inputs of one graph's sites, by site name.
 
         Of the channels under `SITE`; of the positions, where there are any, under `SITE:position`.
@@ -156,13 +156,13 @@ class CalibrationRun:
         }
 
     def ranges(
-        self, views: Mapping[str, SmoothedInput], growth: Growth | None = None
+        self, views: Mapping[str, SmoothedInput], growth: RangeGrowth | None = None
     ) -> Statistics:
         """Return by `KEY` statistics of the channels, by `KEY:position` of the positions.
 
         A `growth` of as many parts as there are batches keeps what they were on the way.
         """
-        found = Growth(1) if growth is None else growth
+        found = RangeGrowth(1) if growth is None else growth
 
         def consume(_: str, outputs: Outputs) -> None:
             for key, view in views.items():

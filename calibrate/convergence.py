@@ -24,7 +24,7 @@ MANY_LIMIT = 0.1
 QUANTILE = 0.95
 
 
-class Growth:
+class RangeGrowth:
     """Collect statistics by name over batches or shards, and what they were on the way.
 
     Every part has each name once. `marks` are the numbers of parts at a quarter and at half of
@@ -95,16 +95,16 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def convergence(growth: Growth) -> Convergence:
+def convergence(growth: RangeGrowth) -> Convergence:
     """Return the verdict on all inputs that `growth` has seen; outputs are left out."""
     if not growth.marks:
         return Convergence(enough=None)
     half = growth.at[growth.marks[-1]]
-    sites = growths(half, growth.total)
+    sites = site_growths(half, growth.total)
     settled = sum(site.enough for site in sites)
     earlier = None
     if len(growth.marks) > 1:
-        earlier = median_growth(growths(growth.at[growth.marks[0]], half))
+        earlier = median_growth(site_growths(growth.at[growth.marks[0]], half))
     return Convergence(
         enough=settled == len(sites),
         settled=settled,
@@ -115,7 +115,7 @@ def convergence(growth: Growth) -> Convergence:
     )
 
 
-def growths(
+def site_growths(
     before: Mapping[str, TensorStats], after: Mapping[str, TensorStats]
 ) -> tuple[SiteGrowth, ...]:
     """Return the growth of each site, in the order of `after`."""

@@ -34,7 +34,7 @@ LAST_OF_BLOCK = "fc2"  # in all families
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DgcSelection:
     """Say which conditional and null rows to keep, in order.
 
     `distances` are those of all rows, conditional and null; `agree` where they told nothing, and
@@ -53,7 +53,7 @@ class Choice:
         return len(self.conditional) / (len(self.conditional) + len(self.null))
 
 
-def choose_rows(conditional: Floats, null: Floats, keep: int, selection: Selection) -> Choice:
+def choose_rows(conditional: Floats, null: Floats, keep: int, selection: Selection) -> DgcSelection:
     """Keep `keep` of the rows with these features, [N, C] of each half.
 
     The share of conditional rows among the `keep` most distant decides; kept are the first of each
@@ -85,7 +85,7 @@ def choose_rows(conditional: Floats, null: Floats, keep: int, selection: Selecti
         first = np.arange(len(rows)) if selection == "ratio" else np.argsort(-rows, kind="stable")
         chosen.append(np.sort(first[:size]))
     covariance = "shrunk" if "shrunk" in (kind, other) else kind
-    return Choice(chosen[0], chosen[1], (of_conditional, of_null), covariance, agree)
+    return DgcSelection(chosen[0], chosen[1], (of_conditional, of_null), covariance, agree)
 
 
 def distances(features: Floats) -> tuple[Floats, Covariance]:

@@ -22,7 +22,7 @@ from .facts import CalibrationFacts
 
 STATISTICS = "statistics.safetensors"
 # Of a part's options those that the manifest of the whole repeats.
-TOLD = ("seed", "samples", "shard", "labels", "synthetic")
+REPEATED = ("seed", "samples", "shard", "labels", "synthetic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Part:
     manifest: Manifest | None
 
     @property
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return name, number of samples and options, as the manifest of the whole has them."""
         options = self.manifest.options if self.manifest else {}
         counts = {"name": self.name, "samples_saved": len(self.samples)}
-        return counts | {key: options[key] for key in TOLD if key in options}
+        return counts | {key: options[key] for key in REPEATED if key in options}
 
 
 def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter) -> StageResult:
@@ -103,7 +103,7 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
             "skipped": list(dict.fromkeys(name for r in results for name in r.skipped)),
             "samples": sum(r.samples for r in results),
             "synthetic": any(r.synthetic for r in results),
-            "parts": [part.told for part in parts],
+            "parts": [part.summary for part in parts],
             "convergence": found,
         }
 
@@ -181,7 +181,7 @@ def combine_parts(
     Raises:
         CalibrationError: statistics of different models.
     """
-    from .convergence import Growth, convergence
+    from .convergence import RangeGrowth, convergence
     from .statistics import load_exported, merge, save_statistics
 
     loaded = [load_exported(path) for path in statistics]
@@ -199,7 +199,7 @@ def combine_parts(
         save_labels(target, labels)
     merged = merge(part for part, _ in loaded)
     save_statistics(merged, folder / STATISTICS, export=export or loaded[0][1])
-    growth = Growth(len(loaded))
+    growth = RangeGrowth(len(loaded))
     for part, _ in loaded:
         for name, stats in part.items():
             growth.add(name, stats)

@@ -86,9 +86,9 @@ class Commands(click.Group):
     def print_object(self, code: int, text: str, error: BaseException) -> None:
         """Print, with `--json`, what was made and `error` on stdout."""
         if self.as_json:
-            told = {"kind": type(error).__name__, "message": text, "exit_code": code}
-            told |= {k: v for k in ("where", "do") if (v := getattr(error, k, None)) is not None}
-            print_json({**getattr(error, "made", {}), "error": told})
+            fields = {"kind": type(error).__name__, "message": text, "exit_code": code}
+            fields |= {k: v for k in ("where", "do") if (v := getattr(error, k, None)) is not None}
+            print_json({**getattr(error, "made", {}), "error": fields})
 
     def interrupt(self, number: int, frame: object) -> None:
         self.interrupted = True
@@ -109,7 +109,7 @@ def explain(error: BaseException, command: str) -> tuple[int, str] | None:
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         text = f"out of memory: {reason}" if reason else "out of memory"
         return OutOfMemory.exit_code, f"{text} (ask for less at once, or free some memory)"
-    if isinstance(error, OSError) and (problem := describe_os_error(error)):
+    if isinstance(error, OSError) and (problem := os_error_line(error)):
         return WorkspaceError.exit_code, problem
     if isinstance(error, ModuleNotFoundError) and (problem := missing_extra(error, command)):
         return ArvgError.exit_code, problem
@@ -132,7 +132,7 @@ def missing_extra(error: ModuleNotFoundError, command: str = "") -> str | None:
     return str(not_installed(missing or {extra: [package]}))
 
 
-def describe_os_error(error: OSError) -> str | None:
+def os_error_line(error: OSError) -> str | None:
     """Return a line on a full disk or an unusable path; None for anything else."""
     where = f"{shortened(str(error.filename))}: " if error.filename else ""
     if error.errno in FULL_DISK:

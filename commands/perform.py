@@ -28,7 +28,7 @@ def recipe_or_none(name: str | None) -> Recipe | None:
     return None if name is None else load_recipe(name)
 
 
-def chosen_name(name: str | None, recipe: Recipe | None) -> str:
+def quantization_name(name: str | None, recipe: Recipe | None) -> str:
     if name is None:
         return recipe.name if recipe else "int8"
     try:
@@ -38,7 +38,7 @@ def chosen_name(name: str | None, recipe: Recipe | None) -> str:
     return name
 
 
-def chosen_builds(recipe: Recipe | None, changes: dict[str, Any]) -> list[BuildOptions]:
+def selected_builds(recipe: Recipe | None, changes: dict[str, Any]) -> list[BuildOptions]:
     """Return the recipe's builds, or the one that the command line asks for."""
     backend = changes["backend"]
     given = [name for name, value in changes.items() if value is not None]

@@ -15,7 +15,14 @@ from ..recipe.quantize import QuantizeOptions, with_implied
 from .console import ConsoleReporter, print_json
 from .figures import figures_of_failures, print_figures
 from .options import Place, json_option, memory_option, struct_options, workspace_argument
-from .perform import chosen_builds, chosen_name, name_option, perform, recipe_option, recipe_or_none
+from .perform import (
+    name_option,
+    perform,
+    quantization_name,
+    recipe_option,
+    recipe_or_none,
+    selected_builds,
+)
 
 if TYPE_CHECKING:
     from ..calibrate.executors import ExecutorName
@@ -74,10 +81,10 @@ def export(
     Example: arvg-trt export cosmos-mini-di8x8 out/ws
              arvg-trt export onnx out/mine --graph encoder.onnx --graph decoder.onnx
     """
-    from ..export.shape import GraphForm
+    from ..export.shape import ExportShape
     from ..pipeline.export import export_any
 
-    form = GraphForm(static_batch, kv_type)
+    form = ExportShape(static_batch, kv_type)
     perform(
         workspace,
         as_json,
@@ -166,7 +173,7 @@ def quantize(
     recipe = recipe_or_none(recipe_name)
     base = recipe.quantize if recipe else QuantizeOptions()
     options = with_changes(base, **with_implied(changes))
-    called = chosen_name(name, recipe)
+    called = quantization_name(name, recipe)
     perform(
         workspace,
         as_json,
@@ -195,8 +202,8 @@ def build(
     from ..pipeline.build import build_stage
 
     recipe = recipe_or_none(recipe_name)
-    called = chosen_name(name, recipe)
-    chosen = chosen_builds(recipe, changes)
+    called = quantization_name(name, recipe)
+    chosen = selected_builds(recipe, changes)
     perform(
         workspace,
         as_json,
@@ -230,7 +237,7 @@ def validate(
     recipe = recipe_or_none(recipe_name)
     base = recipe.validate if recipe else ValidateOptions()
     options = with_changes(base, **changes)
-    called = chosen_name(name, recipe)
+    called = quantization_name(name, recipe)
     with figures_of_failures(as_json):
         results = perform(workspace, as_json, lambda w, r: [validate_stage(w, called, options, r)])
     if not as_json:

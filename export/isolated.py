@@ -44,7 +44,7 @@ class Answer(msgspec.Struct, frozen=True):
     problem: Problem | None = None
 
 
-def call(module: str, request: Any, result: type[T]) -> T:
+def run_isolated(module: str, request: Any, result: type[T]) -> T:
     """Run `python -m MODULE` with the request, and return its result.
 
     Raises:
@@ -79,7 +79,7 @@ def call(module: str, request: Any, result: type[T]) -> T:
     return msgspec.json.decode(answer.value, type=result)
 
 
-def serve(request: type[T], work: Callable[[T], Any]) -> None:
+def serve_worker(request: type[T], work: Callable[[T], Any]) -> None:
     """Answer one request as all that a process does, quietly if it is interrupted."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process says what was interrupted
     end_with_parent()

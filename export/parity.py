@@ -83,11 +83,11 @@ def difference(
     cached: int | None = None,
 ) -> Difference:
     error = ErrorSum()
-    error.add(settled(value, reference) if value.dtype == np.float16 else value, reference)
+    error.add(rounded_alike(value, reference) if value.dtype == np.float16 else value, reference)
     return Difference(graph, tensor, error.max, error.mean, tokens, cached)
 
 
-def settled(value: Array, reference: Array) -> Array:
+def rounded_alike(value: Array, reference: Array) -> Array:
     """Return float16 values, with the reference's where the two are neighbours.
 
     What lies between two numbers of float16 is rounded to either by the least float32 error.

@@ -8,7 +8,7 @@ from ..runtime.spec import KvType, step_names
 
 
 @dataclass(frozen=True, slots=True)
-class GraphForm:
+class ExportShape:
     """Choose dynamic shapes and one step graph, or fixed shapes and a step graph per scale.
 
     `static_batch` images at once have twice as many rows, as guidance needs them. Keys and values
@@ -26,4 +26,4 @@ class GraphForm:
         return step_names(self.static_batch, scales)
 
 
-DYNAMIC = GraphForm()
+DYNAMIC = ExportShape()

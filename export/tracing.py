@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .passes.linears import canonical_linears
 from .passes.naming import rename_nodes
 from .passes.norms import marked, split_long_norms
-from .shape import GraphForm
+from .shape import ExportShape
 
 
 def trace(
@@ -57,7 +57,7 @@ def present_names(depth: int) -> list[str]:
 
 
 def example_caches(
-    depth: int, shape: tuple[int, ...], form: GraphForm
+    depth: int, shape: tuple[int, ...], form: ExportShape
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return keys and values of `depth` blocks, each of `shape`."""
     kind = getattr(torch, form.kv_type)
@@ -71,7 +71,7 @@ def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:
         value.shape = ir.Shape(["rows", heads, "past + n", head_dim])
 
 
-def cache_type(form: GraphForm) -> torch.dtype | None:
+def cache_type(form: ExportShape) -> torch.dtype | None:
     """Return the type that the model rounds keys and values to, None for no rounding."""
     return torch.float16 if form.kv_type == "float16" else None
 

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
-from ..export.shape import DYNAMIC, GraphForm
+from ..export.shape import DYNAMIC, ExportShape
 from ..runtime.family import Family, FileSets, Variant
 
 if TYPE_CHECKING:
     from .shared.job import ExportJob
 
-__all__ = ["Exporter", "Family", "FileSets", "Variant", "any_size"]
+__all__ = ["Exporter", "Family", "FileSets", "Variant", "unsized_variant"]
 
 
 class Exporter(ABC):
     """Write the graphs of a checkpoint and compare them with PyTorch."""
 
-    def check_form(self, name: str, form: GraphForm) -> None:
+    def check_shape(self, name: str, form: ExportShape) -> None:
         """Check that the model `name` can have graphs of this shape; here only the default.
 
         Raises:
@@ -46,7 +46,7 @@ class Exporter(ABC):
         """
 
 
-def any_size(family: str, partner: str, variants: Sequence[Variant]) -> Variant:
+def unsized_variant(family: str, partner: str, variants: Sequence[Variant]) -> Variant:
     """Return a family's variant without a size: its configuration comes from the checkpoint.
 
     `partner` is the other model of the checkpoint. Files of both models come before a trainer's

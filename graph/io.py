@@ -111,10 +111,12 @@ def require_weights(proto: onnx.ModelProto, path: Path, error: type[ArvgError]) 
     for tensor in all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        told = {entry.key: entry.value for entry in tensor.external_data}
-        location = told.get("location", "")
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
         name = tensor.name or "a constant"
-        problem = place_problem(folder, location) or size_problem(folder / location, tensor, told)
+        problem = place_problem(folder, location) or size_problem(
+            folder / location, tensor, entries
+        )
         if problem is not None:
             what, do = problem
             raise error(
@@ -149,11 +151,11 @@ def place_problem(folder: Path, location: str) -> tuple[str, str] | None:
 
 
 def size_problem(
-    file: Path, tensor: onnx.TensorProto, told: dict[str, str]
+    file: Path, tensor: onnx.TensorProto, entries: dict[str, str]
 ) -> tuple[str, str] | None:
     """Return what is wrong with the bytes that a tensor names of its file, and what to do."""
     do = "save the model with its weights again"
-    numbers = [told.get(key, "0") or "0" for key in ("offset", "length")]
+    numbers = [entries.get(key, "0") or "0" for key in ("offset", "length")]
     if not all(number.isascii() and number.isdigit() for number in numbers):
         return f"at offset {numbers[0][:40]!r} with length {numbers[1][:40]!r}", do
     offset, length = map(int, numbers)
@@ -162,7 +164,7 @@ def size_problem(
         wanted = -(-kind.bitwidth * elements(tensor) // 8)
     except (ValueError, TypeError):
         return "and is of a type without a size", do
-    if "length" in told and length != wanted:
+    if "length" in entries and length != wanted:
         return f"of which it takes {length:,} bytes and needs {wanted:,}", do
     size = file.stat().st_size
     if offset + wanted > size:

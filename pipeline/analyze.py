@@ -45,17 +45,17 @@ def analyze_files(files: Sequence[Path], targets: Sequence[str]) -> list[GraphAn
 
 def analyze_file(path: Path, targets: Sequence[Target]) -> GraphAnalysis:
     """Read the file as `export onnx` does, and judge its nodes."""
-    from ..families.custom.graph import read_own_graph
+    from ..families.custom.graph import read_custom_graph
     from ..families.custom.parity import blamed_on_file, open_original
-    from ..families.custom.sites import find_own_sites
+    from ..families.custom.sites import find_custom_sites
 
     try:
         with blamed_on_file(path):
-            model = read_own_graph(path)
+            model = read_custom_graph(path)
         open_original(path)
     except ArvgError as error:
         return GraphAnalysis(file=str(path), graph=path.stem, refused=error.what)
-    sites = find_own_sites(model.graph, path.stem)
+    sites = find_custom_sites(model.graph, path.stem)
     verdicts = node_verdicts(model.graph, path.stem, sites, targets)
     nodes = sum(1 for _ in model.graph)
     return GraphAnalysis(

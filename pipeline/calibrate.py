@@ -135,7 +135,7 @@ class Task:
 def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
     """Save the samples of a task, then collect their statistics; what the manifest says of them."""
     from ..calibrate.calibration_run import CalibrationRun
-    from ..calibrate.convergence import Growth, convergence
+    from ..calibrate.convergence import RangeGrowth, convergence
     from ..calibrate.statistics import Statistics, save_statistics
 
     export, options, threads = task.export, task.options, task.threads
@@ -157,7 +157,7 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
         shutil.rmtree(made)
     sites, size = load_sites(export), options.batch_size
     # Of several graphs that are sampled apart the first tells: in others as many batches differ.
-    growth = Growth(count_batches(sample_files(samples, sites.graphs[0]), size))
+    growth = RangeGrowth(count_batches(sample_files(samples, sites.graphs[0]), size))
     run = CalibrationRun(export, samples, sites.graphs, size, reporter.progress, threads)
     if generates:
         statistics: Statistics = {}

@@ -13,7 +13,7 @@ from ..graph.sites import load_sites
 from ..recipe.options import CalibrateOptions
 from ..runtime.generator import read_spec
 from ..runtime.recording import GraphRun
-from ..runtime.spec import FULL
+from ..runtime.spec import TEACHER_FORCED
 from ..samples.files import Sample, load_sample, sample_files
 from ..workspace.facts import kind_of
 from ..workspace.manifest import Manifest
@@ -56,7 +56,7 @@ def keep_far_rows(
     from ..calibrate.dgc import choose_rows, first_token_features
 
     _, spec = read_spec(export)
-    runs = {FULL: 1} if spec.recording is None else dict(spec.recording.kept)
+    runs = {TEACHER_FORCED: 1} if spec.recording is None else dict(spec.recording.kept)
     graph, *others = runs
     files, null_class = sample_files(candidates, graph), spec.num_classes
     is_null = np.array([int(load_sample(p)["labels"].flat[0]) == null_class for p in files])

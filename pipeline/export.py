@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
-from ..export.shape import DYNAMIC, GraphForm
+from ..export.shape import DYNAMIC, ExportShape
 from ..families.base import Exporter, FileSets, Variant
 from ..families.registry import find_model, shipped_checkpoint
 from ..families.shared.job import PARITY_IMAGES, PARITY_SIZE, ExportJob
@@ -33,7 +33,7 @@ def export_any(
     images: str,
     graphs: Sequence[Path],
     reporter: Reporter,
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
     weights: Weights | None = None,
 ) -> StageResult:
     """Export a known model from its checkpoint, or a user's own graphs.
@@ -89,7 +89,7 @@ def export_stage(
     checkpoint: str | None,
     images: str,
     reporter: Reporter,
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
     weights: Weights | None = None,
 ) -> StageResult:
     """Export `name` from `checkpoint` (default: the weights this package ships for it).
@@ -107,7 +107,7 @@ def export_stage(
     family = find_family(entry.family)
     require_packages("export", *(["report"] if images.startswith(SKIMAGE_PREFIX) else []))
     exporter: Exporter = family.load_exporter()
-    exporter.check_form(name, form)
+    exporter.check_shape(name, form)
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:
         require_one_size(entry, family.snapshots, Path(spec))
@@ -133,7 +133,7 @@ def export_stage(
     )
 
 
-def changed(form: GraphForm) -> dict[str, Any]:
+def changed(form: ExportShape) -> dict[str, Any]:
     """What differs from the usual form."""
     given = asdict(form)
     return {name: value for name, value in given.items() if value != getattr(DYNAMIC, name)}

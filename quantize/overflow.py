@@ -20,7 +20,7 @@ from ..calibrate.observers.run import Outputs, Progress, require_finite
 from ..graph.io import graph_bytes, load_graph
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import Plan, SitePlan
-from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, own_session, read_spec
+from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, default_session, read_spec
 from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, Array, DeviceValue, OnnxRuntimeSession
 from ..samples.files import Arrays
 from ..workspace.manifest import MANIFEST, Manifest
@@ -170,7 +170,7 @@ def collect_loop_absmax(export: Path, site_map: SiteMap, *, progress: Progress) 
     absmax: Absmax = {graph: {} for graph in sorted(watched)}
 
     _, spec = read_spec(export)
-    plain, passes = own_session(spec), choose_sampling(spec).iterations
+    plain, passes = default_session(spec), choose_sampling(spec).iterations
 
     def opened(path: Path, threads: int) -> OnnxRuntimeSession:
         watching = path.stem in absmax

@@ -48,7 +48,7 @@ class Family:
 
     Attributes:
         variants: the models that are known by name.
-        any_size: the variant that takes any size of the family, by the family's name.
+        unsized: the variant that takes any size of the family, by the family's name.
         spec: what `generator.json` says; None: images are encoded and decoded, not generated.
         loop: `module:class` of the schedule, called with folder, spec, session and threads.
         exporter: `module:class` of an `Exporter` (`families/base.py`), which needs torch; of the
@@ -60,7 +60,7 @@ class Family:
 
     name: str
     variants: tuple[Variant, ...] = ()
-    any_size: Variant | None = None
+    unsized: Variant | None = None
     spec: type[GeneratorSpec] | None = None
     loop: str = ""
     exporter: str = ""
@@ -76,7 +76,7 @@ class Family:
     @property
     def models(self) -> tuple[Variant, ...]:
         """Return all models that can be exported by name."""
-        return (*self.variants, *((self.any_size,) if self.any_size is not None else ()))
+        return (*self.variants, *((self.unsized,) if self.unsized is not None else ()))
 
     def open_loop(
         self, folder: Path, spec: GeneratorSpec, session: OpenSession, threads: int

@@ -22,14 +22,14 @@ from .loop import Latents, Loop, OpenSession
 from .registry import find_family
 from .sampling import Sampling, Tokens, image_streams
 from .sessions.onnxruntime import fast_session, mapped_session
-from .spec import FULL as FULL
+from .spec import TEACHER_FORCED as TEACHER_FORCED
 from .spec import GeneratorSpec
 
 SPEC_FILE = GENERATOR_FILE
 EXPORT_FIRST = "export a generator there first"
 BATCH_SIZE = 4
 # Graphs of an export that no loop opens: it, and what makes tokens of pictures.
-OTHER_GRAPHS = (FULL, "encoder", "lookup")
+OTHER_GRAPHS = (TEACHER_FORCED, "encoder", "lookup")
 
 Progress = Callable[[int, int], None]
 
@@ -84,7 +84,7 @@ class Generator:
             OutOfMemory: the weights do not fit.
         """
         folder, spec = (verified_spec if verify else read_spec)(Path(path))
-        session = session or own_session(spec)
+        session = session or default_session(spec)
         return cls(read_family(folder).open_loop(folder, spec, session, threads), spec)
 
     def generate(
@@ -245,7 +245,7 @@ def graphs_folder(path: Path) -> Path:
     return path if own or any(path.glob("*.engine")) else path / "export"
 
 
-def own_session(spec: GeneratorSpec) -> OpenSession:
+def default_session(spec: GeneratorSpec) -> OpenSession:
     """Return how a generator's graphs are opened by default."""
     return fast_session if spec.static_batch is None else mapped_session
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .spec import FULL, AxisSizes, Count, KvType, Pixels, Side, require_heads
+from .spec import TEACHER_FORCED, AxisSizes, Count, KvType, Pixels, Side, require_heads
 
 
 class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def calibrated_graphs(self) -> tuple[str, ...]:
-        return (FULL,)
+        return (TEACHER_FORCED,)
 
     @property
     def recording(self) -> None:

@@ -20,7 +20,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # of a token map
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 AxisSizes = Mapping[str, tuple[int, int, int]]
-FULL = "full"  # the graph of all positions at once, teacher-forced
+TEACHER_FORCED = "full"  # the graph of all positions at once, teacher-forced
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +119,7 @@ class GeneratorSpec(Protocol):
 
     @property
     def recording(self) -> Recording | None:
-        """Return which runs along a trajectory are samples; None: rows of `FULL`."""
+        """Return which runs along a trajectory are samples; None: rows of `TEACHER_FORCED`."""
         ...
 
     def axis_sizes(self, graph: str, max_batch: int) -> AxisSizes:

@@ -38,7 +38,7 @@ NOISE_SIZE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class OwnFeeds:
+class CustomFeeds:
     """Arrays by sample and the names that reports call samples by."""
 
     names: tuple[str, ...]
@@ -89,7 +89,7 @@ def open_feeds(
     size: int,
     count: int | None,
     seed: int | None,
-) -> OwnFeeds:
+) -> CustomFeeds:
     """Samples from a file of arrays, from images, or from both together.
 
     `count` samples, or all there are (None). `seed` takes random crops of images.
@@ -126,7 +126,7 @@ def open_feeds(
     if source is not None:
         digests |= {n: sha256_file(p) for n, p in zip(source.names, source.files, strict=True)}
     names = sample_names(feeds, source, total)
-    return OwnFeeds(names, arrays, inputs, digests, source, size, seed)
+    return CustomFeeds(names, arrays, inputs, digests, source, size, seed)
 
 
 def sample_names(feeds: str | None, source: ImageSource | None, count: int) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def sample_names(feeds: str | None, source: ImageSource | None, count: int) -> t
     return tuple(source.names[k % len(source.names)] for k in range(count))
 
 
-def synthetic_feeds(exported: Manifest, *, count: int, size: int, seed: int) -> OwnFeeds:
+def synthetic_feeds(exported: Manifest, *, count: int, size: int, seed: int) -> CustomFeeds:
     """Standard normal floats (images: uniform in [-1, 1]), zeros and ones for integers."""
     inputs = needed_inputs(exported)
     rng = np.random.default_rng(seed)
@@ -154,4 +154,4 @@ def synthetic_feeds(exported: Manifest, *, count: int, size: int, seed: int) -> 
             made = rng.integers(0, 2, (rows, *rest)).astype(needed.dtype)
         arrays[f"{needed.graph}/{needed.name}"] = made
     names = tuple(f"{NOISE}:{k}" for k in range(count))
-    return OwnFeeds(names, arrays, inputs, {})
+    return CustomFeeds(names, arrays, inputs, {})

@@ -15,7 +15,7 @@ from ..runtime.generator import BATCH_SIZE, Generator, choose_sampling, read_spe
 from ..runtime.labels import parse_labels
 from ..runtime.recording import Trajectories
 from ..runtime.sessions.onnxruntime import fast_session
-from ..runtime.spec import FULL
+from ..runtime.spec import TEACHER_FORCED
 from ..workspace.stage import Reporter
 from .classes import drawn_classes
 from .encoded import image_labels, image_tokens, require_size
@@ -155,7 +155,7 @@ def teacher_forcing(export: Path) -> Callable[[Tokens], dict[str, Array]]:
     """
     from ..graph.io import load_graph
 
-    inputs = {str(v.name): v for v in load_graph(export / f"{FULL}.onnx").graph.inputs}
+    inputs = {str(v.name): v for v in load_graph(export / f"{TEACHER_FORCED}.onnx").graph.inputs}
     if "features" in inputs:
         lookup = fast_session(export / "lookup.onnx")
         return lambda tokens: lookup.run({"indices": tokens}, ["features"])

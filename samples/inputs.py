@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import CalibrationError
 from ..runtime.npz import BadArrays, read_npz
-from ..workspace.facts import own_graphs_of
+from ..workspace.facts import custom_graphs
 from ..workspace.manifest import Manifest
 from .files import Array
 
@@ -56,7 +56,7 @@ def needed_inputs(exported: Manifest) -> tuple[GraphInput, ...]:
     """Inputs of the graphs, in the order that they run, that no earlier graph makes."""
     made: set[str] = set()
     needed = []
-    for graph in own_graphs_of(exported):
+    for graph in custom_graphs(exported):
         for value in graph.inputs:
             if value.name not in made:
                 needed.append(

@@ -12,7 +12,7 @@ from ..errors import CalibrationError
 from ..runtime.generator import read_spec
 from ..runtime.images import UnreadableImage, load_image
 from ..runtime.recording import Recording
-from ..runtime.spec import FULL, GeneratorSpec
+from ..runtime.spec import TEACHER_FORCED, GeneratorSpec
 from ..workspace.facts import kind_of, tokenizer_of
 from ..workspace.manifest import MANIFEST, Manifest
 from .files import Array, GraphRun, Sample, graph_of, load_sample, sample_files
@@ -63,7 +63,7 @@ def check_rows(files: Sequence[Path], export: Path, folder: Path) -> None:
     if spec.recording is not None:
         check_runs(files, export, spec, spec.recording, folder)
         return
-    inputs = graph_inputs(export, FULL)
+    inputs = graph_inputs(export, TEACHER_FORCED)
     for path in files:
         check_labels(check_file(path, inputs), spec, path)
 

@@ -10,7 +10,7 @@ import torch
 from .export.checkpoint.hub import empty_cache, hub
 from .families.generators import generator, generators, tiny_rar_graphs, tiny_var
 from .families.tiny import (
-    own_files,
+    custom_files,
     samples,
     statistics,
     tiny_ci,
@@ -28,6 +28,7 @@ from .pipeline.fixtures import exported, finished, mini_of, quantized_mar, quant
 
 __all__ = [
     "conv_case",
+    "custom_files",
     "empty_cache",
     "exported",
     "finished",
@@ -36,7 +37,6 @@ __all__ = [
     "hub",
     "integer_case",
     "mini_of",
-    "own_files",
     "quantized_mar",
     "quantized_of",
     "samples",

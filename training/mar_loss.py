@@ -144,8 +144,8 @@ def masked(
     target = ordered[:, known:].reshape(-1, channels).repeat(draws, 1)
     times = torch.randint(TIMES, (len(target),), generator=generator)
     noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
-    told = z.to(latents.dtype).reshape(-1, z.shape[2]).repeat(draws, 1)
-    return Noised(target, told, times, noise)
+    z = z.to(latents.dtype).reshape(-1, z.shape[2]).repeat(draws, 1)
+    return Noised(target, z, times, noise)
 
 
 def diffusion_loss(net: Denoiser, seen: Noised) -> Tensor:

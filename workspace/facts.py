@@ -14,13 +14,13 @@ from .verify import GENERATOR_FILE
 ModelKind = Literal["generator", "tokenizer", "custom"]
 
 FP16 = "fp16"  # names the engines of the unquantized graphs
-Told = TypeVar("Told")
+Value = TypeVar("Told")
 Facts = TypeVar("Facts", bound=msgspec.Struct)
 
 
-def told(
-    manifest: Manifest, part: Literal["options", "results"], key: str, kind: type[Told]
-) -> Told:
+def manifest_value(
+    manifest: Manifest, part: Literal["options", "results"], key: str, kind: type[Value]
+) -> Value:
     """Return the value of a manifest under a key, converted to `kind`.
 
     Raises:
@@ -130,6 +130,6 @@ def tokenizer_of(exported: Manifest) -> TokenizerFacts:
     return found
 
 
-def own_graphs_of(exported: Manifest) -> tuple[GraphFacts, ...]:
+def custom_graphs(exported: Manifest) -> tuple[GraphFacts, ...]:
     """Return the graphs of a custom model, in the order that they run."""
     return facts(exported, ExportFacts).graphs or ()

@@ -19,7 +19,7 @@ from ...errors import BuildError
 from ...graph.io import read_graph
 from ...graph.weight_file import SharedWeights
 from ...numerics.noise import decibels
-from ...runtime.generator import FULL, OTHER_GRAPHS, SPEC_FILE, Generator
+from ...runtime.generator import OTHER_GRAPHS, SPEC_FILE, TEACHER_FORCED, Generator
 from ...runtime.sessions.onnxruntime import (
     SLOW_OPTIMIZERS,
     Array,
@@ -60,7 +60,7 @@ def build_generator_engine(
     """
     found = {path.stem for path in source.glob("*.onnx")}
     # The graph of all positions does not generate: it is what accuracy is measured with.
-    graphs = sorted(found - set(OTHER_GRAPHS) | found & {FULL})
+    graphs = sorted(found - set(OTHER_GRAPHS) | found & {TEACHER_FORCED})
     ranges = output_ranges(statistics)
     rows, steps = [], len(graphs) + 2
     with SharedWeights(output) as weights:
@@ -74,8 +74,10 @@ def build_generator_engine(
             rows.append(engine_row(graph, rewritten, size, time.perf_counter() - start))
     shutil.copyfile(source / SPEC_FILE, output / SPEC_FILE)
     progress(CHECKING, steps - 2, steps)
-    if FULL in graphs:
-        check_engine(source, export, output, sample_files(samples)[:CHECK_SAMPLES], [FULL])
+    if TEACHER_FORCED in graphs:
+        check_engine(
+            source, export, output, sample_files(samples)[:CHECK_SAMPLES], [TEACHER_FORCED]
+        )
     check_runs(source, output, samples, graphs)
     progress(CHECKING, steps - 1, steps)
     check_loop(source, output)

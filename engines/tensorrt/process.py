@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...export.isolated import call, serve
+from ...export.isolated import run_isolated, serve_worker
 from ...runtime.trt_compat import Backend, load_builder
 from .build import BuildResult, Profiles, Shape, build_engine
 from .targets import Target
@@ -66,7 +66,7 @@ def compile_engine(
     )
     before = None
     for _ in range(TRIES):
-        made = call(__name__, task, Compiled)
+        made = run_isolated(__name__, task, Compiled)
         # An order that comes twice is the graph's usual one.
         if made.fixed or made.result.in_order or made.result.table == before:
             break
@@ -120,4 +120,4 @@ def fix_addresses() -> bool:
 
 
 if __name__ == "__main__":
-    serve(BuildTask, partial(compile_here, fixed=fix_addresses()))
+    serve_worker(BuildTask, partial(compile_here, fixed=fix_addresses()))

@@ -9,7 +9,7 @@ from ...recipe.options import BuildOptions
 from ...runtime.generator import OTHER_GRAPHS, read_spec
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
-from ...workspace.facts import TokenizerFacts, kind_of, own_graphs_of, tokenizer_of
+from ...workspace.facts import TokenizerFacts, custom_graphs, kind_of, tokenizer_of
 from ...workspace.manifest import Manifest
 from ...workspace.stage import require_outputs
 from ...workspace.workspace import Workspace
@@ -30,12 +30,14 @@ def graph_profiles(
     if kind == "generator":
         return generator_profiles(workspace.folder("export"), options.max_batch)
     if kind == "custom":
-        return own_profiles(workspace, exported, options.max_batch)
+        return custom_profiles(workspace, exported, options.max_batch)
     tokenizer = tokenizer_of(exported)
     return {graph: tokenizer_profiles(graph, options, tokenizer) for graph in TOKENIZER_GRAPHS}
 
 
-def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> dict[str, Profiles]:
+def custom_profiles(
+    workspace: Workspace, exported: Manifest, max_batch: int
+) -> dict[str, Profiles]:
     """Return shapes of the first calibration sample, in batches from 1 to `max_batch`.
 
     A dynamic first axis on which the sample has length 1 is the batch; graphs that are fed what
@@ -43,7 +45,7 @@ def own_profiles(workspace: Workspace, exported: Manifest, max_batch: int) -> di
     """
     calibrate, _ = require_outputs(workspace, "calibrate", stage="calibrate")
     sample = load_sample(sample_files(calibrate / "samples")[0])
-    described = own_graphs_of(exported)
+    described = custom_graphs(exported)
     graphs = [graph.name for graph in described]
     chain = GraphChain.open(workspace.folder("export"), graphs, session=reference_session)
     outputs = chain.run(sample)

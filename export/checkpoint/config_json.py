@@ -11,10 +11,10 @@ import msgspec
 from ...errors import ExportError
 from ...workspace.files import UNDECODABLE, said
 
-Told = TypeVar("Told", bound=msgspec.Struct)
+Config = TypeVar("Told", bound=msgspec.Struct)
 
 
-def read_beside(folder: Path, kind: type[Told]) -> Told:
+def read_beside(folder: Path, kind: type[Config]) -> Config:
     """Return the `config.json` of a folder as `kind`, ignoring other keys; absent, `kind()`.
 
     Raises:
@@ -31,7 +31,7 @@ def read_beside(folder: Path, kind: type[Told]) -> Told:
         ) from error
 
 
-def require_told(key: str, value: object, size: str, where: str) -> None:
+def require_known(key: str, value: object, size: str, where: str) -> None:
     """Raise for a value that neither tensors, nor an official size, nor `config.json` gives.
 
     Raises:

@@ -47,7 +47,7 @@ def no_line(line: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class WeightChoice:
     """Say which weights to take where a file has averaged ones beside the last ones.
 
     `weights` is what the family's official evaluation takes, or what was `asked` for; `say` is
@@ -60,7 +60,7 @@ class Choice:
 
 
 def read_all(
-    paths: Sequence[Path], infinite: Collection[str] = (), choice: Choice | None = None
+    paths: Sequence[Path], infinite: Collection[str] = (), choice: WeightChoice | None = None
 ) -> dict[str, Tensor]:
     """Return the tensors of all files together; `infinite` names those with intended infinities.
 
@@ -68,7 +68,7 @@ def read_all(
         ExportError: a file that cannot be read, one tensor with two values, NaN or infinity, or no
             file has both kinds of weights though one was asked for.
     """
-    choice = choice or Choice()
+    choice = choice or WeightChoice()
     tensors: dict[str, Tensor] = {}
     taken: list[str] = []
     for path in paths:
@@ -283,7 +283,7 @@ def require_one(keys: Sequence[str], path: Path) -> None:
         )
 
 
-def halves_of(path: Path) -> str:
+def parts_of(path: Path) -> str:
     """Return which parts of a generator a file holds, by the names of its tensors."""
     try:
         names = read_tensors(path)

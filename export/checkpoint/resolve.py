@@ -56,9 +56,9 @@ def find_by_content(folder: Path, alternatives: Sequence[Sequence[str]]) -> list
     expected = f"expected {listed(alternatives)}"
     if not files or len(alternatives[0]) == 1:
         raise ExportError("has no complete checkpoint", where=str(folder), do=expected)
-    from .read import halves_of
+    from .read import parts_of
 
-    held = {path: halves_of(path) for path in files}
+    held = {path: parts_of(path) for path in files}
     halves = [[p for p in files if held[p] == half] for half in ("transformer", "tokenizer")]
     if all(len(found) == 1 for found in halves):
         return [found[0] for found in halves]

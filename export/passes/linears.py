@@ -60,7 +60,7 @@ def canonical_linears(
         assert weight is not None and node.inputs[1] is not None
         transpose = node.inputs[1].producer()
         if transpose is None:
-            node.replace_input_with(1, own(graph, weight, f"{path}.weight"))
+            node.replace_input_with(1, named_initializer(graph, weight, f"{path}.weight"))
         else:
             node.replace_input_with(1, transposed(graph, weight, f"{path}.weight"))
             if not transpose.outputs[0].uses():
@@ -70,7 +70,7 @@ def canonical_linears(
             index = 1 if add.inputs[0] is node.outputs[0] else 0
             bias = add.inputs[index]
             assert bias is not None
-            add.replace_input_with(index, own(graph, bias, f"{path}.bias"))
+            add.replace_input_with(index, named_initializer(graph, bias, f"{path}.bias"))
             add.name = f"{node.name}/Add"
     drop_unused_initializers(graph)
 
@@ -124,7 +124,7 @@ def transposed(graph: ir.Graph, weight: ir.Value, name: str) -> ir.Value:
     return value
 
 
-def own(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
+def named_initializer(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     """Return the initializer `name` with the content of `value`.
 
     The exporter merges initializers of equal content, such as the zero biases of an untrained
@@ -149,14 +149,16 @@ def own(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     return graph.initializers[name]
 
 
-def own_norms(graph: ir.Graph) -> None:
+def name_norm_parameters(graph: ir.Graph) -> None:
     """Give every layer norm with an affine the initializers `path.weight` and `path.bias`."""
     for node in graph:
         if node.op_type == "LayerNormalization":
             for index, name in ((1, "weight"), (2, "bias")):
                 value = node.inputs[index] if index < len(node.inputs) else None
                 if value is not None and value.is_initializer():
-                    node.replace_input_with(index, own(graph, value, f"{module_path(node)}.{name}"))
+                    node.replace_input_with(
+                        index, named_initializer(graph, value, f"{module_path(node)}.{name}")
+                    )
     drop_unused_initializers(graph)
 
 

@@ -37,22 +37,24 @@ def split_buffers(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
 def infer_config(
     tensors: Mapping[str, Tensor],
     where: str,
-    told: CosmosJson | None = None,
+    config_json: CosmosJson | None = None,
     known: CosmosConfig | None = None,
 ) -> CosmosConfig:
     """Return the configuration that a checkpoint's keys and shapes imply.
 
-    `told` is the `config.json` beside it, with which shapes must agree; `known` is the model that
-    was named. Without a buffer of the FSQ levels, they are the first one's, or the second's.
+    `config_json` is the `config.json` beside it, with which shapes must agree; `known` is the model
+    that was named. Without a buffer of the FSQ levels, they are the first one's, or the second's.
 
     Raises:
         ExportError: not a Cosmos image tokenizer, layers that the published ones do not have, or
             nothing tells the levels.
     """
-    said = {} if told is None else told.told()
-    if told is not None and told.patch_method not in (None, HAAR):
+    said = {} if config_json is None else config_json.config_values()
+    if config_json is not None and config_json.patch_method not in (None, HAAR):
         raise ExportError(
-            f"has patch_method {told.patch_method!r}", where=where, do=f"only {HAAR!r} is supported"
+            f"has patch_method {config_json.patch_method!r}",
+            where=where,
+            do=f"only {HAAR!r} is supported",
         )
     parameters, buffers = split_buffers(tensors)
     needed = (
@@ -199,20 +201,20 @@ def official_buffer(name: str, config: CosmosConfig) -> Tensor:
 def load_cosmos(
     tensors: Mapping[str, Tensor],
     where: str,
-    told: CosmosJson | None = None,
+    config_json: CosmosJson | None = None,
     known: CosmosConfig | None = None,
 ) -> CosmosTokenizer:
     """Return a float32 model in eval mode with a checkpoint's tensors, loaded strictly.
 
-    `told` and `known` are those of `infer_config`. bfloat16 and float16 weights convert exactly;
-    float64 ones are rounded.
+    `config_json` and `known` are those of `infer_config`. bfloat16 and float16 weights convert
+    exactly; float64 ones are rounded.
 
     Raises:
         ExportError: missing, extra or misshapen keys (named), weights that are not plain floats
             (integers, float8, complex), another model, odd buffers.
     """
     parameters, buffers = split_buffers(tensors)
-    config = infer_config(tensors, where, told, known)
+    config = infer_config(tensors, where, config_json, known)
     check_buffers(buffers, config, where)
     with torch.device("meta"):
         expected = CosmosTokenizer(config).state_dict()

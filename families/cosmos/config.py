@@ -72,7 +72,7 @@ class CosmosJson(msgspec.Struct, frozen=True, kw_only=True):
     spatial_compression: int | None = None
     z_channels: int | None = None
 
-    def told(self) -> dict[str, object]:
+    def config_values(self) -> dict[str, object]:
         """Return what the file says, by the names of `CosmosConfig`."""
         names = set(self.__struct_fields__) - {"patch_method"}
         fields = {name: getattr(self, name) for name in names}

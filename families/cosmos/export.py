@@ -26,8 +26,8 @@ class CosmosExporter(Exporter):
 
         job.progress("reading the checkpoint", 0)
         known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None
-        told = read_beside(job.paths[0].parent, CosmosJson)
-        model = load_cosmos(job.read(), job.spec, told, known)
+        config_json = read_beside(job.paths[0].parent, CosmosJson)
+        model = load_cosmos(job.read(), job.spec, config_json, known)
         check_config(job.entry, model.config, job.spec)
         job.progress("exporting", 1)
         mark_norms(job, model, PARITY_SIZE)

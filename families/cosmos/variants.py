@@ -42,4 +42,4 @@ VARIANTS = (
         (("model.safetensors",),),
     ),
 )
-ANY_SIZE = Variant("cosmos", "cosmos", 0, None, JIT_FILES)
+UNSIZED = Variant("cosmos", "cosmos", 0, None, JIT_FILES)

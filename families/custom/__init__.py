@@ -8,7 +8,7 @@ MODEL = "onnx"  # what export is told instead of a model's name
 
 FAMILY = Family(
     name="custom",
-    any_size=Variant(MODEL, "custom", 0, None, (), graphs=()),
-    exporter="arvg_trt.families.custom.export:export_own_stage",
+    unsized=Variant(MODEL, "custom", 0, None, (), graphs=()),
+    exporter="arvg_trt.families.custom.export:export_custom_stage",
     source="graphs",
 )

@@ -91,7 +91,7 @@ def replace_by_constant(graph: ir.Graph, value: ir.Value, name: str, array: np.n
     return made
 
 
-def widen_halves(model: ir.Model) -> bool:
+def widen_float16(model: ir.Model) -> bool:
     """Turn a float16 model into the float32 one of the same weights; return whether it was one.
 
     Inputs and outputs keep their type: a Cast stands behind each input and in front of each output.

@@ -43,7 +43,7 @@ class Judges:
     verdicts: Callable[[ir.Graph, str, Sequence[Site]], tuple[NodeVerdict, ...]]
 
 
-def export_own_stage(
+def export_custom_stage(
     workspace: Workspace, files: Sequence[Path], reporter: Reporter, judges: Judges
 ) -> StageResult:
     """Bring ONNX files into the form that later stages take; each is a graph named after its file.
@@ -62,7 +62,7 @@ def export_own_stage(
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        return export_own(graphs, folder, reporter, judges)
+        return export_custom(graphs, folder, reporter, judges)
 
     return run_stage(workspace.folder("export"), wanted, work)
 
@@ -106,14 +106,14 @@ def beside(file: Path) -> list[Path]:
     return weight_files(read(file))
 
 
-def export_own(
+def export_custom(
     graphs: dict[str, Path], folder: Path, reporter: Reporter, judges: Judges
 ) -> dict[str, Any]:
     """Write graphs, weights and sites.json; returns the manifest's results."""
     from ...export.weight_file import WeightFile
-    from .graph import read_own_graph
-    from .parity import blamed_on_file, check_own_graph, learn_ranks, seeded_arrays
-    from .sites import find_own_sites, unknown_ranks
+    from .graph import read_custom_graph
+    from .parity import blamed_on_file, check_custom_graph, learn_ranks, seeded_arrays
+    from .sites import find_custom_sites, unknown_ranks
 
     sites: list[Site] = []
     models: dict[str, ir.Model] = {}
@@ -121,21 +121,21 @@ def export_own(
         for k, (name, path) in enumerate(graphs.items()):
             reporter.progress("reading graphs", k, len(graphs))
             with blamed_on_file(path):
-                model = read_own_graph(path, [site.name for site in sites], name)
+                model = read_custom_graph(path, [site.name for site in sites], name)
             models[name] = model
             properties = {"arvg_trt.model": MODEL, "arvg_trt.family": MODEL}
             unranked = unknown_ranks(model.graph)
             if unranked:
                 weights.save(model, name, properties)
                 learn_ranks(path, folder / f"{name}.onnx", model, unranked)
-            sites += find_own_sites(model.graph, name)
+            sites += find_custom_sites(model.graph, name)
             weights.save(model, name, properties)
     reporter.progress("reading graphs", len(graphs), len(graphs))
     require_sites(sites)
     parity = []
     for k, (name, path) in enumerate(graphs.items()):
         reporter.progress("comparing with the files", k, len(graphs))
-        parity.append(check_own_graph(path, folder / f"{name}.onnx", models[name]))
+        parity.append(check_custom_graph(path, folder / f"{name}.onnx", models[name]))
     reporter.progress("comparing with the files", len(graphs), len(graphs))
     fed = {p.graph: seeded_arrays(models[p.graph].graph, p.inputs, FOLD_SEED) for p in parity}
     refused = judges.failing_folds(folder, fed, sites)

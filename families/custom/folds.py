@@ -57,7 +57,7 @@ def producer_parts(value: ir.Value, axis: int, channels: int) -> ProducerFold | 
         return through_norm(node, channels)
     if node.op_type == "MatMul":
         weight = node.inputs[1]
-        if weight is None or weight.const_value is None or not is_own(weight):
+        if weight is None or weight.const_value is None or not is_read_once(weight):
             return None
         shape = weight.const_value.shape.numpy()
         last = value.shape is not None and axis == len(value.shape) - 1
@@ -132,7 +132,7 @@ def vector(
 ) -> tuple[str, int] | None:
     """Return the constant of `node` with one number per channel of `value`, and its axis."""
     held = node.inputs[index]
-    if held is None or held.const_value is None or value.shape is None or not is_own(held):
+    if held is None or held.const_value is None or value.shape is None or not is_read_once(held):
         return None
     shape = held.const_value.shape.numpy()
     own_axis = axis - (len(value.shape) - len(shape))
@@ -146,12 +146,12 @@ def vector(
 def constant_name(node: ir.Node, index: int, channels: int) -> str | None:
     """Return the node's own constant [C] at an input, None for anything else."""
     value = node.inputs[index] if len(node.inputs) > index else None
-    if value is None or value.const_value is None or not is_own(value):
+    if value is None or value.const_value is None or not is_read_once(value):
         return None
     return str(value.name) if tuple(value.const_value.shape.numpy()) == (channels,) else None
 
 
-def is_own(value: ir.Value) -> bool:
+def is_read_once(value: ir.Value) -> bool:
     """Return whether only one node reads an initializer, so that changing it is safe."""
     used_once = len(list(value.uses())) == 1
     return value.is_initializer() and used_once and not value.is_graph_output()

@@ -26,12 +26,12 @@ from onnx_ir.passes.common import (
 from ...export.passes.linears import canonical_linears, weight_of
 from ...export.passes.naming import module_path
 from ...graph.edit import drop_unused_initializers
-from .constants import WIDENED, fold, widen_halves
+from .constants import WIDENED, fold, widen_float16
 from .load import OPSET, load
 from .products import attention_role, is_activation_product, is_listed, is_product, not_a_linear
 from .rewrites import rewrite_products
 
-__all__ = ["OPSET", "read_own_graph"]
+__all__ = ["OPSET", "read_custom_graph"]
 
 UNNAMED = "unnamed"
 # What an exporter calls a constant that it computed: it says nothing of the module.
@@ -52,7 +52,7 @@ NORMS = (
 )
 
 
-def read_own_graph(
+def read_custom_graph(
     path: Path, taken: Collection[str] = (), graph_name: str | None = None
 ) -> ir.Model:
     """Read a file and bring it into the canonical form; weights stay mapped in their file.
@@ -71,7 +71,7 @@ def read_own_graph(
     NameFixPass()(model)
     LiftSubgraphInitializersToMainGraphPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    model.meta[WIDENED] = widen_halves(model)
+    model.meta[WIDENED] = widen_float16(model)
     fold(model)
     LiftSubgraphInitializersToMainGraphPass()(model)
     TopologicalSortPass()(model)
@@ -83,7 +83,7 @@ def read_own_graph(
     infer_shapes(model)
     name_everything(model.graph, graph_name or path.stem, taken)
     canonical_linears(model.graph, name_of=linear_name)
-    own_constants(model.graph)
+    separate_constants(model.graph)
     drop_unused_initializers(model.graph)
     return model
 
@@ -190,7 +190,7 @@ def linear_name(node: ir.Node) -> str | None:
     return None if node.domain or not_a_linear(node) else node.name
 
 
-def own_constants(graph: ir.Graph) -> None:
+def separate_constants(graph: ir.Graph) -> None:
     """Copy constants that several nodes scale or shift with, one for each.
 
     The file of weights holds equal contents once.

@@ -34,7 +34,7 @@ SEEDS = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class OwnParity:
+class CustomParity:
     """Hold the largest relative difference of float outputs, and the share of unequal integers.
 
     Differences are relative to each output's RMS. `tolerance` is what was allowed of floats.
@@ -47,7 +47,7 @@ class OwnParity:
     integers_differ: dict[str, float]
 
 
-def check_own_graph(path: Path, canonical: Path, model: ir.Model) -> OwnParity:
+def check_custom_graph(path: Path, canonical: Path, model: ir.Model) -> CustomParity:
     """Run both graphs on the same seeded inputs; `model` is the canonical one with shapes.
 
     Floats are standard normal, integers and booleans 0 and 1. Dimensions without a size get the
@@ -83,7 +83,7 @@ def check_own_graph(path: Path, canonical: Path, model: ir.Model) -> OwnParity:
                     do="report it with the output of `arvg-trt doctor`",
                 )
     shapes = {name: tuple(array.shape) for name, array in feeds[0].items()}
-    return OwnParity(canonical.stem, allowed_floats, shapes, floats, integers)
+    return CustomParity(canonical.stem, allowed_floats, shapes, floats, integers)
 
 
 def require_finite(outputs: Sequence[Arrays], path: Path) -> None:

@@ -38,7 +38,7 @@ def is_listed(node: ir.Node) -> bool:
     return node.op_type in (*SITE_OPS, "Einsum", "Attention", *RECURRENT_OPS)
 
 
-def foreign_form(node: ir.Node) -> str | None:
+def foreign_reason(node: ir.Node) -> str | None:
     """Return why a listed node is no convolution or linear of ONNX, None if it may be one."""
     if node.domain != "":
         return f"it is {node.domain}::{node.op_type}, no operator of ONNX"
@@ -54,7 +54,7 @@ def foreign_form(node: ir.Node) -> str | None:
 
 def obstacle(node: ir.Node) -> str | None:
     """Return why a product cannot be quantized, None if it can."""
-    reason = foreign_form(node)
+    reason = foreign_reason(node)
     if reason is not None:
         return reason
     if node.op_type in ("MatMul", "Gemm"):

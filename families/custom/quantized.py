@@ -68,7 +68,7 @@ def find_quantized(model: ir.Model) -> Quantized | None:
     by_form: dict[str, Counter[str]] = {}
     nodes = []
     for node in model.graph.all_nodes():
-        form = form_of(node)
+        form = quantization_kind(node)
         if form is not None:
             by_form.setdefault(form, Counter())[node.op_type] += 1
         if form is not None or node.op_type == "DequantizeLinear":
@@ -81,7 +81,7 @@ def find_quantized(model: ir.Model) -> Quantized | None:
     return Quantized(form, operators, text, symmetric)
 
 
-def form_of(node: ir.Node) -> str | None:
+def quantization_kind(node: ir.Node) -> str | None:
     """Return how a node quantizes; None if it does not, and for the weights of Q/DQ."""
     if node.domain not in ("", MICROSOFT):
         return "TensorRT" if node.domain == "trt" and node.op_type.startswith("TRT_FP4") else None

@@ -197,7 +197,7 @@ def sequence_convolutions(graph: ir.Graph) -> None:
         if node.op_type == "Conv" and node.domain == "" and is_sequence_convolution(node)
     ]
     for squeeze in squeezes:
-        sink(graph, squeeze)
+        move_behind(graph, squeeze)
 
 
 def is_sequence_convolution(node: ir.Node) -> bool:
@@ -253,7 +253,7 @@ def with_height(shape: ir.Shape | None) -> ir.Shape | None:
     return None if shape is None else ir.Shape([*shape[:2], 1, *shape[2:]])
 
 
-def sink(graph: ir.Graph, squeeze: ir.Node) -> None:
+def move_behind(graph: ir.Graph, squeeze: ir.Node) -> None:
     """Move a Squeeze behind its users as long as each is its only one and works by element."""
     while True:
         out = squeeze.outputs[0]
@@ -270,7 +270,7 @@ def sink(graph: ir.Graph, squeeze: ir.Node) -> None:
             return
         if len(users) != 1 or out.is_graph_output() or not passes_height(users[0], out):
             return
-        exchange(graph, squeeze, users[0])
+        swap(graph, squeeze, users[0])
 
 
 def passes_height(user: ir.Node, value: ir.Value) -> bool:
@@ -282,7 +282,7 @@ def passes_height(user: ir.Node, value: ir.Value) -> bool:
     return user.op_type in (*ELEMENTWISE, *BY_CHANNEL)
 
 
-def exchange(graph: ir.Graph, squeeze: ir.Node, user: ir.Node) -> None:
+def swap(graph: ir.Graph, squeeze: ir.Node, user: ir.Node) -> None:
     """Swap a Squeeze and its user; what the user made keeps its name."""
     image, made, flat = squeeze.inputs[0], user.outputs[0], squeeze.outputs[0]
     assert image is not None

@@ -25,8 +25,8 @@ from .products import (
 FIRST_OR_LAST = "first or last product of a convolutional graph"
 
 
-def find_own_sites(graph: ir.Graph, graph_name: str) -> tuple[Site, ...]:
-    """Return sites in graph order, of a graph in the form of `read_own_graph`.
+def find_custom_sites(graph: ir.Graph, graph_name: str) -> tuple[Site, ...]:
+    """Return sites in graph order, of a graph in the form of `read_custom_graph`.
 
     Products that cannot be quantized are listed with the reason, and without a weight: other forms
     (Einsum, recurrent layers), other domains, and products in bodies. In a graph with more

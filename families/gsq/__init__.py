@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..base import Family
-from .variants import ANY_SIZE, VARIANTS
+from .variants import UNSIZED, VARIANTS
 
 FAMILY = Family(
     name="gsq",
     variants=VARIANTS,
-    any_size=ANY_SIZE,
+    unsized=UNSIZED,
     exporter="arvg_trt.families.gsq.export:GsqExporter",
 )

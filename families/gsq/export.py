@@ -68,11 +68,11 @@ def load_model(job: ExportJob) -> GsqTokenizer:
     from .variants import VARIANTS
     from .yaml import read_normalization
 
-    told = read_normalization(job.paths[0].parent)
-    if told is None:
+    normalization = read_normalization(job.paths[0].parent)
+    if normalization is None:
         known = [job.entry, *(entry for entry in VARIANTS if entry.hub == job.spec)]
-        told = next((e.config.normalization for e in known if is_gsq(e.config)), None)
-    model = load_gsq(job.read(), job.spec, told)
+        normalization = next((e.config.normalization for e in known if is_gsq(e.config)), None)
+    model = load_gsq(job.read(), job.spec, normalization)
     check_config(job.entry, model.config, job.spec)
     return model
 

@@ -27,4 +27,4 @@ MINI = Variant(
     (("model.safetensors",),),
 )
 VARIANTS = (*SIZES, MINI)
-ANY_SIZE = Variant("gsq", "gsq", 0, None, FILES)
+UNSIZED = Variant("gsq", "gsq", 0, None, FILES)

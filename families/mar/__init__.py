@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..base import Family
 from .spec import MarSpec
-from .variants import ANY_SIZE, VARIANTS
+from .variants import UNSIZED, VARIANTS
 
 FAMILY = Family(
     name="mar",
     variants=VARIANTS,
-    any_size=ANY_SIZE,
+    unsized=UNSIZED,
     spec=MarSpec,
     loop="arvg_trt.families.mar.loop:MarLoop",
     exporter="arvg_trt.families.mar.export:MarExporter",

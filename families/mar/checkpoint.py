@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...errors import ExportError
-from ...export.checkpoint.config_json import require_agreement, require_told
+from ...export.checkpoint.config_json import require_agreement, require_known
 from ...export.checkpoint.strict import build_strictly, count_items, locating, require_needed
 from .config import MarConfig, MarJson, published_heads
 from .model import MarTransformer
@@ -25,23 +25,24 @@ NEEDED = {  # key: axes
 
 
 def infer_mar_config(
-    tensors: Mapping[str, Tensor], where: str, told: MarJson | None = None
+    tensors: Mapping[str, Tensor], where: str, config_json: MarJson | None = None
 ) -> MarConfig:
     """Return the configuration that a checkpoint's keys and shapes imply.
 
-    `told` is the `config.json` beside it. No shape tells the heads: they are taken from there, else
-    from the published size with this depth and width. The scale of the latents and the norms' eps
-    are the official code's unless told. What shapes tell must agree with `told`.
+    `config_json` is the `config.json` beside it. No shape tells the heads: they are taken from
+    there, else from the published size with this depth and width. The scale of the latents and the
+    norms' eps are the official code's unless given. What shapes tell must agree with `config_json`.
 
     Raises:
-        ExportError: not a MAR, sizes that contradict each other or `told`, patches of several
-            latents, or a size that was not published and whose heads `told` leaves open.
+        ExportError: not a MAR, sizes that contradict each other or `config_json`, patches of
+            several latents, or a size that was not published and whose heads `config_json` leaves open.
     """
     require_needed(tensors, NEEDED, "a MAR", where)
-    said = {} if told is None else told.told()
-    if told is not None and told.patch_size not in (None, 1):
+    said = {} if config_json is None else config_json.config_values()
+    if config_json is not None and config_json.patch_size not in (None, 1):
         raise ExportError(
-            f"has patch_size {told.patch_size}, and tokens of several latents are not supported",
+            f"has patch_size {config_json.patch_size}, "
+            "and tokens of several latents are not supported",
             where=where,
             do="use a MAR of patch_size 1",
         )
@@ -57,7 +58,7 @@ def infer_mar_config(
     ):
         value = said.get(name, published_heads(depth, wide))
         size = f"{depth} {half} blocks of width {wide}"
-        require_told(f"{half}_num_heads", value, size, where)
+        require_known(f"{half}_num_heads", value, size, where)
         heads.append(int(str(value)))
     with locating(where):
         config = MarConfig(
@@ -83,7 +84,7 @@ def infer_mar_config(
 
 
 def load_mar(
-    tensors: Mapping[str, Tensor], where: str, told: MarJson | None = None
+    tensors: Mapping[str, Tensor], where: str, config_json: MarJson | None = None
 ) -> MarTransformer:
     """Return a float32 model in eval mode with the transformer's tensors, loaded strictly.
 
@@ -92,5 +93,5 @@ def load_mar(
     Raises:
         ExportError: missing, extra or misshapen keys (named), another model.
     """
-    config = infer_mar_config(tensors, where, told)
+    config = infer_mar_config(tensors, where, config_json)
     return build_strictly(lambda: MarTransformer(config), tensors, where)

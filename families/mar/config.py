@@ -117,7 +117,7 @@ class MarJson(msgspec.Struct, frozen=True, kw_only=True):
     norm_eps: float | None = None
     sampling: MarDefaults | None = None
 
-    def told(self) -> dict[str, object]:
+    def config_values(self) -> dict[str, object]:
         """Return what the file says, by the names of `MarConfig`."""
         encoder_heads, decoder_heads = self.encoder_num_heads, self.decoder_num_heads
         fields = {

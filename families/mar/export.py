@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ExportError
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ..shared.isolated_export import GeneratorExporter
-from ..shared.job import ExportJob, guided_labels, load_halves, write_halves
+from ..shared.job import ExportJob, guided_labels, load_parts, write_parts
 from .spec import MarDefaults, MarSpec
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ LOSS = "loss."
 class MarExporter(GeneratorExporter):
     """Exports a MAR and its tokenizer."""
 
-    def check_form(self, name: str, form: GraphForm) -> None:
+    def check_shape(self, name: str, form: ExportShape) -> None:
         """Raises ExportError for any but the usual form."""
         if form != DYNAMIC:
             raise ExportError(
@@ -42,11 +42,11 @@ class MarExporter(GeneratorExporter):
 
         model, vae = load_models(job)
         scale = model.config.latent_scale
-        return write_halves(
+        return write_parts(
             job,
             folder,
             (model, vae),
-            describe(model.config, vae.config.stride, told(job).sampling),
+            describe(model.config, vae.config.stride, read_config_json(job).sampling),
             lambda weights, properties: (
                 *export_kl_vae(vae, weights, properties, scale),
                 *export_mar(model, weights, properties),
@@ -85,15 +85,15 @@ class MarExporter(GeneratorExporter):
 
 
 def load_models(job: ExportJob) -> tuple[MarTransformer, KlVae]:
-    """As `load_halves`: of one latent."""
+    """As `load_parts`: of one latent."""
     from ..kl_vae.model import load_kl_vae
     from .checkpoint import load_mar
     from .variants import VAE
 
-    return load_halves(
+    return load_parts(
         job,
         f"{VAE}.ckpt",
-        lambda tensors: load_mar(tensors, job.spec, told(job)),
+        lambda tensors: load_mar(tensors, job.spec, read_config_json(job)),
         lambda tensors, model: one_latent_a_token(
             load_kl_vae(tensors, job.spec), model.config.latent_channels, job.spec
         ),
@@ -116,7 +116,7 @@ def one_latent_a_token(vae: KlVae, channels: int, where: str) -> KlVae:
     return vae
 
 
-def told(job: ExportJob) -> MarJson:
+def read_config_json(job: ExportJob) -> MarJson:
     """What the `config.json` beside the weights says."""
     from ...export.checkpoint.config_json import read_beside
     from .config import MarJson

@@ -87,14 +87,14 @@ class MarLoop:
         it is guided; where its variance lies the conditional row alone says.
         """
         count, n, channels = len(streams), condition.shape[1], self.spec.latent_channels
-        told = np.ascontiguousarray(condition.reshape(-1, condition.shape[2]))
+        condition = np.ascontiguousarray(condition.reshape(-1, condition.shape[2]))
         x = draw(streams, n, channels)
         for step in reversed(range(len(diffusion.times))):
             fed = x.reshape(-1, channels).astype(np.float32)
             feeds = {
                 "x": fed if scale is None else np.concatenate([fed, fed]),
                 "time": diffusion.times[step : step + 1],
-                "condition": told,
+                "condition": condition,
             }
             outputs = self._denoiser.run(feeds)
             noises, spreads = (

@@ -17,22 +17,24 @@ from ...graph.sites import Site
 from ...runtime.spec import TIMES
 from .config import MarConfig
 
-ENCODER_PLACES, DECODER_PLACES = "encoder_places", "decoder_places"
-UNKNOWN_PLACES = "unknown_places"
+ENCODER_POSITION_IDS, DECODER_POSITION_IDS = "encoder_places", "decoder_places"
+UNKNOWN_POSITION_IDS = "unknown_places"
 # All rows of a run of the denoiser have one time, and one of that many scales.
-TIME_PLACE, TIME_PLACES = "time_place", 20
+TIME_POSITION_ID, TIME_POSITIONS = "time_place", 20
 
 
-def add_places(graph: ir.Graph, buffer: int, length: int) -> None:
-    """Make `ENCODER_PLACES` [rows, b + n], `DECODER_PLACES` [rows, b + L], `UNKNOWN_PLACES`.
+def add_position_ids(graph: ir.Graph, buffer: int, length: int) -> None:
+    """Add the position ids of the encoder, the decoder and the unknown tokens.
 
-    The last, [rows, L - n], are in the raster. In the others the buffer's rows are 0 to b - 1, a
-    known token's is b + its place in the raster, an unknown one's, another vector there, is L more.
+    `ENCODER_POSITION_IDS` are [rows, b + n], `DECODER_POSITION_IDS` [rows, b + L],
+    `UNKNOWN_POSITION_IDS` [rows, L - n]. The last are in the raster. In the others the buffer's
+    rows are 0 to b - 1, a known token's is b + its place in the raster, an unknown one's,
+    another vector there, is L more.
     """
     _, tokens, position_ids = graph.inputs
     made: list[ir.Node] = []
 
-    def held(name: str, *numbers: int) -> ir.Value:
+    def numbers_constant(name: str, *numbers: int) -> ir.Value:
         return constant(graph, f"places.{name}", np.array(numbers, np.int64))
 
     def add(
@@ -47,16 +49,24 @@ def add_places(graph: ir.Graph, buffer: int, length: int) -> None:
 
     count = add("Shape", [tokens], "places.n", [1], start=1, end=2)
     rows = add("Shape", [position_ids], "places.rows", [1], start=0, end=1)
-    sizes = add("Concat", [rows, held("buffer", buffer)], "places.sizes", [2], axis=0)
-    first = add("Expand", [held("first", *range(buffer)), sizes], "places.0", ["rows", buffer])
-    zero, axis, end = held("zero", 0), held("axis", 1), held("end", length)
+    sizes = add("Concat", [rows, numbers_constant("buffer", buffer)], "places.sizes", [2], axis=0)
+    first = add(
+        "Expand", [numbers_constant("first", *range(buffer)), sizes], "places.0", ["rows", buffer]
+    )
+    zero, axis, end = (
+        numbers_constant("zero", 0),
+        numbers_constant("axis", 1),
+        numbers_constant("end", length),
+    )
     known = add("Slice", [position_ids, zero, count, axis], "places.1", ["rows", "n"])
-    known = add("Add", [known, held("known", buffer)], "places.2", ["rows", "n"])
+    known = add("Add", [known, numbers_constant("known", buffer)], "places.2", ["rows", "n"])
     left = f"{length} - n"
-    unknown = add("Slice", [position_ids, count, end, axis], UNKNOWN_PLACES, ["rows", left])
-    unknown = add("Add", [unknown, held("unknown", buffer + length)], "places.4", ["rows", left])
-    add("Concat", [first, known], ENCODER_PLACES, ["rows", f"{buffer} + n"], axis=1)
-    add("Concat", [first, known, unknown], DECODER_PLACES, ["rows", buffer + length], axis=1)
+    unknown = add("Slice", [position_ids, count, end, axis], UNKNOWN_POSITION_IDS, ["rows", left])
+    unknown = add(
+        "Add", [unknown, numbers_constant("unknown", buffer + length)], "places.4", ["rows", left]
+    )
+    add("Concat", [first, known], ENCODER_POSITION_IDS, ["rows", f"{buffer} + n"], axis=1)
+    add("Concat", [first, known, unknown], DECODER_POSITION_IDS, ["rows", buffer + length], axis=1)
     graph.insert_before(graph[0], made)
 
 
@@ -67,18 +77,18 @@ def numbered(site: Site, config: MarConfig) -> Site:
     buffer, length = config.buffer, config.length
     last = site.name.startswith(f"decoder_blocks.{config.decoder_depth - 1}.")
     if site.name.startswith("encoder"):
-        places, positions = ENCODER_PLACES, buffer + length
+        places, positions = ENCODER_POSITION_IDS, buffer + length
     elif last and site.role != "qkv":
-        places, positions = UNKNOWN_PLACES, length
+        places, positions = UNKNOWN_POSITION_IDS, length
     else:
-        places, positions = DECODER_PLACES, buffer + 2 * length
+        places, positions = DECODER_POSITION_IDS, buffer + 2 * length
     return msgspec.structs.replace(site, position_input=places, positions=positions)
 
 
-def add_time_place(graph: ir.Graph) -> None:
-    """Make `TIME_PLACE` [1] of the denoiser: which of as many like parts its time is in."""
-    held = constant(graph, "places.width", np.array([TIMES // TIME_PLACES], np.int64))
-    node = ir.node("Div", [graph.inputs[1], held], name=f"places/{TIME_PLACE}")
+def add_time_position(graph: ir.Graph) -> None:
+    """Make `TIME_POSITION_ID` [1] of the denoiser: which of as many like parts its time is in."""
+    held = constant(graph, "places.width", np.array([TIMES // TIME_POSITIONS], np.int64))
+    node = ir.node("Div", [graph.inputs[1], held], name=f"places/{TIME_POSITION_ID}")
     value = node.outputs[0]
-    value.name, value.type, value.shape = TIME_PLACE, held.type, held.shape
+    value.name, value.type, value.shape = TIME_POSITION_ID, held.type, held.shape
     graph.insert_before(graph[0], node)

@@ -118,8 +118,8 @@ def condition_of(rows: int, given: Arrays) -> dict[str, Array]:
     It is the first rows / R tokens of each row.
     """
     condition = given["condition"]
-    told = condition[:, : rows // len(condition)]
-    return {"condition": np.ascontiguousarray(told.reshape(rows, -1))}
+    tokens_condition = condition[:, : rows // len(condition)]
+    return {"condition": np.ascontiguousarray(tokens_condition.reshape(rows, -1))}
 
 
 class Recorder(OnnxRuntimeSession):

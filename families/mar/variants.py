@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Variant, any_size
+from ..base import Variant, unsized_variant
 from .config import PUBLISHED, MarConfig
 
 VAE = "kl16"
@@ -55,4 +55,4 @@ VARIANTS = (
         graphs=GRAPHS,
     ),
 )
-ANY_SIZE = any_size("mar", "vae", VARIANTS)
+UNSIZED = unsized_variant("mar", "vae", VARIANTS)

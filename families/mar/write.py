@@ -7,14 +7,20 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import columns, linear_sites, own_norms
+from ...export.passes.linears import columns, linear_sites, name_norm_parameters
 from ...export.tracing import trace
 from ...export.weight_file import WeightFile
 from ...graph.sites import FoldPart, ProducerFold, Site
 from .config import MarConfig
 from .graphs import DenoiseGraph, PassGraph
 from .model import MarTransformer
-from .position_ids import TIME_PLACE, TIME_PLACES, add_places, add_time_place, numbered
+from .position_ids import (
+    TIME_POSITION_ID,
+    TIME_POSITIONS,
+    add_position_ids,
+    add_time_position,
+    numbered,
+)
 
 ROLES = {
     "qkv": "qkv",
@@ -68,9 +74,9 @@ def export_mar(
         fold=lambda path: denoise_fold(path, head_width),
         excluded=dict.fromkeys(linears, DENOISES),
         token_axis=dict.fromkeys(ROLES.values(), 0),
-        position_input=TIME_PLACE,
+        position_input=TIME_POSITION_ID,
     )
-    timed = (msgspec.structs.replace(site, positions=TIME_PLACES) for site in found)
+    timed = (msgspec.structs.replace(site, positions=TIME_POSITIONS) for site in found)
     sites += tuple(timed)
     weights.save(graph, "denoise", properties)
     return sites
@@ -89,12 +95,12 @@ def pass_graph(model: MarTransformer) -> ir.Model:
         ["labels", "tokens", "position_ids"],
         ["z", "condition"],
     )
-    own_norms(graph.graph)
+    name_norm_parameters(graph.graph)
     widths = (config.decoder_width, config.head_width)
     for value, width in zip(graph.graph.outputs, widths, strict=True):
         # The exporter has a name of its own for the number of unknown tokens.
         value.shape = ir.Shape(["rows", f"{config.length} - n", width])
-    add_places(graph.graph, config.buffer, config.length)
+    add_position_ids(graph.graph, config.buffer, config.length)
     return graph
 
 
@@ -111,8 +117,8 @@ def denoise_graph(model: MarTransformer) -> ir.Model:
         ["x", "time", "condition"],
         ["noise", "spread"],
     )
-    own_norms(graph.graph)
-    add_time_place(graph.graph)
+    name_norm_parameters(graph.graph)
+    add_time_position(graph.graph)
     return graph
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..base import Family
 from .spec import ParSpec
-from .variants import ANY_SIZE, VARIANTS
+from .variants import UNSIZED, VARIANTS
 
 FAMILY = Family(
     name="par",
     variants=VARIANTS,
-    any_size=ANY_SIZE,
+    unsized=UNSIZED,
     spec=ParSpec,
     loop="arvg_trt.families.par.loop:ParLoop",
     exporter="arvg_trt.families.par.export:ParExporter",

@@ -160,7 +160,7 @@ class ParJson(msgspec.Struct, frozen=True, kw_only=True):
     norm_eps: float | None = None
     sampling: Defaults | None = None
 
-    def told(self) -> dict[str, object]:
+    def config_values(self) -> dict[str, object]:
         """What the file says, by the names of `ParConfig`."""
         renamed = {
             "n_layer": "depth",

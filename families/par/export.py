@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.spec import Defaults
 from ..shared.isolated_export import GeneratorExporter
 from ..shared.job import (
     ExportJob,
     guided_labels,
-    load_halves,
+    load_parts,
     parity_results,
     refuse_static,
-    write_halves,
+    write_parts,
 )
 from .spec import ParSpec, generation_order
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class ParExporter(GeneratorExporter):
     """Exports a PAR and its tokenizer."""
 
-    def check_form(self, name: str, form: GraphForm) -> None:
+    def check_shape(self, name: str, form: ExportShape) -> None:
         """Raises ExportError for fixed shapes: a graph a step would be too many."""
         refuse_static(name, form, "a few tokens")
 
@@ -42,11 +42,11 @@ class ParExporter(GeneratorExporter):
 
         model, vq = load_models(job)
         side = model.config.side
-        return write_halves(
+        return write_parts(
             job,
             folder,
             (model, vq),
-            describe(model.config, vq.config, job.form, told(job).sampling),
+            describe(model.config, vq.config, job.form, read_config_json(job).sampling),
             lambda weights, properties: (
                 *export_vq(vq, weights, properties, side=side),
                 *export_par(model, weights, properties, job.form),
@@ -78,13 +78,13 @@ class ParExporter(GeneratorExporter):
 
 
 def load_models(job: ExportJob) -> tuple[ParTransformer, LlamagenVq]:
-    """As `load_halves`: of one codebook."""
+    """As `load_parts`: of one codebook."""
     from ..llamagen_vq.model import load_llamagen_vq
     from .checkpoint import load_par
     from .variants import VQ16
 
-    said = told(job)
-    halves = load_halves(
+    said = read_config_json(job)
+    halves = load_parts(
         job,
         f"{VQ16}.pt",
         lambda tensors: load_par(tensors, job.spec, said),
@@ -97,7 +97,7 @@ def load_models(job: ExportJob) -> tuple[ParTransformer, LlamagenVq]:
     return halves
 
 
-def told(job: ExportJob) -> ParJson:
+def read_config_json(job: ExportJob) -> ParJson:
     """What the `config.json` beside the weights says."""
     from ...export.checkpoint.config_json import read_beside
     from .config import ParJson
@@ -108,7 +108,7 @@ def told(job: ExportJob) -> ParJson:
 def describe(
     config: ParConfig,
     tokenizer: LlamagenVqConfig,
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
     sampling: Defaults | None = None,
 ) -> ParSpec:
     """What the runtime needs to know of the generator; `sampling` instead of the published one."""

@@ -52,7 +52,7 @@ class StepGraph(GraphTransformer):
         return (logits, *(k for k, _ in presents), *(v for _, v in presents))
 
 
-class FullGraph(GraphTransformer):
+class TeacherForcedGraph(GraphTransformer):
     """labels and all tokens but the last group -> logits of all tokens."""
 
     visible: Tensor

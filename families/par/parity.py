@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...export.parity import Arrays, Difference, difference, require
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.kv_cache import past_name
 from ...runtime.sessions.onnxruntime import mapped_session
-from ..shared.cached_steps import cache_of, run_as_kept
+from ..shared.cached_steps import cache_of, run_with_cache_type
 from .model import ParTransformer
 
 
@@ -41,11 +41,11 @@ class References:
 
 @torch.inference_mode()
 def compute_par_references(
-    model: ParTransformer, labels: Tensor, tokens: Tensor, form: GraphForm = DYNAMIC
+    model: ParTransformer, labels: Tensor, tokens: Tensor, form: ExportShape = DYNAMIC
 ) -> References:
     """labels int64 [rows], tokens int64 [rows, length]: those of real images, as generated."""
     seen = tokens[:, : -model.config.group]
-    full, logits, presents = run_as_kept(model, form, lambda: model.run(labels, seen))
+    full, logits, presents = run_with_cache_type(model, form, lambda: model.run(labels, seen))
     return References(
         group=model.config.group,
         labels=labels.numpy(),

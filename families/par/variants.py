@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Variant, any_size
+from ..base import Variant, unsized_variant
 from .config import PUBLISHED, ParConfig
 
 VQ16 = "vq_ds16_c2i"
@@ -54,4 +54,4 @@ VARIANTS = (
         graphs=GRAPHS,
     ),
 )
-ANY_SIZE = any_size("par", "tokenizer", VARIANTS)
+UNSIZED = unsized_variant("par", "tokenizer", VARIANTS)

@@ -8,9 +8,9 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import own
+from ...export.passes.linears import named_initializer
 from ...export.passes.naming import module_path
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...export.tracing import (
     cache_type,
     example_caches,
@@ -22,9 +22,9 @@ from ...export.tracing import (
 from ...export.weight_file import WeightFile
 from ...graph.edit import drop_unused_initializers
 from ...graph.sites import FoldPart, ProducerFold, Site
-from ..shared.transformer import keep_cache_as
+from ..shared.transformer import set_cache_type
 from ..shared.transformer_graphs import SiteRules, write_transformer
-from .graphs import FullGraph, StepGraph
+from .graphs import StepGraph, TeacherForcedGraph
 from .model import ParTransformer
 
 ROLES = {"wqkv": "qkv", "wo": "proj", "w1": "fc1", "w3": "fc1", "w2": "fc2", "output": "head"}
@@ -38,7 +38,7 @@ def export_par(
     model: ParTransformer,
     weights: WeightFile,
     properties: dict[str, str],
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write both graphs of the transformer through `weights`; returns their sites."""
     width = model.config.width
@@ -46,9 +46,9 @@ def export_par(
     return write_transformer(transformer_graphs(model, form), rules, weights, properties)
 
 
-def transformer_graphs(model: ParTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
+def transformer_graphs(model: ParTransformer, form: ExportShape) -> Iterator[tuple[str, ir.Model]]:
     yield "step", with_own_norms(step_graph(model, form))
-    yield "full", with_own_norms(full_graph(model))
+    yield "full", with_own_norms(teacher_forced_graph(model))
 
 
 def role(path: str) -> str:
@@ -56,12 +56,12 @@ def role(path: str) -> str:
     return ROLES[path.rpartition(".")[2]]
 
 
-def step_graph(model: ParTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
+def step_graph(model: ParTransformer, form: ExportShape = DYNAMIC) -> ir.Model:
     config = model.config
     rows, n = Dim("rows"), Dim("n")
     cache_shape = [{0: rows, 2: Dim("past")}] * config.depth
     graph = trace(
-        keep_cache_as(StepGraph(model), cache_type(form)),
+        set_cache_type(StepGraph(model), cache_type(form)),
         (
             torch.zeros(ROWS, TOKENS, dtype=torch.int64),
             torch.arange(TOKENS),
@@ -71,17 +71,17 @@ def step_graph(model: ParTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
         ["tokens", "position_ids", *past_names(config.depth)],
         ["logits", *present_names(config.depth)],
     )
-    keep_cache_as(model, None)  # the graph's layers are the model's own
+    set_cache_type(model, None)  # the graph's layers are the model's own
     name_presents(graph, config.heads, config.head_dim)
     return graph
 
 
-def full_graph(model: ParTransformer) -> ir.Model:
+def teacher_forced_graph(model: ParTransformer) -> ir.Model:
     config = model.config
     rows = Dim("rows")
     tokens = torch.zeros(ROWS, config.length - config.group, dtype=torch.int64)
     return trace(
-        FullGraph(model),
+        TeacherForcedGraph(model),
         (torch.zeros(ROWS, dtype=torch.int64), tokens),
         ({0: rows}, {0: rows}),
         ["labels", "tokens"],
@@ -98,7 +98,7 @@ def with_own_norms(model: ir.Model) -> ir.Model:
             continue
         for index, value in enumerate(node.inputs):
             if value is not None and value.is_initializer():
-                node.replace_input_with(index, own(graph, value, f"{path}.weight"))
+                node.replace_input_with(index, named_initializer(graph, value, f"{path}.weight"))
     drop_unused_initializers(graph)
     return model
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..base import Family
 from .spec import RarSpec
-from .variants import ANY_SIZE, VARIANTS
+from .variants import UNSIZED, VARIANTS
 
 FAMILY = Family(
     name="rar",
     variants=VARIANTS,
-    any_size=ANY_SIZE,
+    unsized=UNSIZED,
     spec=RarSpec,
     loop="arvg_trt.families.rar.loop:RarLoop",
     exporter="arvg_trt.families.rar.export:RarExporter",

@@ -6,15 +6,15 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ..shared.isolated_export import GeneratorExporter
 from ..shared.job import (
     ExportJob,
     guided_labels,
-    load_halves,
+    load_parts,
     parity_results,
     refuse_static,
-    write_halves,
+    write_parts,
 )
 from .spec import RarDefaults, RarSpec
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class RarExporter(GeneratorExporter):
     """Exports a RAR and its tokenizer."""
 
-    def check_form(self, name: str, form: GraphForm) -> None:
+    def check_shape(self, name: str, form: ExportShape) -> None:
         """Raises ExportError for fixed shapes: a graph a step would be too many."""
         refuse_static(name, form, "one token")
 
@@ -41,7 +41,7 @@ class RarExporter(GeneratorExporter):
 
         model, vq = load_models(job)
         sampling = read_beside(job.paths[0].parent, RarJson).sampling
-        return write_halves(
+        return write_parts(
             job,
             folder,
             (model, vq),
@@ -75,12 +75,12 @@ class RarExporter(GeneratorExporter):
 
 
 def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
-    """As `load_halves`: of one codebook."""
+    """As `load_parts`: of one codebook."""
     from ..maskgit_vq.model import load_maskgit_vq
     from .checkpoint import load_rar
     from .variants import TOKENIZER
 
-    return load_halves(
+    return load_parts(
         job,
         f"{TOKENIZER}.bin",
         lambda tensors: load_rar(tensors, job.spec),
@@ -92,7 +92,7 @@ def load_models(job: ExportJob) -> tuple[RarTransformer, MaskgitVq]:
 def describe(
     config: RarConfig,
     tokenizer: MaskgitVqConfig,
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
     sampling: RarDefaults | None = None,
 ) -> RarSpec:
     """What the runtime needs to know of the generator; `sampling` instead of the published one."""

@@ -137,5 +137,5 @@ class StepGraph(GraphTransformer):
         return (logits, *(k for k, _ in presents), *(v for _, v in presents))
 
 
-class FullGraph(GraphTransformer):
+class TeacherForcedGraph(GraphTransformer):
     """labels and all tokens but the last -> logits of all tokens."""

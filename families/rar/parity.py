@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...export.parity import Arrays, Difference, difference, require
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.kv_cache import past_name
 from ...runtime.sessions.onnxruntime import mapped_session
-from ..shared.cached_steps import cache_of, run_as_kept
+from ..shared.cached_steps import cache_of, run_with_cache_type
 from .config import RarConfig
 from .model import CHUNKS, RarTransformer
 
@@ -48,11 +48,11 @@ class References:
 
 @torch.inference_mode()
 def compute_rar_references(
-    model: RarTransformer, labels: Tensor, tokens: Tensor, form: GraphForm = DYNAMIC
+    model: RarTransformer, labels: Tensor, tokens: Tensor, form: ExportShape = DYNAMIC
 ) -> References:
     """labels int64 [rows], tokens int64 [rows, L]: those of real images."""
     config, seen = model.config, tokens[:, :-1]
-    full, logits, presents = run_as_kept(model, form, lambda: model.run(labels, seen))
+    full, logits, presents = run_with_cache_type(model, form, lambda: model.run(labels, seen))
     condition = model.conditions(labels, torch.from_numpy(places(config)))
     modulation = torch.cat(list(model.modulations(condition)), dim=2).numpy()
     head = model.adaln_before_head(condition).numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Variant, any_size
+from ..base import Variant, unsized_variant
 from .config import PUBLISHED, RarConfig
 
 TOKENIZER = "maskgit-vqgan-imagenet-f16-256"
@@ -36,4 +36,4 @@ VARIANTS = (
         graphs=GRAPHS,
     ),
 )
-ANY_SIZE = any_size("rar", "tokenizer", VARIANTS)
+UNSIZED = unsized_variant("rar", "tokenizer", VARIANTS)

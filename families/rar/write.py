@@ -9,7 +9,7 @@ import torch
 from torch.export import Dim
 
 from ...export.passes.linears import columns
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...export.tracing import (
     cache_type,
     example_caches,
@@ -20,9 +20,9 @@ from ...export.tracing import (
 )
 from ...export.weight_file import WeightFile
 from ...graph.sites import ProducerFold, Site
-from ..shared.transformer import keep_cache_as
+from ..shared.transformer import set_cache_type
 from ..shared.transformer_graphs import SiteRules, write_transformer
-from .graphs import ConditionGraph, FullGraph, StepGraph
+from .graphs import ConditionGraph, StepGraph, TeacherForcedGraph
 from .model import CHUNKS, RarTransformer
 
 ROLES = {"qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "lm_head": "head", "1": "adaln"}
@@ -36,7 +36,7 @@ def export_rar(
     model: RarTransformer,
     weights: WeightFile,
     properties: dict[str, str],
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write the three graphs of the transformer through `weights`; returns their sites."""
     width = model.config.width
@@ -44,10 +44,10 @@ def export_rar(
     return write_transformer(transformer_graphs(model, form), rules, weights, properties)
 
 
-def transformer_graphs(model: RarTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
+def transformer_graphs(model: RarTransformer, form: ExportShape) -> Iterator[tuple[str, ir.Model]]:
     yield "condition", condition_graph(model)
     yield "step", step_graph(model, form)
-    yield "full", full_graph(model)
+    yield "full", teacher_forced_graph(model)
 
 
 def role(path: str) -> str:
@@ -66,13 +66,13 @@ def condition_graph(model: RarTransformer) -> ir.Model:
     )
 
 
-def step_graph(model: RarTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
+def step_graph(model: RarTransformer, form: ExportShape = DYNAMIC) -> ir.Model:
     config = model.config
     rows, n = Dim("rows"), Dim("n")
     shape = (ROWS, config.heads, PAST, config.head_dim)
     cache_shape = [{0: rows, 2: Dim("past")}] * config.depth
     graph = trace(
-        keep_cache_as(StepGraph(model), cache_type(form)),
+        set_cache_type(StepGraph(model), cache_type(form)),
         (
             torch.zeros(ROWS, TOKENS, dtype=torch.int64),
             torch.arange(TOKENS),
@@ -95,11 +95,11 @@ def step_graph(model: RarTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
     return graph
 
 
-def full_graph(model: RarTransformer) -> ir.Model:
+def teacher_forced_graph(model: RarTransformer) -> ir.Model:
     rows = Dim("rows")
     tokens = torch.zeros(ROWS, model.config.length - 1, dtype=torch.int64)
     return trace(
-        FullGraph(model),
+        TeacherForcedGraph(model),
         (torch.zeros(ROWS, dtype=torch.int64), tokens),
         ({0: rows}, {0: rows}),
         ["labels", "tokens"],

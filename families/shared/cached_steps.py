@@ -8,9 +8,9 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from ...export.parity import Arrays
-from ...export.shape import GraphForm
+from ...export.shape import ExportShape
 from ...export.tracing import cache_type
-from .transformer import KeyValue, keep_cache_as
+from .transformer import KeyValue, set_cache_type
 
 CacheT = TypeVar("CacheT")
 
@@ -21,15 +21,15 @@ def cache_of(presents: Sequence[KeyValue]) -> Arrays:
     return keys | {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(presents)}
 
 
-def run_as_kept(
-    model: nn.Module, form: GraphForm, run: Callable[[], tuple[Tensor, CacheT]]
+def run_with_cache_type(
+    model: nn.Module, form: ExportShape, run: Callable[[], tuple[Tensor, CacheT]]
 ) -> tuple[Tensor, Tensor, CacheT]:
     """Return logits with exact caches, then logits and caches as the step graphs store them."""
     full, cache = run()
     kind = cache_type(form)
     if kind is None:
         return full, full, cache
-    keep_cache_as(model, kind)
+    set_cache_type(model, kind)
     logits, cache = run()
-    keep_cache_as(model, None)
+    set_cache_type(model, None)
     return full, logits, cache

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from ...export.isolated import call, serve
-from ...export.shape import GraphForm
+from ...export.isolated import run_isolated, serve_worker
+from ...export.shape import ExportShape
 from ...runtime.registry import find_family
 from ...samples.images import ImageSource
 from ...workspace.stage import SilentReporter
@@ -32,7 +32,7 @@ class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
     paths: tuple[str, ...]
     images: tuple[str, ...]
     folder: str
-    form: GraphForm
+    form: ExportShape
     weights: Literal["ema", "model"] | None = None
 
 
@@ -60,7 +60,7 @@ class GeneratorExporter(Exporter):
     """Export a generator in two subprocesses: write its graphs, then compare them."""
 
     @abstractmethod
-    def check_form(self, name: str, form: GraphForm) -> None:
+    def check_shape(self, name: str, form: ExportShape) -> None:
         """Raise ExportError for a shape that its graphs cannot have."""
 
     @abstractmethod
@@ -78,12 +78,12 @@ class GeneratorExporter(Exporter):
     def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
         """Write graphs, sites.json and generator.json; return the manifest's results."""
         job.progress("exporting", 0)
-        written = do_apart("write", job, folder)
+        written = run_task("write", job, folder)
         for line in written.lines:
             job.reporter.say(line)
         parameters = written.found
         job.progress("comparing with PyTorch", 2)
-        parity = do_apart("compare", job, folder).found
+        parity = run_task("compare", job, folder).found
         job.progress("comparing with PyTorch", 3)
         return {
             "parameters": sum(parameters.values()),
@@ -93,7 +93,7 @@ class GeneratorExporter(Exporter):
         }
 
 
-def do_apart(what: What, job: ExportJob, folder: Path) -> Done:
+def run_task(what: What, job: ExportJob, folder: Path) -> Done:
     """Run a task in a subprocess; return its parameters, or its comparison of every graph.
 
     Raises:
@@ -110,7 +110,7 @@ def do_apart(what: What, job: ExportJob, folder: Path) -> Done:
         form=job.form,
         weights=job.weights,
     )
-    return call(__name__, request, Done)
+    return run_isolated(__name__, request, Done)
 
 
 def work(task: ModelTask) -> Done:
@@ -130,4 +130,4 @@ def work(task: ModelTask) -> Done:
 
 
 if __name__ == "__main__":
-    serve(ModelTask, work)
+    serve_worker(ModelTask, work)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...errors import ExportError
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...graph.sites import Site, SiteMap
 from ...runtime.images import FloatImage, center_crop, to_model
 from ...runtime.registry import find_family
@@ -55,7 +55,7 @@ class ExportJob:
     paths: tuple[Path, ...]
     source: ImageSource
     reporter: Reporter
-    form: GraphForm = DYNAMIC
+    form: ExportShape = DYNAMIC
     weights: Weights | None = None
 
     @property
@@ -83,18 +83,18 @@ class ExportJob:
         Raises:
             ExportError: whatever `read_all` refuses.
         """
-        from ...export.checkpoint.read import Choice, read_all
+        from ...export.checkpoint.read import WeightChoice, read_all
 
         official = find_family(self.entry.family).evaluated
         asked = self.weights is not None
-        choice = Choice(self.weights or official, asked, self.reporter.say)
+        choice = WeightChoice(self.weights or official, asked, self.reporter.say)
         return read_all(self.paths, infinite, choice)
 
     def progress(self, task: str, done: int) -> None:
         self.reporter.progress(task, done, STEPS)
 
 
-def refuse_static(name: str, form: GraphForm, grows: str) -> None:
+def refuse_static(name: str, form: ExportShape, grows: str) -> None:
     """Raise ExportError for fixed shapes, where a cache grows by `grows` a step."""
     if form.static_batch is not None:
         raise ExportError(
@@ -109,7 +109,7 @@ def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> di
     return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}
 
 
-def write_halves(
+def write_parts(
     job: ExportJob,
     folder: Path,
     halves: tuple[nn.Module, nn.Module],
@@ -147,7 +147,7 @@ def mark_norms(job: ExportJob, tokenizer: nn.Module, size: int) -> None:
     mark_drifting_norms(tokenizer, lambda: decode(codec.encode(picture)))
 
 
-def load_halves(
+def load_parts(
     job: ExportJob,
     tokenizer_file: str,
     load_transformer: Callable[[dict[str, Tensor]], Transformer],
@@ -163,7 +163,7 @@ def load_halves(
     """
     from ..registry import check_config
 
-    transformer, tokenizer = read_halves(job, tokenizer_file, infinite, ignored)
+    transformer, tokenizer = read_parts(job, tokenizer_file, infinite, ignored)
     model = load_transformer(transformer)
     check_config(job.entry, model.config, job.spec)
     found = load_tokenizer(tokenizer, model)
@@ -171,7 +171,7 @@ def load_halves(
     return model, found
 
 
-def read_halves(
+def read_parts(
     job: ExportJob, tokenizer_file: str, infinite: Collection[str] = (), ignored: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return a generator's tensors: the transformer's, and the tokenizer's.

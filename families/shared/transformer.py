@@ -74,7 +74,7 @@ class CachedAttention(nn.Module):
         return attend(q, keys.to(q.dtype), values.to(q.dtype), mask), (keys, values)
 
 
-def keep_cache_as(model: Model, kind: torch.dtype | None) -> Model:
+def set_cache_type(model: Model, kind: torch.dtype | None) -> Model:
     """Set what the model's attentions round keys and values to."""
     for module in model.modules():
         if isinstance(module, CachedAttention):

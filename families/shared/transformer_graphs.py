@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ...export.passes.linears import linear_sites
 from ...export.weight_file import WeightFile
 from ...graph.sites import ProducerFold, Site
-from ...runtime.generator import FULL
+from ...runtime.generator import TEACHER_FORCED
 
 POSITIONS = "position_ids"
 
@@ -50,7 +50,7 @@ def write_transformer(
             excluded=rules.excluded.get(name, {}),
             token_axis=rules.token_axis,
             position_input=POSITIONS if POSITIONS in inputs else None,
-            of_all_positions=name == FULL,
+            of_all_positions=name == TEACHER_FORCED,
         )
         weights.save(graph, name, properties)
     return sites

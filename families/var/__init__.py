@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..base import Family
 from .spec import VarSpec
-from .variants import ANY_SIZE, SNAPSHOTS, VARIANTS
+from .variants import SNAPSHOTS, UNSIZED, VARIANTS
 
 FAMILY = Family(
     name="var",
     variants=VARIANTS,
-    any_size=ANY_SIZE,
+    unsized=UNSIZED,
     spec=VarSpec,
     loop="arvg_trt.families.var.loop:VarLoop",
     exporter="arvg_trt.families.var.export:VarExporter",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ExportError
-from ...export.checkpoint.config_json import require_agreement, require_told
+from ...export.checkpoint.config_json import require_agreement, require_known
 from ...export.checkpoint.strict import (
     build_strictly,
     count_items,
@@ -34,26 +34,26 @@ NEEDED = {  # key: axes
 
 
 def infer_config(
-    tensors: Mapping[str, Tensor], where: str, told: VarJson | None = None
+    tensors: Mapping[str, Tensor], where: str, config_json: VarJson | None = None
 ) -> VarConfig:
     """Return the configuration that a checkpoint's keys and shapes imply.
 
-    `told` is the `config.json` beside it: what shapes do not tell is taken from there, and what
-    they tell must agree with it. Heads without a learned scale are else those of the official rule,
-    and the norms' eps is the official code's.
+    `config_json` is the `config.json` beside it: what shapes do not tell is taken from there, and
+    what they tell must agree with it. Heads without a learned scale are else those of the official
+    rule, and the norms' eps is the official code's.
 
     Raises:
-        ExportError: not a VAR transformer, sizes that contradict each other or `told`, or heads
-            that neither a tensor, nor the official rule, nor `told` gives.
+        ExportError: not a VAR transformer, sizes that contradict each other or `config_json`, or
+            heads that neither a tensor, nor the official rule, nor `config_json` gives.
     """
     require_needed(tensors, NEEDED, "a VAR transformer", where)
-    said = {} if told is None else told.told()
+    said = {} if config_json is None else config_json.config_values()
     classes, width = tensors["class_emb.weight"].shape
     scales = (v for k, v in tensors.items() if k.endswith(".attn.scale_mul_1H11"))
     scale = next(scales, None)
     depth = count_items(tensors, r"blocks\.(\d+)\.")
     heads = said.get("heads", official_heads(depth, width)) if scale is None else scale.numel()
-    require_told("num_heads", heads, f"{depth} blocks of width {width}", where)
+    require_known("num_heads", heads, f"{depth} blocks of width {width}", where)
     with locating(where):
         config = VarConfig(
             depth=depth,
@@ -91,7 +91,7 @@ def infer_patch_nums(levels: Tensor) -> tuple[int, ...]:
 
 
 def load_var(
-    tensors: Mapping[str, Tensor], where: str, told: VarJson | None = None
+    tensors: Mapping[str, Tensor], where: str, config_json: VarJson | None = None
 ) -> VarTransformer:
     """Return a float32 model in eval mode with the transformer's tensors, loaded strictly.
 
@@ -100,7 +100,7 @@ def load_var(
     Raises:
         ExportError: missing, extra or misshapen keys (named), another model, odd buffers.
     """
-    config = infer_config(tensors, where, told)
+    config = infer_config(tensors, where, config_json)
     model = build_strictly(lambda: VarTransformer(config), tensors, where)
     zeros = torch.zeros(config.width)
     constants = {f"blocks.{i}.attn.zero_k_bias": zeros for i in range(config.depth)}

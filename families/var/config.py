@@ -106,7 +106,7 @@ class VarJson(msgspec.Struct, frozen=True, kw_only=True):
     norm_eps: float | None = None
     sampling: Defaults | None = None
 
-    def told(self) -> dict[str, object]:
+    def config_values(self) -> dict[str, object]:
         """Return what the file says, by the names of `VarConfig`."""
         renamed = {"num_heads": "heads", "embed_dim": "width"}
         names = set(self.__struct_fields__) - {"sampling"}

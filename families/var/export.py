@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.spec import Defaults
 from ..shared.isolated_export import GeneratorExporter
-from ..shared.job import ExportJob, guided_labels, load_halves, parity_results, write_halves
+from ..shared.job import ExportJob, guided_labels, load_parts, parity_results, write_parts
 from .spec import VarSpec
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluat
 class VarExporter(GeneratorExporter):
     """Exports a VAR and its tokenizer."""
 
-    def check_form(self, name: str, form: GraphForm) -> None:
+    def check_shape(self, name: str, form: ExportShape) -> None:
         """It has every form."""
 
     def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
@@ -36,7 +36,7 @@ class VarExporter(GeneratorExporter):
 
         model, vae = load_models(job)
         sampling = read_config_json(job.paths[0].parent).sampling
-        return write_halves(
+        return write_parts(
             job,
             folder,
             (model, vae),
@@ -72,17 +72,17 @@ class VarExporter(GeneratorExporter):
 
 
 def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
-    """As `load_halves`: of one size and one codebook."""
+    """As `load_parts`: of one size and one codebook."""
     from ..var_vqvae.model import load_var_vqvae
     from .checkpoint import INFINITE, load_var
     from .config import read_config_json
     from .variants import VAE
 
-    told = read_config_json(job.paths[0].parent)
-    return load_halves(
+    config_json = read_config_json(job.paths[0].parent)
+    return load_parts(
         job,
         f"{VAE}.pth",
-        lambda tensors: load_var(tensors, job.spec, told),
+        lambda tensors: load_var(tensors, job.spec, config_json),
         lambda tensors, model: load_var_vqvae(tensors, job.spec, model.config.patch_nums),
         ("vocab_size", "latent_channels"),
         INFINITE,
@@ -92,7 +92,7 @@ def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
 def describe(
     config: VarConfig,
     vae: VarVqvae,
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
     sampling: Defaults | None = None,
 ) -> VarSpec:
     """What the runtime needs to know of the generator; `sampling` instead of the published one."""

@@ -46,7 +46,7 @@ class GraphAttention(VarAttention):
         return self.factor
 
 
-class OwnRows(nn.Module):
+class BlockRows(nn.Module):
     """Add a block's own rows to the shared modulation, flat, with the one of 1 + scale.
 
     A module, so that the graph's node has the block's name.
@@ -72,7 +72,7 @@ class GraphBlock(VarBlock):
         self.attn = GraphAttention(source.attn)
         self.ffn = source.ffn
         if hasattr(source, "ada_gss"):
-            self.ada_lin = nn.Sequential(OwnRows(source.ada_gss))
+            self.ada_lin = nn.Sequential(BlockRows(source.ada_gss))
         else:
             linear = cast(nn.Linear, source.ada_lin[1])
             self.ada_lin = nn.Sequential(source.ada_lin[0], with_ones(linear, ONE_OF_BLOCK))
@@ -148,5 +148,5 @@ class StepGraph(GraphTransformer):
         return (logits, *(k for k, _ in presents), *(v for _, v in presents))
 
 
-class FullGraph(GraphTransformer):
+class TeacherForcedGraph(GraphTransformer):
     """Compute logits of all positions, from labels and teacher-forced features."""

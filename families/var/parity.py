@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...export.parity import Array, Arrays, Difference, difference, require
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.kv_cache import past_name
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
-from ..shared.cached_steps import run_as_kept
+from ..shared.cached_steps import run_with_cache_type
 from ..shared.transformer import KeyValue
 from .config import VarConfig
 from .model import VarBlock, VarTransformer
@@ -35,7 +35,7 @@ class References:
     """
 
     config: VarConfig
-    form: GraphForm
+    form: ExportShape
     labels: NDArray[np.int64]
     features: NDArray[np.float32]
     inputs: NDArray[np.float32]
@@ -47,7 +47,7 @@ class References:
 
 @torch.inference_mode()
 def compute_references(
-    model: VarTransformer, labels: Tensor, features: Tensor, form: GraphForm = DYNAMIC
+    model: VarTransformer, labels: Tensor, features: Tensor, form: ExportShape = DYNAMIC
 ) -> References:
     """Compute references of labels int64 [rows] and features [rows, L - first, 32].
 
@@ -56,7 +56,9 @@ def compute_references(
     """
     condition = model.condition(labels)
     inputs = torch.cat((condition[0], model.word_embed(features)), dim=1)
-    full, steps, cache = run_as_kept(model, form, lambda: run_blocks(model, inputs, *condition[1:]))
+    full, steps, cache = run_with_cache_type(
+        model, form, lambda: run_blocks(model, inputs, *condition[1:])
+    )
     names = ("x", "modulation", "head_modulation")
     return References(
         config=model.config,
@@ -101,7 +103,7 @@ def check_var_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
     found = [
         *check_condition(folder, wanted),
         *check_steps(folder, wanted),
-        check_full(folder, wanted),
+        check_teacher_forced(folder, wanted),
     ]
     for one in found:
         require(one)
@@ -140,7 +142,7 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
     return found
 
 
-def check_full(folder: Path, wanted: References) -> Difference:
+def check_teacher_forced(folder: Path, wanted: References) -> Difference:
     """Compare the graph of all positions row by row: its attention has all positions squared."""
     session = mapped_session(folder / "full.onnx")
     rows = [

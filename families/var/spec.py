@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.spec import (
-    FULL,
+    TEACHER_FORCED,
     AxisSizes,
     Count,
     Defaults,
@@ -76,7 +76,7 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
 
     @property
     def calibrated_graphs(self) -> tuple[str, ...]:
-        return (FULL,)
+        return (TEACHER_FORCED,)
 
     @property
     def recording(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Variant, any_size
+from ..base import Variant, unsized_variant
 from .config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
 
 VAE = "vae_ch160v4096z32"
@@ -45,4 +45,4 @@ VARIANTS = (
         graphs=GRAPHS,
     ),
 )
-ANY_SIZE = any_size("var", "vae", VARIANTS)
+UNSIZED = unsized_variant("var", "vae", VARIANTS)

@@ -9,17 +9,17 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import columns, own
+from ...export.passes.linears import columns, named_initializer
 from ...export.passes.naming import module_path
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...export.tracing import cache_type, name_presents, past_names, present_names, trace
 from ...export.weight_file import WeightFile
 from ...graph.edit import drop_unused_initializers
 from ...graph.sites import FoldPart, ProducerFold, Site
-from ..shared.transformer import keep_cache_as
+from ..shared.transformer import set_cache_type
 from ..shared.transformer_graphs import SiteRules, write_transformer
 from .config import VarConfig
-from .graphs import ConditionGraph, FullGraph, StepGraph
+from .graphs import ConditionGraph, StepGraph, TeacherForcedGraph
 from .model import VarTransformer
 
 ROLES = {"mat_qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "head": "head"}
@@ -33,7 +33,7 @@ def export_var(
     model: VarTransformer,
     weights: WeightFile,
     properties: dict[str, str],
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write the graphs of the transformer through `weights`; return their sites."""
     config = model.config
@@ -43,23 +43,23 @@ def export_var(
     return write_transformer(transformer_graphs(model, form), rules, weights, properties)
 
 
-def transformer_graphs(model: VarTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
+def transformer_graphs(model: VarTransformer, form: ExportShape) -> Iterator[tuple[str, ir.Model]]:
     """Yield names and graphs, one at a time; the full one always has dynamic rows."""
     steps = form.step_names(len(model.config.patch_nums))
     yield "condition", with_factors(condition_graph(model, form))
     for scale, name in enumerate(steps):
         yield name, with_factors(step_graph(model, form, scale))
-    yield "full", with_factors(full_graph(model))
+    yield "full", with_factors(teacher_forced_graph(model))
 
 
-def condition_graph(model: VarTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
+def condition_graph(model: VarTransformer, form: ExportShape = DYNAMIC) -> ir.Model:
     labels = torch.zeros(form.rows or ROWS, dtype=torch.int64)
     dynamic = None if form.rows else ({0: Dim("rows")},)
     outputs = ["x", "modulation", "head_modulation"]
     return trace(ConditionGraph(model), (labels,), dynamic, ["labels"], outputs)
 
 
-def step_graph(model: VarTransformer, form: GraphForm = DYNAMIC, scale: int = 0) -> ir.Model:
+def step_graph(model: VarTransformer, form: ExportShape = DYNAMIC, scale: int = 0) -> ir.Model:
     """Return the graph of any step, or with fixed shapes that of `scale`.
 
     The graph of the first scale then has no `past_*`.
@@ -74,7 +74,7 @@ def step_graph(model: VarTransformer, form: GraphForm = DYNAMIC, scale: int = 0)
     cache = [torch.zeros(shape, dtype=getattr(torch, form.kv_type)) for _ in blocks]
     dynamic = None if fixed else step_dynamics(config.depth)
     graph = trace(
-        keep_cache_as(StepGraph(model), cache_type(form)),
+        set_cache_type(StepGraph(model), cache_type(form)),
         (
             torch.zeros(rows, n, config.width),
             torch.arange(n),
@@ -98,12 +98,12 @@ def step_dynamics(depth: int) -> tuple[object, ...]:
     return {0: rows, 1: n}, {0: n}, {0: rows}, {0: rows}, cache, cache
 
 
-def full_graph(model: VarTransformer) -> ir.Model:
+def teacher_forced_graph(model: VarTransformer) -> ir.Model:
     config = model.config
     rows = Dim("rows")
     features = torch.zeros(ROWS, config.length - config.first_length, config.latent_channels)
     return trace(
-        FullGraph(model),
+        TeacherForcedGraph(model),
         (torch.zeros(ROWS, dtype=torch.int64), features),
         ({0: rows}, {0: rows}),
         ["labels", "features"],
@@ -129,13 +129,15 @@ def add_factors(graph: ir.Graph) -> None:
         shared, rows = node.inputs
         assert shared is not None and rows is not None and rows.shape is not None
         ones = np.ones(rows.shape.numpy(), np.float32)
-        factor = own(graph, ir.val("ones", const_value=ir.tensor(ones)), f"{block}.ada_factor")
+        factor = named_initializer(
+            graph, ir.val("ones", const_value=ir.tensor(ones)), f"{block}.ada_factor"
+        )
         scaled = ir.node("Mul", [shared, factor], name=f"{block}/ada_factor")
         scaled.outputs[0].name = f"{block}.scaled_rows"
         scaled.outputs[0].type, scaled.outputs[0].shape = shared.type, shared.shape
         graph.insert_before(node, scaled)
         node.replace_input_with(0, scaled.outputs[0])
-        node.replace_input_with(1, own(graph, rows, f"{block}.ada_rows"))
+        node.replace_input_with(1, named_initializer(graph, rows, f"{block}.ada_rows"))
     drop_unused_initializers(graph)
 
 
@@ -167,11 +169,11 @@ def producer_fold(path: str, config: VarConfig) -> ProducerFold | None:
     gain = 2 * width + width * (last == "fc1")
     shift = gain + 2 * width
     if config.shared_aln:
-        return own_rows(owner, (gain, shift), shift)
+        return block_rows(owner, (gain, shift), shift)
     return columns(f"{owner}.ada_lin.1", (gain, shift), shift)
 
 
-def own_rows(block: str, starts: Sequence[int], shift: int) -> ProducerFold:
+def block_rows(block: str, starts: Sequence[int], shift: int) -> ProducerFold:
     """Return the parts of a block's own factor and rows behind a shared linear."""
     divide = [
         FoldPart(initializer=f"{block}.{name}", axis=0, start=start)

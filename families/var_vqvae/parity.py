@@ -27,7 +27,7 @@ from ...export.parity import (
     require,
     require_tokens,
 )
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.sessions.onnxruntime import mapped_session
 from ..var.parity import run_in_rows
 from .model import VarVqvae
@@ -94,7 +94,7 @@ def boundary_distance(quantizer: MultiScaleQuantizer, scale: int, residual: Tens
 
 
 def check_tokenizer_parity(
-    folder: Path, wanted: TokenizerReferences, form: GraphForm = DYNAMIC
+    folder: Path, wanted: TokenizerReferences, form: ExportShape = DYNAMIC
 ) -> tuple[TokenParity, tuple[Difference, ...]]:
     """Run encoder, decoder, lookup and every update, each on PyTorch's inputs.
 
@@ -124,7 +124,7 @@ def check_tokenizer_parity(
     return tokens, tuple(found)
 
 
-def check_updates(folder: Path, wanted: TokenizerReferences, form: GraphForm) -> list[Difference]:
+def check_updates(folder: Path, wanted: TokenizerReferences, form: ExportShape) -> list[Difference]:
     """Compare each update on its tokens and the f_hat before it."""
     found = []
     before = np.zeros_like(wanted.latent)

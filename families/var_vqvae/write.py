@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from ...export.passes.naming import find_sites
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...export.tracing import trace
 from ...export.weight_file import WeightFile
 from ...graph.sites import Site
@@ -34,7 +34,7 @@ def export_var_tokenizer(
     weights: WeightFile,
     properties: dict[str, str],
     word_embed: nn.Linear,
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write all graphs of the tokenizer through `weights`; return their sites.
 
@@ -75,7 +75,7 @@ def encoder_graph(model: VarVqvae) -> ir.Model:
     return trace(VarEncoderGraph(model), (image,), batch, ["image"], ["indices", "latent"])
 
 
-def decoder_graph(model: VarVqvae, form: GraphForm = DYNAMIC) -> ir.Model:
+def decoder_graph(model: VarVqvae, form: ExportShape = DYNAMIC) -> ir.Model:
     latent = torch.zeros(form.static_batch or EXAMPLES, *model.config.latent_shape)
     dynamic = None if form.static_batch else ({0: Dim("batch")},)
     return trace(VarDecoderGraph(model), (latent,), dynamic, ["latent"], ["image"])
@@ -88,7 +88,7 @@ def lookup_graph(model: VarVqvae) -> ir.Model:
 
 
 def update_graph(
-    model: VarVqvae, scale: int, word_embed: nn.Linear, form: GraphForm = DYNAMIC
+    model: VarVqvae, scale: int, word_embed: nn.Linear, form: ExportShape = DYNAMIC
 ) -> ir.Model:
     rows, batch = form.rows or EXAMPLES, Dim("batch")
     tokens = torch.zeros(rows, model.config.lengths[scale], dtype=torch.int64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.calibrate.convergence import Growth, convergence
+from arvg_trt.calibrate.convergence import RangeGrowth, convergence
 from arvg_trt.calibrate.statistics import TensorStats
 
 from ..families.generators import TinyGenerator, activations
@@ -20,8 +20,8 @@ def stats_of(rows: np.ndarray) -> TensorStats:
     return TensorStats(rows.min(0), rows.max(0), np.square(rows).sum(0), len(rows))
 
 
-def grown(batches: list[np.ndarray], positions: list[np.ndarray] | None = None) -> Growth:
-    growth = Growth(len(batches))
+def grown(batches: list[np.ndarray], positions: list[np.ndarray] | None = None) -> RangeGrowth:
+    growth = RangeGrowth(len(batches))
     for k, batch in enumerate(batches):
         growth.add("site", stats_of(batch))
         if positions:
@@ -71,7 +71,7 @@ def test_dead_channels_and_zeros_have_settled() -> None:
     ("parts", "marks"), [(1, ()), (2, (1,)), (3, (1, 2)), (4, (1, 2)), (7, (2, 4)), (64, (16, 32))]
 )
 def test_marks_lie_at_a_quarter_and_at_half(parts: int, marks: tuple[int, ...]) -> None:
-    assert Growth(parts).marks == marks
+    assert RangeGrowth(parts).marks == marks
 
 
 def test_one_batch_tells_nothing() -> None:
@@ -80,7 +80,7 @@ def test_one_batch_tells_nothing() -> None:
 
 
 def test_a_pass_keeps_what_the_first_half_of_its_batches_showed(tiny_var: TinyGenerator) -> None:
-    growth = Growth(5)
+    growth = RangeGrowth(5)
     total = CalibrationRun(
         tiny_var.folder, tiny_var.samples, (tiny_var.full_sites[0].graph,), 1, silent
     ).input_ranges(tiny_var.full_sites, growth=growth)
@@ -97,7 +97,7 @@ def test_a_pass_keeps_what_the_first_half_of_its_batches_showed(tiny_var: TinyGe
 
 
 def test_a_tokenizers_pass_does_so_for_both_halves(tiny_di: TinyExport, samples: Path) -> None:
-    growth = Growth(3)  # five samples by two
+    growth = RangeGrowth(3)  # five samples by two
     CalibrationRun(tiny_di.folder, samples, tiny_di.sites.graphs, 2, silent).channel_ranges(
         tiny_di.sites, growth=growth
     )

@@ -139,11 +139,11 @@ def test_parts_of_one_seed_are_warned_of(halves: list[Path], tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def handmade(
-    own_files: dict[str, tuple[Path, ...]], tmp_path_factory: pytest.TempPathFactory
+    custom_files: dict[str, tuple[Path, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A model without images, of other sites."""
     root = tmp_path_factory.mktemp("handmade")
-    assert arvg("export", "onnx", root / "ws", "--graph", *own_files["handmade"]).code == 0
+    assert arvg("export", "onnx", root / "ws", "--graph", *custom_files["handmade"]).code == 0
     tokens = np.random.default_rng(0).integers(0, CLASSES, (8, TOKENS))
     np.savez(root / "feeds.npz", tokens=tokens)
     outcome = arvg("calibrate", root / "ws", "--feeds", root / "feeds.npz", "--samples", 8)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from arvg_trt import cli as command_line
 from arvg_trt.cli import cli, main
-from arvg_trt.commands.errors import describe_os_error, explain
+from arvg_trt.commands.errors import explain, os_error_line
 from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, nearest
 from arvg_trt.packages import EXTRAS, missing_packages
 
@@ -204,7 +204,7 @@ def test_memory_that_is_not_there_has_a_code_of_its_own(error: Exception, words:
 )
 def test_paths_that_cannot_be_used_are_named(number: int, told: bool) -> None:
     path = "a/b" if told else None
-    text = describe_os_error(OSError(number, os.strerror(number), path))
+    text = os_error_line(OSError(number, os.strerror(number), path))
     assert (text == f"a/b: {os.strerror(number)}") is told
 
 

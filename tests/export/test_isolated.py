@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from arvg_trt.errors import ArvgError, ExportError, OutOfMemory
-from arvg_trt.export.isolated import answer, call
+from arvg_trt.export.isolated import answer, run_isolated
 from arvg_trt.export.shape import DYNAMIC
 from arvg_trt.families.shared.isolated_export import ModelTask
 from arvg_trt.runtime.images import UnreadableImage
@@ -39,7 +39,7 @@ def executable(path: Path, body: str) -> str:
 def test_an_error_of_the_second_process_is_the_first_ones(tmp_path: Path) -> None:
     missing = tmp_path / "var_d16.pth"
     with pytest.raises(ExportError) as caught:
-        call(MODULE, comparison(missing), dict)
+        run_isolated(MODULE, comparison(missing), dict)
     error = caught.value
     assert (error.what, error.where, error.do) == (
         "no such file",
@@ -51,7 +51,7 @@ def test_an_error_of_the_second_process_is_the_first_ones(tmp_path: Path) -> Non
 def test_a_killed_process_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "kill -9 $$"))
     with pytest.raises(OutOfMemory, match=r"was killed, as the system does where memory ends"):
-        call(MODULE, comparison(tmp_path), dict)
+        run_isolated(MODULE, comparison(tmp_path), dict)
 
 
 def test_a_bug_of_the_second_process_is_no_users_error(
@@ -59,7 +59,7 @@ def test_a_bug_of_the_second_process_is_no_users_error(
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "exit 1"))
     with pytest.raises(RuntimeError, match="isolated_export ended with 1") as caught:
-        call(MODULE, comparison(tmp_path), dict)
+        run_isolated(MODULE, comparison(tmp_path), dict)
     assert not isinstance(caught.value, ArvgError)
 
 
@@ -102,7 +102,7 @@ def test_traceback_of_a_bug_is_kept_for_debug_and_off_the_terminal(
     body = "echo Traceback of many lines >&2; echo KeyError: surprise >&2; exit 1"
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", body))
     with pytest.raises(RuntimeError, match="ended with 1: KeyError: surprise") as caught:
-        call(MODULE, comparison(tmp_path), dict)
+        run_isolated(MODULE, comparison(tmp_path), dict)
     assert "Traceback of many lines" in caught.value.__notes__[0]
     assert capfd.readouterr().err == ""
 

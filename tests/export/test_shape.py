@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.parity import require, settled
-from arvg_trt.export.shape import DYNAMIC, GraphForm
+from arvg_trt.export.shape import DYNAMIC, ExportShape
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.var.model import VarTransformer
 from arvg_trt.families.var.parity import check_var_parity, compute_references, run_in_rows
@@ -26,8 +26,8 @@ from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_sessio
 from ..families.var.models import SMALL, features_of, random_var
 
 CONFIG = replace(SMALL, depth=1, patch_nums=(1, 2, 3))
-HALF = GraphForm(kv_type="float16")
-STATIC = GraphForm(static_batch=2, kv_type="float16")
+HALF = ExportShape(kv_type="float16")
+STATIC = ExportShape(static_batch=2, kv_type="float16")
 FORMS = {"dynamic": DYNAMIC, "half": HALF, "static": STATIC}
 LABELS = torch.tensor([2, 0, 5, 5])
 STEPS = tuple(f"step.{k}" for k in range(len(CONFIG.patch_nums)))

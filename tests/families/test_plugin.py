@@ -153,7 +153,7 @@ BROKEN = {
         "odd = arvg_odd:FAMILY",
         FAMILY.format(
             name="odd",
-            more="exporter='a:b', any_size=Variant('odd', 'even', 0, None, ())",
+            more="exporter='a:b', unsized=Variant('odd', 'even', 0, None, ())",
         ),
         "its model 'odd' is of another family",
     ),

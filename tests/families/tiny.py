@@ -28,7 +28,7 @@ from ..shared import made_once
 from .custom.models import export_autoencoder, export_transformer, handmade_transformer
 from .gsq.models import EXPORTED, TinyGsq, random_gsq
 from .gsq.models import write_checkpoint as write_gsq
-from .mar.models import TOLD, TinyMar, random_kl_vae, random_mar
+from .mar.models import CONFIG_JSON, TinyMar, random_kl_vae, random_mar
 from .mar.models import write_checkpoint as write_mar_checkpoint
 from .par.models import TinyPar, official_tokenizer, random_llamagen, random_par
 from .par.models import write_checkpoint as write_par
@@ -122,7 +122,7 @@ def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
 
     def make(root: Path) -> None:
         parts = (dict(model.state_dict()) for model in (transformer, autoencoder))
-        checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, told=TOLD)
+        checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, config_json=CONFIG_JSON)
         run_cli("export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint))
 
     root, _ = made_once(tmp_path_factory, "tiny_mar", make)
@@ -145,7 +145,7 @@ def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
 
 
 @pytest.fixture(scope="session")
-def own_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
+def custom_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
     """ONNX files of three models that a user might bring; tests do not change them."""
 
     def make(root: Path) -> dict[str, tuple[Path, ...]]:
@@ -155,7 +155,7 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
             "autoencoder": export_autoencoder(root),
         }
 
-    return made_once(tmp_path_factory, "own_files", make)[1]
+    return made_once(tmp_path_factory, "custom_files", make)[1]
 
 
 @pytest.fixture(scope="session")

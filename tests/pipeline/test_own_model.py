@@ -73,11 +73,11 @@ def make(model: str, graphs: tuple[Path, ...], root: Path) -> Own:
 
 @pytest.fixture(scope="module")
 def models(
-    own_files: dict[str, tuple[Path, ...]], tmp_path_factory: pytest.TempPathFactory
+    custom_files: dict[str, tuple[Path, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Own]:
     return {
         name: make(name, graphs, tmp_path_factory.mktemp(name))
-        for name, graphs in own_files.items()
+        for name, graphs in custom_files.items()
     }
 
 

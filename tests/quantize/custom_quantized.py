@@ -10,8 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.families.custom.graph import read_own_graph
-from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.facts import SiteRow
@@ -27,7 +27,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class OwnGraph:
+class CustomGraph:
     """A file in canonical form as `g.onnx`, its sites, and samples x saved one row each."""
 
     folder: Path
@@ -62,17 +62,17 @@ class OwnGraph:
         return decibel(run(folder, x), self.run(x))
 
 
-def own_graph(path: Path, x: Array) -> OwnGraph:
+def custom_graph(path: Path, x: Array) -> CustomGraph:
     """Of an ONNX file with an input `x`, which is calibrated on the rows of `x`."""
     folder, samples = path.parent / "export", path.parent / "samples"
     folder.mkdir()
     samples.mkdir()
-    model = read_own_graph(path)
-    site_map = SiteMap(sites=find_own_sites(model.graph, "g"), graphs=("g",))
+    model = read_custom_graph(path)
+    site_map = SiteMap(sites=find_custom_sites(model.graph, "g"), graphs=("g",))
     ir.save(model, folder / "g.onnx")
     for k, row in enumerate(x):
         save_sample({"x": row[None]}, samples, k)
-    return OwnGraph(folder, site_map, samples)
+    return CustomGraph(folder, site_map, samples)
 
 
 def run(folder: Path, x: Array) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from onnx import load, numpy_helper
 from arvg_trt.numerics.packing import load_packed_weights
 
 from ..families.custom.models import Node, small_graph
-from .custom_quantized import OwnGraph, decibel, own_graph, run
+from .custom_quantized import CustomGraph, custom_graph, decibel, run
 
 C, OUT = 24, 16
 ROWS = 64
@@ -30,18 +30,18 @@ def off_center(count: int, seed: int, image: bool) -> np.ndarray:
 
 
 @pytest.fixture(params=["Conv", "MatMul"])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[OwnGraph, np.ndarray]:
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[CustomGraph, np.ndarray]:
     image = request.param == "Conv"
     weight = np.ascontiguousarray(WEIGHT.T[:, :, None, None]) if image else WEIGHT
     nodes: list[Node] = [(request.param, ["x", "w"], "y", {})]
     shape = ("n", C, 6, 1) if image else ("n", 6, C)
     path = small_graph(tmp_path / "g.onnx", nodes, {"w": weight}, x=shape)
-    own = own_graph(path, off_center(ROWS, 1, image))
+    own = custom_graph(path, off_center(ROWS, 1, image))
     return own, off_center(ROWS, 2, image)
 
 
 def test_the_constant_is_the_exact_weights(
-    case: tuple[OwnGraph, np.ndarray], tmp_path: Path
+    case: tuple[CustomGraph, np.ndarray], tmp_path: Path
 ) -> None:
     own, _ = case
     plan, _ = own.quantize(tmp_path / "q", smoothing="search")
@@ -62,7 +62,7 @@ def test_the_constant_is_the_exact_weights(
 
 
 def test_off_center_inputs_lose_no_more_than_their_own_rounding(
-    case: tuple[OwnGraph, np.ndarray], tmp_path: Path
+    case: tuple[CustomGraph, np.ndarray], tmp_path: Path
 ) -> None:
     """Weights of 8 bits: the error of a rounded weight meets x - c, not the middles."""
     own, x = case
@@ -81,7 +81,7 @@ def test_off_center_inputs_lose_no_more_than_their_own_rounding(
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_bias_correction_keeps_the_mean_output(
-    case: tuple[OwnGraph, np.ndarray], tmp_path: Path, rounding: str
+    case: tuple[CustomGraph, np.ndarray], tmp_path: Path, rounding: str
 ) -> None:
     """On the samples that it was measured on, to float32."""
     own, x = case
@@ -105,7 +105,7 @@ def test_bias_correction_keeps_the_mean_behind_a_scalar_shift(
     nodes: list[Node] = [("Softplus", ["x"], "p", {}), ("MatMul", ["p", "w"], "y", {})]
     path = small_graph(tmp_path / "g.onnx", nodes, {"w": WEIGHT}, x=("n", 6, C))
     seen = np.random.default_rng(3).normal(0, 2, (ROWS, 6, C)).astype(np.float32)
-    own = own_graph(path, seen)
+    own = custom_graph(path, seen)
     plan, _ = own.quantize(
         tmp_path / "q", smoothing=0.0, rounding=rounding, bias_correction=True, weight_bits=3
     )

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from arvg_trt.families.custom.graph import read_own_graph
-from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.sites import Site
 from arvg_trt.quantize.fold import fold_into_producer, folds_scale, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
@@ -101,8 +101,8 @@ def front(
     used = {name for _, inputs, *_ in nodes for name in inputs}
     held = {k: v for k, v in constants.items() if k in used} | {"w": weight}
     path = small_graph(folder / "g.onnx", [*nodes, last], held, x=x)
-    model = read_own_graph(path)
-    site = next(s for s in find_own_sites(model.graph, "g") if s.output == "y")
+    model = read_custom_graph(path)
+    site = next(s for s in find_custom_sites(model.graph, "g") if s.output == "y")
     return path, model, site
 
 
@@ -125,7 +125,7 @@ def test_folded_tensor_is_scaled_and_shifted_exactly(tmp_path: Path, kind: str) 
     assert site.fold is None and holds_producer(model.graph, site)
     assert (folds_scale(site), folds_shift(site)) == (True, shifts)
     feed = {"x": random(8, *(3 if d == "n" else int(str(d)) for d in x))}
-    before = run(read_own_graph(path), tmp_path / "before", feed, site.input)
+    before = run(read_custom_graph(path), tmp_path / "before", feed, site.input)
     scale = positive(5, W)
     offset = random(6, W) if shifts else np.zeros(W, np.float32)
     fold_into_producer(model.graph, site, scale, offset)
@@ -143,7 +143,7 @@ def test_network_is_the_same_once_the_readers_weight_undoes_the_fold(
     nodes, constants, x, shifts = FREE[kind]
     path, model, site = front(kind, nodes, constants, x, tmp_path)
     feed = {"x": random(8, *(3 if d == "n" else int(str(d)) for d in x))}
-    before = run(read_own_graph(path), tmp_path / "before", feed, "y")
+    before = run(read_custom_graph(path), tmp_path / "before", feed, "y")
     scale = positive(5, W)
     offset = random(6, W) if shifts else np.zeros(W, np.float32)
     fold_into_producer(model.graph, site, scale, offset)
@@ -252,7 +252,7 @@ def test_a_norm_that_something_else_reads_keeps_its_affine(tmp_path: Path) -> No
         ("Add", ["m", "t"], "y", {}),
     ]
     path = small_graph(tmp_path / "g.onnx", nodes, {**PER_CHANNEL, "w": W_LINEAR})
-    (site,) = find_own_sites(read_own_graph(path).graph, "g")
+    (site,) = find_custom_sites(read_custom_graph(path).graph, "g")
     assert site.fold is None and site.producer_fold is None
 
 
@@ -265,8 +265,8 @@ def test_norms_that_share_constants_get_their_own_before_they_are_folded(tmp_pat
     ]
     held = {**PER_CHANNEL, "w": W_LINEAR, "v": W_FIRST}
     path = small_graph(tmp_path / "g.onnx", nodes, held)
-    model = read_own_graph(path)
-    first, second = find_own_sites(model.graph, "g")
+    model = read_custom_graph(path)
+    first, second = find_custom_sites(model.graph, "g")
     assert first.fold is not None and second.fold is not None
     assert not set(first.fold) & set(second.fold)
     for site in (first, second):

@@ -12,21 +12,21 @@ from arvg_trt.graph.sites import FoldPart, ProducerFold, SiteMap
 
 from ..families.custom.models import WIDTH, Node, random, small_graph
 from ..families.generators import TinyGenerator, full_logits
-from .custom_quantized import OwnGraph, own_graph
+from .custom_quantized import CustomGraph, custom_graph
 from .test_rounding import quantize, sqnr
 
 W = WIDTH
 X, HELD_OUT = random(0, 32, 6, W), random(7, 16, 6, W)
 
 
-def norm_then_relu(folder: Path) -> OwnGraph:
+def norm_then_relu(folder: Path) -> CustomGraph:
     nodes: list[Node] = [
         ("LayerNormalization", ["x", "g", "b"], "n", {}),
         ("Relu", ["n"], "t", {}),
         ("MatMul", ["t", "w"], "y", {}),
     ]
     held = {"g": np.exp(1.5 * random(1, W)), "b": random(2, W), "w": random(3, W, W)}
-    return own_graph(small_graph(folder / "g.onnx", nodes, held), X)
+    return custom_graph(small_graph(folder / "g.onnx", nodes, held), X)
 
 
 def test_a_scale_folded_through_relu_costs_nothing(tmp_path: Path) -> None:

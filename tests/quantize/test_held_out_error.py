@@ -51,7 +51,7 @@ def with_wide_channels(source: TinyGenerator, folder: Path, channels: list[int])
     return replace(source, samples=folder)
 
 
-def full_graph(source: TinyGenerator) -> CalibrationRun:
+def teacher_forced_graph(source: TinyGenerator) -> CalibrationRun:
     return CalibrationRun(source.folder, source.samples, ("full",), 2, silent)
 
 
@@ -69,7 +69,7 @@ def searched(source: TinyGenerator) -> Scaling:
     options = QuantizeOptions(smoothing="search", weight_bits=8, include=(EMBEDDING,))
     groups = [g for g in groups_of(source, options) if g.key == EMBEDDING]
     graph = load_graph(source.folder / "full.onnx").graph
-    return search_scalings(graph, groups, full_graph(source), options)[EMBEDDING]
+    return search_scalings(graph, groups, teacher_forced_graph(source), options)[EMBEDDING]
 
 
 def test_a_channel_that_is_wide_in_all_samples_is_scaled(
@@ -109,7 +109,7 @@ def test_one_sample_cannot_judge_another(tiny_var: TinyGenerator, tmp_path: Path
 
 
 def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
-    whole = full_graph(tiny_var)
+    whole = teacher_forced_graph(tiny_var)
     first, second = whole.first_half(), whole.second_half()
     assert (first.size, second.size, whole.size) == (3, 2, 5)
     views = {g.key: g.plain for g in groups_of(tiny_var, OPTIONS)}
@@ -122,7 +122,7 @@ def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
 def test_judged_errors_are_those_of_grids_of_the_other_half(tiny_var: TinyGenerator) -> None:
     """Of scales of a channel and 8-bit grids of a position, in float64 over all activations."""
     groups = [g for g in groups_of(tiny_var, OPTIONS) if g.tokens is not None][:4]
-    run = full_graph(tiny_var)
+    run = teacher_forced_graph(tiny_var)
     fitted, judged = run.first_half(), run.second_half()
     half = of_samples(groups, fitted)
     rng = np.random.default_rng(1)

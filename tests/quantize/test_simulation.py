@@ -30,7 +30,7 @@ FORMATS: dict[str, dict] = {
 }
 
 
-def own_source(node: ir.Node, site: str) -> ir.Value:
+def chain_source(node: ir.Node, site: str) -> ir.Value:
     """What goes into the chain that the insertion made in front of a product."""
     value = node.inputs[0]
     assert value is not None
@@ -42,7 +42,7 @@ def own_source(node: ir.Node, site: str) -> ir.Value:
     return value
 
 
-def own_result(node: ir.Node, site: str) -> ir.Value:
+def chain_result(node: ir.Node, site: str) -> ir.Value:
     """What leaves the chain behind it, the bias not yet added."""
     value = node.outputs[0]
     while True:
@@ -84,7 +84,7 @@ def test_the_graph_computes_what_the_packed_weights_and_tables_mean(
     for site in tiny_var.full_sites:
         if site.name in packed:
             node = nodes[site.node]
-            ends[site.name] = own_source(node, site.name), own_result(node, site.name)
+            ends[site.name] = chain_source(node, site.name), chain_result(node, site.name)
     assert len(ends) >= 10
     wanted_tensors = [str(value.name) for pair in ends.values() for value in pair]
     found = activations(folder / "full.onnx", tiny_var.feeds(), wanted_tensors)

@@ -16,11 +16,11 @@ from ...recipe.options import ValidateOptions
 from ...runtime.images import center_crop, to_model
 from ...runtime.sessions.onnxruntime import reference_session
 from ...runtime.tokenizer import ImageTokenizer
-from ...samples.arrays import OwnFeeds, open_feeds
+from ...samples.arrays import CustomFeeds, open_feeds
 from ...samples.files import GraphChain
 from ...samples.images import ImageSource, open_source
 from ...samples.sources import image_digests
-from ...workspace.facts import facts, own_graphs_of, tokenizer_of
+from ...workspace.facts import custom_graphs, facts, tokenizer_of
 from ...workspace.manifest import Manifest
 
 KEPT_PICTURES = 4
@@ -145,7 +145,7 @@ class HeldOutImages:
 class HeldOutFeeds:
     """Arrays for a user's own graphs."""
 
-    feeds: OwnFeeds
+    feeds: CustomFeeds
     graphs: tuple[str, ...]
     options: ValidateOptions
     noun: str = "samples"
@@ -161,7 +161,7 @@ class HeldOutFeeds:
             count=None,
             seed=None,
         )
-        graphs = tuple(graph.name for graph in own_graphs_of(exported))
+        graphs = tuple(graph.name for graph in custom_graphs(exported))
         return cls(feeds, graphs, options)
 
     @property

@@ -20,7 +20,7 @@ from ...recipe.options import ValidateOptions
 from ...runtime.generator import SPEC_FILE, Generated, Generator, choose_sampling, read_spec
 from ...runtime.labels import parse_labels
 from ...runtime.sessions.onnxruntime import reference_session
-from ...runtime.spec import FULL, GeneratorSpec
+from ...runtime.spec import TEACHER_FORCED, GeneratorSpec
 from ...samples.classes import drawn_classes
 from ...samples.encoded import image_labels, require_size
 from ...samples.generated import pictures_of
@@ -248,12 +248,17 @@ def with_full_half_precision(
     Nothing is built from it, so that it lies beside no engine; nodes and weights are the steps'.
     """
     quantized = folders[QDQ]
-    if HALF_PRECISION not in folders or not (quantized / f"{FULL}.onnx").is_file():
+    if HALF_PRECISION not in folders or not (quantized / f"{TEACHER_FORCED}.onnx").is_file():
         return folders
     manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
     made.mkdir()
-    sites = load_sites(export).of_graph(FULL)
+    sites = load_sites(export).of_graph(TEACHER_FORCED)
     write_half_precision(
-        quantized, FULL, sites, made, facts(manifest, QuantizationFacts).fp32_tensors, "float16"
+        quantized,
+        TEACHER_FORCED,
+        sites,
+        made,
+        facts(manifest, QuantizationFacts).fp32_tensors,
+        "float16",
     )
     return {**folders, HALF_PRECISION: made}

@@ -19,7 +19,7 @@ from ...recipe.options import ValidateOptions
 from ...runtime.generator import Generated, Generator, choose_sampling
 from ...runtime.recording import GraphRun, Recording, Trajectories
 from ...runtime.sessions.onnxruntime import fast_session, reference_session
-from ...runtime.spec import FULL, GeneratorSpec
+from ...runtime.spec import TEACHER_FORCED, GeneratorSpec
 from ...samples.encoded import image_tokens
 from ...samples.files import graph_of, load_sample, save_sample
 from ...samples.generated import Tokens, teacher_forcing
@@ -81,7 +81,7 @@ class TokenForcing:
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        return {FULL: ("logits",)}
+        return {TEACHER_FORCED: ("logits",)}
 
     @property
     def count(self) -> int:
@@ -119,7 +119,7 @@ class TokenForcing:
             for row in (label, spec.num_classes)[: self._rows]:
                 yield TeacherForcedRun(
                     name=name,
-                    graph=FULL,
+                    graph=TEACHER_FORCED,
                     feeds={"labels": np.array([row], np.int64), **forced},
                     tokens=own,
                     conditional=np.array([row != spec.num_classes]),

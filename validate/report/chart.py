@@ -49,8 +49,8 @@ def svg(chart: Chart) -> str:
     step = grid_step(min(drawn), max(drawn))
     low, high = step * math.floor(min(drawn) / step), step * math.ceil(max(drawn) / step)
     high = high if high > low else low + step
-    told = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": chart.title}
-    root = Element("svg", told)
+    attributes = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": chart.title}
+    root = Element("svg", attributes)
     pitch = (WIDTH - LEFT - RIGHT) / len(chart.names)
 
     def x(k: int) -> float:

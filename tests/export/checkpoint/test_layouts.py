@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint.read import Choice, Weights, read_all, read_tensors
+from arvg_trt.export.checkpoint.read import WeightChoice, Weights, read_all, read_tensors
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 
 Tensors = dict[str, Tensor]
@@ -33,7 +33,7 @@ def test_the_averaged_weights_are_taken_and_both_are_named(
     path = tmp_path / "snapshot.pt"
     torch.save({last: state(7), average: state(1), "optimizer": {"state": {}}}, path)
     said: list[str] = []
-    assert first(read_all([path], choice=Choice(say=said.append))) == 1
+    assert first(read_all([path], choice=WeightChoice(say=said.append))) == 1
     assert said == [
         f"snapshot.pt: takes the averaged weights, {average}, not {last}; "
         "--weights model for the latter"
@@ -45,7 +45,7 @@ def test_either_weights_can_be_asked_for(weights: Weights, value: float, tmp_pat
     path = tmp_path / "snapshot.pt"
     torch.save({"model": state(7), "ema": {"module": state(1), "updates": 3}}, path)
     said: list[str] = []
-    found = read_all([path], choice=Choice(weights, asked=True, say=said.append))
+    found = read_all([path], choice=WeightChoice(weights, asked=True, say=said.append))
     assert first(found) == value
     assert len(said) == 1 and "--weights" not in said[0]
 
@@ -54,7 +54,7 @@ def test_a_family_may_evaluate_the_last_weights(tmp_path: Path) -> None:
     path = tmp_path / "snapshot.pt"
     torch.save({"model": state(7), "ema": state(1)}, path)
     said: list[str] = []
-    assert first(read_all([path], choice=Choice("model", say=said.append))) == 7
+    assert first(read_all([path], choice=WeightChoice("model", say=said.append))) == 7
     assert said[0].endswith("not the averaged weights, ema; --weights ema for the latter")
 
 
@@ -63,9 +63,9 @@ def test_a_choice_that_no_file_leaves_is_refused(weights: Weights, tmp_path: Pat
     path = tmp_path / "plain.pt"
     torch.save({"model": state()}, path)
     with pytest.raises(ExportError, match=r"no averaged weights.*leave out --weights"):
-        read_all([path], choice=Choice(weights, asked=True))
+        read_all([path], choice=WeightChoice(weights, asked=True))
     said: list[str] = []
-    assert first(read_all([path], choice=Choice(say=said.append))) == 1
+    assert first(read_all([path], choice=WeightChoice(say=said.append))) == 1
     assert not said
 
 
@@ -74,7 +74,7 @@ def test_averages_without_names_are_refused_with_a_way_on(tmp_path: Path) -> Non
     torch.save({"model": state(7), "ema": {"decay": 0.9, "shadow": [torch.ones(1)]}}, path)
     with pytest.raises(ExportError, match=r"no tensors by name.*--weights model"):
         read_all([path])
-    assert first(read_all([path], choice=Choice("model", asked=True))) == 7
+    assert first(read_all([path], choice=WeightChoice("model", asked=True))) == 7
 
 
 def test_a_snapshot_of_two_parts_keeps_its_tokenizer(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_snapshot_of_two_parts_keeps_its_tokenizer(tmp_path: Path) -> None:
     torch.save({"trainer": trainer | {"ema": state(1)}}, path)
     found = read_all([path])
     assert first(found) == 1 and "encoder.x" in found
-    found = read_all([path], choice=Choice("model", asked=True))
+    found = read_all([path], choice=WeightChoice("model", asked=True))
     assert first(found) == 7 and "encoder.x" in found
 
 

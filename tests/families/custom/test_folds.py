@@ -14,8 +14,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from arvg_trt.families.custom.graph import read_own_graph
-from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.sites import FoldPart, ProducerFold, Site
 from arvg_trt.quantize.fold_check import AppliedFold, failing_folds, on_arrays, tried_folds
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
@@ -106,8 +106,8 @@ def front(
     weight = random(1, 8, W, 1, 1) if image else random(1, W, W)
     held = {k: v for k, v in (CONSTANTS | {"g2": positive(9, W)}).items() if k in used}
     path = small_graph(folder / "g.onnx", chain, held | {"w": weight}, x=x)
-    model = read_own_graph(path)
-    site = next(s for s in find_own_sites(model.graph, "g") if s.output == "y")
+    model = read_custom_graph(path)
+    site = next(s for s in find_custom_sites(model.graph, "g") if s.output == "y")
     feed = {"x": random(8, *(3 if d == "n" else int(str(d)) for d in x)) * 2 + 0.5}
     return path, model, site, feed
 
@@ -171,7 +171,7 @@ def test_a_linear_whose_channels_are_another_axis_takes_no_scale(tmp_path: Path)
     nodes: list[Node] = [("MatMul", ["x", "v"], "t", {}), ("Conv", ["t", "w"], "y", {})]
     held = {"v": random(2, W, W), "w": random(1, 8, W, 1, 1)}
     path = small_graph(tmp_path / "g.onnx", nodes, held, x=("n", W, 5, W))
-    sites = find_own_sites(read_own_graph(path).graph, "g")
+    sites = find_custom_sites(read_custom_graph(path).graph, "g")
     assert all(s.producer_fold is None and s.fold is None for s in sites if s.output == "y")
 
 

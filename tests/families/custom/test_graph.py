@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.custom.graph import OPSET, read_own_graph
-from arvg_trt.families.custom.parity import TOLERANCE, check_own_graph, relative
+from arvg_trt.families.custom.graph import OPSET, read_custom_graph
+from arvg_trt.families.custom.parity import TOLERANCE, check_custom_graph, relative
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
 from .models import WIDTH, Node, random, small_graph
@@ -39,12 +39,12 @@ def products(model: ir.Model) -> list[str]:
 
 @pytest.mark.parametrize("model", ["transformer", "handmade", "autoencoder"])
 def test_canonical_graph_computes_what_the_file_does(
-    own_files: dict[str, tuple[Path, ...]], tmp_path: Path, model: str
+    custom_files: dict[str, tuple[Path, ...]], tmp_path: Path, model: str
 ) -> None:
-    for path in own_files[model]:
-        read = read_own_graph(path)
+    for path in custom_files[model]:
+        read = read_custom_graph(path)
         written = write(read, tmp_path / path.stem, path.stem)
-        parity = check_own_graph(path, written, read)
+        parity = check_custom_graph(path, written, read)
         assert max(parity.max_difference.values()) <= 1e-5
         loaded = onnx.load(written)
         onnx.checker.check_model(loaded)
@@ -78,7 +78,7 @@ def test_a_product_is_named_after_its_weight_else_its_module_else_its_node(tmp_p
     scopes.key = "pkg.torch.onnx.name_scopes"
     scopes.value = "['', 'blocks.1', 'blocks.1.fc', 'linear_3']"
     onnx.save(proto, path)
-    found = products(read_own_graph(path))
+    found = products(read_custom_graph(path))
     assert found[:4] == ["blocks.0.fc", "blocks.1.fc", "blocks.2.attn", "w_out"]
     assert found[4] and found[4] not in found[:4]
 
@@ -87,7 +87,7 @@ def test_a_taken_name_gets_the_files_stem(tmp_path: Path) -> None:
     path = small_graph(
         tmp_path / "second.onnx", [linear("fc.weight")], {"fc.weight": random(0, W, W)}
     )
-    assert products(read_own_graph(path, taken=["fc"])) == ["second.fc"]
+    assert products(read_custom_graph(path, taken=["fc"])) == ["second.fc"]
 
 
 def test_a_site_leaves_the_names_of_other_constants_free(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_site_leaves_the_names_of_other_constants_free(tmp_path: Path) -> None
         {"fc.weight": random(0, W), "fc.bias": random(1, W), "w": random(2, W, W)},
         names={"b": "fc"},
     )
-    model = read_own_graph(path)
+    model = read_custom_graph(path)
     assert products(model) == ["fc_2"]
-    check_own_graph(path, write(model, tmp_path / "out", "g"), model)
+    check_custom_graph(path, write(model, tmp_path / "out", "g"), model)
 
 
 def test_tied_weights_belong_to_each_site_and_are_stored_once(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_tied_weights_belong_to_each_site_and_are_stored_once(tmp_path: Path) ->
         ],
         {"tied.weight": random(0, W, W)},
     )
-    model = read_own_graph(path)
+    model = read_custom_graph(path)
     assert products(model) == ["tied", "tied_2"]
     assert {"tied.weight", "tied_2.weight"} <= set(model.graph.initializers)
     write(model, tmp_path / "out", "g")
@@ -143,7 +143,7 @@ def test_gemm_becomes_matmul_and_add(tmp_path: Path, transposed: bool, bias: str
         x=("n", W),
         names={"y": "fc"},
     )
-    model = read_own_graph(path)
+    model = read_custom_graph(path)
     wanted = ["MatMul", "Add"] if bias else ["MatMul"]
     assert [n.op_type for n in model.graph] == wanted
     x = random(3, 5, W)
@@ -169,10 +169,10 @@ def test_constants_of_nodes_and_behind_identities_and_transposes_count_as_weight
         ],
         {"shared": random(1, W, W)},
     )
-    model = read_own_graph(path)
+    model = read_custom_graph(path)
     assert [n.op_type for n in model.graph] == ["MatMul"] * 3
     assert all(n.inputs[1].const_value is not None for n in model.graph)
-    check_own_graph(path, write(model, tmp_path / "out", "g"), model)
+    check_custom_graph(path, write(model, tmp_path / "out", "g"), model)
 
 
 def test_ranks_are_known_behind_a_group_norm_with_a_dynamic_batch(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_ranks_are_known_behind_a_group_norm_with_a_dynamic_batch(tmp_path: Path
         },
         x=("n", 8, 4, W),
     )
-    model = read_own_graph(path)
+    model = read_custom_graph(path)
     product = next(n for n in model.graph if n.op_type == "MatMul")
     assert product.inputs[0] is not None and len(product.inputs[0].shape or ()) == 3
 
@@ -204,7 +204,7 @@ def test_an_opset_that_cannot_be_converted_says_so(tmp_path: Path) -> None:
         opset=6,
     )
     with pytest.raises(ExportError, match="opset 6 cannot be converted to 21") as caught:
-        read_own_graph(path)
+        read_custom_graph(path)
     assert caught.value.where == str(path) and caught.value.do == "export the model at opset 21"
 
 
@@ -216,7 +216,7 @@ def test_a_graph_that_onnxruntime_cannot_load_is_the_users_to_check(tmp_path: Pa
     )
     model = ir.load(path)
     with pytest.raises(ExportError) as caught:
-        check_own_graph(path, path, model)
+        check_custom_graph(path, path, model)
     assert caught.value.where == str(path)
 
 
@@ -226,7 +226,7 @@ def test_a_difference_above_the_tolerance_fails_the_export(tmp_path: Path) -> No
     moved[3, 4] += 0.01
     bad = small_graph(tmp_path / "bad.onnx", [linear()], {"w": moved})
     with pytest.raises(ExportError, match=f"output y differs .*allowed {TOLERANCE:.0e}"):
-        check_own_graph(good, bad, ir.load(good))
+        check_custom_graph(good, bad, ir.load(good))
 
 
 def test_dimensions_that_no_tried_size_fits_are_refused(tmp_path: Path) -> None:
@@ -237,6 +237,6 @@ def test_dimensions_that_no_tried_size_fits_are_refused(tmp_path: Path) -> None:
 
     odd, even = over_tokens("odd.onnx", 11), over_tokens("even.onnx", 16)
     with pytest.raises(ExportError, match="none of the sizes tried") as caught:
-        check_own_graph(odd, odd, ir.load(odd))
+        check_custom_graph(odd, odd, ir.load(odd))
     assert caught.value.do == "give its inputs fixed dimensions that it works with"
-    assert check_own_graph(even, even, ir.load(even)).inputs == {"x": (2, 16, W)}
+    assert check_custom_graph(even, even, ir.load(even)).inputs == {"x": (2, 16, W)}

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.custom.graph import read_own_graph
-from arvg_trt.families.custom.parity import HALF_TOLERANCE, check_own_graph, relative
-from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.parity import HALF_TOLERANCE, check_custom_graph, relative
+from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.sites import Site
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
@@ -31,14 +31,14 @@ LINE = ("n", 8, 24)
 
 def exported(path: Path) -> tuple[ir.Model, dict[str, Site]]:
     """The canonical graph, compared with the file, and its sites."""
-    model = read_own_graph(path)
-    sites = {site.name: site for site in find_own_sites(model.graph, path.stem)}
+    model = read_custom_graph(path)
+    sites = {site.name: site for site in find_custom_sites(model.graph, path.stem)}
     folder = path.parent / f"{path.stem}_out"
     folder.mkdir(exist_ok=True)
     with WeightFile(folder) as weights:
         weights.save(model, path.stem, {})
     onnx.checker.check_model(folder / f"{path.stem}.onnx")
-    found = check_own_graph(path, folder / f"{path.stem}.onnx", model)
+    found = check_custom_graph(path, folder / f"{path.stem}.onnx", model)
     if found.tolerance != HALF_TOLERANCE:
         assert max(found.max_difference.values()) < 1e-5
     return model, sites
@@ -336,7 +336,7 @@ def test_operators_of_another_domain_are_not_onnxs_own(tmp_path: Path) -> None:
     proto.graph.node[0].domain = "com.microsoft.nchwc"
     proto.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
     onnx.save(proto, path)
-    sites = find_own_sites(read_own_graph(path).graph, "g")
+    sites = find_custom_sites(read_custom_graph(path).graph, "g")
     reasons = {site.op: site.excluded for site in sites}
     assert reasons["Conv"] == "it is com.microsoft.nchwc::Conv, no operator of ONNX"
 
@@ -383,7 +383,7 @@ def test_quantized_files_are_refused_with_their_zero_points(
     held = {"s": np.float32(0.02), "z": zero, "w": np.ones((W, W), zero.dtype)}
     path = small_graph(tmp_path / "g.onnx", QDQ, held)
     with pytest.raises(ExportError, match="is already quantized \\(Q/DQ: 1 Quantize") as caught:
-        read_own_graph(path)
+        read_custom_graph(path)
     assert said in caught.value.what and do in str(caught.value.do)
     assert caught.value.where == str(path)
 
@@ -396,7 +396,7 @@ def test_integer_operators_and_packed_weights_are_recognised(tmp_path: Path) -> 
         {"w": np.ones((W, W), np.uint8), "z": np.uint8(3)},
     )
     with pytest.raises(ExportError, match=r"integer operators .* 2 of 2 zero points not 0"):
-        read_own_graph(path)
+        read_custom_graph(path)
     packed = small_graph(
         tmp_path / "p.onnx", [("MatMul", ["x", "w"], "y", {})], {"w": random(0, W, W)}
     )
@@ -404,7 +404,7 @@ def test_integer_operators_and_packed_weights_are_recognised(tmp_path: Path) -> 
     proto.graph.node[0].op_type, proto.graph.node[0].domain = "MatMulNBits", "com.microsoft"
     onnx.save(proto, packed)
     with pytest.raises(ExportError, match="weight-only: 1 MatMulNBits"):
-        read_own_graph(packed)
+        read_custom_graph(packed)
 
 
 def test_infinite_outputs_have_to_be_infinite_in_the_canonical_graph() -> None:
@@ -433,6 +433,6 @@ def test_constants_that_cannot_be_evaluated_stay_in_the_graph(tmp_path: Path) ->
     proto.graph.node[0].domain = "com.microsoft"
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(proto, path)
-    model = read_own_graph(path)
-    reasons = [site.excluded for site in find_own_sites(model.graph, "g")]
+    model = read_custom_graph(path)
+    reasons = [site.excluded for site in find_custom_sites(model.graph, "g")]
     assert reasons == ["its weight is computed in the graph", None]

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.families.custom.graph import read_own_graph
-from arvg_trt.families.custom.sites import FIRST_OR_LAST, find_own_sites
+from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.sites import FIRST_OR_LAST, find_custom_sites
 from arvg_trt.graph.sites import Site
 
 from .models import WIDTH, Node, random, small_graph
@@ -20,13 +20,13 @@ W = WIDTH
 
 
 def sites_of(path: Path) -> dict[str, Site]:
-    return {s.name: s for s in find_own_sites(read_own_graph(path).graph, path.stem)}
+    return {s.name: s for s in find_custom_sites(read_custom_graph(path).graph, path.stem)}
 
 
 def test_sites_of_a_torch_transformer_are_its_modules(
-    own_files: dict[str, tuple[Path, ...]],
+    custom_files: dict[str, tuple[Path, ...]],
 ) -> None:
-    found = sites_of(own_files["transformer"][0])
+    found = sites_of(custom_files["transformer"][0])
     roles = {name: site.role for name, site in found.items()}
     block = {
         "attn.qkv": "qkv",
@@ -49,9 +49,9 @@ def test_sites_of_a_torch_transformer_are_its_modules(
 
 
 def test_sites_without_metadata_have_the_same_structure(
-    own_files: dict[str, tuple[Path, ...]],
+    custom_files: dict[str, tuple[Path, ...]],
 ) -> None:
-    found = sites_of(own_files["handmade"][0])
+    found = sites_of(custom_files["handmade"][0])
     by_role: dict[str, list[str]] = {}
     for name, site in found.items():
         by_role.setdefault(site.role, []).append(name)
@@ -64,9 +64,9 @@ def test_sites_without_metadata_have_the_same_structure(
 
 
 def test_ends_of_a_convolutional_graph_and_odd_convolutions_stay_out(
-    own_files: dict[str, tuple[Path, ...]],
+    custom_files: dict[str, tuple[Path, ...]],
 ) -> None:
-    encoder, decoder = (sites_of(path) for path in own_files["autoencoder"])
+    encoder, decoder = (sites_of(path) for path in custom_files["autoencoder"])
     reasons = {name: site.excluded for name, site in (encoder | decoder).items()}
     ends = {"conv_in", "conv_out"}
     assert {name for name, reason in reasons.items() if reason == FIRST_OR_LAST} == ends

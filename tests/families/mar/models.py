@@ -30,7 +30,7 @@ SMALL = MarConfig(
     frequencies=16,
     latent_scale=0.5,
 )
-TOLD = {"num_heads": 4, "latent_scale": 0.5}
+CONFIG_JSON = {"num_heads": 4, "latent_scale": 0.5}
 AUTOENCODER = KlVaeConfig(channels=32, channels_mult=(1, 2), num_res_blocks=1, latent_channels=4)
 FILES = ("checkpoint-last.pth", "kl16.ckpt")
 
@@ -90,7 +90,7 @@ def write_checkpoint(
     folder: Path,
     transformer: dict[str, Tensor] | None,
     autoencoder: dict[str, Tensor] | None,
-    told: dict[str, object] | None = None,
+    config_json: dict[str, object] | None = None,
 ) -> Path:
     """As published, wrappers and all; None leaves a file out. The last weights are no use."""
     folder.mkdir()
@@ -107,6 +107,6 @@ def write_checkpoint(
         torch.save(trained, folder / FILES[0])
     if autoencoder is not None:
         torch.save({"model": autoencoder}, folder / FILES[1])
-    if told is not None:
-        (folder / "config.json").write_text(json.dumps(told))
+    if config_json is not None:
+        (folder / "config.json").write_text(json.dumps(config_json))
     return folder

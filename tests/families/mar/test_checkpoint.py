@@ -20,7 +20,7 @@ from arvg_trt.families.mar.checkpoint import infer_mar_config, load_mar
 from arvg_trt.families.mar.config import PUBLISHED, MarConfig, MarJson, published_heads, sampling_of
 from arvg_trt.families.mar.model import MarTransformer
 
-from .models import FILES, SMALL, TOLD, random_kl_vae, random_mar, write_checkpoint
+from .models import CONFIG_JSON, FILES, SMALL, random_kl_vae, random_mar, write_checkpoint
 
 Tensors = dict[str, Tensor]
 JSON = MarJson(num_heads=4, latent_scale=0.5)
@@ -108,7 +108,7 @@ def test_a_checkpoint_loads_strictly(dtype: torch.dtype) -> None:
 def test_the_averaged_weights_of_a_trainers_file_are_read(tmp_path: Path) -> None:
     """With the optimizer, the options and the last weights beside them, which are no use."""
     transformer, autoencoder = state_of(), dict(random_kl_vae().state_dict())
-    folder = write_checkpoint(tmp_path / "mar", transformer, autoencoder, TOLD)
+    folder = write_checkpoint(tmp_path / "mar", transformer, autoencoder, CONFIG_JSON)
     found = split_parts(read_all([folder / name for name in FILES]))
     for part, wanted in zip(found, (transformer, autoencoder), strict=True):
         assert part.keys() == wanted.keys()

@@ -33,9 +33,9 @@ from ..var.models import random_var
 from ..var.toy_var import ToyVar
 from .models import (
     AUTOENCODER,
+    CONFIG_JSON,
     FILES,
     SMALL,
-    TOLD,
     TinyMar,
     random_kl_vae,
     random_mar,
@@ -189,7 +189,7 @@ def test_the_folders_of_the_official_download_are_found(tmp_path: Path) -> None:
 
 def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
     beside = autoencoder() | {"loss.perceptual_loss.net.0.weight": torch.zeros(3)}
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), beside, TOLD)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), beside, CONFIG_JSON)
     model, vae = load_models(job("mar", checkpoint))
     assert model.config == SMALL and vae.config == AUTOENCODER
 
@@ -201,12 +201,15 @@ def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
         (lambda f: write_checkpoint(f, None, autoencoder()), ("a tokenizer and no transformer",)),
         (
             lambda f: write_checkpoint(
-                f, transformer() | {"decoder_norm.bias": torch.zeros(31)}, autoencoder(), TOLD
+                f,
+                transformer() | {"decoder_norm.bias": torch.zeros(31)},
+                autoencoder(),
+                CONFIG_JSON,
             ),
             ("decoder_norm.bias has shape [31], not [32]",),
         ),
         (
-            lambda f: write_checkpoint(f, transformer(), autoencoder(6), TOLD),
+            lambda f: write_checkpoint(f, transformer(), autoencoder(6), CONFIG_JSON),
             ("another model's: latent_channels is 4 in the transformer, 6 in it",),
         ),
         (
@@ -218,7 +221,9 @@ def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
             ("NaN or infinity in attn_bias_for_masking",),
         ),
         (
-            lambda f: write_checkpoint(f, transformer(), dict(random_maskgit().state_dict()), TOLD),
+            lambda f: write_checkpoint(
+                f, transformer(), dict(random_maskgit().state_dict()), CONFIG_JSON
+            ),
             ("is not a KL autoencoder",),
         ),
         (
@@ -253,7 +258,9 @@ def test_a_checkpoint_that_is_no_mar_is_refused(
 
 
 def test_a_mar_is_refused_as_a_rar(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), autoencoder(), TOLD)
+    checkpoint = write_checkpoint(
+        tmp_path / "checkpoint", transformer(), autoencoder(), CONFIG_JSON
+    )
     for path, name in zip(FILES, ("rar_b.bin", "maskgit-vqgan-imagenet-f16-256.bin"), strict=True):
         (checkpoint / path).rename(checkpoint / name)
     with pytest.raises(ExportError, match="is not a RAR transformer"):
@@ -261,7 +268,9 @@ def test_a_mar_is_refused_as_a_rar(tmp_path: Path) -> None:
 
 
 def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), autoencoder(), TOLD)
+    checkpoint = write_checkpoint(
+        tmp_path / "checkpoint", transformer(), autoencoder(), CONFIG_JSON
+    )
     with pytest.raises(ExportError, match=r"is not mar-b: .*width is 32, not 768"):
         load_models(job("mar-b", checkpoint))
 
@@ -282,7 +291,7 @@ class Payload:
 
 
 def test_a_checkpoint_with_a_payload_is_refused_and_does_not_run(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", None, autoencoder(), TOLD)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", None, autoencoder(), CONFIG_JSON)
     held = {"model_ema": transformer(), "args": Payload(tmp_path / "ran")}
     torch.save(held, checkpoint / FILES[0])
     outcome = arvg("export", "mar", tmp_path / "ws", "--checkpoint", checkpoint)

@@ -39,7 +39,7 @@ from .models import (
 )
 
 Tensors = dict[str, Tensor]
-TOLD = ParJson(**JSON)
+CONFIG_JSON = ParJson(**JSON)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_every_file_form_loads_the_same_model(kind: str, tmp_path: Path, tensors
     paths = resolve_checkpoint(str(tmp_path), find_model("par").files)
     transformer, rest = split_parts(read_all(paths))
     assert rest.keys() == tokenizer.keys()
-    found = load_par(transformer, str(tmp_path), TOLD)
+    found = load_par(transformer, str(tmp_path), CONFIG_JSON)
     assert all(torch.equal(v, stored[k].float()) for k, v in found.state_dict().items())
     assert found.config == SMALL
 
@@ -156,7 +156,7 @@ def test_every_file_form_loads_the_same_model(kind: str, tmp_path: Path, tensors
 def test_float32_weights_stay_where_the_file_is_mapped(tmp_path: Path, tensors: Tensors) -> None:
     torch.save({"model": tensors}, tmp_path / FILES[0])
     read = read_all([tmp_path / FILES[0]])
-    found = load_par(read, "here", TOLD).state_dict()
+    found = load_par(read, "here", CONFIG_JSON).state_dict()
     assert all(v.data_ptr() == read[k].data_ptr() for k, v in found.items())
 
 
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
     state = dict(tensors)
     change(state)
     with pytest.raises(ExportError, match=message) as caught:
-        load_par(state, "PAR-XL-4x.pt", TOLD)
+        load_par(state, "PAR-XL-4x.pt", CONFIG_JSON)
     assert str(caught.value).startswith("PAR-XL-4x.pt: ")
     assert "\n" not in str(caught.value)
 
@@ -229,7 +229,7 @@ def test_a_model_without_special_tokens_is_refused(tensors: Tensors) -> None:
     """LlamaGen's own generators have the same keys but for these."""
     state = {k: v for k, v in tensors.items() if k != SPECIAL}
     with pytest.raises(ExportError, match="is not a PAR transformer: no spe_tok_embeddings"):
-        load_par(state, "c2i_XL_384.pt", TOLD)
+        load_par(state, "c2i_XL_384.pt", CONFIG_JSON)
 
 
 def test_another_size_or_group_is_named() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.shape import GraphForm
+from arvg_trt.export.shape import ExportShape
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.par.model import ParTransformer
 from arvg_trt.families.par.parity import References, check_par_parity, compute_par_references, steps
@@ -185,7 +185,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = ParTransformer(replace(SMALL, depth=1)).eval().requires_grad_(False)
     with WeightFile(folder) as weights:
-        export_par(model, weights, {}, GraphForm(kv_type="float16"))
+        export_par(model, weights, {}, ExportShape(kv_type="float16"))
     return folder
 
 
@@ -201,7 +201,7 @@ def test_caches_of_half_are_rounded_in_the_step_that_makes_them(untrained: Path)
     torch.manual_seed(0)
     model = ParTransformer(replace(SMALL, depth=1)).eval().requires_grad_(False)
     labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SMALL.length)
-    wanted = compute_par_references(model, labels, tokens, GraphForm(kv_type="float16"))
+    wanted = compute_par_references(model, labels, tokens, ExportShape(kv_type="float16"))
     assert {a.dtype for a in wanted.cache.values()} == {np.dtype(np.float16)}
     exact = model(labels, tokens[:, : -SMALL.group])
     assert relative(wanted.full, exact) == 0

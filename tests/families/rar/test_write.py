@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.shape import GraphForm
+from arvg_trt.export.shape import ExportShape
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.rar.parity import References, check_rar_parity, compute_rar_references, steps
 from arvg_trt.families.rar.write import export_rar
@@ -302,7 +302,7 @@ def test_references_of_another_label_are_refused(tiny_rar: TinyRar, references: 
 def test_caches_of_half_are_rounded_in_the_step_that_makes_them(tmp_path: Path) -> None:
     """Parity holds with the rounding in PyTorch, which full.onnx has not; the cache has half the
     bytes."""
-    model, half = random_rar(replace(SMALL, depth=1)), GraphForm(kv_type="float16")
+    model, half = random_rar(replace(SMALL, depth=1)), ExportShape(kv_type="float16")
     with WeightFile(tmp_path) as weights:
         export_rar(model, weights, {}, half)
     labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SMALL.length)

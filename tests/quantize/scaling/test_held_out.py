@@ -17,7 +17,7 @@ from arvg_trt.recipe.quantize import QuantizeOptions
 
 from ...families.custom.models import Node, small_graph
 from ...families.tiny import silent
-from ..custom_quantized import OwnGraph, own_graph
+from ..custom_quantized import CustomGraph, custom_graph
 
 PREDICTED, MOVED = Way("predicted"), Way("predicted", centered=True)
 NEVER_BELOW = 0.3  # dB
@@ -52,7 +52,7 @@ def test_few_rows_never_cost_more_than_no_smoothing(tmp_path: Path, rows: int, s
     def drawn(count: int) -> np.ndarray:
         return (rng.standard_t(4, (count, width)) * channels).astype(np.float32)
 
-    own = own_graph(linears(tmp_path, [width, 48, 48, 8], "Relu", seed), drawn(rows))
+    own = custom_graph(linears(tmp_path, [width, 48, 48, 8], "Relu", seed), drawn(rows))
     held_out = drawn(300)
     found = {s: own.sqnr(tmp_path / f"q{s}", held_out, smoothing=s) for s in (0.0, "search")}
     assert found["search"] >= found[0.0] - NEVER_BELOW
@@ -63,13 +63,13 @@ def test_behind_tanh_no_scale_is_taken_that_loses(tmp_path: Path, seed: int) -> 
     """All channels of a Tanh reach nearly 1: half the range says otherwise of one-sided ones."""
     rng = np.random.default_rng(seed)
     path = linears(tmp_path, [32, 64, 16], "Tanh", seed)
-    own = own_graph(path, rng.normal(0, 2, (48, 32)).astype(np.float32))
+    own = custom_graph(path, rng.normal(0, 2, (48, 32)).astype(np.float32))
     held_out = rng.normal(0, 2, (300, 32)).astype(np.float32)
     none, found = (own.sqnr(tmp_path / f"q{s}", held_out, smoothing=s) for s in (0.0, "search"))
     assert found >= none - NEVER_BELOW and none > 30
 
 
-def outliers(folder: Path) -> tuple[OwnGraph, np.ndarray]:
+def outliers(folder: Path) -> tuple[CustomGraph, np.ndarray]:
     """One channel 50 times as wide in all samples: what smoothing is for."""
     rng = np.random.default_rng(0)
 
@@ -83,7 +83,7 @@ def outliers(folder: Path) -> tuple[OwnGraph, np.ndarray]:
     path = small_graph(
         folder / "g.onnx", [("MatMul", ["x", "w"], "y", {})], {"w": weight}, x=("n", 6, 24)
     )
-    return own_graph(path, drawn(32)), drawn(100)
+    return custom_graph(path, drawn(32)), drawn(100)
 
 
 def test_an_outlier_channel_is_smoothed(tmp_path: Path) -> None:

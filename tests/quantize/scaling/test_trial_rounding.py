@@ -24,13 +24,13 @@ from arvg_trt.samples.files import load_sample, sample_files
 
 from ...families.custom.models import small_graph
 from ...families.tiny import silent
-from ..custom_quantized import OwnGraph, decibel, own_graph, run
+from ..custom_quantized import CustomGraph, custom_graph, decibel, run
 
 FEW_BITS = {"smoothing": "search", "weight_bits": 3, "activation_bits": 4}
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> tuple[OwnGraph, np.ndarray]:
+def planted(tmp_path: Path) -> tuple[CustomGraph, np.ndarray]:
     """A linear whose 32 inputs have four degrees of freedom, which GPTQ makes the most of."""
     rng = np.random.default_rng(0)
     mix = rng.normal(0, 1, (4, 32))
@@ -44,14 +44,14 @@ def planted(tmp_path: Path) -> tuple[OwnGraph, np.ndarray]:
     path = small_graph(
         tmp_path / "g.onnx", [("MatMul", ["x", "w"], "y", {})], held, x=("n", 16, 32)
     )
-    return own_graph(path, drawn(24)), drawn(100)
+    return custom_graph(path, drawn(24)), drawn(100)
 
 
-def samples_of(own: OwnGraph) -> Samples:
+def samples_of(own: CustomGraph) -> Samples:
     return Samples(own.folder, own.samples, own.site_map, 8, silent)
 
 
-def chosen(own: OwnGraph, **options: object) -> Way:
+def chosen(own: CustomGraph, **options: object) -> Way:
     """The scaling of the only input."""
     wanted = QuantizeOptions(**(FEW_BITS | options))  # type: ignore[arg-type]
     entries = check_plan(make_plan(own.site_map, wanted), own.site_map)
@@ -61,7 +61,7 @@ def chosen(own: OwnGraph, **options: object) -> Way:
     return way
 
 
-def rounded(own: OwnGraph, ways: list[Way], **options: object) -> TrialWeights:
+def rounded(own: CustomGraph, ways: list[Way], **options: object) -> TrialWeights:
     """Of candidates that are fitted to the first half."""
     wanted = QuantizeOptions(**(FEW_BITS | options))  # type: ignore[arg-type]
     entries = check_plan(make_plan(own.site_map, wanted), own.site_map)
@@ -74,7 +74,7 @@ def rounded(own: OwnGraph, ways: list[Way], **options: object) -> TrialWeights:
 
 
 def test_what_gptq_evens_out_is_no_reason_against_a_scaling(
-    planted: tuple[OwnGraph, np.ndarray], tmp_path: Path
+    planted: tuple[CustomGraph, np.ndarray], tmp_path: Path
 ) -> None:
     """To nearest another candidate is best; rounded by GPTQ it loses on other samples."""
     own, held_out = planted
@@ -94,13 +94,13 @@ def test_what_gptq_evens_out_is_no_reason_against_a_scaling(
 
 
 def test_nothing_is_summed_for_what_is_rounded_to_nearest(
-    planted: tuple[OwnGraph, np.ndarray],
+    planted: tuple[CustomGraph, np.ndarray],
 ) -> None:
     assert rounded(planted[0], [Way(None), Way(0.5)]) == {}
 
 
 def test_trials_are_rounded_with_the_rows_that_they_are_fitted_to(
-    planted: tuple[OwnGraph, np.ndarray],
+    planted: tuple[CustomGraph, np.ndarray],
 ) -> None:
     own, _ = planted
     rows = np.concatenate([load_sample(path)["x"] for path in sample_files(own.samples)[:12]])

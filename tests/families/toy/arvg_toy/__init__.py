@@ -10,7 +10,7 @@ FILES = (("toy.pt", "vq.pt"),)
 GRAPHS = ("encoder", "decoder", "step", "full")
 FAMILY = Family(
     name="toy",
-    any_size=Variant("toy", "toy", 0, None, FILES, graphs=GRAPHS),
+    unsized=Variant("toy", "toy", 0, None, FILES, graphs=GRAPHS),
     spec=ToySpec,
     loop="arvg_toy.loop:ToyLoop",
     exporter="arvg_toy.export:ToyExporter",

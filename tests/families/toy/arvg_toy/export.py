@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.shape import DYNAMIC, GraphForm
+from arvg_trt.export.shape import DYNAMIC, ExportShape
 from arvg_trt.families.shared.isolated_export import GeneratorExporter
 from arvg_trt.families.shared.job import (
     ExportJob,
     guided_labels,
-    load_halves,
+    load_parts,
     parity_results,
-    write_halves,
+    write_parts,
 )
 from arvg_trt.runtime.spec import Defaults
 
@@ -35,7 +35,7 @@ ROWS, TOKENS, PAST = 4, 7, 5  # sizes of the example inputs
 class ToyExporter(GeneratorExporter):
     """Exports a toy and its LlamaGen VQ."""
 
-    def check_form(self, name: str, form: GraphForm) -> None:
+    def check_shape(self, name: str, form: ExportShape) -> None:
         if form != DYNAMIC:
             raise ExportError("has no other form", where=name, do="leave it out")
 
@@ -58,7 +58,7 @@ class ToyExporter(GeneratorExporter):
             defaults=Defaults(cfg=1.0, top_k=0, top_p=1.0),
         )
         rules = SiteRules(role, lambda path: producer_fold(path, config.width), TOKEN_AXIS)
-        return write_halves(
+        return write_parts(
             job,
             folder,
             (model, vq),
@@ -112,7 +112,7 @@ def load_models(job: ExportJob) -> tuple[ToyTransformer, LlamagenVq]:
 
     from .model import ToyTransformer, infer
 
-    return load_halves(
+    return load_parts(
         job,
         "vq.pt",
         lambda tensors: build_strictly(lambda: ToyTransformer(infer(tensors)), tensors, job.spec),
