@@ -35,7 +35,8 @@ def infer_mar_config(
 
     Raises:
         ExportError: not a MAR, sizes that contradict each other or `config_json`, patches of
-            several latents, or a size that was not published and whose heads `config_json` leaves open.
+            several latents, or a size that was not published and whose heads `config_json` leaves
+            open.
     """
     require_needed(tensors, NEEDED, "a MAR", where)
     said = {} if config_json is None else config_json.config_values()
