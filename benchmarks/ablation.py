@@ -1,4 +1,4 @@
-"""What each step of PTQ4ARVG gains, on generators of ours: the ablation table.
+"""Measure what each step of PTQ4ARVG gains, on generators of ours: the ablation table.
 
 python -m arvg_trt.benchmarks.ablation --model var-mini [--workspace WS]
 python -m arvg_trt.benchmarks.ablation --model mar-mini

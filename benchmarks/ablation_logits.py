@@ -1,4 +1,4 @@
-"""What the ablation measures of a generator with logits: them, sites, and pictures it makes."""
+"""Measure a step of the ablation on a generator with logits: logits, sites, generated images."""
 
 from __future__ import annotations
 

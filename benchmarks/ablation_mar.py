@@ -1,4 +1,4 @@
-"""What the ablation measures of a MAR, which has no logits."""
+"""Measure a step of the ablation on a MAR, which has no logits."""
 
 from __future__ import annotations
 

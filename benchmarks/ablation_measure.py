@@ -46,13 +46,13 @@ def comparable(sites: Sequence[Site]) -> list[str]:
 
 
 def site_cells(sites_db: Mapping[str, float]) -> tuple[str, str]:
-    """Of a table: the least and the median site, in dB; empty where none was measured."""
+    """Return the cells of the least and the median site, in dB; empty if none was measured."""
     sites = np.array(list(sites_db.values()))
     return (f"{sites.min():.1f}", f"{np.median(sites):.1f}") if sites.size else ("", "")
 
 
 def setbacks(measure: str, unit: str, steps: Sequence[tuple[str, str, float, str]]) -> list[str]:
-    """Of (format, step, error, the measured value): steps that err more than the one before."""
+    """Return the steps that err more than the one before, from (format, step, error, value)."""
     return [
         f"{name}: {step} does not help over {before} ({measure} {value} after {was} {unit})."
         for (of, before, then, was), (name, step, now, value) in pairwise(steps)
@@ -61,7 +61,7 @@ def setbacks(measure: str, unit: str, steps: Sequence[tuple[str, str, float, str
 
 
 def generated(folder: Path, count: int, seed: int) -> Generated:
-    """Pictures of the first classes in turn."""
+    """Generate images of the first classes in turn."""
     generator = Generator.open(folder)
     labels = np.arange(count) % generator.spec.num_classes
     return generator.generate(labels, seed=seed)
@@ -76,7 +76,7 @@ def graph_model(folder: Path, tensors: Sequence[str] = ()) -> Model:
 def measure(
     reference: Model, candidate: Model, samples: Path, batch: int, tensors: Sequence[str] = ()
 ) -> Distance:
-    """Of `candidate` from `reference` over the saved samples, `batch` at a time."""
+    """Measure `candidate` against `reference` over the saved samples, `batch` at a time."""
     energies: dict[str, SignalAndNoise] = defaultdict(SignalAndNoise)
     divergence, agreed, gaps = 0.0, 0, []
     files = sample_files(samples)

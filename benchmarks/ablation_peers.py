@@ -1,4 +1,4 @@
-"""Other tools' INT8 of a generator's full graph, on the same samples: peers of the ablation."""
+"""Quantize a generator's graph by other tools' INT8, on the same samples, for the ablation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATIC, DYNAMIC = PEERS = ("onnxruntime, static", "torchao, dynamic per token")
 
 
 class SampleReader(CalibrationDataReader):  # type: ignore[misc]
-    """Saved samples, one at a time."""
+    """Give saved samples to a calibrator, one at a time."""
 
     def __init__(self, samples: Path) -> None:
         self._left: Iterator[Path] = iter(sample_files(samples))

@@ -1,4 +1,4 @@
-"""What calibration costs beside plain inference, and beside ONNX Runtime's percentile calibrator.
+"""Measure what calibration costs beside inference, and beside ONNX Runtime's calibrator.
 
 python -m arvg_trt.benchmarks.calibration [--samples 128]
 
@@ -46,7 +46,7 @@ HELD_OUT = 8
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a variant on `samples`: seconds of each round and largest peak in MB (10^6 bytes)."""
+    """Hold a variant's cost on `samples`: seconds of each round, largest peak in 10^6 bytes."""
 
     variant: str
     samples: int
@@ -66,7 +66,7 @@ class Cost:
 
 
 def prepare(folder: Path, samples: int, width: int, depth: int) -> None:
-    """The exported full graph, and rows to calibrate on and to measure on."""
+    """Return the exported teacher-forced graph, and rows to calibrate on and to measure on."""
     config = replace(CONFIG, width=width, depth=depth, heads=width // 64)
     export = folder / "export"
     export.mkdir()

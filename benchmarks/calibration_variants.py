@@ -63,7 +63,7 @@ def run_ranges(export: Path, samples: Path, kept: Path) -> None:
 
 
 def run_errors(export: Path, samples: Path, kept: Path) -> None:
-    """On the statistics that `run_ranges` kept."""
+    """Run clip errors on the statistics that `run_ranges` kept."""
     wanted = candidate_grids(export, kept)
     gc.collect()  # the graph whose weights were looked at has cycles
     passes = CalibrationRun(export, samples, (TEACHER_FORCED,), BATCH, progress)
@@ -156,7 +156,7 @@ def quantize_peer(export: Path, samples: Path, output: Path) -> None:
 
 
 def logits_sqnr(wanted: Path, found: Path, rows: Path) -> float:
-    """dB over all rows, in sessions without rewrites."""
+    """Return the SQNR in dB over all rows, in sessions without rewrites."""
     sessions = [reference_session(path) for path in (wanted, found)]
     signal = noise = 0.0
     for path in sample_files(rows):

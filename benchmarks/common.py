@@ -1,4 +1,4 @@
-"""What the benchmarks share: images, a random model, result files, a measured subprocess."""
+"""Share what benchmarks need: images, a random model, result files, a measured subprocess."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ else:
 
 
 class QuietReporter(SilentReporter):
-    """Stages report nothing but warnings."""
+    """Report nothing but warnings."""
 
     def warn(self, line: str) -> None:
         click.echo(f"warning: {line}", err=True)
@@ -55,7 +55,7 @@ class QuietReporter(SilentReporter):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Wall seconds and peak resident megabytes (10^6 bytes) of a fresh process."""
+    """Hold wall seconds and peak resident megabytes (10^6 bytes) of a fresh process."""
 
     seconds: float
     peak_mb: float
@@ -131,7 +131,7 @@ def random_tokenizer(config: CosmosConfig, seed: int) -> CosmosTokenizer:
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """What figures depend on: processor, its flags, threads, versions."""
+    """Return what figures depend on: processor, its flags, threads, versions."""
     cpu = read_cpu()
     return {
         "cpu": cpu.model,
@@ -153,7 +153,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
 
 
 def write_results(stem: str, folder: Path, text: str, values: Mapping[str, Any]) -> None:
-    """`STEM.md` and `STEM.json`."""
+    """Write `STEM.md` and `STEM.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.md").write_text(text)
     (folder / f"{stem}.json").write_text(json.dumps(values, indent=2) + "\n")

@@ -49,7 +49,7 @@ class Memory:
     peak_of_one: int = 0
 
     def beside(self, other: Memory) -> Memory:
-        """Two processes at the same time."""
+        """Return the memory of two processes at the same time."""
         return Memory(
             self.anonymous + other.anonymous,
             self.resident + other.resident,
@@ -57,7 +57,7 @@ class Memory:
         )
 
     def most(self, other: Memory) -> Memory:
-        """Two moments."""
+        """Return the larger memory of two moments."""
         return Memory(
             max(self.anonymous, other.anonymous),
             max(self.resident, other.resident),
@@ -89,7 +89,7 @@ def process_tree(pid: int) -> Iterator[int]:
 
 
 def read_memory(pid: int) -> Memory:
-    """Of one process; nothing once it has ended."""
+    """Return the memory of one process; nothing once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         status = Path(f"/proc/{pid}/status").read_text()

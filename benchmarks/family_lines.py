@@ -1,4 +1,4 @@
-"""What a family of models has of its own, in lines of code, beside what all share.
+"""Count what a family of models has of its own, in lines of code, beside what all share.
 
 python -m arvg_trt.benchmarks.family_lines
 
@@ -69,7 +69,7 @@ SILENT = {
 
 
 def code_lines(source: str) -> int:
-    """Lines with code: no blank ones, comments or docstrings."""
+    """Return the number of lines with code: no blank ones, comments or docstrings."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in SILENT:
@@ -86,12 +86,12 @@ def code_lines(source: str) -> int:
 
 
 def lines_of(folder: Path) -> dict[Path, int]:
-    """Lines with code of each module of a folder."""
+    """Return the lines with code of each module of a folder."""
     return {path: code_lines(path.read_text()) for path in sorted(folder.glob("*.py"))}
 
 
 def count() -> dict[str, Counter[str]]:
-    """Lines by family and part.
+    """Return the lines by family and part.
 
     Raises:
         KeyError: a module of a family that no part has.

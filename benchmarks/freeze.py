@@ -128,7 +128,7 @@ def run_model(name: str, formats: Sequence[str], folder: Path, rtx: bool = False
 
 
 def is_part(path: str, models: Sequence[str], formats: Sequence[str]) -> bool:
-    """Whether a run of these models and formats makes this file."""
+    """Return whether a run of these models and formats makes this file."""
     model, *rest = path.split("/")
     return model in models and (rest[0] not in OF_ONE_FORMAT or rest[1] in formats)
 

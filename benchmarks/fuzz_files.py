@@ -78,7 +78,7 @@ class FileKind:
 
 
 def product() -> onnx.ModelProto:
-    """Two linears with a norm and an activation between them, and a convolution behind."""
+    """Return a graph of two linears with a norm and an activation, and a convolution behind."""
     rng = np.random.default_rng(0)
     tensors = {
         "fc1.weight": rng.normal(size=(SIDE, 2 * SIDE)),
@@ -146,7 +146,7 @@ def tokenizer_graphs() -> dict[str, bytes]:
 
 
 def saver(save: Callable[..., None], arrays: Mapping[str, Any]) -> Callable[[Path], None]:
-    """What writes arrays to a file with numpy."""
+    """Return a function that writes arrays to a file with numpy."""
     return lambda path: save(path, **arrays)
 
 
@@ -162,7 +162,7 @@ def exported(scratch: Path) -> tuple[SiteMap, bytes]:
 
 
 def plan() -> Plan:
-    """One that a person edited."""
+    """Return a plan that a person edited."""
     whole = ActivationFormat(bits=8, scale=0.02, shift=3)
     return Plan(
         sites=(
@@ -174,7 +174,7 @@ def plan() -> Plan:
 
 
 def specs() -> dict[str, dict[str, Any]]:
-    """What `generator.json` says of each family."""
+    """Return the `generator.json` of each family."""
     defaults = {"cfg": 1.5, "top_k": 0, "top_p": 0.95, "temperature": 1.0}
     sizes = {"vocab_size": 64, "depth": 2, "width": 32, "heads": 2, "head_dim": 16}
     raster = {"side": 4, "num_classes": 10, "image_size": 32, "kv_type": "float32", **sizes}
@@ -190,7 +190,7 @@ def specs() -> dict[str, dict[str, Any]]:
 
 
 def report_bytes() -> bytes:
-    """A report of a user's own graph."""
+    """Return a report of a custom graph."""
     accuracy = OutputAccuracy(output="y", sqnr_db=31.5, max_error=0.02, cosine=0.999)
     return encode_json(
         Report(
@@ -375,7 +375,7 @@ BYTES = (0, 1, 0x7F, 0x80, 0xFF, 0x0A, 0x22, 0x5B, 0x7B)
 
 
 def mutate(data: bytes, name: str, rng: random.Random) -> bytes:
-    """Changed bytes of a file: values of JSON and of a safetensors header, or bytes of any file."""
+    """Return changed bytes of a file: values of JSON or of a safetensors header, or any bytes."""
     if name.endswith(".json") and rng.random() < 0.6:
         return changed_json(data, rng)
     if name.endswith(".safetensors") and rng.random() < 0.6:
@@ -444,7 +444,7 @@ def changed_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def changed_header(data: bytes, rng: random.Random) -> bytes:
-    """The JSON header of a safetensors file with changed values and its right length."""
+    """Change values in the JSON header of a safetensors file, with its right length."""
     length = int.from_bytes(data[:8], "little")
     header = changed_json(data[8 : 8 + length], rng)
     said = len(header) if rng.random() < 0.9 else rng.choice((0, 2**63, len(header) + 1))
@@ -452,7 +452,7 @@ def changed_header(data: bytes, rng: random.Random) -> bytes:
 
 
 def changed_member(data: bytes, rng: random.Random) -> bytes:
-    """A `.npz` with changed bytes in the header of an array, and right check sums."""
+    """Change bytes in the header of an array of a `.npz`, with right check sums."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info: archive.read(info) for info in archive.infolist()}
     chosen = rng.choice(list(members))
@@ -473,7 +473,7 @@ def changed_member(data: bytes, rng: random.Random) -> bytes:
 
 
 def changed_graph(data: bytes, rng: random.Random) -> bytes:
-    """An ONNX model with one to three of its fields changed, at any depth."""
+    """Change one to three fields of an ONNX model, at any depth."""
     model = onnx.ModelProto.FromString(data)
     for _ in range(rng.choice((1, 1, 2, 3))):
         message: Any = model

@@ -1,4 +1,4 @@
-"""Our generator beside an eager PyTorch loop with the same caching, at VAR's real shapes.
+"""Time our generator beside an eager PyTorch loop with the same caching, at VAR's real shapes.
 
 python -m arvg_trt.benchmarks.generate --depth 16 --threads 2
 
@@ -60,14 +60,14 @@ class EagerLoop:
 
     @torch.inference_mode()
     def generate(self, labels: Sequence[int], *, greedy: bool = False) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, H, W, 3] and tokens [B, L]."""
+        """Return images uint8 [B, H, W, 3] and tokens [B, L]."""
         f_hat, tokens = self.tokens(labels, greedy=greedy)
         image = self.vae.decode(f_hat).clamp(-1, 1).add(1).mul(127.5).round()
         return image.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), tokens
 
     @torch.inference_mode()
     def tokens(self, labels: Sequence[int], *, greedy: bool = False) -> tuple[Tensor, Tensor]:
-        """What the decoder takes, and tokens [B, L]."""
+        """Return what the decoder takes, and tokens [B, L]."""
         model, quantizer = self.transformer, self.vae.quantize
         config, count = model.config, len(labels)
         rows = torch.tensor([*labels, *[config.num_classes] * count])

@@ -1,4 +1,4 @@
-"""Generating with W8A8 graphs at VAR's real shapes, beside FP32 graphs and eager PyTorch.
+"""Time generation with W8A8 graphs at VAR's real shapes, beside FP32 graphs and eager PyTorch.
 
 python -m arvg_trt.benchmarks.generate_w8a8 --workdir DIR [--threads 2] [--rounds 5]
 
@@ -113,7 +113,7 @@ def tokens_only(folder: Path, threads: int) -> tuple[Generator, list[Caught]]:
 
 
 def latents(export: Path, labels: Sequence[int]) -> NDArray[np.generic]:
-    """What the decoder is fed for pictures of `labels`."""
+    """Return what the decoder is fed for images of `labels`."""
     generator, caught = tokens_only(export, 0)
     generator.generate(labels, batch_size=1)
     return np.concatenate(caught[0].fed)
@@ -146,7 +146,7 @@ def eager_loop(checkpoint: Path, model: str, generator: Generator) -> EagerLoop:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of the teacher-forced graph on the calibration samples: the engine beside FP32."""
+    """Compare the teacher-forced graph of the engine with FP32 on calibration samples."""
 
     logits_db: float
     top1: float
@@ -210,7 +210,7 @@ def main(
 def measure(
     workspace: Path, checkpoint: Path, model: str, threads: int, rounds: int
 ) -> tuple[str, dict[str, Any]]:
-    """The text and the values of the result files."""
+    """Return the text and the values of the result files."""
     engine = workspace / "engines" / NAME / "onnxruntime"
     decoder = workspace / "decoder" / "engines" / NAME / "onnxruntime" / "decoder.onnx"
     click.echo("accuracy", err=True)

@@ -1,4 +1,4 @@
-"""A graph of opset 17 with 2.2 GB of weights, more than a Protobuf message holds: is it exported?
+"""Export a graph of opset 17 with 2.2 GB of weights, more than a Protobuf message holds.
 
 python -m arvg_trt.benchmarks.over_2gb FOLDER
 

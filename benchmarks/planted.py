@@ -77,7 +77,7 @@ def plant_channels(block: VarBlock, channels: Tensor) -> None:
 
 
 def small_tokenizer(config: VarConfig, seed: int) -> VarVqvae:
-    """What turns the transformer's tokens into features of unit size; its pictures are noise."""
+    """Return a tokenizer that turns tokens into features of unit size, and noise images."""
     torch.manual_seed(seed)
     model = VarVqvae(
         VarVqvaeConfig(

@@ -1,4 +1,4 @@
-"""Static INT8 of DI8x8 at its real width, ours beside other tools: accuracy, speed, memory.
+"""Compare static INT8 of DI8x8 at its real width with other tools: accuracy, speed, memory.
 
 python -m arvg_trt.benchmarks.real_width --data ../shared/data --modelopt-python VENV/bin/python
 
@@ -146,7 +146,7 @@ class Timing:
 
 
 def peers(bench: Bench, modelopt_python: str) -> list[Candidate]:
-    """What the other tools make of the same graphs and images."""
+    """Return what the other tools make of the same graphs and images."""
     pythons = {"onnxruntime": sys.executable}
     if has_module(modelopt_python, "modelopt.onnx.quantization"):
         pythons["modelopt"] = modelopt_python

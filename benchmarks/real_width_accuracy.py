@@ -1,4 +1,4 @@
-"""What a tool's graphs of a tokenizer compute, against FP32 and as ONNX Runtime executes them."""
+"""Compare a tool's graphs of a tokenizer with FP32, as ONNX Runtime executes them."""
 
 from __future__ import annotations
 

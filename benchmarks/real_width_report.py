@@ -1,4 +1,4 @@
-"""What the comparison at real width found, as a page and as JSON."""
+"""Write what the comparison at real width found, as a page and as JSON."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def cost_table(rows: Mapping[str, Mapping[str, Measured]]) -> str:
 
 
 def memory_line(costs: Mapping[int, Mapping[str, Measured]]) -> str:
-    """How the peak over both stages grows with samples."""
+    """Say how the peak over both stages grows with samples."""
     peaks = {n: max(m.peak_mb for m in steps.values()) for n, steps in costs.items()}
     few, many = min(peaks), max(peaks)
     if few == many:

@@ -1,4 +1,4 @@
-"""What rounding with data gains on a tokenizer's weights at few bits.
+"""Measure what rounding with data gains on a tokenizer's weights at few bits.
 
 python -m arvg_trt.benchmarks.rounding [--data ../shared/data]
 

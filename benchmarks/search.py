@@ -1,9 +1,10 @@
-"""Found bits against fixed bits: a tokenizer at the size of encoder 6 and decoder 4, a generator.
+"""Compare found bits with fixed bits, on a tokenizer and on a generator.
 
 python -m arvg_trt.benchmarks.search --data ../shared/data
 
-The tokenizer's plan may take no more bytes on disk than the smaller of the paper's two (per tensor,
-logarithmic and uniform). The generator's has at most 5 bits a weight on average.
+The tokenizer's fixed bits are encoder 6 and decoder 4, and its plan may take no more bytes on disk
+than the smaller of the paper's two (per tensor, logarithmic and uniform). The generator's has at
+most 5 bits a weight on average.
 """
 
 from __future__ import annotations

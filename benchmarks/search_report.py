@@ -1,4 +1,4 @@
-"""What the benchmark of searched bits measured, as a page of tables."""
+"""Write what the benchmark of searched bits measured, as a page of tables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ FOUND = "found"
 
 @dataclass(frozen=True, slots=True)
 class TokenizerRow:
-    """PSNR in dB against the images, how far it is below the found plan's, paired over images, and
-    two standard errors of that."""
+    """Hold a PSNR in dB against the images, and how far it is below the found plan's.
+
+    The difference is paired over images, with two standard errors.
+    """
 
     name: str
     bytes: int
@@ -41,7 +43,7 @@ class GeneratorRow:
 
 @dataclass(frozen=True, slots=True)
 class SearchRow:
-    """What a search predicted, measured on its samples and took."""
+    """Hold what a search predicted, measured on its samples, and took."""
 
     name: str
     predicted: float

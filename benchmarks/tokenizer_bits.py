@@ -1,4 +1,4 @@
-"""The table of PTQ-Tokenizer on our own model: weights at 8 to 2 bits, method by method.
+"""Reproduce the table of PTQ-Tokenizer on our model: weights at 8 to 2 bits, method by method.
 
 python -m arvg_trt.benchmarks.tokenizer_bits --data ../shared/data
 

@@ -1,4 +1,4 @@
-"""What the benchmark of weight bits measured, in tables and as a plot."""
+"""Write what the benchmark of weight bits measured, in tables and as a plot."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def methods_table(rows: Sequence[Row], sets: Sequence[str]) -> str:
 
 
 def grid_table(grid: Mapping[tuple[int, int], Row], fp32: float, bits: Sequence[int]) -> str:
-    """Rows: bits of the encoder; columns: bits of the decoder."""
+    """Return a table with a row per bits of the encoder, a column per bits of the decoder."""
 
     def cell(pair: tuple[int, int]) -> str:
         if pair not in grid:
@@ -68,7 +68,7 @@ def grid_table(grid: Mapping[tuple[int, int], Row], fp32: float, bits: Sequence[
 
 
 def sensitivity(grid: Mapping[tuple[int, int], Row], bits: Sequence[int]) -> str:
-    """Which half costs more when it alone is quantized, by width; paired over images."""
+    """Say which part costs more when it alone is quantized, by width; paired over images."""
     lines = []
     for b in bits:
         if b == FLOAT_BITS:
@@ -87,7 +87,7 @@ def sensitivity(grid: Mapping[tuple[int, int], Row], bits: Sequence[int]) -> str
 
 
 def draw(rows: Sequence[Row], fp32: float, model: str, path: Path) -> None:
-    """PSNR against compression, one line a method, bits beside the points."""
+    """Draw PSNR against compression, one line a method, bits beside the points."""
     import matplotlib
 
     matplotlib.use("agg")

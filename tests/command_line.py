@@ -56,7 +56,7 @@ MAR_CHOICE = ("--labels", "0-2", "--seed", 3)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command printed, and its exit code."""
+    """Hold what a command printed, and its exit code."""
 
     code: int
     out: str
@@ -86,7 +86,7 @@ def arvg(*args: object) -> Outcome:
 
 
 def without_progress(err: str) -> str:
-    """What a command says on stderr, whatever time it takes: lines of long stages are left out."""
+    """Return what a command says on stderr, without the lines of long stages."""
     return "".join(line for line in err.splitlines(True) if not PROGRESS.fullmatch(line.rstrip()))
 
 
@@ -154,7 +154,7 @@ def assert_refused(outcome: Outcome, code: int, *words: str) -> None:
 
 
 def assert_gate_failed(outcome: Outcome, *words: str) -> None:
-    """As a refusal, but what was measured is printed, and where the report lies."""
+    """Check that a gate failed, that the figures are printed, and the report's place."""
     assert outcome.out.rstrip().endswith("report.html"), outcome
     assert_refused(Outcome(outcome.code, "", outcome.err), 8, *words)
 

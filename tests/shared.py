@@ -1,4 +1,4 @@
-"""What is made once for all test workers: exports and quantizations are most of the suite."""
+"""Make exports and quantizations once for all test workers: they are most of the suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ablation measures: against sums written another way."""
+"""The ablation's measures equal sums written another way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is planted in the random model: checked on tensors inside a tiny one."""
+"""The random model has what is planted in it, checked on tensors inside a tiny one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tiny() -> VarTransformer:
 
 
 def inputs_of(model: VarTransformer, path: str) -> torch.Tensor:
-    """What a linear reads, [N, T, C], for classes and features from a seed."""
+    """Return what a linear reads, [N, T, C], for classes and features from a seed."""
     seen = []
     hook = model.get_submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     shape = (4, TINY.length - 1, TINY.latent_channels)

@@ -16,7 +16,7 @@ from ..families.tiny import TinyExport, silent
 
 
 def stats_of(rows: np.ndarray) -> TensorStats:
-    """Of rows [N, C]."""
+    """Return the statistics of rows [N, C]."""
     return TensorStats(rows.min(0), rows.max(0), np.square(rows).sum(0), len(rows))
 
 

@@ -153,7 +153,7 @@ def test_too_few_candidates_are_refused(rows: int, keep: int, words: str) -> Non
 
 
 def block_outputs(model: torch.nn.Module, block: torch.nn.Module, *inputs: torch.Tensor):  # type: ignore[no-untyped-def]
-    """What a block of the PyTorch model gives for the first token."""
+    """Return what a block of the PyTorch model gives for the first token."""
     seen: list[torch.Tensor] = []
     hook = block.register_forward_hook(lambda _, __, output: seen.append(output[0]))
     with torch.no_grad():

@@ -21,7 +21,7 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class Expected:
-    """What a case comes to: how many sites, why some are left, the least decibels of an engine.
+    """Hold a case's result: number of sites, reasons of others, least decibels of an engine.
 
     Or where it ends: the stage, its exit code, and words of its one line. `left` counts sites in
     high precision by a part of their reason.

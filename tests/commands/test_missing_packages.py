@@ -1,4 +1,4 @@
-"""What the torch-free base install says to a command that needs more."""
+"""The torch-free base install says which packages a command needs."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
 
 @pytest.fixture(scope="session")
 def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
-    """As `tiny_rar`, of a PAR, with a config.json that tells its heads and tokens."""
+    """Give a tiny PAR like `tiny_rar`, with a config.json that tells its heads and tokens."""
     transformer, tokenizer = random_par(), random_llamagen()
 
     def make(root: Path) -> None:

@@ -174,7 +174,7 @@ def test_the_product_is_that_of_the_rounded_weight_with_the_whole_input(
 
 
 def snr_db(weight: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Of each row, in float64."""
+    """Return the SQNR of each row, in float64."""
     wide = weight.astype(np.float64)
     noise = np.square(found.astype(np.float64) - wide).sum(axis=1)
     return 10 * np.log10(np.square(wide).sum(axis=1) / noise)

@@ -37,7 +37,7 @@ def test_fp8_stays_fp8() -> None:
 
 
 def test_the_offset_leaves_symmetric_numbers() -> None:
-    """What a graph computes: x - offset on numbers around zero, with one scalar scale."""
+    """A graph rounds x - offset around zero, with one scalar scale."""
     qparams = QParams(np.array([0.5]), np.array([-100]), 8)
     left = numbers(qparams) - qparams.offset
     np.testing.assert_array_equal(left, np.arange(-128, 128) * 0.5)

@@ -1,4 +1,4 @@
-"""What users get wrong: one line that names it, the right exit code, nothing half-written."""
+"""Mistakes of users end in one line that names them, the right exit code, nothing half-written."""
 
 from __future__ import annotations
 

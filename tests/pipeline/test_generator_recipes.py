@@ -121,7 +121,7 @@ def test_attention_of_a_mini_is_quantized_on_request(calibrated: Calibrated) -> 
 def test_a_recipe_quantizes_the_transformers_of_a_mar(
     calibrated: Calibrated, recipe: str, weight: str, activation: str, least: float
 ) -> None:
-    """What they tell the denoiser stays, on the runs of its own pictures."""
+    """The condition stays, on runs of its own images."""
     _, workspace = calibrated("mar")
     outcome = arvg("quantize", workspace, "--recipe", recipe)
     assert outcome.code == 0, outcome

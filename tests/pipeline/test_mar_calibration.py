@@ -1,4 +1,4 @@
-"""What a MAR can be calibrated on beside new pictures of its own: runs that were saved before."""
+"""A MAR can be calibrated on saved runs beside new images of its own."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_orders_of_images_differ_and_a_shard_keeps_its_own(exported: Path, tmp_p
 def test_dgc_keeps_the_farthest_rows_of_passes_and_the_first_runs_of_the_denoiser(
     quantized_mar: Path, exported: Path, tmp_path: Path
 ) -> None:
-    """Of six pictures' rows, conditional and null, as many as three pictures have."""
+    """Six images' rows are cut to three images' rows."""
     pool = quantized_mar / "calibrate" / "samples"
     given = ("--dgc", "--samples", 3, "--samples-from", quantized_mar, "--dgc-select", "distance")
     outcome = arvg("calibrate", exported, *given)

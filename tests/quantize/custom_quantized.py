@@ -63,7 +63,7 @@ class CustomGraph:
 
 
 def custom_graph(path: Path, x: Array) -> CustomGraph:
-    """Of an ONNX file with an input `x`, which is calibrated on the rows of `x`."""
+    """Return an ONNX file with an input `x`, calibrated on the rows of `x`."""
     folder, samples = path.parent / "export", path.parent / "samples"
     folder.mkdir()
     samples.mkdir()

@@ -1,4 +1,4 @@
-"""What a centre adds to a product is exact: it meets the weight as it was before rounding."""
+"""A centre's addition to a product is exact: it meets the weight as it was before rounding."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_par_full_and_step_compute_what_they_did(tmp_path: Path, free: bool) -> 
 
 
 def cached_logits(folder: Path, tokens: np.ndarray, config: ParConfig) -> np.ndarray:
-    """Of tokens in three steps over caches of the folder's own."""
+    """Return the logits of tokens in three steps over caches of the folder's own."""
     step = reference_session(folder / "step.onnx")
     nothing = np.zeros((len(tokens), config.heads, 0, config.head_dim), np.float32)
     cache = {name: nothing for name in step.inputs if name.startswith("past_")}

@@ -120,7 +120,7 @@ def test_halves_are_all_samples_once(tiny_var: TinyGenerator) -> None:
 
 
 def test_judged_errors_are_those_of_grids_of_the_other_half(tiny_var: TinyGenerator) -> None:
-    """Of scales of a channel and 8-bit grids of a position, in float64 over all activations."""
+    """Errors equal float64 sums over all activations."""
     groups = [g for g in groups_of(tiny_var, OPTIONS) if g.tokens is not None][:4]
     run = teacher_forced_graph(tiny_var)
     fitted, judged = run.first_half(), run.second_half()

@@ -1,4 +1,4 @@
-"""What comes near the end of float16 is found, kept out of INT8, or listed."""
+"""Tensors near the end of float16 are found, kept out of INT8, or listed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def test_peaks_are_the_largest_magnitudes_of_all_float_tensors_but_masked_ones(
 def test_a_tensor_without_elements_has_no_peak_and_nan_is_refused(
     tmp_path: Path, least: float
 ) -> None:
-    """As the known tokens of a MAR's first pass; -infinity is a mask's, NaN no one's."""
+    """A MAR's first pass has no known tokens.
+
+    -infinity is a mask's, NaN no one's.
+    """
     info = helper.make_tensor_value_info
     shape = ["rows", "n"]
     graph = helper.make_graph(

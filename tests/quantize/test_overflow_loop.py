@@ -1,4 +1,4 @@
-"""What a generator's decoder comes to is seen while it makes pictures."""
+"""The values of a generator's decoder are seen while it makes images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def site_map_of(folder: Path) -> SiteMap:
 
 
 def decoder_feeds(folder: Path) -> dict[str, np.ndarray]:
-    """What the decoder is fed for the pictures that are looked at."""
+    """Return what the decoder is fed for the images that are looked at."""
     fed: list[dict[str, np.ndarray]] = []
 
     class Recorder(OnnxRuntimeSession):

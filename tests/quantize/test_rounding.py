@@ -74,7 +74,10 @@ def test_steps_agree_with_the_full_graph_when_biases_are_corrected(
 def test_the_first_products_mean_output_is_the_exact_one(
     tiny_var: TinyGenerator, tmp_path: Path, activation_bits: int
 ) -> None:
-    """Of a site that no other's error reaches, and whose output nothing is folded into."""
+    """No other site's error reaches this one.
+
+    Nothing is folded into its output either.
+    """
     options = {"weight_bits": 3, "activation_bits": activation_bits, "smoothing": 0.0}
     site = next(s for s in tiny_var.full_sites if s.name == "blocks.0.ada_lin.1")
     held, plain = tmp_path / "q", tmp_path / "plain"

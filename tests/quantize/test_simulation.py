@@ -31,7 +31,7 @@ FORMATS: dict[str, dict] = {
 
 
 def chain_source(node: ir.Node, site: str) -> ir.Value:
-    """What goes into the chain that the insertion made in front of a product."""
+    """Return what goes into the chain that was inserted in front of a product."""
     value = node.inputs[0]
     assert value is not None
     while (maker := value.producer()) is not None and str(maker.name).startswith(f"{site}/"):
@@ -43,7 +43,7 @@ def chain_source(node: ir.Node, site: str) -> ir.Value:
 
 
 def chain_result(node: ir.Node, site: str) -> ir.Value:
-    """What leaves the chain behind it, the bias not yet added."""
+    """Return what leaves the chain behind it, the bias not yet added."""
     value = node.outputs[0]
     while True:
         users = [u for u, _ in value.uses() if str(u.name).startswith(f"{site}/")]

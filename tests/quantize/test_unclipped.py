@@ -27,7 +27,10 @@ def no_samples(tmp_path: Path) -> Path:
 
 
 def whole_step(x: np.ndarray, given: ActivationFormat) -> float:
-    """Of 256 levels over all of `x`, zero among them: of its range, or of twice its reach."""
+    """Return the scale of 256 levels over all of `x`, zero among them.
+
+    They span its range, or twice its largest magnitude.
+    """
     if given.shift == 0:
         return float(np.abs(x).max() / 127)
     return float((max(x.max(), 0) - min(x.min(), 0)) / 255)

@@ -1,4 +1,4 @@
-"""What docs and schema say of a recipe is what the structs take."""
+"""Docs and schema say of a recipe what the structs take."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_memory_that_the_machine_lacks_is_named(tmp_path: Path, lean: bool, boun
 
 
 def kept_operators(path: Path, monkeypatch: pytest.MonkeyPatch, *, fused: bool) -> set[str]:
-    """Of the graph as ONNX Runtime has optimized it."""
+    """Return the operators of the graph as ONNX Runtime has optimized it."""
     target, opened = path.with_name("optimized.onnx"), sessions.open_session
 
     def writing(graph, options, disabled):  # type: ignore[no-untyped-def]

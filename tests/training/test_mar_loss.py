@@ -41,7 +41,7 @@ def cdf(x: float) -> float:
 
 
 def loss_by_formula(x: Array, time: int, noise: Array, predicted: Array, spread: Array) -> float:
-    """Of one token: mean squared error, and the bound in bits, number by number."""
+    """Return one token's loss: mean squared error, and the bound in bits per number."""
     kept = kept_by_formula()
     now, before = kept[time], kept[time - 1] if time else 1.0
     beta = 1 - now / before

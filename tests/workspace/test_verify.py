@@ -33,7 +33,7 @@ def flip(path: Path) -> None:
 
 
 def made_again(folder: Path) -> None:
-    """As a stage that was run with something else: other bytes, and a manifest that lists them."""
+    """Make a stage again with something else: other bytes, and a manifest that lists them."""
     path = next(folder.glob("decoder.onnx"))
     model = onnx.load(path, load_external_data=False)
     model.doc_string = "made again"

@@ -1,4 +1,4 @@
-"""What views show inside the graph against plain float64 numpy over all activations."""
+"""Smoothed inputs inside the graph equal plain float64 numpy over all activations."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_linear_with_a_float_input_is_left_alone(label: str) -> None:
 
 
 def test_product_of_two_activations_equals_the_qdq_graph(tmp_path: Path) -> None:
-    """As in an attention: both operands on grids of their own, the left one of 6 bits."""
+    """Both operands are activations, the left one of 6 bits."""
     rng = np.random.default_rng(3)
     grids = {"q": (0.05, -32, 31), "k": (0.02, -128, 127)}
     shapes = {"q": (2, 3, 4, 8), "k": (2, 3, 8, 5)}

@@ -228,7 +228,7 @@ def test_operator_that_the_builder_lacks_is_refused_by_node(tmp_path: Path) -> N
 
 
 class Network:
-    """As much of a network as is asked for its types."""
+    """Give as much of a network as is asked for its types."""
 
     num_layers = 1
     num_outputs = 1

@@ -43,7 +43,7 @@ def calibrate(workspace: Path, reach: float) -> None:
 
 
 def half_precision_of(workspace: Path, x: np.ndarray) -> np.ndarray:
-    """What the graph that the engine was built from computes, each node in its own type."""
+    """Return what the graph of the engine computes, each node in its own type."""
     model = onnx.load(workspace / ENGINE / "wide.onnx")
     with np.errstate(over="ignore", invalid="ignore"):
         (found,) = ReferenceEvaluator(model).run(None, {"x": x})

@@ -1,4 +1,4 @@
-"""Which products of a user's own graph are sites, what they are, and why some are left out."""
+"""Products of a custom graph become sites with their roles, or say why they are left out."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def adaptive(state: State, name: str, x: Tensor, quantized: Tensor) -> Tensor:
 
 
 def run_blocks(state: State, half: str, x: Tensor, quantized: Tensor | None = None) -> Tensor:
-    """What a block is follows from its keys."""
+    """Run blocks, each of the kind that its keys say."""
     count = len({k.split(".")[2] for k in state if k.startswith(f"{half}.blocks.")})
     for i in range(count):
         name = f"{half}.blocks.{i}"
@@ -209,7 +209,7 @@ def test_search_by_parts_is_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_equal_codes_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one channel, normalised by length, all codes of a sign are equal."""
+    """Codes of one channel, normalised by length, are equal by sign."""
     monkeypatch.setattr(gsq, "PART", 2)
     table = F.normalize(torch.tensor([[-0.3], [-2.0], [0.7], [0.1], [5.0], [-9.0]]), dim=-1)
     found = nearest_in_parts(torch.tensor([[1.0], [-1.0], [0.0]]), table)

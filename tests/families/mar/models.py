@@ -92,7 +92,10 @@ def write_checkpoint(
     autoencoder: dict[str, Tensor] | None,
     config_json: dict[str, object] | None = None,
 ) -> Path:
-    """As published, wrappers and all; None leaves a file out. The last weights are no use."""
+    """Write a checkpoint as published, wrappers and all; None leaves a file out.
+
+    The last weights are no use.
+    """
     folder.mkdir()
     if transformer is not None:
         last = {k: torch.full_like(v, 7.0) for k, v in transformer.items()}

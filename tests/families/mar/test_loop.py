@@ -280,7 +280,7 @@ def test_orders_and_noise_depend_on_the_seed_and_the_image(generator: Generator)
 
 
 def test_greedy_is_a_temperature_of_nothing(generator: Generator) -> None:
-    """Of normal tokens it makes the means, whatever it began with; draws lie around them."""
+    """Greedy makes the means of normal tokens; draws lie around them."""
     options = {"iterations": 4, "diffusion_steps": 30}
     greedy, cold, warm = (
         generator.generate(LABELS, **options, **how).tokens

@@ -135,7 +135,7 @@ def test_graphs_are_valid_and_name_what_they_take(tiny_mar: TinyMar, graph: str)
 
 
 def test_what_is_constant_is_not_in_the_step(tiny_mar: TinyMar) -> None:
-    """Of time a table, of the condition what the pass gave; its SiLU is taken once."""
+    """The time is a table, the condition comes from the pass."""
     nodes = onnx.load(tiny_mar.folder / "denoise.onnx", load_external_data=False).graph.node
     kinds = [n.op_type for n in nodes]
     assert not {"Cos", "Sin", "Exp"} & set(kinds)

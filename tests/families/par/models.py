@@ -86,7 +86,10 @@ def official_tokenizer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def write_checkpoint(
     folder: Path, transformer: dict[str, Tensor] | None, tokenizer: dict[str, Tensor] | None
 ) -> Path:
-    """As published: two state dicts, each under "model"; None leaves a file out."""
+    """Write a checkpoint as published: two state dicts, each under "model".
+
+    None leaves a file out.
+    """
     folder.mkdir()
     for name, tensors in zip(FILES, (transformer, tokenizer), strict=True):
         if tensors is not None:

@@ -123,7 +123,7 @@ def test_drawn_tokens_are_those_of_the_published_loop(
 
 
 def test_guidance_up_to_one_is_none(generator: Generator) -> None:
-    """As officially: below 1 it would push away from the class."""
+    """Guidance below 1 would push away from the class, officially too."""
     whole = generator.generate(LABELS, cfg=0, greedy=True)
     for g in (0.3, 1.0):
         assert np.array_equal(generator.generate(LABELS, cfg=g, greedy=True).tokens, whole.tokens)

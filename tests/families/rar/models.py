@@ -68,7 +68,7 @@ def random_tokens(config: RarConfig, rows: int, count: int, seed: int = 1) -> Te
 def write_checkpoint(
     folder: Path, transformer: dict[str, Tensor] | None, tokenizer: dict[str, Tensor] | None
 ) -> Path:
-    """As published: two bare state dicts; None leaves a file out."""
+    """Write a checkpoint as published: two bare state dicts; None leaves a file out."""
     folder.mkdir()
     for name, tensors in zip(FILES, (transformer, tokenizer), strict=True):
         if tensors is not None:

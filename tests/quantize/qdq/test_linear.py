@@ -50,7 +50,7 @@ def test_graph_computes_what_float64_simulation_says(label: str) -> None:
 
 @pytest.mark.parametrize("label", INTEGER_LINEARS)
 def test_an_output_inside_the_graph_keeps_its_name(label: str) -> None:
-    """What reports call a site's output is all of its product, with or without a bias."""
+    """A site's output is all of its product, with any bias."""
     case = INTEGER_LINEARS[label]()
     graph = case.proto.graph
     graph.node.append(onnx.helper.make_node("Identity", ["out"], ["end"], name="end"))

@@ -62,7 +62,7 @@ def chosen(own: CustomGraph, **options: object) -> Way:
 
 
 def rounded(own: CustomGraph, ways: list[Way], **options: object) -> TrialWeights:
-    """Of candidates that are fitted to the first half."""
+    """Round with candidates that are fitted to the first half."""
     wanted = QuantizeOptions(**(FEW_BITS | options))  # type: ignore[arg-type]
     entries = check_plan(make_plan(own.site_map, wanted), own.site_map)
     half = slice(0, 12)
@@ -119,7 +119,7 @@ def test_trials_are_rounded_with_the_rows_that_they_are_fitted_to(
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("taps", [1, 4])
 def test_moments_of_a_candidate_are_those_of_its_scaled_input(taps: int, centered: bool) -> None:
-    """Of channels far from zero and with tails, from sums around another place."""
+    """Channels lie far from zero and have tails."""
     rng = np.random.default_rng(0)
     x = rng.standard_t(3, (500, 6, taps)) + 1000 * np.arange(6)[:, None]
     scale = np.exp(rng.normal(0, 1, 6)).astype(np.float32)

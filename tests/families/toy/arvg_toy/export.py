@@ -1,4 +1,4 @@
-"""What the export of a toy writes, and how it is compared."""
+"""Write the graphs of a toy and compare them with PyTorch."""
 
 from __future__ import annotations
 

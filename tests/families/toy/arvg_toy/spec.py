@@ -1,4 +1,4 @@
-"""What `generator.json` says of a toy."""
+"""Define what `generator.json` says of a toy."""
 
 from __future__ import annotations
 
