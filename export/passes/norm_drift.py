@@ -3,8 +3,8 @@
 Its GroupNormalization, a function body on a CPU, takes a variance as the mean of the squares less
 the square of the mean. Against float64, on a group of 2**18 values, that is off by 1e-5 of the
 deviation where the mean is 0, by 1e-4 where it is three deviations and by 1e-3 where it is ten;
-PyTorch by 1e-6 in all of them, and so is the form of `norm_passes`. What a checkpoint's means are,
-only its own values tell, so each norm is run on a picture's.
+PyTorch by 1e-6 in all of them, and so are the nodes that `norms` writes. The means depend on the
+checkpoint, so each norm is run on the values of an image.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The same input gives the same artefacts, and `freeze` tells where it does not.
+"""The same input gives the same artefacts, and `freeze` reports where it does not.
 
 Two runs in different folders and processes, whose hashes of text and sets differ, must leave the
 same digests. What these are depends on the machine, so none is written here. For a tokenizer
-`tests/pipeline/test_cli.py` holds the same.
+`tests/commands/test_cli.py` tests the same.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def attention(config: ParConfig, state: State, name: str, x: Array) -> Array:
 
 
 def logits_by_formula(model: ParTransformer, label: int, tokens: list[int]) -> Array:
-    """[length, V] of one row, entry i predicting token i; the fact sheet's 4.3 and 4.4."""
+    """Return the logits [length, V] of one row; entry i predicts token i."""
     config = model.config
     state = {k: v.double().numpy() for k, v in model.state_dict().items()}
     special = iter(state["spe_tok_embeddings.special_embeddings.weight"])

@@ -59,7 +59,7 @@ def attention(state: State, name: str, x: Array) -> Array:
 
 
 def logits_by_formula(model: RarTransformer, label: int, tokens: list[int]) -> Array:
-    """[1 + n, V] of one row, entry i predicting token i; the fact sheet's section 3.3."""
+    """Return the logits [1 + n, V] of one row; entry i predicts token i."""
     state = {k: v.double().numpy() for k, v in model.state_dict().items()}
     table = state["embeddings.weight"]
     condition_token = table[SMALL.vocab_size + 1 + label]

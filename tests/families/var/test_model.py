@@ -57,7 +57,7 @@ def attention(state: State, prefix: str, x: Array, heads: int, visible: NDArray[
 
 
 def logits_by_formula(model: VarTransformer, label: int, features: Array) -> Array:
-    """[L, V] of one row; the fact sheet's section 2.3."""
+    """Return the logits [L, V] of one row."""
     config = model.config
     state = {k: v.double().numpy() for k, v in model.state_dict().items()}
     level = np.repeat(np.arange(len(config.patch_nums)), np.square(config.patch_nums))

@@ -1,4 +1,4 @@
-"""The multi-scale quantizer against its formulas in float64, and the traps of its fact sheet."""
+"""The multi-scale quantizer agrees with its formulas in float64, also in its special cases."""
 
 from __future__ import annotations
 
