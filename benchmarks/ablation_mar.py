@@ -53,7 +53,7 @@ def held_out_trajectory(exported: Path, folder: Path, count: int, seed: int) -> 
     assert spec.recording is not None
     asked = GenerationRequest(exported, spec, labels, options, names)
     found = TrajectoryForcing(asked, spec.recording, folder)
-    for _ in found.pictures():
+    for _ in found.batches():
         pass
     return found
 

@@ -34,7 +34,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         *("model", "config", "checkpoint", "blocks", "denoiser", "quantizer", "resize", "yaml"),
     ),
     "graphs": ("graphs", "write", "parity", "position_ids"),
-    "stages": ("__init__", "variants", "export", "kept_runs", "trajectory", "image_runs"),
+    "stages": ("__init__", "variants", "export", "recorded_runs", "trajectory", "image_runs"),
     "schedule": ("spec", "loop", "diffusion"),
 }
 PART_OF = {name: part for part, names in PARTS.items() for name in names}

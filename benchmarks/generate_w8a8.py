@@ -131,16 +131,16 @@ def with_decoder(decoder: Path) -> Callable[[Path, int], OnnxRuntimeSession]:
 def eager_loop(checkpoint: Path, model: str, generator: Generator) -> EagerLoop:
     """The published loop over the checkpoint's own weights."""
     entry = find_model(model)
-    halves = []
+    models = []
     with torch.device("meta"):
         made = (VarTransformer(cast(Any, entry.config)), FORMS["var"].tokenizer(entry.config))
     for module, name in zip(made, entry.files[0], strict=True):
         tensors = torch.load(checkpoint / name, weights_only=True)
         module.load_state_dict(tensors, strict=True, assign=True)
-        halves.append(module.eval().requires_grad_(False))
+        models.append(module.eval().requires_grad_(False))
     own = generator.spec.defaults
     return EagerLoop(
-        cast(VarTransformer, halves[0]), cast(VarVqvae, halves[1]), own.cfg, own.top_k, own.top_p
+        cast(VarTransformer, models[0]), cast(VarVqvae, models[1]), own.cfg, own.top_k, own.top_p
     )
 
 

@@ -96,11 +96,11 @@ def small_tokenizer(config: VarConfig, seed: int) -> VarVqvae:
 def write_planted(folder: Path, config: VarConfig = CONFIG, seed: int = 0) -> None:
     """Both halves of a checkpoint that `export var` takes."""
     folder.mkdir(parents=True)
-    halves = {
+    parts = {
         "model": planted_transformer(config, seed),
         "vae": small_tokenizer(config, seed),
     }
-    for name, model in halves.items():
+    for name, model in parts.items():
         tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
         save_file(tensors, folder / f"{name}.safetensors")
 

@@ -178,14 +178,14 @@ def timed(
         latency[f"{label}: total"] = Latency.of([sum(pair) for pair in halves])
     return {
         label: {
-            what: describe_latency(latency[f"{label}: {what}"], latency[f"{fp32.label}: {what}"])
+            what: latency_row(latency[f"{label}: {what}"], latency[f"{fp32.label}: {what}"])
             for what in (*GRAPHS, "total")
         }
         for label in codecs
     }
 
 
-def describe_latency(each: Latency, reference: Latency) -> dict[str, Any]:
+def latency_row(each: Latency, reference: Latency) -> dict[str, Any]:
     speed = ratio(reference, each)
     return {
         "p50_ms": each.p50_ms,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .statistics import OUTPUT, POSITION, Statistics, TensorStats
 
 Floats = NDArray[np.float64]
-# Growth that counts as settled: of a tensor's range, and of nineteen in twenty channels' or
+# Growth that counts as converged: of a tensor's range, and of nineteen in twenty channels' or
 # positions' own.
 TENSOR_LIMIT = 0.05
 MANY_LIMIT = 0.1
@@ -60,7 +60,7 @@ class SiteGrowth(msgspec.Struct, frozen=True, kw_only=True):
     positions: float | None = None
 
     @property
-    def enough(self) -> bool:
+    def converged(self) -> bool:
         many = (self.channels, self.positions or 0.0)
         return self.tensor <= TENSOR_LIMIT and all(part <= MANY_LIMIT for part in many)
 
@@ -84,11 +84,11 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """Return the verdict as one line for a person."""
         if self.enough is None:
-            return "too few batches to tell whether the scales have settled"
-        line = f"scales settled at {self.settled} of {len(self.sites)} inputs"
+            return "too few batches to tell whether the scales have converged"
+        line = f"scales converged at {self.settled} of {len(self.sites)} inputs"
         if self.enough:
             return line
-        worst = max(self.sites, key=lambda s: (not s.enough, s.channels))
+        worst = max(self.sites, key=lambda s: (not s.converged, s.channels))
         return (
             f"{line}: with the last {1 - (self.share or 0):.0%} of the samples the channels of "
             f"{worst.name} grew by {worst.channels:.0%}, their tensor by {worst.tensor:.0%}"
@@ -101,7 +101,7 @@ def convergence(growth: RangeGrowth) -> Convergence:
         return Convergence(enough=None)
     half = growth.at[growth.marks[-1]]
     sites = site_growths(half, growth.total)
-    settled = sum(site.enough for site in sites)
+    settled = sum(site.converged for site in sites)
     earlier = None
     if len(growth.marks) > 1:
         earlier = median_growth(site_growths(growth.at[growth.marks[0]], half))

@@ -168,9 +168,9 @@ def block_output(graph: ir.Graph, sites: Sequence[Site]) -> ir.Value:
     while True:
         (node,) = value.consumers()
         value = node.outputs[0]
-        if node.op_type == "Add" and not any(held_constant(v) for v in node.inputs):
+        if node.op_type == "Add" and not any(is_constant(v) for v in node.inputs):
             return value
 
 
-def held_constant(value: ir.Value | None) -> bool:
+def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer()

@@ -11,13 +11,13 @@ import click
 from ..recipe.base import with_changes
 from ..recipe.commands import GenerateOptions
 from .console import ConsoleReporter, print_json
-from .options import Place, json_option, struct_options, workspace_argument
+from .options import PathArgument, json_option, struct_options, workspace_argument
 
 
 @click.command()
-@click.argument("folder", type=Place())
-@click.argument("images", nargs=-1, required=True, type=Place())
-@click.option("-o", "--output", type=Place(), required=True, help="A .npz file.")
+@click.argument("folder", type=PathArgument())
+@click.argument("images", nargs=-1, required=True, type=PathArgument())
+@click.option("-o", "--output", type=PathArgument(), required=True, help="A .npz file.")
 @json_option
 def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) -> None:
     """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
@@ -35,9 +35,9 @@ def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) ->
 
 
 @click.command()
-@click.argument("folder", type=Place())
-@click.argument("tokens", type=Place())
-@click.option("-o", "--output", type=Place(), required=True, help="A folder.")
+@click.argument("folder", type=PathArgument())
+@click.argument("tokens", type=PathArgument())
+@click.option("-o", "--output", type=PathArgument(), required=True, help="A folder.")
 @json_option
 def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
     """Decode a .npz of `encode` to PNG images.
@@ -58,9 +58,9 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
 @click.command()
 @workspace_argument
 @struct_options(GenerateOptions)
-@click.option("-o", "--output", type=Place(), help="Folder for PNGs and grid.")
-@click.option("--npz", type=Place(), help="All images for the ADM evaluator.")
-@click.option("--tokens", type=Place(), help="A .npz with `tokens` (MAR: `latents`).")
+@click.option("-o", "--output", type=PathArgument(), help="Folder for PNGs and grid.")
+@click.option("--npz", type=PathArgument(), help="All images for the ADM evaluator.")
+@click.option("--tokens", type=PathArgument(), help="A .npz with `tokens` (MAR: `latents`).")
 @json_option
 def generate(
     workspace: Path,

@@ -16,7 +16,7 @@ from ..graph.sites import NodeVerdict, Verdict
 from ..pipeline.analyze import GraphAnalysis, analyze_files
 from ..recipe.file import find_recipe, load_recipe, preset_names
 from .console import print_json
-from .options import Place, json_option
+from .options import PathArgument, json_option
 
 
 @click.command()
@@ -78,8 +78,8 @@ def preset_row(name: str) -> dict[str, str]:
 
 
 @click.command()
-@click.argument("reports", nargs=-1, required=True, type=Place())
-@click.option("--html", type=Place(), help="Also write an HTML page.")
+@click.argument("reports", nargs=-1, required=True, type=PathArgument())
+@click.option("--html", type=PathArgument(), help="Also write an HTML page.")
 @click.option("--allow-different", is_flag=True, help="Compare other models or images too.")
 @json_option
 def compare(
@@ -102,7 +102,7 @@ def compare(
 
 
 @click.command()
-@click.argument("path", type=Place())
+@click.argument("path", type=PathArgument())
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Say what a workspace, stage folder, graph, or engine is.

@@ -20,7 +20,7 @@ json_option = click.option(
 )
 
 
-class Place(click.Path):
+class PathArgument(click.Path):
     """Parse a path; an empty text is an error, not the folder that the command runs in."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Place(click.Path):
         return super().convert(value, param, ctx)
 
 
-workspace_argument = click.argument("workspace", type=Place())
+workspace_argument = click.argument("workspace", type=PathArgument())
 
 
 class NumberOr(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
@@ -90,7 +90,7 @@ memory_option = click.option(
     "--max-memory",
     type=Bytes(),
     default=MAX_MEMORY,
-    help="Memory that second moments may take at a time. [default: 2GiB]",
+    help="Memory that Hessians of weights may take at a time. [default: 2GiB]",
 )
 
 

@@ -14,7 +14,7 @@ from ..recipe.options import BuildOptions, CalibrateOptions, ValidateOptions
 from ..recipe.quantize import QuantizeOptions, with_implied
 from .console import ConsoleReporter, print_json
 from .figures import figures_of_failures, print_figures
-from .options import Place, json_option, memory_option, struct_options, workspace_argument
+from .options import PathArgument, json_option, memory_option, struct_options, workspace_argument
 from .perform import (
     name_option,
     perform,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     "--graph",
     "graphs",
     multiple=True,
-    type=Place(),
+    type=PathArgument(),
     help="An ONNX file of your own, with MODEL `onnx`; repeatable.",
 )
 @json_option
@@ -94,7 +94,7 @@ def export(
 
 @click.command()
 @workspace_argument
-@click.argument("parts", nargs=-1, type=Place())
+@click.argument("parts", nargs=-1, type=PathArgument())
 @recipe_option
 @struct_options(CalibrateOptions)
 @click.option(
@@ -151,7 +151,7 @@ def calibrate(
 @name_option
 @struct_options(QuantizeOptions)
 @memory_option
-@click.option("--plan", "plan_file", type=Place(), help="An edited plan.json.")
+@click.option("--plan", "plan_file", type=PathArgument(), help="An edited plan.json.")
 @json_option
 def quantize(
     workspace: Path,

@@ -60,7 +60,7 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
         code = done.returncode
         if code == -signal.SIGKILL:
             raise OutOfMemory(
-                "a second process was killed, as the system does where memory ends",
+                "a subprocess was killed, as the system does when memory runs out",
                 where=module,
                 do="free memory, or use a larger machine",
             )

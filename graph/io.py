@@ -114,7 +114,7 @@ def require_weights(proto: onnx.ModelProto, path: Path, error: type[ArvgError]) 
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         name = tensor.name or "a constant"
-        problem = place_problem(folder, location) or size_problem(
+        problem = location_problem(folder, location) or size_problem(
             folder / location, tensor, entries
         )
         if problem is not None:
@@ -124,7 +124,7 @@ def require_weights(proto: onnx.ModelProto, path: Path, error: type[ArvgError]) 
             )
 
 
-def place_problem(folder: Path, location: str) -> tuple[str, str] | None:
+def location_problem(folder: Path, location: str) -> tuple[str, str] | None:
     """Return what is wrong with where a file of weights lies, and what to do."""
     beside = "put the file into the graph's folder, and save the graph with its name"
     if not location:

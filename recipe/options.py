@@ -19,7 +19,7 @@ from .base import (
 )
 from .quantize import QuantizeOptions
 
-MAX_MEMORY = 2 * 2**30  # bytes of second moments at a time
+MAX_MEMORY = 2 * 2**30  # bytes of Hessians at a time
 Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import BundleError
 from ..workspace.manifest import MANIFEST, Manifest
-from ..workspace.verify import place_of, read_manifest, verify
+from ..workspace.verify import read_manifest, verify, workspace_of
 
 CPU_BACKEND = "onnxruntime"
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
@@ -45,7 +45,7 @@ def require_session(folder: Path) -> None:
 
 def instead(folder: Path, manifest: Manifest | None, built: dict[str, Any]) -> str:
     """Return the advice which folder to name instead."""
-    root, _ = place_of(folder) if manifest is not None else (None, None)
+    root, _ = workspace_of(folder) if manifest is not None else (None, None)
     if root is None:
         return "name one of those"
     shown = folder.parents[2] if len(folder.parents) > 2 else root

@@ -36,7 +36,7 @@ class KvCache:
         the cache's type.
         """
         names = past_names(session.inputs)
-        return cls({name: session.place(nothing) for name in names}, len(nothing), 0)
+        return cls({name: session.to_device(nothing) for name in names}, len(nothing), 0)
 
     def feeds(self, rows: int) -> Mapping[str, DeviceValue]:
         """Return the inputs of a step of `rows` rows.

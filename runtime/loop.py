@@ -78,12 +78,12 @@ class Batch:
         self.labels = np.concatenate([padded, np.full_like(padded, null)]) if doubled else padded
         self.rows = len(self.labels)
 
-    def halves(self, logits: Logits) -> list[Logits]:
+    def split_rows(self, logits: Logits) -> list[Logits]:
         """Split [rows, n, V] into the rows in use, [B, n, V]: conditional, then null ones."""
         starts = (0, self.images) if self._guided else (0,)
         return [logits[start : start + self.count] for start in starts]
 
-    def fed(self, tokens: Tokens) -> Tokens:
+    def fill_rows(self, tokens: Tokens) -> Tokens:
         """Return [B, n] as [rows, n]: conditional and null rows get the same tokens."""
         filled = np.pad(tokens, ((0, self.images - self.count), (0, 0)))
         return np.tile(filled, (self.rows // self.images, 1))
@@ -137,9 +137,9 @@ class CachedSteps:
         self._next = 0
         self._cache = KvCache.empty(self._graphs[0], np.repeat(self._nothing, rows, axis=0))
 
-    def place(self, array: Array) -> DeviceValue:
+    def to_device(self, array: Array) -> DeviceValue:
         """Return the array as a value in the sessions' memory."""
-        return self._graphs[0].place(array)
+        return self._graphs[0].to_device(array)
 
     def run(self, rows: int, n: int, feeds: Mapping[str, Array | DeviceValue]) -> Logits:
         """Return logits [rows, n, V] of the next n tokens; `feeds` gets positions and cache.
@@ -170,7 +170,7 @@ def require_vocabulary(graph: OnnxRuntimeSession, size: int) -> None:
 
 
 def choose(
-    halves: Sequence[Logits],
+    split_rows: Sequence[Logits],
     strength: float,
     streams: Sequence[np.random.Generator],
     sampling: Sampling,
@@ -179,7 +179,7 @@ def choose(
 
     A draw takes the next n rows of noise of each image's stream.
     """
-    conditional, *unconditional = halves
+    conditional, *unconditional = split_rows
     logits = guide(conditional, unconditional[0], strength) if unconditional else conditional
     count, n, _ = logits.shape
     flat = logits.reshape(count * n, -1)
@@ -194,10 +194,10 @@ def choose(
 
 
 def require_finite(
-    halves: Sequence[NDArray[np.floating]], step: str, path: Path, what: str = "logits of"
+    split_rows: Sequence[NDArray[np.floating]], step: str, path: Path, what: str = "logits of"
 ) -> None:
     """Raise GenerationError that names the step, and the first bad token and image."""
-    for logits in halves:
+    for logits in split_rows:
         finite = np.isfinite(logits)
         if finite.all():
             continue

@@ -91,7 +91,7 @@ def load_family(point: EntryPoint) -> Family:
     Raises:
         ArvgError: it does not import, is no family, or is one of another name.
     """
-    family = load_named(point.value, place_of(point))
+    family = load_named(point.value, entry_point_line(point))
     for problem in problems(family, point.name):
         raise refusal(point, problem, "it is an error of that package")
     assert isinstance(family, Family)
@@ -122,9 +122,9 @@ def problems(family: object, name: str) -> Sequence[str]:
 
 def refusal(point: EntryPoint, what: str, do: str) -> ArvgError:
     """Return an error of one line that names the entry point and its package."""
-    return ArvgError(what, where=place_of(point), do=do)
+    return ArvgError(what, where=entry_point_line(point), do=do)
 
 
-def place_of(point: EntryPoint) -> str:
+def entry_point_line(point: EntryPoint) -> str:
     package = f" of {point.dist.name}" if point.dist is not None else ""
     return f"entry point {point.name} = {point.value}{package}"

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.generator import Generator
-from .tiny_imagenet import CLASSES, flipped, load_pictures, moved, to_signed
+from .tiny_imagenet import CLASSES, flipped, load_images, moved, to_signed
 
 BATCH = 64
 PEAK_LR = 3e-3
@@ -94,7 +94,7 @@ def main(
     classifier: Path | None,
 ) -> None:
     """Print the two accuracies as one JSON object."""
-    training, held_out = load_pictures(data)
+    training, held_out = load_images(data)
     if classifier is not None and classifier.exists():
         model = untrained()
         model.load_state_dict(torch.load(classifier, weights_only=True))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .loop import Run, Schedule
-from .tiny_imagenet import CLASSES, Pictures, training_batch
+from .tiny_imagenet import CLASSES, LabelledImages, training_batch
 
 WIDTHS = (3, 32, 64, 128)
 BATCH = 64
@@ -65,7 +65,7 @@ def difference(perception: Perception, found: Tensor, wanted: Tensor) -> Tensor:
     return torch.stack(distances).mean()
 
 
-def train_perception(training: Pictures, path: Path, seed: int) -> Perception:
+def train_perception(training: LabelledImages, path: Path, seed: int) -> Perception:
     """Return the network in eval mode, its weights fixed, trained unless `path` exists."""
     torch.manual_seed(seed)
     model = Perception()

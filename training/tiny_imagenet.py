@@ -23,14 +23,14 @@ HELD_OUT_FROM = 450
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class LabelledImages:
     """Hold images uint8 [N, 3, 64, 64] and labels int64 [N] in 0 ... 9."""
 
     images: Tensor
     labels: Tensor
 
 
-def load_pictures(folder: Path) -> tuple[Pictures, Pictures]:
+def load_images(folder: Path) -> tuple[LabelledImages, LabelledImages]:
     """Return (training, held out): images k < 450 of each class, and the others.
 
     `folder` holds the archive, whose files are `<label>_<name>/<wnid>_<k>.JPEG`.
@@ -46,7 +46,7 @@ def load_pictures(folder: Path) -> tuple[Pictures, Pictures]:
             held_out = int(path.stem.split("_")[1]) >= HELD_OUT_FROM
             parts[held_out].append((pixels, int(path.parent.name.split("_")[0])))
     training, held_out_part = (
-        Pictures(
+        LabelledImages(
             torch.from_numpy(np.stack([p for p, _ in part])).permute(0, 3, 1, 2).contiguous(),
             torch.tensor([label for _, label in part]),
         )
@@ -79,7 +79,7 @@ def moved(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 
 
 def training_batch(
-    pictures: Pictures, step: int, seed: int, size: int, reach: int = 0
+    pictures: LabelledImages, step: int, seed: int, size: int, reach: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Return images [size, 3, 64, 64] in [-1, 1] with labels, half of them flipped.
 

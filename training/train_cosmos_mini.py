@@ -37,7 +37,7 @@ HELD_OUT_FROM = 450
 EMA_DECAY = 0.999
 
 
-def load_pictures(data: Path) -> tuple[Tensor, dict[str, str]]:
+def load_images(data: Path) -> tuple[Tensor, dict[str, str]]:
     """Return all training images, uint8 [N, 3, 64, 64], and the sha256 of their files."""
     tiny = data / "tiny_imagenet" / "tiny_imagenet_10x500_train_64.zip"
     samples = data / "imagenet_samples" / "imagenet_samples_64.npz"
@@ -51,7 +51,7 @@ def load_pictures(data: Path) -> tuple[Tensor, dict[str, str]]:
     return torch.from_numpy(np.concatenate(pictures)).permute(0, 3, 1, 2).contiguous(), digests
 
 
-def sample_pictures(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def sample_crops(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return images [count, 3, 64, 64] in [-1, 1], flipped, half enlarged and cropped.
 
     They are enlarged by up to 1.6.
@@ -72,7 +72,7 @@ def sample_pictures(pictures: Tensor, count: int, generator: torch.Generator) ->
 
 def training_batch(pictures: Tensor, step: int, generator: torch.Generator) -> Tensor:
     """Return [32, 3, 64, 64], and for every fourth step 2x2 mosaics [8, 3, 128, 128]."""
-    batch = sample_pictures(pictures, BATCH, generator)
+    batch = sample_crops(pictures, BATCH, generator)
     if step % 4 == 3:
         rows = batch.reshape(BATCH // 4, 2, 2, 3, SIZE, SIZE).permute(0, 3, 1, 4, 2, 5)
         batch = rows.reshape(BATCH // 4, 3, 2 * SIZE, 2 * SIZE)
@@ -104,7 +104,7 @@ def log_mse(model: CosmosTokenizer, images: Tensor) -> Tensor:
 def main(data: Path, output: Path, steps: int, peak_lr: float, seed: int, device: str) -> None:
     """Train, resume from OUTPUT/state.pt when it is there, and write model.safetensors."""
     torch.manual_seed(seed)
-    pictures, digests = load_pictures(data)
+    pictures, digests = load_images(data)
     output.mkdir(parents=True, exist_ok=True)
     model = CosmosTokenizer(CONFIG).to(device)
     groups = [{"params": list(model.parameters()), "weight_decay": 1e-4}]

@@ -2,7 +2,7 @@
 
     python -m arvg_trt.training.train_generator rar-mini --data DIR --output models/rar-mini
 
-DIR holds the Tiny ImageNet archive, OUTPUT the tokenizer's weights. Pictures k < 450 of each class
+DIR holds the Tiny ImageNet archive, OUTPUT the tokenizer's weights. Images k < 450 of each class
 become tokens once in several views (flipped, moved by up to four pixels); the others, unmoved,
 measure the teacher-forced loss. Labels are dropped with probability 0.1, as in the official
 trainings, so that the null class is trained for guidance. Weights are an exponential moving
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from . import tokenizer_minis
 from .generator_minis import MINIS, Batch, GeneratorMini
 from .loop import Run, Schedule, step_generator, tell, write_record
-from .tiny_imagenet import CLASSES, archive_digest, load_pictures, moved, to_signed
+from .tiny_imagenet import CLASSES, archive_digest, load_images, moved, to_signed
 
 BATCH = 48
 REACH = 4  # pixels that a view is moved by at most
@@ -132,7 +132,7 @@ def main(
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     mini = MINIS[name]
-    training, held_out = load_pictures(data)
+    training, held_out = load_images(data)
     tokenizer = load_tokenizer(name, output)
     stem = Path(mini.file).stem
     cache = output / f"{stem}_tokens.safetensors"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .loop import Run, Schedule, step_generator, tell, write_record
 from .perception import Perception, difference, train_perception
-from .tiny_imagenet import archive_digest, load_pictures, to_signed, training_batch
+from .tiny_imagenet import archive_digest, load_images, to_signed, training_batch
 from .tokenizer_minis import MINIS, Quantized, TokenizerMini
 
 WARMUP = 1 / 12  # of all steps
@@ -102,7 +102,7 @@ def main(
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     mini = MINIS[name]
-    training, held_out = load_pictures(data)
+    training, held_out = load_images(data)
     output.mkdir(parents=True, exist_ok=True)
     stem = Path(mini.file).stem
     perception = None

@@ -14,7 +14,7 @@ from .verify import GENERATOR_FILE
 ModelKind = Literal["generator", "tokenizer", "custom"]
 
 FP16 = "fp16"  # names the engines of the unquantized graphs
-Value = TypeVar("Told")
+Value = TypeVar("Value")
 Facts = TypeVar("Facts", bound=msgspec.Struct)
 
 

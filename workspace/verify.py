@@ -46,7 +46,7 @@ def verify(folder: Path) -> Manifest:
             do=f"copy the whole folder, or run {likely_command(folder)} again",
         )
     manifest = read_manifest(folder)
-    root, stage = place_of(folder)
+    root, stage = workspace_of(folder)
     if stage not in (None, manifest.stage):
         raise WorkspaceError(
             f"holds what `arvg-trt {manifest.stage}` wrote",
@@ -63,7 +63,7 @@ def read_manifest(folder: Path) -> Manifest:
     return decode_json(folder / MANIFEST, Manifest, do="run the stage that wrote it again")
 
 
-def place_of(folder: Path) -> tuple[Path, str] | tuple[None, None]:
+def workspace_of(folder: Path) -> tuple[Path, str] | tuple[None, None]:
     """Return the workspace that a folder lies in, and the stage whose place it has there."""
     place = Path(os.path.abspath(folder))
     for stage, (top, depth) in PLACES.items():

@@ -113,17 +113,17 @@ def rounding_distance(
         return error
     axis = view.token_axis or 0
 
-    def held(name: str, values: NDArray[np.generic]) -> ir.Value:
+    def parameter(name: str, values: NDArray[np.generic]) -> ir.Value:
         return constant(graph, f"{label}:{name}", values[0] if values.size == 1 else values)
 
     step, zero = (
-        held("step", qparams.scale.astype(np.float32)),
-        held("zero", qparams.zero_point.astype(np.int8)),
+        parameter("step", qparams.scale.astype(np.float32)),
+        parameter("zero", qparams.zero_point.astype(np.int8)),
     )
     q = add_node(graph, "QuantizeLinear", [seen, step, zero], f"{label}:q", axis=axis)
     if qparams.bits < 8:
         ends = np.array([-(2 ** (qparams.bits - 1)), 2 ** (qparams.bits - 1) - 1], np.int8)
-        bounds = [held("low", ends[:1]), held("high", ends[1:])]
+        bounds = [parameter("low", ends[:1]), parameter("high", ends[1:])]
         q = add_node(graph, "Clip", [q, *bounds], f"{label}:clipped")
     point = add_node(graph, "DequantizeLinear", [q, step, zero], f"{label}:point", axis=axis)
     return add_node(graph, "Sub", [point, seen], f"{label}:error")

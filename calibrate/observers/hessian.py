@@ -94,8 +94,7 @@ def split_runs(
         alone = observer.bytes + FACTOR_BYTES * observer.columns**2 * observer.squares
         if alone > max_memory:
             raise OutOfMemory(
-                f"the second moments of {key} ({observer.columns} columns) take "
-                f"{alone / 1e9:.1f} GB",
+                f"the Hessian of {key} ({observer.columns} columns) takes {alone / 1e9:.1f} GB",
                 do=f"--max-memory {math.ceil(alone / 2**30)}GiB, or round the site to nearest",
             )
         if not passes or held + alone > max_memory:

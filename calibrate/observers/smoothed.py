@@ -109,10 +109,10 @@ def nearest_point(
 ) -> tuple[ir.Value, ir.Value]:
     """Return the smoothed input in units of the scale, and the nearest number."""
 
-    def held(name: str, values: Floats) -> ir.Value:
+    def stored(name: str, values: Floats) -> ir.Value:
         return by_position(graph, seen, view, values, f"{label}:{name}")
 
-    steps = add_node(graph, "Mul", [seen, held("inverse", 1 / qparams.scale)], f"{label}:steps")
+    steps = add_node(graph, "Mul", [seen, stored("inverse", 1 / qparams.scale)], f"{label}:steps")
     if qparams.dtype == "fp8":
         to = ir.DataType.FLOAT8E4M3FN
         number = add_node(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
@@ -120,12 +120,12 @@ def nearest_point(
     low = qparams.low.astype(np.float64)
     rounded = add_node(graph, "Round", [steps], f"{label}:round")
     if np.all(low == low[0]):
-        bounds = [held("low", low[:1]), held("high", low[:1] + 2**qparams.bits - 1)]
+        bounds = [stored("low", low[:1]), stored("high", low[:1] + 2**qparams.bits - 1)]
         return steps, add_node(graph, "Clip", [rounded, *bounds], f"{label}:point")
     # Max and Min, since a Clip has scalar bounds.
-    raised = add_node(graph, "Max", [rounded, held("low", low)], f"{label}:raised")
+    raised = add_node(graph, "Max", [rounded, stored("low", low)], f"{label}:raised")
     clipped = add_node(
-        graph, "Min", [raised, held("high", low + 2**qparams.bits - 1)], f"{label}:point"
+        graph, "Min", [raised, stored("high", low + 2**qparams.bits - 1)], f"{label}:point"
     )
     return steps, clipped
 

@@ -11,7 +11,7 @@ import msgspec
 from ...errors import ExportError
 from ...workspace.files import UNDECODABLE, said
 
-Config = TypeVar("Told", bound=msgspec.Struct)
+Config = TypeVar("Config", bound=msgspec.Struct)
 
 
 def read_beside(folder: Path, kind: type[Config]) -> Config:

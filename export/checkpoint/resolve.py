@@ -58,15 +58,15 @@ def find_by_content(folder: Path, alternatives: Sequence[Sequence[str]]) -> list
         raise ExportError("has no complete checkpoint", where=str(folder), do=expected)
     from .read import parts_of
 
-    held = {path: parts_of(path) for path in files}
-    halves = [[p for p in files if held[p] == half] for half in ("transformer", "tokenizer")]
-    if all(len(found) == 1 for found in halves):
-        return [found[0] for found in halves]
-    whole = [p for p in files if held[p] == "transformer and tokenizer"]
-    if len(whole) == 1 and not any(halves):
+    content = {path: parts_of(path) for path in files}
+    by_part = [[p for p in files if content[p] == part] for part in ("transformer", "tokenizer")]
+    if all(len(found) == 1 for found in by_part):
+        return [found[0] for found in by_part]
+    whole = [p for p in files if content[p] == "transformer and tokenizer"]
+    if len(whole) == 1 and not any(by_part):
         return whole
     raise ExportError(
-        "has no complete checkpoint: " + ", ".join(f"{p.name} holds {held[p]}" for p in files),
+        "has no complete checkpoint: " + ", ".join(f"{p.name} holds {content[p]}" for p in files),
         where=str(folder),
         do=f"keep one transformer and one tokenizer in it; {expected}",
     )

@@ -22,7 +22,7 @@ class CosmosExporter(Exporter):
         from .checkpoint import load_cosmos
         from .config import CosmosConfig, CosmosJson
         from .parity import compute_cosmos_references
-        from .write import describe, export_tokenizer
+        from .write import export_tokenizer, tokenizer_facts
 
         job.progress("reading the checkpoint", 0)
         known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None
@@ -39,7 +39,7 @@ class CosmosExporter(Exporter):
         job.progress("comparing with PyTorch", 3)
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
-            "tokenizer": describe(model.config),
+            "tokenizer": tokenizer_facts(model.config),
             "parity": parity_results(*parity),
             "parity_images": list(job.image_names),
         }

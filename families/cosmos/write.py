@@ -136,7 +136,7 @@ def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
 
 
-def describe(config: CosmosConfig) -> dict[str, object]:
+def tokenizer_facts(config: CosmosConfig) -> dict[str, object]:
     """Return what later stages need to know of the tokenizer, for the manifest."""
     codebook = 1
     for level in config.levels:

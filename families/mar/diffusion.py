@@ -25,10 +25,10 @@ def cosine_betas() -> Array:
     Here a(t) = cos(pi/2 (t/T + 0.008) / 1.008)^2.
     """
 
-    def kept(time: int) -> float:
+    def alpha_bar(time: int) -> float:
         return math.cos((time / TIMES + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    return np.array([min(1 - kept(i + 1) / kept(i), MOST_BETA) for i in range(TIMES)])
+    return np.array([min(1 - alpha_bar(i + 1) / alpha_bar(i), MOST_BETA) for i in range(TIMES)])
 
 
 def respaced(steps: int) -> NDArray[np.int64]:
@@ -48,13 +48,13 @@ def respaced(steps: int) -> NDArray[np.int64]:
 class Diffusion:
     """Hold the constants of each step, [steps], and its time in the training.
 
-    With a token x_t = sqrt(`kept`) x_0 + sqrt(1 - `kept`) noise, x_0 is `clean_of_x` x_t -
-    `clean_of_noise` noise, and x_{t-1} has the mean `mean_of_clean` x_0 + `mean_of_x` x_t and a log
-    variance between `log_least` (of the posterior) and `log_most` (beta).
+    With a token x_t = sqrt(`alpha_bar`) x_0 + sqrt(1 - `alpha_bar`) noise, x_0 is `clean_of_x` x_t
+    - `clean_of_noise` noise, and x_{t-1} has the mean `mean_of_clean` x_0 + `mean_of_x` x_t and a
+    log variance between `log_least` (of the posterior) and `log_most` (beta).
     """
 
     times: NDArray[np.int64]
-    kept: Array
+    alpha_bar: Array
     clean_of_x: Array
     clean_of_noise: Array
     mean_of_clean: Array
@@ -66,17 +66,17 @@ class Diffusion:
     def of(cls, steps: int) -> Diffusion:
         """Return the diffusion of `steps`, 2 to TIMES."""
         times = respaced(steps)
-        kept = np.cumprod(1 - cosine_betas(), dtype=np.float64)[times]
-        before = np.append(1.0, kept[:-1])
-        beta = 1 - kept / before
-        posterior = beta * (1 - before) / (1 - kept)
+        alpha_bar = np.cumprod(1 - cosine_betas(), dtype=np.float64)[times]
+        before = np.append(1.0, alpha_bar[:-1])
+        beta = 1 - alpha_bar / before
+        posterior = beta * (1 - before) / (1 - alpha_bar)
         return cls(
             times=times,
-            kept=kept,
-            clean_of_x=np.sqrt(1 / kept),
-            clean_of_noise=np.sqrt(1 / kept - 1),
-            mean_of_clean=beta * np.sqrt(before) / (1 - kept),
-            mean_of_x=(1 - before) * np.sqrt(1 - beta) / (1 - kept),
+            alpha_bar=alpha_bar,
+            clean_of_x=np.sqrt(1 / alpha_bar),
+            clean_of_noise=np.sqrt(1 / alpha_bar - 1),
+            mean_of_clean=beta * np.sqrt(before) / (1 - alpha_bar),
+            mean_of_x=(1 - before) * np.sqrt(1 - beta) / (1 - alpha_bar),
             # The first is 0, whose logarithm nothing may have.
             log_least=np.log(np.append(posterior[1], posterior[1:])),
             log_most=np.log(beta),

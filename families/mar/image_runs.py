@@ -17,11 +17,11 @@ from ...runtime.recording import Array, GraphRun
 from ...runtime.sessions.onnxruntime import fast_session
 from ...runtime.tokenizer import ImageTokenizer
 from .diffusion import Diffusion
-from .kept_runs import choose_runs
 from .loop import masked_counts
+from .recorded_runs import choose_runs
 from .spec import PASS, MarSpec
 
-ORDER = 1  # a stream of its own: another decides which runs are kept
+ORDER = 1  # a stream of its own: another decides which runs are recorded
 
 
 def image_runs(
@@ -43,12 +43,12 @@ def image_runs(
     diffusion, steps = Diffusion.of(sampling.diffusion_steps), sampling.diffusion_steps
     left = masked_counts(sampling.iterations, spec.length)
     ends = [spec.length - count for count in left]
-    halves = 1 if sampling.cfg in (0, 1) else 2
+    row_kinds = 1 if sampling.cfg in (0, 1) else 2
     tokenizer = ImageTokenizer.open(export, threads=threads)
     transformer = fast_session(export / f"{PASS}.onnx", threads)
 
     def rows(values: Array) -> Array:
-        return np.concatenate([values] * halves)
+        return np.concatenate([values] * row_kinds)
 
     for number in part:
         picture = to_model(shrunk_crop(load(number), spec.image_size))
@@ -63,7 +63,7 @@ def image_runs(
                 known = ends[k - 1] if k else 0
                 new = tokens[known : ends[k]]
                 feeds: dict[str, Array] = {
-                    "labels": np.array([labels[number], spec.num_classes][:halves], np.int64),
+                    "labels": np.array([labels[number], spec.num_classes][:row_kinds], np.int64),
                     "tokens": rows(tokens[None, :known]),
                     "position_ids": rows(order[None]),
                 }
@@ -72,7 +72,7 @@ def image_runs(
             else:
                 step = steps - 1 - k % steps  # the noisiest comes first
                 noise = rng.standard_normal(new.shape)
-                share = diffusion.kept[step]
+                share = diffusion.alpha_bar[step]
                 x = (np.sqrt(share) * new + np.sqrt(1 - share) * noise).astype(np.float32)
                 time = diffusion.times[step : step + 1]
                 feeds = {"x": rows(x), "time": time, "condition": condition}

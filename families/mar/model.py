@@ -118,8 +118,8 @@ class MarTransformer(nn.Module):
         """Return z [rows, L - N, D] of the unknown tokens, from the rows of `encode`.
 
         `position_ids` [rows, L] are of all tokens, known ones first. D is the decoder's width. The
-        last block computes unknown tokens alone. The diffusion's position is not yet added: `place`
-        does so.
+        last block computes unknown tokens alone. The diffusion's position is not yet added;
+        `with_position` adds it.
         """
         buffer, table = self.config.buffer, self.decoder_pos_embed_learned[0]
         known = encoded.shape[1] - buffer
@@ -134,7 +134,7 @@ class MarTransformer(nn.Module):
         x = last(x, encoded.shape[1])
         return self.decoder_norm(x)  # type: ignore[no-any-return]
 
-    def place(self, z: Tensor, position_ids: Tensor) -> Tensor:
+    def with_position(self, z: Tensor, position_ids: Tensor) -> Tensor:
         """Return z [rows, n, C] of tokens at [rows, n] with the diffusion's position."""
         return z + F.embedding(position_ids, self.diffusion_pos_embed_learned[0])
 
@@ -147,4 +147,4 @@ class MarTransformer(nn.Module):
         known = tokens.shape[1]
         encoded = self.encode(labels, tokens, position_ids[:, :known])
         z = self.decode(encoded, position_ids)
-        return self.place(z, position_ids[:, known:])
+        return self.with_position(z, position_ids[:, known:])

@@ -83,7 +83,7 @@ def compute_mar_references(model: MarTransformer, labels: Tensor, tokens: Tensor
     rows, net = len(labels), model.diffloss.net
     order = torch.rand(rows, config.length, generator=generator).argsort(dim=1)
     ordered = tokens.gather(1, order.unsqueeze(2).expand_as(tokens))
-    passes, denoised, kept = {}, {}, Diffusion.of(TIMES).kept
+    passes, denoised, alpha_bar = {}, {}, Diffusion.of(TIMES).alpha_bar
     for known in known_counts(config.length):
         seen = ordered[:, :known].contiguous()
         z = model(labels, seen, order)
@@ -95,7 +95,7 @@ def compute_mar_references(model: MarTransformer, labels: Tensor, tokens: Tensor
     z, condition, clean = z[:, -1], condition[:, -1], ordered[:, -1]
     for time in AT:
         noise = torch.randn(clean.shape, generator=generator)
-        x = kept[time] ** 0.5 * clean + (1 - kept[time]) ** 0.5 * noise
+        x = alpha_bar[time] ** 0.5 * clean + (1 - alpha_bar[time]) ** 0.5 * noise
         predicted, spread = net(x, torch.full((rows,), time), z).chunk(2, dim=1)
         denoised[time] = (
             {"x": x.numpy(), "time": np.array([time]), "condition": condition.numpy()},

@@ -21,7 +21,7 @@ from ...runtime.sampling import Sampling
 from ...runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, OnnxRuntimeSession
 from ...runtime.spec import TIMES as TRAINED_TIMES
 from .image_runs import image_runs
-from .kept_runs import PASSES, TIMES, choose_runs
+from .recorded_runs import PASSES, TIMES, choose_runs
 from .spec import DENOISE, GRAPHS, PASS, MarSpec
 
 
@@ -176,25 +176,25 @@ def recorded_batches(
             recorders[graph].start({k for runs in chosen for name, k in runs if name == graph})
         made = next(batches)
         found = []
-        for place, runs in enumerate(chosen):
+        for index, runs in enumerate(chosen):
             for graph, k in runs:
-                feeds = picture_rows(recorders[graph].kept[k], place, len(pictures), sampling)
-                found.append((pictures[place], GraphRun(graph, feeds)))
+                feeds = image_rows(recorders[graph].kept[k], index, len(pictures), sampling)
+                found.append((pictures[index], GraphRun(graph, feeds)))
         yield made, found
 
 
-def picture_rows(feeds: Arrays, place: int, count: int, sampling: Sampling) -> dict[str, Array]:
+def image_rows(feeds: Arrays, index: int, count: int, sampling: Sampling) -> dict[str, Array]:
     """Return the rows of one of `count` images; a single row, such as a time, is all images'.
 
     Rows are conditional ones of all pictures in turn, as many of each, then the null class's.
     """
-    halves = 1 if sampling.cfg in (0, 1) else 2
+    row_kinds = 1 if sampling.cfg in (0, 1) else 2
 
     def own(values: Array) -> Array:
         if len(values) == 1:
             return values
-        rows = len(values) // (halves * count)
-        by_picture = values.reshape(halves, count, rows, *values.shape[1:])
-        return by_picture[:, place].reshape(halves * rows, *values.shape[1:])
+        rows = len(values) // (row_kinds * count)
+        by_image = values.reshape(row_kinds, count, rows, *values.shape[1:])
+        return by_image[:, index].reshape(row_kinds * rows, *values.shape[1:])
 
     return {name: own(values) for name, values in feeds.items()}

@@ -56,10 +56,10 @@ class ParLoop:
             if k == spec.group:
                 special = np.tile(spec.special, (batch.rows, 1))
                 tokens = np.concatenate([tokens, special], axis=1)
-            logits = batch.halves(steps.run(batch.rows, tokens.shape[1], {"tokens": tokens}))
+            logits = batch.split_rows(steps.run(batch.rows, tokens.shape[1], {"tokens": tokens}))
             require_finite(logits, f"step {k}", steps.path)
             chosen.append(choose(logits, sampling.cfg - 1, streams, sampling))
-            tokens = batch.fed(chosen[-1])
+            tokens = batch.fill_rows(chosen[-1])
             tick()
         found = np.concatenate(chosen, axis=1)
         indices = np.empty((len(found), spec.length), np.int32)

@@ -74,11 +74,11 @@ class RarLoop:
         for k in range(spec.length):
             n = tokens.shape[1]
             feeds = {"tokens": tokens, **modulations.of(position, n)}
-            logits = batch.halves(steps.run(batch.rows, n, feeds)[:, -1:])
+            logits = batch.split_rows(steps.run(batch.rows, n, feeds)[:, -1:])
             require_finite(logits, f"step {k}", steps.path)
             new = choose(logits, strength(sampling, k, spec.length), streams, sampling)
             chosen.append(new)
-            tokens, position = batch.fed(new), position + n
+            tokens, position = batch.fill_rows(new), position + n
             tick()
         found = np.concatenate(chosen, axis=1)
         indices = found.reshape(-1, spec.side, spec.side).astype(np.int32)

@@ -112,7 +112,7 @@ def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> di
 def write_parts(
     job: ExportJob,
     folder: Path,
-    halves: tuple[nn.Module, nn.Module],
+    models: tuple[nn.Module, nn.Module],
     spec: GeneratorSpec,
     export: Callable[[WeightFile, dict[str, str]], tuple[Site, ...]],
 ) -> dict[str, int]:
@@ -123,7 +123,7 @@ def write_parts(
     """
     from ...export.weight_file import WeightFile
 
-    mark_norms(job, halves[1], spec.image_size)
+    mark_norms(job, models[1], spec.image_size)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
     with WeightFile(folder) as weights:
         sites = export(weights, properties)
@@ -132,7 +132,7 @@ def write_parts(
     )
     (folder / "generator.json").write_bytes(encode_json(spec))
     names = ("transformer", "tokenizer")
-    return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, halves, strict=True)}
+    return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, models, strict=True)}
 
 
 def mark_norms(job: ExportJob, tokenizer: nn.Module, size: int) -> None:

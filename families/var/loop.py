@@ -49,16 +49,16 @@ class VarLoop:
         x = condition.pop("x")
         steps.start(batch.rows)
         latent = (batch.rows, spec.latent_channels, spec.latent_size, spec.latent_size)
-        f_hat = steps.place(np.zeros(latent, np.float32))
+        f_hat = steps.to_device(np.zeros(latent, np.float32))
         chosen = []
         for scale, update in enumerate(self._updates):
             side = spec.patch_nums[scale]
-            logits = batch.halves(steps.run(batch.rows, side * side, {"x": x, **condition}))
+            logits = batch.split_rows(steps.run(batch.rows, side * side, {"x": x, **condition}))
             require_finite(logits, f"scale {scale} ({side}x{side} tokens)", steps.path)
             strength = sampling.cfg * scale / max(spec.steps - 1, 1)
             chosen.append(choose(logits, strength, streams, sampling))
             # All rows at once, as the next input has them.
-            outputs = update.run_on_device({"tokens": batch.fed(chosen[-1]), "f_hat": f_hat})
+            outputs = update.run_on_device({"tokens": batch.fill_rows(chosen[-1]), "f_hat": f_hat})
             f_hat = outputs["f_hat_next"]
             x = outputs.get("x", x)
             tick()

@@ -142,7 +142,7 @@ class OnnxRuntimeSession:
             raise self._failure(error, feeds) from error
         return dict(zip(names, values, strict=True))
 
-    def place(self, array: Array) -> DeviceValue:
+    def to_device(self, array: Array) -> DeviceValue:
         """Return the array in the session's memory; on the CPU without a copy."""
         value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
             np.ascontiguousarray(array), self.memory, 0
@@ -152,7 +152,7 @@ class OnnxRuntimeSession:
     def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
         """Run like `run` with all outputs; values stay in the session's memory."""
         placed = {
-            name: self.place(value) if isinstance(value, np.ndarray) else value
+            name: self.to_device(value) if isinstance(value, np.ndarray) else value
             for name, value in feeds.items()
         }
         binding = self._session.io_binding()

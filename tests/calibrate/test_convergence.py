@@ -48,21 +48,21 @@ def test_growth_is_the_share_that_the_last_half_added() -> None:
     assert found.later == site.channels
 
 
-def test_repeated_batches_have_settled_and_a_late_outlier_has_not() -> None:
+def test_repeated_batches_have_converged_and_a_late_outlier_has_not() -> None:
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(8, 40))
     settled = convergence(grown([batch] * 4))
     assert settled.enough and settled.settled == 1
-    assert settled.text == "scales settled at 1 of 1 inputs"
+    assert settled.text == "scales converged at 1 of 1 inputs"
     late = convergence(grown([batch] * 3 + [1.2 * batch]))
     assert late.enough is False and late.settled == 0
     assert late.text == (
-        "scales settled at 0 of 1 inputs: with the last 50% of the samples the channels of site "
+        "scales converged at 0 of 1 inputs: with the last 50% of the samples the channels of site "
         "grew by 17%, their tensor by 17%"
     )
 
 
-def test_dead_channels_and_zeros_have_settled() -> None:
+def test_dead_channels_and_zeros_have_converged() -> None:
     found = convergence(grown([np.zeros((3, 5))] * 4))
     assert found.enough and found.sites[0].channels == 0 == found.sites[0].tensor
 

@@ -50,7 +50,7 @@ def test_an_error_of_the_second_process_is_the_first_ones(tmp_path: Path) -> Non
 
 def test_a_killed_process_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "kill -9 $$"))
-    with pytest.raises(OutOfMemory, match=r"was killed, as the system does where memory ends"):
+    with pytest.raises(OutOfMemory, match=r"was killed, as the system does when memory runs out"):
         run_isolated(MODULE, comparison(tmp_path), dict)
 
 

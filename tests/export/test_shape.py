@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.parity import require, settled
+from arvg_trt.export.parity import require, rounded_alike
 from arvg_trt.export.shape import DYNAMIC, ExportShape
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.var.model import VarTransformer
@@ -139,17 +139,18 @@ def test_half_caches_are_the_rounded_keys_and_values(
         assert rounded[name].dtype == np.float16
         assert 2 * rounded[name].nbytes == exact[name].nbytes
         np.testing.assert_array_equal(
-            settled(rounded[name], exact[name].astype(np.float16)), exact[name].astype(np.float16)
+            rounded_alike(rounded[name], exact[name].astype(np.float16)),
+            exact[name].astype(np.float16),
         )
     error = np.abs(rounded["logits"] - exact["logits"]).max()
     assert 0 < error < 5e-3 * np.sqrt(np.mean(np.square(exact["logits"])))
 
 
-def test_neighbours_of_float16_are_settled_and_others_are_not() -> None:
+def test_neighbours_of_float16_are_rounded_alike_and_others_are_not() -> None:
     reference = np.array([1.0, 1.0, -2.0, 0.0, 1e-7], np.float16)
     value = np.nextafter(reference, np.float16(9))
     value[1] = np.nextafter(value[1], np.float16(9))
-    found = settled(value, reference)
+    found = rounded_alike(value, reference)
     np.testing.assert_array_equal(found == reference, [True, False, True, True, True])
 
 

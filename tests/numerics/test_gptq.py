@@ -1,4 +1,4 @@
-"""Rounding with second moments against GPTQ as its paper writes it, in float64."""
+"""GPTQ agrees with the algorithm of its paper, computed in float64."""
 
 from __future__ import annotations
 

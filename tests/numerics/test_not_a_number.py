@@ -33,10 +33,10 @@ def test_nan_is_never_the_least() -> None:
 
 
 @pytest.mark.parametrize("odd", ["tensor", "channels", "positions"])
-def test_a_growth_of_nan_has_not_settled(odd: str) -> None:
+def test_a_growth_of_nan_has_not_converged(odd: str) -> None:
     parts = {"tensor": 0.0, "channels": 0.0, "positions": 0.0, "rms": 0.0}
-    assert SiteGrowth(name="a", **parts).enough
-    assert not SiteGrowth(name="a", **parts | {odd: math.nan}).enough
+    assert SiteGrowth(name="a", **parts).converged
+    assert not SiteGrowth(name="a", **parts | {odd: math.nan}).converged
 
 
 def test_nan_is_the_largest_absmax() -> None:

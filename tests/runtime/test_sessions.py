@@ -130,7 +130,7 @@ def test_run_on_device_keeps_values_for_the_next_run(tmp_path: Path, session) ->
     wanted = opened.run({"x": opened.run({"x": x})["z"]})
     for name in "yz":
         assert np.array_equal(twice[name].numpy(), wanted[name])
-    assert np.array_equal(opened.run_on_device({"x": opened.place(x)})["y"].numpy(), x * [2, 3])
+    assert np.array_equal(opened.run_on_device({"x": opened.to_device(x)})["y"].numpy(), x * [2, 3])
     assert np.array_equal(opened.run_on_device({"x": x.T})["y"].numpy(), x.T * [2, 3])
 
 

@@ -19,8 +19,8 @@ from arvg_trt.families.var_vqvae.model import VarVqvae
 from arvg_trt.training.perception import Perception, difference
 from arvg_trt.training.tiny_imagenet import (
     ARCHIVE,
-    Pictures,
-    load_pictures,
+    LabelledImages,
+    load_images,
     moved,
     to_signed,
     training_batch,
@@ -54,7 +54,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def test_pictures_from_450_on_are_held_out(archive: Path) -> None:
-    training, held_out = load_pictures(archive)
+    training, held_out = load_images(archive)
     for part, odd in ((training, 1), (held_out, 0)):
         assert part.images.shape == (2, 3, 64, 64) and part.images.dtype == torch.uint8
         assert part.labels.tolist() == [3, 8]
@@ -63,7 +63,7 @@ def test_pictures_from_450_on_are_held_out(archive: Path) -> None:
 
 def test_a_batch_depends_on_the_seed_and_the_step_alone() -> None:
     images = torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8)
-    pictures = Pictures(images, torch.arange(20))
+    pictures = LabelledImages(images, torch.arange(20))
     first, labels = training_batch(pictures, 7, seed=0, size=5)
     torch.rand(3)
     assert torch.equal(training_batch(pictures, 7, seed=0, size=5)[0], first)

@@ -141,7 +141,7 @@ class HeldOutGenerator:
             folders = with_full_half_precision(export, folders, Path(scratch) / HALF_PRECISION)
             pictures, kept = measure_generated_images(
                 self.picture_names,
-                forcing.pictures(),
+                forcing.batches(),
                 {n: batches(self._request.batches(self._open(n, f))) for n, f in generates.items()},
                 networks=open_features(export, self.options.features, size, threads),
                 others=self._others(export),

@@ -65,7 +65,7 @@ class TeacherForcing(Protocol):
         """Return how many runs there are, once the images are made."""
         ...
 
-    def pictures(self) -> Iterator[Batch]: ...
+    def batches(self) -> Iterator[Batch]: ...
 
     def runs(self) -> Iterator[TeacherForcedRun]: ...
 
@@ -96,7 +96,7 @@ class TokenForcing:
         """Return the rows per image: with its class and, under guidance, without one."""
         return 1 + (choose_sampling(self.request.spec).cfg > 0)
 
-    def pictures(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         generator = Generator.open(
             self.request.export, session=reference_session, threads=self.request.options.threads
         )
@@ -147,7 +147,7 @@ class TrajectoryForcing:
     def count(self) -> int:
         return len(self._kept)
 
-    def pictures(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         request, options = self.request, self.request.options
         trajectories = Trajectories(
             export=request.export,

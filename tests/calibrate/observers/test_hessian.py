@@ -151,5 +151,5 @@ def test_passes_hold_as_many_as_fit_in_their_order() -> None:
     parts = split_runs(observers, 2 * one + factor)
     assert [list(part) for part in parts] == [["s0", "s1"], ["s2", "s3"], ["s4", "means"]]
     assert len(split_runs(observers, 10**9)) == 1
-    with pytest.raises(OutOfMemory, match=r"second moments of s0 .*--max-memory"):
+    with pytest.raises(OutOfMemory, match=r"Hessian of s0 .*--max-memory"):
         split_runs(observers, one)

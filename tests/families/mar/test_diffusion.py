@@ -41,7 +41,7 @@ def test_constants_are_the_formulas(steps: int) -> None:
         kept = kept_by_formula(int(found.times[i]))
         before = kept_by_formula(int(found.times[i - 1])) if i else 1.0
         beta = 1 - kept / before
-        np.testing.assert_allclose(found.kept[i], kept, rtol=1e-10)
+        np.testing.assert_allclose(found.alpha_bar[i], kept, rtol=1e-10)
         np.testing.assert_allclose(found.clean_of_x[i], kept**-0.5, rtol=1e-10)
         np.testing.assert_allclose(found.clean_of_noise[i], ((1 - kept) / kept) ** 0.5, rtol=1e-9)
         wanted = beta * before**0.5 / (1 - kept)
@@ -67,7 +67,7 @@ def test_a_perfect_prediction_ends_at_the_clean_token() -> None:
     clean = rng.standard_normal((3, 4))
     x = rng.standard_normal((3, 4))
     for step in reversed(range(25)):
-        kept = diffusion.kept[step]
+        kept = diffusion.alpha_bar[step]
         noise = (x - kept**0.5 * clean) / (1 - kept) ** 0.5
         x = diffusion.back(step, x, noise, np.ones_like(x), rng.standard_normal((3, 4)))
     np.testing.assert_allclose(x, clean, atol=1e-9)

@@ -43,7 +43,7 @@ Array = NDArray[np.float64]
 Denoiser = Callable[[Array, int, Array], Array]  # x [n, c], time, z [n, C] -> [n, 2c]
 LABELS = [4, 0, 2]
 LENGTH, CHANNELS = SMALL.length, SMALL.latent_channels
-KEPT = Diffusion.of(1000).kept
+KEPT = Diffusion.of(1000).alpha_bar
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -44,10 +44,10 @@ class ToyLoop:
         tokens = batch.labels[:, None] + spec.vocab_size
         chosen = []
         for k in range(spec.length):
-            logits = batch.halves(steps.run(batch.rows, 1, {"tokens": tokens}))
+            logits = batch.split_rows(steps.run(batch.rows, 1, {"tokens": tokens}))
             require_finite(logits, f"step {k}", steps.path)
             chosen.append(choose(logits, sampling.cfg, streams, sampling))
-            tokens = batch.fed(chosen[-1])
+            tokens = batch.fill_rows(chosen[-1])
             tick()
         found = np.concatenate(chosen, axis=1)
         indices = found.reshape(-1, spec.side, spec.side).astype(np.int32)

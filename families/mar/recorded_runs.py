@@ -20,13 +20,13 @@ def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
     assert sampling.iterations is not None and sampling.diffusion_steps is not None
     rng, steps = np.random.default_rng([seed, number]), sampling.diffusion_steps
     chosen: Runs = []
-    for k in spread(rng, range(sampling.iterations), PASSES):
+    for k in choose_evenly(rng, range(sampling.iterations), PASSES):
         chosen.append((PASS, k))
-        chosen += [(DENOISE, k * steps + t) for t in spread(rng, range(steps), TIMES)]
+        chosen += [(DENOISE, k * steps + t) for t in choose_evenly(rng, range(steps), TIMES)]
     return chosen
 
 
-def spread(rng: np.random.Generator, numbers: range, count: int) -> list[int]:
+def choose_evenly(rng: np.random.Generator, numbers: range, count: int) -> list[int]:
     """Return `count` of the numbers, one from each of as many like parts; all if they are fewer."""
     parts = np.array_split(numbers, max(1, min(count, len(numbers))))
     return [int(rng.choice(part)) for part in parts if len(part)]
