@@ -24,7 +24,7 @@ class GroupedCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             row = parameter.get_help_record(ctx)
-            if row is not None:
+            if isinstance(parameter, click.Option) and row is not None:
                 heading = getattr(parameter, "group", "") or "Options"
                 sections.setdefault(heading, []).append(row)
         others = sections.pop("Options", [])

@@ -11,10 +11,11 @@ import click
 from ..recipe.base import with_changes
 from ..recipe.commands import GenerateOptions
 from .console import ConsoleReporter, print_json
+from .groups import command, option
 from .options import Place, json_option, struct_options, workspace_argument
 
 
-@click.command()
+@command()
 @click.argument("folder", type=Place())
 @click.argument("images", nargs=-1, required=True, type=Place())
 @click.option("-o", "--output", type=Place(), required=True, help="A .npz file.")
@@ -34,7 +35,7 @@ def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) ->
     click.echo(str(output))
 
 
-@click.command()
+@command()
 @click.argument("folder", type=Place())
 @click.argument("tokens", type=Place())
 @click.option("-o", "--output", type=Place(), required=True, help="A folder.")
@@ -55,12 +56,12 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
         click.echo(str(path))
 
 
-@click.command()
+@command()
 @workspace_argument
 @struct_options(GenerateOptions)
-@click.option("-o", "--output", type=Place(), help="Folder for PNGs and grid.")
-@click.option("--npz", type=Place(), help="All images for the ADM evaluator.")
-@click.option("--tokens", type=Place(), help="A .npz with `tokens` (MAR: `latents`).")
+@option("-o", "--output", group="Files", type=Place(), help="Folder for PNGs and a grid of them.")
+@option("--npz", group="Files", type=Place(), help="A .npz of all images, for the ADM evaluator.")
+@option("--tokens", group="Files", type=Place(), help="A .npz of the tokens (MAR: latents).")
 @json_option
 def generate(
     workspace: Path,

@@ -12,7 +12,8 @@ import msgspec
 
 from ..recipe.fields import FieldDescription, ValueType, fields_of
 from ..recipe.options import MAX_MEMORY
-from .groups import GroupedOption
+from . import completion
+from .groups import GroupedOption, option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -87,8 +88,9 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before cl
         return size
 
 
-memory_option = click.option(
+memory_option = option(
     "--max-memory",
+    group="Rounding of weights",
     type=Bytes(),
     default=MAX_MEMORY,
     help="Memory that second moments may take at a time. [default: 2GiB]",
@@ -122,6 +124,7 @@ def option_of(field: FieldDescription) -> Callable[[Command], Command]:
         "default": None,
         "help": help_text(field),
         "required": field.required,
+        "shell_complete": completion.BY_FIELD.get(field.name),
     }
     if value.kind == "boolean":
         return click.option(f"{name}/--no-{field.flag}", field.name, **common)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class ImageTokenizer:
     @classmethod
     def open(
         cls,
-        folder: Path | str,
+        folder: str | PathLike[str],
         *,
         session: Callable[[Path, int], OnnxRuntimeSession] = fast_session,
         threads: int = 0,
@@ -104,7 +105,7 @@ class ImageTokenizer:
 
     @classmethod
     def reference(
-        cls, folder: Path | str, threads: int = 0, *, verify: bool = True
+        cls, folder: str | PathLike[str], threads: int = 0, *, verify: bool = True
     ) -> ImageTokenizer:
         """The same in sessions without rewrites: what figures of accuracy are made with."""
         return cls.open(folder, session=reference_session, threads=threads, verify=verify)
