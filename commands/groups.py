@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class GroupedOption(click.Option):
@@ -33,9 +34,11 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
-command: Callable[..., Any] = partial(click.command, cls=GroupedCommand)
+def command() -> Callable[[Callable[..., Any]], click.Command]:
+    """Return the decorator that makes a command whose help has headings."""
+    return click.command(cls=GroupedCommand)
 
 
-def option(*names: str, group: str = "", **named: Any) -> Callable[[Any], Any]:
+def option(*names: str, group: str, **named: Any) -> Callable[[Decorated], Decorated]:
     """Return the decorator that adds an option to a command, under a heading of its help."""
     return click.option(*names, cls=GroupedOption, group=group, **named)

@@ -149,7 +149,8 @@ def value_type(kind: inspect.Type) -> ValueType:
         case inspect.Metadata():
             return value_type(kind.type)
         case inspect.IntType() | inspect.FloatType():
-            limits = None if kind.ge is None else Range(int(kind.ge), kind.le and int(kind.le))
+            most = None if kind.le is None else int(kind.le)
+            limits = None if kind.ge is None else Range(int(kind.ge), most)
             return ValueType(_SIMPLE[type(kind)], range=limits)
         case inspect.LiteralType():
             return ValueType("choice", choices=kind.values)
