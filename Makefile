@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test check quick types lint coverage bench clean
 
 setup: $(VENV)/.ready
 
@@ -25,10 +25,26 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-lint: setup
+# The daily loop: style, types, who imports whom, options, pure numerics, every stage on a tiny graph.
+check: setup
+	$(MAKE) -j 2 quick types
+
+quick: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/test_rooms.py tests/test_end_to_end.py tests/numerics \
+		tests/recipe/test_fields.py tests/recipe/test_reference.py
+
+types: setup
 	$(BIN)/mypy -p arvg_trt
+
+lint: types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Lines and branches, also of processes that tests start; the pages go to out/coverage.
+coverage: setup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term --cov-report=html:out/coverage
 
 bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.real_width

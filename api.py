@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,13 +15,10 @@ from .workspace.stage import Reporter, SilentReporter, StageResult
 from .workspace.workspace import Workspace as LockedWorkspace
 
 if TYPE_CHECKING:
-    from .runtime.generator import Generator
-    from .runtime.tokenizer import ImageTokenizer
     from .validate.report.compare import Comparison
     from .validate.report.schema import Report
 
-Name = str
-Place = Path | str
+Place = str | PathLike[str]
 
 
 class Workspace:
@@ -53,8 +51,8 @@ class Workspace:
         from .export.shape import ExportShape
         from .pipeline.export import export_any
 
-        form = ExportShape(static_batch, kv_type)
-        found = None if checkpoint is None else str(checkpoint)
+        form = GraphForm(static_batch, kv_type)
+        found = None if checkpoint is None else fspath(checkpoint)
         files = [Path(graph) for graph in graphs]
         with LockedWorkspace(self.path) as opened:
             return export_any(opened, model, found, images, files, self.reporter, form, weights)
@@ -69,7 +67,7 @@ class Workspace:
 
     def quantize(
         self,
-        name: Name = "int8",
+        name: str = "int8",
         options: QuantizeOptions | None = None,
         *,
         plan: Place | None = None,
@@ -86,7 +84,7 @@ class Workspace:
 
     def search(
         self,
-        name: Name = "search",
+        name: str = "search",
         options: QuantizeOptions | None = None,
         *,
         activation_bits: int | None = None,
@@ -105,7 +103,7 @@ class Workspace:
             return search_stage(opened, name, chosen, wanted, self.reporter)
 
     def build(
-        self, name: Name = "int8", options: BuildOptions | None = None, **changes: Any
+        self, name: str = "int8", options: BuildOptions | None = None, **changes: Any
     ) -> list[StageResult]:
         """Build the engines of a back end; return a result per folder of engines."""
         from .pipeline.build import build_stage
@@ -115,7 +113,7 @@ class Workspace:
             return list(build_stage(opened, name, chosen, self.reporter))
 
     def validate(
-        self, name: Name = "int8", options: ValidateOptions | None = None, **changes: Any
+        self, name: str = "int8", options: ValidateOptions | None = None, **changes: Any
     ) -> Report:
         """Compare a quantization with FP32; return the report, which is in the folder too.
 
@@ -129,21 +127,9 @@ class Workspace:
             validate_stage(opened, name, chosen, self.reporter)
         return self.report(name)
 
-    def report(self, name: Name = "int8") -> Report:
+    def report(self, name: str = "int8") -> Report:
         """Read the report of a validated quantization."""
         return load_report(self.path / "validate" / name)
-
-    def generator(self, **options: Any) -> Generator:
-        """Open the exported generator; `options` are those of `Generator.open`."""
-        from .runtime.generator import Generator
-
-        return Generator.open(self.path, **options)
-
-    def tokenizer(self, **options: Any) -> ImageTokenizer:
-        """Open the exported image tokenizer; `options` are those of `ImageTokenizer.open`."""
-        from .runtime.tokenizer import ImageTokenizer
-
-        return ImageTokenizer.open(self.path, **options)
 
 
 def run_recipe(
@@ -153,7 +139,7 @@ def run_recipe(
     from .pipeline.run import run_recipe as run_stages
     from .recipe.file import load_recipe
 
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     run_stages(chosen, SilentReporter() if reporter is None else reporter, max_memory)
     return Workspace(chosen.workspace).report(chosen.name)
 
@@ -171,8 +157,8 @@ def compare_reports(*reports: Place | Report, allow_different: bool = False) -> 
     from .validate.report.compare import compare
 
     named = [
-        (str(report), load_report(report))
-        if isinstance(report, (str, Path))
+        (fspath(report), load_report(report))
+        if isinstance(report, (str, PathLike))
         else (f"{report.model} {report.name} ({k})", report)
         for k, report in enumerate(reports)
     ]

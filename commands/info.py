@@ -15,11 +15,13 @@ from ..errors import AccuracyError, ExportError
 from ..graph.sites import NodeVerdict, Verdict
 from ..pipeline.analyze import GraphAnalysis, analyze_files
 from ..recipe.file import find_recipe, load_recipe, preset_names
+from . import completion
 from .console import print_json
-from .options import PathArgument, json_option
+from .groups import command
+from .options import Place, json_option
 
 
-@click.command()
+@command()
 @json_option
 def models(as_json: bool) -> None:
     """List the models that are known by name.
@@ -38,8 +40,8 @@ def models(as_json: bool) -> None:
         click.echo(f"{row['name']:<18} {row['parameters']:>13,}  {row['checkpoint']}: {files}")
 
 
-@click.command()
-@click.argument("name", required=False)
+@command()
+@click.argument("name", required=False, shell_complete=completion.recipes)
 @click.option("--keys", is_flag=True, help="Print every key of a recipe as Markdown tables.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a recipe, for editors.")
 @json_option
@@ -77,9 +79,9 @@ def preset_row(name: str) -> dict[str, str]:
     }
 
 
-@click.command()
-@click.argument("reports", nargs=-1, required=True, type=PathArgument())
-@click.option("--html", type=PathArgument(), help="Also write an HTML page.")
+@command()
+@click.argument("reports", nargs=-1, required=True, type=Place())
+@click.option("--html", type=Place(), help="Also write an HTML page.")
 @click.option("--allow-different", is_flag=True, help="Compare other models or images too.")
 @json_option
 def compare(
@@ -101,8 +103,8 @@ def compare(
         sys.exit(AccuracyError.exit_code)
 
 
-@click.command()
-@click.argument("path", type=PathArgument())
+@command()
+@click.argument("path", type=Place())
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Say what a workspace, stage folder, graph, or engine is.
@@ -120,7 +122,7 @@ def inspect(path: Path, as_json: bool) -> None:
         click.echo(f"{key}: {value}")
 
 
-@click.command()
+@command()
 @json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine can build and run, and what to install.
@@ -138,13 +140,14 @@ def doctor(as_json: bool) -> None:
         click.echo(f"{row['state']:<8} {row['what']:<22} {row['detail']}")
 
 
-@click.command()
+@command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--target",
     "targets",
     multiple=True,
-    help=f"GPU or compute capability; repeatable. [default: {', '.join(TARGETS)}]",
+    shell_complete=completion.targets,
+    help=f"GPU or compute capability. Repeatable. [default: {', '.join(TARGETS)}]",
 )
 @json_option
 def analyze(files: Sequence[Path], targets: Sequence[str], as_json: bool) -> None:

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, TypeVar
 
 import click
 import msgspec
-from msgspec import inspect
 
+from ..recipe.fields import FieldDescription, ValueType, fields_of
 from ..recipe.options import MAX_MEMORY
+from . import completion
+from .groups import GroupedOption, option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -86,8 +88,9 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # not generic before cl
         return size
 
 
-memory_option = click.option(
+memory_option = option(
     "--max-memory",
+    group="Rounding of weights",
     type=Bytes(),
     default=MAX_MEMORY,
     help="Memory that Hessians of weights may take at a time. [default: 2GiB]",
@@ -102,9 +105,7 @@ def struct_options(
     Name, type, choices, default and help are the field's, and whether it is required. An option
     that is not given is None, whatever the field's default, so that a recipe's value stays.
     """
-    described = inspect.type_info(struct)
-    assert isinstance(described, inspect.StructType)
-    fields = [field for field in described.fields if only is None or field.name in only]
+    fields = [field for field in fields_of(struct) if only is None or field.name in only]
 
     def decorate(command: Command) -> Command:
         for field in reversed(fields):
@@ -114,61 +115,62 @@ def struct_options(
     return decorate
 
 
-def option_of(field: inspect.Field) -> Callable[[Command], Command]:
+def option_of(field: FieldDescription) -> Callable[[Command], Command]:
     """Return the decorator that adds a field's option."""
-    kind, text, flag = field.type, "", None
-    if isinstance(kind, inspect.Metadata):
-        text = (kind.extra_json_schema or {}).get("description", "")
-        flag = (kind.extra or {}).get("flag")
-        kind = kind.type
-    if isinstance(kind, inspect.UnionType):
-        kinds = [k for k in kind.types if not isinstance(k, inspect.NoneType)]
-        kind = kinds[0] if len(kinds) == 1 else inspect.UnionType(tuple(kinds))
-    name = f"--{(flag or field.name).replace('_', '-')}"
-    repeatable = isinstance(kind, inspect.VarTupleType)
-    help_text = " ".join(filter(None, (text, "Repeatable." * repeatable, default_text(field))))
-    common: dict[str, Any] = {"default": None, "help": help_text, "required": field.required}
-    if isinstance(kind, inspect.BoolType):
-        return click.option(f"{name}/--no-{name[2:]}", field.name, **common)
-    if isinstance(kind, inspect.VarTupleType):
-        item = click_type(kind.item_type)
-        return click.option(
-            name, field.name, type=item, multiple=True, callback=none_if_empty, **common
-        )
-    return click.option(name, field.name, type=click_type(kind), **common)
+    name, value = f"--{field.flag}", field.value
+    common: dict[str, Any] = {
+        "cls": GroupedOption,
+        "group": field.group,
+        "default": None,
+        "help": help_text(field),
+        "required": field.required,
+        "shell_complete": completion.BY_FIELD.get(field.name),
+    }
+    if value.kind == "boolean":
+        return click.option(f"{name}/--no-{field.flag}", field.name, **common)
+    if value.kind == "list":
+        common |= {"multiple": True, "callback": none_if_empty}
+        (value,) = value.items
+    return click.option(name, field.name, type=click_type(value), **common)
 
 
-def click_type(kind: inspect.Type) -> Any:
-    """Return the type with which Click converts values of a field."""
-    match kind:
-        case inspect.IntType(ge=None, le=None):
-            return int
-        case inspect.IntType():
-            return click.IntRange(kind.ge, kind.le)
-        case inspect.FloatType():
+def click_type(value: ValueType) -> Any:
+    """Return what Click converts a field's value with."""
+    match value.kind:
+        case "integer":
+            limits = value.range
+            return click.IntRange(limits.least, limits.most) if limits else int
+        case "number":
             return float
-        case inspect.StrType():
+        case "text":
             return str
-        case inspect.LiteralType():
-            return OneOf(tuple(value for value in kind.values if value is not None))
-        case inspect.TupleType():
-            return tuple(click_type(item) for item in kind.item_types)
-        case inspect.UnionType():
-            words = [k.values for k in kind.types if isinstance(k, inspect.LiteralType)]
-            return NumberOr(tuple(str(word) for values in words for word in values))
-    raise TypeError(f"no option has the type {kind}")
+        case "choice":
+            return OneOf(tuple(choice for choice in value.choices if choice is not None))
+        case "tuple":
+            return tuple(click_type(item) for item in value.items)
+        case "union":
+            return NumberOr(tuple(str(word) for item in value.items for word in item.choices))
+    raise TypeError(f"no option takes a {value.kind}")
 
 
-def default_text(field: inspect.Field) -> str:
-    """Return how help names a field's default; empty for None, which its description explains."""
+def help_text(field: FieldDescription) -> str:
+    """Return an option's help: what it is, whether it repeats, its default and range."""
+    repeats = "Repeatable." if field.value.kind == "list" else ""
+    limits = field.range.text if field.range and not field.value.range else ""  # else Click's
+    facts = "; ".join(filter(None, (default_text(field), limits)))
+    return " ".join(filter(None, (field.help, repeats, facts and f"[{facts}]")))
+
+
+def default_text(field: FieldDescription) -> str:
+    """Return how help says a field's default; nothing for None, which its description explains."""
     value = field.default
-    if field.required or value is None or value == () or value is msgspec.NODEFAULT:
+    if field.required or value is None or value == ():
         return ""
     if isinstance(value, bool):
         value = "yes" if value else "no"
     elif isinstance(value, tuple):
         value = ", ".join(map(str, value))
-    return f"[default: {value}]"
+    return f"default: {value}"
 
 
 def none_if_empty(

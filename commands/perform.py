@@ -14,10 +14,15 @@ from ..recipe.file import load_recipe
 from ..recipe.options import BuildOptions, Recipe
 from ..workspace.stage import StageResult
 from ..workspace.workspace import Workspace
+from . import completion
 from .console import ConsoleReporter, print_json
 
 recipe_option = click.option(
-    "--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file."
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|FILE",
+    shell_complete=completion.recipes,
+    help="A preset or a TOML file.",
 )
 name_option = click.option(
     "--name", default=None, help="Name of the quantization. [default: the recipe's, or int8]"

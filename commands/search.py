@@ -13,12 +13,14 @@ from ..recipe.commands import SearchOptions
 from ..recipe.file import load_recipe
 from ..recipe.quantize import QuantizeOptions
 from .console import ConsoleReporter, print_json
+from .groups import command
 from .options import json_option, struct_options, workspace_argument
+from .perform import recipe_option
 
 
-@click.command()
+@command()
 @workspace_argument
-@click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="A preset or a TOML file.")
+@recipe_option
 @click.option("--name", default="search", show_default=True, help="Name of the search.")
 @struct_options(QuantizeOptions, only=("activation_bits", "exclude"))
 @struct_options(SearchOptions)

@@ -12,17 +12,12 @@ from ..recipe.base import with_changes
 from ..recipe.file import load_recipe
 from ..recipe.options import BuildOptions, CalibrateOptions, ValidateOptions
 from ..recipe.quantize import QuantizeOptions, with_implied
+from . import completion
 from .console import ConsoleReporter, print_json
 from .figures import figures_of_failures, print_figures
-from .options import PathArgument, json_option, memory_option, struct_options, workspace_argument
-from .perform import (
-    name_option,
-    perform,
-    quantization_name,
-    recipe_option,
-    recipe_or_none,
-    selected_builds,
-)
+from .groups import command, option
+from .options import Place, json_option, memory_option, struct_options, workspace_argument
+from .perform import chosen_builds, chosen_name, name_option, perform, recipe_option, recipe_or_none
 
 if TYPE_CHECKING:
     from ..calibrate.executors import ExecutorName
@@ -30,35 +25,43 @@ if TYPE_CHECKING:
     from ..runtime.spec import KvType
 
 
-@click.command()
-@click.argument("model")
+@command()
+@click.argument("model", shell_complete=completion.models)
 @workspace_argument
-@click.option("--checkpoint", help="File, folder or Hugging Face id. [default: shipped weights]")
-@click.option(
-    "--weights",
-    type=click.Choice(["ema", "model"]),
-    help="Of a trainer's snapshot: averaged or last ones. [default: as officially evaluated]",
+@option(
+    "--checkpoint",
+    group="Model",
+    help="File, folder or Hugging Face id. [default: shipped weights]",
 )
-@click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
-@click.option(
+@option(
+    "--weights",
+    group="Model",
+    type=click.Choice(["ema", "model"]),
+    help="Averaged or last weights of a trainer's snapshot. [default: as officially evaluated]",
+)
+@option(
+    "--graph",
+    "graphs",
+    group="Model",
+    multiple=True,
+    type=Place(),
+    help="An ONNX file of your own, with MODEL `onnx`. Repeatable.",
+)
+@option(
     "--static-batch",
+    group="Shapes and types",
     type=click.IntRange(1),
     help="VAR: fixed shapes for so many images, a step graph a scale. [default: dynamic]",
 )
-@click.option(
+@option(
     "--kv-type",
+    group="Shapes and types",
     type=click.Choice(["float32", "float16"]),
     default="float32",
     show_default=True,
     help="Generators: the type of the KV caches.",
 )
-@click.option(
-    "--graph",
-    "graphs",
-    multiple=True,
-    type=PathArgument(),
-    help="An ONNX file of your own, with MODEL `onnx`; repeatable.",
-)
+@click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
 @json_option
 def export(
     model: str,
@@ -92,16 +95,26 @@ def export(
     )
 
 
-@click.command()
+@command()
 @workspace_argument
 @click.argument("parts", nargs=-1, type=PathArgument())
 @recipe_option
 @struct_options(CalibrateOptions)
-@click.option(
-    "--executor", type=click.Choice(["processes", "ray"]), help="Make shards at once, and merge."
+@option(
+    "--executor",
+    group="Shards",
+    type=click.Choice(["processes", "ray"]),
+    help="Make shards at once, and merge them.",
 )
-@click.option("--workers", type=int, help="Shards of an executor. [default: one a processor]")
-@click.option("--merge", is_flag=True, help="Make one of PARTS: workspaces or statistics files.")
+@option(
+    "--workers", group="Shards", type=int, help="Shards of an executor. [default: one a processor]"
+)
+@option(
+    "--merge",
+    group="Shards",
+    is_flag=True,
+    help="Merge PARTS: workspaces or statistics files.",
+)
 @json_option
 def calibrate(
     workspace: Path,
@@ -145,13 +158,13 @@ def calibrate(
     perform(workspace, as_json, lambda w, r: [calibrate_stage(w, options, r, execution)])
 
 
-@click.command()
+@command()
 @workspace_argument
 @recipe_option
 @name_option
 @struct_options(QuantizeOptions)
 @memory_option
-@click.option("--plan", "plan_file", type=PathArgument(), help="An edited plan.json.")
+@option("--plan", "plan_file", group="Sites", type=Place(), help="An edited plan.json.")
 @json_option
 def quantize(
     workspace: Path,
@@ -181,7 +194,7 @@ def quantize(
     )
 
 
-@click.command()
+@command()
 @workspace_argument
 @recipe_option
 @name_option
@@ -213,7 +226,7 @@ def build(
     )
 
 
-@click.command()
+@command()
 @workspace_argument
 @recipe_option
 @name_option
@@ -244,9 +257,9 @@ def validate(
         print_figures(results[-1])
 
 
-@click.command()
-@click.argument("recipe_name", metavar="RECIPE")
-@click.option("--workspace", help="Instead of the recipe's.")
+@command()
+@click.argument("recipe_name", metavar="RECIPE", shell_complete=completion.recipes)
+@click.option("--workspace", help="Folder to write to. [default: the recipe's]")
 @memory_option
 @json_option
 def run(recipe_name: str, workspace: str | None, max_memory: int, as_json: bool) -> None:

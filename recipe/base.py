@@ -8,36 +8,17 @@ from typing import TypeVar
 import msgspec
 
 from ..errors import RecipeError
+from .fields import Range
 
 LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 255 bytes
 # Beyond these a number is a slip: what it asks for does not fit into a machine.
-MOST_SAMPLES, MOST_SIZE, MOST_THREADS, MOST_SEED = 10**7, 8192, 4096, 2**63 - 1
+COUNT, ROUNDS, SIDE = Range(1, 10**7), Range(0, 10**7), Range(1, 8192)
+THREADS, SEED = Range(0, 4096), Range(0, 2**63 - 1)
 OptionsT = TypeVar("OptionsT", bound="Options")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Serve as the base of all tables of options."""
-
-
-def says(text: str, flag: str | None = None) -> msgspec.Meta:
-    """Return the description of a field, for the command line, the docs and the JSON schema.
-
-    `flag` is the option's name where one of several values is given at a time.
-    """
-    return msgspec.Meta(description=text, extra={"flag": flag} if flag else None)
-
-
-def require_at_least(options: Options, **least: int) -> None:
-    for name, bound in least.items():
-        if getattr(options, name) < bound:
-            raise ValueError(f"{name} must be at least {bound}, got {getattr(options, name)}")
-
-
-def require_at_most(options: Options, **most: int) -> None:
-    for name, bound in most.items():
-        value = getattr(options, name)
-        if value is not None and value > bound:
-            raise ValueError(f"{name} must be at most {bound:,}, got {value:.4g}")
 
 
 def require_not_empty(options: Options, *names: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from .base import Options, require_at_least, says
+from .base import Options
+from .fields import Groups, Range, require_in_range, says
 
 Grid = Literal["uniform", "log", "block"]
 MOST_IMAGES = 10**6
@@ -18,18 +19,25 @@ Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 class SearchOptions(Options, frozen=True, kw_only=True):
     """Say which formats a search tries, and what its plan may cost."""
 
+    GROUPS: ClassVar[Groups] = {
+        "Search": ("budgets", "samples", "bits", "grids", "all_sites"),
+    }
+
     budgets: Annotated[
         tuple[str, ...],
-        says("'avg_bits<=5' or 'size<=20MB' of packed weights; all that are given hold.", "budget"),
+        says(
+            "'avg_bits<=5' or 'size<=20MB' of packed weights; all that are given hold.",
+            flag="budget",
+        ),
     ] = ()
-    samples: Annotated[int, says("Calibration samples of each measurement.")] = 4
+    samples: Annotated[int, says("Calibration samples of each measurement.", Range(1))] = 4
     bits: Annotated[tuple[int, ...], says("Widths to try, beside float.")] = (2, 3, 4, 5, 6, 7, 8)
     grids: Annotated[
         tuple[Grid, ...],
         says(
             "Grids to try where only weights are rounded; block is INT4 in blocks of input "
             "channels, for linears.",
-            "grid",
+            flag="grid",
         ),
     ] = ("uniform", "log", "block")
     all_sites: Annotated[
@@ -37,7 +45,7 @@ class SearchOptions(Options, frozen=True, kw_only=True):
     ] = False
 
     def __post_init__(self) -> None:
-        require_at_least(self, samples=1)
+        require_in_range(self)
         if not self.bits or not self.grids or any(not 2 <= b <= 8 for b in self.bits):
             raise ValueError("a search needs bits from 2 to 8 and a grid")
         if set(self.grids) == {"block"}:
@@ -46,6 +54,21 @@ class SearchOptions(Options, frozen=True, kw_only=True):
 
 class GenerateOptions(Options, frozen=True, kw_only=True):
     """Say what a generator makes, and how it draws; None takes the model's own sampling."""
+
+    GROUPS: ClassVar[Groups] = {
+        "Images": ("labels", "count", "seed"),
+        "Sampling": (
+            "cfg",
+            "top_k",
+            "top_p",
+            "temperature",
+            "cfg_power",
+            "iterations",
+            "diffusion_steps",
+            "greedy",
+        ),
+        "Work": ("batch_size", "threads"),
+    }
 
     labels: Annotated[tuple[str, ...], says("Classes, e.g. 207,360 or 0-9.")]
     count: Annotated[Count, says("Images of each label.")] = 1
@@ -79,4 +102,4 @@ class GenerateOptions(Options, frozen=True, kw_only=True):
     threads: Annotated[Threads, says("Threads of ONNX Runtime, 0 for all.")] = 0
 
     def __post_init__(self) -> None:
-        require_at_least(self, count=1, seed=0, batch_size=1, threads=0)
+        require_in_range(self)

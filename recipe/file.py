@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike, fspath
 from pathlib import Path
 
 import msgspec
@@ -19,8 +20,8 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def find_recipe(name: str) -> Path:
-    """Return the path of a recipe: a TOML file, or the preset of that name.
+def find_recipe(name: str | PathLike[str]) -> Path:
+    """Return the path of a TOML file, or of the preset of that name.
 
     Raises:
         RecipeError: neither; names the nearest presets.
@@ -32,11 +33,11 @@ def find_recipe(name: str) -> Path:
     if preset.is_file():
         return preset
     raise RecipeError(
-        "no such recipe", where=name, do=f"presets: {nearest(path.stem, preset_names())}"
+        "no such recipe", where=fspath(name), do=f"presets: {nearest(path.stem, preset_names())}"
     )
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str | PathLike[str]) -> Recipe:
     """Read and check a recipe; errors name the file and the key."""
     path = find_recipe(name)
     try:

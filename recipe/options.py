@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from .base import (
-    MOST_SAMPLES,
-    MOST_SEED,
-    MOST_SIZE,
-    MOST_THREADS,
+    COUNT,
+    ROUNDS,
+    SEED,
+    SIDE,
+    THREADS,
     Options,
     check_name,
-    require_at_least,
-    require_at_most,
     require_not_empty,
-    says,
 )
+from .fields import Groups, require_in_range, says
 from .quantize import QuantizeOptions
 
 MAX_MEMORY = 2 * 2**30  # bytes of Hessians at a time
@@ -26,6 +25,23 @@ Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 class CalibrateOptions(Options, frozen=True, kw_only=True):
     """Say what a model is calibrated on: images, arrays, or what a generator makes itself."""
 
+    GROUPS: ClassVar[Groups] = {
+        "Samples": (
+            "images",
+            "feeds",
+            "labels",
+            "samples",
+            "batch_size",
+            "seed",
+            "size",
+            "synthetic",
+            "samples_from",
+            "value_range",
+        ),
+        "Shards": ("shard",),
+        "Distances (DGC)": ("dgc", "candidates", "dgc_select"),
+    }
+
     images: Annotated[str | None, says("Folder of images, or skimage:NAME,NAME.")] = None
     feeds: Annotated[
         str | None, says("A .npz of arrays by input name, for graphs of your own.")
@@ -34,12 +50,18 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
         str | None,
         says("A generator's classes, in turn, e.g. 0-9,207. Without it, drawn evenly of all."),
     ] = None
-    samples: Annotated[int, says("Number of crops, or of pictures that a generator makes.")] = 32
+    samples: Annotated[
+        int, says("Number of crops, or of pictures that a generator makes.", COUNT)
+    ] = 32
     batch_size: Annotated[
-        int, says("Samples in flight; memory grows with this, not with the samples.")
+        int,
+        says(
+            "Samples in flight; memory grows with this, not with the samples.",
+            COUNT,
+        ),
     ] = 1
-    seed: Annotated[int, says("Seed of the crops, or of the pictures.")] = 0
-    size: Annotated[int, says("Side of the square crops.")] = 256
+    seed: Annotated[int, says("Seed of the crops, or of the pictures.", SEED)] = 0
+    size: Annotated[int, says("Side of the square crops.", SIDE)] = 256
     synthetic: Annotated[bool, says("Calibrate on uniform noise; every report says so.")] = False
     shard: Annotated[str | None, says("Make part K of N of the samples (K/N), to be merged.")] = (
         None
@@ -53,7 +75,8 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     ] = None
     dgc: Annotated[bool, says("Choose a generator's rows by distance (DGC).")] = False
     candidates: Annotated[
-        int | None, says("Pictures that DGC chooses from. Without it, twice the samples.")
+        int | None,
+        says("Pictures that DGC chooses from. Without it, twice the samples.", COUNT),
     ] = None
     dgc_select: Annotated[
         Literal["ratio", "distance"],
@@ -61,9 +84,7 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     ] = "ratio"
 
     def __post_init__(self) -> None:
-        require_at_least(self, samples=1, batch_size=1, size=1, seed=0)
-        require_at_most(self, samples=MOST_SAMPLES, batch_size=MOST_SAMPLES, size=MOST_SIZE)
-        require_at_most(self, seed=MOST_SEED, candidates=MOST_SAMPLES)
+        require_in_range(self)
         require_not_empty(self, "images", "feeds", "labels", "samples_from")
         if self.samples_from is not None:
             others = [n for n in ("images", "feeds", "labels", "synthetic") if getattr(self, n)]
@@ -112,6 +133,11 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
 class BuildOptions(Options, frozen=True, kw_only=True):
     """Say which engines of one back end are built."""
 
+    GROUPS: ClassVar[Groups] = {
+        "Engines": ("backend", "fp16"),
+        "TensorRT": ("targets", "half", "image_size", "max_batch"),
+    }
+
     backend: Annotated[Backend, says("What runs the engines.")] = "onnxruntime"
     targets: Annotated[
         tuple[str, ...],
@@ -125,14 +151,17 @@ class BuildOptions(Options, frozen=True, kw_only=True):
         Literal["float16", "bfloat16"],
         says("Type of what TensorRT does not quantize; bfloat16 (sm80 on) has float32's range."),
     ] = "float16"
-    image_size: Annotated[int, says("Side of the images that a TensorRT engine takes.")] = 256
+    image_size: Annotated[int, says("Side of the images that a TensorRT engine takes.", SIDE)] = 256
     max_batch: Annotated[
-        int, says("Largest batch that a TensorRT engine takes; above 1 its bytes vary by build.")
+        int,
+        says(
+            "Largest batch that a TensorRT engine takes; above 1 its bytes vary by build.",
+            COUNT,
+        ),
     ] = 1
 
     def __post_init__(self) -> None:
-        require_at_least(self, image_size=1, max_batch=1)
-        require_at_most(self, image_size=MOST_SIZE, max_batch=MOST_SAMPLES)
+        require_in_range(self)
         if self.backend == "tensorrt_rtx" and not self.targets:
             raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
         if self.backend == "onnxruntime" and self.targets:
@@ -143,6 +172,12 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 
 class ValidateOptions(Options, frozen=True, kw_only=True):
     """Say what a quantization is compared on, how it is timed, and what it must reach."""
+
+    GROUPS: ClassVar[Groups] = {
+        "Held-out samples": ("images", "feeds", "labels", "samples", "seed", "batch_size", "size"),
+        "Measures": ("features", "gates", "skip_engine"),
+        "Timing": ("rounds", "warmup", "threads"),
+    }
 
     images: Annotated[
         str | None,
@@ -158,31 +193,29 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
             "for all. Without it, drawn of all, those first that calibration has not seen."
         ),
     ] = None
-    samples: Annotated[int, says("Pictures that a generator makes.")] = 32
-    seed: Annotated[int, says("Seed of these pictures, which calibration must not have used.")] = (
-        1000
-    )
-    batch_size: Annotated[int, says("Pictures in flight.")] = 4
+    samples: Annotated[int, says("Pictures that a generator makes.", COUNT)] = 32
+    seed: Annotated[
+        int,
+        says("Seed of these pictures, which calibration must not have used.", SEED),
+    ] = 1000
+    batch_size: Annotated[int, says("Pictures in flight.", COUNT)] = 4
     features: Annotated[
         str | None, says("An ONNX graph from pictures to features, for their Frechet distance.")
     ] = None
-    size: Annotated[int, says("Side of the centre crops.")] = 256
+    size: Annotated[int, says("Side of the centre crops.", SIDE)] = 256
     gates: Annotated[
         tuple[str, ...],
         says("Condition that the report must hold, such as 'psnr_drop<=0.5'.", flag="gate"),
     ] = ()
-    rounds: Annotated[int, says("Timed rounds, all candidates interleaved; 0 for none.")] = 20
-    warmup: Annotated[int, says("Rounds before those that are timed.")] = 3
-    threads: Annotated[int, says("Threads of ONNX Runtime; 0 for all.")] = 0
+    rounds: Annotated[
+        int, says("Timed rounds, all candidates interleaved; 0 for none.", ROUNDS)
+    ] = 20
+    warmup: Annotated[int, says("Rounds before those that are timed.", ROUNDS)] = 3
+    threads: Annotated[int, says("Threads of ONNX Runtime; 0 for all.", THREADS)] = 0
     skip_engine: Annotated[bool, says("Measure the Q/DQ graphs alone, and no engine.")] = False
 
     def __post_init__(self) -> None:
-        require_at_least(
-            self, size=1, rounds=0, warmup=0, threads=0, samples=1, seed=0, batch_size=1
-        )
-        require_at_most(self, samples=MOST_SAMPLES, batch_size=MOST_SAMPLES, size=MOST_SIZE)
-        require_at_most(self, seed=MOST_SEED, rounds=MOST_SAMPLES, warmup=MOST_SAMPLES)
-        require_at_most(self, threads=MOST_THREADS)
+        require_in_range(self)
         require_not_empty(self, "images", "feeds", "labels", "features")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ..numerics.scheme import BLOCK_BITS, BLOCKS, Rounding, Smoothing
-from .base import Options, says
+from .base import Options
+from .fields import Groups, Range, require_in_range, says
 
 FLOAT_BITS = 32
+BITS = Range(2, 8, besides=(FLOAT_BITS,))
 QuantizeMethod = Literal[
     "per_tensor", "log_quantization", "per_channel", "per_channel_log", "blockwise", "fp8"
 ]
@@ -20,29 +22,51 @@ WEIGHT_ONLY = ("per_tensor", "blockwise", *LOG_METHODS)
 class QuantizeOptions(Options, frozen=True, kw_only=True):
     """Say which formats the sites of a model get, and how their scales are found."""
 
+    GROUPS: ClassVar[Groups] = {
+        "Formats": (
+            "encoder_bits",
+            "decoder_bits",
+            "weight_bits",
+            "quantize_method",
+            "activation_bits",
+            "block_size",
+            "adaln_bits",
+            "integer_exponents",
+        ),
+        "Scales and ranges": ("smoothing", "shift", "token_wise", "clip_power", "per_tensor"),
+        "Rounding of weights": ("tap_sums", "data_aware", "rounding", "bias_correction"),
+        "Attention": ("attention_inputs", "attention", "attention_bits"),
+        "Sites": ("exclude", "include"),
+    }
+
     encoder_bits: Annotated[
-        int, says("Bits of a tokenizer's encoder weights: 2 to 8, or 32 for high precision.")
+        int, says("Bits of a tokenizer's encoder weights; 32 for high precision.", BITS)
     ] = 8
     decoder_bits: Annotated[
-        int, says("Bits of a tokenizer's decoder weights: 2 to 8, or 32 for high precision.")
+        int, says("Bits of a tokenizer's decoder weights; 32 for high precision.", BITS)
     ] = 8
     weight_bits: Annotated[
         int | None,
         says(
-            "Bits of the weights of every graph, over the two above: 2 to 8, or 32. Without it, 8."
+            "Bits of the weights of every graph, over the two above. Without it, 8.",
+            BITS,
         ),
     ] = None
     quantize_method: Annotated[QuantizeMethod, says("Format of the weights.")] = "per_channel"
     activation_bits: Annotated[
         int,
-        says("Bits of the inputs: 2 to 8, or 32 for weight-only (implied by weight-only methods)."),
+        says(
+            "Bits of the inputs; 32 for weight-only, which weight-only methods imply.",
+            BITS,
+        ),
     ] = 8
     smoothing: Annotated[
         Smoothing,
         says(
             "SmoothQuant exponent, 0 for none; search: what loses least on samples that it "
             "was not fitted to, none among it; gps: gain-projected scales of a generator. "
-            "A generator's search runs the samples about ten times more often."
+            "A generator's search runs the samples about ten times more often.",
+            Range(0, 1),
         ),
     ] = "search"
     shift: Annotated[
@@ -90,7 +114,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         int | None,
         says(
             "Weight bits of the linears that make a generator's modulation, whose inputs then"
-            " stay in high precision. Without it, as all others."
+            " stay in high precision. Without it, as all others.",
+            BITS,
         ),
     ] = None
     integer_exponents: Annotated[
@@ -101,7 +126,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         says("Format of a generator's queries, keys, values and softmax."),
     ] = "float"
     attention_bits: Annotated[
-        int | None, says("Bits of these beside int8, 2 to 8, in an INT8 kernel. Without it, 8.")
+        int | None,
+        says("Bits of these beside int8, in an INT8 kernel. Without it, 8.", Range(2, 8)),
     ] = None
     per_tensor: Annotated[
         tuple[str, ...],
@@ -116,13 +142,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     ] = ()
 
     def __post_init__(self) -> None:
-        of_weights = ("encoder_bits", "decoder_bits", "weight_bits", "adaln_bits")
-        for name in (*of_weights, "activation_bits"):
-            bits = getattr(self, name)
-            if bits is not None and bits != FLOAT_BITS and not 2 <= bits <= 8:
-                raise ValueError(f"{name} must be 2 to 8, or 32 for high precision; got {bits}")
-        if not isinstance(self.smoothing, str) and not 0 <= self.smoothing <= 1:
-            raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
+        require_in_range(self)
         self.check_formats()
 
     def check_formats(self) -> None:
@@ -134,11 +154,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             raise ValueError(f"integer_exponents goes with {' or '.join(LOG_METHODS)}")
         if self.integer_exponents and self.activation_bits not in (8, FLOAT_BITS):
             raise ValueError(f"beside integer exponents inputs are FP8 (8) or float ({FLOAT_BITS})")
-        if self.attention_bits is not None:
-            if self.attention != "int8":
-                raise ValueError('attention_bits goes with attention = "int8"')
-            if not 2 <= self.attention_bits <= 8:
-                raise ValueError(f"attention_bits must be 2 to 8, got {self.attention_bits}")
+        if self.attention_bits is not None and self.attention != "int8":
+            raise ValueError('attention_bits goes with attention = "int8"')
         if self.adaln_bits not in (None, FLOAT_BITS) and self.quantize_method != "per_channel":
             raise ValueError(f"adaln_bits goes with per_channel, not with {self.quantize_method}")
         if self.quantize_method == "blockwise" and self.weight_bits not in (BLOCK_BITS, None):

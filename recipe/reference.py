@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import inspect
 
+from .fields import FieldDescription, Range, ValueType, fields_of
 from .options import BuildOptions, CalibrateOptions, Recipe, ValidateOptions
 from .quantize import QuantizeOptions
 
@@ -34,50 +34,35 @@ def heading(name: str) -> str:
 
 
 def key_table(struct: type[msgspec.Struct]) -> str:
-    described = inspect.type_info(struct)
-    assert isinstance(described, inspect.StructType)
     rows = ["| key | values | default | |", "| --- | --- | --- | --- |"]
-    for field in described.fields:
-        kind, text = field.type, ""
-        if isinstance(kind, inspect.Metadata):
-            text, kind = (kind.extra_json_schema or {}).get("description", ""), kind.type
-        if is_table(kind):
+    for field in fields_of(struct):
+        if field.value.is_table:  # it has a section of its own
             continue
-        cells = (f"`{field.name}`", type_text(kind), default_text(field), text.replace("|", "\\|"))
-        rows.append(f"| {' | '.join(cells)} |")
+        values, text = type_text(field.value, field.range), field.help.replace("|", "\\|")
+        rows.append(f"| {' | '.join((f'`{field.name}`', values, default_text(field), text))} |")
     return "\n".join(rows) + "\n"
 
 
-def is_table(kind: inspect.Type) -> bool:
-    """Return whether a key holds a table, which has a section of its own."""
-    item = kind.item_type if isinstance(kind, inspect.VarTupleType) else kind
-    return isinstance(item, inspect.StructType)
-
-
-def type_text(kind: inspect.Type) -> str:
-    """Return a field's type in the words of TOML."""
-    match kind:
-        case inspect.BoolType():
+def type_text(value: ValueType, limits: Range | None = None) -> str:
+    """Return a field's type in the words of TOML, with the limits of its numbers."""
+    items = [type_text(item, limits) for item in value.items]
+    match value.kind:
+        case "boolean":
             return "true, false"
-        case inspect.IntType():
-            return "integer"
-        case inspect.FloatType():
-            return "number"
-        case inspect.StrType():
-            return "text"
-        case inspect.LiteralType():
-            return ", ".join(toml(value) for value in kind.values)
-        case inspect.VarTupleType():
-            return f"list of {type_text(kind.item_type)}"
-        case inspect.TupleType():
-            return f"[{', '.join(type_text(item) for item in kind.item_types)}]"
-        case inspect.UnionType():
-            kinds = [k for k in kind.types if not isinstance(k, inspect.NoneType)]
-            return ", ".join(type_text(k) for k in kinds)
-    raise TypeError(f"a recipe has no {kind}")
+        case "choice":
+            return ", ".join(toml(choice) for choice in value.choices)
+        case "list":
+            return f"list of {items[0]}"
+        case "tuple":
+            return f"[{', '.join(items)}]"
+        case "union":
+            return ", ".join(items)
+        case "integer" | "number" if limits:
+            return f"{value.kind} ({limits.text})"
+    return value.kind
 
 
-def default_text(field: inspect.Field) -> str:
+def default_text(field: FieldDescription) -> str:
     if field.required:
         return "required"
     return "" if field.default is None else toml(field.default)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import msgspec
@@ -66,7 +67,7 @@ class Generator:
     @classmethod
     def open(
         cls,
-        path: Path | str,
+        path: str | PathLike[str],
         *,
         session: OpenSession | None = None,
         threads: int = 0,

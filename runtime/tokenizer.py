@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class ImageTokenizer:
     @classmethod
     def open(
         cls,
-        folder: Path | str,
+        folder: str | PathLike[str],
         *,
         session: Callable[[Path, int], OnnxRuntimeSession] = fast_session,
         threads: int = 0,
@@ -107,7 +108,7 @@ class ImageTokenizer:
 
     @classmethod
     def reference(
-        cls, folder: Path | str, threads: int = 0, *, verify: bool = True
+        cls, folder: str | PathLike[str], threads: int = 0, *, verify: bool = True
     ) -> ImageTokenizer:
         """Open the graphs without rewrites, as figures of accuracy are made."""
         return cls.open(folder, session=reference_session, threads=threads, verify=verify)

@@ -16,6 +16,7 @@ import arvg_trt
 from arvg_trt.errors import AccuracyError, WorkspaceError
 from arvg_trt.runtime.images import save_image
 
+from .command_line import Finished
 from .pipeline.minis import Mini
 
 PAGE = Path(str(arvg_trt.__file__)).resolve().parent / "docs" / "python.md"
@@ -39,6 +40,43 @@ def test_importing_loads_nothing_heavy() -> None:
     loaded = {*done.stdout.split()}
     assert "arvg_trt" in loaded
     assert not loaded & {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "msgspec", "click"}
+
+
+def test_the_public_names_load_neither_torch_nor_onnx() -> None:
+    code = (
+        "import sys, arvg_trt\n"
+        "for name in arvg_trt.__all__: getattr(arvg_trt, name)\n"
+        "print(*sorted(m.partition('.')[0] for m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {*done.stdout.split()}
+    assert "msgspec" in loaded
+    assert not loaded & {"torch", "onnx", "onnx_ir", "onnxscript", "skimage", "matplotlib"}
+
+
+class Elsewhere:
+    """A path that is neither a text nor a `Path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_paths_are_given_as_anything_that_is_one(finished: Finished, tmp_path: Path) -> None:
+    root, recipe = finished.workspace, finished.recipe
+    places = [arvg_trt.Workspace(kind(root)) for kind in (str, Path, Elsewhere)]
+    first = places[0].report().headline
+    assert {place.report().headline for place in places} == {first}
+    for kind in (str, Path, Elsewhere):
+        assert arvg_trt.load_report(kind(root / "validate" / "int8")).headline == first
+        assert arvg_trt.load_recipe(kind(recipe)) == arvg_trt.load_recipe(recipe)
+        assert arvg_trt.ImageTokenizer.open(kind(root)).stride == 8
+        report = kind(root / "validate" / "int8")
+        assert not arvg_trt.compare_reports(report, report).regressed
+    with pytest.raises(WorkspaceError):
+        arvg_trt.Generator.open(Elsewhere(tmp_path))
 
 
 def test_the_page_of_the_docs_runs(

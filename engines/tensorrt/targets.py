@@ -88,10 +88,8 @@ def resolve_target(name: str, backend: Backend) -> Target:
     plain = spelled if spelled in _NAMES else _VARIANT.sub("", _BRAND.sub("", spelled))
     capability = _NAMES.get(plain) or _spelled_capability(plain)
     if capability not in _FORMATS:
-        known = [*_NAMES, *(f"sm{number}" for number in sorted(_FORMATS))]
-        raise BuildError(
-            "unknown target", where=name[:100], do=f"nearest names: {nearest(plain[:100], known)}"
-        )
+        close = nearest(plain[:100], target_names())
+        raise BuildError("unknown target", where=name[:100], do=f"nearest names: {close}")
     target = Target(name, capability)
     if backend == "tensorrt_rtx" and capability not in _RTX_CAPABILITIES:
         raise BuildError(
@@ -102,6 +100,11 @@ def resolve_target(name: str, backend: Backend) -> Target:
             "for this GPU build with the tensorrt backend on the device itself",
         )
     return target
+
+
+def target_names() -> list[str]:
+    """Return the names of all GPUs and compute capabilities, in the shortest spelling."""
+    return [*_NAMES, *(f"sm{number}" for number in sorted(_FORMATS))]
 
 
 def check_formats(required: Mapping[str, Format], targets: Sequence[Target]) -> None:

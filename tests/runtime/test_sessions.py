@@ -285,3 +285,57 @@ def test_what_follows_an_integer_convolution_is_not_fused(session, tmp_path: Pat
     wide *= np.array([0.1, 0.7])[:, None, None]
     expected = np.clip(np.rint(wide.mean(axis=(2, 3), keepdims=True) / 0.25) + 128, 0, 255)
     assert np.abs(found["y"].astype(int) - expected).max() <= 1
+
+
+CHANNELS = 64  # every pair of their products leaves the range of int16
+EXTREMES = np.array([127, -128], np.int8)
+
+
+def largest_products(path: Path, convolution: bool) -> None:
+    """A product of uint8 by int8 weights that are all 127 for output 0 and all -128 for output 1.
+
+    The convolution's output has steps of 255 * CHANNELS around 128; that of the matrix product is
+    the sum itself.
+    """
+    zeros = {"x_zero": np.array(0, np.uint8), "w_zero": np.array(0, np.int8)}
+    if convolution:
+        step = np.array(255 * CHANNELS, np.float32)
+        weight = np.broadcast_to(EXTREMES[:, None, None, None], (2, CHANNELS, 1, 1))
+        held = {**zeros, "one": np.array(1, np.float32), "step": step, "middle": np.uint8(128)}
+        taken = ["x", "one", "x_zero", "w", "one", "w_zero", "step", "middle"]
+        node = helper.make_node("QLinearConv", taken, ["y"])
+        kind, shape = TensorProto.UINT8, ["n", CHANNELS, "h", "w"]
+    else:
+        weight, held = np.broadcast_to(EXTREMES, (CHANNELS, 2)), zeros
+        node = helper.make_node("MatMulInteger", ["x", "w", "x_zero", "w_zero"], ["y"])
+        kind, shape = TensorProto.INT32, ["n", CHANNELS]
+    graph = helper.make_graph(
+        [node],
+        "largest",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("y", kind, None)],
+        [
+            numpy_helper.from_array(np.asarray(value), name)
+            for name, value in {**held, "w": weight.copy()}.items()
+        ],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path
+    )
+
+
+@pytest.mark.parametrize("session", [fast_session, mapped_session])
+@pytest.mark.parametrize("convolution", [False, True], ids=["matmul", "convolution"])
+def test_the_largest_integer_products_do_not_saturate(
+    session, convolution: bool, tmp_path: Path
+) -> None:
+    """AVX2 without VNNI adds pairs of products in int16, where 255 * 127 * 2 ends at 32767."""
+    largest_products(tmp_path / "g.onnx", convolution)
+    side = (3, 3) if convolution else ()
+    x = np.full((2, CHANNELS, *side), 255, np.uint8)
+    found = session(tmp_path / "g.onnx", 1).run({"x": x})["y"]
+    if convolution:
+        expected = (128 + EXTREMES.astype(np.int64)).reshape(2, 1, 1)
+    else:
+        expected = 255 * CHANNELS * EXTREMES.astype(np.int64)
+    assert np.array_equal(found, np.broadcast_to(expected, found.shape))

@@ -1,0 +1,44 @@
+"""Options under headings: help lists them by what they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class GroupedOption(click.Option):
+    """An option that help lists under the heading `group`; without one, among all others."""
+
+    def __init__(self, *args: Any, group: str = "", **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose help has a section for each group of options, in order of appearance."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and row is not None:
+                heading = getattr(parameter, "group", "") or "Options"
+                sections.setdefault(heading, []).append(row)
+        others = sections.pop("Options", [])
+        for heading, rows in [*sections.items(), ("Options", others)]:
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+def command() -> Callable[[Callable[..., Any]], click.Command]:
+    """Return the decorator that makes a command whose help has headings."""
+    return click.command(cls=GroupedCommand)
+
+
+def option(*names: str, group: str, **named: Any) -> Callable[[Decorated], Decorated]:
+    """Return the decorator that adds an option to a command, under a heading of its help."""
+    return click.option(*names, cls=GroupedOption, group=group, **named)
