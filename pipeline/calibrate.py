@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,18 @@ from ..errors import RecipeError
 from ..graph.sites import load_sites
 from ..recipe.options import CalibrateOptions
 from ..runtime.generator import read_spec
+from ..samples.base import SampleSource
 from ..samples.classes import saved_classes
 from ..samples.files import count_batches, sample_files, save_labels, save_sample
 from ..samples.images import skipped_text
-from ..samples.sources import Samples, open_samples, shard_of
-from ..workspace.facts import export_digest, facts, kind_of
+from ..samples.sources import open_calibration, shard_of
+from ..workspace.facts import Exported, export_digest, facts
 from ..workspace.manifest import Manifest
 from ..workspace.stage import (
     Reporter,
     SilentReporter,
     StageResult,
     package_versions,
-    require_outputs,
     run_stage,
 )
 from ..workspace.workspace import Workspace
@@ -49,35 +49,36 @@ def calibrate_stage(
     make together is what one process makes.
     """
     check_execution(options, execution)
-    export, manifest = require_outputs(workspace, "export", stage="export")
+    model = Exported.open(workspace)
     if options.dgc:
-        require_halves(manifest)
-    source = open_samples(export, manifest, options, reporter)
+        require_halves(model.manifest)
+    source = open_calibration(model, options)
     if source.skipped:
         reporter.warn(skipped_text(source.skipped))
+    digests = source.digests
     wanted = Manifest(
         stage="calibrate",
-        inputs=manifest.as_inputs() | {f"data/{k}": v for k, v in source.digests.items()},
+        inputs=model.manifest.as_inputs() | {f"data/{k}": v for k, v in digests.items()},
         options=msgspec.to_builtins(options)
         | {"images": list(source.names) if source.names else None}
-        | ({"feeds": list(source.digests)} if options.feeds else {})
-        | ({"classes": list(source.classes)} if source.classes else {}),
+        | ({"feeds": list(digests)} if options.feeds else {})
+        | ({"classes": list(source.drawn)} if source.drawn else {}),
         versions=package_versions("onnxruntime", "pillow", "numpy"),
     )
 
     def work(folder: Path) -> dict[str, Any]:
         if execution is None:
-            found = fill(Task(export, manifest, options, folder), source, reporter)
+            found = fill(Task(model, options, folder), source, reporter)
         else:
-            found = spread(export, manifest, options, folder, execution, reporter)
+            found = spread(model, options, folder, execution, reporter)
         return (
             found
-            | classes_of(folder, export, manifest)
+            | classes_of(folder, model)
             | {
                 "images": list(source.names),
                 "skipped": list(source.skipped),
-                "samples": count_of(source, options),
-                "synthetic": options.synthetic or source.synthetic,
+                "samples": options.samples if options.dgc else source.count,
+                "synthetic": source.synthetic,
             }
         )
 
@@ -90,19 +91,12 @@ def calibrate_stage(
     return result
 
 
-def classes_of(folder: Path, export: Path, exported: Manifest) -> dict[str, Any]:
+def classes_of(folder: Path, model: Exported) -> dict[str, Any]:
     """List the classes of a generator's samples in `folder`, for the manifest."""
-    if kind_of(exported) != "generator":
+    if model.kind != "generator":
         return {}
-    _, spec = read_spec(export)
+    _, spec = read_spec(model.folder)
     return {"classes": saved_classes(folder / "samples", spec.num_classes)}
-
-
-def count_of(source: Samples, options: CalibrateOptions) -> int:
-    """Pictures, crops or arrays; of saved samples their files."""
-    if options.dgc:
-        return options.samples
-    return len(shard_of(options)) if source.count is None else source.count
 
 
 def check_execution(options: CalibrateOptions, execution: Execution | None) -> None:
@@ -125,32 +119,30 @@ def check_execution(options: CalibrateOptions, execution: Execution | None) -> N
 class Task:
     """One shard's samples and statistics, to be made in `folder`."""
 
-    export: Path
-    manifest: Manifest
+    model: Exported
     options: CalibrateOptions
     folder: Path
     threads: int = 0
 
 
-def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
+def fill(task: Task, source: SampleSource, reporter: Reporter) -> dict[str, Any]:
     """Save the samples of a task, then collect their statistics; what the manifest says of them."""
     from ..calibrate.calibration_run import CalibrationRun
     from ..calibrate.convergence import Growth, convergence
     from ..calibrate.statistics import Statistics, save_statistics
 
-    export, options, threads = task.export, task.options, task.threads
+    export, options, threads = task.model.folder, task.options, task.threads
     samples = task.folder / "samples"
     samples.mkdir(parents=True)
-    generates = kind_of(task.manifest) == "generator"
+    generates = task.model.kind == "generator"
     made = task.folder / CANDIDATES if options.dgc else samples
     made.mkdir(exist_ok=True)
-    for k, sample in enumerate(single_rows(source.samples) if options.dgc else source.samples):
+    found = source.samples(reporter.progress)
+    for k, sample in enumerate(single_rows(found) if options.dgc else found):
         save_sample(sample, made, k)
-        if not generates:
-            reporter.progress("samples", k + 1, len(shard_of(options)))
-    files = sample_files(made)
-    if len(source.labels) == len(files):
-        save_labels(made, {f.name: label for f, label in zip(files, source.labels, strict=True)})
+    files, names = sample_files(made), source.sample_names
+    if len(names) == len(files):
+        save_labels(made, {f.name: name for f, name in zip(files, names, strict=True)})
     results: dict[str, Any] = {}
     if options.dgc:
         results["dgc"] = keep_far_rows(export, made, samples, options, reporter)
@@ -169,20 +161,19 @@ def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
         masked: list[str] = []
         statistics = run.channel_ranges(sites, growth, masked)
         results |= {"masked": masked} if masked else {}
-    save_statistics(statistics, task.folder / STATISTICS, export=export_digest(task.manifest))
+    save_statistics(statistics, task.folder / STATISTICS, export=export_digest(task.model.manifest))
     return results | {"convergence": msgspec.to_builtins(convergence(growth))}
 
 
 def fill_silently(task: Task) -> None:
     """`fill` in a process of its own."""
     silent = SilentReporter()
-    source = open_samples(task.export, task.manifest, task.options, silent, task.threads)
+    source = open_calibration(task.model, task.options, task.threads)
     fill(task, source, silent)
 
 
 def spread(
-    export: Path,
-    manifest: Manifest,
+    model: Exported,
     options: CalibrateOptions,
     folder: Path,
     execution: Execution,
@@ -193,8 +184,7 @@ def spread(
     count = min(execution.workers, total)
     tasks = [
         Task(
-            export.resolve(),
-            manifest,
+            replace(model, folder=model.folder.resolve()),
             msgspec.structs.replace(options, shard=f"{k + 1}/{count}"),
             folder.resolve() / PARTS / str(k),
             execution.threads,

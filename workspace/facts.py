@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
 
 from ..errors import CalibrationError, WorkspaceError
 from .manifest import Manifest
+from .stage import require_outputs
 from .verify import GENERATOR_FILE
+from .workspace import Workspace
 
 ModelKind = Literal["generator", "tokenizer", "custom"]
 
@@ -86,6 +90,23 @@ def facts(manifest: Manifest, kind: type[Facts]) -> Facts:
             where=manifest.stage,
             do=f"run `arvg-trt {manifest.stage}` again",
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A model that was exported: the folder of its graphs, and what its manifest says."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, workspace: Workspace) -> Exported:
+        """Raises WorkspaceError as `require_outputs` does."""
+        return cls(*require_outputs(workspace, "export", stage="export"))
+
+    @property
+    def kind(self) -> ModelKind:
+        return kind_of(self.manifest)
 
 
 def kind_of(exported: Manifest) -> ModelKind:

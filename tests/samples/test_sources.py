@@ -15,7 +15,7 @@ from arvg_trt.pipeline.dgc import require_halves
 from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
-from arvg_trt.samples.saved import open_saved, sample_names, saved_sample
+from arvg_trt.samples.saved import Origin, open_saved, origin_of, saved_sample
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 
 from ..command_line import arvg, assert_refused, digests, pictures
@@ -183,7 +183,7 @@ def test_saved_pictures_serve_a_tokenizer_and_rows_do_not(pool: Path, tmp_path: 
     folder = pictures(tmp_path / "pictures", 2, 64)
     assert [p.name for p in open_saved(tmp_path, exported, folder)] == ["0.png", "1.png"]
     assert saved_sample(folder / "1.png").shape == (64, 64, 3)
-    assert sample_names(folder) == (("saved samples of pictures",), False)
+    assert origin_of(folder) == Origin(images=("saved samples of pictures",))
     with pytest.raises(CalibrationError, match="is no picture"):
         open_saved(tmp_path, exported, pool)
     odd = pictures(tmp_path / "odd", 1, 60)

@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.sites import load_sites
 from ...numerics.scheme import Plan
-from ...recipe.options import ValidateOptions
-from ...runtime.generator import Generated, Generator, choose_sampling
-from ...runtime.recording import GraphRun, Recording, Trajectories
+from ...runtime.generator import Generator
+from ...runtime.recording import GraphRun, Recording
 from ...runtime.sessions.onnxruntime import fast_session, reference_session
-from ...runtime.spec import FULL, GeneratorSpec
-from ...samples.encoded import image_tokens
+from ...runtime.spec import FULL
+from ...samples.encoded import EncodedImages
 from ...samples.files import graph_of, load_sample, save_sample
-from ...samples.generated import Tokens, teacher_forcing
-from ...samples.images import ImageSource
+from ...samples.forcing import Tokens, forced_rows, teacher_forcing
+from ...samples.generated import GeneratedSamples, null_class
 from ...workspace.files import decode_json
 from ..report.schema import ENGINE, QDQ
 from .forced import ForcedGraph, ForcedRun
 from .images import Batch
+from .measurement import Folders
 from .site_outputs import compared_sites, probe, site_outputs, unfolding
-
-Folders = Mapping[str, Path]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Which pictures both sides of a validation make."""
-
-    export: Path
-    spec: GeneratorSpec
-    labels: tuple[int, ...]
-    options: ValidateOptions
-    names: tuple[str, ...]
-
-    def batches(self, generator: Generator, seed: int | None = None) -> Iterator[Generated]:
-        return generator.batches(
-            self.labels,
-            seed=self.options.seed if seed is None else seed,
-            sampling=choose_sampling(self.spec),
-            batch_size=self.options.batch_size,
-        )
 
 
 class Forcing(Protocol):
@@ -69,11 +47,10 @@ class Forcing(Protocol):
 
 @dataclass(slots=True)
 class TeacherForced:
-    """The graph of all positions, on the tokens of these pictures or of the user's images."""
+    """The graph of all positions, on the tokens of generated images or of the user's."""
 
-    asked: Asked
-    source: ImageSource | None
-    image_classes: tuple[int, ...]
+    generated: GeneratedSamples
+    images: EncodedImages | None
     _made: list[Tokens] = field(default_factory=list)
 
     @property
@@ -82,44 +59,34 @@ class TeacherForced:
 
     @property
     def count(self) -> int:
-        return self._rows * len(self._names)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return self.source.names if self.source else self.asked.names
-
-    @property
-    def _rows(self) -> int:
-        """Of the full graph for each picture: with its class and, under guidance, without."""
-        return 1 + (choose_sampling(self.asked.spec).cfg > 0)
+        names = self.generated.image_names if self.images is None else self.images.names
+        return len(names) * (1 if null_class(self.generated.spec) is None else 2)
 
     def pictures(self) -> Iterator[Batch]:
-        generator = Generator.open(
-            self.asked.export, session=reference_session, threads=self.asked.options.threads
-        )
-        for batch in self.asked.batches(generator):
+        asked = self.generated
+        generator = Generator.open(asked.export, session=reference_session, threads=asked.threads)
+        for batch in asked.batches(generator):
             self._made.append(batch.tokens)
             yield batch.images, batch.tokens
 
     def runs(self) -> Iterator[ForcedRun]:
         """One row at a time, so that all that sites give fits in memory."""
-        export, spec = self.asked.export, self.asked.spec
-        force = teacher_forcing(export)
-        if self.source is None:
+        spec = self.generated.spec
+        force, null = teacher_forcing(self.generated.export), null_class(spec)
+        if self.images is None:
             tokens: Iterator[NDArray[Any]] = (row[None] for rows in self._made for row in rows)
-            classes: Sequence[int] = self.asked.labels
+            names, labels = self.generated.image_names, self.generated.labels
         else:
-            tokens = image_tokens(export, spec, self.source, self.asked.options.threads)
-            classes = self.image_classes
-        for name, label, own in zip(self._names, classes, tokens, strict=True):
-            forced = force(own)
-            for row in (label, spec.num_classes)[: self._rows]:
+            tokens = self.images.tokens()
+            names, labels = self.images.names, self.images.labels
+        for name, label, own in zip(names, labels, tokens, strict=True):
+            for feeds in forced_rows(force(own), [label], null):
                 yield ForcedRun(
                     name=name,
                     graph=FULL,
-                    feeds={"labels": np.array([row], np.int64), **forced},
+                    feeds=feeds,
                     tokens=own,
-                    conditional=np.array([row != spec.num_classes]),
+                    conditional=feeds["labels"] != spec.num_classes,
                 )
 
 
@@ -131,7 +98,7 @@ class Trajectory:
     Runs are kept in `folder`.
     """
 
-    asked: Asked
+    generated: GeneratedSamples
     recording: Recording
     folder: Path
     _kept: list[tuple[str, Path]] = field(default_factory=list)
@@ -145,21 +112,13 @@ class Trajectory:
         return len(self._kept)
 
     def pictures(self) -> Iterator[Batch]:
-        asked, options = self.asked, self.asked.options
-        trajectories = Trajectories(
-            export=asked.export,
-            labels=asked.labels,
-            sampling=choose_sampling(asked.spec),
-            seed=options.seed,
-            batch_size=options.batch_size,
-            threads=options.threads,
-            exact=True,
-        )
+        names = self.generated.image_names
+        trajectories = self.generated.trajectories(exact=True)
         for made, runs in self.recording.generated(trajectories):
             for number, run in runs:
                 alone = self.recording.independent(run)
                 path = save_sample(alone, self.folder, len(self._kept))
-                self._kept.append((asked.names[number], path))
+                self._kept.append((names[number], path))
             yield made.images, made.tokens
 
     def runs(self) -> Iterator[ForcedRun]:
