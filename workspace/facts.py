@@ -52,11 +52,12 @@ class ValueFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GraphFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A graph of a user's own."""
+    """A graph of a user's own, and the number of floats that it holds as weights."""
 
     name: str
     inputs: tuple[ValueFacts, ...]
     outputs: tuple[ValueFacts, ...]
+    parameters: int = 0
 
 
 class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,17 +77,19 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: TokenizerFacts | None = None
 
 
-def facts(manifest: Manifest, kind: type[Facts]) -> Facts:
-    """Return what a manifest's results tell, as the struct of their stage.
+def facts(
+    manifest: Manifest, kind: type[Facts], part: Literal["options", "results"] = "results"
+) -> Facts:
+    """Return what a manifest's results (or options) tell, as a struct of their stage.
 
     Raises:
         WorkspaceError: something is not there, or of another kind.
     """
     try:
-        return msgspec.convert(manifest.results, kind)
+        return msgspec.convert(getattr(manifest, part), kind)
     except msgspec.ValidationError as error:
         raise WorkspaceError(
-            f"its manifest has results that are not read: {error}",
+            f"its manifest has {part} that are not read: {error}",
             where=manifest.stage,
             do=f"run `arvg-trt {manifest.stage}` again",
         ) from error
