@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ..quantize.facts import OverflowTensor
+
 
 class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A site that an engine does not run as planned, and why."""
@@ -31,6 +33,11 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of the stage."""
+    """Results of the stage; those of TensorRT name their ``targets``.
+
+    ``fp32_tensors`` are the overflow risks of graphs that no quantization lists.
+    """
 
     engines: tuple[EngineRow, ...]
+    targets: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    fp32_tensors: tuple[OverflowTensor, ...] | msgspec.UnsetType = msgspec.UNSET
