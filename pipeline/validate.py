@@ -13,6 +13,7 @@ from ..packages import require_packages
 from ..quantize.facts import QuantizationFacts
 from ..recipe.options import ValidateOptions
 from ..samples.images import skipped_text
+from ..validate.facts import ValidationFacts
 from ..workspace.facts import Exported, facts
 from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
@@ -33,7 +34,7 @@ def validate_stage(
     require_packages("report")
     from ..validate.measure.candidates import candidate_folders, engine_manifests
     from ..validate.measure.kinds import leaked, open_measurement
-    from ..validate.report.compose import ValidationFacts, compose_report
+    from ..validate.report.compose import compose_report, finite_metrics
     from ..validate.report.gates import evaluate, parse_gates
     from ..validate.report.render import write_report
     from ..validate.report.schema import METRIC_NAMES, load_report, metrics
@@ -80,7 +81,7 @@ def validate_stage(
         )
         report = msgspec.structs.replace(report, gates=tuple(evaluate(gates, metrics(report))))
         write_report(folder, report, measured.pictures)
-        return ValidationFacts.of(report)
+        return ValidationFacts(metrics=finite_metrics(report))
 
     result = run_stage(workspace.folder("validate", name), wanted, work)
     require_gates(load_report(result.folder / "report.json"), result)

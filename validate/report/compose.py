@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Collection, Mapping
 from pathlib import Path
-
-import msgspec
-import numpy as np
 
 from ...calibrate.facts import CalibrationFacts
 from ...engines.facts import BuildFacts
@@ -32,15 +30,9 @@ from .schema import (
 )
 
 
-class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of the stage: the metrics that are finite, by the names that gates read."""
-
-    metrics: dict[str, float]
-
-    @classmethod
-    def of(cls, report: Report) -> ValidationFacts:
-        found = metrics(report).items()
-        return cls(metrics={k: v for k, v in found if v is not None and np.isfinite(v)})
+def finite_metrics(report: Report) -> dict[str, float]:
+    """Return the metrics that are finite, by the names that gates read."""
+    return {k: v for k, v in metrics(report).items() if v is not None and math.isfinite(v)}
 
 
 def compose_report(
