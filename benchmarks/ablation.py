@@ -24,7 +24,8 @@ from ..recipe.base import with_changes
 from ..recipe.options import CalibrateOptions
 from ..recipe.quantize import QuantizeOptions
 from ..samples.files import save_sample
-from ..samples.generated import generated_rows
+from ..samples.sources import open_calibration
+from ..workspace.facts import Exported
 from ..workspace.workspace import Workspace
 from .ablation_logits import OF_LOGITS, Row, cells, logit_setbacks, run_peers, run_steps, table
 from .ablation_mar import OF_MAR, MarRow, mar_cells, mar_setbacks, mar_table, run_mar_steps
@@ -208,12 +209,13 @@ def main(
                 held = scratch / "held"
                 held.mkdir()
                 options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
-                for k, sample in enumerate(generated_rows(exported, options, QuietReporter())):
+                source = open_calibration(Exported.open(opened), options)
+                for k, sample in enumerate(source.samples(QuietReporter().progress)):
                     save_sample(sample, held, k)
                 if with_peers:
                     seen = opened.folder("calibrate") / "samples"
-                    source = checkpoint if model == PLANTED else None
-                    rows.extend(run_peers(exported, seen, source, held))
+                    planted = checkpoint if model == PLANTED else None
+                    rows.extend(run_peers(exported, seen, planted, held))
                 made = quantized_steps(opened, chosen, dgc)
                 steps = run_steps(exported, made, held, count, HELD_OUT_SEED)
                 rows.extend(printed(steps, cells))

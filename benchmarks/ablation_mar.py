@@ -9,8 +9,10 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from ..numerics.noise import SignalAndNoise
-from ..recipe.options import ValidateOptions
 from ..runtime.generator import read_spec
+from ..samples.generated import GeneratedSamples
+from ..validate.measure.forced import measure_forced
+from ..validate.measure.forced_runs import Trajectory, forced_graphs
 from ..validate.measure.generator import GeneratorAccuracy
 from ..validate.measure.teacher_forcing import measure_teacher_forced
 from ..validate.measure.teacher_forcing_runs import (
@@ -48,12 +50,10 @@ def held_out_trajectory(exported: Path, folder: Path, count: int, seed: int) -> 
     """FP32's runs behind `count` pictures of all classes in turn, kept in `folder`."""
     _, spec = read_spec(exported)
     labels = tuple(islice(cycle(range(spec.num_classes)), count))
-    options = ValidateOptions(samples=count, seed=seed, batch_size=BATCH)
-    names = tuple(f"picture {k}" for k in range(count))
     assert spec.recording is not None
-    asked = GenerationRequest(exported, spec, labels, options, names)
-    found = TrajectoryForcing(asked, spec.recording, folder)
-    for _ in found.batches():
+    asked = GeneratedSamples(exported, spec, labels, seed, batch_size=BATCH)
+    found = Trajectory(asked, spec.recording, folder)
+    for _ in found.pictures():
         pass
     return found
 

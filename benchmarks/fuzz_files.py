@@ -44,11 +44,11 @@ from ..graph.sites import SiteMap, load_sites
 from ..numerics.packing import save_packed_weights
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
 from ..numerics.weight import quantize_weight
-from ..pipeline.codec import read_codes
 from ..pipeline.info import inspect_path
 from ..quantize.plan import check_plan, make_plan
 from ..recipe.file import PRESETS, load_recipe
 from ..recipe.quantize import QuantizeOptions
+from ..runtime.files import read_codes
 from ..runtime.generator import SPEC_FILE, check_labels, choose_sampling, read_spec
 from ..runtime.sessions.onnxruntime import fast_session, reference_session
 from ..runtime.tokenizer import ImageTokenizer

@@ -27,7 +27,8 @@ from ..recipe.quantize import FLOAT_BITS, QuantizeMethod, QuantizeOptions
 from ..runtime.images import Uint8Image
 from ..runtime.tokenizer import ImageTokenizer
 from ..samples.files import save_sample
-from ..samples.generated import generated_rows
+from ..samples.sources import open_calibration
+from ..workspace.facts import Exported
 from ..workspace.stage import StageResult
 from ..workspace.workspace import Workspace
 from .ablation import BATCH, HELD_OUT_SEED
@@ -124,7 +125,8 @@ def generator_rows(
         calibrate_stage(workspace, CalibrateOptions(samples=calibration, batch_size=8), reporter)
         export = workspace.folder("export")
         options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
-        for k, row in enumerate(generated_rows(export, options, reporter)):
+        source = open_calibration(Exported.open(workspace), options)
+        for k, row in enumerate(source.samples(reporter.progress)):
             save_sample(row, Path(scratch), k)
         reference = graph_model(export)
         for bits in (FLOAT_BITS, 8):

@@ -26,18 +26,45 @@ class DgcSummary(msgspec.Struct, frozen=True, kw_only=True):
     median_distance: dict[str, float]
 
 
-class CalibrationFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the results of the stage.
+class CalibrationFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Results of the stage. ``images`` are the inputs' names, ``classes`` a generator's.
 
     ``images`` are the samples' names, ``classes`` a generator's. ``masked`` are graphs with NaN and
     infinity inside that reach no output.
     """
 
+    dgc: DgcSummary | None = None
+    masked: tuple[str, ...] = ()
+    convergence: Convergence | None = None
+    classes: tuple[int, ...] = ()
     images: tuple[str, ...]
     skipped: tuple[str, ...]
     samples: int
     synthetic: bool
+
+
+class PartFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of a merged calibration, with those of its options that tell it from the others.
+
+    Statistics without a folder have no samples, and no options that are known.
+    """
+
+    name: str
+    samples_saved: int
+    seed: int | msgspec.UnsetType = msgspec.UNSET
+    samples: int | msgspec.UnsetType = msgspec.UNSET
+    shard: str | msgspec.UnsetType | None = msgspec.UNSET
+    labels: str | msgspec.UnsetType | None = msgspec.UNSET
+    synthetic: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class MergedFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Results of a calibration that is made of ``parts``; later stages read them as any other."""
+
     classes: tuple[int, ...] = ()
-    masked: tuple[str, ...] = ()
-    convergence: Convergence | None = None
-    dgc: DgcSummary | None = None
+    images: tuple[str, ...]
+    skipped: tuple[str, ...]
+    samples: int
+    synthetic: bool
+    parts: tuple[PartFacts, ...]
+    convergence: Convergence

@@ -1,4 +1,4 @@
-"""Merge statistics and samples of several runs of one export: `calibrate --merge`."""
+"""Statistics and samples of several runs of one export, made into one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from ..errors import CalibrationError
 from ..samples.files import sample_files, sample_labels, save_labels
-from ..workspace.facts import export_digest, facts, require_same_export
+from ..workspace.facts import export_digest, facts, require_same_export, told
 from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import MANIFEST, Manifest
-from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
-from ..workspace.workspace import Workspace
-from .facts import CalibrationFacts
+from ..workspace.stage import Reporter
+from .convergence import Convergence, Growth, convergence
+from .facts import CalibrationFacts, MergedFacts, PartFacts
+from .statistics import STATISTICS, load_exported, merge, save_statistics
 
-STATISTICS = "statistics.safetensors"
-# Of a part's options those that the manifest of the whole repeats.
-REPEATED = ("seed", "samples", "shard", "labels", "synthetic")
+
+class PartOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Those options of a part that the manifest of the whole repeats."""
+
+    seed: int | msgspec.UnsetType = msgspec.UNSET
+    samples: int | msgspec.UnsetType = msgspec.UNSET
+    shard: str | msgspec.UnsetType | None = msgspec.UNSET
+    labels: str | msgspec.UnsetType | None = msgspec.UNSET
+    synthetic: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +45,29 @@ class Part:
     manifest: Manifest | None
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """Return name, number of samples and options, as the manifest of the whole has them."""
-        options = self.manifest.options if self.manifest else {}
-        counts = {"name": self.name, "samples_saved": len(self.samples)}
-        return counts | {key: options[key] for key in REPEATED if key in options}
+    def facts(self) -> PartFacts:
+        """Name, number of samples and options, as the manifest of the whole has them."""
+        options = facts(self.manifest, PartOptions, "options") if self.manifest else PartOptions()
+        return PartFacts(
+            name=self.name, samples_saved=len(self.samples), **msgspec.structs.asdict(options)
+        )
 
 
-def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter) -> StageResult:
-    """Merge several calibrations into one: workspaces, calibrate folders or statistics files.
-
-    Minima, maxima and counts are those of one run over all samples, sums to 1e-12 of them.
+def open_parts(given: Sequence[Path], exported: Manifest, reporter: Reporter) -> list[Part]:
+    """Open all parts and check that they can be merged, before anything is written.
 
     Raises:
         CalibrationError: parts of another export or model, one that was changed, no samples, or
             fewer than two parts.
     """
-    from .statistics import load_exported, merge
-
-    _, exported = require_outputs(workspace, "export", stage="export")
     if len(given) < 2:
         raise CalibrationError("there is nothing to merge", do="name two parts or more")
     parts = [open_part(path, exported) for path in given]
-    wanted_digest = export_digest(exported)
+    wanted = export_digest(exported)
     loaded = []
     for part in parts:
         statistics, digest = load_exported(part.statistics)
-        if digest is not None and digest != wanted_digest:
+        if digest is not None and digest != wanted:
             raise CalibrationError(
                 "the statistics are of another export",
                 where=str(part.statistics),
@@ -78,38 +80,35 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
                 do="name the folder that `arvg-trt calibrate` wrote",
             )
         loaded.append(statistics)
-    merge(loaded)  # whether they fit, before anything is written
+    merge(loaded)  # whether they fit
     require_samples(parts)
     warn_of_repeats(parts, reporter)
-    wanted = Manifest(
-        stage="calibrate",
-        inputs=exported.as_inputs()
-        | {f"part.{k}/{name}": d for k, part in enumerate(parts) for name, d in part.files.items()},
-        options={
-            "merge": len(parts),
-            "batch_size": max(p.manifest.options["batch_size"] for p in parts if p.manifest),
-        },
-        versions=package_versions("onnxruntime", "pillow", "numpy"),
+    return parts
+
+
+def batch_size_of(parts: Sequence[Part]) -> int:
+    """Return the largest number of samples that a part had in flight."""
+    return max(told(p.manifest, "options", "batch_size", int) for p in parts if p.manifest)
+
+
+def merge_parts(parts: Sequence[Part], exported: Manifest, folder: Path) -> MergedFacts:
+    """Write the statistics and samples of `parts` as one calibration to `folder`."""
+    found = combine_parts(
+        [part.statistics for part in parts],
+        [list(part.samples) for part in parts],
+        folder,
+        export=export_digest(exported),
     )
-
-    def work(folder: Path) -> dict[str, Any]:
-        samples = [list(part.samples) for part in parts]
-        files = [p.statistics for p in parts]
-        found = combine_parts(files, samples, folder, export=wanted_digest)
-        results = [facts(p.manifest, CalibrationFacts) for p in parts if p.manifest]
-        classes = {c for r in results for c in r.classes}
-        return ({"classes": sorted(classes)} if classes else {}) | {
-            "images": list(dict.fromkeys(name for r in results for name in r.images)),
-            "skipped": list(dict.fromkeys(name for r in results for name in r.skipped)),
-            "samples": sum(r.samples for r in results),
-            "synthetic": any(r.synthetic for r in results),
-            "parts": [part.summary for part in parts],
-            "convergence": found,
-        }
-
-    result = run_stage(workspace.folder("calibrate"), wanted, work)
-    say_convergence(result, reporter)
-    return result
+    results = [facts(part.manifest, CalibrationFacts) for part in parts if part.manifest]
+    return MergedFacts(
+        classes=tuple(sorted({c for r in results for c in r.classes})),
+        images=tuple(dict.fromkeys(name for r in results for name in r.images)),
+        skipped=tuple(dict.fromkeys(name for r in results for name in r.skipped)),
+        samples=sum(r.samples for r in results),
+        synthetic=any(r.synthetic for r in results),
+        parts=tuple(part.facts for part in parts),
+        convergence=found,
+    )
 
 
 def open_part(given: Path, exported: Manifest) -> Part:
@@ -145,6 +144,7 @@ def open_part(given: Path, exported: Manifest) -> Part:
 
 
 def require_samples(parts: Sequence[Part]) -> None:
+    """Raises CalibrationError where no part has its samples."""
     if not any(part.samples for part in parts):
         raise CalibrationError(
             "none of the parts has its samples, which `arvg-trt quantize` runs again",
@@ -173,17 +173,14 @@ def combine_parts(
     folder: Path,
     *,
     export: str | None = None,
-) -> dict[str, Any]:
+) -> Convergence:
     """Write the parts' statistics as one, and their samples one after the other, to `folder`.
 
-    Returns how much the scales grew with the last half of the parts, for the manifest.
+    Returns how much the scales grew with the last half of the parts.
 
     Raises:
         CalibrationError: statistics of different models.
     """
-    from .convergence import RangeGrowth, convergence
-    from .statistics import load_exported, merge, save_statistics
-
     loaded = [load_exported(path) for path in statistics]
     target = folder / "samples"
     target.mkdir(exist_ok=True)
@@ -203,12 +200,4 @@ def combine_parts(
     for part, _ in loaded:
         for name, stats in part.items():
             growth.add(name, stats)
-    found: dict[str, Any] = msgspec.to_builtins(convergence(growth))
-    return found
-
-
-def say_convergence(result: StageResult, reporter: Reporter) -> None:
-    """Say in one line whether the samples were enough, unless nothing was done."""
-    found = facts(result.manifest, CalibrationFacts).convergence
-    if found is not None and not result.skipped:
-        reporter.say(f"calibration: {found.text}")
+    return convergence(growth)

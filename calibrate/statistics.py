@@ -59,6 +59,7 @@ class TensorStats:
         )
 
 
+STATISTICS = "statistics.safetensors"  # the file's name in the folder of a calibration
 EXPORT = "export"  # beside them in a file: the digest of the export that they are of
 # Statistics by name: of a site's input, and with these behind the name of its positions and of the
 # site's output.

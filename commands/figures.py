@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import click
 
 from ..errors import AccuracyError
+from ..validate.facts import ValidationFacts
+from ..workspace.facts import facts
 from ..workspace.stage import StageResult
 
 
 def print_figures(validated: StageResult) -> None:
     """Print the main figures of a validation, and where its report is."""
-    metrics = validated.manifest.results["metrics"]
+    metrics = facts(validated.manifest, ValidationFacts).metrics
     click.echo(summary(metrics))
     click.echo(packed_line(metrics))
     click.echo(str(validated.folder / "report.html"))

@@ -76,7 +76,8 @@ def generate(
     \b
     Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/pictures
     """
-    from ..pipeline.generate import Outputs, generate_files
+    from ..pipeline.generate import generate_files
+    from ..runtime.files import Outputs
 
     options = with_changes(GenerateOptions(labels=changes.pop("labels")), **changes)
     outputs = Outputs(folder=output, npz=npz, tokens=tokens)

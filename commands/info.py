@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import get_args
 
 import click
+import msgspec
 
+from ..engines.analysis import GraphAnalysis, analyze_files
 from ..engines.verdicts import TARGETS
 from ..errors import AccuracyError, ExportError
 from ..graph.sites import NodeVerdict, Verdict
-from ..pipeline.analyze import GraphAnalysis, analyze_files
 from ..recipe.file import find_recipe, load_recipe, preset_names
 from . import completion
 from .console import print_json
@@ -36,8 +37,8 @@ def models(as_json: bool) -> None:
         print_json({"models": rows})
         return
     for row in rows:
-        files = " ".join(row["files"][0])
-        click.echo(f"{row['name']:<18} {row['parameters']:>13,}  {row['checkpoint']}: {files}")
+        files = " ".join(row.files[0])
+        click.echo(f"{row.name:<18} {row.parameters:>13,}  {row.checkpoint}: {files}")
 
 
 @command()
@@ -93,13 +94,15 @@ def compare(
     Example: arvg-trt compare main/report.json new/report.json
     """
     from ..pipeline.info import compare_reports
+    from ..validate.report.compare import comparison_markdown
+    from ..validate.report.compared import ComparedReports
 
-    text, result, regressed = compare_reports(reports, html, allow_different)
+    found = compare_reports(reports, html, allow_different)
     if as_json:
-        print_json(result)
+        print_json(ComparedReports.of(found))
     else:
-        click.echo(text)
-    if regressed:
+        click.echo(comparison_markdown(found))
+    if found.regressed:
         sys.exit(AccuracyError.exit_code)
 
 
@@ -114,11 +117,11 @@ def inspect(path: Path, as_json: bool) -> None:
     """
     from ..pipeline.info import inspect_path
 
-    rows = inspect_path(path)
+    found = inspect_path(path)
     if as_json:
-        print_json(rows)
+        print_json(found)
         return
-    for key, value in rows.items():
+    for key, value in msgspec.json.decode(msgspec.json.encode(found)).items():
         click.echo(f"{key}: {value}")
 
 
@@ -137,7 +140,7 @@ def doctor(as_json: bool) -> None:
         print_json({"checks": rows})
         return
     for row in rows:
-        click.echo(f"{row['state']:<8} {row['what']:<22} {row['detail']}")
+        click.echo(f"{row.state:<8} {row.what:<22} {row.detail}")
 
 
 @command()

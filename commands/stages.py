@@ -137,8 +137,7 @@ def calibrate(
              arvg-trt calibrate out/var --merge out/part1 out/part2
     """
     from ..calibrate.executors import Execution
-    from ..calibrate.shards import merge_stage
-    from ..pipeline.calibrate import calibrate_stage
+    from ..pipeline.calibrate import calibrate_stage, merge_stage
 
     given = [name for name, value in changes.items() if value is not None]
     given += ["executor"] * bool(executor) + ["recipe"] * bool(recipe_name)

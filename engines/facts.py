@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ..quantize.facts import OverflowTensor
+
 
 class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Name a site that an engine does not run as planned, and say why."""
@@ -33,6 +35,11 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the results of the stage."""
+    """Results of the stage; those of TensorRT name their ``targets``.
+
+    ``fp32_tensors`` are the overflow risks of graphs that no quantization lists.
+    """
 
     engines: tuple[EngineRow, ...]
+    targets: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    fp32_tensors: tuple[OverflowTensor, ...] | msgspec.UnsetType = msgspec.UNSET

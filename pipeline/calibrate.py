@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from ..calibrate.executors import Execution, run_tasks
-from ..calibrate.facts import CalibrationFacts
-from ..calibrate.shards import STATISTICS, combine_parts, say_convergence
+from ..calibrate.executors import Execution
+from ..calibrate.facts import CalibrationFacts, MergedFacts
 from ..errors import RecipeError
-from ..graph.sites import load_sites
 from ..recipe.options import CalibrateOptions
-from ..runtime.generator import read_spec
-from ..samples.classes import saved_classes
-from ..samples.files import count_batches, sample_files, save_labels, save_sample
 from ..samples.images import skipped_text
-from ..samples.sources import Samples, open_samples, shard_of
-from ..workspace.facts import export_digest, facts, kind_of
+from ..samples.sources import open_calibration
+from ..workspace.facts import Exported, facts
 from ..workspace.manifest import Manifest
-from ..workspace.stage import (
-    Reporter,
-    SilentReporter,
-    StageResult,
-    package_versions,
-    require_outputs,
-    run_stage,
-)
+from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
 from ..workspace.workspace import Workspace
-from .dgc import keep_far_rows, require_halves, single_rows
 
-PARTS, CANDIDATES = "parts", "candidates"
+LIBRARIES = ("onnxruntime", "pillow", "numpy")
 
 
 def calibrate_stage(
@@ -48,61 +32,77 @@ def calibrate_stage(
     With an `execution` in shards, at once in several processes or on a Ray cluster; what they
     make together is what one process makes.
     """
+    from ..calibrate.collect import Task, collect, collect_in_shards
+    from ..calibrate.dgc_rows import require_conditions
+
     check_execution(options, execution)
-    export, manifest = require_outputs(workspace, "export", stage="export")
+    model = Exported.open(workspace)
     if options.dgc:
-        require_halves(manifest)
-    source = open_samples(export, manifest, options, reporter)
+        require_conditions(model)
+    source = open_calibration(model, options)
     if source.skipped:
         reporter.warn(skipped_text(source.skipped))
+    digests = source.digests
     wanted = Manifest(
         stage="calibrate",
-        inputs=manifest.as_inputs() | {f"data/{k}": v for k, v in source.digests.items()},
+        inputs=model.manifest.as_inputs() | {f"data/{k}": v for k, v in digests.items()},
         options=msgspec.to_builtins(options)
         | {"images": list(source.names) if source.names else None}
-        | ({"feeds": list(source.digests)} if options.feeds else {})
-        | ({"classes": list(source.classes)} if source.classes else {}),
-        versions=package_versions("onnxruntime", "pillow", "numpy"),
+        | ({"feeds": list(digests)} if options.feeds else {})
+        | ({"classes": list(source.drawn)} if source.drawn else {}),
+        versions=package_versions(*LIBRARIES),
     )
 
-    def work(folder: Path) -> dict[str, Any]:
+    def work(folder: Path) -> CalibrationFacts:
+        task = Task(model, options, folder)
         if execution is None:
-            found = fill(Task(export, manifest, options, folder), source, reporter)
-        else:
-            found = spread(export, manifest, options, folder, execution, reporter)
-        return (
-            found
-            | classes_of(folder, export, manifest)
-            | {
-                "images": list(source.names),
-                "skipped": list(source.skipped),
-                "samples": count_of(source, options),
-                "synthetic": options.synthetic or source.synthetic,
-            }
-        )
+            return collect(task, source, reporter)
+        return collect_in_shards(task, source, execution, reporter)
 
     result = run_stage(workspace.folder("calibrate"), wanted, work)
-    say_convergence(result, reporter)
-    masked = facts(result.manifest, CalibrationFacts).masked
-    if masked and not result.skipped:
-        graphs = ", ".join(masked)
-        reporter.say(f"calibration: NaN and infinity inside {graphs} reach no output; left out")
+    say_results(result, reporter)
     return result
 
 
-def classes_of(folder: Path, export: Path, exported: Manifest) -> dict[str, Any]:
-    """List the classes of a generator's samples in `folder`, for the manifest."""
-    if kind_of(exported) != "generator":
-        return {}
-    _, spec = read_spec(export)
-    return {"classes": saved_classes(folder / "samples", spec.num_classes)}
+def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter) -> StageResult:
+    """Merge several calibrations into one: workspaces, calibrate folders or statistics files.
+
+    Minima, maxima and counts are those of one run over all samples, sums to 1e-12 of them.
+
+    Raises:
+        CalibrationError: parts of another export or model, one that was changed, no samples, or
+            fewer than two parts.
+    """
+    from ..calibrate.shards import batch_size_of, merge_parts, open_parts
+
+    exported = Exported.open(workspace).manifest
+    parts = open_parts(given, exported, reporter)
+    files = {f"part.{k}/{n}": d for k, part in enumerate(parts) for n, d in part.files.items()}
+    wanted = Manifest(
+        stage="calibrate",
+        inputs=exported.as_inputs() | files,
+        options={"merge": len(parts), "batch_size": batch_size_of(parts)},
+        versions=package_versions(*LIBRARIES),
+    )
+
+    def work(folder: Path) -> MergedFacts:
+        return merge_parts(parts, exported, folder)
+
+    result = run_stage(workspace.folder("calibrate"), wanted, work)
+    say_results(result, reporter)
+    return result
 
 
-def count_of(source: Samples, options: CalibrateOptions) -> int:
-    """Pictures, crops or arrays; of saved samples their files."""
-    if options.dgc:
-        return options.samples
-    return len(shard_of(options)) if source.count is None else source.count
+def say_results(result: StageResult, reporter: Reporter) -> None:
+    """Say whether the samples were enough and what was left out, unless nothing was done."""
+    if result.skipped:
+        return
+    found = facts(result.manifest, CalibrationFacts)
+    if found.convergence is not None:
+        reporter.say(f"calibration: {found.convergence.text}")
+    if found.masked:
+        graphs = ", ".join(found.masked)
+        reporter.say(f"calibration: NaN and infinity inside {graphs} reach no output; left out")
 
 
 def check_execution(options: CalibrateOptions, execution: Execution | None) -> None:
@@ -119,94 +119,3 @@ def check_execution(options: CalibrateOptions, execution: Execution | None) -> N
             where="--executor",
             do="make candidates with it first, then choose with --samples-from and --dgc",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One shard's samples and statistics, to be made in `folder`."""
-
-    export: Path
-    manifest: Manifest
-    options: CalibrateOptions
-    folder: Path
-    threads: int = 0
-
-
-def fill(task: Task, source: Samples, reporter: Reporter) -> dict[str, Any]:
-    """Save the samples of a task, then collect their statistics; what the manifest says of them."""
-    from ..calibrate.calibration_run import CalibrationRun
-    from ..calibrate.convergence import RangeGrowth, convergence
-    from ..calibrate.statistics import Statistics, save_statistics
-
-    export, options, threads = task.export, task.options, task.threads
-    samples = task.folder / "samples"
-    samples.mkdir(parents=True)
-    generates = kind_of(task.manifest) == "generator"
-    made = task.folder / CANDIDATES if options.dgc else samples
-    made.mkdir(exist_ok=True)
-    for k, sample in enumerate(single_rows(source.samples) if options.dgc else source.samples):
-        save_sample(sample, made, k)
-        if not generates:
-            reporter.progress("samples", k + 1, len(shard_of(options)))
-    files = sample_files(made)
-    if len(source.labels) == len(files):
-        save_labels(made, {f.name: label for f, label in zip(files, source.labels, strict=True)})
-    results: dict[str, Any] = {}
-    if options.dgc:
-        results["dgc"] = keep_far_rows(export, made, samples, options, reporter)
-        shutil.rmtree(made)
-    sites, size = load_sites(export), options.batch_size
-    # Of several graphs that are sampled apart the first tells: in others as many batches differ.
-    growth = RangeGrowth(count_batches(sample_files(samples, sites.graphs[0]), size))
-    run = CalibrationRun(export, samples, sites.graphs, size, reporter.progress, threads)
-    if generates:
-        statistics: Statistics = {}
-        for graph in sites.graphs:
-            statistics |= run.on(graph).input_ranges(
-                sites.of_graph(graph), growth if graph == sites.graphs[0] else None
-            )
-    else:
-        masked: list[str] = []
-        statistics = run.channel_ranges(sites, growth, masked)
-        results |= {"masked": masked} if masked else {}
-    save_statistics(statistics, task.folder / STATISTICS, export=export_digest(task.manifest))
-    return results | {"convergence": msgspec.to_builtins(convergence(growth))}
-
-
-def fill_silently(task: Task) -> None:
-    """`fill` in a process of its own."""
-    silent = SilentReporter()
-    source = open_samples(task.export, task.manifest, task.options, silent, task.threads)
-    fill(task, source, silent)
-
-
-def spread(
-    export: Path,
-    manifest: Manifest,
-    options: CalibrateOptions,
-    folder: Path,
-    execution: Execution,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Make shards at once, and of them one set of samples and statistics in `folder`."""
-    total = len(shard_of(options))
-    count = min(execution.workers, total)
-    tasks = [
-        Task(
-            export.resolve(),
-            manifest,
-            msgspec.structs.replace(options, shard=f"{k + 1}/{count}"),
-            folder.resolve() / PARTS / str(k),
-            execution.threads,
-        )
-        for k in range(count)
-    ]
-    run_tasks(execution, fill_silently, tasks, lambda n: reporter.progress("shards", n, count))
-    statistics = [task.folder / STATISTICS for task in tasks]
-    found = combine_parts(statistics, sample_lists(tasks), folder)
-    shutil.rmtree(folder / PARTS)
-    return {"convergence": found}
-
-
-def sample_lists(tasks: Sequence[Task]) -> list[list[Path]]:
-    return [sample_files(task.folder / "samples") for task in tasks]

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
-import zipfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import msgspec
-import numpy as np
 
 from ..errors import GenerationError
 from ..recipe.commands import GenerateOptions
-from ..runtime.generator import Generated, Generator, check_labels, choose_sampling, verified_spec
-from ..runtime.images import Uint8Image, image_grid, png_bytes
+from ..runtime.files import Outputs, write_batches
+from ..runtime.generator import Generator, check_labels, choose_sampling, verified_spec
 from ..runtime.labels import parse_labels
 from ..runtime.sampling import Sampling
-from ..workspace.files import atomic_stream, atomic_write
 from ..workspace.stage import Reporter
 
 SAMPLING = (
@@ -33,15 +26,6 @@ SAMPLING = (
     "diffusion_steps",
 )
 MOST_IMAGES = 10**6
-GRID_MOST = 100  # a picture of more says nothing
-
-
-class Outputs(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to write: a folder of PNGs with their grid, the evaluator's .npz, tokens or latents."""
-
-    folder: Path | None = None
-    npz: Path | None = None
-    tokens: Path | None = None
 
 
 class GenerateResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +60,7 @@ def generate_files(
     )
     classes = parse_labels(options.labels, spec.num_classes)
     require_few(len(classes) * options.count)
-    labels = check_labels(spec, np.repeat(np.array(classes, np.int64), options.count))
+    labels = check_labels(spec, [label for label in classes for _ in range(options.count)])
     start = time.monotonic()
     generator = Generator.open(path, threads=options.threads)
     batches = generator.batches(
@@ -107,64 +91,3 @@ def require_few(count: int) -> None:
             where="--count",
             do="ask for fewer, in runs of different seeds",
         )
-
-
-def write_batches(
-    batches: Iterator[Generated],
-    shape: tuple[int, ...],
-    outputs: Outputs,
-    columns: int | None = None,
-) -> list[Path]:
-    """Write every batch as it comes; `shape` is that of all images, [N, H, W, 3], `columns` those
-    of their grid.
-    """
-    files: list[Path] = []
-    tokens: list[np.ndarray] = []
-    first: list[Uint8Image] = []
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(npz_stream(outputs.npz, shape)) if outputs.npz else None
-        done = 0
-        for batch in batches:
-            if outputs.folder:
-                files += write_pngs(outputs.folder, batch, done)
-            if stream:
-                stream.write(batch.images.tobytes())
-            first += list(batch.images[: max(0, GRID_MOST - done)])
-            tokens.append(batch.tokens)
-            done += len(batch.labels)
-    if outputs.folder:
-        files.append(outputs.folder / "grid.png")
-        atomic_write(files[-1], png_bytes(image_grid(np.stack(first), columns)))
-    if outputs.npz:
-        files.append(outputs.npz)
-    if outputs.tokens:
-        buffer = io.BytesIO()
-        kind = "latents" if np.issubdtype(tokens[0].dtype, np.floating) else "tokens"
-        np.savez(buffer, allow_pickle=False, **{kind: np.concatenate(tokens)})
-        atomic_write(outputs.tokens, buffer.getvalue())
-        files.append(outputs.tokens)
-    return files
-
-
-def write_pngs(folder: Path, batch: Generated, number: int) -> list[Path]:
-    """`NUMBER_LABEL.png` for each image of a batch whose first has `number`."""
-    paths = [folder / f"{number + k:05d}_{label}.png" for k, label in enumerate(batch.labels)]
-    for path, image in zip(paths, batch.images, strict=True):
-        atomic_write(path, png_bytes(image))
-    return paths
-
-
-@contextlib.contextmanager
-def npz_stream(path: Path, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
-    """A file to write the bytes of `arr_0`, uint8 of `shape`, to; it becomes `path` at the end.
-
-    It is what the ADM evaluator reads: an .npz that need not fit in memory.
-    """
-    with (
-        atomic_stream(path) as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as stream,
-    ):
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(stream, header)
-        yield stream

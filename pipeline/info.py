@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
+from ..engines.analysis import analyze_files
+from ..engines.tensorrt.inspect import read_builder
 from ..engines.verdicts import TARGETS
 from ..errors import ArvgError, WorkspaceError
+from ..graph.sites import Verdict
+from ..graph.summary import GraphSummary, summarize_graph
 from ..runtime.trt_compat import device_compute_capability, load_builder
 from ..workspace.files import atomic_write, decode_json
 from ..workspace.manifest import MANIFEST, Manifest
-from .analyze import analyze_files
+
+if TYPE_CHECKING:
+    from ..validate.report.compare import Comparison
 
 
-def model_rows() -> list[dict[str, Any]]:
-    """The models that are known by name, as plain rows."""
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is known by name; ``files`` are the sets that make a complete checkpoint."""
+
+    name: str
+    family: str
+    parameters: int
+    graphs: tuple[str, ...]
+    files: tuple[tuple[str, ...], ...]
+    checkpoint: str
+
+
+def model_rows() -> list[ModelRow]:
+    """Return the models that are known by name, and where their checkpoints are."""
     from ..families.registry import MODELS, all_variants
 
     return [
-        {
-            "name": entry.name,
-            "family": entry.family,
-            "parameters": entry.parameters,
-            "graphs": list(entry.graphs),
-            "files": [list(names) for names in entry.files],
-            "checkpoint": ", ".join(dict.fromkeys((entry.hub, *entry.elsewhere.values())))
+        ModelRow(
+            name=entry.name,
+            family=entry.family,
+            parameters=entry.parameters,
+            graphs=entry.graphs,
+            files=entry.files,
+            checkpoint=", ".join(dict.fromkeys((entry.hub, *entry.elsewhere.values())))
             if entry.hub
             else ("shipped" if (MODELS / entry.name).is_dir() else "train it: training/"),
-        }
+        )
         for entry in all_variants()
     ]
 
 
-def compare_reports(
-    paths: Sequence[Path], html: Path | None, allow_different: bool
-) -> tuple[str, dict[str, Any], bool]:
-    """(markdown, plain rows, whether anything regressed); folders stand for their report.json."""
-    from ..validate.report.compare import compare, comparison_html, comparison_markdown
+def compare_reports(paths: Sequence[Path], html: Path | None, allow_different: bool) -> Comparison:
+    """Compare reports with the first one, and write a page; folders stand for their report.json.
+
+    Raises:
+        WorkspaceError: fewer than two, or one that cannot be read.
+    """
+    from ..validate.report.compare import compare, comparison_html
     from ..validate.report.schema import load_report
 
     if len(paths) < 2:
@@ -51,100 +71,106 @@ def compare_reports(
     found = compare(labelled, allow_different=allow_different)
     if html is not None:
         atomic_write(html, comparison_html(found).encode())
-    rows = [
-        {
-            "metric": row.rule.metric,
-            "better": row.rule.better,
-            "tolerance": row.rule.tolerance_text,
-            "cells": [
-                {
-                    "value": finite_or_text(cell.value),
-                    "change": finite_or_text(cell.change),
-                    "verdict": cell.verdict,
-                }
-                for cell in row.cells
-            ],
-        }
-        for row in found.rows
-    ]
-    result = {
-        "labels": list(found.labels),
-        "warnings": list(found.warnings),
-        "rows": rows,
-        "regressed": found.regressed,
-    }
-    return comparison_markdown(found), result, found.regressed
+    return found
 
 
-def finite_or_text(value: float | None) -> float | str | None:
-    """JSON has no infinity: decibels without any error are the text "inf"."""
-    return value if value is None or math.isfinite(value) else str(value)
+class InspectedWorkspace(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="workspace"
+):
+    """The stages whose output a workspace holds, by folder."""
+
+    stages: tuple[str, ...]
 
 
-def inspect_path(path: Path) -> dict[str, Any]:
-    """Key facts of a workspace, a stage folder, an ONNX graph or an engine file."""
+class InspectedStage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the manifest of a stage's folder says, and the bytes of its files."""
+
+    kind: str
+    key: str
+    options: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, int]
+
+
+class RefusedGraph(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a file cannot be exported at all."""
+
+    refused: str
+
+
+class InspectedGraph(GraphSummary, frozen=True, kw_only=True, tag_field="kind", tag="ONNX graph"):
+    """A graph, with its nodes by target and verdict as `analyze` counts them."""
+
+    verdicts: dict[str, dict[Verdict, int]] | RefusedGraph
+
+
+class InspectedEngine(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="TensorRT engine"
+):
+    """An engine file and the version of what built it."""
+
+    bytes: int
+    builder: str
+
+
+Inspected = InspectedWorkspace | InspectedStage | InspectedGraph | InspectedEngine
+
+
+def inspect_path(path: Path) -> Inspected:
+    """Return the key facts of a workspace, a stage folder, an ONNX graph or an engine file.
+
+    Raises:
+        WorkspaceError: it is none of these.
+    """
     if not path.exists():
         raise WorkspaceError("no such file or folder", where=str(path))
     if path.is_dir():
-        if (path / "workspace.json").is_file():
-            stages = sorted(p.parent.relative_to(path) for p in path.glob(f"**/{MANIFEST}"))
-            return {"kind": "workspace", "stages": [str(s) for s in stages if not hidden(s)]}
-        manifest = decode_json(path / MANIFEST, Manifest, do="name a workspace or a stage's folder")
-        return {
-            "kind": f"output of {manifest.stage}",
-            "key": manifest.key(),
-            "options": manifest.options,
-            "versions": manifest.versions,
-            "files": {
-                n: (path / n).stat().st_size for n in manifest.outputs if (path / n).exists()
-            },
-        }
+        return inspect_folder(path)
     if path.suffix == ".onnx":
         return inspect_graph(path)
-    with path.open("rb") as stream:
-        head = stream.read(28)
-    if path.suffix == ".engine" or head[:4] == b"vtrt":
-        built = ".".join(str(b) for b in head[24:28]) if head[:4] == b"vtrt" else "unknown"
-        return {"kind": "TensorRT engine", "bytes": path.stat().st_size, "builder": built}
-    raise WorkspaceError("is nothing that arvg-trt writes", where=str(path))
+    builder = read_builder(path)
+    if builder is None:
+        raise WorkspaceError("is nothing that arvg-trt writes", where=str(path))
+    return InspectedEngine(bytes=path.stat().st_size, builder=builder)
+
+
+def inspect_folder(path: Path) -> InspectedWorkspace | InspectedStage:
+    """Return what a workspace or the folder of a stage holds."""
+    if (path / "workspace.json").is_file():
+        stages = sorted(p.parent.relative_to(path) for p in path.glob(f"**/{MANIFEST}"))
+        return InspectedWorkspace(stages=tuple(str(s) for s in stages if not hidden(s)))
+    manifest = decode_json(path / MANIFEST, Manifest, do="name a workspace or a stage's folder")
+    return InspectedStage(
+        kind=f"output of {manifest.stage}",
+        key=manifest.key(),
+        options=manifest.options,
+        versions=manifest.versions,
+        files={n: (path / n).stat().st_size for n in manifest.outputs if (path / n).exists()},
+    )
 
 
 def hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def inspect_graph(path: Path) -> dict[str, Any]:
-    from ..graph.io import read_proto
-
-    model = read_proto(path, do="name a whole file")
-    counts: dict[str, int] = {}
-    for node in model.graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return {
-        "kind": "ONNX graph",
-        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
-        "inputs": [describe_value(v) for v in model.graph.input],
-        "outputs": [describe_value(v) for v in model.graph.output],
-        "nodes": dict(sorted(counts.items(), key=lambda kv: -kv[1])),
-        "metadata": {p.key: p.value for p in model.metadata_props},
-        "verdicts": verdicts_of(path),
-    }
-
-
-def verdicts_of(path: Path) -> dict[str, Any]:
-    """Nodes by target and verdict, as `analyze` counts them, or why the file is not taken."""
+def inspect_graph(path: Path) -> InspectedGraph:
+    """Return the key facts of a graph, and what would become of its nodes."""
+    summary = summarize_graph(path)
     (found,) = analyze_files([path], TARGETS)
-    return found.counts if found.refused is None else {"refused": found.refused}
+    refused = None if found.refused is None else RefusedGraph(refused=found.refused)
+    return InspectedGraph(**msgspec.structs.asdict(summary), verdicts=refused or found.counts)
 
 
-def describe_value(value: Any) -> str:
-    tensor = value.type.tensor_type
-    dims = ", ".join(d.dim_param or str(d.dim_value) for d in tensor.shape.dim)
-    return f"{value.name} [{dims}]"
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that this machine has or lacks; ``detail`` says which one, or what to do."""
+
+    state: Literal["ok", "missing", "problem"]
+    what: str
+    detail: str
 
 
-def doctor_rows() -> list[dict[str, str]]:
-    """State (ok, missing, problem), what, and detail or what to do."""
+def doctor_rows() -> list[Check]:
+    """Return what this machine can build and run, and what is missing."""
     rows = [row("ok", "python", platform.python_version()), onnxruntime_row()]
     for package, extra, use in (
         ("torch", "export", "export of checkpoints"),
@@ -174,8 +200,8 @@ def doctor_rows() -> list[dict[str, str]]:
     return rows
 
 
-def onnxruntime_row() -> dict[str, str]:
-    """The CPU and GPU wheels overwrite each other's files: having both is a broken install."""
+def onnxruntime_row() -> Check:
+    """Check for one wheel: those for CPU and GPU overwrite each other's files."""
     found = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed(name)]
     if len(found) == 2:
         return row(
@@ -195,5 +221,5 @@ def installed(package: str) -> str | None:
         return None
 
 
-def row(state: str, what: str, detail: str) -> dict[str, str]:
-    return {"state": state, "what": what, "detail": detail}
+def row(state: Literal["ok", "missing", "problem"], what: str, detail: str) -> Check:
+    return Check(state=state, what=what, detail=detail)

@@ -10,9 +10,8 @@ from ..families.registry import find_model
 from ..packages import require_packages
 from ..recipe.options import MAX_MEMORY, Recipe
 from ..runtime.registry import find_family
-from ..samples.generated import check_generated
-from ..samples.sources import calibration_source
-from ..validate.measure.data import check_pictures, validation_source
+from ..samples.sources import check_options
+from ..workspace.facts import ModelKind
 from ..workspace.stage import Reporter, StageResult
 from ..workspace.workspace import Workspace
 from .build import build_stage
@@ -33,6 +32,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     from ..engines.tensorrt.targets import resolve_target
     from ..runtime.trt_compat import load_builder
+    from ..validate.measure.kinds import check_validation
     from ..validate.report.gates import parse_gates
     from ..validate.report.schema import METRIC_NAMES
 
@@ -40,12 +40,10 @@ def check_recipe(recipe: Recipe) -> None:
     family = find_family(find_model(recipe.model).family)
     if family.source == "graphs":
         graph_names([Path(graph) for graph in recipe.graphs])
-    elif family.generates:
-        check_generated(recipe.calibrate)
-        check_pictures(recipe.validate)
     else:
-        calibration_source(recipe.calibrate)
-        validation_source(recipe.validate)
+        kind: ModelKind = "generator" if family.generates else "tokenizer"
+        check_options(kind, recipe.calibrate)
+        check_validation(kind, recipe.validate)
     for options in recipe.build:
         if options.backend != "onnxruntime":
             for target in options.targets:

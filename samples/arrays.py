@@ -1,5 +1,4 @@
-"""Feeds of a user's own graphs: arrays of a `.npz`, images for one input, or noise that was asked
-for.
+"""What a user's own graphs are fed: arrays of a `.npz`, images for one input, or noise.
 
 The file has an array for every input that no earlier graph makes. Its samples lie along the first
 axis, one row each, or as many as the graph fixes; for an input without a batch axis the array has
@@ -16,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from ..runtime.images import center_crop, to_model
+from ..runtime.images import to_model
 from ..workspace.files import sha256_file
 from ..workspace.manifest import Manifest
+from .base import Progress, SampleSource, reported
+from .crops import Crops
 from .files import Array
-from .images import ImageSource, open_source, random_crops
+from .images import ImageSource, open_source
 from .inputs import (
     GraphInput,
     check_arrays,
@@ -38,50 +39,69 @@ NOISE_SIZE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class CustomFeeds:
-    """Arrays by sample and the names that reports call samples by."""
+class ArraySamples(SampleSource):
+    """Arrays by input, images for the input that has none, or `noise` in all of them.
 
-    names: tuple[str, ...]
+    `all_names` are those of all samples, `part` the numbers of those that are used. Of images
+    crops are taken: random ones by `seed`, or without a seed the centres.
+    """
+
+    all_names: tuple[str, ...]
+    part: range
     arrays: Mapping[str, Array]
     inputs: tuple[GraphInput, ...]
-    digests: Mapping[str, str]
+    file: Path | None = None
     images: ImageSource | None = None
     image_size: int = 0
     seed: int | None = None
+    noise: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return () if self.noise else self.sample_names
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        arrays = {} if self.file is None else {self.file.name: sha256_file(self.file)}
+        return arrays | ({} if self.images is None else self.images.digests)
 
     @property
     def skipped(self) -> tuple[str, ...]:
         return self.images.skipped if self.images else ()
 
-    def samples(self, part: range | None = None) -> Iterator[dict[str, Array]]:
-        """One sample after the other, all or a range of them."""
-        part = range(len(self.names)) if part is None else part
-        pictures = self.pictures(part)
-        for k in part:
-            sample = {
-                key: needed.sample(self.arrays[key], k)
-                for needed, key in ((i, key_of(self.arrays, i)) for i in self.inputs)
-                if key is not None
-            }
+    @property
+    def synthetic(self) -> bool:
+        return self.noise
+
+    @property
+    def count(self) -> int:
+        return len(self.part)
+
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        return self.all_names[self.part.start : self.part.stop]
+
+    def samples(self, progress: Progress) -> Iterator[dict[str, Array]]:
+        yield from reported(self.feeds(), self.count, progress)
+
+    def feeds(self) -> Iterator[dict[str, Array]]:
+        """Yield the arrays of one sample after the other."""
+        keys = [(needed, key_of(self.arrays, needed)) for needed in self.inputs]
+        images = self.image_feeds()
+        for k in self.part:
+            sample = {key: n.sample(self.arrays[key], k) for n, key in keys if key is not None}
             if self.images is not None:
-                sample[image_input(self.inputs, self.arrays).name] = next(pictures)
+                sample[image_input(self.inputs, self.arrays).name] = next(images)
             yield sample
 
-    def pictures(self, part: range) -> Iterator[NDArray[np.float32]]:
-        """Random crops in [-1, 1] to calibrate on; without a seed the centre of every image."""
-        if self.images is None:
-            return
-        if self.seed is not None:
-            for crop in random_crops(
-                self.images, part.stop, self.image_size, self.seed, part.start
-            ):
-                yield to_model(crop)
-            return
-        for k in part:
-            yield to_model(center_crop(self.images.load(k), self.image_size))
+    def image_feeds(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the crops as they are fed, in [-1, 1]."""
+        if self.images is not None:
+            crops = Crops(self.images, self.image_size, self.part, self.seed)
+            yield from (to_model(crop) for crop in crops.crops())
 
 
-def open_feeds(
+def open_arrays(
     exported: Manifest,
     *,
     feeds: str | None,
@@ -89,10 +109,10 @@ def open_feeds(
     size: int,
     count: int | None,
     seed: int | None,
-) -> CustomFeeds:
-    """Samples from a file of arrays, from images, or from both together.
+) -> ArraySamples:
+    """Open a file of arrays, images, or both together: `count` samples, or all there are (None).
 
-    `count` samples, or all there are (None). `seed` takes random crops of images.
+    `seed` takes random crops of images.
 
     Raises:
         CalibrationError: nothing given, an input that nothing feeds, arrays of another type or
@@ -122,23 +142,28 @@ def open_feeds(
             do=f"give more, or --samples {held}",
         )
     total = held if count is None else count
-    digests = {} if feeds is None else {Path(feeds).name: sha256_file(Path(feeds))}
-    if source is not None:
-        digests |= {n: sha256_file(p) for n, p in zip(source.names, source.files, strict=True)}
-    names = sample_names(feeds, source, total)
-    return CustomFeeds(names, arrays, inputs, digests, source, size, seed)
+    return ArraySamples(
+        all_names=sample_names(feeds, source, total),
+        part=range(total),
+        arrays=arrays,
+        inputs=inputs,
+        file=None if feeds is None else Path(feeds),
+        images=source,
+        image_size=size,
+        seed=seed,
+    )
 
 
 def sample_names(feeds: str | None, source: ImageSource | None, count: int) -> tuple[str, ...]:
-    """`FILE:K` of a file of arrays, else the names of the images in turn."""
+    """Return `FILE:K` for a file of arrays, else the names of the images in turn."""
     if feeds is not None:
         return tuple(f"{Path(feeds).stem}:{k}" for k in range(count))
     assert source is not None
     return tuple(source.names[k % len(source.names)] for k in range(count))
 
 
-def synthetic_feeds(exported: Manifest, *, count: int, size: int, seed: int) -> CustomFeeds:
-    """Standard normal floats (images: uniform in [-1, 1]), zeros and ones for integers."""
+def noise_arrays(exported: Manifest, *, count: int, size: int, seed: int) -> ArraySamples:
+    """Draw standard normal floats (images: uniform in [-1, 1]), zeros and ones for integers."""
     inputs = needed_inputs(exported)
     rng = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
@@ -154,4 +179,4 @@ def synthetic_feeds(exported: Manifest, *, count: int, size: int, seed: int) -> 
             made = rng.integers(0, 2, (rows, *rest)).astype(needed.dtype)
         arrays[f"{needed.graph}/{needed.name}"] = made
     names = tuple(f"{NOISE}:{k}" for k in range(count))
-    return CustomFeeds(names, arrays, inputs, {})
+    return ArraySamples(names, range(count), arrays, inputs, noise=True)

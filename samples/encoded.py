@@ -1,8 +1,9 @@
-"""A generator's view of a user's images: their tokens, in the order that it makes them in."""
+"""A user's images as a generator sees them: their tokens, in the order that it makes them in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +14,107 @@ from ..runtime.images import shrunk_crop, to_model
 from ..runtime.labels import parse_labels
 from ..runtime.spec import GeneratorSpec
 from ..runtime.tokenizer import ImageTokenizer
+from .base import Progress, SampleSource
+from .files import Sample
+from .forcing import forced_rows, teacher_forcing
+from .generated import null_class
 from .images import ImageSource
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedImages(SampleSource):
+    """Images through the generator's own tokenizer: `part` of them, with a class each.
+
+    `labels` are those of all images. The seed decides the trajectories that lead to them, of a
+    family that has some.
+    """
+
+    export: Path
+    spec: GeneratorSpec
+    images: ImageSource
+    labels: tuple[int, ...]
+    part: range
+    seed: int
+    threads: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        export: Path,
+        spec: GeneratorSpec,
+        images: ImageSource,
+        labels: str | None,
+        part: range,
+        seed: int,
+        threads: int = 0,
+    ) -> EncodedImages:
+        """Check the images and read their labels.
+
+        Raises:
+            CalibrationError: no labels, neither one nor one an image, or images that are too small.
+            GenerationError: a label out of range.
+        """
+        classes = image_labels(images, labels, spec.num_classes)
+        require_size(images, spec.image_size)
+        return cls(export, spec, images, tuple(classes), part, seed, threads)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.images.names
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return self.images.digests
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return self.images.skipped
+
+    @property
+    def count(self) -> int:
+        return len(self.part)
+
+    def samples(self, progress: Progress) -> Iterator[Sample]:
+        """Yield what `GeneratedSamples` does, of these images; there is no progress to tell."""
+        recording = self.spec.recording
+        if recording is not None:
+            yield from recording.encoded(
+                self.export,
+                self.images.load,
+                self.labels,
+                part=self.part,
+                seed=self.seed,
+                threads=self.threads,
+            )
+            return
+        force, null = teacher_forcing(self.export), null_class(self.spec)
+        labels = self.labels[self.part.start : self.part.stop]
+        for tokens, label in zip(self.tokens(), labels, strict=True):
+            yield from forced_rows(force(tokens), [label], null)
+
+    def tokens(self) -> Iterator[NDArray[np.int32]]:
+        """Yield the tokens of each image, int32 [1, L], in the order of generation."""
+        tokenizer = ImageTokenizer.open(self.export, threads=self.threads)
+        for k in self.part:
+            image = shrunk_crop(self.images.load(k), self.spec.image_size)
+            indices, _ = tokenizer.encode(to_model(image))
+            assert indices is not None
+            yield indices.reshape(1, -1)[:, self.spec.order]
+
+
 def image_labels(source: ImageSource, labels: str | None, num_classes: int) -> list[int]:
-    """A class for each image, in their order: one each, or the same one for all.
+    """Return a class for each image, in their order: one each, or the same one for all.
 
     Raises:
         CalibrationError: none given, or another number of them than of images.
         GenerationError: a label out of range.
     """
     count = len(source.names)
-    if labels is None:
+    found = None if labels is None else parse_labels([labels], num_classes)
+    if found is None or len(found) not in (1, count):
+        what = f"{count} images without classes"
         raise CalibrationError(
-            f"{count} images without classes",
-            where="--labels",
-            do="give a class an image, in the order of their names, or one for all",
-        )
-    found = parse_labels([labels], num_classes)
-    if len(found) not in (1, count):
-        raise CalibrationError(
-            f"{len(found)} classes for {count} images",
+            what if found is None else f"{len(found)} classes for {count} images",
             where="--labels",
             do="give a class an image, in the order of their names, or one for all",
         )
@@ -41,12 +122,9 @@ def image_labels(source: ImageSource, labels: str | None, num_classes: int) -> l
 
 
 def require_size(source: ImageSource, size: int) -> None:
-    """Raises CalibrationError for images with a side shorter than the model's pictures."""
-    small = [
-        f"{name} {image.shape[1]}x{image.shape[0]}"
-        for name, image in ((n, source.load(k)) for k, n in enumerate(source.names))
-        if min(image.shape[:2]) < size
-    ]
+    """Raises CalibrationError for images with a side shorter than the model's own."""
+    shapes = ((name, source.load(k).shape) for k, name in enumerate(source.names))
+    small = [f"{name} {w}x{h}" for name, (h, w, _) in shapes if min(h, w) < size]
     if small:
         more = f" and {len(small) - 3} more" if len(small) > 3 else ""
         raise CalibrationError(
@@ -55,14 +133,3 @@ def require_size(source: ImageSource, size: int) -> None:
             where="--images",
             do="remove them, or enlarge them yourself",
         )
-
-
-def image_tokens(
-    export: Path, spec: GeneratorSpec, source: ImageSource, threads: int = 0
-) -> Iterator[NDArray[np.int32]]:
-    """The tokens of each image, int32 [1, L], in the order of generation."""
-    tokenizer = ImageTokenizer.open(export, threads=threads)
-    for k in range(len(source.names)):
-        indices, _ = tokenizer.encode(to_model(shrunk_crop(source.load(k), spec.image_size)))
-        assert indices is not None
-        yield indices.reshape(1, -1)[:, spec.order]

@@ -1,4 +1,4 @@
-"""Where images come from: a folder of the user's, photographs that scikit-image ships, or noise.
+"""Where images come from: a folder of the user's, or photographs that scikit-image ships.
 
 A source is written `DIR`, `skimage:astronaut,coffee` (or `skimage` for all colour photographs).
 Folders in `DIR`, such as one a class, are walked.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import zip_longest
@@ -24,12 +24,12 @@ from ..runtime.images import (
     IMAGE_SUFFIXES,
     Uint8Image,
     UnreadableImage,
-    enlarge_to,
     load_image,
     require_enlargeable,
     require_few_pixels,
 )
 from ..runtime.npz import BadArrays, read_npy
+from ..workspace.files import sha256_file
 
 SKIMAGE_PREFIX = "skimage"
 SKIMAGE_FILES = {
@@ -70,6 +70,11 @@ class ImageSource:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(name_below(self.root, path) for path in self.files)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each file by its name."""
+        return {n: sha256_file(p) for n, p in zip(self.names, self.files, strict=True)}
 
     def load(self, index: int) -> Uint8Image:
         """uint8 [H, W, 3] of file `index`; array files were checked when the source was opened."""
@@ -268,38 +273,3 @@ def from_float_array(array: NDArray[np.floating], path: Path) -> Uint8Image:
         )
     image = array if array.shape[2] == 3 else array.transpose(1, 2, 0)
     return np.floor((image.astype(np.float64) + 1) * 127.5 + 0.5).astype(np.uint8)
-
-
-def random_crops(
-    source: ImageSource, count: int, size: int, seed: int, first: int = 0
-) -> Iterator[Uint8Image]:
-    """Square crops `first` to `count` - 1, image by image in turn.
-
-    Crop k depends on `seed` and k alone: larger counts extend smaller ones. Images smaller than
-    `size` are enlarged first.
-    """
-    for k in range(first, count):
-        image = enlarge_to(source.load(k % len(source.files)), size)
-        rng = np.random.default_rng([seed, k])
-        top = int(rng.integers(0, image.shape[0] - size + 1))
-        left = int(rng.integers(0, image.shape[1] - size + 1))
-        yield image[top : top + size, left : left + size]
-
-
-def noise_images(count: int, size: int, seed: int, first: int = 0) -> Iterator[Uint8Image]:
-    """Uniform noise, only for `--synthetic`, which stamps every report made from it."""
-    for k in range(first, count):
-        rng = np.random.default_rng([seed, k])
-        yield rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def batches(images: Iterator[Uint8Image], size: int) -> Iterator[Sequence[Uint8Image]]:
-    """Groups of at most `size` images."""
-    group: list[Uint8Image] = []
-    for image in images:
-        group.append(image)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -12,15 +13,61 @@ from ..errors import CalibrationError
 from ..runtime.generator import read_spec
 from ..runtime.images import UnreadableImage, load_image
 from ..runtime.recording import Recording
-from ..runtime.spec import TEACHER_FORCED, GeneratorSpec
-from ..workspace.facts import kind_of, tokenizer_of
+from ..runtime.spec import FULL, GeneratorSpec
+from ..workspace.facts import Exported, kind_of, tokenizer_of
+from ..workspace.files import sha256_file
 from ..workspace.manifest import MANIFEST, Manifest
-from .files import Array, GraphRun, Sample, graph_of, load_sample, sample_files
+from .base import Progress, SampleSource, reported
+from .files import Array, GraphRun, Sample, graph_of, load_sample, sample_files, sample_labels
 from .inputs import GraphInput, check_arrays, check_names, needed_inputs, require_fed
 
 
+@dataclass(frozen=True, slots=True)
+class SavedSamples(SampleSource):
+    """Files of an earlier calibration, all of them; of `graphs` they may be runs.
+
+    What their inputs were called, and whether they are noise, is what that calibration said.
+    """
+
+    files: tuple[Path, ...]
+    origin: Origin
+    graphs: tuple[str, ...]
+
+    @classmethod
+    def open(cls, model: Exported, given: Path) -> SavedSamples:
+        """Raises CalibrationError as `open_saved` does."""
+        files = open_saved(model.folder, model.manifest, given)
+        graphs = recorded_graphs(model.folder, model.manifest)
+        return cls(tuple(files), origin_of(given), graphs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.origin.images
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return {f"sample/{path.name}": sha256_file(path) for path in self.files}
+
+    @property
+    def synthetic(self) -> bool:
+        return self.origin.synthetic
+
+    @property
+    def count(self) -> int:
+        return len(self.files)
+
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        known = sample_labels(self.files[0].parent)
+        return tuple(known.get(path.name, path.name) for path in self.files) if known else ()
+
+    def samples(self, progress: Progress) -> Iterator[Sample]:
+        loaded = (saved_sample(path, self.graphs) for path in self.files)
+        yield from reported(loaded, self.count, progress)
+
+
 def sample_folder(given: Path) -> Path:
-    """Of a workspace or its calibrate folder the samples; else the folder itself."""
+    """Return the samples of a workspace or of its calibrate folder, else the folder itself."""
     for folder in (given / "calibrate" / "samples", given / "samples"):
         if folder.is_dir():
             return folder
@@ -28,7 +75,7 @@ def sample_folder(given: Path) -> Path:
 
 
 def open_saved(export: Path, exported: Manifest, given: Path) -> list[Path]:
-    """Files in their order, each read once.
+    """Return the files in their order, each read once.
 
     Raises:
         CalibrationError: none there, or one that is damaged or of another model; names it.
@@ -181,11 +228,18 @@ def saved_sample(path: Path, graphs: Collection[str] = ()) -> Sample:
     return arrays if graph is None or graph not in graphs else GraphRun(graph, arrays)
 
 
-def sample_names(given: Path) -> tuple[tuple[str, ...], bool]:
-    """What reports call the samples, and whether they are noise: as the folder's manifest says."""
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a calibration said of its samples: the names of its inputs, and whether it was noise."""
+
+    images: tuple[str, ...]
+    synthetic: bool = False
+
+
+def origin_of(given: Path) -> Origin:
+    """Return what the manifest beside the samples says, or of other folders the folder's name."""
     path = sample_folder(given).parent / MANIFEST
     try:
         results = msgspec.json.decode(path.read_bytes(), type=Manifest).results
-        return tuple(results["images"]), bool(results["synthetic"])
-    except (OSError, msgspec.ValidationError, msgspec.DecodeError, KeyError):
-        return (f"saved samples of {given.name}",), False
+        return msgspec.convert(results, Origin)
+    except (OSError, msgspec.MsgspecError):
+        return Origin(images=(f"saved samples of {given.name}",))

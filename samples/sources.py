@@ -1,71 +1,88 @@
-"""What a model is calibrated on: its own pictures, crops of images, arrays, or noise."""
+"""Which source a stage takes its samples from: chosen by its options and the kind of the model.
+
+Calibration has one of `open_calibration`. Validation has `held_out_crops`, `held_out_arrays` or
+`held_out_images`, by the model's kind, since each is measured in its own way.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 from ..errors import CalibrationError
-from ..recipe.options import CalibrateOptions
-from ..runtime.generator import BATCH_SIZE
-from ..runtime.images import Uint8Image
-from ..workspace.facts import kind_of, tokenizer_of
-from ..workspace.files import sha256_file
-from ..workspace.manifest import Manifest
-from ..workspace.stage import Reporter
-from .arrays import open_feeds, synthetic_feeds
-from .files import Sample, sample_labels
-from .generated import check_generated, encoded_rows, generated_rows, picture_labels, pictures_of
-from .images import ImageSource, noise_images, open_source, random_crops
+from ..recipe.options import CalibrateOptions, ValidateOptions
+from ..runtime.generator import BATCH_SIZE, read_spec
+from ..runtime.labels import parse_labels
+from ..runtime.spec import GeneratorSpec
+from ..workspace.facts import Exported, ModelKind, tokenizer_of
+from .arrays import ArraySamples, noise_arrays, open_arrays
+from .base import SampleSource
+from .classes import drawn_classes
+from .crops import Crops, Noise
+from .encoded import EncodedImages
+from .generated import GeneratedSamples
+from .images import ImageSource, open_source
 from .inputs import check_pictures, require_batch
-from .saved import open_saved, recorded_graphs, sample_names, saved_sample
+from .saved import SavedSamples
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """What is calibrated on: samples, made one at a time, and where they come from.
+def check_options(kind: ModelKind, options: CalibrateOptions | ValidateOptions) -> None:
+    """Check all that needs no exported model: what models of this kind take, and the images.
 
-    `count` is their number where it is not the one that was asked for. `classes` are those of the
-    pictures that a generator makes, where they were drawn; `labels` what the user calls each
-    sample, where that is known.
+    Raises:
+        CalibrationError: an option of other kinds of models, no images, or unusable ones.
     """
-
-    samples: Iterable[Sample]
-    names: tuple[str, ...]
-    digests: Mapping[str, str]
-    skipped: tuple[str, ...] = ()
-    count: int | None = None
-    synthetic: bool = False
-    classes: tuple[int, ...] = ()
-    labels: tuple[str, ...] = ()
+    if isinstance(options, CalibrateOptions) and options.samples_from is not None:
+        return
+    check_kind(kind, options)
+    if kind == "tokenizer":
+        tokenizer_images(options)
+    elif kind == "generator" and options.images is not None:
+        open_source(options.images)
 
 
-def open_samples(
-    export: Path,
-    manifest: Manifest,
-    options: CalibrateOptions,
-    reporter: Reporter,
-    threads: int = 0,
-) -> Samples:
-    """What `options` ask for, or their shard of it; everything is checked before this returns.
+def check_kind(kind: ModelKind, options: CalibrateOptions | ValidateOptions) -> None:
+    """Raises CalibrationError for an option that models of this kind do not take."""
+    refused, what = ("labels", "features"), "only a generator takes {}"
+    do = "leave it out"
+    if kind == "generator":
+        refused, what = ("feeds", "synthetic"), "a generator takes what it generates, or images"
+        do = "leave it out; --labels says which classes"
+    for name in refused:
+        if getattr(options, name, None):
+            raise CalibrationError(what.format(name), where=f"--{name}", do=do)
+    if kind == "tokenizer" and options.feeds is not None:
+        raise CalibrationError(
+            "an image tokenizer takes images", where="--feeds", do="give --images DIR"
+        )
+
+
+def open_calibration(model: Exported, options: CalibrateOptions, threads: int = 0) -> SampleSource:
+    """Open what a model is calibrated on: of all samples, or of the shard that is asked for.
 
     Raises:
         CalibrationError: nothing to calibrate on, or what this model cannot be calibrated on.
+        GenerationError: a label out of range.
     """
     if options.samples_from is not None:
-        return saved_samples(export, manifest, options)
-    kind = kind_of(manifest)
-    if kind == "generator":
-        return generated(export, options, reporter, threads)
-    if options.labels:
-        raise CalibrationError("only a generator takes labels", where="--labels", do="leave it out")
-    return own_samples(manifest, options) if kind == "custom" else crops(manifest, options)
+        return SavedSamples.open(model, Path(options.samples_from))
+    check_kind(model.kind, options)
+    if model.kind == "generator":
+        return generator_samples(model, options, threads)
+    if model.kind == "custom":
+        return array_samples(model, options)
+    require_stride(model, options.size)
+    images = tokenizer_images(options)
+    if images is None:
+        return Noise(options.size, shard_of(options), options.seed)
+    return Crops(images, options.size, shard_of(options), options.seed)
 
 
 def shard_of(options: CalibrateOptions, most: int | None = None) -> range:
-    """Numbers of the samples that the shard makes, of `most` that there are.
+    """Return the numbers of the samples that the shard makes, of `most` that there are.
 
     Cut between batches where there are enough, so that the shards together compute what one run
     does, to the bit.
@@ -79,72 +96,50 @@ def shard_of(options: CalibrateOptions, most: int | None = None) -> range:
     return range(first, end)
 
 
-def saved_samples(export: Path, manifest: Manifest, options: CalibrateOptions) -> Samples:
-    """Those of an earlier calibration, as they are."""
-    assert options.samples_from is not None
-    files = open_saved(export, manifest, Path(options.samples_from))
-    digests = {f"sample/{path.name}": sha256_file(path) for path in files}
-    names, synthetic = sample_names(Path(options.samples_from))
-    graphs = recorded_graphs(export, manifest)
-    samples = (saved_sample(path, graphs) for path in files)
-    known = sample_labels(files[0].parent)
-    labels = tuple(known.get(path.name, path.name) for path in files) if known else ()
-    return Samples(samples, names, digests, count=len(files), synthetic=synthetic, labels=labels)
-
-
-def generated(export: Path, options: CalibrateOptions, reporter: Reporter, threads: int) -> Samples:
-    """A generator's own pictures, or images through its tokenizer, as its graphs are fed them.
-
-    Raises:
-        CalibrationError: another source was asked for, or images that cannot be used.
-    """
-    check_generated(options)
-    part = shard_of(options)
+def generator_samples(model: Exported, options: CalibrateOptions, threads: int) -> SampleSource:
+    """Open images for a generator's tokenizer, or what it generates itself."""
+    _, spec = read_spec(model.folder)
     if options.images is not None:
-        source = open_source(options.images)
-        part = shard_of(options, len(source.files))
-        rows = encoded_rows(export, source, options, part=part, threads=threads)
-        return Samples(rows, source.names, image_digests(source), source.skipped, len(part))
-    made = generated_rows(export, options, reporter, part=part, threads=threads)
-    labels = picture_labels(export, options)[part.start : part.stop]
-    drawn = tuple(labels) if options.labels is None else ()
-    return Samples(made, (pictures_of(options.seed),), {}, classes=drawn)
+        images = open_source(options.images)
+        part = shard_of(options, len(images.files))
+        return EncodedImages.open(
+            model.folder, spec, images, options.labels, part, options.seed, threads
+        )
+    labels = generated_labels(spec, options.labels, options.pool, options.seed)
+    part = shard_of(options)
+    return GeneratedSamples(
+        model.folder,
+        spec,
+        labels[part.start : part.stop],
+        options.seed,
+        first=part.start,
+        threads=threads,
+        are_drawn=options.labels is None,
+    )
 
 
-def crops(manifest: Manifest, options: CalibrateOptions) -> Samples:
-    """Square crops of images, or noise, for an image tokenizer.
+def generated_labels(
+    spec: GeneratorSpec, labels: str | None, count: int, seed: int, seen: Collection[int] = ()
+) -> tuple[int, ...]:
+    """Return the given classes in turn, or draw all as often, those first that were not `seen`.
 
     Raises:
-        CalibrationError: no images, or a size that the tokenizer does not take.
+        GenerationError: a label out of range.
     """
-    if options.feeds is not None:
-        raise CalibrationError(
-            "an image tokenizer is calibrated on images", where="--feeds", do="give --images DIR"
-        )
-    stride = tokenizer_of(manifest).stride
-    if options.size % stride:
-        raise CalibrationError(
-            f"sample size {options.size} is not a multiple of the stride {stride}",
-            do=f"use a multiple of {stride}",
-        )
-    source = calibration_source(options)
-    names, skipped = ((), ()) if source is None else (source.names, source.skipped)
-    labels = tuple(names[k % len(names)] for k in shard_of(options)) if names else ()
-    digests = image_digests(source)
-    return Samples(sample_images(source, options), names, digests, skipped, labels=labels)
+    if labels is None:
+        return tuple(drawn_classes(spec.num_classes, count, seed, seen))
+    return tuple(islice(cycle(parse_labels([labels], spec.num_classes)), count))
 
 
-def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
-    """Arrays for a user's own graphs."""
+def array_samples(model: Exported, options: CalibrateOptions) -> ArraySamples:
+    """Open arrays or images for a user's own graphs, or draw noise that was asked for."""
     if options.synthetic:
-        found = synthetic_feeds(
-            manifest, count=options.samples, size=options.size, seed=options.seed
+        found = noise_arrays(
+            model.manifest, count=options.samples, size=options.size, seed=options.seed
         )
-        part = shard_of(options)
-        labels = found.names[part.start : part.stop]
-        return Samples(found.samples(part), (), {}, labels=labels)
-    found = open_feeds(
-        manifest,
+        return replace(found, part=shard_of(options))
+    found = open_arrays(
+        model.manifest,
         feeds=options.feeds,
         images=options.images,
         size=options.size,
@@ -153,31 +148,96 @@ def own_samples(manifest: Manifest, options: CalibrateOptions) -> Samples:
     )
     check_pictures(found.arrays, found.inputs, options.feeds or "", options.value_range)
     require_batch(found.inputs, found.arrays, options.batch_size)
-    part = shard_of(options)
-    names = found.names[part.start : part.stop]
-    return Samples(found.samples(part), names, found.digests, found.skipped, labels=names)
+    return replace(found, part=shard_of(options))
 
 
-def calibration_source(options: CalibrateOptions) -> ImageSource | None:
-    """The images to calibrate on; None for noise, which has to be asked for."""
-    if options.synthetic:
-        return None
-    if options.images is None:
+def held_out_arrays(model: Exported, options: ValidateOptions) -> ArraySamples:
+    """Open all arrays or images that a user's own graphs are validated on.
+
+    Raises:
+        CalibrationError: they are missing or do not fit.
+    """
+    check_kind("custom", options)
+    return open_arrays(
+        model.manifest,
+        feeds=options.feeds,
+        images=options.images,
+        size=options.size,
+        count=None,
+        seed=None,
+    )
+
+
+def held_out_crops(model: Exported, options: ValidateOptions) -> Crops:
+    """Open the images whose centres an image tokenizer is validated on.
+
+    Raises:
+        CalibrationError: there are none, or a size that the tokenizer does not take.
+    """
+    check_kind("tokenizer", options)
+    images = tokenizer_images(options)
+    assert images is not None  # noise is for calibration alone
+    require_stride(model, options.size)
+    return Crops(images, options.size, range(len(images.files)))
+
+
+def held_out_images(
+    model: Exported, options: ValidateOptions, seen: Collection[int] = ()
+) -> tuple[GeneratedSamples, EncodedImages | None]:
+    """Open what a generator makes in validation, and the user's images if its graphs get those.
+
+    `seen` are classes that calibration has seen.
+
+    Raises:
+        CalibrationError: images that cannot be used or have no classes.
+        GenerationError: a label out of range.
+    """
+    check_kind("generator", options)
+    images = None if options.images is None else open_source(options.images)
+    _, spec = read_spec(model.folder)
+    if spec.recording is not None and images is not None:
         raise CalibrationError(
-            "no calibration images",
-            do="give --images DIR (or --synthetic for noise, which stamps the report)",
+            f"{model.manifest.options['model']} is validated along its own trajectory",
+            where="--images",
+            do="leave it out",
         )
-    return open_source(options.images, size=options.size, most=options.samples)
+    seed, threads = options.seed, options.threads
+    labels = generated_labels(spec, options.labels, options.samples, seed, seen)
+    generated = GeneratedSamples(
+        model.folder, spec, labels, seed, batch_size=options.batch_size, threads=threads
+    )
+    if images is None:
+        return generated, None
+    part = range(len(images.files))
+    return generated, EncodedImages.open(
+        model.folder, spec, images, options.labels, part, seed, threads
+    )
 
 
-def image_digests(source: ImageSource | None) -> dict[str, str]:
-    if source is None:
-        return {}
-    return {n: sha256_file(p) for n, p in zip(source.names, source.files, strict=True)}
+def tokenizer_images(options: CalibrateOptions | ValidateOptions) -> ImageSource | None:
+    """Open the images for an image tokenizer; None for noise, which has to be asked for.
+
+    Raises:
+        CalibrationError: neither is given, or the images cannot be used.
+    """
+    most = None
+    if isinstance(options, CalibrateOptions):
+        if options.synthetic:
+            return None
+        most, stage = options.samples, "calibration"
+        do = "give --images DIR (or --synthetic for noise, which stamps the report)"
+    else:
+        stage, do = "validation", "give --images DIR"
+    if options.images is None:
+        raise CalibrationError(f"no {stage} images", do=do)
+    return open_source(options.images, size=options.size, most=most)
 
 
-def sample_images(source: ImageSource | None, options: CalibrateOptions) -> Iterator[Uint8Image]:
-    part = shard_of(options)
-    if source is None:
-        return noise_images(part.stop, options.size, options.seed, part.start)
-    return random_crops(source, part.stop, options.size, options.seed, part.start)
+def require_stride(model: Exported, size: int) -> None:
+    """Raises CalibrationError for a size that the tokenizer does not take."""
+    stride = tokenizer_of(model.manifest).stride
+    if size % stride:
+        raise CalibrationError(
+            f"sample size {size} is not a multiple of the stride {stride}",
+            do=f"use a multiple of {stride}",
+        )

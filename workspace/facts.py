@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
 
 from ..errors import CalibrationError, WorkspaceError
 from .manifest import Manifest
+from .stage import require_outputs
 from .verify import GENERATOR_FILE
+from .workspace import Workspace
 
 ModelKind = Literal["generator", "tokenizer", "custom"]
 
@@ -48,11 +52,12 @@ class ValueFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GraphFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Describe one graph of a custom model."""
+    """A graph of a user's own, and the number of floats that it holds as weights."""
 
     name: str
     inputs: tuple[ValueFacts, ...]
     outputs: tuple[ValueFacts, ...]
+    parameters: int = 0
 
 
 class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,20 +80,39 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: TokenizerFacts | None = None
 
 
-def facts(manifest: Manifest, kind: type[Facts]) -> Facts:
-    """Return the results of a manifest as the struct of its stage.
+def facts(
+    manifest: Manifest, kind: type[Facts], part: Literal["options", "results"] = "results"
+) -> Facts:
+    """Return what a manifest's results (or options) tell, as a struct of their stage.
 
     Raises:
         WorkspaceError: something is not there, or of another kind.
     """
     try:
-        return msgspec.convert(manifest.results, kind)
+        return msgspec.convert(getattr(manifest, part), kind)
     except msgspec.ValidationError as error:
         raise WorkspaceError(
-            f"its manifest has results that are not read: {error}",
+            f"its manifest has {part} that are not read: {error}",
             where=manifest.stage,
             do=f"run `arvg-trt {manifest.stage}` again",
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A model that was exported: the folder of its graphs, and what its manifest says."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, workspace: Workspace) -> Exported:
+        """Raises WorkspaceError as `require_outputs` does."""
+        return cls(*require_outputs(workspace, "export", stage="export"))
+
+    @property
+    def kind(self) -> ModelKind:
+        return kind_of(self.manifest)
 
 
 def kind_of(exported: Manifest) -> ModelKind:

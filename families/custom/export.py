@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...errors import ExportError
 from ...graph.sites import SITES_VERSION, NodeVerdict, Site, SiteMap
 from ...recipe.base import check_name
+from ...workspace.facts import GraphFacts, ValueFacts
 from ...workspace.files import encode_json, sha256_file
 from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter, StageResult, package_versions, run_stage
@@ -23,6 +24,8 @@ from . import MODEL
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from .parity import OwnParity
 
 FOLD_SEED = 2  # of what folds are tried with; the files were compared on others
 
@@ -43,7 +46,27 @@ class Judges:
     verdicts: Callable[[ir.Graph, str, Sequence[Site]], tuple[NodeVerdict, ...]]
 
 
-def export_custom_stage(
+class ParityFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """How far each graph is from the user's file."""
+
+    graphs: tuple[OwnParity, ...]
+
+
+class CustomExportFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Results of the export, for its manifest; later stages read the ``graphs``.
+
+    ``refused_folds`` has the decibels of folds that do not hold, ``excluded`` the reasons of sites
+    that are not quantized, both by site.
+    """
+
+    parameters: int
+    graphs: tuple[GraphFacts, ...]
+    parity: ParityFacts
+    refused_folds: dict[str, float]
+    excluded: dict[str, str]
+
+
+def export_own_stage(
     workspace: Workspace, files: Sequence[Path], reporter: Reporter, judges: Judges
 ) -> StageResult:
     """Bring ONNX files into the form that later stages take; each is a graph named after its file.
@@ -61,8 +84,8 @@ def export_custom_stage(
         | {"sites.json": SITES_VERSION},
     )
 
-    def work(folder: Path) -> dict[str, Any]:
-        return export_custom(graphs, folder, reporter, judges)
+    def work(folder: Path) -> CustomExportFacts:
+        return export_own(graphs, folder, reporter, judges)
 
     return run_stage(workspace.folder("export"), wanted, work)
 
@@ -108,7 +131,7 @@ def beside(file: Path) -> list[Path]:
 
 def export_custom(
     graphs: dict[str, Path], folder: Path, reporter: Reporter, judges: Judges
-) -> dict[str, Any]:
+) -> CustomExportFacts:
     """Write graphs, weights and sites.json; returns the manifest's results."""
     from ...export.weight_file import WeightFile
     from .graph import read_custom_graph
@@ -149,13 +172,13 @@ def export_custom(
     warn_unbuildable(verdicts, reporter)
     site_map = SiteMap(sites=tuple(sites), graphs=tuple(graphs), nodes=verdicts)
     (folder / "sites.json").write_bytes(encode_json(site_map))
-    return {
-        "parameters": sum(graph["parameters"] for graph in described),
-        "graphs": described,
-        "parity": {"graphs": [asdict(p) for p in parity]},
-        "refused_folds": refused,
-        "excluded": {s.name: s.excluded for s in sites if s.excluded},
-    }
+    return CustomExportFacts(
+        parameters=sum(graph.parameters for graph in described),
+        graphs=tuple(described),
+        parity=ParityFacts(graphs=tuple(parity)),
+        refused_folds=refused,
+        excluded={s.name: s.excluded for s in sites if s.excluded},
+    )
 
 
 def warn_unbuildable(verdicts: Sequence[NodeVerdict], reporter: Reporter) -> None:
@@ -196,32 +219,31 @@ def require_sites(sites: Sequence[Site]) -> None:
     )
 
 
-def describe(graph: ir.Graph, name: str) -> dict[str, Any]:
-    """Inputs and outputs for the stages that feed the graph; a dynamic axis has a text or None."""
-
-    def values(found: Sequence[ir.Value]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": str(value.name),
-                "dtype": "unknown" if value.dtype is None else str(value.dtype.numpy()),
-                "shape": None if value.shape is None else [axis(d) for d in value.shape],
-            }
-            for value in found
-        ]
-
-    return {
-        "name": name,
-        "inputs": values(graph.inputs),
-        "outputs": values(graph.outputs),
-        "parameters": sum(
+def describe(graph: ir.Graph, name: str) -> GraphFacts:
+    """Return inputs and outputs for the stages that feed the graph; a dynamic axis has its name."""
+    return GraphFacts(
+        name=name,
+        inputs=tuple(value_facts(value) for value in graph.inputs),
+        outputs=tuple(value_facts(value) for value in graph.outputs),
+        parameters=sum(
             value.const_value.size
             for value in graph.initializers.values()
             if value.const_value is not None
             and value.dtype is not None
             and value.dtype.is_floating_point()
         ),
-    }
+    )
 
 
-def axis(dimension: Any) -> int | str | None:
+def value_facts(value: ir.Value) -> ValueFacts:
+    """Return name, type and shape of an input or output, as far as the graph says them."""
+    return ValueFacts(
+        name=str(value.name),
+        dtype="unknown" if value.dtype is None else str(value.dtype.numpy()),
+        shape=None if value.shape is None else tuple(axis(d) for d in value.shape),
+    )
+
+
+def axis(dimension: int | ir.SymbolicDim) -> int | str | None:
+    """Return the length of a dimension, else its name, None without one."""
     return dimension if isinstance(dimension, int) else dimension.value

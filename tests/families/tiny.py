@@ -22,7 +22,8 @@ from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import save_image
-from arvg_trt.samples.images import open_source, random_crops
+from arvg_trt.samples.crops import random_crops
+from arvg_trt.samples.images import open_source
 
 from ..shared import made_once
 from .custom.models import export_autoencoder, export_transformer, handmade_transformer

@@ -390,7 +390,7 @@ def test_files_that_are_no_feeds_are_refused(transformer: Path, tmp_path: Path) 
 
 def test_feeds_of_an_image_tokenizer_are_refused(exported: Path, models: dict[str, Own]) -> None:
     feeds = ("--feeds", models["transformer"].calibration)
-    assert_refused(arvg("calibrate", exported, *feeds), 5, "is calibrated on images")
+    assert_refused(arvg("calibrate", exported, *feeds), 5, "an image tokenizer takes images")
 
 
 @pytest.mark.parametrize("name", ["full", "model", "encoder", "pass"])

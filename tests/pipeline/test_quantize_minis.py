@@ -77,7 +77,7 @@ BLOCKWISE = ("--quantize-method", "blockwise", "--activation-bits", "8")
     ("words", "args"),
     [
         ("--labels: 7 images without classes", ("calibrate", "--images", "skimage")),
-        ("--synthetic: a generator is calibrated on what it", ("calibrate", "--synthetic")),
+        ("--synthetic: a generator takes what it generates", ("calibrate", "--synthetic")),
         ("label out of range: 10", ("calibrate", "--labels", "3,10")),
         ("is neither a class", ("calibrate", "--labels", "cat")),
         ("7 images without classes", ("validate", "--name", "w8a8", "--images", "skimage")),

@@ -14,12 +14,12 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from arvg_trt.errors import CalibrationError
-from arvg_trt.pipeline.validate import require_no_classes
 from arvg_trt.recipe.options import ValidateOptions
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.samples.sources import check_kind
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.workspace.manifest import MANIFEST
 
@@ -321,7 +321,7 @@ def test_run_follows_a_recipe_of_a_generator_and_resumes(
     [
         (9, "quantize", ("--name", "absent")),
         (3, "there is no metric 'klx'", ("--gate", "klx<=1")),
-        (5, "a generator is validated on pictures", ("--feeds", "x.npz")),
+        (5, "a generator takes what it generates, or images", ("--feeds", "x.npz")),
         (10, "label out of range: 5", ("--labels", "3,5")),
         (10, "is neither a class", ("--labels", "cat")),
         (5, "7 images without classes", ("--images", "skimage")),
@@ -355,5 +355,5 @@ def test_a_feature_network_of_another_form_is_refused(quantized: Path, tmp_path:
 @pytest.mark.parametrize("name", ["labels", "features"])
 def test_what_only_a_generator_takes_is_refused_elsewhere(name: str) -> None:
     with pytest.raises(CalibrationError, match=f"only a generator takes {name}") as refusal:
-        require_no_classes(ValidateOptions(**{name: "1"}))
+        check_kind("tokenizer", ValidateOptions(**{name: "1"}))
     assert refusal.value.where == f"--{name}"

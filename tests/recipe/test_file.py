@@ -13,7 +13,7 @@ from arvg_trt.recipe.base import with_changes
 from arvg_trt.recipe.file import PRESETS, load_recipe
 from arvg_trt.recipe.options import BuildOptions, CalibrateOptions, Recipe, ValidateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
-from arvg_trt.samples.generated import check_generated
+from arvg_trt.samples.sources import check_kind
 from arvg_trt.validate.report.gates import parse_gates
 from arvg_trt.validate.report.schema import METRIC_NAMES
 
@@ -58,7 +58,7 @@ def test_generator_preset_names_no_source_beside_what_it_makes(name: str) -> Non
     family, _, recipe_name = name.partition("-")
     assert (recipe.model, recipe.name) == (f"{family}-mini", recipe_name)
     assert recipe.workspace == f"out/{recipe.model}"
-    check_generated(recipe.calibrate)
+    check_kind("generator", recipe.calibrate)
 
 
 @pytest.mark.parametrize("name", sorted({*PRESET_NAMES} - {*GENERATOR_PRESETS}))

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.pipeline.validate import open_held_out
+from arvg_trt.pipeline.validate import calibrated_classes
 from arvg_trt.recipe.options import ValidateOptions
 from arvg_trt.samples.classes import drawn_classes, saved_classes
 from arvg_trt.samples.files import GraphRun, save_sample
-from arvg_trt.validate.measure.data_generator import HeldOutGenerator
+from arvg_trt.samples.sources import held_out_images
+from arvg_trt.workspace.facts import Exported
 from arvg_trt.workspace.workspace import Workspace
 
 from ..command_line import arvg
@@ -83,6 +84,5 @@ def test_a_validation_is_of_classes_that_calibration_has_not_seen(
 
 
 def drawn(workspace: Workspace, options: ValidateOptions) -> tuple[int, ...]:
-    held_out = open_held_out(workspace, options)
-    assert isinstance(held_out, HeldOutGenerator)
-    return held_out.labels
+    seen = calibrated_classes(workspace)
+    return held_out_images(Exported.open(workspace), options, seen)[0].labels

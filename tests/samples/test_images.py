@@ -7,13 +7,11 @@ import pytest
 from PIL import Image
 
 from arvg_trt.errors import CalibrationError
+from arvg_trt.samples.crops import noise_images, random_crops
 from arvg_trt.samples.images import (
     SKIMAGE_COLOUR,
     SKIMAGE_FILES,
-    batches,
-    noise_images,
     open_source,
-    random_crops,
 )
 
 RNG = np.random.default_rng(0)
@@ -174,14 +172,6 @@ def test_noise_is_deterministic_and_extends() -> None:
     few, many = (list(noise_images(count, 4, 1)) for count in (2, 4))
     assert all(np.array_equal(a, b) for a, b in zip(few, many, strict=False))
     assert not np.array_equal(many[2], many[3])
-
-
-def test_batches_hold_everything_in_order() -> None:
-    images = [np.full((1, 1, 3), k, np.uint8) for k in range(7)]
-    groups = list(batches(iter(images), 3))
-    assert [len(g) for g in groups] == [3, 3, 1]
-    assert [int(i[0, 0, 0]) for g in groups for i in g] == list(range(7))
-    assert list(batches(iter([]), 3)) == []
 
 
 def test_class_folders_are_walked_in_turns_and_files_named_with_their_class(

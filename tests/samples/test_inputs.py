@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.errors import CalibrationError
-from arvg_trt.samples.arrays import open_feeds, synthetic_feeds
+from arvg_trt.samples.arrays import noise_arrays, open_arrays
 from arvg_trt.samples.inputs import needed_inputs, read_arrays, require_batch
 from arvg_trt.workspace.manifest import Manifest
 
@@ -32,7 +32,7 @@ TWO = exported(
 
 
 def opened(manifest: Manifest, path: Path, count: int | None = None):  # type: ignore[no-untyped-def]
-    return open_feeds(manifest, feeds=str(path), images=None, size=8, count=count, seed=None)
+    return open_arrays(manifest, feeds=str(path), images=None, size=8, count=count, seed=None)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -66,7 +66,7 @@ def test_an_input_that_an_earlier_graph_makes_is_not_fed(tmp_path: Path) -> None
     path = tmp_path / "feeds.npz"
     arrays = {"first/a": np.ones((2, 3), np.float32), "second/a": np.arange(2)}
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    samples = list(opened(TWO, path).samples())
+    samples = list(opened(TWO, path).feeds())
     assert [s["second/a"].tolist() for s in samples] == [[0], [1]]
     np.savez(path, a=arrays["first/a"])
     with pytest.raises(CalibrationError, match="a is float32, but the input is second/a int64"):
@@ -79,7 +79,7 @@ def test_rows_that_a_graph_fixes_are_one_sample(tmp_path: Path) -> None:
     x = np.arange(18, dtype=np.float32).reshape(6, 3)
     np.savez(path, x=x, t=np.arange(12).reshape(3, 4))
     feeds = opened(manifest, path)
-    samples = list(feeds.samples())
+    samples = list(feeds.feeds())
     assert [s["x"].tolist() for s in samples] == [x[k : k + 2].tolist() for k in (0, 2, 4)]
     assert [s["t"].tolist() for s in samples] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     require_batch(feeds.inputs, feeds.arrays, 1)
@@ -102,9 +102,9 @@ def test_noise_is_seeded_and_fits_every_input() -> None:
     image = exported(
         ("g", [value("x", "float32", "n", 3, "h", "w"), value("t", "int64", 2, 4)], [])
     )
-    samples = list(synthetic_feeds(image, count=3, size=16, seed=1).samples())
-    again = list(synthetic_feeds(image, count=3, size=16, seed=1).samples())
-    other = list(synthetic_feeds(image, count=3, size=16, seed=2).samples())
+    samples = list(noise_arrays(image, count=3, size=16, seed=1).feeds())
+    again = list(noise_arrays(image, count=3, size=16, seed=1).feeds())
+    other = list(noise_arrays(image, count=3, size=16, seed=2).feeds())
     assert len(samples) == 3
     for one, same, different in zip(samples, again, other, strict=True):
         assert one["g/x"].shape == (1, 3, 16, 16) and one["g/t"].shape == (2, 4)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from arvg_trt.calibrate.dgc_rows import require_conditions
 from arvg_trt.errors import CalibrationError
-from arvg_trt.pipeline.dgc import require_halves
 from arvg_trt.runtime.generator import read_spec
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
-from arvg_trt.samples.saved import open_saved, sample_names, saved_sample
+from arvg_trt.samples.saved import Origin, open_saved, origin_of, saved_sample
+from arvg_trt.workspace.facts import Exported
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 
 from ..command_line import arvg, assert_refused, digests, pictures
@@ -136,7 +137,7 @@ def test_dgc_without_a_choice_or_a_condition_is_refused(copy: Path, pool: Path) 
     outputs = {"encoder.onnx": "", "full.onnx": ""}
     exported = Manifest(stage="export", inputs={}, options={}, versions={}, outputs=outputs)
     with pytest.raises(CalibrationError, match="which only a generator has"):
-        require_halves(exported)
+        require_conditions(Exported(Path("absent"), exported))
 
 
 def test_samples_that_do_not_fit_are_refused_by_file(
@@ -183,7 +184,7 @@ def test_saved_pictures_serve_a_tokenizer_and_rows_do_not(pool: Path, tmp_path: 
     folder = pictures(tmp_path / "pictures", 2, 64)
     assert [p.name for p in open_saved(tmp_path, exported, folder)] == ["0.png", "1.png"]
     assert saved_sample(folder / "1.png").shape == (64, 64, 3)
-    assert sample_names(folder) == (("saved samples of pictures",), False)
+    assert origin_of(folder) == Origin(images=("saved samples of pictures",))
     with pytest.raises(CalibrationError, match="is no picture"):
         open_saved(tmp_path, exported, pool)
     odd = pictures(tmp_path / "odd", 1, 60)

@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BundleError, RecipeError
+from ...errors import BundleError, CalibrationError, RecipeError
 from ...runtime.images import to_model
 from ...runtime.sessions.onnxruntime import fast_session
 from ...runtime.tokenizer import ImageTokenizer
 from .generator import LATENT, NETWORK
 from .images import Features, Images
 
+WANTED = "give an ONNX graph from pictures [N, 3, H, W] to features [N, D]"
 LATENT_TITLE = "mean and deviation of each latent channel, of the workspace's encoder"
+
+
+def check_network(network: str | None) -> None:
+    """Raises CalibrationError for a feature network that is not there."""
+    if network is not None and not Path(network).is_file():
+        raise CalibrationError("no such feature network", where=f"--features {network}", do=WANTED)
 
 
 def open_features(
@@ -56,16 +63,17 @@ def network_features(path: Path, image_size: int, threads: int) -> Features:
         RecipeError: it does not load, or does not take images of this size.
     """
     where = f"--features {path}"
-    do = "give an ONNX graph from pictures [N, 3, H, W] to features [N, D]"
     try:
         session = fast_session(path, threads)
     except BundleError as error:
-        raise RecipeError(error.what, where=where, do=do) from error
+        raise RecipeError(error.what, where=where, do=WANTED) from error
     ends = (len(session.inputs), len(session.outputs))
     kinds = [session.types[name] for name in session.inputs]
     if ends != (1, 1) or kinds not in (["uint8"], ["float32"]):
         raise RecipeError(
-            f"has {ends[0]} inputs ({', '.join(kinds)}) and {ends[1]} outputs", where=where, do=do
+            f"has {ends[0]} inputs ({', '.join(kinds)}) and {ends[1]} outputs",
+            where=where,
+            do=WANTED,
         )
 
     def extract(images: Images) -> NDArray[Any]:
@@ -85,6 +93,6 @@ def network_features(path: Path, image_size: int, threads: int) -> Features:
         ) from error
     if tried.ndim != 2 or len(tried) != 2:
         raise RecipeError(
-            f"gives {list(tried.shape)} for 2 pictures, not [2, D]", where=where, do=do
+            f"gives {list(tried.shape)} for 2 pictures, not [2, D]", where=where, do=WANTED
         )
     return Features(NETWORK, f"{path.name}, [N, {tried.shape[1]}]", extract)

@@ -5,51 +5,28 @@ They feed all tokens at once, or steps of a recorded trajectory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.sites import load_sites
 from ...numerics.scheme import Plan
-from ...recipe.options import ValidateOptions
-from ...runtime.generator import Generated, Generator, choose_sampling
-from ...runtime.recording import GraphRun, Recording, Trajectories
+from ...runtime.generator import Generator
+from ...runtime.recording import GraphRun, Recording
 from ...runtime.sessions.onnxruntime import fast_session, reference_session
-from ...runtime.spec import TEACHER_FORCED, GeneratorSpec
-from ...samples.encoded import image_tokens
+from ...runtime.spec import FULL
+from ...samples.encoded import EncodedImages
 from ...samples.files import graph_of, load_sample, save_sample
-from ...samples.generated import Tokens, teacher_forcing
-from ...samples.images import ImageSource
+from ...samples.forcing import Tokens, forced_rows, teacher_forcing
+from ...samples.generated import GeneratedSamples, null_class
 from ...workspace.files import decode_json
 from ..report.schema import ENGINE, QDQ
 from .images import Batch
-from .site_outputs import compared_sites, open_with_outputs, site_outputs, undo_folds
-from .teacher_forcing import ComparedGraph, TeacherForcedRun
-
-Folders = Mapping[str, Path]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """Say which images both sides of a validation generate."""
-
-    export: Path
-    spec: GeneratorSpec
-    labels: tuple[int, ...]
-    options: ValidateOptions
-    names: tuple[str, ...]
-
-    def batches(self, generator: Generator, seed: int | None = None) -> Iterator[Generated]:
-        return generator.batches(
-            self.labels,
-            seed=self.options.seed if seed is None else seed,
-            sampling=choose_sampling(self.spec),
-            batch_size=self.options.batch_size,
-        )
+from .measurement import Folders
+from .site_outputs import compared_sites, probe, site_outputs, unfolding
 
 
 class TeacherForcing(Protocol):
@@ -71,12 +48,11 @@ class TeacherForcing(Protocol):
 
 
 @dataclass(slots=True)
-class TokenForcing:
-    """Feed the graph of all positions with the tokens of these images or of the user's."""
+class TeacherForced:
+    """The graph of all positions, on the tokens of generated images or of the user's."""
 
-    request: GenerationRequest
-    source: ImageSource | None
-    image_classes: tuple[int, ...]
+    generated: GeneratedSamples
+    images: EncodedImages | None
     _made: list[Tokens] = field(default_factory=list)
 
     @property
@@ -85,44 +61,34 @@ class TokenForcing:
 
     @property
     def count(self) -> int:
-        return self._rows * len(self._names)
+        names = self.generated.image_names if self.images is None else self.images.names
+        return len(names) * (1 if null_class(self.generated.spec) is None else 2)
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return self.source.names if self.source else self.request.names
-
-    @property
-    def _rows(self) -> int:
-        """Return the rows per image: with its class and, under guidance, without one."""
-        return 1 + (choose_sampling(self.request.spec).cfg > 0)
-
-    def batches(self) -> Iterator[Batch]:
-        generator = Generator.open(
-            self.request.export, session=reference_session, threads=self.request.options.threads
-        )
-        for batch in self.request.batches(generator):
+    def pictures(self) -> Iterator[Batch]:
+        asked = self.generated
+        generator = Generator.open(asked.export, session=reference_session, threads=asked.threads)
+        for batch in asked.batches(generator):
             self._made.append(batch.tokens)
             yield batch.images, batch.tokens
 
-    def runs(self) -> Iterator[TeacherForcedRun]:
-        """Yield one row at a time, so that all outputs of its sites fit in memory."""
-        export, spec = self.request.export, self.request.spec
-        force = teacher_forcing(export)
-        if self.source is None:
+    def runs(self) -> Iterator[ForcedRun]:
+        """One row at a time, so that all that sites give fits in memory."""
+        spec = self.generated.spec
+        force, null = teacher_forcing(self.generated.export), null_class(spec)
+        if self.images is None:
             tokens: Iterator[NDArray[Any]] = (row[None] for rows in self._made for row in rows)
-            classes: Sequence[int] = self.request.labels
+            names, labels = self.generated.image_names, self.generated.labels
         else:
-            tokens = image_tokens(export, spec, self.source, self.request.options.threads)
-            classes = self.image_classes
-        for name, label, own in zip(self._names, classes, tokens, strict=True):
-            forced = force(own)
-            for row in (label, spec.num_classes)[: self._rows]:
-                yield TeacherForcedRun(
+            tokens = self.images.tokens()
+            names, labels = self.images.names, self.images.labels
+        for name, label, own in zip(names, labels, tokens, strict=True):
+            for feeds in forced_rows(force(own), [label], null):
+                yield ForcedRun(
                     name=name,
-                    graph=TEACHER_FORCED,
-                    feeds={"labels": np.array([row], np.int64), **forced},
+                    graph=FULL,
+                    feeds=feeds,
                     tokens=own,
-                    conditional=np.array([row != spec.num_classes]),
+                    conditional=feeds["labels"] != spec.num_classes,
                 )
 
 
@@ -134,7 +100,7 @@ class TrajectoryForcing:
     first one's. Runs are stored in `folder`.
     """
 
-    request: GenerationRequest
+    generated: GeneratedSamples
     recording: Recording
     folder: Path
     _kept: list[tuple[str, Path]] = field(default_factory=list)
@@ -147,22 +113,14 @@ class TrajectoryForcing:
     def count(self) -> int:
         return len(self._kept)
 
-    def batches(self) -> Iterator[Batch]:
-        request, options = self.request, self.request.options
-        trajectories = Trajectories(
-            export=request.export,
-            labels=request.labels,
-            sampling=choose_sampling(request.spec),
-            seed=options.seed,
-            batch_size=options.batch_size,
-            threads=options.threads,
-            exact=True,
-        )
+    def pictures(self) -> Iterator[Batch]:
+        names = self.generated.image_names
+        trajectories = self.generated.trajectories(exact=True)
         for made, runs in self.recording.generated(trajectories):
             for number, run in runs:
                 alone = self.recording.independent(run)
                 path = save_sample(alone, self.folder, len(self._kept))
-                self._kept.append((request.names[number], path))
+                self._kept.append((names[number], path))
             yield made.images, made.tokens
 
     def runs(self) -> Iterator[TeacherForcedRun]:

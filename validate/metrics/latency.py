@@ -6,13 +6,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
 
 from ...errors import AccuracyError, RecipeError
 
+PartT = TypeVar("PartT", bound=str)
 # Fewer rounds give no quartiles worth the name.
 MIN_ROUNDS_FOR_A_VERDICT = 8
 
@@ -100,14 +101,14 @@ def interleaved(
 
 
 def timed_parts(
-    runs: Mapping[str, Callable[[], Mapping[str, float]]], *, warmup: int, rounds: int
-) -> dict[str, dict[str, Latency]]:
-    """Time programs like `interleaved`, where each returns the seconds of its own parts.
+    runs: Mapping[str, Callable[[], Mapping[PartT, float]]], *, warmup: int, rounds: int
+) -> dict[PartT, dict[str, Latency]]:
+    """As `interleaved`, of programs that tell themselves the seconds of each of their parts.
 
     Returns latencies by part, then by program. Every program must return the same parts.
     """
     require_rounds(warmup, rounds)
-    samples: dict[str, dict[str, list[float]]] = {}
+    samples: dict[PartT, dict[str, list[float]]] = {}
     for number in range(warmup + rounds):
         for name, call in runs.items():
             for part, seconds in call().items():

@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from ...calibrate.facts import CalibrationFacts, DgcSummary
+
 SHORT = 2  # numbers that are written one by one
 
 
@@ -21,6 +23,15 @@ class DgcRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kept: int
     conditional_share: float
     select: Literal["ratio", "distance"]
+
+    @classmethod
+    def of(cls, found: DgcSummary) -> Chosen:
+        return cls(
+            candidates=found.candidates,
+            kept=found.kept,
+            conditional_share=found.conditional_share,
+            select=found.select,
+        )
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +49,20 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     share: float | None = None
     dgc: DgcRows | None = None
     classes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, found: CalibrationFacts) -> Calibration:
+        """Return what a report says of the results of calibration."""
+        grown = found.convergence
+        return cls(
+            samples=found.samples,
+            enough=None if grown is None else grown.enough,
+            settled=0 if grown is None else grown.settled,
+            inputs=0 if grown is None else len(grown.sites),
+            share=None if grown is None else grown.share,
+            dgc=None if found.dgc is None else Chosen.of(found.dgc),
+            classes=found.classes,
+        )
 
 
 def ranges(numbers: Collection[int]) -> str:

@@ -10,7 +10,10 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from arvg_trt.engines.tensorrt.engine import overflow_risks
 from arvg_trt.quantize.overflow import find_calibration
+from arvg_trt.recipe.options import BuildOptions
+from arvg_trt.workspace.manifest import Manifest
 from arvg_trt.workspace.stage import SilentReporter
 from arvg_trt.workspace.workspace import Workspace
 
@@ -107,7 +110,11 @@ def test_without_calibration_a_warning_says_that_nothing_is_known(tmp_path: Path
         def warn(self, line: str) -> None:
             warnings.append(line)
 
+    options = BuildOptions(backend="tensorrt_rtx", targets=("sm89",))
+    exported = Manifest(stage="export", inputs={}, options={}, versions={})
     with Workspace(tmp_path / "ws") as workspace:
-        assert find_calibration(workspace, Reporter()) is None
+        found = find_calibration(workspace, Reporter())
+        assert found is None
+        assert overflow_risks(workspace, None, exported, options, found, Reporter()) == ()
     (line,) = warnings
     assert line.startswith("not calibrated: whether the unquantized graphs overflow in FP16")

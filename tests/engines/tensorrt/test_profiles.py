@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper, save
 
+from arvg_trt.engines.formats import precision_text, required_formats
 from arvg_trt.engines.tensorrt.profiles import generator_profiles, tokenizer_profiles
 from arvg_trt.errors import BuildError
 from arvg_trt.families.mar.spec import MarDefaults, MarSpec
@@ -15,7 +16,6 @@ from arvg_trt.families.par.spec import ParSpec
 from arvg_trt.families.rar.spec import RarDefaults, RarSpec
 from arvg_trt.families.var.spec import VarSpec
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
-from arvg_trt.pipeline.build import precision_text, required_formats
 from arvg_trt.recipe.options import BuildOptions
 from arvg_trt.runtime.raster_spec import RasterSpec
 from arvg_trt.runtime.spec import Defaults, GeneratorSpec

@@ -1,4 +1,4 @@
-"""Judges each node of an ONNX file on each target before anything is built."""
+"""Each node of an ONNX file judged on each target, before anything is built."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..engines.verdicts import ONNXRUNTIME, node_verdicts, resolve_targets
 from ..errors import ArvgError
 from ..graph.sites import NodeVerdict, Verdict
+from .verdicts import ONNXRUNTIME, node_verdicts, resolve_targets
 
 if TYPE_CHECKING:
-    from ..engines.tensorrt.targets import Target
+    from .tensorrt.targets import Target
 
 
 class GraphAnalysis(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ def analyze_file(path: Path, targets: Sequence[Target]) -> GraphAnalysis:
 def count_verdicts(
     verdicts: Sequence[NodeVerdict], nodes: int, targets: Sequence[Target]
 ) -> dict[str, dict[Verdict, int]]:
-    """Nodes by target and verdict; those without one of their own are in high precision."""
+    """Count nodes by target and verdict; those without one of their own are in high precision."""
     found: dict[str, dict[Verdict, int]] = {}
     for target in (ONNXRUNTIME, *(target.sm for target in targets)):
         counts = Counter(verdict.targets[target] for verdict in verdicts)

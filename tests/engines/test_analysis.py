@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from arvg_trt.cli import cli
+from arvg_trt.engines.analysis import analyze_files
 from arvg_trt.engines.verdicts import TARGETS
 from arvg_trt.graph.sites import SiteMap
-from arvg_trt.pipeline.analyze import analyze_files
 from arvg_trt.pipeline.export import export_any
 from arvg_trt.workspace.files import decode_json
 from arvg_trt.workspace.stage import SilentReporter

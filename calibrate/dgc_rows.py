@@ -1,10 +1,9 @@
-"""DGC in the calibrate stage: candidates on disk -> the rows that are kept."""
+"""DGC on saved samples: the rows of all candidates that are kept, and what the manifest says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,14 +14,16 @@ from ..runtime.generator import read_spec
 from ..runtime.recording import GraphRun
 from ..runtime.spec import TEACHER_FORCED
 from ..samples.files import Sample, load_sample, sample_files
-from ..workspace.facts import kind_of
-from ..workspace.manifest import Manifest
+from ..workspace.facts import Exported
 from ..workspace.stage import Reporter
+from .calibration_run import CalibrationRun
+from .dgc import choose_rows, first_token_features
+from .facts import DgcSummary
 
 
-def require_halves(exported: Manifest) -> None:
+def require_conditions(model: Exported) -> None:
     """Raises CalibrationError for a model whose samples have no condition to leave out."""
-    if kind_of(exported) != "generator":
+    if model.kind != "generator":
         raise CalibrationError(
             "DGC weighs conditional rows against null ones, which only a generator has",
             where="--dgc",
@@ -43,18 +44,15 @@ def single_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
 
 def keep_far_rows(
     export: Path, candidates: Path, target: Path, options: CalibrateOptions, reporter: Reporter
-) -> dict[str, Any]:
-    """Move the rows of `options.samples` pictures from `candidates` to `target`; says which way.
+) -> DgcSummary:
+    """Move the rows of `options.samples` images from `candidates` to `target`.
 
-    Of recorded runs those of the first graph, as many as are kept of a picture; of the other
-    graphs', which DGC does not weigh, the first pictures'. A picture has two rows.
+    Of recorded runs those of the first graph, as many as are kept of an image; of the other
+    graphs', which DGC does not weigh, the first images'. An image has two rows.
 
     Raises:
         CalibrationError: no rows of the null class, or too few of either.
     """
-    from ..calibrate.calibration_run import CalibrationRun
-    from ..calibrate.dgc import choose_rows, first_token_features
-
     _, spec = read_spec(export)
     runs = {TEACHER_FORCED: 1} if spec.recording is None else dict(spec.recording.kept)
     graph, *others = runs
@@ -87,13 +85,13 @@ def keep_far_rows(
             f"{len(files)} candidates are too few for the covariance of {features.shape[1]} "
             "features: it is shrunk towards the identity"
         )
-    medians = (float(np.median(values)) for values in choice.distances)
-    return {
-        "candidates": len(files),
-        "kept": len(kept),
-        "conditional_share": choice.share,
-        "select": options.dgc_select,
-        "covariance": choice.covariance,
-        "agree": choice.agree,
-        "median_distance": dict(zip(("conditional", "null"), medians, strict=True)),
-    }
+    conditional, null = (float(np.median(values)) for values in choice.distances)
+    return DgcSummary(
+        candidates=len(files),
+        kept=len(kept),
+        conditional_share=choice.share,
+        select=options.dgc_select,
+        covariance=choice.covariance,
+        agree=choice.agree,
+        median_distance={"conditional": conditional, "null": null},
+    )

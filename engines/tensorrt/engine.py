@@ -1,0 +1,163 @@
+"""Engines of a quantization: for which targets, and each graph's file with its row for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import BuildError
+from ...graph.sites import SiteMap
+from ...numerics.scheme import Plan
+from ...quantize.facts import OverflowTensor, QuantizationFacts
+from ...quantize.overflow import unquantized_overflow_tensors
+from ...recipe.options import BuildOptions
+from ...runtime.trt_compat import Backend, device_compute_capability, load_builder
+from ...workspace.facts import facts
+from ...workspace.files import encode_json
+from ...workspace.manifest import Manifest
+from ...workspace.stage import Reporter
+from ...workspace.workspace import Workspace
+from ..facts import EngineRow, SiteException
+from ..formats import is_fp8, precision_text, required_formats
+from .half_precision_files import write_twin
+from .inspect import ProvableFormat, prove_sites
+from .process import compile_engine
+from .profiles import Profiles
+from .targets import Format, Target, check_formats, group_targets, resolve_target
+
+
+def target_groups(
+    backend: Backend, options: BuildOptions, plan: Plan | None, site_map: SiteMap
+) -> tuple[tuple[Target, ...], ...]:
+    """Return the targets, those together that share a plan file; without a name this machine's GPU.
+
+    Raises:
+        BuildError: an unknown target, one that lacks a format of the plan, or no GPU.
+    """
+    targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
+    ops = {site.name: site.op for site in site_map.sites}
+    required: dict[str, Format] = {} if plan is None else required_formats(plan, ops)
+    if options.half == "bfloat16":
+        required["what is not quantized"] = "bf16"
+    # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
+    check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
+    return group_targets(targets, has_int8_conv="int8_conv" in required.values())
+
+
+def own_gpu(backend: Backend) -> list[str]:
+    """Return the GPU of this machine, which TensorRT builds for when no target is named.
+
+    Raises:
+        BuildError: this machine has none.
+    """
+    load_builder(backend)
+    found = device_compute_capability()
+    if found is None:
+        raise BuildError(
+            "TensorRT builds for the GPU of this machine, which has none",
+            do="build on the device, or use the tensorrt_rtx backend",
+        )
+    return [f"sm{found}"]
+
+
+def folder_name(backend: Backend, options: BuildOptions, group: Sequence[Target]) -> str:
+    """Return the name of a group's folder: `rtx-sm86-sm89`, `rtx-bf16-sm89`."""
+    back_end = backend.removeprefix("tensorrt_")
+    half = ["bf16"] if options.half == "bfloat16" else []
+    return "-".join([back_end, *half, *(target.sm for target in group)])
+
+
+def overflow_risks(
+    workspace: Workspace,
+    plan: Plan | None,
+    quantized: Manifest,
+    options: BuildOptions,
+    calibrated: Manifest | None,
+    reporter: Reporter,
+) -> Sequence[OverflowTensor]:
+    """Return the tensors that stay in FP32: as `quantized` lists them, or without a plan by a run.
+
+    The run needs a calibration; without one nothing is known. bfloat16 ends where float32 does.
+    """
+    if options.half == "bfloat16":
+        return ()
+    if plan is not None:
+        return facts(quantized, QuantizationFacts).fp32_tensors
+    return () if calibrated is None else unquantized_overflow_tensors(workspace, reporter)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBuild:
+    """What the engines of all targets have in common; without a `plan` nothing is quantized.
+
+    `source` has the graphs of `profiles`, in the order that they are built.
+    """
+
+    source: Path
+    backend: Backend
+    options: BuildOptions
+    plan: Plan | None
+    site_map: SiteMap
+    profiles: Mapping[str, Profiles]
+
+    def write(
+        self,
+        group: Sequence[Target],
+        folder: Path,
+        wide: Sequence[OverflowTensor],
+        reporter: Reporter,
+    ) -> tuple[EngineRow, ...]:
+        """Write the engines of a group of targets to `folder`.
+
+        What makes or reads a tensor of `wide` stays in FP32.
+
+        Raises:
+            BuildError: a graph does not compile.
+        """
+        task = f"compiling for {folder_name(self.backend, self.options, group)}"
+        rows = []
+        for k, graph in enumerate(self.profiles):
+            reporter.progress(task, k, len(self.profiles))
+            rows.append(self._write_graph(graph, group, folder, wide))
+        reporter.progress(task, len(self.profiles), len(self.profiles))
+        return tuple(rows)
+
+    def _write_graph(
+        self, graph: str, group: Sequence[Target], folder: Path, wide: Sequence[OverflowTensor]
+    ) -> EngineRow:
+        """Write the half-precision copy of a graph and the engine that is built from it."""
+        own_sites, half = self.site_map.of_graph(graph), self.options.half
+        copy = write_twin(self.source, graph, own_sites, folder, wide, half)
+        sites = {site.node: site.name for site in own_sites}
+        entries = {entry.name: entry for entry in self.plan.sites} if self.plan else {}
+        planned = [entries[name] for name in sites.values() if name in entries]
+        formats: dict[str, ProvableFormat] = {
+            entry.name: "fp8" if is_fp8(entry) else "int8" for entry in planned if entry.activation
+        }
+        wanted = {node: formats[name] for node, name in sites.items() if name in formats}
+        result = compile_engine(
+            copy,
+            folder / f"{graph}.engine",
+            backend=self.backend,
+            targets=group,
+            profiles=self.profiles[graph],
+        )
+        proved, missing = prove_sites(result.layers, wanted)
+        (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
+        lacking = [target.sm for target in group if not target.supports("int8_conv")]
+        note = f" ({', '.join(lacking)} has no INT8 convolution kernel)" if lacking else ""
+        return EngineRow(
+            backend=result.builder_version,
+            target=" ".join(target.sm for target in group),
+            precision=precision_text(planned, half),
+            graph=graph,
+            bytes=result.bytes,
+            build_seconds=result.seconds,
+            int8_sites_planned=len(wanted),
+            int8_sites_proved=len(proved) if result.layers else None,
+            exceptions=tuple(
+                SiteException(site=sites[s], reason=reason + note) for s, reason in missing
+            ),
+            status=result.status,
+        )

@@ -1,0 +1,232 @@
+"""Files that users give and get: images as tokens in a .npz and back, and generated images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import numpy as np
+
+from ..errors import BundleError, CalibrationError, GenerationError
+from ..workspace.files import atomic_stream, atomic_write
+from .generator import Generated
+from .images import (
+    Uint8Image,
+    UnreadableImage,
+    crop_back,
+    from_model,
+    image_grid,
+    load_image,
+    png_bytes,
+    to_model,
+)
+from .npz import Array, BadArrays, read_npz
+from .tokenizer import ImageTokenizer, Latent, Tokens
+
+GRID_MOST = 100  # a picture of more says nothing
+
+
+def encode_images(tokenizer: ImageTokenizer, images: Sequence[Path]) -> dict[str, Array]:
+    """Return `tokens_K` (or `latent_K`) and `size_K` (H, W) of each image, and the `stride`.
+
+    Raises:
+        CalibrationError: a file that is no image.
+        BundleError: an image of a size that the tokenizer is not made for; names it.
+        GenerationError: a latent that is not finite; names the image.
+    """
+    arrays: dict[str, Array] = {"stride": np.array(tokenizer.stride)}
+    for k, path in enumerate(images):
+        try:
+            image = load_image(path)
+        except UnreadableImage as error:
+            raise CalibrationError(f"cannot be read ({error})", where=str(path)) from error
+        try:
+            padded, _ = tokenizer.fit(image)
+        except BundleError as error:
+            # The tokenizer does not know which file the image came from.
+            raise BundleError(error.what, where=str(path), do=error.do) from error
+        tokens, latent = tokenizer.encode(to_model(padded))
+        if not np.isfinite(latent).all():
+            raise GenerationError(
+                "the latent of the encoder is not finite",
+                where=str(path),
+                do="check the weights; an FP16 graph may overflow",
+            )
+        arrays[f"latent_{k}" if tokens is None else f"tokens_{k}"] = (
+            latent if tokens is None else tokens
+        )
+        arrays[f"size_{k}"] = np.array(image.shape[:2])
+    return arrays
+
+
+def write_arrays(path: Path, arrays: dict[str, Array]) -> None:
+    """Write a compressed .npz in one rename."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    atomic_write(path, buffer.getvalue())
+
+
+def decode_images(tokenizer: ImageTokenizer, tokens: Path) -> Iterator[tuple[int, Uint8Image]]:
+    """Yield each image of a .npz of `encode` with its number, in the size that it had.
+
+    Raises:
+        BundleError: it is no .npz of `encode`, or of another tokenizer.
+        GenerationError: an image that is not finite.
+    """
+    stride = tokenizer.stride
+    for k, (code, size) in read_codes(tokenizer, tokens).items():
+        image = from_model(tokenizer.decode(code))
+        if size is not None:
+            require_same_size(image.shape[:2], size, stride, f"{tokens}: size_{k}")
+            height, width = size
+            image = crop_back(image, (-height % stride // 2, -width % stride // 2), size)
+        yield k, image
+
+
+Codes = dict[int, tuple[Tokens | Latent, tuple[int, int] | None]]
+
+
+def read_codes(tokenizer: ImageTokenizer, file: Path) -> Codes:
+    """Return tokens (or latents) by number, and the sizes that their pictures had, all checked.
+
+    Raises:
+        BundleError: not a .npz of `encode`, or what this tokenizer does not make.
+    """
+    kind, again = "tokens" if tokenizer.discrete else "latent", "encode the images again"
+    if not file.is_file():
+        raise BundleError("no such file", where=str(file), do="name a .npz of `arvg-trt encode`")
+    try:
+        arrays = read_npz(file)
+    except BadArrays as error:
+        raise BundleError(
+            f"is not a .npz of `arvg-trt encode`: {error}", where=str(file), do=error.do or again
+        ) from error
+    found: Codes = {}
+    for k in range(len(arrays)):
+        code, size = arrays.get(f"{kind}_{k}"), arrays.get(f"size_{k}")
+        if code is None:
+            continue
+        where = f"{file}: {kind}_{k}"
+        try:
+            checked = tokenizer.check_tokens(code) if tokenizer.discrete else check_latent(code)
+        except BundleError as error:
+            raise BundleError(error.what, where=where, do=error.do) from error
+        if len(checked) != 1:
+            raise BundleError(f"is of {len(checked)} pictures, not of one", where=where, do=again)
+        found[k] = checked, None if size is None else check_size(size, f"{file}: size_{k}")
+    if not found:
+        raise BundleError(f"holds no {kind}", where=str(file), do="make it with `arvg-trt encode`")
+    return found
+
+
+def check_latent(latent: Array) -> Latent:
+    """Return a latent that was read from a file as float32 [1, C, h, w].
+
+    Raises:
+        BundleError: another shape or type, or values that are not finite.
+    """
+    if latent.ndim != 4 or latent.dtype.kind != "f" or not latent.size:
+        raise BundleError(
+            f"a latent of shape {list(latent.shape)} and type {latent.dtype}",
+            do="give floats [1, C, h, w]",
+        )
+    if not np.isfinite(latent).all():
+        raise BundleError("a latent with NaN or infinity", do="encode the images again")
+    return latent.astype(np.float32)
+
+
+def check_size(size: Array, where: str) -> tuple[int, int]:
+    """Return an image's (H, W); raises BundleError for what is none."""
+    if size.shape != (2,) or size.dtype.kind not in "iu" or min(size.tolist()) < 1:
+        shown = size.tolist() if size.size <= 4 else f"an array {list(size.shape)}"
+        raise BundleError(
+            f"is {shown}, not a height and a width", where=where, do="encode the images again"
+        )
+    return int(size[0]), int(size[1])
+
+
+def require_same_size(
+    decoded: tuple[int, ...], size: tuple[int, int], stride: int, where: str
+) -> None:
+    """Raises BundleError for the size of another picture than what was decoded."""
+    if tuple(-(-side // stride) * stride for side in size) != tuple(decoded):
+        raise BundleError(
+            f"is {size[0]}x{size[1]} pixels, but the tokens are of {decoded[0]}x{decoded[1]}",
+            where=where,
+            do="encode the images again",
+        )
+
+
+class Outputs(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to write: a folder of PNGs with their grid, the evaluator's .npz, tokens or latents."""
+
+    folder: Path | None = None
+    npz: Path | None = None
+    tokens: Path | None = None
+
+
+def write_batches(
+    batches: Iterator[Generated],
+    shape: tuple[int, ...],
+    outputs: Outputs,
+    columns: int | None = None,
+) -> list[Path]:
+    """Write every batch as it comes; `shape` is that of all images, [N, H, W, 3].
+
+    Their grid has `columns`; PNGs are written as they come, the .npz take their names at the end.
+    """
+    files: list[Path] = []
+    tokens: list[np.ndarray] = []
+    first: list[Uint8Image] = []
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(npz_stream(outputs.npz, shape)) if outputs.npz else None
+        done = 0
+        for batch in batches:
+            if outputs.folder:
+                files += write_pngs(outputs.folder, batch, done)
+            if stream:
+                stream.write(batch.images.tobytes())
+            first += list(batch.images[: max(0, GRID_MOST - done)])
+            tokens.append(batch.tokens)
+            done += len(batch.labels)
+    if outputs.folder:
+        files.append(outputs.folder / "grid.png")
+        atomic_write(files[-1], png_bytes(image_grid(np.stack(first), columns)))
+    if outputs.npz:
+        files.append(outputs.npz)
+    if outputs.tokens:
+        buffer = io.BytesIO()
+        kind = "latents" if np.issubdtype(tokens[0].dtype, np.floating) else "tokens"
+        np.savez(buffer, allow_pickle=False, **{kind: np.concatenate(tokens)})
+        atomic_write(outputs.tokens, buffer.getvalue())
+        files.append(outputs.tokens)
+    return files
+
+
+def write_pngs(folder: Path, batch: Generated, number: int) -> list[Path]:
+    """Write `NUMBER_LABEL.png` for each image of a batch whose first has `number`."""
+    paths = [folder / f"{number + k:05d}_{label}.png" for k, label in enumerate(batch.labels)]
+    for path, image in zip(paths, batch.images, strict=True):
+        atomic_write(path, png_bytes(image))
+    return paths
+
+
+@contextlib.contextmanager
+def npz_stream(path: Path, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
+    """Open a file for the bytes of `arr_0`, uint8 of `shape`; it becomes `path` at the end.
+
+    It is what the ADM evaluator reads: an .npz that need not fit in memory.
+    """
+    with (
+        atomic_stream(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as stream,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        yield stream

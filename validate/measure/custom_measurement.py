@@ -1,0 +1,68 @@
+"""A user's own graphs measured on arrays, run one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...recipe.options import ValidateOptions
+from ...runtime.sessions.onnxruntime import reference_session
+from ...samples.arrays import ArraySamples
+from ...samples.base import SampleSource
+from ...samples.files import GraphChain
+from ...samples.sources import held_out_arrays
+from ...workspace.facts import Exported, own_graphs_of
+from ..metrics.outputs import measure_outputs
+from ..report.schema import ENGINE, LatencyRow, Part
+from .measurement import Folders, Measured, Progress, timed
+
+
+@dataclass(frozen=True, slots=True)
+class CustomMeasurement:
+    """Outputs of FP32 and each candidate for the same `arrays`."""
+
+    model: Exported
+    arrays: ArraySamples
+    options: ValidateOptions
+    noun: str = "samples"
+
+    @classmethod
+    def open(cls, model: Exported, options: ValidateOptions) -> CustomMeasurement:
+        """Raises CalibrationError as `held_out_arrays` does."""
+        return cls(model, held_out_arrays(model, options), options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.arrays.names
+
+    @property
+    def sources(self) -> tuple[SampleSource, ...]:
+        return (self.arrays,)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return self.arrays.digests
+
+    def run(self, folders: Folders, progress: Progress) -> Measured:
+        export, threads = self.model.folder, self.options.threads
+        graphs = [graph.name for graph in own_graphs_of(self.model.manifest)]
+        chains = {
+            name: GraphChain.open(folder, graphs, threads=threads)
+            if name == ENGINE
+            else GraphChain.open(folder, graphs, session=reference_session)
+            for name, folder in folders.items()
+        }
+        outputs = measure_outputs(
+            zip(self.names, self.arrays.feeds(), strict=True),
+            GraphChain.open(export, graphs, session=reference_session),
+            chains,
+            lambda done: progress("validating samples", done, len(self.names)),
+        )
+        latency: dict[Part, LatencyRow] = {}
+        if ENGINE in chains and self.options.rounds:
+            sample = next(self.arrays.feeds())
+            fp32 = GraphChain.open(export, graphs, threads=threads)
+            pair = {"fp32": lambda: fp32.run(sample), ENGINE: lambda: chains[ENGINE].run(sample)}
+            shape = next(iter(sample.values())).shape
+            latency = {"total": timed(pair, shape, self.options)}
+        return Measured(outputs=outputs, latency=latency)

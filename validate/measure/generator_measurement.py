@@ -1,0 +1,222 @@
+"""A generator measured on images of a seed that calibration did not use, and graph by graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from ...engines.tensorrt.half_precision_files import write_twin
+from ...graph.sites import load_sites
+from ...quantize.facts import QuantizationFacts
+from ...recipe.options import ValidateOptions
+from ...runtime.generator import SPEC_FILE, Generated, Generator, choose_sampling
+from ...runtime.sessions.onnxruntime import reference_session
+from ...runtime.spec import FULL, GeneratorSpec
+from ...samples.base import SampleSource
+from ...samples.encoded import EncodedImages
+from ...samples.generated import GeneratedSamples
+from ...samples.sources import held_out_images
+from ...workspace.facts import Exported, facts
+from ...workspace.files import decode_json, sha256_file
+from ...workspace.manifest import MANIFEST, Manifest
+from ..metrics.latency import ratio, timed_parts
+from ..report.schema import ENGINE, QDQ, TWIN, LatencyRow, Part
+from .features import check_network, open_features
+from .forced import measure_forced
+from .forced_runs import Forcing, TeacherForced, Trajectory, forced_graphs
+from .generator import GeneratorAccuracy
+from .images import Batch, Features, Images, measure_pictures
+from .measurement import Folders, Measured, Progress
+
+KEPT_PICTURES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorMeasurement:
+    """Images that FP32 and each candidate generate, then their graphs fed alike.
+
+    What the teacher-forced graph is fed are these images, or the user's own `images`. `networks`
+    give the features whose Frechet distance is measured.
+    """
+
+    export: Path
+    generated: GeneratedSamples
+    images: EncodedImages | None
+    networks: tuple[Features, ...]
+    options: ValidateOptions
+    noun: str = "pictures"
+
+    @classmethod
+    def open(
+        cls, model: Exported, options: ValidateOptions, seen: Collection[int] = ()
+    ) -> GeneratorMeasurement:
+        """Check all that is given; `seen` are classes that calibration has seen.
+
+        Raises:
+            CalibrationError: feeds, images that cannot be used or have no classes, or no file of a
+                feature network.
+            GenerationError: a label out of range.
+            RecipeError: a feature network that cannot be used.
+        """
+        generated, images = held_out_images(model, options, seen)
+        check_network(options.features)
+        side = generated.spec.image_size
+        networks = open_features(model.folder, options.features, side, options.threads)
+        return cls(model.folder, generated, images, tuple(networks), options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.generated.image_names if self.images is None else self.images.names
+
+    @property
+    def sources(self) -> tuple[SampleSource, ...]:
+        return (self.generated,) if self.images is None else (self.generated, self.images)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        images = {} if self.images is None else self.images.digests
+        network = self.options.features
+        return {**images, **({"features": sha256_file(Path(network))} if network else {})}
+
+    @property
+    def _spec(self) -> GeneratorSpec:
+        return self.generated.spec
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """The model's own sampling and the seed, as reports have them."""
+        drawn = asdict(choose_sampling(self._spec))
+        foreign = {"greedy"} if self._spec.vocab_size else {"greedy", "top_k", "top_p"}
+        return {"seed": self.options.seed} | {
+            name: value
+            for name, value in drawn.items()
+            if value is not None and name not in foreign
+        }
+
+    def run(self, folders: Folders, progress: Progress) -> Measured:
+        """Compare images of FP32 and each candidate, then their graphs on what `Forcing` gives."""
+        generators = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
+        labels, names = self.generated.labels, self.generated.image_names
+        with TemporaryDirectory() as scratch:
+            forcing = self._forcing(Path(scratch))
+            folders = with_full_twin(self.export, folders, Path(scratch) / TWIN)
+            pictures, kept = measure_pictures(
+                names,
+                forcing.pictures(),
+                {
+                    name: batches(self.generated.batches(self._open(name, folder)))
+                    for name, folder in generators.items()
+                },
+                networks=self.networks,
+                others=self._others(),
+                keep=KEPT_PICTURES,
+                progress=lambda done: progress("comparing pictures", done, len(labels)),
+            )
+            found = measure_forced(
+                forcing.runs(),
+                forced_graphs(self.export, folders, forcing.outputs, self.options.threads),
+                lambda done: progress("comparing graphs", done, forcing.count),
+            )
+        generation = {
+            name: msgspec.structs.replace(
+                found.get(name, GeneratorAccuracy()), pictures=pictures.get(name)
+            )
+            for name in folders
+            if name in found or name in pictures
+        }
+        return Measured(
+            generation=generation,
+            latency=self._latency(folders),
+            pictures=kept,
+            picture_names=names,
+            sampling=self.sampling,
+            classes=tuple(sorted(set(labels))),
+        )
+
+    def _latency(self, folders: Folders) -> dict[Part, LatencyRow]:
+        """Time the loops of FP32 and the engine in turn, a batch of images a round."""
+        if ENGINE not in folders or not self.options.rounds:
+            return {}
+        generators = {
+            "fp32": self._open(ENGINE, self.export),
+            ENGINE: self._open(ENGINE, folders[ENGINE]),
+        }
+        labels = self.generated.labels[: self.options.batch_size]
+        found = timed_parts(
+            {name: partial(timed_loop, made, labels) for name, made in generators.items()},
+            warmup=self.options.warmup,
+            rounds=self.options.rounds,
+        )
+        side = self._spec.image_size
+        return {
+            part: LatencyRow(
+                fp32=times["fp32"],
+                engine=times[ENGINE],
+                speed=ratio(times["fp32"], times[ENGINE]),
+                shape=(len(labels), 3, side, side),
+                batch=len(labels),
+                threads=self.options.threads,
+                tokens=len(labels) * self._spec.length if part in ("total", "tokens") else None,
+            )
+            for part, times in found.items()
+        }
+
+    def _reference(self, folder: Path) -> Generator:
+        return Generator.open(folder, session=reference_session, threads=self.options.threads)
+
+    def _open(self, name: str, folder: Path) -> Generator:
+        """Open an engine as it is executed, any other graphs without rewrites."""
+        if name == ENGINE:
+            return Generator.open(folder, threads=self.options.threads)
+        return self._reference(folder)
+
+    def _others(self) -> Iterator[Images]:
+        """Yield FP32's images of the next seed."""
+        seed = self.options.seed + 1
+        for made in self.generated.batches(self._reference(self.export), seed):
+            yield made.images
+
+    def _forcing(self, folder: Path) -> Forcing:
+        """Choose tokens for a graph of all positions, or runs of a family that records them."""
+        if self._spec.recording is not None:
+            return Trajectory(self.generated, self._spec.recording, folder)
+        return TeacherForced(self.generated, self.images)
+
+
+def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[Part, float]:
+    """Return the seconds of a batch: of its tokens, up to the last step, and of the decoder."""
+    ticks = [time.perf_counter()]
+    start = ticks[0]
+    generator.generate(
+        labels, batch_size=len(labels), progress=lambda *_: ticks.append(time.perf_counter())
+    )
+    end = time.perf_counter()
+    return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}
+
+
+def batches(made: Iterator[Generated]) -> Iterator[Batch]:
+    for batch in made:
+        yield batch.images, batch.tokens
+
+
+def with_full_twin(export: Path, folders: Folders, made: Path) -> Folders:
+    """Return `folders`, where engines have a twin with that of the teacher-forced graph in `made`.
+
+    Nothing is built from it, so that it lies beside no engine; nodes and weights are the steps'.
+    """
+    quantized = folders[QDQ]
+    if TWIN not in folders or not (quantized / f"{FULL}.onnx").is_file():
+        return folders
+    manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
+    made.mkdir()
+    sites = load_sites(export).of_graph(FULL)
+    write_twin(
+        quantized, FULL, sites, made, facts(manifest, QuantizationFacts).fp32_tensors, "float16"
+    )
+    return {**folders, TWIN: made}

@@ -1,0 +1,48 @@
+"""Which measurement a model gets, by its kind, and what is refused before it is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ...recipe.options import ValidateOptions
+from ...samples.base import SampleSource
+from ...samples.sources import check_options
+from ...workspace.facts import Exported, ModelKind
+from .custom_measurement import CustomMeasurement
+from .features import check_network
+from .generator_measurement import GeneratorMeasurement
+from .measurement import Measurement
+from .tokenizer_measurement import TokenizerMeasurement
+
+
+def check_validation(kind: ModelKind, options: ValidateOptions) -> None:
+    """Check all that needs no exported model.
+
+    Raises:
+        CalibrationError: an option of other kinds of models, no images, unusable ones, or no file
+            of a feature network.
+    """
+    check_options(kind, options)
+    check_network(options.features)
+
+
+def open_measurement(
+    model: Exported, options: ValidateOptions, seen: Collection[int] = ()
+) -> Measurement:
+    """Open the samples that a model is validated on; `seen` are classes that calibration has seen.
+
+    Raises:
+        CalibrationError: none given, or they cannot be used.
+        GenerationError: a label out of range.
+        RecipeError: a feature network that cannot be used.
+    """
+    if model.kind == "generator":
+        return GeneratorMeasurement.open(model, options, seen)
+    if model.kind == "custom":
+        return CustomMeasurement.open(model, options)
+    return TokenizerMeasurement.open(model, options)
+
+
+def leaked(sources: Collection[SampleSource], calibrated: Collection[str]) -> list[str]:
+    """Return the names of inputs that calibration has seen too."""
+    return sorted({name for source in sources for name in source.names} & {*calibrated})

@@ -1,0 +1,82 @@
+"""One measurement of a quantization, whatever the model: its samples, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ...recipe.options import ValidateOptions
+from ...samples.base import SampleSource
+from ..metrics.latency import interleaved, ratio
+from ..metrics.outputs import OutputAccuracy
+from ..report.schema import ENGINE, LatencyRow, Part
+from .generator import GeneratorAccuracy
+from .tokenizer import CandidateAccuracy, Picture
+
+Folders = Mapping[str, Path]  # of graphs, by candidate
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Parts of a report by candidate; which ones depends on the kind of model.
+
+    `accuracy` is of an image tokenizer, `outputs` of a user's own graphs, `generation` of a
+    generator, with the names and classes of the images that it generated and how.
+    """
+
+    accuracy: dict[str, CandidateAccuracy] = field(default_factory=dict)
+    outputs: dict[str, tuple[OutputAccuracy, ...]] = field(default_factory=dict)
+    generation: dict[str, GeneratorAccuracy] = field(default_factory=dict)
+    latency: dict[Part, LatencyRow] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+    picture_names: tuple[str, ...] = ()
+    sampling: dict[str, float] = field(default_factory=dict)
+    classes: tuple[int, ...] = ()
+
+
+class Measurement(Protocol):
+    """A comparison of candidates with FP32 on samples that are open and were checked."""
+
+    @property
+    def noun(self) -> str:
+        """What messages call the samples, in the plural."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What reports call each sample."""
+        ...
+
+    @property
+    def sources(self) -> tuple[SampleSource, ...]: ...
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The sha256 of each file that is read beside the graphs, by its name."""
+        ...
+
+    def run(self, folders: Folders, progress: Progress) -> Measured:
+        """Compare the graphs in `folders` with those of the export.
+
+        Raises:
+            AccuracyError: values that are not finite, or of another shape than FP32's.
+        """
+        ...
+
+
+def timed(
+    pair: Mapping[str, Callable[[], object]], shape: tuple[int, ...], options: ValidateOptions
+) -> LatencyRow:
+    """Time FP32 and the engine in turn; `shape` is that of the array they are fed."""
+    found = interleaved(pair, warmup=options.warmup, rounds=options.rounds)
+    return LatencyRow(
+        fp32=found["fp32"],
+        engine=found[ENGINE],
+        speed=ratio(found["fp32"], found[ENGINE]),
+        shape=tuple(shape),
+        batch=int(shape[0]) if shape else 1,
+        threads=options.threads,
+    )

@@ -1,0 +1,101 @@
+"""An image tokenizer measured on the centres of images, its halves timed one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...recipe.options import ValidateOptions
+from ...runtime.images import to_model
+from ...runtime.tokenizer import ImageTokenizer
+from ...samples.base import SampleSource
+from ...samples.crops import Crops
+from ...samples.sources import held_out_crops
+from ...workspace.facts import Exported, tokenizer_of
+from ..report.schema import ENGINE, TWIN, LatencyRow, Part
+from .measurement import Folders, Measured, Progress, timed
+from .tokenizer import measure
+
+KEPT_PICTURES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerMeasurement:
+    """Reconstructions of `crops` by FP32 and each candidate."""
+
+    model: Exported
+    crops: Crops
+    options: ValidateOptions
+    noun: str = "images"
+
+    @classmethod
+    def open(cls, model: Exported, options: ValidateOptions) -> TokenizerMeasurement:
+        """Raises CalibrationError as `held_out_crops` does."""
+        return cls(model, held_out_crops(model, options), options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.crops.names
+
+    @property
+    def sources(self) -> tuple[SampleSource, ...]:
+        return (self.crops,)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return self.crops.digests
+
+    def run(self, folders: Folders, progress: Progress) -> Measured:
+        export, threads = self.model.folder, self.options.threads
+        codecs = {
+            # A twin lies beside engines that no session runs.
+            name: ImageTokenizer.open(folder, threads=threads)
+            if name == ENGINE
+            else ImageTokenizer.reference(folder, verify=name != TWIN)
+            for name, folder in folders.items()
+        }
+        accuracy, pictures = measure(
+            zip(self.names, self.crops.crops(), strict=True),
+            ImageTokenizer.reference(export),
+            codecs,
+            codebook_size=tokenizer_of(self.model.manifest).codebook_size,
+            keep_pictures=KEPT_PICTURES,
+            progress=lambda done: progress("validating images", done, len(self.names)),
+        )
+        latency: dict[Part, LatencyRow] = {}
+        if ENGINE in codecs and self.options.rounds:
+            fp32 = ImageTokenizer.open(export, threads=threads)
+            image = to_model(next(self.crops.crops()))
+            latency = tokenizer_latency(fp32, codecs[ENGINE], image, self.options)
+        return Measured(accuracy=accuracy, latency=latency, pictures=pictures)
+
+
+def tokenizer_latency(
+    fp32: ImageTokenizer,
+    engine: ImageTokenizer,
+    image: NDArray[np.float32],
+    options: ValidateOptions,
+) -> dict[Part, LatencyRow]:
+    """Time encoder, decoder and both, FP32 and engine in turn."""
+    tokens, latent = fp32.encode(image)
+    fed = latent if tokens is None else tokens
+
+    def both(codec: ImageTokenizer) -> None:
+        codec.encode(image)
+        codec.decode(fed)
+
+    parts: dict[Part, Callable[[ImageTokenizer], object]] = {
+        "encoder": lambda codec: codec.encode(image),
+        "decoder": lambda codec: codec.decode(fed),
+        "total": both,
+    }
+    return {
+        part: timed(
+            {"fp32": partial(run, fp32), ENGINE: partial(run, engine)}, image.shape, options
+        )
+        for part, run in parts.items()
+    }

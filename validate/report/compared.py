@@ -1,0 +1,68 @@
+"""A comparison of reports as JSON for programs; `compare` has what it says to people."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from .compare import Comparison, Row, Verdict
+
+Number = float | str | None  # JSON has no infinity: decibels without any error are the text "inf"
+
+
+class ComparedCell(msgspec.Struct, frozen=True, kw_only=True):
+    """One report's value, its change from the baseline, and what that means."""
+
+    value: Number
+    change: Number
+    verdict: Verdict
+
+
+class ComparedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric and the value of each report."""
+
+    metric: str
+    better: Literal["higher", "lower"]
+    tolerance: str
+    cells: tuple[ComparedCell, ...]
+
+    @classmethod
+    def of(cls, row: Row) -> ComparedRow:
+        return cls(
+            metric=row.rule.metric,
+            better=row.rule.better,
+            tolerance=row.rule.tolerance_text,
+            cells=tuple(
+                ComparedCell(
+                    value=finite_or_text(cell.value),
+                    change=finite_or_text(cell.change),
+                    verdict=cell.verdict,
+                )
+                for cell in row.cells
+            ),
+        )
+
+
+class ComparedReports(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole comparison; the first label is the baseline's."""
+
+    labels: tuple[str, ...]
+    warnings: tuple[str, ...]
+    rows: tuple[ComparedRow, ...]
+    regressed: bool
+
+    @classmethod
+    def of(cls, found: Comparison) -> ComparedReports:
+        return cls(
+            labels=tuple(found.labels),
+            warnings=tuple(found.warnings),
+            rows=tuple(ComparedRow.of(row) for row in found.rows),
+            regressed=found.regressed,
+        )
+
+
+def finite_or_text(value: float | None) -> Number:
+    """Return a number that JSON can hold, or the text of one that it cannot."""
+    return value if value is None or math.isfinite(value) else str(value)

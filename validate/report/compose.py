@@ -1,0 +1,92 @@
+"""A report put together from what was measured and what the earlier stages tell."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ...calibrate.facts import CalibrationFacts
+from ...engines.facts import BuildFacts
+from ...quantize.facts import QuantizationFacts
+from ...workspace.facts import Exported, facts
+from ...workspace.manifest import Manifest
+from ...workspace.stage import package_versions
+from ..measure.measurement import Measured
+from ..measure.sizes import graph_bytes, running_bytes
+from ..metrics.latency import read_cpu
+from .calibrated import Calibration
+from .schema import (
+    GENERATOR_SIZE_NOTE,
+    SIZE_NOTE,
+    SYNTHETIC,
+    TWIN,
+    Data,
+    Report,
+    Sizes,
+    metrics,
+    sizes,
+)
+
+
+def finite_metrics(report: Report) -> dict[str, float]:
+    """Return the metrics that are finite, by the names that gates read."""
+    return {k: v for k, v in metrics(report).items() if v is not None and math.isfinite(v)}
+
+
+def compose_report(
+    model: Exported,
+    name: str,
+    samples: tuple[str, ...],
+    measured: Measured,
+    folders: Mapping[str, Path],
+    *,
+    calibrated: CalibrationFacts,
+    quantized: QuantizationFacts,
+    engines: Collection[Manifest],
+) -> Report:
+    """Return the report of the quantization `name`, without gates.
+
+    `samples` are the names of those that were measured, `folders` those of the candidates.
+    """
+    rows = [row for built in engines for row in facts(built, BuildFacts).engines]
+    return Report(
+        model=model.manifest.options["model"],
+        name=name,
+        versions=package_versions("onnxruntime", "onnx", "torch", "tensorrt-rtx", "numpy")
+        | {"python": platform.python_version()},
+        cpu=read_cpu(),
+        data=Data(
+            validation=samples,
+            calibration=(SYNTHETIC,) if calibrated.synthetic else calibrated.images,
+            pictures=measured.picture_names,
+            sampling=measured.sampling,
+            classes=measured.classes,
+        ),
+        calibration=Calibration.of(calibrated),
+        sizes=report_sizes(model, folders, quantized),
+        accuracy=measured.accuracy,
+        outputs=measured.outputs,
+        generation=measured.generation,
+        latency=measured.latency,
+        engines=tuple(rows),
+        sites=quantized.sites,
+    )
+
+
+def report_sizes(
+    model: Exported, folders: Mapping[str, Path], quantized: QuantizationFacts
+) -> Sizes:
+    """Return the bytes of graphs and weights; a half-precision copy runs only as an engine."""
+    generates = model.kind == "generator"
+    runs = {name: folder for name, folder in folders.items() if name != TWIN}
+    fp32_bytes, candidate_bytes = running_bytes(model.folder, model.manifest, runs)
+    return sizes(
+        fp32_graph_bytes=graph_bytes(model.folder, generates),
+        fp32_running_bytes=fp32_bytes,
+        running_bytes=candidate_bytes,
+        fp32_weight_bytes=quantized.fp32_bytes,
+        packed_weight_bytes=quantized.packed_bytes,
+        note=GENERATOR_SIZE_NOTE if generates else SIZE_NOTE,
+    )
