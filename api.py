@@ -51,7 +51,7 @@ class Workspace:
         from .export.shape import ExportShape
         from .pipeline.export import export_any
 
-        form = GraphForm(static_batch, kv_type)
+        form = ExportShape(static_batch, kv_type)
         found = None if checkpoint is None else fspath(checkpoint)
         files = [Path(graph) for graph in graphs]
         with LockedWorkspace(self.path) as opened:

@@ -11,12 +11,9 @@ from pathlib import Path
 from ..numerics.noise import SignalAndNoise
 from ..runtime.generator import read_spec
 from ..samples.generated import GeneratedSamples
-from ..validate.measure.forced import measure_forced
-from ..validate.measure.forced_runs import Trajectory, forced_graphs
 from ..validate.measure.generator import GeneratorAccuracy
 from ..validate.measure.teacher_forcing import measure_teacher_forced
 from ..validate.measure.teacher_forcing_runs import (
-    GenerationRequest,
     TrajectoryForcing,
     compared_graphs,
 )
@@ -52,8 +49,8 @@ def held_out_trajectory(exported: Path, folder: Path, count: int, seed: int) -> 
     labels = tuple(islice(cycle(range(spec.num_classes)), count))
     assert spec.recording is not None
     asked = GeneratedSamples(exported, spec, labels, seed, batch_size=BATCH)
-    found = Trajectory(asked, spec.recording, folder)
-    for _ in found.pictures():
+    found = TrajectoryForcing(asked, spec.recording, folder)
+    for _ in found.batches():
         pass
     return found
 

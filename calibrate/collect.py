@@ -18,7 +18,7 @@ from ..samples.sources import open_calibration, shard_of
 from ..workspace.facts import Exported, export_digest
 from ..workspace.stage import Reporter, SilentReporter
 from .calibration_run import CalibrationRun
-from .convergence import Convergence, Growth, convergence
+from .convergence import Convergence, RangeGrowth, convergence
 from .dgc_rows import keep_far_rows, single_rows
 from .executors import Execution, run_tasks
 from .facts import CalibrationFacts, DgcSummary
@@ -109,7 +109,7 @@ def save_ranges(task: Task, reporter: Reporter) -> tuple[tuple[str, ...], Conver
     export, samples = task.model.folder, task.folder / SAMPLES
     sites, size = load_sites(export), task.options.batch_size
     # Of several graphs that are sampled apart the first tells: in others as many batches differ.
-    growth = Growth(count_batches(sample_files(samples, sites.graphs[0]), size))
+    growth = RangeGrowth(count_batches(sample_files(samples, sites.graphs[0]), size))
     run = CalibrationRun(export, samples, sites.graphs, size, reporter.progress, task.threads)
     masked: list[str] = []
     if task.model.kind == "generator":

@@ -12,11 +12,11 @@ import msgspec
 
 from ..errors import CalibrationError
 from ..samples.files import sample_files, sample_labels, save_labels
-from ..workspace.facts import export_digest, facts, require_same_export, told
+from ..workspace.facts import export_digest, facts, manifest_value, require_same_export
 from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import Reporter
-from .convergence import Convergence, Growth, convergence
+from .convergence import Convergence, RangeGrowth, convergence
 from .facts import CalibrationFacts, MergedFacts, PartFacts
 from .statistics import STATISTICS, load_exported, merge, save_statistics
 
@@ -88,7 +88,9 @@ def open_parts(given: Sequence[Path], exported: Manifest, reporter: Reporter) ->
 
 def batch_size_of(parts: Sequence[Part]) -> int:
     """Return the largest number of samples that a part had in flight."""
-    return max(told(p.manifest, "options", "batch_size", int) for p in parts if p.manifest)
+    return max(
+        manifest_value(p.manifest, "options", "batch_size", int) for p in parts if p.manifest
+    )
 
 
 def merge_parts(parts: Sequence[Part], exported: Manifest, folder: Path) -> MergedFacts:

@@ -12,13 +12,13 @@ from ..recipe.base import with_changes
 from ..recipe.commands import GenerateOptions
 from .console import ConsoleReporter, print_json
 from .groups import command, option
-from .options import Place, json_option, struct_options, workspace_argument
+from .options import PathArgument, json_option, struct_options, workspace_argument
 
 
 @command()
-@click.argument("folder", type=Place())
-@click.argument("images", nargs=-1, required=True, type=Place())
-@click.option("-o", "--output", type=Place(), required=True, help="A .npz file.")
+@click.argument("folder", type=PathArgument())
+@click.argument("images", nargs=-1, required=True, type=PathArgument())
+@click.option("-o", "--output", type=PathArgument(), required=True, help="A .npz file.")
 @json_option
 def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) -> None:
     """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
@@ -36,9 +36,9 @@ def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) ->
 
 
 @command()
-@click.argument("folder", type=Place())
-@click.argument("tokens", type=Place())
-@click.option("-o", "--output", type=Place(), required=True, help="A folder.")
+@click.argument("folder", type=PathArgument())
+@click.argument("tokens", type=PathArgument())
+@click.option("-o", "--output", type=PathArgument(), required=True, help="A folder.")
 @json_option
 def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
     """Decode a .npz of `encode` to PNG images.
@@ -59,9 +59,11 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
 @command()
 @workspace_argument
 @struct_options(GenerateOptions)
-@option("-o", "--output", group="Files", type=Place(), help="Folder for PNGs and a grid of them.")
-@option("--npz", group="Files", type=Place(), help="A .npz of all images, for the ADM evaluator.")
-@option("--tokens", group="Files", type=Place(), help="A .npz of the tokens (MAR: latents).")
+@option("-o", "--output", group="Files", type=PathArgument(), help="Folder for PNGs and a grid.")
+@option("--npz", group="Files", type=PathArgument(), help="All images for the ADM evaluator.")
+@option(
+    "--tokens", group="Files", type=PathArgument(), help="A .npz with `tokens` (MAR: `latents`)."
+)
 @json_option
 def generate(
     workspace: Path,

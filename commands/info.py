@@ -19,7 +19,7 @@ from ..recipe.file import find_recipe, load_recipe, preset_names
 from . import completion
 from .console import print_json
 from .groups import command
-from .options import Place, json_option
+from .options import PathArgument, json_option
 
 
 @command()
@@ -81,8 +81,8 @@ def preset_row(name: str) -> dict[str, str]:
 
 
 @command()
-@click.argument("reports", nargs=-1, required=True, type=Place())
-@click.option("--html", type=Place(), help="Also write an HTML page.")
+@click.argument("reports", nargs=-1, required=True, type=PathArgument())
+@click.option("--html", type=PathArgument(), help="Also write an HTML page.")
 @click.option("--allow-different", is_flag=True, help="Compare other models or images too.")
 @json_option
 def compare(
@@ -107,7 +107,7 @@ def compare(
 
 
 @command()
-@click.argument("path", type=Place())
+@click.argument("path", type=PathArgument())
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Say what a workspace, stage folder, graph, or engine is.

@@ -16,8 +16,15 @@ from . import completion
 from .console import ConsoleReporter, print_json
 from .figures import figures_of_failures, print_figures
 from .groups import command, option
-from .options import Place, json_option, memory_option, struct_options, workspace_argument
-from .perform import chosen_builds, chosen_name, name_option, perform, recipe_option, recipe_or_none
+from .options import PathArgument, json_option, memory_option, struct_options, workspace_argument
+from .perform import (
+    name_option,
+    perform,
+    quantization_name,
+    recipe_option,
+    recipe_or_none,
+    selected_builds,
+)
 
 if TYPE_CHECKING:
     from ..calibrate.executors import ExecutorName
@@ -44,7 +51,7 @@ if TYPE_CHECKING:
     "graphs",
     group="Model",
     multiple=True,
-    type=Place(),
+    type=PathArgument(),
     help="An ONNX file of your own, with MODEL `onnx`. Repeatable.",
 )
 @option(
@@ -163,7 +170,7 @@ def calibrate(
 @name_option
 @struct_options(QuantizeOptions)
 @memory_option
-@option("--plan", "plan_file", group="Sites", type=Place(), help="An edited plan.json.")
+@option("--plan", "plan_file", group="Sites", type=PathArgument(), help="An edited plan.json.")
 @json_option
 def quantize(
     workspace: Path,

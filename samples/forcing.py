@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.sessions.onnxruntime import fast_session
-from ..runtime.spec import FULL
+from ..runtime.spec import TEACHER_FORCED
 from .files import Array
 
 Tokens = NDArray[np.int32] | NDArray[np.float32]
@@ -33,7 +33,7 @@ def teacher_forcing(export: Path) -> Callable[[Tokens], dict[str, Array]]:
     """
     from ..graph.io import load_graph
 
-    inputs = {str(v.name): v for v in load_graph(export / f"{FULL}.onnx").graph.inputs}
+    inputs = {str(v.name): v for v in load_graph(export / f"{TEACHER_FORCED}.onnx").graph.inputs}
     if "features" in inputs:
         lookup = fast_session(export / "lookup.onnx")
         return lambda tokens: lookup.run({"indices": tokens}, ["features"])

@@ -13,7 +13,7 @@ from ..errors import CalibrationError
 from ..runtime.generator import read_spec
 from ..runtime.images import UnreadableImage, load_image
 from ..runtime.recording import Recording
-from ..runtime.spec import FULL, GeneratorSpec
+from ..runtime.spec import TEACHER_FORCED, GeneratorSpec
 from ..workspace.facts import Exported, kind_of, tokenizer_of
 from ..workspace.files import sha256_file
 from ..workspace.manifest import MANIFEST, Manifest

@@ -20,8 +20,8 @@ from ...workspace.stage import Reporter
 from ...workspace.workspace import Workspace
 from ..facts import EngineRow, SiteException
 from ..formats import is_fp8, precision_text, required_formats
-from .half_precision_files import write_twin
-from .inspect import ProvableFormat, prove_sites
+from .half_precision_files import write_half_precision
+from .inspect import KernelFormat, verify_sites
 from .process import compile_engine
 from .profiles import Profiles
 from .targets import Format, Target, check_formats, group_targets, resolve_target
@@ -128,11 +128,11 @@ class EngineBuild:
     ) -> EngineRow:
         """Write the half-precision copy of a graph and the engine that is built from it."""
         own_sites, half = self.site_map.of_graph(graph), self.options.half
-        copy = write_twin(self.source, graph, own_sites, folder, wide, half)
+        copy = write_half_precision(self.source, graph, own_sites, folder, wide, half)
         sites = {site.node: site.name for site in own_sites}
         entries = {entry.name: entry for entry in self.plan.sites} if self.plan else {}
         planned = [entries[name] for name in sites.values() if name in entries]
-        formats: dict[str, ProvableFormat] = {
+        formats: dict[str, KernelFormat] = {
             entry.name: "fp8" if is_fp8(entry) else "int8" for entry in planned if entry.activation
         }
         wanted = {node: formats[name] for node, name in sites.items() if name in formats}
@@ -143,7 +143,7 @@ class EngineBuild:
             targets=group,
             profiles=self.profiles[graph],
         )
-        proved, missing = prove_sites(result.layers, wanted)
+        proved, missing = verify_sites(result.layers, wanted)
         (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
         lacking = [target.sm for target in group if not target.supports("int8_conv")]
         note = f" ({', '.join(lacking)} has no INT8 convolution kernel)" if lacking else ""

@@ -25,7 +25,7 @@ from . import MODEL
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from .parity import OwnParity
+    from .parity import CustomParity
 
 FOLD_SEED = 2  # of what folds are tried with; the files were compared on others
 
@@ -49,7 +49,7 @@ class Judges:
 class ParityFacts(msgspec.Struct, frozen=True, kw_only=True):
     """How far each graph is from the user's file."""
 
-    graphs: tuple[OwnParity, ...]
+    graphs: tuple[CustomParity, ...]
 
 
 class CustomExportFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ def export_own_stage(
     )
 
     def work(folder: Path) -> CustomExportFacts:
-        return export_own(graphs, folder, reporter, judges)
+        return export_custom(graphs, folder, reporter, judges)
 
     return run_stage(workspace.folder("export"), wanted, work)
 

@@ -36,7 +36,7 @@ def limited_name(value: object) -> str | None:
 
 
 @pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
-def test_every_field_is_under_one_heading(struct: type[msgspec.Struct]) -> None:
+def test_every_field_is_under_one_heading(struct: Any) -> None:
     named = Counter(name for names in struct.GROUPS.values() for name in names)
     assert named == Counter(field.name for field in msgspec.structs.fields(struct))
     assert all(field.group and field.help for field in fields_of(struct))

@@ -11,7 +11,7 @@ from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter
 from ...workspace.verify import verify
 from ...workspace.workspace import Workspace
-from ..report.schema import ENGINE, QDQ, TWIN
+from ..report.schema import ENGINE, HALF_PRECISION, QDQ
 
 EXECUTED = "onnxruntime"  # the folder of engines that a session here runs
 
@@ -46,7 +46,7 @@ def candidate_folders(
         )
     if twins:
         # The same graph in every folder: targets differ in what is compiled from it.
-        folders[TWIN] = workspace.folder("engines", *twins[0].split("/"))
+        folders[HALF_PRECISION] = workspace.folder("engines", *twins[0].split("/"))
     if f"{name}/{EXECUTED}" in engines:
         folders[ENGINE] = workspace.folder("engines", name, EXECUTED)
     return folders

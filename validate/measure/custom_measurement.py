@@ -11,7 +11,7 @@ from ...samples.arrays import ArraySamples
 from ...samples.base import SampleSource
 from ...samples.files import GraphChain
 from ...samples.sources import held_out_arrays
-from ...workspace.facts import Exported, own_graphs_of
+from ...workspace.facts import Exported, custom_graphs
 from ..metrics.outputs import measure_outputs
 from ..report.schema import ENGINE, LatencyRow, Part
 from .measurement import Folders, Measured, Progress, timed
@@ -45,7 +45,7 @@ class CustomMeasurement:
 
     def run(self, folders: Folders, progress: Progress) -> Measured:
         export, threads = self.model.folder, self.options.threads
-        graphs = [graph.name for graph in own_graphs_of(self.model.manifest)]
+        graphs = [graph.name for graph in custom_graphs(self.model.manifest)]
         chains = {
             name: GraphChain.open(folder, graphs, threads=threads)
             if name == ENGINE

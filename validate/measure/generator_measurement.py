@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from ...engines.tensorrt.half_precision_files import write_twin
+from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...graph.sites import load_sites
 from ...quantize.facts import QuantizationFacts
 from ...recipe.options import ValidateOptions
 from ...runtime.generator import SPEC_FILE, Generated, Generator, choose_sampling
 from ...runtime.sessions.onnxruntime import reference_session
-from ...runtime.spec import FULL, GeneratorSpec
+from ...runtime.spec import TEACHER_FORCED, GeneratorSpec
 from ...samples.base import SampleSource
 from ...samples.encoded import EncodedImages
 from ...samples.generated import GeneratedSamples
@@ -26,13 +26,13 @@ from ...workspace.facts import Exported, facts
 from ...workspace.files import decode_json, sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
 from ..metrics.latency import ratio, timed_parts
-from ..report.schema import ENGINE, QDQ, TWIN, LatencyRow, Part
+from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import check_network, open_features
-from .forced import measure_forced
-from .forced_runs import Forcing, TeacherForced, Trajectory, forced_graphs
 from .generator import GeneratorAccuracy
-from .images import Batch, Features, Images, measure_pictures
+from .images import Batch, Features, Images, measure_generated_images
 from .measurement import Folders, Measured, Progress
+from .teacher_forcing import measure_teacher_forced
+from .teacher_forcing_runs import TeacherForced, TeacherForcing, TrajectoryForcing, compared_graphs
 
 KEPT_PICTURES = 8
 
@@ -100,15 +100,15 @@ class GeneratorMeasurement:
         }
 
     def run(self, folders: Folders, progress: Progress) -> Measured:
-        """Compare images of FP32 and each candidate, then their graphs on what `Forcing` gives."""
+        """Compare images of FP32 and each candidate, then their graphs on what `TeacherForcing` gives."""
         generators = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
         labels, names = self.generated.labels, self.generated.image_names
         with TemporaryDirectory() as scratch:
             forcing = self._forcing(Path(scratch))
-            folders = with_full_twin(self.export, folders, Path(scratch) / TWIN)
-            pictures, kept = measure_pictures(
+            folders = with_full_twin(self.export, folders, Path(scratch) / HALF_PRECISION)
+            pictures, kept = measure_generated_images(
                 names,
-                forcing.pictures(),
+                forcing.batches(),
                 {
                     name: batches(self.generated.batches(self._open(name, folder)))
                     for name, folder in generators.items()
@@ -118,9 +118,9 @@ class GeneratorMeasurement:
                 keep=KEPT_PICTURES,
                 progress=lambda done: progress("comparing pictures", done, len(labels)),
             )
-            found = measure_forced(
+            found = measure_teacher_forced(
                 forcing.runs(),
-                forced_graphs(self.export, folders, forcing.outputs, self.options.threads),
+                compared_graphs(self.export, folders, forcing.outputs, self.options.threads),
                 lambda done: progress("comparing graphs", done, forcing.count),
             )
         generation = {
@@ -182,10 +182,10 @@ class GeneratorMeasurement:
         for made in self.generated.batches(self._reference(self.export), seed):
             yield made.images
 
-    def _forcing(self, folder: Path) -> Forcing:
+    def _forcing(self, folder: Path) -> TeacherForcing:
         """Choose tokens for a graph of all positions, or runs of a family that records them."""
         if self._spec.recording is not None:
-            return Trajectory(self.generated, self._spec.recording, folder)
+            return TrajectoryForcing(self.generated, self._spec.recording, folder)
         return TeacherForced(self.generated, self.images)
 
 
@@ -211,12 +211,17 @@ def with_full_twin(export: Path, folders: Folders, made: Path) -> Folders:
     Nothing is built from it, so that it lies beside no engine; nodes and weights are the steps'.
     """
     quantized = folders[QDQ]
-    if TWIN not in folders or not (quantized / f"{FULL}.onnx").is_file():
+    if HALF_PRECISION not in folders or not (quantized / f"{TEACHER_FORCED}.onnx").is_file():
         return folders
     manifest = decode_json(quantized / MANIFEST, Manifest, do="run `arvg-trt quantize` again")
     made.mkdir()
-    sites = load_sites(export).of_graph(FULL)
-    write_twin(
-        quantized, FULL, sites, made, facts(manifest, QuantizationFacts).fp32_tensors, "float16"
+    sites = load_sites(export).of_graph(TEACHER_FORCED)
+    write_half_precision(
+        quantized,
+        TEACHER_FORCED,
+        sites,
+        made,
+        facts(manifest, QuantizationFacts).fp32_tensors,
+        "float16",
     )
-    return {**folders, TWIN: made}
+    return {**folders, HALF_PRECISION: made}

@@ -13,7 +13,7 @@ from ..metrics.latency import interleaved, ratio
 from ..metrics.outputs import OutputAccuracy
 from ..report.schema import ENGINE, LatencyRow, Part
 from .generator import GeneratorAccuracy
-from .tokenizer import CandidateAccuracy, Picture
+from .tokenizer import CandidateAccuracy, ComparedImage
 
 Folders = Mapping[str, Path]  # of graphs, by candidate
 Progress = Callable[[str, int, int], None]
@@ -31,7 +31,7 @@ class Measured:
     outputs: dict[str, tuple[OutputAccuracy, ...]] = field(default_factory=dict)
     generation: dict[str, GeneratorAccuracy] = field(default_factory=dict)
     latency: dict[Part, LatencyRow] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[ComparedImage] = field(default_factory=list)
     picture_names: tuple[str, ...] = ()
     sampling: dict[str, float] = field(default_factory=dict)
     classes: tuple[int, ...] = ()

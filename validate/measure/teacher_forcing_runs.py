@@ -17,7 +17,7 @@ from ...numerics.scheme import Plan
 from ...runtime.generator import Generator
 from ...runtime.recording import GraphRun, Recording
 from ...runtime.sessions.onnxruntime import fast_session, reference_session
-from ...runtime.spec import FULL
+from ...runtime.spec import TEACHER_FORCED
 from ...samples.encoded import EncodedImages
 from ...samples.files import graph_of, load_sample, save_sample
 from ...samples.forcing import Tokens, forced_rows, teacher_forcing
@@ -26,7 +26,8 @@ from ...workspace.files import decode_json
 from ..report.schema import ENGINE, QDQ
 from .images import Batch
 from .measurement import Folders
-from .site_outputs import compared_sites, probe, site_outputs, unfolding
+from .site_outputs import compared_sites, open_with_outputs, site_outputs, undo_folds
+from .teacher_forcing import ComparedGraph, TeacherForcedRun
 
 
 class TeacherForcing(Protocol):
@@ -64,14 +65,14 @@ class TeacherForced:
         names = self.generated.image_names if self.images is None else self.images.names
         return len(names) * (1 if null_class(self.generated.spec) is None else 2)
 
-    def pictures(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         asked = self.generated
         generator = Generator.open(asked.export, session=reference_session, threads=asked.threads)
         for batch in asked.batches(generator):
             self._made.append(batch.tokens)
             yield batch.images, batch.tokens
 
-    def runs(self) -> Iterator[ForcedRun]:
+    def runs(self) -> Iterator[TeacherForcedRun]:
         """One row at a time, so that all that sites give fits in memory."""
         spec = self.generated.spec
         force, null = teacher_forcing(self.generated.export), null_class(spec)
@@ -83,9 +84,9 @@ class TeacherForced:
             names, labels = self.images.names, self.images.labels
         for name, label, own in zip(names, labels, tokens, strict=True):
             for feeds in forced_rows(force(own), [label], null):
-                yield ForcedRun(
+                yield TeacherForcedRun(
                     name=name,
-                    graph=FULL,
+                    graph=TEACHER_FORCED,
                     feeds=feeds,
                     tokens=own,
                     conditional=feeds["labels"] != spec.num_classes,
@@ -113,7 +114,7 @@ class TrajectoryForcing:
     def count(self) -> int:
         return len(self._kept)
 
-    def pictures(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         names = self.generated.image_names
         trajectories = self.generated.trajectories(exact=True)
         for made, runs in self.recording.generated(trajectories):

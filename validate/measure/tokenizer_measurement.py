@@ -16,7 +16,7 @@ from ...samples.base import SampleSource
 from ...samples.crops import Crops
 from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
-from ..report.schema import ENGINE, TWIN, LatencyRow, Part
+from ..report.schema import ENGINE, HALF_PRECISION, LatencyRow, Part
 from .measurement import Folders, Measured, Progress, timed
 from .tokenizer import measure
 
@@ -55,7 +55,7 @@ class TokenizerMeasurement:
             # A twin lies beside engines that no session runs.
             name: ImageTokenizer.open(folder, threads=threads)
             if name == ENGINE
-            else ImageTokenizer.reference(folder, verify=name != TWIN)
+            else ImageTokenizer.reference(folder, verify=name != HALF_PRECISION)
             for name, folder in folders.items()
         }
         accuracy, pictures = measure(
@@ -63,7 +63,7 @@ class TokenizerMeasurement:
             ImageTokenizer.reference(export),
             codecs,
             codebook_size=tokenizer_of(self.model.manifest).codebook_size,
-            keep_pictures=KEPT_PICTURES,
+            keep_images=KEPT_PICTURES,
             progress=lambda done: progress("validating images", done, len(self.names)),
         )
         latency: dict[Part, LatencyRow] = {}

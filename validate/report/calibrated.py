@@ -25,7 +25,7 @@ class DgcRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     select: Literal["ratio", "distance"]
 
     @classmethod
-    def of(cls, found: DgcSummary) -> Chosen:
+    def of(cls, found: DgcSummary) -> DgcRows:
         return cls(
             candidates=found.candidates,
             kept=found.kept,
@@ -60,7 +60,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             settled=0 if grown is None else grown.settled,
             inputs=0 if grown is None else len(grown.sites),
             share=None if grown is None else grown.share,
-            dgc=None if found.dgc is None else Chosen.of(found.dgc),
+            dgc=None if found.dgc is None else DgcRows.of(found.dgc),
             classes=found.classes,
         )
 

@@ -19,9 +19,9 @@ from ..metrics.latency import read_cpu
 from .calibrated import Calibration
 from .schema import (
     GENERATOR_SIZE_NOTE,
+    HALF_PRECISION,
     SIZE_NOTE,
     SYNTHETIC,
-    TWIN,
     Data,
     Report,
     Sizes,
@@ -80,7 +80,7 @@ def report_sizes(
 ) -> Sizes:
     """Return the bytes of graphs and weights; a half-precision copy runs only as an engine."""
     generates = model.kind == "generator"
-    runs = {name: folder for name, folder in folders.items() if name != TWIN}
+    runs = {name: folder for name, folder in folders.items() if name != HALF_PRECISION}
     fp32_bytes, candidate_bytes = running_bytes(model.folder, model.manifest, runs)
     return sizes(
         fp32_graph_bytes=graph_bytes(model.folder, generates),
