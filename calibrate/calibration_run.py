@@ -53,6 +53,11 @@ class CalibrationRun:
         """Return the same run of other graphs."""
         return replace(self, graphs=graphs)
 
+    def up_to(self, *graphs: str) -> CalibrationRun:
+        """Return the same run of its graphs up to the last of `graphs`, which feed one another."""
+        last = max(self.graphs.index(graph) for graph in graphs)
+        return self.on(*self.graphs[: last + 1])
+
     def of(self, part: slice) -> CalibrationRun:
         """Return the same run on a part of the samples."""
         return replace(self, part=part)
@@ -260,13 +265,13 @@ class CalibrationRun:
 
     def hessian(self, observers: Mapping[str, HessianObserver]) -> dict[str, Moments]:
         """Return the sums of each observer; graphs run up to the last that one lies in."""
-        last = max(self.graphs.index(observer.graph) for observer in observers.values())
         sums = MomentSums(observers)
 
         def instrument(name: str, graph: ir.Graph) -> None:
             observe_moments(graph, {k: p for k, p in observers.items() if p.graph == name})
 
-        self.on(*self.graphs[: last + 1]).observe(instrument, sums.add)
+        run = self.up_to(*(observer.graph for observer in observers.values()))
+        run.observe(instrument, sums.add)
         return sums.moments()
 
     def absmax(self) -> dict[str, dict[str, float]]:

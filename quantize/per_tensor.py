@@ -23,7 +23,6 @@ from .groups import InputDecision, InputGroup, summarize
 from .ranges import best_candidate, tensor_candidates
 from .scaling.held_out import search_ways
 from .scaling.predicted import Way, way_of
-from .scaling.trials import Samples
 
 CLIP_POWER = 4  # clips less than the square does
 
@@ -59,16 +58,15 @@ class PredictedError:
                     f"{group.key} wants gps, which scales the linears of a generator",
                     do='use "search" or an exponent',
                 )
-        run = self.run
-        source = Samples(
-            run.export,
-            run.samples,
+        ways = search_ways(
+            self.run,
             self.site_map,
-            run.batch_size,
-            run.progress,
-            self.max_memory,
+            graphs,
+            groups,
+            self.statistics,
+            self.options,
+            max_memory=self.max_memory,
         )
-        ways = search_ways(source, entries, self.statistics, self.options)
         scalings = {group.key: scaling_of(graphs[group.graph], group, ways) for group in groups}
         found = self.round_inputs(groups, scalings)
         return decided(entries, groups, ways), found

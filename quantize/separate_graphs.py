@@ -80,8 +80,7 @@ class SeparateGraphs:
     def rounding_input(self, site: Site) -> tuple[SmoothedInput, QParams | None]:
         """Return what the product of a site is fed, and how that is rounded."""
         decision = self._decision(site)
-        scaling = decision.scaling if decision else None
-        scale, center = input_scaling(self.entries[site.name], scaling)
+        scale, center = input_scaling(self.entries[site.name], self._scaling(site))
         smoothed = SmoothedInput(
             site.input,
             site.channel_axis,
@@ -92,16 +91,19 @@ class SeparateGraphs:
 
     def weight(self, site: Site) -> NDArray[np.float32]:
         """Return the weight [O, I, ...] that meets a site's scaled input."""
-        graph, decision = self.models[site.graph].graph, self._decision(site)
-        scaling = decision.scaling if decision else None
-        return scaled_weight(graph, site, self.entries[site.name], scaling)
+        graph = self.models[site.graph].graph
+        return scaled_weight(graph, site, self.entries[site.name], self._scaling(site))
 
     def nearest(self, weight: NDArray[np.float32], site: Site) -> QuantizedWeight:
         """Return a site's weight rounded to nearest."""
-        decision = self._decision(site)
-        scaling = decision.scaling if decision else None
-        entry = self.entries[site.name]
-        return round_to_nearest(weight, site, entry, self.statistics, self.options, scaling)
+        return round_to_nearest(
+            weight,
+            site,
+            self.entries[site.name],
+            self.statistics,
+            self.options,
+            self._scaling(site),
+        )
 
     def filled(self, site: Site) -> ActivationFormat | None:
         """Return the plan's entry of a site's input with its scale in it."""
@@ -143,9 +145,7 @@ class SeparateGraphs:
                 weight = site_weight(self.models[site.graph].graph, site)
                 found[site.name] = SiteWeights(None, floating=to_half(weight, site.name))
                 continue
-            decision = self._decision(site)
-            scaling = decision.scaling if decision else None
-            scale, center = input_scaling(self.entries[site.name], scaling)
+            scale, center = input_scaling(self.entries[site.name], self._scaling(site))
             found[site.name] = SiteWeights(
                 weights[site.name],
                 activation=self.filled(site),
@@ -161,6 +161,10 @@ class SeparateGraphs:
         if decision is not None and decision.divides:
             return site
         return msgspec.structs.replace(site, fold=None, producer_fold=None)
+
+    def _scaling(self, site: Site) -> Scaling | None:
+        decision = self._decision(site)
+        return None if decision is None else decision.scaling
 
     def _decision(self, site: Site) -> InputDecision | None:
         group = self.group_of.get(site.name)
