@@ -7,7 +7,7 @@ it when it is rounded, and the graph gets the rounded weight alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -40,7 +40,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @dataclass(slots=True)
 class SeparateGraphs:
-    """The graphs of a model, its plan, and what was decided for its inputs, by group."""
+    """Hold the graphs of a model, its plan, and what was decided for its inputs, by group."""
 
     models: Mapping[str, ir.Model]
     site_map: SiteMap
@@ -79,15 +79,16 @@ class SeparateGraphs:
 
     def rounding_input(self, site: Site) -> tuple[SmoothedInput, QParams | None]:
         """Return what the product of a site is fed, and how that is rounded."""
-        decision = self._decision(site)
+        decision, plain = self._decision(site), SmoothedInput(site.input, site.channel_axis)
+        if decision is not None and decision.qparams.granularity == "per_token":
+            plain = self.group_of[site.name].plain
         scale, center = input_scaling(self.entries[site.name], self._scaling(site))
-        smoothed = SmoothedInput(
-            site.input,
-            site.channel_axis,
+        smoothed = replace(
+            plain,
             scale=None if scale is None else scale.astype(np.float64),
             shift=None if center is None else center.astype(np.float64),
         )
-        return smoothed, decision.qparams if decision else None
+        return smoothed, decision.qparams.deployed() if decision else None
 
     def weight(self, site: Site) -> NDArray[np.float32]:
         """Return the weight [O, I, ...] that meets a site's scaled input."""
@@ -110,7 +111,12 @@ class SeparateGraphs:
         decision = self._decision(site)
         if decision is None:
             return None
-        return decision.qparams.as_format(centered=decision.scaling.center is not None)
+        centered = decision.scaling.center is not None
+        if decision.qparams.granularity == "per_token":
+            planned = self.group_of[site.name].activation
+            filled = decision.qparams.fill(planned)
+            return msgspec.structs.replace(filled, centered=centered)
+        return decision.qparams.as_format(centered=centered)
 
     def write(
         self, output: Path, weights: Mapping[str, QuantizedWeight], rounded: Mapping[str, Rounded]
@@ -146,9 +152,11 @@ class SeparateGraphs:
                 found[site.name] = SiteWeights(None, floating=to_half(weight, site.name))
                 continue
             scale, center = input_scaling(self.entries[site.name], self._scaling(site))
+            decision = self._decision(site)
             found[site.name] = SiteWeights(
                 weights[site.name],
                 activation=self.filled(site),
+                qparams=None if decision is None else decision.qparams,
                 smoothing=scale,
                 center=center,
                 center_output=None if center is None else offset_output(self.weight(site), center),
@@ -237,6 +245,9 @@ def stored_floats(site: Site, weights: SiteWeights) -> Arrays:
         found[f"{site.name}.smoothing"] = weights.smoothing
     if weights.center is not None:
         found[f"{site.name}.center"] = weights.center
+    if weights.qparams is not None:
+        tables = weights.qparams.token_tables()
+        found |= {f"{site.name}.{name}": table for name, table in tables.items()}
     return found
 
 

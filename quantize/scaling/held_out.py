@@ -1,4 +1,4 @@
-"""The scaling of each input, chosen on samples that it was not fitted to.
+"""Choose the scaling of each input on samples that it was not fitted to.
 
 Every candidate is fitted to one half of the samples and judged on the other, then the other way
 round; few samples are halved in two manners. It counts as much as on the half where it gains least,
@@ -26,11 +26,14 @@ import onnx_ir as ir
 
 from ...calibrate.calibration_run import CalibrationRun
 from ...calibrate.statistics import Statistics
+from ...graph.linears import LINEAR_OPS
 from ...graph.sites import SiteMap
 from ...recipe.options import MAX_MEMORY
 from ...recipe.quantize import QuantizeOptions
 from ...samples.files import sample_files
 from ..groups import InputGroup, site_statistics, summarize
+from ..plan import ATTENTION_ROLES
+from .gains import gain_scalings_of
 from .predicted import Way, predicted_error, ratio, way_of
 from .trial_rounding import round_trials
 from .trials import (
@@ -51,6 +54,7 @@ WAYS = (
     Way(0.5, centered=True),
     Way("predicted", centered=True),
 )
+GAIN_WAYS = (Way("gps"), Way("gps", centered=True))
 # A shift a channel that costs nodes must gain this on the best without one, since it also keeps a
 # padding out of a fast integer convolution on CPUs.
 CENTER_GAIN_DB = 1.0
@@ -88,16 +92,14 @@ def search_ways(
         return {group.key: NONE for group in searched}
     rows = max(int(np.max(site_statistics(statistics, g.key).count)) for g in searched) / count
     most = max(LEAST_JUDGED, math.ceil(JUDGED_ROWS / max(rows, 1)))
-    folds = [
-        Fold(
-            completed(run.of(fitted).channel_ranges(site_map), statistics),
-            fitted,
-            thinned(judged, most),
-        )
-        for fitted, judged in split_samples(count, most)
-    ]
     errors: dict[str, list[dict[Way, float]]] = {group.key: [] for group in searched}
     left = {group.key: ways_for(group, options) for group in searched}
+    tried = {group.key: left.get(group.key) or [way_of(group, {})] for group in groups}
+    folds = []
+    for fitted, judged in split_samples(count, most):
+        ranges = completed(run.of(fitted).channel_ranges(site_map), statistics)
+        by_gain = gain_scalings_of(run.of(fitted), graphs, groups, tried, ranges, options)
+        folds.append(Fold(ranges, fitted, thinned(judged, most), by_gain))
     for fold in folds:
         undecided = [group for group in searched if len(left[group.key]) > 1]
         for part in parts_of(undecided, left):
@@ -113,12 +115,12 @@ def search_ways(
 
 
 def completed(part: Statistics, whole: Statistics) -> Statistics:
-    """Statistics of some samples; where those have no element of a tensor, that of all samples."""
+    """Return statistics of some samples, or of all where some have no element of a tensor."""
     return {key: stats if np.any(stats.count) else whole[key] for key, stats in part.items()}
 
 
 def still_able(errors: Mapping[Way, float]) -> list[Way]:
-    """None, and what a half shows to be better; the rest cannot win any more."""
+    """Return none, and the ways that a half shows to be better; the rest cannot win any more."""
     none = errors.get(NONE, math.inf)
     return [way for way, error in errors.items() if way == NONE or error < none]
 
@@ -203,7 +205,7 @@ def best_choice(
                     groups=groups,
                     ways=choices[k],
                     rounded=rounded,
-                    fitted=fold.fitted,
+                    fold=fold,
                     options=options,
                 )
                 found[k] = trial_distance(run, name, fold, trial, exact)
@@ -231,14 +233,14 @@ def split_samples(count: int, most: int) -> list[tuple[slice, slice]]:
 
 
 def thinned(half: slice, most: int) -> slice:
-    """At most `most` samples of a half, spread over it."""
+    """Return at most `most` samples of a half, spread over it."""
     step = half.step or 1
     size = -(-(half.stop - half.start) // step)
     return slice(half.start, half.stop, step * max(1, -(-size // most)))
 
 
 def best_way(errors: Sequence[Mapping[Way, float]], *, gain_db: float, center_db: float) -> Way:
-    """The candidate that on the half where it does worst, relative to none, does best.
+    """Return the way that does best on the half where it does worst, relative to none.
 
     None wins what is within `gain_db`; a centre must gain `center_db` on the best without one.
     """
@@ -267,4 +269,10 @@ def ways_for(group: InputGroup, options: QuantizeOptions) -> list[Way]:
     if activation.scale is not None:
         return [way for way in WAYS if way.centered == activation.centered]
     movable = options.shift and activation.grid == "uniform"
-    return [way for way in WAYS if movable or not way.centered]
+    ways = (*WAYS, *GAIN_WAYS) if takes_gains(group) else WAYS
+    return [way for way in ways if movable or not way.centered]
+
+
+def takes_gains(group: InputGroup) -> bool:
+    """Return whether GPS is tried: for linears and the projections of an attention."""
+    return all(site.op in LINEAR_OPS or site.role in ATTENTION_ROLES for site in group.sites)

@@ -71,7 +71,7 @@ def round_trials(
     for task, moments in summed(run.of(fold.part), tasks, max_memory=max_memory):
         site, group = task.site, group_of[task.site.name]
         tried = ways[group.key]
-        trials = fit_ways(graph, group, tried, fold.fitted, options)
+        trials = fit_ways(graph, group, tried, fold, options)
         for way, trial in zip(tried, trials, strict=True):
             scale, center = input_scaling(task.entry, trial.scaling)
             found[site.name, way] = rounded_weight(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -44,11 +44,22 @@ TRIAL_BYTES = 2**28
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Statistics of the samples in `part`, and which others judge what is fitted to them."""
+    """Hold statistics of the samples in `part`, and which others judge what is fitted to them.
+
+    `by_gain` has the scalings of ways by GPS, by group and way.
+    """
 
     fitted: Statistics
     part: slice
     judged: slice
+    by_gain: Mapping[tuple[str, Way], Scaling] = field(default_factory=dict)
+
+    def scaling(self, graph: ir.Graph, group: InputGroup, way: Way) -> Scaling:
+        """Return the scaling of a group that a way fits to the samples of this fold."""
+        known = self.by_gain.get((group.key, way))
+        if known is not None:
+            return known
+        return way.fit(group.seen(self.fitted), summarize(graph, group.sites), group.bits)
 
 
 def run_whole(
@@ -149,11 +160,11 @@ def judged_errors(
         inside = [group for group in groups if group.graph == graph_name]
         for k, group in enumerate(inside):
             tried = ways[group.key]
-            trials = fit_ways(graph, group, tried, fold.fitted, options)
+            trials = fit_ways(graph, group, tried, fold, options)
             for n, (way, trial) in enumerate(zip(tried, trials, strict=True)):
                 for m, site in enumerate(group.sites):
                     label = f"trial.{graph_name}.{k}.{n}.{m}"
-                    observe_trial(graph, site, group, trial, fold.fitted, options, label)
+                    observe_trial(graph, site, group, trial, fold, options, label)
                     named = tensors.setdefault(graph_name, [])
                     named.append((f"{label}:noise", group.key, way))
 
@@ -178,14 +189,14 @@ def fit_ways(
     graph: ir.Graph,
     group: InputGroup,
     ways: Sequence[Way],
-    fitted: Statistics,
+    fold: Fold,
     options: QuantizeOptions,
 ) -> list[Trial]:
     """Fit every way to the statistics of a group's input; clips are at the observed range."""
-    stats, users = group.seen(fitted), summarize(graph, group.sites)
+    stats = group.seen(fold.fitted)
     found = []
     for way in ways:
-        scaling = way.fit(stats, users, group.bits)
+        scaling = fold.scaling(graph, group, way)
         activation = group.activation
         if activation.grid == "fp8":
             qparams = fp8_qparams(stats, scaling)
@@ -203,19 +214,19 @@ def quantize_whole(
     groups: Sequence[InputGroup],
     ways: Mapping[str, Way],
     rounded: TrialWeights,
-    fitted: Statistics,
+    fold: Fold,
     options: QuantizeOptions,
 ) -> None:
     """Quantize all products with rounded inputs; their scales are nodes of their own."""
     weights, sites, by_data = {}, [], {}
     for group in groups:
         way = way_of(group, ways)
-        (trial,) = fit_ways(graph, group, [way], fitted, options)
+        (trial,) = fit_ways(graph, group, [way], fold, options)
         for site in group.sites:
             known = rounded.get((site.name, way))
             if known is not None:
                 by_data[site.name] = known
-            weights[site.name] = trial_weights(graph, site, group, trial, known, fitted, options)
+            weights[site.name] = trial_weights(graph, site, group, trial, known, fold, options)
             sites.append(msgspec.structs.replace(site, fold=None, producer_fold=None))
     correct_biases(graph, sites, by_data)
     insert_qdq(graph, sites, weights)
@@ -227,7 +238,7 @@ def trial_weights(
     group: InputGroup,
     trial: Trial,
     known: Rounded | None,
-    fitted: Statistics,
+    fold: Fold,
     options: QuantizeOptions,
 ) -> SiteWeights:
     """Return what a product computes with in a trial; `known` is its weight if data rounded it."""
@@ -235,7 +246,7 @@ def trial_weights(
     weight = scaled_weight(graph, site, entry, trial.scaling)
     scale, center = input_scaling(entry, trial.scaling)
     if known is None:
-        quantized = round_to_nearest(weight, site, entry, fitted, options, trial.scaling)
+        quantized = round_to_nearest(weight, site, entry, fold.fitted, options, trial.scaling)
     else:
         quantized = known.weight
     return SiteWeights(
@@ -252,13 +263,13 @@ def observe_trial(
     site: Site,
     group: InputGroup,
     trial: Trial,
-    fitted: Statistics,
+    fold: Fold,
     options: QuantizeOptions,
     label: str,
 ) -> None:
     """Add the output `LABEL:noise` [N, O]: sums of squares of the quantized product's error."""
     node = site_node(graph, site)
-    chosen = trial_weights(graph, site, group, trial, None, fitted, options)
+    chosen = trial_weights(graph, site, group, trial, None, fold, options)
     again = ir.node(node.op_type, node.inputs, dict(node.attributes), name=label)
     value = again.outputs[0]
     value.name, value.type, value.shape = label, ir.TensorType(ir.DataType.FLOAT), None
