@@ -58,7 +58,7 @@ def rewrite_scaled_token_linear(
     value = rewrite_token_linear(graph, node, site, token_site)
     if chosen.center is not None:
         last: tuple[int, ...] = (1,) * site.channel_axis + (-1,)
-        add_to_bias(graph, value, site.name, chosen.constant_output(), last)
+        add_to_bias(graph, value, chain.prefix, chosen.constant_output(), last)
     return node
 
 
