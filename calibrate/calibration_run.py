@@ -1,4 +1,4 @@
-"""Run observers: graphs of a folder on saved samples, once per call."""
+"""Run observers: graphs of a folder, and the saved samples that they are run on."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ from .observers.clip_error import (
     observe_channel_clip_errors,
     observe_clip_errors,
 )
-from .observers.gps_terms import observe_gps_terms
-from .observers.hessian import HessianAccumulator, HessianObserver, HessianSums, observe_hessian
-from .observers.min_max import batch_stats, observe_ranges, observe_smoothed_ranges, position_stats
+from .observers.gps_terms import observe_gains
+from .observers.hessian import HessianObserver, Moments, MomentSums, observe_moments
+from .observers.min_max import (
+    batch_stats,
+    observe_ranges,
+    observe_smoothed_ranges,
+    observe_token_ranges,
+    position_stats,
+)
 from .observers.run import Outputs, Progress, run_instrumented
 from .observers.smoothed import Scaling, SmoothedInput, plain_input, position_sums, wide_sum
 from .statistics import OUTPUT, POSITION, Statistics
@@ -38,7 +44,8 @@ class CalibrationRun:
     """Run `graphs` of the folder `export` in turn on `part` of the saved samples.
 
     As many samples as `batch_size` are in flight, on `threads` threads (0: all). Each method runs
-    the samples once. What is said by a key of views alone is of a run of one graph (see `on`).
+    the samples once. What is said by a key of views alone is of a run of one graph (see `on`), or
+    of the graph `watched`, which others feed (see `inside`).
     """
 
     export: Path
@@ -48,10 +55,20 @@ class CalibrationRun:
     progress: Progress
     threads: int = 0
     part: slice = field(default_factory=lambda: slice(None))
+    watched: str | None = None
 
     def on(self, *graphs: str) -> CalibrationRun:
         """Return the same run of other graphs."""
         return replace(self, graphs=graphs)
+
+    def up_to(self, *graphs: str) -> CalibrationRun:
+        """Return the same run of its graphs up to the last of `graphs`, which feed one another."""
+        last = max(self.graphs.index(graph) for graph in graphs)
+        return self.on(*self.graphs[: last + 1])
+
+    def inside(self, graph: str) -> CalibrationRun:
+        """Return the same run up to `graph`, of which alone anything is observed."""
+        return replace(self.up_to(graph), watched=graph)
 
     def of(self, part: slice) -> CalibrationRun:
         """Return the same run on a part of the samples."""
@@ -59,7 +76,7 @@ class CalibrationRun:
 
     @property
     def size(self) -> int:
-        """Return how many samples the first graph is run on."""
+        """Return the number of samples that the first graph is run on."""
         return len(sample_files(self.samples, self.graphs[0])[self.part])
 
     def first_half(self) -> CalibrationRun:
@@ -97,13 +114,17 @@ class CalibrationRun:
             CalibrationError: a non-finite value in what a graph computes for a sample (named), or
                 an input that nothing feeds.
         """
+
+        def observed(graph: str) -> bool:
+            return self.watched in (None, graph)
+
         return run_instrumented(
             self.export,
             self.samples,
             self.graphs,
             batch_size=self.batch_size,
-            instrument=instrument,
-            consume=consume,
+            instrument=lambda name, graph: instrument(name, graph) if observed(name) else None,
+            consume=lambda name, outputs: consume(name, outputs) if observed(name) else None,
             progress=self.progress,
             threads=self.threads,
             part=self.part,
@@ -115,7 +136,8 @@ class CalibrationRun:
         """Return min, max and sum of squares of each channel, by site name.
 
         Of every site's input under `SITE`, and of its output under `SITE:output` (the ONNX Runtime
-        engine needs a grid for what a convolution returns). A `growth` of as many parts as there
+        engine needs a grid for what a convolution returns); of positions, where an input has them,
+        under `SITE:position`. A `growth` of as many parts as there
         are batches keeps what they were on the way; graphs that compute NaN or infinity which
         reaches no output are added to `masked`.
         """
@@ -125,14 +147,28 @@ class CalibrationRun:
             for graph in self.graphs
         }
 
+        tokens = {
+            graph: {
+                key: members
+                for key, members in by_input(found).items()
+                if members[0].knows_positions
+            }
+            for graph, found in sites.items()
+        }
+
         def instrument(name: str, graph: ir.Graph) -> None:
             axes = {t: s.channel_axis for s in sites[name] for t in (s.input, s.output)}
             observe_ranges(graph, axes)
+            observe_token_ranges(graph, {k: plain_input(m[0]) for k, m in tokens[name].items()})
 
         def consume(name: str, outputs: Outputs) -> None:
             for site in sites[name]:
                 seen.add(site.name, batch_stats(outputs, site.input))
                 seen.add(f"{site.name}{OUTPUT}", batch_stats(outputs, site.output))
+            for key, members in tokens[name].items():
+                stats = position_stats(outputs, key, plain_input(members[0]))
+                for site in members:
+                    seen.add(f"{site.name}{POSITION}", stats)
 
         found = self.observe(instrument, consume)
         if masked is not None:
@@ -260,13 +296,13 @@ class CalibrationRun:
 
     def hessian(self, observers: Mapping[str, HessianObserver]) -> dict[str, HessianSums]:
         """Return the sums of each observer; graphs run up to the last that one lies in."""
-        last = max(self.graphs.index(observer.graph) for observer in observers.values())
-        sums = HessianAccumulator(observers)
+        sums = MomentSums(observers)
 
         def instrument(name: str, graph: ir.Graph) -> None:
             observe_hessian(graph, {k: p for k, p in observers.items() if p.graph == name})
 
-        self.on(*self.graphs[: last + 1]).observe(instrument, sums.add)
+        run = self.up_to(*(observer.graph for observer in observers.values()))
+        run.observe(instrument, sums.add)
         return sums.moments()
 
     def absmax(self) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What quantization tells of its sites and graphs, in its manifest and in reports."""
+"""Define the facts about sites and graphs that quantization leaves in manifests and reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One site: its formats as text, the SQNR of its weight in dB, why it is not quantized.
+    """Hold a site's formats as text, its weight's SQNR in dB, and why it is not quantized.
 
     ``weight_sqnr_db`` is None if the weight is not quantized or is represented exactly;
     ``activation_sqnr_db`` is that of rounding its input, where it was measured.
@@ -22,7 +22,7 @@ class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class OverflowTensor(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor that comes near the end of float16; `nodes` make it or read it, by name."""
+    """Name a tensor that comes near the end of float16, and the nodes that make or read it."""
 
     graph: str
     tensor: str

@@ -1,4 +1,4 @@
-"""Where a channel's scale and shift of a site's input go for free: into what makes the input."""
+"""Fold the scale and shift of an input's channels into the constants of what makes the input."""
 
 from __future__ import annotations
 

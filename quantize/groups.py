@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """What the products that read a tensor [N, C, ...] do with its channels.
+    """Summarize what the products that read a tensor [N, C, ...] do with its channels.
 
     `peaks` has max |W| over a kernel's elements for each reader, [O, C]; `energy` [C] is the sum of
     W^2 over readers, outputs and kernel elements; `taps` the kernel size of each reader.
@@ -35,7 +35,7 @@ class Readers:
 
     @property
     def absmax(self) -> Floats:
-        """max |W| by input channel, [C]."""
+        """Return max |W| by input channel, [C]."""
         largest: Floats = np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
         return largest.astype(np.float64)
 
@@ -74,7 +74,7 @@ class InputGroup:
 
     @property
     def entry(self) -> SitePlan:
-        """The plan of the first site, whose smoothing and activation are those of all."""
+        """Return the plan of the first site, whose smoothing and activation are those of all."""
         return self.entries[self.key]
 
     @property
@@ -90,7 +90,7 @@ class InputGroup:
 
     @property
     def plain(self) -> SmoothedInput:
-        """The input as it is, its tokens told apart where they have scales."""
+        """Return the input before any scaling; tokens are told apart where they have scales."""
         found = plain_input(self.sites[0])
         return found if self.tokens is not None else replace(found, token_axis=None)
 
@@ -102,7 +102,7 @@ class InputGroup:
 
 @dataclass(frozen=True, slots=True)
 class InputDecision:
-    """What becomes of a group's input: its channels are scaled, then `qparams` round it.
+    """Decide a group's input: its channels are scaled, then `qparams` round it.
 
     `sqnr_db` is that of the rounding, channels weighted as in the product; None where nothing was
     measured. `mean_square` [C] is of the scaled channels (None: not known). `divides` and
@@ -118,12 +118,12 @@ class InputDecision:
 
     @property
     def scale(self) -> Floats:
-        """The divisor of each channel, [C]."""
+        """Return the divisor of each channel, [C]."""
         return self.scaling.smoothing
 
     @property
     def shift(self) -> Floats:
-        """The shift that is subtracted from each channel after that, [C]."""
+        """Return the shift that is subtracted from each channel after the division, [C]."""
         found = np.zeros(1)
         if self.scaling.center is not None:
             found = self.scaling.center / self.scaling.smoothing

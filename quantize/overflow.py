@@ -1,4 +1,4 @@
-"""The largest magnitude of every float tensor of a Q/DQ graph, so that none overflows in half.
+"""Find the tensors of Q/DQ graphs that would overflow in half precision.
 
 Float16 ends at 65504, and calibration does not see every input: what comes within a quarter of it
 is told. A quantized linear whose product does, before the channels' factor, is to stay in high
@@ -185,7 +185,7 @@ def collect_loop_absmax(export: Path, site_map: SiteMap, *, progress: Progress) 
 
 
 class AbsmaxSession(OnnxRuntimeSession):
-    """A graph that keeps in `absmax` the largest magnitude of each tensor over its runs.
+    """Run a graph and keep in `absmax` the largest magnitude of each tensor.
 
     Its runs return the graph's own outputs alone: a loop takes others of a step for caches.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -12,18 +12,19 @@ import onnx_ir as ir
 from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.smoothed import Scaling
 from ..calibrate.statistics import Statistics
-from ..errors import RecipeError
 from ..graph.sites import SiteMap
 from ..numerics.noise import rounding_sqnr_db
 from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
-from .groups import InputDecision, InputGroup, summarize
+from .groups import InputDecision, InputGroup
 from .ranges import best_candidate, tensor_candidates
+from .scaling.gains import gain_scalings_of
 from .scaling.held_out import search_ways
 from .scaling.predicted import Way, way_of
-from .scaling.trials import Samples
+from .scaling.trials import Fold
+from .token_choice import token_decisions
 
 CLIP_POWER = 4  # clips less than the square does
 
@@ -48,30 +49,43 @@ class PredictedError:
         groups: Sequence[InputGroup],
         entries: Mapping[str, SitePlan],
     ) -> tuple[dict[str, SitePlan], dict[str, InputDecision]]:
-        """Return the plan with what a search has found, and decisions by each group's key.
-
-        Raises:
-            RecipeError: a group that wants gain-projected scales.
-        """
-        for group in groups:
-            if group.entry.smoothing == "gps":
-                raise RecipeError(
-                    f"{group.key} wants gps, which scales the linears of a generator",
-                    do='use "search" or an exponent',
-                )
-        run = self.run
-        source = Samples(
-            run.export,
-            run.samples,
+        """Return the plan with what a search has found, and decisions by each group's key."""
+        ways = search_ways(
+            self.run,
             self.site_map,
-            run.batch_size,
-            run.progress,
-            self.max_memory,
+            graphs,
+            groups,
+            self.statistics,
+            self.options,
+            max_memory=self.max_memory,
         )
-        ways = search_ways(source, entries, self.statistics, self.options)
-        scalings = {group.key: scaling_of(graphs[group.graph], group, ways) for group in groups}
+        scalings = self.fit(graphs, groups, {group.key: way_of(group, ways) for group in groups})
         found = self.round_inputs(groups, scalings)
-        return decided(entries, groups, ways), found
+        tokens = token_decisions(
+            self.run, graphs, groups, scalings, self.options, searched=ways.keys()
+        )
+        return decided(entries, groups, ways, tokens), found | tokens
+
+    def fit(
+        self,
+        graphs: Mapping[str, ir.Graph],
+        groups: Sequence[InputGroup],
+        ways: Mapping[str, Way],
+    ) -> dict[str, Scaling]:
+        """Return the scales and centres of every group's channels, fitted to all samples."""
+        by_gain = gain_scalings_of(
+            self.run,
+            graphs,
+            groups,
+            {key: [way] for key, way in ways.items()},
+            self.statistics,
+            self.options,
+        )
+        everything = Fold(self.statistics, slice(None), slice(None), by_gain)
+        return {
+            group.key: everything.scaling(graphs[group.graph], group, ways[group.key])
+            for group in groups
+        }
 
     def round_inputs(
         self, groups: Sequence[InputGroup], scalings: Mapping[str, Scaling]
@@ -107,18 +121,20 @@ class PredictedError:
         return found
 
 
-def scaling_of(graph: ir.Graph, group: InputGroup, ways: Mapping[str, Way]) -> Scaling:
-    """Return the scales and centres of a group's channels, fitted to all samples."""
-    return way_of(group, ways).fit(group.stats, summarize(graph, group.sites), group.bits)
-
-
 def decided(
-    entries: Mapping[str, SitePlan], groups: Sequence[InputGroup], ways: Mapping[str, Way]
+    entries: Mapping[str, SitePlan],
+    groups: Sequence[InputGroup],
+    ways: Mapping[str, Way],
+    tokens: Collection[str],
 ) -> dict[str, SitePlan]:
     """Return the plan with what a search has found, so that it gives the same scales again."""
     found = dict(entries)
     for group in groups:
         for site in group.sites if group.key in ways else ():
-            way = ways[group.key]
-            found[site.name] = msgspec.structs.replace(found[site.name], smoothing=way.scales)
+            activation = group.activation
+            if group.key not in tokens:
+                activation = msgspec.structs.replace(activation, granularity="per_tensor")
+            found[site.name] = msgspec.structs.replace(
+                found[site.name], smoothing=ways[group.key].scales, activation=activation
+            )
     return found

@@ -37,7 +37,7 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class RoundingTask:
-    """A site to round: its node, its input as it is rounded, and its scaled weight.
+    """Hold a site to round: its node, its input as it is rounded, and its scaled weight.
 
     `weight` gives it [O, I, ...], `nearest` its rounding to nearest; `count` is how many elements
     a channel of the input had over all samples.

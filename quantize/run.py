@@ -113,16 +113,18 @@ def quantize_model(
         for group in find_groups(graph, site_map.of_graph(name), entries, statistics)
     ]
     # Scales
-    calibrator: InputCalibrator = PredictedError(run, site_map, statistics, options, max_memory)
-    if shared:
-        calibrator = HeldOutError(run, options)
+    calibrator: InputCalibrator = (
+        HeldOutError(run, options)
+        if shared
+        else PredictedError(run, site_map, statistics, options, max_memory)
+    )
     entries, decisions = calibrator.decide(graphs, groups, entries)
     # Fold
-    form: GraphForm = SeparateGraphs(
-        models, site_map, entries, groups, decisions, statistics, options
+    form: GraphForm = (
+        SharedGraphs(run.export, models, site_map, entries, groups, decisions, options)
+        if shared
+        else SeparateGraphs(models, site_map, entries, groups, decisions, statistics, options)
     )
-    if shared:
-        form = SharedGraphs(run.export, models, site_map, entries, groups, decisions, options)
     refuse_folds(run, groups, form)
     form.fold()
     # Rounding

@@ -1,7 +1,7 @@
-"""Scales and shifts of the channels of a generator's inputs, by one method for all groups.
+"""Fit scales and shifts to the channels of inputs, by one method for all groups of a graph.
 
 Everything is decided in a graph that is calibrated, group by group of sites that share an input, by
-passes over the samples; a pass serves all groups.
+runs over the samples; a run serves all groups.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How channels are scaled: not, by SmoothQuant's exponent, or by GPS.
+    """Say how channels are scaled: not, by SmoothQuant's exponent, or by GPS.
 
     `centered` first moves each channel's middle to zero, where the producer takes that for free.
     """
@@ -144,10 +144,12 @@ def weight_energies(graph: ir.Graph, group: InputGroup, scale: Floats) -> tuple[
     error = np.zeros_like(scale)
     assert group.entry.weight is not None
     for site in group.sites:
-        weight = (site_weight(graph, site) * scale).astype(np.float32)
-        codes = quantize_weight(weight, group.entry.weight).dequantize().astype(np.float64)
-        rounded += np.square(codes).sum(axis=0)
-        error += np.square(codes - weight).sum(axis=0)
+        weight = site_weight(graph, site)
+        kernel = tuple(range(2, weight.ndim))
+        weight = (weight * scale.reshape(1, -1, *(1 for _ in kernel))).astype(np.float32)
+        near = quantize_weight(weight, group.entry.weight).dequantize().astype(np.float64)
+        rounded += np.square(near).sum(axis=(0, *kernel))
+        error += np.square(near - weight).sum(axis=(0, *kernel))
     return rounded, error
 
 
@@ -176,7 +178,7 @@ def scaled_ranges(
 
 @dataclass(frozen=True, slots=True)
 class RoundedInput:
-    """A group's scaled input: the chosen grid, what it loses and what there is of it.
+    """Hold the chosen QParams of a group's scaled input, their error and the input's statistics.
 
     `noise` is the summed square of the error, each channel weighted by `gain` [C], its norm in the
     product, None where it was not measured; `channels` are the statistics of the scaled input.
@@ -189,7 +191,7 @@ class RoundedInput:
 
     @property
     def sqnr_db(self) -> float | None:
-        """SQNR in dB, channels weighted as in the product; None where nothing was measured."""
+        """Return the SQNR in dB with channels weighted as in the product; None: not measured."""
         if self.noise is None:
             return None
         return rounding_sqnr_db(float(np.sum(self.channels.square * self.gain**2)), self.noise)

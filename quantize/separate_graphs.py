@@ -7,7 +7,7 @@ it when it is rounded, and the graph gets the rounded weight alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -40,7 +40,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @dataclass(slots=True)
 class SeparateGraphs:
-    """The graphs of a model, its plan, and what was decided for its inputs, by group."""
+    """Hold the graphs of a model, its plan, and what was decided for its inputs, by group."""
 
     models: Mapping[str, ir.Model]
     site_map: SiteMap
@@ -79,36 +79,44 @@ class SeparateGraphs:
 
     def rounding_input(self, site: Site) -> tuple[SmoothedInput, QParams | None]:
         """Return what the product of a site is fed, and how that is rounded."""
-        decision = self._decision(site)
-        scaling = decision.scaling if decision else None
-        scale, center = input_scaling(self.entries[site.name], scaling)
-        smoothed = SmoothedInput(
-            site.input,
-            site.channel_axis,
+        decision, plain = self._decision(site), SmoothedInput(site.input, site.channel_axis)
+        if decision is not None and decision.qparams.granularity == "per_token":
+            plain = self.group_of[site.name].plain
+        scale, center = input_scaling(self.entries[site.name], self._scaling(site))
+        smoothed = replace(
+            plain,
             scale=None if scale is None else scale.astype(np.float64),
             shift=None if center is None else center.astype(np.float64),
         )
-        return smoothed, decision.qparams if decision else None
+        return smoothed, decision.qparams.deployed() if decision else None
 
     def weight(self, site: Site) -> NDArray[np.float32]:
         """Return the weight [O, I, ...] that meets a site's scaled input."""
-        graph, decision = self.models[site.graph].graph, self._decision(site)
-        scaling = decision.scaling if decision else None
-        return scaled_weight(graph, site, self.entries[site.name], scaling)
+        graph = self.models[site.graph].graph
+        return scaled_weight(graph, site, self.entries[site.name], self._scaling(site))
 
     def nearest(self, weight: NDArray[np.float32], site: Site) -> QuantizedWeight:
         """Return a site's weight rounded to nearest."""
-        decision = self._decision(site)
-        scaling = decision.scaling if decision else None
-        entry = self.entries[site.name]
-        return round_to_nearest(weight, site, entry, self.statistics, self.options, scaling)
+        return round_to_nearest(
+            weight,
+            site,
+            self.entries[site.name],
+            self.statistics,
+            self.options,
+            self._scaling(site),
+        )
 
     def filled(self, site: Site) -> ActivationFormat | None:
         """Return the plan's entry of a site's input with its scale in it."""
         decision = self._decision(site)
         if decision is None:
             return None
-        return decision.qparams.as_format(centered=decision.scaling.center is not None)
+        centered = decision.scaling.center is not None
+        if decision.qparams.granularity == "per_token":
+            planned = self.group_of[site.name].activation
+            filled = decision.qparams.fill(planned)
+            return msgspec.structs.replace(filled, centered=centered)
+        return decision.qparams.as_format(centered=centered)
 
     def write(
         self, output: Path, weights: Mapping[str, QuantizedWeight], rounded: Mapping[str, Rounded]
@@ -143,12 +151,12 @@ class SeparateGraphs:
                 weight = site_weight(self.models[site.graph].graph, site)
                 found[site.name] = SiteWeights(None, floating=to_half(weight, site.name))
                 continue
+            scale, center = input_scaling(self.entries[site.name], self._scaling(site))
             decision = self._decision(site)
-            scaling = decision.scaling if decision else None
-            scale, center = input_scaling(self.entries[site.name], scaling)
             found[site.name] = SiteWeights(
                 weights[site.name],
                 activation=self.filled(site),
+                qparams=None if decision is None else decision.qparams,
                 smoothing=scale,
                 center=center,
                 center_output=None if center is None else offset_output(self.weight(site), center),
@@ -161,6 +169,10 @@ class SeparateGraphs:
         if decision is not None and decision.divides:
             return site
         return msgspec.structs.replace(site, fold=None, producer_fold=None)
+
+    def _scaling(self, site: Site) -> Scaling | None:
+        decision = self._decision(site)
+        return None if decision is None else decision.scaling
 
     def _decision(self, site: Site) -> InputDecision | None:
         group = self.group_of.get(site.name)
@@ -233,6 +245,9 @@ def stored_floats(site: Site, weights: SiteWeights) -> Arrays:
         found[f"{site.name}.smoothing"] = weights.smoothing
     if weights.center is not None:
         found[f"{site.name}.center"] = weights.center
+    if weights.qparams is not None:
+        tables = weights.qparams.token_tables()
+        found |= {f"{site.name}.{name}": table for name, table in tables.items()}
     return found
 
 

@@ -38,7 +38,7 @@ from .separate_graphs import float_parameters
 
 @dataclass(slots=True)
 class SharedGraphs:
-    """The calibrated graphs of the folder `export`, their plan, and what was decided by group."""
+    """Hold the calibrated graphs of `export`, their plan, and what was decided by group."""
 
     export: Path
     models: Mapping[str, ir.Model]

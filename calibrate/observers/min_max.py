@@ -46,9 +46,23 @@ def observe_smoothed_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput])
         seen = add_smoothed(graph, values[view.tensor], view, key)
         observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
         if view.token_axis is not None:
-            again = add_node(graph, "Identity", [seen], f"{key}/position")
-            again.shape, again.type = seen.shape, seen.type
-            observe_ranges(graph, {str(again.name): view.token_axis}, {str(again.name): again})
+            observe_tokens(graph, seen, view.token_axis, key)
+
+
+def observe_token_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput]) -> None:
+    """Add outputs `KEY/position:min` and so on, [N, T], of inputs as they are."""
+    values = values_by_name(graph)
+    show_position_ids(graph, views.values(), values)
+    for key, view in views.items():
+        assert view.token_axis is not None
+        observe_tokens(graph, values[view.tensor], view.token_axis, key)
+
+
+def observe_tokens(graph: ir.Graph, seen: ir.Value, token_axis: int, key: str) -> None:
+    """Add outputs `KEY/position:min` and so on of one value."""
+    again = add_node(graph, "Identity", [seen], f"{key}/position")
+    again.shape, again.type = seen.shape, seen.type
+    observe_ranges(graph, {str(again.name): token_axis}, {str(again.name): again})
 
 
 def batch_stats(outputs: Outputs, name: str) -> TensorStats:

@@ -61,6 +61,12 @@ def role_of(node: ir.Node) -> str:
     return "conv" if node.op_type in ("Conv", "ConvTranspose") else "linear"
 
 
+def has_all_positions(x: ir.Value) -> bool:
+    """Return whether every run has the same number of tokens, so that each can have a scale."""
+    shape = x.shape
+    return shape is not None and len(shape) == 3 and isinstance(shape[1], int) and shape[1] > 1
+
+
 def bare_site(node: ir.Node, graph_name: str, reason: str) -> Site:
     """Return the site of a product that stays as it is: without a weight, with the reason."""
     role = "product"
@@ -121,5 +127,6 @@ def site_of(node: ir.Node, graph_name: str, able: list[ir.Node], is_end: bool) -
         fold=fold,
         producer_fold=producer_fold,
         token_axis=1 if rank == 3 else None,
+        of_all_positions=has_all_positions(x),
         excluded=FIRST_OR_LAST if is_end else None,
     )

@@ -40,7 +40,7 @@ HEAD_AXIS = 1  # of all operands, [N, H, T, d], [N, H, d, T] and [N, H, T, T]; T
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """One side of a product in a graph that is calibrated, and the plan's format for it."""
+    """Hold one side of a product in a calibrated graph, and the plan's format for it."""
 
     site: Site
     side: str

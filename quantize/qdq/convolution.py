@@ -25,6 +25,7 @@ from ...numerics.weight import FP8
 from ..fold import fold_into_norm, norm_behind
 from .linear import engine_weight, rewrite_linear
 from .nodes import SiteWeights, quantize_input
+from .per_token import rewrite_scaled_token_linear
 
 
 def insert_qdq(graph: ir.Graph, sites: Sequence[Site], weights: Mapping[str, SiteWeights]) -> None:
@@ -37,7 +38,11 @@ def insert_qdq(graph: ir.Graph, sites: Sequence[Site], weights: Mapping[str, Sit
     for site in sites:
         if site.name not in weights:
             continue
-        if site.op in LINEAR_OPS:
+        if weights[site.name].per_token:
+            nodes[site.node] = rewrite_scaled_token_linear(
+                graph, nodes[site.node], site, weights[site.name]
+            )
+        elif site.op in LINEAR_OPS:
             nodes[site.node] = rewrite_linear(graph, nodes[site.node], site, weights[site.name])
         else:
             rewrite_convolution(graph, nodes[site.node], site, weights[site.name])

@@ -1,4 +1,4 @@
-"""The Q/DQ form of linears, which does not overflow in half precision.
+"""Write linears in a Q/DQ form that does not overflow in half precision.
 
     x -> [Mul 1/s] -> [Sub c] -> Q -> [Clip] -> DQ -> MatMul(W_q c_w) -> Mul s_w/c_w -> Add bias
 

@@ -1,4 +1,4 @@
-"""What the Q/DQ forms of convolutions and linears share: chosen weights, chains of nodes."""
+"""Define what the Q/DQ forms of convolutions and linears share: weights and chains of nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...graph.builder import Inserter, constant
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
-from ...numerics.qparams import input_offset
+from ...numerics.qparams import QParams, input_offset
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import FP8, QuantizedWeight
 from ..fold import folds_scale, folds_shift
@@ -21,24 +21,31 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SiteWeights:
-    """What a site's product computes with: the quantized (smoothed) weight, or a float one.
+    """Hold what a site's product computes with: the quantized (smoothed) weight, or a float one.
 
     Weights have the output channel first, [O, I, ...], whatever ONNX wants. `smoothing` [C]
     divides the input and is already multiplied into the weight; None is none. `center` [C] is
     subtracted from the input after that, and `center_output` [O] is what it would have added to
-    the product with the weight as it was before rounding.
+    the product with the weight as it was before rounding. `qparams` are those of the input, whose
+    scales per token are not in `activation`.
     """
 
     quantized: QuantizedWeight | None
     floating: Floats | None = None
     activation: ActivationFormat | None = None
+    qparams: QParams | None = None
     smoothing: Floats | None = None
     center: Floats | None = None
     center_output: NDArray[np.float64] | None = None
 
     @property
+    def per_token(self) -> bool:
+        """Return whether the input has a scale per token."""
+        return self.qparams is not None and self.qparams.granularity == "per_token"
+
+    @property
     def offset(self) -> Floats | np.float32:
-        """The shift that is subtracted from the smoothed input: [C], or a scalar."""
+        """Return the shift that is subtracted from the smoothed input: [C], or a scalar."""
         if self.center is not None:
             return self.center
         return input_offset(self.activation)
@@ -67,18 +74,26 @@ def offset_output(
 
 def quantize_input(chain: Inserter, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:
     """Add x -> [Mul 1/s] -> [Sub offset] -> Q -> [Clip] -> DQ; a fold did its part before."""
-    activation = chosen.activation
-    assert activation is not None
-    graph = chain.graph
+    assert chosen.activation is not None
+    value = scale_input(chain, site, value, chosen)
+    return quantize_dequantize(chain, site, value, chosen.activation)
+
+
+def scale_input(chain: Inserter, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:
+    """Add x -> [Mul 1/s] -> [Sub offset], each unless a fold did it before.
+
+    Nodes and constants are named after the chain's prefix.
+    """
+    graph, name = chain.graph, chain.prefix
     if chosen.smoothing is not None and not folds_scale(site):
         inverse = (1 / chosen.smoothing.astype(np.float64)).astype(np.float32)
-        held = constant(graph, f"{site.name}.input_scale", by_channel(site, inverse))
+        held = constant(graph, f"{name}.input_scale", by_channel(site, inverse))
         value = chain("Mul", value, held)
     offset = np.asarray(chosen.offset)
     if offset.any() and not folds_shift(site):
         shaped = by_channel(site, offset) if offset.ndim else offset
-        value = chain("Sub", value, constant(graph, f"{site.name}.input_shift", shaped))
-    return quantize_dequantize(chain, site, value, activation)
+        value = chain("Sub", value, constant(graph, f"{name}.input_shift", shaped))
+    return value
 
 
 def quantize_dequantize(

@@ -1,4 +1,4 @@
-"""The Q/DQ form of linears with a static grid a position: one INT8 or FP8 GEMM to engines.
+"""Write linears with a static scale per token as one INT8 or FP8 GEMM for engines.
 
     x -> Mul 1/d -> [Sub c] -> Q(a) -> [Clip] -> DQ(a) -> MatMul(W_q c_w) -> Mul s_w/c_w
       -> [Add c sum(W_q s_w)] -> Mul d -> Add bias
@@ -19,25 +19,51 @@ import onnx_ir as ir
 
 from ...calibrate.observers.reduce import values_by_name
 from ...graph.builder import Inserter, constant
-from ...graph.edit import insert_behind
+from ...graph.edit import add_to_bias, insert_behind
 from ...graph.sites import Site
 from ...numerics.qparams import QParams
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import QuantizedWeight
 from .linear import dequantized, engine_weight, insert_factor, lower_gemm
-from .nodes import quantize_dequantize
+from .nodes import SiteWeights, quantize_dequantize, scale_input
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSite:
-    """The quantized weight [O, I] of an folded site, and the grid of its input."""
+    """Hold the quantized weight [O, I] of a folded site, and the QParams of its input."""
 
     weight: QuantizedWeight
     qparams: QParams
 
 
-def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: TokenSite) -> None:
-    """Put a MatMul or Gemm into its Q/DQ form.
+def rewrite_scaled_token_linear(
+    graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights
+) -> ir.Node:
+    """Put a linear, whose channels are scaled and centred first, into its Q/DQ form.
+
+    Returns the node that is the product now.
+
+    Raises:
+        RecipeError: a Gemm that is more than a linear (alpha, beta, transA).
+    """
+    assert chosen.quantized is not None and chosen.qparams is not None
+    if node.op_type == "Gemm":
+        node = lower_gemm(graph, node, site)
+    source = node.inputs[0]
+    assert source is not None
+    # The scales of tokens have nodes of the site's name.
+    chain = Inserter(graph, node, f"{site.name}/channels")
+    node.replace_input_with(0, scale_input(chain, site, source, chosen))
+    token_site = TokenSite(chosen.quantized, chosen.qparams)
+    value = rewrite_token_linear(graph, node, site, token_site)
+    if chosen.center is not None:
+        last: tuple[int, ...] = (1,) * site.channel_axis + (-1,)
+        add_to_bias(graph, value, chain.prefix, chosen.constant_output(), last)
+    return node
+
+
+def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: TokenSite) -> ir.Value:
+    """Put a MatMul or Gemm into its Q/DQ form; returns the product, in front of the bias.
 
     Raises:
         RecipeError: a Gemm that is more than a linear (alpha, beta, transA).
@@ -72,7 +98,8 @@ def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: Tok
         out = add_shift(graph, out, site, offset, sums, tables)
     if per_token:
         factors = tables.get("token_scale", qparams.token_scale)
-        insert_behind(graph, out, "Mul", factors, f"{site.name}/Mul_tokens")
+        out = insert_behind(graph, out, "Mul", factors, f"{site.name}/Mul_tokens")
+    return out
 
 
 def add_shift(
@@ -101,7 +128,7 @@ def add_shift(
 
 
 class Tables:
-    """A site's tables [T, 1], gathered by the graph's positions where it computes only some."""
+    """Add a site's tables [T, 1], gathered by position where a graph computes only some tokens."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node, site: Site, length: int) -> None:
         self._graph, self._node, self._site = graph, node, site

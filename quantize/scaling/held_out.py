@@ -1,4 +1,4 @@
-"""The scaling of each input, chosen on samples that it was not fitted to.
+"""Choose the scaling of each input on samples that it was not fitted to.
 
 Every candidate is fitted to one half of the samples and judged on the other, then the other way
 round; few samples are halved in two manners. It counts as much as on the half where it gains least,
@@ -24,17 +24,20 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from ...calibrate.calibration_run import CalibrationRun
 from ...calibrate.statistics import Statistics
-from ...graph.io import load_graph
-from ...numerics.scheme import SitePlan
+from ...graph.linears import LINEAR_OPS
+from ...graph.sites import SiteMap
+from ...recipe.options import MAX_MEMORY
 from ...recipe.quantize import QuantizeOptions
 from ...samples.files import sample_files
-from ..groups import InputGroup, find_groups, site_statistics, summarize
+from ..groups import InputGroup, site_statistics, summarize
+from ..plan import ATTENTION_ROLES
+from .gains import gain_scalings_of
 from .predicted import Way, predicted_error, ratio, way_of
 from .trial_rounding import round_trials
 from .trials import (
     Fold,
-    Samples,
     judged_errors,
     parts_of,
     quantize_whole,
@@ -51,6 +54,7 @@ WAYS = (
     Way(0.5, centered=True),
     Way("predicted", centered=True),
 )
+GAIN_WAYS = (Way("gps"), Way("gps", centered=True))
 # A shift a channel that costs nodes must gain this on the best without one, since it also keeps a
 # padding out of a fast integer convolution on CPUs.
 CENTER_GAIN_DB = 1.0
@@ -63,82 +67,86 @@ WHOLE_GAIN_DB = 0.3
 # Of each half as many samples are judged on as have so many rows of the longest input, but so many
 # at least: large calibrations cost a pass or two more.
 JUDGED_ROWS, LEAST_JUDGED = 256, 8
-LARGEST_COPY = 2**30  # codes of a graph beyond which a changed copy may pass protobuf's 2 GB
+# Elements of a graph's weights beyond which a changed copy may pass protobuf's 2 GB.
+LARGEST_COPY = 2**30
 
 
 def search_ways(
-    source: Samples,
-    entries: Mapping[str, SitePlan],
+    run: CalibrationRun,
+    site_map: SiteMap,
+    graphs: Mapping[str, ir.Graph],
+    groups: Sequence[InputGroup],
     statistics: Statistics,
     options: QuantizeOptions,
+    *,
+    max_memory: int = MAX_MEMORY,
 ) -> dict[str, Way]:
-    """How each searched input is scaled, by the name of the first site that reads it.
+    """Return how each searched input is scaled, by the key of its group.
 
-    `statistics` are of all samples. One sample cannot judge another: nothing is scaled then.
+    `graphs` are those of the run, `statistics` of all its samples. One sample cannot judge another:
+    nothing is scaled then. Second moments stay below `max_memory` bytes.
     """
-    graphs = source.site_map.graphs
-    models = {graph: load_graph(source.export / f"{graph}.onnx").graph for graph in graphs}
-    readings = {
-        graph: find_groups(models[graph], source.site_map.of_graph(graph), entries, statistics)
-        for graph in graphs
-    }
-    searched = [r for g in graphs for r in readings[g] if r.entry.smoothing == "search"]
-    count = len(sample_files(source.folder))
+    searched = [group for group in groups if group.entry.smoothing == "search"]
+    count = len(sample_files(run.samples))
     if not searched or count < 2:
-        return {r.key: NONE for r in searched}
-    rows = max(int(np.max(site_statistics(statistics, r.key).count)) for r in searched) / count
+        return {group.key: NONE for group in searched}
+    rows = max(int(np.max(site_statistics(statistics, g.key).count)) for g in searched) / count
     most = max(LEAST_JUDGED, math.ceil(JUDGED_ROWS / max(rows, 1)))
-    folds = [
-        Fold(completed(source.ranges(fitted), statistics), fitted, thinned(judged, most))
-        for fitted, judged in split_samples(count, most)
-    ]
-    errors: dict[str, list[dict[Way, float]]] = {r.key: [] for r in searched}
-    left = {r.key: ways_for(r, options) for r in searched}
+    errors: dict[str, list[dict[Way, float]]] = {group.key: [] for group in searched}
+    left = {group.key: ways_for(group, options) for group in searched}
+    tried = {group.key: left.get(group.key) or [way_of(group, {})] for group in groups}
+    folds = []
+    for fitted, judged in split_samples(count, most):
+        ranges = completed(run.of(fitted).channel_ranges(site_map), statistics)
+        by_gain = gain_scalings_of(run.of(fitted), graphs, groups, tried, ranges, options)
+        folds.append(Fold(ranges, fitted, thinned(judged, most), by_gain))
     for fold in folds:
-        open_ones = [r for r in searched if len(left[r.key]) > 1]
-        for part in parts_of(open_ones, left):
-            for key, by_way in judged_errors(source, part, fold, left, options).items():
+        undecided = [group for group in searched if len(left[group.key]) > 1]
+        for part in parts_of(undecided, left):
+            for key, by_way in judged_errors(run, part, fold, left, options).items():
                 errors[key].append(by_way)
                 left[key] = still_able(by_way)
     found: dict[str, Way] = {}
-    for graph in graphs:
-        choices = choices_of(models[graph], readings[graph], errors, statistics, options)
-        found |= best_choice(source, graph, readings[graph], choices, folds, options)
+    for name, graph in graphs.items():
+        inside = [group for group in groups if group.graph == name]
+        choices = choices_of(graph, inside, errors, statistics, options)
+        found |= best_choice(run, graph, inside, choices, folds, options, max_memory=max_memory)
     return found
 
 
 def completed(part: Statistics, whole: Statistics) -> Statistics:
-    """Statistics of some samples; where those have no element of a tensor, that of all samples."""
+    """Return statistics of some samples, or of all where some have no element of a tensor."""
     return {key: stats if np.any(stats.count) else whole[key] for key, stats in part.items()}
 
 
 def still_able(errors: Mapping[Way, float]) -> list[Way]:
-    """None, and what a half shows to be better; the rest cannot win any more."""
+    """Return none, and the ways that a half shows to be better; the rest cannot win any more."""
     none = errors.get(NONE, math.inf)
     return [way for way, error in errors.items() if way == NONE or error < none]
 
 
 def choices_of(
     graph: ir.Graph,
-    readings: Sequence[InputGroup],
+    groups: Sequence[InputGroup],
     errors: Mapping[str, Sequence[Mapping[Way, float]]],
     statistics: Statistics,
     options: QuantizeOptions,
 ) -> list[dict[str, Way]]:
-    """Ways for all searched inputs of a graph: none first, then what gains more or less alone.
+    """Return sets of ways for all searched inputs of a graph, without one that repeats another.
 
-    The last is of least predicted error. None is there twice.
+    The first is none for all; then come those that gain more or less alone. The last has the least
+    predicted error.
     """
-    searched = [r for r in readings if r.entry.smoothing == "search"]
-    choices = [{r.key: none_of(ways_for(r, options)) for r in searched}]
+    searched = [group for group in groups if group.entry.smoothing == "search"]
+    choices = [{group.key: none_of(ways_for(group, options)) for group in searched}]
     for gain, center in STRICTNESS:
         choices.append(
             {
-                r.key: best_way(errors[r.key], gain_db=gain, center_db=0 if r.subtracts else center)
-                for r in searched
+                g.key: best_way(errors[g.key], gain_db=gain, center_db=0 if g.subtracts else center)
+                for g in searched
             }
         )
-    choices.append({r.key: predicted_way(graph, r, statistics, options) for r in searched})
+    choices.append({g.key: predicted_way(graph, g, statistics, options) for g in searched})
     return [choice for k, choice in enumerate(choices) if choice not in choices[:k]]
 
 
@@ -147,62 +155,68 @@ def none_of(ways: Sequence[Way]) -> Way:
 
 
 def predicted_way(
-    graph: ir.Graph, reading: InputGroup, statistics: Statistics, options: QuantizeOptions
+    graph: ir.Graph, group: InputGroup, statistics: Statistics, options: QuantizeOptions
 ) -> Way:
     """Choose by predicted error; a centre that is not free has to gain `CENTER_GAIN_DB`."""
-    stats, users = reading.seen(statistics), summarize(graph, reading.sites)
+    stats, users = group.seen(statistics), summarize(graph, group.sites)
     errors = {}
-    for way in ways_for(reading, options):
+    for way in ways_for(group, options):
         if way.scales == "predicted":
-            scale = way.fit(stats, users, reading.bits).smoothing
-            error = predicted_error(stats, users, scale, reading.bits, centered=way.centered)
-            dear = way.centered and not reading.subtracts
+            scale = way.fit(stats, users, group.bits).smoothing
+            error = predicted_error(stats, users, scale, group.bits, centered=way.centered)
+            dear = way.centered and not group.subtracts
             errors[way] = error * 10 ** (CENTER_GAIN_DB / 10 * dear)
     return min(errors, key=lambda way: errors[way])
 
 
 def best_choice(
-    source: Samples,
-    graph: str,
-    readings: Sequence[InputGroup],
+    run: CalibrationRun,
+    graph: ir.Graph,
+    groups: Sequence[InputGroup],
     choices: Sequence[dict[str, Way]],
     folds: Sequence[Fold],
     options: QuantizeOptions,
+    *,
+    max_memory: int,
 ) -> dict[str, Way]:
-    """That whose outputs are best on the half where they are worst; none wins `WHOLE_GAIN_DB`."""
-    codes = sum(int(np.prod(site.weight_shape)) for r in readings for site in r.sites)
-    if len(choices) == 1 or codes > LARGEST_COPY:
+    """Return the choice whose outputs are best on the half where they are worst.
+
+    None wins what is within `WHOLE_GAIN_DB` of it. `groups` are all those of the graph.
+    """
+    elements = sum(int(np.prod(site.weight_shape)) for g in groups for site in g.sites)
+    if len(choices) == 1 or elements > LARGEST_COPY:
         return choices[min(1, len(choices) - 1)]
     worst = [10 ** (-WHOLE_GAIN_DB / 10), *(0.0 for _ in choices[1:])]
     for fold in folds:
         left = [k for k in range(1, len(choices)) if worst[k] < worst[0]]
         if not left:
             break
-        exact = run_whole(source, graph, fold, lambda _: None)
+        name = groups[0].graph
+        exact = run_whole(run, name, fold, lambda _: None)
         found = {}
-        for batch in batches_of((0, *left), codes):
+        for batch in batches_of((0, *left), elements):
             tried = {
-                r.key: list(dict.fromkeys(way_of(r, choices[k]) for k in batch)) for r in readings
+                g.key: list(dict.fromkeys(way_of(g, choices[k]) for k in batch)) for g in groups
             }
-            rounded = round_trials(source, readings, tried, fold, options)
+            rounded = round_trials(run, graph, groups, tried, fold, options, max_memory=max_memory)
             for k in batch:
                 trial = partial(
                     quantize_whole,
-                    readings=readings,
+                    groups=groups,
                     ways=choices[k],
                     rounded=rounded,
-                    fitted=fold.fitted,
+                    fold=fold,
                     options=options,
                 )
-                found[k] = trial_distance(source, graph, fold, trial, exact)
+                found[k] = trial_distance(run, name, fold, trial, exact)
         for k in left:
             worst[k] = max(worst[k], ratio(found[k], found[0]))
     return choices[int(np.argmin(worst))]
 
 
-def batches_of(choices: Sequence[int], codes: int) -> list[Sequence[int]]:
-    """Split choices into as many at a time as have `LARGEST_COPY` of codes, one at least."""
-    size = max(1, LARGEST_COPY // max(1, codes))
+def batches_of(choices: Sequence[int], elements: int) -> list[Sequence[int]]:
+    """Split choices into batches whose weights have `LARGEST_COPY` elements, one at least."""
+    size = max(1, LARGEST_COPY // max(1, elements))
     return [choices[k : k + size] for k in range(0, len(choices), size)]
 
 
@@ -219,14 +233,14 @@ def split_samples(count: int, most: int) -> list[tuple[slice, slice]]:
 
 
 def thinned(half: slice, most: int) -> slice:
-    """At most `most` samples of a half, spread over it."""
+    """Return at most `most` samples of a half, spread over it."""
     step = half.step or 1
     size = -(-(half.stop - half.start) // step)
     return slice(half.start, half.stop, step * max(1, -(-size // most)))
 
 
 def best_way(errors: Sequence[Mapping[Way, float]], *, gain_db: float, center_db: float) -> Way:
-    """The candidate that on the half where it does worst, relative to none, does best.
+    """Return the way that does best on the half where it does worst, relative to none.
 
     None wins what is within `gain_db`; a centre must gain `center_db` on the best without one.
     """
@@ -248,11 +262,17 @@ def best_way(errors: Sequence[Mapping[Way, float]], *, gain_db: float, center_db
     return plain
 
 
-def ways_for(reading: InputGroup, options: QuantizeOptions) -> list[Way]:
-    """List what a plan allows: one that has a scale says whether there are centres."""
-    activation = reading.entry.activation
+def ways_for(group: InputGroup, options: QuantizeOptions) -> list[Way]:
+    """List the ways that a plan allows; a plan that has a scale says whether there are centres."""
+    activation = group.entry.activation
     assert activation is not None
     if activation.scale is not None:
         return [way for way in WAYS if way.centered == activation.centered]
     movable = options.shift and activation.grid == "uniform"
-    return [way for way in WAYS if movable or not way.centered]
+    ways = (*WAYS, *GAIN_WAYS) if takes_gains(group) else WAYS
+    return [way for way in ways if movable or not way.centered]
+
+
+def takes_gains(group: InputGroup) -> bool:
+    """Return whether GPS is tried: for linears and the projections of an attention."""
+    return all(site.op in LINEAR_OPS or site.role in ATTENTION_ROLES for site in group.sites)

@@ -24,12 +24,13 @@ CAPS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How channels are scaled: not, by SmoothQuant's exponent, or by least predicted error.
+    """Say how channels are scaled: not, by SmoothQuant's exponent, by least predicted error or GPS.
 
-    `centered` subtracts the middle of each channel's range first.
+    `centered` subtracts the middle of each channel's range first. GPS needs a run of the samples,
+    and is fitted by `scaling.gains`.
     """
 
-    scales: Literal["predicted"] | float | None
+    scales: Literal["predicted", "gps"] | float | None
     centered: bool = False
 
     def fit(self, stats: TensorStats, readers: Readers, bits: tuple[int, int]) -> Scaling:
@@ -37,6 +38,7 @@ class Way:
 
         A tensor that had no element in any sample, such as an empty cache, is left as it is.
         """
+        assert self.scales != "gps"
         if not np.any(stats.count):
             return Scaling(np.ones_like(stats.low), None)
         center = centers(stats) if self.centered else None
@@ -139,12 +141,14 @@ def ratio(error: float, none: float) -> float:
 def way_of(group: InputGroup, ways: Mapping[str, Way]) -> Way:
     """Return how a group is scaled, by `ways` where its plan says "search".
 
-    A plan that has a scale also says whether channels are centred.
+    A plan that has a scale also says whether channels are centred. GPS centres them, as published,
+    where the producer takes that for free.
     """
     if group.key in ways:
         return ways[group.key]
     smoothing = group.entry.smoothing
-    assert smoothing != "search" and smoothing != "gps"
+    assert smoothing != "search"
     if group.activation.scale is None:
-        return Way(smoothing)
+        free = group.subtracts and group.activation.grid == "uniform"
+        return Way(smoothing, centered=smoothing == "gps" and free)
     return Way(smoothing, centered=group.activation.centered)

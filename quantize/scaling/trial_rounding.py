@@ -15,41 +15,43 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...calibrate.observers.hessian import HessianSums
+from ...calibrate.calibration_run import CalibrationRun
+from ...calibrate.observers.hessian import Moments
 from ...calibrate.observers.smoothed import SmoothedInput
-from ...graph.io import load_graph
 from ...graph.linears import site_node, site_weight
 from ...numerics.gptq import STEPS
 from ...numerics.scheme import ActivationFormat
+from ...recipe.options import MAX_MEMORY
 from ...recipe.quantize import QuantizeOptions
 from ..groups import InputGroup, site_statistics
 from ..rounding import RoundingTask, is_plain, moments_of_tasks, rounded_weight
 from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight
 from .predicted import Way
-from .trials import Fold, Samples, TrialWeights, fit_ways
+from .trials import Fold, TrialWeights, fit_ways
 
 Floats = NDArray[np.float64]
 
 
 def round_trials(
-    source: Samples,
+    run: CalibrationRun,
+    graph: ir.Graph,
     groups: Sequence[InputGroup],
     ways: Mapping[str, Sequence[Way]],
     fold: Fold,
     options: QuantizeOptions,
+    *,
+    max_memory: int = MAX_MEMORY,
 ) -> TrialWeights:
     """Round the weights of every candidate with the samples of a fold that it is fitted to.
 
-    By site and candidate; `ways` are those of each group. Sites that the plan rounds to nearest
-    are left out, and so are those whose rows cannot be made.
+    The result is by site and candidate. `groups` are of one graph, `ways` those of each group.
+    Sites that the plan rounds to nearest are left out, and so are those whose rows cannot be made.
     """
-    names = {group.graph for group in groups}
-    graphs = {name: load_graph(source.export / f"{name}.onnx").graph for name in names}
     group_of = {site.name: group for group in groups for site in group.sites}
     tasks = [
         task
         for group in groups
-        for task in trial_tasks(graphs[group.graph], group, fold, options)
+        for task in trial_tasks(graph, group, fold, options)
         if is_plain(task.node, task.site)
     ]
     key_of = {task.site.name: group_of[task.site.name].key for task in tasks}
@@ -57,17 +59,19 @@ def round_trials(
     moved = [task for task in tasks if key_of[task.site.name] in centered]
     origins = {
         key_of[task.site.name]: channel_means(task, moments)
-        for task, moments in summed(source, moved, fold.part.start, squares=False)
+        for task, moments in summed(
+            run.of(one_of(fold.part)), moved, max_memory=max_memory, squares=False
+        )
     }
     tasks = [
         replace(task, view=replace(task.view, shift=origins.get(key_of[task.site.name])))
         for task in tasks
     ]
     found: TrialWeights = {}
-    for task, moments in summed(source, tasks, fold.part):
+    for task, moments in summed(run.of(fold.part), tasks, max_memory=max_memory):
         site, group = task.site, group_of[task.site.name]
-        graph, tried = graphs[site.graph], ways[group.key]
-        trials = fit_ways(graph, group, tried, fold.fitted, options)
+        tried = ways[group.key]
+        trials = fit_ways(graph, group, tried, fold, options)
         for way, trial in zip(tried, trials, strict=True):
             scale, center = input_scaling(task.entry, trial.scaling)
             found[site.name, way] = rounded_weight(
@@ -115,23 +119,24 @@ def trial_tasks(
 
 
 def summed(
-    source: Samples, tasks: Sequence[RoundingTask], part: slice | int, *, squares: bool = True
-) -> Iterator[tuple[RoundingTask, HessianSums]]:
-    """Yield tasks with the moments of their rows over a part of the samples, or over one of them.
+    run: CalibrationRun,
+    tasks: Sequence[RoundingTask],
+    *,
+    max_memory: int,
+    squares: bool = True,
+) -> Iterator[tuple[RoundingTask, Moments]]:
+    """Yield tasks with the moments of their rows over the samples of a run."""
+    if tasks:
+        yield from moments_of_tasks(run, tasks, means=True, max_memory=max_memory, squares=squares)
 
-    Of one sample among several, means show where about an input lies. Around it, squares are least,
-    so that what another centre adds takes no digits away; the middle of a range would not do, which
-    a heavy tail moves far from the mean.
+
+def one_of(part: slice) -> slice:
+    """Return the first sample of a part, whose means show where about an input lies.
+
+    Around it, squares are least, so that what another centre adds takes no digits away. The middle
+    of a range would not do, which a heavy tail moves far from the mean.
     """
-    if not tasks:
-        return
-    yield from moments_of_tasks(
-        source.of(slice(part, part + 1) if isinstance(part, int) else part),
-        tasks,
-        means=True,
-        max_memory=source.max_memory,
-        squares=squares,
-    )
+    return slice(part.start, part.start + 1)
 
 
 def channel_means(task: RoundingTask, moments: HessianSums) -> Floats:

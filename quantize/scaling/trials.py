@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -20,14 +19,13 @@ from numpy.typing import NDArray
 
 from ...calibrate.calibration_run import CalibrationRun
 from ...calibrate.observers.reduce import Reducer, finite
-from ...calibrate.observers.run import Outputs, Progress
+from ...calibrate.observers.run import Outputs
 from ...calibrate.observers.smoothed import Scaling
 from ...calibrate.statistics import Statistics
 from ...errors import CalibrationError
 from ...graph.linears import LINEAR_OPS, site_node
-from ...graph.sites import Site, SiteMap
+from ...graph.sites import Site
 from ...numerics.scheme import ActivationFormat
-from ...recipe.options import MAX_MEMORY
 from ...recipe.quantize import QuantizeOptions
 from ..groups import InputGroup, summarize
 from ..qdq.convolution import insert_qdq, rewrite_convolution
@@ -40,56 +38,34 @@ from .predicted import Way, way_of
 
 Array = NDArray[np.generic]
 TrialWeights = dict[tuple[str, Way], Rounded]  # by site and candidate
-# Of codes of all candidates that a changed copy of a graph holds; more take further passes.
-CODES_BYTES = 2**28
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """An export's graphs, what they are fed, and how; `max_memory` bounds second moments."""
-
-    export: Path
-    folder: Path
-    site_map: SiteMap
-    batch_size: int
-    progress: Progress
-    max_memory: int = MAX_MEMORY
-
-    def run(
-        self,
-        graphs: Sequence[str],
-        part: slice,
-        instrument: Callable[[str, ir.Graph], None],
-        consume: Callable[[str, Outputs], None],
-    ) -> None:
-        """Up to the last of `graphs`, which alone count."""
-        last = max(self.site_map.graphs.index(graph) for graph in graphs)
-        self.of(part).on(*self.site_map.graphs[: last + 1]).observe(instrument, consume)
-
-    def ranges(self, part: slice) -> Statistics:
-        return self.of(part).channel_ranges(self.site_map)
-
-    def of(self, part: slice) -> CalibrationRun:
-        """Return the run of all graphs on a part of the samples."""
-        graphs = self.site_map.graphs
-        return CalibrationRun(
-            self.export, self.folder, graphs, self.batch_size, self.progress, part=part
-        )
+# Bytes of quantized weights of all candidates in a changed copy of a graph; more take more runs.
+TRIAL_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Statistics of the samples in `part`, and which others judge what is fitted to them."""
+    """Hold statistics of the samples in `part`, and which others judge what is fitted to them.
+
+    `by_gain` has the scalings of ways by GPS, by group and way.
+    """
 
     fitted: Statistics
     part: slice
     judged: slice
+    by_gain: Mapping[tuple[str, Way], Scaling] = field(default_factory=dict)
+
+    def scaling(self, graph: ir.Graph, group: InputGroup, way: Way) -> Scaling:
+        """Return the scaling of a group that a way fits to the samples of this fold."""
+        known = self.by_gain.get((group.key, way))
+        if known is not None:
+            return known
+        return way.fit(group.seen(self.fitted), summarize(graph, group.sites), group.bits)
 
 
 def run_whole(
-    source: Samples, graph: str, fold: Fold, change: Callable[[ir.Graph], None]
+    run: CalibrationRun, graph: str, fold: Fold, change: Callable[[ir.Graph], None]
 ) -> dict[str, list[Array]]:
-    """The outputs of a changed graph by name, in the order of the judged samples."""
+    """Return the outputs of a changed graph by name, in the order of the judged samples."""
     found: dict[str, list[Array]] = {}
     names: list[str] = []
 
@@ -103,7 +79,7 @@ def run_whole(
             for output in names:
                 found.setdefault(output, []).append(outputs[output])
 
-    source.run([graph], fold.judged, instrument, consume)
+    run.of(fold.judged).up_to(graph).observe(instrument, consume)
     return found
 
 
@@ -131,76 +107,79 @@ def distance(found: Mapping[str, list[Array]], exact: Mapping[str, list[Array]])
 
 
 def trial_distance(
-    source: Samples,
+    run: CalibrationRun,
     graph: str,
     fold: Fold,
     trial: Callable[[ir.Graph], None],
     exact: Mapping[str, list[Array]],
 ) -> float:
-    """Infinite where the quantized graph makes NaN or infinity of what was finite in FP32."""
+    """Return the distance of a quantized graph's outputs from FP32's.
+
+    It is infinite where the quantized graph makes NaN or infinity of what was finite in FP32.
+    """
     try:
-        return distance(run_whole(source, graph, fold, trial), exact)
+        return distance(run_whole(run, graph, fold, trial), exact)
     except CalibrationError:
         return math.inf
 
 
 def parts_of(
-    readings: Sequence[InputGroup], ways: Mapping[str, Sequence[Way]]
+    groups: Sequence[InputGroup], ways: Mapping[str, Sequence[Way]]
 ) -> Iterator[list[InputGroup]]:
-    """In their order, those whose candidates' codes fit into one changed copy of a graph."""
+    """Yield groups, in their order, whose candidates' weights fit into one copy of a graph."""
     part: list[InputGroup] = []
     size = 0
-    for reading in readings:
-        weights = sum(int(np.prod(site.weight_shape)) for site in reading.sites)
-        alone = weights * len(ways[reading.key])
-        if part and size + alone > CODES_BYTES:
+    for group in groups:
+        weights = sum(int(np.prod(site.weight_shape)) for site in group.sites)
+        alone = weights * len(ways[group.key])
+        if part and size + alone > TRIAL_BYTES:
             yield part
             part, size = [], 0
-        part.append(reading)
+        part.append(group)
         size += alone
     if part:
         yield part
 
 
 def judged_errors(
-    source: Samples,
-    readings: Sequence[InputGroup],
+    run: CalibrationRun,
+    groups: Sequence[InputGroup],
     fold: Fold,
     ways: Mapping[str, Sequence[Way]],
     options: QuantizeOptions,
 ) -> dict[str, dict[Way, float]]:
-    """Squared error of the products of each reading by candidate, over the judged samples.
+    """Return the squared error of each group's products by candidate, over the judged samples.
 
-    `ways` are the candidates of each reading; weights are rounded to nearest.
-
-    Scales, centres and grids are of the fitted ones; grids span all that was seen there.
+    `ways` are the candidates of each group; weights are rounded to nearest. Scales and centres are
+    fitted to the other samples, and the QParams span all values of those.
     """
-    found: dict[str, dict[Way, float]] = {r.key: dict.fromkeys(ways[r.key], 0.0) for r in readings}
+    found: dict[str, dict[Way, float]] = {g.key: dict.fromkeys(ways[g.key], 0.0) for g in groups}
     tensors: dict[str, list[tuple[str, str, Way]]] = {}
 
     def instrument(graph_name: str, graph: ir.Graph) -> None:
-        here = [r for r in readings if r.sites[0].graph == graph_name]
-        for k, reading in enumerate(here):
-            tried = ways[reading.key]
-            trials = fit_ways(graph, reading, tried, fold.fitted, options)
+        inside = [group for group in groups if group.graph == graph_name]
+        for k, group in enumerate(inside):
+            tried = ways[group.key]
+            trials = fit_ways(graph, group, tried, fold, options)
             for n, (way, trial) in enumerate(zip(tried, trials, strict=True)):
-                for m, site in enumerate(reading.sites):
+                for m, site in enumerate(group.sites):
                     label = f"trial.{graph_name}.{k}.{n}.{m}"
-                    observe_trial(graph, site, reading, trial, fold.fitted, options, label)
+                    observe_trial(graph, site, group, trial, fold, options, label)
                     named = tensors.setdefault(graph_name, [])
-                    named.append((f"{label}:noise", reading.key, way))
+                    named.append((f"{label}:noise", group.key, way))
 
     def consume(graph_name: str, outputs: Outputs) -> None:
         for tensor, key, way in tensors.get(graph_name, ()):
             found[key][way] += float(outputs[tensor].astype(np.float64).sum())
 
-    source.run([r.sites[0].graph for r in readings], fold.judged, instrument, consume)
+    names = {group.graph for group in groups}
+    run.of(fold.judged).up_to(*names).observe(instrument, consume)
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A fitted candidate and the grid that its values are rounded to."""
+    """Hold a fitted candidate and the format that its values are rounded to."""
 
     scaling: Scaling
     activation: ActivationFormat
@@ -208,66 +187,66 @@ class Trial:
 
 def fit_ways(
     graph: ir.Graph,
-    reading: InputGroup,
+    group: InputGroup,
     ways: Sequence[Way],
-    fitted: Statistics,
+    fold: Fold,
     options: QuantizeOptions,
 ) -> list[Trial]:
-    stats, users = reading.seen(fitted), summarize(graph, reading.sites)
+    """Fit every way to the statistics of a group's input; clips are at the observed range."""
+    stats = group.seen(fold.fitted)
     found = []
     for way in ways:
-        scaling = way.fit(stats, users, reading.bits)
-        activation = reading.entry.activation
-        assert activation is not None
+        scaling = fold.scaling(graph, group, way)
+        activation = group.activation
         if activation.grid == "fp8":
-            chosen = fp8_qparams(stats, scaling)
+            qparams = fp8_qparams(stats, scaling)
         else:
-            (chosen,) = clip_candidates(
+            (qparams,) = clip_candidates(
                 stats, scaling, activation.bits, allow_shift=options.shift, fractions=(1.0,)
             )
-        planned = chosen.as_format(centered=scaling.center is not None)
-        found.append(Trial(scaling, planned))
+        found.append(Trial(scaling, qparams.as_format(centered=scaling.center is not None)))
     return found
 
 
 def quantize_whole(
     graph: ir.Graph,
     *,
-    readings: Sequence[InputGroup],
+    groups: Sequence[InputGroup],
     ways: Mapping[str, Way],
     rounded: TrialWeights,
-    fitted: Statistics,
+    fold: Fold,
     options: QuantizeOptions,
 ) -> None:
-    """The Q/DQ form of all products with rounded inputs, their scales in nodes of their own."""
-    chosen, sites, given = {}, [], {}
-    for reading in readings:
-        way = way_of(reading, ways)
-        (trial,) = fit_ways(graph, reading, [way], fitted, options)
-        for site in reading.sites:
+    """Quantize all products with rounded inputs; their scales are nodes of their own."""
+    weights, sites, by_data = {}, [], {}
+    for group in groups:
+        way = way_of(group, ways)
+        (trial,) = fit_ways(graph, group, [way], fold, options)
+        for site in group.sites:
             known = rounded.get((site.name, way))
             if known is not None:
-                given[site.name] = known
-            chosen[site.name] = trial_weights(graph, site, reading, trial, known, fitted, options)
+                by_data[site.name] = known
+            weights[site.name] = trial_weights(graph, site, group, trial, known, fold, options)
             sites.append(msgspec.structs.replace(site, fold=None, producer_fold=None))
-    correct_biases(graph, sites, given)
-    insert_qdq(graph, sites, chosen)
+    correct_biases(graph, sites, by_data)
+    insert_qdq(graph, sites, weights)
 
 
 def trial_weights(
     graph: ir.Graph,
     site: Site,
-    reading: InputGroup,
+    group: InputGroup,
     trial: Trial,
     known: Rounded | None,
-    fitted: Statistics,
+    fold: Fold,
     options: QuantizeOptions,
 ) -> SiteWeights:
-    entry = reading.entries[site.name]
+    """Return what a product computes with in a trial; `known` is its weight if data rounded it."""
+    entry = group.entries[site.name]
     weight = scaled_weight(graph, site, entry, trial.scaling)
     scale, center = input_scaling(entry, trial.scaling)
     if known is None:
-        quantized = round_to_nearest(weight, site, entry, fitted, options, trial.scaling)
+        quantized = round_to_nearest(weight, site, entry, fold.fitted, options, trial.scaling)
     else:
         quantized = known.weight
     return SiteWeights(
@@ -282,15 +261,15 @@ def trial_weights(
 def observe_trial(
     graph: ir.Graph,
     site: Site,
-    reading: InputGroup,
+    group: InputGroup,
     trial: Trial,
-    fitted: Statistics,
+    fold: Fold,
     options: QuantizeOptions,
     label: str,
 ) -> None:
-    """Add the output `LABEL:noise` [N, O]: sums of squares of what the quantized product is off."""
+    """Add the output `LABEL:noise` [N, O]: sums of squares of the quantized product's error."""
     node = site_node(graph, site)
-    chosen = trial_weights(graph, site, reading, trial, None, fitted, options)
+    chosen = trial_weights(graph, site, group, trial, None, fold, options)
     again = ir.node(node.op_type, node.inputs, dict(node.attributes), name=label)
     value = again.outputs[0]
     value.name, value.type, value.shape = label, ir.TensorType(ir.DataType.FLOAT), None

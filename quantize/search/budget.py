@@ -1,4 +1,4 @@
-"""What a search may spend: budgets as they are written, and what a format costs at a site."""
+"""Read the budgets that a search may spend, and count what a format costs at a site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search may do with each site, and what a choice of formats does to the model."""
+"""List the formats that a search may give each site, and apply a choice of them to a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class SearchItem:
-    """A site whose weight is searched, its plan but for that, and what it may be; None is float."""
+    """Hold a site to search, its plan but for the weight, and candidate formats (None: float)."""
 
     site: Site
     entry: SitePlan
@@ -107,7 +107,7 @@ def whole_plan(plan: Plan, items: Sequence[SearchItem], forms: Iterable[Form]) -
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """How the inputs of sites are rounded, by site: grids, and the smoothing of the weights."""
+    """Hold how the inputs of sites are rounded: QParams, and the smoothing of the weights."""
 
     rounded: Mapping[str, RoundedInput] = field(default_factory=dict)
     smoothing: Mapping[str, Floats] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class Inputs:
 
 
 class Model:
-    """The graphs of a workspace, with weights and inputs that a run may round."""
+    """Hold the graphs of a workspace, with weights and inputs that a run may round."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class Model:
 
     @property
     def graphs(self) -> list[str]:
-        """The graphs with a searched site, as they run."""
+        """Return the graphs with a searched site, as they run."""
         return [g for g in self.chain.probes if any(i.site.graph == g for i in self.items)]
 
     def weight(self, item: SearchItem) -> Floats:

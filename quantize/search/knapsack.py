@@ -1,4 +1,4 @@
-"""The integer program of mixed precision: one option for each item, least loss within limits.
+"""Solve the integer program of mixed precision: one option an item, least loss within limits.
 
 A multiple-choice knapsack, solved by HiGHS through scipy.
 """
@@ -26,7 +26,7 @@ INFEASIBLE = 2  # scipy's status
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What options use up, by item and option, and how much all chosen ones may."""
+    """Hold what options use up, by item and option, and how much all chosen ones may."""
 
     amounts: Table
     most: float

@@ -1,4 +1,4 @@
-"""The loss of each format at each site: a few formats measured alone, the others scaled.
+"""Estimate the loss of each format at each site: a few are measured alone, the others scaled.
 
 A site's loss follows the noise that its rounded weight makes at its own output, within a factor of
 two or so over neighbouring widths, and leaves that law at 2 and 3 bits.
@@ -93,7 +93,7 @@ def rounded_weight(
 
 
 def output_noise(error: Floats, stats: TensorStats | None) -> float:
-    """sum_i E[x_i^2] |dW_i|^2: channels and taps taken as independent."""
+    """Return sum_i E[x_i^2] |dW_i|^2: channels and kernel elements taken as independent."""
     by_tap = error.reshape(*error.shape[:2], -1).astype(np.float64)
     energy = np.einsum("oit,oit->i", by_tap, by_tap)
     mean = 1.0 if stats is None else stats.square / max(1, stats.count)

@@ -43,7 +43,7 @@ class ResponseCurve:
         return [float(np.log(x)) for x in by_sum], [float(np.log(y)) for y in by_sum.values()]
 
     def power(self, total: float) -> tuple[float, float]:
-        """(end loss, exponent of the curve) at a sum of losses above 0."""
+        """Return the end loss and the exponent of the curve at a sum of losses above 0."""
         x, y = self.lines()
         at = float(np.log(total))
         if not x:

@@ -1,4 +1,4 @@
-"""One search: sizes, measured losses, the program's plan, and what that plan really is."""
+"""Run one search: sizes, measured losses, the program's plan, and what that plan really is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROUNDS = 3
 
 
 class SiteLosses(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured for a site; `input_loss` is that of its rounded input."""
+    """Hold what was measured for a site; `input_loss` is that of its rounded input."""
 
     name: str
     graph: str
@@ -53,7 +53,7 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The plan of a search and what its manifest says of it."""
+    """Hold the plan of a search and what its manifest says of it."""
 
     plan: Plan
     results: Mapping[str, Any]

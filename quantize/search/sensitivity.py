@@ -1,4 +1,4 @@
-"""What a graph's outputs lose when single weights or inputs are rounded: measured, run by run.
+"""Measure what a graph's outputs lose when single weights or inputs are rounded, run by run.
 
 One session serves all runs of a graph. Its weights are initializers that a run may feed anew, and
 each input that a plan may round has a toggle, so that nothing is rewritten between runs.
@@ -31,14 +31,14 @@ LOGITS = "logits"
 
 @dataclass(frozen=True, slots=True)
 class RoundedInput:
-    """The grid that a site's input can be put on, in the coordinates of its view."""
+    """Hold the QParams that a site's smoothed input can be rounded by."""
 
     view: SmoothedInput
     qparams: QParams
 
 
 class PerturbedGraph:
-    """A graph in which a run may replace the weights of `sites` and round some of their inputs.
+    """Run a graph with replaced weights of `sites` and rounded inputs of some of them.
 
     `inputs` gives the grids by site; sites that read one tensor are rounded together, by the grid
     of the first. `targets` are the outputs whose error counts: logits, where there are any; of a

@@ -10,13 +10,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.families.custom.graph import read_custom_graph
-from arvg_trt.families.custom.sites import find_custom_sites
+from arvg_trt.families.custom.graph import read_own_graph
+from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan
 from arvg_trt.quantize.facts import SiteRow
+from arvg_trt.quantize.groups import find_groups
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import quantize_model
+from arvg_trt.quantize.scaling.held_out import search_ways
+from arvg_trt.quantize.scaling.predicted import Way
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import save_sample
@@ -40,21 +44,32 @@ class CustomGraph:
     def quantize(
         self, folder: Path, plan: Plan | None = None, **options: object
     ) -> tuple[Plan, list[SiteRow]]:
-        """By options, or by a plan that was made before."""
+        """Quantize by options, or by a plan that was made before."""
         folder.mkdir()
         chosen = QuantizeOptions(**options)  # type: ignore[arg-type]
-        size = 16
         return quantize_model(
-            CalibrationRun(self.folder, self.samples, self.site_map.graphs, size, silent),
+            self.calibration(),
             folder,
             self.site_map,
             check_plan(plan or make_plan(self.site_map, chosen), self.site_map),
-            CalibrationRun(
-                self.folder, self.samples, self.site_map.graphs, size, silent
-            ).channel_ranges(self.site_map),
+            self.calibration().channel_ranges(self.site_map),
             chosen,
             shared=False,
         )
+
+    def calibration(self, batch_size: int = 16) -> CalibrationRun:
+        """Return the run of all samples."""
+        return CalibrationRun(self.folder, self.samples, self.site_map.graphs, batch_size, silent)
+
+    def search(self, **options: object) -> dict[str, Way]:
+        """Return the ways that the search finds for the inputs of a plan by these options."""
+        wanted = QuantizeOptions(**options)  # type: ignore[arg-type]
+        entries = check_plan(make_plan(self.site_map, wanted), self.site_map)
+        run = self.calibration(8)
+        statistics = run.channel_ranges(self.site_map)
+        graph = load_graph(self.folder / "g.onnx").graph
+        groups = find_groups(graph, self.site_map.sites, entries, statistics)
+        return search_ways(run, self.site_map, {"g": graph}, groups, statistics, wanted)
 
     def sqnr(self, folder: Path, x: Array, **options: object) -> float:
         """In dB of y on `x`, quantized into a new `folder`."""

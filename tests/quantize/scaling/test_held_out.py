@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.scaling.held_out import NONE, best_way, search_ways, split_samples, thinned
+from arvg_trt.quantize.scaling.held_out import NONE, best_way, split_samples, thinned
 from arvg_trt.quantize.scaling.predicted import Way, ratio
-from arvg_trt.quantize.scaling.trials import Samples, distance
-from arvg_trt.recipe.quantize import QuantizeOptions
+from arvg_trt.quantize.scaling.trials import distance
 
 from ...families.custom.models import Node, small_graph
-from ...families.tiny import silent
-from ..custom_quantized import CustomGraph, custom_graph
+from ..custom_quantized import OwnGraph, own_graph
 
 PREDICTED, MOVED = Way("predicted"), Way("predicted", centered=True)
 NEVER_BELOW = 0.3  # dB
@@ -107,13 +103,7 @@ def test_one_sample_is_not_scaled(tmp_path: Path) -> None:
     own, _ = outliers(tmp_path)
     for path in sorted(own.samples.iterdir())[1:]:
         path.unlink()
-    options = QuantizeOptions(smoothing="search")
-    entries = check_plan(make_plan(own.site_map, options), own.site_map)
-    statistics = CalibrationRun(
-        own.folder, own.samples, own.site_map.graphs, 1, silent
-    ).channel_ranges(own.site_map)
-    source = Samples(own.folder, own.samples, own.site_map, 1, silent)
-    assert set(search_ways(source, entries, statistics, options).values()) == {NONE}
+    assert set(own.search(smoothing="search").values()) == {NONE}
 
 
 STRICT = {"gain_db": 0.3, "center_db": 1.0}

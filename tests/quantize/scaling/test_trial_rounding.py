@@ -8,23 +8,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.calibrate.observers.hessian import HessianSums
+from arvg_trt.calibrate.observers.hessian import Moments
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.linears import site_weight
 from arvg_trt.numerics.scheme import ActivationFormat, Plan
 from arvg_trt.quantize.groups import find_groups
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.scaling.held_out import search_ways
 from arvg_trt.quantize.scaling.predicted import Way
 from arvg_trt.quantize.scaling.trial_rounding import round_trials, scaled_moments
-from arvg_trt.quantize.scaling.trials import Fold, Samples, TrialWeights
+from arvg_trt.quantize.scaling.trials import Fold, TrialWeights
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files
 
 from ...families.custom.models import small_graph
-from ...families.tiny import silent
-from ..custom_quantized import CustomGraph, custom_graph, decibel, run
+from ..custom_quantized import OwnGraph, decibel, own_graph, run
 
 FEW_BITS = {"smoothing": "search", "weight_bits": 3, "activation_bits": 4}
 
@@ -47,17 +44,9 @@ def planted(tmp_path: Path) -> tuple[CustomGraph, np.ndarray]:
     return custom_graph(path, drawn(24)), drawn(100)
 
 
-def samples_of(own: CustomGraph) -> Samples:
-    return Samples(own.folder, own.samples, own.site_map, 8, silent)
-
-
-def chosen(own: CustomGraph, **options: object) -> Way:
-    """The scaling of the only input."""
-    wanted = QuantizeOptions(**(FEW_BITS | options))  # type: ignore[arg-type]
-    entries = check_plan(make_plan(own.site_map, wanted), own.site_map)
-    run_of_all = CalibrationRun(own.folder, own.samples, own.site_map.graphs, 8, silent)
-    seen = run_of_all.channel_ranges(own.site_map)
-    (way,) = search_ways(samples_of(own), entries, seen, wanted).values()
+def chosen(own: OwnGraph, **options: object) -> Way:
+    """Return the scaling of the only input."""
+    (way,) = own.search(**(FEW_BITS | options)).values()
     return way
 
 
@@ -66,11 +55,11 @@ def rounded(own: CustomGraph, ways: list[Way], **options: object) -> TrialWeight
     wanted = QuantizeOptions(**(FEW_BITS | options))  # type: ignore[arg-type]
     entries = check_plan(make_plan(own.site_map, wanted), own.site_map)
     half = slice(0, 12)
-    source = samples_of(own)
-    fold = Fold(source.ranges(half), half, slice(12, 24))
+    run_of_all = own.calibration(8)
+    fold = Fold(run_of_all.of(half).channel_ranges(own.site_map), half, slice(12, 24))
     graph = load_graph(own.folder / "g.onnx").graph
     groups = find_groups(graph, own.site_map.sites, entries, fold.fitted)
-    return round_trials(source, groups, {g.key: ways for g in groups}, fold, wanted)
+    return round_trials(run_of_all, graph, groups, {g.key: ways for g in groups}, fold, wanted)
 
 
 def test_what_gptq_evens_out_is_no_reason_against_a_scaling(

@@ -1,0 +1,112 @@
+"""Scales per token for graphs that are not a generator's: where they win on samples left out.
+
+A custom transformer whose sequences have one length can take a static scale a position, as a
+generator's inputs do. It costs two multiplications beside the product, so that it must gain
+`TOKEN_GAIN_DB` on one scale for all, on both halves of the samples when fitted to the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..calibrate.calibration_run import CalibrationRun
+from ..calibrate.observers.smoothed import Scaling
+from ..numerics.qparams import QParams
+from ..recipe.quantize import QuantizeOptions
+from .groups import InputDecision, InputGroup
+from .per_token import of_samples
+from .scales import round_inputs, scaled_input
+
+Floats = NDArray[np.float64]
+
+TOKEN_GAIN_DB = 1.0
+
+
+def token_decisions(
+    run: CalibrationRun,
+    graphs: Mapping[str, ir.Graph],
+    groups: Sequence[InputGroup],
+    scalings: Mapping[str, Scaling],
+    options: QuantizeOptions,
+    *,
+    searched: Collection[str],
+) -> dict[str, InputDecision]:
+    """Return the decisions of groups that get scales per token, by key.
+
+    Those `searched` get them where they win, the others where their plan says so.
+    """
+    found: dict[str, InputDecision] = {}
+    for name in graphs:
+        members = [g for g in groups if g.graph == name and g.tokens is not None]
+        inside = run.inside(name)
+        open_ones = [group for group in members if group.key in searched]
+        winners = winning_groups(inside, open_ones, scalings, options) if open_ones else set()
+        taken = [g for g in members if g.key not in searched or g.key in winners]
+        judged = inside if options.clip_power != 0 else None
+        rounded = round_inputs(taken, scalings, inside, judged, options) if taken else {}
+        for g in taken:
+            found[g.key] = InputDecision(
+                scalings[g.key],
+                rounded[g.key].qparams,
+                rounded[g.key].sqnr_db,
+                rounded[g.key].channels.mean_square,
+                g.divides,
+                g.subtracts,
+            )
+    return found
+
+
+def winning_groups(
+    run: CalibrationRun,
+    groups: Sequence[InputGroup],
+    scalings: Mapping[str, Scaling],
+    options: QuantizeOptions,
+) -> set[str]:
+    """Return the keys of groups whose rounding error is less with scales per token.
+
+    QParams are fitted to one half of the samples and judged on the other, both ways round. One
+    sample cannot judge another: no group wins then.
+    """
+    if run.size < 2:
+        return set()
+    one, other = run.first_half(), run.second_half()
+    winners = list(groups)
+    for fitted, judged in ((one, other), (other, one)):
+        by_token = of_samples(winners, fitted)
+        per_tensor = [replace(group, tokens=None) for group in by_token]
+        fine = round_inputs(by_token, scalings, fitted, fitted, options)
+        coarse = round_inputs(per_tensor, scalings, fitted, fitted, options)
+        errors = judged.clip_errors(
+            {g.key: scaled_input(g, scalings[g.key]) for g in winners},
+            {g.key: both(fine[g.key].qparams, coarse[g.key].qparams) for g in winners},
+            {g.key: fine[g.key].gain for g in winners},
+        )
+        winners = [g for g in winners if token_gain_db(*errors[g.key][2]) >= TOKEN_GAIN_DB]
+    return {group.key for group in winners}
+
+
+def both(fine: QParams, coarse: QParams) -> list[QParams]:
+    """Return QParams per token, and those of one scale repeated for every token."""
+    tokens = np.ones_like(fine.zero_point)
+    return [
+        fine,
+        replace(coarse, scale=coarse.scale * tokens, zero_point=coarse.zero_point * tokens),
+    ]
+
+
+def token_gain_db(fine: Floats, coarse: Floats) -> float:
+    """Return what a token's SQNR gains on average, from squared errors [T]; -inf for a loss.
+
+    The mean is over decibels: tokens are normalized one by one further on, so that one with massive
+    activations must not decide for all. The sum of errors must not grow either.
+    """
+    alive = (fine > 0) & (coarse > 0)
+    if not alive.any() or not fine.sum() <= coarse.sum():
+        return -math.inf
+    return float(10 * np.mean(np.log10(coarse[alive] / fine[alive])))
