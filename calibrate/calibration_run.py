@@ -22,8 +22,8 @@ from .observers.clip_error import (
     observe_channel_clip_errors,
     observe_clip_errors,
 )
-from .observers.gps_terms import observe_gains
-from .observers.hessian import HessianObserver, Moments, MomentSums, observe_moments
+from .observers.gps_terms import observe_gps_terms
+from .observers.hessian import HessianAccumulator, HessianObserver, HessianSums, observe_hessian
 from .observers.min_max import (
     batch_stats,
     observe_ranges,
@@ -296,7 +296,7 @@ class CalibrationRun:
 
     def hessian(self, observers: Mapping[str, HessianObserver]) -> dict[str, HessianSums]:
         """Return the sums of each observer; graphs run up to the last that one lies in."""
-        sums = MomentSums(observers)
+        sums = HessianAccumulator(observers)
 
         def instrument(name: str, graph: ir.Graph) -> None:
             observe_hessian(graph, {k: p for k, p in observers.items() if p.graph == name})

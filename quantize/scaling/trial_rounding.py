@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...calibrate.calibration_run import CalibrationRun
-from ...calibrate.observers.hessian import Moments
+from ...calibrate.observers.hessian import HessianSums
 from ...calibrate.observers.smoothed import SmoothedInput
 from ...graph.linears import site_node, site_weight
 from ...numerics.gptq import STEPS
@@ -124,7 +124,7 @@ def summed(
     *,
     max_memory: int,
     squares: bool = True,
-) -> Iterator[tuple[RoundingTask, Moments]]:
+) -> Iterator[tuple[RoundingTask, HessianSums]]:
     """Yield tasks with the moments of their rows over the samples of a run."""
     if tasks:
         yield from moments_of_tasks(run, tasks, means=True, max_memory=max_memory, squares=squares)

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.families.custom.graph import read_own_graph
-from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.scheme import Plan

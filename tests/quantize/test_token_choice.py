@@ -11,13 +11,13 @@ from safetensors.numpy import load_file
 
 from arvg_trt.calibrate.statistics import save_statistics
 from arvg_trt.engines.onnxruntime.build import build_engine
-from arvg_trt.families.custom.graph import read_own_graph
-from arvg_trt.families.custom.sites import find_own_sites
+from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
 
 from ..families.custom.models import small_graph
 from ..families.tiny import silent
-from .custom_quantized import OwnGraph, decibel, own_graph, run
+from .custom_quantized import CustomGraph, custom_graph, decibel, run
 
 TOKENS, WIDTH, OUTPUTS = 6, 24, 16
 REACH = np.array([40.0, 1, 0.5, 1, 0.2, 1])  # of each token: the first one is a sink
@@ -30,7 +30,9 @@ def drawn(count: int, reach: np.ndarray, seed: int, middle: float = 0.0) -> np.n
     return x.astype(np.float32)
 
 
-def linear(folder: Path, x: np.ndarray, tokens: object = TOKENS, *, bias: bool = True) -> OwnGraph:
+def linear(
+    folder: Path, x: np.ndarray, tokens: object = TOKENS, *, bias: bool = True
+) -> CustomGraph:
     rng = np.random.default_rng(7)
     held = {"w": rng.normal(0, 0.2, (WIDTH, OUTPUTS)).astype(np.float32)}
     nodes: list = [("MatMul", ["x", "w"], "m" if bias else "y", {})]
@@ -38,7 +40,7 @@ def linear(folder: Path, x: np.ndarray, tokens: object = TOKENS, *, bias: bool =
         held["b"] = rng.normal(0, 1, OUTPUTS).astype(np.float32)
         nodes.append(("Add", ["m", "b"], "y", {}))
     path = small_graph(folder / "g.onnx", nodes, held, x=("n", tokens, WIDTH))
-    return own_graph(path, x)
+    return custom_graph(path, x)
 
 
 @pytest.mark.parametrize(("tokens", "known"), [(TOKENS, True), ("t", False), (1, False)])
@@ -51,7 +53,7 @@ def test_only_sequences_of_one_length_have_tokens(
         {"w": np.ones((WIDTH, 3), np.float32)},
         x=("n", tokens, WIDTH),
     )
-    (site,) = find_own_sites(read_own_graph(path).graph, "g")
+    (site,) = find_custom_sites(read_custom_graph(path).graph, "g")
     assert site.knows_positions is known
 
 
@@ -149,7 +151,7 @@ def test_graph_computes_the_formula(
     assert decibel(found, wanted) > 60
 
 
-def own_weight(own: OwnGraph) -> np.ndarray:
+def own_weight(own: CustomGraph) -> np.ndarray:
     (weight,) = [
         v.const_value
         for k, v in ir.load(own.folder / "g.onnx").graph.initializers.items()
@@ -158,7 +160,7 @@ def own_weight(own: OwnGraph) -> np.ndarray:
     return weight.numpy().astype(np.float64)
 
 
-def bias_of(own: OwnGraph) -> np.ndarray:
+def bias_of(own: CustomGraph) -> np.ndarray:
     (bias,) = [
         v.const_value
         for v in ir.load(own.folder / "g.onnx").graph.initializers.values()

@@ -100,7 +100,7 @@ class GeneratorMeasurement:
         }
 
     def run(self, folders: Folders, progress: Progress) -> Measured:
-        """Compare images of FP32 and each candidate, then their graphs on what `TeacherForcing` gives."""
+        """Compare images of FP32 and each candidate, then their graphs under teacher forcing."""
         generators = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
         labels, names = self.generated.labels, self.generated.image_names
         with TemporaryDirectory() as scratch:

@@ -13,7 +13,7 @@ from arvg_trt.quantize.scaling.predicted import Way, ratio
 from arvg_trt.quantize.scaling.trials import distance
 
 from ...families.custom.models import Node, small_graph
-from ..custom_quantized import OwnGraph, own_graph
+from ..custom_quantized import CustomGraph, custom_graph
 
 PREDICTED, MOVED = Way("predicted"), Way("predicted", centered=True)
 NEVER_BELOW = 0.3  # dB

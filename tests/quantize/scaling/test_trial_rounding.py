@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from arvg_trt.calibrate.observers.hessian import Moments
+from arvg_trt.calibrate.observers.hessian import HessianSums
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.linears import site_weight
 from arvg_trt.numerics.scheme import ActivationFormat, Plan
@@ -21,7 +21,7 @@ from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files
 
 from ...families.custom.models import small_graph
-from ..custom_quantized import OwnGraph, decibel, own_graph, run
+from ..custom_quantized import CustomGraph, custom_graph, decibel, run
 
 FEW_BITS = {"smoothing": "search", "weight_bits": 3, "activation_bits": 4}
 
@@ -44,7 +44,7 @@ def planted(tmp_path: Path) -> tuple[CustomGraph, np.ndarray]:
     return custom_graph(path, drawn(24)), drawn(100)
 
 
-def chosen(own: OwnGraph, **options: object) -> Way:
+def chosen(own: CustomGraph, **options: object) -> Way:
     """Return the scaling of the only input."""
     (way,) = own.search(**(FEW_BITS | options)).values()
     return way
