@@ -26,6 +26,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "VAR": ("var", "var_vqvae"),
     "RAR": ("rar", "maskgit_vq"),
     "PAR": ("par", "llamagen_vq"),
+    "LlamaGen": ("llamagen", "llamagen_vq"),
     "MAR": ("mar", "kl_vae"),
 }
 # Modules of a family's package by what they are for.

@@ -162,10 +162,12 @@ class LlamaTransformer(LlamaLayers):
     Attributes:
         rows: the embeddings whose rows are the entries of a sequence, in the order of
             `token_table`.
+        at_once: the tokens that every step takes; None: steps differ.
     """
 
     config: LlamaConfig
     rows: ClassVar[tuple[str, ...]] = (TOKENS, CLASSES)
+    at_once: ClassVar[int | None] = None
 
     def __init__(self, config: LlamaConfig, tables: Mapping[str, nn.Module]) -> None:
         """Build the layers behind the embeddings `tables`, which have their official names."""

@@ -61,22 +61,28 @@ def role(path: str) -> str:
 
 
 def step_graph(model: LlamaTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
-    config = model.config
-    rows, n = Dim("rows"), Dim("n")
+    config, n = model.config, model.at_once
+    rows = Dim("rows")
+    dims = [] if n else [Dim("n")]  # of the axis of tokens, where steps differ
     cache_shape = [{0: rows, 2: Dim("past")}] * config.depth
     graph = trace(
         keep_cache_as(StepGraph(model), cache_type(form)),
         (
-            torch.zeros(ROWS, TOKENS, dtype=torch.int64),
-            torch.arange(TOKENS),
+            torch.zeros(ROWS, n or TOKENS, dtype=torch.int64),
+            torch.arange(n or TOKENS),
             *example_caches(config.depth, (ROWS, config.heads, PAST, config.head_dim), form),
         ),
-        ({0: rows, 1: n}, {0: n}, cache_shape, cache_shape),
+        (
+            dict(enumerate([rows, *dims])),
+            dict(enumerate(dims)),
+            cache_shape,
+            cache_shape,
+        ),
         ["tokens", "position_ids", *past_names(config.depth)],
         ["logits", *present_names(config.depth)],
     )
     keep_cache_as(model, None)  # the graph's layers are the model's own
-    name_presents(graph, config.heads, config.head_dim)
+    name_presents(graph, config.heads, config.head_dim, str(n or "n"))
     return graph
 
 
