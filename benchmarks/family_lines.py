@@ -26,6 +26,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "VAR": ("var", "var_vqvae"),
     "RAR": ("rar", "maskgit_vq"),
     "PAR": ("par", "llamagen_vq"),
+    "LlamaGen": ("llamagen", "llamagen_vq"),
     "MAR": ("mar", "kl_vae"),
 }
 # Modules of a family's package by what they are for.
@@ -46,6 +47,11 @@ SHARED_PARTS: Mapping[str, str] = {
     "families/shared/pyramid.py": "module",
     "families/shared/job.py": "stages",
     "families/shared/isolated_export.py": "stages",
+    "families/shared/exporter.py": "stages",
+    "families/shared/llama/loop.py": "schedule",
+    "families/shared/llama/graphs.py": "graphs",
+    "families/shared/llama/write.py": "graphs",
+    "families/shared/llama": "module",
     "families/shared": "graphs",
     "families": "stages",
     "export": "graphs",

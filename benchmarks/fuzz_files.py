@@ -185,6 +185,7 @@ def specs() -> dict[str, dict[str, Any]]:
         "var": {**var, "num_classes": 10, "image_size": 32, "defaults": defaults},
         "rar": {**raster, "defaults": defaults | powers},
         "par": {**raster, "group": 4, "defaults": defaults},
+        "llamagen": {**raster, "defaults": defaults},
         "mar": {**mar, "defaults": {"cfg": 2.0, "iterations": 4, "diffusion_steps": 10} | powers},
     }
 

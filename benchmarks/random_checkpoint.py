@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..families.base import Variant
 from ..families.kl_vae.config import KlVaeConfig
 from ..families.kl_vae.model import KlVae
+from ..families.llamagen.model import LlamagenTransformer
 from ..families.llamagen_vq.config import VQ_16
 from ..families.llamagen_vq.model import LlamagenVq
 from ..families.mar.model import MarTransformer
@@ -117,5 +118,6 @@ FORMS: Mapping[str, Form] = {
     "var": Form(VarTransformer, var_vqvae, var_buffers),
     "rar": Form(RarTransformer, maskgit_vq),
     "par": Form(ParTransformer, lambda config: LlamagenVq(VQ_16), within="model"),
+    "llamagen": Form(LlamagenTransformer, lambda config: LlamagenVq(VQ_16), within="model"),
     "mar": Form(MarTransformer, lambda config: KlVae(KlVaeConfig()), within="model"),
 }

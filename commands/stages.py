@@ -83,9 +83,9 @@ def export(
 ) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
 
-    MODEL is one that `arvg-trt models` lists, `var`, `rar`, `par`, `mar`, `gsq` or `cosmos`: one of
-    any size, or `onnx`: graphs of your own, each named after its file, whose sites are found from
-    their operators.
+    MODEL is one that `arvg-trt models` lists, or `onnx`: graphs of your own, each named after its
+    file, whose sites are found from their operators. `var`, `rar`, `par`, `llamagen`, `mar`, `gsq`
+    and `cosmos` take a checkpoint of any size.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws

@@ -65,10 +65,10 @@ def example_caches(
     return keys, values
 
 
-def name_presents(graph: ir.Model, heads: int, head_dim: int) -> None:
-    """Name the length of present caches "past + n", which the exporter names otherwise."""
+def name_presents(graph: ir.Model, heads: int, head_dim: int, n: str = "n") -> None:
+    """Write their length as "past + n", which the exporter gives names of its own."""
     for value in graph.graph.outputs[1:]:
-        value.shape = ir.Shape(["rows", heads, "past + n", head_dim])
+        value.shape = ir.Shape(["rows", heads, f"past + {n}", head_dim])
 
 
 def cache_type(form: ExportShape) -> torch.dtype | None:

@@ -17,7 +17,7 @@ from .family import PACKAGE, Family, load_named
 
 GROUP = "arvg_trt.families"
 # The packages below families/, each with a FAMILY of this name: imported when asked for.
-BUILT_IN = ("cosmos", "var", "rar", "par", "mar", "gsq", "custom")
+BUILT_IN = ("cosmos", "var", "rar", "par", "llamagen", "mar", "gsq", "custom")
 
 
 def find_family(name: str, where: str | None = None) -> Family:

@@ -20,3 +20,7 @@ class LlamagenVqConfig(Pyramid):
 
 
 VQ_16 = LlamagenVqConfig()
+# The published files, without their ending, and where they are.
+VQ16_FILE = "vq_ds16_c2i"
+VQ8_FILE = "vq_ds8_c2i"
+HUB = "FoundationVision/LlamaGen"

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ExportError
-from ...export.shape import DYNAMIC, ExportShape
-from ..shared.isolated_export import GeneratorExporter
-from ..shared.job import ExportJob, guided_labels, load_parts, write_parts
+from ...export.shape import DYNAMIC, GraphForm
+from ..shared.exporter import Compare, TransformerExporter
+from ..shared.job import ExportJob, guided_labels, load_halves
+from .config import MarConfig, MarJson, sampling_of
 from .spec import MarDefaults, MarSpec
+from .variants import VAE
 
 if TYPE_CHECKING:
+    from ...export.weight_file import WeightFile
+    from ...graph.sites import Site
     from ..kl_vae.model import KlVae
-    from .config import MarConfig, MarJson
     from .model import MarTransformer
 
 # What a trainer of autoencoders leaves beside them.
 LOSS = "loss."
 
 
-class MarExporter(GeneratorExporter):
+class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
     """Exports a MAR and its tokenizer."""
 
     def check_shape(self, name: str, form: ExportShape) -> None:
@@ -35,30 +37,45 @@ class MarExporter(GeneratorExporter):
                 do="leave out --static-batch and --kv-type",
             )
 
-    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
-        """All that the export leaves; returns the parameters of each half."""
+    def load(self, job: ExportJob) -> tuple[MarTransformer, KlVae]:
+        """Load both, of one latent."""
+        from ..kl_vae.model import load_kl_vae
+        from .checkpoint import load_mar
+
+        return load_halves(
+            job,
+            f"{VAE}.ckpt",
+            lambda tensors: load_mar(tensors, job.spec, told(job)),
+            lambda tensors, model: one_latent_a_token(
+                load_kl_vae(tensors, job.spec), model.config.latent_channels, job.spec
+            ),
+            ("latent_channels",),
+            ignored=LOSS,
+        )
+
+    def spec(self, job: ExportJob, model: MarTransformer, tokenizer: KlVae) -> MarSpec:
+        """Return what the runtime needs to know of the generator."""
+        return describe(model.config, tokenizer.config.stride, told(job).sampling)
+
+    def write(
+        self,
+        job: ExportJob,
+        model: MarTransformer,
+        tokenizer: KlVae,
+        weights: WeightFile,
+        properties: dict[str, str],
+    ) -> tuple[Site, ...]:
+        """Write the autoencoder's graphs, then the transformers'."""
         from ..kl_vae.write import export_kl_vae
         from .write import export_mar
 
-        model, vae = load_models(job)
-        scale = model.config.latent_scale
-        return write_parts(
-            job,
-            folder,
-            (model, vae),
-            describe(model.config, vae.config.stride, read_config_json(job).sampling),
-            lambda weights, properties: (
-                *export_kl_vae(vae, weights, properties, scale),
-                *export_mar(model, weights, properties),
-            ),
+        return (
+            *export_kl_vae(tokenizer, weights, properties, model.config.latent_scale),
+            *export_mar(model, weights, properties),
         )
 
-    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
-        """Both halves of the model, each let go before its graphs are opened; for the manifest.
-
-        Raises:
-            ExportError: a difference above the tolerance; names the graph.
-        """
+    def references(self, job: ExportJob, model: MarTransformer, tokenizer: KlVae) -> Compare:
+        """Compute those of the autoencoder on photographs, and of the transformers on one."""
         import torch
 
         from .parity import (
@@ -68,38 +85,21 @@ class MarExporter(GeneratorExporter):
             compute_mar_references,
         )
 
-        model, vae = load_models(job)
         config = model.config
-        images = job.pictures(config.side * vae.config.stride)
-        autoencoder = compute_autoencoder_references(vae, images, config.latent_scale)
+        images = job.pictures(config.side * tokenizer.config.stride)
+        autoencoder = compute_autoencoder_references(tokenizer, images, config.latent_scale)
         shown = torch.from_numpy(autoencoder.latent[:1]).flatten(2).transpose(1, 2)
         labels = guided_labels(config.num_classes)
-        references = compute_mar_references(model, labels, shown.repeat(2, 1, 1))
-        del model, vae
-        gc.collect()
-        found = (
-            *check_autoencoder_parity(folder, autoencoder),
-            *check_mar_parity(folder, references),
-        )
-        return {"graphs": [asdict(one) for one in found]}
+        wanted = compute_mar_references(model, labels, shown.repeat(2, 1, 1))
 
+        def compare(folder: Path) -> dict[str, Any]:
+            found = (
+                *check_autoencoder_parity(folder, autoencoder),
+                *check_mar_parity(folder, wanted),
+            )
+            return {"graphs": [asdict(one) for one in found]}
 
-def load_models(job: ExportJob) -> tuple[MarTransformer, KlVae]:
-    """As `load_parts`: of one latent."""
-    from ..kl_vae.model import load_kl_vae
-    from .checkpoint import load_mar
-    from .variants import VAE
-
-    return load_parts(
-        job,
-        f"{VAE}.ckpt",
-        lambda tensors: load_mar(tensors, job.spec, read_config_json(job)),
-        lambda tensors, model: one_latent_a_token(
-            load_kl_vae(tensors, job.spec), model.config.latent_channels, job.spec
-        ),
-        ("latent_channels",),
-        ignored=LOSS,
-    )
+        return compare
 
 
 def one_latent_a_token(vae: KlVae, channels: int, where: str) -> KlVae:
@@ -119,7 +119,6 @@ def one_latent_a_token(vae: KlVae, channels: int, where: str) -> KlVae:
 def read_config_json(job: ExportJob) -> MarJson:
     """What the `config.json` beside the weights says."""
     from ...export.checkpoint.config_json import read_beside
-    from .config import MarJson
 
     return read_beside(job.paths[0].parent, MarJson)
 
@@ -130,8 +129,6 @@ def describe(config: MarConfig, stride: int, sampling: MarDefaults | None = None
     Raises:
         ExportError: `sampling` says more passes than an image has tokens.
     """
-    from .config import sampling_of
-
     defaults = sampling or sampling_of(config)
     if defaults.iterations > config.length:
         raise ExportError(

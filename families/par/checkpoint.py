@@ -6,25 +6,20 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ...export.checkpoint.config_json import require_agreement, require_known
-from ...export.checkpoint.strict import build_strictly, count_items, locating, require_needed
-from .config import ParConfig, ParJson, official_heads, published_length
-from .model import ParTransformer
+from ...export.checkpoint.config_json import require_agreement, require_told
+from ...export.checkpoint.strict import build_strictly, locating, require_needed
+from ..shared.llama.checkpoint import CLASS_TABLE, NEEDED, infer_shapes
+from .config import ParConfig, ParJson, published_length
+from .model import SPECIAL, ParTransformer
 
-CLASSES = "cls_embedding.embedding_table.weight"
-SPECIAL = "spe_tok_embeddings.special_embeddings.weight"
-NEEDED = {  # key: axes
-    CLASSES: 2,
-    SPECIAL: 2,
-    "tok_embeddings.weight": 2,
-    "layers.0.feed_forward.w1.weight": 2,
-}
+SPECIAL_TABLE = f"{SPECIAL}.weight"
+NEEDED_OF_PAR = {CLASS_TABLE: 2, SPECIAL_TABLE: 2} | NEEDED
 
 
 def infer_par_config(
     tensors: Mapping[str, Tensor], where: str, config_json: ParJson | None = None
 ) -> ParConfig:
-    """The configuration that a checkpoint's keys and shapes imply.
+    """Return the configuration that a checkpoint's keys and shapes imply.
 
     `config_json` is the `config.json` beside it. No shape tells the heads and the tokens of an
     image: they are taken from there, else from the official size with this depth and width. The
@@ -35,27 +30,15 @@ def infer_par_config(
         ExportError: not a PAR transformer, sizes that contradict each other or `config_json`, or a
             size that is not official and that `config_json` leaves open; names the key.
     """
-    require_needed(tensors, NEEDED, "a PAR transformer", where)
-    said = {} if config_json is None else config_json.config_values()
-    vocab_size, width = tensors["tok_embeddings.weight"].shape
-    depth, group = count_items(tensors, r"layers\.(\d+)\."), tensors[SPECIAL].shape[0] + 1
-    heads = said.get("heads", official_heads(depth, width))
-    require_known("n_head", heads, f"{depth} layers of width {width}", where)
-    length = said.get("length", published_length(depth, width, int(str(heads)), group))
-    require_known("block_size", length, f"{depth} layers of width {width}", where)
-    own: dict[str, object] = {
-        "depth": depth,
-        "width": width,
-        "heads": heads,
-        "hidden": tensors["layers.0.feed_forward.w1.weight"].shape[0],
-        "length": length,
-        "group": group,
-        "num_classes": tensors[CLASSES].shape[0] - 1,
-        "vocab_size": vocab_size,
-    }
-    own |= {name: said[name] for name in ("rope_base", "norm_eps") if name in said}
+    require_needed(tensors, NEEDED_OF_PAR, "a PAR transformer", where)
+    said = {} if told is None else told.told()
+    own = infer_shapes(tensors, said, where)
+    group = tensors[SPECIAL_TABLE].shape[0] + 1
+    depth, width, heads = (int(str(own[name])) for name in ("depth", "width", "heads"))
+    length = said.get("length", published_length(depth, width, heads, group))
+    require_told("block_size", length, f"{depth} layers of width {width}", where)
     with locating(where):
-        config = ParConfig(**own)  # type: ignore[arg-type]
+        config = ParConfig(**own, length=length, group=group)  # type: ignore[arg-type]
     require_agreement(config, said, where)
     return config
 
@@ -63,7 +46,7 @@ def infer_par_config(
 def load_par(
     tensors: Mapping[str, Tensor], where: str, config_json: ParJson | None = None
 ) -> ParTransformer:
-    """A float32 model in eval mode from the transformer's tensors, loaded strictly.
+    """Return a float32 model in eval mode from the transformer's tensors, loaded strictly.
 
     float32 tensors are taken as they are: those of a mapped file stay there.
 

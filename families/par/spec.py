@@ -53,10 +53,6 @@ class ParSpec(RasterSpec, frozen=True, kw_only=True, tag_field="family", tag="pa
         last = self.length - self.group
         return self.map_sizes | {"n": (1, self.group, self.group), "past": (0, last, last)}
 
-    def first(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Labels [rows] -> what begins the sequence, [rows, 1]."""
-        return labels[:, None] + self.vocab_size
-
     @property
     def special(self) -> NDArray[np.int64]:
         """What follows the first `group` tokens, [group - 1]."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ..base import Variant, unsized_variant
+from ..base import Variant, any_size
+from ..llamagen_vq.config import HUB as TOKENIZER_HUB
+from ..llamagen_vq.config import VQ8_FILE, VQ16_FILE
 from .config import PUBLISHED, ParConfig
 
-VQ16 = "vq_ds16_c2i"
-VQ8 = "vq_ds8_c2i"
 HUB = "Epiphqny/PAR"
-TOKENIZER_HUB = "FoundationVision/LlamaGen"
 GRAPHS = ("encoder", "decoder", "step", "full")
 
 
@@ -16,14 +15,14 @@ def par_files(name: str) -> tuple[tuple[str, ...], ...]:
     """The transformer's file under its official name, with a tokenizer's; VQ-16 is the usual."""
     return tuple(
         (f"{name}.{kind}", f"{tokenizer}.{kind}")
-        for tokenizer in (VQ16, VQ8)
+        for tokenizer in (VQ16_FILE, VQ8_FILE)
         for kind in ("pt", "safetensors")
     )
 
 
 def par_entry(variant: str, parameters: int) -> Variant:
     size, group = variant.split("-")
-    elsewhere = {f"{name}.pt": TOKENIZER_HUB for name in (VQ16, VQ8)}
+    elsewhere = {f"{name}.pt": TOKENIZER_HUB for name in (VQ16_FILE, VQ8_FILE)}
     return Variant(
         f"par-{variant}",
         "par",

@@ -149,6 +149,10 @@ class RarTransformer(nn.Module):
         cls = torch.full_like(labels, self.config.rows)
         return torch.stack((cls, labels + self.config.class_tokens), dim=1)
 
+    def sequence(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        """int64 [rows], [rows, n] -> rows of `token_table`, int64 [rows, 2 + n]."""
+        return torch.cat((self.prefix(labels), tokens), dim=1)
+
     def conditions(self, labels: Tensor, position_ids: Tensor) -> Tensor:
         """labels [rows], positions int64 [n] -> what modulates them, [rows, n, C]."""
         classes = F.embedding(labels + self.config.class_tokens, self.token_table())
@@ -188,7 +192,7 @@ class RarTransformer(nn.Module):
 
         The first logits, the cls token's, predict nothing; entry 1 + i predicts token i.
         """
-        sequence = torch.cat((self.prefix(labels), tokens), dim=1)
+        sequence = self.sequence(labels, tokens)
         position_ids = torch.arange(sequence.shape[1], device=tokens.device)
         condition = self.conditions(labels, position_ids)
         x = self.embed(sequence, position_ids)

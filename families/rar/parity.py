@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.parity import Arrays, Difference, difference, require
-from ...export.shape import DYNAMIC, ExportShape
-from ...runtime.kv_cache import past_name
+from ...export.parity import Arrays, Difference, difference
+from ...export.shape import DYNAMIC, GraphForm
 from ...runtime.sessions.onnxruntime import mapped_session
-from ..shared.cached_steps import cache_of, run_with_cache_type
+from ..shared.cached_steps import (
+    StepReferences,
+    check_full,
+    check_steps,
+    compute_step_references,
+    required,
+)
 from .config import RarConfig
 from .model import CHUNKS, RarTransformer
 
@@ -33,17 +38,12 @@ CHUNK = 32  # positions of the steps between: the modulations of all at once are
 class References:
     """What PyTorch computes in one pass over the cls token, the class and all tokens but the last.
 
-    `sequence` int64 [rows, positions], `logits` of the steps and `full` [rows, positions, V];
     `condition` are the outputs of condition.onnx for a few positions.
     """
 
     config: RarConfig
-    labels: NDArray[np.int64]
-    sequence: NDArray[np.int64]
     condition: Arrays
-    logits: NDArray[np.float32]
-    full: NDArray[np.float32]
-    cache: Arrays
+    steps: StepReferences
 
 
 @torch.inference_mode()
@@ -51,67 +51,51 @@ def compute_rar_references(
     model: RarTransformer, labels: Tensor, tokens: Tensor, form: ExportShape = DYNAMIC
 ) -> References:
     """labels int64 [rows], tokens int64 [rows, L]: those of real images."""
-    config, seen = model.config, tokens[:, :-1]
-    full, logits, presents = run_with_cache_type(model, form, lambda: model.run(labels, seen))
+    config = model.config
+    steps = compute_step_references(model, labels, tokens[:, :-1], form)
     condition = model.conditions(labels, torch.from_numpy(places(config)))
     modulation = torch.cat(list(model.modulations(condition)), dim=2).numpy()
     head = model.adaln_before_head(condition).numpy()
     return References(
         config=config,
-        labels=labels.numpy(),
-        sequence=torch.cat((model.prefix(labels), seen), dim=1).numpy(),
         condition={
             "modulation": modulation.reshape(len(labels), -1, config.depth, CHUNKS, config.width),
             "head_modulation": head.reshape(len(labels), -1, 2, config.width),
         },
-        logits=logits.numpy(),
-        full=full.numpy(),
-        cache=cache_of(presents),
+        steps=replace(steps, full=steps.full[:, 1:]),  # the cls token's predict nothing
     )
 
 
 def check_rar_parity(folder: Path, wanted: References) -> tuple[Difference, ...]:
     """Run condition.onnx and step.onnx from an empty cache to the last token, and full.onnx.
 
-    Each step takes the cache that the one before it gave.
-
     Raises:
         ExportError: a difference above the tolerance; names the graph, and the step's shape.
     """
-    found = check_steps(folder, wanted)
+    found = check_condition_and_steps(folder, wanted)
     gc.collect()
-    feeds: Arrays = {"labels": wanted.labels, "tokens": wanted.sequence[:, 2:]}
-    logits = mapped_session(folder / "full.onnx").run(feeds)["logits"]
-    found.append(difference("full", "logits", logits, wanted.full[:, 1:]))
-    for one in found:
-        require(one)
-    return tuple(found)
+    return required([*found, check_full(folder, wanted.steps)])
 
 
 def places(config: RarConfig) -> NDArray[np.int64]:
     return np.arange(config.positions)[list(PLACES)]
 
 
-def check_steps(folder: Path, wanted: References) -> list[Difference]:
-    config = wanted.config
-    condition, step = (mapped_session(folder / f"{name}.onnx") for name in ("condition", "step"))
-    outputs = condition.run({"labels": wanted.labels, "position_ids": places(config)})
+def check_condition_and_steps(folder: Path, wanted: References) -> list[Difference]:
+    config, given = wanted.config, wanted.steps
+    condition = mapped_session(folder / "condition.onnx")
+    outputs = condition.run({"labels": given.labels, "position_ids": places(config)})
     found = [
         difference("condition", name, outputs[name], array)
         for name, array in wanted.condition.items()
     ]
-    cache = {past_name(name): array[:, :, :0] for name, array in wanted.cache.items()}
-    for a, b in steps(config.positions):
-        positions = np.arange(a, b)
-        constant = condition.run({"labels": wanted.labels, "position_ids": positions})
-        feeds: Arrays = {"tokens": wanted.sequence[:, a:b], "position_ids": positions}
-        outputs = step.run({**feeds, **constant, **cache})
-        logits = outputs.pop("logits")
-        found.append(difference("step", "logits", logits, wanted.logits[:, a:b], b - a, a))
-        cache = {past_name(name): array for name, array in outputs.items()}
-    for name, array in wanted.cache.items():
-        found.append(difference("step", name, cache[past_name(name)], array))
-    return found
+
+    def feeds(a: int, b: int) -> Arrays:
+        constant = condition.run({"labels": given.labels, "position_ids": np.arange(a, b)})
+        return {"tokens": given.sequence[:, a:b], **constant}
+
+    bounds = steps(config.positions)
+    return found + check_steps(folder, bounds, feeds, given.logits, given.cache)
 
 
 def steps(positions: int) -> Iterator[tuple[int, int]]:

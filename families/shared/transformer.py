@@ -6,17 +6,25 @@ a later opset would hide from them. Token sequences are [rows, n, C], heads [row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeyValue = tuple[Tensor, Tensor]
-Model = TypeVar("Model", bound=nn.Module)
 
 NORM_FLOOR = 1e-12
+
+
+class HasModules(Protocol):
+    """A module, whatever else is asked of it."""
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+Model = TypeVar("Model", bound=HasModules)
 
 
 def joined_heads(qkv: Tensor, heads: int) -> Tensor:

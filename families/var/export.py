@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,83 +9,83 @@ from msgspec.structs import replace
 
 from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.spec import Defaults
-from ..shared.isolated_export import GeneratorExporter
-from ..shared.job import ExportJob, guided_labels, load_parts, parity_results, write_parts
+from ..shared.exporter import Compare, TransformerExporter
+from ..shared.job import ExportJob, guided_labels, load_halves, parity_results
+from .config import VarConfig, read_config_json
 from .spec import VarSpec
+from .variants import VAE
 
 if TYPE_CHECKING:
+    from ...export.weight_file import WeightFile
+    from ...graph.sites import Site
     from ..var_vqvae.model import VarVqvae
-    from .config import VarConfig
     from .model import VarTransformer
 
 PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluation
 
 
-class VarExporter(GeneratorExporter):
+class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
     """Exports a VAR and its tokenizer."""
 
     def check_shape(self, name: str, form: ExportShape) -> None:
         """It has every form."""
 
-    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
-        """All that the export leaves; returns the parameters of each half."""
-        from ..var_vqvae.write import export_var_tokenizer
-        from .config import read_config_json
-        from .write import export_var
+    def load(self, job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
+        """Load both, of one size and one codebook."""
+        from ..var_vqvae.model import load_var_vqvae
+        from .checkpoint import INFINITE, load_var
 
-        model, vae = load_models(job)
-        sampling = read_config_json(job.paths[0].parent).sampling
-        return write_parts(
+        told = read_config_json(job.paths[0].parent)
+        return load_halves(
             job,
-            folder,
-            (model, vae),
-            describe(model.config, vae, job.form, sampling),
-            lambda weights, properties: (
-                *export_var_tokenizer(vae, weights, properties, model.word_embed, job.form),
-                *export_var(model, weights, properties, job.form),
-            ),
+            f"{VAE}.pth",
+            lambda tensors: load_var(tensors, job.spec, told),
+            lambda tensors, model: load_var_vqvae(tensors, job.spec, model.config.patch_nums),
+            ("vocab_size", "latent_channels"),
+            INFINITE,
         )
 
-    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
-        """Both halves of the model, each let go before its graphs are opened; for the manifest.
+    def spec(self, job: ExportJob, model: VarTransformer, tokenizer: VarVqvae) -> VarSpec:
+        """Return what the runtime needs to know of the generator."""
+        sampling = read_config_json(job.paths[0].parent).sampling
+        return describe(model.config, tokenizer, job.form, sampling)
 
-        Raises:
-            ExportError: a difference above the tolerance; names the graph.
-        """
+    def write(
+        self,
+        job: ExportJob,
+        model: VarTransformer,
+        tokenizer: VarVqvae,
+        weights: WeightFile,
+        properties: dict[str, str],
+    ) -> tuple[Site, ...]:
+        """Write the tokenizer's graphs, then the transformer's."""
+        from ..var_vqvae.write import export_var_tokenizer
+        from .write import export_var
+
+        return (
+            *export_var_tokenizer(tokenizer, weights, properties, model.word_embed, job.form),
+            *export_var(model, weights, properties, job.form),
+        )
+
+    def references(self, job: ExportJob, model: VarTransformer, tokenizer: VarVqvae) -> Compare:
+        """Compute those of the tokenizer on photographs, and of the transformer on one of them."""
         import torch
 
         from ..var_vqvae.parity import check_tokenizer_parity, compute_tokenizer_references
         from .parity import check_var_parity, compute_references, resize
 
-        model, vae = load_models(job)
-        pictures = job.pictures(vae.config.image_size)
-        tokenizer = compute_tokenizer_references(vae, model.word_embed, pictures)
+        pictures = job.pictures(tokenizer.config.image_size)
+        photographs = compute_tokenizer_references(tokenizer, model.word_embed, pictures)
         images = job.form.static_batch or 1
-        shown = torch.from_numpy(resize(tokenizer.features, images)).repeat(2, 1, 1)
+        shown = torch.from_numpy(resize(photographs.features, images)).repeat(2, 1, 1)
         labels = guided_labels(model.config.num_classes, images)
-        references = compute_references(model, labels, shown, job.form)
-        del model, vae
-        gc.collect()
-        tokens, differences = check_tokenizer_parity(folder, tokenizer, job.form)
-        return parity_results(tokens, (*differences, *check_var_parity(folder, references)))
+        wanted = compute_references(model, labels, shown, job.form)
 
+        def compare(folder: Path) -> dict[str, Any]:
+            tokens, differences = check_tokenizer_parity(folder, photographs, job.form)
+            return parity_results(tokens, (*differences, *check_var_parity(folder, wanted)))
 
-def load_models(job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
-    """As `load_parts`: of one size and one codebook."""
-    from ..var_vqvae.model import load_var_vqvae
-    from .checkpoint import INFINITE, load_var
-    from .config import read_config_json
-    from .variants import VAE
-
-    config_json = read_config_json(job.paths[0].parent)
-    return load_parts(
-        job,
-        f"{VAE}.pth",
-        lambda tensors: load_var(tensors, job.spec, config_json),
-        lambda tensors, model: load_var_vqvae(tensors, job.spec, model.config.patch_nums),
-        ("vocab_size", "latent_channels"),
-        INFINITE,
-    )
+        return compare
 
 
 def describe(
@@ -95,7 +94,7 @@ def describe(
     form: ExportShape = DYNAMIC,
     sampling: Defaults | None = None,
 ) -> VarSpec:
-    """What the runtime needs to know of the generator; `sampling` instead of the published one."""
+    """Return what the runtime needs to know; `sampling` instead of the published one."""
     sampling = sampling or PUBLISHED
     return VarSpec(
         patch_nums=config.patch_nums,

@@ -17,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.parity import Array, Arrays, Difference, difference, require
-from ...export.shape import DYNAMIC, ExportShape
-from ...runtime.kv_cache import past_name
+from ...export.parity import Array, Arrays, Difference, difference
+from ...export.shape import DYNAMIC, GraphForm
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
-from ..shared.cached_steps import run_with_cache_type
+from ..shared.cached_steps import check_steps, required, run_as_kept
 from ..shared.transformer import KeyValue
 from .config import VarConfig
 from .model import VarBlock, VarTransformer
@@ -100,14 +99,8 @@ def check_var_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
     Raises:
         ExportError: a difference above the tolerance; names the graph, and the step's shape.
     """
-    found = [
-        *check_condition(folder, wanted),
-        *check_steps(folder, wanted),
-        check_teacher_forced(folder, wanted),
-    ]
-    for one in found:
-        require(one)
-    return tuple(found)
+    condition, scales = check_condition(folder, wanted), check_scales(folder, wanted)
+    return required([*condition, *scales, check_full(folder, wanted)])
 
 
 def check_condition(folder: Path, wanted: References) -> list[Difference]:
@@ -118,28 +111,17 @@ def check_condition(folder: Path, wanted: References) -> list[Difference]:
     ]
 
 
-def check_steps(folder: Path, wanted: References) -> list[Difference]:
-    config = wanted.config
-    scales = list(pairwise(config.bounds))
-    graphs = wanted.form.step_names(len(scales))
+def check_scales(folder: Path, wanted: References) -> list[Difference]:
+    scales = list(pairwise(wanted.config.bounds))
     constant = {k: wanted.condition[k] for k in ("modulation", "head_modulation")}
-    shape = (len(wanted.labels), config.heads, 0, config.head_dim)
-    empty = np.zeros(shape, wanted.form.kv_type)
-    static = len(graphs) > 1
-    cache: Arrays = {} if static else {past_name(name): empty for name in wanted.cache}
-    session, found = mapped_session(folder / f"{graphs[0]}.onnx"), []
-    for k, (a, b) in enumerate(scales):
-        graph = graphs[min(k, len(graphs) - 1)]
-        if k and static:
-            session = mapped_session(folder / f"{graph}.onnx")
-        feeds: Arrays = {"x": wanted.inputs[:, a:b], "position_ids": np.arange(a, b)}
-        outputs = session.run({**feeds, **constant, **cache})
-        logits = wanted.steps[:, a:b]
-        found.append(difference(graph, "logits", outputs.pop("logits"), logits, b - a, a))
-        cache = {past_name(name): array for name, array in outputs.items()}
-    for name, array in wanted.cache.items():
-        found.append(difference(graphs[-1], name, cache[past_name(name)], array))
-    return found
+    return check_steps(
+        folder,
+        scales,
+        lambda a, b: {"x": wanted.inputs[:, a:b], **constant},
+        wanted.steps,
+        wanted.cache,
+        wanted.form.step_names(len(scales)),
+    )
 
 
 def check_teacher_forced(folder: Path, wanted: References) -> Difference:

@@ -20,7 +20,7 @@ NAMES = (
     *("plan", "sites", "statistics", "manifest", "recipe", "feeds", "feeds compressed", "tokens"),
     *("sample", "checkpoint", "onnx", "onnx inspected", "onnx opened", "tokenizer graph"),
     *("report", "config.json", "config.yaml"),
-    *(f"generator {family}" for family in ("var", "rar", "par", "mar")),
+    *(f"generator {family}" for family in ("var", "rar", "par", "llamagen", "mar")),
     *(f"picture {suffix}" for suffix in ("png", "jpg", "gif", "tif", "bmp", "webp", "npy")),
 )
 

@@ -29,7 +29,10 @@ from ..shared import made_once
 from .custom.models import export_autoencoder, export_transformer, handmade_transformer
 from .gsq.models import EXPORTED, TinyGsq, random_gsq
 from .gsq.models import write_checkpoint as write_gsq
-from .mar.models import CONFIG_JSON, TinyMar, random_kl_vae, random_mar
+from .llamagen.models import TinyLlamagen
+from .llamagen.models import random_llamagen as random_llamagen_transformer
+from .llamagen.models import write_checkpoint as write_llamagen
+from .mar.models import TOLD, TinyMar, random_kl_vae, random_mar
 from .mar.models import write_checkpoint as write_mar_checkpoint
 from .par.models import TinyPar, official_tokenizer, random_llamagen, random_par
 from .par.models import write_checkpoint as write_par
@@ -146,7 +149,22 @@ def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
 
 
 @pytest.fixture(scope="session")
-def custom_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
+def tiny_llamagen(tmp_path_factory: pytest.TempPathFactory) -> TinyLlamagen:
+    """As `tiny_par`, of a LlamaGen."""
+    transformer, tokenizer = random_llamagen_transformer(), random_llamagen()
+
+    def make(root: Path) -> None:
+        halves = (dict(transformer.state_dict()), official_tokenizer(dict(tokenizer.state_dict())))
+        checkpoint = write_llamagen(root / "checkpoint", *halves)
+        args = ("export", "llamagen", str(root / "ws"), "--checkpoint", str(checkpoint))
+        run_cli(*args, "--images", "skimage:astronaut,coffee")
+
+    root, _ = made_once(tmp_path_factory, "tiny_llamagen", make)
+    return TinyLlamagen(transformer, tokenizer, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
     """ONNX files of three models that a user might bring; tests do not change them."""
 
     def make(root: Path) -> dict[str, tuple[Path, ...]]:

@@ -11,7 +11,7 @@ import pytest
 
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.par.config import ParConfig
-from arvg_trt.families.par.write import export_par
+from arvg_trt.families.shared.llama.write import export_llama
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap, by_input
 from arvg_trt.quantize.fold import ChannelFold, fold_channels, folds_shift, holds_producer
@@ -79,7 +79,7 @@ def test_par_full_and_step_compute_what_they_did(tmp_path: Path, free: bool) -> 
     graphs, config = tmp_path / "export", par_models.SMALL
     graphs.mkdir()
     with WeightFile(graphs) as weights:
-        sites = export_par(par_models.random_par(config), weights, {})
+        sites = export_llama(par_models.random_par(config), weights, {})
     source = TinyGenerator("par", graphs, graphs, SiteMap(sites=sites, graphs=("full",)), ())
     assert sharing_graphs(source.site_map) == {"step", "full"}
     folder = fold_all(source, tmp_path / "folded", free=free)

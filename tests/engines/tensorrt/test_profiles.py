@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, save
 from arvg_trt.engines.formats import precision_text, required_formats
 from arvg_trt.engines.tensorrt.profiles import generator_profiles, tokenizer_profiles
 from arvg_trt.errors import BuildError
+from arvg_trt.families.llamagen.spec import LlamagenSpec
 from arvg_trt.families.mar.spec import MarDefaults, MarSpec
 from arvg_trt.families.par.spec import ParSpec
 from arvg_trt.families.rar.spec import RarDefaults, RarSpec
@@ -34,6 +35,7 @@ VAR = VarSpec(
 )
 RAR = RarSpec(side=4, image_size=32, defaults=RarDefaults(cfg_power=1.0, **DEFAULTS), **SIZES)
 PAR = ParSpec(side=4, image_size=32, group=4, defaults=Defaults(**DEFAULTS), **SIZES)
+LLAMAGEN = LlamagenSpec(side=4, image_size=32, defaults=Defaults(**DEFAULTS), **SIZES)
 MAR = MarSpec(
     side=4,
     latent_channels=3,
@@ -94,6 +96,14 @@ def test_par_steps_over_a_token_or_a_group(tmp_path: Path) -> None:
     assert generator_profiles(tmp_path, 1)["step"] == {
         "tokens": ((1, 1), (2, 4), (2, 4)),
         "past_key.0": ((1, 2, 0, 4), (2, 2, 12, 4), (2, 2, 12, 4)),
+    }
+
+
+def test_llamagen_takes_one_token_and_never_the_last(tmp_path: Path) -> None:
+    write(tmp_path, LLAMAGEN, {"step": {"tokens": ("rows", 1), "past_key.0": CACHE}})
+    assert generator_profiles(tmp_path, 1)["step"] == {
+        "tokens": ((1, 1), (2, 1), (2, 1)),
+        "past_key.0": ((1, 2, 0, 4), (2, 2, 15, 4), (2, 2, 15, 4)),
     }
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.mar.config import PUBLISHED
-from arvg_trt.families.mar.export import describe, load_models
+from arvg_trt.families.mar.export import MarExporter, describe
 from arvg_trt.families.mar.spec import MarDefaults
-from arvg_trt.families.rar.export import load_models as load_rar_models
+from arvg_trt.families.rar.export import RarExporter
 from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
 from arvg_trt.runtime.generator import Generator
@@ -189,8 +189,8 @@ def test_the_folders_of_the_official_download_are_found(tmp_path: Path) -> None:
 
 def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
     beside = autoencoder() | {"loss.perceptual_loss.net.0.weight": torch.zeros(3)}
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), beside, CONFIG_JSON)
-    model, vae = load_models(job("mar", checkpoint))
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), beside, TOLD)
+    model, vae = MarExporter().load(job("mar", checkpoint))
     assert model.config == SMALL and vae.config == AUTOENCODER
 
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_that_is_no_mar_is_refused(
     make: Callable[[Path], Path], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError) as caught:
-        load_models(job("mar", make(tmp_path / "checkpoint")))
+        MarExporter().load(job("mar", make(tmp_path / "checkpoint")))
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -264,7 +264,7 @@ def test_a_mar_is_refused_as_a_rar(tmp_path: Path) -> None:
     for path, name in zip(FILES, ("rar_b.bin", "maskgit-vqgan-imagenet-f16-256.bin"), strict=True):
         (checkpoint / path).rename(checkpoint / name)
     with pytest.raises(ExportError, match="is not a RAR transformer"):
-        load_rar_models(job("rar-b", checkpoint))
+        RarExporter().load(job("rar-b", checkpoint))
 
 
 def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
         tmp_path / "checkpoint", transformer(), autoencoder(), CONFIG_JSON
     )
     with pytest.raises(ExportError, match=r"is not mar-b: .*width is 32, not 768"):
-        load_models(job("mar-b", checkpoint))
+        MarExporter().load(job("mar-b", checkpoint))
 
 
 def test_more_passes_than_tokens_are_refused_before_the_graphs(tmp_path: Path) -> None:

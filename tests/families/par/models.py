@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arvg_trt.families.llamagen_vq.config import LlamagenVqConfig
 from arvg_trt.families.llamagen_vq.model import LlamagenVq
 from arvg_trt.families.par.config import ParConfig
 from arvg_trt.families.par.model import ParTransformer
+from arvg_trt.families.shared.llama.config import LlamaConfig
 
 SMALL = ParConfig(
     depth=2, width=32, heads=2, hidden=48, length=16, group=4, num_classes=5, vocab_size=48
@@ -30,6 +32,7 @@ TOKENIZER = LlamagenVqConfig(
     vocab_size=48,
 )
 FILES = ("PAR-XL-4x.pt", "vq_ds16_c2i.pt")
+Model = TypeVar("Model", bound=nn.Module)
 JSON = {"n_head": SMALL.heads, "block_size": SMALL.length}
 
 
@@ -47,9 +50,13 @@ class TinyPar:
 
 
 def random_par(config: ParConfig = SMALL, seed: int = 0) -> ParTransformer:
+    return redrawn(ParTransformer(config), seed)
+
+
+def redrawn(model: Model, seed: int) -> Model:
     """All parameters redrawn: published training begins with a head of zeros."""
     generator = torch.Generator().manual_seed(seed)
-    model = ParTransformer(config).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name:
@@ -73,7 +80,7 @@ def random_llamagen(config: LlamagenVqConfig = TOKENIZER, seed: int = 0) -> Llam
     return model
 
 
-def random_tokens(config: ParConfig, rows: int, count: int, seed: int = 1) -> Tensor:
+def random_tokens(config: LlamaConfig, rows: int, count: int, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (rows, count), generator=generator)
 
@@ -84,14 +91,17 @@ def official_tokenizer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_checkpoint(
-    folder: Path, transformer: dict[str, Tensor] | None, tokenizer: dict[str, Tensor] | None
+    folder: Path,
+    transformer: dict[str, Tensor] | None,
+    tokenizer: dict[str, Tensor] | None,
+    files: tuple[str, str] = FILES,
 ) -> Path:
     """Write a checkpoint as published: two state dicts, each under "model".
 
     None leaves a file out.
     """
     folder.mkdir()
-    for name, tensors in zip(FILES, (transformer, tokenizer), strict=True):
+    for name, tensors in zip(files, (transformer, tokenizer), strict=True):
         if tensors is not None:
             torch.save({"model": tensors}, folder / name)
     (folder / "config.json").write_text(json.dumps(JSON))

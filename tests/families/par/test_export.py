@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.families.par.export import describe, load_models
+from arvg_trt.families.par.export import ParExporter, describe
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.spec import Defaults
 from arvg_trt.workspace.manifest import MANIFEST
@@ -202,7 +202,7 @@ def test_a_checkpoint_that_is_no_par_is_refused(
     make: Callable[[Path], Path], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError) as caught:
-        load_models(job("par", make(tmp_path / "checkpoint")))
+        ParExporter().load(job("par", make(tmp_path / "checkpoint")))
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -211,7 +211,7 @@ def test_a_checkpoint_that_is_no_par_is_refused(
 def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), tokenizer())
     with pytest.raises(ExportError, match=r"is not par-xl-4x: .*depth is 2, not 36"):
-        load_models(job("par-xl-4x", checkpoint))
+        ParExporter().load(job("par-xl-4x", checkpoint))
 
 
 def test_a_config_json_that_contradicts_is_refused(tmp_path: Path) -> None:

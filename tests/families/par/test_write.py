@@ -18,8 +18,13 @@ from arvg_trt.errors import ExportError
 from arvg_trt.export.shape import ExportShape
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.par.model import ParTransformer
-from arvg_trt.families.par.parity import References, check_par_parity, compute_par_references, steps
-from arvg_trt.families.par.write import export_par
+from arvg_trt.families.par.parity import steps
+from arvg_trt.families.shared.cached_steps import (
+    StepReferences,
+    check_parity,
+    compute_step_references,
+)
+from arvg_trt.families.shared.llama.write import export_llama
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import (
     OnnxRuntimeSession,
@@ -36,6 +41,7 @@ GRAPHS = ("step", "full")
 LABELS = np.array([2, 0, 5])  # the last is the null class
 SEEN = SMALL.length - SMALL.group
 BOUNDS = [0, 1, 2, 3, 4, 8, 12, 16]
+STEPS = steps(SMALL.length, SMALL.group)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -185,7 +191,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = ParTransformer(replace(SMALL, depth=1)).eval().requires_grad_(False)
     with WeightFile(folder) as weights:
-        export_par(model, weights, {}, ExportShape(kv_type="float16"))
+        export_llama(model, weights, {}, GraphForm(kv_type="float16"))
     return folder
 
 
@@ -200,13 +206,13 @@ def test_norms_of_equal_weights_stay_apart(untrained: Path) -> None:
 def test_caches_of_half_are_rounded_in_the_step_that_makes_them(untrained: Path) -> None:
     torch.manual_seed(0)
     model = ParTransformer(replace(SMALL, depth=1)).eval().requires_grad_(False)
-    labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SMALL.length)
-    wanted = compute_par_references(model, labels, tokens, ExportShape(kv_type="float16"))
+    labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SEEN)
+    wanted = compute_step_references(model, labels, tokens, GraphForm(kv_type="float16"))
     assert {a.dtype for a in wanted.cache.values()} == {np.dtype(np.float16)}
-    exact = model(labels, tokens[:, : -SMALL.group])
+    exact = model(labels, tokens)
     assert relative(wanted.full, exact) == 0
     assert 1e-6 < relative(wanted.logits, exact) < 2e-2
-    found = check_par_parity(untrained, wanted)
+    found = check_parity(untrained, wanted, STEPS)
     assert all(d.mean <= d.max < 5e-4 for d in found)
     types = reference_session(untrained / "step.onnx").types
     assert {v for k, v in types.items() if "past" in k or "present" in k} == {"float16"}
@@ -214,13 +220,13 @@ def test_caches_of_half_are_rounded_in_the_step_that_makes_them(untrained: Path)
 
 
 @pytest.fixture(scope="module")
-def references(tiny_par: TinyPar) -> References:
-    tokens = random_tokens(SMALL, 2, SMALL.length)
-    return compute_par_references(tiny_par.transformer, torch.from_numpy(LABELS[1:]), tokens)
+def references(tiny_par: TinyPar) -> StepReferences:
+    tokens = random_tokens(SMALL, 2, SEEN)
+    return compute_step_references(tiny_par.transformer, torch.from_numpy(LABELS[1:]), tokens)
 
 
-def test_parity_covers_every_kind_of_step(tiny_par: TinyPar, references: References) -> None:
-    found = check_par_parity(tiny_par.folder, references)
+def test_parity_covers_every_kind_of_step(tiny_par: TinyPar, references: StepReferences) -> None:
+    found = check_parity(tiny_par.folder, references, STEPS)
     seen = [(d.tokens, d.past) for d in found if d.graph == "step" and d.tokens]
     assert seen == [(1, 0), (1, 1), (1, 2), (1, 3), (4, 4), (4, 8), (4, 12)]
     assert {d.graph for d in found} == set(GRAPHS)
@@ -246,7 +252,12 @@ def test_parity_steps_are_those_of_the_schedule(length: int, group: int) -> None
     ],
 )
 def test_a_graph_that_computes_something_else_is_refused(
-    tiny_par: TinyPar, references: References, tmp_path: Path, graph: str, initializer: str, words
+    tiny_par: TinyPar,
+    references: StepReferences,
+    tmp_path: Path,
+    graph: str,
+    initializer: str,
+    words,
 ) -> None:
     folder = tmp_path / "export"
     shutil.copytree(tiny_par.folder, folder)
@@ -256,15 +267,17 @@ def test_a_graph_that_computes_something_else_is_refused(
     values.CopyFrom(numpy_helper.from_array(changed, initializer))
     onnx.save(model, folder / f"{graph}.onnx")
     with pytest.raises(ExportError, match=words):
-        check_par_parity(folder, references)
+        check_parity(folder, references, STEPS)
 
 
-def test_a_step_at_another_position_is_refused(tiny_par: TinyPar, references: References) -> None:
+def test_a_step_at_another_position_is_refused(
+    tiny_par: TinyPar, references: StepReferences
+) -> None:
     """Guards the check itself: with the rotation of other cells the logits differ."""
     sequence = references.sequence.copy()
     sequence[:, 2:4] = sequence[:, [3, 2]]
     with pytest.raises(ExportError, match=r"step\.onnx: logits .* at 1 tokens behind 2"):
-        check_par_parity(tiny_par.folder, replace(references, sequence=sequence))
+        check_parity(tiny_par.folder, replace(references, sequence=sequence), STEPS)
 
 
 def test_the_same_weights_are_the_files_of_both_graphs(tiny_par: TinyPar) -> None:

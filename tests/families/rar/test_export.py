@@ -14,7 +14,7 @@ from torch import Tensor
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
-from arvg_trt.families.rar.export import load_models
+from arvg_trt.families.rar.export import RarExporter
 from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
 from arvg_trt.runtime.generator import Generator
@@ -159,7 +159,7 @@ def test_a_checkpoint_that_is_no_rar_is_refused(
     make: Callable[[Path], Path], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError) as caught:
-        load_models(job("rar", make(tmp_path / "checkpoint")))
+        RarExporter().load(job("rar", make(tmp_path / "checkpoint")))
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_is_no_rar_is_refused(
 def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), tokenizer())
     with pytest.raises(ExportError, match=r"is not rar-b: .*depth is 2, not 24"):
-        load_models(job("rar-b", checkpoint))
+        RarExporter().load(job("rar-b", checkpoint))
 
 
 def test_a_refused_checkpoint_leaves_nothing(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_a_graph_that_computes_something_else_is_refused(
 
 def test_references_of_another_label_are_refused(tiny_rar: TinyRar, references: References) -> None:
     """Guards the check itself: the condition is compared, not only run."""
-    other = replace(references, labels=np.array([1, 1]))
+    other = replace(references, steps=replace(references.steps, labels=np.array([1, 1])))
     with pytest.raises(ExportError, match=r"condition\.onnx: modulation"):
         check_rar_parity(tiny_rar.folder, other)
 
@@ -307,10 +307,10 @@ def test_caches_of_half_are_rounded_in_the_step_that_makes_them(tmp_path: Path) 
         export_rar(model, weights, {}, half)
     labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SMALL.length)
     wanted = compute_rar_references(model, labels, tokens, half)
-    assert {a.dtype for a in wanted.cache.values()} == {np.dtype(np.float16)}
+    assert {a.dtype for a in wanted.steps.cache.values()} == {np.dtype(np.float16)}
     exact = model(labels, tokens[:, :-1])
-    assert relative(wanted.full[:, 1:], exact) == 0
-    assert 1e-5 < relative(wanted.logits[:, 1:], exact) < 2e-2
+    assert relative(wanted.steps.full, exact) == 0
+    assert 1e-5 < relative(wanted.steps.logits[:, 1:], exact) < 2e-2
     found = check_rar_parity(tmp_path, wanted)
     assert all(d.mean <= d.max < 5e-4 for d in found)
     session = reference_session(tmp_path / "step.onnx")

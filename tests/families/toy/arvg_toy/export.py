@@ -40,8 +40,8 @@ class ToyExporter(GeneratorExporter):
             raise ExportError("has no other form", where=name, do="leave it out")
 
     def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
-        from arvg_trt.families.par.write import TOKEN_AXIS, producer_fold, role
-        from arvg_trt.families.shared.transformer_graphs import SiteRules, write_transformer
+        from arvg_trt.families.shared.llama.write import site_rules
+        from arvg_trt.families.shared.transformer_graphs import write_transformer
         from arvg_trt.families.shared.vq_export import export_vq
 
         model, vq = load_models(job)
@@ -57,8 +57,8 @@ class ToyExporter(GeneratorExporter):
             image_size=config.side * vq.config.stride,
             defaults=Defaults(cfg=1.0, top_k=0, top_p=1.0),
         )
-        rules = SiteRules(role, lambda path: producer_fold(path, config.width), TOKEN_AXIS)
-        return write_parts(
+        rules = site_rules(config.width)
+        return write_halves(
             job,
             folder,
             (model, vq),
@@ -132,7 +132,7 @@ def graphs(model: ToyTransformer) -> Iterator[tuple[str, ir.Model]]:
         present_names,
         trace,
     )
-    from arvg_trt.families.par.write import with_own_norms
+    from arvg_trt.families.shared.llama.write import with_own_norms
 
     from .model import StepGraph
 

@@ -1,4 +1,4 @@
-"""The transformer of a toy: PAR's blocks, one table for tokens and classes, a causal mask."""
+"""The transformer of a toy: LlamaGen's blocks, one table for tokens and classes, a causal mask."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from arvg_trt.families.par.config import ParConfig
-from arvg_trt.families.par.model import ParBlock, RmsNorm, Rotary
+from arvg_trt.families.shared.llama.model import LlamaBlock, RmsNorm, Rotary
 from arvg_trt.families.shared.transformer import KeyValue
 
 EPS, BASE = 1e-5, 100.0
@@ -35,10 +34,6 @@ class ToyConfig:
     def head_dim(self) -> int:
         return self.width // self.heads
 
-    @property
-    def block(self) -> ParConfig:
-        return ParConfig(self.depth, self.width, self.heads, hidden=self.hidden, norm_eps=EPS)
-
 
 class ToyTransformer(nn.Module):
     """The class and the tokens so far -> logits of the next token."""
@@ -48,7 +43,8 @@ class ToyTransformer(nn.Module):
         self.config = config
         self.table = nn.Embedding(config.vocab_size + config.num_classes + 1, config.width)
         self.places = nn.Embedding(config.length, config.width)
-        self.layers = nn.ModuleList(ParBlock(config.block) for _ in range(config.depth))
+        shape = config.width, config.heads, config.hidden, EPS
+        self.layers = nn.ModuleList(LlamaBlock(*shape) for _ in range(config.depth))
         self.norm = RmsNorm(config.width, EPS)
         self.output = nn.Linear(config.width, config.vocab_size, bias=False)
 

@@ -1,4 +1,4 @@
-"""The graphs of a PAR transformer as modules: step, and all positions at once.
+"""The graphs of LlamaGen's transformer as modules: step, and all positions at once.
 
 Everything constant is computed here, outside the graphs: the table of all tokens, the rotation of
 every position with the attention's scale, the mask. Layers are the model's own.
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .model import ParTransformer
+from .model import LlamaLayers, LlamaTransformer, Rotary
 
 
-class GraphTransformer(ParTransformer):
+class GraphLayers(LlamaLayers):
     """The model with its constants computed; the weights are the model's own."""
 
     tokens: Tensor
     turns: Tensor
 
-    def __init__(self, model: ParTransformer) -> None:
+    def __init__(self, model: LlamaTransformer) -> None:
         nn.Module.__init__(self)
-        self.config = model.config
+        self._sequence, self._mask = model.sequence, model.mask
         self.register_buffer("tokens", model.token_table())
         self.register_buffer("turns", model.rotary_table().contiguous())
         self.layers, self.norm, self.output = model.layers, model.norm, model.output
@@ -31,15 +31,20 @@ class GraphTransformer(ParTransformer):
     def rotary_table(self) -> Tensor:
         return self.turns
 
+    def mask(self) -> Tensor:
+        return self._mask()
 
-class StepGraph(GraphTransformer):
+    def sequence(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        return self._sequence(labels, tokens)
+
+
+class StepGraph(GraphLayers):
     """n tokens and the keys and values of P >= 0 before them -> logits, and those of P + n.
 
-    All n see each other, so they are those of one step: one of the first `group` positions, or a
-    group.
+    All n see each other, so they are those of one step.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         tokens: Tensor,
         position_ids: Tensor,
@@ -52,18 +57,21 @@ class StepGraph(GraphTransformer):
         return (logits, *(k for k, _ in presents), *(v for _, v in presents))
 
 
-class TeacherForcedGraph(GraphTransformer):
-    """labels and all tokens but the last group -> logits of all tokens."""
+class FullGraph(GraphLayers):
+    """labels and the tokens that are shown -> logits of all tokens."""
 
     visible: Tensor
 
-    def __init__(self, model: ParTransformer) -> None:
+    def __init__(self, model: LlamaTransformer) -> None:
         super().__init__(model)
         self.register_buffer("visible", model.mask())
 
     def mask(self) -> Tensor:
         return self.visible
 
-    def rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, position_ids: Tensor) -> Rotary:
         cos, sin = self.turns  # of all positions
         return cos, sin
+
+    def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        return self.run(labels, tokens)[0]

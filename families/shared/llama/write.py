@@ -1,4 +1,4 @@
-"""A PAR transformer -> step.onnx, full.onnx and their sites."""
+"""LlamaGen's transformer -> step.onnx, full.onnx and their sites."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import named_initializer
-from ...export.passes.naming import module_path
-from ...export.shape import DYNAMIC, ExportShape
-from ...export.tracing import (
+from ....export.passes.linears import own
+from ....export.passes.naming import module_path
+from ....export.shape import DYNAMIC, GraphForm
+from ....export.tracing import (
     cache_type,
     example_caches,
     name_presents,
@@ -19,13 +19,13 @@ from ...export.tracing import (
     present_names,
     trace,
 )
-from ...export.weight_file import WeightFile
-from ...graph.edit import drop_unused_initializers
-from ...graph.sites import FoldPart, ProducerFold, Site
-from ..shared.transformer import set_cache_type
-from ..shared.transformer_graphs import SiteRules, write_transformer
-from .graphs import StepGraph, TeacherForcedGraph
-from .model import ParTransformer
+from ....export.weight_file import WeightFile
+from ....graph.edit import drop_unused_initializers
+from ....graph.sites import FoldPart, ProducerFold, Site
+from ..transformer import keep_cache_as
+from ..transformer_graphs import SiteRules, write_transformer
+from .graphs import FullGraph, StepGraph
+from .model import LlamaTransformer
 
 ROLES = {"wqkv": "qkv", "wo": "proj", "w1": "fc1", "w3": "fc1", "w2": "fc2", "output": "head"}
 TOKEN_AXIS = dict.fromkeys(ROLES.values(), 1)
@@ -34,55 +34,63 @@ NORMS = {"wqkv": "attention_norm", "w1": "ffn_norm", "w3": "ffn_norm"}
 ROWS, TOKENS, PAST = 4, 7, 5
 
 
-def export_par(
-    model: ParTransformer,
+def export_llama(
+    model: LlamaTransformer,
     weights: WeightFile,
     properties: dict[str, str],
     form: ExportShape = DYNAMIC,
 ) -> tuple[Site, ...]:
     """Write both graphs of the transformer through `weights`; returns their sites."""
-    width = model.config.width
-    rules = SiteRules(role, lambda path: producer_fold(path, width), TOKEN_AXIS)
+    rules = site_rules(model.config.width)
     return write_transformer(transformer_graphs(model, form), rules, weights, properties)
 
 
-def transformer_graphs(model: ParTransformer, form: ExportShape) -> Iterator[tuple[str, ir.Model]]:
+def site_rules(width: int) -> SiteRules:
+    """Return what the linears are, and where their inputs' scales go."""
+    return SiteRules(role, lambda path: producer_fold(path, width), TOKEN_AXIS)
+
+
+def transformer_graphs(model: LlamaTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
     yield "step", with_own_norms(step_graph(model, form))
     yield "full", with_own_norms(teacher_forced_graph(model))
 
 
 def role(path: str) -> str:
-    """Of a linear by its official path."""
+    """Return the role of a linear (qkv, proj, fc1, …) from its official module path."""
     return ROLES[path.rpartition(".")[2]]
 
 
-def step_graph(model: ParTransformer, form: ExportShape = DYNAMIC) -> ir.Model:
-    config = model.config
-    rows, n = Dim("rows"), Dim("n")
+def step_graph(model: LlamaTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
+    config, n = model.config, model.at_once
+    rows = Dim("rows")
+    dims = [] if n else [Dim("n")]  # of the axis of tokens, where steps differ
     cache_shape = [{0: rows, 2: Dim("past")}] * config.depth
     graph = trace(
         set_cache_type(StepGraph(model), cache_type(form)),
         (
-            torch.zeros(ROWS, TOKENS, dtype=torch.int64),
-            torch.arange(TOKENS),
+            torch.zeros(ROWS, n or TOKENS, dtype=torch.int64),
+            torch.arange(n or TOKENS),
             *example_caches(config.depth, (ROWS, config.heads, PAST, config.head_dim), form),
         ),
-        ({0: rows, 1: n}, {0: n}, cache_shape, cache_shape),
+        (
+            dict(enumerate([rows, *dims])),
+            dict(enumerate(dims)),
+            cache_shape,
+            cache_shape,
+        ),
         ["tokens", "position_ids", *past_names(config.depth)],
         ["logits", *present_names(config.depth)],
     )
-    set_cache_type(model, None)  # the graph's layers are the model's own
-    name_presents(graph, config.heads, config.head_dim)
+    keep_cache_as(model, None)  # the graph's layers are the model's own
+    name_presents(graph, config.heads, config.head_dim, str(n or "n"))
     return graph
 
 
-def teacher_forced_graph(model: ParTransformer) -> ir.Model:
-    config = model.config
+def full_graph(model: LlamaTransformer) -> ir.Model:
     rows = Dim("rows")
-    tokens = torch.zeros(ROWS, config.length - config.group, dtype=torch.int64)
     return trace(
-        TeacherForcedGraph(model),
-        (torch.zeros(ROWS, dtype=torch.int64), tokens),
+        FullGraph(model),
+        (torch.zeros(ROWS, dtype=torch.int64), torch.zeros(ROWS, model.shown, dtype=torch.int64)),
         ({0: rows}, {0: rows}),
         ["labels", "tokens"],
         ["logits"],
@@ -90,7 +98,7 @@ def teacher_forced_graph(model: ParTransformer) -> ir.Model:
 
 
 def with_own_norms(model: ir.Model) -> ir.Model:
-    """Every norm has a weight of its own, `path.weight`; the exporter merges equal ones."""
+    """Give every norm a weight of its own, `path.weight`; the exporter merges equal ones."""
     graph = model.graph
     for node in graph:
         path = module_path(node)
@@ -104,7 +112,7 @@ def with_own_norms(model: ir.Model) -> ir.Model:
 
 
 def producer_fold(path: str, width: int) -> ProducerFold:
-    """Where a channel scale of a linear's input goes (the fact sheet's 0.6).
+    """Return where a channel scale of a linear's input goes (the fact sheet's 0.6).
 
     There are no biases to take a shift. wqkv, w1, w3 and output read a norm; wo reads weighted
     means of values, the last of wqkv's columns [C, 3C]; w2 reads products with what w3 gives.

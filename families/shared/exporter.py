@@ -1,0 +1,207 @@
+"""What exporters of a transformer and its tokenizer share: the two stages over a few hooks."""
+
+from __future__ import annotations
+
+import gc
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
+
+import numpy as np
+
+from ...export.shape import GraphForm
+from .isolated_export import GeneratorExporter
+from .job import (
+    ExportJob,
+    Tokenizer,
+    Transformer,
+    guided_labels,
+    load_halves,
+    parity_results,
+    refuse_static,
+    write_halves,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...export.parity import Difference
+    from ...export.weight_file import WeightFile
+    from ...graph.sites import Site
+    from ...runtime.spec import GeneratorSpec
+
+Compare = Callable[[Path], dict[str, Any]]
+
+
+class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
+    """Exports a transformer and the tokenizer that it was trained with."""
+
+    @abstractmethod
+    def load(self, job: ExportJob) -> tuple[Transformer, Tokenizer]:
+        """Load both from the job's checkpoint.
+
+        Raises:
+            ExportError: one is missing, is another variant's, or they do not belong together.
+        """
+
+    @abstractmethod
+    def spec(self, job: ExportJob, model: Transformer, tokenizer: Tokenizer) -> GeneratorSpec:
+        """Return what the runtime needs to know of the generator."""
+
+    @abstractmethod
+    def write(
+        self,
+        job: ExportJob,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        weights: WeightFile,
+        properties: dict[str, str],
+    ) -> tuple[Site, ...]:
+        """Write all graphs through `weights`; returns their sites."""
+
+    @abstractmethod
+    def references(self, job: ExportJob, model: Transformer, tokenizer: Tokenizer) -> Compare:
+        """Compute in PyTorch what the graphs should; returns what compares those of a folder.
+
+        That must keep neither model: both are let go before the graphs are opened. It returns what
+        was found of the graphs, for the manifest, and raises ExportError for a difference above
+        the tolerance.
+        """
+
+    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+        """Write all that the export leaves; returns the parameters of each half."""
+        model, tokenizer = self.load(job)
+        return write_halves(
+            job,
+            folder,
+            (model, tokenizer),
+            self.spec(job, model, tokenizer),
+            lambda weights, properties: self.write(job, model, tokenizer, weights, properties),
+        )
+
+    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+        """Compare all graphs with PyTorch; returns what the manifest says of it.
+
+        Raises:
+            ExportError: a difference above the tolerance; names the graph.
+        """
+        compare = self.references(job, *self.load(job))
+        gc.collect()
+        return compare(folder)
+
+
+class TokenMapExporter(TransformerExporter[Transformer, Tokenizer]):
+    """Exports a transformer over one map of tokens, and its tokenizer of one codebook.
+
+    Attributes:
+        tokenizer_file: the official name of the tokenizer's file.
+        growth: what the cache grows by in a step, in words.
+        ignored: tensors whose names begin so are left out.
+    """
+
+    tokenizer_file: ClassVar[str]
+    growth: ClassVar[str]
+    ignored: ClassVar[str | None] = None
+
+    @abstractmethod
+    def load_transformer(self, job: ExportJob, tensors: dict[str, Tensor]) -> Transformer:
+        """Load the transformer from its tensors, strictly."""
+
+    @abstractmethod
+    def load_tokenizer(self, job: ExportJob, tensors: dict[str, Tensor]) -> Tokenizer:
+        """Load the tokenizer from its tensors, strictly."""
+
+    @abstractmethod
+    def write_transformer(
+        self, job: ExportJob, model: Transformer, weights: WeightFile, properties: dict[str, str]
+    ) -> tuple[Site, ...]:
+        """Write the transformer's graphs through `weights`; returns their sites."""
+
+    @abstractmethod
+    def step_references(
+        self, job: ExportJob, model: Transformer, labels: Tensor, tokens: Tensor
+    ) -> Callable[[Path], tuple[Difference, ...]]:
+        """Compute what the transformer's graphs should, as `references`.
+
+        labels int64 [rows]; tokens int64 [rows, length], a photograph's in the order of generation.
+        """
+
+    def usual_side(self, model: Transformer) -> int | None:
+        """Return the side of the map at which sums of the tokenizer must keep their digits."""
+        return None
+
+    def check_form(self, name: str, form: GraphForm) -> None:
+        """Raises ExportError for fixed shapes: a graph a step would be too many."""
+        refuse_static(name, form, self.growth)
+
+    def load(self, job: ExportJob) -> tuple[Transformer, Tokenizer]:
+        """Load both, of one codebook."""
+        return load_halves(
+            job,
+            self.tokenizer_file,
+            lambda tensors: self.load_transformer(job, tensors),
+            lambda tensors, _: self.load_tokenizer(job, tensors),
+            ("vocab_size",),
+            ignored=self.ignored,
+        )
+
+    def write(
+        self,
+        job: ExportJob,
+        model: Transformer,
+        tokenizer: Any,
+        weights: WeightFile,
+        properties: dict[str, str],
+    ) -> tuple[Site, ...]:
+        """Write encoder and decoder, then the transformer's graphs."""
+        from .vq_export import export_vq
+
+        return (
+            *export_vq(tokenizer, weights, properties, side=self.usual_side(model)),
+            *self.write_transformer(job, model, weights, properties),
+        )
+
+    def references(self, job: ExportJob, model: Transformer, tokenizer: Any) -> Compare:
+        """Compute those of the tokenizer on photographs, and of the transformer on one's tokens."""
+        import torch
+
+        from .vq_parity import check_vq_parity, compute_vq_references
+
+        spec = self.spec(job, model, tokenizer)
+        photographs = compute_vq_references(tokenizer, job.pictures(spec.image_size))
+        tokens = np.tile(photographs.indices[0].reshape(-1)[spec.order], (2, 1))
+        labels = guided_labels(spec.num_classes)
+        check = self.step_references(job, model, labels, torch.from_numpy(tokens))
+
+        def compare(folder: Path) -> dict[str, Any]:
+            found, differences = check_vq_parity(folder, photographs)
+            return parity_results(found, (*differences, *check(folder)))
+
+        return compare
+
+
+class MapConfig(Protocol):
+    """The configuration of a transformer over a map of tokens."""
+
+    @property
+    def side(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+def raster_fields(config: MapConfig, stride: int, form: GraphForm) -> dict[str, Any]:
+    """Return the fields of a `RasterSpec`; a token is `stride` pixels wide."""
+    names = ("side", "num_classes", "vocab_size", "depth", "width", "heads", "head_dim")
+    fields = {name: getattr(config, name) for name in names}
+    return fields | {"image_size": config.side * stride, "kv_type": form.kv_type}

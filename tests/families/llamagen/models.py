@@ -1,0 +1,44 @@
+"""Tiny LlamaGens with weights in which every part of the arithmetic shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from arvg_trt.families.llamagen.model import LlamagenTransformer
+from arvg_trt.families.llamagen_vq.model import LlamagenVq
+from arvg_trt.families.shared.llama.config import LlamaConfig
+
+from ..par import models as par_models
+from ..par.models import redrawn
+
+SMALL = LlamaConfig(depth=2, width=32, heads=2, hidden=48, length=16, num_classes=5, vocab_size=48)
+FILES = ("c2i_B_256.pt", "vq_ds16_c2i.pt")
+JSON = par_models.JSON
+SEEN = SMALL.length - 1
+
+
+@dataclass(frozen=True)
+class TinyLlamagen:
+    """Both models, and the workspace their checkpoint was exported to."""
+
+    transformer: LlamagenTransformer
+    tokenizer: LlamagenVq
+    workspace: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace / "export"
+
+
+def random_llamagen(config: LlamaConfig = SMALL, seed: int = 0) -> LlamagenTransformer:
+    return redrawn(LlamagenTransformer(config), seed)
+
+
+def write_checkpoint(
+    folder: Path, transformer: dict[str, Tensor] | None, tokenizer: dict[str, Tensor] | None
+) -> Path:
+    """As published for B, with a config.json that tells the heads and the tokens of an image."""
+    return par_models.write_checkpoint(folder, transformer, tokenizer, FILES)
