@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..base import Family
 from .spec import LlamagenSpec
-from .variants import ANY_SIZE, VARIANTS
+from .variants import UNSIZED, VARIANTS
 
 FAMILY = Family(
     name="llamagen",
     variants=VARIANTS,
-    any_size=ANY_SIZE,
+    unsized=UNSIZED,
     spec=LlamagenSpec,
     loop="arvg_trt.families.shared.llama.loop:LlamaLoop",
     exporter="arvg_trt.families.llamagen.export:LlamagenExporter",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import ExportError
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.spec import Defaults
 from ..shared.exporter import raster_fields
 from ..shared.job import ExportJob
@@ -37,13 +37,13 @@ class LlamagenExporter(LlamaExporter["LlamagenTransformer"]):
         if asked is not None:
             refuse_other_length(job)
         length = None if asked is None else asked.length
-        return load_llamagen(tensors, job.spec, told(job), length)
+        return load_llamagen(tensors, job.spec, read_config_json(job), length)
 
     def spec(
         self, job: ExportJob, model: LlamagenTransformer, tokenizer: LlamagenVq
     ) -> LlamagenSpec:
         """Return what the runtime needs to know of the generator."""
-        return describe(model.config, tokenizer.config, job.form, told(job).sampling)
+        return describe(model.config, tokenizer.config, job.form, read_config_json(job).sampling)
 
     def bounds(self, model: LlamagenTransformer) -> list[tuple[int, int]]:
         """Return the first steps, one in the middle and the last."""
@@ -70,7 +70,7 @@ def refuse_other_length(job: ExportJob) -> None:
                 )
 
 
-def told(job: ExportJob) -> LlamaJson:
+def read_config_json(job: ExportJob) -> LlamaJson:
     """Return what the `config.json` beside the weights says."""
     from ...export.checkpoint.config_json import read_beside
 
@@ -80,7 +80,7 @@ def told(job: ExportJob) -> LlamaJson:
 def describe(
     config: LlamaConfig,
     tokenizer: LlamagenVqConfig,
-    form: GraphForm = DYNAMIC,
+    form: ExportShape = DYNAMIC,
     sampling: Defaults | None = None,
 ) -> LlamagenSpec:
     """Return what the runtime needs to know; `sampling` instead of the published one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Variant, any_size
+from ..base import Variant, unsized_variant
 from ..llamagen_vq.config import HUB, VQ16_FILE
 from .config import PUBLISHED
 
@@ -26,4 +26,4 @@ def llamagen_entry(variant: str) -> Variant:
 
 
 VARIANTS = tuple(llamagen_entry(variant) for variant in PUBLISHED)
-ANY_SIZE = any_size("llamagen", "tokenizer", VARIANTS)
+UNSIZED = unsized_variant("llamagen", "tokenizer", VARIANTS)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ExportError
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ..shared.exporter import Compare, TransformerExporter
-from ..shared.job import ExportJob, guided_labels, load_halves
+from ..shared.job import ExportJob, guided_labels, load_parts
 from .config import MarConfig, MarJson, sampling_of
 from .spec import MarDefaults, MarSpec
 from .variants import VAE
@@ -42,10 +42,10 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
         from ..kl_vae.model import load_kl_vae
         from .checkpoint import load_mar
 
-        return load_halves(
+        return load_parts(
             job,
             f"{VAE}.ckpt",
-            lambda tensors: load_mar(tensors, job.spec, told(job)),
+            lambda tensors: load_mar(tensors, job.spec, read_config_json(job)),
             lambda tensors, model: one_latent_a_token(
                 load_kl_vae(tensors, job.spec), model.config.latent_channels, job.spec
             ),
@@ -55,7 +55,7 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
 
     def spec(self, job: ExportJob, model: MarTransformer, tokenizer: KlVae) -> MarSpec:
         """Return what the runtime needs to know of the generator."""
-        return describe(model.config, tokenizer.config.stride, told(job).sampling)
+        return describe(model.config, tokenizer.config.stride, read_config_json(job).sampling)
 
     def write(
         self,

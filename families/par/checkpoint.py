@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ...export.checkpoint.config_json import require_agreement, require_told
+from ...export.checkpoint.config_json import require_agreement, require_known
 from ...export.checkpoint.strict import build_strictly, locating, require_needed
 from ..shared.llama.checkpoint import CLASS_TABLE, NEEDED, infer_shapes
 from .config import ParConfig, ParJson, published_length
@@ -31,12 +31,12 @@ def infer_par_config(
             size that is not official and that `config_json` leaves open; names the key.
     """
     require_needed(tensors, NEEDED_OF_PAR, "a PAR transformer", where)
-    said = {} if told is None else told.told()
+    said = {} if config_json is None else config_json.config_values()
     own = infer_shapes(tensors, said, where)
     group = tensors[SPECIAL_TABLE].shape[0] + 1
     depth, width, heads = (int(str(own[name])) for name in ("depth", "width", "heads"))
     length = said.get("length", published_length(depth, width, heads, group))
-    require_told("block_size", length, f"{depth} layers of width {width}", where)
+    require_known("block_size", length, f"{depth} layers of width {width}", where)
     with locating(where):
         config = ParConfig(**own, length=length, group=group)  # type: ignore[arg-type]
     require_agreement(config, said, where)

@@ -29,7 +29,7 @@ class ParExporter(LlamaExporter["ParTransformer"]):
         """Load the transformer; says where the tokens of an image are the published ones."""
         from .checkpoint import load_par
 
-        said = told(job)
+        said = read_config_json(job)
         model = load_par(tensors, job.spec, said)
         if job.entry.config is None and said.block_size is None:
             length = model.config.length
@@ -38,7 +38,7 @@ class ParExporter(LlamaExporter["ParTransformer"]):
 
     def spec(self, job: ExportJob, model: ParTransformer, tokenizer: LlamagenVq) -> ParSpec:
         """Return what the runtime needs to know of the generator."""
-        return describe(model.config, tokenizer.config, job.form, told(job).sampling)
+        return describe(model.config, tokenizer.config, job.form, read_config_json(job).sampling)
 
     def bounds(self, model: ParTransformer) -> list[tuple[int, int]]:
         """Return steps of one token, and of a group."""
@@ -47,7 +47,7 @@ class ParExporter(LlamaExporter["ParTransformer"]):
         return steps(model.config.length, model.config.group)
 
 
-def told(job: ExportJob) -> ParJson:
+def read_config_json(job: ExportJob) -> ParJson:
     """Return what the `config.json` beside the weights says."""
     from ...export.checkpoint.config_json import read_beside
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Variant, any_size
+from ..base import Variant, unsized_variant
 from ..llamagen_vq.config import HUB as TOKENIZER_HUB
 from ..llamagen_vq.config import VQ8_FILE, VQ16_FILE
 from .config import PUBLISHED, ParConfig

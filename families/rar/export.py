@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ..shared.exporter import TokenMapExporter, raster_fields
 from ..shared.job import ExportJob
 from .config import RarConfig, RarJson, sampling_of

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...export.parity import Arrays, Difference, difference
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.sessions.onnxruntime import mapped_session
 from ..shared.cached_steps import (
     StepReferences,

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...export.parity import Arrays, Difference, difference, require
-from ...export.shape import DYNAMIC, GraphForm
+from ...export.shape import DYNAMIC, ExportShape
 from ...export.tracing import cache_type
 from ...runtime.kv_cache import past_name
 from ...runtime.sessions.onnxruntime import mapped_session
-from .transformer import HasModules, KeyValue, keep_cache_as
+from .transformer import HasModules, KeyValue, set_cache_type
 
 CacheT = TypeVar("CacheT")
 Bounds = Iterable[tuple[int, int]]  # the first position of each step, and that behind its last
@@ -53,10 +53,10 @@ class StepReferences:
 
 @torch.inference_mode()
 def compute_step_references(
-    model: TokenModel, labels: Tensor, tokens: Tensor, form: GraphForm = DYNAMIC
+    model: TokenModel, labels: Tensor, tokens: Tensor, form: ExportShape = DYNAMIC
 ) -> StepReferences:
     """Run labels int64 [rows] and tokens int64 [rows, m], as full.onnx takes them."""
-    full, logits, presents = run_as_kept(model, form, lambda: model.run(labels, tokens))
+    full, logits, presents = run_with_cache_type(model, form, lambda: model.run(labels, tokens))
     return StepReferences(
         labels=labels.numpy(),
         tokens=tokens.numpy(),
@@ -73,8 +73,8 @@ def cache_of(presents: Sequence[KeyValue]) -> Arrays:
     return keys | {f"present_value.{i}": v.numpy() for i, (_, v) in enumerate(presents)}
 
 
-def run_as_kept(
-    model: HasModules, form: GraphForm, run: Callable[[], tuple[Tensor, CacheT]]
+def run_with_cache_type(
+    model: HasModules, form: ExportShape, run: Callable[[], tuple[Tensor, CacheT]]
 ) -> tuple[Tensor, Tensor, CacheT]:
     """Return logits with exact caches, then logits and caches as the form's steps keep these."""
     full, cache = run()

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
 
 import numpy as np
 
-from ...export.shape import GraphForm
+from ...export.shape import ExportShape
 from .isolated_export import GeneratorExporter
 from .job import (
     ExportJob,
     Tokenizer,
     Transformer,
     guided_labels,
-    load_halves,
+    load_parts,
     parity_results,
     refuse_static,
-    write_halves,
+    write_parts,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
     def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
         """Write all that the export leaves; returns the parameters of each half."""
         model, tokenizer = self.load(job)
-        return write_halves(
+        return write_parts(
             job,
             folder,
             (model, tokenizer),
@@ -131,13 +131,13 @@ class TokenMapExporter(TransformerExporter[Transformer, Tokenizer]):
         """Return the side of the map at which sums of the tokenizer must keep their digits."""
         return None
 
-    def check_form(self, name: str, form: GraphForm) -> None:
+    def check_shape(self, name: str, form: ExportShape) -> None:
         """Raises ExportError for fixed shapes: a graph a step would be too many."""
         refuse_static(name, form, self.growth)
 
     def load(self, job: ExportJob) -> tuple[Transformer, Tokenizer]:
         """Load both, of one codebook."""
-        return load_halves(
+        return load_parts(
             job,
             self.tokenizer_file,
             lambda tensors: self.load_transformer(job, tensors),
@@ -200,7 +200,7 @@ class MapConfig(Protocol):
     def head_dim(self) -> int: ...
 
 
-def raster_fields(config: MapConfig, stride: int, form: GraphForm) -> dict[str, Any]:
+def raster_fields(config: MapConfig, stride: int, form: ExportShape) -> dict[str, Any]:
     """Return the fields of a `RasterSpec`; a token is `stride` pixels wide."""
     names = ("side", "num_classes", "vocab_size", "depth", "width", "heads", "head_dim")
     fields = {name: getattr(config, name) for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -17,7 +17,7 @@ from ...workspace.files import encode_json
 from ...workspace.stage import Reporter
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ...export.checkpoint.read import Weights
     from ...export.parity import Difference, TokenParity
@@ -33,9 +33,11 @@ LABEL = 207
 
 
 class HasConfig(Protocol):
-    """Give a model's configuration."""
+    """Give a model's configuration and parameters, as a torch module does."""
 
     config: Any
+
+    def parameters(self) -> Iterator[Tensor]: ...
 
 
 Transformer = TypeVar("Transformer", bound=HasConfig)
@@ -112,7 +114,7 @@ def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> di
 def write_parts(
     job: ExportJob,
     folder: Path,
-    models: tuple[nn.Module, nn.Module],
+    models: tuple[HasConfig, HasConfig],
     spec: GeneratorSpec,
     export: Callable[[WeightFile, dict[str, str]], tuple[Site, ...]],
 ) -> dict[str, int]:
@@ -135,7 +137,7 @@ def write_parts(
     return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, models, strict=True)}
 
 
-def mark_norms(job: ExportJob, tokenizer: nn.Module, size: int) -> None:
+def mark_norms(job: ExportJob, tokenizer: HasConfig, size: int) -> None:
     """Mark the norms of a tokenizer that ONNX Runtime gets wrong, measured on one image."""
     import torch
 
@@ -144,7 +146,7 @@ def mark_norms(job: ExportJob, tokenizer: nn.Module, size: int) -> None:
     codec: Any = tokenizer
     decode = getattr(codec, "reconstruct", codec.decode)
     picture = torch.from_numpy(job.pictures(size)[0])
-    mark_drifting_norms(tokenizer, lambda: decode(codec.encode(picture)))
+    mark_drifting_norms(codec, lambda: decode(codec.encode(picture)))
 
 
 def load_parts(

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.spec import Defaults
 from ..shared.exporter import Compare, TransformerExporter
-from ..shared.job import ExportJob, guided_labels, load_halves, parity_results
+from ..shared.job import ExportJob, guided_labels, load_parts, parity_results
 from .config import VarConfig, read_config_json
 from .spec import VarSpec
 from .variants import VAE
@@ -36,7 +36,7 @@ class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
         from .checkpoint import INFINITE, load_var
 
         told = read_config_json(job.paths[0].parent)
-        return load_halves(
+        return load_parts(
             job,
             f"{VAE}.pth",
             lambda tensors: load_var(tensors, job.spec, told),

@@ -32,7 +32,7 @@ from .gsq.models import write_checkpoint as write_gsq
 from .llamagen.models import TinyLlamagen
 from .llamagen.models import random_llamagen as random_llamagen_transformer
 from .llamagen.models import write_checkpoint as write_llamagen
-from .mar.models import TOLD, TinyMar, random_kl_vae, random_mar
+from .mar.models import CONFIG_JSON, TinyMar, random_kl_vae, random_mar
 from .mar.models import write_checkpoint as write_mar_checkpoint
 from .par.models import TinyPar, official_tokenizer, random_llamagen, random_par
 from .par.models import write_checkpoint as write_par
@@ -164,7 +164,7 @@ def tiny_llamagen(tmp_path_factory: pytest.TempPathFactory) -> TinyLlamagen:
 
 
 @pytest.fixture(scope="session")
-def own_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
+def custom_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
     """ONNX files of three models that a user might bring; tests do not change them."""
 
     def make(root: Path) -> dict[str, tuple[Path, ...]]:

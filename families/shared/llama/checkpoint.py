@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ....export.checkpoint.config_json import require_told
+from ....export.checkpoint.config_json import require_known
 from ....export.checkpoint.strict import count_items
 from .config import official_heads
 from .model import CLASSES, TOKENS
@@ -31,7 +31,7 @@ def infer_shapes(
     vocab_size, width = tensors[TOKEN_TABLE].shape
     depth = count_items(tensors, r"layers\.(\d+)\.")
     heads = said.get("heads", official_heads(depth, width))
-    require_told("n_head", heads, f"{depth} layers of width {width}", where)
+    require_known("n_head", heads, f"{depth} layers of width {width}", where)
     found: dict[str, object] = {
         "depth": depth,
         "width": width,

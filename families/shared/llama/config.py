@@ -119,7 +119,7 @@ class LlamaJson(msgspec.Struct, frozen=True, kw_only=True):
     norm_eps: float | None = None
     sampling: Defaults | None = None
 
-    def told(self) -> dict[str, object]:
+    def config_values(self) -> dict[str, object]:
         """Return what the file says, by the names of the configuration."""
         names = set(self.__struct_fields__) - {"sampling"}
         fields = {self.renamed.get(k, k): getattr(self, k) for k in names}

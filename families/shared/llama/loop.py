@@ -71,7 +71,7 @@ class LlamaLoop:
         sampling: Sampling,
         tick: Callable[[], None],
     ) -> tuple[FloatImage, Tokens]:
-        """As `Loop.run`; tokens are in the order of generation.
+        """Run the schedule of `Loop.run`; tokens are in the order of generation.
 
         Guidance is u + cfg (c - u); as officially there is none up to a `cfg` of 1.
         """
@@ -83,10 +83,10 @@ class LlamaLoop:
         found: list[Tokens] = []
         for k in range(spec.steps):
             tokens = self.taken(k, tokens)
-            logits = batch.halves(steps.run(batch.rows, tokens.shape[1], {"tokens": tokens}))
+            logits = batch.split_rows(steps.run(batch.rows, tokens.shape[1], {"tokens": tokens}))
             require_finite(logits, f"step {k}", steps.path)
             found.append(choose(logits, sampling.cfg - 1, streams, sampling))
-            tokens = batch.fed(found[-1])
+            tokens = batch.fill_rows(found[-1])
             tick()
         chosen = np.concatenate(found, axis=1)
         indices = np.empty((len(chosen), spec.length), np.int32)

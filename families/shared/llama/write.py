@@ -8,9 +8,9 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ....export.passes.linears import own
+from ....export.passes.linears import named_initializer
 from ....export.passes.naming import module_path
-from ....export.shape import DYNAMIC, GraphForm
+from ....export.shape import DYNAMIC, ExportShape
 from ....export.tracing import (
     cache_type,
     example_caches,
@@ -22,7 +22,7 @@ from ....export.tracing import (
 from ....export.weight_file import WeightFile
 from ....graph.edit import drop_unused_initializers
 from ....graph.sites import FoldPart, ProducerFold, Site
-from ..transformer import keep_cache_as
+from ..transformer import set_cache_type
 from ..transformer_graphs import SiteRules, write_transformer
 from .graphs import FullGraph, StepGraph
 from .model import LlamaTransformer
@@ -50,7 +50,9 @@ def site_rules(width: int) -> SiteRules:
     return SiteRules(role, lambda path: producer_fold(path, width), TOKEN_AXIS)
 
 
-def transformer_graphs(model: LlamaTransformer, form: GraphForm) -> Iterator[tuple[str, ir.Model]]:
+def transformer_graphs(
+    model: LlamaTransformer, form: ExportShape
+) -> Iterator[tuple[str, ir.Model]]:
     yield "step", with_own_norms(step_graph(model, form))
     yield "full", with_own_norms(teacher_forced_graph(model))
 
@@ -60,7 +62,7 @@ def role(path: str) -> str:
     return ROLES[path.rpartition(".")[2]]
 
 
-def step_graph(model: LlamaTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
+def step_graph(model: LlamaTransformer, form: ExportShape = DYNAMIC) -> ir.Model:
     config, n = model.config, model.at_once
     rows = Dim("rows")
     dims = [] if n else [Dim("n")]  # of the axis of tokens, where steps differ
@@ -81,12 +83,12 @@ def step_graph(model: LlamaTransformer, form: GraphForm = DYNAMIC) -> ir.Model:
         ["tokens", "position_ids", *past_names(config.depth)],
         ["logits", *present_names(config.depth)],
     )
-    keep_cache_as(model, None)  # the graph's layers are the model's own
+    set_cache_type(model, None)  # the graph's layers are the model's own
     name_presents(graph, config.heads, config.head_dim, str(n or "n"))
     return graph
 
 
-def full_graph(model: LlamaTransformer) -> ir.Model:
+def teacher_forced_graph(model: LlamaTransformer) -> ir.Model:
     rows = Dim("rows")
     return trace(
         FullGraph(model),

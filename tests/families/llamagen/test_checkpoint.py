@@ -30,7 +30,7 @@ from ..rar.test_export import job
 from .models import FILES, JSON, SMALL, random_llamagen, write_checkpoint
 
 Tensors = dict[str, Tensor]
-TOLD = LlamaJson(**JSON)
+CONFIG_JSON = LlamaJson(**JSON)
 QKV = "layers.1.attention.wqkv.weight"
 
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
     state = dict(tensors)
     change(state)
     with pytest.raises(ExportError, match=message) as caught:
-        load_llamagen(state, "c2i_B_256.pt", TOLD)
+        load_llamagen(state, "c2i_B_256.pt", CONFIG_JSON)
     assert str(caught.value).startswith("c2i_B_256.pt: ")
     assert "\n" not in str(caught.value)
 
@@ -198,7 +198,7 @@ def test_a_par_is_refused_by_its_name() -> None:
     """It has the same keys and its special tokens."""
     state = dict(random_par().state_dict())
     with pytest.raises(ExportError, match=r"but a PAR: it has spe_tok_embeddings \(export it as"):
-        load_llamagen(state, "PAR-XL-4x.pt", TOLD)
+        load_llamagen(state, "PAR-XL-4x.pt", CONFIG_JSON)
 
 
 def test_a_payload_in_the_file_is_named_and_does_not_run(tmp_path: Path, tensors: Tensors) -> None:

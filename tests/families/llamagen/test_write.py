@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.shape import GraphForm
+from arvg_trt.export.shape import ExportShape
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.llamagen.parity import steps
 from arvg_trt.families.shared.cached_steps import (
@@ -181,7 +181,7 @@ def test_a_graph_that_computes_something_else_is_refused(
 
 
 def test_caches_of_half_are_rounded_in_the_step_that_makes_them(tmp_path: Path) -> None:
-    model, form = random_llamagen(replace(SMALL, depth=1)), GraphForm(kv_type="float16")
+    model, form = random_llamagen(replace(SMALL, depth=1)), ExportShape(kv_type="float16")
     with WeightFile(tmp_path) as weights:
         export_llama(model, weights, {}, form)
     labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SEEN)

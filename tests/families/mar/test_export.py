@@ -189,7 +189,7 @@ def test_the_folders_of_the_official_download_are_found(tmp_path: Path) -> None:
 
 def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
     beside = autoencoder() | {"loss.perceptual_loss.net.0.weight": torch.zeros(3)}
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), beside, TOLD)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", transformer(), beside, CONFIG_JSON)
     model, vae = MarExporter().load(job("mar", checkpoint))
     assert model.config == SMALL and vae.config == AUTOENCODER
 

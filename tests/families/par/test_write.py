@@ -191,7 +191,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = ParTransformer(replace(SMALL, depth=1)).eval().requires_grad_(False)
     with WeightFile(folder) as weights:
-        export_llama(model, weights, {}, GraphForm(kv_type="float16"))
+        export_llama(model, weights, {}, ExportShape(kv_type="float16"))
     return folder
 
 
@@ -207,7 +207,7 @@ def test_caches_of_half_are_rounded_in_the_step_that_makes_them(untrained: Path)
     torch.manual_seed(0)
     model = ParTransformer(replace(SMALL, depth=1)).eval().requires_grad_(False)
     labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(SMALL, 2, SEEN)
-    wanted = compute_step_references(model, labels, tokens, GraphForm(kv_type="float16"))
+    wanted = compute_step_references(model, labels, tokens, ExportShape(kv_type="float16"))
     assert {a.dtype for a in wanted.cache.values()} == {np.dtype(np.float16)}
     exact = model(labels, tokens)
     assert relative(wanted.full, exact) == 0

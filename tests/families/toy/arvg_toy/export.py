@@ -58,7 +58,7 @@ class ToyExporter(GeneratorExporter):
             defaults=Defaults(cfg=1.0, top_k=0, top_p=1.0),
         )
         rules = site_rules(config.width)
-        return write_halves(
+        return write_parts(
             job,
             folder,
             (model, vq),
