@@ -28,7 +28,7 @@ def check_network(network: str | None) -> None:
 def open_features(
     export: Path, network: str | None, image_size: int, threads: int
 ) -> list[Features]:
-    """The encoder's features, and those of the user's `network`.
+    """Open the encoder's features, and those of the user's `network`.
 
     Raises:
         RecipeError: the network does not load, or does not take pictures of this size.
@@ -40,7 +40,7 @@ def open_features(
 
 
 def latent_features(export: Path, threads: int) -> Features:
-    """[B, 2C] of a latent of C channels: its mean and its deviation over positions."""
+    """Return features [B, 2C]: mean and deviation over positions of a latent of C channels."""
     tokenizer = ImageTokenizer.open(export, threads=threads)
 
     def extract(images: Images) -> NDArray[Any]:
@@ -52,7 +52,7 @@ def latent_features(export: Path, threads: int) -> Features:
 
 
 def network_features(path: Path, image_size: int, threads: int) -> Features:
-    """A graph from pictures [N, 3, H, W] to features [N, D].
+    """Open a graph from pictures [N, 3, H, W] to features [N, D].
 
     It is fed uint8 pixels if it takes uint8, else float32 in [-1, 1].
 

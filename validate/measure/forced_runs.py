@@ -1,4 +1,4 @@
-"""What both sides of a validation are fed alike: all tokens at once, or steps of a trajectory."""
+"""Feeds that both sides of a validation get: all tokens at once, or steps of a trajectory."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Forcing(Protocol):
 
     @property
     def outputs(self) -> Mapping[str, tuple[str, ...]]:
-        """The outputs that are compared, by graph."""
+        """Return the outputs that are compared, by graph."""
         ...
 
     @property
     def count(self) -> int:
-        """How many runs there are, after the pictures."""
+        """Return how many runs there are, after the pictures."""
         ...
 
     def pictures(self) -> Iterator[Batch]: ...
@@ -70,7 +70,7 @@ class TeacherForced:
             yield batch.images, batch.tokens
 
     def runs(self) -> Iterator[ForcedRun]:
-        """One row at a time, so that all that sites give fits in memory."""
+        """Yield one row at a time, so that all that sites give fits in memory."""
         spec = self.generated.spec
         force, null = teacher_forcing(self.generated.export), null_class(spec)
         if self.images is None:
@@ -132,7 +132,7 @@ class Trajectory:
 def forced_graphs(
     export: Path, folders: Folders, outputs: Mapping[str, tuple[str, ...]], threads: int
 ) -> dict[str, ForcedGraph]:
-    """The graphs by name, of FP32 and of the candidates that have all of them."""
+    """Open the graphs by name, of FP32 and of the candidates that have all of them."""
     able = {
         name: folder
         for name, folder in folders.items()
@@ -146,7 +146,7 @@ def forced_graphs(
 def forced_graph(
     export: Path, folders: Folders, graph: str, outputs: tuple[str, ...], threads: int
 ) -> ForcedGraph:
-    """One graph; that of FP32 and the Q/DQ graph have the outputs of their sites too."""
+    """Open one graph; that of FP32 and the Q/DQ graph have the outputs of their sites too."""
     file, quantized = f"{graph}.onnx", folders[QDQ]
     plan = decode_json(quantized / "plan.json", Plan, do="run `arvg-trt quantize` again")
     sites = compared_sites(load_sites(export).of_graph(graph), plan)
