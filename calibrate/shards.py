@@ -46,7 +46,7 @@ class Part:
 
     @property
     def facts(self) -> PartFacts:
-        """Name, number of samples and options, as the manifest of the whole has them."""
+        """Return name, number of samples and options, as the manifest of the whole has them."""
         options = facts(self.manifest, PartOptions, "options") if self.manifest else PartOptions()
         return PartFacts(
             name=self.name, samples_saved=len(self.samples), **msgspec.structs.asdict(options)

@@ -9,7 +9,7 @@ from .tensorrt.targets import Format
 
 
 def is_fp8(entry: SitePlan) -> bool:
-    """Whether a site's input is quantized to FP8."""
+    """Return whether a site's input is quantized to FP8."""
     return entry.activation is not None and entry.activation.grid == "fp8"
 
 

@@ -133,14 +133,14 @@ def export_stage(
     )
 
 
-def changed(form: ExportShape) -> dict[str, Any]:
-    """What differs from the usual form."""
+def changed(form: GraphForm) -> dict[str, Any]:
+    """Return the fields of a form that differ from the usual one, for the manifest."""
     given = asdict(form)
     return {name: value for name, value in given.items() if value != getattr(DYNAMIC, name)}
 
 
 def require_one_size(entry: Variant, snapshots: FileSets, folder: Path) -> None:
-    """A family's name alone does not choose between the sizes that a folder holds.
+    """Check that a folder holds one size, where a family's name alone does not choose.
 
     Raises:
         ExportError: there are several; names them.

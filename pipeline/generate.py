@@ -29,7 +29,7 @@ MOST_IMAGES = 10**6
 
 
 class GenerateResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What was made: every file, and the places that the user named."""
+    """Every file that was made, and the places that the user named."""
 
     labels: list[int]
     seed: int
@@ -42,8 +42,7 @@ class GenerateResult(msgspec.Struct, frozen=True, kw_only=True):
 def generate_files(
     path: Path, options: GenerateOptions, outputs: Outputs, reporter: Reporter
 ) -> GenerateResult:
-    """Generate with the graphs of a workspace, or of a stage's folder, and write what `outputs`
-    names.
+    """Generate with the graphs of a workspace or of a stage's folder, and write the `outputs`.
 
     PNGs are written as they come, each in one rename; the .npz files take their names at the end.
 

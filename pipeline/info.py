@@ -83,7 +83,7 @@ class InspectedWorkspace(
 
 
 class InspectedStage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the manifest of a stage's folder says, and the bytes of its files."""
+    """Facts from the manifest of a stage's folder, and the bytes of its files."""
 
     kind: str
     key: str

@@ -76,8 +76,9 @@ def quantize_stage(
 
 
 def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) -> None:
-    """Raises RecipeError for bits of an encoder or decoder, which only a tokenizer has: a graph of
-    one's own that is called so is none.
+    """Raises RecipeError for bits of an encoder or decoder, which only a tokenizer has.
+
+    A graph of one's own that is called so is none.
     """
     given = next((n for n in HALVES if getattr(options, n) != getattr(QuantizeOptions(), n)), None)
     if given is not None and options.weight_bits is None and kind_of(exported) != "tokenizer":

@@ -25,7 +25,7 @@ PARITY_PICTURES = "skimage"
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Everything that a later stage would refuse and that needs no earlier one.
+    """Check everything that a later stage would refuse and that needs no earlier one.
 
     Raises:
         ArvgError: gates, image sources or targets that cannot be used.
@@ -71,7 +71,7 @@ def run_recipe(
 
 
 def builders(recipe: Recipe) -> list[str]:
-    """The extras of the builders that the recipe names, where a package index has them."""
+    """Return the extras of the recipe's builders, where a package index has them."""
     return ["rtx"] if any(b.backend == "tensorrt_rtx" for b in recipe.build) else []
 
 

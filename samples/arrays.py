@@ -1,4 +1,4 @@
-"""What a user's own graphs are fed: arrays of a `.npz`, images for one input, or noise.
+"""Feeds of a user's own graphs: arrays of a `.npz`, images for one input, or noise.
 
 The file has an array for every input that no earlier graph makes. Its samples lie along the first
 axis, one row each, or as many as the graph fixes; for an input without a batch axis the array has

@@ -1,4 +1,4 @@
-"""What all sources of samples have in common, for calibration and validation alike."""
+"""The protocol of all sources of samples, for calibration and validation alike."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SampleSource(Protocol):
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Names that manifests and reports call the inputs by: of files, arrays, or a seed.
+        """Return the inputs' names in manifests and reports: of files, arrays, or a seed.
 
         Calibration and validation call the same input by the same name.
         """
@@ -32,33 +32,33 @@ class SampleSource(Protocol):
     @property
     @abstractmethod
     def digests(self) -> Mapping[str, str]:
-        """The sha256 of each file by its name; empty for what is computed."""
+        """Return the sha256 of each file by its name; nothing for what is computed."""
         ...
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """Files that could not be read, as `NAME: REASON`."""
+        """Return the files that could not be read, as `NAME: REASON`."""
         return ()
 
     @property
     def synthetic(self) -> bool:
-        """Whether the samples are noise, which every report made from them says."""
+        """Return whether the samples are noise, which every report made from them says."""
         return False
 
     @property
     @abstractmethod
     def count(self) -> int:
-        """How many inputs are used: images, arrays or files, not rows."""
+        """Return how many inputs are used: images, arrays or files, not rows."""
         ...
 
     @property
     def drawn(self) -> tuple[int, ...]:
-        """The classes of generated images that nobody named."""
+        """Return the classes of generated images that nobody named."""
         return ()
 
     @property
     def sample_names(self) -> tuple[str, ...]:
-        """What the user calls each sample, in their order; empty where that is not known."""
+        """Return the user's name of each sample, in their order; nothing where it is not known."""
         return ()
 
     @abstractmethod

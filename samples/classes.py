@@ -17,7 +17,7 @@ STREAM = 0x636C6173
 
 
 def drawn_classes(num_classes: int, count: int, seed: int, used: Collection[int] = ()) -> list[int]:
-    """Classes of `count` pictures: all as often as each other, those that are left over drawn.
+    """Draw the classes of `count` images: all as often, and those that are left over at random.
 
     A draw takes classes that are not `used` before others. Two rounds of all classes or more are in
     their order, in which each half of the pictures has seen all of them; one is in drawn order.
@@ -32,7 +32,7 @@ def drawn_classes(num_classes: int, count: int, seed: int, used: Collection[int]
 
 
 def saved_classes(samples: Path, num_classes: int) -> list[int]:
-    """Classes of saved samples, ascending; the null class is none."""
+    """Return the classes of saved samples, ascending; the null class is none."""
     found: set[int] = set()
     for path in sample_files(samples):
         do = "run `arvg-trt calibrate` again"

@@ -1,4 +1,4 @@
-"""What an image tokenizer is fed: square crops of images, or noise that was asked for."""
+"""Inputs of an image tokenizer: square crops of images, or noise that was asked for."""
 
 from __future__ import annotations
 

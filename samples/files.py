@@ -36,7 +36,10 @@ Sample = Uint8Image | dict[str, Array] | GraphRun
 
 
 def save_sample(sample: Sample, folder: Path, number: int) -> Path:
-    """An image as PNG, arrays (batch axis of length 1 but in a run) as safetensors; the file."""
+    """Write an image as PNG, arrays (batch axis of length 1 but in a run) as safetensors.
+
+    Returns the file.
+    """
     if isinstance(sample, np.ndarray):
         path = folder / f"{number:05d}.png"
         save_image(sample, path)
@@ -50,12 +53,12 @@ def save_sample(sample: Sample, folder: Path, number: int) -> Path:
 
 
 def save_labels(folder: Path, labels: Mapping[str, str]) -> None:
-    """What the user calls each saved sample, by file name: `feeds:0`, `photo.jpg`."""
+    """Write the user's name of each saved sample by file name: `feeds:0`, `photo.jpg`."""
     (folder / LABELS).write_bytes(msgspec.json.encode(dict(labels)))
 
 
 def sample_labels(folder: Path) -> dict[str, str]:
-    """What `save_labels` kept; nothing for samples that were saved without."""
+    """Read what `save_labels` wrote; nothing for samples that were saved without."""
     path = folder / LABELS
     if not path.is_file():
         return {}
@@ -68,18 +71,18 @@ def sample_labels(folder: Path) -> dict[str, str]:
 
 
 def sample_files(folder: Path, graph: str | None = None) -> list[Path]:
-    """Saved samples in their order: all, or those that `graph` is fed."""
+    """Return saved samples in their order: all, or those that `graph` is fed."""
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     return [path for path in files if graph is None or graph_of(path) in (None, graph)]
 
 
 def graph_of(path: Path) -> str | None:
-    """The graph that a sample is a run of, None for one of all graphs."""
+    """Return the graph that a sample is a run of, None for one of all graphs."""
     return path.name.split(".", 1)[1].rpartition(".")[0] or None
 
 
 def load_sample(path: Path, inputs: Collection[str] = (IMAGE,)) -> dict[str, Array]:
-    """Arrays of one sample by input name; a picture is not decoded where no input takes it.
+    """Read the arrays of a sample by input; a picture is not decoded where no input takes it.
 
     Raises:
         CalibrationError: the file is damaged.
@@ -97,9 +100,10 @@ def load_sample(path: Path, inputs: Collection[str] = (IMAGE,)) -> dict[str, Arr
 def sample_batches(
     files: Sequence[Path], size: int, inputs: Collection[str] = (IMAGE,)
 ) -> Iterator[tuple[list[str], dict[str, Array]]]:
-    """(file names, arrays of at most `size` samples, joined along axis 0); one batch in memory.
+    """Yield file names and arrays of at most `size` samples, joined along axis 0.
 
-    `inputs` are those of the graph that is fed. A run of a graph is a batch as it is.
+    One batch is in memory. `inputs` are those of the graph that is fed. A run of a graph is a batch
+    as it is.
 
     Raises:
         CalibrationError: samples of one batch that differ in shape.
@@ -123,7 +127,7 @@ def sample_batches(
 
 
 def batch_length(files: Sequence[Path], size: int) -> int:
-    """Samples of a batch: one where they are runs of a graph."""
+    """Return the samples of a batch: one where they are runs of a graph."""
     return 1 if any(graph_of(path) for path in files) else size
 
 
@@ -134,7 +138,7 @@ def count_batches(files: Sequence[Path], size: int) -> int:
 def feeds_of(
     graph: str, inputs: Iterable[str], arrays: Arrays, carried: Arrays
 ) -> dict[str, Array]:
-    """What a graph is fed: its own `GRAPH/INPUT`, else an earlier graph's output, else `INPUT`.
+    """Return a graph's feeds: `GRAPH/INPUT`, else an earlier graph's output, else `INPUT`.
 
     Raises:
         CalibrationError: nothing feeds an input.
@@ -174,7 +178,7 @@ class GraphChain:
         return cls({g: session(folder / f"{g}.onnx", threads) for g in graphs})
 
     def run(self, arrays: Arrays, given: Arrays | None = None) -> dict[str, Array]:
-        """All outputs by `GRAPH/OUTPUT`.
+        """Run all graphs; returns their outputs by `GRAPH/OUTPUT`.
 
         Graphs are fed what this chain made, or with `given` (the outputs of another chain) what
         that one made, so that each graph is judged alone.
@@ -186,7 +190,7 @@ class GraphChain:
         return outputs
 
     def feeds(self, graph: str, arrays: Arrays, outputs: Arrays) -> dict[str, Array]:
-        """What `graph` is fed, given the outputs of graphs by `GRAPH/OUTPUT`."""
+        """Return the feeds of `graph`, given the outputs of graphs by `GRAPH/OUTPUT`."""
         earlier = list(self.sessions)[: list(self.sessions).index(graph)]
         carried = {
             key.partition("/")[2]: value

@@ -40,7 +40,7 @@ class GeneratedSamples(SampleSource):
 
     @property
     def image_names(self) -> tuple[str, ...]:
-        """The name of each image in reports."""
+        """Return the name of each image in reports."""
         labels = enumerate(self.labels, start=self.first)
         return tuple(f"seed {self.seed}, picture {k}, class {c}" for k, c in labels)
 

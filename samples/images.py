@@ -73,16 +73,16 @@ class ImageSource:
 
     @property
     def digests(self) -> dict[str, str]:
-        """The sha256 of each file by its name."""
+        """Return the sha256 of each file by its name."""
         return {n: sha256_file(p) for n, p in zip(self.names, self.files, strict=True)}
 
     def load(self, index: int) -> Uint8Image:
-        """uint8 [H, W, 3] of file `index`; array files were checked when the source was opened."""
+        """Read file `index` as uint8 [H, W, 3]; array files were checked before."""
         return read_any(self.files[index])
 
 
 def name_below(root: Path | None, path: Path) -> str:
-    """`CLASS/FILE` within class folders, else the file's own name."""
+    """Return `CLASS/FILE` within class folders, else the file's own name."""
     return path.name if root is None else path.relative_to(root).as_posix()
 
 
@@ -133,14 +133,14 @@ def open_source(
 
 
 def skipped_text(skipped: Sequence[str]) -> str:
-    """What a warning says of files that were left out, the first five by name."""
+    """Return the warning of files that were left out, the first five by name."""
     more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     files = "file" if len(skipped) == 1 else "files"
     return f"skipped {len(skipped)} unreadable {files}: {'; '.join(skipped[:5])}{more}"
 
 
 def none_readable(bad: Sequence[UnreadableImage]) -> str:
-    """How many files there are of each kind that cannot be read, with the first of each."""
+    """Say how many files there are of each kind that cannot be read, with the first of each."""
     kinds: dict[str, list[UnreadableImage]] = {}
     for problem in bad:
         kinds.setdefault(problem.kind, []).append(problem)
@@ -154,14 +154,14 @@ def none_readable(bad: Sequence[UnreadableImage]) -> str:
 
 
 def none_there(folder: Path) -> str:
-    """That there are no images, and what there is instead."""
+    """Say that there are no images, and what there is instead."""
     ends = Counter(path.suffix.lower() or "no suffix" for path in walk(folder))
     told = ", ".join(f"{count} {end}" for end, count in ends.most_common(3))
     return f"no image files (it holds {told})" if told else "no image files"
 
 
 def skimage_files(spec: str) -> list[Path]:
-    """Paths of photographs inside the installed scikit-image wheel.
+    """Return the paths of photographs inside the installed scikit-image wheel.
 
     Raises:
         CalibrationError: it ships no photograph of such a name.
@@ -181,7 +181,7 @@ def skimage_files(spec: str) -> list[Path]:
 
 
 def folder_files(spec: str, error: type[CalibrationError]) -> list[Path]:
-    """Files of a folder and the folders in it that may be images; those without a suffix too.
+    """Return the files below a folder that may be images; those without a suffix too.
 
     By name; of class folders the first of each, then the second of each.
     """
@@ -203,7 +203,7 @@ def folder_files(spec: str, error: type[CalibrationError]) -> list[Path]:
 
 
 def walk(folder: Path) -> list[Path]:
-    """Every file below a folder, by name; hidden ones apart, and each linked folder once."""
+    """List every file below a folder, by name; hidden ones apart, and each linked folder once."""
 
     def refuse(problem: OSError) -> None:
         raise problem
@@ -227,7 +227,7 @@ def read_any(path: Path) -> Uint8Image:
 
 
 def read_array(path: Path) -> Uint8Image:
-    """A `.npy` image: uint8 [H, W, 3], or float [3, H, W] or [H, W, 3] in [-1, 1].
+    """Read a `.npy` image: uint8 [H, W, 3], or float [3, H, W] or [H, W, 3] in [-1, 1].
 
     Raises:
         CalibrationError: NaN or infinite values, or values outside [-1, 1]; names the file.

@@ -35,25 +35,25 @@ class GraphInput:
 
     @property
     def is_image(self) -> bool:
-        """float32 [N, 3, H, W]."""
+        """Return whether it is float32 [N, 3, H, W]."""
         rank_and_type = len(self.shape) == 4 and self.dtype == np.float32
         return rank_and_type and self.shape[1] == 3 and self.rows == 1
 
     @property
     def rows(self) -> int:
-        """Length of a sample's first axis: 1, or what the graph fixes."""
+        """Return the length of a sample's first axis: 1, or what the graph fixes."""
         first = self.shape[0] if self.shape else 1
         return first if isinstance(first, int) else 1
 
     def sample(self, array: Array, k: int) -> Array:
-        """Sample `k` as it is fed; an array of one axis more than the input holds it at `k`."""
+        """Return sample `k` as it is fed; an array of one more axis has it at `k`."""
         if array.ndim > len(self.shape):
             return np.asarray(array[k])
         return array[k * self.rows : (k + 1) * self.rows]
 
 
 def needed_inputs(exported: Manifest) -> tuple[GraphInput, ...]:
-    """Inputs of the graphs, in the order that they run, that no earlier graph makes."""
+    """Return the inputs of graphs, in the order that they run, that no earlier graph makes."""
     made: set[str] = set()
     needed = []
     for graph in custom_graphs(exported):
@@ -67,7 +67,7 @@ def needed_inputs(exported: Manifest) -> tuple[GraphInput, ...]:
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Every array of a `.npz`; those that are not compressed stay in the file, mapped.
+    """Read every array of a `.npz`; those that are not compressed stay in the file, mapped.
 
     Raises:
         CalibrationError: no such file, or another kind of file.
@@ -85,7 +85,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def key_of(arrays: Mapping[str, Array], needed: GraphInput) -> str | None:
-    """The name in the file of what feeds an input."""
+    """Return the file's name for the array of an input, None without one."""
     for key in (f"{needed.graph}/{needed.name}", needed.name):
         if key in arrays:
             return key
@@ -121,7 +121,7 @@ def require_fed(
 
 
 def image_input(inputs: Sequence[GraphInput], arrays: Mapping[str, Array]) -> GraphInput:
-    """The one input that images go to.
+    """Return the one input that images go to.
 
     Raises:
         CalibrationError: several are left, or it is no image.
@@ -139,7 +139,7 @@ def image_input(inputs: Sequence[GraphInput], arrays: Mapping[str, Array]) -> Gr
 def check_arrays(
     arrays: Mapping[str, Array], inputs: Sequence[GraphInput], where: str
 ) -> int | None:
-    """The number of samples that all arrays have, None without arrays.
+    """Check the arrays; returns the number of samples that all have, None without arrays.
 
     Raises:
         CalibrationError: another type, rank, size or number of samples, NaN or infinity.
@@ -200,7 +200,7 @@ def check_pictures(
     where: str,
     value_range: tuple[float, float] | None,
 ) -> None:
-    """Whether arrays for image inputs can be pictures that the model is made for.
+    """Check that arrays for image inputs can be pictures that the model is made for.
 
     Without a `value_range` they reach to `MOST_OF_A_PICTURE`: further than [0, 1], [-1, 1] and
     standardized ones, and not as far as bytes.

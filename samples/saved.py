@@ -157,7 +157,7 @@ def check_runs(
 
 
 def graph_inputs(export: Path, graph: str) -> tuple[GraphInput, ...]:
-    """What a generator's graph takes."""
+    """Return the inputs of a generator's graph."""
     from ..graph.io import load_graph
 
     values = load_graph(export / f"{graph}.onnx").graph.inputs
@@ -172,7 +172,7 @@ def graph_inputs(export: Path, graph: str) -> tuple[GraphInput, ...]:
 def check_file(
     path: Path, inputs: tuple[GraphInput, ...], *, alike: bool = True
 ) -> dict[str, np.ndarray]:
-    """The arrays of a sample; a picture feeds the one image input that is left.
+    """Read and check a sample; a picture feeds the one image input that is left.
 
     Arrays that are `alike` have as many rows.
     """
@@ -229,7 +229,7 @@ def saved_sample(path: Path, graphs: Collection[str] = ()) -> Sample:
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What a calibration said of its samples: the names of its inputs, and whether it was noise."""
+    """Inputs of an earlier calibration: their names, and whether they were noise."""
 
     images: tuple[str, ...]
     synthetic: bool = False

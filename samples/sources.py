@@ -1,4 +1,4 @@
-"""Which source a stage takes its samples from: chosen by its options and the kind of the model.
+"""The source of a stage's samples, chosen by its options and the kind of the model.
 
 Calibration has one of `open_calibration`. Validation has `held_out_crops`, `held_out_arrays` or
 `held_out_images`, by the model's kind, since each is measured in its own way.

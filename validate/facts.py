@@ -1,4 +1,4 @@
-"""What validation tells of a quantization, in its manifest."""
+"""Results of a validation, as its manifest has them."""
 
 from __future__ import annotations
 

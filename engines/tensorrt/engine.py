@@ -89,7 +89,7 @@ def overflow_risks(
 
 @dataclass(frozen=True, slots=True)
 class EngineBuild:
-    """What the engines of all targets have in common; without a `plan` nothing is quantized.
+    """Facts that the engines of all targets share; without a `plan` nothing is quantized.
 
     `source` has the graphs of `profiles`, in the order that they are built.
     """

@@ -35,7 +35,7 @@ Fed = Mapping[str, Mapping[str, NDArray[np.generic]]]
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """What later stages know of exported graphs: they do the folds and the builds.
+    """Knowledge that later stages have of exported graphs: they do the folds and the builds.
 
     `failing_folds` tries the folds of sites on arrays; by the site's name it returns the decibels
     that those which do not hold keep. `verdicts` says what becomes of the nodes of a graph on each
@@ -91,7 +91,7 @@ def export_own_stage(
 
 
 def graph_names(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by the name of their graph: the file's, or where two have one name the folder's."""
+    """Return files by the name of their graph: the file's, or of two alike the folder's."""
     if not files:
         raise ExportError("no graph given", where=MODEL, do="--graph FILE, once for each graph")
     stems = Counter(path.stem for path in files)
@@ -123,7 +123,7 @@ def folder_name(path: Path) -> str:
 
 
 def beside(file: Path) -> list[Path]:
-    """The files that hold a graph's weights."""
+    """Return the files that hold a graph's weights."""
     from .load import read, weight_files
 
     return weight_files(read(file))
@@ -194,7 +194,10 @@ def warn_unbuildable(verdicts: Sequence[NodeVerdict], reporter: Reporter) -> Non
 
 
 def without_folds(sites: Sequence[Site], refused: Collection[str]) -> list[Site]:
-    """The sites; those that read a tensor whose fold is refused, by its first site, have none."""
+    """Return the sites; those that read a tensor whose fold is refused have none.
+
+    `refused` names the first site of such a tensor.
+    """
     tensors = {(s.graph, s.input) for s in sites if s.name in refused}
     bare = {"fold": None, "producer_fold": None}
     return [

@@ -31,7 +31,7 @@ def check_network(network: str | None) -> None:
 def open_features(
     export: Path, network: str | None, image_size: int, threads: int
 ) -> list[Features]:
-    """Open the encoder's features, and those of the user's `network` if there is one.
+    """Open the encoder's features, and those of the user's `network`.
 
     Raises:
         RecipeError: the network does not load, or does not take pictures of this size.
@@ -43,7 +43,7 @@ def open_features(
 
 
 def latent_features(export: Path, threads: int) -> Features:
-    """Return features [B, 2C] of a latent of C channels: mean and deviation over positions."""
+    """Return features [B, 2C]: mean and deviation over positions of a latent of C channels."""
     tokenizer = ImageTokenizer.open(export, threads=threads)
 
     def extract(images: Images) -> NDArray[Any]:
@@ -55,7 +55,7 @@ def latent_features(export: Path, threads: int) -> Features:
 
 
 def network_features(path: Path, image_size: int, threads: int) -> Features:
-    """Open a graph from images [N, 3, H, W] to features [N, D].
+    """Open a graph from pictures [N, 3, H, W] to features [N, D].
 
     It is fed uint8 pixels if it takes uint8, else float32 in [-1, 1].
 

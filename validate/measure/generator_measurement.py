@@ -90,7 +90,7 @@ class GeneratorMeasurement:
 
     @property
     def sampling(self) -> dict[str, float]:
-        """The model's own sampling and the seed, as reports have them."""
+        """Return the model's own sampling and the seed, as reports have them."""
         drawn = asdict(choose_sampling(self._spec))
         foreign = {"greedy"} if self._spec.vocab_size else {"greedy", "top_k", "top_p"}
         return {"seed": self.options.seed} | {

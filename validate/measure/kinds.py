@@ -1,4 +1,4 @@
-"""Which measurement a model gets, by its kind, and what is refused before it is exported."""
+"""The measurement that a kind of model gets, and what is refused before there is one."""
 
 from __future__ import annotations
 

@@ -42,12 +42,12 @@ class Measurement(Protocol):
 
     @property
     def noun(self) -> str:
-        """What messages call the samples, in the plural."""
+        """Return the word for the samples in messages, in the plural."""
         ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What reports call each sample."""
+        """Return the name of each sample in reports."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Measurement(Protocol):
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """The sha256 of each file that is read beside the graphs, by its name."""
+        """Return the sha256 of each file that is read beside the graphs, by its name."""
         ...
 
     def run(self, folders: Folders, progress: Progress) -> Measured:

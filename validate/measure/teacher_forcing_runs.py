@@ -1,7 +1,4 @@
-"""Make the runs that FP32 and the candidates are compared on under teacher forcing.
-
-They feed all tokens at once, or steps of a recorded trajectory.
-"""
+"""Feeds that both sides of a validation get: all tokens at once, or steps of a trajectory."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class TeacherForcing(Protocol):
 
     @property
     def count(self) -> int:
-        """Return how many runs there are, once the images are made."""
+        """Return how many runs there are, after the pictures."""
         ...
 
     def batches(self) -> Iterator[Batch]: ...
@@ -72,8 +69,8 @@ class TeacherForced:
             self._made.append(batch.tokens)
             yield batch.images, batch.tokens
 
-    def runs(self) -> Iterator[TeacherForcedRun]:
-        """One row at a time, so that all that sites give fits in memory."""
+    def runs(self) -> Iterator[ForcedRun]:
+        """Yield one row at a time, so that all that sites give fits in memory."""
         spec = self.generated.spec
         force, null = teacher_forcing(self.generated.export), null_class(spec)
         if self.images is None:
@@ -134,7 +131,7 @@ class TrajectoryForcing:
 
 def compared_graphs(
     export: Path, folders: Folders, outputs: Mapping[str, tuple[str, ...]], threads: int
-) -> dict[str, ComparedGraph]:
+) -> dict[str, ForcedGraph]:
     """Open the graphs by name, of FP32 and of the candidates that have all of them."""
     able = {
         name: folder
@@ -149,8 +146,8 @@ def compared_graphs(
 
 def compared_graph(
     export: Path, folders: Folders, graph: str, outputs: tuple[str, ...], threads: int
-) -> ComparedGraph:
-    """Open one graph; FP32's and the Q/DQ graph have the outputs of their sites too."""
+) -> ForcedGraph:
+    """Open one graph; that of FP32 and the Q/DQ graph have the outputs of their sites too."""
     file, quantized = f"{graph}.onnx", folders[QDQ]
     plan = decode_json(quantized / "plan.json", Plan, do="run `arvg-trt quantize` again")
     sites = compared_sites(load_sites(export).of_graph(graph), plan)
