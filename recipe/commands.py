@@ -31,7 +31,15 @@ class SearchOptions(Options, frozen=True, kw_only=True):
         ),
     ] = ()
     samples: Annotated[int, says("Calibration samples of each measurement.", Range(1))] = 4
-    bits: Annotated[tuple[int, ...], says("Widths to try, beside float.")] = (2, 3, 4, 5, 6, 7, 8)
+    bits: Annotated[tuple[int, ...], says("Widths to try beside float, of 2 to 8 bits.")] = (
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+    )
     grids: Annotated[
         tuple[Grid, ...],
         says(
