@@ -133,7 +133,7 @@ def export_stage(
     )
 
 
-def changed(form: GraphForm) -> dict[str, Any]:
+def changed(form: ExportShape) -> dict[str, Any]:
     """Return the fields of a form that differ from the usual one, for the manifest."""
     given = asdict(form)
     return {name: value for name, value in given.items() if value != getattr(DYNAMIC, name)}

@@ -69,7 +69,7 @@ class TeacherForced:
             self._made.append(batch.tokens)
             yield batch.images, batch.tokens
 
-    def runs(self) -> Iterator[ForcedRun]:
+    def runs(self) -> Iterator[TeacherForcedRun]:
         """Yield one row at a time, so that all that sites give fits in memory."""
         spec = self.generated.spec
         force, null = teacher_forcing(self.generated.export), null_class(spec)
@@ -131,7 +131,7 @@ class TrajectoryForcing:
 
 def compared_graphs(
     export: Path, folders: Folders, outputs: Mapping[str, tuple[str, ...]], threads: int
-) -> dict[str, ForcedGraph]:
+) -> dict[str, ComparedGraph]:
     """Open the graphs by name, of FP32 and of the candidates that have all of them."""
     able = {
         name: folder
@@ -146,7 +146,7 @@ def compared_graphs(
 
 def compared_graph(
     export: Path, folders: Folders, graph: str, outputs: tuple[str, ...], threads: int
-) -> ForcedGraph:
+) -> ComparedGraph:
     """Open one graph; that of FP32 and the Q/DQ graph have the outputs of their sites too."""
     file, quantized = f"{graph}.onnx", folders[QDQ]
     plan = decode_json(quantized / "plan.json", Plan, do="run `arvg-trt quantize` again")
