@@ -119,7 +119,7 @@ class CalibrationRun:
         are batches keeps what they were on the way; graphs that compute NaN or infinity which
         reaches no output are added to `masked`.
         """
-        seen = RangeGrowth(1) if growth is None else growth
+        ranges = RangeGrowth(1) if growth is None else growth
         sites = {
             graph: [site for site in site_map.of_graph(graph) if may_be_planned(site)]
             for graph in self.graphs
@@ -131,13 +131,13 @@ class CalibrationRun:
 
         def consume(name: str, outputs: Outputs) -> None:
             for site in sites[name]:
-                seen.add(site.name, batch_stats(outputs, site.input))
-                seen.add(f"{site.name}{OUTPUT}", batch_stats(outputs, site.output))
+                ranges.add(site.name, batch_stats(outputs, site.input))
+                ranges.add(f"{site.name}{OUTPUT}", batch_stats(outputs, site.output))
 
         found = self.observe(instrument, consume)
         if masked is not None:
             masked += found
-        return seen.total
+        return ranges.total
 
     def input_ranges(self, sites: Sequence[Site], growth: RangeGrowth | None = None) -> Statistics:
         """Return ranges and squares of the inputs of one graph's sites, by site name.

@@ -46,7 +46,7 @@ class Part:
         return counts | {key: options[key] for key in REPEATED if key in options}
 
 
-def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter) -> StageResult:
+def merge_stage(workspace: Workspace, paths: Sequence[Path], reporter: Reporter) -> StageResult:
     """Merge several calibrations into one: workspaces, calibrate folders or statistics files.
 
     Minima, maxima and counts are those of one run over all samples, sums to 1e-12 of them.
@@ -58,9 +58,9 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
     from .statistics import load_exported, merge
 
     _, exported = require_outputs(workspace, "export", stage="export")
-    if len(given) < 2:
+    if len(paths) < 2:
         raise CalibrationError("there is nothing to merge", do="name two parts or more")
-    parts = [open_part(path, exported) for path in given]
+    parts = [open_part(path, exported) for path in paths]
     wanted_digest = export_digest(exported)
     loaded = []
     for part in parts:
@@ -112,19 +112,19 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
     return result
 
 
-def open_part(given: Path, exported: Manifest) -> Part:
+def open_part(path: Path, exported: Manifest) -> Part:
     """Open a part.
 
     Raises:
         CalibrationError: it is no part, is of another export, or was changed.
     """
-    if given.is_file():
-        return Part(given.name, given, (), {STATISTICS: sha256_file(given)}, None)
-    folder = given / "calibrate" if (given / "calibrate").is_dir() else given
+    if path.is_file():
+        return Part(path.name, path, (), {STATISTICS: sha256_file(path)}, None)
+    folder = path / "calibrate" if (path / "calibrate").is_dir() else path
     if not (folder / STATISTICS).is_file():
         raise CalibrationError(
             "holds no statistics",
-            where=str(given),
+            where=str(path),
             do="name a workspace, its calibrate folder or a statistics file",
         )
     manifest = decode_json(folder / MANIFEST, Manifest, do="run `arvg-trt calibrate` there again")
@@ -155,16 +155,16 @@ def require_samples(parts: Sequence[Part]) -> None:
 
 def warn_of_repeats(parts: Sequence[Part], reporter: Reporter) -> None:
     """Warn of samples that several parts have, which count twice."""
-    seen: Counter[str] = Counter()
+    digests: Counter[str] = Counter()
     for part in parts:
         own = {digest for name, digest in part.files.items() if name.startswith("samples/")}
-        repeated = sum(digest in seen for digest in own)
+        repeated = sum(digest in digests for digest in own)
         if repeated:
             reporter.warn(
                 f"{repeated} samples of {part.name} are in another part too: give parts their own "
                 "--shard or --seed"
             )
-        seen.update(own)
+        digests.update(own)
 
 
 def combine_parts(

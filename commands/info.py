@@ -174,11 +174,11 @@ def text_of(analysis: GraphAnalysis) -> str:
 
 def counts_table(analysis: GraphAnalysis) -> list[str]:
     """Return a table with a row per verdict and a column per target."""
-    seen = {verdict for counts in analysis.counts.values() for verdict in counts}
+    verdicts = {verdict for counts in analysis.counts.values() for verdict in counts}
     rows = [["nodes", *analysis.counts]] + [
         [verdict, *(str(counts.get(verdict, 0)) for counts in analysis.counts.values())]
         for verdict in get_args(Verdict)
-        if verdict in seen
+        if verdict in verdicts
     ]
     return aligned(rows)
 

@@ -97,15 +97,15 @@ def rounded_alike(value: Array, reference: Array) -> Array:
     return np.where(np.abs(a - b) <= np.spacing(larger), reference, value)
 
 
-def require(found: Difference) -> None:
-    if found.max <= MAX_TOLERANCE and found.mean <= MEAN_TOLERANCE:
+def require(error: Difference) -> None:
+    if error.max <= MAX_TOLERANCE and error.mean <= MEAN_TOLERANCE:
         return
-    at = "" if found.tokens is None else f" at {found.tokens} tokens behind {found.past}"
+    at = "" if error.tokens is None else f" at {error.tokens} tokens behind {error.past}"
     raise ExportError(
-        f"{found.tensor} of ONNX Runtime differs from PyTorch by {found.max:.2e} at most and "
-        f"{found.mean:.2e} on average{at} "
+        f"{error.tensor} of ONNX Runtime differs from PyTorch by {error.max:.2e} at most and "
+        f"{error.mean:.2e} on average{at} "
         f"(relative; allowed {MAX_TOLERANCE:.0e} and {MEAN_TOLERANCE:.0e})",
-        where=f"{found.graph}.onnx",
+        where=f"{error.graph}.onnx",
         do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
     )
 

@@ -133,11 +133,11 @@ def image_grid(images: Uint8Image, columns: int | None = None, gap: int = 2) -> 
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
-    grid = np.full(size, 255, np.uint8)
+    sheet = np.full(size, 255, np.uint8)
     for k, image in enumerate(images):
         top, left = k // columns * (height + gap), k % columns * (width + gap)
-        grid[top : top + height, left : left + width] = image
-    return grid
+        sheet[top : top + height, left : left + width] = image
+    return sheet
 
 
 def to_model(image: Uint8Image) -> FloatImage:

@@ -86,7 +86,7 @@ class TokenizerMini:
     `encode` makes a latent of images, `quantize` what `decode` makes images of. `codebook` is the
     name of the parameter whose unused rows are revived, where there is one. `config` goes to
     config.json beside the weights: what no shape tells. `perception` is the weight of the features'
-    loss, `reach` the pixels that pictures are moved by at most.
+    loss, `most_shift` the pixels that pictures are moved by at most.
     """
 
     file: str
@@ -97,7 +97,7 @@ class TokenizerMini:
     encode: Callable[[Any, Tensor], Tensor] = encode
     config: Mapping[str, Any] = field(default_factory=dict)
     perception: float = 1.0
-    reach: int = 4
+    most_shift: int = 4
 
     def round_trip(self, model: Any, images: Tensor) -> Tensor:
         """Return the reconstruction, not clamped, of [N, 3, H, W] in [-1, 1]."""
@@ -176,7 +176,7 @@ MINIS = {
         "quantize.embedding.weight",
         config={"patch_nums": VAR.patch_nums},
         perception=0.0,
-        reach=0,
+        most_shift=0,
     ),
     "rar-mini": TokenizerMini(
         "tokenizer.safetensors",

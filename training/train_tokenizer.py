@@ -116,12 +116,12 @@ def main(
     use = torch.zeros(len(tables[0]) if tables else 0, device=device)
     path = output / f"{stem}_state.pt"
     decay = 1 - 1 / (EMA_SPAN * steps)
-    run = Run(model, groups, schedule, path, ema_decay=decay, kept={"use": use})
+    run = Run(model, groups, schedule, path, ema_decay=decay, buffers={"use": use})
     if mini.codebook is not None:
         tables.append(run.average[mini.codebook])
     for step in run.steps():
         torch.manual_seed(step)  # what is drawn inside the model, the same after resuming
-        images = training_batch(training, step, seed, batch, mini.reach)[0].to(device)
+        images = training_batch(training, step, seed, batch, mini.most_shift)[0].to(device)
         pixels, perceived, quantized = losses(mini, model, images, perception)
         run.update(pixels + perceived + quantized.loss, step)
         if quantized.use is not None and quantized.vectors is not None:

@@ -26,11 +26,11 @@ def manifest_value(
     Raises:
         WorkspaceError: there is no value, or not one of that kind.
     """
-    held = getattr(manifest, part)
+    values = getattr(manifest, part)
     try:
-        if key not in held:
+        if key not in values:
             raise msgspec.ValidationError("it is not there")
-        return msgspec.convert(held[key], kind)
+        return msgspec.convert(values[key], kind)
     except msgspec.ValidationError as error:
         raise WorkspaceError(
             f"its manifest has no {part}.{key} that is read: {error}",

@@ -103,10 +103,10 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
         WorkspaceError: an input was made anew, or the folder is another quantization's.
     """
     do = mend(folder, manifest, root)
-    place = Path(os.path.abspath(folder))
+    path = Path(os.path.abspath(folder))
     if manifest.stage == "build":
         name = manifest.options.get("name")
-        if name != place.parent.name:
+        if name != path.parent.name:
             raise WorkspaceError(
                 f"holds the engine of the quantization {name}",
                 where=str(folder),
@@ -115,7 +115,7 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
     for stage in sources(manifest.inputs):
         source = root / stage
         if stage == "quantize":
-            source /= place.parent.name if manifest.stage == "build" else place.name
+            source /= path.parent.name if manifest.stage == "build" else path.name
         if not (source / MANIFEST).is_file():
             continue
         made = read_manifest(source)
@@ -147,18 +147,18 @@ def mend(folder: Path, manifest: Manifest, root: Path | None, more: str = "") ->
 def command(folder: Path, manifest: Manifest, root: Path) -> str:
     """Return the command line of a stage, without what an export or calibration was given."""
     where = str(root) if folder.is_absolute() else os.path.relpath(root)
-    place, options = Path(os.path.abspath(folder)), manifest.options
+    path, options = Path(os.path.abspath(folder)), manifest.options
     words = ["arvg-trt", manifest.stage]
     if manifest.stage == "export":
         words.append(str(options.get("model", "MODEL")))
     words.append(where)
     if manifest.stage == "build":
-        words += ["--name", place.parent.name, "--backend", str(options.get("backend"))]
+        words += ["--name", path.parent.name, "--backend", str(options.get("backend"))]
         words += [word for sm in options.get("targets", ()) for word in ("--target", str(sm))]
         if options.get("half", "float16") != "float16":
             words += ["--half", str(options["half"])]
     elif manifest.stage in ("quantize", "validate", "search"):
-        words += ["--name", place.name]
+        words += ["--name", path.name]
     return shlex.join(words)
 
 

@@ -17,13 +17,13 @@ def observe_absmax(graph: ir.Graph) -> None:
     """Add outputs `TENSOR:absmax_low`, `:absmax_high` and `:shape` of each float computed."""
     axes = constant(graph, "absmax/axes", np.zeros(0, np.int64))
     for value in computed_floats(graph):
-        seen = finite(graph, value)
+        finite_values = finite(graph, value)
         shape = add_node(graph, "Shape", [value], f"{value.name}:shape")
         shape.dtype = ir.DataType.INT64
         graph.outputs.append(shape)
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax")):
             name = f"{value.name}:absmax_{kind}"
-            found = add_node(graph, op, [seen, axes], name, keepdims=0)
+            found = add_node(graph, op, [finite_values, axes], name, keepdims=0)
             found.dtype, found.shape = ir.DataType.FLOAT, ir.Shape([])
             graph.outputs.append(found)
 

@@ -75,12 +75,15 @@ def observe_clip_errors(
     show_position_ids(graph, [views[key] for key in candidates], values)
     for key, tried in candidates.items():
         view = views[key]
-        seen = add_smoothed(graph, values[view.tensor], view, key)
-        kept = view.channel_axis if view.token_axis is None else view.token_axis
-        by_channel, reducer = Reducer(graph, seen, view.channel_axis), Reducer(graph, seen, kept)
+        smoothed = add_smoothed(graph, values[view.tensor], view, key)
+        axis = view.channel_axis if view.token_axis is None else view.token_axis
+        by_channel, reducer = (
+            Reducer(graph, smoothed, view.channel_axis),
+            Reducer(graph, smoothed, axis),
+        )
         gain = constant(graph, f"{key}:gain", by_channel.by_channel(gains[key].astype(np.float32)))
         for k, qparams in enumerate(tried):
-            error = rounding_distance(graph, seen, view, qparams, f"{key}:{k}")
+            error = rounding_distance(graph, smoothed, view, qparams, f"{key}:{k}")
             weighted = add_node(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
             if 2 in powers:
                 reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
@@ -105,11 +108,11 @@ def error_unit(view: SmoothedInput, qparams: QParams) -> Floats:
 
 
 def rounding_distance(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+    graph: ir.Graph, smoothed: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> ir.Value:
     """Return a smoothed input's distance to its rounded value, in units of `error_unit`."""
     if not fits_operators(view, qparams):
-        _, error = rounding_error(graph, seen, view, qparams, label)
+        _, error = rounding_error(graph, smoothed, view, qparams, label)
         return error
     axis = view.token_axis or 0
 
@@ -120,10 +123,10 @@ def rounding_distance(
         parameter("step", qparams.scale.astype(np.float32)),
         parameter("zero", qparams.zero_point.astype(np.int8)),
     )
-    q = add_node(graph, "QuantizeLinear", [seen, step, zero], f"{label}:q", axis=axis)
+    q = add_node(graph, "QuantizeLinear", [smoothed, step, zero], f"{label}:q", axis=axis)
     if qparams.bits < 8:
         ends = np.array([-(2 ** (qparams.bits - 1)), 2 ** (qparams.bits - 1) - 1], np.int8)
         bounds = [parameter("low", ends[:1]), parameter("high", ends[1:])]
         q = add_node(graph, "Clip", [q, *bounds], f"{label}:clipped")
     point = add_node(graph, "DequantizeLinear", [q, step, zero], f"{label}:point", axis=axis)
-    return add_node(graph, "Sub", [point, seen], f"{label}:error")
+    return add_node(graph, "Sub", [point, smoothed], f"{label}:error")

@@ -43,11 +43,13 @@ def observe_smoothed_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput])
     values = values_by_name(graph)
     show_position_ids(graph, views.values(), values)
     for key, view in views.items():
-        seen = add_smoothed(graph, values[view.tensor], view, key)
-        observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
+        smoothed = add_smoothed(graph, values[view.tensor], view, key)
+        observe_ranges(
+            graph, {str(smoothed.name): view.channel_axis}, values | {str(smoothed.name): smoothed}
+        )
         if view.token_axis is not None:
-            again = add_node(graph, "Identity", [seen], f"{key}/position")
-            again.shape, again.type = seen.shape, seen.type
+            again = add_node(graph, "Identity", [smoothed], f"{key}/position")
+            again.shape, again.type = smoothed.shape, smoothed.type
             observe_ranges(graph, {str(again.name): view.token_axis}, {str(again.name): again})
 
 
@@ -67,9 +69,9 @@ def position_stats(outputs: Outputs, key: str, view: SmoothedInput) -> TensorSta
         return batch_stats(outputs, name)
     assert view.positions is not None
     rows, channels = outputs[f"{name}:min"].shape, int(outputs[f"{name}:shape"][view.channel_axis])
-    places = np.broadcast_to(outputs[view.position_ids].astype(np.int64), rows)
+    position_ids = np.broadcast_to(outputs[view.position_ids].astype(np.int64), rows)
     low, high = np.full(view.positions, np.inf), np.full(view.positions, -np.inf)
-    np.minimum.at(low, places, outputs[f"{name}:min"].astype(np.float64))
-    np.maximum.at(high, places, outputs[f"{name}:max"].astype(np.float64))
-    counts = np.bincount(places.ravel(), minlength=view.positions) * channels
+    np.minimum.at(low, position_ids, outputs[f"{name}:min"].astype(np.float64))
+    np.maximum.at(high, position_ids, outputs[f"{name}:max"].astype(np.float64))
+    counts = np.bincount(position_ids.ravel(), minlength=view.positions) * channels
     return TensorStats(low, high, position_sums(outputs, f"{name}:square", view), counts)

@@ -58,8 +58,8 @@ def run_instrumented(
         files, done = sample_files(samples, graph)[part], 0
         ends = float_outputs(export / f"{graph}.onnx")
         for names, arrays in sample_batches(files, batch_size, session.inputs):
-            kept = carried.setdefault(names[0], {})
-            feeds = feeds_of(graph, session.inputs, arrays, kept)
+            carried_values = carried.setdefault(names[0], {})
+            feeds = feeds_of(graph, session.inputs, arrays, carried_values)
             outputs = session.run(feeds)
             path = export / f"{graph}.onnx"
             if graph not in lenient and is_masked(outputs, ends, path, feeds):
@@ -69,7 +69,7 @@ def run_instrumented(
             called = [known.get(name, name) for name in names]
             require_finite(outputs, called, graph, ends if graph in lenient else ())
             consume(graph, outputs)
-            kept.update((k, v) for k, v in outputs.items() if k in later)
+            carried_values.update((k, v) for k, v in outputs.items() if k in later)
             done += len(names)
             progress(graph, done, len(files))
         del session

@@ -86,33 +86,35 @@ def add_smoothed(graph: ir.Graph, value: ir.Value, view: SmoothedInput, key: str
 
 
 def rounding_error(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+    graph: ir.Graph, smoothed: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
     """Return the smoothed input in units of the scale, and its distance to the nearest number."""
-    steps, point = nearest_point(graph, seen, view, qparams, label)
+    steps, point = nearest_point(graph, smoothed, view, qparams, label)
     return steps, add_node(graph, "Sub", [point, steps], f"{label}:error")
 
 
 def round_smoothed(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+    graph: ir.Graph, smoothed: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> ir.Value:
     """Return the smoothed input after rounding, in its own units."""
-    _, point = nearest_point(graph, seen, view, qparams, label)
-    step = by_position(graph, seen, view, qparams.scale, f"{label}:step")
+    _, point = nearest_point(graph, smoothed, view, qparams, label)
+    step = by_position(graph, smoothed, view, qparams.scale, f"{label}:step")
     made = add_node(graph, "Mul", [point, step], f"{label}:rounded")
-    made.shape, made.type = seen.shape, seen.type
+    made.shape, made.type = smoothed.shape, smoothed.type
     return made
 
 
 def nearest_point(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+    graph: ir.Graph, smoothed: ir.Value, view: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
     """Return the smoothed input in units of the scale, and the nearest number."""
 
     def stored(name: str, values: Floats) -> ir.Value:
-        return by_position(graph, seen, view, values, f"{label}:{name}")
+        return by_position(graph, smoothed, view, values, f"{label}:{name}")
 
-    steps = add_node(graph, "Mul", [seen, stored("inverse", 1 / qparams.scale)], f"{label}:steps")
+    steps = add_node(
+        graph, "Mul", [smoothed, stored("inverse", 1 / qparams.scale)], f"{label}:steps"
+    )
     if qparams.dtype == "fp8":
         to = ir.DataType.FLOAT8E4M3FN
         number = add_node(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
@@ -131,17 +133,17 @@ def nearest_point(
 
 
 def by_position(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, values: Floats, name: str
+    graph: ir.Graph, smoothed: ir.Value, view: SmoothedInput, values: Floats, name: str
 ) -> ir.Value:
     """Return a constant that broadcasts: a scalar, or each row's element of values [T].
 
     Rows in another order gather theirs by position ids.
     """
-    assert seen.shape is not None
+    assert smoothed.shape is not None
     if values.size == 1:
         return constant(graph, name, np.asarray(values[0], np.float32))
     if view.position_ids is None:
-        shaped = along(values.astype(np.float32), view.token_axis or 0, len(seen.shape))
+        shaped = along(values.astype(np.float32), view.token_axis or 0, len(smoothed.shape))
         return constant(graph, name, shaped)
     table = constant(graph, f"{name}/table", values.astype(np.float32).reshape(-1, 1))
     return add_node(

@@ -165,21 +165,21 @@ IN_FLOAT = "in float: rounding its output moved the engine too far from its Q/DQ
 
 
 def engine_row(
-    graph: str, found: Rewritten, size: int, seconds: float, left: Collection[str] = ()
+    graph: str, rewritten: Rewritten, size: int, seconds: float, left: Collection[str] = ()
 ) -> EngineRow:
     return EngineRow(
         backend="onnxruntime",
         target="cpu",
-        precision=found.precision,
+        precision=rewritten.precision,
         graph=graph,
         bytes=size,
         build_seconds=seconds,
-        int8_sites_planned=len(found.planned),
-        int8_sites_proved=len(found.done),
+        int8_sites_planned=len(rewritten.planned),
+        int8_sites_proved=len(rewritten.done),
         exceptions=tuple(
             SiteException(site=name, reason=IN_FLOAT if name in left else NO_FORM)
-            for name in found.planned
-            if name not in found.done
+            for name in rewritten.planned
+            if name not in rewritten.done
         ),
         status="executed",
     )

@@ -161,15 +161,15 @@ class ComparedSession(OnnxRuntimeSession):
     def _compare(
         self,
         feeds: Mapping[str, Array | DeviceValue],
-        found: Mapping[str, Array] | Mapping[str, DeviceValue],
+        outputs: Mapping[str, Array] | Mapping[str, DeviceValue],
     ) -> None:
         self._runs += 1
         if self._runs > CHECKED_RUNS:
             return
         arrays = {name: on_host(value) for name, value in feeds.items()}
-        for name, value in self._source.run(arrays, list(found)).items():
+        for name, value in self._source.run(arrays, list(outputs)).items():
             wanted = value.astype(np.float64)
-            noise = wanted - on_host(found[name]).astype(np.float64)
+            noise = wanted - on_host(outputs[name]).astype(np.float64)
             squares = [np.square(wanted).sum(), np.square(noise).sum()]
             self._sums[name] = self._sums.get(name, 0) + np.array(squares)
 

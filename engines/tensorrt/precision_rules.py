@@ -103,18 +103,18 @@ def only_masks(value: ir.Value) -> bool:
 
     There any number far below the scores does for the lowest one of float32.
     """
-    seen: set[ir.Node] = set()
+    visited: set[ir.Node] = set()
     stack = [value]
     while stack:
         found = stack.pop()
         if found.is_graph_output():
             return False
         for node, _ in found.uses():
-            if node in seen or node.op_type == "Softmax":
+            if node in visited or node.op_type == "Softmax":
                 continue
             if node.op_type not in MASKING:
                 return False
-            seen.add(node)
+            visited.add(node)
             stack += node.outputs
     return True
 

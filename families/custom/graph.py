@@ -146,12 +146,14 @@ def site_name(node: ir.Node) -> str:
     weight = node.inputs[1] if is_product(node) else None
     if weight is not None and not weight.is_initializer():
         weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
-    held = "" if weight is None else str(weight.name)
-    base = held.removesuffix(".weight") if held.endswith(".weight") else module_path(node)
+    weight_name = "" if weight is None else str(weight.name)
+    base = weight_name.removesuffix(".weight")
+    if base == weight_name:
+        base = module_path(node)
     if not base and node.name:
         base = node.name.removesuffix(f"/{node.op_type}")
-    if not base and not NAMELESS.fullmatch(held):
-        base = held
+    if not base and not NAMELESS.fullmatch(weight_name):
+        base = weight_name
     base = plain(base or node.op_type.lower())
     if not is_product(node):
         return base

@@ -212,13 +212,13 @@ def seeded_arrays(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]], seed: 
     return feeds
 
 
-def relative(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
+def relative(actual: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
     """Return max |a - b| / RMS(b) in float64 where b is finite.
 
     It is infinite where a and b are not finite in the same way. The RMS of an output of zeros
     counts as 1.
     """
-    wide, other = expected.astype(np.float64), found.astype(np.float64)
+    wide, other = expected.astype(np.float64), actual.astype(np.float64)
     if wide.shape != other.shape:
         return math.inf
     finite = np.isfinite(wide)

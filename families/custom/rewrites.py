@@ -172,11 +172,11 @@ def explicit_padding(node: ir.Node) -> None:
         for axis, (k, stride, dilation, size) in enumerate(
             zip(kernel, strides, dilations, sizes, strict=True)
         ):
-            reach = (k - 1) * dilation + 1
+            extent = (k - 1) * dilation + 1
             if stride == 1:
-                total = reach - 1
+                total = extent - 1
             elif isinstance(size, int):
-                total = max(0, (-(-size // stride) - 1) * stride + reach - size)
+                total = max(0, (-(-size // stride) - 1) * stride + extent - size)
             else:
                 return
             first = total // 2 if kind == "SAME_UPPER" else total - total // 2

@@ -85,11 +85,11 @@ def compute_mar_references(model: MarTransformer, labels: Tensor, tokens: Tensor
     ordered = tokens.gather(1, order.unsqueeze(2).expand_as(tokens))
     passes, denoised, alpha_bar = {}, {}, Diffusion.of(TIMES).alpha_bar
     for known in known_counts(config.length):
-        seen = ordered[:, :known].contiguous()
-        z = model(labels, seen, order)
+        tokens = ordered[:, :known].contiguous()
+        z = model(labels, tokens, order)
         condition = net.cond_embed(z)
         passes[known] = (
-            {"labels": labels.numpy(), "tokens": seen.numpy(), "position_ids": order.numpy()},
+            {"labels": labels.numpy(), "tokens": tokens.numpy(), "position_ids": order.numpy()},
             {"z": z.numpy(), "condition": condition.numpy()},
         )
     z, condition, clean = z[:, -1], condition[:, -1], ordered[:, -1]

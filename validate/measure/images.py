@@ -94,7 +94,7 @@ def measure_generated_images(
     """
     accumulators = {name: _Accumulator(networks) for name in candidates}
     reference = _Accumulator(networks)
-    kept: list[ComparedImage] = []
+    shown_images: list[ComparedImage] = []
     done = 0
     for wanted, *found in zip(fp32, *candidates.values(), strict=True):
         collect(reference, networks, wanted[0])
@@ -102,9 +102,9 @@ def measure_generated_images(
             require_alike(name, names[done], wanted, own)
             accumulators[name].add(wanted, own)
             collect(accumulators[name], networks, own[0])
-        for k in range(min(len(wanted[0]), keep - len(kept))):
+        for k in range(min(len(wanted[0]), keep - len(shown_images))):
             shown = {name: own[0][k] for name, own in zip(candidates, found, strict=True)}
-            kept.append(ComparedImage(names[done + k], None, wanted[0][k], shown))
+            shown_images.append(ComparedImage(names[done + k], None, wanted[0][k], shown))
         done += len(wanted[0])
         progress(done)
     floors: dict[str, float] = {}
@@ -129,7 +129,7 @@ def measure_generated_images(
     }
     return {
         name: accumulator.result(rows[name]) for name, accumulator in accumulators.items()
-    }, kept
+    }, shown_images
 
 
 def collect(accumulator: _Accumulator, networks: Sequence[Features], images: Images) -> None:

@@ -66,11 +66,11 @@ def undo_folds(path: Path, sites: Sequence[Site]) -> dict[str, UndoFold]:
         if f"{first.name}/input_shift" not in nodes:
             shift = tables.get(f"{first.name}.center", shift)
         for producer in sites:
-            places = [p.start for p in fold.divide if p.initializer == producer.weight]
+            starts = [p.start for p in fold.divide if p.initializer == producer.weight]
             moved = {p.start for p in fold.subtract if p.initializer == producer.bias}
             found.setdefault(producer.name, []).extend(
                 FoldedPart(at, scale, shift if at in moved else np.zeros_like(shift))
-                for at in places
+                for at in starts
             )
     return {name: UndoFold(tuple(parts)) for name, parts in found.items() if parts}
 

@@ -121,17 +121,17 @@ def measure_outputs(
 
 
 def require_like(
-    candidate: str, sample: str, output: str, expected: NDArray[Any], found: NDArray[Any]
+    candidate: str, sample: str, output: str, expected: NDArray[Any], actual: NDArray[Any]
 ) -> None:
     what = None
-    if found.shape != expected.shape:
-        what = f"shape {list(found.shape)} where FP32 gave {list(expected.shape)}"
-    elif np.issubdtype(found.dtype, np.floating):
-        odd = ~(np.isfinite(found) & np.isfinite(expected))
-        same = np.equal(found, expected) | (np.isnan(found) & np.isnan(expected))
+    if actual.shape != expected.shape:
+        what = f"shape {list(actual.shape)} where FP32 gave {list(expected.shape)}"
+    elif np.issubdtype(actual.dtype, np.floating):
+        odd = ~(np.isfinite(actual) & np.isfinite(expected))
+        same = np.equal(actual, expected) | (np.isnan(actual) & np.isnan(expected))
         wrong = int(np.count_nonzero(odd & ~same))
         if wrong:
-            what = f"{wrong} non-finite of {found.size} values"
+            what = f"{wrong} non-finite of {actual.size} values"
             if not np.isfinite(expected).all():
                 what += ", or finite where FP32 has none"
     if what is not None:

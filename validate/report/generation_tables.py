@@ -49,8 +49,8 @@ def _shown(report: Report) -> dict[str, GeneratorAccuracy]:
     return {key: report.generation[key] for key in CANDIDATES if key in report.generation}
 
 
-def _has_tokens(found: GeneratorAccuracy) -> bool:
-    return found.pictures is not None and found.pictures.token_agreement is not None
+def _has_tokens(accuracy: GeneratorAccuracy) -> bool:
+    return accuracy.pictures is not None and accuracy.pictures.token_agreement is not None
 
 
 def _rows(
