@@ -146,13 +146,13 @@ class CalibrationRun:
         """
         groups = by_input([site for site in sites if may_be_planned(site)])
         views = {key: plain_input(group[0]) for key, group in groups.items()}
-        found = self.ranges(views, growth)
+        ranges = self.ranges(views, growth)
         return {
-            f"{site.name}{kind}": found[f"{key}{kind}"]
+            f"{site.name}{kind}": ranges[f"{key}{kind}"]
             for key, group in groups.items()
             for site in group
             for kind in ("", POSITION)
-            if f"{key}{kind}" in found
+            if f"{key}{kind}" in ranges
         }
 
     def ranges(
@@ -162,17 +162,17 @@ class CalibrationRun:
 
         A `growth` of as many parts as there are batches keeps what they were on the way.
         """
-        found = RangeGrowth(1) if growth is None else growth
+        total = RangeGrowth(1) if growth is None else growth
 
         def consume(_: str, outputs: Outputs) -> None:
             for key, view in views.items():
-                found.add(key, batch_stats(outputs, key))
+                total.add(key, batch_stats(outputs, key))
                 if view.token_axis is not None:
-                    found.add(f"{key}{POSITION}", position_stats(outputs, key, view))
+                    total.add(f"{key}{POSITION}", position_stats(outputs, key, view))
 
         if views:
             self.observe(lambda _, graph: observe_smoothed_ranges(graph, views), consume)
-        return found.total
+        return total.total
 
     def gps_terms(
         self, views: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
@@ -181,17 +181,17 @@ class CalibrationRun:
 
         Both are [C].
         """
-        found: dict[str, tuple[Floats, Floats]] = {}
+        terms: dict[str, tuple[Floats, Floats]] = {}
 
         def consume(_: str, outputs: Outputs) -> None:
             for key in qparams:
                 signal, noise = (wide_sum(outputs[f"{key}:{n}"]) for n in ("signal", "noise"))
-                before = found.get(key, (0.0, 0.0))
-                found[key] = before[0] + signal, before[1] + noise
+                before = terms.get(key, (0.0, 0.0))
+                terms[key] = before[0] + signal, before[1] + noise
 
         if qparams:
             self.observe(lambda _, graph: observe_gps_terms(graph, views, qparams), consume)
-        return found
+        return terms
 
     def clip_errors(
         self,
@@ -201,7 +201,7 @@ class CalibrationRun:
         powers: Sequence[Power] = (2,),
     ) -> dict[str, dict[Power, Floats]]:
         """Return by key sums of (gain * error)^power, [candidates, T] or [candidates, 1]."""
-        found: dict[str, dict[Power, Floats]] = {key: {} for key in candidates}
+        errors: dict[str, dict[Power, Floats]] = {key: {} for key in candidates}
 
         def consume(_: str, outputs: Outputs) -> None:
             for key, tried in candidates.items():
@@ -213,14 +213,14 @@ class CalibrationRun:
                         total = total.sum(axis=1, keepdims=True)
                     units = [error_unit(views[key], qparams) for qparams in tried]
                     total *= np.stack([unit**power for unit in units])
-                    found[key][power] = found[key].get(power, 0.0) + total
+                    errors[key][power] = errors[key].get(power, 0.0) + total
 
         if candidates:
             self.observe(
                 lambda _, graph: observe_clip_errors(graph, views, candidates, gains, powers),
                 consume,
             )
-        return found
+        return errors
 
     def channel_clip_errors(
         self,
@@ -274,9 +274,9 @@ class CalibrationRun:
 
         Constants, masks and what a mask was added to are left out.
         """
-        found: dict[str, dict[str, float]] = {graph: {} for graph in self.graphs}
+        largest: dict[str, dict[str, float]] = {graph: {} for graph in self.graphs}
         self.observe(
             lambda _, graph: observe_absmax(graph),
-            lambda name, outputs: keep_absmax(found[name], outputs),
+            lambda name, outputs: keep_absmax(largest[name], outputs),
         )
-        return found
+        return largest

@@ -145,7 +145,7 @@ def first_token_features(run: CalibrationRun, sites: Sequence[Site]) -> Floats:
 
     `run` is of the one graph whose sites these are.
     """
-    found: list[Floats] = []
+    features: list[Floats] = []
 
     def instrument(_: str, graph: ir.Graph) -> None:
         value = block_output(graph, sites)
@@ -155,10 +155,10 @@ def first_token_features(run: CalibrationRun, sites: Sequence[Site]) -> Floats:
         graph.outputs[:] = [made]  # the head is not computed
 
     def consume(_: str, outputs: Outputs) -> None:
-        found.append(outputs[FEATURES].astype(np.float64))
+        features.append(outputs[FEATURES].astype(np.float64))
 
     run.observe(instrument, consume)
-    return np.concatenate(found)
+    return np.concatenate(features)
 
 
 def block_output(graph: ir.Graph, sites: Sequence[Site]) -> ir.Value:

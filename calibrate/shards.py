@@ -95,7 +95,7 @@ def merge_stage(workspace: Workspace, paths: Sequence[Path], reporter: Reporter)
     def work(folder: Path) -> dict[str, Any]:
         samples = [list(part.samples) for part in parts]
         files = [p.statistics for p in parts]
-        found = combine_parts(files, samples, folder, export=wanted_digest)
+        verdict = combine_parts(files, samples, folder, export=wanted_digest)
         results = [facts(p.manifest, CalibrationFacts) for p in parts if p.manifest]
         classes = {c for r in results for c in r.classes}
         return ({"classes": sorted(classes)} if classes else {}) | {
@@ -104,7 +104,7 @@ def merge_stage(workspace: Workspace, paths: Sequence[Path], reporter: Reporter)
             "samples": sum(r.samples for r in results),
             "synthetic": any(r.synthetic for r in results),
             "parts": [part.summary for part in parts],
-            "convergence": found,
+            "convergence": verdict,
         }
 
     result = run_stage(workspace.folder("calibrate"), wanted, work)
@@ -129,10 +129,10 @@ def open_part(path: Path, exported: Manifest) -> Part:
         )
     manifest = decode_json(folder / MANIFEST, Manifest, do="run `arvg-trt calibrate` there again")
     require_same_export(exported, manifest, str(folder))
-    found = {
+    digests = {
         name: sha256_file(folder / name) for name in manifest.outputs if (folder / name).exists()
     }
-    odd = [name for name, digest in manifest.outputs.items() if found.get(name) != digest]
+    odd = [name for name, digest in manifest.outputs.items() if digests.get(name) != digest]
     if odd:
         raise CalibrationError(
             "is missing, or was changed after `arvg-trt calibrate` wrote it",
@@ -141,7 +141,7 @@ def open_part(path: Path, exported: Manifest) -> Part:
         )
     name = folder.parent.name if folder.name == "calibrate" else folder.name
     samples = tuple(sample_files(folder / "samples"))
-    return Part(name, folder / STATISTICS, samples, found, manifest)
+    return Part(name, folder / STATISTICS, samples, digests, manifest)
 
 
 def require_samples(parts: Sequence[Part]) -> None:

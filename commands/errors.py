@@ -42,13 +42,13 @@ class Commands(click.Group):
         super().add_command(command, name)
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
-        given = sys.argv[1:] if args is None else [str(arg) for arg in args]
+        words = sys.argv[1:] if args is None else [str(arg) for arg in args]
         # Looked for before they are parsed: what cannot be parsed is reported as asked too.
-        options = given[: given.index("--")] if "--" in given else given
+        options = words[: words.index("--")] if "--" in words else words
         self.debug, self.as_json = "--debug" in options, "--json" in options
         if not self.debug:  # what libraries log of a file is said in the line of the error
             logging.getLogger().addHandler(logging.NullHandler())
-        return super().main(given, *rest, **named)
+        return super().main(words, *rest, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

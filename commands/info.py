@@ -156,12 +156,12 @@ def analyze(files: Sequence[Path], targets: Sequence[str], as_json: bool) -> Non
     \b
     Example: arvg-trt analyze model.onnx --target rtx4090
     """
-    found = analyze_files(files, targets or TARGETS)
+    analyses = analyze_files(files, targets or TARGETS)
     if as_json:
-        print_json({"graphs": found})
+        print_json({"graphs": analyses})
     else:
-        click.echo("\n\n".join(text_of(analysis) for analysis in found))
-    if any(analysis.refused for analysis in found):
+        click.echo("\n\n".join(text_of(analysis) for analysis in analyses))
+    if any(analysis.refused for analysis in analyses):
         sys.exit(ExportError.exit_code)
 
 

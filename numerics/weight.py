@@ -239,7 +239,7 @@ def refine_uniform(
 
     `top` [G] are the largest magnitudes of `rows` [G, M]; a single group is sampled by a stride.
     """
-    found = fraction.copy()
+    refined = fraction.copy()
     if len(rows) == 1:
         stride = max(1, rows.shape[1] // CHUNK)
         rows = rows[:, ::stride]
@@ -256,8 +256,8 @@ def refine_uniform(
             error -= unit
             np.square(error, out=error)
             errors.append(error.sum(axis=1) if gain is None else np.einsum("ij,ij->i", error, gain))
-        found[part] *= NEARBY_FRACTIONS[least(errors)]
-    return found
+        refined[part] *= NEARBY_FRACTIONS[least(errors)]
+    return refined
 
 
 def log_ratios(n: int) -> Sequence[float]:

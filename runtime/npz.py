@@ -80,7 +80,7 @@ def read_npy(path: Path) -> Array:
 
 
 def read_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+    members: dict[str, Array] = {}
     packed: list[tuple[str, zipfile.ZipInfo]] = []
     names: list[str] = []  # in the order of the file
     for info in archive.infolist():
@@ -91,7 +91,7 @@ def read_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
             raise BadArrays(f"{name[:100]!r} is there twice")
         names.append(name)
         if info.compress_type == zipfile.ZIP_STORED:
-            found[name] = mapped_array(path, info)
+            members[name] = mapped_array(path, info)
         else:
             packed.append((name, info))
     require_bounded(packed)
@@ -99,8 +99,8 @@ def read_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
         with archive.open(info) as stream:
             shape, order, dtype = read_header(stream, info.file_size)
             data = stream.read()
-        found[name] = np.frombuffer(data, dtype, math.prod(shape)).reshape(shape, order=order)
-    return {name: found[name] for name in names}
+        members[name] = np.frombuffer(data, dtype, math.prod(shape)).reshape(shape, order=order)
+    return {name: members[name] for name in names}
 
 
 def require_bounded(packed: list[tuple[str, zipfile.ZipInfo]]) -> None:

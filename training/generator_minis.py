@@ -220,11 +220,11 @@ def diffusion_loss(model: MarTransformer, _: nn.Module, batch: Batch) -> Tensor:
 def noise_errors(model: MarTransformer, batch: Batch) -> dict[str, float]:
     """Return the mean squared error of the noise, and of a guess by mean and variance alone."""
     latents = drawn_latents(model.config, batch)
-    found = [
+    errors = [
         mar_loss.noise_errors(model, latents, batch.labels, batch.generator) for _ in range(MASKS)
     ]
     names = ("noise_error", "noise_error_of_linear_guess")
-    means = (round(sum(values) / MASKS, 4) for values in zip(*found, strict=True))
+    means = (round(sum(values) / MASKS, 4) for values in zip(*errors, strict=True))
     return dict(zip(names, means, strict=True))
 
 

@@ -137,11 +137,11 @@ def quantize_map(model: VqTokenizer, latent: Tensor) -> Quantized:
     """
     with torch.no_grad():
         codes = model.codes(latent)
-    found = F.embedding(codes, model.codebook).permute(0, 3, 1, 2)
+    nearest = F.embedding(codes, model.codebook).permute(0, 3, 1, 2)
     fixed = latent.detach()
-    loss = F.mse_loss(found, fixed) + COMMITMENT * F.mse_loss(found.detach(), latent)
+    loss = F.mse_loss(nearest, fixed) + COMMITMENT * F.mse_loss(nearest.detach(), latent)
     loss = loss + LENGTH * (latent.square().sum(dim=1) - 1).square().mean()
-    through = latent + (found - latent).detach()
+    through = latent + (nearest - latent).detach()
     use = torch.bincount(codes.flatten(), minlength=len(model.codebook)).float()
     return Quantized(through, loss, use, fixed.permute(0, 2, 3, 1).flatten(0, 2))
 

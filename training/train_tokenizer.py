@@ -42,11 +42,11 @@ def losses(
         latent = mini.encode(model, images)
     quantized = mini.quantize(model, latent.float())
     with torch.autocast(images.device.type, torch.bfloat16):
-        found = mini.decode(model, quantized.through).float()
-    pixels = F.l1_loss(found, images) + F.mse_loss(found, images)
+        decoded = mini.decode(model, quantized.through).float()
+    pixels = F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
     if perception is None:
         return pixels, torch.zeros(()), quantized
-    return pixels, mini.perception * difference(perception, found, images), quantized
+    return pixels, mini.perception * difference(perception, decoded, images), quantized
 
 
 def restart_codes(

@@ -121,13 +121,13 @@ def tokenizer_of(exported: Manifest) -> TokenizerFacts:
     Raises:
         WorkspaceError: it is of a generator, which the stage does not take yet.
     """
-    found = facts(exported, ExportFacts).tokenizer
-    if found is None:
+    tokenizer = facts(exported, ExportFacts).tokenizer
+    if tokenizer is None:
         raise WorkspaceError(
             f"{exported.options['model']} generates, it is no image tokenizer",
             do="calibrate, quantize and generate take it",
         )
-    return found
+    return tokenizer
 
 
 def custom_graphs(exported: Manifest) -> tuple[GraphFacts, ...]:

@@ -42,19 +42,19 @@ def computed_floats(graph: ir.Graph) -> list[ir.Value]:
     floats = {v for v in graph.inputs if v.dtype == ir.DataType.FLOAT}
     fixed = set(graph.initializers.values())
     masked = {v for v in fixed if holds_mask(v)}
-    found = []
+    computed = []
     for node in graph:
-        given = [v for v in node.inputs if v is not None]
+        inputs = [v for v in node.inputs if v is not None]
         for value in node.outputs:
             if makes_float(node, value, floats):
                 floats.add(value)
-            if node.op_type != "Softmax" and masked.intersection(given):
+            if node.op_type != "Softmax" and masked.intersection(inputs):
                 masked.add(value)
-            if fixed.issuperset(given):
+            if fixed.issuperset(inputs):
                 fixed.add(value)
             elif value in floats and value not in masked:
-                found.append(value)
-    return found
+                computed.append(value)
+    return computed
 
 
 def holds_mask(value: ir.Value) -> bool:

@@ -81,11 +81,11 @@ def write_graph(
     """Rewrite one graph, but for the sites that are `left` in float; returns its row."""
     start = time.perf_counter()
     model = read_graph(source / f"{graph}.onnx")
-    found = rewrite_graph(model, {name: r for name, r in ranges.items() if name not in left})
+    rewritten = rewrite_graph(model, {name: r for name, r in ranges.items() if name not in left})
     path = output / f"{graph}.onnx"
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")))
-    return engine_row(graph, found, size, time.perf_counter() - start, left)
+    return engine_row(graph, rewritten, size, time.perf_counter() - start, left)
 
 
 def rounded_sites(engine: Path) -> list[str]:
@@ -194,18 +194,18 @@ def output_ranges(statistics: Path) -> Ranges:
     suffix, do = ":output:low", "run `arvg-trt calibrate` again"
     with open_tensors(statistics, do=do, error=CalibrationError) as file:
         names = [key.removesuffix(suffix) for key in list(file.keys()) if key.endswith(suffix)]
-        found = {
+        ranges = {
             name: (file.get_tensor(f"{name}{suffix}"), file.get_tensor(f"{name}:output:high"))
             for name in names
         }
-    for name, (low, high) in found.items():
+    for name, (low, high) in ranges.items():
         if low.ndim != 1 or low.shape != high.shape or {low.dtype.kind, high.dtype.kind} != {"f"}:
             raise CalibrationError(
                 f"the outputs of {name} have ranges {list(low.shape)} and {list(high.shape)}",
                 where=str(statistics),
                 do=do,
             )
-    return found
+    return ranges
 
 
 def check_engine(
@@ -253,11 +253,14 @@ def differences(
             np.concatenate([np.ravel(each[name]) for each in runs])
             for runs in (references, simulated, real)
         )
-        lost, found = masked_sqnr_db(expected, in_reference), masked_sqnr_db(in_reference, executed)
+        lost, agreement = (
+            masked_sqnr_db(expected, in_reference),
+            masked_sqnr_db(in_reference, executed),
+        )
         least = min(lost - WORST_LOSS_DB, EXACT_DB)
-        if not found >= least:
+        if not agreement >= least:
             problem = BuildError(
-                f"the ONNX Runtime {graph} is {found:.1f} dB from its Q/DQ graph at {output}, "
+                f"the ONNX Runtime {graph} is {agreement:.1f} dB from its Q/DQ graph at {output}, "
                 f"which is {lost:.1f} dB from FP32: {least:.1f} is the least",
                 where=str(engine / f"{graph}.onnx"),
                 do="quantize again with --exclude for the sites that lose most (`arvg-trt "

@@ -101,16 +101,16 @@ def build_engine(
 
 
 def _require_local_gpu(targets: Sequence[Target]) -> None:
-    found = device_compute_capability()
-    if found is None:
+    capability = device_compute_capability()
+    if capability is None:
         raise BuildError(
             "TensorRT times kernels on the GPU it builds for, and this machine has none",
             do="build on the device, or use the tensorrt_rtx backend",
         )
     for target in targets:
-        if target.compute_capability != found:
+        if target.compute_capability != capability:
             raise BuildError(
-                f"TensorRT builds for the GPU of this machine, sm{found}, not for {target}",
+                f"TensorRT builds for the GPU of this machine, sm{capability}, not for {target}",
                 do="build on that device, or use the tensorrt_rtx backend",
             )
 

@@ -37,13 +37,13 @@ def mark_drifting_norms(model: nn.Module, run: Callable[[], object]) -> dict[str
 
     `run` computes with the model on a picture; values are [1, C, H, W] where a norm sees them.
     """
-    found: dict[str, float] = {}
+    drifts: dict[str, float] = {}
 
     def measuring(path: str) -> Callable[[nn.Module, Any], None]:
         def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(norm, nn.GroupNorm)
             error = drift(inputs[0].float().numpy(), norm.num_groups, norm.eps)
-            found[path] = float(np.maximum(error, found.get(path, 0.0)))
+            drifts[path] = float(np.maximum(error, drifts.get(path, 0.0)))
 
         return measure
 
@@ -54,9 +54,9 @@ def mark_drifting_norms(model: nn.Module, run: Callable[[], object]) -> dict[str
     finally:
         for hook in hooks:
             hook.remove()
-    for path, error in found.items():
+    for path, error in drifts.items():
         setattr(norms[path], MARK, not error <= MOST_DRIFT)
-    return found
+    return drifts
 
 
 def drift(x: Floats, groups: int, epsilon: float) -> float:

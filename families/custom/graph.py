@@ -134,11 +134,11 @@ def name_everything(graph: ir.Graph, graph_name: str, taken: Collection[str]) ->
 
 def body_values(graph: ir.Graph) -> list[ir.Value]:
     """Return what bodies take and compute, at any depth, without omitted optional outputs."""
-    found: dict[ir.Value, None] = {}
+    values: dict[ir.Value, None] = {}
     for body in graph.subgraphs():
-        found |= dict.fromkeys((*body.inputs, *body.initializers.values()))
-        found |= dict.fromkeys(v for node in body for v in node.outputs if v.name)
-    return list(found)
+        values |= dict.fromkeys((*body.inputs, *body.initializers.values()))
+        values |= dict.fromkeys(v for node in body for v in node.outputs if v.name)
+    return list(values)
 
 
 def site_name(node: ir.Node) -> str:

@@ -66,12 +66,12 @@ def check_custom_graph(path: Path, canonical: Path, model: ir.Model) -> CustomPa
     integers: dict[str, float] = {}
     require_finite(wanted, path)
     for feed, expected in zip(feeds, wanted, strict=True):
-        found = session.run(feed)
+        outputs = session.run(feed)
         for name, value in expected.items():
             if np.issubdtype(value.dtype, np.floating):
-                floats[name] = max(floats.get(name, 0.0), relative(found[name], value))
+                floats[name] = max(floats.get(name, 0.0), relative(outputs[name], value))
             else:
-                differ = float(np.mean(found[name] != value)) if value.size else 0.0
+                differ = float(np.mean(outputs[name] != value)) if value.size else 0.0
                 integers[name] = max(integers.get(name, 0.0), differ)
     for measured, allowed in ((floats, allowed_floats), (integers, INTEGERS_DIFFER)):
         for name, difference in measured.items():

@@ -96,11 +96,11 @@ def is_computed_constant(value: ir.Value) -> bool:
     visited: set[ir.Value] = set()
     stack = [value]
     while stack:
-        found = stack.pop()
-        if found in visited or found.const_value is not None:
+        current = stack.pop()
+        if current in visited or current.const_value is not None:
             continue
-        visited.add(found)
-        node = found.producer()
+        visited.add(current)
+        node = current.producer()
         if node is None or node.op_type in RANDOM_OPS or has_body(node):
             return False
         stack += [v for v in node.inputs if v is not None]
@@ -183,13 +183,20 @@ def reaches_softmax(node: ir.Node, *, forward: bool) -> bool:
     stack = [start] if start is not None else []
     while stack:
         value = stack.pop()
-        for found in value.consumers() if forward else [value.producer()]:
-            if found is None or found in visited or found.op_type in SHAPE_OPS or is_product(found):
+        for neighbour in value.consumers() if forward else [value.producer()]:
+            if (
+                neighbour is None
+                or neighbour in visited
+                or neighbour.op_type in SHAPE_OPS
+                or is_product(neighbour)
+            ):
                 continue
-            visited.add(found)
-            if found.op_type == "Softmax":
+            visited.add(neighbour)
+            if neighbour.op_type == "Softmax":
                 return True
-            stack += [v for v in (found.outputs if forward else found.inputs) if v is not None]
+            stack += [
+                v for v in (neighbour.outputs if forward else neighbour.inputs) if v is not None
+            ]
     return False
 
 

@@ -61,11 +61,11 @@ def free_name(graph: ir.Graph, name: str) -> str:
     stem, dot, last = name.rpartition(".")
     if last not in ("weight", "bias"):
         stem, dot, last = name, "", ""
-    found, number = name, 1
-    while found in graph.initializers:
+    candidate, number = name, 1
+    while candidate in graph.initializers:
         number += 1
-        found = f"{stem}_{number}{dot}{last}"
-    return found
+        candidate = f"{stem}_{number}{dot}{last}"
+    return candidate
 
 
 def change_constant(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[np.float32]) -> None:

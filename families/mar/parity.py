@@ -110,23 +110,23 @@ def check_mar_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
     Raises:
         ExportError: a difference above the tolerance; names the graph, and how many were known.
     """
-    found: list[Difference] = []
+    differences: list[Difference] = []
     session = mapped_session(folder / "pass.onnx")
     for known, (feeds, outputs) in wanted.passes.items():
         values = session.run(feeds)
         for name, array in outputs.items():
             one = difference("pass", name, values[name], array, array.shape[1], known)
-            found.append(one)
+            differences.append(one)
     del session
     gc.collect()
     session = mapped_session(folder / "denoise.onnx")
     for time, (feeds, outputs) in wanted.denoised.items():
         values = session.run(feeds)
         for name, array in outputs.items():
-            found.append(difference("denoise", f"{name} at {time}", values[name], array))
-    for one in found:
+            differences.append(difference("denoise", f"{name} at {time}", values[name], array))
+    for one in differences:
         require(one)
-    return tuple(found)
+    return tuple(differences)
 
 
 def known_counts(length: int) -> tuple[int, ...]:

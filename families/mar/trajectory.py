@@ -175,12 +175,12 @@ def recorded_batches(
         for graph in GRAPHS:
             recorders[graph].start({k for runs in runs_of for name, k in runs if name == graph})
         made = next(batches)
-        found = []
+        saved = []
         for index, runs in enumerate(runs_of):
             for graph, k in runs:
                 feeds = image_rows(recorders[graph].kept[k], index, len(pictures), sampling)
-                found.append((pictures[index], GraphRun(graph, feeds)))
-        yield made, found
+                saved.append((pictures[index], GraphRun(graph, feeds)))
+        yield made, saved
 
 
 def image_rows(feeds: Arrays, index: int, count: int, sampling: Sampling) -> dict[str, Array]:

@@ -100,14 +100,14 @@ def check_var_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
     Raises:
         ExportError: a difference above the tolerance; names the graph, and the step's shape.
     """
-    found = [
+    differences = [
         *check_condition(folder, wanted),
         *check_steps(folder, wanted),
         check_teacher_forced(folder, wanted),
     ]
-    for one in found:
+    for one in differences:
         require(one)
-    return tuple(found)
+    return tuple(differences)
 
 
 def check_condition(folder: Path, wanted: References) -> list[Difference]:
@@ -127,7 +127,7 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
     empty = np.zeros(shape, wanted.form.kv_type)
     static = len(graphs) > 1
     cache: Arrays = {} if static else {past_name(name): empty for name in wanted.cache}
-    session, found = mapped_session(folder / f"{graphs[0]}.onnx"), []
+    session, differences = mapped_session(folder / f"{graphs[0]}.onnx"), []
     for k, (a, b) in enumerate(scales):
         graph = graphs[min(k, len(graphs) - 1)]
         if k and static:
@@ -135,11 +135,11 @@ def check_steps(folder: Path, wanted: References) -> list[Difference]:
         feeds: Arrays = {"x": wanted.inputs[:, a:b], "position_ids": np.arange(a, b)}
         outputs = session.run({**feeds, **constant, **cache})
         logits = wanted.steps[:, a:b]
-        found.append(difference(graph, "logits", outputs.pop("logits"), logits, b - a, a))
+        differences.append(difference(graph, "logits", outputs.pop("logits"), logits, b - a, a))
         cache = {past_name(name): array for name, array in outputs.items()}
     for name, array in wanted.cache.items():
-        found.append(difference(graphs[-1], name, cache[past_name(name)], array))
-    return found
+        differences.append(difference(graphs[-1], name, cache[past_name(name)], array))
+    return differences
 
 
 def check_teacher_forced(folder: Path, wanted: References) -> Difference:

@@ -105,12 +105,12 @@ class MultiScaleQuantizer(nn.Module):
 
     def encode(self, latent: Tensor) -> Tensor:
         """Return the codes int64 [N, L] of a latent [N, C, H, W]."""
-        found = []
+        codes = []
         for scale in range(self.last + 1):
-            found.append(self.codes(scale, latent))
+            codes.append(self.codes(scale, latent))
             if scale < self.last:
-                latent = latent - self.contribution(scale, found[-1])
-        return torch.cat(found, dim=1)
+                latent = latent - self.contribution(scale, codes[-1])
+        return torch.cat(codes, dim=1)
 
     def split(self, codes: Tensor) -> tuple[Tensor, ...]:
         """Split codes [N, L] into those of each scale, [N, p*p]."""

@@ -50,11 +50,11 @@ class _Accumulator:
             self.psnr.append(psnr(reference, image))
             if min(image.shape[:2]) >= SSIM_WINDOW:
                 self.ssim.append(ssim(reference, image))
-        wanted, found = fp32[1], own[1]
+        wanted, actual = fp32[1], own[1]
         if not np.issubdtype(wanted.dtype, np.integer):
-            self.latent.add(wanted, found)
+            self.latent.add(wanted, actual)
             return
-        same = wanted == found
+        same = wanted == actual
         self.equal += int(np.count_nonzero(same))
         self.tokens += same.size
         self.length = same.shape[1]
@@ -96,14 +96,14 @@ def measure_generated_images(
     reference = _Accumulator(networks)
     shown_images: list[ComparedImage] = []
     done = 0
-    for wanted, *found in zip(fp32, *candidates.values(), strict=True):
+    for wanted, *made in zip(fp32, *candidates.values(), strict=True):
         collect(reference, networks, wanted[0])
-        for name, own in zip(candidates, found, strict=True):
+        for name, own in zip(candidates, made, strict=True):
             require_alike(name, names[done], wanted, own)
             accumulators[name].add(wanted, own)
             collect(accumulators[name], networks, own[0])
         for k in range(min(len(wanted[0]), keep - len(shown_images))):
-            shown = {name: own[0][k] for name, own in zip(candidates, found, strict=True)}
+            shown = {name: own[0][k] for name, own in zip(candidates, made, strict=True)}
             shown_images.append(ComparedImage(names[done + k], None, wanted[0][k], shown))
         done += len(wanted[0])
         progress(done)

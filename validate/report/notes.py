@@ -93,20 +93,20 @@ def _how(report: Report) -> tuple[str, ...]:
 def _what(report: Report) -> tuple[str, ...]:
     """Return the sentences that name what was measured; generated images have a table."""
     data = report.data
-    found = []
+    notes = []
     if data.pictures:
         drawn = ", ".join(f"{name} {value:g}" for name, value in data.sampling.items())
-        found.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
+        notes.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
         classes = set(data.classes)
         seen = set(report.calibration.classes) if report.calibration else set()
         if classes and seen:
-            found.append(
+            notes.append(
                 f"They are of {len(classes)} classes, {len(classes - seen)} of which calibration "
                 f"has not seen: {ranges(classes)}."
             )
     if data.validation != data.pictures:
-        found.append(f"Validation {noun(report)}: {', '.join(data.validation)}.")
-    return tuple(found)
+        notes.append(f"Validation {noun(report)}: {', '.join(data.validation)}.")
+    return tuple(notes)
 
 
 def noun(report: Report) -> str:

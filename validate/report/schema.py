@@ -232,12 +232,12 @@ def metrics(report: Report) -> dict[str, float | None]:
         values |= {name: values[f"{report.headline}.{name}"] for name in _MEASURED}
     if values["site_sqnr_db"] is None:  # an engine has no sites to look into
         values["site_sqnr_db"] = values[f"{QDQ}.site_sqnr_db"]
-    found = report.sizes
-    if found.runs is None:  # of an older version, whose ratio was that of packed weights
-        values["packed_compression"] = found.compression
+    sizes = report.sizes
+    if sizes.runs is None:  # of an older version, whose ratio was that of packed weights
+        values["packed_compression"] = sizes.compression
     else:
-        values["compression"] = found.compression
-        values["packed_compression"] = found.packed_compression
+        values["compression"] = sizes.compression
+        values["packed_compression"] = sizes.packed_compression
     for what, row in report.latency.items():
         prefix = "" if what == "total" else f"{what}."
         values[f"{prefix}speedup"] = row.speed.ratio
