@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     "graphs",
     multiple=True,
     type=PathArgument(),
-    help="An ONNX file of your own, with MODEL `onnx`; repeatable.",
+    help="Your own ONNX file, with MODEL `onnx`; repeatable.",
 )
 @json_option
 def export(

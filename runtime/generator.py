@@ -28,7 +28,7 @@ from .spec import GeneratorSpec
 SPEC_FILE = GENERATOR_FILE
 EXPORT_FIRST = "export a generator there first"
 BATCH_SIZE = 4
-# Graphs of an export that no loop opens: it, and what makes tokens of pictures.
+# Graphs of an export that no loop opens: it, and what makes tokens of images.
 OTHER_GRAPHS = (TEACHER_FORCED, "encoder", "lookup")
 
 Progress = Callable[[int, int], None]

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import CalibrationError, GenerationError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Pixels of a picture: Pillow's limit against small files that ask for much memory, and ours for
+# Pixels of an image: Pillow's limit against small files that ask for much memory, and ours for
 # what is enlarged.
 MOST_PIXELS = 89_478_485
 # What Pillow's decoders raise for damaged files beside what they document.
@@ -159,7 +159,7 @@ def from_model(image: NDArray[np.floating]) -> Uint8Image:
     bad = int(np.count_nonzero(~np.isfinite(image[0])))
     if bad:
         raise GenerationError(
-            f"{bad} of {image[0].size} values of the picture that the decoder made are not finite",
+            f"{bad} of {image[0].size} values of the image that the decoder made are not finite",
             do="check the weights and what was decoded; an FP16 graph may overflow",
         )
     unit = np.clip((image[0].astype(np.float32) + 1) / 2, 0, 1)

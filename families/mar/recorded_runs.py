@@ -7,7 +7,7 @@ import numpy as np
 from ...runtime.sampling import Sampling
 from .spec import DENOISE, PASS
 
-PASSES = 4  # kept of a picture
+PASSES = 4  # recorded per image
 TIMES = 4  # kept of the diffusions behind each of these passes
 Runs = list[tuple[str, int]]
 

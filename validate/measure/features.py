@@ -27,7 +27,7 @@ def open_features(
     """Open the encoder's features, and those of the user's `network` if there is one.
 
     Raises:
-        RecipeError: the network does not load, or does not take pictures of this size.
+        RecipeError: the network does not load, or does not take images of this size.
     """
     found = [latent_features(export, threads)]
     if network is not None:
@@ -56,7 +56,7 @@ def network_features(path: Path, image_size: int, threads: int) -> Features:
         RecipeError: it does not load, or does not take images of this size.
     """
     where = f"--features {path}"
-    do = "give an ONNX graph from pictures [N, 3, H, W] to features [N, D]"
+    do = "give an ONNX graph from images [N, 3, H, W] to features [N, D]"
     try:
         session = fast_session(path, threads)
     except BundleError as error:
@@ -79,12 +79,12 @@ def network_features(path: Path, image_size: int, threads: int) -> Features:
         tried = extract(np.zeros((2, image_size, image_size, 3), np.uint8))
     except BundleError as error:
         raise RecipeError(
-            f"does not take pictures of {image_size}x{image_size}: {error.what}",
+            f"does not take images of {image_size}x{image_size}: {error.what}",
             where=where,
             do="put the resizing that it needs into the graph",
         ) from error
     if tried.ndim != 2 or len(tried) != 2:
         raise RecipeError(
-            f"gives {list(tried.shape)} for 2 pictures, not [2, D]", where=where, do=do
+            f"gives {list(tried.shape)} for 2 images, not [2, D]", where=where, do=do
         )
     return Features(NETWORK, f"{path.name}, [N, {tried.shape[1]}]", extract)

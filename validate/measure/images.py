@@ -146,7 +146,7 @@ def require_alike(candidate: str, name: str, fp32: Batch, own: Batch) -> None:
     shapes = [[list(part.shape) for part in batch] for batch in (own, fp32)]
     if shapes[0] != shapes[1]:
         raise AccuracyError(
-            f"{candidate} made pictures and tokens {shapes[0]} where FP32 made {shapes[1]}",
+            f"{candidate} made images and tokens {shapes[0]} where FP32 made {shapes[1]}",
             where=name,
             do="compare graphs of the same model",
         )
