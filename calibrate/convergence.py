@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from .statistics import OUTPUT, POSITION, Statistics, TensorStats
 
 Floats = NDArray[np.float64]
-# Growth that counts as converged: of a tensor's range, and of nineteen in twenty channels' or
-# positions' own.
+# Largest growth that counts as converged: of a tensor's range, and of the ranges of nineteen in
+# twenty channels or positions.
 TENSOR_LIMIT = 0.05
 MANY_LIMIT = 0.1
 QUANTILE = 0.95

@@ -26,9 +26,9 @@ Floats = NDArray[np.float64]
 Covariance = Literal["pseudo-inverse", "shrunk"]
 Selection = Literal["ratio", "distance"]
 FEATURES = "first-token"
-# Halves whose distances differ by less are kept alike, as published.
+# Conditional and null rows whose mean distances differ by less are selected alike, as published.
 AGREE = 1e-3
-# Of the features' norm: what float32 leaves of the differences of equal rows.
+# Rows count as equal below this distance, relative to the features' norm: a float32 rounding error.
 ROUNDING = 1e-5
 LAST_OF_BLOCK = "fc2"  # in all families
 

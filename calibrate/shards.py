@@ -21,7 +21,7 @@ from ..workspace.workspace import Workspace
 from .facts import CalibrationFacts
 
 STATISTICS = "statistics.safetensors"
-# Of a part's options those that the manifest of the whole repeats.
+# Options of a part that the merged manifest repeats.
 REPEATED = ("seed", "samples", "shard", "labels", "synthetic")
 
 

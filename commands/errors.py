@@ -16,7 +16,7 @@ from ..packages import BROUGHT, extra_of, missing_packages, not_installed
 from .console import print_json
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What a command needs beside the base install, so that all that is missing is named at once.
+# Extras that each command needs beside the base install, to name all missing ones at once.
 NEEDED = {
     **dict.fromkeys(("export", "validate", "run"), ("export", "report")),
     **dict.fromkeys(("calibrate", "quantize", "build", "inspect"), ("export",)),
@@ -46,7 +46,7 @@ class Commands(click.Group):
         # Looked for before they are parsed: what cannot be parsed is reported as asked too.
         options = words[: words.index("--")] if "--" in words else words
         self.debug, self.as_json = "--debug" in options, "--json" in options
-        if not self.debug:  # what libraries log of a file is said in the line of the error
+        if not self.debug:  # the error's own line says what libraries log about a file
             logging.getLogger().addHandler(logging.NullHandler())
         return super().main(words, *rest, **named)
 

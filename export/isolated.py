@@ -23,7 +23,7 @@ REQUEST, RESULT = "request.json", "result.json"
 KINDS: dict[str, type[ArvgError]] = {kind.__name__: kind for kind in ArvgError.__subclasses__()}
 KINDS[ArvgError.__name__] = ArvgError
 PR_SET_PDEATHSIG = 1
-# How torch says it, in a RuntimeError of no class of its own.
+# Words by which torch reports it, in a plain RuntimeError.
 MEMORY_SIGN = "can't allocate memory"
 
 

@@ -21,12 +21,12 @@ from .weight import QuantizedWeight, log_table, nearest_magnitudes
 
 Floats = NDArray[np.float64]
 BLOCK = 64
-DAMPING = 0.01  # of the mean diagonal
-# More where rows are few, so that directions which they do not show are not taken for free.
+DAMPING = 0.01  # added to the diagonal, relative to its mean
+# More damping where rows are few, so that directions without data still cost something.
 FEW_ROWS = 0.25  # times columns / rows
-# Steps that are tried, as multiples of the one with the least rounding error.
+# Scales that are tried, as multiples of the one with the least rounding error.
 STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2)
-SEARCHED_BITS = 4  # with finer grids the first step is as good
+SEARCHED_BITS = 4  # with more bits the first scale is as good
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def round_columns(
         carried = ordered[:, start:end] + error[:, :start] @ factor.upper[:start, start:end]
         for k in range(start, end):
             target = carried[:, k - start] + error[:, start:k] @ factor.upper[start:k, k]
-            # Of blocks, that of the column's.
+            # With blocks, the scale of the column's block.
             step = steps if steps.ndim == 1 else steps.T[factor.order[k] * len(steps.T) // columns]
             made[:, k] = levels.quantize(target / step)
             rounded = levels.values(made[:, k]) * step

@@ -10,7 +10,7 @@ import msgspec
 from ..errors import RecipeError
 
 LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 255 bytes
-# Beyond these a number is a slip: what it asks for does not fit into a machine.
+# Larger numbers are slips: they would not fit into a machine.
 MOST_SAMPLES, MOST_SIZE, MOST_THREADS, MOST_SEED = 10**7, 8192, 4096, 2**63 - 1
 OptionsT = TypeVar("OptionsT", bound="Options")
 

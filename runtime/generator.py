@@ -28,7 +28,7 @@ from .spec import GeneratorSpec
 SPEC_FILE = GENERATOR_FILE
 EXPORT_FIRST = "export a generator there first"
 BATCH_SIZE = 4
-# Graphs of an export that no loop opens: it, and what makes tokens of images.
+# Graphs of an export that no loop opens: the teacher-forced graph, and the encoder of images.
 OTHER_GRAPHS = (TEACHER_FORCED, "encoder", "lookup")
 
 Progress = Callable[[int, int], None]
@@ -234,7 +234,7 @@ def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
     folder = graphs_folder(path)
     if not any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
         require_session(folder)
-        return read_spec(folder)  # which says that nothing is there
+        return read_spec(folder)  # raises the error that nothing is there
     verified(folder)
     return read_spec(folder)
 

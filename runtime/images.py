@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".t
 # Pixels of an image: Pillow's limit against small files that ask for much memory, and ours for
 # what is enlarged.
 MOST_PIXELS = 89_478_485
-# What Pillow's decoders raise for damaged files beside what they document.
+# Errors that Pillow's decoders raise for damaged files, documented or not.
 DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, NotImplementedError),
     *(IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError),
@@ -53,7 +53,7 @@ def load_image(path: Path) -> Uint8Image:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which nothing here reads
+            warnings.simplefilter("ignore")  # no warnings of odd metadata, which nothing here reads
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 require_few_pixels(path.name, image.width, image.height)

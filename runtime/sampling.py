@@ -157,7 +157,7 @@ def keep_top_p(values: Logits, p: float) -> Logits:
     gone = np.minimum(gone, values.shape[1] - 1)[:, None]
     least = np.take_along_axis(ascending, gone, axis=1)
     mask = values >= least
-    # Of the values that equal the least one kept, some may be gone: those that come first.
+    # Some values that equal the least one in the set may be dropped: those that come first.
     surplus = np.count_nonzero(mask, axis=1, keepdims=True) - (values.shape[1] - gone)
     if surplus.any():
         equal = values == least

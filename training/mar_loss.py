@@ -26,8 +26,9 @@ from ..families.mar.model import MarTransformer
 from ..runtime.spec import TIMES
 
 LEAST_MASKED, DEVIATION = 0.7, 0.25
-LAST_SHARE, LAST_WEIGHT = 1 / 8, 30.0  # of the draws that are seen at the last time too
-DRAWS = 4  # times and noises that each masked token is seen at in a step
+# Share of the draws that also train at the last time, and its weight.
+LAST_SHARE, LAST_WEIGHT = 1 / 8, 30.0
+DRAWS = 4  # times and noises drawn for each masked token in a step
 DIFFUSION = Diffusion.of(TIMES)
 SIGNAL, NOISE = np.sqrt(DIFFUSION.alpha_bar), np.sqrt(1 - DIFFUSION.alpha_bar)
 HALF_BIN = 1 / 255  # the first step's likelihood is that of numbers in bins twice as wide

@@ -25,10 +25,10 @@ from .tiny_imagenet import archive_digest, load_images, to_signed, training_batc
 from .tokenizer_minis import MINIS, Quantized, TokenizerMini
 
 WARMUP = 1 / 12  # of all steps
-EMA_SPAN = 1 / 3.6  # of all steps, that the average reaches back
+EMA_SPAN = 1 / 3.6  # span of the average, as a share of all steps
 RESTART_EVERY = 50
-RESTART_UNTIL = 0.7  # of all steps; afterwards the codebook only settles
-RARE = 0.03  # of the mean use
+RESTART_UNTIL = 0.7  # share of all steps; afterwards the codebook only converges
+RARE = 0.03  # share of the mean use
 
 
 def losses(
@@ -120,7 +120,7 @@ def main(
     if mini.codebook is not None:
         tables.append(run.average[mini.codebook])
     for step in run.steps():
-        torch.manual_seed(step)  # what is drawn inside the model, the same after resuming
+        torch.manual_seed(step)  # seeds draws inside the model, the same after resuming
         images = training_batch(training, step, seed, batch, mini.most_shift)[0].to(device)
         pixels, perceived, quantized = losses(mini, model, images, perception)
         run.update(pixels + perceived + quantized.loss, step)

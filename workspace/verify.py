@@ -27,7 +27,7 @@ PLACES = {
     "validate": ("validate", 2),
     "build": ("engines", 3),
 }
-# What a stage's outputs are called where a later one was made from them.
+# Names of a stage's outputs in errors of a later stage.
 NOUNS = {"export": "export", "calibrate": "calibration", "quantize": "quantization"}
 REMOVE = ", or remove the folder"
 
@@ -119,7 +119,7 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
         if not (source / MANIFEST).is_file():
             continue
         made = read_manifest(source)
-        require_made_from(source, made, root)  # what has to be made anew first is named first
+        require_made_from(source, made, root)  # names first what has to be made again first
         given = {n: d for n, d in manifest.inputs.items() if n.startswith(f"{stage}/")}
         now = made.as_inputs()
         odd = sorted(n for n in given.keys() | now.keys() if given.get(n) != now.get(n))

@@ -41,7 +41,7 @@ class Workspace:
                 do="wait for it to end, or name another workspace",
             ) from None
         except FileNotFoundError as error:
-            # What virtual file systems say of a folder that nobody can make there.
+            # Virtual file systems raise this for a folder that cannot be made there.
             raise WorkspaceError(
                 f"no folder can be made here: {error.strerror}",
                 where=str(self.root),

@@ -9,7 +9,7 @@ from ...graph.builder import add_node, constant, constant_array
 from .reduce import finite
 from .run import Outputs, is_empty
 
-MASK = -1e30  # what is below is a mask, to which float16 has an end of its own
+MASK = -1e30  # a value below is a mask, for which float16 has its own lowest number
 CONVERTING = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear", "Shape", "Size"})
 
 
@@ -33,7 +33,7 @@ def keep_absmax(absmax: dict[str, float], outputs: Outputs) -> None:
     for name, values in outputs.items():
         tensor, _, kind = name.rpartition(":")
         if kind in ("absmax_low", "absmax_high") and not is_empty(outputs, name):
-            # Of Python's max NaN would not come.
+            # Python's max would lose a NaN.
             absmax[tensor] = float(np.maximum(absmax.get(tensor, 0.0), abs(float(values))))
 
 

@@ -15,7 +15,7 @@ from .reduce import Reducer, values_by_name
 from .smoothed import Scaling, SmoothedInput, add_smoothed, rounding_error, show_position_ids
 
 Floats = NDArray[np.float64]
-Power = Literal[2, 4]  # of an error that is summed
+Power = Literal[2, 4]  # to which errors are raised before they are summed
 
 
 def observe_channel_clip_errors(

@@ -25,8 +25,8 @@ from .smoothed import SmoothedInput, add_smoothed, round_smoothed
 
 Floats = NDArray[np.float64]
 STRIP = 4096  # rows that one float32 product sums over
-# Bytes an element of K x K: the running sum with what the session returns, and the factorization
-# of one site, whose result and copy come on top.
+# Bytes per element of K x K: of the running sum with the session's output, and of the
+# factorization of one site, which adds its result and a copy.
 HELD_BYTES, FACTOR_BYTES = 16, 16
 KINDS = ("square", "rounded", "plain")
 END = np.iinfo(np.int64).max

@@ -126,7 +126,7 @@ def require_finite(
     Outputs in `masked` may have -infinity. `names` are what the user calls the samples of the
     batch.
     """
-    # What observers see comes first: it is in graph order, so the first bad tensor is named.
+    # The inputs of observers come first, in graph order, so that the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if is_empty(outputs, tensor):
             continue  # its minimum is infinite

@@ -24,9 +24,9 @@ from .float_outputs import worst_first
 from .matmul_integer import match_input, rewrite_linears
 from .qlinear_conv import Ranges, rewrite_convolutions
 
-# The rounding of outputs is a noise of the size of the Q/DQ graph's own.
+# Rounding outputs to uint8 adds about as much noise as the Q/DQ graph has.
 WORST_LOSS_DB = 8.0
-# Of float32 sums in another order, where a Q/DQ graph is closer to FP32 than that.
+# Enough for a Q/DQ graph that is closer to FP32: float32 sums in another order differ by this.
 EXACT_DB = 90.0
 CHECK_SAMPLES = 2
 REWRITING = "rewriting for ONNX Runtime"

@@ -143,7 +143,7 @@ class ComparedSession(OnnxRuntimeSession):
         super().__init__(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
         self._source = reference_session(source, threads)
         self._runs = 0
-        # Of each output, sums of squares of the source's and of the difference.
+        # Sums of squares of each output of the source and of the difference.
         self._sums: dict[str, NDArray[np.float64]] = {}
 
     def run(

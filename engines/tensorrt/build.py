@@ -160,7 +160,7 @@ def _compile(
 
 DAMAGED = "run the stage that wrote it again"
 BFLOAT16 = "build with --half bfloat16, which has the range of float32"
-# What a builder says, and what is then left to do; the first that matches counts.
+# Words in a builder's message, with the remedy to suggest; the first match counts.
 WAYS_ON = (
     (r"\bmemory\b|\balloc", "free memory, or build with a smaller --image-size and --max-batch"),
     (r"datatypes?: *b16|\bbf(loat)?16\b", "leave out --half bfloat16, or name targets from sm80"),

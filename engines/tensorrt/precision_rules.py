@@ -34,7 +34,7 @@ BARRIERS = PRODUCTS | NORMS | QUANTIZERS | {"Gather", "Resize", "Softmax"}
 TYPE_BLIND = frozenset({"Shape", "Size"})
 INTEGER = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64})
 DISCRETE = INTEGER | {ir.DataType.BOOL}
-# What a mask passes on its way from a constant to the softmax.
+# Operators between the constant of a mask and the softmax.
 MASKING = frozenset(
     {"Add", "Concat", "Expand", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 ) | {"Where"}

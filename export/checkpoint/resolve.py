@@ -108,7 +108,7 @@ def download(
                 Path(hf_hub_download(elsewhere.get(name, repo), name, local_files_only=cached))
                 for name in names
             ]
-            for name in CONFIGS:  # what the tensors do not tell lies beside the first file
+            for name in CONFIGS:  # they lie beside the first file
                 beside = str(Path(names[0]).with_name(name))
                 with suppress(EntryNotFoundError, OfflineModeIsEnabled):
                     hf_hub_download(repo, beside, local_files_only=cached)

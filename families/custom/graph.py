@@ -34,9 +34,9 @@ from .rewrites import rewrite_products
 __all__ = ["OPSET", "read_custom_graph"]
 
 UNNAMED = "unnamed"
-# What an exporter calls a constant that it computed: it says nothing of the module.
+# Names that an exporter gives to constants that it computed; they do not name a module.
 NAMELESS = re.compile(r"(val|const|constant|onnx::\w+|initializer)[_:]?\d*", re.IGNORECASE)
-# What later stages name after a site.
+# Ends of names that later stages derive from a site's.
 RESERVED = (
     *("weight", "bias", "weight_q", "weight_scale", "weight_zero_point", "weight_f", "weight_log"),
     *("activation_scale", "zero_point", "input_scale", "input_shift", "channel_factor"),

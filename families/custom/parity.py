@@ -22,12 +22,12 @@ Arrays = dict[str, NDArray[np.generic]]
 # Relative to the RMS of the file's output. The same sums in another order stay below 1e-5; a
 # weight that was transposed or renamed wrongly is off by orders more.
 TOLERANCE = 1e-4
-# Of a float16 file, whose own sums are rounded to 11 bits at every node: 5e-4 a node, and a
-# network of a hundred stays below this.
+# For a float16 file, whose sums are rounded to 11 bits at every node: 5e-4 a node, and a network
+# of a hundred nodes stays below this.
 HALF_TOLERANCE = 2e-2
 # Integer outputs: an arg-max may fall on the other side of a tie.
 INTEGERS_DIFFER = 1e-3
-# What unknown dimensions are tried with, the first axis apart.
+# Sizes that are tried for unknown dimensions other than the first.
 SIZES = (8, 16, 32, 64, 128, 224, 256, 1, 2, 4)
 BATCH = 2
 SEEDS = (0, 1)

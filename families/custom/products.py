@@ -10,14 +10,14 @@ from ...export.passes.linears import weight_of
 from ...export.passes.naming import ATTENTION, SITE_OPS
 
 SCORES, VALUES, PRODUCT = "bmm_qk", "bmm_pv", "bmm"
-# They read a tensor's shape and not its values.
+# These operators read a tensor's shape and not its values.
 SHAPE_OPS = ("Shape", "Size")
 RANDOM_OPS = (
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
     *("RandomUniform", "RandomUniformLike"),
 )
 RECURRENT_OPS = ("LSTM", "GRU", "RNN")
-# Of other domains, what computes products.
+# Operators of other domains that compute products.
 FOREIGN_PRODUCTS = (
     *SITE_OPS,
     *("Attention", "FusedConv", "FusedGemm", "FusedMatMul", "GroupQueryAttention"),

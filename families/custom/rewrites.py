@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...graph.builder import constant
 
 FLOAT = ir.DataType.FLOAT
-# They take a tensor element by element, so that a Squeeze may come before or behind.
+# These operators work element by element, so a Squeeze may move from one side to the other.
 ELEMENTWISE = (
     *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh"),
     *("Softplus", "Softsign", "Erf", "Gelu", "Mish", "Swish", "Abs", "Neg", "Exp", "Sqrt", "Clip"),

@@ -23,7 +23,8 @@ from .diffusion import Diffusion
 from .model import MarTransformer
 
 Floats = NDArray[np.float32]
-AT = (0, 61, 496, TIMES - 1)  # times of the denoiser; a wrong table row of another shows later
+# Times of the denoiser that are compared, with different rows of its table.
+AT = (0, 61, 496, TIMES - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from .config import MarConfig
 
 ENCODER_POSITION_IDS, DECODER_POSITION_IDS = "encoder_places", "decoder_places"
 UNKNOWN_POSITION_IDS = "unknown_places"
-# All rows of a run of the denoiser have one time, and one of that many scales.
+# All rows of a run of the denoiser have the same time, and so the same one of these scales.
 TIME_POSITION_ID, TIME_POSITIONS = "time_place", 20
 
 

@@ -8,7 +8,7 @@ from ...runtime.sampling import Sampling
 from .spec import DENOISE, PASS
 
 PASSES = 4  # recorded per image
-TIMES = 4  # kept of the diffusions behind each of these passes
+TIMES = 4  # recorded of the diffusion after each of these passes
 Runs = list[tuple[str, int]]
 
 

@@ -84,7 +84,5 @@ def network_features(path: Path, image_size: int, threads: int) -> Features:
             do="put the resizing that it needs into the graph",
         ) from error
     if tried.ndim != 2 or len(tried) != 2:
-        raise RecipeError(
-            f"gives {list(tried.shape)} for 2 images, not [2, D]", where=where, do=do
-        )
+        raise RecipeError(f"gives {list(tried.shape)} for 2 images, not [2, D]", where=where, do=do)
     return Features(NETWORK, f"{path.name}, [N, {tried.shape[1]}]", extract)

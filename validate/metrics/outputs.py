@@ -64,7 +64,7 @@ class OutputAccumulator:
         self.sqnr.add(exact, actual)
         self.own += float(np.sum(np.square(actual)))
         self.product += float(np.sum(exact * actual))
-        # Of Python's max NaN would not come.
+        # Python's max would lose a NaN.
         self.largest = float(np.maximum(self.largest, np.abs(exact - actual).max(initial=0.0)))
 
     def result(self, output: str) -> OutputAccuracy:

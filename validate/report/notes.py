@@ -37,7 +37,7 @@ OF_GENERATORS = (
     "Pictures of the same seed draw with the same random numbers, one stream a picture.",
     "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
 )
-# What engines make of an attention whose operands are rounded to a grid, by how its name begins.
+# How engines run an attention with quantized operands, by the prefix of its format.
 ATTENTION_KERNELS: Mapping[str, str] = {
     "FP8": "An engine keeps one fused kernel, from sm89 on.",
     "INT": "An engine runs two INT8 GEMMs with the softmax between them: scores go through memory.",

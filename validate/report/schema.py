@@ -30,7 +30,8 @@ ENGINE = "engine"  # the engine as executed
 
 CANDIDATES = (QDQ, HALF_PRECISION, ENGINE)
 
-# What is timed: all, a tokenizer's halves, of a generator the tokens without the image decoder.
+# Parts that are timed: all, a tokenizer's encoder and decoder, or a generator's tokens without
+# the image decoder.
 Part = Literal["total", "encoder", "decoder", "tokens"]
 
 RUNS_NOTE = (
@@ -233,7 +234,7 @@ def metrics(report: Report) -> dict[str, float | None]:
     if values["site_sqnr_db"] is None:  # an engine has no sites to look into
         values["site_sqnr_db"] = values[f"{QDQ}.site_sqnr_db"]
     sizes = report.sizes
-    if sizes.runs is None:  # of an older version, whose ratio was that of packed weights
+    if sizes.runs is None:  # an older report, whose ratio was that of packed weights
         values["packed_compression"] = sizes.compression
     else:
         values["compression"] = sizes.compression
