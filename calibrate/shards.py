@@ -78,7 +78,7 @@ def merge_stage(workspace: Workspace, paths: Sequence[Path], reporter: Reporter)
                 do="name the folder that `arvg-trt calibrate` wrote",
             )
         loaded.append(statistics)
-    merge(loaded)  # whether they fit, before anything is written
+    merge(loaded)  # checks that they fit before anything is written
     require_samples(parts)
     warn_of_repeats(parts, reporter)
     wanted = Manifest(

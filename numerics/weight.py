@@ -21,7 +21,7 @@ from .scheme import WeightFormat
 
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
-LARGEST_EXPONENT = 8  # of the largest power of two in E4M3
+LARGEST_EXPONENT = 8  # exponent of the largest power of two in E4M3
 BINS = 1024
 UNIFORM_FRACTIONS = np.geomspace(0.12, 1.0, 40)
 LOG_FRACTIONS = np.geomspace(0.15, 1.0, 24)

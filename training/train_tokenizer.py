@@ -24,7 +24,7 @@ from .perception import Perception, difference, train_perception
 from .tiny_imagenet import archive_digest, load_images, to_signed, training_batch
 from .tokenizer_minis import MINIS, Quantized, TokenizerMini
 
-WARMUP = 1 / 12  # of all steps
+WARMUP = 1 / 12  # share of all steps
 EMA_SPAN = 1 / 3.6  # span of the average, as a share of all steps
 RESTART_EVERY = 50
 RESTART_UNTIL = 0.7  # share of all steps; afterwards the codebook only converges
