@@ -38,7 +38,8 @@ class CalibrationRun:
     """Run `graphs` of the folder `export` in turn on `part` of the saved samples.
 
     As many samples as `batch_size` are in flight, on `threads` threads (0: all). Each method runs
-    the samples once. What is said by a key of views alone is of a run of one graph (see `on`).
+    the samples once. Results that are named by the key of an input alone are those of one graph
+    (see `on`).
     """
 
     export: Path
@@ -145,8 +146,8 @@ class CalibrationRun:
         Of the channels under `SITE`; of the positions, where there are any, under `SITE:position`.
         """
         groups = by_input([site for site in sites if may_be_planned(site)])
-        views = {key: plain_input(group[0]) for key, group in groups.items()}
-        ranges = self.ranges(views, growth)
+        inputs = {key: plain_input(group[0]) for key, group in groups.items()}
+        ranges = self.ranges(inputs, growth)
         return {
             f"{site.name}{kind}": ranges[f"{key}{kind}"]
             for key, group in groups.items()
@@ -156,7 +157,7 @@ class CalibrationRun:
         }
 
     def ranges(
-        self, views: Mapping[str, SmoothedInput], growth: RangeGrowth | None = None
+        self, inputs: Mapping[str, SmoothedInput], growth: RangeGrowth | None = None
     ) -> Statistics:
         """Return by `KEY` statistics of the channels, by `KEY:position` of the positions.
 
@@ -165,17 +166,17 @@ class CalibrationRun:
         total = RangeGrowth(1) if growth is None else growth
 
         def consume(_: str, outputs: Outputs) -> None:
-            for key, view in views.items():
+            for key, smoothed_input in inputs.items():
                 total.add(key, batch_stats(outputs, key))
-                if view.token_axis is not None:
-                    total.add(f"{key}{POSITION}", position_stats(outputs, key, view))
+                if smoothed_input.token_axis is not None:
+                    total.add(f"{key}{POSITION}", position_stats(outputs, key, smoothed_input))
 
-        if views:
-            self.observe(lambda _, graph: observe_smoothed_ranges(graph, views), consume)
+        if inputs:
+            self.observe(lambda _, graph: observe_smoothed_ranges(graph, inputs), consume)
         return total.total
 
     def gps_terms(
-        self, views: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
+        self, inputs: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
     ) -> dict[str, tuple[Floats, Floats]]:
         """Return by key sums of x^2 and of the rounding error^2 by channel, in units of scales.
 
@@ -190,12 +191,12 @@ class CalibrationRun:
                 terms[key] = before[0] + signal, before[1] + noise
 
         if qparams:
-            self.observe(lambda _, graph: observe_gps_terms(graph, views, qparams), consume)
+            self.observe(lambda _, graph: observe_gps_terms(graph, inputs, qparams), consume)
         return terms
 
     def clip_errors(
         self,
-        views: Mapping[str, SmoothedInput],
+        inputs: Mapping[str, SmoothedInput],
         candidates: Mapping[str, Sequence[QParams]],
         gains: Mapping[str, Floats],
         powers: Sequence[Power] = (2,),
@@ -207,17 +208,17 @@ class CalibrationRun:
             for key, tried in candidates.items():
                 for power in powers:
                     names = [f"{key}:{k}:e{power}" for k in range(len(tried))]
-                    rows = [position_sums(outputs, name, views[key]) for name in names]
+                    rows = [position_sums(outputs, name, inputs[key]) for name in names]
                     total = np.stack(rows)
-                    if views[key].token_axis is None:
+                    if inputs[key].token_axis is None:
                         total = total.sum(axis=1, keepdims=True)
-                    units = [error_unit(views[key], qparams) for qparams in tried]
+                    units = [error_unit(inputs[key], qparams) for qparams in tried]
                     total *= np.stack([unit**power for unit in units])
                     errors[key][power] = errors[key].get(power, 0.0) + total
 
         if candidates:
             self.observe(
-                lambda _, graph: observe_clip_errors(graph, views, candidates, gains, powers),
+                lambda _, graph: observe_clip_errors(graph, inputs, candidates, gains, powers),
                 consume,
             )
         return errors

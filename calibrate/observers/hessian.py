@@ -50,7 +50,7 @@ class HessianObserver:
     """
 
     graph: str
-    view: SmoothedInput
+    smoothed_input: SmoothedInput
     columns: int
     rows: int
     qparams: QParams | None = None
@@ -147,13 +147,15 @@ def observe_hessian(graph: ir.Graph, observers: Mapping[str, HessianObserver]) -
     """
     values = values_by_name(graph)
     for key, observer in observers.items():
-        value = values[observer.view.tensor]
+        value = values[observer.smoothed_input.tensor]
         if observer.kernel is not None and any(observer.kernel.pads):
             value = padded(graph, value, observer.kernel, f"{key}:padded")
-        smoothed = add_smoothed(graph, value, observer.view, f"{key}:view")
+        smoothed = add_smoothed(graph, value, observer.smoothed_input, f"{key}:view")
         rounded = smoothed
         if observer.qparams is not None:
-            rounded = round_smoothed(graph, smoothed, observer.view, observer.qparams, key)
+            rounded = round_smoothed(
+                graph, smoothed, observer.smoothed_input, observer.qparams, key
+            )
         square: ir.Value | None = None
         for k in range(observer.strips):
             rows = strip_rows(graph, rounded, observer, k, f"{key}:rows:{k}")
