@@ -95,12 +95,12 @@ class Workspace:
         from .pipeline.search import search_stage
 
         left = None if exclude is None else list(exclude)
-        chosen = with_changes(
+        search_options = with_changes(
             options or QuantizeOptions(), activation_bits=activation_bits, exclude=left
         )
         wanted = with_changes(SearchOptions(), **changes)
         with LockedWorkspace(self.path) as opened:
-            return search_stage(opened, name, chosen, wanted, self.reporter)
+            return search_stage(opened, name, search_options, wanted, self.reporter)
 
     def build(
         self, name: str = "int8", options: BuildOptions | None = None, **changes: Any

@@ -48,7 +48,7 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "FP8": {"quantize_method": "fp8"},
 }
 ROUNDED = "GPS, a scale a position, weights rounded with data"
-# Nothing behind the head evens its error out; what makes a modulation scales all rows of a picture.
+# No layer after the head evens out its error, and a modulation scales all rows of an image.
 HEAD = f"{ROUNDED}, the head in high precision"
 MODULATION = f"{HEAD}, adaLN with 8-bit weights alone"
 SMOOTHED = f"{MODULATION}, SmoothQuant instead of GPS"

@@ -91,7 +91,7 @@ def measure(
         best = np.partition(p, -2, axis=-1)[..., -2:]
         gaps.append((best[..., 1] - best[..., 0]).ravel())
         for name in ("logits", *tensors):
-            # What all logits of a token share means nothing.
+            # A constant added to all logits of a token has no effect.
             pair = [v[name] for v in (wanted, found)]
             shown = [v - v.mean(axis=-1, keepdims=True) for v in pair] if name == "logits" else pair
             energies[name].add(*shown)

@@ -31,7 +31,7 @@ from .common import RESULTS, environment, environment_line, markdown_table, writ
 from .random_checkpoint import DTYPES, FORMS, write_checkpoint
 
 INTERVAL = 1.0  # seconds between two samples; each costs about 50 ms at 8 GB
-MOST = 1.6  # of the FP32 weights
+MOST = 1.6  # relative to the FP32 weights
 IMAGES = "skimage:astronaut,coffee"
 # One process writes the graphs, the next compares them; before and after, files are digested.
 PHASES = ("digest of the checkpoint", "graphs", "comparison", "digests of the graphs")

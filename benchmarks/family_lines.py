@@ -39,7 +39,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "schedule": ("spec", "loop", "diffusion"),
 }
 PART_OF = {name: part for part, names in PARTS.items() for name in names}
-# Rooms that all share, with the part that most of each is for; modules that differ come first.
+# Rooms shared by all families, with the column of most of their modules; exceptions come first.
 SHARED_PARTS: Mapping[str, str] = {
     "families/shared/transformer.py": "module",
     "families/shared/convolution.py": "module",

@@ -33,7 +33,7 @@ Digests = dict[str, str]
 WORKSPACE = "ws"
 OF_ONE_FORMAT = ("quantize", "engines", "validate")  # folders that hold a folder a format
 CANNOT_BUILD = 6  # the exit code of `build` where there is no such engine
-TARGET = "sm89"  # of TensorRT-RTX engines: the oldest GPU with FP8
+TARGET = "sm89"  # target of TensorRT-RTX engines: the oldest GPU with FP8
 LIBRARIES = (
     *("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx"),
     *("numpy", "scipy", "scikit-image", "pillow", "jinja2"),

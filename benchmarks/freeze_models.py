@@ -60,7 +60,7 @@ def generator(name: str, calibrate: Arguments = (), **formats: Arguments) -> Mod
     return Model((name,), some, ("--samples", "2", "--batch-size", "2"), formats)
 
 
-# Between them they reach every way to choose a smoothing scale and to round a weight.
+# Together they cover every way to choose a smoothing scale and to round a weight.
 MODELS: dict[str, Model] = {
     "cosmos-mini": tokenizer("cosmos-mini-di8x8", w4a16=(*W4A16, "--bias-correction")),
     "gsq-mini": tokenizer(

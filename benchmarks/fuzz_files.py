@@ -267,7 +267,7 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
         return read_codes(open_tokenizer(folder), folder / "tokens.npz")
 
     def open_tokenizer(folder: Path) -> ImageTokenizer:
-        # As `ImageTokenizer.open` does once it has verified what the manifest says.
+        # `ImageTokenizer.open` does the same once it has verified the manifest.
         return ImageTokenizer(*(fast_session(folder / f"{n}.onnx") for n in ("encoder", "decoder")))
 
     def read_report(folder: Path) -> object:

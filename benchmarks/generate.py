@@ -42,7 +42,7 @@ from ..workspace.files import encode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 
 OURS, EAGER = "ONNX Runtime generator", "eager PyTorch"
-# What the profile tells apart, by function; all of them run outside the graphs.
+# Functions that the profile lists separately; all of them run outside the graphs.
 PARTS = ("guide", "exponential_noise", "sample", "require_finite", "from_model")
 GRAPH_RUNS = ("run", "run_with_iobinding")
 MOST = 0.03

@@ -32,7 +32,7 @@ from ..families.var.model import VarTransformer
 from ..families.var_vqvae.config import VarVqvaeConfig
 from ..families.var_vqvae.model import VarVqvae
 
-SPREAD = 0.1  # of tables, biases and modulations
+SPREAD = 0.1  # deviation of tables, biases and modulations
 DTYPES = ("float32", "float16", "bfloat16")
 
 

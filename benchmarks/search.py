@@ -131,7 +131,7 @@ def generator_rows(
         reference = graph_model(export)
         for bits in (FLOAT_BITS, 8):
             even = QuantizeOptions(weight_bits=AVG_BITS, activation_bits=bits)
-            # Grids alike: what is gained is gained by the widths.
+            # The formats are the same, so any gain comes from the widths.
             search = SearchOptions(
                 budgets=(f"avg_bits<={AVG_BITS}",), samples=samples, grids=("uniform",)
             )

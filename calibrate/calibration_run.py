@@ -141,7 +141,7 @@ class CalibrationRun:
         are batches keeps what they were on the way; graphs that compute NaN or infinity which
         reaches no output are added to `masked`.
         """
-        seen = RangeGrowth(1) if growth is None else growth
+        ranges = RangeGrowth(1) if growth is None else growth
         sites = {
             graph: [site for site in site_map.of_graph(graph) if may_be_planned(site)]
             for graph in self.graphs
@@ -173,7 +173,7 @@ class CalibrationRun:
         found = self.observe(instrument, consume)
         if masked is not None:
             masked += found
-        return seen.total
+        return ranges.total
 
     def input_ranges(self, sites: Sequence[Site], growth: RangeGrowth | None = None) -> Statistics:
         """Return ranges and squares of the inputs of one graph's sites, by site name.
@@ -181,82 +181,82 @@ class CalibrationRun:
         Of the channels under `SITE`; of the positions, where there are any, under `SITE:position`.
         """
         groups = by_input([site for site in sites if may_be_planned(site)])
-        views = {key: plain_input(group[0]) for key, group in groups.items()}
-        found = self.ranges(views, growth)
+        inputs = {key: plain_input(group[0]) for key, group in groups.items()}
+        ranges = self.ranges(inputs, growth)
         return {
-            f"{site.name}{kind}": found[f"{key}{kind}"]
+            f"{site.name}{kind}": ranges[f"{key}{kind}"]
             for key, group in groups.items()
             for site in group
             for kind in ("", POSITION)
-            if f"{key}{kind}" in found
+            if f"{key}{kind}" in ranges
         }
 
     def ranges(
-        self, views: Mapping[str, SmoothedInput], growth: RangeGrowth | None = None
+        self, inputs: Mapping[str, SmoothedInput], growth: RangeGrowth | None = None
     ) -> Statistics:
         """Return by `KEY` statistics of the channels, by `KEY:position` of the positions.
 
         A `growth` of as many parts as there are batches keeps what they were on the way.
         """
-        found = RangeGrowth(1) if growth is None else growth
+        total = RangeGrowth(1) if growth is None else growth
 
         def consume(_: str, outputs: Outputs) -> None:
-            for key, view in views.items():
-                found.add(key, batch_stats(outputs, key))
-                if view.token_axis is not None:
-                    found.add(f"{key}{POSITION}", position_stats(outputs, key, view))
+            for key, smoothed_input in inputs.items():
+                total.add(key, batch_stats(outputs, key))
+                if smoothed_input.token_axis is not None:
+                    total.add(f"{key}{POSITION}", position_stats(outputs, key, smoothed_input))
 
-        if views:
-            self.observe(lambda _, graph: observe_smoothed_ranges(graph, views), consume)
-        return found.total
+        if inputs:
+            self.observe(lambda _, graph: observe_smoothed_ranges(graph, inputs), consume)
+        return total.total
 
     def gps_terms(
-        self, views: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
+        self, inputs: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
     ) -> dict[str, tuple[Floats, Floats]]:
         """Return by key sums of x^2 and of the rounding error^2 by channel, in units of scales.
 
         Both are [C].
         """
-        found: dict[str, tuple[Floats, Floats]] = {}
+        terms: dict[str, tuple[Floats, Floats]] = {}
 
         def consume(_: str, outputs: Outputs) -> None:
             for key in qparams:
                 signal, noise = (wide_sum(outputs[f"{key}:{n}"]) for n in ("signal", "noise"))
-                before = found.get(key, (0.0, 0.0))
-                found[key] = before[0] + signal, before[1] + noise
+                before = terms.get(key, (0.0, 0.0))
+                terms[key] = before[0] + signal, before[1] + noise
 
         if qparams:
-            self.observe(lambda _, graph: observe_gps_terms(graph, views, qparams), consume)
-        return found
+            self.observe(lambda _, graph: observe_gps_terms(graph, inputs, qparams), consume)
+        return terms
 
     def clip_errors(
         self,
-        views: Mapping[str, SmoothedInput],
+        inputs: Mapping[str, SmoothedInput],
         candidates: Mapping[str, Sequence[QParams]],
         gains: Mapping[str, Floats],
         powers: Sequence[Power] = (2,),
     ) -> dict[str, dict[Power, Floats]]:
         """Return by key sums of (gain * error)^power, [candidates, T] or [candidates, 1]."""
-        found: dict[str, dict[Power, Floats]] = {key: {} for key in candidates}
+        errors: dict[str, dict[Power, Floats]] = {key: {} for key in candidates}
 
         def consume(_: str, outputs: Outputs) -> None:
             for key, tried in candidates.items():
                 for power in powers:
                     names = [f"{key}:{k}:e{power}" for k in range(len(tried))]
-                    rows = [position_sums(outputs, name, views[key]) for name in names]
+                    rows = [position_sums(outputs, name, inputs[key]) for name in names]
                     total = np.stack(rows)
-                    if views[key].token_axis is None:
+                    if inputs[key].token_axis is None:
                         total = total.sum(axis=1, keepdims=True)
-                    units = [error_unit(views[key], qparams) for qparams in tried]
+                    units = [error_unit(inputs[key], qparams) for qparams in tried]
                     total *= np.stack([unit**power for unit in units])
-                    found[key][power] = found[key].get(power, 0.0) + total
+                    errors[key][power] = errors[key].get(power, 0.0) + total
 
         if candidates:
             self.observe(
-                lambda _, graph: observe_clip_errors(graph, views, candidates, gains, powers),
+                lambda _, graph: observe_clip_errors(graph, inputs, candidates, gains, powers),
                 consume,
             )
-        return found
+        return errors
 
     def channel_clip_errors(
         self,
@@ -310,9 +310,9 @@ class CalibrationRun:
 
         Constants, masks and what a mask was added to are left out.
         """
-        found: dict[str, dict[str, float]] = {graph: {} for graph in self.graphs}
+        largest: dict[str, dict[str, float]] = {graph: {} for graph in self.graphs}
         self.observe(
             lambda _, graph: observe_absmax(graph),
-            lambda name, outputs: keep_absmax(found[name], outputs),
+            lambda name, outputs: keep_absmax(largest[name], outputs),
         )
-        return found
+        return largest

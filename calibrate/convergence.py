@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from .statistics import OUTPUT, POSITION, Statistics, TensorStats
 
 Floats = NDArray[np.float64]
-# Growth that counts as converged: of a tensor's range, and of nineteen in twenty channels' or
-# positions' own.
+# Largest growth that counts as converged: of a tensor's range, and of the ranges of nineteen in
+# twenty channels or positions.
 TENSOR_LIMIT = 0.05
 MANY_LIMIT = 0.1
 QUANTILE = 0.95
@@ -119,7 +119,7 @@ def site_growths(
     before: Mapping[str, TensorStats], after: Mapping[str, TensorStats]
 ) -> tuple[SiteGrowth, ...]:
     """Return the growth of each site, in the order of `after`."""
-    found = []
+    growths = []
     for name in after:
         if name.endswith((POSITION, OUTPUT)):
             continue
@@ -129,7 +129,7 @@ def site_growths(
         if key in after:
             parts = (before[key].filled(), after[key].filled())
             positions = most(added(*(magnitudes(part) for part in parts)))
-        found.append(
+        growths.append(
             SiteGrowth(
                 name=name,
                 tensor=float(added(magnitudes(old).max(), magnitudes(new).max())),
@@ -138,7 +138,7 @@ def site_growths(
                 positions=positions,
             )
         )
-    return tuple(found)
+    return tuple(growths)
 
 
 def median_growth(sites: tuple[SiteGrowth, ...]) -> float:

@@ -26,9 +26,9 @@ Floats = NDArray[np.float64]
 Covariance = Literal["pseudo-inverse", "shrunk"]
 Selection = Literal["ratio", "distance"]
 FEATURES = "first-token"
-# Halves whose distances differ by less are kept alike, as published.
+# Conditional and null rows whose mean distances differ by less are selected alike, as published.
 AGREE = 1e-3
-# Of the features' norm: what float32 leaves of the differences of equal rows.
+# Rows count as equal below this distance, relative to the features' norm: a float32 rounding error.
 ROUNDING = 1e-5
 LAST_OF_BLOCK = "fc2"  # in all families
 
@@ -80,12 +80,12 @@ def choose_rows(conditional: Floats, null: Floats, keep: int, selection: Selecti
     wanted = int(np.sum(order[:keep] < len(conditional)))
     if agree:
         wanted = min(max((keep + 1) // 2, keep - len(null)), len(conditional))
-    chosen = []
-    for rows, size in ((of_conditional, wanted), (of_null, keep - wanted)):
-        first = np.arange(len(rows)) if selection == "ratio" else np.argsort(-rows, kind="stable")
-        chosen.append(np.sort(first[:size]))
+    selected = []
+    for each, size in ((of_conditional, wanted), (of_null, keep - wanted)):
+        first = np.arange(len(each)) if selection == "ratio" else np.argsort(-each, kind="stable")
+        selected.append(np.sort(first[:size]))
     covariance = "shrunk" if "shrunk" in (kind, other) else kind
-    return DgcSelection(chosen[0], chosen[1], (of_conditional, of_null), covariance, agree)
+    return DgcSelection(selected[0], selected[1], (of_conditional, of_null), covariance, agree)
 
 
 def distances(features: Floats) -> tuple[Floats, Covariance]:
@@ -116,26 +116,26 @@ def distances(features: Floats) -> tuple[Floats, Covariance]:
 
 def distinct_rows(rows: Floats, tolerance: float) -> int:
     """Return how many of the rows [N, R] are further apart than rounding."""
-    seen: list[Floats] = []
+    distinct: list[Floats] = []
     for row in rows:
-        if not seen or np.linalg.norm(np.stack(seen) - row, axis=1).min() > tolerance:
-            seen.append(row)
-    return len(seen)
+        if not distinct or np.linalg.norm(np.stack(distinct) - row, axis=1).min() > tolerance:
+            distinct.append(row)
+    return len(distinct)
 
 
-def shrinkage(along: Floats, energies: Floats, features: int) -> tuple[float, float]:
+def shrinkage(along: Floats, eigenvalues: Floats, features: int) -> tuple[float, float]:
     """Return the weight of the identity and its factor for covariance S, in its eigenvectors.
 
-    `along` [N, R] are the centred rows, `energies` [R] the eigenvalues of S with 1 / N; all others
-    of the `features` are 0. The weight is Ledoit and Wolf's b^2 / d^2, the factor their m.
+    `along` [N, R] are the centred rows, `eigenvalues` [R] those of S with 1 / N; all others of
+    the `features` are 0. The weight is Ledoit and Wolf's b^2 / d^2, the factor their m.
     """
     rows = len(along)
-    mean = float(energies.sum()) / features
-    square = float(np.square(energies).sum())
+    mean = float(eigenvalues.sum()) / features
+    square = float(np.square(eigenvalues).sum())
     spread = square - features * mean**2
     norms = np.square(along).sum(axis=1)
     # |x x^T - S|^2 = |x|^4 - 2 x^T S x + |S|^2
-    each = norms**2 - 2 * (np.square(along) @ energies) + square
+    each = norms**2 - 2 * (np.square(along) @ eigenvalues) + square
     error = float(each.sum()) / rows**2
     return min(error, spread) / spread if spread > 0 else 1.0, mean
 
@@ -145,7 +145,7 @@ def first_token_features(run: CalibrationRun, sites: Sequence[Site]) -> Floats:
 
     `run` is of the one graph whose sites these are.
     """
-    found: list[Floats] = []
+    features: list[Floats] = []
 
     def instrument(_: str, graph: ir.Graph) -> None:
         value = block_output(graph, sites)
@@ -155,10 +155,10 @@ def first_token_features(run: CalibrationRun, sites: Sequence[Site]) -> Floats:
         graph.outputs[:] = [made]  # the head is not computed
 
     def consume(_: str, outputs: Outputs) -> None:
-        found.append(outputs[FEATURES].astype(np.float64))
+        features.append(outputs[FEATURES].astype(np.float64))
 
     run.observe(instrument, consume)
-    return np.concatenate(found)
+    return np.concatenate(features)
 
 
 def block_output(graph: ir.Graph, sites: Sequence[Site]) -> ir.Value:

@@ -113,27 +113,27 @@ def merge_parts(parts: Sequence[Part], exported: Manifest, folder: Path) -> Merg
     )
 
 
-def open_part(given: Path, exported: Manifest) -> Part:
+def open_part(path: Path, exported: Manifest) -> Part:
     """Open a part.
 
     Raises:
         CalibrationError: it is no part, is of another export, or was changed.
     """
-    if given.is_file():
-        return Part(given.name, given, (), {STATISTICS: sha256_file(given)}, None)
-    folder = given / "calibrate" if (given / "calibrate").is_dir() else given
+    if path.is_file():
+        return Part(path.name, path, (), {STATISTICS: sha256_file(path)}, None)
+    folder = path / "calibrate" if (path / "calibrate").is_dir() else path
     if not (folder / STATISTICS).is_file():
         raise CalibrationError(
             "holds no statistics",
-            where=str(given),
+            where=str(path),
             do="name a workspace, its calibrate folder or a statistics file",
         )
     manifest = decode_json(folder / MANIFEST, Manifest, do="run `arvg-trt calibrate` there again")
     require_same_export(exported, manifest, str(folder))
-    found = {
+    digests = {
         name: sha256_file(folder / name) for name in manifest.outputs if (folder / name).exists()
     }
-    odd = [name for name, digest in manifest.outputs.items() if found.get(name) != digest]
+    odd = [name for name, digest in manifest.outputs.items() if digests.get(name) != digest]
     if odd:
         raise CalibrationError(
             "is missing, or was changed after `arvg-trt calibrate` wrote it",
@@ -142,7 +142,7 @@ def open_part(given: Path, exported: Manifest) -> Part:
         )
     name = folder.parent.name if folder.name == "calibrate" else folder.name
     samples = tuple(sample_files(folder / "samples"))
-    return Part(name, folder / STATISTICS, samples, found, manifest)
+    return Part(name, folder / STATISTICS, samples, digests, manifest)
 
 
 def require_samples(parts: Sequence[Part]) -> None:
@@ -157,16 +157,16 @@ def require_samples(parts: Sequence[Part]) -> None:
 
 def warn_of_repeats(parts: Sequence[Part], reporter: Reporter) -> None:
     """Warn of samples that several parts have, which count twice."""
-    seen: Counter[str] = Counter()
+    digests: Counter[str] = Counter()
     for part in parts:
         own = {digest for name, digest in part.files.items() if name.startswith("samples/")}
-        repeated = sum(digest in seen for digest in own)
+        repeated = sum(digest in digests for digest in own)
         if repeated:
             reporter.warn(
                 f"{repeated} samples of {part.name} are in another part too: give parts their own "
                 "--shard or --seed"
             )
-        seen.update(own)
+        digests.update(own)
 
 
 def combine_parts(

@@ -82,14 +82,14 @@ def merge(shards: Iterable[Mapping[str, TensorStats]]) -> Statistics:
                 do="merge shards of one model only",
             )
         for name, stats in shard.items():
-            seen = total.get(name)
-            if seen is not None and seen.low.shape != stats.low.shape:
+            before = total.get(name)
+            if before is not None and before.low.shape != stats.low.shape:
                 raise CalibrationError(
-                    f"statistics of different models: {name} has {len(seen.low)} channels in one "
+                    f"statistics of different models: {name} has {len(before.low)} channels in one "
                     f"and {len(stats.low)} in another",
                     do="merge shards of one model only",
                 )
-            total[name] = stats if seen is None else seen.merge(stats)
+            total[name] = stats if before is None else before.merge(stats)
     return total
 
 

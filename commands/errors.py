@@ -16,7 +16,7 @@ from ..packages import BROUGHT, extra_of, missing_packages, not_installed
 from .console import print_json
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What a command needs beside the base install, so that all that is missing is named at once.
+# Extras that each command needs beside the base install, to name all missing ones at once.
 NEEDED = {
     **dict.fromkeys(("export", "validate", "run"), ("export", "report")),
     **dict.fromkeys(("calibrate", "quantize", "build", "inspect"), ("export",)),
@@ -42,13 +42,13 @@ class Commands(click.Group):
         super().add_command(command, name)
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
-        given = sys.argv[1:] if args is None else [str(arg) for arg in args]
+        words = sys.argv[1:] if args is None else [str(arg) for arg in args]
         # Looked for before they are parsed: what cannot be parsed is reported as asked too.
-        options = given[: given.index("--")] if "--" in given else given
+        options = words[: words.index("--")] if "--" in words else words
         self.debug, self.as_json = "--debug" in options, "--json" in options
-        if not self.debug:  # what libraries log of a file is said in the line of the error
+        if not self.debug:  # the error's own line says what libraries log about a file
             logging.getLogger().addHandler(logging.NullHandler())
-        return super().main(given, *rest, **named)
+        return super().main(words, *rest, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -162,12 +162,12 @@ def analyze(files: Sequence[Path], targets: Sequence[str], as_json: bool) -> Non
     \b
     Example: arvg-trt analyze model.onnx --target rtx4090
     """
-    found = analyze_files(files, targets or TARGETS)
+    analyses = analyze_files(files, targets or TARGETS)
     if as_json:
-        print_json({"graphs": found})
+        print_json({"graphs": analyses})
     else:
-        click.echo("\n\n".join(text_of(analysis) for analysis in found))
-    if any(analysis.refused for analysis in found):
+        click.echo("\n\n".join(text_of(analysis) for analysis in analyses))
+    if any(analysis.refused for analysis in analyses):
         sys.exit(ExportError.exit_code)
 
 
@@ -180,11 +180,11 @@ def text_of(analysis: GraphAnalysis) -> str:
 
 def counts_table(analysis: GraphAnalysis) -> list[str]:
     """Return a table with a row per verdict and a column per target."""
-    seen = {verdict for counts in analysis.counts.values() for verdict in counts}
+    verdicts = {verdict for counts in analysis.counts.values() for verdict in counts}
     rows = [["nodes", *analysis.counts]] + [
         [verdict, *(str(counts.get(verdict, 0)) for counts in analysis.counts.values())]
         for verdict in get_args(Verdict)
-        if verdict in seen
+        if verdict in verdicts
     ]
     return aligned(rows)
 

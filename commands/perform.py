@@ -46,12 +46,12 @@ def quantization_name(name: str | None, recipe: Recipe | None) -> str:
 def selected_builds(recipe: Recipe | None, changes: dict[str, Any]) -> list[BuildOptions]:
     """Return the recipe's builds, or the one that the command line asks for."""
     backend = changes["backend"]
-    given = [name for name, value in changes.items() if value is not None]
+    changed = [name for name, value in changes.items() if value is not None]
     if recipe is None:
         return [with_changes(BuildOptions(), **changes)]
     if backend is None:
-        if given:
-            option = given[0].replace("_", "-").replace("targets", "target")
+        if changed:
+            option = changed[0].replace("_", "-").replace("targets", "target")
             raise RecipeError(f"--{option} beside a recipe needs --backend", do="add --backend")
         return list(recipe.build)
     base = next((b for b in recipe.build if b.backend == backend), BuildOptions())

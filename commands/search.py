@@ -56,15 +56,15 @@ def search(
     if as_json:
         print_json(result)
         return
-    found = result.manifest.results
-    for row in found["sites"]:
+    results = result.manifest.results
+    for row in results["sites"]:
         line = f"{row['name']:<40} {row['format']:>8} {row['bytes']:>12,} {row['loss']:>10.2e}"
         click.echo(line)
     click.echo(
-        f"{found['avg_bits']:.2f} bits a weight, {found['bytes']:,} bytes; loss predicted "
-        f"{found['predicted_loss']:.3g}, measured {found['measured_loss']:.3g}, quantized "
-        f"{found['quantized_loss']:.3g}"
+        f"{results['avg_bits']:.2f} bits a weight, {results['bytes']:,} bytes; loss predicted "
+        f"{results['predicted_loss']:.3g}, measured {results['measured_loss']:.3g}, quantized "
+        f"{results['quantized_loss']:.3g}"
     )
-    if found["uniform_loss"] is not None:
-        click.echo(f"{found['uniform_bits']} bits everywhere lose {found['uniform_loss']:.3g}")
+    if results["uniform_loss"] is not None:
+        click.echo(f"{results['uniform_bits']} bits everywhere lose {results['uniform_loss']:.3g}")
     click.echo(str(result.folder / "plan.json"))

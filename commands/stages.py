@@ -222,12 +222,12 @@ def build(
 
     recipe = recipe_or_none(recipe_name)
     called = quantization_name(name, recipe)
-    chosen = selected_builds(recipe, changes)
+    builds = selected_builds(recipe, changes)
     perform(
         workspace,
         as_json,
         lambda w, r: [
-            result for options in chosen for result in build_stage(w, called, options, r)
+            result for options in builds for result in build_stage(w, called, options, r)
         ],
     )
 

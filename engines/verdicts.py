@@ -32,7 +32,7 @@ def node_verdicts(
 
     by_node = {site.node: site for site in sites}
     whole = opset_obstacle(graph.opset_imports[""])
-    found = []
+    verdicts = []
     for node in graph.all_nodes():
         site = by_node.get(str(node.name))
         obstacle = build_obstacle(node) or whole
@@ -40,7 +40,7 @@ def node_verdicts(
         if site is None and obstacle is None and note is None:
             continue
         excluded = None if site is None else site.excluded
-        found.append(
+        verdicts.append(
             NodeVerdict(
                 graph=name,
                 node=str(node.name),
@@ -56,7 +56,7 @@ def node_verdicts(
                 reason=obstacle or excluded or note,
             )
         )
-    return tuple(found)
+    return tuple(verdicts)
 
 
 def verdict_of(site: Site | None, target: Target | None) -> Verdict:

@@ -23,7 +23,7 @@ REQUEST, RESULT = "request.json", "result.json"
 KINDS: dict[str, type[ArvgError]] = {kind.__name__: kind for kind in ArvgError.__subclasses__()}
 KINDS[ArvgError.__name__] = ArvgError
 PR_SET_PDEATHSIG = 1
-# How torch says it, in a RuntimeError of no class of its own.
+# Words by which torch reports it, in a plain RuntimeError.
 MEMORY_SIGN = "can't allocate memory"
 
 
@@ -91,21 +91,23 @@ def answer(request: type[T], work: Callable[[T], Any]) -> None:
     folder = Path(sys.argv[1])
     try:
         value = work(msgspec.json.decode((folder / REQUEST).read_bytes(), type=request))
-        found = Answer(value=msgspec.Raw(msgspec.json.encode(value)))
+        answered = Answer(value=msgspec.Raw(msgspec.json.encode(value)))
     except ArvgError as error:
         kind = next(each.__name__ for each in type(error).__mro__ if each.__name__ in KINDS)
-        found = Answer(problem=Problem(kind, error.what, error.where, error.do))
+        answered = Answer(problem=Problem(kind, error.what, error.where, error.do))
     except OSError as error:
         if error.errno is None:
             raise
         place = None if error.filename is None else str(error.filename)
-        found = Answer(problem=Problem("OSError", str(error.strerror), place, number=error.errno))
+        answered = Answer(
+            problem=Problem("OSError", str(error.strerror), place, number=error.errno)
+        )
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and MEMORY_SIGN not in str(error):
             raise
         do = "free memory, or use a larger machine"
-        found = Answer(problem=Problem("OutOfMemory", "out of memory", None, do))
-    (folder / RESULT).write_bytes(msgspec.json.encode(found))
+        answered = Answer(problem=Problem("OutOfMemory", "out of memory", None, do))
+    (folder / RESULT).write_bytes(msgspec.json.encode(answered))
 
 
 def end_with_parent() -> None:

@@ -16,8 +16,8 @@ from ..errors import ExportError
 # 2e-6 on the published configurations; a wrong kernel or constant is off by orders more.
 MAX_TOLERANCE = 5e-4
 MEAN_TOLERANCE = 2e-5
-LEAST_ERROR = 1e-6  # of float32 convolutions, relative; a smaller one measured is luck
-ERRORS = 4  # how far from a boundary, in measured errors, a token may still differ
+LEAST_ERROR = 1e-6  # relative, of float32 convolutions; a smaller measured error is chance
+ERRORS = 4  # a token may differ within this many measured errors of a boundary
 
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
@@ -65,7 +65,7 @@ class ErrorSum:
         rms = float(np.sqrt(np.mean(np.square(wide))))
         # A reference of zeros has no scale of its own.
         error = np.abs(value.astype(np.float64) - wide) / (rms or 1.0)
-        self.max = float(np.maximum(self.max, error.max()))  # of Python's max NaN would not come
+        self.max = float(np.maximum(self.max, error.max()))  # Python's max would lose a NaN
         self._sum += float(error.sum())
         self._count += error.size
 
@@ -97,15 +97,15 @@ def rounded_alike(value: Array, reference: Array) -> Array:
     return np.where(np.abs(a - b) <= np.spacing(larger), reference, value)
 
 
-def require(found: Difference) -> None:
-    if found.max <= MAX_TOLERANCE and found.mean <= MEAN_TOLERANCE:
+def require(error: Difference) -> None:
+    if error.max <= MAX_TOLERANCE and error.mean <= MEAN_TOLERANCE:
         return
-    at = "" if found.tokens is None else f" at {found.tokens} tokens behind {found.past}"
+    at = "" if error.tokens is None else f" at {error.tokens} tokens behind {error.past}"
     raise ExportError(
-        f"{found.tensor} of ONNX Runtime differs from PyTorch by {found.max:.2e} at most and "
-        f"{found.mean:.2e} on average{at} "
+        f"{error.tensor} of ONNX Runtime differs from PyTorch by {error.max:.2e} at most and "
+        f"{error.mean:.2e} on average{at} "
         f"(relative; allowed {MAX_TOLERANCE:.0e} and {MEAN_TOLERANCE:.0e})",
-        where=f"{found.graph}.onnx",
+        where=f"{error.graph}.onnx",
         do="report it with the checkpoint's name and the output of `arvg-trt doctor`",
     )
 
@@ -129,7 +129,7 @@ def code_distance(vectors: Tensor, codebook: Tensor) -> Tensor:
     scores = vectors @ codebook.T - 0.5 * codebook.square().sum(dim=1)
     best, nearest = scores.max(dim=-1, keepdim=True)
     apart = torch.cdist(codebook[nearest.squeeze(-1)], codebook)
-    # Of the planes between the nearest code and every other one, the nearest.
+    # The distance to the nearest of the planes between the nearest code and every other one.
     distances = (best - scores) / apart.clamp_min(torch.finfo().tiny)
     distances.scatter_(-1, nearest, torch.inf)
     closest: Tensor = distances.amin(dim=-1)

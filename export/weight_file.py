@@ -21,7 +21,7 @@ class WeightFile(SharedWeights):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        # The arrays are kept, so that no other takes their address.
+        # Holds the arrays, so that no other array gets their address.
         self._sources: dict[Hashable, tuple[object, int]] = {}
 
     def save(self, model: ir.Model, name: str, properties: dict[str, str]) -> None:
@@ -43,5 +43,5 @@ def find_source(tensor: ir.TensorProtocol) -> tuple[Hashable, object]:
     held = getattr(base, "raw", None)
     if isinstance(held, torch.Tensor):
         return (transposed, held.data_ptr(), held.dtype, held.shape, held.stride()), held
-    # What else a tensor wraps may be more than its own elements: a mapped file holds many.
+    # The base of a tensor may have more than its elements, such as a mapped file of many tensors.
     return (transposed, id(base)), base

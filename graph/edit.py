@@ -29,12 +29,14 @@ def take_over(value: ir.Value, old: ir.Value) -> None:
     old.replace_all_uses_with(value, replace_graph_outputs=True)
 
 
-def insert_behind(graph: ir.Graph, value: ir.Value, op: str, held: ir.Value, name: str) -> ir.Value:
-    """Let everyone who reads `value` read `op`(value, held), which gets its name.
+def insert_behind(
+    graph: ir.Graph, value: ir.Value, op: str, operand: ir.Value, name: str
+) -> ir.Value:
+    """Let everyone who reads `value` read `op`(value, operand), which gets its name.
 
     A site's output is known by its name, be it inside the graph or at its end.
     """
-    node = ir.node(op, [value, held], name=name)
+    node = ir.node(op, [value, operand], name=name)
     made = node.outputs[0]
     made.type, made.shape = value.type, value.shape
     maker = value.producer()
@@ -65,15 +67,15 @@ def add_to_bias(
     if len(users) == 1 and users[0].op_type == "Add" and not value.is_graph_output():
         index = 1 if users[0].inputs[0] is value else 0
         bias = users[0].inputs[index]
-        held_bias = None if bias is None else bias.const_value
-        if bias is not None and held_bias is not None and held_bias.size == addition.size:
+        tensor = None if bias is None else bias.const_value
+        if bias is not None and tensor is not None and tensor.size == addition.size:
             before = constant_array(bias).astype(np.float64)
             total = (before.ravel() + addition).astype(np.float32).reshape(before.shape)
-            held = constant(graph, f"{prefix}.bias_shifted", total)
-            users[0].replace_input_with(index, held)
+            shifted = constant(graph, f"{prefix}.bias_shifted", total)
+            users[0].replace_input_with(index, shifted)
             return
-    held = constant(graph, f"{prefix}.bias", addition.astype(np.float32).reshape(shape))
-    insert_behind(graph, value, "Add", held, f"{prefix}/Add_offset")
+    added = constant(graph, f"{prefix}.bias", addition.astype(np.float32).reshape(shape))
+    insert_behind(graph, value, "Add", added, f"{prefix}/Add_offset")
 
 
 def drop_unused_initializers(graph: ir.Graph) -> None:

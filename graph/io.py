@@ -133,17 +133,17 @@ def location_problem(folder: Path, location: str) -> tuple[str, str] | None:
         return "an absolute path", beside
     file = folder / location
     try:
-        held, real = file.is_file(), file.resolve()
+        is_file, real = file.is_file(), file.resolve()
     except (OSError, ValueError) as failure:
         reason = getattr(failure, "strerror", None) or "no file has such a name"
         return f"which cannot be opened: {reason}", "save the model with its weights again"
-    if not held and ".." not in Path(location).parts:
+    if not is_file and ".." not in Path(location).parts:
         return "which is missing", "put the file beside the graph"
     if not real.is_relative_to(folder):
         if file.is_symlink():
             return "a link to outside of the graph's folder", "put a copy in the place of the link"
         return "outside of the graph's folder", beside
-    if not held:
+    if not is_file:
         return "which is missing", "put the file beside the graph"
     if real.stat().st_nlink > 1:  # onnx_ir maps none of these
         return "a hard link", "put a copy in its place"

@@ -17,9 +17,10 @@ CONSTANT_ROLES = ("patcher", "codes")
 # Products of two activations: of queries and keys, of the softmax and values.
 PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
 NO_WEIGHT = "-"  # the format of such a product's weight, as reports say it
-SITES_VERSION = "2"  # of sites.json: an export of another is made again
+SITES_VERSION = "2"  # version of sites.json; an export with another one is made again
 Axis = Annotated[int, msgspec.Meta(ge=0, le=7)]
-# Of positions, channels and sides: far above any model's, and arrays of as many still fit.
+# A count of positions or channels, or a side: the limit is far above any model's, and arrays of
+# this size still fit.
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 

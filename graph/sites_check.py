@@ -62,12 +62,12 @@ def read_names(path: Path) -> GraphNames:
         ) from error
     bodies = list(with_bodies(graph))
     made = (name for body in bodies for node in body.node for name in node.output)
-    given = (value.name for body in bodies for value in body.input)
+    inputs = (value.name for body in bodies for value in body.input)
     shapes = {t.name: tuple(t.dims) for body in bodies for t in body.initializer}
     return GraphNames(
         nodes={node.name: node for body in bodies for node in body.node},
         initializers=shapes,
-        tensors=frozenset((*made, *given, *shapes)),
+        tensors=frozenset((*made, *inputs, *shapes)),
     )
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 WEIGHTS = "model.onnx.data"
 INLINE = 1024  # bytes; tensors up to this stay in the graph, as onnx_ir leaves them
-PAGE = 4096  # so that a loader can map each tensor
+PAGE = 4096  # alignment, so that a loader can map each tensor
 
 
 class SharedWeights:

@@ -18,13 +18,13 @@ FRACTIONS = np.geomspace(0.6, 1.0, 12)
 # The smallest normal float16: below it scales lose digits, and a half-precision copy stays in FP32.
 LEAST_SCALE = 2.0**-14
 LARGEST_SCALE = 2.0**15
-LARGEST_EXPONENT = 126  # of a factor that float32 holds in full
-# Below, a row is zeros: float32 would have no scale of full precision for it.
+LARGEST_EXPONENT = 126  # largest exponent of a factor that float32 holds at full precision
+# A row of smaller weights counts as zeros: float32 has no scale of full precision for it.
 LEAST_WEIGHT = 1e-33
-# Share of its row's sum of squares from which a block's scale counts: INT4 itself loses about 2^-9.
+# A block's scale counts from this share of its row's sum of squares; INT4 itself loses about 2^-9.
 LEAST_SHARE = 2.0**-24
 LARGEST_ROW = -1  # exponent of the largest weight of a row that was raised
-ROWS = 256  # of a weight at a time, which bounds the memory
+ROWS = 256  # processed at a time, which bounds the memory
 
 
 def quantize_blocks(
@@ -45,7 +45,7 @@ def quantize_blocks(
     blocks = weight.astype(np.float32, copy=False).reshape(outputs, -1, block)
     channel_weights = None
     if importance is not None:
-        # Times a power of two, so that no sum leaves float32.
+        # Scaled by a power of two, so that no sum leaves the range of float32.
         unit = importance / 2.0 ** np.frexp(importance.max())[1]
         channel_weights = unit.astype(np.float32).reshape(-1, block)
     factor = np.concatenate(

@@ -21,12 +21,12 @@ from .weight import QuantizedWeight, log_table, nearest_magnitudes
 
 Floats = NDArray[np.float64]
 BLOCK = 64
-DAMPING = 0.01  # of the mean diagonal
-# More where rows are few, so that directions which they do not show are not taken for free.
+DAMPING = 0.01  # added to the diagonal, relative to its mean
+# More damping where rows are few, so that directions without data still cost something.
 FEW_ROWS = 0.25  # times columns / rows
-# Steps that are tried, as multiples of the one with the least rounding error.
+# Scales that are tried, as multiples of the one with the least rounding error.
 STEPS = (1.0, 0.7, 0.8, 0.9, 1.1, 1.2)
-SEARCHED_BITS = 4  # with finer grids the first step is as good
+SEARCHED_BITS = 4  # with more bits the first scale is as good
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +90,20 @@ def compensate(
     it is in `nearest`.
     """
     wide = weight.reshape(len(weight), -1).astype(np.float64)
-    grid, found, start = UnitLevels.of(nearest), factorize(square, rows), nearest.scale
+    levels, factor, start = UnitLevels.of(nearest), factorize(square, rows), nearest.scale
     q, scale = np.zeros_like(wide), start
     least = np.full(1 if start.size == 1 else len(wide), np.inf)
     inside = wide if nearest.factor is None else wide / nearest.factor.astype(np.float64)[:, None]
     for step in steps if nearest.format.bits <= SEARCHED_BITS else steps[:1]:
         tried = start * np.float32(step)
         tried = tried if start.ndim == 1 else half_scale(tried)
-        made, errors = round_columns(inside, tried, grid, found)
+        made, errors = round_columns(inside, tried, levels, factor)
         better = by_scale(errors, start) < least
         least = np.where(better, by_scale(errors, start), least)
         scale, q = by_row(better, tried, scale), by_row(better, made, q)
     choices = [scale]
     if start.ndim == 1:
-        choices.append(fit_scale(wide, grid.values(q), scale, square))
+        choices.append(fit_scale(wide, levels.values(q), scale, square))
     best, lowest = nearest, by_scale(output_error(wide, nearest, square), start)
     whole = q.astype(np.int8).reshape(nearest.q.shape)
     for tried in choices:
@@ -120,12 +120,12 @@ def compensate(
 def factorize(square: Floats, rows: int) -> Factor:
     """Factorize XᵀX, columns of large mean square first; dead ones get the damping alone."""
     columns = len(square)
-    energy = np.diag(square)
-    order = np.argsort(-energy, kind="stable")
+    importance = np.diag(square)
+    order = np.argsort(-importance, kind="stable")
     damping = max(DAMPING, FEW_ROWS * columns / max(1, rows))
     turned = order[::-1]
     damped = square[np.ix_(turned, turned)]
-    damped.flat[:: columns + 1] += damping * float(energy.mean()) or 1.0
+    damped.flat[:: columns + 1] += damping * float(importance.mean()) or 1.0
     lower = np.asarray(np.linalg.cholesky(damped), np.float64)
     root: Floats = np.diag(lower).copy()
     lower /= root
@@ -134,7 +134,7 @@ def factorize(square: Floats, rows: int) -> Factor:
 
 
 def round_columns(
-    weight: Floats, scale: NDArray[np.float32], grid: UnitLevels, factor: Factor
+    weight: Floats, scale: NDArray[np.float32], levels: UnitLevels, factor: Factor
 ) -> tuple[Floats, Floats]:
     """Return the quantized values [O, K] and the damped error of each row, [O]."""
     columns = weight.shape[1]
@@ -147,10 +147,10 @@ def round_columns(
         carried = ordered[:, start:end] + error[:, :start] @ factor.upper[:start, start:end]
         for k in range(start, end):
             target = carried[:, k - start] + error[:, start:k] @ factor.upper[start:k, k]
-            # Of blocks, that of the column's.
+            # With blocks, the scale of the column's block.
             step = steps if steps.ndim == 1 else steps.T[factor.order[k] * len(steps.T) // columns]
-            made[:, k] = grid.quantize(target / step)
-            rounded = grid.values(made[:, k]) * step
+            made[:, k] = levels.quantize(target / step)
+            rounded = levels.values(made[:, k]) * step
             error[:, k] = ordered[:, k] - rounded
             total += factor.diagonal[k] * np.square(target - rounded)
     q = np.empty_like(made)
@@ -182,6 +182,6 @@ def by_scale(errors: Floats, scale: NDArray[np.float32]) -> Floats:
     return errors if scale.size > 1 else errors.sum(keepdims=True)
 
 
-def by_row(chosen: NDArray[np.bool_], new: NDArray[Any], old: NDArray[Any]) -> NDArray[Any]:
+def by_row(mask: NDArray[np.bool_], new: NDArray[Any], old: NDArray[Any]) -> NDArray[Any]:
     """Return `new` in the chosen rows ([1]: in all or none), else `old`."""
-    return np.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+    return np.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -34,7 +34,7 @@ def save_packed_weights(
     header: dict[str, object] = {}
     for site, weight in quantized.items():
         tensors[f"{site}.weight_q"] = pack_bits(weight.q, weight.format.bits)
-        # Scales of blocks are numbers of float16.
+        # Scales of blocks are float16.
         half = weight.format.block is not None
         tensors[f"{site}.weight_scale"] = weight.scale.astype(np.float16 if half else np.float32)
         if weight.ratio is not None:
@@ -46,7 +46,7 @@ def save_packed_weights(
             "format": msgspec.to_builtins(weight.format),
         }
     # One metadata key: safetensors writes several in random order.
-    # What is not contiguous it would write in the order of memory.
+    # It would write arrays that are not contiguous in the order of memory.
     held = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     data = save(held, metadata={HEADER: json.dumps({"schema": SCHEMA, "sites": header})})
     path.write_bytes(data)  # save_file hides the errno of a full disk

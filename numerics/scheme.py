@@ -14,7 +14,7 @@ BLOCKS, BLOCK_BITS = (32, 64, 128), 4
 LOG2_BITS = 5
 # The product of two scales within them is a normal number of float32, and so is 1 / scale.
 LEAST_SCALE, MOST_SCALE = 2.0**-63, 2.0**63
-MOST_SHIFT = 2**24  # steps; float32 counts no further
+MOST_SHIFT = 2**24  # quantized values; float32 counts no further
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 

@@ -21,7 +21,7 @@ from .scheme import WeightFormat
 
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
-LARGEST_EXPONENT = 8  # of a power of two that E4M3 has
+LARGEST_EXPONENT = 8  # exponent of the largest power of two in E4M3
 BINS = 1024
 UNIFORM_FRACTIONS = np.geomspace(0.12, 1.0, 40)
 LOG_FRACTIONS = np.geomspace(0.15, 1.0, 24)
@@ -33,7 +33,7 @@ LOG_SPANS = np.geomspace(1e-4, 0.7, 28)
 NEARBY_FRACTIONS = np.linspace(0.94, 1.06, 13)
 NEARBY_BITS = 5
 CHUNK = 2**20  # weights whose errors are measured at once
-# At fewer bits a step is too large to be moved for the sake of a sum.
+# With fewer bits a step is too large to be spent on preserving a sum.
 TAP_SUM_BITS = 4
 
 
@@ -239,7 +239,7 @@ def refine_uniform(
 
     `top` [G] are the largest magnitudes of `rows` [G, M]; a single group is sampled by a stride.
     """
-    found = fraction.copy()
+    refined = fraction.copy()
     if len(rows) == 1:
         stride = max(1, rows.shape[1] // CHUNK)
         rows = rows[:, ::stride]
@@ -256,8 +256,8 @@ def refine_uniform(
             error -= unit
             np.square(error, out=error)
             errors.append(error.sum(axis=1) if gain is None else np.einsum("ij,ij->i", error, gain))
-        found[part] *= NEARBY_FRACTIONS[least(errors)]
-    return found
+        refined[part] *= NEARBY_FRACTIONS[least(errors)]
+    return refined
 
 
 def log_ratios(n: int) -> Sequence[float]:

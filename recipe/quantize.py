@@ -179,8 +179,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             )
 
 
-def with_implied(given: Mapping[str, Any]) -> dict[str, Any]:
+def with_implied(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return quantize options as written, with the activation bits that their method implies."""
-    implied = given.get("quantize_method") in WEIGHT_ONLY and not given.get("integer_exponents")
-    unsaid = given.get("activation_bits") is None
-    return {**given, "activation_bits": FLOAT_BITS} if implied and unsaid else dict(given)
+    implied = values.get("quantize_method") in WEIGHT_ONLY and not values.get("integer_exponents")
+    unsaid = values.get("activation_bits") is None
+    return {**values, "activation_bits": FLOAT_BITS} if implied and unsaid else dict(values)

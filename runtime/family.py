@@ -106,7 +106,7 @@ def load_named(reference: str, where: str) -> Any:
     """
     try:
         return pkgutil.resolve_name(reference)
-    # Whatever another package raises as it is imported is told as its error, not as ours.
+    # An error while another package is imported is reported as an error of that package.
     except Exception as error:
         if reference.startswith(f"{PACKAGE}."):
             raise

@@ -49,10 +49,10 @@ def instead(folder: Path, manifest: Manifest | None, built: dict[str, Any]) -> s
     if root is None:
         return "name one of those"
     shown = folder.parents[2] if len(folder.parents) > 2 else root
-    places = (
+    folders = (
         ("engines", str(built.get("name")), CPU_BACKEND),
         ("quantize", str(built.get("name"))),
         ("export",),
     )
-    found = next((p for p in places if root.joinpath(*p, MANIFEST).is_file()), None)
+    found = next((p for p in folders if root.joinpath(*p, MANIFEST).is_file()), None)
     return f"name {shown.joinpath(*found)}" if found else "name one of those"

@@ -29,7 +29,7 @@ from .spec import GeneratorSpec
 SPEC_FILE = GENERATOR_FILE
 EXPORT_FIRST = "export a generator there first"
 BATCH_SIZE = 4
-# Graphs of an export that no loop opens: it, and what makes tokens of pictures.
+# Graphs of an export that no loop opens: the teacher-forced graph, and the encoder of images.
 OTHER_GRAPHS = (TEACHER_FORCED, "encoder", "lookup")
 
 Progress = Callable[[int, int], None]
@@ -235,7 +235,7 @@ def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
     folder = graphs_folder(path)
     if not any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
         require_session(folder)
-        return read_spec(folder)  # which says that nothing is there
+        return read_spec(folder)  # raises the error that nothing is there
     verified(folder)
     return read_spec(folder)
 
@@ -257,15 +257,15 @@ def choose_sampling(spec: GeneratorSpec, greedy: bool = False, **changes: float 
     Raises:
         GenerationError: a value out of its range, or one that the family has no use for.
     """
-    given = {name: value for name, value in changes.items() if value is not None}
-    foreign = {name for name in given if getattr(spec.defaults, name, None) is None}
+    changed = {name: value for name, value in changes.items() if value is not None}
+    foreign = {name for name in changed if getattr(spec.defaults, name, None) is None}
     if not spec.vocab_size:
-        foreign |= given.keys() & {"top_k", "top_p"}
+        foreign |= changed.keys() & {"top_k", "top_p"}
     if foreign:
         named = ", ".join(sorted(foreign))
         raise GenerationError(f"{named} is not this family's", do="leave it out")
     own = {name: getattr(spec.defaults, name) for name in spec.defaults.__struct_fields__}
-    chosen = Sampling(**own | given, greedy=greedy)
+    chosen = Sampling(**own | changed, greedy=greedy)
     chosen.check(spec.vocab_size, spec.length)
     return chosen
 
@@ -278,18 +278,18 @@ def check_labels(
     Raises:
         GenerationError: none, not a list of integers, or one out of range.
     """
-    given = np.asarray(labels)
+    array = np.asarray(labels)
     last = spec.num_classes - 1
-    if given.ndim != 1 or not given.size or not np.issubdtype(given.dtype, np.integer):
+    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise GenerationError(
-            f"labels of shape {given.shape} and type {given.dtype}",
+            f"labels of shape {array.shape} and type {array.dtype}",
             do=f"give a list of one or more classes from 0 to {last}",
         )
-    odd = sorted({int(label) for label in given if not 0 <= label <= last})
+    odd = sorted({int(label) for label in array if not 0 <= label <= last})
     if odd:
         named = ", ".join(str(label) for label in odd[:8])
         raise GenerationError(
             f"labels out of range: {named}{', ...' if len(odd) > 8 else ''}",
             do=f"this model's classes are 0 to {last}",
         )
-    return given.astype(np.int64)
+    return array.astype(np.int64)

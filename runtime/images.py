@@ -20,10 +20,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import CalibrationError, GenerationError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Pixels of a picture: Pillow's limit against small files that ask for much memory, and ours for
+# Pixels of an image: Pillow's limit against small files that ask for much memory, and ours for
 # what is enlarged.
 MOST_PIXELS = 89_478_485
-# What Pillow's decoders raise for damaged files beside what they document.
+# Errors that Pillow's decoders raise for damaged files, documented or not.
 DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, NotImplementedError),
     *(IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError),
@@ -53,7 +53,7 @@ def load_image(path: Path) -> Uint8Image:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which nothing here reads
+            warnings.simplefilter("ignore")  # no warnings of odd metadata, which nothing here reads
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 require_few_pixels(path.name, image.width, image.height)
@@ -133,11 +133,11 @@ def image_grid(images: Uint8Image, columns: int | None = None, gap: int = 2) -> 
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
-    grid = np.full(size, 255, np.uint8)
+    sheet = np.full(size, 255, np.uint8)
     for k, image in enumerate(images):
         top, left = k // columns * (height + gap), k % columns * (width + gap)
-        grid[top : top + height, left : left + width] = image
-    return grid
+        sheet[top : top + height, left : left + width] = image
+    return sheet
 
 
 def to_model(image: Uint8Image) -> FloatImage:
@@ -159,7 +159,7 @@ def from_model(image: NDArray[np.floating]) -> Uint8Image:
     bad = int(np.count_nonzero(~np.isfinite(image[0])))
     if bad:
         raise GenerationError(
-            f"{bad} of {image[0].size} values of the picture that the decoder made are not finite",
+            f"{bad} of {image[0].size} values of the image that the decoder made are not finite",
             do="check the weights and what was decoded; an FP16 graph may overflow",
         )
     unit = np.clip((image[0].astype(np.float32) + 1) / 2, 0, 1)

@@ -29,7 +29,7 @@ HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# What zipfile and numpy raise for files that are not what they say.
+# Errors that zipfile and numpy raise for damaged files.
 DAMAGED = (
     *(OSError, ValueError, EOFError, TypeError, SyntaxError, RecursionError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, NotImplementedError),
@@ -80,7 +80,7 @@ def read_npy(path: Path) -> Array:
 
 
 def read_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+    members: dict[str, Array] = {}
     packed: list[tuple[str, zipfile.ZipInfo]] = []
     names: list[str] = []  # in the order of the file
     for info in archive.infolist():
@@ -91,7 +91,7 @@ def read_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
             raise BadArrays(f"{name[:100]!r} is there twice")
         names.append(name)
         if info.compress_type == zipfile.ZIP_STORED:
-            found[name] = mapped_array(path, info)
+            members[name] = mapped_array(path, info)
         else:
             packed.append((name, info))
     require_bounded(packed)
@@ -99,8 +99,8 @@ def read_members(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
         with archive.open(info) as stream:
             shape, order, dtype = read_header(stream, info.file_size)
             data = stream.read()
-        found[name] = np.frombuffer(data, dtype, math.prod(shape)).reshape(shape, order=order)
-    return {name: found[name] for name in names}
+        members[name] = np.frombuffer(data, dtype, math.prod(shape)).reshape(shape, order=order)
+    return {name: members[name] for name in names}
 
 
 def require_bounded(packed: list[tuple[str, zipfile.ZipInfo]]) -> None:
@@ -127,7 +127,7 @@ def memory() -> int:
 def mapped_array(path: Path, info: zipfile.ZipInfo) -> Array:
     """Return a stored member as a memory map, read-only."""
     with path.open("rb") as stream:
-        stream.seek(info.header_offset + 26)  # of the lengths in a local file header
+        stream.seek(info.header_offset + 26)  # where a local file header has its lengths
         name_length, extra_length = struct.unpack("<HH", stream.read(4))
         stream.seek(name_length + extra_length, os.SEEK_CUR)
         return mapped(path, stream, info.file_size)
@@ -155,7 +155,7 @@ def read_header(
     if version not in HEADERS:
         raise BadArrays(f"has an array of the unknown version {version} of numpy's format")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers that Python 2 may have written
+        warnings.simplefilter("ignore")  # no warnings of headers that Python 2 may have written
         shape, fortran, dtype = HEADERS[version](stream)
     if dtype.hasobject:
         raise BadArrays("holds Python objects, which are not read")

@@ -53,15 +53,15 @@ def foreign_families() -> tuple[Family, ...]:
         ArvgError: one does not load, is no family, or has a name that is taken.
     """
     taken = {model.name for family in built_in_families() for model in family.models}
-    found = []
+    families = []
     for point in plug_ins():
         family = load_family(point)
         again = next((model.name for model in family.models if model.name in taken), None)
         if again is not None:
             raise refusal(point, f"its model {again!r} is there already", "rename the model")
         taken |= {model.name for model in family.models}
-        found.append(family)
-    return tuple(found)
+        families.append(family)
+    return tuple(families)
 
 
 def built_in(name: str) -> EntryPoint:
@@ -74,15 +74,15 @@ def plug_ins() -> tuple[EntryPoint, ...]:
     Raises:
         ArvgError: two have one name, or one that of a built-in family.
     """
-    found = tuple(sorted(entry_points(group=GROUP), key=lambda point: point.name))
-    counts = Counter(point.name for point in found)
-    for point in found:
+    points = tuple(sorted(entry_points(group=GROUP), key=lambda point: point.name))
+    counts = Counter(point.name for point in points)
+    for point in points:
         if point.name in BUILT_IN:
             raise refusal(point, "is the name of a built-in family", "rename the entry point")
         if counts[point.name] > 1:
-            others = ", ".join(p.value for p in found if p.name == point.name)
+            others = ", ".join(p.value for p in points if p.name == point.name)
             raise refusal(point, f"several packages bring it: {others}", "uninstall all but one")
-    return found
+    return points
 
 
 def load_family(point: EntryPoint) -> Family:
@@ -102,22 +102,22 @@ def problems(family: object, name: str) -> Sequence[str]:
     """Return what is wrong with an object that should be the family `name`."""
     if not isinstance(family, Family):
         return [f"is a {type(family).__name__}, no Family"]
-    found = []
+    messages = []
     if family.name != name:
-        found.append(f"gives a family named {family.name!r}")
+        messages.append(f"gives a family named {family.name!r}")
     odd = [model.name for model in family.models if model.family != name]
     if odd:
-        found.append(f"its model {odd[0]!r} is of another family")
+        messages.append(f"its model {odd[0]!r} is of another family")
     if not family.exporter:
-        found.append("has no exporter")
+        messages.append("has no exporter")
     if family.spec is None:
-        return found
+        return messages
     config = family.spec.__struct_config__ if issubclass(family.spec, msgspec.Struct) else None
     if config is None or (config.tag_field, config.tag) != ("family", name):
-        found.append(f"its spec is no msgspec Struct with tag_field='family' and tag={name!r}")
+        messages.append(f"its spec is no msgspec Struct with tag_field='family' and tag={name!r}")
     if not family.loop:
-        found.append("has a spec and no loop")
-    return found
+        messages.append("has a spec and no loop")
+    return messages
 
 
 def refusal(point: EntryPoint, what: str, do: str) -> ArvgError:

@@ -156,10 +156,10 @@ def keep_top_p(values: Logits, p: float) -> Logits:
     gone = np.count_nonzero(mass <= (1 - p) * mass[:, -1:], axis=1)
     gone = np.minimum(gone, values.shape[1] - 1)[:, None]
     least = np.take_along_axis(ascending, gone, axis=1)
-    kept = values >= least
-    # Of the values that equal the least one kept, some may be gone: those that come first.
-    surplus = np.count_nonzero(kept, axis=1, keepdims=True) - (values.shape[1] - gone)
+    mask = values >= least
+    # Some values that equal the least one in the set may be dropped: those that come first.
+    surplus = np.count_nonzero(mask, axis=1, keepdims=True) - (values.shape[1] - gone)
     if surplus.any():
         equal = values == least
-        kept &= ~equal | (np.cumsum(equal, axis=1) > surplus)
-    return np.where(kept, values, -np.inf).astype(values.dtype, copy=False)
+        mask &= ~equal | (np.cumsum(equal, axis=1) > surplus)
+    return np.where(mask, values, -np.inf).astype(values.dtype, copy=False)

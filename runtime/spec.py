@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from .recording import Recording
 
 KvType = Literal["float32", "float16"]
-# Above any model's classes, codes and widths; a table of as many rows is gigabytes.
+# The limit is above any model's classes, codes and widths; a table of so many rows takes gigabytes.
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
-Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # of a token map
+Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # in tokens
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 AxisSizes = Mapping[str, tuple[int, int, int]]
 TEACHER_FORCED = "full"  # the graph of all positions at once, teacher-forced
@@ -64,7 +64,7 @@ def step_names(static_batch: int | None, scales: int) -> tuple[str, ...]:
     return ("step",) if static_batch is None else tuple(f"step.{k}" for k in range(scales))
 
 
-TIMES = 1000  # of the training
+TIMES = 1000  # diffusion times in the training
 
 
 class GeneratorSpec(Protocol):

@@ -61,7 +61,7 @@ class ImageTokenizer:
         """Read what the graphs say of themselves; raise ValueError for what is no number."""
         self.stride = int(properties["arvg_trt.stride"])
         self.image_size = int(properties.get("arvg_trt.image_size", 0)) or None
-        # Of FSQ the levels of each channel, of a codebook its size, of neither a latent.
+        # FSQ has levels for each channel, a codebook has a size, a continuous latent has neither.
         levels = [int(v) for v in properties.get("arvg_trt.levels", "").split(",") if v]
         size = int(properties.get("arvg_trt.codebook_size", 0)) or math.prod(levels or [0])
         self.codebook_size: int | None = size or None

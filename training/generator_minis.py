@@ -27,7 +27,7 @@ from . import mar_loss, tokenizer_minis
 from .tiny_imagenet import CLASSES, SIDE
 
 # RAR's annealing: all orders at random until the first share of the steps, none after the second.
-# Officially a half and three quarters, of a training a thousand times as long.
+# The official shares are a half and three quarters, of a training a thousand times as long.
 RANDOM_UNTIL = 0.25
 RASTER_FROM = 0.5
 
@@ -72,7 +72,7 @@ MAR = MarConfig(
     latent_scale=0.508,
 )
 MASKS = 4  # shares of masked tokens that a trained MAR is measured at
-DRAWS = 2  # times and noises that each masked token of a MAR is seen at in a step
+DRAWS = 2  # times and noises drawn for each masked token of a MAR in a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +220,11 @@ def diffusion_loss(model: MarTransformer, _: nn.Module, batch: Batch) -> Tensor:
 def noise_errors(model: MarTransformer, batch: Batch) -> dict[str, float]:
     """Return the mean squared error of the noise, and of a guess by mean and variance alone."""
     latents = drawn_latents(model.config, batch)
-    found = [
+    errors = [
         mar_loss.noise_errors(model, latents, batch.labels, batch.generator) for _ in range(MASKS)
     ]
     names = ("noise_error", "noise_error_of_linear_guess")
-    means = (round(sum(values) / MASKS, 4) for values in zip(*found, strict=True))
+    means = (round(sum(values) / MASKS, 4) for values in zip(*errors, strict=True))
     return dict(zip(names, means, strict=True))
 
 

@@ -45,7 +45,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 class Run:
     """Train a model: AdamW, an exponential moving average of its weights, its saved state.
 
-    `kept` are further tensors that belong to the state; they are filled in place.
+    `buffers` are further tensors that belong to the state; they are filled in place.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Run:
         path: Path,
         *,
         ema_decay: float,
-        kept: Mapping[str, Tensor] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = model
         self.schedule = schedule
@@ -64,7 +64,7 @@ class Run:
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self._optimizer = torch.optim.AdamW(groups, schedule.peak, betas=BETAS)
         self._ema_decay = ema_decay
-        self._kept = dict(kept or {})
+        self._kept = dict(buffers or {})
         self._path = path
         self._start = 0
         self._sums: dict[str, float] = {}

@@ -26,8 +26,9 @@ from ..families.mar.model import MarTransformer
 from ..runtime.spec import TIMES
 
 LEAST_MASKED, DEVIATION = 0.7, 0.25
-LAST_SHARE, LAST_WEIGHT = 1 / 8, 30.0  # of the draws that are seen at the last time too
-DRAWS = 4  # times and noises that each masked token is seen at in a step
+# Share of the draws that also train at the last time, and its weight.
+LAST_SHARE, LAST_WEIGHT = 1 / 8, 30.0
+DRAWS = 4  # times and noises drawn for each masked token in a step
 DIFFUSION = Diffusion.of(TIMES)
 SIGNAL, NOISE = np.sqrt(DIFFUSION.alpha_bar), np.sqrt(1 - DIFFUSION.alpha_bar)
 HALF_BIN = 1 / 255  # the first step's likelihood is that of numbers in bins twice as wide
@@ -114,12 +115,12 @@ def noise_errors(
     The latter knows of a token no more than its channels' means m and variances v: of
     x_t = a x + s noise it takes the noise for s (x_t - a m) / (a^2 v + s^2).
     """
-    seen = masked(model, latents, labels, generator)
-    predicted, _ = model.diffloss.net(seen.noisy, seen.times, seen.z).chunk(2, dim=1)
+    noised = masked(model, latents, labels, generator)
+    predicted, _ = model.diffloss.net(noised.noisy, noised.times, noised.z).chunk(2, dim=1)
     mean, variance = latents.mean(dim=(0, 1)), latents.var(dim=(0, 1))
-    a, s = at(SIGNAL, seen.times, latents), at(NOISE, seen.times, latents)
-    guess = s * (seen.noisy - a * mean) / (a.square() * variance + s.square())
-    errors = ((seen.noise - found).square().mean().item() for found in (predicted, guess))
+    a, s = at(SIGNAL, noised.times, latents), at(NOISE, noised.times, latents)
+    guess = s * (noised.noisy - a * mean) / (a.square() * variance + s.square())
+    errors = ((noised.noise - found).square().mean().item() for found in (predicted, guess))
     return next(errors), next(errors)
 
 
@@ -148,15 +149,15 @@ def masked(
     return Noised(target, z, times, noise)
 
 
-def diffusion_loss(net: Denoiser, seen: Noised) -> Tensor:
+def diffusion_loss(net: Denoiser, noised: Noised) -> Tensor:
     """Return the noise's mean squared error plus `variational_bound`, [m].
 
     The bound is computed with the noise held constant.
     """
-    noisy = seen.noisy
-    predicted, spread = net(noisy, seen.times, seen.z).to(noisy.dtype).chunk(2, dim=1)
-    squared: Tensor = (seen.noise - predicted).square().mean(dim=1)
-    return squared + variational_bound(seen.x, noisy, predicted.detach(), spread, seen.times)
+    noisy = noised.noisy
+    predicted, spread = net(noisy, noised.times, noised.z).to(noisy.dtype).chunk(2, dim=1)
+    squared: Tensor = (noised.noise - predicted).square().mean(dim=1)
+    return squared + variational_bound(noised.x, noisy, predicted.detach(), spread, noised.times)
 
 
 def variational_bound(

@@ -56,11 +56,11 @@ def unit(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(NORM_FLOOR)  # type: ignore[no-any-return]
 
 
-def difference(perception: Perception, found: Tensor, wanted: Tensor) -> Tensor:
+def difference(perception: Perception, image: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean squared distance of unit feature vectors, over levels and places."""
     with torch.no_grad():
         goals = perception.features(wanted)
-    pairs = zip(perception.features(found), goals, strict=True)
+    pairs = zip(perception.features(image), goals, strict=True)
     distances = [(unit(a) - unit(b)).square().sum(dim=1).mean() for a, b in pairs]
     return torch.stack(distances).mean()
 
@@ -74,7 +74,7 @@ def train_perception(training: LabelledImages, path: Path, seed: int) -> Percept
         schedule = Schedule(STEPS, PEAK_LR, WARMUP)
         run = Run(model, groups, schedule, path.with_suffix(".state.pt"), ema_decay=0.99)
         for step in run.steps():
-            images, labels = training_batch(training, step, seed, BATCH, reach=4)
+            images, labels = training_batch(training, step, seed, BATCH, most_shift=4)
             loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
             run.update(loss, step)
             run.log(perception=loss.item())

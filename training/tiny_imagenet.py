@@ -71,23 +71,24 @@ def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip, images.flip(-1), images)
 
 
-def moved(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """Return a float batch [N, 3, 64, 64] moved by up to `reach` pixels, its borders repeated."""
-    padded = F.pad(images, (reach,) * 4, mode="replicate")
-    top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
+def moved(images: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Return a float batch [N, 3, 64, 64] moved by up to `limit` pixels, its borders repeated."""
+    padded = F.pad(images, (limit,) * 4, mode="replicate")
+    top, left = torch.randint(0, 2 * limit + 1, (2,), generator=generator).tolist()
     return padded[:, :, top : top + SIDE, left : left + SIDE]
 
 
 def training_batch(
-    pictures: LabelledImages, step: int, seed: int, size: int, reach: int = 0
+    data: LabelledImages, step: int, seed: int, size: int, most_shift: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Return images [size, 3, 64, 64] in [-1, 1] with labels, half of them flipped.
 
-    They are moved by up to `reach` pixels. The step's number and the seed alone decide the batch.
+    They are moved by up to `most_shift` pixels. The step's number and the seed alone decide the
+    batch.
     """
     generator = step_generator(seed, step)
-    index = torch.randint(len(pictures.labels), (size,), generator=generator)
-    images = flipped(to_signed(pictures.images[index]), generator)
-    if reach:
-        images = moved(images, reach, generator)
-    return images, pictures.labels[index]
+    index = torch.randint(len(data.labels), (size,), generator=generator)
+    images = flipped(to_signed(data.images[index]), generator)
+    if most_shift:
+        images = moved(images, most_shift, generator)
+    return images, data.labels[index]

@@ -86,7 +86,7 @@ class TokenizerMini:
     `encode` makes a latent of images, `quantize` what `decode` makes images of. `codebook` is the
     name of the parameter whose unused rows are revived, where there is one. `config` goes to
     config.json beside the weights: what no shape tells. `perception` is the weight of the features'
-    loss, `reach` the pixels that pictures are moved by at most.
+    loss, `most_shift` the pixels that pictures are moved by at most.
     """
 
     file: str
@@ -97,7 +97,7 @@ class TokenizerMini:
     encode: Callable[[Any, Tensor], Tensor] = encode
     config: Mapping[str, Any] = field(default_factory=dict)
     perception: float = 1.0
-    reach: int = 4
+    most_shift: int = 4
 
     def round_trip(self, model: Any, images: Tensor) -> Tensor:
         """Return the reconstruction, not clamped, of [N, 3, H, W] in [-1, 1]."""
@@ -137,11 +137,11 @@ def quantize_map(model: VqTokenizer, latent: Tensor) -> Quantized:
     """
     with torch.no_grad():
         codes = model.codes(latent)
-    found = F.embedding(codes, model.codebook).permute(0, 3, 1, 2)
+    nearest = F.embedding(codes, model.codebook).permute(0, 3, 1, 2)
     fixed = latent.detach()
-    loss = F.mse_loss(found, fixed) + COMMITMENT * F.mse_loss(found.detach(), latent)
+    loss = F.mse_loss(nearest, fixed) + COMMITMENT * F.mse_loss(nearest.detach(), latent)
     loss = loss + LENGTH * (latent.square().sum(dim=1) - 1).square().mean()
-    through = latent + (found - latent).detach()
+    through = latent + (nearest - latent).detach()
     use = torch.bincount(codes.flatten(), minlength=len(model.codebook)).float()
     return Quantized(through, loss, use, fixed.permute(0, 2, 3, 1).flatten(0, 2))
 
@@ -176,7 +176,7 @@ MINIS = {
         "quantize.embedding.weight",
         config={"patch_nums": VAR.patch_nums},
         perception=0.0,
-        reach=0,
+        most_shift=0,
     ),
     "rar-mini": TokenizerMini(
         "tokenizer.safetensors",

@@ -48,13 +48,13 @@ def widened(tokens: Tensor) -> Tensor:
 def views(images: Tensor, count: int, seed: int) -> list[Tensor]:
     """Return the images unchanged and flipped, then as often moved with their borders repeated."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    batches = []
     for view in range(count):
-        seen = images.flip(-1) if view % 2 else images
+        batch = images.flip(-1) if view % 2 else images
         if view >= 2:
-            seen = moved(seen.float(), REACH, generator).byte()
-        found.append(seen)
-    return found
+            batch = moved(batch.float(), REACH, generator).byte()
+        batches.append(batch)
+    return batches
 
 
 @torch.no_grad()

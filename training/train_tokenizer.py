@@ -24,11 +24,11 @@ from .perception import Perception, difference, train_perception
 from .tiny_imagenet import archive_digest, load_images, to_signed, training_batch
 from .tokenizer_minis import MINIS, Quantized, TokenizerMini
 
-WARMUP = 1 / 12  # of all steps
-EMA_SPAN = 1 / 3.6  # of all steps, that the average reaches back
+WARMUP = 1 / 12  # share of all steps
+EMA_SPAN = 1 / 3.6  # span of the average, as a share of all steps
 RESTART_EVERY = 50
-RESTART_UNTIL = 0.7  # of all steps; afterwards the codebook only settles
-RARE = 0.03  # of the mean use
+RESTART_UNTIL = 0.7  # share of all steps; afterwards the codebook only converges
+RARE = 0.03  # share of the mean use
 
 
 def losses(
@@ -42,11 +42,11 @@ def losses(
         latent = mini.encode(model, images)
     quantized = mini.quantize(model, latent.float())
     with torch.autocast(images.device.type, torch.bfloat16):
-        found = mini.decode(model, quantized.through).float()
-    pixels = F.l1_loss(found, images) + F.mse_loss(found, images)
+        decoded = mini.decode(model, quantized.through).float()
+    pixels = F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
     if perception is None:
         return pixels, torch.zeros(()), quantized
-    return pixels, mini.perception * difference(perception, found, images), quantized
+    return pixels, mini.perception * difference(perception, decoded, images), quantized
 
 
 def restart_codes(
@@ -116,12 +116,12 @@ def main(
     use = torch.zeros(len(tables[0]) if tables else 0, device=device)
     path = output / f"{stem}_state.pt"
     decay = 1 - 1 / (EMA_SPAN * steps)
-    run = Run(model, groups, schedule, path, ema_decay=decay, kept={"use": use})
+    run = Run(model, groups, schedule, path, ema_decay=decay, buffers={"use": use})
     if mini.codebook is not None:
         tables.append(run.average[mini.codebook])
     for step in run.steps():
-        torch.manual_seed(step)  # what is drawn inside the model, the same after resuming
-        images = training_batch(training, step, seed, batch, mini.reach)[0].to(device)
+        torch.manual_seed(step)  # seeds draws inside the model, the same after resuming
+        images = training_batch(training, step, seed, batch, mini.most_shift)[0].to(device)
         pixels, perceived, quantized = losses(mini, model, images, perception)
         run.update(pixels + perceived + quantized.loss, step)
         if quantized.use is not None and quantized.vectors is not None:

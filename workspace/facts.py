@@ -30,11 +30,11 @@ def manifest_value(
     Raises:
         WorkspaceError: there is no value, or not one of that kind.
     """
-    held = getattr(manifest, part)
+    values = getattr(manifest, part)
     try:
-        if key not in held:
+        if key not in values:
             raise msgspec.ValidationError("it is not there")
-        return msgspec.convert(held[key], kind)
+        return msgspec.convert(values[key], kind)
     except msgspec.ValidationError as error:
         raise WorkspaceError(
             f"its manifest has no {part}.{key} that is read: {error}",
@@ -145,13 +145,13 @@ def tokenizer_of(exported: Manifest) -> TokenizerFacts:
     Raises:
         WorkspaceError: it is of a generator, which the stage does not take yet.
     """
-    found = facts(exported, ExportFacts).tokenizer
-    if found is None:
+    tokenizer = facts(exported, ExportFacts).tokenizer
+    if tokenizer is None:
         raise WorkspaceError(
             f"{exported.options['model']} generates, it is no image tokenizer",
             do="calibrate, quantize and generate take it",
         )
-    return found
+    return tokenizer
 
 
 def custom_graphs(exported: Manifest) -> tuple[GraphFacts, ...]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import ArvgError, WorkspaceError
 
-# Others read what was made here, as far as the folders above let them.
+# Other users can read the files, as far as the folders above permit.
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def encode_json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-# What decoding a file raises where it does not hold what its struct says.
+# Errors of decoding a file that does not fit its struct.
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 

@@ -47,12 +47,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 def is_up_to_date(folder: Path, wanted: Manifest) -> bool:
     """Return whether `folder` holds what `wanted` would make: same key, same digests."""
     try:
-        found = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        written = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except (FileNotFoundError, *UNDECODABLE):
         return False
-    return found.key() == wanted.key() and all(
+    return written.key() == wanted.key() and all(
         (folder / name).is_file() and sha256_file(folder / name) == digest
-        for name, digest in found.outputs.items()
+        for name, digest in written.outputs.items()
     )
 
 

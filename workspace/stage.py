@@ -55,11 +55,11 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def package_versions(*names: str) -> dict[str, str]:
     """Return the versions of this tool and of the libraries that decide a stage's output."""
-    found = {"arvg-trt": tool_version()}
+    versions = {"arvg-trt": tool_version()}
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def tool_version() -> str:

@@ -27,7 +27,7 @@ PLACES = {
     "validate": ("validate", 2),
     "build": ("engines", 3),
 }
-# What a stage's outputs are called where a later one was made from them.
+# Names of a stage's outputs in errors of a later stage.
 NOUNS = {"export": "export", "calibrate": "calibration", "quantize": "quantization"}
 REMOVE = ", or remove the folder"
 
@@ -103,10 +103,10 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
         WorkspaceError: an input was made anew, or the folder is another quantization's.
     """
     do = mend(folder, manifest, root)
-    place = Path(os.path.abspath(folder))
+    path = Path(os.path.abspath(folder))
     if manifest.stage == "build":
         name = manifest.options.get("name")
-        if name != place.parent.name:
+        if name != path.parent.name:
             raise WorkspaceError(
                 f"holds the engine of the quantization {name}",
                 where=str(folder),
@@ -115,11 +115,11 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
     for stage in sources(manifest.inputs):
         source = root / stage
         if stage == "quantize":
-            source /= place.parent.name if manifest.stage == "build" else place.name
+            source /= path.parent.name if manifest.stage == "build" else path.name
         if not (source / MANIFEST).is_file():
             continue
         made = read_manifest(source)
-        require_made_from(source, made, root)  # what has to be made anew first is named first
+        require_made_from(source, made, root)  # names first what has to be made again first
         given = {n: d for n, d in manifest.inputs.items() if n.startswith(f"{stage}/")}
         now = made.as_inputs()
         odd = sorted(n for n in given.keys() | now.keys() if given.get(n) != now.get(n))
@@ -147,18 +147,18 @@ def mend(folder: Path, manifest: Manifest, root: Path | None, more: str = "") ->
 def command(folder: Path, manifest: Manifest, root: Path) -> str:
     """Return the command line of a stage, without what an export or calibration was given."""
     where = str(root) if folder.is_absolute() else os.path.relpath(root)
-    place, options = Path(os.path.abspath(folder)), manifest.options
+    path, options = Path(os.path.abspath(folder)), manifest.options
     words = ["arvg-trt", manifest.stage]
     if manifest.stage == "export":
         words.append(str(options.get("model", "MODEL")))
     words.append(where)
     if manifest.stage == "build":
-        words += ["--name", place.parent.name, "--backend", str(options.get("backend"))]
+        words += ["--name", path.parent.name, "--backend", str(options.get("backend"))]
         words += [word for sm in options.get("targets", ()) for word in ("--target", str(sm))]
         if options.get("half", "float16") != "float16":
             words += ["--half", str(options["half"])]
     elif manifest.stage in ("quantize", "validate", "search"):
-        words += ["--name", place.name]
+        words += ["--name", path.name]
     return shlex.join(words)
 
 

@@ -41,7 +41,7 @@ class Workspace:
                 do="wait for it to end, or name another workspace",
             ) from None
         except FileNotFoundError as error:
-            # What virtual file systems say of a folder that nobody can make there.
+            # Virtual file systems raise this for a folder that cannot be made there.
             raise WorkspaceError(
                 f"no folder can be made here: {error.strerror}",
                 where=str(self.root),
@@ -73,16 +73,18 @@ class Workspace:
                 path, encode_json({"schema": "arvg-trt/workspace", "version": WORKSPACE_VERSION})
             )
             return
-        found = decode_json(path, dict[str, Any], do="remove the file to start over").get("version")
-        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        number = decode_json(path, dict[str, Any], do="remove the file to start over").get(
+            "version"
+        )
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise WorkspaceError(
-                f"says version {str(found)[:40]!r}, which is no version of a workspace",
+                f"says version {str(number)[:40]!r}, which is no version of a workspace",
                 where=str(path),
                 do=f"write {WORKSPACE_VERSION}, or remove the file to start over",
             )
-        if found > WORKSPACE_VERSION:
+        if number > WORKSPACE_VERSION:
             raise WorkspaceError(
-                f"workspace version {found} is newer than this tool's {WORKSPACE_VERSION}",
+                f"workspace version {number} is newer than this tool's {WORKSPACE_VERSION}",
                 where=str(path),
                 do="update arvg-trt, or use another workspace",
             )

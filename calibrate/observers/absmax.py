@@ -9,7 +9,7 @@ from ...graph.builder import add_node, constant, constant_array
 from .reduce import finite
 from .run import Outputs, is_empty
 
-MASK = -1e30  # what is below is a mask, to which float16 has an end of its own
+MASK = -1e30  # a value below is a mask, for which float16 has its own lowest number
 CONVERTING = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear", "Shape", "Size"})
 
 
@@ -17,13 +17,13 @@ def observe_absmax(graph: ir.Graph) -> None:
     """Add outputs `TENSOR:absmax_low`, `:absmax_high` and `:shape` of each float computed."""
     axes = constant(graph, "absmax/axes", np.zeros(0, np.int64))
     for value in computed_floats(graph):
-        seen = finite(graph, value)
+        finite_values = finite(graph, value)
         shape = add_node(graph, "Shape", [value], f"{value.name}:shape")
         shape.dtype = ir.DataType.INT64
         graph.outputs.append(shape)
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax")):
             name = f"{value.name}:absmax_{kind}"
-            found = add_node(graph, op, [seen, axes], name, keepdims=0)
+            found = add_node(graph, op, [finite_values, axes], name, keepdims=0)
             found.dtype, found.shape = ir.DataType.FLOAT, ir.Shape([])
             graph.outputs.append(found)
 
@@ -33,7 +33,7 @@ def keep_absmax(absmax: dict[str, float], outputs: Outputs) -> None:
     for name, values in outputs.items():
         tensor, _, kind = name.rpartition(":")
         if kind in ("absmax_low", "absmax_high") and not is_empty(outputs, name):
-            # Of Python's max NaN would not come.
+            # Python's max would lose a NaN.
             absmax[tensor] = float(np.maximum(absmax.get(tensor, 0.0), abs(float(values))))
 
 
@@ -42,19 +42,19 @@ def computed_floats(graph: ir.Graph) -> list[ir.Value]:
     floats = {v for v in graph.inputs if v.dtype == ir.DataType.FLOAT}
     fixed = set(graph.initializers.values())
     masked = {v for v in fixed if holds_mask(v)}
-    found = []
+    computed = []
     for node in graph:
-        given = [v for v in node.inputs if v is not None]
+        inputs = [v for v in node.inputs if v is not None]
         for value in node.outputs:
             if makes_float(node, value, floats):
                 floats.add(value)
-            if node.op_type != "Softmax" and masked.intersection(given):
+            if node.op_type != "Softmax" and masked.intersection(inputs):
                 masked.add(value)
-            if fixed.issuperset(given):
+            if fixed.issuperset(inputs):
                 fixed.add(value)
             elif value in floats and value not in masked:
-                found.append(value)
-    return found
+                computed.append(value)
+    return computed
 
 
 def holds_mask(value: ir.Value) -> bool:

@@ -15,7 +15,7 @@ from .reduce import Reducer, values_by_name
 from .smoothed import Scaling, SmoothedInput, add_smoothed, rounding_error, show_position_ids
 
 Floats = NDArray[np.float64]
-Power = Literal[2, 4]  # of an error that is summed
+Power = Literal[2, 4]  # to which errors are raised before they are summed
 
 
 def observe_channel_clip_errors(
@@ -60,7 +60,7 @@ def observe_channel_clip_errors(
 
 def observe_clip_errors(
     graph: ir.Graph,
-    views: Mapping[str, SmoothedInput],
+    inputs: Mapping[str, SmoothedInput],
     candidates: Mapping[str, Sequence[QParams]],
     gains: Mapping[str, Floats],
     powers: Sequence[Power],
@@ -72,15 +72,22 @@ def observe_clip_errors(
     position ids as an output.
     """
     values = values_by_name(graph)
-    show_position_ids(graph, [views[key] for key in candidates], values)
+    show_position_ids(graph, [inputs[key] for key in candidates], values)
     for key, tried in candidates.items():
-        view = views[key]
-        seen = add_smoothed(graph, values[view.tensor], view, key)
-        kept = view.channel_axis if view.token_axis is None else view.token_axis
-        by_channel, reducer = Reducer(graph, seen, view.channel_axis), Reducer(graph, seen, kept)
+        smoothed_input = inputs[key]
+        smoothed = add_smoothed(graph, values[smoothed_input.tensor], smoothed_input, key)
+        axis = (
+            smoothed_input.channel_axis
+            if smoothed_input.token_axis is None
+            else smoothed_input.token_axis
+        )
+        by_channel, reducer = (
+            Reducer(graph, smoothed, smoothed_input.channel_axis),
+            Reducer(graph, smoothed, axis),
+        )
         gain = constant(graph, f"{key}:gain", by_channel.by_channel(gains[key].astype(np.float32)))
         for k, qparams in enumerate(tried):
-            error = rounding_distance(graph, seen, view, qparams, f"{key}:{k}")
+            error = rounding_distance(graph, smoothed, smoothed_input, qparams, f"{key}:{k}")
             weighted = add_node(graph, "Mul", [error, gain], f"{key}:{k}:weighted")
             if 2 in powers:
                 reducer.add(f"{key}:{k}:e2", weighted, "ReduceSumSquare", "ReduceSum")
@@ -89,29 +96,29 @@ def observe_clip_errors(
                 reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
-def fits_operators(view: SmoothedInput, qparams: QParams) -> bool:
+def fits_operators(smoothed_input: SmoothedInput, qparams: QParams) -> bool:
     """Return whether QuantizeLinear can do the rounding: rows in order, int8 zero points.
 
     The sums of a clip's errors take 0.46 ms with it, 0.63 with `nearest_point`, of [256, 4096].
     """
     least, most = int(qparams.zero_point.min()), int(qparams.zero_point.max())
     fits = least >= -128 and most <= 127
-    return qparams.dtype == "int" and view.position_ids is None and fits
+    return qparams.dtype == "int" and smoothed_input.position_ids is None and fits
 
 
-def error_unit(view: SmoothedInput, qparams: QParams) -> Floats:
+def error_unit(smoothed_input: SmoothedInput, qparams: QParams) -> Floats:
     """Return the size of an error of 1 in the sums of `observe_clip_errors`, [T] or [1]."""
-    return np.ones_like(qparams.scale) if fits_operators(view, qparams) else qparams.scale
+    return np.ones_like(qparams.scale) if fits_operators(smoothed_input, qparams) else qparams.scale
 
 
 def rounding_distance(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+    graph: ir.Graph, smoothed: ir.Value, smoothed_input: SmoothedInput, qparams: QParams, label: str
 ) -> ir.Value:
     """Return a smoothed input's distance to its rounded value, in units of `error_unit`."""
-    if not fits_operators(view, qparams):
-        _, error = rounding_error(graph, seen, view, qparams, label)
+    if not fits_operators(smoothed_input, qparams):
+        _, error = rounding_error(graph, smoothed, smoothed_input, qparams, label)
         return error
-    axis = view.token_axis or 0
+    axis = smoothed_input.token_axis or 0
 
     def parameter(name: str, values: NDArray[np.generic]) -> ir.Value:
         return constant(graph, f"{label}:{name}", values[0] if values.size == 1 else values)
@@ -120,10 +127,10 @@ def rounding_distance(
         parameter("step", qparams.scale.astype(np.float32)),
         parameter("zero", qparams.zero_point.astype(np.int8)),
     )
-    q = add_node(graph, "QuantizeLinear", [seen, step, zero], f"{label}:q", axis=axis)
+    q = add_node(graph, "QuantizeLinear", [smoothed, step, zero], f"{label}:q", axis=axis)
     if qparams.bits < 8:
         ends = np.array([-(2 ** (qparams.bits - 1)), 2 ** (qparams.bits - 1) - 1], np.int8)
         bounds = [parameter("low", ends[:1]), parameter("high", ends[1:])]
         q = add_node(graph, "Clip", [q, *bounds], f"{label}:clipped")
     point = add_node(graph, "DequantizeLinear", [q, step, zero], f"{label}:point", axis=axis)
-    return add_node(graph, "Sub", [point, seen], f"{label}:error")
+    return add_node(graph, "Sub", [point, smoothed], f"{label}:error")

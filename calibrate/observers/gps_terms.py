@@ -12,7 +12,7 @@ from .smoothed import SmoothedInput, add_smoothed, rounding_error
 
 
 def observe_gps_terms(
-    graph: ir.Graph, views: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
+    graph: ir.Graph, inputs: Mapping[str, SmoothedInput], qparams: Mapping[str, QParams]
 ) -> None:
     """Add outputs `KEY:signal` and `KEY:noise`, [N, C]: sums of x^2 and of the rounding error^2.
 
@@ -20,9 +20,9 @@ def observe_gps_terms(
     """
     values = values_by_name(graph)
     for key, chosen in qparams.items():
-        view = views[key]
-        seen = add_smoothed(graph, values[view.tensor], view, key)
-        steps, error = rounding_error(graph, seen, view, chosen, key)
-        reducer = Reducer(graph, seen, view.channel_axis)
+        smoothed_input = inputs[key]
+        seen = add_smoothed(graph, values[smoothed_input.tensor], smoothed_input, key)
+        steps, error = rounding_error(graph, seen, smoothed_input, chosen, key)
+        reducer = Reducer(graph, seen, smoothed_input.channel_axis)
         reducer.add(f"{key}:signal", steps, "ReduceSumSquare", "ReduceSum")
         reducer.add(f"{key}:noise", error, "ReduceSumSquare", "ReduceSum")

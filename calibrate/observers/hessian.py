@@ -25,8 +25,8 @@ from .smoothed import SmoothedInput, add_smoothed, round_smoothed
 
 Floats = NDArray[np.float64]
 STRIP = 4096  # rows that one float32 product sums over
-# Bytes an element of K x K: the running sum with what the session returns, and the factorization
-# of one site, whose result and copy come on top.
+# Bytes per element of K x K: of the running sum with the session's output, and of the
+# factorization of one site, which adds its result and a copy.
 HELD_BYTES, FACTOR_BYTES = 16, 16
 KINDS = ("square", "rounded", "plain")
 END = np.iinfo(np.int64).max
@@ -50,7 +50,7 @@ class HessianObserver:
     """
 
     graph: str
-    view: SmoothedInput
+    smoothed_input: SmoothedInput
     columns: int
     rows: int
     qparams: QParams | None = None
@@ -89,7 +89,7 @@ def split_runs(
         OutOfMemory: one that does not fit alone.
     """
     passes: list[dict[str, HessianObserver]] = []
-    held = 0
+    used = 0
     for key, observer in observers.items():
         alone = observer.bytes + FACTOR_BYTES * observer.columns**2 * observer.squares
         if alone > max_memory:
@@ -97,11 +97,11 @@ def split_runs(
                 f"the Hessian of {key} ({observer.columns} columns) takes {alone / 1e9:.1f} GB",
                 do=f"--max-memory {math.ceil(alone / 2**30)}GiB, or round the site to nearest",
             )
-        if not passes or held + alone > max_memory:
+        if not passes or used + alone > max_memory:
             passes.append({})
-            held = 0
+            used = 0
         passes[-1][key] = observer
-        held += observer.bytes
+        used += observer.bytes
     return passes
 
 
@@ -147,16 +147,18 @@ def observe_hessian(graph: ir.Graph, observers: Mapping[str, HessianObserver]) -
     """
     values = values_by_name(graph)
     for key, observer in observers.items():
-        value = values[observer.view.tensor]
+        value = values[observer.smoothed_input.tensor]
         if observer.kernel is not None and any(observer.kernel.pads):
             value = padded(graph, value, observer.kernel, f"{key}:padded")
-        seen = add_smoothed(graph, value, observer.view, f"{key}:view")
-        on_grid = seen
+        smoothed = add_smoothed(graph, value, observer.smoothed_input, f"{key}:view")
+        rounded = smoothed
         if observer.qparams is not None:
-            on_grid = round_smoothed(graph, seen, observer.view, observer.qparams, key)
+            rounded = round_smoothed(
+                graph, smoothed, observer.smoothed_input, observer.qparams, key
+            )
         square: ir.Value | None = None
         for k in range(observer.strips):
-            rows = strip_rows(graph, on_grid, observer, k, f"{key}:rows:{k}")
+            rows = strip_rows(graph, rounded, observer, k, f"{key}:rows:{k}")
             shape = add_node(graph, "Shape", [rows], f"{key}:shape:{k}")
             give(graph, shape, ir.DataType.INT64, 1)
             if observer.squares:
@@ -165,7 +167,7 @@ def observe_hessian(graph: ir.Graph, observers: Mapping[str, HessianObserver]) -
                 give_sum(graph, rows, f"{key}:rounded:{k}")
                 plain = rows
                 if observer.qparams is not None:
-                    plain = strip_rows(graph, seen, observer, k, f"{key}:plain_rows:{k}")
+                    plain = strip_rows(graph, smoothed, observer, k, f"{key}:plain_rows:{k}")
                 give_sum(graph, plain, f"{key}:plain:{k}")
         if square is not None:
             kind = ir.DataType.FLOAT if observer.strips == 1 else ir.DataType.DOUBLE
@@ -256,7 +258,7 @@ def slice_of(
 ) -> ir.Value:
     """Cut a value by start, end and step of each axis."""
     starts, ends, steps = (list(column) for column in zip(*cuts.values(), strict=True))
-    held = [
+    bounds = [
         constant(graph, f"{name}/{label}", np.array(numbers, np.int64))
         for label, numbers in (
             ("starts", starts),
@@ -265,4 +267,4 @@ def slice_of(
             ("steps", steps),
         )
     ]
-    return add_node(graph, "Slice", [value, *held], name)
+    return add_node(graph, "Slice", [value, *bounds], name)

@@ -34,7 +34,7 @@ def observe_ranges(
         graph.outputs.append(shape)
 
 
-def observe_smoothed_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput]) -> None:
+def observe_smoothed_ranges(graph: ir.Graph, inputs: Mapping[str, SmoothedInput]) -> None:
     """Add outputs `KEY:min`, `:max`, `:square` ([N, C]) and `:shape` of smoothed inputs.
 
     Where an input tells tokens apart, there are also `KEY/position:min` and so on, [N, T]; rows in
@@ -74,16 +74,22 @@ def batch_stats(outputs: Outputs, name: str) -> TensorStats:
     return TensorStats(low.min(axis=0), high.max(axis=0), square.sum(axis=0), count)
 
 
-def position_stats(outputs: Outputs, key: str, view: SmoothedInput) -> TensorStats:
+def position_stats(outputs: Outputs, key: str, smoothed_input: SmoothedInput) -> TensorStats:
     """Return the statistics of a batch by token; those of a token without rows are empty."""
     name = f"{key}/position"
-    if view.position_ids is None:
+    if smoothed_input.position_ids is None:
         return batch_stats(outputs, name)
-    assert view.positions is not None
-    rows, channels = outputs[f"{name}:min"].shape, int(outputs[f"{name}:shape"][view.channel_axis])
-    places = np.broadcast_to(outputs[view.position_ids].astype(np.int64), rows)
-    low, high = np.full(view.positions, np.inf), np.full(view.positions, -np.inf)
-    np.minimum.at(low, places, outputs[f"{name}:min"].astype(np.float64))
-    np.maximum.at(high, places, outputs[f"{name}:max"].astype(np.float64))
-    counts = np.bincount(places.ravel(), minlength=view.positions) * channels
-    return TensorStats(low, high, position_sums(outputs, f"{name}:square", view), counts)
+    assert smoothed_input.positions is not None
+    rows, channels = (
+        outputs[f"{name}:min"].shape,
+        int(outputs[f"{name}:shape"][smoothed_input.channel_axis]),
+    )
+    position_ids = np.broadcast_to(outputs[smoothed_input.position_ids].astype(np.int64), rows)
+    low, high = (
+        np.full(smoothed_input.positions, np.inf),
+        np.full(smoothed_input.positions, -np.inf),
+    )
+    np.minimum.at(low, position_ids, outputs[f"{name}:min"].astype(np.float64))
+    np.maximum.at(high, position_ids, outputs[f"{name}:max"].astype(np.float64))
+    counts = np.bincount(position_ids.ravel(), minlength=smoothed_input.positions) * channels
+    return TensorStats(low, high, position_sums(outputs, f"{name}:square", smoothed_input), counts)

@@ -20,9 +20,9 @@ from ...graph.builder import add_node, constant
 
 Floats = NDArray[np.float32]
 
-FINITE = "only finite"  # of a graph: its copies that observers see
-LEAST_PARTS, MOST_PARTS = 4, 24  # of a sample's tokens that are reduced on their own
-# What a `Reducer` makes, by the end of its name: rows of samples, in their order.
+FINITE = "only finite"  # key in `graph.meta` of the copies with only finite values
+LEAST_PARTS, MOST_PARTS = 4, 24  # into which a sample's tokens are split before they are reduced
+# Ends of the names of a `Reducer`'s outputs, which have a row per sample, in order.
 ROW_KINDS = frozenset({"min", "max", "square", "signal", "noise", "e2", "e4"})
 
 
@@ -100,7 +100,7 @@ class Reducer:
         """
         assert output.rpartition(":")[2] in ROW_KINDS
         if first == "ReduceSumSquare" and len(self.axes) < 2:
-            # Half the time of the one operator, which has no fast loop.
+            # Takes half the time of ReduceSumSquare, which has no fast loop.
             value = add_node(self.graph, "Mul", [value, value], f"{output}/squares")
             first = "ReduceSum"
         if not self.axes:

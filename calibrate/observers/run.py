@@ -58,8 +58,8 @@ def run_instrumented(
         files, done = sample_files(samples, graph)[part], 0
         ends = float_outputs(export / f"{graph}.onnx")
         for names, arrays in sample_batches(files, batch_size, session.inputs):
-            kept = carried.setdefault(names[0], {})
-            feeds = feeds_of(graph, session.inputs, arrays, kept)
+            carried_values = carried.setdefault(names[0], {})
+            feeds = feeds_of(graph, session.inputs, arrays, carried_values)
             outputs = session.run(feeds)
             path = export / f"{graph}.onnx"
             if graph not in lenient and is_masked(outputs, ends, path, feeds):
@@ -69,7 +69,7 @@ def run_instrumented(
             called = [known.get(name, name) for name in names]
             require_finite(outputs, called, graph, ends if graph in lenient else ())
             consume(graph, outputs)
-            kept.update((k, v) for k, v in outputs.items() if k in later)
+            carried_values.update((k, v) for k, v in outputs.items() if k in later)
             done += len(names)
             progress(graph, done, len(files))
         del session
@@ -126,7 +126,7 @@ def require_finite(
     Outputs in `masked` may have -infinity. `names` are what the user calls the samples of the
     batch.
     """
-    # What observers see comes first: it is in graph order, so the first bad tensor is named.
+    # The inputs of observers come first, in graph order, so that the first bad tensor is named.
     for tensor, values in sorted(outputs.items(), key=lambda item: ":" not in item[0]):
         if is_empty(outputs, tensor):
             continue  # its minimum is infinite

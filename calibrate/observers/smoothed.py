@@ -51,32 +51,43 @@ class Scaling:
 
 
 def show_position_ids(
-    graph: ir.Graph, views: Iterable[SmoothedInput], values: Mapping[str, ir.Value]
+    graph: ir.Graph, inputs: Iterable[SmoothedInput], values: Mapping[str, ir.Value]
 ) -> None:
     """Make outputs of the values that the rows' positions are read from."""
     names = {
-        view.position_ids for view in views if view.token_axis is not None and view.position_ids
+        smoothed_input.position_ids
+        for smoothed_input in inputs
+        if smoothed_input.token_axis is not None and smoothed_input.position_ids
     }
     graph.outputs.extend(
         values[name] for name in sorted(names) if not values[name].is_graph_output()
     )
 
 
-def add_smoothed(graph: ir.Graph, value: ir.Value, view: SmoothedInput, key: str) -> ir.Value:
+def add_smoothed(
+    graph: ir.Graph, value: ir.Value, smoothed_input: SmoothedInput, key: str
+) -> ir.Value:
     """Add nodes that compute the smoothed input; its value is called `key`."""
-    rank = Reducer(graph, value, view.channel_axis).rank
+    rank = Reducer(graph, value, smoothed_input.channel_axis).rank
     steps: list[tuple[str, ir.Value]] = []
 
     def by_channel(name: str, values: Floats) -> ir.Value:
-        shaped = along(values.astype(np.float32), view.channel_axis, rank)
+        shaped = along(values.astype(np.float32), smoothed_input.channel_axis, rank)
         return constant(graph, f"{key}/{name}", shaped)
 
-    if view.scale is not None:
-        steps.append(("Mul", by_channel("scale", 1 / view.scale)))
-    if view.shift is not None:
-        steps.append(("Sub", by_channel("shift", view.shift)))
-    if view.token_scale is not None:
-        steps.append(("Mul", by_position(graph, value, view, 1 / view.token_scale, f"{key}/level")))
+    if smoothed_input.scale is not None:
+        steps.append(("Mul", by_channel("scale", 1 / smoothed_input.scale)))
+    if smoothed_input.shift is not None:
+        steps.append(("Sub", by_channel("shift", smoothed_input.shift)))
+    if smoothed_input.token_scale is not None:
+        steps.append(
+            (
+                "Mul",
+                by_position(
+                    graph, value, smoothed_input, 1 / smoothed_input.token_scale, f"{key}/level"
+                ),
+            )
+        )
     made = value
     for k, (op, by) in enumerate(steps):
         made = add_node(graph, op, [made, by], f"{key}/view.{k}")
@@ -86,33 +97,35 @@ def add_smoothed(graph: ir.Graph, value: ir.Value, view: SmoothedInput, key: str
 
 
 def rounding_error(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+    graph: ir.Graph, smoothed: ir.Value, smoothed_input: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
     """Return the smoothed input in units of the scale, and its distance to the nearest number."""
-    steps, point = nearest_point(graph, seen, view, qparams, label)
+    steps, point = nearest_point(graph, smoothed, smoothed_input, qparams, label)
     return steps, add_node(graph, "Sub", [point, steps], f"{label}:error")
 
 
 def round_smoothed(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+    graph: ir.Graph, smoothed: ir.Value, smoothed_input: SmoothedInput, qparams: QParams, label: str
 ) -> ir.Value:
     """Return the smoothed input after rounding, in its own units."""
-    _, point = nearest_point(graph, seen, view, qparams, label)
-    step = by_position(graph, seen, view, qparams.scale, f"{label}:step")
+    _, point = nearest_point(graph, smoothed, smoothed_input, qparams, label)
+    step = by_position(graph, smoothed, smoothed_input, qparams.scale, f"{label}:step")
     made = add_node(graph, "Mul", [point, step], f"{label}:rounded")
-    made.shape, made.type = seen.shape, seen.type
+    made.shape, made.type = smoothed.shape, smoothed.type
     return made
 
 
 def nearest_point(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, qparams: QParams, label: str
+    graph: ir.Graph, smoothed: ir.Value, smoothed_input: SmoothedInput, qparams: QParams, label: str
 ) -> tuple[ir.Value, ir.Value]:
     """Return the smoothed input in units of the scale, and the nearest number."""
 
     def stored(name: str, values: Floats) -> ir.Value:
-        return by_position(graph, seen, view, values, f"{label}:{name}")
+        return by_position(graph, smoothed, smoothed_input, values, f"{label}:{name}")
 
-    steps = add_node(graph, "Mul", [seen, stored("inverse", 1 / qparams.scale)], f"{label}:steps")
+    steps = add_node(
+        graph, "Mul", [smoothed, stored("inverse", 1 / qparams.scale)], f"{label}:steps"
+    )
     if qparams.dtype == "fp8":
         to = ir.DataType.FLOAT8E4M3FN
         number = add_node(graph, "Cast", [steps], f"{label}:fp8", to=int(to), saturate=1)
@@ -131,21 +144,23 @@ def nearest_point(
 
 
 def by_position(
-    graph: ir.Graph, seen: ir.Value, view: SmoothedInput, values: Floats, name: str
+    graph: ir.Graph, smoothed: ir.Value, smoothed_input: SmoothedInput, values: Floats, name: str
 ) -> ir.Value:
     """Return a constant that broadcasts: a scalar, or each row's element of values [T].
 
     Rows in another order gather theirs by position ids.
     """
-    assert seen.shape is not None
+    assert smoothed.shape is not None
     if values.size == 1:
         return constant(graph, name, np.asarray(values[0], np.float32))
-    if view.position_ids is None:
-        shaped = along(values.astype(np.float32), view.token_axis or 0, len(seen.shape))
+    if smoothed_input.position_ids is None:
+        shaped = along(
+            values.astype(np.float32), smoothed_input.token_axis or 0, len(smoothed.shape)
+        )
         return constant(graph, name, shaped)
     table = constant(graph, f"{name}/table", values.astype(np.float32).reshape(-1, 1))
     return add_node(
-        graph, "Gather", [table, values_by_name(graph)[view.position_ids]], name, axis=0
+        graph, "Gather", [table, values_by_name(graph)[smoothed_input.position_ids]], name, axis=0
     )
 
 
@@ -158,10 +173,10 @@ def plain_input(site: Site) -> SmoothedInput:
     """Return the site's input without smoothing."""
     if not site.knows_positions:
         return SmoothedInput(site.input, site.channel_axis)
-    view = SmoothedInput(site.input, site.channel_axis, site.token_axis)
+    smoothed_input = SmoothedInput(site.input, site.channel_axis, site.token_axis)
     if site.positions is None:
-        return view
-    return replace(view, position_ids=site.position_input, positions=site.positions)
+        return smoothed_input
+    return replace(smoothed_input, position_ids=site.position_input, positions=site.positions)
 
 
 def wide_sum(rows: NDArray[np.generic]) -> Floats:
@@ -170,12 +185,14 @@ def wide_sum(rows: NDArray[np.generic]) -> Floats:
     return total
 
 
-def position_sums(outputs: Outputs, name: str, view: SmoothedInput) -> Floats:
+def position_sums(outputs: Outputs, name: str, smoothed_input: SmoothedInput) -> Floats:
     """Return sums over the samples of a batch, by token where the input tells tokens apart."""
-    if view.token_axis is None or view.position_ids is None:
+    if smoothed_input.token_axis is None or smoothed_input.position_ids is None:
         return wide_sum(outputs[name])
-    assert view.positions is not None
+    assert smoothed_input.positions is not None
     rows = outputs[name].astype(np.float64)
-    places = np.broadcast_to(outputs[view.position_ids].astype(np.int64), rows.shape)
-    total: Floats = np.bincount(places.ravel(), rows.ravel(), view.positions).astype(np.float64)
+    places = np.broadcast_to(outputs[smoothed_input.position_ids].astype(np.int64), rows.shape)
+    total: Floats = np.bincount(places.ravel(), rows.ravel(), smoothed_input.positions).astype(
+        np.float64
+    )
     return total

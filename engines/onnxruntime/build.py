@@ -24,9 +24,9 @@ from .float_outputs import worst_first
 from .matmul_integer import match_input, rewrite_linears
 from .qlinear_conv import Ranges, rewrite_convolutions
 
-# The rounding of outputs is a noise of the size of the Q/DQ graph's own.
+# Rounding outputs to uint8 adds about as much noise as the Q/DQ graph has.
 WORST_LOSS_DB = 8.0
-# Of float32 sums in another order, where a Q/DQ graph is closer to FP32 than that.
+# Enough for a Q/DQ graph that is closer to FP32: float32 sums in another order differ by this.
 EXACT_DB = 90.0
 CHECK_SAMPLES = 2
 REWRITING = "rewriting for ONNX Runtime"
@@ -81,11 +81,11 @@ def write_graph(
     """Rewrite one graph, but for the sites that are `left` in float; returns its row."""
     start = time.perf_counter()
     model = read_graph(source / f"{graph}.onnx")
-    found = rewrite_graph(model, {name: r for name, r in ranges.items() if name not in left})
+    rewritten = rewrite_graph(model, {name: r for name, r in ranges.items() if name not in left})
     path = output / f"{graph}.onnx"
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")))
-    return engine_row(graph, found, size, time.perf_counter() - start, left)
+    return engine_row(graph, rewritten, size, time.perf_counter() - start, left)
 
 
 def rounded_sites(engine: Path) -> list[str]:
@@ -165,21 +165,21 @@ IN_FLOAT = "in float: rounding its output moved the engine too far from its Q/DQ
 
 
 def engine_row(
-    graph: str, found: Rewritten, size: int, seconds: float, left: Collection[str] = ()
+    graph: str, rewritten: Rewritten, size: int, seconds: float, left: Collection[str] = ()
 ) -> EngineRow:
     return EngineRow(
         backend="onnxruntime",
         target="cpu",
-        precision=found.precision,
+        precision=rewritten.precision,
         graph=graph,
         bytes=size,
         build_seconds=seconds,
-        int8_sites_planned=len(found.planned),
-        int8_sites_proved=len(found.done),
+        int8_sites_planned=len(rewritten.planned),
+        int8_sites_proved=len(rewritten.done),
         exceptions=tuple(
             SiteException(site=name, reason=IN_FLOAT if name in left else NO_FORM)
-            for name in found.planned
-            if name not in found.done
+            for name in rewritten.planned
+            if name not in rewritten.done
         ),
         status="executed",
     )
@@ -194,18 +194,18 @@ def output_ranges(statistics: Path) -> Ranges:
     suffix, do = ":output:low", "run `arvg-trt calibrate` again"
     with open_tensors(statistics, do=do, error=CalibrationError) as file:
         names = [key.removesuffix(suffix) for key in list(file.keys()) if key.endswith(suffix)]
-        found = {
+        ranges = {
             name: (file.get_tensor(f"{name}{suffix}"), file.get_tensor(f"{name}:output:high"))
             for name in names
         }
-    for name, (low, high) in found.items():
+    for name, (low, high) in ranges.items():
         if low.ndim != 1 or low.shape != high.shape or {low.dtype.kind, high.dtype.kind} != {"f"}:
             raise CalibrationError(
                 f"the outputs of {name} have ranges {list(low.shape)} and {list(high.shape)}",
                 where=str(statistics),
                 do=do,
             )
-    return found
+    return ranges
 
 
 def check_engine(
@@ -253,11 +253,14 @@ def differences(
             np.concatenate([np.ravel(each[name]) for each in runs])
             for runs in (references, simulated, real)
         )
-        lost, found = masked_sqnr_db(expected, in_reference), masked_sqnr_db(in_reference, executed)
+        lost, agreement = (
+            masked_sqnr_db(expected, in_reference),
+            masked_sqnr_db(in_reference, executed),
+        )
         least = min(lost - WORST_LOSS_DB, EXACT_DB)
-        if not found >= least:
+        if not agreement >= least:
             problem = BuildError(
-                f"the ONNX Runtime {graph} is {found:.1f} dB from its Q/DQ graph at {output}, "
+                f"the ONNX Runtime {graph} is {agreement:.1f} dB from its Q/DQ graph at {output}, "
                 f"which is {lost:.1f} dB from FP32: {least:.1f} is the least",
                 where=str(engine / f"{graph}.onnx"),
                 do="quantize again with --exclude for the sites that lose most (`arvg-trt "

@@ -54,9 +54,9 @@ def outputs_of(
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Floats]]]:
     """Yield the outputs of a few nodes at a time, by node name, in the graph's own arithmetic."""
     for start in range(0, len(nodes), AT_ONCE):
-        chosen = tuple(nodes[start : start + AT_ONCE])
+        batch = tuple(nodes[start : start + AT_ONCE])
         model = read_graph(source)
-        made = {node.name: node.outputs[0] for node in model.graph if node.name in chosen}
+        made = {node.name: node.outputs[0] for node in model.graph if node.name in batch}
         known = {value.name for value in model.graph.outputs}
         for value in made.values():
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
@@ -69,4 +69,4 @@ def outputs_of(
             names = [str(value.name) for value in made.values()]
             found = session.run(each, names)
             values = {str(node): cast(Floats, found[str(v.name)]) for node, v in made.items()}
-            yield chosen, values
+            yield batch, values

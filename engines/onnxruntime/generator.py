@@ -143,7 +143,7 @@ class ComparedSession(OnnxRuntimeSession):
         super().__init__(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
         self._source = reference_session(source, threads)
         self._runs = 0
-        # Of each output, sums of squares of the source's and of the difference.
+        # Sums of squares of each output of the source and of the difference.
         self._sums: dict[str, NDArray[np.float64]] = {}
 
     def run(
@@ -161,15 +161,15 @@ class ComparedSession(OnnxRuntimeSession):
     def _compare(
         self,
         feeds: Mapping[str, Array | DeviceValue],
-        found: Mapping[str, Array] | Mapping[str, DeviceValue],
+        outputs: Mapping[str, Array] | Mapping[str, DeviceValue],
     ) -> None:
         self._runs += 1
         if self._runs > CHECKED_RUNS:
             return
         arrays = {name: on_host(value) for name, value in feeds.items()}
-        for name, value in self._source.run(arrays, list(found)).items():
+        for name, value in self._source.run(arrays, list(outputs)).items():
             wanted = value.astype(np.float64)
-            noise = wanted - on_host(found[name]).astype(np.float64)
+            noise = wanted - on_host(outputs[name]).astype(np.float64)
             squares = [np.square(wanted).sum(), np.square(noise).sum()]
             self._sums[name] = self._sums.get(name, 0) + np.array(squares)
 

@@ -144,13 +144,13 @@ def fold_behind(value: ir.Value, channels: int) -> Behind:
         user, index = next(iter(value.uses()))
         if user.op_type not in ("Mul", "Add"):
             break
-        held = by_channel(user.inputs[1 - index], value, channels)
-        if held is None:
+        operand = by_channel(user.inputs[1 - index], value, channels)
+        if operand is None:
             break
         if user.op_type == "Mul":
-            factor, bias = factor * held, bias * held
+            factor, bias = factor * operand, bias * operand
         else:
-            bias = bias + held
+            bias = bias + operand
         value = user.outputs[0]
     return Behind(value, factor, bias)
 

@@ -26,8 +26,9 @@ from ...graph.edit import producer, remove_dead_nodes, take_over
 Ranges = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 INT32_MAX = 2**31 - 1
 UINT8_MAX = 255
-LEAST_RANGE = 1e-30  # of an output that is always zero; its step stays a float32 of full precision
-# Share of an output's calibrated range that the grid spans: what calibration saw, and a little.
+# For an output that is always zero; its scale keeps the full precision of float32.
+LEAST_RANGE = 1e-30
+# The quantizer spans this multiple of the calibrated range of an output.
 HEADROOM = 1.05
 
 

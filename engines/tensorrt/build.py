@@ -101,16 +101,16 @@ def build_engine(
 
 
 def _require_local_gpu(targets: Sequence[Target]) -> None:
-    found = device_compute_capability()
-    if found is None:
+    capability = device_compute_capability()
+    if capability is None:
         raise BuildError(
             "TensorRT times kernels on the GPU it builds for, and this machine has none",
             do="build on the device, or use the tensorrt_rtx backend",
         )
     for target in targets:
-        if target.compute_capability != found:
+        if target.compute_capability != capability:
             raise BuildError(
-                f"TensorRT builds for the GPU of this machine, sm{found}, not for {target}",
+                f"TensorRT builds for the GPU of this machine, sm{capability}, not for {target}",
                 do="build on that device, or use the tensorrt_rtx backend",
             )
 
@@ -160,7 +160,7 @@ def _compile(
 
 DAMAGED = "run the stage that wrote it again"
 BFLOAT16 = "build with --half bfloat16, which has the range of float32"
-# What a builder says, and what is then left to do; the first that matches counts.
+# Words in a builder's message, with the remedy to suggest; the first match counts.
 WAYS_ON = (
     (r"\bmemory\b|\balloc", "free memory, or build with a smaller --image-size and --max-batch"),
     (r"datatypes?: *b16|\bbf(loat)?16\b", "leave out --half bfloat16, or name targets from sm80"),

@@ -13,7 +13,7 @@ from ...quantize.overflow import fp32_nodes
 if TYPE_CHECKING:
     from .half_precision import HalfType
 
-LARGE = 1024  # bytes, from which a constant lies beside the graph
+LARGE = 1024  # bytes; constants of this size and more lie beside the graph
 
 
 def write_half_precision(

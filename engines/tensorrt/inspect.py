@@ -78,13 +78,13 @@ def table_order(plan: bytes, names: Sequence[str]) -> tuple[str, ...] | None:
 
     An entry has each name with its length of 8 bytes in front, and twice; the first is marked.
     """
-    found: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     for name in names:
         text = name.encode()
-        found[name] = plan.rfind(struct.pack("<Q", len(text)) + text + TABLE_MARK)
-    if min(found.values(), default=0) < 0:
+        offsets[name] = plan.rfind(struct.pack("<Q", len(text)) + text + TABLE_MARK)
+    if min(offsets.values(), default=0) < 0:
         return None
-    return tuple(sorted(found, key=found.__getitem__))
+    return tuple(sorted(offsets, key=offsets.__getitem__))
 
 
 def verify_sites(

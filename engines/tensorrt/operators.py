@@ -26,7 +26,7 @@ UNKNOWN = frozenset(
     StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique
     """.split()  # noqa: SIM905
 )
-# It imports these into plug-ins or kernels that the package does not have.
+# The parser imports these into plug-ins or kernels that the package does not have.
 WITHOUT_KERNEL = frozenset(
     ("CausalConvWithState", "LinearAttention", "NonMaxSuppression", "NonZero", "RoiAlign")
 )

@@ -34,7 +34,7 @@ BARRIERS = PRODUCTS | NORMS | QUANTIZERS | {"Gather", "Resize", "Softmax"}
 TYPE_BLIND = frozenset({"Shape", "Size"})
 INTEGER = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64})
 DISCRETE = INTEGER | {ir.DataType.BOOL}
-# What a mask passes on its way from a constant to the softmax.
+# Operators between the constant of a mask and the softmax.
 MASKING = frozenset(
     {"Add", "Concat", "Expand", "Mul", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 ) | {"Where"}
@@ -87,15 +87,15 @@ def squares(nodes: Sequence[ir.Node]) -> set[ir.Node]:
 
 def statistics(nodes: Sequence[ir.Node]) -> set[ir.Node]:
     """Return nodes that compute from nothing but sums and constants, up to a product."""
-    found: set[ir.Node] = set()
+    sums: set[ir.Node] = set()
     for node in nodes:
         if node.op_type in BARRIERS or not all(map(is_float, node.outputs)):
             continue
         computed = [v for v in node.inputs if v is not None and v.const_value is None]
         makers = [v.producer() for v in computed]
-        if makers and all(m in found or (m and m.op_type in REDUCTIONS) for m in makers):
-            found.add(node)
-    return found
+        if makers and all(m in sums or (m and m.op_type in REDUCTIONS) for m in makers):
+            sums.add(node)
+    return sums
 
 
 def only_masks(value: ir.Value) -> bool:
@@ -103,18 +103,18 @@ def only_masks(value: ir.Value) -> bool:
 
     There any number far below the scores does for the lowest one of float32.
     """
-    seen: set[ir.Node] = set()
+    visited: set[ir.Node] = set()
     stack = [value]
     while stack:
         found = stack.pop()
         if found.is_graph_output():
             return False
         for node, _ in found.uses():
-            if node in seen or node.op_type == "Softmax":
+            if node in visited or node.op_type == "Softmax":
                 continue
             if node.op_type not in MASKING:
                 return False
-            seen.add(node)
+            visited.add(node)
             stack += node.outputs
     return True
 
@@ -151,33 +151,33 @@ def constant_scale(node: ir.Node) -> np.ndarray | None:
 
 def before_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
     """Return nodes whose values go only into a float-to-integer step, back to a product."""
-    found: set[ir.Node] = set()
+    converted: set[ir.Node] = set()
     for node in reversed(nodes):
         if node.op_type in TYPE_BLIND or node.op_type == "QuantizeLinear":
             continue
         if any(is_float(v) for v in node.inputs) and any(v.dtype in DISCRETE for v in node.outputs):
-            found.add(node)
+            converted.add(node)
         elif node.op_type not in BARRIERS and any(is_float(v) for v in node.outputs):
             consumers = consumers_of(node)
-            if consumers and found.issuperset(consumers):
-                found.add(node)
-    return found
+            if consumers and converted.issuperset(consumers):
+                converted.add(node)
+    return converted
 
 
 def after_integers(nodes: Sequence[ir.Node]) -> set[ir.Node]:
     """Return nodes that compute from converted integers and constants, up to a product."""
-    found: set[ir.Node] = set()
+    integral: set[ir.Node] = set()
     for node in nodes:
         if node.op_type in BARRIERS or not any(is_float(v) for v in node.outputs):
             continue
         computed = [v for v in node.inputs if v is not None and v.const_value is None]
         converts = node.op_type == "Cast" and any(v.dtype in INTEGER for v in computed)
-        continues = any(map(is_float, computed)) and found.issuperset(
+        continues = any(map(is_float, computed)) and integral.issuperset(
             v.producer() for v in computed
         )
         if converts or continues:
-            found.add(node)
-    return found
+            integral.add(node)
+    return integral
 
 
 def is_float(value: ir.Value | None) -> bool:

@@ -49,17 +49,17 @@ def custom_profiles(
     graphs = [graph.name for graph in described]
     chain = GraphChain.open(workspace.folder("export"), graphs, session=reference_session)
     outputs = chain.run(sample)
-    found: dict[str, Profiles] = {}
+    profiles: dict[str, Profiles] = {}
     for graph in described:
         feeds = chain.feeds(graph.name, sample, outputs)
-        found[graph.name] = {}
+        profiles[graph.name] = {}
         for value in graph.inputs:
             shape = tuple(feeds[value.name].shape)
             first = value.shape[0] if value.shape else 0
             batched = shape[:1] == (1,) and not isinstance(first, int)
             most = (max_batch, *shape[1:]) if batched else shape
-            found[graph.name][value.name] = (shape, most, most)
-    return found
+            profiles[graph.name][value.name] = (shape, most, most)
+    return profiles
 
 
 def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
@@ -70,13 +70,13 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
     from ...graph.io import read_proto
 
     _, spec = read_spec(export)
-    found: dict[str, Profiles] = {}
+    profiles: dict[str, Profiles] = {}
     for path in sorted(export.glob("*.onnx")):
         if path.stem in OTHER_GRAPHS:
             continue
         sizes = {"rows": (1, 2 * most, 2 * most), "batch": (1, most, most)}
         sizes |= spec.axis_sizes(path.stem, most)
-        found[path.stem] = {}
+        profiles[path.stem] = {}
         for value in read_proto(path).graph.input:
             axes = value.type.tensor_type.shape.dim
             odd = [a.dim_param for a in axes if a.dim_param and a.dim_param not in sizes]
@@ -92,8 +92,8 @@ def generator_profiles(export: Path, most: int) -> dict[str, Profiles]:
                     for axis in axes
                 ]
                 low, best, high = zip(*ranges, strict=True)
-                found[path.stem][value.name] = (low, best, high)
-    return found
+                profiles[path.stem][value.name] = (low, best, high)
+    return profiles
 
 
 def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: TokenizerFacts) -> Profiles:

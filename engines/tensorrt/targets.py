@@ -28,7 +28,7 @@ _NAMES: dict[str, int] = {
     **dict.fromkeys(("rtx5050", "rtx5060", "rtx5070", "rtx5080", "rtx5090", "rtxpro6000"), 120),
     **dict.fromkeys(("gb10", "dgxspark"), 121),
 }
-# What drivers, shops and data sheets put around a name.
+# Words that drivers, shops and data sheets put around a name.
 _BRAND = re.compile(r"^(nvidia|geforce|tesla|quadro)+")
 _MEMORY = re.compile(r"(?<![a-z0-9])\d+ ?gb(?![a-z0-9])")
 _VARIANT = re.compile(
@@ -47,7 +47,8 @@ _FORMATS: dict[int, frozenset[Format]] = {
 }
 _RTX_CAPABILITIES = frozenset({75, 80, 86, 89, 120, 121})
 
-# In order of nearness. INT8 stands for convolutions here, since what runs those runs GEMMs too.
+# The nearest format comes first. INT8 stands for convolutions, since GPUs that run INT8
+# convolutions run INT8 GEMMs too.
 _NEAREST: dict[Format, tuple[Format, ...]] = {
     "fp4": ("fp8", "int8_conv", "fp16"),
     "fp8": ("int8_conv", "fp16"),

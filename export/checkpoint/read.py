@@ -23,17 +23,17 @@ from .torchscript import is_torchscript, read_torchscript
 
 ZIP_MAGIC = b"PK\x03\x04"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "trainer")
-# What a trainer's snapshot holds side by side; together they are the checkpoint.
+# The parts of a trainer's snapshot, which together are the checkpoint.
 PARTS = ("var_wo_ddp", "vae_local")
 # Averaged weights, under the names that trainers give them beside the last ones.
 AVERAGES = ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema")
-# What torch.compile, FSDP and checkpointing put before the names of the modules they wrap.
+# Prefixes that torch.compile, FSDP and checkpointing add to the names of wrapped modules.
 WRAPPED = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-# DistributedDataParallel's and AveragedModel's, at the beginning alone.
+# The prefix of DistributedDataParallel and AveragedModel, only at the beginning.
 LEADING = re.compile(r"(?:module\.)+")
-AVERAGED_COUNT = "n_averaged"  # of AveragedModel
+AVERAGED_COUNT = "n_averaged"  # a buffer of AveragedModel
 FOREIGN_NAME = re.compile(r"GLOBAL ([\w.]+\w)")
 # torch tests no narrower float for NaN; a model that takes one has to say what it means by it.
 FINITE_TESTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -198,7 +198,7 @@ def read_pickle(path: Path, weights: Weights, taken: list[str]) -> dict[str, Ten
     """Read a file of torch.save, mapped, so that a trainer's optimizer state is never read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, before the error about the file
+            warnings.simplefilter("ignore")  # no words on pickle protocols before the error
             with torch.serialization.safe_globals([(Options, "argparse.Namespace")]):
                 loaded = torch.load(
                     path, map_location="cpu", weights_only=True, mmap=is_mappable(path)

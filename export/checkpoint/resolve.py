@@ -104,15 +104,15 @@ def download(
         # Once the Hub did not answer, only its cache is asked: each attempt waits for retries.
         cached = unreachable is not None
         try:
-            found = [
+            paths = [
                 Path(hf_hub_download(elsewhere.get(name, repo), name, local_files_only=cached))
                 for name in names
             ]
-            for name in CONFIGS:  # what the tensors do not tell lies beside the first file
+            for name in CONFIGS:  # they lie beside the first file
                 beside = str(Path(names[0]).with_name(name))
                 with suppress(EntryNotFoundError, OfflineModeIsEnabled):
                     hf_hub_download(repo, beside, local_files_only=cached)
-            return found
+            return paths
         except HFValidationError as error:
             raise ExportError(
                 f"is neither a file nor a Hugging Face id: {first_sentence(error)}",

@@ -67,15 +67,15 @@ def require_same_keys(
     problems = [f"missing {k}" for k in expected.keys() - tensors.keys()]
     problems += [f"unexpected {k}" for k in tensors.keys() - expected.keys()]
     for key, wanted in expected.items():
-        found = tensors.get(key)
-        if found is None:
+        tensor = tensors.get(key)
+        if tensor is None:
             continue
-        if found.shape != wanted.shape:
-            problems.append(f"{key} has shape {list(found.shape)}, not {list(wanted.shape)}")
-        if wanted.is_floating_point() and not (found.is_floating_point() and found.itemsize > 1):
-            problems.append(f"{key} holds {kind(found)}, not floats of 16 bits or more")
-        if not wanted.is_floating_point() and found.dtype != wanted.dtype:
-            problems.append(f"{key} holds {kind(found)}, not {kind(wanted)}")
+        if tensor.shape != wanted.shape:
+            problems.append(f"{key} has shape {list(tensor.shape)}, not {list(wanted.shape)}")
+        if wanted.is_floating_point() and not (tensor.is_floating_point() and tensor.itemsize > 1):
+            problems.append(f"{key} holds {kind(tensor)}, not floats of 16 bits or more")
+        if not wanted.is_floating_point() and tensor.dtype != wanted.dtype:
+            problems.append(f"{key} holds {kind(tensor)}, not {kind(wanted)}")
     if problems:
         raise ExportError(
             listed(sorted(problems)), where=where, do="use the checkpoint of this model"

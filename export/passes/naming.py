@@ -37,12 +37,12 @@ def is_linear(node: ir.Node) -> bool:
 
 def rename_nodes(graph: ir.Graph) -> None:
     """Name each node `module.path` for its convolution or linear, else `module.path/Op_k`."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in graph:
         path = module_path(node)
         name = path if node.op_type in SITE_OPS and path else f"{path}/{node.op_type}"
-        seen[name] += 1
-        node.name = name if seen[name] == 1 and "/" not in name else f"{name}_{seen[name]}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 and "/" not in name else f"{name}_{counts[name]}"
 
 
 def sign(model: ir.Model, properties: Mapping[str, str]) -> None:

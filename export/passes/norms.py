@@ -23,7 +23,7 @@ from .naming import module_path
 LONGEST_GROUP = 2**19
 MARK = "drifts_in_onnxruntime"
 IMAGE_RANK = 4
-MULTIPLE = re.compile(r"(?:(\d+)\*)?[a-z]\w*")  # of the side of a latent map
+MULTIPLE = re.compile(r"(?:(\d+)\*)?[a-z]\w*")  # a multiple of the side of a latent map
 
 
 def marked(module: nn.Module) -> set[str]:

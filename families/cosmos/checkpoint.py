@@ -110,7 +110,7 @@ def infer_config(
         )
     latent = parameters["quant_conv.weight"].shape[0]
     z_channels = parameters["encoder.conv_out.weight"].shape[0]
-    # Of a named model the published levels, with which another one is then refused by name.
+    # For a named model the published levels; a checkpoint with others is then refused by name.
     published = None if known is None or latent == z_channels else known.levels or FSQ_LEVELS
     expected = said.get("levels", published)
     with locating(where):

@@ -30,9 +30,9 @@ class CosmosReferences:
     decoded: Floats
     distances: Floats | None
 
-    def may_differ(self, found: NDArray[np.int32], error: float) -> Flags:
+    def may_differ(self, tokens: NDArray[np.int32], error: float) -> Flags:
         if self.distances is None:
-            return np.zeros(found.shape, np.bool_)
+            return np.zeros(tokens.shape, np.bool_)
         near: Flags = self.distances.min(axis=1) < vector_error(self.latent, error, channels=1)
         return near
 

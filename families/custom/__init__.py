@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..base import Family, Variant
 
-MODEL = "onnx"  # what export is told instead of a model's name
+MODEL = "onnx"  # the model's name in `export` for custom graphs
 
 FAMILY = Family(
     name="custom",

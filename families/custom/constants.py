@@ -15,7 +15,7 @@ from ...graph.builder import constant
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 WIDENED = "widened"
-# Attributes that name the type of what a node makes.
+# Attributes that name the type of a node's output.
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 

@@ -131,16 +131,18 @@ def vector(
     node: ir.Node, index: int, value: ir.Value, axis: int, channels: int
 ) -> tuple[str, int] | None:
     """Return the constant of `node` with one number per channel of `value`, and its axis."""
-    held = node.inputs[index]
-    if held is None or held.const_value is None or value.shape is None or not is_read_once(held):
+    operand = node.inputs[index]
+    if operand is None or operand.const_value is None or value.shape is None:
         return None
-    shape = held.const_value.shape.numpy()
+    if not is_read_once(operand):
+        return None
+    shape = operand.const_value.shape.numpy()
     own_axis = axis - (len(value.shape) - len(shape))
-    if held.const_value.dtype != ir.DataType.FLOAT or not 0 <= own_axis < len(shape):
+    if operand.const_value.dtype != ir.DataType.FLOAT or not 0 <= own_axis < len(shape):
         return None
     if math.prod(shape) != channels or shape[own_axis] != channels:
         return None
-    return str(held.name), own_axis
+    return str(operand.name), own_axis
 
 
 def constant_name(node: ir.Node, index: int, channels: int) -> str | None:

@@ -34,9 +34,9 @@ from .rewrites import rewrite_products
 __all__ = ["OPSET", "read_custom_graph"]
 
 UNNAMED = "unnamed"
-# What an exporter calls a constant that it computed: it says nothing of the module.
+# Names that an exporter gives to constants that it computed; they do not name a module.
 NAMELESS = re.compile(r"(val|const|constant|onnx::\w+|initializer)[_:]?\d*", re.IGNORECASE)
-# What later stages name after a site.
+# Ends of names that later stages derive from a site's.
 RESERVED = (
     *("weight", "bias", "weight_q", "weight_scale", "weight_zero_point", "weight_f", "weight_log"),
     *("activation_scale", "zero_point", "input_scale", "input_shift", "channel_factor"),
@@ -134,11 +134,11 @@ def name_everything(graph: ir.Graph, graph_name: str, taken: Collection[str]) ->
 
 def body_values(graph: ir.Graph) -> list[ir.Value]:
     """Return what bodies take and compute, at any depth, without omitted optional outputs."""
-    found: dict[ir.Value, None] = {}
+    values: dict[ir.Value, None] = {}
     for body in graph.subgraphs():
-        found |= dict.fromkeys((*body.inputs, *body.initializers.values()))
-        found |= dict.fromkeys(v for node in body for v in node.outputs if v.name)
-    return list(found)
+        values |= dict.fromkeys((*body.inputs, *body.initializers.values()))
+        values |= dict.fromkeys(v for node in body for v in node.outputs if v.name)
+    return list(values)
 
 
 def site_name(node: ir.Node) -> str:
@@ -146,12 +146,14 @@ def site_name(node: ir.Node) -> str:
     weight = node.inputs[1] if is_product(node) else None
     if weight is not None and not weight.is_initializer():
         weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
-    held = "" if weight is None else str(weight.name)
-    base = held.removesuffix(".weight") if held.endswith(".weight") else module_path(node)
+    weight_name = "" if weight is None else str(weight.name)
+    base = weight_name.removesuffix(".weight")
+    if base == weight_name:
+        base = module_path(node)
     if not base and node.name:
         base = node.name.removesuffix(f"/{node.op_type}")
-    if not base and not NAMELESS.fullmatch(held):
-        base = held
+    if not base and not NAMELESS.fullmatch(weight_name):
+        base = weight_name
     base = plain(base or node.op_type.lower())
     if not is_product(node):
         return base

@@ -16,9 +16,9 @@ from ...graph.io import read_graph
 from .quantized import refuse_quantized
 
 OPSET = 21
-IR_VERSION = 10  # of opset 21
-ALIAS = "ai.onnx"  # the default domain by its other name
-# Bytes up to which the converter gets a constant: it reads axes, shapes and scales, and no weight.
+IR_VERSION = 10  # the IR version of opset 21
+ALIAS = "ai.onnx"  # the other name of the default domain
+# Largest constant, in bytes, that the converter gets: it reads axes, shapes and scales, no weight.
 SMALL = 4096
 CONVERTER_ERRORS = (
     *(RuntimeError, ValueError, onnx.version_converter.ConvertError),

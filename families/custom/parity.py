@@ -22,12 +22,12 @@ Arrays = dict[str, NDArray[np.generic]]
 # Relative to the RMS of the file's output. The same sums in another order stay below 1e-5; a
 # weight that was transposed or renamed wrongly is off by orders more.
 TOLERANCE = 1e-4
-# Of a float16 file, whose own sums are rounded to 11 bits at every node: 5e-4 a node, and a
-# network of a hundred stays below this.
+# For a float16 file, whose sums are rounded to 11 bits at every node: 5e-4 a node, and a network
+# of a hundred nodes stays below this.
 HALF_TOLERANCE = 2e-2
 # Integer outputs: an arg-max may fall on the other side of a tie.
 INTEGERS_DIFFER = 1e-3
-# What unknown dimensions are tried with, the first axis apart.
+# Sizes that are tried for unknown dimensions other than the first.
 SIZES = (8, 16, 32, 64, 128, 224, 256, 1, 2, 4)
 BATCH = 2
 SEEDS = (0, 1)
@@ -66,12 +66,12 @@ def check_custom_graph(path: Path, canonical: Path, model: ir.Model) -> CustomPa
     integers: dict[str, float] = {}
     require_finite(wanted, path)
     for feed, expected in zip(feeds, wanted, strict=True):
-        found = session.run(feed)
+        outputs = session.run(feed)
         for name, value in expected.items():
             if np.issubdtype(value.dtype, np.floating):
-                floats[name] = max(floats.get(name, 0.0), relative(found[name], value))
+                floats[name] = max(floats.get(name, 0.0), relative(outputs[name], value))
             else:
-                differ = float(np.mean(found[name] != value)) if value.size else 0.0
+                differ = float(np.mean(outputs[name] != value)) if value.size else 0.0
                 integers[name] = max(integers.get(name, 0.0), differ)
     for measured, allowed in ((floats, allowed_floats), (integers, INTEGERS_DIFFER)):
         for name, difference in measured.items():
@@ -212,13 +212,13 @@ def seeded_arrays(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]], seed: 
     return feeds
 
 
-def relative(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
+def relative(actual: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
     """Return max |a - b| / RMS(b) in float64 where b is finite.
 
     It is infinite where a and b are not finite in the same way. The RMS of an output of zeros
     counts as 1.
     """
-    wide, other = expected.astype(np.float64), found.astype(np.float64)
+    wide, other = expected.astype(np.float64), actual.astype(np.float64)
     if wide.shape != other.shape:
         return math.inf
     finite = np.isfinite(wide)

@@ -10,14 +10,14 @@ from ...export.passes.linears import weight_of
 from ...export.passes.naming import ATTENTION, SITE_OPS
 
 SCORES, VALUES, PRODUCT = "bmm_qk", "bmm_pv", "bmm"
-# They read a tensor's shape and not its values.
+# These operators read a tensor's shape and not its values.
 SHAPE_OPS = ("Shape", "Size")
 RANDOM_OPS = (
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"),
     *("RandomUniform", "RandomUniformLike"),
 )
 RECURRENT_OPS = ("LSTM", "GRU", "RNN")
-# Of other domains, what computes products.
+# Operators of other domains that compute products.
 FOREIGN_PRODUCTS = (
     *SITE_OPS,
     *("Attention", "FusedConv", "FusedGemm", "FusedMatMul", "GroupQueryAttention"),
@@ -93,14 +93,14 @@ def is_activation_product(node: ir.Node) -> bool:
 
 def is_computed_constant(value: ir.Value) -> bool:
     """Return whether no input of the graph goes into `value`."""
-    seen: set[ir.Value] = set()
+    visited: set[ir.Value] = set()
     stack = [value]
     while stack:
-        found = stack.pop()
-        if found in seen or found.const_value is not None:
+        current = stack.pop()
+        if current in visited or current.const_value is not None:
             continue
-        seen.add(found)
-        node = found.producer()
+        visited.add(current)
+        node = current.producer()
         if node is None or node.op_type in RANDOM_OPS or has_body(node):
             return False
         stack += [v for v in node.inputs if v is not None]
@@ -133,13 +133,13 @@ def has_body(node: ir.Node) -> bool:
 
 def before(node: ir.Node) -> Iterator[ir.Node]:
     """Yield the nearest products that a product's input, or second operand, is computed from."""
-    seen: set[ir.Node] = set()
+    visited: set[ir.Node] = set()
     stack = [value for value in node.inputs if value is not None]
     while stack:
         producer = stack.pop().producer()
-        if producer is None or producer in seen or producer.op_type in SHAPE_OPS:
+        if producer is None or producer in visited or producer.op_type in SHAPE_OPS:
             continue
-        seen.add(producer)
+        visited.add(producer)
         if is_product(producer):
             yield producer
         else:
@@ -148,13 +148,13 @@ def before(node: ir.Node) -> Iterator[ir.Node]:
 
 def behind(node: ir.Node) -> Iterator[ir.Node]:
     """Yield the nearest products that a product's output goes into."""
-    seen: set[ir.Node] = set()
+    visited: set[ir.Node] = set()
     stack = list(node.outputs[0].consumers())
     while stack:
         user = stack.pop()
-        if user in seen or user.op_type in SHAPE_OPS:
+        if user in visited or user.op_type in SHAPE_OPS:
             continue
-        seen.add(user)
+        visited.add(user)
         if is_product(user):
             yield user
         else:
@@ -178,18 +178,25 @@ def reaches_softmax(node: ir.Node, *, forward: bool) -> bool:
 
     With `forward` the next one behind, else in front of its left operand.
     """
-    seen: set[ir.Node] = set()
+    visited: set[ir.Node] = set()
     start = node.outputs[0] if forward else node.inputs[0]
     stack = [start] if start is not None else []
     while stack:
         value = stack.pop()
-        for found in value.consumers() if forward else [value.producer()]:
-            if found is None or found in seen or found.op_type in SHAPE_OPS or is_product(found):
+        for neighbour in value.consumers() if forward else [value.producer()]:
+            if (
+                neighbour is None
+                or neighbour in visited
+                or neighbour.op_type in SHAPE_OPS
+                or is_product(neighbour)
+            ):
                 continue
-            seen.add(found)
-            if found.op_type == "Softmax":
+            visited.add(neighbour)
+            if neighbour.op_type == "Softmax":
                 return True
-            stack += [v for v in (found.outputs if forward else found.inputs) if v is not None]
+            stack += [
+                v for v in (neighbour.outputs if forward else neighbour.inputs) if v is not None
+            ]
     return False
 
 

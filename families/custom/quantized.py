@@ -47,17 +47,17 @@ def refuse_quantized(model: ir.Model, path: Path) -> None:
 
     Weights that only DequantizeLinear reads are folded into float32 by a later pass.
     """
-    found = find_quantized(model)
-    if found is None:
+    quantization = find_quantized(model)
+    if quantization is None:
         return
-    counted = ", ".join(f"{count} {op}" for op, count in found.operators.most_common(3))
+    counted = ", ".join(f"{count} {op}" for op, count in quantization.operators.most_common(3))
     do = "give the float32 file that it was made from"
-    if found.form == "Q/DQ" and found.symmetric:
+    if quantization.form == "Q/DQ" and quantization.symmetric:
         do += "; TensorRT and ONNX Runtime take this one as it is"
-    elif found.form != "weight-only" and not found.symmetric:
+    elif quantization.form != "weight-only" and not quantization.symmetric:
         do += "; TensorRT takes no zero points but 0"
     raise ExportError(
-        f"is already quantized ({found.form}: {counted}; {found.zero_points})",
+        f"is already quantized ({quantization.form}: {counted}; {quantization.zero_points})",
         where=str(path),
         do=do,
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...graph.builder import constant
 
 FLOAT = ir.DataType.FLOAT
-# They take a tensor element by element, so that a Squeeze may come before or behind.
+# These operators work element by element, so a Squeeze may move from one side to the other.
 ELEMENTWISE = (
     *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh"),
     *("Softplus", "Softsign", "Erf", "Gelu", "Mish", "Swish", "Abs", "Neg", "Exp", "Sqrt", "Clip"),
@@ -61,11 +61,11 @@ def free_name(graph: ir.Graph, name: str) -> str:
     stem, dot, last = name.rpartition(".")
     if last not in ("weight", "bias"):
         stem, dot, last = name, "", ""
-    found, number = name, 1
-    while found in graph.initializers:
+    candidate, number = name, 1
+    while candidate in graph.initializers:
         number += 1
-        found = f"{stem}_{number}{dot}{last}"
-    return found
+        candidate = f"{stem}_{number}{dot}{last}"
+    return candidate
 
 
 def change_constant(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[np.float32]) -> None:
@@ -172,11 +172,11 @@ def explicit_padding(node: ir.Node) -> None:
         for axis, (k, stride, dilation, size) in enumerate(
             zip(kernel, strides, dilations, sizes, strict=True)
         ):
-            reach = (k - 1) * dilation + 1
+            extent = (k - 1) * dilation + 1
             if stride == 1:
-                total = reach - 1
+                total = extent - 1
             elif isinstance(size, int):
-                total = max(0, (-(-size // stride) - 1) * stride + reach - size)
+                total = max(0, (-(-size // stride) - 1) * stride + extent - size)
             else:
                 return
             first = total // 2 if kind == "SAME_UPPER" else total - total // 2

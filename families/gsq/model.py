@@ -23,7 +23,7 @@ from .blocks import AdaptiveNorm, DepthToSpace, GsqBlock, GsqDownsample, conv3x3
 from .config import GsqConfig, Normalization
 
 PART = 1 << 14  # codes that are compared at once
-LEAST_LENGTH = 1e-12  # of a vector that is normalised
+LEAST_LENGTH = 1e-12  # least length by which a vector is divided
 COMMITMENT = 0.25
 NEEDED = {  # key: axes
     "encoder.conv_in.weight": 4,

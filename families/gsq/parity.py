@@ -32,13 +32,13 @@ class GsqReferences:
     vectors: Floats
     table: Floats
 
-    def may_differ(self, found: NDArray[np.int32], error: float) -> Flags:
+    def may_differ(self, tokens: NDArray[np.int32], error: float) -> Flags:
         """Return where both codes are equally near, up to float error."""
-        allowed = np.zeros(found.shape, np.bool_)
-        at = found != self.indices
+        allowed = np.zeros(tokens.shape, np.bool_)
+        at = tokens != self.indices
         flat = at.reshape(self.vectors.shape[:-1])
         vectors, raw = (each[flat].astype(np.float64) for each in (self.vectors, self.raw))
-        wanted, other = (self.table[i[at]].astype(np.float64) for i in (self.indices, found))
+        wanted, other = (self.table[i[at]].astype(np.float64) for i in (self.indices, tokens))
         worse = closeness(vectors, wanted) - closeness(vectors, other)
         # A vector that was divided by its length is as much more sensitive.
         lengths = np.linalg.norm(vectors, axis=-1)

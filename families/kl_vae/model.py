@@ -18,7 +18,7 @@ from ..shared.vq import VqDecoder, VqEncoder
 from ..shared.vq_checkpoint import infer_layout
 from .config import KlVaeConfig
 
-LOG_VARIANCE = (-30.0, 20.0)  # what it is kept within
+LOG_VARIANCE = (-30.0, 20.0)  # the logarithm of the variance is clamped to this range
 NEEDED = {  # key: axes
     "encoder.conv_in.weight": 4,
     "encoder.down.0.block.0.conv1.weight": 4,

@@ -19,7 +19,7 @@ from ..shared.vq import IMAGE_CHANNELS, VqTokenizer
 from ..shared.vq_checkpoint import infer_layout
 from .config import LlamagenVqConfig
 
-# Which codes the training used of late; no part of the model.
+# The codes that the training used of late; not a part of the model.
 USED = "quantize.codebook_used"
 NEEDED = {  # key: axes
     "encoder.conv_in.weight": 4,

@@ -10,7 +10,7 @@ import msgspec
 from ...errors import ExportError
 from .spec import MarDefaults
 
-# Of the latents that the published sizes were trained on, so that their deviation is 1.
+# Scale of the latents that the published sizes were trained on: it makes their deviation 1.
 LATENT_SCALE = 0.2325
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..shared.transformer import modulated_norm, spread_ones
 from .config import MarConfig
 
-# What turns scales into gains: LN(x) * (1 + scale) + shift.
+# Added to the rows to turn scales into gains: LN(x) * (1 + scale) + shift.
 ONE_OF_BLOCK = (0.0, 1.0, 0.0)
 ONE_OF_LAST = (0.0, 1.0)
 LONGEST_PERIOD = 10_000.0

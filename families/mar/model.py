@@ -69,8 +69,8 @@ class MarTransformer(nn.Module):
         self.fake_latent = nn.Parameter(torch.empty(1, width))
         self.z_proj = nn.Linear(config.latent_channels, width)
         self.z_proj_ln = nn.LayerNorm(width, eps=eps)
-        places = config.buffer + length
-        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, places, width))
+        positions = config.buffer + length
+        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, positions, width))
         self.encoder_blocks = nn.ModuleList(
             MarBlock(width, config.heads, config.hidden, eps) for _ in range(config.encoder_depth)
         )
@@ -78,7 +78,7 @@ class MarTransformer(nn.Module):
         inner, heads, hidden = config.decoder_width, config.decoder_heads, config.decoder_hidden
         self.decoder_embed = nn.Linear(width, inner)
         self.mask_token = nn.Parameter(torch.empty(1, 1, inner))
-        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, places, inner))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, positions, inner))
         self.decoder_blocks = nn.ModuleList(
             MarBlock(inner, heads, hidden, eps) for _ in range(config.decoder_depth)
         )

@@ -23,7 +23,8 @@ from .diffusion import Diffusion
 from .model import MarTransformer
 
 Floats = NDArray[np.float32]
-AT = (0, 61, 496, TIMES - 1)  # times of the denoiser; a wrong table row of another shows later
+# Times of the denoiser that are compared, with different rows of its table.
+AT = (0, 61, 496, TIMES - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,11 @@ def compute_mar_references(model: MarTransformer, labels: Tensor, tokens: Tensor
     ordered = tokens.gather(1, order.unsqueeze(2).expand_as(tokens))
     passes, denoised, alpha_bar = {}, {}, Diffusion.of(TIMES).alpha_bar
     for known in known_counts(config.length):
-        seen = ordered[:, :known].contiguous()
-        z = model(labels, seen, order)
+        tokens = ordered[:, :known].contiguous()
+        z = model(labels, tokens, order)
         condition = net.cond_embed(z)
         passes[known] = (
-            {"labels": labels.numpy(), "tokens": seen.numpy(), "position_ids": order.numpy()},
+            {"labels": labels.numpy(), "tokens": tokens.numpy(), "position_ids": order.numpy()},
             {"z": z.numpy(), "condition": condition.numpy()},
         )
     z, condition, clean = z[:, -1], condition[:, -1], ordered[:, -1]
@@ -110,23 +111,23 @@ def check_mar_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
     Raises:
         ExportError: a difference above the tolerance; names the graph, and how many were known.
     """
-    found: list[Difference] = []
+    differences: list[Difference] = []
     session = mapped_session(folder / "pass.onnx")
     for known, (feeds, outputs) in wanted.passes.items():
         values = session.run(feeds)
         for name, array in outputs.items():
             one = difference("pass", name, values[name], array, array.shape[1], known)
-            found.append(one)
+            differences.append(one)
     del session
     gc.collect()
     session = mapped_session(folder / "denoise.onnx")
     for time, (feeds, outputs) in wanted.denoised.items():
         values = session.run(feeds)
         for name, array in outputs.items():
-            found.append(difference("denoise", f"{name} at {time}", values[name], array))
-    for one in found:
+            differences.append(difference("denoise", f"{name} at {time}", values[name], array))
+    for one in differences:
         require(one)
-    return tuple(found)
+    return tuple(differences)
 
 
 def known_counts(length: int) -> tuple[int, ...]:

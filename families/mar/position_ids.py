@@ -19,7 +19,7 @@ from .config import MarConfig
 
 ENCODER_POSITION_IDS, DECODER_POSITION_IDS = "encoder_places", "decoder_places"
 UNKNOWN_POSITION_IDS = "unknown_places"
-# All rows of a run of the denoiser have one time, and one of that many scales.
+# All rows of a run of the denoiser have the same time, and so the same one of these scales.
 TIME_POSITION_ID, TIME_POSITIONS = "time_place", 20
 
 
@@ -77,12 +77,12 @@ def numbered(site: Site, config: MarConfig) -> Site:
     buffer, length = config.buffer, config.length
     last = site.name.startswith(f"decoder_blocks.{config.decoder_depth - 1}.")
     if site.name.startswith("encoder"):
-        places, positions = ENCODER_POSITION_IDS, buffer + length
+        position_input, positions = ENCODER_POSITION_IDS, buffer + length
     elif last and site.role != "qkv":
-        places, positions = UNKNOWN_POSITION_IDS, length
+        position_input, positions = UNKNOWN_POSITION_IDS, length
     else:
-        places, positions = DECODER_POSITION_IDS, buffer + 2 * length
-    return msgspec.structs.replace(site, position_input=places, positions=positions)
+        position_input, positions = DECODER_POSITION_IDS, buffer + 2 * length
+    return msgspec.structs.replace(site, position_input=position_input, positions=positions)
 
 
 def add_time_position(graph: ir.Graph) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 from ...runtime.sampling import Sampling
 from .spec import DENOISE, PASS
 
-PASSES = 4  # kept of a picture
-TIMES = 4  # kept of the diffusions behind each of these passes
+PASSES = 4  # recorded per image
+TIMES = 4  # recorded of the diffusion after each of these passes
 Runs = list[tuple[str, int]]
 
 
@@ -19,11 +19,11 @@ def choose_runs(seed: int, number: int, sampling: Sampling) -> Runs:
     """
     assert sampling.iterations is not None and sampling.diffusion_steps is not None
     rng, steps = np.random.default_rng([seed, number]), sampling.diffusion_steps
-    chosen: Runs = []
+    runs: Runs = []
     for k in choose_evenly(rng, range(sampling.iterations), PASSES):
-        chosen.append((PASS, k))
-        chosen += [(DENOISE, k * steps + t) for t in choose_evenly(rng, range(steps), TIMES)]
-    return chosen
+        runs.append((PASS, k))
+        runs += [(DENOISE, k * steps + t) for t in choose_evenly(rng, range(steps), TIMES)]
+    return runs
 
 
 def choose_evenly(rng: np.random.Generator, numbers: range, count: int) -> list[int]:

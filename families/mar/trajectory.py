@@ -112,12 +112,12 @@ def check_orders(arrays: Arrays, spec: MarSpec, path: Path) -> None:
         raise CalibrationError(f"all {known} tokens are known", where=str(path))
 
 
-def condition_of(rows: int, given: Arrays) -> dict[str, Array]:
+def condition_of(rows: int, outputs: Arrays) -> dict[str, Array]:
     """Return the denoiser's condition [rows, W] of what a pass of R rows gave.
 
     It is the first rows / R tokens of each row.
     """
-    condition = given["condition"]
+    condition = outputs["condition"]
     tokens_condition = condition[:, : rows // len(condition)]
     return {"condition": np.ascontiguousarray(tokens_condition.reshape(rows, -1))}
 
@@ -129,9 +129,9 @@ class Recorder(OnnxRuntimeSession):
         super().__init__(path, optimized=not exact, threads=threads, disabled=SLOW_OPTIMIZERS)
         self.start(())
 
-    def start(self, chosen: Collection[int]) -> None:
+    def start(self, numbers: Collection[int]) -> None:
         """Count runs from 0 again, and record the feeds of the chosen ones."""
-        self._chosen, self._next = frozenset(chosen), 0
+        self._chosen, self._next = frozenset(numbers), 0
         self.kept: dict[int, Arrays] = {}
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -171,16 +171,16 @@ def recorded_batches(
     """
     for start in range(numbers.start, numbers.stop, batch_size):
         pictures = range(start, min(start + batch_size, numbers.stop))
-        chosen = [choose_runs(seed, number, sampling) for number in pictures]
+        runs_of = [choose_runs(seed, number, sampling) for number in pictures]
         for graph in GRAPHS:
-            recorders[graph].start({k for runs in chosen for name, k in runs if name == graph})
+            recorders[graph].start({k for runs in runs_of for name, k in runs if name == graph})
         made = next(batches)
-        found = []
-        for index, runs in enumerate(chosen):
+        saved = []
+        for index, runs in enumerate(runs_of):
             for graph, k in runs:
                 feeds = image_rows(recorders[graph].kept[k], index, len(pictures), sampling)
-                found.append((pictures[index], GraphRun(graph, feeds)))
-        yield made, found
+                saved.append((pictures[index], GraphRun(graph, feeds)))
+        yield made, saved
 
 
 def image_rows(feeds: Arrays, index: int, count: int, sampling: Sampling) -> dict[str, Array]:

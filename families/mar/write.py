@@ -67,7 +67,7 @@ def export_mar(
     weights.save(graph, "pass", properties)
     graph = denoise_graph(model)
     linears = (n for n, m in DenoiseGraph(model).named_modules() if isinstance(m, torch.nn.Linear))
-    found = linear_sites(
+    denoise_sites = linear_sites(
         graph.graph,
         "denoise",
         role=lambda path: ROLES[path.rpartition(".")[2]],
@@ -76,7 +76,7 @@ def export_mar(
         token_axis=dict.fromkeys(ROLES.values(), 0),
         position_input=TIME_POSITION_ID,
     )
-    timed = (msgspec.structs.replace(site, positions=TIME_POSITIONS) for site in found)
+    timed = (msgspec.structs.replace(site, positions=TIME_POSITIONS) for site in denoise_sites)
     sites += tuple(timed)
     weights.save(graph, "denoise", properties)
     return sites

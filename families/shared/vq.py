@@ -190,7 +190,7 @@ class VqTokenizer(nn.Module):
     """
 
     config: VqConfig
-    # Convolutions at the ends of both halves: images, features and codes.
+    # Convolutions at the ends of encoder and decoder: images, features and codes.
     ends: ClassVar[tuple[str, ...]] = (
         "encoder.conv_in",
         "encoder.conv_out",

@@ -49,8 +49,8 @@ class References(Protocol):
     @property
     def decoded(self) -> Floats: ...
 
-    def may_differ(self, found: NDArray[np.int32], error: float) -> Flags:
-        """Return where the tokens `found` may differ from `indices`.
+    def may_differ(self, tokens: NDArray[np.int32], error: float) -> Flags:
+        """Return where the tokens `tokens` may differ from `indices`.
 
         `error` is the largest of the latent, relative to its RMS.
         """
@@ -70,7 +70,7 @@ class VqReferences:
     decoded: Floats
     distances: Floats
 
-    def may_differ(self, found: NDArray[np.int32], error: float) -> Flags:
+    def may_differ(self, tokens: NDArray[np.int32], error: float) -> Flags:
         return near_boundary(self.distances, self.latent, error)
 
 

@@ -50,17 +50,17 @@ class VarLoop:
         steps.start(batch.rows)
         latent = (batch.rows, spec.latent_channels, spec.latent_size, spec.latent_size)
         f_hat = steps.to_device(np.zeros(latent, np.float32))
-        chosen = []
+        tokens = []
         for scale, update in enumerate(self._updates):
             side = spec.patch_nums[scale]
             logits = batch.split_rows(steps.run(batch.rows, side * side, {"x": x, **condition}))
             require_finite(logits, f"scale {scale} ({side}x{side} tokens)", steps.path)
             strength = sampling.cfg * scale / max(spec.steps - 1, 1)
-            chosen.append(choose(logits, strength, streams, sampling))
+            tokens.append(choose(logits, strength, streams, sampling))
             # All rows at once, as the next input has them.
-            outputs = update.run_on_device({"tokens": batch.fill_rows(chosen[-1]), "f_hat": f_hat})
+            outputs = update.run_on_device({"tokens": batch.fill_rows(tokens[-1]), "f_hat": f_hat})
             f_hat = outputs["f_hat_next"]
             x = outputs.get("x", x)
             tick()
         image = self._decoder.run({"latent": f_hat.numpy()[: batch.images]})["image"]
-        return image[: batch.count], np.concatenate(chosen, axis=1)  # type: ignore[return-value]
+        return image[: batch.count], np.concatenate(tokens, axis=1)  # type: ignore[return-value]

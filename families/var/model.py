@@ -25,8 +25,8 @@ from ..shared.transformer import (
 from .config import VarConfig
 
 MAX_LOG_SCALE = math.log(100)
-CHUNKS = 6  # of a block's modulation: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2
-# What turns scales into gains: LN(x) * (1 + scale) + shift.
+CHUNKS = 6  # in a block's modulation: gate 1, gate 2, scale 1, scale 2, shift 1, shift 2
+# Added to the rows to turn scales into gains: LN(x) * (1 + scale) + shift.
 ONE_OF_BLOCK = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
 ONE_OF_HEAD = (1.0, 0.0)
 

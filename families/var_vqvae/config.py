@@ -9,7 +9,7 @@ from ...errors import ExportError
 from ..shared.pyramid import Pyramid
 from ..var.config import PATCH_NUMS_256
 
-# Of ten scales, two lie exactly between two convolutions in real numbers; float64 decides them.
+# Two of ten scales lie exactly between two convolutions in real numbers; float64 decides them.
 PHI_OF_TEN_SCALES = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
 
 

@@ -102,43 +102,43 @@ def check_tokenizer_parity(
         ExportError: a difference above the tolerance, or a token that differs and may not.
     """
     encoded = mapped_session(folder / "encoder.onnx").run({"image": wanted.images})
-    found = [difference("encoder", "latent", encoded["latent"], wanted.latent)]
+    differences = [difference("encoder", "latent", encoded["latent"], wanted.latent)]
     gc.collect()
     decoder = mapped_session(folder / "decoder.onnx")
     decoded = run_in_rows(decoder, {"latent": wanted.sums[-1]}, form.static_batch)
     del decoder
-    found.append(difference("decoder", "image", decoded["image"], wanted.decoded))
+    differences.append(difference("decoder", "image", decoded["image"], wanted.decoded))
     gc.collect()
     looked = mapped_session(folder / "lookup.onnx").run(
         {"indices": wanted.indices.astype(np.int32)}
     )
-    found.append(difference("lookup", "latent", looked["latent"], wanted.sums[-1]))
-    found.append(difference("lookup", "features", looked["features"], wanted.features))
-    found += check_updates(folder, wanted, form)
-    for one in found:
+    differences.append(difference("lookup", "latent", looked["latent"], wanted.sums[-1]))
+    differences.append(difference("lookup", "features", looked["features"], wanted.features))
+    differences += check_updates(folder, wanted, form)
+    for one in differences:
         require(one)
     unequal = encoded["indices"] != wanted.indices
-    excused = unequal & may_differ(wanted, unequal, found[0].max)
+    excused = unequal & may_differ(wanted, unequal, differences[0].max)
     tokens = TokenParity(unequal.size, int(unequal.sum()), int(excused.sum()))
     require_tokens(tokens)
-    return tokens, tuple(found)
+    return tokens, tuple(differences)
 
 
 def check_updates(folder: Path, wanted: TokenizerReferences, form: ExportShape) -> list[Difference]:
     """Compare each update on its tokens and the f_hat before it."""
-    found = []
+    differences = []
     before = np.zeros_like(wanted.latent)
     for scale, (a, b) in enumerate(pairwise(np.cumsum([0, *wanted.lengths]))):
         name = f"update.{scale}"
         feeds: Arrays = {"tokens": wanted.indices[:, a:b], "f_hat": before}
         outputs = run_in_rows(mapped_session(folder / f"{name}.onnx"), feeds, form.rows)
         before = wanted.sums[scale]
-        found.append(difference(name, "f_hat_next", outputs["f_hat_next"], before))
+        differences.append(difference(name, "f_hat_next", outputs["f_hat_next"], before))
         if "x" in outputs:
             start = b - wanted.lengths[0]
             reference = wanted.inputs[:, start : start + wanted.lengths[scale + 1]]
-            found.append(difference(name, "x", outputs["x"], reference))
-    return found
+            differences.append(difference(name, "x", outputs["x"], reference))
+    return differences
 
 
 def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Flags:

@@ -34,7 +34,7 @@ class Phi(nn.Conv2d):
         identity[:, :, 1, 1] = torch.eye(self.out_channels)
         assert self.bias is not None
         one = nn.Conv2d(self.in_channels, self.out_channels, kernel_size=3, padding=1)
-        # Exact but for the sum at the centre: halves are powers of two.
+        # Exact except for the sum at the centre, since a half is a power of two.
         weight = (1 - PHI_RATIO) * identity + PHI_RATIO * self.weight.detach()
         one.weight = nn.Parameter(weight, requires_grad=False)
         one.bias = nn.Parameter(PHI_RATIO * self.bias.detach(), requires_grad=False)
@@ -105,12 +105,12 @@ class MultiScaleQuantizer(nn.Module):
 
     def encode(self, latent: Tensor) -> Tensor:
         """Return the codes int64 [N, L] of a latent [N, C, H, W]."""
-        found = []
+        codes = []
         for scale in range(self.last + 1):
-            found.append(self.codes(scale, latent))
+            codes.append(self.codes(scale, latent))
             if scale < self.last:
-                latent = latent - self.contribution(scale, found[-1])
-        return torch.cat(found, dim=1)
+                latent = latent - self.contribution(scale, codes[-1])
+        return torch.cat(codes, dim=1)
 
     def split(self, codes: Tensor) -> tuple[Tensor, ...]:
         """Split codes [N, L] into those of each scale, [N, p*p]."""

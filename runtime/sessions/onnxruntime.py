@@ -23,8 +23,8 @@ Array = NDArray[np.generic]
 # On QLinearConv graphs, moving to NHWC costs more in transposes and in DequantizeLinear per
 # channel than the convolutions gain (158 against 171 ms for the DI8x8 encoder at 256x256).
 SLOW_OPTIMIZERS = ("NhwcTransformer",)
-# It fuses FP8 products into an operator for integers, and what follows convolutions with a scale a
-# channel into operators that take one for the tensor: a sum does not load, a pool fails as it runs.
+# ONNX Runtime fuses FP8 products into an operator for integers. After convolutions with a scale per
+# channel it fuses operators that take one per tensor: a sum does not load, a pool fails as it runs.
 FUSES_PAIRS = "QDQSelectorActionTransformer"
 FUSED_WRONGLY = ("float8", "QLinear")
 INTEGER_CONVOLUTION = b"QLinearConv"
@@ -36,7 +36,7 @@ WITHOUT_SATURATION = "session.x64quantprecision"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 DISABLE_PREPACKING = "session.disable_prepacking"
 LEAVE_QDQ = "session.disable_quant_qdq"
-# What loading a graph raises: its own classes, and Python's for texts that are no UTF-8.
+# Errors of loading a graph: ONNX Runtime's classes, and Python's for text that is not UTF-8.
 LOAD_ERRORS: tuple[type[Exception], ...] = (
     *(
         kind
@@ -45,7 +45,7 @@ LOAD_ERRORS: tuple[type[Exception], ...] = (
     ),
     UnicodeDecodeError,
 )
-# How ONNX Runtime, the C++ library and CUDA say it; there is no class or code of its own.
+# Words by which ONNX Runtime, the C++ library and CUDA report it; there is no error class or code.
 MEMORY_SIGNS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 

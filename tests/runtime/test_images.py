@@ -193,7 +193,7 @@ def test_a_picture_that_is_not_finite_is_no_black_picture(odd: float) -> None:
     image = np.zeros((1, 3, 4, 4), np.float32)
     from_model(image)
     image[0, 1, 2, 3] = odd
-    with pytest.raises(GenerationError, match="1 of 48 values of the picture"):
+    with pytest.raises(GenerationError, match="1 of 48 values of the image"):
         from_model(image)
 
 

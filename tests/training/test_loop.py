@@ -43,7 +43,7 @@ def start(path: Path, steps: int, seen: Tensor) -> Run:
     model = nn.Linear(3, 2)
     groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
     schedule = Schedule(steps, PEAK, warmup=2)
-    return Run(model, groups, schedule, path, ema_decay=DECAY, kept={"seen": seen})
+    return Run(model, groups, schedule, path, ema_decay=DECAY, buffers={"seen": seen})
 
 
 def go(run: Run, seen: Tensor, until: int | None = None) -> None:

@@ -34,7 +34,7 @@ def open_features(
     """Open the encoder's features, and those of the user's `network`.
 
     Raises:
-        RecipeError: the network does not load, or does not take pictures of this size.
+        RecipeError: the network does not load, or does not take images of this size.
     """
     found = [latent_features(export, threads)]
     if network is not None:
@@ -87,7 +87,7 @@ def network_features(path: Path, image_size: int, threads: int) -> Features:
         tried = extract(np.zeros((2, image_size, image_size, 3), np.uint8))
     except BundleError as error:
         raise RecipeError(
-            f"does not take pictures of {image_size}x{image_size}: {error.what}",
+            f"does not take images of {image_size}x{image_size}: {error.what}",
             where=where,
             do="put the resizing that it needs into the graph",
         ) from error

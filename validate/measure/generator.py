@@ -107,16 +107,16 @@ GENERATION_NAMES: tuple[str, ...] = (
 )
 
 
-def generation_metrics(found: GeneratorAccuracy) -> dict[str, float | None]:
+def generation_metrics(accuracy: GeneratorAccuracy) -> dict[str, float | None]:
     """Return values by GENERATION_NAMES, which gates read; None for what was not measured."""
     values: dict[str, float | None] = dict.fromkeys(GENERATION_NAMES)
-    if found.logits is not None:
-        values |= {name: read(found.logits) for name, read in _LOGITS.items()}
-    by_output = {row.output: decibels(row.sqnr_db) for row in found.outputs}
+    if accuracy.logits is not None:
+        values |= {name: read(accuracy.logits) for name, read in _LOGITS.items()}
+    by_output = {row.output: decibels(row.sqnr_db) for row in accuracy.outputs}
     values |= {name: by_output.get(output) for name, output in _OUTPUTS.items()}
-    if found.sites:
-        values["site_sqnr_db"] = min(map(decibels, found.sites.values()))
-    pictures = found.pictures
+    if accuracy.sites:
+        values["site_sqnr_db"] = min(map(decibels, accuracy.sites.values()))
+    pictures = accuracy.pictures
     if pictures is not None:
         values |= {name: read(pictures) for name, read in _PICTURES.items()}
         if pictures.token_agreement is None:

@@ -50,11 +50,11 @@ class _Accumulator:
             self.psnr.append(psnr(reference, image))
             if min(image.shape[:2]) >= SSIM_WINDOW:
                 self.ssim.append(ssim(reference, image))
-        wanted, found = fp32[1], own[1]
+        wanted, actual = fp32[1], own[1]
         if not np.issubdtype(wanted.dtype, np.integer):
-            self.latent.add(wanted, found)
+            self.latent.add(wanted, actual)
             return
-        same = wanted == found
+        same = wanted == actual
         self.equal += int(np.count_nonzero(same))
         self.tokens += same.size
         self.length = same.shape[1]
@@ -94,17 +94,17 @@ def measure_generated_images(
     """
     accumulators = {name: _Accumulator(networks) for name in candidates}
     reference = _Accumulator(networks)
-    kept: list[ComparedImage] = []
+    shown_images: list[ComparedImage] = []
     done = 0
-    for wanted, *found in zip(fp32, *candidates.values(), strict=True):
+    for wanted, *made in zip(fp32, *candidates.values(), strict=True):
         collect(reference, networks, wanted[0])
-        for name, own in zip(candidates, found, strict=True):
+        for name, own in zip(candidates, made, strict=True):
             require_alike(name, names[done], wanted, own)
             accumulators[name].add(wanted, own)
             collect(accumulators[name], networks, own[0])
-        for k in range(min(len(wanted[0]), keep - len(kept))):
-            shown = {name: own[0][k] for name, own in zip(candidates, found, strict=True)}
-            kept.append(ComparedImage(names[done + k], None, wanted[0][k], shown))
+        for k in range(min(len(wanted[0]), keep - len(shown_images))):
+            shown = {name: own[0][k] for name, own in zip(candidates, made, strict=True)}
+            shown_images.append(ComparedImage(names[done + k], None, wanted[0][k], shown))
         done += len(wanted[0])
         progress(done)
     floors: dict[str, float] = {}
@@ -129,7 +129,7 @@ def measure_generated_images(
     }
     return {
         name: accumulator.result(rows[name]) for name, accumulator in accumulators.items()
-    }, kept
+    }, shown_images
 
 
 def collect(accumulator: _Accumulator, networks: Sequence[Features], images: Images) -> None:
@@ -146,7 +146,7 @@ def require_alike(candidate: str, name: str, fp32: Batch, own: Batch) -> None:
     shapes = [[list(part.shape) for part in batch] for batch in (own, fp32)]
     if shapes[0] != shapes[1]:
         raise AccuracyError(
-            f"{candidate} made pictures and tokens {shapes[0]} where FP32 made {shapes[1]}",
+            f"{candidate} made images and tokens {shapes[0]} where FP32 made {shapes[1]}",
             where=name,
             do="compare graphs of the same model",
         )

@@ -54,7 +54,7 @@ def undo_folds(path: Path, sites: Sequence[Site]) -> dict[str, UndoFold]:
     do = "run `arvg-trt quantize` again"
     with open_tensors(path.parent / "weights.safetensors", do=do) as file:
         tables = {key: file.get_tensor(key) for key in list(file.keys())}
-    found: dict[str, list[FoldedPart]] = {}
+    folded: dict[str, list[FoldedPart]] = {}
     for first, *_ in by_input(sites).values():
         fold, scale = first.producer_fold, tables.get(f"{first.name}.smoothing")
         if scale is None and f"{first.name}.center" in tables:
@@ -66,13 +66,13 @@ def undo_folds(path: Path, sites: Sequence[Site]) -> dict[str, UndoFold]:
         if f"{first.name}/input_shift" not in nodes:
             shift = tables.get(f"{first.name}.center", shift)
         for producer in sites:
-            places = [p.start for p in fold.divide if p.initializer == producer.weight]
+            starts = [p.start for p in fold.divide if p.initializer == producer.weight]
             moved = {p.start for p in fold.subtract if p.initializer == producer.bias}
-            found.setdefault(producer.name, []).extend(
+            folded.setdefault(producer.name, []).extend(
                 FoldedPart(at, scale, shift if at in moved else np.zeros_like(shift))
-                for at in places
+                for at in starts
             )
-    return {name: UndoFold(tuple(parts)) for name, parts in found.items() if parts}
+    return {name: UndoFold(tuple(parts)) for name, parts in folded.items() if parts}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,14 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
 
     A generator's many small graphs are one row.
     """
-    found = {}
+    sizes = {}
     if generates:
-        found["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
+        sizes["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
     shared = folder / SHARED_WEIGHTS
     for graph in () if generates else load_sites(folder).graphs:
         files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}
-        found[graph] = sum(path.stat().st_size for path in files if path.is_file())
-    return found | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})
+        sizes[graph] = sum(path.stat().st_size for path in files if path.is_file())
+    return sizes | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})
 
 
 def running_bytes(
@@ -38,13 +38,13 @@ def running_bytes(
     """
     if kind_of(exported) != "generator":
         graphs = load_sites(export).graphs
-        found = {name: bytes_of_files(folder, graphs) for name, folder in folders.items()}
-        return bytes_of_files(export, graphs), found
+        sizes = {name: bytes_of_files(folder, graphs) for name, folder in folders.items()}
+        return bytes_of_files(export, graphs), sizes
     graphs = tuple(
         path.stem for path in sorted(export.glob("*.onnx")) if path.stem not in OTHER_GRAPHS
     )
-    found = {name: bytes_that_are_read(folder, graphs) for name, folder in folders.items()}
-    return bytes_that_are_read(export, graphs), found
+    sizes = {name: bytes_that_are_read(folder, graphs) for name, folder in folders.items()}
+    return bytes_that_are_read(export, graphs), sizes
 
 
 def bytes_of_files(folder: Path, graphs: tuple[str, ...]) -> int:

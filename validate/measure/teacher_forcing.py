@@ -83,19 +83,19 @@ class _Accumulator:
         self.sites: dict[str, SignalAndNoise] = {}
 
     def add(
-        self, run: TeacherForcedRun, graph: ComparedGraph, name: str, wanted: Arrays, found: Arrays
+        self, run: TeacherForcedRun, graph: ComparedGraph, name: str, wanted: Arrays, actual: Arrays
     ) -> None:
-        """Add the outputs `found` of the candidate `name` in one run."""
+        """Add the outputs `actual` of the candidate `name` in one run."""
         for output in graph.outputs:
             if output == LOGITS and run.tokens is not None and run.conditional is not None:
                 self.logits = self.logits or LogitsAccumulator()
-                self.logits.add(wanted[output], found[output], run.tokens, run.conditional)
+                self.logits.add(wanted[output], actual[output], run.tokens, run.conditional)
             else:
                 accumulator = self.outputs.setdefault(f"{run.graph}/{output}", OutputAccumulator())
-                accumulator.add(wanted[output], found[output])
+                accumulator.add(wanted[output], actual[output])
         for site, tensor in graph.sites.items() if name in graph.restore else ():
             restore = graph.restore[name].get(site)
-            value = restore(found[tensor]) if restore else found[tensor]
+            value = restore(actual[tensor]) if restore else actual[tensor]
             self.sites.setdefault(site, SignalAndNoise()).add(wanted[tensor], value)
 
     def result(self) -> GeneratorAccuracy:

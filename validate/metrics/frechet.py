@@ -23,17 +23,17 @@ def frechet_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
     Raises:
         AccuracyError: fewer than two rows, other widths, values that are not finite.
     """
-    for found in (a, b):
-        if found.ndim != 2 or len(found) < 2 or found.shape[1] != a.shape[1]:
+    for features in (a, b):
+        if features.ndim != 2 or len(features) < 2 or features.shape[1] != a.shape[1]:
             raise AccuracyError(
                 f"no Frechet distance of features {list(a.shape)} and {list(b.shape)}",
-                do="give two or more pictures, and the same network for both",
+                do="give two or more images, and the same network for both",
             )
-        if not np.isfinite(found).all():
+        if not np.isfinite(features).all():
             raise AccuracyError(
-                f"{int(found.size - np.isfinite(found).sum())} of {found.size} features are not "
-                "finite",
-                do="look at the feature network and the pictures",
+                f"{int(features.size - np.isfinite(features).sum())} of {features.size} features "
+                "are not finite",
+                do="look at the feature network and the images",
             )
     means, factors = zip(*(moments(v.astype(np.float64)) for v in (a, b)), strict=True)
     gap = float(np.sum(np.square(means[0] - means[1])))

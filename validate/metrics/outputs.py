@@ -59,13 +59,13 @@ class OutputAccumulator:
             self.equal += int(np.count_nonzero(reference == value))
             return
         finite = np.isfinite(reference)  # `require_like` saw that the rest is equal
-        exact, found = reference[finite].astype(np.float64), value[finite].astype(np.float64)
+        exact, actual = reference[finite].astype(np.float64), value[finite].astype(np.float64)
         self.finite += int(np.count_nonzero(finite))
-        self.sqnr.add(exact, found)
-        self.own += float(np.sum(np.square(found)))
-        self.product += float(np.sum(exact * found))
-        # Of Python's max NaN would not come.
-        self.largest = float(np.maximum(self.largest, np.abs(exact - found).max(initial=0.0)))
+        self.sqnr.add(exact, actual)
+        self.own += float(np.sum(np.square(actual)))
+        self.product += float(np.sum(exact * actual))
+        # Python's max would lose a NaN.
+        self.largest = float(np.maximum(self.largest, np.abs(exact - actual).max(initial=0.0)))
 
     def result(self, output: str) -> OutputAccuracy:
         if not self.floats:
@@ -121,17 +121,17 @@ def measure_outputs(
 
 
 def require_like(
-    candidate: str, sample: str, output: str, expected: NDArray[Any], found: NDArray[Any]
+    candidate: str, sample: str, output: str, expected: NDArray[Any], actual: NDArray[Any]
 ) -> None:
     what = None
-    if found.shape != expected.shape:
-        what = f"shape {list(found.shape)} where FP32 gave {list(expected.shape)}"
-    elif np.issubdtype(found.dtype, np.floating):
-        odd = ~(np.isfinite(found) & np.isfinite(expected))
-        same = np.equal(found, expected) | (np.isnan(found) & np.isnan(expected))
+    if actual.shape != expected.shape:
+        what = f"shape {list(actual.shape)} where FP32 gave {list(expected.shape)}"
+    elif np.issubdtype(actual.dtype, np.floating):
+        odd = ~(np.isfinite(actual) & np.isfinite(expected))
+        same = np.equal(actual, expected) | (np.isnan(actual) & np.isnan(expected))
         wrong = int(np.count_nonzero(odd & ~same))
         if wrong:
-            what = f"{wrong} non-finite of {found.size} values"
+            what = f"{wrong} non-finite of {actual.size} values"
             if not np.isfinite(expected).all():
                 what += ", or finite where FP32 has none"
     if what is not None:
@@ -144,12 +144,12 @@ def require_like(
 
 def worst(outputs: Iterable[OutputAccuracy]) -> dict[str, float | None]:
     """Return the worst output's value of each metric, by the names that gates read."""
-    found = list(outputs)
-    floats = [o for o in found if o.max_error is not None]
+    rows = list(outputs)
+    floats = [o for o in rows if o.max_error is not None]
     decibels = [math.inf if o.sqnr_db is None else o.sqnr_db for o in floats]
     cosines = [o.cosine for o in floats if o.cosine is not None]
     errors = [o.max_error for o in floats if o.max_error is not None]
-    equals = [o.equal for o in found if o.equal is not None]
+    equals = [o.equal for o in rows if o.equal is not None]
     return {
         "output_sqnr_db": min(decibels, default=None),
         "output_cosine": min(cosines, default=None),

@@ -79,21 +79,21 @@ def ranges(numbers: Collection[int]) -> str:
     return ", ".join(texts)
 
 
-def calibration_notes(found: Calibration, noun: str) -> Iterator[str]:
+def calibration_notes(calibration: Calibration, noun: str) -> Iterator[str]:
     """Yield the sentences of a report about calibration; `noun` is what a sample is."""
-    if found.dgc is not None:
-        chosen = found.dgc
+    if calibration.dgc is not None:
+        chosen = calibration.dgc
         yield (
             f"Calibration rows: {chosen.kept} of {chosen.candidates}, chosen by DGC "
             f"({chosen.select}), {chosen.conditional_share:.0%} of them with a class."
         )
     else:
-        yield f"Calibration {noun}: {found.samples}."
-    if found.classes:
-        yield f"Calibration classes, {len(found.classes)}: {ranges(found.classes)}."
-    if found.share is not None:
-        verdict = "enough" if found.enough else "not enough for all"
+        yield f"Calibration {noun}: {calibration.samples}."
+    if calibration.classes:
+        yield f"Calibration classes, {len(calibration.classes)}: {ranges(calibration.classes)}."
+    if calibration.share is not None:
+        verdict = "enough" if calibration.enough else "not enough for all"
         yield (
-            f"Scales settled at {found.settled} of {found.inputs} inputs before the last "
-            f"{1 - found.share:.0%} of the calibration {noun}: {verdict}."
+            f"Scales settled at {calibration.settled} of {calibration.inputs} inputs before the "
+            f"last {1 - calibration.share:.0%} of the calibration {noun}: {verdict}."
         )

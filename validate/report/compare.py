@@ -154,20 +154,20 @@ def comparison_html(comparison: Comparison) -> str:
 
 def _differences(base: Report, report: Report) -> list[str]:
     """Return why numbers of the two reports must not stand in one table."""
-    found = []
+    messages = []
     if report.model != base.model:
-        found.append(f"model {report.model}, not {base.model}")
+        messages.append(f"model {report.model}, not {base.model}")
     if report.data.validation != base.data.validation:
         ours, theirs = set(report.data.validation), set(base.data.validation)
-        found.append(
+        messages.append(
             f"other validation images ({len(ours - theirs)} new, {len(theirs - ours)} missing)"
             if ours != theirs
             else "validation images in another order"
         )
     elif report.data.pictures != base.data.pictures:
-        found.append("pictures of other classes or seeds")
+        messages.append("pictures of other classes or seeds")
     elif report.data.sampling != base.data.sampling:
-        found.append("other sampling of the pictures")
+        messages.append("other sampling of the pictures")
     elif report.headline in report.accuracy and base.headline in base.accuracy:
         pairs = zip(
             report.data.validation,
@@ -177,11 +177,11 @@ def _differences(base: Report, report: Report) -> list[str]:
         )
         moved = [name for name, a, b in pairs if not _close(a, b)]
         if moved:
-            found.append(
+            messages.append(
                 f"FP32 itself reconstructs {moved[0]} differently: the images behind the names or "
                 "the checkpoint are not the same"
             )
-    return found
+    return messages
 
 
 def _close(a: float | None, b: float | None) -> bool:
@@ -199,14 +199,14 @@ def _same_machine(base: Report, report: Report) -> bool:
 
 
 def _cautions(base: Report, label: str, report: Report) -> list[str]:
-    found = []
+    messages = []
     if report.headline != base.headline:
-        found.append(
+        messages.append(
             f"{label}: accuracy is of {report.headline}, the baseline's of {base.headline}"
         )
     if "total" in base.latency and "total" in report.latency and not _same_machine(base, report):
-        found.append(f"{label}: measured on another CPU or setting, speeds are not judged")
-    return found
+        messages.append(f"{label}: measured on another CPU or setting, speeds are not judged")
+    return messages
 
 
 def _judge(rule: Rule, base: float | None, value: float | None, judged: bool) -> Cell:

@@ -49,8 +49,8 @@ def _shown(report: Report) -> dict[str, GeneratorAccuracy]:
     return {key: report.generation[key] for key in CANDIDATES if key in report.generation}
 
 
-def _has_tokens(found: GeneratorAccuracy) -> bool:
-    return found.pictures is not None and found.pictures.token_agreement is not None
+def _has_tokens(accuracy: GeneratorAccuracy) -> bool:
+    return accuracy.pictures is not None and accuracy.pictures.token_agreement is not None
 
 
 def _rows(
@@ -70,12 +70,12 @@ def _header(report: Report) -> tuple[str, ...]:
 
 
 def _forced(report: Report) -> Table:
-    found = [a.logits for a in _shown(report).values() if a.logits]
+    logits = [a.logits for a in _shown(report).values() if a.logits]
     reference = {}
-    if found:
+    if logits:
         reference = {
-            "cross_entropy": CROSS_ENTROPY(found[0].cross_entropy_fp32),
-            "perplexity": PERPLEXITY(perplexity(found[0].cross_entropy_fp32)),
+            "cross_entropy": CROSS_ENTROPY(logits[0].cross_entropy_fp32),
+            "perplexity": PERPLEXITY(perplexity(logits[0].cross_entropy_fp32)),
         }
     return Table(
         title="The same tokens given to both",
@@ -118,16 +118,16 @@ def _each_picture(report: Report) -> Table:
     shown = {k: a.pictures for k, a in _shown(report).items() if a.pictures}
     columns: list[tuple[str, ...]] = []
     header = ["Picture"]
-    for key, found in shown.items():
-        if found.first_difference:
+    for key, accuracy in shown.items():
+        if accuracy.first_difference:
             columns.append(
-                tuple("none" if at is None else str(at + 1) for at in found.first_difference)
+                tuple("none" if at is None else str(at + 1) for at in accuracy.first_difference)
             )
             header.append(f"First other token, {key}")
-        columns.append(tuple(DB(decibels(v)) for v in found.psnr_vs_fp32.each))
+        columns.append(tuple(DB(decibels(v)) for v in accuracy.psnr_vs_fp32.each))
         header.append(f"PSNR {key} to FP32")
-        if found.ssim_vs_fp32:
-            columns.append(tuple(SSIM(v) for v in found.ssim_vs_fp32.each))
+        if accuracy.ssim_vs_fp32:
+            columns.append(tuple(SSIM(v) for v in accuracy.ssim_vs_fp32.each))
             header.append(f"SSIM {key} to FP32")
     return Table(
         title="Picture by picture",
@@ -158,7 +158,7 @@ def per_second(row: LatencyRow, count: int) -> tuple[str, str]:
 def generator_key_figures(report: Report) -> list[KeyFigure]:
     """Return the main numbers of the headline candidate."""
     value = metrics(report)
-    found = [
+    figures = [
         ("Likeliest token is FP32's", SHARE, "top1", f"five likeliest {SHARE(value['top5'])}"),
         ("Divergence a token", NATS, "kl", f"logits SQNR {DB(value['logits_sqnr_db'])}"),
         (
@@ -177,7 +177,7 @@ def generator_key_figures(report: Report) -> list[KeyFigure]:
     ]
     return [
         KeyFigure(label=label, value=text(value[name]), detail=detail)
-        for label, text, name, detail in found
+        for label, text, name, detail in figures
         if value[name] is not None
     ]
 

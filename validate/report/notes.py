@@ -37,7 +37,7 @@ OF_GENERATORS = (
     "Pictures of the same seed draw with the same random numbers, one stream a picture.",
     "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
 )
-# What engines make of an attention whose operands are rounded to a grid, by how its name begins.
+# How engines run an attention with quantized operands, by the prefix of its format.
 ATTENTION_KERNELS: Mapping[str, str] = {
     "FP8": "An engine keeps one fused kernel, from sm89 on.",
     "INT": "An engine runs two INT8 GEMMs with the softmax between them: scores go through memory.",
@@ -93,20 +93,20 @@ def _how(report: Report) -> tuple[str, ...]:
 def _what(report: Report) -> tuple[str, ...]:
     """Return the sentences that name what was measured; generated images have a table."""
     data = report.data
-    found = []
+    notes = []
     if data.pictures:
         drawn = ", ".join(f"{name} {value:g}" for name, value in data.sampling.items())
-        found.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
+        notes.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
         classes = set(data.classes)
         seen = set(report.calibration.classes) if report.calibration else set()
         if classes and seen:
-            found.append(
+            notes.append(
                 f"They are of {len(classes)} classes, {len(classes - seen)} of which calibration "
                 f"has not seen: {ranges(classes)}."
             )
     if data.validation != data.pictures:
-        found.append(f"Validation {noun(report)}: {', '.join(data.validation)}.")
-    return tuple(found)
+        notes.append(f"Validation {noun(report)}: {', '.join(data.validation)}.")
+    return tuple(notes)
 
 
 def noun(report: Report) -> str:

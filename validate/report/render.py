@@ -123,9 +123,9 @@ def _warnings(report: Report) -> tuple[str, ...]:
 
 def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
     value = metrics(report)
-    found = []
+    figures = []
     if report.headline in report.outputs:
-        found.append(
+        figures.append(
             KeyFigure(
                 label="SQNR to FP32",
                 value=DB(value["output_sqnr_db"]),
@@ -133,10 +133,10 @@ def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
             )
         )
     if report.generation:
-        found = generator_key_figures(report)
+        figures = generator_key_figures(report)
     if report.headline in report.accuracy:
         accuracy = report.accuracy[report.headline]
-        found = [
+        figures = [
             KeyFigure(
                 label="PSNR to the original",
                 value=DB(value["psnr"]),
@@ -150,18 +150,18 @@ def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
             ),
         ]
         if value["token_agreement"] is not None:
-            found.append(
+            figures.append(
                 KeyFigure(
                     label="Tokens equal to FP32",
                     value=SHARE(value["token_agreement"]),
                     detail=f"PSNR to FP32 {DB(value['psnr_vs_fp32'])}",
                 )
             )
-    found.append(_size_key_figure(report.sizes))
+    figures.append(_size_key_figure(report.sizes))
     total = report.latency.get("total")
     if total is not None:
         inconclusive = total.speed.verdict == "inconclusive"
-        found.append(
+        figures.append(
             KeyFigure(
                 label="Speed against FP32",
                 value="inconclusive" if inconclusive else TIMES(total.speed.ratio),
@@ -169,7 +169,7 @@ def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
                 level="warn" if inconclusive or total.speed.verdict == "slower" else "plain",
             )
         )
-    return tuple(found)
+    return tuple(figures)
 
 
 def _size_key_figure(sizes: Sizes) -> KeyFigure:

@@ -30,7 +30,8 @@ ENGINE = "engine"  # the engine as executed
 
 CANDIDATES = (QDQ, HALF_PRECISION, ENGINE)
 
-# What is timed: all, a tokenizer's halves, of a generator the tokens without the image decoder.
+# Parts that are timed: all, a tokenizer's encoder and decoder, or a generator's tokens without
+# the image decoder.
 Part = Literal["total", "encoder", "decoder", "tokens"]
 
 RUNS_NOTE = (
@@ -232,12 +233,12 @@ def metrics(report: Report) -> dict[str, float | None]:
         values |= {name: values[f"{report.headline}.{name}"] for name in _MEASURED}
     if values["site_sqnr_db"] is None:  # an engine has no sites to look into
         values["site_sqnr_db"] = values[f"{QDQ}.site_sqnr_db"]
-    found = report.sizes
-    if found.runs is None:  # of an older version, whose ratio was that of packed weights
-        values["packed_compression"] = found.compression
+    sizes = report.sizes
+    if sizes.runs is None:  # an older report, whose ratio was that of packed weights
+        values["packed_compression"] = sizes.compression
     else:
-        values["compression"] = found.compression
-        values["packed_compression"] = found.packed_compression
+        values["compression"] = sizes.compression
+        values["packed_compression"] = sizes.packed_compression
     for what, row in report.latency.items():
         prefix = "" if what == "total" else f"{what}."
         values[f"{prefix}speedup"] = row.speed.ratio

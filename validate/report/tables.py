@@ -143,20 +143,20 @@ def _latency(report: Report) -> Table:
 
 
 def _sizes(report: Report) -> Table:
-    found = report.sizes
+    sizes = report.sizes
     graphs = tuple(
         (f"FP32 graph, {graph}", megabytes(count))
-        for graph, count in found.fp32_graph_bytes.items()
+        for graph, count in sizes.fp32_graph_bytes.items()
     )
     running: tuple[tuple[str, str], ...] = ()
-    if found.fp32_running_bytes is not None:
+    if sizes.fp32_running_bytes is not None:
         running = (
-            ("FP32, what runs", megabytes(found.fp32_running_bytes)),
+            ("FP32, what runs", megabytes(sizes.fp32_running_bytes)),
             *(
                 (f"{CANDIDATES[name]}, what runs", megabytes(count))
-                for name, count in found.running_bytes.items()
+                for name, count in sizes.running_bytes.items()
             ),
-            ("What runs, smaller than FP32", TIMES(found.compression)),
+            ("What runs, smaller than FP32", TIMES(sizes.compression)),
         )
     return Table(
         title="Sizes on disk",
@@ -164,11 +164,11 @@ def _sizes(report: Report) -> Table:
         rows=(
             *graphs,
             *running,
-            ("FP32 weights", megabytes(found.fp32_weight_bytes)),
-            ("Packed weights, which no command loads", megabytes(found.packed_weight_bytes)),
+            ("FP32 weights", megabytes(sizes.fp32_weight_bytes)),
+            ("Packed weights, which no command loads", megabytes(sizes.packed_weight_bytes)),
             ("Packed, smaller than FP32 weights", TIMES(metrics(report)["packed_compression"])),
         ),
-        caption=found.note,
+        caption=sizes.note,
     )
 
 
@@ -238,7 +238,7 @@ def _sites(report: Report) -> Table:
     outputs = report.generation[QDQ].sites if QDQ in report.generation else {}
     for site in report.sites:
         noise = (site.weight_sqnr_db, site.activation_sqnr_db)
-        given = DB(decibels(outputs[site.name])) if site.name in outputs else ""
+        output = DB(decibels(outputs[site.name])) if site.name in outputs else ""
         rows.append(
             (
                 site.name,
@@ -246,7 +246,7 @@ def _sites(report: Report) -> Table:
                 site.weight,
                 site.activation,
                 *("" if db is None else DB(db) for db in noise),
-                *((given,) if outputs else ()),
+                *((output,) if outputs else ()),
                 site.reason or "",
             )
         )

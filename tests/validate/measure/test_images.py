@@ -81,6 +81,6 @@ def test_pictures_too_small_for_ssim_have_none() -> None:
 
 def test_another_shape_is_refused_by_candidate_and_picture() -> None:
     tokens = np.zeros((5, 6), int)
-    with pytest.raises(AccuracyError, match="qdq made pictures and tokens") as refusal:
+    with pytest.raises(AccuracyError, match="qdq made images and tokens") as refusal:
         compared((pictures(1), tokens), (pictures(1, 16), tokens))
     assert refusal.value.where == NAMES[0]
