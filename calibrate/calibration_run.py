@@ -137,9 +137,9 @@ class CalibrationRun:
 
         Of every site's input under `SITE`, and of its output under `SITE:output` (the ONNX Runtime
         engine needs a grid for what a convolution returns); of positions, where an input has them,
-        under `SITE:position`. A `growth` of as many parts as there
-        are batches keeps what they were on the way; graphs that compute NaN or infinity which
-        reaches no output are added to `masked`.
+        under `SITE:position`. A `growth` of as many parts as there are batches keeps what they were
+        on the way; graphs that compute NaN or infinity which reaches no output are added to
+        `masked`.
         """
         ranges = RangeGrowth(1) if growth is None else growth
         sites = {
@@ -148,12 +148,8 @@ class CalibrationRun:
         }
 
         tokens = {
-            graph: {
-                key: members
-                for key, members in by_input(found).items()
-                if members[0].knows_positions
-            }
-            for graph, found in sites.items()
+            graph: {k: group for k, group in by_input(planned).items() if group[0].knows_positions}
+            for graph, planned in sites.items()
         }
 
         def instrument(name: str, graph: ir.Graph) -> None:
@@ -163,12 +159,12 @@ class CalibrationRun:
 
         def consume(name: str, outputs: Outputs) -> None:
             for site in sites[name]:
-                seen.add(site.name, batch_stats(outputs, site.input))
-                seen.add(f"{site.name}{OUTPUT}", batch_stats(outputs, site.output))
+                ranges.add(site.name, batch_stats(outputs, site.input))
+                ranges.add(f"{site.name}{OUTPUT}", batch_stats(outputs, site.output))
             for key, members in tokens[name].items():
                 stats = position_stats(outputs, key, plain_input(members[0]))
                 for site in members:
-                    seen.add(f"{site.name}{POSITION}", stats)
+                    ranges.add(f"{site.name}{POSITION}", stats)
 
         found = self.observe(instrument, consume)
         if masked is not None:

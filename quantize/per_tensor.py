@@ -61,9 +61,9 @@ class PredictedError:
         )
         scalings = self.fit(graphs, groups, {group.key: way_of(group, ways) for group in groups})
         found = self.round_inputs(groups, scalings)
-        tokens = token_decisions(
-            self.run, graphs, groups, scalings, self.options, searched=ways.keys()
-        )
+        power = CLIP_POWER if self.options.clip_power is None else self.options.clip_power
+        options = msgspec.structs.replace(self.options, clip_power=power)
+        tokens = token_decisions(self.run, graphs, groups, scalings, options, searched=ways.keys())
         return decided(entries, groups, ways, tokens), found | tokens
 
     def fit(

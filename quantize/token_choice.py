@@ -25,7 +25,9 @@ from .scales import round_inputs, scaled_input
 
 Floats = NDArray[np.float64]
 
-TOKEN_GAIN_DB = 1.0
+# A transformer of rar-mini as a custom graph (8 bits, 32 samples) has 2 inputs that gain 1 dB, 22
+# that gain 0.1; its logits on other samples are 0.06 dB worse and 0.03 dB better with them.
+TOKEN_GAIN_DB = 3.0
 
 
 def token_decisions(

@@ -41,27 +41,28 @@ def observe_smoothed_ranges(graph: ir.Graph, inputs: Mapping[str, SmoothedInput]
     another order have their position ids as an output.
     """
     values = values_by_name(graph)
-    show_position_ids(graph, views.values(), values)
-    for key, view in views.items():
-        seen = add_smoothed(graph, values[view.tensor], view, key)
-        observe_ranges(graph, {str(seen.name): view.channel_axis}, values | {str(seen.name): seen})
-        if view.token_axis is not None:
-            observe_tokens(graph, seen, view.token_axis, key)
+    show_position_ids(graph, inputs.values(), values)
+    for key, smoothed in inputs.items():
+        value = add_smoothed(graph, values[smoothed.tensor], smoothed, key)
+        name = str(value.name)
+        observe_ranges(graph, {name: smoothed.channel_axis}, values | {name: value})
+        if smoothed.token_axis is not None:
+            observe_tokens(graph, value, smoothed.token_axis, key)
 
 
-def observe_token_ranges(graph: ir.Graph, views: Mapping[str, SmoothedInput]) -> None:
-    """Add outputs `KEY/position:min` and so on, [N, T], of inputs as they are."""
+def observe_token_ranges(graph: ir.Graph, inputs: Mapping[str, SmoothedInput]) -> None:
+    """Add outputs `KEY/position:min` and so on, [N, T], of inputs before any scaling."""
     values = values_by_name(graph)
-    show_position_ids(graph, views.values(), values)
-    for key, view in views.items():
-        assert view.token_axis is not None
-        observe_tokens(graph, values[view.tensor], view.token_axis, key)
+    show_position_ids(graph, inputs.values(), values)
+    for key, plain in inputs.items():
+        assert plain.token_axis is not None
+        observe_tokens(graph, values[plain.tensor], plain.token_axis, key)
 
 
-def observe_tokens(graph: ir.Graph, seen: ir.Value, token_axis: int, key: str) -> None:
+def observe_tokens(graph: ir.Graph, value: ir.Value, token_axis: int, key: str) -> None:
     """Add outputs `KEY/position:min` and so on of one value."""
-    again = add_node(graph, "Identity", [seen], f"{key}/position")
-    again.shape, again.type = seen.shape, seen.type
+    again = add_node(graph, "Identity", [value], f"{key}/position")
+    again.shape, again.type = value.shape, value.type
     observe_ranges(graph, {str(again.name): token_axis}, {str(again.name): again})
 
 
