@@ -64,7 +64,8 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         Smoothing,
         says(
             "SmoothQuant exponent, 0 for none; search: what loses least on samples that it "
-            "was not fitted to, none among it; gps: gain-projected scales of a generator. "
+            "was not fitted to, none among it; gps: gain-projected scales of a generator, in "
+            "other models a candidate of that search at linears and attention projections. "
             "A generator's search runs the samples about ten times more often.",
             Range(0, 1),
         ),
@@ -73,7 +74,13 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         bool,
         says("Shift ranges exactly: a one-sided one, or one a channel where it gains a decibel."),
     ] = True
-    token_wise: Annotated[bool, says("Give a generator's inputs a static scale a position.")] = True
+    token_wise: Annotated[
+        bool,
+        says(
+            "Give a generator's inputs a static scale per token, and those of custom graphs "
+            "with sequences of one length where that gains 3 dB."
+        ),
+    ] = True
     clip_power: Annotated[
         Literal[0, 2, 4] | None,
         says(
