@@ -22,8 +22,10 @@ demo: setup
 	$(BIN)/arvg-trt generate out/var-mini --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/pictures
 	$(BIN)/arvg-trt run cosmos-mini-int8
 
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 # The daily loop: style, types, who imports whom, options, pure numerics, every stage on a tiny graph.
 check: setup
@@ -44,7 +46,7 @@ lint: types
 
 # Lines and branches, also of processes that tests start; the pages go to out/coverage.
 coverage: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term --cov-report=html:out/coverage
+	$(BIN)/python -m pytest -q $(PARALLEL) --cov --cov-report=term --cov-report=html:out/coverage
 
 bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.real_width
@@ -55,4 +57,4 @@ bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.fuzz
 
 clean:
-	rm -rf $(VENV) out build
+	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache

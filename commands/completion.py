@@ -40,7 +40,9 @@ def targets(ctx: click.Context, parameter: click.Parameter, start: str) -> list[
 
 def sites(ctx: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
     """Complete the names of the sites of the workspace that stands before; none without one."""
-    workspace = ctx.params.get("workspace")
+    # Click leaves arguments unparsed where an option has no value yet, as while one types it.
+    places = [ctx.params.get("workspace"), *ctx.args]
+    workspace = next((place for place in places if place is not None), None)
     if workspace is None:
         return []
     try:

@@ -70,7 +70,12 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
             bug.add_note(done.stderr)
             raise bug
         sys.stderr.write(done.stderr)
-        answer = msgspec.json.decode((Path(folder) / RESULT).read_bytes(), type=Answer)
+        return result_of(Path(folder), result)
+
+
+def result_of(folder: Path, result: type[T]) -> T:
+    """Return what the work in `folder` gave; raises the error that it ended with."""
+    answer = msgspec.json.decode((folder / RESULT).read_bytes(), type=Answer)
     if answer.problem is not None:
         problem = answer.problem
         if problem.number is not None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from .export.checkpoint.hub import empty_cache, hub
 from .families.generators import generator, generators, tiny_rar_graphs, tiny_var
@@ -25,6 +28,7 @@ from .families.tiny import (
 )
 from .families.var_vqvae.models import tiny_tokenizer
 from .graph.builders import conv_case, integer_case
+from .one_process import one_process
 from .pipeline.fixtures import exported, finished, mini_of, quantized_mar, quantized_of, workspace
 
 __all__ = [
@@ -58,9 +62,52 @@ __all__ = [
 ]
 
 
+# What takes longest begins first, so that all workers end together. Files that need the same minis
+# are apart: else one worker waits for what the other makes.
+LONGEST = (
+    "pipeline/test_quantize_minis.py",
+    "calibrate/test_shards.py",
+    "pipeline/test_own_model.py",
+    "pipeline/test_validate_generator.py",
+    "pipeline/test_generator_recipes.py",
+    "commands/test_cli.py",
+    "benchmarks/test_freeze.py",
+    "families/test_plugin.py",
+    "engines/onnxruntime/test_generator.py",
+    "pipeline/test_validate_mar.py",
+    "families/gsq/test_export.py",
+    "families/par/test_loop.py",
+    "families/mar/test_loop.py",
+    "pipeline/test_bad_input.py",
+    "families/var/test_write.py",
+    "families/par/test_write.py",
+    "pipeline/test_search.py",
+    "families/cosmos/test_write.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: k for k, name in enumerate(LONGEST)}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: rank.get(str(item.path.relative_to(tests)), len(rank)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_table_of_operators() -> Iterator[None]:
+    """Have torch's exporter make its table of operators once, not for every graph in 1.1 s.
+
+    Processes that tests start make their own.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib))
+        )
+        yield
 
 
 @pytest.fixture

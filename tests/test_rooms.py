@@ -6,6 +6,7 @@ import ast
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,18 @@ def modules() -> Iterator[Path]:
         yield from (path.relative_to(ROOT) for path in sorted(folder.glob("*.py")))
 
 
+@cache
+def nodes(relative: Path) -> tuple[ast.AST, ...]:
+    """Every node of a module's tree."""
+    return tuple(ast.walk(ast.parse((ROOT / relative).read_text())))
+
+
+@cache
 def imported(relative: Path) -> set[str]:
     """Full names of what a module imports anywhere in it, relative ones resolved."""
     package = ("arvg_trt", *relative.parts[:-1])
     found: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / relative).read_text())):
+    for node in nodes(relative):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -125,7 +133,7 @@ def test_only_the_door_imports_tensorrt() -> None:
     by_name = {
         str(path)
         for path in modules()
-        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func)
     }
     assert users <= {"runtime/trt_compat.py"}

@@ -22,6 +22,7 @@ from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 from arvg_trt.workspace.files import decode_json
 
+from ..shared import AFTER_EXPORT, made_once
 from .rar import models as rar_models
 from .rar.models import TinyRar
 from .var import models as var_models
@@ -55,13 +56,13 @@ class TinyGenerator:
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def make_var(family: str, folder: Path) -> TinyGenerator:
+def export_tiny(family: str, folder: Path) -> tuple[Site, ...]:
+    """Write the graphs of a VAR, which may share its modulation; returns their sites."""
     graphs = folder / "export"
     graphs.mkdir()
     config = replace(VAR, shared_aln=family == "shared var")
     with WeightFile(graphs) as weights:
-        sites = export_var(var_models.random_var(config), weights, {})
-    return with_samples(family, folder, sites, VAR.bounds)
+        return export_var(var_models.random_var(config), weights, {})
 
 
 def make_rar(export: Path, folder: Path) -> TinyGenerator:
@@ -168,11 +169,14 @@ def generators(
 
     @cache
     def make(family: str) -> TinyGenerator:
-        folder = tmp_path_factory.mktemp("generator")
-        if family != "rar":
-            return make_var(family, folder)
-        tiny: TinyRar = request.getfixturevalue("tiny_rar")
-        return make_rar(tiny.folder, folder)
+        if family == "rar":
+            tiny: TinyRar = request.getfixturevalue("tiny_rar")
+            return make_rar(tiny.folder, tmp_path_factory.mktemp("generator"))
+        name = f"generator-{family.replace(' ', '-')}"
+        folder, sites = made_once(
+            tmp_path_factory, name, lambda root: export_tiny(family, root), unused=AFTER_EXPORT
+        )
+        return with_samples(family, folder, sites, VAR.bounds)
 
     return make
 

@@ -25,7 +25,8 @@ from arvg_trt.runtime.images import save_image
 from arvg_trt.samples.crops import random_crops
 from arvg_trt.samples.images import open_source
 
-from ..shared import made_once
+from ..one_process import exporting_here
+from ..shared import AFTER_EXPORT, made_once
 from .custom.models import export_autoencoder, export_transformer, handmade_transformer
 from .gsq.models import EXPORTED, TinyGsq, random_gsq
 from .gsq.models import write_checkpoint as write_gsq
@@ -70,7 +71,9 @@ def make_model(config: CosmosConfig, seed: int = 0) -> CosmosTokenizer:
 
 def export(config: CosmosConfig, name: str, factory: pytest.TempPathFactory) -> TinyExport:
     model = make_model(config)
-    folder, sites = made_once(factory, name, lambda f: export_tokenizer(model, f, "tiny"))
+    folder, sites = made_once(
+        factory, name, lambda f: export_tokenizer(model, f, "tiny"), unused=AFTER_EXPORT
+    )
     return TinyExport(model, folder, SiteMap(sites=sites))
 
 
@@ -85,7 +88,8 @@ def tiny_ci(tmp_path_factory: pytest.TempPathFactory) -> TinyExport:
 
 
 def run_cli(*args: str) -> None:
-    result = CliRunner().invoke(cli, args)
+    with exporting_here():
+        result = CliRunner().invoke(cli, args)
     assert result.exit_code == 0, result.output
 
 
@@ -100,7 +104,7 @@ def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
         args = ("export", "rar", str(root / "ws"), "--checkpoint", str(checkpoint))
         run_cli(*args, "--images", "skimage:astronaut,coffee")
 
-    root, _ = made_once(tmp_path_factory, "tiny_rar", make)
+    root, _ = made_once(tmp_path_factory, "tiny_rar", make, unused=AFTER_EXPORT)
     return TinyRar(transformer, tokenizer, root / "ws")
 
 
@@ -115,7 +119,7 @@ def tiny_gsq(tmp_path_factory: pytest.TempPathFactory) -> TinyGsq:
         args = ("export", "gsq", str(root / "ws"), "--checkpoint", str(root / "checkpoint"))
         run_cli(*args, "--images", "skimage:astronaut")
 
-    root, _ = made_once(tmp_path_factory, "tiny_gsq", make)
+    root, _ = made_once(tmp_path_factory, "tiny_gsq", make, unused=AFTER_EXPORT)
     return TinyGsq(model, root / "ws")
 
 
@@ -129,7 +133,7 @@ def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
         checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, config_json=CONFIG_JSON)
         run_cli("export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint))
 
-    root, _ = made_once(tmp_path_factory, "tiny_mar", make)
+    root, _ = made_once(tmp_path_factory, "tiny_mar", make, unused=AFTER_EXPORT)
     return TinyMar(transformer, autoencoder, root / "ws")
 
 
@@ -144,7 +148,7 @@ def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
         args = ("export", "par", str(root / "ws"), "--checkpoint", str(checkpoint))
         run_cli(*args, "--images", "skimage:astronaut,coffee")
 
-    root, _ = made_once(tmp_path_factory, "tiny_par", make)
+    root, _ = made_once(tmp_path_factory, "tiny_par", make, unused=AFTER_EXPORT)
     return TinyPar(transformer, tokenizer, root / "ws")
 
 
@@ -167,12 +171,13 @@ def tiny_llamagen(tmp_path_factory: pytest.TempPathFactory) -> TinyLlamagen:
 def custom_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ...]]:
     """ONNX files of three models that a user might bring; tests do not change them."""
 
-    def make(root: Path) -> dict[str, tuple[Path, ...]]:
-        return {
+    def make(root: Path) -> dict[str, tuple[str, ...]]:
+        files = {
             "transformer": (export_transformer(root),),
             "handmade": (handmade_transformer(root / "handmade.onnx"),),
             "autoencoder": export_autoencoder(root),
         }
+        return {model: tuple(path.name for path in paths) for model, paths in files.items()}
 
     return made_once(tmp_path_factory, "custom_files", make)[1]
 

@@ -26,7 +26,7 @@ from ..command_line import (
     wait_for,
 )
 from ..families.mar.models import TinyMar
-from ..shared import made_once
+from ..shared import AFTER_EXPORT, made_once
 from .minis import LABELS, Mini, Quantized
 
 
@@ -83,7 +83,7 @@ def mini_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mini]:
             assert outcome.code == 0, outcome
             return Generator.open(root / "ws").generate(LABELS, seed=1, batch_size=10)
 
-        root, made = made_once(tmp_path_factory, f"{family}_mini", export)
+        root, made = made_once(tmp_path_factory, f"{family}_mini", export, unused=AFTER_EXPORT)
         return Mini(family, root / "ws", made)
 
     return make

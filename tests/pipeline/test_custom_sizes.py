@@ -39,6 +39,7 @@ def mar_folder(root: Path, **told: object) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_mar_of_unequal_halves_is_exported_with_its_averages(tmp_path: Path) -> None:
     folder = mar_folder(tmp_path, encoder_num_heads=4, decoder_num_heads=3, latent_scale=0.5)
     outcome = export_mar(folder, tmp_path)
@@ -48,6 +49,7 @@ def test_a_mar_of_unequal_halves_is_exported_with_its_averages(tmp_path: Path) -
     assert {g["graph"] for g in manifest["results"]["parity"]["graphs"]} >= {"pass", "denoise"}
 
 
+@pytest.mark.usefixtures("one_process")
 def test_heads_that_nothing_tells_name_the_key(tmp_path: Path) -> None:
     folder = mar_folder(tmp_path, encoder_num_heads=4)
     assert_refused(export_mar(folder, tmp_path), 4, "no config.json says decoder_num_heads")

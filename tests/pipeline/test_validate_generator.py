@@ -282,6 +282,7 @@ def test_reports_of_generators_are_compared(
     assert_refused(arvg("compare", base, worse), 7, "other sampling")
 
 
+@pytest.mark.usefixtures("one_process")
 def test_run_follows_a_recipe_of_a_generator_and_resumes(
     quantized: Path, tiny_rar: TinyRar, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def test_the_workspace_generates_images(workspace: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
+@pytest.mark.usefixtures("one_process")
 def test_fixed_shapes_and_half_caches_export_and_generate(workspace: Path, tmp_path: Path) -> None:
     """Three images, two at once. The first map sees no cache, so rounding does not change it."""
     checkpoint = shutil.copytree(workspace.parent / "checkpoint", tmp_path / "checkpoint")
@@ -187,6 +188,7 @@ def test_the_graphs_generate_tokens_without_pytorch(workspace: Path) -> None:
     np.testing.assert_allclose(f_hat, wanted, atol=1e-5)
 
 
+@pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -218,6 +220,7 @@ def test_a_checkpoint_that_is_no_var_is_refused(
     assert not (tmp_path / "ws").exists() and not leftovers(tmp_path)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
     checkpoint = write(tmp_path / "checkpoint", transformer(), vae())
     outcome = arvg("export", "var-d16", tmp_path / "ws", "--checkpoint", checkpoint)

@@ -17,6 +17,7 @@ from arvg_trt.families.var_vqvae.write import export_var_tokenizer
 from arvg_trt.graph.sites import Site
 
 from ...export.checkpoint.hub import WIDTH
+from ...shared import AFTER_EXPORT, made_once
 
 TINY = VarVqvaeConfig(
     channels=32,
@@ -81,8 +82,12 @@ def random_images(config: VarVqvaeConfig, count: int = 2, seed: int = 4) -> Tens
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TinyTokenizer:
     """All graphs of a random tokenizer's; what is done with them must leave them as they are."""
     model = random_vqvae(TINY)
+    torch.manual_seed(0)
     word_embed = nn.Linear(TINY.latent_channels, WIDTH).requires_grad_(False)
-    folder = tmp_path_factory.mktemp("var_tokenizer")
-    with WeightFile(folder) as weights:
-        sites = export_var_tokenizer(model, weights, {"arvg_trt.model": "tiny"}, word_embed)
+
+    def make(folder: Path) -> tuple[Site, ...]:
+        with WeightFile(folder) as weights:
+            return export_var_tokenizer(model, weights, {"arvg_trt.model": "tiny"}, word_embed)
+
+    folder, sites = made_once(tmp_path_factory, "var_tokenizer", make, unused=AFTER_EXPORT)
     return TinyTokenizer(model, word_embed, folder, sites)

@@ -1,0 +1,44 @@
+"""An export's work in the process of the test: starting one and importing torch takes seconds.
+
+Its request and its answer, errors among them, still go through their files. The shipped minis are
+exported by processes of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from arvg_trt.export.isolated import REQUEST, answer, result_of
+from arvg_trt.families.shared import isolated_export
+
+
+def call_here(module: str, request: Any, result: type[Any]) -> Any:
+    """Do what `isolated.call` has a second process do."""
+    assert module == isolated_export.__name__
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch().context() as patched:
+        (Path(folder) / REQUEST).write_bytes(msgspec.json.encode(request))
+        patched.setattr(sys, "argv", [module, folder])
+        answer(type(request), isolated_export.work)
+        return result_of(Path(folder), result)
+
+
+@contextmanager
+def exporting_here() -> Iterator[None]:
+    """Have generators exported in this process."""
+    with pytest.MonkeyPatch().context() as patched:
+        patched.setattr(isolated_export, "call", call_here)
+        yield
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    with exporting_here():
+        yield
