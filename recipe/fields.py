@@ -71,7 +71,7 @@ class ValueType:
 
     @property
     def is_table(self) -> bool:
-        """Whether a recipe gives the value a table, or a list of tables."""
+        """Return whether a recipe gives the value a table, or a list of tables."""
         return self.kind == "table" or any(item.kind == "table" for item in self.items)
 
 

@@ -1,4 +1,4 @@
-"""What later runs may take from earlier ones: only what was made by the same code."""
+"""Later runs take from earlier ones only what the same code made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the export of a Cosmos tokenizer writes, and how it is compared."""
+"""Export a Cosmos tokenizer and compare its graphs with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the export of a GSQ tokenizer writes, and how it is compared."""
+"""Export a GSQ tokenizer and compare its graphs with PyTorch."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def precise_norms(path: Path) -> OnnxRuntimeSession:
 
 
 def describe(config: GsqConfig) -> dict[str, object]:
-    """What later stages need to know of the tokenizer, for the manifest."""
+    """Return what later stages need to know of the tokenizer, for the manifest."""
     return {
         "stride": config.stride,
         "discrete": True,

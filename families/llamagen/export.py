@@ -1,4 +1,4 @@
-"""What the export of a LlamaGen writes, of transformer and VQ, and how it is compared."""
+"""Export a LlamaGen with its VQ and compare the graphs with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `generator.json` says of a LlamaGen."""
+"""Define what `generator.json` says of a LlamaGen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the export of a MAR writes, of transformers and autoencoder, and how it is compared."""
+"""Export a MAR, transformers and autoencoder, and compare the graphs with PyTorch."""
 
 from __future__ import annotations
 
@@ -117,14 +117,14 @@ def one_latent_a_token(vae: KlVae, channels: int, where: str) -> KlVae:
 
 
 def read_config_json(job: ExportJob) -> MarJson:
-    """What the `config.json` beside the weights says."""
+    """Read the `config.json` beside the weights."""
     from ...export.checkpoint.config_json import read_beside
 
     return read_beside(job.paths[0].parent, MarJson)
 
 
 def describe(config: MarConfig, stride: int, sampling: MarDefaults | None = None) -> MarSpec:
-    """What the runtime needs to know of the generator.
+    """Return what the runtime needs to know of the generator.
 
     Raises:
         ExportError: `sampling` says more passes than an image has tokens.

@@ -1,4 +1,4 @@
-"""What decides the shapes of a PAR transformer. Torch-free: models are listed without it."""
+"""Define what decides the shapes of a PAR transformer. Torch-free: models are listed without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the export of a PAR writes, of transformer and LlamaGen VQ, and how it is compared."""
+"""Export a PAR with its LlamaGen VQ and compare the graphs with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `generator.json` says of a PAR."""
+"""Define what `generator.json` says of a PAR."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ class ParSpec(RasterSpec, frozen=True, kw_only=True, tag_field="family", tag="pa
 
     @property
     def special(self) -> NDArray[np.int64]:
-        """What follows the first `group` tokens, [group - 1]."""
+        """Return the special tokens that follow the first `group` tokens, [group - 1]."""
         return self.vocab_size + self.num_classes + 1 + np.arange(self.group - 1)

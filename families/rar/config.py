@@ -1,4 +1,4 @@
-"""What decides the shapes of a RAR transformer. Torch-free: models are listed without it."""
+"""Define what decides the shapes of a RAR transformer. Torch-free: models are listed without it."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class RarConfig:
 
     @property
     def side(self) -> int:
-        """Of the token map."""
+        """Return the side of the token map."""
         return math.isqrt(self.length)
 
     @property
     def positions(self) -> int:
-        """Of the sequence: what has no class of its own, the class, all tokens but the last."""
+        """Return the length of the sequence: the cls token, the class, all tokens but the last."""
         return self.length + 1
 
     @property
@@ -70,12 +70,12 @@ class RarConfig:
 
     @property
     def rows(self) -> int:
-        """Of the embedding."""
+        """Return the number of rows of the embedding."""
         return self.class_tokens + self.num_classes + 1
 
 
 def published_sampling(cfg: float, cfg_power: float, temperature: float = 1.0) -> RarDefaults:
-    """Of an evaluation: guidance, the power of its schedule, temperature; all tokens are drawn."""
+    """Return the sampling of a published evaluation, which draws from all tokens."""
     return RarDefaults(cfg=cfg, cfg_power=cfg_power, temperature=temperature, top_k=0, top_p=1.0)
 
 

@@ -1,4 +1,4 @@
-"""What the export of a RAR writes, of transformer and MaskGIT-VQ, and how it is compared."""
+"""Export a RAR with its MaskGIT-VQ and compare the graphs with PyTorch."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class RarLoop:
         sampling: Sampling,
         tick: Callable[[], None],
     ) -> tuple[FloatImage, Tokens]:
-        """As `Loop.run`; guidance rises as `strength` says."""
+        """Run the schedule of `Loop.run`; guidance rises as `strength` says."""
         spec, steps = self.spec, self._steps
         batch = Batch(labels, spec.num_classes, sampling)
         modulations = Modulations(self._condition, batch.labels, spec.length + 1)

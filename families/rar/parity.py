@@ -36,7 +36,7 @@ CHUNK = 32  # positions of the steps between: the modulations of all at once are
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What PyTorch computes in one pass over the cls token, the class and all tokens but the last.
+    """Hold what PyTorch computes for the cls token, the class and all tokens but the last.
 
     `condition` are the outputs of condition.onnx for a few positions.
     """

@@ -1,4 +1,4 @@
-"""What `generator.json` says of a RAR."""
+"""Define what `generator.json` says of a RAR."""
 
 from __future__ import annotations
 

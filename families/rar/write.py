@@ -51,7 +51,7 @@ def transformer_graphs(model: RarTransformer, form: ExportShape) -> Iterator[tup
 
 
 def role(path: str) -> str:
-    """Of a linear by its official path."""
+    """Return the role of a linear (qkv, proj, fc1, ...) from its official module path."""
     return ROLES[path.rpartition(".")[2]]
 
 

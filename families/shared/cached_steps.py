@@ -36,7 +36,7 @@ class TokenModel(HasModules, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepReferences:
-    """What PyTorch computes in one pass over all positions.
+    """Hold what PyTorch computes in one pass over all positions.
 
     `sequence` int64 [rows, n], as the steps take it, `tokens` [rows, m] those of images in it;
     `logits` of the steps [rows, n, V], `full` those of full.onnx, which differ where caches are

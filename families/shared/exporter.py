@@ -1,4 +1,4 @@
-"""What exporters of a transformer and its tokenizer share: the two stages over a few hooks."""
+"""Export a transformer and its tokenizer in two stages, over a few hooks of a family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the export of a VAR writes, from a transformer and its VQVAE, and how it is compared."""
+"""Export a VAR with its VQVAE and compare the graphs with PyTorch."""
 
 from __future__ import annotations
 

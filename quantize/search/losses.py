@@ -22,7 +22,7 @@ MEASURED_BITS = (2, 3, 4, 6)
 
 
 class FormatLoss(msgspec.Struct, frozen=True, kw_only=True):
-    """What a site's graph loses at its own output when this weight alone is rounded.
+    """Hold the loss at the output of a site's graph when its weight alone is rounded.
 
     `noise` is the mean square of what the rounding adds to the site's own output, summed over
     output channels; `measured` False: the loss is scaled by it from the nearest measured widths.

@@ -236,8 +236,10 @@ class Search:
         return None, 0
 
     def likely_width(self) -> int:
-        """About what a weight will have, for scales that depend on it; the size of all else is
-        not known yet."""
+        """Return about the bits that a weight will have, for scales that depend on them.
+
+        The size of all else is not known yet.
+        """
         most = min(
             b.most if b.kind == "avg_bits" else 8 * b.most / self.weight_count for b in self.budgets
         )

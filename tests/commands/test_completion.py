@@ -1,4 +1,4 @@
-"""What a shell is offered: models, presets, targets, sites; and the headings of help."""
+"""Completion offers models, presets, targets, sites; and the headings of help."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
 
 @pytest.fixture(scope="session")
 def tiny_llamagen(tmp_path_factory: pytest.TempPathFactory) -> TinyLlamagen:
-    """As `tiny_par`, of a LlamaGen."""
+    """Export a tiny LlamaGen with random weights."""
     transformer, tokenizer = random_llamagen_transformer(), random_llamagen()
 
     def make(root: Path) -> None:

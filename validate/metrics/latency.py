@@ -103,7 +103,7 @@ def interleaved(
 def timed_parts(
     runs: Mapping[str, Callable[[], Mapping[PartT, float]]], *, warmup: int, rounds: int
 ) -> dict[PartT, dict[str, Latency]]:
-    """As `interleaved`, of programs that tell themselves the seconds of each of their parts.
+    """Time programs in turn that report the seconds of each of their parts.
 
     Returns latencies by part, then by program. Every program must return the same parts.
     """

@@ -1,4 +1,4 @@
-"""What the tensors of LlamaGen's transformer tell of its configuration."""
+"""Infer the configuration of LlamaGen's transformer from its tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides the shapes of LlamaGen's transformer. Torch-free: models are listed without it."""
+"""Define what decides the shapes of LlamaGen's transformer. Torch-free, to list models."""
 
 from __future__ import annotations
 

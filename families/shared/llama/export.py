@@ -1,4 +1,4 @@
-"""What exporters of LlamaGen's transformer share, with the tokenizer that goes with it."""
+"""Export families with LlamaGen's transformer and its tokenizer."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from ....runtime.sampling import Sampling, Tokens
 
 
 class LlamaSpec(CacheSpec, Protocol):
-    """What `generator.json` says of a family with this schedule."""
+    """Say what `generator.json` must hold for this schedule."""
 
     @property
     def side(self) -> int: ...

@@ -40,5 +40,5 @@ def random_llamagen(config: LlamaConfig = SMALL, seed: int = 0) -> LlamagenTrans
 def write_checkpoint(
     folder: Path, transformer: dict[str, Tensor] | None, tokenizer: dict[str, Tensor] | None
 ) -> Path:
-    """As published for B, with a config.json that tells the heads and the tokens of an image."""
+    """Write the files as published for B, with heads and tokens of an image in config.json."""
     return par_models.write_checkpoint(folder, transformer, tokenizer, FILES)
