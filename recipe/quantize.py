@@ -63,16 +63,16 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     smoothing: Annotated[
         Smoothing,
         says(
-            "SmoothQuant exponent, 0 for none; search: what loses least on samples that it "
-            "was not fitted to, none among it; gps: gain-projected scales of a generator, in "
-            "other models a candidate of that search at linears and attention projections. "
-            "A generator's search runs the samples about ten times more often.",
+            "SmoothQuant exponent, 0 for none. search: the scaling, or none, with the least "
+            "error on samples that it was not fitted to. gps: gain-projected scales of a "
+            "generator; in other models a candidate of the search, at linears and attention "
+            "projections. A generator's search runs the samples about ten times more often.",
             Range(0, 1),
         ),
     ] = "search"
     shift: Annotated[
         bool,
-        says("Shift ranges exactly: a one-sided one, or one a channel where it gains a decibel."),
+        says("Shift one-sided ranges exactly, or each channel's where that gains a decibel."),
     ] = True
     token_wise: Annotated[
         bool,
