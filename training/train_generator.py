@@ -2,7 +2,8 @@
 
     python -m arvg_trt.training.train_generator rar-mini --data DIR --output models/rar-mini
 
-DIR holds the Tiny ImageNet archive, OUTPUT the tokenizer's weights. Pictures k < 450 of each class
+DIR holds the Tiny ImageNet archive, OUTPUT the tokenizer's weights (llamagen-mini's tokenizer is
+par-mini's, and its training begins with par-mini's weights). Pictures k < 450 of each class
 become tokens once in several views (flipped, moved by up to four pixels); the others, unmoved,
 measure the teacher-forced loss. Labels are dropped with probability 0.1, as in the official
 trainings, so that the null class is trained for guidance. Weights are an exponential moving
@@ -30,6 +31,7 @@ WARMUP = 200
 DROP_LABEL = 0.1
 WEIGHT_DECAY = 0.05
 EMA_DECAY = 0.998
+TOKENIZERS = {"llamagen-mini": "par-mini"}  # the others are their generator's own
 
 
 @torch.no_grad()
@@ -122,8 +124,16 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
 @click.option("--peak-lr", default=2e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True)
+@click.option("--float32", is_flag=True, help="For processors without bfloat16: faster there.")
 def main(
-    name: str, data: Path, output: Path, steps: int, peak_lr: float, seed: int, threads: int
+    name: str,
+    data: Path,
+    output: Path,
+    steps: int,
+    peak_lr: float,
+    seed: int,
+    threads: int,
+    float32: bool,
 ) -> None:
     """Train, resume from the state in OUTPUT if it is there, and write the weights.
 
@@ -133,7 +143,7 @@ def main(
     torch.set_num_threads(threads)
     mini = MINIS[name]
     training, held_out = load_pictures(data)
-    tokenizer = load_tokenizer(name, output)
+    tokenizer = load_tokenizer(TOKENIZERS.get(name, name), output)
     stem = Path(mini.file).stem
     cache = output / f"{stem}_tokens.safetensors"
     tokens, measured = cached_tokens(mini, tokenizer, training.images, held_out.images, cache)
@@ -153,7 +163,7 @@ def main(
         dropped = torch.rand(BATCH, generator=generator) < DROP_LABEL
         labels = training.labels[index].masked_fill(dropped, CLASSES)
         batch = Batch(widened(tokens[view, index]), labels, step / steps, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not float32):
             step_loss = mini.loss(model, tokenizer, batch)
         run.update(step_loss, step)
         run.log(loss=step_loss.item())
