@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..families.kl_vae.model import KlVae
+from ..families.llamagen.model import LlamagenTransformer
 from ..families.mar.config import MarConfig
 from ..families.mar.model import MarTransformer
 from ..families.par.config import ParConfig
@@ -19,6 +21,8 @@ from ..families.par.model import ParTransformer
 from ..families.par.spec import generation_order
 from ..families.rar.config import RarConfig
 from ..families.rar.model import CHUNKS, RarTransformer
+from ..families.registry import MODELS
+from ..families.shared.llama.config import LlamaConfig
 from ..families.shared.transformer import causal_mask
 from ..families.var.config import VarConfig
 from ..families.var.model import VarTransformer
@@ -56,6 +60,14 @@ PAR = ParConfig(
     group=4,
     num_classes=CLASSES,
     vocab_size=tokenizer_minis.PAR.vocab_size,
+)
+LLAMAGEN = LlamaConfig(
+    depth=PAR.depth,
+    width=PAR.width,
+    heads=PAR.heads,
+    length=PAR.length,
+    num_classes=CLASSES,
+    vocab_size=PAR.vocab_size,
 )
 MAR = MarConfig(
     encoder_depth=4,
@@ -207,6 +219,16 @@ def par_loss(model: ParTransformer, _: nn.Module, batch: Batch) -> Tensor:
     return cross_entropy(model(batch.labels, tokens[:, : -config.group]), tokens)
 
 
+def initialize_llamagen(model: LlamagenTransformer) -> None:
+    """Take the trained weights of par-mini, which has the same and its special tokens."""
+    trained = load_file(MODELS / "par-mini" / "par.safetensors")
+    model.load_state_dict({name: trained[name].float() for name in model.state_dict()})
+
+
+def llamagen_loss(model: LlamagenTransformer, _: nn.Module, batch: Batch) -> Tensor:
+    return cross_entropy(model(batch.labels, batch.tokens[:, :-1]), batch.tokens)
+
+
 def mar_moments(vae: KlVae, images: Tensor) -> Tensor:
     """Return mean and log variance of the latents in raster order, [N, L, 2C]."""
     return torch.cat(vae.moments(images), dim=1).flatten(2).transpose(1, 2)
@@ -267,6 +289,14 @@ MINIS = {
         map_tokens,
         par_loss,
         {"n_head": PAR.heads, "block_size": PAR.length},
+    ),
+    "llamagen-mini": GeneratorMini(
+        "llamagen.safetensors",
+        lambda: LlamagenTransformer(LLAMAGEN),
+        initialize_llamagen,
+        map_tokens,
+        llamagen_loss,
+        {"n_head": LLAMAGEN.heads, "block_size": LLAMAGEN.length},
     ),
     "mar-mini": GeneratorMini(
         "mar.safetensors",

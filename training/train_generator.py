@@ -30,6 +30,7 @@ WARMUP = 200
 DROP_LABEL = 0.1
 WEIGHT_DECAY = 0.05
 EMA_DECAY = 0.998
+TOKENIZERS = {"llamagen-mini": "par-mini"}  # the others are their generator's own
 
 
 @torch.no_grad()
@@ -122,8 +123,16 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
 @click.option("--peak-lr", default=2e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True)
+@click.option("--float32", is_flag=True, help="For processors without bfloat16: faster there.")
 def main(
-    name: str, data: Path, output: Path, steps: int, peak_lr: float, seed: int, threads: int
+    name: str,
+    data: Path,
+    output: Path,
+    steps: int,
+    peak_lr: float,
+    seed: int,
+    threads: int,
+    float32: bool,
 ) -> None:
     """Train, resume from the state in OUTPUT if it is there, and write the weights.
 
@@ -153,7 +162,7 @@ def main(
         dropped = torch.rand(BATCH, generator=generator) < DROP_LABEL
         labels = training.labels[index].masked_fill(dropped, CLASSES)
         batch = Batch(widened(tokens[view, index]), labels, step / steps, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not float32):
             step_loss = mini.loss(model, tokenizer, batch)
         run.update(step_loss, step)
         run.log(loss=step_loss.item())

@@ -59,7 +59,7 @@ def refuse_other_length(job: ExportJob) -> None:
         ExportError: it is one; names both.
     """
     names = {path.name for path in job.paths}
-    for variant in VARIANTS:
+    for variant in (one for one in VARIANTS if one.hub):
         files = {transformer for transformer, _ in variant.files}
         for name in sorted(files & names):
             if variant.name != job.entry.name:

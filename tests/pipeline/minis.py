@@ -66,6 +66,7 @@ SHOWN: dict[str, Callable[[Tokens, Path], dict]] = {
     "var": var_shown,
     "rar": rar_shown,
     "par": par_shown,
+    "llamagen": rar_shown,
 }
 
 

@@ -65,6 +65,8 @@ def agreement(mini: Mini, folder: Path) -> float:
         ("var-fp8", "FP8 per-channel", "FP8 per-position", 0.85, 0.33),
         ("rar-w4a16", "INT4 per-block of 32", "float", 0.7, 0.25),
         ("par-fp8", "FP8 per-channel", "FP8 per-position", 0.85, 0.33),
+        ("llamagen-fp8", "FP8 per-channel", "FP8 per-position", 0.85, 0.33),
+        ("llamagen-w4a16", "INT4 per-block of 32", "float", 0.7, 0.25),
     ],
 )
 def test_a_recipe_quantizes_its_mini(

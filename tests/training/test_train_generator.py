@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from arvg_trt.families.par.config import ParConfig
 from arvg_trt.families.par.model import ParTransformer
 from arvg_trt.families.par.spec import generation_order
 from arvg_trt.families.rar.config import RarConfig
 from arvg_trt.families.rar.model import RarTransformer
+from arvg_trt.families.registry import MODELS
 from arvg_trt.training import mar_loss
 from arvg_trt.training.generator_minis import (
     MAR,
@@ -84,6 +86,27 @@ def test_a_par_predicts_each_token_in_its_order_of_generation() -> None:
     model.forward = lambda labels, shown: 50.0 * F.one_hot(order).expand(2, -1, -1)  # type: ignore
     part = Batch(tokens, torch.zeros(2).long(), 0.0, torch.Generator())
     assert par_loss(model, model, part).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_llamagen_begins_with_the_weights_of_par_and_predicts_in_raster_order() -> None:
+    mini = MINIS["llamagen-mini"]
+    model = mini.build()
+    mini.initialize(model)
+    trained = load_file(MODELS / "par-mini" / "par.safetensors")
+    state = model.state_dict()
+    assert trained.keys() - state.keys() == {"spe_tok_embeddings.special_embeddings.weight"}
+    assert all(torch.equal(tensor, trained[name].float()) for name, tensor in state.items())
+    tokens = torch.arange(64).expand(2, -1)
+    seen = []
+
+    def foresee(labels: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        seen.append(shown)
+        return 50.0 * F.one_hot(torch.arange(64), 512).expand(2, -1, -1)
+
+    model.forward = foresee  # type: ignore[assignment, method-assign]
+    part = Batch(tokens, torch.zeros(2).long(), 0.0, torch.Generator())
+    assert mini.loss(model, model, part).item() == pytest.approx(0, abs=1e-6)
+    assert torch.equal(seen[0], tokens[:, :-1])
 
 
 def test_a_mar_sees_latents_drawn_from_their_moments(monkeypatch: pytest.MonkeyPatch) -> None:
