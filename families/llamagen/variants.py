@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..base import Variant, unsized_variant
 from ..llamagen_vq.config import HUB, VQ16_FILE
-from ..shared.llama.config import LlamaConfig
 from .config import PUBLISHED
 
 GRAPHS = ("encoder", "decoder", "step", "full")
