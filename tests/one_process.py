@@ -20,8 +20,8 @@ from arvg_trt.export.isolated import REQUEST, answer, result_of
 from arvg_trt.families.shared import isolated_export
 
 
-def call_here(module: str, request: Any, result: type[Any]) -> Any:
-    """Do what `isolated.call` has a second process do."""
+def run_here(module: str, request: Any, result: type[Any]) -> Any:
+    """Do what `run_isolated` has a second process do."""
     assert module == isolated_export.__name__
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch().context() as patched:
         (Path(folder) / REQUEST).write_bytes(msgspec.json.encode(request))
@@ -34,7 +34,7 @@ def call_here(module: str, request: Any, result: type[Any]) -> Any:
 def exporting_here() -> Iterator[None]:
     """Have generators exported in this process."""
     with pytest.MonkeyPatch().context() as patched:
-        patched.setattr(isolated_export, "call", call_here)
+        patched.setattr(isolated_export, "run_isolated", run_here)
         yield
 
 

@@ -66,7 +66,7 @@ class CustomExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     excluded: dict[str, str]
 
 
-def export_own_stage(
+def export_custom_stage(
     workspace: Workspace, files: Sequence[Path], reporter: Reporter, judges: Judges
 ) -> StageResult:
     """Bring ONNX files into the form that later stages take; each is a graph named after its file.

@@ -98,7 +98,7 @@ def test_an_order_that_is_not_the_graphs_is_built_again_where_addresses_are_rand
 
     def tries(fixed: bool, *tables: tuple[str, ...]) -> tuple[int, BuildResult]:
         left = [Compiled(result=result(*table), fixed=fixed) for table in tables]
-        monkeypatch.setattr(engine_process, "call", lambda *_: left.pop(0))
+        monkeypatch.setattr(engine_process, "run_isolated", lambda *_: left.pop(0))
         found = build(tmp_path / "g.onnx", tmp_path / "g.engine")
         return len(tables) - len(left), found
 
