@@ -28,6 +28,7 @@ from .families.tiny import (
 )
 from .families.var_vqvae.models import tiny_tokenizer
 from .graph.builders import conv_case, integer_case
+from .one_process import one_process
 from .pipeline.fixtures import exported, finished, mini_of, quantized_mar, quantized_of, workspace
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "hub",
     "integer_case",
     "mini_of",
+    "one_process",
     "quantized_mar",
     "quantized_of",
     "samples",

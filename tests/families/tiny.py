@@ -163,7 +163,7 @@ def tiny_llamagen(tmp_path_factory: pytest.TempPathFactory) -> TinyLlamagen:
         args = ("export", "llamagen", str(root / "ws"), "--checkpoint", str(checkpoint))
         run_cli(*args, "--images", "skimage:astronaut,coffee")
 
-    root, _ = made_once(tmp_path_factory, "tiny_llamagen", make)
+    root, _ = made_once(tmp_path_factory, "tiny_llamagen", make, unused=AFTER_EXPORT)
     return TinyLlamagen(transformer, tokenizer, root / "ws")
 
 
@@ -179,7 +179,8 @@ def custom_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pa
         }
         return {model: tuple(path.name for path in paths) for model, paths in files.items()}
 
-    return made_once(tmp_path_factory, "custom_files", make)[1]
+    root, names = made_once(tmp_path_factory, "custom_files", make, unused=AFTER_EXPORT)
+    return {model: tuple(root / name for name in files) for model, files in names.items()}
 
 
 @pytest.fixture(scope="session")
