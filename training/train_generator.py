@@ -2,7 +2,8 @@
 
     python -m arvg_trt.training.train_generator rar-mini --data DIR --output models/rar-mini
 
-DIR holds the Tiny ImageNet archive, OUTPUT the tokenizer's weights. Images k < 450 of each class
+DIR holds the Tiny ImageNet archive, OUTPUT the tokenizer's weights (llamagen-mini's tokenizer is
+par-mini's, and its training begins with par-mini's weights). Images k < 450 of each class
 become tokens once in several views (flipped, moved by up to four pixels); the others, unmoved,
 measure the teacher-forced loss. Labels are dropped with probability 0.1, as in the official
 trainings, so that the null class is trained for guidance. Weights are an exponential moving
@@ -142,7 +143,7 @@ def main(
     torch.set_num_threads(threads)
     mini = MINIS[name]
     training, held_out = load_images(data)
-    tokenizer = load_tokenizer(name, output)
+    tokenizer = load_tokenizer(TOKENIZERS.get(name, name), output)
     stem = Path(mini.file).stem
     cache = output / f"{stem}_tokens.safetensors"
     tokens, measured = cached_tokens(mini, tokenizer, training.images, held_out.images, cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..base import Variant, unsized_variant
 from ..llamagen_vq.config import HUB, VQ16_FILE
+from ..shared.llama.config import LlamaConfig
 from .config import PUBLISHED
 
 GRAPHS = ("encoder", "decoder", "step", "full")
@@ -25,5 +26,15 @@ def llamagen_entry(variant: str) -> Variant:
     return Variant(f"llamagen-{variant}", "llamagen", parameters, config, files, HUB, GRAPHS)
 
 
-VARIANTS = tuple(llamagen_entry(variant) for variant in PUBLISHED)
+VARIANTS = (
+    *(llamagen_entry(variant) for variant in PUBLISHED),
+    Variant(
+        "llamagen-mini",
+        "llamagen",
+        1_707_008,
+        LlamaConfig(6, 128, heads=4, length=64, num_classes=10, vocab_size=512),
+        (("llamagen.safetensors", "tokenizer.safetensors"),),
+        graphs=GRAPHS,
+    ),
+)
 UNSIZED = unsized_variant("llamagen", "tokenizer", VARIANTS)
