@@ -63,7 +63,7 @@ class PredictedError:
         found = self.round_inputs(groups, scalings)
         power = CLIP_POWER if self.options.clip_power is None else self.options.clip_power
         options = msgspec.structs.replace(self.options, clip_power=power)
-        tokens = token_decisions(self.run, graphs, groups, scalings, options, searched=ways.keys())
+        tokens = token_decisions(self.run, graphs, groups, scalings, options)
         return decided(entries, groups, ways, tokens), found | tokens
 
     def fit(
@@ -130,11 +130,12 @@ def decided(
     """Return the plan with what a search has found, so that it gives the same scales again."""
     found = dict(entries)
     for group in groups:
-        for site in group.sites if group.key in ways else ():
-            activation = group.activation
-            if group.key not in tokens:
-                activation = msgspec.structs.replace(activation, granularity="per_tensor")
-            found[site.name] = msgspec.structs.replace(
-                found[site.name], smoothing=ways[group.key].scales, activation=activation
-            )
+        activation = group.activation
+        if group.key not in tokens:
+            activation = msgspec.structs.replace(activation, granularity="per_tensor")
+        for site in group.sites:
+            entry = msgspec.structs.replace(found[site.name], activation=activation)
+            if group.key in ways:
+                entry = msgspec.structs.replace(entry, smoothing=ways[group.key].scales)
+            found[site.name] = entry
     return found

@@ -8,7 +8,7 @@ generator's inputs do. It costs two multiplications beside the product, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,20 +36,18 @@ def token_decisions(
     groups: Sequence[InputGroup],
     scalings: Mapping[str, Scaling],
     options: QuantizeOptions,
-    *,
-    searched: Collection[str],
 ) -> dict[str, InputDecision]:
     """Return the decisions of groups that get scales per token, by key.
 
-    Those `searched` get them where they win, the others where their plan says so.
+    They get them where they win; a plan that has their scale already says that they did.
     """
     found: dict[str, InputDecision] = {}
     for name in graphs:
         members = [g for g in groups if g.graph == name and g.tokens is not None]
         inside = run.inside(name)
-        open_ones = [group for group in members if group.key in searched]
-        winners = winning_groups(inside, open_ones, scalings, options) if open_ones else set()
-        taken = [g for g in members if g.key not in searched or g.key in winners]
+        undecided = [group for group in members if group.activation.scale is None]
+        winners = winning_groups(inside, undecided, scalings, options) if undecided else set()
+        taken = [g for g in members if g.activation.scale is not None or g.key in winners]
         judged = inside if options.clip_power != 0 else None
         rounded = round_inputs(taken, scalings, inside, judged, options) if taken else {}
         for g in taken:

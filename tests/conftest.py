@@ -68,7 +68,7 @@ __all__ = [
 LONGEST = (
     "pipeline/test_quantize_minis.py",
     "calibrate/test_shards.py",
-    "pipeline/test_own_model.py",
+    "pipeline/test_custom_model.py",
     "pipeline/test_validate_generator.py",
     "pipeline/test_generator_recipes.py",
     "commands/test_cli.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -13,6 +14,7 @@ from arvg_trt.calibrate.statistics import save_statistics
 from arvg_trt.engines.onnxruntime.build import build_engine
 from arvg_trt.families.custom.graph import read_custom_graph
 from arvg_trt.families.custom.sites import find_custom_sites
+from arvg_trt.numerics.scheme import Plan
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
 
 from ..families.custom.models import small_graph
@@ -118,8 +120,12 @@ def test_graph_computes_the_formula(
 ) -> None:
     """The Q/DQ graph beside float64: y = d (round((x / s - p) / d) W s) + W p + b."""
     own = linear(tmp_path, drawn(24, REACH, 0, middle), bias=bias)
-    options = {"smoothing": smoothing, "activation_bits": bits}
-    plan, _ = own.quantize(tmp_path / "q", **options)
+    found, _ = own.quantize(tmp_path / "eight", smoothing=smoothing)
+    (entry,) = found.sites
+    assert entry.activation is not None
+    fewer = msgspec.structs.replace(entry.activation, bits=bits)
+    entry = msgspec.structs.replace(entry, activation=fewer)
+    plan, _ = own.quantize(tmp_path / "q", plan=Plan(sites=(entry,)))
     entry = plan.sites[0]
     assert entry.activation is not None and entry.activation.granularity == "per_position"
     assert entry.activation.centered is bool(middle)
@@ -146,9 +152,9 @@ def test_graph_computes_the_formula(
     wanted = ((q - zero) * step) @ weight + (p * s) @ exact
     if bias:
         wanted = wanted + bias_of(own)
-    found = run(tmp_path / "q", held_out)
+    made = run(tmp_path / "q", held_out)
     # A value between two numbers may go either way, float32 beside float64: one does in thousands.
-    assert decibel(found, wanted) > 60
+    assert decibel(made, wanted) > 60
 
 
 def own_weight(own: CustomGraph) -> np.ndarray:
