@@ -18,12 +18,11 @@ from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
-from .groups import InputDecision, InputGroup
+from .groups import InputDecision, InputGroup, summarize
 from .ranges import best_candidate, tensor_candidates
-from .scaling.gains import gain_scalings_of
+from .scaling.gains import fitted_scaling, gain_scalings_of
 from .scaling.held_out import search_ways
 from .scaling.predicted import Way, way_of
-from .scaling.trials import Fold
 from .token_choice import token_decisions
 
 CLIP_POWER = 4  # clips less than the square does
@@ -81,10 +80,11 @@ class PredictedError:
             self.statistics,
             self.options,
         )
-        everything = Fold(self.statistics, slice(None), slice(None), by_gain)
         return {
-            group.key: everything.scaling(graphs[group.graph], group, ways[group.key])
-            for group in groups
+            g.key: fitted_scaling(
+                g, ways[g.key], g.stats, summarize(graphs[g.graph], g.sites), by_gain
+            )
+            for g in groups
         }
 
     def round_inputs(

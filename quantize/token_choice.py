@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.smoothed import Scaling
+from ..calibrate.statistics import TensorStats
 from ..numerics.qparams import QParams
 from ..recipe.quantize import QuantizeOptions
 from .groups import InputDecision, InputGroup
-from .per_token import of_samples
-from .scales import round_inputs, scaled_input
+from .ranges import format_candidates
+from .scales import one_range, round_inputs, scaled_input, scaled_ranges
 
 Floats = NDArray[np.float64]
 
-# A transformer of rar-mini as a custom graph (8 bits, 32 samples) has 2 inputs that gain 1 dB, 22
-# that gain 0.1; its logits on other samples are 0.06 dB worse and 0.03 dB better with them.
+# A transformer of rar-mini as a custom graph (8 bits, 32 samples) has 1 input that gains 1 dB, 10
+# that gain 0.1; its logits on other samples are 0.06 and 0.07 dB worse with them.
 TOKEN_GAIN_DB = 3.0
 
 
@@ -78,26 +79,27 @@ def winning_groups(
     one, other = run.first_half(), run.second_half()
     winners = list(groups)
     for fitted, judged in ((one, other), (other, one)):
-        by_token = of_samples(winners, fitted)
-        per_tensor = [replace(group, tokens=None) for group in by_token]
-        fine = round_inputs(by_token, scalings, fitted, fitted, options)
-        coarse = round_inputs(per_tensor, scalings, fitted, fitted, options)
-        errors = judged.clip_errors(
-            {g.key: scaled_input(g, scalings[g.key]) for g in winners},
-            {g.key: both(fine[g.key].qparams, coarse[g.key].qparams) for g in winners},
-            {g.key: fine[g.key].gain for g in winners},
-        )
+        channels, tokens = scaled_ranges(winners, scalings, fitted)
+        qparams = {
+            g.key: both_granularities(g, tokens[g.key], channels[g.key], options) for g in winners
+        }
+        inputs = {g.key: scaled_input(g, scalings[g.key]) for g in winners}
+        weights = {g.key: np.sqrt(g.energy) * scalings[g.key].smoothing for g in winners}
+        errors = judged.clip_errors(inputs, qparams, weights)
         winners = [g for g in winners if token_gain_db(*errors[g.key][2]) >= TOKEN_GAIN_DB]
     return {group.key for group in winners}
 
 
-def both(fine: QParams, coarse: QParams) -> list[QParams]:
-    """Return QParams per token, and those of one scale repeated for every token."""
-    tokens = np.ones_like(fine.zero_point)
-    return [
-        fine,
-        replace(coarse, scale=coarse.scale * tokens, zero_point=coarse.zero_point * tokens),
-    ]
+def both_granularities(
+    group: InputGroup, tokens: TensorStats, channels: TensorStats, options: QuantizeOptions
+) -> list[QParams]:
+    """Return QParams per token, and those of one scale repeated for every token; none clips."""
+    fine, coarse = (
+        format_candidates(stats, group.activation, allow_shift=options.shift, clip=False)[0]
+        for stats in (tokens, one_range(channels))
+    )
+    ones = np.ones_like(fine.zero_point)
+    return [fine, replace(coarse, scale=coarse.scale * ones, zero_point=coarse.zero_point * ones)]
 
 
 def token_gain_db(fine: Floats, coarse: Floats) -> float:

@@ -21,8 +21,8 @@ from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.sessions.onnxruntime import mapped_session
 from ..shared.cached_steps import (
     StepReferences,
-    check_full,
     check_steps,
+    check_teacher_forced,
     compute_step_references,
     required,
 )
@@ -74,7 +74,7 @@ def check_rar_parity(folder: Path, wanted: References) -> tuple[Difference, ...]
     """
     found = check_condition_and_steps(folder, wanted)
     gc.collect()
-    return required([*found, check_full(folder, wanted.steps)])
+    return required([*found, check_teacher_forced(folder, wanted.steps)])
 
 
 def places(config: RarConfig) -> NDArray[np.int64]:

@@ -108,7 +108,7 @@ def teacher_forced_graph(model: RarTransformer) -> ir.Model:
 
 
 def producer_fold(path: str, width: int) -> ProducerFold | None:
-    """Where a channel scale and shift of a linear's input go (the fact sheet's 0.6).
+    """Return where a channel scale and shift of a linear's input go.
 
     qkv, fc1 and lm_head read a norm times gain plus shift, both columns of a modulation linear,
     [C, 6C] in the order shift, gain, gate of the attention, then of the mlp, or [C, 2C] as gain,

@@ -99,7 +99,7 @@ def check_parity(folder: Path, wanted: StepReferences, bounds: Bounds) -> tuple[
 
     found = check_steps(folder, bounds, tokens, wanted.logits, wanted.cache)
     gc.collect()
-    return required([*found, check_full(folder, wanted)])
+    return required([*found, check_teacher_forced(folder, wanted)])
 
 
 def check_steps(
@@ -140,7 +140,7 @@ def cached(cache: Arrays, positions: int) -> Arrays:
     return {past_name(name): array[:, :, :positions] for name, array in cache.items()}
 
 
-def check_full(folder: Path, wanted: StepReferences) -> Difference:
+def check_teacher_forced(folder: Path, wanted: StepReferences) -> Difference:
     """Compare full.onnx."""
     feeds: Arrays = {"labels": wanted.labels, "tokens": wanted.tokens}
     logits = mapped_session(folder / "full.onnx").run(feeds)["logits"]

@@ -6,7 +6,7 @@ import gc
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .job import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ...export.parity import Difference
     from ...export.weight_file import WeightFile
@@ -75,7 +75,7 @@ class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
         return write_parts(
             job,
             folder,
-            cast("tuple[nn.Module, nn.Module]", (model, tokenizer)),
+            (model, tokenizer),
             self.spec(job, model, tokenizer),
             lambda weights, properties: self.write(job, model, tokenizer, weights, properties),
         )

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from ...calibrate.calibration_run import CalibrationRun
 from ...calibrate.observers.smoothed import Scaling
-from ...calibrate.statistics import Statistics
+from ...calibrate.statistics import Statistics, TensorStats
 from ...recipe.quantize import QuantizeOptions
-from ..groups import InputGroup, summarize
+from ..groups import InputGroup, Readers, summarize
 from ..scales import GPS_EXPONENT, gain_scalings
 from .predicted import Way
+
+
+def fitted_scaling(
+    group: InputGroup,
+    way: Way,
+    stats: TensorStats,
+    readers: Readers,
+    by_gain: Mapping[tuple[str, Way], Scaling],
+) -> Scaling:
+    """Return the scaling that a way fits to a group's input; those by GPS were fitted before."""
+    known = by_gain.get((group.key, way))
+    return way.fit(stats, readers, group.bits) if known is None else known
 
 
 def gain_scalings_of(
@@ -37,7 +50,7 @@ def gain_scalings_of(
                 for group in groups
                 if group.graph == name and way in ways[group.key]
             ]
-            alive = [group for group in members if group.stats.count > 0]
+            alive = [group for group in members if np.any(group.stats.count)]
             first = {
                 g.key: Way(GPS_EXPONENT, centered).fit(g.stats, summarize(graph, g.sites), g.bits)
                 for g in members

@@ -34,6 +34,7 @@ from ..qdq.nodes import SiteWeights, offset_output
 from ..ranges import clip_candidates, fp8_qparams
 from ..rounding import Rounded, correct_biases
 from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight
+from .gains import fitted_scaling
 from .predicted import Way, way_of
 
 Array = NDArray[np.generic]
@@ -53,13 +54,6 @@ class Fold:
     part: slice
     judged: slice
     by_gain: Mapping[tuple[str, Way], Scaling] = field(default_factory=dict)
-
-    def scaling(self, graph: ir.Graph, group: InputGroup, way: Way) -> Scaling:
-        """Return the scaling of a group that a way fits to the samples of this fold."""
-        known = self.by_gain.get((group.key, way))
-        if known is not None:
-            return known
-        return way.fit(group.seen(self.fitted), summarize(graph, group.sites), group.bits)
 
 
 def run_whole(
@@ -193,10 +187,10 @@ def fit_ways(
     options: QuantizeOptions,
 ) -> list[Trial]:
     """Fit every way to the statistics of a group's input; clips are at the observed range."""
-    stats = group.seen(fold.fitted)
+    stats, readers = group.seen(fold.fitted), summarize(graph, group.sites)
     found = []
     for way in ways:
-        scaling = fold.scaling(graph, group, way)
+        scaling = fitted_scaling(group, way, stats, readers, fold.by_gain)
         activation = group.activation
         if activation.grid == "fp8":
             qparams = fp8_qparams(stats, scaling)

@@ -39,14 +39,14 @@ def candidate_folders(
     """Return the folder of each candidate's graphs; says which engines are not compared."""
     folders = {QDQ: workspace.folder("quantize", name)}
     own = [key for key in engines if key.startswith(f"{name}/") and EXECUTED not in key]
-    twins = [key for key in own if engines[key].options.get("half") != "bfloat16"]
-    for key in sorted({*own} - {*twins}):
+    copies = [key for key in own if engines[key].options.get("half") != "bfloat16"]
+    for key in sorted({*own} - {*copies}):
         reporter.warn(
             f"{key} is not compared: ONNX Runtime does not compute in bfloat16 on the CPU"
         )
-    if twins:
+    if copies:
         # The same graph in every folder: targets differ in what is compiled from it.
-        folders[HALF_PRECISION] = workspace.folder("engines", *twins[0].split("/"))
+        folders[HALF_PRECISION] = workspace.folder("engines", *copies[0].split("/"))
     if f"{name}/{EXECUTED}" in engines:
         folders[ENGINE] = workspace.folder("engines", name, EXECUTED)
     return folders

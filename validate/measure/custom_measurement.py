@@ -14,7 +14,7 @@ from ...samples.sources import held_out_arrays
 from ...workspace.facts import Exported, custom_graphs
 from ..metrics.outputs import measure_outputs
 from ..report.schema import ENGINE, LatencyRow, Part
-from .measurement import Folders, Measured, Progress, timed
+from .measurement import Folders, Measurements, Progress, timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class CustomMeasurement:
     def digests(self) -> Mapping[str, str]:
         return self.arrays.digests
 
-    def run(self, folders: Folders, progress: Progress) -> Measured:
+    def run(self, folders: Folders, progress: Progress) -> Measurements:
         export, threads = self.model.folder, self.options.threads
         graphs = [graph.name for graph in custom_graphs(self.model.manifest)]
         chains = {
@@ -65,4 +65,4 @@ class CustomMeasurement:
             pair = {"fp32": lambda: fp32.run(sample), ENGINE: lambda: chains[ENGINE].run(sample)}
             shape = next(iter(sample.values())).shape
             latency = {"total": timed(pair, shape, self.options)}
-        return Measured(outputs=outputs, latency=latency)
+        return Measurements(outputs=outputs, latency=latency)

@@ -30,9 +30,9 @@ from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import check_network, open_features
 from .generator import GeneratorAccuracy
 from .images import Batch, Features, Images, measure_generated_images
-from .measurement import Folders, Measured, Progress
+from .measurement import Folders, Measurements, Progress
 from .teacher_forcing import measure_teacher_forced
-from .teacher_forcing_runs import TeacherForced, TeacherForcing, TrajectoryForcing, compared_graphs
+from .teacher_forcing_runs import TeacherForcing, TokenForcing, TrajectoryForcing, compared_graphs
 
 KEPT_PICTURES = 8
 
@@ -99,13 +99,13 @@ class GeneratorMeasurement:
             if value is not None and name not in foreign
         }
 
-    def run(self, folders: Folders, progress: Progress) -> Measured:
+    def run(self, folders: Folders, progress: Progress) -> Measurements:
         """Compare images of FP32 and each candidate, then their graphs under teacher forcing."""
         generators = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
         labels, names = self.generated.labels, self.generated.image_names
         with TemporaryDirectory() as scratch:
             forcing = self._forcing(Path(scratch))
-            folders = with_full_twin(self.export, folders, Path(scratch) / HALF_PRECISION)
+            folders = with_full_half_precision(self.export, folders, Path(scratch) / HALF_PRECISION)
             pictures, kept = measure_generated_images(
                 names,
                 forcing.batches(),
@@ -130,7 +130,7 @@ class GeneratorMeasurement:
             for name in folders
             if name in found or name in pictures
         }
-        return Measured(
+        return Measurements(
             generation=generation,
             latency=self._latency(folders),
             pictures=kept,
@@ -186,7 +186,7 @@ class GeneratorMeasurement:
         """Choose tokens for a graph of all positions, or runs of a family that records them."""
         if self._spec.recording is not None:
             return TrajectoryForcing(self.generated, self._spec.recording, folder)
-        return TeacherForced(self.generated, self.images)
+        return TokenForcing(self.generated, self.images)
 
 
 def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[Part, float]:
@@ -205,8 +205,8 @@ def batches(made: Iterator[Generated]) -> Iterator[Batch]:
         yield batch.images, batch.tokens
 
 
-def with_full_twin(export: Path, folders: Folders, made: Path) -> Folders:
-    """Return `folders`, where engines have a twin with that of the teacher-forced graph in `made`.
+def with_full_half_precision(export: Path, folders: Folders, made: Path) -> Folders:
+    """Return `folders`; half-precision copies get one of the teacher-forced graph, in `made`.
 
     Nothing is built from it, so that it lies beside no engine; nodes and weights are the steps'.
     """

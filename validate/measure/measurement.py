@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurements:
     """Parts of a report by candidate; which ones depends on the kind of model.
 
     `accuracy` is of an image tokenizer, `outputs` of a user's own graphs, `generation` of a
@@ -58,7 +58,7 @@ class Measurement(Protocol):
         """Return the sha256 of each file that is read beside the graphs, by its name."""
         ...
 
-    def run(self, folders: Folders, progress: Progress) -> Measured:
+    def run(self, folders: Folders, progress: Progress) -> Measurements:
         """Compare the graphs in `folders` with those of the export.
 
         Raises:

@@ -46,7 +46,7 @@ class TeacherForcing(Protocol):
 
 
 @dataclass(slots=True)
-class TeacherForced:
+class TokenForcing:
     """The graph of all positions, on the tokens of generated images or of the user's."""
 
     generated: GeneratedSamples

@@ -17,7 +17,7 @@ from ...samples.crops import Crops
 from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
 from ..report.schema import ENGINE, HALF_PRECISION, LatencyRow, Part
-from .measurement import Folders, Measured, Progress, timed
+from .measurement import Folders, Measurements, Progress, timed
 from .tokenizer import measure
 
 KEPT_PICTURES = 4
@@ -49,10 +49,10 @@ class TokenizerMeasurement:
     def digests(self) -> Mapping[str, str]:
         return self.crops.digests
 
-    def run(self, folders: Folders, progress: Progress) -> Measured:
+    def run(self, folders: Folders, progress: Progress) -> Measurements:
         export, threads = self.model.folder, self.options.threads
         codecs = {
-            # A twin lies beside engines that no session runs.
+            # A half-precision copy lies beside engines that no session runs.
             name: ImageTokenizer.open(folder, threads=threads)
             if name == ENGINE
             else ImageTokenizer.reference(folder, verify=name != HALF_PRECISION)
@@ -71,7 +71,7 @@ class TokenizerMeasurement:
             fp32 = ImageTokenizer.open(export, threads=threads)
             image = to_model(next(self.crops.crops()))
             latency = tokenizer_latency(fp32, codecs[ENGINE], image, self.options)
-        return Measured(accuracy=accuracy, latency=latency, pictures=pictures)
+        return Measurements(accuracy=accuracy, latency=latency, pictures=pictures)
 
 
 def tokenizer_latency(

@@ -13,7 +13,7 @@ from ...quantize.facts import QuantizationFacts
 from ...workspace.facts import Exported, facts
 from ...workspace.manifest import Manifest
 from ...workspace.stage import package_versions
-from ..measure.measurement import Measured
+from ..measure.measurement import Measurements
 from ..measure.sizes import graph_bytes, running_bytes
 from ..metrics.latency import read_cpu
 from .calibrated import Calibration
@@ -39,7 +39,7 @@ def compose_report(
     model: Exported,
     name: str,
     samples: tuple[str, ...],
-    measured: Measured,
+    measured: Measurements,
     folders: Mapping[str, Path],
     *,
     calibrated: CalibrationFacts,

@@ -57,7 +57,7 @@ class StepGraph(GraphLayers):
         return (logits, *(k for k, _ in presents), *(v for _, v in presents))
 
 
-class FullGraph(GraphLayers):
+class TeacherForcedGraph(GraphLayers):
     """labels and the tokens that are shown -> logits of all tokens."""
 
     visible: Tensor

@@ -24,7 +24,7 @@ from ....graph.edit import drop_unused_initializers
 from ....graph.sites import FoldPart, ProducerFold, Site
 from ..transformer import set_cache_type
 from ..transformer_graphs import SiteRules, write_transformer
-from .graphs import FullGraph, StepGraph
+from .graphs import StepGraph, TeacherForcedGraph
 from .model import LlamaTransformer
 
 ROLES = {"wqkv": "qkv", "wo": "proj", "w1": "fc1", "w3": "fc1", "w2": "fc2", "output": "head"}
@@ -91,7 +91,7 @@ def step_graph(model: LlamaTransformer, form: ExportShape = DYNAMIC) -> ir.Model
 def teacher_forced_graph(model: LlamaTransformer) -> ir.Model:
     rows = Dim("rows")
     return trace(
-        FullGraph(model),
+        TeacherForcedGraph(model),
         (torch.zeros(ROWS, dtype=torch.int64), torch.zeros(ROWS, model.shown, dtype=torch.int64)),
         ({0: rows}, {0: rows}),
         ["labels", "tokens"],
@@ -114,7 +114,7 @@ def with_own_norms(model: ir.Model) -> ir.Model:
 
 
 def producer_fold(path: str, width: int) -> ProducerFold:
-    """Return where a channel scale of a linear's input goes (the fact sheet's 0.6).
+    """Return where a channel scale of a linear's input goes.
 
     There are no biases to take a shift. wqkv, w1, w3 and output read a norm; wo reads weighted
     means of values, the last of wqkv's columns [C, 3C]; w2 reads products with what w3 gives.

@@ -117,6 +117,19 @@ def test_a_convolution_outside_an_attention_takes_no_gps(tmp_path: Path) -> None
     assert not set(GAIN_WAYS) & set(ways_for(group, options))
 
 
+def test_the_projections_of_a_tokenizers_attention_try_gps(
+    tiny_di: TinyExport, samples: Path
+) -> None:
+    run = CalibrationRun(tiny_di.folder, samples, ("encoder", "decoder"), 4, silent)
+    options = QuantizeOptions(smoothing="gps", attention_inputs=True)
+    entries = check_plan(make_plan(tiny_di.sites, options), tiny_di.sites)
+    graph = load_graph(tiny_di.folder / "decoder.onnx").graph
+    sites = tiny_di.sites.of_graph("decoder")
+    groups = find_groups(graph, sites, entries, run.channel_ranges(tiny_di.sites))
+    tried = {g.sites[0].role for g in groups if GAIN_WAYS[0] in ways_for(g, options)}
+    assert tried == {"q", "proj"}  # k and v read what q does
+
+
 def test_a_plan_with_a_scale_is_obeyed_and_gives_the_same_graph_again(tmp_path: Path) -> None:
     own = heavy_tailed(tmp_path)
     found, _ = own.quantize(tmp_path / "half", smoothing=0.5)
