@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +10,7 @@ from multiprocessing import get_context
 from typing import Any, Literal, TypeVar
 
 from ..errors import ArvgError, OutOfMemory, RecipeError
+from ..runtime.processors import available_processors
 
 TaskT = TypeVar("TaskT")
 ExecutorName = Literal["processes", "ray"]
@@ -31,7 +31,7 @@ class Execution:
         Raises:
             RecipeError: fewer than one worker.
         """
-        processors = os.cpu_count() or 1
+        processors = available_processors()
         chosen = processors if workers is None else workers
         if chosen < 1:
             raise RecipeError(f"{chosen} workers", where="--workers", do="give 1 or more")

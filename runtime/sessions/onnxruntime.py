@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import ArvgError, BundleError, OutOfMemory
+from ..processors import session_threads
 
 Array = NDArray[np.generic]
 
@@ -86,7 +87,7 @@ class OnnxRuntimeSession:
             raise ArvgError(f"threads is {threads}, not 0 (all) or more", where=str(path))
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions, once
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = session_threads(threads)
         # With memory new from the system for every tensor, `quantize` of a tokenizer took 32 s
         # instead of 28.
         options.enable_cpu_mem_arena = not (lean and mapped)
