@@ -11,9 +11,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from .passes.linears import canonical_linears
-from .passes.naming import rename_nodes
-from .passes.norms import marked, split_long_norms
+from ..graph.passes import Sequential
+from .passes.linears import CanonicalLinearsPass
+from .passes.naming import NameNodesPass
+from .passes.norms import SplitLongNormsPass, marked
 from .shape import ExportShape
 
 
@@ -40,10 +41,10 @@ def trace(
             verbose=False,
         )
     assert program is not None
-    rename_nodes(program.model.graph)
-    canonical_linears(program.model.graph)
-    split_long_norms(program.model.graph, drifting=marked(module))
-    return program.model
+    passes = Sequential(
+        NameNodesPass(), CanonicalLinearsPass(), SplitLongNormsPass(drifting=marked(module))
+    )
+    return passes(program.model).model
 
 
 def past_names(depth: int) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from ..graph.weight_file import SharedWeights
 from .passes.linears import TransposedTensor
-from .passes.naming import sign
+from .passes.naming import SignPass
 
 
 class WeightFile(SharedWeights):
@@ -26,7 +26,7 @@ class WeightFile(SharedWeights):
 
     def save(self, model: ir.Model, name: str, properties: dict[str, str]) -> None:
         """Write `name`.onnx; the model's large initializers then refer to the file."""
-        sign(model, properties)
+        SignPass(properties)(model)
         self.write(model, name)
 
     def _place(self, tensor: ir.TensorProtocol) -> int:

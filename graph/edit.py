@@ -1,4 +1,4 @@
-"""Change ONNX graphs in place: replace, insert behind, remove what nothing reads."""
+"""Change ONNX graphs in place: replace a value, insert behind one, add to a bias."""
 
 from __future__ import annotations
 
@@ -76,18 +76,3 @@ def add_to_bias(
             return
     added = constant(graph, f"{prefix}.bias", addition.astype(np.float32).reshape(shape))
     insert_behind(graph, value, "Add", added, f"{prefix}/Add_offset")
-
-
-def drop_unused_initializers(graph: ir.Graph) -> None:
-    """Remove the initializers that nothing reads any more."""
-    for name in [n for n, value in graph.initializers.items() if not value.uses()]:
-        graph.initializers.pop(name)
-
-
-def remove_dead_nodes(graph: ir.Graph) -> None:
-    """Remove nodes and initializers that nothing reads any more."""
-    outputs = set(graph.outputs)
-    for node in reversed(list(graph)):
-        if not any(out.uses() or out in outputs for out in node.outputs):
-            graph.remove(node, safe=True)
-    drop_unused_initializers(graph)

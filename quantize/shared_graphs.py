@@ -16,9 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..calibrate.observers.smoothed import SmoothedInput, plain_input
-from ..graph.edit import drop_unused_initializers
 from ..graph.io import load_graph
 from ..graph.linears import site_node, site_weight
+from ..graph.passes import remove_unused
 from ..graph.sites import Site, SiteMap
 from ..graph.weight_file import SharedWeights
 from ..numerics.packing import save_packed_weights
@@ -134,7 +134,7 @@ class SharedGraphs:
                 rewrite_token_linear(graph, node, site, TokenSite(weight, qparams))
             else:
                 rewrite_linear(graph, node, site, SiteWeights(weight))
-        drop_unused_initializers(graph)
+        remove_unused(graph)
 
     def _folds(self) -> list[tuple[tuple[Site, ...], ChannelFold]]:
         found = []

@@ -13,16 +13,17 @@ import numpy as np
 import onnx_ir as ir
 
 from ...errors import BuildError, CalibrationError
-from ...graph.group_norm import expand_group_norms
+from ...graph.group_norm import ExpandGroupNormsPass
 from ...graph.io import read_graph
+from ...graph.passes import Sequential
 from ...numerics.noise import masked_sqnr_db
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ...workspace.files import open_tensors
 from ..facts import EngineRow, SiteException
 from .float_outputs import worst_first
-from .matmul_integer import match_input, rewrite_linears
-from .qlinear_conv import Ranges, rewrite_convolutions
+from .matmul_integer import MatMulIntegerPass, match_input
+from .qlinear_conv import QLinearConvPass, Ranges
 
 # Rounding outputs to uint8 adds about as much noise as the Q/DQ graph has.
 WORST_LOSS_DB = 8.0
@@ -153,11 +154,12 @@ def rewrite_graph(model: ir.Model, ranges: Ranges) -> Rewritten:
     """
     products = [n for n in model.graph if n.op_type in ("Conv", "MatMul")]
     planned = [str(node.name) for node in products if match_input(node)]
-    done = rewrite_convolutions(model, ranges) + rewrite_linears(model)
-    expand_group_norms(model.graph)
+    convolutions, linears = QLinearConvPass(ranges), MatMulIntegerPass()
+    Sequential(convolutions, linears, ExpandGroupNormsPass())(model)
+    done = convolutions.rewritten + linears.rewritten
     held = [n.inputs[0] for n in model.graph if n.op_type == "DequantizeLinear"]
     bits = {int(v.const_value.dtype.bitwidth) for v in held if v is not None and v.const_value}
-    return Rewritten(tuple(planned), tuple(done), tuple(sorted(bits)))
+    return Rewritten(tuple(planned), done, tuple(sorted(bits)))
 
 
 NO_FORM = "its chain has no INT8 form"

@@ -17,7 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...graph.builder import Inserter, constant_array
-from ...graph.edit import producer, remove_dead_nodes, take_over
+from ...graph.edit import producer, take_over
+from ...graph.passes import ensure, remove_dead_nodes
 from .qlinear_conv import INT32_MAX, largest_sums
 
 DOMAIN = "com.microsoft"
@@ -41,28 +42,43 @@ class Behind:
     bias: NDArray[np.float64]
 
 
-def rewrite_linears(model: ir.Model) -> list[str]:
-    """Turn every MatMul with INT8 Q/DQ on both sides into MatMulIntegerToFloat, in place.
+class MatMulIntegerPass(ir.passes.InPlacePass):
+    """Turn every MatMul with INT8 Q/DQ on both sides into MatMulIntegerToFloat.
 
-    Returns the rewritten node names, in graph order.
+    `rewritten` names the nodes that the last call replaced, in graph order: an engine's report
+    lists them, and the graph has lost them.
     """
-    graph = model.graph
-    done = []
-    for node in list(graph):
-        if node.op_type != "MatMul":
-            continue
-        quantized = match_input(node)
-        weight = producer(node.inputs[1], "DequantizeLinear")
-        if quantized is None or weight is None or not has_one_scale(weight):
-            continue
-        if may_overflow(weight.inputs[0]):
-            continue
-        rewrite(graph, node, quantized, weight)
-        done.append(str(node.name))
-    if done:
-        model.opset_imports.setdefault(DOMAIN, 1)
-    remove_dead_nodes(graph)
-    return done
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rewritten: tuple[str, ...] = ()
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        done = []
+        for node in list(graph):
+            if node.op_type != "MatMul":
+                continue
+            quantized = match_input(node)
+            weight = producer(node.inputs[1], "DequantizeLinear")
+            if quantized is None or weight is None or not has_one_scale(weight):
+                continue
+            if may_overflow(weight.inputs[0]):
+                continue
+            rewrite(graph, node, quantized, weight)
+            done.append(str(node.name))
+        if done:
+            model.opset_imports.setdefault(DOMAIN, 1)
+        self.rewritten = tuple(done)
+        unused = remove_dead_nodes(graph)
+        return ir.passes.PassResult(model, modified=bool(done) or unused)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a rewritten product that is still there, or no domain."""
+        nodes = [node for node in model.graph if node.op_type == "MatMul"]
+        ensure(f"{node.name} is still a MatMul" for node in nodes if node.name in self.rewritten)
+        if any(node.domain == DOMAIN for node in model.graph) and DOMAIN not in model.opset_imports:
+            ensure([f"the model does not import {DOMAIN}"])
 
 
 def match_input(node: ir.Node, side: int = 0) -> QuantizedInput | None:

@@ -21,9 +21,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...graph.builder import Inserter, constant_array
-from ...graph.edit import producer, remove_dead_nodes, take_over
+from ...graph.edit import producer, take_over
+from ...graph.passes import ensure, remove_unused, require
 
-Ranges = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+Range = tuple[NDArray[np.float64], NDArray[np.float64]]  # (low [O], high [O])
+Ranges = Mapping[str, Range]
+Weight = tuple[NDArray[np.int8], NDArray[np.float32]]  # (q [O, I, kh, kw], scale [O])
 INT32_MAX = 2**31 - 1
 UINT8_MAX = 255
 # For an output that is always zero; its scale keeps the full precision of float32.
@@ -48,25 +51,50 @@ class InputChain:
     pads: tuple[int, ...]
 
 
-def rewrite_convolutions(model: ir.Model, ranges: Ranges) -> list[str]:
-    """Turn every quantized Conv of a canonical graph into QLinearConv, in place.
+class QLinearConvPass(ir.passes.InPlacePass):
+    """Turn every quantized Conv of a canonical graph into QLinearConv.
 
-    `ranges` holds (low [O], high [O]) of each convolution's output by node name, from calibration.
-    Returns the rewritten node names, in graph order.
+    `ranges` holds (low [O], high [O]) of each convolution's output by node name, from calibration;
+    one without stays as it is. `rewritten` names the nodes that the last call replaced, in graph
+    order: an engine's report lists them, and the graph has lost them.
     """
-    graph = model.graph
-    done = []
-    for node in list(graph):
-        if node.op_type != "Conv" or node.name not in ranges:
-            continue
-        chain = match_chain(node)
-        weight = match_weight(node)
-        if chain is None or weight is None or (largest_sums(weight[0]) >= INT32_MAX).any():
-            continue
-        rewrite(graph, node, chain, *weight, ranges[str(node.name)])
-        done.append(str(node.name))
-    remove_dead_nodes(graph)
-    return done
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__()
+        self.ranges = ranges
+        self.rewritten: tuple[str, ...] = ()
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError for a range of another number of channels than its Conv has."""
+        for node in model.graph:
+            if node.op_type != "Conv" or node.name not in self.ranges:
+                continue
+            held = producer(node.inputs[1], "DequantizeLinear")
+            q = None if held is None or held.inputs[0] is None else held.inputs[0].const_value
+            count = len(self.ranges[node.name][0])
+            if q is not None and q.shape[0] != count:
+                require([f"{node.name} has {q.shape[0]} output channels, and its range {count}"])
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        done = []
+        for node in list(graph):
+            if node.op_type != "Conv" or node.name not in self.ranges:
+                continue
+            chain = match_chain(node)
+            weight = match_weight(node)
+            if chain is None or weight is None or (largest_sums(weight[0]) >= INT32_MAX).any():
+                continue
+            rewrite(graph, node, chain, *weight, self.ranges[node.name])
+            done.append(node.name)
+        self.rewritten = tuple(done)
+        unused = remove_unused(graph)
+        return ir.passes.PassResult(model, modified=bool(done) or unused)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a rewritten convolution that is still there."""
+        nodes = [node for node in model.graph if node.op_type == "Conv"]
+        ensure(f"{node.name} is still a Conv" for node in nodes if node.name in self.rewritten)
 
 
 def match_chain(node: ir.Node) -> InputChain | None:
@@ -115,7 +143,7 @@ def inserted_producer(node: ir.Node, before: ir.Node, op: str) -> ir.Node | None
     return found if found is not None and str(found.name).startswith(f"{node.name}/") else None
 
 
-def match_weight(node: ir.Node) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+def match_weight(node: ir.Node) -> Weight | None:
     """Return (q [O, I, kh, kw], scale [O]) of an INT8 weight behind a DequantizeLinear, or None."""
     dequantize = producer(node.inputs[1], "DequantizeLinear")
     if dequantize is None:
@@ -131,7 +159,7 @@ def rewrite(
     chain: InputChain,
     q: NDArray[np.int8],
     weight_scale: NDArray[np.float32],
-    output_range: tuple[NDArray[np.float64], NDArray[np.float64]],
+    output_range: Range,
 ) -> None:
     add = Inserter(graph, node, numbered=True)
     x_scale = add.constant("x_scale", np.array(chain.scale, np.float32))
@@ -215,7 +243,7 @@ def convolution(
     q: NDArray[np.int8],
     weight_scale: NDArray[np.float32],
     bias: NDArray[np.float64],
-    output_range: tuple[NDArray[np.float64], NDArray[np.float64]],
+    output_range: Range,
 ) -> ir.Value:
     """Add a QLinearConv whose uint8 output has a scale and a zero point per channel."""
     out_scale, out_zero = output_qparams(*output_range)

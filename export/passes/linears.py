@@ -1,4 +1,4 @@
-"""Write the linears of an exported graph in one way, name them, and list them as sites.
+"""Write the linears of an exported graph in one way, and name them.
 
 The exporter writes a linear as Gemm or MatMul, with a transposed weight that it computes, or, if
 that is large, leaves to the graph. Here all become MatMul(x, W [in, out]) and Add of the bias,
@@ -7,17 +7,16 @@ with initializers named after the module. Transposed weights are made one at a t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from ...errors import ExportError
 from ...graph.builder import Inserter
-from ...graph.edit import drop_unused_initializers
 from ...graph.linears import gemm_to_matmul, gemm_transposes, is_plain_gemm
-from ...graph.sites import FoldPart, ProducerFold, Site
-from .naming import activation_product, is_linear, last_axis, module_path, require_named
+from ...graph.passes import ensure, remove_unused, require
+from .naming import is_linear, module_path
 
 
 class TransposedTensor(ir.LazyTensor):
@@ -38,9 +37,7 @@ def linear_path(node: ir.Node) -> str | None:
     return module_path(node) if is_linear(node) else None
 
 
-def canonical_linears(
-    graph: ir.Graph, name_of: Callable[[ir.Node], str | None] = linear_path
-) -> None:
+class CanonicalLinearsPass(ir.passes.InPlacePass):
     """Write every linear as a MatMul with an Add, with initializers of its module's name.
 
     1. Every linear is MatMul `path` of `path.weight` [in, out]. 2. Its bias, if any, is `path.bias`
@@ -49,30 +46,77 @@ def canonical_linears(
     Modules have initializers of their own, also where the exporter merged equal ones. One that a
     graph calls twice keeps one weight, and its second node has a number. `name_of` says what module
     a product is the linear of.
+
+    Raises:
+        ExportError: a Gemm with factors, or two constants of one name.
     """
-    for node in list(graph):
-        path = name_of(node) if node.op_type in ("Gemm", "MatMul") else None
-        if path is None:
-            continue
-        if node.op_type == "Gemm":
-            node = lower_gemm(graph, node)
-        weight = weight_of(node)
-        assert weight is not None and node.inputs[1] is not None
-        transpose = node.inputs[1].producer()
-        if transpose is None:
-            node.replace_input_with(1, named_initializer(graph, weight, f"{path}.weight"))
-        else:
-            node.replace_input_with(1, transposed(graph, weight, f"{path}.weight"))
-            if not transpose.outputs[0].uses():
-                graph.remove(transpose, safe=True)
-        add = bias_add(node)
-        if add is not None:
-            index = 1 if add.inputs[0] is node.outputs[0] else 0
-            bias = add.inputs[index]
-            assert bias is not None
-            add.replace_input_with(index, named_initializer(graph, bias, f"{path}.bias"))
-            add.name = f"{node.name}/Add"
-    drop_unused_initializers(graph)
+
+    def __init__(self, name_of: Callable[[ir.Node], str | None] = linear_path) -> None:
+        super().__init__()
+        self.name_of = name_of
+
+    def _linears(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
+        for node in list(graph):
+            path = self.name_of(node) if node.op_type in ("Gemm", "MatMul") else None
+            if path is not None:
+                yield node, path
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError where `name_of` names a product without a constant."""
+        require(
+            f"{path} is named as a linear, and its weight is no constant"
+            for node, path in self._linears(model.graph)
+            if weight_of(node) is None
+        )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        modified = False
+        for linear, path in self._linears(graph):
+            node = lower_gemm(graph, linear) if linear.op_type == "Gemm" else linear
+            modified |= node is not linear
+            modified |= name_weight(graph, node, path)
+            add = bias_add(node)
+            if add is not None:
+                modified |= name_bias(graph, node, add, path)
+        modified |= remove_unused(graph)
+        return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a linear that is not in the form above."""
+        ensure(
+            f"{node.name} is no MatMul of {path}.weight"
+            for node, path in self._linears(model.graph)
+            if node.op_type != "MatMul"
+            or node.inputs[1] is not model.graph.initializers.get(f"{path}.weight")
+        )
+
+
+def name_weight(graph: ir.Graph, node: ir.Node, path: str) -> bool:
+    """Let a MatMul read `path.weight` [in, out]; return whether it did not before."""
+    weight, read = weight_of(node), node.inputs[1]
+    assert weight is not None and read is not None
+    transpose = read.producer()
+    if transpose is None:
+        named = named_initializer(graph, weight, f"{path}.weight")
+        node.replace_input_with(1, named)
+        return named is not read
+    node.replace_input_with(1, transposed(graph, weight, f"{path}.weight"))
+    if not transpose.outputs[0].uses():
+        graph.remove(transpose, safe=True)
+    return True
+
+
+def name_bias(graph: ir.Graph, node: ir.Node, add: ir.Node, path: str) -> bool:
+    """Let the Add behind a MatMul be called after it and read `path.bias`; return if it did not."""
+    index = 1 if add.inputs[0] is node.outputs[0] else 0
+    bias, name = add.inputs[index], f"{node.name}/Add"
+    assert bias is not None
+    named = named_initializer(graph, bias, f"{path}.bias")
+    modified = named is not bias or add.name != name
+    add.replace_input_with(index, named)
+    add.name = name
+    return modified
 
 
 def lower_gemm(graph: ir.Graph, gemm: ir.Node) -> ir.Node:
@@ -149,17 +193,37 @@ def named_initializer(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     return graph.initializers[name]
 
 
-def name_norm_parameters(graph: ir.Graph) -> None:
+class NameNormParametersPass(ir.passes.InPlacePass):
     """Give every layer norm with an affine the initializers `path.weight` and `path.bias`."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        modified = False
+        for node, index, value, name in norm_parameters(graph):
+            named = named_initializer(graph, value, name)
+            modified |= named is not value
+            node.replace_input_with(index, named)
+        modified |= remove_unused(graph)
+        return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a parameter of another name."""
+        ensure(
+            f"{value.name} is not called {name}"
+            for _, _, value, name in norm_parameters(model.graph)
+            if value.name != name
+        )
+
+
+def norm_parameters(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, ir.Value, str]]:
+    """Yield (norm, input, initializer, the name it shall have) for parameters of layer norms."""
     for node in graph:
-        if node.op_type == "LayerNormalization":
-            for index, name in ((1, "weight"), (2, "bias")):
-                value = node.inputs[index] if index < len(node.inputs) else None
-                if value is not None and value.is_initializer():
-                    node.replace_input_with(
-                        index, named_initializer(graph, value, f"{module_path(node)}.{name}")
-                    )
-    drop_unused_initializers(graph)
+        if node.op_type != "LayerNormalization":
+            continue
+        for index, kind in ((1, "weight"), (2, "bias")):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is not None and value.is_initializer():
+                yield node, index, value, f"{module_path(node)}.{kind}"
 
 
 def bias_add(node: ir.Node) -> ir.Node | None:
@@ -174,79 +238,3 @@ def bias_add(node: ir.Node) -> ir.Node | None:
             if weight is not None and len(sizes) == 1 and weight.shape is not None:
                 return users[0] if weight.shape[1] == sizes[0] else None
     return None
-
-
-def linear_sites(
-    graph: ir.Graph,
-    graph_name: str,
-    *,
-    role: Callable[[str], str],
-    fold: Callable[[str], ProducerFold | None],
-    excluded: Mapping[str, str],
-    token_axis: Mapping[str, int],
-    position_input: str | None,
-    of_all_positions: bool = False,
-) -> tuple[Site, ...]:
-    """Return the sites of a transformer's graph after `canonical_linears`, in graph order.
-
-    `role` and `fold` answer for a module's path, `token_axis` for a role; `excluded` says by
-    module path why a site is left out.
-
-    Raises:
-        ExportError: a path of `excluded` that the graph has not (a renamed module).
-    """
-    sites: list[Site] = []
-    for node in graph:
-        if node.op_type != "MatMul":
-            continue
-        if not is_linear(node):
-            if weight_of(node) is None:
-                sites.append(activation_product(node, graph_name))
-            continue
-        x, weight = node.inputs
-        add = bias_add(node)
-        path = module_path(node)
-        assert x is not None and weight is not None and weight.shape is not None and node.name
-        kind = role(path)
-        axis = token_axis.get(kind)
-        sites.append(
-            Site(
-                name=path,
-                graph=graph_name,
-                role=kind,
-                op="MatMul",
-                node=node.name,
-                weight=weight.name,
-                bias=f"{path}.bias" if add is not None else None,
-                input=str(x.name),
-                output=str((add or node).outputs[0].name),
-                weight_shape=tuple(weight.shape.numpy()),
-                channel_axis=last_axis(x),
-                shares_input_with=tuple(
-                    module_path(user)
-                    for user in x.consumers()
-                    if user is not node and user.op_type == "MatMul"
-                ),
-                token_axis=axis,
-                position_input=None if axis is None else position_input,
-                of_all_positions=of_all_positions,
-                producer_fold=fold(path),
-                excluded=excluded.get(path),
-            )
-        )
-    require_named(excluded, sites, graph_name)
-    return tuple(sites)
-
-
-def columns(linear: str, starts: Sequence[int], shift: int) -> ProducerFold:
-    """Return the fold that divides output features of a linear; the bias at `shift` is shifted."""
-    divide = [
-        part
-        for start in starts
-        for part in (
-            FoldPart(initializer=f"{linear}.weight", axis=1, start=start),
-            FoldPart(initializer=f"{linear}.bias", axis=0, start=start),
-        )
-    ]
-    shifted = FoldPart(initializer=f"{linear}.bias", axis=0, start=shift)
-    return ProducerFold(divide=tuple(divide), subtract=(shifted,))

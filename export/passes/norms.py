@@ -9,20 +9,19 @@ each and are off by 3e-6.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx_ir as ir
 from torch import nn
 
 from ...graph.builder import Inserter
-from ...graph.edit import drop_unused_initializers
-from .naming import module_path
+from ...graph.passes import ensure, remove_unused, require
+from .naming import IMAGE_RANK, module_path
 
 # Shorter groups keep the operator, which engines fuse, unless `norm_drift` marked them.
 LONGEST_GROUP = 2**19
 MARK = "drifts_in_onnxruntime"
-IMAGE_RANK = 4
 MULTIPLE = re.compile(r"(?:(\d+)\*)?[a-z]\w*")  # a multiple of the side of a latent map
 
 
@@ -31,27 +30,53 @@ def marked(module: nn.Module) -> set[str]:
     return {path for path, inner in module.named_modules() if getattr(inner, MARK, False)}
 
 
-def split_long_norms(
-    graph: ir.Graph, side: int | None = None, drifting: Collection[str] = ()
-) -> None:
+class SplitLongNormsPass(ir.passes.InPlacePass):
     """Write out GroupNormalization over groups above `LONGEST_GROUP`.
 
     It becomes means in a row, deviation and affine. Those of the modules `drifting` are written out
     too. Only for images [N, C, H, W]. Sizes that are not fixed are taken to be those of a latent
     map of `side` x `side`; without one, nothing is known of them and their norms keep the operator.
     """
-    for node in list(graph):
-        if node.op_type != "GroupNormalization":
-            continue
-        value = node.inputs[0]
-        shape = None if value is None else value.shape
-        if shape is None or len(shape) != IMAGE_RANK or not isinstance(shape[1], int):
-            continue
-        height, width = (usual(size, side) for size in (shape[2], shape[3]))
-        channels, groups = shape[1], node.attributes["num_groups"].as_int()
-        if channels // groups * height * width > LONGEST_GROUP or module_path(node) in drifting:
-            write_out(graph, node, channels, groups)
-    drop_unused_initializers(graph)
+
+    def __init__(self, side: int | None = None, drifting: Collection[str] = ()) -> None:
+        super().__init__()
+        self.side = side
+        self.drifting = frozenset(drifting)
+
+    def _long_norms(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, int, int]]:
+        """Yield (norm, channels, groups) of what is to be written out."""
+        for node in list(graph):
+            if node.op_type != "GroupNormalization":
+                continue
+            value = node.inputs[0]
+            shape = None if value is None else value.shape
+            if shape is None or len(shape) != IMAGE_RANK or not isinstance(shape[1], int):
+                continue
+            height, width = (usual(size, self.side) for size in (shape[2], shape[3]))
+            channels, groups = shape[1], node.attributes["num_groups"].as_int()
+            long = channels // groups * height * width > LONGEST_GROUP
+            if long or module_path(node) in self.drifting:
+                yield node, channels, groups
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError for a long norm whose affine is computed in the graph."""
+        require(
+            f"{node.name} has an affine that is no constant"
+            for node, _, _ in self._long_norms(model.graph)
+            if any(value is None or value.const_value is None for value in node.inputs[1:])
+        )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node, channels, groups in self._long_norms(model.graph):
+            write_out(model.graph, node, channels, groups)
+            modified = True
+        modified |= remove_unused(model.graph)
+        return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a long norm that keeps the operator."""
+        ensure(f"{node.name} is long" for node, _, _ in self._long_norms(model.graph))
 
 
 def usual(size: int | ir.SymbolicDim, side: int | None) -> int:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...export.passes.naming import find_sites, insert_size_check, rename_nodes, sign
-from ...export.passes.norms import marked, split_long_norms
+from ...export.passes.naming import InsertSizeCheckPass, NameNodesPass, SignPass
+from ...export.passes.norms import SplitLongNormsPass, marked
+from ...export.sites import find_sites
 from ...export.tracing import OPSET, quiet_exporter
+from ...graph.passes import Sequential
 from ...graph.sites import Site
 from .config import CosmosConfig
 from .model import CosmosTokenizer
@@ -68,7 +70,7 @@ def export_tokenizer(model: CosmosTokenizer, folder: Path, name: str) -> tuple[S
         "image",
         ["indices", "latent"] if config.discrete else ["latent"],
     )
-    insert_size_check(encoder.graph, stride)
+    InsertSizeCheckPass(stride)(encoder)
     sites = find_sites(encoder.graph, "encoder", encoder_high_precision())
     save_graph(encoder, folder / "encoder.onnx", properties)
     del encoder
@@ -125,14 +127,13 @@ def trace(
             verbose=False,
         )
     assert program is not None
-    rename_nodes(program.model.graph)
-    split_long_norms(program.model.graph, drifting=marked(module))
-    return program.model
+    passes = Sequential(NameNodesPass(), SplitLongNormsPass(drifting=marked(module)))
+    return passes(program.model).model
 
 
 def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:
     """Save a graph, with its weights beside it, so that stages can share and map them."""
-    sign(model, properties)
+    SignPass(properties)(model)
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
 
 

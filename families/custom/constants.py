@@ -12,6 +12,7 @@ from onnxscript.optimizer import fold_constants
 
 from ...errors import ExportError
 from ...graph.builder import constant
+from ...graph.passes import ensure, require, structure
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 WIDENED = "widened"
@@ -19,7 +20,7 @@ WIDENED = "widened"
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
-def fold(model: ir.Model) -> None:
+class FoldConstantsPass(ir.passes.InPlacePass):
     """Compute once what constants alone decide; bodies of If, Loop and Scan stay.
 
     Quantized weights behind DequantizeLinear become float32 too. Identities are passed over. A node
@@ -28,12 +29,38 @@ def fold(model: ir.Model) -> None:
     Raises:
         ExportError: the graph cannot be simplified at all.
     """
-    graph = model.graph
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError for functions, in which a constant is not seen."""
+        require(f"the function {f.name} is not inlined" for f in model.functions.values())
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        before = structure(model.graph)
+        fold_where_possible(model)
+        fold_split(model.graph)
+        RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, structure(model.graph) != before)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a constant that nothing reads."""
+        ensure(
+            f"nothing reads {value.name}"
+            for value in model.graph.initializers.values()
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input())
+        )
+
+
+def fold_where_possible(model: ir.Model) -> None:
+    """Fold constants with onnxscript, without the nodes that it fails at.
+
+    Raises:
+        ExportError: it fails before it evaluates a node.
+    """
     tried: list[ir.Node] = []
     failed: set[ir.Node] = set()
 
     def is_chosen(node: ir.Node) -> bool:
-        if node.graph is not graph or node in failed:
+        if node.graph is not model.graph or node in failed:
             return False
         tried.append(node)
         return True
@@ -48,7 +75,7 @@ def fold(model: ir.Model) -> None:
                 output_size_limit=sys.maxsize,
                 should_fold=is_chosen,
             )
-            break
+            return
         except Exception as error:  # whatever an operator's reference implementation raises
             if not tried:
                 raise ExportError(
@@ -56,8 +83,6 @@ def fold(model: ir.Model) -> None:
                     do="check the file with onnx.checker",
                 ) from error
             failed.add(tried[-1])
-    fold_split(graph)
-    RemoveUnusedNodesPass()(model)
 
 
 def fold_split(graph: ir.Graph) -> None:
@@ -91,31 +116,47 @@ def replace_by_constant(graph: ir.Graph, value: ir.Value, name: str, array: np.n
     return made
 
 
-def widen_float16(model: ir.Model) -> bool:
-    """Turn a float16 model into the float32 one of the same weights; return whether it was one.
+class WidenFloat16Pass(ir.passes.InPlacePass):
+    """Turn a float16 model into the float32 one of the same weights; leave any other as it is.
 
     Inputs and outputs keep their type: a Cast stands behind each input and in front of each output.
     """
-    graphs = list(model.graphs())
-    tensors = (v.const_value for graph in graphs for v in graph.initializers.values())
-    if not any(tensor is not None and tensor.dtype == HALF for tensor in tensors):
-        return False
-    graph = model.graph
-    ends = [value for value in graph.inputs if value.dtype == HALF]
-    made = [value for value in graph.outputs if value.dtype == HALF]
-    for value in all_values(graphs):
-        if value.const_value is not None and value.const_value.dtype == HALF:
-            value.const_value = wide(value.const_value)
-        if value.dtype == HALF:
-            value.type = ir.TensorType(FLOAT)
-    for node in model.graph.all_nodes():
-        widen_attributes(node)
-    for value in ends:
-        value.type = ir.TensorType(HALF)
-        cast_input(graph, value)
-    for value in made:
-        cast_output(graph, value)
-    return True
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError for functions, whose values are not widened."""
+        require(f"the function {f.name} is not inlined" for f in model.functions.values())
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph, graphs = model.graph, list(model.graphs())
+        if not any(half_weights(graphs)):
+            return ir.passes.PassResult(model, modified=False)
+        ends = [value for value in graph.inputs if value.dtype == HALF]
+        made = [value for value in graph.outputs if value.dtype == HALF]
+        for value in all_values(graphs):
+            if value.const_value is not None and value.const_value.dtype == HALF:
+                value.const_value = wide(value.const_value)
+            if value.dtype == HALF:
+                value.type = ir.TensorType(FLOAT)
+        for node in graph.all_nodes():
+            widen_attributes(node)
+        for value in ends:
+            value.type = ir.TensorType(HALF)
+            cast_input(graph, value)
+        for value in made:
+            cast_output(graph, value)
+        return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a weight that is still float16."""
+        ensure(f"{value.name} is float16" for value in half_weights(list(model.graphs())))
+
+
+def half_weights(graphs: list[ir.Graph]) -> Iterator[ir.Value]:
+    """Yield the initializers in float16."""
+    for graph in graphs:
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype == HALF:
+                yield value
 
 
 def all_values(graphs: list[ir.Graph]) -> Iterator[ir.Value]:

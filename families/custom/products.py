@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from ...export.passes.linears import weight_of
-from ...export.passes.naming import ATTENTION, SITE_OPS
+from ...export.passes.naming import SITE_OPS
+from ...export.sites import ATTENTION
 
 SCORES, VALUES, PRODUCT = "bmm_qk", "bmm_pv", "bmm"
 # These operators read a tensor's shape and not its values.

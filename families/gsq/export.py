@@ -91,10 +91,10 @@ def precise_norms(path: Path) -> OnnxRuntimeSession:
     """
     import onnx_ir as ir
 
-    from ...graph.group_norm import expand_group_norms
+    from ...graph.group_norm import ExpandGroupNormsPass
 
     model = ir.load(path)
-    expand_group_norms(model.graph)
+    ExpandGroupNormsPass()(model)
     graph = ir.to_proto(model).SerializeToString()
     return OnnxRuntimeSession(path, optimized=True, graph=graph)
 

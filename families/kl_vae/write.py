@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ...export.passes.naming import find_sites, insert_size_check
+from ...export.passes.naming import InsertSizeCheckPass
+from ...export.sites import find_sites
 from ...export.tracing import trace
 from ...export.weight_file import WeightFile
 from ...graph.sites import Site
@@ -95,7 +96,7 @@ def encoder_graph(model: KlVae, scale: float) -> ir.Model:
     image = torch.zeros(EXAMPLES, IMAGE_CHANNELS, HIGH * config.stride, WIDE * config.stride)
     sizes = ({0: Dim("batch"), 2: config.stride * Dim("h"), 3: config.stride * Dim("w")},)
     graph = trace(EncoderGraph(model, scale), (image,), sizes, ["image"], ["latent"])
-    insert_size_check(graph.graph, config.stride)
+    InsertSizeCheckPass(config.stride)(graph)
     # The exporter has names of its own.
     graph.graph.outputs[0].shape = ir.Shape(["batch", config.latent_channels, "h", "w"])
     return graph

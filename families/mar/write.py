@@ -7,7 +7,8 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import columns, linear_sites, name_norm_parameters
+from ...export.passes.linears import NameNormParametersPass
+from ...export.sites import columns, linear_sites
 from ...export.tracing import trace
 from ...export.weight_file import WeightFile
 from ...graph.sites import FoldPart, ProducerFold, Site
@@ -95,7 +96,7 @@ def pass_graph(model: MarTransformer) -> ir.Model:
         ["labels", "tokens", "position_ids"],
         ["z", "condition"],
     )
-    name_norm_parameters(graph.graph)
+    NameNormParametersPass()(graph)
     widths = (config.decoder_width, config.head_width)
     for value, width in zip(graph.graph.outputs, widths, strict=True):
         # The exporter has a name of its own for the number of unknown tokens.
@@ -117,7 +118,7 @@ def denoise_graph(model: MarTransformer) -> ir.Model:
         ["x", "time", "condition"],
         ["noise", "spread"],
     )
-    name_norm_parameters(graph.graph)
+    NameNormParametersPass()(graph)
     add_time_position(graph.graph)
     return graph
 

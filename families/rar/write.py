@@ -8,8 +8,8 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import columns
 from ...export.shape import DYNAMIC, ExportShape
+from ...export.sites import columns
 from ...export.tracing import (
     cache_type,
     example_caches,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from ...export.passes.linears import linear_sites
+from ...export.sites import linear_sites
 from ...export.weight_file import WeightFile
 from ...graph.sites import ProducerFold, Site
 from ...runtime.generator import TEACHER_FORCED

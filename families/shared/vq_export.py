@@ -6,8 +6,9 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.naming import find_sites, insert_size_check
-from ...export.passes.norms import split_long_norms
+from ...export.passes.naming import InsertSizeCheckPass
+from ...export.passes.norms import SplitLongNormsPass
+from ...export.sites import find_sites
 from ...export.tracing import trace
 from ...export.weight_file import WeightFile
 from ...graph.sites import Site
@@ -43,7 +44,7 @@ def export_vq(
         ("encoder", encoder_graph(graphs, config), graphs.encoder_excluded),
         ("decoder", decoder_graph(graphs), graphs.decoder_excluded),
     ):
-        split_long_norms(graph.graph, side)
+        SplitLongNormsPass(side)(graph)
         sites += find_sites(graph.graph, name, excluded)
         weights.save(graph, name, properties)
     return sites
@@ -54,7 +55,7 @@ def encoder_graph(graphs: TokenizerGraphs, config: VqConfig) -> ir.Model:
     image = torch.zeros(EXAMPLES, IMAGE_CHANNELS, HIGH * stride, WIDE * stride)
     sizes = ({0: Dim("batch"), 2: stride * Dim("h"), 3: stride * Dim("w")},)
     graph = trace(graphs.encoder, (image,), sizes, ["image"], ["indices", "latent"])
-    insert_size_check(graph.graph, stride)
+    InsertSizeCheckPass(stride)(graph)
     indices, latent = graph.graph.outputs
     # The exporter has names of its own.
     indices.shape = ir.Shape(["batch", "h", "w", *group_axis(graphs)])

@@ -9,12 +9,13 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import columns, named_initializer
+from ...export.passes.linears import named_initializer
 from ...export.passes.naming import module_path
 from ...export.shape import DYNAMIC, ExportShape
+from ...export.sites import columns
 from ...export.tracing import cache_type, name_presents, past_names, present_names, trace
 from ...export.weight_file import WeightFile
-from ...graph.edit import drop_unused_initializers
+from ...graph.passes import remove_unused
 from ...graph.sites import FoldPart, ProducerFold, Site
 from ..shared.transformer import set_cache_type
 from ..shared.transformer_graphs import SiteRules, write_transformer
@@ -138,7 +139,7 @@ def add_factors(graph: ir.Graph) -> None:
         graph.insert_before(node, scaled)
         node.replace_input_with(0, scaled.outputs[0])
         node.replace_input_with(1, named_initializer(graph, rows, f"{block}.ada_rows"))
-    drop_unused_initializers(graph)
+    remove_unused(graph)
 
 
 def role(path: str) -> str:

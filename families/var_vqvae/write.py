@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from ...export.passes.naming import find_sites
 from ...export.shape import DYNAMIC, ExportShape
+from ...export.sites import find_sites
 from ...export.tracing import trace
 from ...export.weight_file import WeightFile
 from ...graph.sites import Site

@@ -18,8 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph.builder import Inserter, constant, constant_array
-from ...graph.edit import drop_unused_initializers
 from ...graph.linears import LINEAR_OPS
+from ...graph.passes import remove_unused
 from ...graph.sites import Site
 from ...numerics.weight import FP8
 from ..fold import fold_into_norm, norm_behind
@@ -47,7 +47,7 @@ def insert_qdq(graph: ir.Graph, sites: Sequence[Site], weights: Mapping[str, Sit
         else:
             rewrite_convolution(graph, nodes[site.node], site, weights[site.name])
     fold_norms(graph, nodes, sites, weights)
-    drop_unused_initializers(graph)
+    remove_unused(graph)
 
 
 def rewrite_convolution(graph: ir.Graph, node: ir.Node, site: Site, chosen: SiteWeights) -> None:

@@ -20,7 +20,7 @@ from ....export.tracing import (
     trace,
 )
 from ....export.weight_file import WeightFile
-from ....graph.edit import drop_unused_initializers
+from ....graph.passes import remove_unused
 from ....graph.sites import FoldPart, ProducerFold, Site
 from ..transformer import set_cache_type
 from ..transformer_graphs import SiteRules, write_transformer
@@ -109,7 +109,7 @@ def with_own_norms(model: ir.Model) -> ir.Model:
         for index, value in enumerate(node.inputs):
             if value is not None and value.is_initializer():
                 node.replace_input_with(index, named_initializer(graph, value, f"{path}.weight"))
-    drop_unused_initializers(graph)
+    remove_unused(graph)
     return model
 
 

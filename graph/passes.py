@@ -1,0 +1,75 @@
+"""Compose passes over whole models in ir-py's contract, and state what each asks and promises.
+
+A pass is an `ir.passes.InPlacePass`: `call` changes a model and says truly whether it did,
+`requires` and `ensures` raise the library's errors where a caller or the pass itself is wrong. What
+is wrong with a user's file is an ArvgError, raised inside `call`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ..errors import ArvgError
+
+IR_VERSION = 10  # of opset 21
+
+
+class Sequential(ir.passes.Sequential):
+    """Run passes in order; an ArvgError stays one, where the library's class would wrap it."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        try:
+            return super().call(model)
+        except ir.passes.PassError as error:
+            if isinstance(error.__cause__, ArvgError):
+                raise error.__cause__ from None
+            raise
+
+
+def require(problems: Iterable[str]) -> None:
+    """Raise PreconditionError with the first problem, if there is one."""
+    for problem in problems:
+        raise ir.passes.PreconditionError(problem)
+
+
+def ensure(problems: Iterable[str]) -> None:
+    """Raise PostconditionError with the first problem, if there is one."""
+    for problem in problems:
+        raise ir.passes.PostconditionError(problem)
+
+
+def remove_unused(graph: ir.Graph) -> bool:
+    """Remove nodes, initializers and optional outputs that nothing reads; return if any was there.
+
+    The library's pass wants a model, and does not count the empty inputs and optional outputs that
+    it cuts off.
+    """
+    before = structure(graph)
+    RemoveUnusedNodesPass()(ir.Model(graph, ir_version=IR_VERSION))
+    return structure(graph) != before
+
+
+def remove_dead_nodes(graph: ir.Graph) -> bool:
+    """Remove nodes and initializers that nothing reads; return if there were any.
+
+    The library's pass would cut off empty inputs as well, and so change the bytes of
+    MatMulIntegerToFloat without a bias.
+    """
+    before = structure(graph)
+    outputs = set(graph.outputs)
+    for node in reversed(list(graph)):
+        if not any(out.uses() or out in outputs for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not (value.uses() or value in outputs):
+            graph.initializers.pop(name)
+    return structure(graph) != before
+
+
+def structure(graph: ir.Graph) -> tuple[object, ...]:
+    """Return nodes with what they read and make, and constants: equal while these are the same."""
+    nodes = [(n, n.inputs, n.outputs, len(n.attributes)) for n in graph.all_nodes()]
+    return nodes, dict(graph.initializers), list(graph.outputs)
