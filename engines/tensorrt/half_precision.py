@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from ...errors import BuildError
+from ...graph.passes import Sequential, ensure, remove_unused, require, structure
 from .precision_rules import TYPE_BLIND, holds_beyond, is_float, only_masks, single_precision
 
 HalfType = Literal["float16", "bfloat16"]
@@ -69,17 +70,57 @@ def to_half_precision(
     """
     converted = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model.clone()
     ir.external_data.load_to_model(converted)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
-    half = _HALF_FORMATS[dtype]
-    _require_supported(converted, keep_fp32, half)
-    if dtype == "bfloat16":
-        converted.opset_imports[""] = _BFLOAT16_OPSET
-    _infer_types(converted)
-    nodes = list(converted.graph)
-    beyond = [str(node.name) for node in nodes if holds_beyond(node, half.largest)]
-    single = single_precision(nodes, [*keep_fp32, *beyond], half.lacking, half.smallest_normal)
-    _Converter(converted.graph, half).run(nodes, single)
+    Sequential(
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        HalfPrecisionPass(keep_fp32, dtype),
+    )(converted)
     return ir.to_proto(converted)
+
+
+class HalfPrecisionPass(ir.passes.InPlacePass):
+    """Let a model compute in half precision, as `to_half_precision` describes it.
+
+    Raises:
+        BuildError: as `to_half_precision`.
+    """
+
+    def __init__(self, keep_fp32: Collection[str] = (), dtype: HalfType = "float16") -> None:
+        super().__init__()
+        self.keep_fp32 = tuple(keep_fp32)
+        self.dtype = dtype
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError for a Constant or function, whose numbers would not be seen."""
+        require(f"{n.name} is a Constant" for n in model.graph if n.op_type == "Constant")
+        require(f"the function {f.name} is not inlined" for f in model.functions.values())
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        half = _HALF_FORMATS[self.dtype]
+        _require_supported(model, self.keep_fp32, half)
+        before = _state(model)
+        if self.dtype == "bfloat16":
+            model.opset_imports[""] = _BFLOAT16_OPSET
+        inferred = _infer_types(model)
+        nodes = list(model.graph)
+        beyond = [str(node.name) for node in nodes if holds_beyond(node, half.largest)]
+        keep = [*self.keep_fp32, *beyond]
+        single = single_precision(nodes, keep, half.lacking, half.smallest_normal)
+        _Converter(model.graph, half).run(nodes, single)
+        return ir.passes.PassResult(model, inferred or _state(model) != before)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a node that mixes FP32 and half against its schema."""
+        half, opset = _HALF_FORMATS[self.dtype].type, model.opset_imports[""]
+        ensure(
+            f"{node.name} reads both FP32 and {self.dtype}"
+            for node in model.graph
+            if any({ir.DataType.FLOAT, half} <= types for types in _types_of_letters(node, opset))
+        )
+
+
+def _state(model: ir.Model) -> tuple[object, ...]:
+    types = [value.dtype for node in model.graph for value in node.outputs]
+    return structure(model.graph), types, model.opset_imports[""]
 
 
 def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _HalfFormat) -> None:
@@ -97,17 +138,19 @@ def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _HalfF
             )
 
 
-def _infer_types(model: ir.Model) -> None:
-    """Give every value a type.
+def _infer_types(model: ir.Model) -> bool:
+    """Give every value a type; return whether anything was learnt.
 
     ONNX's inference leaves out GroupNormalization with a dynamic batch and all that follows; there
     an output has the type of the inputs that share its type letter.
     """
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    inferred = ShapeInferencePass(check_type=False, strict_mode=False)(model).modified
     for node in model.graph:
         for index, value in enumerate(node.outputs):
             if value.dtype is None:
                 value.dtype = _type_of_kin(node, index, model.opset_imports[""])
+                inferred = True
+    return inferred
 
 
 def _type_of_kin(node: ir.Node, output: int, opset: int) -> ir.DataType:
@@ -131,6 +174,16 @@ def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
 
 def _letter(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
     return parameters[min(index, len(parameters) - 1)].type_str  # the last one may be variadic
+
+
+def _types_of_letters(node: ir.Node, opset: int) -> list[set[ir.DataType]]:
+    """Return the types of the inputs of `node` that must have one type, for each type letter."""
+    schema = _schema(node, opset)
+    found: dict[str, set[ir.DataType]] = {}
+    for index, value in enumerate(node.inputs if schema else ()):
+        if schema and value is not None and value.dtype is not None:
+            found.setdefault(_letter(schema.inputs, index), set()).add(value.dtype)
+    return list(found.values())
 
 
 def _half_slots(node: ir.Node, opset: int, half: _HalfFormat) -> tuple[set[int], set[int]]:
@@ -168,7 +221,8 @@ class _Converter:
     def run(self, nodes: Sequence[ir.Node], single: Collection[ir.Node]) -> None:
         opset = self.graph.opset_imports[""]
         # Both are read off the untouched graph: the loop below changes types as it goes.
-        slots = {node: _half_slots(node, opset, self.half) for node in nodes if node not in single}
+        able = [node for node in nodes if node not in single and not self.is_own_cast(node)]
+        slots = {node: _half_slots(node, opset, self.half) for node in able}
         floats = {value for node in nodes for value in node.inputs if is_float(value)}
         self.masks = {v for v in floats if v is not None and v.is_initializer() and only_masks(v)}
         for node in nodes:
@@ -180,7 +234,11 @@ class _Converter:
             for index in outputs:
                 node.outputs[index].dtype = self.half.type
         self.restore_outputs()
-        self.drop_unused_initializers()
+        self.remove_unused()
+
+    def is_own_cast(self, node: ir.Node) -> bool:
+        """Return whether an earlier run put a Cast to half here, which needs no other before it."""
+        return node.op_type == "Cast" and str(node.name).endswith(f".to_{self.half.name}")
 
     def as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node | None) -> ir.Value:
         """Return `value` in type `wanted`: itself, a converted constant, or through a Cast."""
@@ -219,7 +277,7 @@ class _Converter:
         return half
 
     def restore_outputs(self) -> None:
-        """Add a Cast to each graph output that is half now; it takes over the output's name."""
+        """Add a Cast to each FP32 output that is half now; it takes over the output's name."""
         for index, value in enumerate(self.graph.outputs):
             if value.dtype == self.half.type:
                 name = value.name
@@ -228,14 +286,13 @@ class _Converter:
                 result.name = name
                 self.graph.outputs[index] = result
 
-    def drop_unused_initializers(self) -> None:
+    def remove_unused(self) -> None:
         """Remove unused constants; a half constant takes over its original's name."""
+        originals = [(value, str(value.name)) for value in self.graph.initializers.values()]
         replaced = {
             value: new for (value, _), new in self.converted.items() if value.is_initializer()
         }
-        for value in list(self.graph.initializers.values()):
-            name = value.name
-            if name is not None and not value.uses() and not value.is_graph_output():
-                del self.graph.initializers[name]
-                if value in replaced:
-                    replaced[value].name = name
+        remove_unused(self.graph)
+        for value, name in originals:
+            if value in replaced and name not in self.graph.initializers:
+                replaced[value].name = name
