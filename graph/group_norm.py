@@ -9,6 +9,8 @@ from .builder import Inserter, constant_array
 from .edit import take_over
 from .passes import ensure, remove_dead_nodes, require
 
+EPSILON = 1e-5  # where a norm does not say it
+
 
 class ExpandGroupNormsPass(ir.passes.InPlacePass):
     """Replace GroupNormalization by InstanceNormalization over groups, then the affine.
@@ -51,7 +53,7 @@ def expand(graph: ir.Graph, norm: ir.Node) -> None:
     )
     assert value is not None
     groups = norm.attributes["num_groups"].as_int()
-    epsilon = norm.attributes["epsilon"].as_float()
+    epsilon = norm.attributes.get_float("epsilon", EPSILON)
     add = Inserter(graph, norm, numbered=True)
     grouped = add("Reshape", value, add.constant("groups", np.array([0, groups, -1])))
     normed = add(

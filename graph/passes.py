@@ -70,6 +70,14 @@ def remove_dead_nodes(graph: ir.Graph) -> bool:
 
 
 def structure(graph: ir.Graph) -> tuple[object, ...]:
-    """Return nodes with what they read and make, and constants: equal while these are the same."""
-    nodes = [(n, n.inputs, n.outputs, len(n.attributes)) for n in graph.all_nodes()]
-    return nodes, dict(graph.initializers), list(graph.outputs)
+    """Return nodes, what they read and make, and constants, to be compared after a change.
+
+    Attributes are only counted: passes that change one know it.
+    """
+    nodes = [(n, n.name, n.inputs, len(n.attributes)) for n in graph.all_nodes()]
+    made = [
+        (v, v.name, v.dtype, None if v.shape is None else v.shape.dims)
+        for n in graph.all_nodes()
+        for v in n.outputs
+    ]
+    return nodes, made, dict(graph.initializers), list(graph.outputs)

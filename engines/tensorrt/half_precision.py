@@ -97,16 +97,17 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         half = _HALF_FORMATS[self.dtype]
         _require_supported(model, self.keep_fp32, half)
-        before = _state(model)
+        before = structure(model.graph), model.opset_imports[""]
         if self.dtype == "bfloat16":
             model.opset_imports[""] = _BFLOAT16_OPSET
-        inferred = _infer_types(model)
+        _infer_types(model)
         nodes = list(model.graph)
         beyond = [str(node.name) for node in nodes if holds_beyond(node, half.largest)]
         keep = [*self.keep_fp32, *beyond]
         single = single_precision(nodes, keep, half.lacking, half.smallest_normal)
         _Converter(model.graph, half).run(nodes, single)
-        return ir.passes.PassResult(model, inferred or _state(model) != before)
+        after = structure(model.graph), model.opset_imports[""]
+        return ir.passes.PassResult(model, after != before)
 
     def ensures(self, model: ir.Model) -> None:
         """Raise PostconditionError for a node that mixes FP32 and half against its schema."""
@@ -116,11 +117,6 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
             for node in model.graph
             if any({ir.DataType.FLOAT, half} <= types for types in _types_of_letters(node, opset))
         )
-
-
-def _state(model: ir.Model) -> tuple[object, ...]:
-    types = [value.dtype for node in model.graph for value in node.outputs]
-    return structure(model.graph), types, model.opset_imports[""]
 
 
 def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _HalfFormat) -> None:
@@ -138,19 +134,17 @@ def _require_supported(model: ir.Model, keep_fp32: Collection[str], half: _HalfF
             )
 
 
-def _infer_types(model: ir.Model) -> bool:
-    """Give every value a type; return whether anything was learnt.
+def _infer_types(model: ir.Model) -> None:
+    """Give every value a type.
 
     ONNX's inference leaves out GroupNormalization with a dynamic batch and all that follows; there
     an output has the type of the inputs that share its type letter.
     """
-    inferred = ShapeInferencePass(check_type=False, strict_mode=False)(model).modified
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)
     for node in model.graph:
         for index, value in enumerate(node.outputs):
             if value.dtype is None:
                 value.dtype = _type_of_kin(node, index, model.opset_imports[""])
-                inferred = True
-    return inferred
 
 
 def _type_of_kin(node: ir.Node, output: int, opset: int) -> ir.DataType:
@@ -217,6 +211,7 @@ class _Converter:
         self.half = half
         self.converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.masks: set[ir.Value] = set()
+        self.single_outputs = {value for value in graph.outputs if is_float(value)}
 
     def run(self, nodes: Sequence[ir.Node], single: Collection[ir.Node]) -> None:
         opset = self.graph.opset_imports[""]
@@ -279,7 +274,7 @@ class _Converter:
     def restore_outputs(self) -> None:
         """Add a Cast to each FP32 output that is half now; it takes over the output's name."""
         for index, value in enumerate(self.graph.outputs):
-            if value.dtype == self.half.type:
+            if value in self.single_outputs and value.dtype == self.half.type:
                 name = value.name
                 value.name = f"{name}.{self.half.name}"
                 result = self.as_type(value, ir.DataType.FLOAT, before=None)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from torch import nn
 
 from ...graph.builder import Inserter
+from ...graph.group_norm import EPSILON
 from ...graph.passes import ensure, remove_unused, require
 from .naming import IMAGE_RANK, module_path
 
@@ -94,7 +95,7 @@ def write_out(graph: ir.Graph, norm: ir.Node, channels: int, groups: int) -> Non
     """
     value, scale, bias = norm.inputs
     assert value is not None and scale is not None and bias is not None
-    epsilon = np.float32(norm.attributes["epsilon"].as_float())
+    epsilon = np.float32(norm.attributes.get_float("epsilon", EPSILON))
     nodes: list[ir.Node] = []
     new = Inserter(graph, norm).constant
 

@@ -31,12 +31,13 @@ from arvg_trt.engines.onnxruntime.build import (
 from arvg_trt.engines.onnxruntime.float_outputs import rounding_loss
 from arvg_trt.engines.onnxruntime.qlinear_conv import (
     HEADROOM,
+    QLinearConvPass,
+    Ranges,
     output_qparams,
-    rewrite_convolutions,
     with_room_for_bias,
 )
 from arvg_trt.errors import BuildError
-from arvg_trt.graph.group_norm import expand_group_norms
+from arvg_trt.graph.group_norm import ExpandGroupNormsPass
 from arvg_trt.numerics.noise import masked_sqnr_db
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.runtime.images import load_image, to_model
@@ -55,13 +56,20 @@ from ...graph.builders import (
 )
 
 
+def rewritten(model: ir.Model, ranges: Ranges) -> list[str]:
+    convolutions = QLinearConvPass(ranges)
+    changed = convolutions(model).modified
+    assert changed == bool(convolutions.rewritten)
+    return list(convolutions.rewritten)
+
+
 def graphs(case: ConvCase, folder: Path) -> tuple[Path, Path, list[str]]:
     """(Q/DQ graph, engine, rewritten nodes) of a case, on disk."""
     model = case.model()
     insert_qdq(model.graph, case.sites, case.chosen)
     ir.save(model, folder / "qdq.onnx")
-    done = rewrite_convolutions(model, case.ranges())
-    expand_group_norms(model.graph)
+    done = rewritten(model, case.ranges())
+    ExpandGroupNormsPass()(model)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     ir.save(model, folder / "engine.onnx")
     return folder / "qdq.onnx", folder / "engine.onnx", done
@@ -144,7 +152,7 @@ def test_a_convolution_whose_sums_can_leave_int32_keeps_its_qdq_form() -> None:
     chosen = {"c": replace(case.chosen["c"], quantized=replace(weight, q=codes), smoothing=None)}
     model = case.model()
     insert_qdq(model.graph, case.sites, chosen)
-    assert rewrite_convolutions(model, case.ranges()) == []
+    assert rewritten(model, case.ranges()) == []
 
 
 def test_an_output_of_tiny_values_is_not_zero(tmp_path: Path) -> None:
@@ -199,7 +207,7 @@ def test_site_without_a_calibrated_output_keeps_its_qdq_form() -> None:
     model = case.model()
     insert_qdq(model.graph, case.sites, case.chosen)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    assert rewrite_convolutions(model, {}) == []
+    assert rewritten(model, {}) == []
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
@@ -242,7 +250,7 @@ def test_expanded_group_norm_is_group_normalization(groups: int, tmp_path: Path)
     model = ir.serde.deserialize_model(
         float_graph([node], {"g": gamma, "b": beta}, ["y"], CHANNELS)
     )
-    expand_group_norms(model.graph)
+    ExpandGroupNormsPass()(model)
     assert "GroupNormalization" not in {n.op_type for n in model.graph}
     ir.save(model, tmp_path / "norm.onnx")
     rows = x.astype(np.float64).reshape(3, groups, -1)

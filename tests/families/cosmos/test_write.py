@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from arvg_trt.errors import BundleError, ExportError
 from arvg_trt.export.parity import Difference, TokenParity, require, require_tokens
-from arvg_trt.export.passes.naming import insert_size_check
+from arvg_trt.export.passes.naming import InsertSizeCheckPass
 from arvg_trt.families.cosmos.parity import compute_cosmos_references
 from arvg_trt.families.cosmos.write import export_tokenizer
 from arvg_trt.families.shared.vq_parity import check_vq_parity
@@ -107,7 +107,7 @@ def test_stride_of_sixteen_refuses_multiples_of_eight(tmp_path: Path, session) -
     convolution = onnx.helper.make_node("Conv", ["x", "w"], ["y"], strides=[16, 16], name="c")
     weight = np.ones((1, 3, 16, 16), np.float32)
     model = ir.serde.deserialize_model(float_graph([convolution], {"w": weight}, ["y"], 3))
-    insert_size_check(model.graph, 16)
+    InsertSizeCheckPass(16)(model)
     ir.save(model, tmp_path / "s.onnx")
     opened = session(tmp_path / "s.onnx")
     for height, width in ((16, 16), (32, 48)):

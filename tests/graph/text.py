@@ -1,0 +1,50 @@
+"""Graphs written as ONNX text, for tests of passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from arvg_trt.export.passes.naming import CLASSES, NAME_SCOPES
+
+HEADER = '<ir_version: 10, opset_import: ["" : {opset}]>\n'
+
+
+def graph_of(text: str, opset: int = 21, **constants: NDArray[np.generic]) -> ir.Model:
+    """Return the model of `g (inputs) => (outputs) { nodes }`; `constants` are its initializers.
+
+    The values of a constant that the text declares may be given here as well.
+    """
+    proto = onnx.parser.parse_model(HEADER.format(opset=opset) + text)
+    for name, array in constants.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    return ir.from_proto(proto)
+
+
+def made_by(model: ir.Model, **paths: str) -> ir.Model:
+    """Say, as the dynamo exporter does, which module made each node, by the node's name."""
+    for node in model.graph:
+        path = paths.get(str(node.name))
+        if path is not None:
+            linear = node.op_type in ("Gemm", "MatMul")
+            call = "aten.linear.default" if linear else "aten.other.default"
+            node.metadata_props[NAME_SCOPES] = repr(["", path, "call_1"])
+            node.metadata_props[CLASSES] = repr(["Module", call])
+    return model
+
+
+def written(model: ir.Model) -> bytes:
+    """Return the bytes of the file that the model would be."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def operators(model: ir.Model) -> list[str]:
+    """Return the operators of the nodes, in order."""
+    return [node.op_type for node in model.graph]
+
+
+def random(seed: int, *shape: int) -> NDArray[np.float32]:
+    """Return normal numbers of a seed."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
