@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from arvg_trt.export.passes.naming import CLASSES, NAME_SCOPES
@@ -48,3 +49,27 @@ def operators(model: ir.Model) -> list[str]:
 def random(seed: int, *shape: int) -> NDArray[np.float32]:
     """Return normal numbers of a seed."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def run(model: ir.Model, **feeds: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
+    """Return what ONNX Runtime computes, without rewriting the graph itself."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = ["CPUExecutionProvider"]
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def assert_same_after(
+    rewrite: ir.passes.InPlacePass, model: ir.Model, **feeds: NDArray[np.generic]
+) -> None:
+    """Run a pass that changes the model and not what it computes, up to 1e-6 of the largest."""
+    before = run(model, **feeds)
+    assert rewrite(model).modified
+    onnx.checker.check_model(ir.to_proto(model))
+    after = run(model, **feeds)
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        assert after[name].dtype == value.dtype and after[name].shape == value.shape
+        np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-6 * np.abs(value).max())

@@ -239,31 +239,6 @@ def test_nearest_resize_is_moved_behind_quantization_without_any_change(tmp_path
     assert np.array_equal(outputs["second"], wanted["second"])
 
 
-@pytest.mark.parametrize("groups", [1, 2, CHANNELS])
-def test_expanded_group_norm_is_group_normalization(groups: int, tmp_path: Path) -> None:
-    rng = np.random.default_rng(groups)
-    gamma, beta = (rng.normal(1, 1, CHANNELS).astype(np.float32) for _ in range(2))
-    x = rng.normal(3, 2, (3, CHANNELS, 5, 4)).astype(np.float32)
-    node = helper.make_node(
-        "GroupNormalization", ["x", "g", "b"], ["y"], name="n", num_groups=groups, epsilon=1e-2
-    )
-    model = ir.serde.deserialize_model(
-        float_graph([node], {"g": gamma, "b": beta}, ["y"], CHANNELS)
-    )
-    ExpandGroupNormsPass()(model)
-    assert "GroupNormalization" not in {n.op_type for n in model.graph}
-    ir.save(model, tmp_path / "norm.onnx")
-    rows = x.astype(np.float64).reshape(3, groups, -1)
-    rows = (rows - rows.mean(axis=2, keepdims=True)) / np.sqrt(
-        rows.var(axis=2, keepdims=True) + 1e-2
-    )
-    affine = [v.astype(np.float64).reshape(1, -1, 1, 1) for v in (gamma, beta)]
-    wanted = rows.reshape(x.shape) * affine[0] + affine[1]
-    for session in (fast_session, reference_session):
-        found = session(tmp_path / "norm.onnx").run({"x": x})["y"]
-        np.testing.assert_allclose(found, wanted, atol=5e-6)
-
-
 def test_output_grid_has_zero_on_it_and_covers_the_range() -> None:
     low, high = np.array([-1.0, 0.2, -5, 0, -2]), np.array([3.0, 4, -1, 0, 2])
     scale, zero = output_qparams(low, high)

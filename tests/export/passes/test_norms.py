@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -14,6 +13,8 @@ from arvg_trt.export.passes import norms as norm_passes
 from arvg_trt.export.passes.norm_drift import MOST_DRIFT, drift, mark_drifting_norms
 from arvg_trt.export.passes.norms import marked
 from arvg_trt.export.tracing import trace
+
+from ...graph.text import graph_of, made_by, operators, run
 
 CHANNELS, GROUPS = 8, 4
 
@@ -26,20 +27,28 @@ def model_of(channels: int = CHANNELS, groups: int = GROUPS) -> nn.Sequential:
     return nn.Sequential(norm, nn.SiLU()).requires_grad_(False)
 
 
-def exported(model: nn.Module, shape: tuple[int, ...], fixed: bool = True) -> ir.Model:
-    sizes = {0: Dim("n")} if fixed else {0: Dim("n"), 2: Dim("h"), 3: Dim("w")}
-    return trace(model, (torch.zeros(2, *shape),), (sizes,), ["x"], ["y"])
-
-
-def operators(graph: ir.Model) -> list[str]:
-    return [node.op_type for node in graph.graph]
-
-
-def run(graph: ir.Model, x: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(
-        ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"]
+def graph_with(model: nn.Sequential, *shape: int | str) -> ir.Model:
+    """The norm and what is behind it, as the exporter writes them, of images `shape`."""
+    norm = model[0]
+    sizes = ", ".join(map(str, shape))
+    behind = "[s] s = Sigmoid(z) [m] y = Mul(z, s) }" if len(model) > 1 else "}"
+    attributes = f"num_groups = {norm.num_groups}, epsilon = {norm.eps:.8f}"
+    made = "z" if len(model) > 1 else "y"
+    graph = graph_of(
+        f"""g (float[n, {sizes}] x) => (float[n, {sizes}] y)
+            {{ [n] {made} = GroupNormalization<{attributes}>(x, w, b) {behind}""",
+        w=norm.weight.detach().numpy(),
+        b=norm.bias.detach().numpy(),
     )
-    return session.run(None, {"x": x})[0]
+    graph.graph[0].outputs[0].shape = graph.graph.inputs[0].shape
+    graph.graph[0].outputs[0].type = graph.graph.inputs[0].type
+    return made_by(graph, n="0")
+
+
+def rewritten(model: nn.Sequential, *shape: int | str) -> ir.Model:
+    graph = graph_with(model, *shape)
+    norm_passes.SplitLongNormsPass(drifting=marked(model))(graph)
+    return graph
 
 
 def in_float64(model: nn.Sequential, x: np.ndarray) -> np.ndarray:
@@ -59,19 +68,19 @@ def test_a_norm_written_out_computes_the_same(
 ) -> None:
     monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 60)
     model = model_of()
-    graph = exported(model, shape)
+    graph = rewritten(model, *shape)
     assert ("GroupNormalization" in operators(graph)) == (shape[1] * shape[2] * 2 <= 60)
     x = np.random.default_rng(0).normal(2, 3, (count, *shape)).astype(np.float32)
-    np.testing.assert_allclose(run(graph, x), in_float64(model, x), atol=2e-6)
+    np.testing.assert_allclose(run(graph, x=x)["y"], in_float64(model, x), atol=2e-6)
 
 
 def test_a_long_group_keeps_its_digits() -> None:
     model = model_of(channels=2, groups=1)
     shape = (2, 512, 1024)
     x = np.random.default_rng(0).normal(3, 1, (1, *shape)).astype(np.float32)
-    graph = exported(model, shape)
+    graph = rewritten(model, *shape)
     assert "GroupNormalization" not in operators(graph)
-    assert np.abs(run(graph, x) - in_float64(model, x)).max() < 2e-5
+    assert np.abs(run(graph, x=x)["y"] - in_float64(model, x)).max() < 2e-5
 
 
 @pytest.mark.parametrize("side", [None, 6, 7])
@@ -81,13 +90,13 @@ def test_a_norm_of_any_size_is_written_out_where_its_usual_one_is_long(
     """Eight channels in four groups on a map of `side` x `side`; it is right at other sizes too."""
     monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 2 * 6 * 6)
     model = model_of()
-    graph = exported(model, (CHANNELS, 3, 5), fixed=False)
+    graph = rewritten(model, CHANNELS, "h", "w")
     assert "GroupNormalization" in operators(graph)
-    norm_passes.split_long_norms(graph.graph, side)
+    assert norm_passes.SplitLongNormsPass(side)(graph).modified == (side == 7)
     assert ("GroupNormalization" in operators(graph)) == (side != 7)
     for size in ((3, 5), (8, 1), (9, 12)):
         x = np.random.default_rng(0).normal(2, 3, (2, CHANNELS, *size)).astype(np.float32)
-        np.testing.assert_allclose(run(graph, x), in_float64(model, x), atol=2e-6)
+        np.testing.assert_allclose(run(graph, x=x)["y"], in_float64(model, x), atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +119,14 @@ def test_the_usual_size_is_a_multiple_of_the_latent_maps_side(
 
 
 def test_short_norms_and_those_of_any_size_keep_the_operator() -> None:
-    assert "GroupNormalization" in operators(exported(model_of(), (CHANNELS, 64, 64)))
-    assert "GroupNormalization" in operators(exported(model_of(), (CHANNELS, 512, 1024), False))
+    assert "GroupNormalization" in operators(rewritten(model_of(), CHANNELS, 64, 64))
+    assert "GroupNormalization" in operators(rewritten(model_of(), CHANNELS, "h", "w"))
 
 
 def test_a_norm_that_is_the_graphs_output_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 60)
-    graph = exported(model_of()[:1], (CHANNELS, 8, 8))
+    graph = rewritten(model_of()[:1], CHANNELS, 8, 8)
+    assert "GroupNormalization" not in operators(graph)
     (output,) = graph.graph.outputs
     assert output.name == "y"
     assert list(output.shape or ())[1:] == [CHANNELS, 8, 8]
@@ -135,18 +145,54 @@ def test_the_values_of_a_norm_decide_whether_it_is_written_out(mean: float, drif
     errors = mark_drifting_norms(model, lambda: model(torch.from_numpy(x)))
     assert list(errors) == ["0"]
     assert (errors["0"] > MOST_DRIFT) == drifts
-    graph = exported(model, shape)
+    graph = rewritten(model, *shape)
     assert ("GroupNormalization" not in operators(graph)) == drifts
-    assert np.abs(run(graph, x) - in_float64(model, x)).max() < (1e-5 if drifts else MOST_DRIFT)
+    assert np.abs(run(graph, x=x)["y"] - in_float64(model, x)).max() < (
+        1e-5 if drifts else MOST_DRIFT
+    )
+
+
+@pytest.mark.parametrize("why", ["long", "marked", None])
+def test_the_exporters_graph_is_written_out_too(
+    monkeypatch: pytest.MonkeyPatch, why: str | None
+) -> None:
+    model, shape = model_of(), (CHANNELS, 6, 10)
+    if why == "long":
+        monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 60)
+    elif why == "marked":
+        setattr(model[0], norm_passes.MARK, True)
+    graph = trace(model, (torch.zeros(2, *shape),), ({0: Dim("n")},), ["x"], ["y"])
+    assert ("GroupNormalization" in operators(graph)) == (why is None)
+    x = np.random.default_rng(0).normal(2, 3, (3, *shape)).astype(np.float32)
+    np.testing.assert_allclose(run(graph, x=x)["y"], in_float64(model, x), atol=2e-6)
+
+
+def test_a_norm_of_another_rank_or_of_unknown_channels_keeps_the_operator() -> None:
+    shapes = ("n, 4, t", "n, c, 512, 512", "n, 4, 512, 512, 512")
+    for shape in shapes:
+        text = (
+            f"g (float[{shape}] x) => (y) {{ [n] y = GroupNormalization<num_groups = 1>(x, s, s) }}"
+        )
+        graph = made_by(graph_of(text, s=np.ones(4, np.float32)), n="norm")
+        assert not norm_passes.SplitLongNormsPass(512, drifting=["norm"])(graph).modified
+
+
+def test_a_long_norm_with_an_affine_of_the_graph_cannot_be_written_out() -> None:
+    text = """g (float[n, 4, 9, 9] x, float[4] s) => (y) {
+        [n] y = GroupNormalization<num_groups = 1>(x, s, s) }"""
+    graph = made_by(graph_of(text), n="norm")
+    assert not norm_passes.SplitLongNormsPass()(graph).modified
+    with pytest.raises(ir.passes.PreconditionError, match="n has an affine"):
+        norm_passes.SplitLongNormsPass(drifting=["norm"])(graph)
 
 
 def test_the_error_is_that_of_the_operator_against_float64() -> None:
     x = off_centre((4, 64, 64), 10.0)
     norm = nn.GroupNorm(2, 4, eps=1e-6)
-    graph = exported(nn.Sequential(norm, nn.Identity()).requires_grad_(False), (4, 64, 64))
+    graph = graph_with(nn.Sequential(norm).requires_grad_(False), 4, 64, 64)
     groups = x.astype(np.float64).reshape(1, 2, -1)
     wanted = (groups - groups.mean(2, keepdims=True)) / np.sqrt(groups.var(2, keepdims=True) + 1e-6)
-    error = float(np.abs(run(graph, x) - wanted.reshape(x.shape)).max())
+    error = float(np.abs(run(graph, x=x)["y"] - wanted.reshape(x.shape)).max())
     assert drift(x, 2, 1e-6) == pytest.approx(error, rel=0.5)
 
 
