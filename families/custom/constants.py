@@ -37,7 +37,8 @@ class FoldConstantsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         before = structure(model.graph)
         fold_where_possible(model)
-        fold_split(model.graph)
+        while fold_split(model.graph):
+            fold_where_possible(model)  # what reads the parts
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, structure(model.graph) != before)
 
@@ -85,8 +86,12 @@ def fold_where_possible(model: ir.Model) -> None:
             failed.add(tried[-1])
 
 
-def fold_split(graph: ir.Graph) -> None:
-    """Replace the Split of a constant by constants, such as one weight of q, k and v."""
+def fold_split(graph: ir.Graph) -> bool:
+    """Replace every Split of a constant by constants, such as one weight of q, k and v.
+
+    Returns whether there was one.
+    """
+    found = False
     for node in list(graph):
         held = node.inputs[0] if node.op_type == "Split" and node.domain == "" else None
         if held is None or held.const_value is None or not held.is_initializer():
@@ -107,6 +112,8 @@ def fold_split(graph: ir.Graph) -> None:
             name, value.name = str(value.name), None
             replace_by_constant(graph, value, name, np.ascontiguousarray(part))
         graph.remove(node, safe=True)
+        found = True
+    return found
 
 
 def replace_by_constant(graph: ir.Graph, value: ir.Value, name: str, array: np.ndarray) -> ir.Value:

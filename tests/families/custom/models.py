@@ -8,12 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
 from arvg_trt.export.tracing import quiet_exporter
+from arvg_trt.export.weight_file import WeightFile
+from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.parity import HALF_TOLERANCE, check_custom_graph
+from arvg_trt.families.custom.sites import find_custom_sites
+from arvg_trt.graph.sites import Site
 
 WIDTH, HEADS, HIDDEN, TOKENS, CLASSES = 32, 2, 64, 6, 10
 
@@ -290,3 +296,18 @@ def handmade_transformer(path: Path, opset: int = 17) -> Path:
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def exported(path: Path) -> tuple[ir.Model, dict[str, Site]]:
+    """The canonical graph, compared with the file, and its sites."""
+    model = read_custom_graph(path)
+    sites = {site.name: site for site in find_custom_sites(model.graph, path.stem)}
+    folder = path.parent / f"{path.stem}_out"
+    folder.mkdir(exist_ok=True)
+    with WeightFile(folder) as weights:
+        weights.save(model, path.stem, {})
+    onnx.checker.check_model(folder / f"{path.stem}.onnx")
+    found = check_custom_graph(path, folder / f"{path.stem}.onnx", model)
+    if found.tolerance != HALF_TOLERANCE:
+        assert max(found.max_difference.values()) < 1e-5
+    return model, sites

@@ -9,39 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.custom.graph import read_custom_graph
-from arvg_trt.families.custom.parity import HALF_TOLERANCE, check_custom_graph, relative
+from arvg_trt.families.custom.parity import relative
 from arvg_trt.families.custom.sites import find_custom_sites
-from arvg_trt.graph.sites import Site
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
-from .models import WIDTH, Node, random, small_graph
+from .models import WIDTH, Node, exported, random, small_graph
 
 W = WIDTH
 LINE = ("n", 8, 24)
-
-
-def exported(path: Path) -> tuple[ir.Model, dict[str, Site]]:
-    """The canonical graph, compared with the file, and its sites."""
-    model = read_custom_graph(path)
-    sites = {site.name: site for site in find_custom_sites(model.graph, path.stem)}
-    folder = path.parent / f"{path.stem}_out"
-    folder.mkdir(exist_ok=True)
-    with WeightFile(folder) as weights:
-        weights.save(model, path.stem, {})
-    onnx.checker.check_model(folder / f"{path.stem}.onnx")
-    found = check_custom_graph(path, folder / f"{path.stem}.onnx", model)
-    if found.tolerance != HALF_TOLERANCE:
-        assert max(found.max_difference.values()) < 1e-5
-    return model, sites
 
 
 Case = tuple[list[Node], dict[str, np.ndarray], tuple[object, ...]]
@@ -148,19 +129,6 @@ def test_other_forms_are_sites_that_compute_the_same(tmp_path: Path, case: str) 
     assert all(site.weight is not None for site in sites.values())
 
 
-def test_sequence_convolutions_touch_behind_what_works_by_element(tmp_path: Path) -> None:
-    nodes: list[Node] = [
-        ("Conv", ["x", "w"], "a", {"pads": [1, 1]}),
-        ("Relu", ["a"], "r", {}),
-        ("Conv", ["r", "w"], "y", {"pads": [1, 1]}),
-    ]
-    model, sites = exported(
-        small_graph(tmp_path / "g.onnx", nodes, {"w": random(0, 8, 8, 3)}, x=LINE)
-    )
-    assert [n.op_type for n in model.graph] == ["Unsqueeze", "Conv", "Relu", "Conv", "Squeeze"]
-    assert {site.weight_shape for site in sites.values()} == {(8, 8, 1, 3)}
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID"]),
@@ -232,40 +200,6 @@ def test_local_functions_are_inlined_before_the_opset_is_raised(tmp_path: Path) 
     onnx.save(model, tmp_path / "g.onnx")
     read, sites = exported(tmp_path / "g.onnx")
     assert not read.functions and [s.excluded for s in sites.values()] == [None]
-
-
-def half_file(path: Path) -> Path:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"]),
-        helper.make_node("Cast", ["a"], ["c"], to=TensorProto.FLOAT),
-        helper.make_node("Cast", ["c"], ["d"], to=TensorProto.FLOAT16),
-        helper.make_node("MatMul", ["d", "v"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "half",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 6, W])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", 6, 10])],
-        [
-            numpy_helper.from_array(random(0, W, W).astype(np.float16), "w"),
-            numpy_helper.from_array(random(1, W, 10).astype(np.float16), "v"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, path)
-    return path
-
-
-def test_half_files_are_widened_and_keep_the_types_of_their_ends(tmp_path: Path) -> None:
-    path = half_file(tmp_path / "half.onnx")
-    model, sites = exported(path)
-    assert [s.excluded for s in sites.values()] == [None, None]
-    ends = (*model.graph.inputs, *model.graph.outputs)
-    assert {v.dtype for v in ends} == {ir.DataType.FLOAT16}
-    x = random(3, 2, 6, W).astype(np.float16)
-    w, v = (random(k, W, n).astype(np.float16).astype(np.float64) for k, n in ((0, W), (1, 10)))
-    found = reference_session(tmp_path / "half_out/half.onnx").run({"x": x})["y"]
-    assert relative(found, x.astype(np.float64) @ w @ v) < 2e-3  # the output's own rounding
 
 
 def branch(name: str, sign: int) -> onnx.GraphProto:
@@ -414,25 +348,3 @@ def test_infinite_outputs_have_to_be_infinite_in_the_canonical_graph() -> None:
         other = exact.copy()
         other[index] = value
         assert not relative(other, exact) <= 1e30
-
-
-def test_constants_that_cannot_be_evaluated_stay_in_the_graph(tmp_path: Path) -> None:
-    """An operator of ONNX Runtime alone on a constant, beside one that folds."""
-    path = small_graph(
-        tmp_path / "g.onnx",
-        [
-            ("Inverse", ["w"], "i", {}),
-            ("MatMul", ["x", "i"], "a", {}),
-            ("Transpose", ["w"], "t", {"perm": [1, 0]}),
-            ("MatMul", ["x", "t"], "b", {}),
-            ("Add", ["a", "b"], "y", {}),
-        ],
-        {"w": np.eye(W, dtype=np.float32) * 2},
-    )
-    proto = onnx.load(path)
-    proto.graph.node[0].domain = "com.microsoft"
-    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(proto, path)
-    model = read_custom_graph(path)
-    reasons = [site.excluded for site in find_custom_sites(model.graph, "g")]
-    assert reasons == ["its weight is computed in the graph", None]
