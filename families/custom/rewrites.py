@@ -235,7 +235,11 @@ def padding(node: ir.Node) -> list[int] | None:
             if stride == 1:
                 total = extent - 1
             elif isinstance(size, int):
-                total = max(0, (-(-size // stride) - 1) * stride + extent - size)
+                total = (-(-size // stride) - 1) * stride + extent - size
+                if (
+                    total < 0
+                ):  # a kernel below the stride, where ONNX Runtime crops and ONNX does not
+                    return None
             else:
                 return None
             first = total // 2 if kind == "SAME_UPPER" else total - total // 2
