@@ -155,6 +155,15 @@ def test_a_convolution_whose_sums_can_leave_int32_keeps_its_qdq_form() -> None:
     assert rewritten(model, case.ranges()) == []
 
 
+def test_a_range_is_that_of_the_convolutions_own_channels() -> None:
+    case = make_conv_case()
+    model = case.model()
+    insert_qdq(model.graph, case.sites, case.chosen)
+    short = {name: (low[1:], high[1:]) for name, (low, high) in case.ranges().items()}
+    with pytest.raises(ir.passes.PreconditionError, match="output channels, and its range"):
+        QLinearConvPass(short)(model)
+
+
 def test_an_output_of_tiny_values_is_not_zero(tmp_path: Path) -> None:
     case = make_conv_case()
     case = with_scales(case, np.full(case.expected["c"].shape[1], 1e-12), bias_factor=1e-12)

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from arvg_trt.engines.onnxruntime.build import rewrite_graph
-from arvg_trt.engines.onnxruntime.matmul_integer import MatMulIntegerPass
+from arvg_trt.engines.onnxruntime.matmul_integer import DOMAIN, MatMulIntegerPass
 from arvg_trt.graph.sites import Site
 from arvg_trt.numerics.scheme import ActivationFormat, WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight
@@ -136,3 +136,25 @@ def test_product_of_two_activations_equals_the_qdq_graph(tmp_path: Path) -> None
     for session in (fast_session, mapped_session):  # as engines are opened
         (found,) = session(tmp_path / "engine.onnx").run(feeds).values()
         np.testing.assert_allclose(found, q @ k, atol=1e-5)
+
+
+def test_a_second_call_names_what_it_replaced_itself() -> None:
+    case = INTEGER_LINEARS["MatMul"]()
+    models = [case.model(), case.model()]
+    for model in models:
+        insert_qdq(model.graph, [case.site], {case.site.name: case.chosen})
+    linears = MatMulIntegerPass()
+    assert linears(models[0]).modified and linears.rewritten == ("linear",)
+    assert not linears(models[0]).modified and linears.rewritten == ()
+    assert linears(models[1]).modified and linears.rewritten == ("linear",)
+
+
+def test_an_operator_without_its_domain_breaks_the_promise() -> None:
+    case = INTEGER_LINEARS["MatMul"]()
+    model = case.model()
+    insert_qdq(model.graph, [case.site], {case.site.name: case.chosen})
+    linears = MatMulIntegerPass()
+    linears(model)
+    del model.opset_imports[DOMAIN]
+    with pytest.raises(ir.passes.PostconditionError, match=r"does not import com\.microsoft"):
+        linears.ensures(model)

@@ -4,12 +4,19 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.tensorrt.half_precision import to_half_precision
+from arvg_trt.engines.tensorrt.half_precision import (
+    HalfPrecisionPass,
+    HalfType,
+    to_half_precision,
+)
 from arvg_trt.errors import BuildError
+
+from ...graph.text import graph_of, written
 
 CHANNELS, SIZE = 16, 8
 FLOAT, HALF, INT32 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32
@@ -420,3 +427,53 @@ def test_opset_without_half_scales_is_refused(opset: int) -> None:
     g.op("Relu", "image", out="out")
     with pytest.raises(BuildError, match=f"opset {opset} has no float16 copy .*opset 21"):
         to_half_precision(g.model(IMAGE, {"out": (FLOAT, "n", 3, SIZE, SIZE)}))
+
+
+CACHED = """g (float[n, 4] x, float16[p, 4] past) => (float[n, 4] y, float16[q, 4] present) {
+    [key] y = MatMul(x, w)
+    [narrow] h = Cast<to = 10>(y)
+    [grow] present = Concat<axis = 0>(past, h)
+}"""
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cache_in_float16_keeps_its_type_at_both_ends(dtype: HalfType) -> None:
+    """An output that was float32 comes back to it; one that was float16 before does not."""
+    model = graph_of(CACHED, w=np.eye(4, dtype=np.float32))
+    converted = to_half_precision(model, dtype=dtype)
+    onnx.checker.check_model(converted, full_check=True)
+    types = [
+        v.type.tensor_type.elem_type for v in (*converted.graph.input, *converted.graph.output)
+    ]
+    assert types == [FLOAT, HALF, FLOAT, HALF]
+    kinds = [node.op_type for node in converted.graph.node]
+    assert kinds == ["Cast", "MatMul", "Cast", "Concat", "Cast"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_converting_a_copy_again_changes_nothing(dtype: HalfType) -> None:
+    for make in (decoder_like, encoder_like, overflowing):
+        model = ir.from_proto(to_half_precision(make(), dtype=dtype))
+        before = written(model)
+        assert not HalfPrecisionPass(dtype=dtype)(model).modified
+        assert written(model) == before
+
+
+def test_a_node_that_would_read_both_types_is_found() -> None:
+    text = "g (float[n, 4] x, float16[n, 4] h) => (float[n, 4] y) { [sum] y = Add(x, h) }"
+    with pytest.raises(ir.passes.PostconditionError, match="sum reads both FP32 and float16"):
+        HalfPrecisionPass().ensures(graph_of(text))
+
+
+def test_a_constant_has_to_be_an_initializer_first() -> None:
+    text = """g (float[n, 2] x) => (float[n, 2] y) {
+        [c] c = Constant<value = float[2] {1.0, 2.0}>()
+        [sum] y = Add(x, c)
+    }"""
+    with pytest.raises(ir.passes.PreconditionError, match="c is a Constant"):
+        HalfPrecisionPass()(graph_of(text))
+    assert [n.op_type for n in to_half_precision(graph_of(text)).graph.node] == [
+        "Cast",
+        "Add",
+        "Cast",
+    ]
