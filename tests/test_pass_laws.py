@@ -160,10 +160,14 @@ def cached() -> ir.Model:
             [soft] s = Softmax(c)
             [halved] o = Cast<to = 10>(s)
             [back] u = Cast<to = 1>(o)
-            [out] y = MatMul(u, w)
-            [best] i = ArgMax(y)
+            [out] v = MatMul(u, w)
+            [best] i = ArgMax(v)
+            [wide] q = MatMul(v, large)
+            [narrower] y = MatMul(q, other)
         }""",
         w=random(0, 4, 4),
+        large=random(1, 4, 600),
+        other=random(2, 600, 4),
         axis=np.array([1]),
     )
 

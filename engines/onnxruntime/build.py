@@ -22,8 +22,9 @@ from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_f
 from ...workspace.files import open_tensors
 from ..facts import EngineRow, SiteException
 from .float_outputs import worst_first
+from .integers import Ranges
 from .matmul_integer import MatMulIntegerPass, match_input
-from .qlinear_conv import QLinearConvPass, Ranges
+from .qlinear_conv import QLinearConvPass
 
 # Rounding outputs to uint8 adds about as much noise as the Q/DQ graph has.
 WORST_LOSS_DB = 8.0

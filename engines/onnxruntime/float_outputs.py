@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...graph.io import read_graph
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
-from .qlinear_conv import UINT8_MAX, Ranges, output_qparams
+from .integers import UINT8_MAX, Ranges, output_qparams
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.floating]

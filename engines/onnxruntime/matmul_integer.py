@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...graph.builder import Inserter, constant_array
 from ...graph.edit import producer, take_over
 from ...graph.passes import ensure, remove_dead_nodes
-from .qlinear_conv import INT32_MAX, largest_sums
+from .integers import INT32_MAX, largest_sums
 
 DOMAIN = "com.microsoft"
 

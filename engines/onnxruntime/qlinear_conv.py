@@ -13,7 +13,6 @@ the Q/DQ graph; reports show what it costs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,16 +22,9 @@ from numpy.typing import NDArray
 from ...graph.builder import Inserter, constant_array
 from ...graph.edit import producer, take_over
 from ...graph.passes import ensure, remove_unused, require
+from .integers import INT32_MAX, Range, Ranges, largest_sums, output_qparams, with_room_for_bias
 
-Range = tuple[NDArray[np.float64], NDArray[np.float64]]  # (low [O], high [O])
-Ranges = Mapping[str, Range]
 Weight = tuple[NDArray[np.int8], NDArray[np.float32]]  # (q [O, I, kh, kw], scale [O])
-INT32_MAX = 2**31 - 1
-UINT8_MAX = 255
-# For an output that is always zero; its scale keeps the full precision of float32.
-LEAST_RANGE = 1e-30
-# The quantizer spans this multiple of the calibrated range of an output.
-HEADROOM = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +56,18 @@ class QLinearConvPass(ir.passes.InPlacePass):
         self.ranges = ranges
         self.rewritten: tuple[str, ...] = ()
 
+    def _range(self, node: ir.Node) -> Range | None:
+        return self.ranges.get(str(node.name)) if node.op_type == "Conv" else None
+
     def requires(self, model: ir.Model) -> None:
         """Raise PreconditionError for a range of another number of channels than its Conv has."""
         for node in model.graph:
-            if node.op_type != "Conv" or node.name not in self.ranges:
+            output_range = self._range(node)
+            if output_range is None:
                 continue
             held = producer(node.inputs[1], "DequantizeLinear")
             q = None if held is None or held.inputs[0] is None else held.inputs[0].const_value
-            count = len(self.ranges[node.name][0])
+            count = len(output_range[0])
             if q is not None and q.shape[0] != count:
                 require([f"{node.name} has {q.shape[0]} output channels, and its range {count}"])
 
@@ -79,14 +75,15 @@ class QLinearConvPass(ir.passes.InPlacePass):
         graph = model.graph
         done = []
         for node in list(graph):
-            if node.op_type != "Conv" or node.name not in self.ranges:
+            output_range = self._range(node)
+            if output_range is None:
                 continue
             chain = match_chain(node)
             weight = match_weight(node)
             if chain is None or weight is None or (largest_sums(weight[0]) >= INT32_MAX).any():
                 continue
-            rewrite(graph, node, chain, *weight, self.ranges[node.name])
-            done.append(node.name)
+            rewrite(graph, node, chain, *weight, output_range)
+            done.append(str(node.name))
         self.rewritten = tuple(done)
         unused = remove_unused(graph)
         return ir.passes.PassResult(model, modified=bool(done) or unused)
@@ -273,39 +270,6 @@ def convolution(
         add.constant("out_zero", out_zero),
         axis=1,
     )
-
-
-def with_room_for_bias(
-    q: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float64]
-) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Return q and scales [O] with which the bias fits INT32 beside the sums.
-
-    `bias` [O] is in units of `scale`. A channel of tiny weights with a large bias gets a larger
-    scale, and its weights are rounded once more. That costs 1e-3 of the scale of its output or
-    less, which has to span the bias.
-    """
-    room = INT32_MAX - largest_sums(q)
-    wide = scale.astype(np.float64)
-    raised = np.maximum(wide, np.abs(bias) / room * (1 + 1e-9))
-    share = (wide / raised).reshape(-1, *(1,) * (q.ndim - 1))
-    return np.rint(q * share).astype(np.int8), raised
-
-
-def largest_sums(q: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Return the most that the products of each channel [O] with any uint8 input add up to."""
-    magnitude = np.abs(q.astype(np.int64)).reshape(len(q), -1)
-    total: NDArray[np.int64] = UINT8_MAX * magnitude.sum(axis=1)
-    return total
-
-
-def output_qparams(
-    low: NDArray[np.float64], high: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """Return the uint8 scale and zero point per output channel, [O] each; 0 is representable."""
-    low = np.minimum(low * HEADROOM, 0.0)
-    high = np.maximum(high * HEADROOM, 0.0)
-    scale = np.maximum(high - low, LEAST_RANGE) / UINT8_MAX
-    return scale, np.clip(np.round(-low / scale), 0, UINT8_MAX).astype(np.uint8)
 
 
 def nearest_resize(value: ir.Value) -> ir.Node | None:

@@ -37,8 +37,14 @@ def made_by(model: ir.Model, **paths: str) -> ir.Model:
 
 
 def written(model: ir.Model) -> bytes:
-    """Return the bytes of the file that the model would be."""
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    """Return the bytes of the file that the model would be, with constants and types by name.
+
+    Their order means nothing, and the library's shape inference moves large constants to the end.
+    """
+    proto = ir.to_proto(model)
+    for entries in (proto.graph.initializer, proto.graph.value_info):
+        entries.sort(key=lambda entry: entry.name)
+    return proto.SerializeToString(deterministic=True)
 
 
 def operators(model: ir.Model) -> list[str]:

@@ -29,13 +29,13 @@ from arvg_trt.engines.onnxruntime.build import (
     output_ranges,
 )
 from arvg_trt.engines.onnxruntime.float_outputs import rounding_loss
-from arvg_trt.engines.onnxruntime.qlinear_conv import (
+from arvg_trt.engines.onnxruntime.integers import (
     HEADROOM,
-    QLinearConvPass,
     Ranges,
     output_qparams,
     with_room_for_bias,
 )
+from arvg_trt.engines.onnxruntime.qlinear_conv import QLinearConvPass
 from arvg_trt.errors import BuildError
 from arvg_trt.graph.group_norm import ExpandGroupNormsPass
 from arvg_trt.numerics.noise import masked_sqnr_db
