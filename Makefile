@@ -35,7 +35,7 @@ quick: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/test_rooms.py tests/test_end_to_end.py tests/numerics \
-		tests/recipe/test_fields.py tests/recipe/test_reference.py
+		tests/recipe/test_descriptions.py tests/recipe/test_reference.py
 
 types: setup
 	$(BIN)/mypy -p arvg_trt

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..numerics.noise import SignalAndNoise
 from ..runtime.generator import read_spec
 from ..samples.generated import GeneratedSamples
-from ..validate.measure.generator import GeneratorAccuracy
+from ..validate.measure.generator_accuracy import GeneratorAccuracy
 from ..validate.measure.teacher_forcing import measure_teacher_forced
 from ..validate.measure.teacher_forcing_runs import (
     TrajectoryForcing,

@@ -22,8 +22,8 @@ from ..graph.sites import SiteMap
 from ..numerics.qparams import QParams
 from ..quantize.groups import find_groups
 from ..quantize.plan import check_plan, make_plan
-from ..quantize.ranges import grid_candidates
 from ..quantize.run import quantize_model
+from ..quantize.token_qparams import grid_candidates
 from ..recipe.quantize import QuantizeOptions
 from ..runtime.generator import TEACHER_FORCED
 from ..runtime.sessions.onnxruntime import reference_session

@@ -24,7 +24,7 @@ from typing import Any
 import click
 import torch
 
-from ..families.registry import find_model
+from ..families.variants import find_model
 from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST, Manifest
 from .common import RESULTS, environment, environment_line, markdown_table, write_results

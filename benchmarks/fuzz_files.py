@@ -36,7 +36,7 @@ from ..calibrate.statistics import (
 from ..errors import RecipeError
 from ..export.checkpoint.config_json import read_beside
 from ..export.checkpoint.read import read_tensors
-from ..families.custom.graph import read_custom_graph
+from ..families.custom.canonical import read_custom_graph
 from ..families.custom.parity import blamed_on_file
 from ..families.custom.sites import find_custom_sites
 from ..families.gsq.yaml import read_normalization

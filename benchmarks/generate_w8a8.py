@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..families.registry import find_model
 from ..families.var.model import VarTransformer
 from ..families.var.spec import VarSpec
 from ..families.var_vqvae.model import VarVqvae
+from ..families.variants import find_model
 from ..pipeline.build import build_stage
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_any, export_stage

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from ..families.cosmos.config import CosmosConfig
-from ..families.registry import find_model
+from ..families.variants import find_model
 from ..graph.sites import SiteMap, load_sites
 from ..runtime.images import load_image, to_model
 from ..runtime.sessions.onnxruntime import fast_session

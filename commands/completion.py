@@ -18,8 +18,8 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 
 def models(ctx: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
     """Complete the names that `export` takes, also those of families without a size."""
-    from ..families.registry import all_families
-    from ..runtime.registry import built_in_families
+    from ..families.variants import all_families
+    from ..runtime.families import built_in_families
 
     try:
         families = all_families()

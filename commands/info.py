@@ -95,7 +95,7 @@ def compare(
     """
     from ..pipeline.info import compare_reports
     from ..validate.report.compare import comparison_markdown
-    from ..validate.report.compared import ComparedReports
+    from ..validate.report.compare_json import ComparedReports
 
     found = compare_reports(reports, html, allow_different)
     if as_json:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import click
 import msgspec
 
-from ..recipe.fields import FieldDescription, ValueType, fields_of
+from ..recipe.descriptions import FieldDescription, ValueType, fields_of
 from ..recipe.options import MAX_MEMORY
 from . import completion
 from .groups import GroupedOption, option

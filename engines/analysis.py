@@ -45,7 +45,7 @@ def analyze_files(files: Sequence[Path], targets: Sequence[str]) -> list[GraphAn
 
 def analyze_file(path: Path, targets: Sequence[Target]) -> GraphAnalysis:
     """Read the file as `export onnx` does, and judge its nodes."""
-    from ..families.custom.graph import read_custom_graph
+    from ..families.custom.canonical import read_custom_graph
     from ..families.custom.parity import blamed_on_file, open_original
     from ..families.custom.sites import find_custom_sites
 

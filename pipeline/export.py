@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ExportError
 from ..export.shape import DYNAMIC, ExportShape
 from ..families.base import Exporter, FileSets, Variant
-from ..families.registry import find_model, shipped_checkpoint
 from ..families.shared.job import PARITY_IMAGES, PARITY_SIZE, ExportJob
+from ..families.variants import find_model, shipped_checkpoint
 from ..graph.sites import SITES_VERSION
 from ..packages import require_packages
-from ..runtime.registry import built_in_families, find_family
+from ..runtime.families import built_in_families, find_family
 from ..samples.images import SKIMAGE_PREFIX, open_source
 from ..workspace.files import sha256_file
 from ..workspace.manifest import Manifest

@@ -38,7 +38,7 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
 
 def model_rows() -> list[ModelRow]:
     """Return the models that are known by name, and where their checkpoints are."""
-    from ..families.registry import MODELS, all_variants
+    from ..families.variants import MODELS, all_variants
 
     return [
         ModelRow(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ..errors import ArvgError
 from ..families.custom.export import graph_names
-from ..families.registry import find_model
+from ..families.variants import find_model
 from ..packages import require_packages
 from ..recipe.options import MAX_MEMORY, Recipe
-from ..runtime.registry import find_family
+from ..runtime.families import find_family
 from ..samples.sources import check_options
 from ..workspace.facts import ModelKind
 from ..workspace.stage import Reporter, StageResult

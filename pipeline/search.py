@@ -65,7 +65,7 @@ def search_stage(
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
-        from ..quantize.search.run import Search
+        from ..quantize.search.search import Search
 
         scratch = folder / "scratch"
         run = Search(source, plan, items, options, budgets, search.samples, scratch, reporter)

@@ -18,12 +18,12 @@ from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..recipe.options import MAX_MEMORY
 from ..recipe.quantize import QuantizeOptions
+from .choose_granularity import token_decisions
 from .groups import InputDecision, InputGroup, summarize
-from .ranges import best_candidate, tensor_candidates
-from .scaling.gains import fitted_scaling, gain_scalings_of
-from .scaling.held_out import search_ways
+from .scaling.choose_per_tensor import search_ways
+from .scaling.gps import fitted_scaling, gain_scalings_of
 from .scaling.predicted import Way, way_of
-from .token_choice import token_decisions
+from .tensor_qparams import best_candidate, tensor_candidates
 
 CLIP_POWER = 4  # clips less than the square does
 

@@ -1,44 +1,19 @@
-"""Inputs with scales per token: channel scales are chosen on samples that they were not fitted to.
-
-A range a channel is many parameters from few samples: proj inputs follow the class of a picture, so
-that a SmoothQuant scale of 16 pictures fits 16 classes, and a site's error on other pictures can be
-10 dB above that on its own (a planted model of real width, 8 bits). Every method is fitted to one
-half of the samples and judged on the other, few samples also the other way round. Not to scale is a
-method too, and wins unless another is better on every half; what is chosen is fitted to all.
-"""
+"""Decide the channel scales and the QParams of inputs that are rounded with a scale per token."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
-from ..calibrate.observers.smoothed import Scaling
-from ..calibrate.statistics import POSITION
 from ..errors import CalibrationError, RecipeError
 from ..numerics.scheme import SitePlan
 from ..recipe.quantize import QuantizeOptions
 from .groups import InputDecision, InputGroup
-from .scales import Method, levelled, method_of, round_inputs, scalings_by, weight_energies
-from .scaling.predicted import ratio
-
-Floats = NDArray[np.float64]
-METHODS = (
-    Method(None),
-    Method(0.5),
-    Method(0.5, centered=True),
-    Method(0.7),
-    Method("gps"),
-    Method("gps", centered=True),
-)
-GAIN_DB = 0.1  # what another method must gain on none
-FEW = 16  # samples up to which both halves judge
-EVERY = 2  # of the grids' clips is judged: methods are compared, and the time goes into grids
+from .scaling.choose_per_token import scale_groups
+from .scaling.fit import round_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,97 +87,3 @@ def decide_groups(
         )
         for g in groups
     }
-
-
-def scale_groups(
-    graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
-) -> dict[str, Scaling]:
-    """Return the scaling of each group by the method that its plan names."""
-    searched = [group for group in groups if group.entry.smoothing == "search"]
-    found = search_scalings(graph, searched, run, options) if searched else {}
-    named: dict[Method, list[InputGroup]] = defaultdict(list)
-    for group in groups:
-        if group.entry.smoothing != "search":
-            named[method_of(group.entry)].append(group)
-    scaled = [g for method in named if method.scales is not None for g in named[method]]
-    seen = levelled(scaled, run)
-    for method, members in named.items():
-        found |= scalings_by(method, graph, members, seen, run, options)
-    return found
-
-
-def search_scalings(
-    graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
-) -> dict[str, Scaling]:
-    """Return the scaling of each group by the method whose held-out error is least.
-
-    Raises:
-        CalibrationError: fewer than two samples.
-    """
-    one, other = run.first_half(), run.second_half()
-    folds = [(one, other), (other, one)] if run.size <= FEW else [(one, other)]
-    errors: dict[str, list[list[float]]] = {group.key: [] for group in groups}
-    for fitted, judged in folds:
-        half = of_samples(groups, fitted)
-        seen = levelled(half, fitted)
-        for by_method in errors.values():
-            by_method.append([])
-        for method in METHODS:
-            scalings = scalings_by(method, graph, half, seen, fitted, options)
-            for key, error in judged_errors(graph, half, scalings, fitted, judged, options).items():
-                errors[key][-1].append(error)
-    best = {key: best_method(by_fold) for key, by_fold in errors.items()}
-    found: dict[str, Scaling] = {}
-    seen = levelled(groups, run)
-    for method in METHODS:
-        chosen = [group for group in groups if best[group.key] == method]
-        if chosen:
-            found |= scalings_by(method, graph, chosen, seen, run, options)
-    return found
-
-
-def best_method(errors: Sequence[Sequence[float]]) -> Method:
-    """Return the method that relative to none is best on its worst half; none wins `GAIN_DB`.
-
-    `errors` of `METHODS` in their order, of which the first is none, for each half.
-    """
-    worst = [max(ratio(half[k], half[0]) for half in errors) for k in range(len(METHODS))]
-    worst[0] = 10 ** (-GAIN_DB / 10)
-    return METHODS[int(np.argmin(worst))]
-
-
-def of_samples(groups: Sequence[InputGroup], part: CalibrationRun) -> list[InputGroup]:
-    """Return the groups with statistics of the samples of `part` alone."""
-    seen = part.ranges({group.key: group.plain for group in groups})
-    return [
-        replace(
-            group,
-            stats=seen[group.key],
-            tokens=group.tokens and seen[f"{group.key}{POSITION}"].filled(),
-        )
-        for group in groups
-    ]
-
-
-def judged_errors(
-    graph: ir.Graph,
-    groups: Sequence[InputGroup],
-    scalings: Mapping[str, Scaling],
-    fitted: CalibrationRun,
-    judged: CalibrationRun,
-    options: QuantizeOptions,
-) -> dict[str, float]:
-    """Return the squared error per sample of each group's products.
-
-    That of inputs is on grids fitted to the one half, seen on the other; that of weights is of
-    rounding them to nearest.
-    """
-    rounded = round_inputs(groups, scalings, fitted, judged, options, EVERY)
-    found = {}
-    for g in groups:
-        made = rounded[g.key]
-        assert made.noise is not None
-        _, rounding = weight_energies(graph, g, scalings[g.key].smoothing)
-        of_weight = float(np.sum(made.channels.square * rounding)) / fitted.size
-        found[g.key] = made.noise / judged.size + of_weight
-    return found

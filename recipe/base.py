@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from ..errors import RecipeError
-from .fields import Range
+from .descriptions import Range
 
 LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 255 bytes
 # Beyond these a number is a slip: what it asks for does not fit into a machine.

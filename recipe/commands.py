@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from .base import Options
-from .fields import Groups, Range, require_in_range, says
+from .descriptions import Groups, Range, require_in_range, says
 
 Grid = Literal["uniform", "log", "block"]
 MOST_IMAGES = 10**6

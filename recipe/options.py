@@ -15,7 +15,7 @@ from .base import (
     check_name,
     require_not_empty,
 )
-from .fields import Groups, require_in_range, says
+from .descriptions import Groups, require_in_range, says
 from .quantize import QuantizeOptions
 
 MAX_MEMORY = 2 * 2**30  # bytes of Hessians at a time

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ..numerics.scheme import BLOCK_BITS, BLOCKS, Rounding, Smoothing
 from .base import Options
-from .fields import Groups, Range, require_in_range, says
+from .descriptions import Groups, Range, require_in_range, says
 
 FLOAT_BITS = 32
 BITS = Range(2, 8, besides=(FLOAT_BITS,))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from .fields import FieldDescription, Range, ValueType, fields_of
+from .descriptions import FieldDescription, Range, ValueType, fields_of
 from .options import BuildOptions, CalibrateOptions, Recipe, ValidateOptions
 from .quantize import QuantizeOptions
 

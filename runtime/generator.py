@@ -16,11 +16,11 @@ from ..errors import GenerationError, OutOfMemory, WorkspaceError
 from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST
 from ..workspace.verify import GENERATOR_FILE
+from .families import find_family
 from .family import Family
 from .folders import require_session, verified
 from .images import Uint8Image, from_model
 from .loop import Latents, Loop, OpenSession
-from .registry import find_family
 from .sampling import Sampling, Tokens, image_streams
 from .sessions.onnxruntime import fast_session, mapped_session
 from .spec import TEACHER_FORCED as TEACHER_FORCED

@@ -19,7 +19,7 @@ def available_processors(quota: Path = CPU_QUOTA) -> int:
     count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
         count = len(os.sched_getaffinity(0))
-    return max(1, min(count, quota_of(quota)))
+    return max(1, int(min(count, quota_of(quota))))
 
 
 def quota_of(path: Path) -> float:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from arvg_trt.cli import cli
-from arvg_trt.families.registry import MODELS
+from arvg_trt.families.variants import MODELS
 
 MODEL = "cosmos-mini-di8x8"
 

@@ -23,14 +23,14 @@ from arvg_trt.errors import ArvgError
 from arvg_trt.export.passes.linears import CanonicalLinearsPass, NameNormParametersPass
 from arvg_trt.export.passes.naming import InsertSizeCheckPass, NameNodesPass, SignPass
 from arvg_trt.export.passes.norms import SplitLongNormsPass
-from arvg_trt.families.custom.constants import FoldConstantsPass, WidenFloat16Pass
-from arvg_trt.families.custom.graph import (
+from arvg_trt.families.custom.canonical import (
     UNNAMED,
     ForgetMadeUpNamesPass,
     InferShapesPass,
     SeparateConstantsPass,
     linear_name,
 )
+from arvg_trt.families.custom.constants import FoldConstantsPass, WidenFloat16Pass
 from arvg_trt.families.custom.names import NameCustomGraphPass
 from arvg_trt.families.custom.rewrites import (
     EinsumToMatMulPass,

@@ -36,7 +36,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "skimage", "matplotlib", "jinja2", "scipy"}
 LIGHT_OF_A_FAMILY = {
-    *("__init__.py", "base.py", "registry.py", "variants.py", "config.py", "spec.py", "loop.py"),
+    *("__init__.py", "base.py", "variants.py", "config.py", "spec.py", "loop.py"),
     *("diffusion.py", "trajectory.py", "recorded_runs.py", "image_runs.py"),  # of MAR's recording
 }
 MOST_MODULES = 17  # of a folder, without its __init__

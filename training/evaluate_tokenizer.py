@@ -16,7 +16,7 @@ from ..export.checkpoint.resolve import resolve_checkpoint
 from ..families.cosmos.checkpoint import load_cosmos
 from ..families.cosmos.config import CosmosConfig
 from ..families.cosmos.model import CosmosTokenizer
-from ..families.registry import find_model, shipped_checkpoint
+from ..families.variants import find_model, shipped_checkpoint
 from ..runtime.images import Uint8Image, center_crop, from_model, to_model
 from ..samples.images import open_source
 from ..validate.metrics.image import psnr

@@ -21,12 +21,12 @@ from ..families.par.model import ParTransformer
 from ..families.par.spec import generation_order
 from ..families.rar.config import RarConfig
 from ..families.rar.model import CHUNKS, RarTransformer
-from ..families.registry import MODELS
 from ..families.shared.llama.config import LlamaConfig
 from ..families.shared.transformer import causal_mask
 from ..families.var.config import VarConfig
 from ..families.var.model import VarTransformer
 from ..families.var_vqvae.model import VarVqvae
+from ..families.variants import MODELS
 from . import mar_loss, tokenizer_minis
 from .tiny_imagenet import CLASSES, SIDE
 

@@ -17,8 +17,8 @@ class CosmosExporter(Exporter):
     def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
         """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
         from ...export.checkpoint.config_json import read_beside
-        from ..registry import check_config
         from ..shared.vq_parity import check_vq_parity
+        from ..variants import check_config
         from .checkpoint import load_cosmos
         from .config import CosmosConfig, CosmosJson
         from .parity import compute_cosmos_references

@@ -134,7 +134,7 @@ def export_custom(
 ) -> CustomExportFacts:
     """Write graphs, weights and sites.json; returns the manifest's results."""
     from ...export.weight_file import WeightFile
-    from .graph import read_custom_graph
+    from .canonical import read_custom_graph
     from .parity import blamed_on_file, check_custom_graph, learn_ranks, seeded_arrays
     from .sites import find_custom_sites, unknown_ranks
 

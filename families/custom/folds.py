@@ -13,7 +13,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from ...graph.sites import FoldPart, ProducerFold
-from .graph import NORMS
+from .canonical import NORMS
 from .products import value_uses
 
 # f(x / s) = f(x) / s for s > 0

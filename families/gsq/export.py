@@ -63,7 +63,7 @@ def load_model(job: ExportJob) -> GsqTokenizer:
     Raises:
         ExportError: it does not fit, or what tells the normalization disagrees or is missing.
     """
-    from ..registry import check_config
+    from ..variants import check_config
     from .model import load_gsq
     from .variants import VARIANTS
     from .yaml import read_normalization

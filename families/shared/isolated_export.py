@@ -13,11 +13,11 @@ import msgspec
 
 from ...export.isolated import run_isolated, serve_worker
 from ...export.shape import ExportShape
-from ...runtime.registry import find_family
+from ...runtime.families import find_family
 from ...samples.images import ImageSource
 from ...workspace.stage import SilentReporter
 from ..base import Exporter
-from ..registry import find_model
+from ..variants import find_model
 from .job import ExportJob
 
 What = Literal["write", "compare"]

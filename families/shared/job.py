@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ...errors import ExportError
 from ...export.shape import DYNAMIC, ExportShape
 from ...graph.sites import Site, SiteMap
+from ...runtime.families import find_family
 from ...runtime.images import FloatImage, center_crop, to_model
-from ...runtime.registry import find_family
 from ...samples.images import ImageSource
 from ...workspace.files import encode_json
 from ...workspace.stage import Reporter
@@ -163,7 +163,7 @@ def load_parts(
     Raises:
         ExportError: a half is missing, is another variant's, or they do not belong together.
     """
-    from ..registry import check_config
+    from ..variants import check_config
 
     transformer, tokenizer = read_parts(job, tokenizer_file, infinite, ignored)
     model = load_transformer(transformer)

@@ -29,9 +29,9 @@ from ...numerics.qparams import QParams, dtype_of
 from ...numerics.scheme import ActivationFormat, Plan, SitePlan
 from ...numerics.weight import FP8_MAX
 from ..facts import SiteRow
-from ..ranges import format_candidates
 from ..run import describe
-from ..scales import one_range
+from ..scaling.fit import one_range
+from ..token_qparams import format_candidates
 from .nodes import quantize_dequantize
 
 SIDES = ("left", "right")

@@ -31,10 +31,10 @@ from ..groups import InputGroup, summarize
 from ..qdq.convolution import insert_qdq, rewrite_convolution
 from ..qdq.linear import rewrite_linear
 from ..qdq.nodes import SiteWeights, offset_output
-from ..ranges import clip_candidates, fp8_qparams
 from ..rounding import Rounded, correct_biases
 from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight
-from .gains import fitted_scaling
+from ..tensor_qparams import clip_candidates, fp8_qparams
+from .gps import fitted_scaling
 from .predicted import Way, way_of
 
 Array = NDArray[np.generic]

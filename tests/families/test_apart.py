@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import arvg_trt
-from arvg_trt.runtime.registry import built_in_families
+from arvg_trt.runtime.families import built_in_families
 
 ROOT = Path(str(arvg_trt.__file__)).resolve().parent / "families"
 GENERATORS = {family.name for family in built_in_families() if family.generates}

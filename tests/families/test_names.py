@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from arvg_trt.runtime.registry import built_in_families
+from arvg_trt.runtime.families import built_in_families
 
 NAMES = [
     pytest.param(name, id=f"{family.name} {kind}")

@@ -16,9 +16,9 @@ import torch
 
 from arvg_trt.errors import ArvgError, WorkspaceError
 from arvg_trt.families.par.spec import ParSpec
-from arvg_trt.families.registry import all_families, find_model
+from arvg_trt.families.variants import all_families, find_model
+from arvg_trt.runtime.families import BUILT_IN, GROUP, find_family
 from arvg_trt.runtime.generator import Generator, read_spec
-from arvg_trt.runtime.registry import BUILT_IN, GROUP, find_family
 from arvg_trt.runtime.sessions.onnxruntime import fast_session
 from arvg_trt.runtime.spec import Defaults
 from arvg_trt.workspace.files import encode_json
@@ -217,7 +217,7 @@ def test_two_packages_of_one_name_are_refused(site: Path) -> None:
 
 def test_models_are_listed_without_torch_onnx_or_a_session() -> None:
     code = (
-        "import sys; from arvg_trt.families.registry import all_variants; assert all_variants();"
+        "import sys; from arvg_trt.families.variants import all_variants; assert all_variants();"
         "print(*{'torch', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

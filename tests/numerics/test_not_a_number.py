@@ -15,9 +15,9 @@ from arvg_trt.numerics.clipping import least
 from arvg_trt.numerics.noise import rounding_sqnr_db
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
-from arvg_trt.quantize.ranges import best_candidate
 from arvg_trt.quantize.search.sensitivity import distance
 from arvg_trt.quantize.separate_graphs import to_half
+from arvg_trt.quantize.tensor_qparams import best_candidate
 
 
 def test_nan_is_never_the_least() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,8 +27,11 @@ from ..command_line import (
     wait_for,
 )
 from ..families.mar.models import TinyMar
+from ..one_process import exporting_here
 from ..shared import AFTER_EXPORT, made_once
 from .minis import LABELS, Mini, Quantized
+
+BY_PROCESSES = ("rar",)
 
 
 @pytest.fixture(scope="session")
@@ -74,12 +78,16 @@ def exported(finished: Finished, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mini]:
-    """The shipped mini of a family, exported once; tests that change its workspace take a copy."""
+    """The shipped mini of a family, exported once; tests that change its workspace take a copy.
+
+    One is exported as users do, by two processes; the others in this one, which is faster.
+    """
 
     @cache
     def make(family: str) -> Mini:
         def export(root: Path) -> Generated:
-            outcome = arvg("export", f"{family}-mini", root / "ws")
+            with nullcontext() if family in BY_PROCESSES else exporting_here():
+                outcome = arvg("export", f"{family}-mini", root / "ws")
             assert outcome.code == 0, outcome
             return Generator.open(root / "ws").generate(LABELS, seed=1, batch_size=10)
 

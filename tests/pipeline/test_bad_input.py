@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from arvg_trt.families.cosmos.model import CosmosTokenizer
-from arvg_trt.families.registry import find_model
+from arvg_trt.families.variants import find_model
 from arvg_trt.workspace.workspace import WORKSPACE_FILE
 
 from ..command_line import CHECKPOINT, MODEL, Finished, arvg, assert_refused, digests, leftovers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arvg_trt.families.registry import find_model
+from arvg_trt.families.variants import find_model
 from arvg_trt.runtime.images import load_image
 from arvg_trt.validate.metrics.image import psnr
 from arvg_trt.workspace.manifest import MANIFEST

@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,8 +130,11 @@ def test_killed_run_goes_on_where_it_stopped(workspace: Path, finished: Finished
     assert not leftovers(workspace)
 
 
-def no_file_above(size: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+def run_with_small_files(size: int, *args: object) -> Outcome:
+    """Run a command whose files cannot grow above so many bytes; coverage's could not either."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    uncovered = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+    return wait_for(start(*args, preexec_fn=limit, env=uncovered))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_file_that_cannot_grow_ends_the_stage_and_keeps_the_last_output(
 ) -> None:
     args = changed_stage(stage, workspace, finished)
     before = digests(workspace)
-    outcome = wait_for(start(*args, preexec_fn=no_file_above(size)))
+    outcome = run_with_small_files(size, *args)
     assert_refused(outcome, 9, str(workspace / FOLDERS[stage]), "disk full")
     assert digests(workspace) == before
     assert not leftovers(workspace)
@@ -198,6 +201,6 @@ def test_full_disk_of_a_new_workspace_leaves_none(
 def test_full_disk_while_encoding_leaves_no_file(finished: Finished, tmp_path: Path) -> None:
     image = finished.validation / "astronaut.png"
     args = ("encode", finished.workspace / "export", image, "-o", tmp_path / "t.npz")
-    outcome = wait_for(start(*args, preexec_fn=no_file_above(100)))
+    outcome = run_with_small_files(100, *args)
     assert_refused(outcome, 9, "t.npz", "disk full")
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from arvg_trt.calibrate.observers.smoothed import plain_input
 from arvg_trt.calibrate.statistics import POSITION, load_statistics
 from arvg_trt.errors import CalibrationError
 from arvg_trt.graph.sites import Site, load_sites
-from arvg_trt.quantize.ranges import grid_candidates
+from arvg_trt.quantize.token_qparams import grid_candidates
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
 from ..command_line import arvg

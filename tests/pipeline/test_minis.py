@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from arvg_trt.families.registry import MODELS, find_model
+from arvg_trt.families.variants import MODELS, find_model
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.workspace.manifest import MANIFEST
 

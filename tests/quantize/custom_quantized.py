@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import SiteMap
@@ -19,7 +19,7 @@ from arvg_trt.quantize.facts import SiteRow
 from arvg_trt.quantize.groups import find_groups
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import quantize_model
-from arvg_trt.quantize.scaling.held_out import search_ways
+from arvg_trt.quantize.scaling.choose_per_tensor import search_ways
 from arvg_trt.quantize.scaling.predicted import Way
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.sessions.onnxruntime import reference_session

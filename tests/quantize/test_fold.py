@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.sites import Site
 from arvg_trt.quantize.fold import fold_into_producer, folds_scale, folds_shift, holds_producer

@@ -10,7 +10,7 @@ import pytest
 
 from arvg_trt.calibrate.statistics import POSITION, Statistics
 from arvg_trt.numerics.scheme import ActivationFormat, Plan
-from arvg_trt.quantize.ranges import grid_candidates
+from arvg_trt.quantize.token_qparams import grid_candidates
 from arvg_trt.recipe.quantize import QuantizeOptions
 
 from ..families.generators import TinyGenerator, activations

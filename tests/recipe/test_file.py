@@ -8,7 +8,7 @@ import pytest
 
 from arvg_trt.engines.tensorrt.targets import resolve_target
 from arvg_trt.errors import ExportError, RecipeError
-from arvg_trt.families.registry import find_model, shipped_checkpoint
+from arvg_trt.families.variants import find_model, shipped_checkpoint
 from arvg_trt.recipe.base import with_changes
 from arvg_trt.recipe.file import PRESETS, load_recipe
 from arvg_trt.recipe.options import BuildOptions, CalibrateOptions, Recipe, ValidateOptions

@@ -13,7 +13,7 @@ from arvg_trt.families.par.model import ParTransformer
 from arvg_trt.families.par.spec import generation_order
 from arvg_trt.families.rar.config import RarConfig
 from arvg_trt.families.rar.model import RarTransformer
-from arvg_trt.families.registry import MODELS
+from arvg_trt.families.variants import MODELS
 from arvg_trt.training import mar_loss
 from arvg_trt.training.generator_minis import (
     MAR,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from arvg_trt.engines.facts import EngineRow, SiteException
 from arvg_trt.quantize.facts import SiteRow
-from arvg_trt.validate.measure.tokenizer import ComparedImage, measure
+from arvg_trt.validate.measure.tokenizer_accuracy import ComparedImage, measure
 from arvg_trt.validate.metrics.latency import Cpu, Latency, ratio
 from arvg_trt.validate.report.gates import evaluate, parse_gates
 from arvg_trt.validate.report.schema import (

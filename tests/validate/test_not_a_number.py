@@ -9,7 +9,7 @@ import pytest
 
 from arvg_trt.errors import AccuracyError
 from arvg_trt.numerics.noise import sqnr_db
-from arvg_trt.validate.measure.tokenizer import Summary
+from arvg_trt.validate.measure.tokenizer_accuracy import Summary
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.validate.metrics.image import none_if_infinite
 from arvg_trt.validate.metrics.latency import Latency, ratio

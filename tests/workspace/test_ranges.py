@@ -18,7 +18,7 @@ from arvg_trt.numerics.scheme import LEAST_SCALE, MOST_SCALE, ActivationFormat, 
 from arvg_trt.quantize.plan import make_plan
 from arvg_trt.recipe.commands import GenerateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
-from arvg_trt.runtime.registry import find_family
+from arvg_trt.runtime.families import find_family
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 from arvg_trt.workspace.workspace import WORKSPACE_FILE, Workspace
 

@@ -15,8 +15,8 @@ from ...errors import BundleError, CalibrationError, RecipeError
 from ...runtime.images import to_model
 from ...runtime.sessions.onnxruntime import fast_session
 from ...runtime.tokenizer import ImageTokenizer
-from .generator import LATENT, NETWORK
-from .images import Features, Images
+from .generated_images import Features, Images
+from .generator_accuracy import LATENT, NETWORK
 
 WANTED = "give an ONNX graph from pictures [N, 3, H, W] to features [N, D]"
 LATENT_TITLE = "mean and deviation of each latent channel, of the workspace's encoder"

@@ -28,8 +28,8 @@ from ...workspace.manifest import MANIFEST, Manifest
 from ..metrics.latency import ratio, timed_parts
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import check_network, open_features
-from .generator import GeneratorAccuracy
-from .images import Batch, Features, Images, measure_generated_images
+from .generated_images import Batch, Features, Images, measure_generated_images
+from .generator_accuracy import GeneratorAccuracy
 from .measurement import Folders, Measurements, Progress
 from .teacher_forcing import measure_teacher_forced
 from .teacher_forcing_runs import TeacherForcing, TokenForcing, TrajectoryForcing, compared_graphs

@@ -12,8 +12,8 @@ from ...samples.base import SampleSource
 from ..metrics.latency import interleaved, ratio
 from ..metrics.outputs import OutputAccuracy
 from ..report.schema import ENGINE, LatencyRow, Part
-from .generator import GeneratorAccuracy
-from .tokenizer import CandidateAccuracy, ComparedImage
+from .generator_accuracy import GeneratorAccuracy
+from .tokenizer_accuracy import CandidateAccuracy, ComparedImage
 
 Folders = Mapping[str, Path]  # of graphs, by candidate
 Progress = Callable[[str, int, int], None]

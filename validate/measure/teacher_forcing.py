@@ -17,7 +17,7 @@ from ...numerics.noise import SignalAndNoise
 from ..metrics.image import none_if_infinite
 from ..metrics.logits import LogitsAccumulator
 from ..metrics.outputs import Arrays, OutputAccumulator, require_like
-from .generator import GeneratorAccuracy
+from .generator_accuracy import GeneratorAccuracy
 
 LOGITS = "logits"
 

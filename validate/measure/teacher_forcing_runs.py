@@ -21,7 +21,7 @@ from ...samples.forcing import Tokens, forced_rows, teacher_forcing
 from ...samples.generated import GeneratedSamples, null_class
 from ...workspace.files import decode_json
 from ..report.schema import ENGINE, QDQ
-from .images import Batch
+from .generated_images import Batch
 from .measurement import Folders
 from .site_outputs import compared_sites, open_with_outputs, site_outputs, undo_folds
 from .teacher_forcing import ComparedGraph, TeacherForcedRun

@@ -18,7 +18,7 @@ from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
 from ..report.schema import ENGINE, HALF_PRECISION, LatencyRow, Part
 from .measurement import Folders, Measurements, Progress, timed
-from .tokenizer import measure
+from .tokenizer_accuracy import measure
 
 KEPT_PICTURES = 4
 

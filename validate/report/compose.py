@@ -16,7 +16,7 @@ from ...workspace.stage import package_versions
 from ..measure.measurement import Measurements
 from ..measure.sizes import graph_bytes, running_bytes
 from ..metrics.latency import read_cpu
-from .calibrated import Calibration
+from .calibration import Calibration
 from .schema import (
     GENERATOR_SIZE_NOTE,
     HALF_PRECISION,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..measure.generator import GeneratedImageAccuracy, GeneratorAccuracy
+from ..measure.generator_accuracy import GeneratedImageAccuracy, GeneratorAccuracy
 from ..metrics.image import decibels
 from ..metrics.logits import perplexity
 from .cells import CANDIDATES, DB, DISTANCE, NATS, SHARE, SSIM, TOKENS, Format, number

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ...graph.sites import NO_WEIGHT
 from ...quantize.facts import SiteRow
-from .calibrated import calibration_notes, ranges
+from .calibration import calibration_notes, ranges
 from .schema import SYNTHETIC, Report
 
 OF_IMAGES = (

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import WorkspaceError
-from ..measure.tokenizer import ComparedImage
+from ..measure.tokenizer_accuracy import ComparedImage
 from ..metrics.image import decibels
 from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes
 from .generation_tables import generator_key_figures, site_charts

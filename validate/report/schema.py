@@ -13,12 +13,12 @@ from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
 from ...quantize.facts import SiteRow
 from ...workspace.files import decode_json, encode_json
-from ..measure.generator import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
-from ..measure.tokenizer import CandidateAccuracy
+from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
+from ..measure.tokenizer_accuracy import CandidateAccuracy
 from ..metrics.image import decibels
 from ..metrics.latency import Cpu, Latency, Speed
 from ..metrics.outputs import WORST_NAMES, OutputAccuracy, worst
-from .calibrated import Calibration
+from .calibration import Calibration
 from .gates import GateResult
 
 SCHEMA = "arvg-trt/report/v1"

@@ -21,7 +21,7 @@ from arvg_trt.families.cosmos.checkpoint import load_cosmos
 from arvg_trt.families.cosmos.config import FSQ_LEVELS, CosmosConfig
 from arvg_trt.families.cosmos.model import FSQ, CosmosTokenizer
 from arvg_trt.families.cosmos.variants import JIT_FILES
-from arvg_trt.families.registry import check_config, find_model
+from arvg_trt.families.variants import check_config, find_model
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=48)
 

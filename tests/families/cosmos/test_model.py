@@ -14,8 +14,8 @@ from arvg_trt.families.cosmos.checkpoint import infer_config, load_cosmos
 from arvg_trt.families.cosmos.config import FSQ_LEVELS, CosmosConfig, CosmosJson
 from arvg_trt.families.cosmos.model import FSQ, CosmosTokenizer, Patcher, UnPatcher
 from arvg_trt.families.cosmos.variants import VARIANTS
-from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.convolution import AttnBlock, Downsample
+from arvg_trt.families.variants import find_model
 
 SMALL = CosmosConfig(channels=32, channels_mult=(1, 1, 1), z_channels=32)
 SMALL_CI = CosmosConfig(

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from arvg_trt.export.tracing import quiet_exporter
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.parity import HALF_TOLERANCE, check_custom_graph
 from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.sites import Site

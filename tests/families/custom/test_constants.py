@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import ExportError
 from arvg_trt.families.custom import constants
+from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.constants import FoldConstantsPass, WidenFloat16Pass
-from arvg_trt.families.custom.graph import read_custom_graph
 from arvg_trt.families.custom.parity import relative
 from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.runtime.sessions.onnxruntime import reference_session

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto
 
 from arvg_trt.errors import ExportError
-from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.canonical import read_custom_graph
 
 from .models import WIDTH, Node, random, small_graph
 

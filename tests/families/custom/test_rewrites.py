@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.parity import relative
 from arvg_trt.families.custom.rewrites import (
     EinsumToMatMulPass,

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.sites import FIRST_OR_LAST, find_custom_sites
 from arvg_trt.graph.sites import Site
 

@@ -21,8 +21,8 @@ from arvg_trt.families.gsq.export import load_model
 from arvg_trt.families.gsq.model import GsqTokenizer
 from arvg_trt.families.gsq.variants import SIZES
 from arvg_trt.families.gsq.yaml import read_normalization
-from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
+from arvg_trt.families.variants import find_model
 from arvg_trt.runtime.images import from_model, load_image, to_model
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.manifest import MANIFEST

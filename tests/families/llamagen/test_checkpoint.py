@@ -20,8 +20,8 @@ from arvg_trt.families.llamagen.config import PUBLISHED, sampling_of
 from arvg_trt.families.llamagen.export import LlamagenExporter
 from arvg_trt.families.llamagen.model import LlamagenTransformer
 from arvg_trt.families.llamagen.variants import VARIANTS
-from arvg_trt.families.registry import check_config, find_model
 from arvg_trt.families.shared.llama.config import LlamaConfig, LlamaJson
+from arvg_trt.families.variants import check_config, find_model
 
 from ..par.models import official_tokenizer, random_par
 from ..par.models import random_llamagen as random_vq

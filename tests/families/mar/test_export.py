@@ -19,8 +19,8 @@ from arvg_trt.families.mar.config import PUBLISHED
 from arvg_trt.families.mar.export import MarExporter, describe
 from arvg_trt.families.mar.spec import MarDefaults
 from arvg_trt.families.rar.export import RarExporter
-from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
+from arvg_trt.families.variants import find_model
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.manifest import MANIFEST, Manifest, write_manifest

@@ -23,7 +23,7 @@ from arvg_trt.families.par.checkpoint import infer_par_config, load_par
 from arvg_trt.families.par.config import PUBLISHED, ParConfig, ParJson, sampling_of
 from arvg_trt.families.par.model import ParTransformer
 from arvg_trt.families.par.variants import VARIANTS
-from arvg_trt.families.registry import check_config, find_model
+from arvg_trt.families.variants import check_config, find_model
 
 from ..rar.models import random_rar
 from ..rar.test_checkpoint import Payload, cache_file, put, without

@@ -21,7 +21,7 @@ from arvg_trt.families.rar.checkpoint import infer_rar_config, load_rar
 from arvg_trt.families.rar.config import DEMO, RarConfig, sampling_of
 from arvg_trt.families.rar.model import RarTransformer
 from arvg_trt.families.rar.variants import VARIANTS
-from arvg_trt.families.registry import check_config, find_model
+from arvg_trt.families.variants import check_config, find_model
 
 from ..var.models import SMALL as SMALL_VAR
 from ..var.models import random_var

@@ -15,8 +15,8 @@ from torch import Tensor
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.rar.export import RarExporter
-from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
+from arvg_trt.families.variants import find_model
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.manifest import MANIFEST

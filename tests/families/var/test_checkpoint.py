@@ -17,11 +17,11 @@ from arvg_trt.export.checkpoint.read import read_all
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.export.checkpoint.strict import split_parts
 from arvg_trt.families.base import Variant
-from arvg_trt.families.registry import check_config, find_model
 from arvg_trt.families.var.checkpoint import INFINITE, infer_config, load_var
 from arvg_trt.families.var.config import VarConfig, VarJson, read_config_json
 from arvg_trt.families.var.model import VarTransformer
 from arvg_trt.families.var.variants import VARIANTS
+from arvg_trt.families.variants import check_config, find_model
 
 from .models import FORMS, PLAIN, SHARED, SMALL, random_var
 

@@ -14,7 +14,7 @@ from arvg_trt.numerics.qparams import QParams
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
-from arvg_trt.quantize.ranges import best_grid, grid_candidates, is_one_sided, usual_reach
+from arvg_trt.quantize.token_qparams import best_grid, grid_candidates, is_one_sided, usual_reach
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
 
 POSITIONS, INPUTS, OUTPUTS = 9, 12, 10

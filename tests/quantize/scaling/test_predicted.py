@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from arvg_trt.calibrate.observers.smoothed import Scaling
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.quantize.groups import Readers
-from arvg_trt.quantize.ranges import CLIP_FRACTIONS, best_candidate, clip_candidates
 from arvg_trt.quantize.scaling.predicted import Way, centers, predicted_error, smoothing_scale
+from arvg_trt.quantize.tensor_qparams import CLIP_FRACTIONS, best_candidate, clip_candidates
 
 ONE = Scaling(np.ones(1), None)
 positive = st.floats(1e-3, 1e3)

@@ -21,8 +21,8 @@ from ..calibrate.statistics import TensorStats
 from ..numerics.qparams import QParams
 from ..recipe.quantize import QuantizeOptions
 from .groups import InputDecision, InputGroup
-from .ranges import format_candidates
-from .scales import one_range, round_inputs, scaled_input, scaled_ranges
+from .scaling.fit import one_range, round_inputs, scaled_input, scaled_ranges
+from .token_qparams import format_candidates
 
 Floats = NDArray[np.float64]
 

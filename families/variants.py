@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError, nearest
-from ..runtime.registry import built_in_families, foreign_families
+from ..runtime.families import built_in_families, foreign_families
 from .base import Family, Variant
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from arvg_trt.calibrate.statistics import save_statistics
 from arvg_trt.engines.onnxruntime.build import build_engine
-from arvg_trt.families.custom.graph import read_custom_graph
+from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.numerics.scheme import Plan
 from arvg_trt.runtime.sessions.onnxruntime import fast_session

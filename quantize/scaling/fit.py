@@ -14,20 +14,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..calibrate.calibration_run import CalibrationRun
-from ..calibrate.observers.clip_error import Power
-from ..calibrate.observers.smoothed import Scaling, SmoothedInput
-from ..calibrate.statistics import POSITION, Statistics, TensorStats
-from ..graph.linears import site_weight
-from ..numerics.gps import gps_scale
-from ..numerics.noise import rounding_sqnr_db
-from ..numerics.qparams import QParams
-from ..numerics.scheme import SitePlan
-from ..numerics.weight import quantize_weight
-from ..recipe.quantize import QuantizeOptions
-from .groups import InputGroup
-from .ranges import best_grid, format_candidates, token_candidates
-from .scaling.predicted import centers, smoothing_scale
+from ...calibrate.calibration_run import CalibrationRun
+from ...calibrate.observers.clip_error import Power
+from ...calibrate.observers.smoothed import Scaling, SmoothedInput
+from ...calibrate.statistics import POSITION, Statistics, TensorStats
+from ...graph.linears import site_weight
+from ...numerics.gps import gps_scale
+from ...numerics.noise import rounding_sqnr_db
+from ...numerics.qparams import QParams
+from ...numerics.scheme import SitePlan
+from ...numerics.weight import quantize_weight
+from ...recipe.quantize import QuantizeOptions
+from ..groups import InputGroup
+from ..token_qparams import best_grid, format_candidates, token_candidates
+from .predicted import centers, smoothing_scale
 
 Floats = NDArray[np.float64]
 GPS_EXPONENT = 0.5  # of the SmoothQuant scales that GPS begins with

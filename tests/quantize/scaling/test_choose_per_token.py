@@ -19,7 +19,8 @@ from arvg_trt.numerics.qparams import QParams
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.groups import InputGroup, find_groups
-from arvg_trt.quantize.per_token import (
+from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.scaling.choose_per_token import (
     EVERY,
     METHODS,
     best_method,
@@ -27,13 +28,12 @@ from arvg_trt.quantize.per_token import (
     of_samples,
     search_scalings,
 )
-from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.ranges import best_grid, format_candidates
+from arvg_trt.quantize.token_qparams import best_grid, format_candidates
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
-from ..families.generators import TinyGenerator, activations
-from ..families.tiny import silent
+from ...families.generators import TinyGenerator, activations
+from ...families.tiny import silent
 
 EMBEDDING = "word_embed"  # reads the samples' features as they are
 OPTIONS = QuantizeOptions(smoothing="search", weight_bits=8)

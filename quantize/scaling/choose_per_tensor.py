@@ -33,7 +33,7 @@ from ...recipe.quantize import QuantizeOptions
 from ...samples.files import sample_files
 from ..groups import InputGroup, site_statistics, summarize
 from ..plan import ATTENTION_ROLES
-from .gains import gain_scalings_of
+from .gps import gain_scalings_of
 from .predicted import Way, predicted_error, ratio, way_of
 from .trial_rounding import round_trials
 from .trials import (

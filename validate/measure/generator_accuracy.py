@@ -10,7 +10,7 @@ import msgspec
 from ..metrics.image import decibels
 from ..metrics.logits import LogitsAccuracy, perplexity
 from ..metrics.outputs import OutputAccuracy
-from .tokenizer import Summary
+from .tokenizer_accuracy import Summary
 
 
 class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

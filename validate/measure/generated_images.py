@@ -13,8 +13,8 @@ from ...errors import AccuracyError
 from ...numerics.noise import SignalAndNoise
 from ..metrics.frechet import frechet_distance
 from ..metrics.image import SSIM_WINDOW, none_if_infinite, psnr, ssim
-from .generator import FrechetRow, GeneratedImageAccuracy
-from .tokenizer import ComparedImage, Summary
+from .generator_accuracy import FrechetRow, GeneratedImageAccuracy
+from .tokenizer_accuracy import ComparedImage, Summary
 
 Images = NDArray[np.uint8]
 Batch = tuple[Images, NDArray[Any]]  # uint8 [B, H, W, 3]; tokens int [B, L], or latents of floats

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvg_trt.quantize.scaling.held_out import NONE, best_way, split_samples, thinned
+from arvg_trt.quantize.scaling.choose_per_tensor import NONE, best_way, split_samples, thinned
 from arvg_trt.quantize.scaling.predicted import Way, ratio
 from arvg_trt.quantize.scaling.trials import distance
 

@@ -12,7 +12,7 @@ import pytest
 
 from arvg_trt.commands.options import option_of
 from arvg_trt.recipe.commands import GenerateOptions, SearchOptions
-from arvg_trt.recipe.fields import FieldDescription, Groups, Range, fields_of, says
+from arvg_trt.recipe.descriptions import FieldDescription, Groups, Range, fields_of, says
 from arvg_trt.recipe.options import BuildOptions, CalibrateOptions, ValidateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
 

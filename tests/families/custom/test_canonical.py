@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.custom.graph import OPSET, read_custom_graph
+from arvg_trt.families.custom.canonical import OPSET, read_custom_graph
 from arvg_trt.families.custom.parity import TOLERANCE, check_custom_graph, relative
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 

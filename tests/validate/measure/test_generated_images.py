@@ -9,7 +9,7 @@ import pytest
 
 from arvg_trt.errors import AccuracyError
 from arvg_trt.numerics.noise import sqnr_db
-from arvg_trt.validate.measure.images import Batch, Features, measure_generated_images
+from arvg_trt.validate.measure.generated_images import Batch, Features, measure_generated_images
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.validate.metrics.image import psnr
 

@@ -17,9 +17,9 @@ from arvg_trt.numerics.scheme import Plan, WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.groups import InputGroup, find_groups
 from arvg_trt.quantize.plan import check_plan, make_plan
-from arvg_trt.quantize.scales import weight_energies
-from arvg_trt.quantize.scaling.gains import gain_scalings_of
-from arvg_trt.quantize.scaling.held_out import GAIN_WAYS, ways_for
+from arvg_trt.quantize.scaling.choose_per_tensor import GAIN_WAYS, ways_for
+from arvg_trt.quantize.scaling.fit import weight_energies
+from arvg_trt.quantize.scaling.gps import gain_scalings_of
 from arvg_trt.quantize.scaling.predicted import Way
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from arvg_trt.validate.measure.generator import (
+from arvg_trt.validate.measure.generator_accuracy import (
     FrechetRow,
     GeneratedImageAccuracy,
     GeneratorAccuracy,
 )
-from arvg_trt.validate.measure.tokenizer import Summary
+from arvg_trt.validate.measure.tokenizer_accuracy import Summary
 from arvg_trt.validate.metrics.logits import LogitsAccuracy
 from arvg_trt.validate.report.render import report_page
 from arvg_trt.validate.report.schema import Data, Report, metrics

@@ -13,7 +13,7 @@ from ...calibrate.observers.smoothed import Scaling
 from ...calibrate.statistics import Statistics, TensorStats
 from ...recipe.quantize import QuantizeOptions
 from ..groups import InputGroup, Readers, summarize
-from ..scales import GPS_EXPONENT, gain_scalings
+from .fit import GPS_EXPONENT, gain_scalings
 from .predicted import Way
 
 
