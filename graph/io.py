@@ -11,6 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from ..errors import ArvgError, WorkspaceError
+from .passes import DropEmptyInputsPass
 
 PROTO_KINDS = {
     "tensor_type": "tensor",
@@ -46,21 +47,8 @@ def read_graph(
         ) from failure
     ir.external_data.set_base_dir(model.graph, os.path.dirname(path))
     if foreign:
-        drop_empty_inputs(model)
+        DropEmptyInputsPass()(model)
     return model
-
-
-def drop_empty_inputs(model: ir.Model) -> None:
-    """Remove optional inputs that are named and empty at a node's end: they say nothing.
-
-    ONNX Runtime 1.31 ends with a segmentation fault where it fuses a LayerNormalization that has
-    one for its bias.
-    """
-    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for nodes in graphs:
-        for node in nodes.all_nodes():
-            held = [k for k, value in enumerate(node.inputs) if value is not None]
-            node.resize_inputs(held[-1] + 1 if held else 0)
 
 
 def read_proto(

@@ -7,7 +7,7 @@ is wrong with a user's file is an ArvgError, raised inside `call`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -81,3 +81,31 @@ def structure(graph: ir.Graph) -> tuple[object, ...]:
         for v in n.outputs
     ]
     return nodes, made, dict(graph.initializers), list(graph.outputs)
+
+
+class DropEmptyInputsPass(ir.passes.InPlacePass):
+    """Remove optional inputs that are named and empty at a node's end: they say nothing.
+
+    ONNX Runtime 1.31 ends with a segmentation fault where it fuses a LayerNormalization that has
+    one for its bias. The library drops them with unused nodes alone, which a file keeps at first.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in with_empty_inputs(model):
+            held = [k for k, value in enumerate(node.inputs) if value is not None]
+            node.resize_inputs(held[-1] + 1 if held else 0)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a node whose last input is empty."""
+        ensure(f"the last input of {n.name} is empty" for n in with_empty_inputs(model))
+
+
+def with_empty_inputs(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield the nodes whose last input is empty, in bodies and functions too."""
+    for nodes in (model.graph, *model.functions.values()):
+        for node in nodes.all_nodes():
+            if node.inputs and node.inputs[-1] is None:
+                yield node

@@ -31,6 +31,7 @@ from arvg_trt.families.custom.canonical import (
     linear_name,
 )
 from arvg_trt.families.custom.constants import FoldConstantsPass, WidenFloat16Pass
+from arvg_trt.families.custom.load import DefaultDomainPass, OpenDimensionsPass
 from arvg_trt.families.custom.names import NameCustomGraphPass
 from arvg_trt.families.custom.rewrites import (
     EinsumToMatMulPass,
@@ -41,6 +42,7 @@ from arvg_trt.families.custom.rewrites import (
 )
 from arvg_trt.families.custom.sequence_convolutions import SequenceConvolutionsPass
 from arvg_trt.graph.group_norm import ExpandGroupNormsPass
+from arvg_trt.graph.passes import DropEmptyInputsPass
 
 from .graph.text import graph_of, made_by, random, written
 
@@ -197,9 +199,23 @@ def unnamed() -> ir.Model:
     return model
 
 
+def from_a_file() -> ir.Model:
+    """What files say in odd ways: the domain by its other name, sizes of 0, empty inputs."""
+    model = graph_of(
+        """g (float[n, 0, 4] x) => (float["?", 4, 4] y) {
+            [first] a = Relu(x)
+            [clip] y = Clip(a, low)
+        }""",
+        low=np.float32(0),
+    )
+    model.graph[0].domain, model.opset_imports["ai.onnx"] = "ai.onnx", 21
+    model.graph[1].resize_inputs(3)
+    return model
+
+
 GRAPHS: dict[str, Callable[[], ir.Model]] = {
     maker.__name__: maker
-    for maker in (linears, norms, disguised, half, quantized, cached, body, unnamed)
+    for maker in (linears, norms, disguised, half, quantized, cached, body, unnamed, from_a_file)
 }
 
 
@@ -317,6 +333,9 @@ CASES: dict[type[Pass], Case] = {
         lambda: quantized(5),
         quantized,
     ),
+    DefaultDomainPass: Case(DefaultDomainPass, None, from_a_file),
+    OpenDimensionsPass: Case(OpenDimensionsPass, None, from_a_file),
+    DropEmptyInputsPass: Case(DropEmptyInputsPass, None, from_a_file),
     MatMulIntegerPass: Case(MatMulIntegerPass, None, quantized),
     HalfPrecisionPass: Case(
         HalfPrecisionPass,

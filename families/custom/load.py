@@ -13,6 +13,7 @@ from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 from ...errors import ExportError
 from ...export.passes.naming import NAME_SCOPES
 from ...graph.io import read_graph
+from ...graph.passes import Sequential, ensure
 from .quantized import refuse_quantized
 
 OPSET = 21
@@ -34,10 +35,12 @@ def load(path: Path) -> ir.Model:
             be converted.
     """
     model = read(path)
-    default_domain(model)
-    InlinePass()(model)
-    RemoveInitializersFromInputsPass()(model)
-    open_dimensions(model.graph)
+    Sequential(
+        DefaultDomainPass(),
+        InlinePass(),
+        RemoveInitializersFromInputsPass(),
+        OpenDimensionsPass(),
+    )(model)
     refuse_quantized(model, path)
     opset = model.opset_imports.get("", 1)
     return raise_opset(model, path, opset) if opset < OPSET else model
@@ -62,35 +65,70 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from function.all_nodes()
 
 
-def default_domain(model: ir.Model) -> None:
+class DefaultDomainPass(ir.passes.InPlacePass):
     """Write `ai.onnx` as the empty domain that it stands for."""
-    for node in all_nodes(model):
-        if node.domain == ALIAS:
-            node.domain = ""
-    for imports in (model.opset_imports, *(f.opset_imports for f in model.functions.values())):
-        if ALIAS in imports:
-            imports.setdefault("", imports[ALIAS])
-            del imports[ALIAS]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in all_nodes(model):
+            if node.domain == ALIAS:
+                node.domain, modified = "", True
+        for imports in all_imports(model):
+            if ALIAS in imports:
+                imports.setdefault("", imports[ALIAS])
+                del imports[ALIAS]
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a node or a list of opsets that says `ai.onnx`."""
+        ensure(f"{node.op_type} is of {ALIAS}" for node in all_nodes(model) if node.domain == ALIAS)
+        ensure(f"{ALIAS} is imported" for imports in all_imports(model) if ALIAS in imports)
 
 
-def open_dimensions(graph: ir.Graph) -> None:
+def all_imports(model: ir.Model) -> list[dict[str, int]]:
+    """Return the opsets of the model and of its functions."""
+    return [model.opset_imports, *(f.opset_imports for f in model.functions.values())]
+
+
+class OpenDimensionsPass(ir.passes.InPlacePass):
     """Make sizes of 0 and below in declared inputs and outputs dynamic, as other tools do.
 
     What the file says of values in between is then inferred again. Names without a letter, such as
     "?", are dropped too: TensorRT takes dimensions of one name for equal.
     """
-    odd = False
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        odd = modified = False
+        for value, shape in declared_shapes(graph):
+            odd = odd or any(isinstance(d, int) and d <= 0 for d in shape)
+            value.shape = opened(shape)
+            modified = modified or value.shape != shape
+        if odd:
+            ends = {*graph.inputs, *graph.outputs}
+            for node in graph:
+                for value in node.outputs:
+                    if value not in ends:
+                        value.shape = None
+        return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for an input or output with such a size or name."""
+        shapes = declared_shapes(model.graph)
+        ensure(f"{v.name} is of {shape}" for v, shape in shapes if shape != opened(shape))
+
+
+def declared_shapes(graph: ir.Graph) -> Iterator[tuple[ir.Value, ir.Shape]]:
+    """Yield the inputs and outputs that have a shape, with it."""
     for value in (*graph.inputs, *graph.outputs):
-        if value.shape is None:
-            continue
-        odd = odd or any(isinstance(d, int) and d <= 0 for d in value.shape)
-        value.shape = ir.Shape([None if is_open(d) else d for d in value.shape])
-    if odd:
-        ends = {*graph.inputs, *graph.outputs}
-        for node in graph:
-            for value in node.outputs:
-                if value not in ends:
-                    value.shape = None
+        if value.shape is not None:
+            yield value, value.shape
+
+
+def opened(shape: ir.Shape) -> ir.Shape:
+    """Return the shape with open dimensions as dynamic ones without a name."""
+    return ir.Shape([None if is_open(dimension) else dimension for dimension in shape])
 
 
 def is_open(dimension: int | ir.SymbolicDim) -> bool:
