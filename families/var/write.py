@@ -15,7 +15,7 @@ from ...export.shape import DYNAMIC, ExportShape
 from ...export.sites import columns
 from ...export.tracing import cache_type, name_presents, past_names, present_names, trace
 from ...export.weight_file import WeightFile
-from ...graph.passes import remove_unused
+from ...graph.passes import ensure, remove_unused, require
 from ...graph.sites import FoldPart, ProducerFold, Site
 from ..shared.transformer import set_cache_type
 from ..shared.transformer_graphs import SiteRules, write_transformer
@@ -47,10 +47,11 @@ def export_var(
 def transformer_graphs(model: VarTransformer, form: ExportShape) -> Iterator[tuple[str, ir.Model]]:
     """Yield names and graphs, one at a time; the full one always has dynamic rows."""
     steps = form.step_names(len(model.config.patch_nums))
-    yield "condition", with_factors(condition_graph(model, form))
+    factors = ModulationFactorsPass()
+    yield "condition", factors(condition_graph(model, form)).model
     for scale, name in enumerate(steps):
-        yield name, with_factors(step_graph(model, form, scale))
-    yield "full", with_factors(teacher_forced_graph(model))
+        yield name, factors(step_graph(model, form, scale)).model
+    yield "full", factors(teacher_forced_graph(model)).model
 
 
 def condition_graph(model: VarTransformer, form: ExportShape = DYNAMIC) -> ir.Model:
@@ -112,34 +113,60 @@ def teacher_forced_graph(model: VarTransformer) -> ir.Model:
     )
 
 
-def with_factors(model: ir.Model) -> ir.Model:
-    add_factors(model.graph)
-    return model
-
-
-def add_factors(graph: ir.Graph) -> None:
+class ModulationFactorsPass(ir.passes.InPlacePass):
     """Put a factor of ones, `blocks.i.ada_factor`, before each block's own rows.
 
     The columns of a shared modulation linear belong to all blocks, so what scales one block's goes
     into its factor. The exporter would drop it.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise PreconditionError for rows of a block that are no constant."""
+        rows = ((block, node.inputs[1]) for block, node in without_factor(model.graph))
+        require(
+            f"the rows of {block} are no constant"
+            for block, value in rows
+            if value is None or value.const_value is None
+        )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        modified = False
+        for block, node in without_factor(graph):
+            add_factor(graph, block, node)
+            modified = True
+        modified |= remove_unused(graph)
+        return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Raise PostconditionError for a block without a factor."""
+        ensure(f"{block} has no factor" for block, _ in without_factor(model.graph))
+
+
+def without_factor(graph: ir.Graph) -> Iterator[tuple[str, ir.Node]]:
+    """Yield (block, Add of its own rows to the shared modulation) where no factor is before it."""
     for node in list(graph):
         block, _, last = module_path(node).rpartition(".ada_lin.")
-        if node.op_type != "Add" or last != "0":
-            continue
-        shared, rows = node.inputs
-        assert shared is not None and rows is not None and rows.shape is not None
-        ones = np.ones(rows.shape.numpy(), np.float32)
-        factor = named_initializer(
-            graph, ir.val("ones", const_value=ir.tensor(ones)), f"{block}.ada_factor"
-        )
-        scaled = ir.node("Mul", [shared, factor], name=f"{block}/ada_factor")
-        scaled.outputs[0].name = f"{block}.scaled_rows"
-        scaled.outputs[0].type, scaled.outputs[0].shape = shared.type, shared.shape
-        graph.insert_before(node, scaled)
-        node.replace_input_with(0, scaled.outputs[0])
-        node.replace_input_with(1, named_initializer(graph, rows, f"{block}.ada_rows"))
-    remove_unused(graph)
+        if node.op_type == "Add" and last == "0":
+            maker = None if node.inputs[0] is None else node.inputs[0].producer()
+            if maker is None or maker.name != f"{block}/ada_factor":
+                yield block, node
+
+
+def add_factor(graph: ir.Graph, block: str, node: ir.Node) -> None:
+    """Multiply what the shared linear gives a block by its factor, in front of the Add `node`."""
+    shared, rows = node.inputs
+    assert shared is not None and rows is not None and rows.shape is not None
+    ones = np.ones(rows.shape.numpy(), np.float32)
+    factor = named_initializer(
+        graph, ir.val("ones", const_value=ir.tensor(ones)), f"{block}.ada_factor"
+    )
+    scaled = ir.node("Mul", [shared, factor], name=f"{block}/ada_factor")
+    scaled.outputs[0].name = f"{block}.scaled_rows"
+    scaled.outputs[0].type, scaled.outputs[0].shape = shared.type, shared.shape
+    graph.insert_before(node, scaled)
+    node.replace_input_with(0, scaled.outputs[0])
+    node.replace_input_with(1, named_initializer(graph, rows, f"{block}.ada_rows"))
 
 
 def role(path: str) -> str:

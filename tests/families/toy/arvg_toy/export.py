@@ -132,7 +132,7 @@ def graphs(model: ToyTransformer) -> Iterator[tuple[str, ir.Model]]:
         present_names,
         trace,
     )
-    from arvg_trt.families.shared.llama.write import with_own_norms
+    from arvg_trt.families.shared.llama.write import OwnNormWeightsPass
 
     from .model import StepGraph
 
@@ -147,7 +147,7 @@ def graphs(model: ToyTransformer) -> Iterator[tuple[str, ir.Model]]:
         ["logits", *present_names(config.depth)],
     )
     name_presents(step, config.heads, config.head_dim)
-    yield "step", with_own_norms(step)
+    yield "step", OwnNormWeightsPass()(step).model
     tokens = torch.zeros(ROWS, config.length - 1, dtype=torch.int64)
     full = trace(
         model,
@@ -156,4 +156,4 @@ def graphs(model: ToyTransformer) -> Iterator[tuple[str, ir.Model]]:
         ["labels", "tokens"],
         ["logits"],
     )
-    yield "full", with_own_norms(full)
+    yield "full", OwnNormWeightsPass()(full).model
