@@ -105,7 +105,8 @@ class DropEmptyInputsPass(ir.passes.InPlacePass):
 
 def with_empty_inputs(model: ir.Model) -> Iterator[ir.Node]:
     """Yield the nodes whose last input is empty, in bodies and functions too."""
-    for nodes in (model.graph, *model.functions.values()):
-        for node in nodes.all_nodes():
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        for node in body.all_nodes():
             if node.inputs and node.inputs[-1] is None:
                 yield node
