@@ -161,7 +161,7 @@ def unnamed() -> ir.Model:
 
 
 def from_a_file() -> ir.Model:
-    """What files say in odd ways: the domain by its other name, sizes of 0, empty inputs."""
+    """A file in odd words: the domain by its other name, sizes of 0, empty inputs."""
     model = graph_of(
         """g (float[n, 0, 4] x) => (float["?", 4, 4] y) {
             [first] a = Relu(x)
