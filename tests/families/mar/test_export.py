@@ -74,7 +74,7 @@ def test_the_manifest_records_parity_and_parameters(tiny_mar: TinyMar) -> None:
     assert all(0 <= d["mean"] <= d["max"] < 1e-4 for d in found)
     assert results["parameters_of"] == {
         "transformer": sum(p.numel() for p in tiny_mar.transformer.parameters()),
-        "tokenizer": sum(p.numel() for p in tiny_mar.autoencoder.parameters()),
+        "tokenizer": sum(p.numel() for p in tiny_mar.tokenizer.parameters()),
     }
 
 

@@ -83,7 +83,7 @@ def test_the_denoiser_graph_takes_any_number_of_tokens(
 def test_latents_are_the_generators_tokens(tiny_mar: TinyMar, shape: tuple[int, ...]) -> None:
     """The scale is in the weights: encoder.onnx gives what MAR is trained on, and decoder.onnx
     takes what it makes."""
-    model, (count, height, width) = tiny_mar.autoencoder, shape
+    model, (count, height, width) = tiny_mar.tokenizer, shape
     image = torch.rand(count, 3, height, width) * 2 - 1
     latent = session(tiny_mar, "encoder").run({"image": image.numpy()})["latent"]
     assert relative(latent, model.encode(image) * SCALE) < 5e-5
@@ -342,7 +342,7 @@ def test_a_graph_that_computes_something_else_is_refused(
 
 def test_an_autoencoder_of_another_scale_is_refused(tiny_mar: TinyMar) -> None:
     images = [np.random.default_rng(0).uniform(-1, 1, (1, 3, 8, 8)).astype(np.float32)]
-    wanted = compute_autoencoder_references(tiny_mar.autoencoder, images, SCALE)
+    wanted = compute_autoencoder_references(tiny_mar.tokenizer, images, SCALE)
     assert {d.graph for d in check_autoencoder_parity(tiny_mar.folder, wanted)} == {
         "encoder",
         "decoder",
