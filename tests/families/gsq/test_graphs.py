@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from torch import nn
 
 from arvg_trt.errors import BundleError, ExportError
@@ -20,28 +17,22 @@ from arvg_trt.families.gsq.graphs import CodeSearch, GsqEncoderGraph
 from arvg_trt.families.gsq.model import nearest_in_parts
 from arvg_trt.families.gsq.parity import GsqReferences, compute_gsq_references
 from arvg_trt.families.shared.vq_parity import check_vq_parity
-from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.workspace.files import decode_json
 
+from ..shared.formulas import close
+from ..shared.graphs import (
+    change,
+    checked_shapes,
+    copied,
+    operators,
+    random_images,
+    sites_of,
+    with_noise,
+)
 from .models import EXPORTED, GROUPED, SINGLE, TinyGsq, random_gsq
 
 STRIDE, CODES, GROUPS = EXPORTED.stride, EXPORTED.vocab_size, EXPORTED.groups
-
-
-def random_images(count: int, height: int, width: int, seed: int = 4) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return rng.uniform(-1, 1, (count, 3, height, width)).astype(np.float32)
-
-
-def close(found: np.ndarray, wanted: torch.Tensor) -> None:
-    assert found.shape == tuple(wanted.shape)
-    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * float(wanted.std()))
-
-
-def sites(tiny: TinyGsq) -> tuple[Site, ...]:
-    return decode_json(tiny.folder / "sites.json", SiteMap, do="").sites
 
 
 @pytest.mark.parametrize("session", [reference_session, fast_session])
@@ -137,19 +128,15 @@ def test_tokens_that_are_not_this_tokenizers_are_refused(
 @pytest.mark.parametrize("graph", ["encoder", "decoder"])
 def test_graph_is_valid_and_names_what_it_takes(tiny_gsq: TinyGsq, graph: str) -> None:
     path = tiny_gsq.folder / f"{graph}.onnx"
-    onnx.checker.check_model(path, full_check=True)
-    model = onnx.load(path, load_external_data=False)
-    shapes = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*model.graph.input, *model.graph.output)
-    }
     image = {"image": ["batch", 3, "4*h", "4*w"]}
     indices = {"indices": ["batch", "h", "w", GROUPS]}
     latent = {"latent": ["batch", EXPORTED.latent_channels, "h", "w"]}
-    assert shapes == (image | indices | latent if graph == "encoder" else indices | image)
-    operators = [n.op_type for n in model.graph.node]
-    assert not set(operators) & {"Pad", "Loop", "If", "ScatterElements", "ConstantOfShape"}
-    assert operators.count("DepthToSpace") == (2 if graph == "decoder" else 0)
+    assert checked_shapes(path) == (
+        image | indices | latent if graph == "encoder" else indices | image
+    )
+    kinds = operators(path)
+    assert not set(kinds) & {"Pad", "Loop", "If", "ScatterElements", "ConstantOfShape"}
+    assert kinds.count("DepthToSpace") == (2 if graph == "decoder" else 0)
 
 
 def test_the_sites_of_the_method_are_the_convolutions_between_the_ends(tiny_gsq: TinyGsq) -> None:
@@ -158,7 +145,7 @@ def test_the_sites_of_the_method_are_the_convolutions_between_the_ends(tiny_gsq:
     linears = {name for name, m in modules.items() if isinstance(m, nn.Linear)}
     ends = {"encoder.conv_in", "encoder.fianl_layers.2", "decoder.conv_in"}
     ends |= {"decoder.final_layers.2"}
-    found = sites(tiny_gsq)
+    found = sites_of(tiny_gsq.folder, ("encoder", "decoder"))
     assert {s.name for s in found if s.excluded is None} == convolutions - ends
     assert {s.name for s in found if s.excluded} == ends | linears | {"nearest.parts.0"}
     assert len({s.name for s in found}) == len(found)
@@ -168,7 +155,7 @@ def test_the_sites_of_the_method_are_the_convolutions_between_the_ends(tiny_gsq:
 
 
 def test_codes_are_compared_over_their_channels(tiny_gsq: TinyGsq) -> None:
-    search = next(s for s in sites(tiny_gsq) if s.role == "codes")
+    search = next(s for s in sites_of(tiny_gsq.folder, ("encoder", "decoder")) if s.role == "codes")
     assert search.channel_axis == 4  # of [N, h, w, G, d]
 
 
@@ -203,13 +190,8 @@ def test_a_graph_that_computes_something_else_is_refused(
     initializer: str,
     words: str,
 ) -> None:
-    folder = tmp_path / "export"
-    shutil.copytree(tiny_gsq.folder, folder)
-    model = onnx.load(folder / f"{graph}.onnx")
-    values = next(t for t in model.graph.initializer if t.name == initializer)
-    noise = np.random.default_rng(0).normal(size=tuple(values.dims)).astype(np.float32)
-    values.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(values) + noise, initializer))
-    onnx.save(model, folder / f"{graph}.onnx")
+    folder = copied(tiny_gsq.folder, tmp_path / "export")
+    change(folder / f"{graph}.onnx", initializer, with_noise)
     with pytest.raises(ExportError, match=words):
         check_vq_parity(folder, references)
 

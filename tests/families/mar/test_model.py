@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from arvg_trt.families.mar.model import MarTransformer
 
+from ..shared.graphs import relative
 from .models import SMALL, random_known, random_mar
 
 Array = NDArray[np.float64]
@@ -105,11 +106,6 @@ def denoiser_by_formula(state: State, x: Array, time: int, z: Array) -> Array:
 
 def state_of(model: MarTransformer) -> State:
     return {k: v.double().numpy() for k, v in model.state_dict().items()}
-
-
-def relative(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
-    """The largest difference, in units of the RMS of what is wanted."""
-    return float(np.abs(found - wanted).max() / np.sqrt(np.mean(np.square(wanted))))
 
 
 @pytest.mark.parametrize("known", [0, 1, 9, SMALL.length - 1])

@@ -15,8 +15,9 @@ from arvg_trt.families.par.config import PUBLISHED, ParConfig
 from arvg_trt.families.par.model import ParTransformer, group_mask, rotary_rows
 from arvg_trt.families.par.spec import generation_order
 
-from ..rar.test_model import relative
-from .models import SMALL, WIDE, random_par, random_tokens
+from ..shared.graphs import relative
+from ..shared.models import random_tokens
+from .models import SMALL, WIDE, random_par
 
 Array = NDArray[np.float64]
 State = Mapping[str, Array]

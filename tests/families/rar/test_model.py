@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from arvg_trt.families.rar.model import RarTransformer
 from arvg_trt.families.shared.transformer import causal_mask
 
-from .models import SMALL, random_rar, random_tokens
+from ..shared.graphs import relative
+from ..shared.models import random_tokens
+from .models import SMALL, random_rar
 
 Array = NDArray[np.float64]
 State = Mapping[str, Array]
@@ -83,11 +85,6 @@ def logits_by_formula(model: RarTransformer, label: int, tokens: list[int]) -> A
     modulation = linear(state, "adaln_before_head.adaLN_modulation.1", silu(condition))
     scale, shift = np.split(modulation, 2, axis=1)
     return linear(state, "lm_head", norm(x) * (1 + scale) + shift)
-
-
-def relative(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
-    """The largest difference, in units of the RMS of what is wanted."""
-    return float(np.abs(found - wanted).max() / np.sqrt(np.mean(np.square(wanted))))
 
 
 @pytest.mark.parametrize("count", [0, 1, LENGTH - 1])

@@ -22,6 +22,11 @@ Floats = NDArray[np.float32]
 PAGE = 4096
 
 
+def random_images(count: int, height: int, width: int, seed: int = 4) -> Floats:
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-1, 1, (count, 3, height, width)).astype(np.float32)
+
+
 def relative(found: Array, wanted: Array | torch.Tensor) -> float:
     """The largest difference, in units of the RMS of what is wanted."""
     reference = wanted.double().numpy() if isinstance(wanted, torch.Tensor) else wanted
@@ -74,6 +79,12 @@ def change(path: Path, which: str | Sequence[int], new: Callable[[Array], Array]
     found = next(t for t in model.graph.initializer if which in (t.name, list(t.dims)))
     found.CopyFrom(numpy_helper.from_array(new(numpy_helper.to_array(found)), found.name))
     onnx.save(model, path)
+
+
+def with_noise(values: Array) -> Array:
+    noise = np.random.default_rng(0).normal(size=values.shape)
+    changed: Array = values + noise.astype(np.float32)
+    return changed
 
 
 def watched(path: Path, names: Iterable[str]) -> onnx.ModelProto:

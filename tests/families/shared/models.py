@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
@@ -39,6 +41,10 @@ class HasTokens(Protocol):
     def vocab_size(self) -> int: ...
 
 
+class LoadsModels(Protocol):
+    def load(self, job: ExportJob) -> object: ...
+
+
 def random_tokens(config: HasTokens, rows: int, count: int, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (rows, count), generator=generator)
@@ -54,6 +60,17 @@ def job(name: str, checkpoint: Path) -> ExportJob:
     paths = resolve_checkpoint(str(checkpoint), entry.files)
     source = open_source("skimage:astronaut")
     return ExportJob(entry, str(checkpoint), tuple(paths), source, SilentReporter())
+
+
+def assert_exporter_refuses(
+    exporter: LoadsModels, name: str, checkpoint: Path, *words: str
+) -> None:
+    """An error of one line that holds `words`."""
+    with pytest.raises(ExportError) as caught:
+        exporter.load(job(name, checkpoint))
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def without(name: str) -> Callable[[Tensors], None]:

@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from torch import nn
 
 from arvg_trt.errors import BundleError, ExportError
 from arvg_trt.families.shared.vq_parity import VqReferences, check_vq_parity, compute_vq_references
-from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.workspace.files import decode_json
 
 from ..rar.models import TOKENIZER, TinyRar
+from .formulas import close
+from .graphs import (
+    change,
+    checked_shapes,
+    copied,
+    operators,
+    random_images,
+    sites_of,
+    with_noise,
+)
 
 STRIDE, CODES = TOKENIZER.stride, TOKENIZER.vocab_size
-
-
-def random_images(count: int, height: int, width: int, seed: int = 4) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return rng.uniform(-1, 1, (count, 3, height, width)).astype(np.float32)
-
-
-def close(found: np.ndarray, wanted: torch.Tensor) -> None:
-    assert found.shape == tuple(wanted.shape)
-    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * float(wanted.std()))
-
-
-def sites(rar: TinyRar) -> list[Site]:
-    found = decode_json(rar.folder / "sites.json", SiteMap, do="").sites
-    return [s for s in found if s.graph in ("encoder", "decoder")]
 
 
 @pytest.mark.parametrize("session", [reference_session, fast_session])
@@ -83,27 +73,20 @@ def test_a_code_beyond_the_codebook_is_refused(tiny_rar: TinyRar, code: int) -> 
 @pytest.mark.parametrize("graph", ["encoder", "decoder"])
 def test_graph_is_valid_and_names_what_it_takes(tiny_rar: TinyRar, graph: str) -> None:
     path = tiny_rar.folder / f"{graph}.onnx"
-    onnx.checker.check_model(path, full_check=True)
-    model = onnx.load(path, load_external_data=False)
-    assert [(o.domain, o.version) for o in model.opset_import if not o.domain] == [("", 21)]
-    shapes = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*model.graph.input, *model.graph.output)
-    }
     image = {"image": ["batch", 3, "2*h", "2*w"]}
     indices = {"indices": ["batch", "h", "w"]}
     latent = {"latent": ["batch", TOKENIZER.latent_channels, "h", "w"]}
     wanted = image | indices | latent if graph == "encoder" else indices | image
-    assert shapes == wanted
+    assert checked_shapes(path) == wanted
     # Padding is part of the convolutions: nothing is computed from the size of a map.
-    assert not {n.op_type for n in model.graph.node} & {"Pad", "Ceil", "Loop", "If"}
+    assert not set(operators(path)) & {"Pad", "Ceil", "Loop", "If"}
 
 
 def test_the_sites_of_the_method_are_the_convolutions_between_the_ends(tiny_rar: TinyRar) -> None:
     modules = tiny_rar.tokenizer.named_modules()
     convolutions = {name for name, m in modules if isinstance(m, nn.Conv2d)}
     ends = {f"{half}.conv_{end}" for half in ("encoder", "decoder") for end in ("in", "out")}
-    found = sites(tiny_rar)
+    found = sites_of(tiny_rar.folder, ("encoder", "decoder"))
     assert {s.name for s in found if s.excluded is None} == convolutions - ends
     assert {s.name for s in found if s.excluded} == ends | {"nearest"}
     assert len({s.name for s in found}) == len(found)
@@ -151,12 +134,7 @@ def test_a_graph_that_computes_something_else_is_refused(
     initializer: str,
     words: str,
 ) -> None:
-    folder = tmp_path / "export"
-    shutil.copytree(tiny_rar.folder, folder)
-    model = onnx.load(folder / f"{graph}.onnx")
-    values = next(t for t in model.graph.initializer if t.name == initializer)
-    noise = np.random.default_rng(0).normal(size=tuple(values.dims)).astype(np.float32)
-    values.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(values) + noise, initializer))
-    onnx.save(model, folder / f"{graph}.onnx")
+    folder = copied(tiny_rar.folder, tmp_path / "export")
+    change(folder / f"{graph}.onnx", initializer, with_noise)
     with pytest.raises(ExportError, match=words):
         check_vq_parity(folder, references)
