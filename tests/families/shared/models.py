@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,15 @@ from torch import Tensor, nn
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
+from arvg_trt.export.shape import DYNAMIC, ExportShape
+from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.registry import find_model
 from arvg_trt.families.shared.job import ExportJob
+from arvg_trt.graph.sites import Site
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.stage import SilentReporter
+
+from ...shared import AFTER_EXPORT, made_once
 
 Tensors = dict[str, Tensor]
 Transformer = TypeVar("Transformer", bound=nn.Module)
@@ -71,6 +77,27 @@ def assert_exporter_refuses(
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def exported_once(
+    factory: pytest.TempPathFactory,
+    model: str,
+    config: object,
+    export: Callable[[WeightFile, ExportShape], tuple[Site, ...]],
+    form: ExportShape = DYNAMIC,
+) -> tuple[Path, tuple[Site, ...]]:
+    """A copy of the graphs that `export` writes, and their sites; made once a machine.
+
+    `model` and `config` say all that decides the model's weights.
+    """
+    key = hashlib.sha256(repr((config, form)).encode()).hexdigest()[:8]
+
+    def make(folder: Path) -> tuple[Site, ...]:
+        with WeightFile(folder) as weights:
+            return export(weights, form)
+
+    folder, sites = made_once(factory, f"{model}-{key}", make, unused=AFTER_EXPORT)
+    return folder, sites
 
 
 def without(name: str) -> Callable[[Tensors], None]:

@@ -12,7 +12,6 @@ import torch
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.shape import ExportShape
-from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.llamagen.parity import steps as llamagen_steps
 from arvg_trt.families.par.parity import steps as par_steps
 from arvg_trt.families.rar.parity import steps as rar_steps
@@ -28,7 +27,7 @@ from .graphs import (
     relative,
     sites_of,
 )
-from .models import TinyExported, random_tokens
+from .models import TinyExported, exported_once, random_tokens
 from .token_families import TokenFamily, cached_of
 
 LABELS = np.array([2, 0, 5])  # the last is the null class
@@ -261,34 +260,55 @@ def test_a_graph_that_computes_something_else_is_refused(
         family.check(folder, references)
 
 
-def test_caches_of_half_are_rounded_in_the_step_that_makes_them(
-    family: TokenFamily, tmp_path: Path
-) -> None:
-    """Parity holds with the rounding in PyTorch, which full.onnx has not.
-
-    Weights of norms without a bias are all ones, as in an untrained model: the exporter merges
-    equal initializers, and a fold into one norm must not change another.
-    """
+@pytest.fixture
+def untrained(family: TokenFamily) -> torch.nn.Module:
+    """One layer; weights of norms without a bias are all ones, as before training."""
     model = family.random_transformer(replace(family.config, depth=1))
-    norms = {
-        name: p for name, p in model.named_parameters() if "norm" in name and family.name != "rar"
-    }
-    for weight in norms.values():
-        weight.fill_(1)
-    form = ExportShape(kv_type="float16")
-    with WeightFile(tmp_path) as weights:
-        family.export(model, weights, {}, form)
-    for graph in ("step", "full"):
-        assert norms.keys() <= initializers(tmp_path / f"{graph}.onnx").keys()
-    assert len(norms) == (0 if family.name == "rar" else 3)
-    labels, tokens = torch.from_numpy(LABELS[1:]), random_tokens(family.config, 2, 16)
-    references = family.references(model, labels, tokens, form)
+    for name, parameter in model.named_parameters():
+        if "norm" in name and family.name != "rar":
+            parameter.fill_(1)
+    return model
+
+
+HALF = ExportShape(kv_type="float16")
+
+
+@pytest.fixture
+def in_half(
+    family: TokenFamily, untrained: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Its graphs, with caches of float16."""
+    folder, _ = exported_once(
+        tmp_path_factory,
+        f"untrained-{family.name}",
+        untrained.config,
+        lambda weights, form: family.export(untrained, weights, {}, form),
+        HALF,
+    )
+    return folder
+
+
+def test_caches_of_half_are_rounded_in_the_step_that_makes_them(
+    family: TokenFamily, untrained: torch.nn.Module, in_half: Path
+) -> None:
+    """Parity holds with the rounding in PyTorch, which full.onnx has not."""
+    tokens = random_tokens(family.config, 2, family.config.length)
+    labels = torch.from_numpy(LABELS[1:])
+    references = family.references(untrained, labels, tokens, HALF)
     wanted = cached_of(references)
     assert {a.dtype for a in wanted.cache.values()} == {np.dtype(np.float16)}
-    exact = model(labels, tokens[:, : family.shown])
+    exact = untrained(labels, tokens[:, : family.shown])
     assert relative(wanted.full, exact) == 0
     assert 1e-5 < relative(wanted.logits[:, -family.config.length :], exact) < 2e-2
-    assert all(d.mean <= d.max < 5e-4 for d in family.check(tmp_path, references))
-    types = reference_session(tmp_path / "step.onnx").types
+    assert all(d.mean <= d.max < 5e-4 for d in family.check(in_half, references))
+    types = reference_session(in_half / "step.onnx").types
     assert {v for k, v in types.items() if "past" in k or "present" in k} == {"float16"}
     assert types["logits"] == "float32"
+
+
+@pytest.mark.parametrize("family", ["par", "llamagen"], indirect=True)
+def test_norms_of_equal_weights_stay_apart(in_half: Path) -> None:
+    """The exporter merges equal initializers; a fold into one norm must not change another."""
+    for graph in ("step", "full"):
+        wanted = {"layers.0.attention_norm.weight", "layers.0.ffn_norm.weight", "norm.weight"}
+        assert wanted <= initializers(in_half / f"{graph}.onnx").keys()

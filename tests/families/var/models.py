@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
+from arvg_trt.export.shape import DYNAMIC, ExportShape
 from arvg_trt.families.var.config import VarConfig
 from arvg_trt.families.var.model import VarTransformer
+from arvg_trt.families.var.write import export_var
+from arvg_trt.graph.sites import Site
+
+from ..shared.models import exported_once
 
 SMALL = VarConfig(
     depth=2,
@@ -37,6 +44,26 @@ def random_var(config: VarConfig, seed: int = 0) -> VarTransformer:
         else:
             parameter.copy_(0.5 * noise)
     return model
+
+
+@dataclass(frozen=True)
+class ExportedVar:
+    """A random VAR, its graphs and their sites."""
+
+    model: VarTransformer
+    folder: Path
+    sites: tuple[Site, ...]
+
+
+def exported_var(
+    factory: pytest.TempPathFactory, config: VarConfig, form: ExportShape = DYNAMIC
+) -> ExportedVar:
+    """Export a random VAR once a machine."""
+    model = random_var(config)
+    folder, sites = exported_once(
+        factory, "var", config, lambda weights, form: export_var(model, weights, {}, form), form
+    )
+    return ExportedVar(model, folder, sites)
 
 
 def features_of(config: VarConfig, rows: int, seed: int = 1) -> Tensor:
