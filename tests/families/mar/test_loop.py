@@ -30,12 +30,12 @@ from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import Sampling, image_streams
 
 from ...runtime.test_generator import pictures
+from ..shared.formulas import linear
 from .models import SMALL, TinyMar
 from .test_model import (
     decoder_by_formula,
     denoiser_by_formula,
     encoder_by_formula,
-    linear,
     state_of,
 )
 

@@ -1,15 +1,24 @@
-"""Formulas of convolutional tokenizers in float64, from a state_dict alone."""
+"""Formulas of the models in float64, from a state_dict alone.
+
+Of convolutional tokenizers in PyTorch, of transformers in numpy.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
+Array = NDArray[np.float64]
+Arrays = Mapping[str, Array]
+erf = np.vectorize(math.erf)
 
 
 class HasStride(Protocol):
@@ -74,3 +83,23 @@ def images(config: HasStride, count: int = 2) -> Tensor:
 def close(found: Tensor | np.ndarray, wanted: Tensor) -> None:
     assert tuple(found.shape) == tuple(wanted.shape)
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * float(wanted.std()))
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x: Array) -> Array:
+    gated: Array = 0.5 * x * (1 + erf(x / math.sqrt(2)))
+    return gated
+
+
+def norm(x: Array, state: Arrays | None = None, name: str = "") -> Array:
+    """Of the last axis, eps 1e-6; without a state no weight and no bias."""
+    centred = x - x.mean(-1, keepdims=True)
+    unit = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    return unit if state is None else unit * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def linear(state: Arrays, name: str, x: Array) -> Array:
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
