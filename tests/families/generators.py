@@ -24,7 +24,7 @@ from .rar import models as rar_models
 from .rar.models import TinyRar
 from .var import models as var_models
 
-VAR = replace(var_models.SMALL, depth=2, patch_nums=(1, 2, 3))
+VAR = var_models.THREE
 
 
 RAR = rar_models.SMALL

@@ -50,11 +50,14 @@ def random_maskgit(config: MaskgitVqConfig = TOKENIZER, seed: int = 0) -> Maskgi
 
 
 def write_checkpoint(
-    folder: Path, transformer: dict[str, Tensor] | None, tokenizer: dict[str, Tensor] | None
+    folder: Path,
+    transformer: dict[str, Tensor] | None,
+    tokenizer: dict[str, Tensor] | None,
+    files: tuple[str, str] = FILES,
 ) -> Path:
     """Write a checkpoint as published: two bare state dicts; None leaves a file out."""
     folder.mkdir()
-    for name, tensors in zip(FILES, (transformer, tokenizer), strict=True):
+    for name, tensors in zip(files, (transformer, tokenizer), strict=True):
         if tensors is not None:
             torch.save(tensors, folder / name)
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -17,7 +17,6 @@ from arvg_trt.export.shape import ExportShape
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.var.export import describe
 from arvg_trt.families.var.model import VarTransformer
-from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
 from arvg_trt.families.var_vqvae.model import VarVqvae
 from arvg_trt.families.var_vqvae.write import decoder_graph, update_graph
 from arvg_trt.graph.sites import Site
@@ -27,18 +26,11 @@ from arvg_trt.workspace.files import encode_json
 from ...runtime.test_generator import Drawn, greedy, pictures
 from ..shared.models import exported_once
 from ..var_vqvae.models import random_vqvae
-from .models import SMALL, exported_var
+from .models import THREE as CONFIG
+from .models import TOKENIZER as VAE
+from .models import exported_var
 
-SIDES = (1, 2, 3)
-CONFIG = replace(SMALL, patch_nums=SIDES)
-VAE = VarVqvaeConfig(
-    channels=32,
-    channels_mult=(1, 1),
-    num_res_blocks=1,
-    latent_channels=CONFIG.latent_channels,
-    vocab_size=CONFIG.vocab_size,
-    patch_nums=SIDES,
-)
+SIDES = CONFIG.patch_nums
 LABELS = [4, 0, 2]
 Choose = Callable[[int, np.ndarray], np.ndarray]
 
