@@ -122,7 +122,7 @@ def export_generator(
 def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
     """A checkpoint with the published files' names and layout."""
     models = random_rar(), random_maskgit()
-    parts = [state_of(model) for model in models]
+    parts = state_of(models[0]), state_of(models[1])
     return export_generator(
         tmp_path_factory, "rar", models, lambda folder: write_rar(folder, *parts), *PHOTOGRAPHS
     )
@@ -156,7 +156,7 @@ def tiny_llamagen(tmp_path_factory: pytest.TempPathFactory) -> TinyLlamagen:
 def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
     """A checkpoint with the published files' names and wrappers."""
     models = random_mar(), random_kl_vae()
-    parts = [state_of(model) for model in models]
+    parts = state_of(models[0]), state_of(models[1])
     return export_generator(
         tmp_path_factory, "mar", models, lambda folder: write_mar(folder, *parts, CONFIG_JSON)
     )

@@ -199,6 +199,7 @@ def test_more_passes_than_tokens_are_refused_before_the_graphs(tmp_path: Path) -
         describe(SMALL, 2, MarDefaults(cfg=2.0, iterations=17))
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_checkpoint_with_a_payload_is_refused_and_does_not_run(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", None, autoencoder(), CONFIG_JSON)
     held = {"model_ema": transformer(), "args": Payload(tmp_path / "ran")}

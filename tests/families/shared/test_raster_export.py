@@ -276,6 +276,7 @@ def test_a_variant_of_another_size_is_refused(
     assert_exporter_refuses(family.exporter, model, checkpoint, *words)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_refused_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     checkpoint = RAR.write_checkpoint(tmp_path / "checkpoint", RAR.transformer_state(), None)
     outcome = arvg("export", "rar", tmp_path / "ws", "--checkpoint", checkpoint)
@@ -283,6 +284,7 @@ def test_a_refused_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ws").exists() and not leftovers(tmp_path)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_config_json_that_contradicts_is_refused(tmp_path: Path) -> None:
     checkpoint = PAR.checkpoint(tmp_path / "checkpoint")
     (checkpoint / "config.json").write_text(json.dumps(par.JSON | {"ar_token_num": 16}))
