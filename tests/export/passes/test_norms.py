@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from torch.export import Dim
 
@@ -27,8 +32,47 @@ def model_of(channels: int = CHANNELS, groups: int = GROUPS) -> nn.Sequential:
 
 
 def exported(model: nn.Module, shape: tuple[int, ...], fixed: bool = True) -> ir.Model:
+    """A graph from torch's exporter, after the passes."""
     sizes = {0: Dim("n")} if fixed else {0: Dim("n"), 2: Dim("h"), 3: Dim("w")}
     return trace(model, (torch.zeros(2, *shape),), (sizes,), ["x"], ["y"])
+
+
+NORM = """
+<ir_version: 10, opset_import: ["": 21]>
+g (float[{shape}] x) => (float[{shape}] y)
+{{
+    {output} = GroupNormalization <num_groups = {groups}, epsilon = {epsilon}> (x, scale, bias)
+    {rest}
+}}
+"""
+SILU = "s = Sigmoid(normed)  y = Mul(normed, s)"
+
+
+def written(model: nn.Sequential, shape: tuple[int, ...], fixed: bool = True) -> ir.Model:
+    """The same graph as text, before the pass: a norm, and a SiLU where the model has one."""
+    norm = model[0]
+    assert isinstance(norm, nn.GroupNorm)
+    silu = len(model) > 1 and isinstance(model[1], nn.SiLU)
+    text = NORM.format(
+        shape=", ".join(["n", str(shape[0]), *(map(str, shape[1:]) if fixed else ("h", "w"))]),
+        output="normed" if silu else "y",
+        groups=norm.num_groups,
+        epsilon=norm.eps,
+        rest=SILU if silu else "",
+    )
+    proto = onnx.parser.parse_model(text)
+    for name, parameter in (("scale", norm.weight), ("bias", norm.bias)):
+        proto.graph.initializer.append(numpy_helper.from_array(parameter.detach().numpy(), name))
+    onnx.checker.check_model(proto, full_check=True)
+    return ir.serde.deserialize_model(proto)
+
+
+def split(model: nn.Sequential, shape: tuple[int, ...], fixed: bool = True) -> ir.Model:
+    """The graph as text, after the pass."""
+    graph = written(model, shape, fixed)
+    assert operators(graph)[0] == "GroupNormalization"
+    norm_passes.split_long_norms(graph.graph)
+    return graph
 
 
 def operators(graph: ir.Model) -> list[str]:
@@ -59,7 +103,7 @@ def test_a_norm_written_out_computes_the_same(
 ) -> None:
     monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 60)
     model = model_of()
-    graph = exported(model, shape)
+    graph = split(model, shape)
     assert ("GroupNormalization" in operators(graph)) == (shape[1] * shape[2] * 2 <= 60)
     x = np.random.default_rng(0).normal(2, 3, (count, *shape)).astype(np.float32)
     np.testing.assert_allclose(run(graph, x), in_float64(model, x), atol=2e-6)
@@ -69,19 +113,21 @@ def test_a_long_group_keeps_its_digits() -> None:
     model = model_of(channels=2, groups=1)
     shape = (2, 512, 1024)
     x = np.random.default_rng(0).normal(3, 1, (1, *shape)).astype(np.float32)
-    graph = exported(model, shape)
+    graph = split(model, shape)
     assert "GroupNormalization" not in operators(graph)
     assert np.abs(run(graph, x) - in_float64(model, x)).max() < 2e-5
 
 
-@pytest.mark.parametrize("side", [None, 6, 7])
+@pytest.mark.parametrize(
+    ("side", "make"), [(None, written), (6, written), (7, written), (7, exported)]
+)
 def test_a_norm_of_any_size_is_written_out_where_its_usual_one_is_long(
-    monkeypatch: pytest.MonkeyPatch, side: int | None
+    monkeypatch: pytest.MonkeyPatch, side: int | None, make: Callable[..., ir.Model]
 ) -> None:
     """Eight channels in four groups on a map of `side` x `side`; it is right at other sizes too."""
     monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 2 * 6 * 6)
     model = model_of()
-    graph = exported(model, (CHANNELS, 3, 5), fixed=False)
+    graph = make(model, (CHANNELS, 3, 5), fixed=False)
     assert "GroupNormalization" in operators(graph)
     norm_passes.split_long_norms(graph.graph, side)
     assert ("GroupNormalization" in operators(graph)) == (side != 7)
@@ -110,13 +156,14 @@ def test_the_usual_size_is_a_multiple_of_the_latent_maps_side(
 
 
 def test_short_norms_and_those_of_any_size_keep_the_operator() -> None:
-    assert "GroupNormalization" in operators(exported(model_of(), (CHANNELS, 64, 64)))
-    assert "GroupNormalization" in operators(exported(model_of(), (CHANNELS, 512, 1024), False))
+    assert "GroupNormalization" in operators(split(model_of(), (CHANNELS, 64, 64)))
+    assert "GroupNormalization" in operators(split(model_of(), (CHANNELS, 512, 1024), False))
 
 
 def test_a_norm_that_is_the_graphs_output_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 60)
-    graph = exported(model_of()[:1], (CHANNELS, 8, 8))
+    graph = split(model_of()[:1], (CHANNELS, 8, 8))
+    assert "GroupNormalization" not in operators(graph)
     (output,) = graph.graph.outputs
     assert output.name == "y"
     assert list(output.shape or ())[1:] == [CHANNELS, 8, 8]
@@ -143,7 +190,7 @@ def test_the_values_of_a_norm_decide_whether_it_is_written_out(mean: float, drif
 def test_the_error_is_that_of_the_operator_against_float64() -> None:
     x = off_centre((4, 64, 64), 10.0)
     norm = nn.GroupNorm(2, 4, eps=1e-6)
-    graph = exported(nn.Sequential(norm, nn.Identity()).requires_grad_(False), (4, 64, 64))
+    graph = written(nn.Sequential(norm), (4, 64, 64))
     groups = x.astype(np.float64).reshape(1, 2, -1)
     wanted = (groups - groups.mean(2, keepdims=True)) / np.sqrt(groups.var(2, keepdims=True) + 1e-6)
     error = float(np.abs(run(graph, x) - wanted.reshape(x.shape)).max())
