@@ -71,13 +71,17 @@ class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
         """Compute those of the tokenizer on photographs, and of the transformer on one of them."""
         import torch
 
-        from ..var_vqvae.parity import check_tokenizer_parity, compute_tokenizer_references
-        from .parity import check_var_parity, compute_references, resize
+        from ..var_vqvae.parity import (
+            check_tokenizer_parity,
+            compute_tokenizer_references,
+            repeated_rows,
+        )
+        from .parity import check_var_parity, compute_references
 
         pictures = job.pictures(tokenizer.config.image_size)
         photographs = compute_tokenizer_references(tokenizer, model.word_embed, pictures)
         images = job.form.static_batch or 1
-        shown = torch.from_numpy(resize(photographs.features, images)).repeat(2, 1, 1)
+        shown = torch.from_numpy(repeated_rows(photographs.features, images)).repeat(2, 1, 1)
         labels = guided_labels(model.config.num_classes, images)
         wanted = compute_references(model, labels, shown, job.form)
 
