@@ -51,7 +51,7 @@ class GsqExporter(Exporter):
         job.progress("comparing with PyTorch", 3)
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
-            "tokenizer": describe(model.config),
+            "tokenizer": tokenizer_facts(model.config),
             "parity": parity_results(*parity),
             "parity_images": list(job.image_names),
         }
@@ -99,7 +99,7 @@ def precise_norms(path: Path) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(path, optimized=True, graph=graph)
 
 
-def describe(config: GsqConfig) -> dict[str, object]:
+def tokenizer_facts(config: GsqConfig) -> dict[str, object]:
     """Return what later stages need to know of the tokenizer, for the manifest."""
     return {
         "stride": config.stride,

@@ -55,7 +55,7 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
 
     def spec(self, job: ExportJob, model: MarTransformer, tokenizer: KlVae) -> MarSpec:
         """Return what the runtime needs to know of the generator."""
-        return describe(model.config, tokenizer.config.stride, read_config_json(job).sampling)
+        return generator_spec(model.config, tokenizer.config.stride, read_config_json(job).sampling)
 
     def write(
         self,
@@ -123,7 +123,7 @@ def read_config_json(job: ExportJob) -> MarJson:
     return read_beside(job.paths[0].parent, MarJson)
 
 
-def describe(config: MarConfig, stride: int, sampling: MarDefaults | None = None) -> MarSpec:
+def generator_spec(config: MarConfig, stride: int, sampling: MarDefaults | None = None) -> MarSpec:
     """Return what the runtime needs to know of the generator.
 
     Raises:

@@ -48,7 +48,7 @@ class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
     def spec(self, job: ExportJob, model: VarTransformer, tokenizer: VarVqvae) -> VarSpec:
         """Return what the runtime needs to know of the generator."""
         sampling = read_config_json(job.paths[0].parent).sampling
-        return describe(model.config, tokenizer, job.form, sampling)
+        return generator_spec(model.config, tokenizer, job.form, sampling)
 
     def write(
         self,
@@ -92,7 +92,7 @@ class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
         return compare
 
 
-def describe(
+def generator_spec(
     config: VarConfig,
     vae: VarVqvae,
     form: ExportShape = DYNAMIC,

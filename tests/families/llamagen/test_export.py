@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from arvg_trt.errors import ExportError
-from arvg_trt.families.llamagen.export import LlamagenExporter, describe
+from arvg_trt.families.llamagen.export import LlamagenExporter, generator_spec
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.spec import Defaults
 from arvg_trt.workspace.manifest import MANIFEST
@@ -83,7 +83,7 @@ def test_generator_json_tells_the_runtime_what_it_needs(tiny_llamagen: TinyLlama
 
 def test_config_json_may_tell_the_sampling() -> None:
     own = Defaults(cfg=3.0, top_k=20, top_p=0.9)
-    assert describe(SMALL, TOKENIZER, sampling=own).defaults == own
+    assert generator_spec(SMALL, TOKENIZER, sampling=own).defaults == own
 
 
 def test_a_tiny_one_goes_through_every_stage(tiny_llamagen: TinyLlamagen, tmp_path: Path) -> None:

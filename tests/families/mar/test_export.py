@@ -16,7 +16,7 @@ from torch import Tensor
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.mar.config import PUBLISHED
-from arvg_trt.families.mar.export import MarExporter, describe
+from arvg_trt.families.mar.export import MarExporter, generator_spec
 from arvg_trt.families.mar.spec import MarDefaults
 from arvg_trt.families.rar.export import RarExporter
 from arvg_trt.families.registry import find_model
@@ -99,7 +99,7 @@ def test_generator_json_tells_the_runtime_what_it_needs(tiny_mar: TinyMar) -> No
 
 
 def test_published_sizes_have_the_published_sampling() -> None:
-    spec = describe(PUBLISHED["h"][0], 16)
+    spec = generator_spec(PUBLISHED["h"][0], 16)
     assert (spec.side, spec.image_size, spec.latent_channels) == (16, 256, 16)
     assert spec.defaults == MarDefaults(cfg=3.2, iterations=256, diffusion_steps=100)
 
@@ -277,7 +277,7 @@ def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
 
 def test_more_passes_than_tokens_are_refused_before_the_graphs(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="17 iterations over 16 tokens"):
-        describe(SMALL, 2, MarDefaults(cfg=2.0, iterations=17))
+        generator_spec(SMALL, 2, MarDefaults(cfg=2.0, iterations=17))
 
 
 class Payload:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.var.export import describe
+from arvg_trt.families.var.export import generator_spec
 from arvg_trt.families.var.model import VarTransformer
 from arvg_trt.families.var.write import condition_graph, step_graph
 from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     with WeightFile(folder) as weights:
         for name, graph in graphs.items():
             weights.save(graph, name, {})
-    (folder / "generator.json").write_bytes(encode_json(describe(CONFIG, vae)))
+    (folder / "generator.json").write_bytes(encode_json(generator_spec(CONFIG, vae)))
     return Models(transformer, vae, Generator.open(folder, threads=1, verify=False))
 
 
