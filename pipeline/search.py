@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -13,6 +11,7 @@ from ..calibrate.calibrated import Calibrated
 from ..errors import RecipeError
 from ..quantize.search.budget import parse_all
 from ..quantize.search.candidates import search_items
+from ..quantize.search.facts import SearchFacts
 from ..recipe.commands import SearchOptions
 from ..recipe.quantize import QuantizeOptions
 from ..samples.files import graph_of, sample_files
@@ -64,7 +63,7 @@ def search_stage(
         versions=package_versions("onnxruntime", "onnx-ir", "numpy", "scipy"),
     )
 
-    def work(folder: Path) -> Mapping[str, Any]:
+    def work(folder: Path) -> SearchFacts:
         from ..quantize.search.run import Search
 
         scratch = folder / "scratch"
