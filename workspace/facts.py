@@ -63,14 +63,22 @@ class GraphFacts(msgspec.Struct, frozen=True, kw_only=True):
 class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Describe an image tokenizer; `codebook_size` is None for continuous latents.
 
-    One token covers `stride` x `stride` pixels.
+    One token covers `stride` x `stride` pixels. `levels` are those of each scalar that is rounded,
+    in tokenizers that do. Only families that divide the channels of a latent into groups, each
+    with a code of its own, say how many `groups`.
     """
 
     stride: int
     discrete: bool
+    levels: tuple[int, ...] = ()
+    groups: int | msgspec.UnsetType = msgspec.UNSET
     latent_channels: int
     codebook_size: int | None = None
-    groups: int = 1
+
+    @property
+    def codes_per_cell(self) -> int:
+        """Return how many codes a cell of the map has."""
+        return 1 if self.groups is msgspec.UNSET else self.groups
 
 
 class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):

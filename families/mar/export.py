@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import ExportError
+from ...export.facts import Parity
 from ...export.shape import DYNAMIC, ExportShape
 from ..shared.exporter import Compare, TransformerExporter
 from ..shared.job import ExportJob, guided_labels, load_parts
@@ -92,12 +92,9 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
         labels = guided_labels(config.num_classes)
         wanted = compute_mar_references(model, labels, shown.repeat(2, 1, 1))
 
-        def compare(folder: Path) -> dict[str, Any]:
-            found = (
-                *check_autoencoder_parity(folder, autoencoder),
-                *check_mar_parity(folder, wanted),
-            )
-            return {"graphs": [asdict(one) for one in found]}
+        def compare(folder: Path) -> Parity:
+            found = check_autoencoder_parity(folder, autoencoder)
+            return Parity(graphs=(*found, *check_mar_parity(folder, wanted)))
 
         return compare
 

@@ -16,7 +16,7 @@ from .variants import TOKENIZER
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...export.parity import Difference
+    from ...export.facts import Difference
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
     from ..maskgit_vq.config import MaskgitVqConfig

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from ...export.facts import Parity
 from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.spec import Defaults
 from ..shared.exporter import Compare, TransformerExporter
-from ..shared.job import ExportJob, guided_labels, load_parts, parity_results
+from ..shared.job import ExportJob, guided_labels, load_parts
 from .config import VarConfig, read_config_json
 from .spec import VarSpec
 from .variants import VAE
@@ -85,9 +86,10 @@ class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
         labels = guided_labels(model.config.num_classes, images)
         wanted = compute_references(model, labels, shown, job.form)
 
-        def compare(folder: Path) -> dict[str, Any]:
+        def compare(folder: Path) -> Parity:
             tokens, differences = check_tokenizer_parity(folder, photographs, job.form)
-            return parity_results(tokens, (*differences, *check_var_parity(folder, wanted)))
+            graphs = (*differences, *check_var_parity(folder, wanted))
+            return Parity(encoder=tokens, graphs=graphs)
 
         return compare
 

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...export.facts import Difference, TokenParity
 from ...export.parity import (
     Array,
     Arrays,
-    Difference,
     Flags,
-    TokenParity,
     code_distance,
     difference,
     near_boundary,
