@@ -88,6 +88,15 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: TokenizerFacts | None = None
 
 
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what later stages read of a build's options; ONNX Runtime's has no ``targets``."""
+
+    backend: str = "onnxruntime"
+    name: str = ""
+    targets: tuple[str, ...] = ()
+    half: str = "float16"
+
+
 def facts(
     manifest: Manifest, kind: type[Facts], part: Literal["options", "results"] = "results"
 ) -> Facts:
@@ -130,6 +139,11 @@ def kind_of(exported: Manifest) -> ModelKind:
     return "custom" if "graphs" in exported.results else "tokenizer"
 
 
+def model_name(exported: Manifest) -> str:
+    """Return the name that a model was exported by."""
+    return manifest_value(exported, "options", "model", str)
+
+
 def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:
     """Raise CalibrationError for statistics of graphs that have been exported anew since."""
     odd = [n for n, digest in exported.as_inputs().items() if calibrated.inputs.get(n) != digest]
@@ -156,7 +170,7 @@ def tokenizer_of(exported: Manifest) -> TokenizerFacts:
     tokenizer = facts(exported, ExportFacts).tokenizer
     if tokenizer is None:
         raise WorkspaceError(
-            f"{exported.options['model']} generates, it is no image tokenizer",
+            f"{model_name(exported)} generates, it is no image tokenizer",
             do="calibrate, quantize and generate take it",
         )
     return tokenizer
