@@ -175,4 +175,4 @@ def run_in_rows(
 
 def repeated_rows(array: Array, rows: int) -> Array:
     """Return the first `rows` rows of the array, which is repeated if it has less."""
-    return np.repeated_rows(array, (rows, *array.shape[1:]))
+    return np.resize(array, (rows, *array.shape[1:]))
