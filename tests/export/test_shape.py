@@ -16,7 +16,8 @@ from arvg_trt.errors import ExportError
 from arvg_trt.export.parity import require, rounded_alike
 from arvg_trt.export.shape import DYNAMIC, ExportShape
 from arvg_trt.families.var.model import VarTransformer
-from arvg_trt.families.var.parity import check_var_parity, compute_references, run_in_rows
+from arvg_trt.families.var.parity import check_var_parity, compute_references
+from arvg_trt.families.var_vqvae.parity import run_in_rows
 from arvg_trt.graph.weight_file import WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 

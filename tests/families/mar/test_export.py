@@ -14,7 +14,7 @@ import torch
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.mar.config import PUBLISHED
-from arvg_trt.families.mar.export import MarExporter, describe
+from arvg_trt.families.mar.export import MarExporter, generator_spec
 from arvg_trt.families.mar.spec import MarDefaults
 from arvg_trt.families.rar.export import RarExporter
 from arvg_trt.families.variants import find_model
@@ -50,7 +50,7 @@ def autoencoder(latent_channels: int = AUTOENCODER.latent_channels) -> Tensors:
 
 
 def test_published_sizes_have_the_published_sampling() -> None:
-    spec = describe(PUBLISHED["h"][0], 16)
+    spec = generator_spec(PUBLISHED["h"][0], 16)
     assert (spec.side, spec.image_size, spec.latent_channels) == (16, 256, 16)
     assert spec.defaults == MarDefaults(cfg=3.2, iterations=256, diffusion_steps=100)
 
@@ -196,7 +196,7 @@ def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
 
 def test_more_passes_than_tokens_are_refused_before_the_graphs(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="17 iterations over 16 tokens"):
-        describe(SMALL, 2, MarDefaults(cfg=2.0, iterations=17))
+        generator_spec(SMALL, 2, MarDefaults(cfg=2.0, iterations=17))
 
 
 @pytest.mark.usefixtures("one_process")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from arvg_trt.families.llamagen.export import describe as describe_llamagen
-from arvg_trt.families.par.export import describe as describe_par
+from arvg_trt.families.llamagen.export import generator_spec as llamagen_spec
+from arvg_trt.families.par.export import generator_spec as par_spec
 from arvg_trt.families.shared.llama.config import LlamaConfig
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.spec import Defaults, GeneratorSpec
@@ -102,15 +102,15 @@ def test_generator_json_tells_the_runtime_what_it_needs(name: str, exported: Tin
 
 
 @pytest.mark.parametrize(
-    ("config", "describe"),
-    [(PAR.config, describe_par), (LLAMAGEN.config, describe_llamagen)],
+    ("config", "make_spec"),
+    [(PAR.config, par_spec), (LLAMAGEN.config, llamagen_spec)],
     ids=["par", "llamagen"],
 )
 def test_config_json_may_tell_the_sampling(
-    config: LlamaConfig, describe: Callable[..., GeneratorSpec]
+    config: LlamaConfig, make_spec: Callable[..., GeneratorSpec]
 ) -> None:
     own = Defaults(cfg=3.0, top_k=20, top_p=0.9)
-    assert describe(config, par.TOKENIZER, sampling=own).defaults == own
+    assert make_spec(config, par.TOKENIZER, sampling=own).defaults == own
 
 
 def test_the_sites_of_llamagens_tokenizer_leave_out_its_ends(tiny_par: par.TinyPar) -> None:

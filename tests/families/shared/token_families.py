@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from arvg_trt.export.parity import Difference
+from arvg_trt.export.facts import Difference
 from arvg_trt.export.shape import DYNAMIC, ExportShape
 from arvg_trt.families.llamagen.checkpoint import load_llamagen
 from arvg_trt.families.llamagen.export import LlamagenExporter

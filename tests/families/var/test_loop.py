@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arvg_trt.export.shape import ExportShape
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.var.export import describe
+from arvg_trt.families.var.export import generator_spec
 from arvg_trt.families.var.model import VarTransformer
 from arvg_trt.families.var_vqvae.model import VarVqvae
 from arvg_trt.families.var_vqvae.write import decoder_graph, update_graph
@@ -57,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder, _ = exported_once(tmp_path_factory, "var-decoder", (CONFIG, VAE), export)
     for name in ("condition", "step"):
         onnx.save(onnx.load(exported.folder / f"{name}.onnx"), folder / f"{name}.onnx")
-    (folder / "generator.json").write_bytes(encode_json(describe(CONFIG, vae)))
+    (folder / "generator.json").write_bytes(encode_json(generator_spec(CONFIG, vae)))
     return Models(exported.model, vae, Generator.open(folder, threads=1, verify=False))
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from arvg_trt.families.var.config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig
+from arvg_trt.families.var.config import VarConfig
 from arvg_trt.families.var.model import VarTransformer
+from arvg_trt.families.var_vqvae.config import PATCH_NUMS_256, PATCH_NUMS_512
 
 from ..shared.graphs import relative
 from .models import FORMS, SMALL, features_of, random_var
