@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/arvg-trt export var-mini out/var-mini
-	$(BIN)/arvg-trt generate out/var-mini --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/pictures
+	$(BIN)/arvg-trt generate out/var-mini --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/images
 	$(BIN)/arvg-trt run cosmos-mini-int8
 
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder

@@ -18,7 +18,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 class ArvgError(Exception):
     """Report a problem the user can act on, printed as one line.
 
-    ``made`` is what the command had made before: `--json` prints it beside the error.
+    ``stages`` are the results of those that had ended before, None of a command without stages:
+    `--json` prints them beside the error.
     """
 
     exit_code: ClassVar[int] = 1
@@ -29,7 +30,7 @@ class ArvgError(Exception):
         self.what = what
         self.where = where
         self.do = do
-        self.made: dict[str, Any] = {}
+        self.stages: tuple[Any, ...] | None = None
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what

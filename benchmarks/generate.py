@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..export.weight_file import WeightFile
-from ..families.var.config import PATCH_NUMS_256, published
-from ..families.var.export import describe
+from ..families.var.config import published
+from ..families.var.export import generator_spec
 from ..families.var.model import VarTransformer
 from ..families.var.write import condition_graph, step_graph
-from ..families.var_vqvae.config import VarVqvaeConfig
+from ..families.var_vqvae.config import PATCH_NUMS_256, VarVqvaeConfig
 from ..families.var_vqvae.model import VarVqvae
 from ..families.var_vqvae.write import decoder_graph, update_graph
 from ..runtime.generator import Generator
@@ -116,7 +116,7 @@ def export(transformer: VarTransformer, vae: VarVqvae, folder: Path) -> None:
         weights.save(decoder_graph(vae), "decoder", {})
         for k in range(len(config.patch_nums)):
             weights.save(update_graph(vae, k, transformer.word_embed), f"update.{k}", {})
-    (folder / "generator.json").write_bytes(encode_json(describe(config, vae)))
+    (folder / "generator.json").write_bytes(encode_json(generator_spec(config, vae)))
 
 
 def profile(generator: Generator, labels: Sequence[int], batch_size: int) -> dict[str, float]:

@@ -26,7 +26,7 @@ from ..export.weight_file import WeightFile
 from ..families.maskgit_vq.config import MaskgitVqConfig
 from ..families.maskgit_vq.model import MaskgitVq
 from ..families.rar.config import PUBLISHED, RarConfig
-from ..families.rar.export import describe
+from ..families.rar.export import generator_spec
 from ..families.rar.loop import Modulations
 from ..families.rar.model import RarTransformer
 from ..families.rar.spec import ROWS_AHEAD
@@ -142,7 +142,9 @@ def export(model: RarTransformer, tokenizer: MaskgitVq, folder: Path) -> None:
         weights.save(condition_graph(model), "condition", {})
         weights.save(step_graph(model), "step", {})
         weights.save(decoder_graph(vq_graphs(tokenizer)), "decoder", {})
-    (folder / "generator.json").write_bytes(encode_json(describe(model.config, tokenizer.config)))
+    (folder / "generator.json").write_bytes(
+        encode_json(generator_spec(model.config, tokenizer.config))
+    )
 
 
 @click.command()

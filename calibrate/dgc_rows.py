@@ -54,7 +54,7 @@ def keep_far_rows(
         CalibrationError: no rows of the null class, or too few of either.
     """
     _, spec = read_spec(export)
-    runs = {TEACHER_FORCED: 1} if spec.recording is None else dict(spec.recording.kept)
+    runs = {TEACHER_FORCED: 1} if spec.recording is None else dict(spec.recording.runs_per_image)
     graph, *others = runs
     files, null_class = sample_files(candidates, graph), spec.num_classes
     is_null = np.array([int(load_sample(p)["labels"].flat[0]) == null_class for p in files])

@@ -84,11 +84,13 @@ class Commands(click.Group):
         click.echo(f"error: {text}", err=True)
 
     def print_object(self, code: int, text: str, error: BaseException) -> None:
-        """Print, with `--json`, what was made and `error` on stdout."""
+        """Print, with `--json`, the stages that ended and `error` on stdout."""
         if self.as_json:
             fields = {"kind": type(error).__name__, "message": text, "exit_code": code}
             fields |= {k: v for k in ("where", "do") if (v := getattr(error, k, None)) is not None}
-            print_json({**getattr(error, "made", {}), "error": fields})
+            stages = getattr(error, "stages", None)
+            made = {} if stages is None else {"stages": stages}
+            print_json({**made, "error": fields})
 
     def interrupt(self, number: int, frame: object) -> None:
         self.interrupted = True

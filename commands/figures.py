@@ -27,8 +27,8 @@ def figures_of_failures(as_json: bool) -> Iterator[None]:
     try:
         yield
     except AccuracyError as error:
-        if not as_json and "stages" in error.made:
-            print_figures(error.made["stages"][-1])
+        if not as_json and error.stages:
+            print_figures(error.stages[-1])
         raise
 
 

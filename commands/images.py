@@ -44,7 +44,7 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
     """Decode a .npz of `encode` to PNG images.
 
     \b
-    Example: arvg-trt decode out/demo/engines/int8/onnxruntime photo.npz -o pictures/
+    Example: arvg-trt decode out/demo/engines/int8/onnxruntime photo.npz -o images/
     """
     from ..pipeline.codec import decode_files
 
@@ -76,7 +76,7 @@ def generate(
     """Generate images with the graphs in WORKSPACE (or an export folder).
 
     \b
-    Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/pictures
+    Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/images
     """
     from ..pipeline.generate import generate_files
     from ..runtime.files import Outputs

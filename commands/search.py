@@ -42,6 +42,8 @@ def search(
                  --activation-bits 32
     """
     from ..pipeline.search import search_stage
+    from ..quantize.search.facts import SearchFacts
+    from ..workspace.facts import facts
     from ..workspace.workspace import Workspace
 
     try:
@@ -56,15 +58,14 @@ def search(
     if as_json:
         print_json(result)
         return
-    results = result.manifest.results
-    for row in results["sites"]:
-        line = f"{row['name']:<40} {row['format']:>8} {row['bytes']:>12,} {row['loss']:>10.2e}"
-        click.echo(line)
+    found = facts(result.manifest, SearchFacts)
+    for row in found.sites:
+        click.echo(f"{row.name:<40} {row.format:>8} {row.bytes:>12,} {row.loss:>10.2e}")
     click.echo(
-        f"{results['avg_bits']:.2f} bits a weight, {results['bytes']:,} bytes; loss predicted "
-        f"{results['predicted_loss']:.3g}, measured {results['measured_loss']:.3g}, quantized "
-        f"{results['quantized_loss']:.3g}"
+        f"{found.avg_bits:.2f} bits a weight, {found.bytes:,} bytes; loss predicted "
+        f"{found.predicted_loss:.3g}, measured {found.measured_loss:.3g}, quantized "
+        f"{found.quantized_loss:.3g}"
     )
-    if results["uniform_loss"] is not None:
-        click.echo(f"{results['uniform_bits']} bits everywhere lose {results['uniform_loss']:.3g}")
+    if found.uniform_loss is not None:
+        click.echo(f"{found.uniform_bits} bits everywhere lose {found.uniform_loss:.3g}")
     click.echo(str(result.folder / "plan.json"))

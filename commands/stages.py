@@ -135,7 +135,7 @@ def calibrate(
 ) -> None:
     """Collect activation statistics of WORKSPACE's graphs on images.
 
-    A generator's are collected on pictures that it makes itself. With --merge they are those of
+    A generator's are collected on images that it makes itself. With --merge they are those of
     PARTS, that other processes or machines made of the same export.
 
     \b

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ExportError
+from .facts import Difference, TokenParity
 
 # Relative to the RMS of the reference tensor. Float32 sums in another order stay below 3e-5 and
 # 2e-6 on the published configurations; a wrong kernel or constant is off by orders more.
@@ -22,34 +22,6 @@ ERRORS = 4  # a token may differ within this many measured errors of a boundary
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Hold how a tensor of ONNX Runtime differs from PyTorch's, relative to the latter's RMS.
-
-    It names `graph` and tensor; for a step also the numbers of its tokens and of cached ones.
-    """
-
-    graph: str
-    tensor: str
-    max: float
-    mean: float
-    tokens: int | None = None
-    past: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenParity:
-    """Count tokens, those that differ from PyTorch's, and those of them that may.
-
-    A token may differ where its vector lies within float error of the boundary between two codes,
-    or, in VAR, behind a scale of its image where such a token does.
-    """
-
-    tokens: int
-    differ: int
-    at_boundary: int
 
 
 class ErrorSum:

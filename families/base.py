@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ExportError
 from ..export.shape import DYNAMIC, ExportShape
 from ..runtime.family import Family, FileSets, Variant
 
 if TYPE_CHECKING:
+    from ..export.facts import CheckpointFacts
     from .shared.job import ExportJob
 
 __all__ = ["Exporter", "Family", "FileSets", "Variant", "unsized_variant"]
@@ -38,7 +39,7 @@ class Exporter(ABC):
             )
 
     @abstractmethod
-    def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+    def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write everything that the export leaves; return the manifest's results.
 
         Raises:

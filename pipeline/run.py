@@ -56,8 +56,8 @@ def run_recipe(
 ) -> list[StageResult]:
     """Export, calibrate, quantize, build for every backend, validate.
 
-    Second moments take at most `max_memory` bytes at a time. An error says in `made` which stages
-    had ended.
+    Second moments take at most `max_memory` bytes at a time. An error has the results of
+    the stages that had ended.
     """
     require_packages("export", "report", *builders(recipe))
     check_recipe(recipe)
@@ -65,7 +65,7 @@ def run_recipe(
     try:
         run_stages(recipe, reporter, max_memory, results)
     except ArvgError as error:
-        error.made = {"stages": [*results, *error.made.get("stages", ())]}
+        error.stages = (*results, *(error.stages or ()))
         raise
     return results
 

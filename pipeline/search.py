@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -13,9 +11,11 @@ from ..calibrate.calibrated import Calibrated
 from ..errors import RecipeError
 from ..quantize.search.budget import parse_all
 from ..quantize.search.candidates import search_items
+from ..quantize.search.facts import SearchFacts
 from ..recipe.commands import SearchOptions
 from ..recipe.quantize import QuantizeOptions
 from ..samples.files import graph_of, sample_files
+from ..workspace.facts import model_name
 from ..workspace.files import encode_json
 from ..workspace.manifest import Manifest
 from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
@@ -64,7 +64,7 @@ def search_stage(
         versions=package_versions("onnxruntime", "onnx-ir", "numpy", "scipy"),
     )
 
-    def work(folder: Path) -> Mapping[str, Any]:
+    def work(folder: Path) -> SearchFacts:
         from ..quantize.search.search import Search
 
         scratch = folder / "scratch"
@@ -83,7 +83,7 @@ def require_whole_samples(source: Calibrated) -> None:
     graph = next((g for p in sample_files(source.samples) if (g := graph_of(p))), None)
     if graph is not None:
         raise RecipeError(
-            f"{source.exported.options['model']} is calibrated on runs of {graph}.onnx, and a "
+            f"{model_name(source.exported)} is calibrated on runs of {graph}.onnx, and a "
             "search measures whole samples",
             do="choose its bits with a recipe, or edit plan.json",
         )

@@ -98,7 +98,7 @@ def require_gates(report: Report, result: StageResult) -> None:
         where=str(result.folder / "report.html"),
         do="open the report, then change the recipe or the gate",
     )
-    error.made = {"stages": [result]}
+    error.stages = (result,)
     raise error
 
 

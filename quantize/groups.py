@@ -47,7 +47,8 @@ class InputGroup:
     `stats` are of the input, with the zeros that a convolution pads (`padded`), `tokens` of its
     positions (None: one scale for all). `absmax` [C] has max |W| by channel, `energy` [C] the sum
     of W^2, both over all of the sites. `divides` and `subtracts` say whether what makes the input
-    takes a scale and a shift per channel for free.
+    takes a scale and a shift per channel for free. A `trial` tells copies apart, of which each is
+    scaled in another way.
     """
 
     sites: tuple[Site, ...]
@@ -59,10 +60,15 @@ class InputGroup:
     padded: bool
     divides: bool
     subtracts: bool
+    trial: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.sites[0].name
 
     @property
     def key(self) -> str:
-        return self.sites[0].name
+        return f"{self.name}{self.trial}"
 
     @property
     def graph(self) -> str:
@@ -75,7 +81,7 @@ class InputGroup:
     @property
     def entry(self) -> SitePlan:
         """Return the plan of the first site, whose smoothing and activation are those of all."""
-        return self.entries[self.key]
+        return self.entries[self.name]
 
     @property
     def activation(self) -> ActivationFormat:
@@ -96,7 +102,7 @@ class InputGroup:
 
     def seen(self, statistics: Statistics) -> TensorStats:
         """Return the ranges of the input in some statistics, with the zeros that are padded."""
-        stats = site_statistics(statistics, self.key)
+        stats = site_statistics(statistics, self.name)
         return with_zero(stats) if self.padded else stats
 
 

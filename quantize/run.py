@@ -49,7 +49,7 @@ class InputCalibrator(Protocol):
         """Return the plan with what a search has found, and decisions by each group's key."""
 
 
-class GraphForm(Protocol):
+class QuantizedGraphs(Protocol):
     """Puts scales and quantized weights into the graphs of a model, and writes its files."""
 
     entries: Mapping[str, SitePlan]
@@ -120,45 +120,47 @@ def quantize_model(
     )
     entries, decisions = calibrator.decide(graphs, groups, entries)
     # Fold
-    form: GraphForm = (
+    quantized: QuantizedGraphs = (
         SharedGraphs(run.export, models, site_map, entries, groups, decisions, options)
         if shared
         else SeparateGraphs(models, site_map, entries, groups, decisions, statistics, options)
     )
-    refuse_folds(run, groups, form)
-    form.fold()
+    refuse_folds(run, groups, quantized)
+    quantized.fold()
     # Rounding
     planned = [site for name in site_map.graphs for site in site_map.of_graph(name)]
     rounded = round_sites(
         run,
-        rounding_tasks(graphs, planned, form, statistics, correct=options.bias_correction),
+        rounding_tasks(graphs, planned, quantized, statistics, correct=options.bias_correction),
         correct=options.bias_correction,
         max_memory=max_memory,
     )
-    weights, plan, results = round_weights(run, planned, groups, form, rounded)
+    weights, plan, results = round_weights(run, planned, groups, quantized, rounded)
     # Q/DQ
-    form.write(output, weights, rounded)
+    quantized.write(output, weights, rounded)
     return plan, results
 
 
-def refuse_folds(run: CalibrationRun, groups: Sequence[InputGroup], form: GraphForm) -> None:
+def refuse_folds(
+    run: CalibrationRun, groups: Sequence[InputGroup], quantized: QuantizedGraphs
+) -> None:
     """Give scales a node of their own where a fold does not hold on a sample, and say why."""
-    found = [form.fold_of(group) for group in groups]
+    found = [quantized.fold_of(group) for group in groups]
     folds = [fold for fold in found if fold is not None]
-    entries = dict(form.entries)
+    entries = dict(quantized.entries)
     for key, error in failing_folds(run.export, on_samples(run, CHECKED), folds).items():
-        form.decisions[key] = form.decisions[key].without_fold()
+        quantized.decisions[key] = quantized.decisions[key].without_fold()
         for site in next(fold.sites for fold in folds if fold.key == key):
             entries[site.name] = msgspec.structs.replace(
                 entries[site.name], reason=REFUSED.format(error)
             )
-    form.entries = entries
+    quantized.entries = entries
 
 
 def rounding_tasks(
     graphs: Mapping[str, ir.Graph],
     sites: Sequence[Site],
-    form: GraphForm,
+    quantized: QuantizedGraphs,
     statistics: Statistics,
     *,
     correct: bool,
@@ -166,9 +168,9 @@ def rounding_tasks(
     """Return the weights of the folded graphs that data rounds, and what they are fed."""
     tasks = []
     for site in sites:
-        entry = form.entries[site.name]
+        entry = quantized.entries[site.name]
         if RoundingTask.needed(entry, correct=correct):
-            smoothed, qparams = form.rounding_input(site)
+            smoothed, qparams = quantized.rounding_input(site)
             tasks.append(
                 RoundingTask(
                     site,
@@ -177,8 +179,8 @@ def rounding_tasks(
                     smoothed,
                     qparams,
                     int(site_statistics(statistics, site.name).count),
-                    partial(form.weight, site),
-                    partial(form.nearest, site=site),
+                    partial(quantized.weight, site),
+                    partial(quantized.nearest, site=site),
                 )
             )
     return tasks
@@ -188,34 +190,36 @@ def round_weights(
     run: CalibrationRun,
     sites: Sequence[Site],
     groups: Sequence[InputGroup],
-    form: GraphForm,
+    quantized: QuantizedGraphs,
     rounded: Mapping[str, Rounded],
 ) -> tuple[dict[str, QuantizedWeight], Plan, list[SiteRow]]:
     """Return the quantized weights by site, the plan with its scales, and what reports say.
 
     Those in `rounded` are had already; the others are rounded to nearest.
     """
-    decided = {site.name: form.decisions[group.key] for group in groups for site in group.sites}
+    decided = {
+        site.name: quantized.decisions[group.key] for group in groups for site in group.sites
+    }
     weights: dict[str, QuantizedWeight] = {}
     final, results = [], []
     for k, site in enumerate(sites):
-        entry, noise = form.entries[site.name], None
+        entry, noise = quantized.entries[site.name], None
         if entry.weight is not None:
-            weight = form.weight(site)
+            weight = quantized.weight(site)
             known = rounded.get(site.name)
-            weights[site.name] = known.weight if known else form.nearest(weight, site)
+            weights[site.name] = known.weight if known else quantized.nearest(weight, site)
             noise = rounding_noise_db(weight, weights[site.name].dequantize())
         sqnr_db = None
         if site.name in decided:
-            entry = msgspec.structs.replace(entry, activation=form.filled(site))
+            entry = msgspec.structs.replace(entry, activation=quantized.filled(site))
             sqnr_db = decided[site.name].sqnr_db
         final.append(entry)
-        results.append(describe(site, entry, noise, sqnr_db))
+        results.append(site_row(site, entry, noise, sqnr_db))
         run.progress("weights", k + 1, len(sites))
     return weights, Plan(sites=tuple(final)), results
 
 
-def describe(
+def site_row(
     site: Site, entry: SitePlan, weight_db: float | None, activation_db: float | None
 ) -> SiteRow:
     """Return what reports say of a site with this plan."""

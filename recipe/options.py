@@ -51,7 +51,7 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
         says("A generator's classes, in turn, e.g. 0-9,207. Without it, drawn evenly of all."),
     ] = None
     samples: Annotated[
-        int, says("Number of crops, or of pictures that a generator makes.", COUNT)
+        int, says("Number of crops, or of images that a generator makes.", COUNT)
     ] = 32
     batch_size: Annotated[
         int,
@@ -60,7 +60,7 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
             COUNT,
         ),
     ] = 1
-    seed: Annotated[int, says("Seed of the crops, or of the pictures.", SEED)] = 0
+    seed: Annotated[int, says("Seed of the crops, or of the images.", SEED)] = 0
     size: Annotated[int, says("Side of the square crops.", SIDE)] = 256
     synthetic: Annotated[bool, says("Calibrate on uniform noise; every report says so.")] = False
     shard: Annotated[str | None, says("Make part K of N of the samples (K/N), to be merged.")] = (
@@ -71,12 +71,12 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     ] = None
     value_range: Annotated[
         tuple[float, float] | None,
-        says("Range that the float pictures of feeds must lie in. Without it, -16 to 16."),
+        says("Range that the float images of feeds must lie in. Without it, -16 to 16."),
     ] = None
     dgc: Annotated[bool, says("Choose a generator's rows by distance (DGC).")] = False
     candidates: Annotated[
         int | None,
-        says("Pictures that DGC chooses from. Without it, twice the samples.", COUNT),
+        says("Images that DGC chooses from. Without it, twice the samples.", COUNT),
     ] = None
     dgc_select: Annotated[
         Literal["ratio", "distance"],
@@ -193,14 +193,14 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
             "for all. Without it, drawn of all, those first that calibration has not seen."
         ),
     ] = None
-    samples: Annotated[int, says("Pictures that a generator makes.", COUNT)] = 32
+    samples: Annotated[int, says("Images that a generator makes.", COUNT)] = 32
     seed: Annotated[
         int,
-        says("Seed of these pictures, which calibration must not have used.", SEED),
+        says("Seed of these images, which calibration must not have used.", SEED),
     ] = 1000
-    batch_size: Annotated[int, says("Pictures in flight.", COUNT)] = 4
+    batch_size: Annotated[int, says("Images in flight.", COUNT)] = 4
     features: Annotated[
-        str | None, says("An ONNX graph from pictures to features, for their Frechet distance.")
+        str | None, says("An ONNX graph from images to features, for their Frechet distance.")
     ] = None
     size: Annotated[int, says("Side of the centre crops.", SIDE)] = 256
     gates: Annotated[

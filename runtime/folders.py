@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..errors import BundleError
+from ..workspace.facts import EngineFacts, facts
 from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.verify import read_manifest, verify, workspace_of
 
@@ -30,11 +30,13 @@ def require_session(folder: Path) -> None:
     The graphs beside them are what they were built from, and would run in FP16 on the CPU.
     """
     manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-    built = manifest.options if manifest is not None and manifest.stage == "build" else {}
-    if built.get("backend", CPU_BACKEND) == CPU_BACKEND and not any(folder.glob("*.engine")):
+    built = EngineFacts()
+    if manifest is not None and manifest.stage == "build":
+        built = facts(manifest, EngineFacts, "options")
+    if built.backend == CPU_BACKEND and not any(folder.glob("*.engine")):
         return
-    name = TITLES.get(str(built.get("backend")), "TensorRT")
-    targets = " ".join(built.get("targets", ()))
+    name = TITLES.get(built.backend, "TensorRT")
+    targets = " ".join(built.targets)
     raise BundleError(
         f"holds {name} engines{f' for {targets}' if targets else ''}, which arvg-trt builds and "
         "does not run; on the CPU run ONNX Runtime engines, Q/DQ graphs and exports",
@@ -43,15 +45,15 @@ def require_session(folder: Path) -> None:
     )
 
 
-def instead(folder: Path, manifest: Manifest | None, built: dict[str, Any]) -> str:
+def instead(folder: Path, manifest: Manifest | None, built: EngineFacts) -> str:
     """Return the advice which folder to name instead."""
     root, _ = workspace_of(folder) if manifest is not None else (None, None)
     if root is None:
         return "name one of those"
     shown = folder.parents[2] if len(folder.parents) > 2 else root
     folders = (
-        ("engines", str(built.get("name")), CPU_BACKEND),
-        ("quantize", str(built.get("name"))),
+        ("engines", built.name, CPU_BACKEND),
+        ("quantize", built.name),
         ("export",),
     )
     found = next((p for p in folders if root.joinpath(*p, MANIFEST).is_file()), None)

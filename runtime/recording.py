@@ -56,7 +56,7 @@ class Recording(Protocol):
     def graphs(self) -> tuple[str, ...]: ...
 
     @property
-    def kept(self) -> Mapping[str, int]:
+    def runs_per_image(self) -> Mapping[str, int]:
         """Return how many runs of each graph are saved per image, by the model's own sampling."""
         ...
 

@@ -9,33 +9,17 @@ import numpy as np
 
 from ..runtime.images import Uint8Image, center_crop, enlarge_to
 from .base import Progress, SampleSource, reported
-from .images import ImageSource
+from .images import ImageSamples, ImageSource
 
 
 @dataclass(frozen=True, slots=True)
-class Crops(SampleSource):
+class Crops(ImageSamples):
     """Crops `part` of images, in turn: random ones by `seed`, or without a seed the centres."""
 
     images: ImageSource
     size: int
     part: range
     seed: int | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.images.names
-
-    @property
-    def digests(self) -> Mapping[str, str]:
-        return self.images.digests
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        return self.images.skipped
-
-    @property
-    def count(self) -> int:
-        return len(self.part)
 
     @property
     def sample_names(self) -> tuple[str, ...]:

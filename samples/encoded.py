@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from ..runtime.images import shrunk_crop, to_model
 from ..runtime.labels import parse_labels
 from ..runtime.spec import GeneratorSpec
 from ..runtime.tokenizer import ImageTokenizer
-from .base import Progress, SampleSource
+from .base import Progress
 from .files import Sample
 from .forcing import forced_rows, teacher_forcing
 from .generated import null_class
-from .images import ImageSource
+from .images import ImageSamples, ImageSource
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedImages(SampleSource):
+class EncodedImages(ImageSamples):
     """Images through the generator's own tokenizer: `part` of them, with a class each.
 
     `labels` are those of all images. The seed decides the trajectories that lead to them, of a
@@ -57,22 +57,6 @@ class EncodedImages(SampleSource):
         classes = image_labels(images, labels, spec.num_classes)
         require_size(images, spec.image_size)
         return cls(export, spec, images, tuple(classes), part, seed, threads)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.images.names
-
-    @property
-    def digests(self) -> Mapping[str, str]:
-        return self.images.digests
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        return self.images.skipped
-
-    @property
-    def count(self) -> int:
-        return len(self.part)
 
     def samples(self, progress: Progress) -> Iterator[Sample]:
         """Yield what `GeneratedSamples` does, of these images; there is no progress to tell."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import zip_longest
@@ -30,6 +30,7 @@ from ..runtime.images import (
 )
 from ..runtime.npz import BadArrays, read_npy
 from ..workspace.files import sha256_file
+from .base import SampleSource
 
 SKIMAGE_PREFIX = "skimage"
 SKIMAGE_FILES = {
@@ -79,6 +80,29 @@ class ImageSource:
     def load(self, index: int) -> Uint8Image:
         """Read file `index` as uint8 [H, W, 3]; array files were checked before."""
         return read_any(self.files[index])
+
+
+class ImageSamples(SampleSource):
+    """Samples of `part` of the user's images, which they are named after."""
+
+    images: ImageSource
+    part: range
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.images.names
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        return self.images.digests
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return self.images.skipped
+
+    @property
+    def count(self) -> int:
+        return len(self.part)
 
 
 def name_below(root: Path | None, path: Path) -> str:

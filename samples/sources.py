@@ -17,7 +17,7 @@ from ..recipe.options import CalibrateOptions, ValidateOptions
 from ..runtime.generator import BATCH_SIZE, read_spec
 from ..runtime.labels import parse_labels
 from ..runtime.spec import GeneratorSpec
-from ..workspace.facts import Exported, ModelKind, tokenizer_of
+from ..workspace.facts import Exported, ModelKind, model_name, tokenizer_of
 from .arrays import ArraySamples, noise_arrays, open_arrays
 from .base import SampleSource
 from .classes import drawn_classes
@@ -197,7 +197,7 @@ def held_out_images(
     _, spec = read_spec(model.folder)
     if spec.recording is not None and images is not None:
         raise CalibrationError(
-            f"{model.manifest.options['model']} is validated along its own trajectory",
+            f"{model_name(model.manifest)} is validated along its own trajectory",
             where="--images",
             do="leave it out",
         )

@@ -78,11 +78,11 @@ LONGEST = (
     "engines/onnxruntime/test_generator.py",
     "pipeline/test_validate_mar.py",
     "families/gsq/test_export.py",
-    "families/par/test_loop.py",
+    "families/shared/test_raster_loop.py",
     "families/mar/test_loop.py",
     "pipeline/test_bad_input.py",
     "families/var/test_write.py",
-    "families/par/test_write.py",
+    "families/shared/test_cached_steps.py",
     "pipeline/test_search.py",
     "families/cosmos/test_write.py",
 )

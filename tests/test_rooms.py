@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -111,6 +112,27 @@ def test_the_walk_sees_every_room() -> None:
 def test_module_imports_only_rooms_of_lower_floors(path: Path) -> None:
     if room_of(path) != "__init__":  # the public face sees all
         assert not upward(path)
+
+
+def generators() -> set[str]:
+    """Folders of the families that generate images."""
+    return {path.parts[1] for path in modules() if path.match("families/*/spec.py")}
+
+
+def test_the_walk_sees_generators_and_who_imports_them() -> None:
+    assert {"mar", "par", "rar", "var"} <= generators() < set(os.listdir(ROOT / "families"))
+    assert families_of(Path("families/var/export.py")) >= {"shared", "var_vqvae"}
+
+
+def families_of(relative: Path) -> set[str]:
+    """Folders and modules of `families` that a module imports."""
+    names = (name.split(".") for name in imported(relative))
+    return {parts[2] for parts in names if parts[:2] == ["arvg_trt", "families"] and parts[2:]}
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if room_of(p) == "families"], ids=str)
+def test_a_family_imports_no_generator_but_itself(path: Path) -> None:
+    assert not families_of(path) & generators() - {path.parts[1]}
 
 
 @pytest.mark.parametrize("path", [p for p in modules() if is_light(p)], ids=str)

@@ -63,14 +63,22 @@ class GraphFacts(msgspec.Struct, frozen=True, kw_only=True):
 class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Describe an image tokenizer; `codebook_size` is None for continuous latents.
 
-    One token covers `stride` x `stride` pixels.
+    One token covers `stride` x `stride` pixels. `levels` are those of each scalar that is rounded,
+    in tokenizers that do. Only families that divide the channels of a latent into groups, each
+    with a code of its own, say how many `groups`.
     """
 
     stride: int
     discrete: bool
+    levels: tuple[int, ...] = ()
+    groups: int | msgspec.UnsetType = msgspec.UNSET
     latent_channels: int
     codebook_size: int | None = None
-    groups: int = 1
+
+    @property
+    def codes_per_cell(self) -> int:
+        """Return how many codes a cell of the map has."""
+        return 1 if self.groups is msgspec.UNSET else self.groups
 
 
 class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +86,15 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     graphs: tuple[GraphFacts, ...] | None = None
     tokenizer: TokenizerFacts | None = None
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what later stages read of a build's options; ONNX Runtime's has no ``targets``."""
+
+    backend: str = "onnxruntime"
+    name: str = ""
+    targets: tuple[str, ...] = ()
+    half: str = "float16"
 
 
 def facts(
@@ -122,6 +139,11 @@ def kind_of(exported: Manifest) -> ModelKind:
     return "custom" if "graphs" in exported.results else "tokenizer"
 
 
+def model_name(exported: Manifest) -> str:
+    """Return the name that a model was exported by."""
+    return manifest_value(exported, "options", "model", str)
+
+
 def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:
     """Raise CalibrationError for statistics of graphs that have been exported anew since."""
     odd = [n for n, digest in exported.as_inputs().items() if calibrated.inputs.get(n) != digest]
@@ -148,7 +170,7 @@ def tokenizer_of(exported: Manifest) -> TokenizerFacts:
     tokenizer = facts(exported, ExportFacts).tokenizer
     if tokenizer is None:
         raise WorkspaceError(
-            f"{exported.options['model']} generates, it is no image tokenizer",
+            f"{model_name(exported)} generates, it is no image tokenizer",
             do="calibrate, quantize and generate take it",
         )
     return tokenizer

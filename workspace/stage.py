@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -17,8 +17,8 @@ from .manifest import MANIFEST, Manifest, is_up_to_date, write_manifest
 from .verify import verify
 from .workspace import Workspace
 
-# Does the work of a stage in a folder; returns results for the manifest, best as a struct.
-Work = Callable[[Path], "Mapping[str, Any] | msgspec.Struct"]
+# Does the work of a stage in a folder; returns results for the manifest.
+Work = Callable[[Path], msgspec.Struct]
 
 
 class Reporter(Protocol):

@@ -9,6 +9,7 @@ float64.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,12 @@ def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     for node in graph:
         values.update((str(v.name), v) for v in node.outputs)
     return FiniteValues(graph, values) if FINITE in graph.meta else values
+
+
+def value_named(graph: ir.Graph, name: str) -> ir.Value:
+    """Return the first value of this name; inputs come first, so that theirs are found at once."""
+    made = (value for node in graph for value in node.outputs)
+    return next(value for value in chain(graph.inputs, made) if value.name == name)
 
 
 def only_finite(graph: ir.Graph) -> None:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...errors import CalibrationError
-from ...graph.io import graph_bytes, load_graph
+from ...graph.io import float_outputs, graph_bytes, input_names, load_graph
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ...samples.files import feeds_of, sample_batches, sample_files, sample_labels
 from .reduce import ROW_KINDS, only_finite
@@ -50,7 +50,7 @@ def run_instrumented(
     """
     lenient: list[str] = []
     known = sample_labels(samples)
-    inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs}
+    inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs[1:]}
     carried: dict[str, dict[str, NDArray[np.generic]]] = {}
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
@@ -76,12 +76,6 @@ def run_instrumented(
     return tuple(lenient)
 
 
-def float_outputs(path: Path) -> tuple[str, ...]:
-    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
-    outputs = load_graph(path).graph.outputs
-    return tuple(str(value.name) for value in outputs if value.dtype in floats)
-
-
 def is_masked(outputs: Outputs, ends: Sequence[str], path: Path, feeds: Outputs) -> bool:
     """Return whether NaN and infinity are by design: the float outputs have none but -infinity.
 
@@ -93,10 +87,6 @@ def is_masked(outputs: Outputs, ends: Sequence[str], path: Path, feeds: Outputs)
     if not outputs.keys() >= set(ends):
         outputs = reference_session(path).run(feeds, ends)
     return all(is_below_infinity(outputs[name]) for name in ends)
-
-
-def input_names(path: Path) -> tuple[str, ...]:
-    return tuple(str(value.name) for value in load_graph(path).graph.inputs)
 
 
 def open_instrumented(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...graph.builder import add_node, constant
 from ...graph.sites import Site
 from ...numerics.qparams import QParams
-from .reduce import Reducer, values_by_name
+from .reduce import Reducer, value_named
 from .run import Outputs
 
 Floats = NDArray[np.float64]
@@ -159,9 +159,8 @@ def by_position(
         )
         return constant(graph, name, shaped)
     table = constant(graph, f"{name}/table", values.astype(np.float32).reshape(-1, 1))
-    return add_node(
-        graph, "Gather", [table, values_by_name(graph)[smoothed_input.position_ids]], name, axis=0
-    )
+    position_ids = value_named(graph, smoothed_input.position_ids)
+    return add_node(graph, "Gather", [table, position_ids], name, axis=0)
 
 
 def along(values: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:

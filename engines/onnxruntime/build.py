@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +17,7 @@ from ...graph.io import read_graph
 from ...graph.passes import Sequential
 from ...numerics.noise import masked_sqnr_db
 from ...runtime.sessions.onnxruntime import reference_session
-from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
+from ...samples.files import TOKENIZER_GRAPHS, Arrays, GraphChain, load_sample, sample_files
 from ...workspace.files import open_tensors
 from ..facts import EngineRow, SiteException
 from .float_outputs import worst_first
@@ -124,7 +123,7 @@ def leave_in_float(
 
 def graph_feeds(
     export: Path, samples: Sequence[Path], graphs: Sequence[str], graph: str
-) -> list[Mapping[str, Any]]:
+) -> list[Arrays]:
     """Return what the FP32 graphs feed one of them with, for each sample."""
     chain = GraphChain.open(export, graphs, session=reference_session)
     arrays = [load_sample(path) for path in samples]

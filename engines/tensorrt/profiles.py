@@ -110,8 +110,8 @@ def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: TokenizerFa
     if graph == "encoder":
         name, tail = "image", [3, size, size]
     elif tokenizer.discrete:
-        groups = tokenizer.groups
-        name, tail = "indices", [side, side, *([groups] if groups > 1 else [])]
+        codes = tokenizer.codes_per_cell
+        name, tail = "indices", [side, side, *([codes] if codes > 1 else [])]
     else:
         name, tail = "latent", [tokenizer.latent_channels, side, side]
     return {name: ((1, *tail), (most, *tail), (most, *tail))}

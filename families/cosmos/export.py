@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
 from ...workspace.files import encode_json
 from ..base import Exporter
-from ..shared.job import PARITY_SIZE, ExportJob, mark_norms, parity_results
+from ..shared.job import PARITY_SIZE, ExportJob, mark_norms
 
 
 class CosmosExporter(Exporter):
     """Exports a Cosmos tokenizer."""
 
-    def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+    def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
         from ...export.checkpoint.config_json import read_beside
         from ..shared.vq_parity import check_vq_parity
@@ -35,11 +35,11 @@ class CosmosExporter(Exporter):
         (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
         job.progress("comparing with PyTorch", 2)
         references = compute_cosmos_references(model, job.pictures(PARITY_SIZE))
-        parity = check_vq_parity(folder, references)
+        tokens, differences = check_vq_parity(folder, references)
         job.progress("comparing with PyTorch", 3)
-        return {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "tokenizer": tokenizer_facts(model.config),
-            "parity": parity_results(*parity),
-            "parity_images": list(job.image_names),
-        }
+        return CheckpointFacts(
+            parameters=sum(p.numel() for p in model.parameters()),
+            tokenizer=tokenizer_facts(model.config),
+            parity=Parity(encoder=tokens, graphs=differences),
+            parity_images=job.image_names,
+        )

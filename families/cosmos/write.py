@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from ...export.sites import find_sites
 from ...export.tracing import OPSET, quiet_exporter
 from ...graph.passes import Sequential
 from ...graph.sites import Site
+from ...workspace.facts import TokenizerFacts
 from .config import CosmosConfig
 from .model import CosmosTokenizer
 
@@ -137,15 +139,12 @@ def save_graph(model: ir.Model, path: Path, properties: dict[str, str]) -> None:
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
 
 
-def tokenizer_facts(config: CosmosConfig) -> dict[str, object]:
-    """Return what later stages need to know of the tokenizer, for the manifest."""
-    codebook = 1
-    for level in config.levels:
-        codebook *= level
-    return {
-        "stride": config.spatial_compression,
-        "discrete": config.discrete,
-        "levels": list(config.levels),
-        "latent_channels": config.latent_channels,
-        "codebook_size": codebook if config.discrete else None,
-    }
+def tokenizer_facts(config: CosmosConfig) -> TokenizerFacts:
+    """Return what later stages need to know of the tokenizer."""
+    return TokenizerFacts(
+        stride=config.spatial_compression,
+        discrete=config.discrete,
+        levels=config.levels,
+        latent_channels=config.latent_channels,
+        codebook_size=math.prod(config.levels) if config.discrete else None,
+    )

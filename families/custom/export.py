@@ -163,7 +163,7 @@ def export_custom(
     fed = {p.graph: seeded_arrays(models[p.graph].graph, p.inputs, FOLD_SEED) for p in parity}
     refused = judges.failing_folds(folder, fed, sites)
     sites = without_folds(sites, refused)
-    described = [describe(model.graph, name) for name, model in models.items()]
+    described = [graph_facts(model.graph, name) for name, model in models.items()]
     verdicts = tuple(
         verdict
         for name, model in models.items()
@@ -222,7 +222,7 @@ def require_sites(sites: Sequence[Site]) -> None:
     )
 
 
-def describe(graph: ir.Graph, name: str) -> GraphFacts:
+def graph_facts(graph: ir.Graph, name: str) -> GraphFacts:
     """Return inputs and outputs for the stages that feed the graph; a dynamic axis has its name."""
     return GraphFacts(
         name=name,

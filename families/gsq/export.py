@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
+from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ...workspace.facts import TokenizerFacts
 from ...workspace.files import encode_json
 from ..base import Exporter
-from ..shared.job import PARITY_SIZE, ExportJob, parity_results
+from ..shared.job import PARITY_SIZE, ExportJob
 
 if TYPE_CHECKING:
     from .config import GsqConfig
@@ -21,7 +23,7 @@ LEAST_POSITIONS = 2  # whose variance the decoder's norms take
 class GsqExporter(Exporter):
     """Exports a GSQ tokenizer."""
 
-    def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+    def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write both graphs and their sites; returns the manifest's results.
 
         Raises:
@@ -47,14 +49,14 @@ class GsqExporter(Exporter):
         (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
         job.progress("comparing with PyTorch", 2)
         references = compute_gsq_references(model, job.pictures(PARITY_SIZE))
-        parity = check_vq_parity(folder, references, precise_norms)
+        tokens, differences = check_vq_parity(folder, references, precise_norms)
         job.progress("comparing with PyTorch", 3)
-        return {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "tokenizer": describe(model.config),
-            "parity": parity_results(*parity),
-            "parity_images": list(job.image_names),
-        }
+        return CheckpointFacts(
+            parameters=sum(p.numel() for p in model.parameters()),
+            tokenizer=tokenizer_facts(model.config),
+            parity=Parity(encoder=tokens, graphs=differences),
+            parity_images=job.image_names,
+        )
 
 
 def load_model(job: ExportJob) -> GsqTokenizer:
@@ -99,13 +101,12 @@ def precise_norms(path: Path) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(path, optimized=True, graph=graph)
 
 
-def describe(config: GsqConfig) -> dict[str, object]:
-    """Return what later stages need to know of the tokenizer, for the manifest."""
-    return {
-        "stride": config.stride,
-        "discrete": True,
-        "levels": [],
-        "groups": config.groups,
-        "latent_channels": config.latent_channels,
-        "codebook_size": config.vocab_size,
-    }
+def tokenizer_facts(config: GsqConfig) -> TokenizerFacts:
+    """Return what later stages need to know of the tokenizer."""
+    return TokenizerFacts(
+        stride=config.stride,
+        discrete=True,
+        groups=config.groups,
+        latent_channels=config.latent_channels,
+        codebook_size=config.vocab_size,
+    )

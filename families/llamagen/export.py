@@ -43,7 +43,9 @@ class LlamagenExporter(LlamaExporter["LlamagenTransformer"]):
         self, job: ExportJob, model: LlamagenTransformer, tokenizer: LlamagenVq
     ) -> LlamagenSpec:
         """Return what the runtime needs to know of the generator."""
-        return describe(model.config, tokenizer.config, job.form, read_config_json(job).sampling)
+        return generator_spec(
+            model.config, tokenizer.config, job.form, read_config_json(job).sampling
+        )
 
     def bounds(self, model: LlamagenTransformer) -> list[tuple[int, int]]:
         """Return the first steps, one in the middle and the last."""
@@ -77,7 +79,7 @@ def read_config_json(job: ExportJob) -> LlamaJson:
     return read_beside(job.paths[0].parent, LlamaJson)
 
 
-def describe(
+def generator_spec(
     config: LlamaConfig,
     tokenizer: LlamagenVqConfig,
     form: ExportShape = DYNAMIC,

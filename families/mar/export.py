@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import ExportError
+from ...export.facts import Parity
 from ...export.shape import DYNAMIC, ExportShape
 from ..shared.exporter import Compare, TransformerExporter
 from ..shared.job import ExportJob, guided_labels, load_parts
@@ -55,7 +55,7 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
 
     def spec(self, job: ExportJob, model: MarTransformer, tokenizer: KlVae) -> MarSpec:
         """Return what the runtime needs to know of the generator."""
-        return describe(model.config, tokenizer.config.stride, read_config_json(job).sampling)
+        return generator_spec(model.config, tokenizer.config.stride, read_config_json(job).sampling)
 
     def write(
         self,
@@ -92,12 +92,9 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
         labels = guided_labels(config.num_classes)
         wanted = compute_mar_references(model, labels, shown.repeat(2, 1, 1))
 
-        def compare(folder: Path) -> dict[str, Any]:
-            found = (
-                *check_autoencoder_parity(folder, autoencoder),
-                *check_mar_parity(folder, wanted),
-            )
-            return {"graphs": [asdict(one) for one in found]}
+        def compare(folder: Path) -> Parity:
+            found = check_autoencoder_parity(folder, autoencoder)
+            return Parity(graphs=(*found, *check_mar_parity(folder, wanted)))
 
         return compare
 
@@ -123,7 +120,7 @@ def read_config_json(job: ExportJob) -> MarJson:
     return read_beside(job.paths[0].parent, MarJson)
 
 
-def describe(config: MarConfig, stride: int, sampling: MarDefaults | None = None) -> MarSpec:
+def generator_spec(config: MarConfig, stride: int, sampling: MarDefaults | None = None) -> MarSpec:
     """Return what the runtime needs to know of the generator.
 
     Raises:

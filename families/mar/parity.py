@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.parity import Arrays, Difference, difference, require
+from ...export.facts import Difference
+from ...export.parity import Arrays, difference, require
 from ...runtime.sessions.onnxruntime import fast_session, mapped_session
 from ...runtime.spec import TIMES
 from ..kl_vae.model import KlVae

@@ -36,7 +36,7 @@ class MarRecording:
         return GRAPHS
 
     @property
-    def kept(self) -> Mapping[str, int]:
+    def runs_per_image(self) -> Mapping[str, int]:
         passes = min(PASSES, self.spec.defaults.iterations)
         return {PASS: passes, DENOISE: passes * min(TIMES, self.spec.defaults.diffusion_steps)}
 
@@ -132,11 +132,11 @@ class Recorder(OnnxRuntimeSession):
     def start(self, numbers: Collection[int]) -> None:
         """Count runs from 0 again, and record the feeds of the chosen ones."""
         self._chosen, self._next = frozenset(numbers), 0
-        self.kept: dict[int, Arrays] = {}
+        self.recorded: dict[int, Arrays] = {}
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         if self._next in self._chosen:
-            self.kept[self._next] = dict(feeds)
+            self.recorded[self._next] = dict(feeds)
         self._next += 1
         return super().run(feeds, outputs)
 
@@ -178,7 +178,7 @@ def recorded_batches(
         saved = []
         for index, runs in enumerate(runs_of):
             for graph, k in runs:
-                feeds = image_rows(recorders[graph].kept[k], index, len(pictures), sampling)
+                feeds = image_rows(recorders[graph].recorded[k], index, len(pictures), sampling)
                 saved.append((pictures[index], GraphRun(graph, feeds)))
         yield made, saved
 

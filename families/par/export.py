@@ -38,7 +38,9 @@ class ParExporter(LlamaExporter["ParTransformer"]):
 
     def spec(self, job: ExportJob, model: ParTransformer, tokenizer: LlamagenVq) -> ParSpec:
         """Return what the runtime needs to know of the generator."""
-        return describe(model.config, tokenizer.config, job.form, read_config_json(job).sampling)
+        return generator_spec(
+            model.config, tokenizer.config, job.form, read_config_json(job).sampling
+        )
 
     def bounds(self, model: ParTransformer) -> list[tuple[int, int]]:
         """Return steps of one token, and of a group."""
@@ -54,7 +56,7 @@ def read_config_json(job: ExportJob) -> ParJson:
     return read_beside(job.paths[0].parent, ParJson)
 
 
-def describe(
+def generator_spec(
     config: ParConfig,
     tokenizer: LlamagenVqConfig,
     form: ExportShape = DYNAMIC,

@@ -16,7 +16,7 @@ from .variants import TOKENIZER
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...export.parity import Difference
+    from ...export.facts import Difference
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
     from ..maskgit_vq.config import MaskgitVqConfig
@@ -47,7 +47,7 @@ class RarExporter(TokenMapExporter["RarTransformer", "MaskgitVq"]):
         from ...export.checkpoint.config_json import read_beside
 
         sampling = read_beside(job.paths[0].parent, RarJson).sampling
-        return describe(model.config, tokenizer.config, job.form, sampling)
+        return generator_spec(model.config, tokenizer.config, job.form, sampling)
 
     def write_transformer(
         self, job: ExportJob, model: RarTransformer, weights: WeightFile, properties: dict[str, str]
@@ -67,7 +67,7 @@ class RarExporter(TokenMapExporter["RarTransformer", "MaskgitVq"]):
         return lambda folder: check_rar_parity(folder, references)
 
 
-def describe(
+def generator_spec(
     config: RarConfig,
     tokenizer: MaskgitVqConfig,
     form: ExportShape = DYNAMIC,

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.parity import Arrays, Difference, difference
+from ...export.facts import Difference
+from ...export.parity import Arrays, difference
 from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.sessions.onnxruntime import mapped_session
 from ..shared.cached_steps import (

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.parity import Arrays, Difference, difference, require
+from ...export.facts import Difference
+from ...export.parity import Arrays, difference, require
 from ...export.shape import DYNAMIC, ExportShape
 from ...export.tracing import cache_type
 from ...runtime.kv_cache import past_name

@@ -6,10 +6,11 @@ import gc
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypedDict
 
 import numpy as np
 
+from ...export.facts import Parity
 from ...export.shape import ExportShape
 from .isolated_export import GeneratorExporter
 from .job import (
@@ -18,7 +19,6 @@ from .job import (
     Transformer,
     guided_labels,
     load_parts,
-    parity_results,
     refuse_static,
     write_parts,
 )
@@ -26,12 +26,12 @@ from .job import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...export.parity import Difference
+    from ...export.facts import Difference, PartParameters
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
-    from ...runtime.spec import GeneratorSpec
+    from ...runtime.spec import GeneratorSpec, KvType
 
-Compare = Callable[[Path], dict[str, Any]]
+Compare = Callable[[Path], Parity]
 
 
 class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
@@ -64,12 +64,11 @@ class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
     def references(self, job: ExportJob, model: Transformer, tokenizer: Tokenizer) -> Compare:
         """Compute in PyTorch what the graphs should; returns what compares those of a folder.
 
-        That must keep neither model: both are let go before the graphs are opened. It returns what
-        was found of the graphs, for the manifest, and raises ExportError for a difference above
-        the tolerance.
+        That must keep neither model: both are let go before the graphs are opened. It raises
+        ExportError for a difference above the tolerance.
         """
 
-    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+    def write_graphs(self, job: ExportJob, folder: Path) -> PartParameters:
         """Write all that the export leaves; returns the parameters of each half."""
         model, tokenizer = self.load(job)
         return write_parts(
@@ -80,8 +79,8 @@ class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
             lambda weights, properties: self.write(job, model, tokenizer, weights, properties),
         )
 
-    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
-        """Compare all graphs with PyTorch; returns what the manifest says of it.
+    def compare_graphs(self, job: ExportJob, folder: Path) -> Parity:
+        """Compare all graphs with PyTorch.
 
         Raises:
             ExportError: a difference above the tolerance; names the graph.
@@ -174,9 +173,9 @@ class TokenMapExporter(TransformerExporter[Transformer, Tokenizer]):
         labels = guided_labels(spec.num_classes)
         check = self.step_references(job, model, labels, torch.from_numpy(tokens))
 
-        def compare(folder: Path) -> dict[str, Any]:
-            found, differences = check_vq_parity(folder, photographs)
-            return parity_results(found, (*differences, *check(folder)))
+        def compare(folder: Path) -> Parity:
+            tokens, differences = check_vq_parity(folder, photographs)
+            return Parity(encoder=tokens, graphs=(*differences, *check(folder)))
 
         return compare
 
@@ -200,8 +199,30 @@ class MapConfig(Protocol):
     def head_dim(self) -> int: ...
 
 
-def raster_fields(config: MapConfig, stride: int, form: ExportShape) -> dict[str, Any]:
+class RasterFields(TypedDict):
+    """The fields of a `RasterSpec` that a configuration and the shape of the export decide."""
+
+    side: int
+    num_classes: int
+    vocab_size: int
+    depth: int
+    width: int
+    heads: int
+    head_dim: int
+    image_size: int
+    kv_type: KvType
+
+
+def raster_fields(config: MapConfig, stride: int, form: ExportShape) -> RasterFields:
     """Return the fields of a `RasterSpec`; a token is `stride` pixels wide."""
-    names = ("side", "num_classes", "vocab_size", "depth", "width", "heads", "head_dim")
-    fields = {name: getattr(config, name) for name in names}
-    return fields | {"image_size": config.side * stride, "kv_type": form.kv_type}
+    return RasterFields(
+        side=config.side,
+        num_classes=config.num_classes,
+        vocab_size=config.vocab_size,
+        depth=config.depth,
+        width=config.width,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        image_size=config.side * stride,
+        kv_type=form.kv_type,
+    )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
+from ...export.facts import CheckpointFacts, Parity, PartParameters
 from ...export.isolated import run_isolated, serve_worker
 from ...export.shape import ExportShape
 from ...runtime.families import find_family
@@ -21,6 +22,7 @@ from ..variants import find_model
 from .job import ExportJob
 
 What = Literal["write", "compare"]
+Result = TypeVar("Result", bound="Written | Parity")
 
 
 class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,10 +38,10 @@ class ModelTask(msgspec.Struct, frozen=True, kw_only=True):
     weights: Literal["ema", "model"] | None = None
 
 
-class Done(msgspec.Struct, frozen=True):
-    """Hold what was found, and the lines for the user."""
+class Written(msgspec.Struct, frozen=True):
+    """Count the parameters of what was written, and hold the lines for the user."""
 
-    found: dict[str, Any]
+    parameters: PartParameters
     lines: tuple[str, ...]
 
 
@@ -64,37 +66,36 @@ class GeneratorExporter(Exporter):
         """Raise ExportError for a shape that its graphs cannot have."""
 
     @abstractmethod
-    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+    def write_graphs(self, job: ExportJob, folder: Path) -> PartParameters:
         """Write everything that the export leaves; return each part's parameters."""
 
     @abstractmethod
-    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
-        """Compare both parts with PyTorch; return the result for the manifest.
+    def compare_graphs(self, job: ExportJob, folder: Path) -> Parity:
+        """Compare both parts with PyTorch; return how far every graph differs.
 
         Raises:
             ExportError: a difference above the tolerance; names the graph.
         """
 
-    def export(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+    def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write graphs, sites.json and generator.json; return the manifest's results."""
         job.progress("exporting", 0)
-        written = run_task("write", job, folder)
+        written = run_task("write", job, folder, Written)
         for line in written.lines:
             job.reporter.say(line)
-        parameters = written.found
         job.progress("comparing with PyTorch", 2)
-        parity = run_task("compare", job, folder).found
+        parity = run_task("compare", job, folder, Parity)
         job.progress("comparing with PyTorch", 3)
-        return {
-            "parameters": sum(parameters.values()),
-            "parameters_of": parameters,
-            "parity": parity,
-            "parity_images": list(job.image_names),
-        }
+        return CheckpointFacts(
+            parameters=written.parameters.total,
+            parameters_of=written.parameters,
+            parity=parity,
+            parity_images=job.image_names,
+        )
 
 
-def run_task(what: What, job: ExportJob, folder: Path) -> Done:
-    """Run a task in a subprocess; return its parameters, or its comparison of every graph.
+def run_task(what: What, job: ExportJob, folder: Path, result: type[Result]) -> Result:
+    """Run a task in a subprocess; return what `work` returned there.
 
     Raises:
         ExportError: the checkpoint does not fit, or a difference above the tolerance.
@@ -110,10 +111,10 @@ def run_task(what: What, job: ExportJob, folder: Path) -> Done:
         form=job.form,
         weights=job.weights,
     )
-    return run_isolated(__name__, request, Done)
+    return run_isolated(__name__, request, result)
 
 
-def work(task: ModelTask) -> Done:
+def work(task: ModelTask) -> Written | Parity:
     entry, reporter = find_model(task.model), Lines()
     job = ExportJob(
         entry=entry,
@@ -124,9 +125,11 @@ def work(task: ModelTask) -> Done:
         form=task.form,
         weights=task.weights,
     )
-    exporter = find_family(entry.family).load_exporter()
-    do = exporter.write_graphs if task.what == "write" else exporter.compare_graphs
-    return Done(do(job, Path(task.folder)), tuple(reporter.lines))
+    exporter: GeneratorExporter = find_family(entry.family).load_exporter()
+    folder = Path(task.folder)
+    if task.what == "compare":
+        return exporter.compare_graphs(job, folder)
+    return Written(exporter.write_graphs(job, folder), tuple(reporter.lines))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...errors import ExportError
+from ...export.facts import PartParameters
 from ...export.shape import DYNAMIC, ExportShape
 from ...graph.sites import Site, SiteMap
 from ...runtime.families import find_family
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...export.checkpoint.read import Weights
-    from ...export.parity import Difference, TokenParity
     from ...export.weight_file import WeightFile
     from ...runtime.spec import GeneratorSpec
     from ..base import Variant
@@ -106,18 +106,13 @@ def refuse_static(name: str, form: ExportShape, grows: str) -> None:
         )
 
 
-def parity_results(tokens: TokenParity, differences: Sequence[Difference]) -> dict[str, Any]:
-    """Return the tokens of the encoder and the differences of every graph."""
-    return {"encoder": asdict(tokens), "graphs": [asdict(d) for d in differences]}
-
-
 def write_parts(
     job: ExportJob,
     folder: Path,
     models: tuple[HasConfig, HasConfig],
     spec: GeneratorSpec,
     export: Callable[[WeightFile, dict[str, str]], tuple[Site, ...]],
-) -> dict[str, int]:
+) -> PartParameters:
     """Write everything that the export of a transformer and its tokenizer leaves.
 
     Returns their parameters. `export` writes the graphs, with these properties, and returns their
@@ -133,8 +128,8 @@ def write_parts(
         encode_json(SiteMap(sites=sites, graphs=spec.calibrated_graphs))
     )
     (folder / "generator.json").write_bytes(encode_json(spec))
-    names = ("transformer", "tokenizer")
-    return {n: sum(p.numel() for p in m.parameters()) for n, m in zip(names, models, strict=True)}
+    transformer, tokenizer = (sum(p.numel() for p in model.parameters()) for model in models)
+    return PartParameters(transformer=transformer, tokenizer=tokenizer)
 
 
 def mark_norms(job: ExportJob, tokenizer: HasConfig, size: int) -> None:

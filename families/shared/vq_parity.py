@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...export.facts import Difference, TokenParity
 from ...export.parity import (
-    Difference,
     Flags,
-    TokenParity,
     code_distance,
     difference,
     near_boundary,

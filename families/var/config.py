@@ -10,9 +10,7 @@ import msgspec
 from ...errors import ExportError
 from ...export.checkpoint.config_json import read_beside
 from ...runtime.spec import Defaults
-
-PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+from ..var_vqvae.config import PATCH_NUMS_256
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from ...export.facts import Parity
 from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.spec import Defaults
 from ..shared.exporter import Compare, TransformerExporter
-from ..shared.job import ExportJob, guided_labels, load_parts, parity_results
+from ..shared.job import ExportJob, guided_labels, load_parts
 from .config import VarConfig, read_config_json
 from .spec import VarSpec
 from .variants import VAE
@@ -48,7 +49,7 @@ class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
     def spec(self, job: ExportJob, model: VarTransformer, tokenizer: VarVqvae) -> VarSpec:
         """Return what the runtime needs to know of the generator."""
         sampling = read_config_json(job.paths[0].parent).sampling
-        return describe(model.config, tokenizer, job.form, sampling)
+        return generator_spec(model.config, tokenizer, job.form, sampling)
 
     def write(
         self,
@@ -71,24 +72,29 @@ class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
         """Compute those of the tokenizer on photographs, and of the transformer on one of them."""
         import torch
 
-        from ..var_vqvae.parity import check_tokenizer_parity, compute_tokenizer_references
-        from .parity import check_var_parity, compute_references, resize
+        from ..var_vqvae.parity import (
+            check_tokenizer_parity,
+            compute_tokenizer_references,
+            repeated_rows,
+        )
+        from .parity import check_var_parity, compute_references
 
         pictures = job.pictures(tokenizer.config.image_size)
         photographs = compute_tokenizer_references(tokenizer, model.word_embed, pictures)
         images = job.form.static_batch or 1
-        shown = torch.from_numpy(resize(photographs.features, images)).repeat(2, 1, 1)
+        shown = torch.from_numpy(repeated_rows(photographs.features, images)).repeat(2, 1, 1)
         labels = guided_labels(model.config.num_classes, images)
         wanted = compute_references(model, labels, shown, job.form)
 
-        def compare(folder: Path) -> dict[str, Any]:
+        def compare(folder: Path) -> Parity:
             tokens, differences = check_tokenizer_parity(folder, photographs, job.form)
-            return parity_results(tokens, (*differences, *check_var_parity(folder, wanted)))
+            graphs = (*differences, *check_var_parity(folder, wanted))
+            return Parity(encoder=tokens, graphs=graphs)
 
         return compare
 
 
-def describe(
+def generator_spec(
     config: VarConfig,
     vae: VarVqvae,
     form: ExportShape = DYNAMIC,

@@ -6,7 +6,6 @@ weights mapped. So the weights are in memory once, as pages of a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.parity import Array, Arrays, Difference, difference
+from ...export.facts import Difference
+from ...export.parity import Arrays, difference
 from ...export.shape import DYNAMIC, ExportShape
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
+from ...runtime.sessions.onnxruntime import mapped_session
 from ..shared.cached_steps import check_steps, required, run_with_cache_type
 from ..shared.transformer import KeyValue
 from .config import VarConfig
@@ -133,27 +133,3 @@ def check_teacher_forced(folder: Path, wanted: References) -> Difference:
     ]
     logits = np.concatenate([row["logits"] for row in rows])
     return difference("full", "logits", logits, wanted.full)
-
-
-def run_in_rows(
-    session: OnnxRuntimeSession, feeds: Mapping[str, Array], rows: int | None
-) -> Arrays:
-    """Run a session in pieces of `rows` rows, which a static graph takes (None: all at once).
-
-    The last piece is filled up with rows of its own.
-    """
-    if rows is None:
-        return session.run(feeds)
-    count = len(next(iter(feeds.values())))
-    pieces = [
-        session.run({name: resize(array[a : a + rows], rows) for name, array in feeds.items()})
-        for a in range(0, count, rows)
-    ]
-    return {
-        name: np.concatenate([piece[name] for piece in pieces])[:count] for name in session.outputs
-    }
-
-
-def resize(array: Array, rows: int) -> Array:
-    """Return the first `rows` rows of the array, which is repeated if it has less."""
-    return np.resize(array, (rows, *array.shape[1:]))

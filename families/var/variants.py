@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..base import Variant, unsized_variant
-from .config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig, published
+from ..var_vqvae.config import PATCH_NUMS_256, PATCH_NUMS_512
+from .config import VarConfig, published
 
 VAE = "vae_ch160v4096z32"
 HUB = "FoundationVision/var"

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 from ...errors import ExportError
 from ..shared.pyramid import Pyramid
-from ..var.config import PATCH_NUMS_256
 
+PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 # Two of ten scales lie exactly between two convolutions in real numbers; float64 decides them.
 PHI_OF_TEN_SCALES = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
 

@@ -16,8 +16,7 @@ from ...export.checkpoint.strict import count_items, load_strictly, locating
 from ..shared.convolution import FusedAttnBlock
 from ..shared.vq import VqDecoder, VqEncoder
 from ..shared.vq_checkpoint import infer_layout
-from ..var.config import PATCH_NUMS_256
-from .config import VarVqvaeConfig
+from .config import PATCH_NUMS_256, VarVqvaeConfig
 from .quantizer import MultiScaleQuantizer
 
 HITS = "quantize.ema_vocab_hit_SV"

@@ -6,7 +6,7 @@ PyTorch computes first and is released; then one graph at a time is loaded.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...export.facts import Difference, TokenParity
 from ...export.parity import (
+    Array,
     Arrays,
-    Difference,
     Flags,
-    TokenParity,
     code_distance,
     difference,
     near_boundary,
@@ -28,8 +28,7 @@ from ...export.parity import (
     require_tokens,
 )
 from ...export.shape import DYNAMIC, ExportShape
-from ...runtime.sessions.onnxruntime import mapped_session
-from ..var.parity import run_in_rows
+from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
 from .model import VarVqvae
 from .quantizer import MultiScaleQuantizer
 
@@ -151,3 +150,29 @@ def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Fla
     for a, b in pairwise(np.cumsum([0, *wanted.lengths])):
         allowed[(unequal & near)[:, a:b].any(axis=1), b:] = True
     return allowed
+
+
+def run_in_rows(
+    session: OnnxRuntimeSession, feeds: Mapping[str, Array], rows: int | None
+) -> Arrays:
+    """Run a session in pieces of `rows` rows, which a static graph takes (None: all at once).
+
+    The last piece is filled up with rows of its own.
+    """
+    if rows is None:
+        return session.run(feeds)
+    count = len(next(iter(feeds.values())))
+    pieces = [
+        session.run(
+            {name: repeated_rows(array[a : a + rows], rows) for name, array in feeds.items()}
+        )
+        for a in range(0, count, rows)
+    ]
+    return {
+        name: np.concatenate([piece[name] for piece in pieces])[:count] for name in session.outputs
+    }
+
+
+def repeated_rows(array: Array, rows: int) -> Array:
+    """Return the first `rows` rows of the array, which is repeated if it has less."""
+    return np.resize(array, (rows, *array.shape[1:]))

@@ -29,7 +29,7 @@ from ...numerics.qparams import QParams, dtype_of
 from ...numerics.scheme import ActivationFormat, Plan, SitePlan
 from ...numerics.weight import FP8_MAX
 from ..facts import SiteRow
-from ..run import describe
+from ..run import site_row
 from ..scaling.fit import one_range
 from ..token_qparams import format_candidates
 from .nodes import quantize_dequantize
@@ -90,7 +90,7 @@ def quantize_attention(
         ir.save(model, folder / f"{other}.onnx")
     by_name = {site.name: site for site in sites}
     told = [
-        describe(by_name[r.name], filled[r.name], None, quality[r.name]) if r.name in filled else r
+        site_row(by_name[r.name], filled[r.name], None, quality[r.name]) if r.name in filled else r
         for r in results
     ]
     return Plan(sites=tuple(filled.get(e.name, e) for e in plan.sites)), told

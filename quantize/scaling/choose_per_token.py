@@ -9,7 +9,6 @@ method too, and wins unless another is better on every half; what is chosen is f
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,7 +20,7 @@ from ...calibrate.observers.smoothed import Scaling
 from ...calibrate.statistics import POSITION
 from ...recipe.quantize import QuantizeOptions
 from ..groups import InputGroup
-from .fit import Method, levelled, method_of, round_inputs, scalings_by, weight_energies
+from .fit import Method, fit_scalings, levelled, method_of, round_inputs, weight_energies
 from .predicted import ratio
 
 METHODS = (
@@ -40,24 +39,20 @@ EVERY = 2  # of the grids' clips is judged: methods are compared, and the time g
 def scale_groups(
     graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
 ) -> dict[str, Scaling]:
-    """Return the scaling of each group by the method that its plan names."""
+    """Return the scaling of each group by the method that its plan names, or that is best."""
     searched = [group for group in groups if group.entry.smoothing == "search"]
-    found = search_scalings(graph, searched, run, options) if searched else {}
-    named: dict[Method, list[InputGroup]] = defaultdict(list)
-    for group in groups:
-        if group.entry.smoothing != "search":
-            named[method_of(group.entry)].append(group)
-    scaled = [g for method in named if method.scales is not None for g in named[method]]
-    seen = levelled(scaled, run)
-    for method, members in named.items():
-        found |= scalings_by(method, graph, members, seen, run, options)
-    return found
+    methods = search_methods(graph, searched, run, options) if searched else {}
+    methods |= {g.key: method_of(g.entry) for g in groups if g.entry.smoothing != "search"}
+    scaled = [group for group in groups if methods[group.key].scales is not None]
+    return fit_scalings(methods, graph, groups, levelled(scaled, run), run, options)
 
 
-def search_scalings(
+def search_methods(
     graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
-) -> dict[str, Scaling]:
-    """Return the scaling of each group by the method whose held-out error is least.
+) -> dict[str, Method]:
+    """Return the method whose held-out error is least, by each group's key.
+
+    All methods are fitted and judged in the same runs.
 
     Raises:
         CalibrationError: fewer than two samples.
@@ -67,21 +62,17 @@ def search_scalings(
     errors: dict[str, list[list[float]]] = {group.key: [] for group in groups}
     for fitted, judged in folds:
         half = of_samples(groups, fitted)
-        seen = levelled(half, fitted)
-        for by_method in errors.values():
-            by_method.append([])
-        for method in METHODS:
-            scalings = scalings_by(method, graph, half, seen, fitted, options)
-            for key, error in judged_errors(graph, half, scalings, fitted, judged, options).items():
-                errors[key][-1].append(error)
-    best = {key: best_method(by_fold) for key, by_fold in errors.items()}
-    found: dict[str, Scaling] = {}
-    seen = levelled(groups, run)
-    for method in METHODS:
-        chosen = [group for group in groups if best[group.key] == method]
-        if chosen:
-            found |= scalings_by(method, graph, chosen, seen, run, options)
-    return found
+        trials = {
+            method: [replace(group, trial=f"@{k}" if k else "") for group in half]
+            for k, method in enumerate(METHODS)
+        }
+        every = [group for members in trials.values() for group in members]
+        methods = {g.key: method for method, members in trials.items() for g in members}
+        scalings = fit_scalings(methods, graph, every, levelled(half, fitted), fitted, options)
+        found = judged_errors(graph, every, scalings, fitted, judged, options)
+        for k, group in enumerate(half):
+            errors[group.key].append([found[members[k].key] for members in trials.values()])
+    return {key: best_method(by_fold) for key, by_fold in errors.items()}
 
 
 def best_method(errors: Sequence[Sequence[float]]) -> Method:

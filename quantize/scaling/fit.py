@@ -66,24 +66,28 @@ def levelled(groups: Sequence[InputGroup], run: CalibrationRun) -> Statistics:
     return {group.key: seen.get(group.key, group.stats) for group in groups}
 
 
-def scalings_by(
-    method: Method,
+def fit_scalings(
+    methods: Mapping[str, Method],
     graph: ir.Graph,
     groups: Sequence[InputGroup],
     seen: Statistics,
     run: CalibrationRun,
     options: QuantizeOptions,
 ) -> dict[str, Scaling]:
-    """Return the scaling of each group by one method; `seen` as `levelled` has it of `run`.
+    """Return the scaling of each group by the method of its key.
 
-    Not to scale needs no statistics.
+    `seen` is what `levelled` returns of `run`. One run measures all that GPS needs.
     """
-    if method.scales is None:
-        return {g.key: Scaling(np.ones_like(g.stats.low), None) for g in groups}
-    scalings = {g.key: first_scaling(method, g, seen[g.key], options) for g in groups}
-    if method.scales == "gps":
-        scalings |= gain_scalings(graph, groups, scalings, run, options)
-    return scalings
+    found = {
+        g.key: Scaling(np.ones_like(g.stats.low), None)
+        if methods[g.key].scales is None
+        else first_scaling(methods[g.key], g, seen[g.name], options)
+        for g in groups
+    }
+    by_gain = [g for g in groups if methods[g.key].scales == "gps"]
+    if by_gain:
+        found |= gain_scalings(graph, by_gain, found, run, options)
+    return found
 
 
 def first_scaling(

@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
 
 from ...calibrate.calibrated import Calibrated
 from ...errors import RecipeError
@@ -20,8 +17,9 @@ from ..plan import check_plan
 from ..write import write_quantized
 from .budget import Budget, Form, form_bits, form_bytes, form_name, require_reachable, weights_of
 from .candidates import Inputs, Model, SearchItem, of_width, whole_plan, widths
+from .facts import SearchedSite, SearchFacts, Sensitivity, SiteLosses
 from .knapsack import EqualChoice, Limit, allocate, least
-from .losses import FormatLoss, format_losses
+from .losses import format_losses
 from .propagation import ResponseCurve, balance
 
 HALF_BITS = 16
@@ -29,34 +27,12 @@ HALF_BITS = 16
 ROUNDS = 3
 
 
-class SiteLosses(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what was measured for a site; `input_loss` is that of its rounded input."""
-
-    name: str
-    graph: str
-    input_loss: float
-    formats: tuple[FormatLoss, ...]
-
-
-class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
-    """Losses by site, and by graph points of (sum of its losses, loss at the end of all graphs).
-
-    A graph's own loss is the mean KL of its logits in nats, or the mean square of the error of its
-    outputs (before they are rounded to codes) relative to their variance.
-    """
-
-    samples: int
-    sites: tuple[SiteLosses, ...]
-    responses: Mapping[str, tuple[tuple[float, float], ...]]
-    schema: Literal["arvg-trt/sensitivity/v1"] = "arvg-trt/sensitivity/v1"
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """Hold the plan of a search and what its manifest says of it."""
 
     plan: Plan
-    results: Mapping[str, Any]
+    results: SearchFacts
 
 
 class Search:
@@ -117,25 +93,25 @@ class Search:
             if over <= 0:
                 break
             self.fixed += over  # tables of scaled inputs differ by width
-        results = {
-            "predicted_loss": predicted,
-            "measured_loss": measured,
-            "quantized_loss": self.model.chain.end_loss_of(self.scratch),
-            "uniform_bits": width,
-            "uniform_loss": even,
-            "bytes": self.packed_bytes(),
-            "avg_bits": sum(map(self.bits_of, self.items, chosen)) / self.weight_count,
-            "sites": [
-                {
-                    "name": item.site.name,
-                    "graph": item.site.graph,
-                    "format": form_name(form, self.float_bits),
-                    "bytes": self.bytes_of(item, form),
-                    "loss": self.losses[k][item.forms.index(form)],
-                }
+        results = SearchFacts(
+            predicted_loss=predicted,
+            measured_loss=measured,
+            quantized_loss=self.model.chain.end_loss_of(self.scratch),
+            uniform_bits=width,
+            uniform_loss=even,
+            bytes=self.packed_bytes(),
+            avg_bits=sum(map(self.bits_of, self.items, chosen)) / self.weight_count,
+            sites=tuple(
+                SearchedSite(
+                    name=item.site.name,
+                    graph=item.site.graph,
+                    format=form_name(form, self.float_bits),
+                    bytes=self.bytes_of(item, form),
+                    loss=self.losses[k][item.forms.index(form)],
+                )
                 for k, (item, form) in enumerate(zip(self.items, chosen, strict=True))
-            ],
-        }
+            ),
+        )
         return Found(whole_plan(self.plan, self.items, chosen), results)
 
     def measure(self) -> list[list[float]]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from arvg_trt.benchmarks.planted import CONFIG, planted_transformer, write_planted
 from arvg_trt.families.var.checkpoint import load_var
-from arvg_trt.families.var.export import describe
+from arvg_trt.families.var.export import generator_spec
 from arvg_trt.families.var.model import VarTransformer
 from arvg_trt.families.var_vqvae.model import load_var_vqvae
 
@@ -76,4 +76,4 @@ def test_the_seed_decides_the_checkpoint_and_it_loads_as_a_var(tmp_path: Path) -
     model = load_var(load_file(tmp_path / "a" / files[0]), "a")
     vae = load_var_vqvae(load_file(tmp_path / "a" / files[1]), "a", model.config.patch_nums)
     assert model.config == TINY
-    assert describe(model.config, vae).latent_size == 3
+    assert generator_spec(model.config, vae).latent_size == 3

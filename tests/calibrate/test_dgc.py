@@ -19,7 +19,8 @@ from arvg_trt.graph.sites import Site
 from arvg_trt.samples.files import save_sample
 
 from ..families.generators import VAR, TinyGenerator
-from ..families.rar.models import random_rar, random_tokens
+from ..families.rar.models import random_rar
+from ..families.shared.models import random_tokens
 from ..families.tiny import silent
 from ..families.var.models import features_of, random_var
 

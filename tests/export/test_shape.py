@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from arvg_trt.errors import ExportError
 from arvg_trt.export.parity import require, rounded_alike
 from arvg_trt.export.shape import DYNAMIC, ExportShape
-from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.var.model import VarTransformer
-from arvg_trt.families.var.parity import check_var_parity, compute_references, run_in_rows
-from arvg_trt.families.var.write import export_var
-from arvg_trt.graph.sites import Site
+from arvg_trt.families.var.parity import check_var_parity, compute_references
+from arvg_trt.families.var_vqvae.parity import run_in_rows
 from arvg_trt.graph.weight_file import WEIGHTS
 from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
 
-from ..families.var.models import SMALL, features_of, random_var
+from ..families.var.models import SMALL, ExportedVar, exported_var, features_of, random_var
 
 CONFIG = replace(SMALL, depth=1, patch_nums=(1, 2, 3))
 HALF = ExportShape(kv_type="float16")
@@ -33,27 +31,14 @@ LABELS = torch.tensor([2, 0, 5, 5])
 STEPS = tuple(f"step.{k}" for k in range(len(CONFIG.patch_nums)))
 
 
-@dataclass(frozen=True)
-class Exported:
-    folder: Path
-    sites: tuple[Site, ...]
-
-
 @pytest.fixture(scope="module")
 def model() -> VarTransformer:
     return random_var(CONFIG)
 
 
 @pytest.fixture(scope="module")
-def exported(
-    model: VarTransformer, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Exported]:
-    found = {}
-    for name, form in FORMS.items():
-        folder = tmp_path_factory.mktemp(name)
-        with WeightFile(folder) as weights:
-            found[name] = Exported(folder, export_var(model, weights, {}, form))
-    return found
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportedVar]:
+    return {name: exported_var(tmp_path_factory, CONFIG, form) for name, form in FORMS.items()}
 
 
 def shapes(path: Path) -> dict[str, list[object]]:
@@ -64,7 +49,7 @@ def shapes(path: Path) -> dict[str, list[object]]:
     }
 
 
-def test_static_steps_have_the_shapes_of_their_scales(exported: dict[str, Exported]) -> None:
+def test_static_steps_have_the_shapes_of_their_scales(exported: dict[str, ExportedVar]) -> None:
     c, rows = CONFIG, 4
     for name, (a, b) in zip(STEPS, pairwise(c.bounds), strict=True):
         path = exported["static"].folder / f"{name}.onnx"
@@ -81,13 +66,13 @@ def test_static_steps_have_the_shapes_of_their_scales(exported: dict[str, Export
     assert shapes(exported["static"].folder / "full.onnx")["labels"] == ["rows"]
 
 
-def test_static_steps_share_the_weights_of_one_file(exported: dict[str, Exported]) -> None:
+def test_static_steps_share_the_weights_of_one_file(exported: dict[str, ExportedVar]) -> None:
     """Constants of the shapes are small: all forms have the file of the dynamic one."""
     sizes = {name: (one.folder / WEIGHTS).stat().st_size for name, one in exported.items()}
     assert len(set(sizes.values())) == 1
 
 
-def test_sites_of_every_step_are_those_of_the_full_graph(exported: dict[str, Exported]) -> None:
+def test_sites_of_every_step_are_those_of_the_full_graph(exported: dict[str, ExportedVar]) -> None:
     sites = exported["static"].sites
     by_graph = {g: {s.name: s for s in sites if s.graph == g} for g in (*STEPS, "full")}
     for name in STEPS:
@@ -101,7 +86,7 @@ def test_sites_of_every_step_are_those_of_the_full_graph(exported: dict[str, Exp
 
 @pytest.mark.parametrize("name", FORMS)
 def test_parity_holds_in_every_form(
-    exported: dict[str, Exported], model: VarTransformer, name: str
+    exported: dict[str, ExportedVar], model: VarTransformer, name: str
 ) -> None:
     form = FORMS[name]
     features = features_of(CONFIG, rows=4)
@@ -115,14 +100,14 @@ def test_parity_holds_in_every_form(
     assert {block.attn.cache_type for block in model.blocks} == {None}
 
 
-def test_parity_of_another_models_graphs_is_refused(exported: dict[str, Exported]) -> None:
+def test_parity_of_another_models_graphs_is_refused(exported: dict[str, ExportedVar]) -> None:
     references = compute_references(random_var(CONFIG, seed=1), LABELS, features_of(CONFIG, 4))
     with pytest.raises(ExportError, match=r"condition\.onnx: x of ONNX Runtime differs"):
         check_var_parity(exported["dynamic"].folder, references)
 
 
 def test_half_caches_are_the_rounded_keys_and_values(
-    exported: dict[str, Exported], model: VarTransformer
+    exported: dict[str, ExportedVar], model: VarTransformer
 ) -> None:
     """Half the bytes; the first step's are the rounded ones of float32, its logits nearly so."""
     constant = reference_session(exported["half"].folder / "condition.onnx").run(
@@ -154,7 +139,7 @@ def test_neighbours_of_float16_are_rounded_alike_and_others_are_not() -> None:
     np.testing.assert_array_equal(found == reference, [True, False, True, True, True])
 
 
-def test_pieces_of_fixed_rows_are_the_whole(exported: dict[str, Exported]) -> None:
+def test_pieces_of_fixed_rows_are_the_whole(exported: dict[str, ExportedVar]) -> None:
     session = reference_session(exported["static"].folder / "condition.onnx")
     whole = reference_session(exported["dynamic"].folder / "condition.onnx")
     labels: NDArray[np.generic] = np.array([0, 1, 2, 3, 4, 5])
@@ -164,7 +149,7 @@ def test_pieces_of_fixed_rows_are_the_whole(exported: dict[str, Exported]) -> No
 
 
 def test_a_difference_names_graph_and_shape(
-    exported: dict[str, Exported], model: VarTransformer
+    exported: dict[str, ExportedVar], model: VarTransformer
 ) -> None:
     references = compute_references(model, LABELS, features_of(CONFIG, 4), STATIC)
     references.steps[0, 3] += 1

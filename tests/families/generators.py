@@ -15,19 +15,16 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.var.write import export_var
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 from arvg_trt.workspace.files import decode_json
 
-from ..shared import AFTER_EXPORT, made_once
 from .rar import models as rar_models
 from .rar.models import TinyRar
 from .var import models as var_models
 
-VAR = replace(var_models.SMALL, depth=2, patch_nums=(1, 2, 3))
+VAR = var_models.THREE
 
 
 RAR = rar_models.SMALL
@@ -56,28 +53,18 @@ class TinyGenerator:
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def export_tiny(family: str, folder: Path) -> tuple[Site, ...]:
-    """Write the graphs of a VAR, which may share its modulation; returns their sites."""
-    graphs = folder / "export"
-    graphs.mkdir()
-    config = replace(VAR, shared_aln=family == "shared var")
-    with WeightFile(graphs) as weights:
-        return export_var(var_models.random_var(config), weights, {})
-
-
 def make_rar(export: Path, folder: Path) -> TinyGenerator:
     """The transformer's graphs of an exported `SMALL`."""
     graphs = folder / "export"
     shutil.copytree(export, graphs, ignore=shutil.ignore_patterns("*coder.onnx"))
     found = decode_json(export / "sites.json", SiteMap, do="")
     sites = tuple(site for site in found.sites if (graphs / f"{site.graph}.onnx").is_file())
-    return with_samples("rar", folder, sites, (0, 2, *range(3, RAR.length + 2)))
+    return with_samples("rar", graphs, folder / "samples", sites, (0, 2, *range(3, RAR.length + 2)))
 
 
 def with_samples(
-    family: str, folder: Path, sites: tuple[Site, ...], bounds: tuple[int, ...]
+    family: str, graphs: Path, samples: Path, sites: tuple[Site, ...], bounds: tuple[int, ...]
 ) -> TinyGenerator:
-    graphs, samples = folder / "export", folder / "samples"
     samples.mkdir()
     rng = np.random.default_rng(7)
     for k in range(SAMPLES):
@@ -172,11 +159,10 @@ def generators(
         if family == "rar":
             tiny: TinyRar = request.getfixturevalue("tiny_rar")
             return make_rar(tiny.folder, tmp_path_factory.mktemp("generator"))
-        name = f"generator-{family.replace(' ', '-')}"
-        folder, sites = made_once(
-            tmp_path_factory, name, lambda root: export_tiny(family, root), unused=AFTER_EXPORT
-        )
-        return with_samples(family, folder, sites, VAR.bounds)
+        config = replace(VAR, shared_aln=family == "shared var")
+        export = var_models.exported_var(tmp_path_factory, config)
+        samples = tmp_path_factory.mktemp("generator") / "samples"
+        return with_samples(family, export.folder, samples, export.sites, VAR.bounds)
 
     return make
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.statistics import Statistics, save_statistics
@@ -30,19 +33,24 @@ from ..shared import AFTER_EXPORT, made_once
 from .custom.models import export_autoencoder, export_transformer, handmade_transformer
 from .gsq.models import EXPORTED, TinyGsq, random_gsq
 from .gsq.models import write_checkpoint as write_gsq
-from .llamagen.models import TinyLlamagen
-from .llamagen.models import random_llamagen as random_llamagen_transformer
+from .llamagen.models import TinyLlamagen, random_llamagen
 from .llamagen.models import write_checkpoint as write_llamagen
 from .mar.models import CONFIG_JSON, TinyMar, random_kl_vae, random_mar
-from .mar.models import write_checkpoint as write_mar_checkpoint
-from .par.models import TinyPar, official_tokenizer, random_llamagen, random_par
+from .mar.models import write_checkpoint as write_mar
+from .par.models import TinyPar, official_tokenizer, random_par
+from .par.models import random_llamagen as random_llamagen_vq
 from .par.models import write_checkpoint as write_par
-from .rar.models import TinyRar, random_maskgit, random_rar, write_checkpoint
+from .rar.models import TinyRar, random_maskgit, random_rar
+from .rar.models import write_checkpoint as write_rar
+from .shared.models import TinyExported, state_of
 
 TINY_DI = CosmosConfig(channels=32, channels_mult=(2,), num_res_blocks=1, z_channels=32)
 
 
 TINY_CI = replace(TINY_DI, z_channels=16, latent_channels=16, levels=())
+
+
+PHOTOGRAPHS = ("--images", "skimage:astronaut,coffee")
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -93,19 +101,65 @@ def run_cli(*args: str) -> None:
     assert result.exit_code == 0, result.output
 
 
-@pytest.fixture(scope="session")
-def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
-    """A checkpoint with the published files' names and layout, through `arvg-trt export`."""
-    transformer, tokenizer = random_rar(), random_maskgit()
+def export_generator(
+    factory: pytest.TempPathFactory,
+    family: str,
+    models: tuple[nn.Module, nn.Module],
+    write: Callable[[Path], Path],
+    *options: str,
+) -> TinyExported[Any, Any]:
+    """Export the checkpoint that `write` makes, of these models, through `arvg-trt export`."""
 
     def make(root: Path) -> None:
-        parts = (dict(model.state_dict()) for model in (transformer, tokenizer))
-        checkpoint = write_checkpoint(root / "checkpoint", *parts)
-        args = ("export", "rar", str(root / "ws"), "--checkpoint", str(checkpoint))
-        run_cli(*args, "--images", "skimage:astronaut,coffee")
+        checkpoint = write(root / "checkpoint")
+        run_cli("export", family, str(root / "ws"), "--checkpoint", str(checkpoint), *options)
 
-    root, _ = made_once(tmp_path_factory, "tiny_rar", make, unused=AFTER_EXPORT)
-    return TinyRar(transformer, tokenizer, root / "ws")
+    root, _ = made_once(factory, f"tiny_{family}", make, unused=AFTER_EXPORT)
+    return TinyExported(*models, root / "ws")
+
+
+@pytest.fixture(scope="session")
+def tiny_rar(tmp_path_factory: pytest.TempPathFactory) -> TinyRar:
+    """A checkpoint with the published files' names and layout."""
+    models = random_rar(), random_maskgit()
+    parts = state_of(models[0]), state_of(models[1])
+    return export_generator(
+        tmp_path_factory, "rar", models, lambda folder: write_rar(folder, *parts), *PHOTOGRAPHS
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
+    """Give a tiny PAR like `tiny_rar`, with a config.json that tells its heads and tokens."""
+    models = random_par(), random_llamagen_vq()
+    parts = state_of(models[0]), official_tokenizer(state_of(models[1]))
+    return export_generator(
+        tmp_path_factory, "par", models, lambda folder: write_par(folder, *parts), *PHOTOGRAPHS
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_llamagen(tmp_path_factory: pytest.TempPathFactory) -> TinyLlamagen:
+    """Give a tiny LlamaGen like `tiny_par`."""
+    models = random_llamagen(), random_llamagen_vq()
+    parts = state_of(models[0]), official_tokenizer(state_of(models[1]))
+    return export_generator(
+        tmp_path_factory,
+        "llamagen",
+        models,
+        lambda folder: write_llamagen(folder, *parts),
+        *PHOTOGRAPHS,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
+    """A checkpoint with the published files' names and wrappers."""
+    models = random_mar(), random_kl_vae()
+    parts = state_of(models[0]), state_of(models[1])
+    return export_generator(
+        tmp_path_factory, "mar", models, lambda folder: write_mar(folder, *parts, CONFIG_JSON)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -121,50 +175,6 @@ def tiny_gsq(tmp_path_factory: pytest.TempPathFactory) -> TinyGsq:
 
     root, _ = made_once(tmp_path_factory, "tiny_gsq", make, unused=AFTER_EXPORT)
     return TinyGsq(model, root / "ws")
-
-
-@pytest.fixture(scope="session")
-def tiny_mar(tmp_path_factory: pytest.TempPathFactory) -> TinyMar:
-    """A checkpoint with the published files' names and wrappers, through `arvg-trt export`."""
-    transformer, autoencoder = random_mar(), random_kl_vae()
-
-    def make(root: Path) -> None:
-        parts = (dict(model.state_dict()) for model in (transformer, autoencoder))
-        checkpoint = write_mar_checkpoint(root / "checkpoint", *parts, config_json=CONFIG_JSON)
-        run_cli("export", "mar", str(root / "ws"), "--checkpoint", str(checkpoint))
-
-    root, _ = made_once(tmp_path_factory, "tiny_mar", make, unused=AFTER_EXPORT)
-    return TinyMar(transformer, autoencoder, root / "ws")
-
-
-@pytest.fixture(scope="session")
-def tiny_par(tmp_path_factory: pytest.TempPathFactory) -> TinyPar:
-    """Give a tiny PAR like `tiny_rar`, with a config.json that tells its heads and tokens."""
-    transformer, tokenizer = random_par(), random_llamagen()
-
-    def make(root: Path) -> None:
-        halves = (dict(transformer.state_dict()), official_tokenizer(dict(tokenizer.state_dict())))
-        checkpoint = write_par(root / "checkpoint", *halves)
-        args = ("export", "par", str(root / "ws"), "--checkpoint", str(checkpoint))
-        run_cli(*args, "--images", "skimage:astronaut,coffee")
-
-    root, _ = made_once(tmp_path_factory, "tiny_par", make, unused=AFTER_EXPORT)
-    return TinyPar(transformer, tokenizer, root / "ws")
-
-
-@pytest.fixture(scope="session")
-def tiny_llamagen(tmp_path_factory: pytest.TempPathFactory) -> TinyLlamagen:
-    """Export a tiny LlamaGen with random weights."""
-    transformer, tokenizer = random_llamagen_transformer(), random_llamagen()
-
-    def make(root: Path) -> None:
-        halves = (dict(transformer.state_dict()), official_tokenizer(dict(tokenizer.state_dict())))
-        checkpoint = write_llamagen(root / "checkpoint", *halves)
-        args = ("export", "llamagen", str(root / "ws"), "--checkpoint", str(checkpoint))
-        run_cli(*args, "--images", "skimage:astronaut,coffee")
-
-    root, _ = made_once(tmp_path_factory, "tiny_llamagen", make, unused=AFTER_EXPORT)
-    return TinyLlamagen(transformer, tokenizer, root / "ws")
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,7 @@ def test_every_form_of_the_report_is_written_with_pictures_and_gates(
 ) -> None:
     folder = quantized / "validate" / "w6a6"
     page, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
-    for words in ("The same tokens given to both", "Pictures of the same seeds", "Perplexity"):
+    for words in ("The same tokens given to both", "Images of the same seeds", "Perplexity"):
         assert words in page and words in markdown
     assert (folder / "junit.xml").read_text().count("<testcase") == 2
     assert [g["passed"] for g in report["gates"]] == [True, True]
@@ -178,7 +178,7 @@ def test_a_report_says_whether_its_calibration_was_enough(
     settled = f"settled at {grown['settled']} of {len(grown['sites'])} inputs"
     assert "Calibration classes, 5: 0-4." in page
     assert "They are of 5 classes, 0 of which calibration has not seen: 0-4." in page
-    assert "Calibration pictures: 5." in page and "Attention products" not in page
+    assert "Calibration images: 5." in page and "Attention products" not in page
     assert (settled in page) is (grown["enough"] is not None)
 
 
@@ -262,7 +262,7 @@ def test_the_seed_of_the_calibration_is_warned_of(quantized: Path, tmp_path: Pat
     shutil.copytree(quantized, copy)
     outcome = validate(copy, "--seed", 0, "--samples", 2)
     assert outcome.code == 0
-    assert "validated on calibration pictures: generated from seed 0" in outcome.err
+    assert "validated on calibration images: generated from seed 0" in outcome.err
 
 
 def test_reports_of_generators_are_compared(

@@ -9,16 +9,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.par.config import ParConfig
-from arvg_trt.families.shared.llama.write import export_llama
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap, by_input
 from arvg_trt.quantize.fold import ChannelFold, fold_channels, folds_shift, holds_producer
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 
 from ..families.generators import TinyGenerator, activations, full_logits, stepped_logits
-from ..families.par import models as par_models
+from ..families.par.models import TinyPar
+from ..families.shared.graphs import sites_of
 
 
 def quantizable(sites: Sequence[Site]) -> list[Site]:
@@ -74,13 +73,13 @@ def test_full_step_and_condition_compute_what_they_did(
 
 
 @pytest.mark.parametrize("free", [True, False], ids=["folded", "by Mul and Sub"])
-def test_par_full_and_step_compute_what_they_did(tmp_path: Path, free: bool) -> None:
+def test_par_full_and_step_compute_what_they_did(
+    tiny_par: TinyPar, tmp_path: Path, free: bool
+) -> None:
     """Norms without a bias take scales alone, and values lie scaled in the caches."""
-    graphs, config = tmp_path / "export", par_models.SMALL
-    graphs.mkdir()
-    with WeightFile(graphs) as weights:
-        sites = export_llama(par_models.random_par(config), weights, {})
-    source = TinyGenerator("par", graphs, graphs, SiteMap(sites=sites, graphs=("full",)), ())
+    graphs, config = tiny_par.folder, tiny_par.transformer.config
+    sites = SiteMap(sites=sites_of(graphs, ("step", "full")), graphs=("full",))
+    source = TinyGenerator("par", graphs, graphs, sites, ())
     assert sharing_graphs(source.site_map) == {"step", "full"}
     folder = fold_all(source, tmp_path / "folded", free=free)
     rng = np.random.default_rng(2)

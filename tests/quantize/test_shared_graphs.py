@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -17,12 +18,13 @@ from arvg_trt.errors import CalibrationError, RecipeError
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.numerics.packing import load_packed_weights
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, WeightFormat
+from arvg_trt.quantize.facts import SiteRow
 from arvg_trt.quantize.plan import check_plan, make_plan
 from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 
-from ..families.generators import TinyGenerator, full_logits, stepped_logits
+from ..families.generators import Generators, TinyGenerator, full_logits, stepped_logits
 from ..families.tiny import silent
 
 
@@ -61,15 +63,36 @@ def sqnr(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(10 * np.log10(np.square(wide).sum() / noise))
 
 
+@dataclass(frozen=True)
+class Quantized:
+    folder: Path
+    plan: Plan
+    results: list[SiteRow]
+
+
+@pytest.fixture(scope="module")
+def by_gps(generators: Generators, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    folder = tmp_path_factory.mktemp("gps") / "q"
+    return Quantized(folder, *quantize(generators("var"), folder, smoothing="gps"))
+
+
 @pytest.mark.parametrize("smoothing", ["gps", "search", 0.5, 0.0])
 def test_steps_over_the_cache_compute_what_the_full_graph_does(
-    tiny_var: TinyGenerator, tmp_path: Path, smoothing: float | str
+    tiny_var: TinyGenerator,
+    tmp_path: Path,
+    smoothing: float | str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Both were quantized alike: scales and shifts gathered by position, weights by name."""
-    plan, results = quantize(tiny_var, tmp_path / "q", smoothing=smoothing)
-    full = full_logits(tiny_var, tmp_path / "q")
+    if smoothing == "gps":
+        made = request.getfixturevalue("by_gps")
+    else:
+        folder = tmp_path / "q"
+        made = Quantized(folder, *quantize(tiny_var, folder, smoothing=smoothing))
+    plan, results = made.plan, made.results
+    full = full_logits(tiny_var, made.folder)
     # Where float32 sums differ, a value at a tie may round the other way: few do.
-    assert sqnr(stepped_logits(tiny_var, tmp_path / "q"), full) > 60
+    assert sqnr(stepped_logits(tiny_var, made.folder), full) > 60
     assert 25 < sqnr(full, full_logits(tiny_var, tiny_var.folder)) < 60
     quantized = {r.name for r in results if r.weight_sqnr_db is not None}
     assert quantized == {s.name for s in tiny_var.full_sites if not s.excluded and s.weight}
@@ -108,9 +131,10 @@ def test_fewer_bits_lose_more_and_pack_smaller(tiny_var: TinyGenerator, tmp_path
     assert sizes == sorted(sizes, reverse=True) and losses == sorted(losses)
 
 
-def test_weights_lie_once_and_tables_beside_them(tiny_var: TinyGenerator, tmp_path: Path) -> None:
-    folder = tmp_path / "q"
-    quantize(tiny_var, folder, smoothing="gps")
+def test_weights_lie_once_and_tables_beside_them(
+    tiny_var: TinyGenerator, by_gps: Quantized
+) -> None:
+    folder = by_gps.folder
     assert {p.name for p in folder.iterdir()} == {
         *(p.name for p in tiny_var.folder.glob("*.onnx")),
         "model.onnx.data",
@@ -124,10 +148,13 @@ def test_weights_lie_once_and_tables_beside_them(tiny_var: TinyGenerator, tmp_pa
     assert scale.shape == (tiny_var.bounds[-1],) and (scale > 0).all()
 
 
-def test_the_same_inputs_give_the_same_bytes(tiny_var: TinyGenerator, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        quantize(tiny_var, tmp_path / name, smoothing="gps")
-    for path in (tmp_path / "a").iterdir():
+def test_the_same_inputs_give_the_same_bytes(
+    tiny_var: TinyGenerator, by_gps: Quantized, tmp_path: Path
+) -> None:
+    quantize(tiny_var, tmp_path / "b", smoothing="gps")
+    paths = list(by_gps.folder.iterdir())
+    assert len(paths) >= 5
+    for path in paths:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 

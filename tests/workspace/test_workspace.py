@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -292,7 +293,7 @@ def test_missing_stage_names_the_command_that_makes_it(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_fails_names_no_file_of_its_temporary_folder(tmp_path: Path) -> None:
-    def work(folder: Path) -> dict[str, Any]:
+    def work(folder: Path) -> msgspec.Struct:
         raise BuildError(f"{folder}/a.onnx is wrong", where=str(folder / "b.onnx"), do="mend it")
 
     wanted = Manifest(stage="build", inputs={}, options={}, versions={})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import WorkspaceError
-from ...workspace.facts import FP16
+from ...workspace.facts import FP16, EngineFacts, facts
 from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter
 from ...workspace.verify import verify
@@ -39,7 +39,7 @@ def candidate_folders(
     """Return the folder of each candidate's graphs; says which engines are not compared."""
     folders = {QDQ: workspace.folder("quantize", name)}
     own = [key for key in engines if key.startswith(f"{name}/") and EXECUTED not in key]
-    copies = [key for key in own if engines[key].options.get("half") != "bfloat16"]
+    copies = [key for key in own if facts(engines[key], EngineFacts, "options").half != "bfloat16"]
     for key in sorted({*own} - {*copies}):
         reporter.warn(
             f"{key} is not compared: ONNX Runtime does not compute in bfloat16 on the CPU"

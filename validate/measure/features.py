@@ -18,7 +18,7 @@ from ...runtime.tokenizer import ImageTokenizer
 from .generated_images import Features, Images
 from .generator_accuracy import LATENT, NETWORK
 
-WANTED = "give an ONNX graph from pictures [N, 3, H, W] to features [N, D]"
+WANTED = "give an ONNX graph from images [N, 3, H, W] to features [N, D]"
 LATENT_TITLE = "mean and deviation of each latent channel, of the workspace's encoder"
 
 
@@ -55,7 +55,7 @@ def latent_features(export: Path, threads: int) -> Features:
 
 
 def network_features(path: Path, image_size: int, threads: int) -> Features:
-    """Open a graph from pictures [N, 3, H, W] to features [N, D].
+    """Open a graph from images [N, 3, H, W] to features [N, D].
 
     It is fed uint8 pixels if it takes uint8, else float32 in [-1, 1].
 
@@ -93,6 +93,6 @@ def network_features(path: Path, image_size: int, threads: int) -> Features:
         ) from error
     if tried.ndim != 2 or len(tried) != 2:
         raise RecipeError(
-            f"gives {list(tried.shape)} for 2 pictures, not [2, D]", where=where, do=WANTED
+            f"gives {list(tried.shape)} for 2 images, not [2, D]", where=where, do=WANTED
         )
     return Features(NETWORK, f"{path.name}, [N, {tried.shape[1]}]", extract)

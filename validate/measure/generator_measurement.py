@@ -50,7 +50,7 @@ class GeneratorMeasurement:
     images: EncodedImages | None
     networks: tuple[Features, ...]
     options: ValidateOptions
-    noun: str = "pictures"
+    noun: str = "images"
 
     @classmethod
     def open(
@@ -116,7 +116,7 @@ class GeneratorMeasurement:
                 networks=self.networks,
                 others=self._others(),
                 keep=KEPT_PICTURES,
-                progress=lambda done: progress("comparing pictures", done, len(labels)),
+                progress=lambda done: progress("comparing images", done, len(labels)),
             )
             found = measure_teacher_forced(
                 forcing.runs(),

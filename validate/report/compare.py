@@ -165,9 +165,9 @@ def _differences(base: Report, report: Report) -> list[str]:
             else "validation images in another order"
         )
     elif report.data.pictures != base.data.pictures:
-        messages.append("pictures of other classes or seeds")
+        messages.append("images of other classes or seeds")
     elif report.data.sampling != base.data.sampling:
-        messages.append("other sampling of the pictures")
+        messages.append("other sampling of the images")
     elif report.headline in report.accuracy and base.headline in base.accuracy:
         pairs = zip(
             report.data.validation,

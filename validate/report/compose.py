@@ -10,7 +10,7 @@ from pathlib import Path
 from ...calibrate.facts import CalibrationFacts
 from ...engines.facts import BuildFacts
 from ...quantize.facts import QuantizationFacts
-from ...workspace.facts import Exported, facts
+from ...workspace.facts import Exported, facts, model_name
 from ...workspace.manifest import Manifest
 from ...workspace.stage import package_versions
 from ..measure.measurement import Measurements
@@ -52,7 +52,7 @@ def compose_report(
     """
     rows = [row for built in engines for row in facts(built, BuildFacts).engines]
     return Report(
-        model=model.manifest.options["model"],
+        model=model_name(model.manifest),
         name=name,
         versions=package_versions("onnxruntime", "onnx", "torch", "tensorrt-rtx", "numpy")
         | {"python": platform.python_version()},

@@ -22,14 +22,14 @@ ROWS: tuple[tuple[str, str, Format], ...] = (
     ("SQNR of the predicted noise", "noise_sqnr_db", DB),
     ("SQNR of the worst site", "site_sqnr_db", DB),
 )
-PICTURE_ROWS: tuple[tuple[str, str, Format], ...] = (
+IMAGE_ROWS: tuple[tuple[str, str, Format], ...] = (
     ("Tokens equal to FP32's", "token_agreement", SHARE),
-    ("Pictures of the same tokens", "identical", SHARE),
+    ("Images of the same tokens", "identical", SHARE),
     ("Tokens before the first other one, median", "first_difference", TOKENS),
     ("Latent SQNR", "latent_sqnr_db", DB),
-    ("PSNR to FP32's picture, mean", "psnr_vs_fp32", DB),
-    ("PSNR to FP32's picture, worst", "psnr_vs_fp32_min", DB),
-    ("SSIM to FP32's picture, mean", "ssim_vs_fp32", SSIM),
+    ("PSNR to FP32's image, mean", "psnr_vs_fp32", DB),
+    ("PSNR to FP32's image, worst", "psnr_vs_fp32_min", DB),
+    ("SSIM to FP32's image, mean", "ssim_vs_fp32", SSIM),
 )
 
 
@@ -42,7 +42,7 @@ OF_LATENTS = "Each goes on from its own tokens, in the same order and with the s
 
 def generator_tables(report: Report) -> tuple[Table, ...]:
     """Return what a generator's report has before sizes and speed; some may have no rows."""
-    return (_forced(report), _pictures(report), _frechet(report), _each_picture(report))
+    return (_forced(report), _images(report), _frechet(report), _each_image(report))
 
 
 def _shown(report: Report) -> dict[str, GeneratorAccuracy]:
@@ -84,11 +84,11 @@ def _forced(report: Report) -> Table:
     )
 
 
-def _pictures(report: Report) -> Table:
+def _images(report: Report) -> Table:
     return Table(
-        title="Pictures of the same seeds",
+        title="Images of the same seeds",
         header=_header(report),
-        rows=_rows(report, PICTURE_ROWS, {}),
+        rows=_rows(report, IMAGE_ROWS, {}),
         caption=OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS,
     )
 
@@ -98,7 +98,7 @@ def _frechet(report: Report) -> Table:
     first: GeneratedImageAccuracy | None = next(iter(shown.values()), None)
     count = len(report.data.pictures)
     return Table(
-        title="Fréchet distance to FP32's pictures",
+        title="Fréchet distance to FP32's images",
         header=("Features", "Two sets of FP32", *(CANDIDATES[key] for key in shown)),
         rows=tuple(
             (
@@ -108,16 +108,16 @@ def _frechet(report: Report) -> Table:
             )
             for k, row in enumerate(first.frechet if first else ())
         ),
-        caption=f"Of {count} pictures. Not FID: that is of Inception's features, of tens of "
-        "thousands of pictures, against real ones. Two sets of FP32 pictures of other seeds show "
+        caption=f"Of {count} images. Not FID: that is of Inception's features, of tens of "
+        "thousands of images, against real ones. Two sets of FP32 images of other seeds show "
         "what chance alone makes of so few.",
     )
 
 
-def _each_picture(report: Report) -> Table:
+def _each_image(report: Report) -> Table:
     shown = {k: a.pictures for k, a in _shown(report).items() if a.pictures}
     columns: list[tuple[str, ...]] = []
-    header = ["Picture"]
+    header = ["Image"]
     for key, accuracy in shown.items():
         if accuracy.first_difference:
             columns.append(
@@ -130,7 +130,7 @@ def _each_picture(report: Report) -> Table:
             columns.append(tuple(SSIM(v) for v in accuracy.ssim_vs_fp32.each))
             header.append(f"SSIM {key} to FP32")
     return Table(
-        title="Picture by picture",
+        title="Image by image",
         header=tuple(header),
         rows=tuple(zip(report.data.pictures, *columns, strict=True)) if shown else (),
         folded=True,
@@ -144,7 +144,7 @@ def rates(report: Report) -> Table:
     if tokens is not None and total is not None and tokens.tokens is not None:
         rows = [
             ("Tokens a second, without the image decoder", *per_second(tokens, tokens.tokens)),
-            ("Pictures a second", *per_second(total, total.batch)),
+            ("Images a second", *per_second(total, total.batch)),
         ]
     return Table(title="Rates", header=("What", "FP32", "Engine"), rows=tuple(rows))
 

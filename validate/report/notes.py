@@ -34,7 +34,7 @@ OF_TRAJECTORIES = (
     "them. Rows with and without the class count alike, before guidance."
 )
 OF_GENERATORS = (
-    "Pictures of the same seed draw with the same random numbers, one stream a picture.",
+    "Images of the same seed draw with the same random numbers, one stream an image.",
     "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
 )
 # How engines run an attention with quantized operands, by the prefix of its format.
@@ -96,7 +96,7 @@ def _what(report: Report) -> tuple[str, ...]:
     notes = []
     if data.pictures:
         drawn = ", ".join(f"{name} {value:g}" for name, value in data.sampling.items())
-        notes.append(f"Pictures: {len(data.pictures)}, made with {drawn}.")
+        notes.append(f"Images: {len(data.pictures)}, made with {drawn}.")
         classes = set(data.classes)
         seen = set(report.calibration.classes) if report.calibration else set()
         if classes and seen:
@@ -111,6 +111,4 @@ def _what(report: Report) -> tuple[str, ...]:
 
 def noun(report: Report) -> str:
     """Return the word for what a model of this kind is measured on."""
-    if report.generation:
-        return "pictures"
     return "samples" if report.outputs else "images"

@@ -152,7 +152,7 @@ def _markdown_lines(page: Page) -> Iterator[str]:
             yield from (table.caption, "")
         yield table_markdown(table)
     if page.image_rows:
-        yield from ("", "## Pictures", "", page.image_rows_caption)
+        yield from ("", "## Images", "", page.image_rows_caption)
     for image_row in page.image_rows:
         yield from ("", f"### {image_row.title}", "")
         yield _row(tuple(image.caption for image in image_row.images))

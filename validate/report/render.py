@@ -89,9 +89,7 @@ def report_page(report: Report, pictures: Sequence[ComparedImage]) -> Page:
 def _subtitle(report: Report) -> str:
     count = len(report.data.validation)
     if report.generation:
-        return (
-            f"Quantized generator against its FP32 reference, {len(report.data.pictures)} pictures"
-        )
+        return f"Quantized generator against its FP32 reference, {len(report.data.pictures)} images"
     if report.outputs:
         return f"Quantized graphs against their FP32 originals, {count} held-out samples"
     return f"Quantized image tokenizer against its FP32 reference, {count} validation images"

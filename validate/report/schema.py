@@ -44,7 +44,7 @@ SIZE_NOTE = (
     "arithmetic replaces, such as an FSQ table, do not count among the weights."
 )
 GENERATOR_SIZE_NOTE = (
-    f"{RUNS_NOTE}Those that make pictures count, with the decoder, which stays in high precision. "
+    f"{RUNS_NOTE}Those that make images count, with the decoder, which stays in high precision. "
     "Packed weights are what the formats take in weights.safetensors, with their scales and what "
     "stays in high precision, beside the FP32 weights of the quantized graphs; no command loads "
     "that file."
@@ -136,7 +136,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             count = len(made.pictures.psnr_vs_fp32.each) if made.pictures else None
             if count not in (None, len(self.data.pictures)):
                 raise ValueError(
-                    f"{candidate} made {count} pictures, the data names {len(self.data.pictures)}"
+                    f"{candidate} made {count} images, the data names {len(self.data.pictures)}"
                 )
 
     @property

@@ -14,7 +14,7 @@ from ..job import ExportJob
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ....export.parity import Difference
+    from ....export.facts import Difference
     from ....export.weight_file import WeightFile
     from ....graph.sites import Site
     from ...llamagen_vq.model import LlamagenVq

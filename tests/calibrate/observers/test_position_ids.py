@@ -19,7 +19,6 @@ from arvg_trt.calibrate.statistics import (
     merge,
     save_statistics,
 )
-from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.mar.write import export_mar
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap, by_input
@@ -30,6 +29,7 @@ from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sam
 
 from ...families.generators import activations
 from ...families.mar.models import SMALL, random_mar
+from ...families.shared.models import exported_once
 from ...families.tiny import silent
 
 CONFIG = replace(SMALL, encoder_depth=1, decoder_depth=1, head_depth=1)
@@ -55,11 +55,14 @@ class Source:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """Passes of two rows with none, some and all but one token known; one run of the denoiser."""
     root = tmp_path_factory.mktemp("places")
-    graphs, samples = root / "export", root / "samples"
-    graphs.mkdir()
+    samples = root / "samples"
     samples.mkdir()
-    with WeightFile(graphs) as weights:
-        sites = export_mar(random_mar(CONFIG), weights, {})
+    graphs, sites = exported_once(
+        tmp_path_factory,
+        "mar",
+        CONFIG,
+        lambda weights, form: export_mar(random_mar(CONFIG), weights, {}),
+    )
     rng = np.random.default_rng(7)
     for k, known in enumerate(KNOWN):
         feeds = {

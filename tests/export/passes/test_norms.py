@@ -167,6 +167,21 @@ def test_the_exporters_graph_is_written_out_too(
     np.testing.assert_allclose(run(graph, x=x)["y"], in_float64(model, x), atol=2e-6)
 
 
+def test_the_exporters_names_of_sizes_are_multiples_of_the_latent_maps_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(norm_passes, "LONGEST_GROUP", 2 * 6 * 6)
+    model, sizes = model_of(), ({0: Dim("n"), 2: Dim("h"), 3: Dim("w")},)
+    graph = trace(model, (torch.zeros(2, CHANNELS, 3, 5),), sizes, ["x"], ["y"])
+    assert "GroupNormalization" in operators(graph)
+    assert not norm_passes.SplitLongNormsPass(6)(graph).modified
+    assert norm_passes.SplitLongNormsPass(7)(graph).modified
+    assert "GroupNormalization" not in operators(graph)
+    for size in ((3, 5), (8, 1), (9, 12)):
+        x = np.random.default_rng(0).normal(2, 3, (2, CHANNELS, *size)).astype(np.float32)
+        np.testing.assert_allclose(run(graph, x=x)["y"], in_float64(model, x), atol=2e-6)
+
+
 def test_a_norm_of_another_rank_or_of_unknown_channels_keeps_the_operator() -> None:
     shapes = ("n, 4, t", "n, c, 512, 512", "n, 4, 512, 512, 512")
     for shape in shapes:

@@ -13,7 +13,8 @@ import torch
 from onnx import numpy_helper
 
 from arvg_trt.errors import BundleError, ExportError
-from arvg_trt.export.parity import Difference, TokenParity, require, require_tokens
+from arvg_trt.export.facts import Difference, TokenParity
+from arvg_trt.export.parity import require, require_tokens
 from arvg_trt.export.passes.naming import InsertSizeCheckPass
 from arvg_trt.families.cosmos.parity import compute_cosmos_references
 from arvg_trt.families.cosmos.write import export_tokenizer

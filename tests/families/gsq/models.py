@@ -11,20 +11,12 @@ import torch
 from arvg_trt.families.gsq.config import GsqConfig
 from arvg_trt.families.gsq.model import GsqTokenizer
 
+from ..shared.models import Payload
+
 # Two resolutions, of different widths, and two groups.
 GROUPED = GsqConfig(32, (1, 2), 1, 8, 2, 64)
 EXPORTED = replace(GROUPED, channels_mult=(1, 1, 2))
 SINGLE = GsqConfig(32, (1, 1, 2), 2, 6, 1, 48)
-
-
-class Payload:
-    """Touches a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (Path.touch, (self.path,))
 
 
 @dataclass(frozen=True)

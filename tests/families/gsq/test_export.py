@@ -29,7 +29,8 @@ from arvg_trt.workspace.manifest import MANIFEST
 from arvg_trt.workspace.stage import SilentReporter
 
 from ...command_line import arvg, assert_refused, leftovers
-from .models import EXPORTED, GROUPED, Payload, TinyGsq, random_gsq, write_checkpoint
+from ..shared.models import Payload
+from .models import EXPORTED, GROUPED, TinyGsq, random_gsq, write_checkpoint
 
 CONFIG = """
 dataset: imagenet-1k

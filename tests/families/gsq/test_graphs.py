@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from torch import nn
 
-from arvg_trt.errors import BundleError, ExportError
+from arvg_trt.errors import BundleError
 from arvg_trt.families.gsq import graphs as gsq_graphs
 from arvg_trt.families.gsq import model as gsq
 from arvg_trt.families.gsq.graphs import CodeSearch, GsqEncoderGraph
 from arvg_trt.families.gsq.model import nearest_in_parts
-from arvg_trt.families.gsq.parity import GsqReferences, compute_gsq_references
-from arvg_trt.families.shared.vq_parity import check_vq_parity
-from arvg_trt.graph.sites import Site, SiteMap
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.families.gsq.parity import GsqReferences
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.workspace.files import decode_json
 
+from ..shared.graphs import random_images, sites_of
 from .models import EXPORTED, GROUPED, SINGLE, TinyGsq, random_gsq
 
 STRIDE, CODES, GROUPS = EXPORTED.stride, EXPORTED.vocab_size, EXPORTED.groups
-
-
-def random_images(count: int, height: int, width: int, seed: int = 4) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return rng.uniform(-1, 1, (count, 3, height, width)).astype(np.float32)
-
-
-def close(found: np.ndarray, wanted: torch.Tensor) -> None:
-    assert found.shape == tuple(wanted.shape)
-    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * float(wanted.std()))
-
-
-def sites(tiny: TinyGsq) -> tuple[Site, ...]:
-    return decode_json(tiny.folder / "sites.json", SiteMap, do="").sites
-
-
-@pytest.mark.parametrize("session", [reference_session, fast_session])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 20), (1, 4, 8)])
-def test_graphs_compute_what_pytorch_computes_at_any_size(
-    tiny_gsq: TinyGsq, session, shape: tuple[int, int, int]
-) -> None:
-    model, image = tiny_gsq.model, random_images(*shape)
-    latent = model.encode(torch.from_numpy(image))
-    codes = model.codes(latent)
-    assert codes.shape == (shape[0], shape[1] // STRIDE, shape[2] // STRIDE, GROUPS)
-    found = session(tiny_gsq.folder / "encoder.onnx").run({"image": image})
-    assert list(found) == ["indices", "latent"] and found["indices"].dtype == np.int32
-    close(found["latent"], latent)
-    assert np.array_equal(found["indices"], codes.numpy())
-    back = session(tiny_gsq.folder / "decoder.onnx").run({"indices": found["indices"]})["image"]
-    close(back, model.decode(codes))
-
-
-def test_codes_vary(tiny_gsq: TinyGsq) -> None:
-    image = torch.from_numpy(random_images(2, 16, 16))
-    assert len(tiny_gsq.model.codes(tiny_gsq.model.encode(image)).unique()) > 16
 
 
 def test_of_one_group_indices_have_no_axis_of_groups() -> None:
@@ -98,13 +55,6 @@ def test_no_search_holds_more_than_a_part() -> None:
     assert gsq.PART <= 1 << 14
 
 
-def test_sizes_that_are_no_multiple_of_the_stride_are_refused(tiny_gsq: TinyGsq) -> None:
-    opened = fast_session(tiny_gsq.folder / "encoder.onnx")
-    for size in ((8, 9), (6, 8), (3, 2)):
-        with pytest.raises(BundleError, match="refused image"):
-            opened.run({"image": random_images(1, *size)})
-
-
 def test_a_single_position_is_refused(tiny_gsq: TinyGsq) -> None:
     """It has no variance: the decoder would make NaN."""
     tokenizer = ImageTokenizer.open(tiny_gsq.workspace)
@@ -134,31 +84,13 @@ def test_tokens_that_are_not_this_tokenizers_are_refused(
         ImageTokenizer.open(tiny_gsq.workspace).check_tokens(tokens)
 
 
-@pytest.mark.parametrize("graph", ["encoder", "decoder"])
-def test_graph_is_valid_and_names_what_it_takes(tiny_gsq: TinyGsq, graph: str) -> None:
-    path = tiny_gsq.folder / f"{graph}.onnx"
-    onnx.checker.check_model(path, full_check=True)
-    model = onnx.load(path, load_external_data=False)
-    shapes = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*model.graph.input, *model.graph.output)
-    }
-    image = {"image": ["batch", 3, "4*h", "4*w"]}
-    indices = {"indices": ["batch", "h", "w", GROUPS]}
-    latent = {"latent": ["batch", EXPORTED.latent_channels, "h", "w"]}
-    assert shapes == (image | indices | latent if graph == "encoder" else indices | image)
-    operators = [n.op_type for n in model.graph.node]
-    assert not set(operators) & {"Pad", "Loop", "If", "ScatterElements", "ConstantOfShape"}
-    assert operators.count("DepthToSpace") == (2 if graph == "decoder" else 0)
-
-
 def test_the_sites_of_the_method_are_the_convolutions_between_the_ends(tiny_gsq: TinyGsq) -> None:
     modules = dict(tiny_gsq.model.named_modules())
     convolutions = {name for name, m in modules.items() if isinstance(m, nn.Conv2d)}
     linears = {name for name, m in modules.items() if isinstance(m, nn.Linear)}
     ends = {"encoder.conv_in", "encoder.fianl_layers.2", "decoder.conv_in"}
     ends |= {"decoder.final_layers.2"}
-    found = sites(tiny_gsq)
+    found = sites_of(tiny_gsq.folder, ("encoder", "decoder"))
     assert {s.name for s in found if s.excluded is None} == convolutions - ends
     assert {s.name for s in found if s.excluded} == ends | linears | {"nearest.parts.0"}
     assert len({s.name for s in found}) == len(found)
@@ -168,50 +100,8 @@ def test_the_sites_of_the_method_are_the_convolutions_between_the_ends(tiny_gsq:
 
 
 def test_codes_are_compared_over_their_channels(tiny_gsq: TinyGsq) -> None:
-    search = next(s for s in sites(tiny_gsq) if s.role == "codes")
+    search = next(s for s in sites_of(tiny_gsq.folder, ("encoder", "decoder")) if s.role == "codes")
     assert search.channel_axis == 4  # of [N, h, w, G, d]
-
-
-@pytest.fixture(scope="module")
-def references(tiny_gsq: TinyGsq) -> GsqReferences:
-    images = [random_images(1, 24, 24, seed) for seed in (1, 2)]
-    return compute_gsq_references(tiny_gsq.model, images)
-
-
-def test_both_graphs_are_compared_and_agree(tiny_gsq: TinyGsq, references: GsqReferences) -> None:
-    tokens, differences = check_vq_parity(tiny_gsq.folder, references)
-    compared = [(d.graph, d.tensor) for d in differences]
-    assert compared == [("encoder", "latent"), ("decoder", "image")]
-    assert all(0 <= d.mean <= d.max < 1e-4 for d in differences)
-    assert (tokens.tokens, tokens.differ) == (2 * 36 * GROUPS, 0)
-
-
-@pytest.mark.parametrize(
-    ("graph", "initializer", "words"),
-    [
-        ("encoder", "encoder.fianl_layers.2.bias", r"encoder.onnx: latent of ONNX Runtime differs"),
-        ("decoder", "decoder.final_layers.2.bias", r"decoder.onnx: image of ONNX Runtime differs"),
-        ("decoder", "decoder.blocks.1.beta.bias", r"decoder.onnx: image of ONNX Runtime differs"),
-        ("encoder", "nearest.parts.0.bias", r"encoder.onnx: \d+ of 144 tokens differ"),
-    ],
-)
-def test_a_graph_that_computes_something_else_is_refused(
-    tiny_gsq: TinyGsq,
-    references: GsqReferences,
-    tmp_path: Path,
-    graph: str,
-    initializer: str,
-    words: str,
-) -> None:
-    folder = tmp_path / "export"
-    shutil.copytree(tiny_gsq.folder, folder)
-    model = onnx.load(folder / f"{graph}.onnx")
-    values = next(t for t in model.graph.initializer if t.name == initializer)
-    noise = np.random.default_rng(0).normal(size=tuple(values.dims)).astype(np.float32)
-    values.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(values) + noise, initializer))
-    onnx.save(model, folder / f"{graph}.onnx")
-    with pytest.raises(ExportError, match=words):
-        check_vq_parity(folder, references)
 
 
 def on_a_circle(codes: int, angles: np.ndarray, length: float = 3.0) -> GsqReferences:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,15 +27,11 @@ from arvg_trt.families.gsq.model import (
     nearest_in_parts,
 )
 
-from ..rar.models import random_maskgit
-from .models import GROUPED, SINGLE, Payload, random_gsq, write_checkpoint
+from ..shared.formulas import State, close, images, in_double, swish
+from ..shared.models import Payload
+from .models import GROUPED, SINGLE, random_gsq, write_checkpoint
 
-State = dict[str, Tensor]
 Array = np.ndarray
-
-
-def swish(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-x))
 
 
 def unit(x: Tensor, eps: float) -> Tensor:
@@ -137,24 +132,10 @@ def looked_up(codes: Array, codebook: Array) -> Array:
     return rows.reshape(*codes.shape[:3], -1).transpose(0, 3, 1, 2)
 
 
-def state_of(model: GsqTokenizer) -> State:
-    return {k: v.double() for k, v in model.state_dict().items()}
-
-
-def images(config: GsqConfig, count: int = 2) -> Tensor:
-    size = 4 * config.stride
-    generator = torch.Generator().manual_seed(4)
-    return torch.rand(count, 3, size, size + config.stride, generator=generator) * 2 - 1
-
-
-def close(found: Tensor, wanted: Tensor) -> None:
-    np.testing.assert_allclose(found, wanted, atol=1e-4 * float(wanted.std()))
-
-
 @pytest.mark.parametrize("config", [GROUPED, SINGLE], ids=["two groups", "one group"])
 def test_latents_codes_and_images_are_the_formulas(config: GsqConfig) -> None:
     model, image = random_gsq(config), images(config)
-    state = state_of(model)
+    state = in_double(model)
     latent = encode_by_formula(state, image.double())
     close(model.encode(image), latent)
     codebook = state["quantizers.codebook.weight"].numpy()
@@ -327,43 +308,6 @@ def test_what_shapes_do_not_tell_is_the_callers() -> None:
     assert load_gsq(state, "here", "l2").config.normalization == "l2"
     with pytest.raises(ExportError, match="here: clips codes of 4 channels"):
         load_gsq(random_gsq().state_dict(), "here", "clip")
-
-
-def put(name: str, *shape: int) -> Callable[[State], None]:
-    return lambda state: state.update({name: torch.zeros(shape)})
-
-
-CONV = "decoder.blocks.2.net.6.weight"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.pop(CONV), f"missing {CONV}"),
-        (lambda s: s.pop("quantizers.codebook.weight"), "is not a GSQ tokenizer: no quantizers.co"),
-        (lambda s: s.pop("encoder.blocks.2.net.6.weight"), "is not a GSQ tokenizer: no encoder.bl"),
-        (put("encoder.zero", 1), r"unexpected encoder\.zero"),
-        (put(CONV, 32, 32, 1, 1), rf"{CONV} has shape \[32, 32, 1, 1\], not \[64, 64, 3, 3\]"),
-        (put("encoder.conv_in.weight", 32, 1, 3, 3), "takes 1 channels, not 3"),
-        (put("encoder.conv_in.weight", 24, 3, 3, 3), r"has widths \[24, 32, 64\], not multiples"),
-        (put("encoder.blocks.5.qkv_conv.weight", 9, 3, 1, 1), "has attention: encoder.blocks.5"),
-        (put("quantizers.codebook.weight", 64, 3), "8 latent channels, which codes of 3 do not"),
-        (put("quantizers.codebook.weight", 64, 0), "8 latent channels, which codes of 0 do not"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
-    change: Callable[[State], object], message: str
-) -> None:
-    state = dict(random_gsq().state_dict())
-    change(state)
-    with pytest.raises(ExportError, match=message) as caught:
-        load_gsq(state, "checkpoint.pt", "l2")
-    assert str(caught.value).startswith("checkpoint.pt: ")
-
-
-def test_rars_tokenizer_is_refused() -> None:
-    with pytest.raises(ExportError, match="is not a GSQ tokenizer"):
-        load_gsq(dict(random_maskgit().state_dict()), "vq.bin", "l2")
 
 
 @pytest.mark.parametrize(("latent", "groups"), [(8, 3), (8, 0), (0, 1)])

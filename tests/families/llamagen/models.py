@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -13,24 +12,13 @@ from arvg_trt.families.shared.llama.config import LlamaConfig
 
 from ..par import models as par_models
 from ..par.models import redrawn
+from ..shared.models import TinyExported
 
 SMALL = LlamaConfig(depth=2, width=32, heads=2, hidden=48, length=16, num_classes=5, vocab_size=48)
 FILES = ("c2i_B_256.pt", "vq_ds16_c2i.pt")
 JSON = par_models.JSON
 SEEN = SMALL.length - 1
-
-
-@dataclass(frozen=True)
-class TinyLlamagen:
-    """Both models, and the workspace their checkpoint was exported to."""
-
-    transformer: LlamagenTransformer
-    tokenizer: LlamagenVq
-    workspace: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.workspace / "export"
+TinyLlamagen = TinyExported[LlamagenTransformer, LlamagenVq]
 
 
 def random_llamagen(config: LlamaConfig = SMALL, seed: int = 0) -> LlamagenTransformer:

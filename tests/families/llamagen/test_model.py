@@ -16,8 +16,8 @@ from arvg_trt.families.llamagen.config import PUBLISHED
 from arvg_trt.families.llamagen.model import LlamagenTransformer
 from arvg_trt.families.shared.llama.config import LlamaConfig
 
-from ..par.models import random_tokens
-from ..rar.test_model import relative
+from ..shared.graphs import relative
+from ..shared.models import random_tokens
 from .models import SEEN, SMALL, random_llamagen
 
 Array = NDArray[np.float64]

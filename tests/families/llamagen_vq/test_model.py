@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from arvg_trt.errors import ExportError
 from arvg_trt.families.llamagen_vq.config import VQ_16, LlamagenVqConfig
-from arvg_trt.families.llamagen_vq.model import LlamagenVq, infer_llamagen_config, load_llamagen_vq
+from arvg_trt.families.llamagen_vq.model import LlamagenVq, infer_llamagen_config
 from arvg_trt.families.shared.vq import lookup
 from arvg_trt.families.shared.vq_graphs import VqDecoderGraph, excluded
 
-from ..maskgit_vq.test_model import State, close, conv, images, normed, swish
-from ..par.models import TOKENIZER, official_tokenizer, random_llamagen
-from ..rar.models import random_maskgit
-from ..var_vqvae.models import TINY, random_vqvae
+from ..par.models import TOKENIZER, random_llamagen
+from ..shared.formulas import (
+    State,
+    attention,
+    close,
+    conv,
+    doubled,
+    halved,
+    images,
+    in_double,
+    normed,
+    residual,
+    swish,
+)
 
 VQ_8 = LlamagenVqConfig(channels_mult=(1, 2, 2, 4))
 # More blocks and levels than one, so that each of them differs from the next.
@@ -26,46 +32,26 @@ DEEP = LlamagenVqConfig(32, (1, 2, 1), 2, 16, 8, 24)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def block(state: State, name: str, x: Tensor) -> Tensor:
-    h = conv(state, f"{name}.conv1", swish(normed(state, f"{name}.norm1", x)))
-    h = conv(state, f"{name}.conv2", swish(normed(state, f"{name}.norm2", h)))
-    shortcut = f"{name}.nin_shortcut"
-    return h + (conv(state, shortcut, x) if f"{shortcut}.weight" in state else x)
-
-
-def attention(state: State, name: str, x: Tensor) -> Tensor:
-    """One head over all positions, scaled by all channels."""
-    xn = normed(state, f"{name}.norm", x)
-    q, k, v = (conv(state, f"{name}.{part}", xn).flatten(2) for part in "qkv")
-    scores = torch.einsum("nci,ncj->nij", q, k) * x.shape[1] ** -0.5
-    out = torch.einsum("nij,ncj->nci", scores.softmax(dim=2), v).reshape(x.shape)
-    return x + conv(state, f"{name}.proj_out", out)
-
-
 def levels(state: State, half: str, x: Tensor, count: int, blocks: int, at: int) -> Tensor:
     """All levels in the order of their numbers, with attention in number `at`."""
     for n in range(count):
         level = f"{half}.conv_blocks.{n}"
         for j in range(blocks):
-            x = block(state, f"{level}.res.{j}", x)
+            x = residual(state, f"{level}.res.{j}", x)
             if n == at:
                 x = attention(state, f"{level}.attn.{j}", x)
         if n == count - 1:
             return x
         if half == "decoder":
-            x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-            x = conv(state, f"{level}.upsample.conv", x)
+            x = conv(state, f"{level}.upsample.conv", doubled(x))
         else:
-            down = f"{level}.downsample.conv"
-            x = F.conv2d(
-                F.pad(x, (0, 1, 0, 1)), state[f"{down}.weight"], state[f"{down}.bias"], stride=2
-            )
+            x = halved(state, f"{level}.downsample.conv", x)
     raise AssertionError("no levels")
 
 
 def middle(state: State, half: str, x: Tensor) -> Tensor:
-    x = attention(state, f"{half}.mid.1", block(state, f"{half}.mid.0", x))
-    return block(state, f"{half}.mid.2", x)
+    x = attention(state, f"{half}.mid.1", residual(state, f"{half}.mid.0", x))
+    return residual(state, f"{half}.mid.2", x)
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
@@ -91,14 +77,10 @@ def decode_by_formula(state: State, config: LlamagenVqConfig, codes: Tensor) -> 
     return conv(state, "decoder.conv_out", swish(normed(state, "decoder.norm_out", h)))
 
 
-def state_of(model: LlamagenVq) -> State:
-    return {k: v.double() for k, v in model.state_dict().items()}
-
-
 @pytest.mark.parametrize("config", [TOKENIZER, DEEP], ids=["two levels", "three levels"])
 def test_latents_codes_and_images_are_the_formulas(config: LlamagenVqConfig) -> None:
-    model, image = random_llamagen(config), images(config)  # type: ignore[arg-type]
-    state = state_of(model)
+    model, image = random_llamagen(config), images(config)
+    state = in_double(model)
     latent = encode_by_formula(state, config, image.double())
     close(model.encode(image), latent)
     codebook = unit(state["quantize.embedding.weight"], 1)
@@ -110,7 +92,7 @@ def test_latents_codes_and_images_are_the_formulas(config: LlamagenVqConfig) -> 
 
 def test_the_length_of_codes_and_latents_changes_nothing() -> None:
     """Codes are compared by their direction, and a code's own length never reaches the decoder."""
-    model, image = random_llamagen(), images(TOKENIZER)  # type: ignore[arg-type]
+    model, image = random_llamagen(), images(TOKENIZER)
     lengths = model.quantize.embedding.weight.norm(dim=1)
     assert lengths.max() > 5 * lengths.min()
     codes = model.codes(model.encode(image))
@@ -176,50 +158,3 @@ def test_levels_are_numbered_as_they_run() -> None:
     assert ups == downs == {"0", "1", "2", "3"}
     assert state["decoder.conv_blocks.0.res.0.conv1.weight"].shape[:2] == (512, 512)
     assert state["decoder.conv_blocks.4.res.0.conv1.weight"].shape[:2] == (128, 128)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_checkpoint_loads_strictly(dtype: torch.dtype) -> None:
-    stored = {k: v.to(dtype) for k, v in random_llamagen().state_dict().items()}
-    found = load_llamagen_vq(official_tokenizer(stored), "here")
-    assert found.config == TOKENIZER
-    assert all(torch.equal(v, stored[k].float()) for k, v in found.state_dict().items())
-
-
-def put(name: str, *shape: int) -> Callable[[State], None]:
-    return lambda state: state.update({name: torch.zeros(shape)})
-
-
-CONV = "decoder.conv_blocks.1.res.0.conv1.weight"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.pop(CONV), f"missing {CONV}"),
-        (lambda s: s.pop("quantize.embedding.weight"), "is not a LlamaGen VQ: no quantize.emb"),
-        (lambda s: s.pop("quant_conv.weight"), "is not a LlamaGen VQ: no quant_conv.weight"),
-        (lambda s: s.pop("encoder.conv_blocks.1.res.0.conv2.weight"), "is not a LlamaGen VQ: no"),
-        (put("decoder.conv_blocks.2.extra", 3), r"unexpected decoder\.conv_blocks\.2\.extra"),
-        (put(CONV, 32, 64, 1, 1), rf"{CONV} has shape \[32, 64, 1, 1\], not \[32, 64, 3, 3\]"),
-        (put("post_quant_conv.weight", 16, 8, 1, 1), r"post_quant_conv\.weight has shape"),
-        (put("encoder.conv_in.weight", 32, 1, 3, 3), "takes 1 channels, not 3"),
-        (put("encoder.conv_in.weight", 24, 3, 3, 3), r"has widths \[24, 32, 64\], not multiples"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
-    change: Callable[[State], object], message: str
-) -> None:
-    state = dict(random_llamagen().state_dict())
-    change(state)
-    with pytest.raises(ExportError, match=message) as caught:
-        load_llamagen_vq(state, "vq_ds16_c2i.pt")
-    assert str(caught.value).startswith("vq_ds16_c2i.pt: ")
-
-
-@pytest.mark.parametrize(
-    "other", [random_maskgit, lambda: random_vqvae(TINY)], ids=["MaskGIT", "VAR"]
-)
-def test_the_tokenizers_of_other_families_are_refused(other: Callable[[], LlamagenVq]) -> None:
-    with pytest.raises(ExportError, match=r"is not a LlamaGen VQ: no encoder\.conv_blocks"):
-        load_llamagen_vq(dict(other().state_dict()), "vae.pth")

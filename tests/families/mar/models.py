@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from arvg_trt.families.kl_vae.config import KlVaeConfig
 from arvg_trt.families.kl_vae.model import KlVae
 from arvg_trt.families.mar.config import MarConfig
 from arvg_trt.families.mar.model import MarTransformer
+
+from ..shared.models import TinyExported
 
 SMALL = MarConfig(
     encoder_depth=2,
@@ -33,19 +35,17 @@ SMALL = MarConfig(
 CONFIG_JSON = {"num_heads": 4, "latent_scale": 0.5}
 AUTOENCODER = KlVaeConfig(channels=32, channels_mult=(1, 2), num_res_blocks=1, latent_channels=4)
 FILES = ("checkpoint-last.pth", "kl16.ckpt")
+TinyMar = TinyExported[MarTransformer, KlVae]
 
 
-@dataclass(frozen=True)
-class TinyMar:
-    """Both models, and the workspace their checkpoint was exported to."""
+class Payload:
+    """Makes a folder when a pickle of it runs."""
 
-    transformer: MarTransformer
-    autoencoder: KlVae
-    workspace: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    @property
-    def folder(self) -> Path:
-        return self.workspace / "export"
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(self.path),))
 
 
 def random_mar(config: MarConfig = SMALL, seed: int = 0) -> MarTransformer:

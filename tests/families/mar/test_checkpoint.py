@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,24 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.config_json import read_beside
 from arvg_trt.export.checkpoint.read import read_all
 from arvg_trt.export.checkpoint.strict import split_parts
 from arvg_trt.families.mar.checkpoint import infer_mar_config, load_mar
-from arvg_trt.families.mar.config import PUBLISHED, MarConfig, MarJson, published_heads, sampling_of
+from arvg_trt.families.mar.config import PUBLISHED, MarJson, published_heads, sampling_of
 from arvg_trt.families.mar.model import MarTransformer
 
-from .models import CONFIG_JSON, FILES, SMALL, random_kl_vae, random_mar, write_checkpoint
+from ..shared.models import Tensors, put, state_of
+from .models import (
+    CONFIG_JSON,
+    FILES,
+    SMALL,
+    Payload,
+    random_kl_vae,
+    random_mar,
+    write_checkpoint,
+)
 
-Tensors = dict[str, Tensor]
 JSON = MarJson(num_heads=4, latent_scale=0.5)
-
-
-def state_of(config: MarConfig = SMALL) -> Tensors:
-    return dict(random_mar(config).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -70,14 +72,14 @@ def test_heads_are_known_of_published_sizes_alone() -> None:
 )
 def test_heads_of_another_size_are_not_guessed(told: MarJson, key: str) -> None:
     with pytest.raises(ExportError, match=f"no official size, and no config.json says {key}") as e:
-        load_mar(state_of(), "mar.pth", told)
+        load_mar(state_of(random_mar()), "mar.pth", told)
     assert key in str(e.value.do)
 
 
 def test_each_half_has_its_own_width_heads_and_hidden() -> None:
     config = replace(SMALL, decoder_width=24, decoder_heads=3, decoder_hidden=40)
     told = MarJson(encoder_num_heads=4, decoder_num_heads=3, latent_scale=0.5)
-    found = load_mar(state_of(config), "mar.pth", told)
+    found = load_mar(state_of(random_mar(config)), "mar.pth", told)
     assert found.config == config
     assert found.decoder_blocks[0].attn.heads == 3  # type: ignore[union-attr]
     assert found.encoder_blocks[0].attn.heads == 4  # type: ignore[union-attr]
@@ -94,12 +96,12 @@ def test_each_half_has_its_own_width_heads_and_hidden() -> None:
 )
 def test_what_official_names_say_must_agree(told: MarJson, message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        load_mar(state_of(), "mar.pth", told)
+        load_mar(state_of(random_mar()), "mar.pth", told)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_checkpoint_loads_strictly(dtype: torch.dtype) -> None:
-    stored = {k: v.to(dtype) for k, v in state_of().items()}
+    stored = {k: v.to(dtype) for k, v in state_of(random_mar()).items()}
     found = load_mar(stored, "here", JSON)
     assert found.config == SMALL
     assert all(torch.equal(v, stored[k].float()) for k, v in found.state_dict().items())
@@ -107,7 +109,7 @@ def test_a_checkpoint_loads_strictly(dtype: torch.dtype) -> None:
 
 def test_the_averaged_weights_of_a_trainers_file_are_read(tmp_path: Path) -> None:
     """With the optimizer, the options and the last weights beside them, which are no use."""
-    transformer, autoencoder = state_of(), dict(random_kl_vae().state_dict())
+    transformer, autoencoder = state_of(random_mar()), state_of(random_kl_vae())
     folder = write_checkpoint(tmp_path / "mar", transformer, autoencoder, CONFIG_JSON)
     found = split_parts(read_all([folder / name for name in FILES]))
     for part, wanted in zip(found, (transformer, autoencoder), strict=True):
@@ -116,29 +118,15 @@ def test_the_averaged_weights_of_a_trainers_file_are_read(tmp_path: Path) -> Non
     assert read_beside(folder, MarJson) == JSON
 
 
-class Payload:
-    """Makes a folder when a pickle of it runs."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (os.mkdir, (str(self.path),))
-
-
 def test_a_payload_beside_the_options_does_not_run(tmp_path: Path) -> None:
     path, ran = tmp_path / FILES[0], tmp_path / "ran"
-    torch.save({"model_ema": state_of(), "args": Payload(ran)}, path)
+    torch.save({"model_ema": state_of(random_mar()), "args": Payload(ran)}, path)
     with pytest.raises(ExportError, match=r"its pickle asks for posix\.mkdir") as caught:
         read_all([path])
     assert str(caught.value).startswith(str(path))
     assert not ran.exists()
     pickle.loads(pickle.dumps(Payload(ran)))  # the payload is a real one
     assert ran.exists()
-
-
-def put(name: str, *shape: int) -> Callable[[Tensors], None]:
-    return lambda state: state.update({name: torch.zeros(shape)})
 
 
 FC1 = "decoder_blocks.2.mlp.fc1.weight"
@@ -161,7 +149,7 @@ LINEAR = "diffloss.net.final_layer.linear.weight"
 def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
     change: Callable[[Tensors], object], message: str
 ) -> None:
-    state = state_of()
+    state = state_of(random_mar())
     change(state)
     with pytest.raises(ExportError, match=message) as caught:
         load_mar(state, "mar.pth", JSON)
@@ -178,4 +166,4 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
 )
 def test_odd_values_of_the_config_json_are_refused(told: MarJson, message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        load_mar(state_of(), "mar.pth", told)
+        load_mar(state_of(random_mar()), "mar.pth", told)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.mar.config import PUBLISHED
-from arvg_trt.families.mar.export import MarExporter, describe
+from arvg_trt.families.mar.export import MarExporter, generator_spec
 from arvg_trt.families.mar.spec import MarDefaults
 from arvg_trt.families.rar.export import RarExporter
-from arvg_trt.families.shared.job import ExportJob
 from arvg_trt.families.variants import find_model
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.samples.images import open_source
-from arvg_trt.workspace.manifest import MANIFEST, Manifest, write_manifest
-from arvg_trt.workspace.stage import SilentReporter
+from arvg_trt.workspace.manifest import Manifest, write_manifest
 
 from ...command_line import arvg, assert_refused, leftovers
 from ..rar.models import random_maskgit, random_rar
+from ..shared.models import Tensors, assert_exporter_refuses, job, state_of
 from ..var.models import SMALL as SMALL_VAR
 from ..var.models import random_var
 from ..var.toy_var import ToyVar
@@ -36,70 +32,25 @@ from .models import (
     CONFIG_JSON,
     FILES,
     SMALL,
+    Payload,
     TinyMar,
     random_kl_vae,
     random_mar,
     write_checkpoint,
 )
 
-Tensors = dict[str, Tensor]
-
 
 def transformer() -> Tensors:
-    return dict(random_mar().state_dict())
+    return state_of(random_mar())
 
 
 def autoencoder(latent_channels: int = AUTOENCODER.latent_channels) -> Tensors:
     config = replace(AUTOENCODER, latent_channels=latent_channels)
-    return dict(random_kl_vae(config).state_dict())
-
-
-def job(name: str, checkpoint: Path) -> ExportJob:
-    entry = find_model(name)
-    paths = resolve_checkpoint(str(checkpoint), entry.files)
-    source = open_source("skimage:astronaut")
-    return ExportJob(entry, str(checkpoint), tuple(paths), source, SilentReporter())
-
-
-def test_every_graph_is_there_and_one_file_of_weights(tiny_mar: TinyMar) -> None:
-    wanted = {f"{name}.onnx" for name in ("encoder", "decoder", "pass", "denoise")}
-    wanted |= {"model.onnx.data", "sites.json", "generator.json", MANIFEST}
-    assert {p.name for p in tiny_mar.folder.iterdir()} == wanted
-
-
-def test_the_manifest_records_parity_and_parameters(tiny_mar: TinyMar) -> None:
-    results = json.loads((tiny_mar.folder / MANIFEST).read_text())["results"]
-    found = results["parity"]["graphs"]
-    assert {d["graph"] for d in found} == {"encoder", "decoder", "pass", "denoise"}
-    assert all(0 <= d["mean"] <= d["max"] < 1e-4 for d in found)
-    assert results["parameters_of"] == {
-        "transformer": sum(p.numel() for p in tiny_mar.transformer.parameters()),
-        "tokenizer": sum(p.numel() for p in tiny_mar.autoencoder.parameters()),
-    }
-
-
-def test_generator_json_tells_the_runtime_what_it_needs(tiny_mar: TinyMar) -> None:
-    assert json.loads((tiny_mar.folder / "generator.json").read_text()) == {
-        "schema": "arvg-trt/generator/v1",
-        "family": "mar",
-        "side": 4,
-        "latent_channels": 4,
-        "num_classes": 5,
-        "image_size": 8,
-        "defaults": {
-            "cfg": 3.0,
-            "cfg_power": 1.0,
-            "temperature": 1.0,
-            "top_k": 0,
-            "top_p": 1.0,
-            "iterations": 16,
-            "diffusion_steps": 100,
-        },
-    }
+    return state_of(random_kl_vae(config))
 
 
 def test_published_sizes_have_the_published_sampling() -> None:
-    spec = describe(PUBLISHED["h"][0], 16)
+    spec = generator_spec(PUBLISHED["h"][0], 16)
     assert (spec.side, spec.image_size, spec.latent_channels) == (16, 256, 16)
     assert spec.defaults == MarDefaults(cfg=3.2, iterations=256, diffusion_steps=100)
 
@@ -140,36 +91,11 @@ def test_pictures_are_encoded_to_latents_and_decoded(tiny_mar: TinyMar, tmp_path
     assert outcome.out == f"{tmp_path / 'back' / '0.png'}\n"
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--top-k", 5), "top_k is not this family's"),
-        (("--iterations", 99), "iterations is 99, not 1 to 16"),
-        (("--labels", 5), "label out of range: 5"),
-    ],
-)
-def test_an_option_out_of_range_is_refused(
-    tiny_mar: TinyMar, tmp_path: Path, options: tuple[object, ...], words: str
-) -> None:
-    outcome = arvg("generate", tiny_mar.workspace, "--labels", 0, *options, "-o", tmp_path / "out")
-    assert_refused(outcome, 10, words)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_options_of_a_mar_are_refused_by_the_others(tmp_path: Path) -> None:
     folder = ToyVar().save(tmp_path / "toy")
     write_manifest(folder, Manifest(stage="export", inputs={}, options={}, versions={}), {})
     outcome = arvg("generate", folder, "--labels", 0, "-o", tmp_path / "out", "--iterations", 8)
     assert_refused(outcome, 10, "iterations is not this family's")
-
-
-def test_models_lists_three_sizes() -> None:
-    rows = {row["name"]: row for row in json.loads(arvg("models", "--json").out)["models"]}
-    assert {"mar-b", "mar-l", "mar-h"} <= rows.keys()
-    assert rows["mar-b"]["files"][0] == list(FILES)
-    assert rows["mar-l"]["files"][2] == ["mar-large.safetensors", "kl16.safetensors"]
-    assert rows["mar-h"]["checkpoint"] == "jadechoghari/mar"
-    assert rows["mar-h"]["parameters"] == 942_403_104
 
 
 def test_the_folders_of_the_official_download_are_found(tmp_path: Path) -> None:
@@ -213,17 +139,15 @@ def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
             ("another model's: latent_channels is 4 in the transformer, 6 in it",),
         ),
         (
-            lambda f: write_checkpoint(f, dict(random_rar().state_dict()), autoencoder()),
+            lambda f: write_checkpoint(f, state_of(random_rar()), autoencoder()),
             ("is not a MAR: no class_emb.weight",),
         ),
         (
-            lambda f: write_checkpoint(f, dict(random_var(SMALL_VAR).state_dict()), autoencoder()),
+            lambda f: write_checkpoint(f, state_of(random_var(SMALL_VAR)), autoencoder()),
             ("NaN or infinity in attn_bias_for_masking",),
         ),
         (
-            lambda f: write_checkpoint(
-                f, transformer(), dict(random_maskgit().state_dict()), CONFIG_JSON
-            ),
+            lambda f: write_checkpoint(f, transformer(), state_of(random_maskgit()), CONFIG_JSON),
             ("is not a KL autoencoder",),
         ),
         (
@@ -250,11 +174,7 @@ def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_no_mar_is_refused(
     make: Callable[[Path], Path], words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError) as caught:
-        MarExporter().load(job("mar", make(tmp_path / "checkpoint")))
-    for word in words:
-        assert word in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_exporter_refuses(MarExporter(), "mar", make(tmp_path / "checkpoint"), *words)
 
 
 def test_a_mar_is_refused_as_a_rar(tmp_path: Path) -> None:
@@ -263,33 +183,23 @@ def test_a_mar_is_refused_as_a_rar(tmp_path: Path) -> None:
     )
     for path, name in zip(FILES, ("rar_b.bin", "maskgit-vqgan-imagenet-f16-256.bin"), strict=True):
         (checkpoint / path).rename(checkpoint / name)
-    with pytest.raises(ExportError, match="is not a RAR transformer"):
-        RarExporter().load(job("rar-b", checkpoint))
+    assert_exporter_refuses(RarExporter(), "rar-b", checkpoint, "is not a RAR transformer")
 
 
 def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(
         tmp_path / "checkpoint", transformer(), autoencoder(), CONFIG_JSON
     )
-    with pytest.raises(ExportError, match=r"is not mar-b: .*width is 32, not 768"):
-        MarExporter().load(job("mar-b", checkpoint))
+    words = ("is not mar-b: ", "width is 32, not 768")
+    assert_exporter_refuses(MarExporter(), "mar-b", checkpoint, *words)
 
 
 def test_more_passes_than_tokens_are_refused_before_the_graphs(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="17 iterations over 16 tokens"):
-        describe(SMALL, 2, MarDefaults(cfg=2.0, iterations=17))
+        generator_spec(SMALL, 2, MarDefaults(cfg=2.0, iterations=17))
 
 
-class Payload:
-    """Makes a folder when a pickle of it runs."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (os.mkdir, (str(self.path),))
-
-
+@pytest.mark.usefixtures("one_process")
 def test_a_checkpoint_with_a_payload_is_refused_and_does_not_run(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", None, autoencoder(), CONFIG_JSON)
     held = {"model_ema": transformer(), "args": Payload(tmp_path / "ran")}
@@ -298,10 +208,3 @@ def test_a_checkpoint_with_a_payload_is_refused_and_does_not_run(tmp_path: Path)
     assert_refused(outcome, 4, "its pickle asks for posix.mkdir")
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "ws").exists() and not leftovers(tmp_path)
-
-
-@pytest.mark.parametrize("options", [("--static-batch", 2), ("--kv-type", "float16")])
-def test_forms_that_it_has_not_are_refused(tmp_path: Path, options: tuple[object, ...]) -> None:
-    outcome = arvg("export", "mar-b", tmp_path / "ws", *options)
-    assert_refused(outcome, 4, "no fixed shapes and no KV caches", "leave out --static-batch")
-    assert not (tmp_path / "ws").exists()

@@ -30,12 +30,12 @@ from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import Sampling, image_streams
 
 from ...runtime.test_generator import pictures
+from ..shared.formulas import linear
 from .models import SMALL, TinyMar
 from .test_model import (
     decoder_by_formula,
     denoiser_by_formula,
     encoder_by_formula,
-    linear,
     state_of,
 )
 
@@ -248,7 +248,7 @@ def test_latents_and_images_are_those_of_the_published_loop(
     assert found.tokens.shape == wanted.shape and found.tokens.dtype == np.float32
     assert 0.2 < wanted.std() < 3
     np.testing.assert_allclose(found.tokens, wanted, atol=5e-4)
-    image = tiny_mar.autoencoder.decode(torch.from_numpy(wanted / SMALL.latent_scale).float())
+    image = tiny_mar.tokenizer.decode(torch.from_numpy(wanted / SMALL.latent_scale).float())
     assert np.abs(found.images.astype(int) - pictures(image.numpy())).max() <= 1
     assert len(np.unique(found.images)) > 50
 

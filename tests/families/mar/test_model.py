@@ -6,7 +6,6 @@ The formulas are the official ones: sequences in raster order, rows dropped and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -15,33 +14,14 @@ from numpy.typing import NDArray
 
 from arvg_trt.families.mar.model import MarTransformer
 
+from ..shared.formulas import Array, Arrays, gelu, linear, norm, silu
+from ..shared.graphs import relative
 from .models import SMALL, random_known, random_mar
 
-Array = NDArray[np.float64]
-State = Mapping[str, Array]
-erf = np.vectorize(math.erf)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
-
-
-def gelu(x: Array) -> Array:
-    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
-
-
-def norm(x: Array, state: State | None = None, name: str = "") -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    unit = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    return unit if state is None else unit * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-
-def linear(state: State, name: str, x: Array) -> Array:
-    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-
-def block(state: State, name: str, x: Array) -> Array:
+def block(state: Arrays, name: str, x: Array) -> Array:
     """One row [n, C]; every position sees all."""
     width, heads = SMALL.width, SMALL.heads
     d = width // heads
@@ -56,7 +36,9 @@ def block(state: State, name: str, x: Array) -> Array:
     return x + linear(state, f"{name}.mlp.fc2", h)
 
 
-def encoder_by_formula(state: State, raster: Array, masked: NDArray[np.bool_], label: int) -> Array:
+def encoder_by_formula(
+    state: Arrays, raster: Array, masked: NDArray[np.bool_], label: int
+) -> Array:
     """One row: tokens [L, c] in raster order -> [buffer + N, C], known ones in raster order."""
     null = label == SMALL.num_classes
     latent = state["fake_latent"][0] if null else state["class_emb.weight"][label]
@@ -69,7 +51,7 @@ def encoder_by_formula(state: State, raster: Array, masked: NDArray[np.bool_], l
     return norm(x, state, "encoder_norm")
 
 
-def decoder_by_formula(state: State, encoded: Array, masked: NDArray[np.bool_]) -> Array:
+def decoder_by_formula(state: Arrays, encoded: Array, masked: NDArray[np.bool_]) -> Array:
     """-> [L, C] in raster order."""
     full = np.tile(state["mask_token"][0], (SMALL.buffer + SMALL.length, 1))
     seen = np.concatenate([np.ones(SMALL.buffer, bool), ~masked])
@@ -81,7 +63,7 @@ def decoder_by_formula(state: State, encoded: Array, masked: NDArray[np.bool_]) 
     return x + state["diffusion_pos_embed_learned"][0]
 
 
-def denoiser_by_formula(state: State, x: Array, time: int, z: Array) -> Array:
+def denoiser_by_formula(state: Arrays, x: Array, time: int, z: Array) -> Array:
     """x [m, c], z [m, C] -> [m, 2c]."""
     net = "diffloss.net"
     half = SMALL.frequencies // 2
@@ -103,13 +85,8 @@ def denoiser_by_formula(state: State, x: Array, time: int, z: Array) -> Array:
     return linear(state, f"{last}.linear", norm(h) * (1 + scale) + shift)
 
 
-def state_of(model: MarTransformer) -> State:
+def state_of(model: MarTransformer) -> Arrays:
     return {k: v.double().numpy() for k, v in model.state_dict().items()}
-
-
-def relative(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
-    """The largest difference, in units of the RMS of what is wanted."""
-    return float(np.abs(found - wanted).max() / np.sqrt(np.mean(np.square(wanted))))
 
 
 @pytest.mark.parametrize("known", [0, 1, 9, SMALL.length - 1])

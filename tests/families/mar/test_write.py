@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from arvg_trt.errors import BundleError, ExportError
 from arvg_trt.families.mar.parity import (
@@ -23,11 +21,20 @@ from arvg_trt.families.mar.parity import (
     compute_mar_references,
     known_counts,
 )
-from arvg_trt.graph.sites import ProducerFold, Site, SiteMap
-from arvg_trt.graph.weight_file import INLINE, WEIGHTS
+from arvg_trt.graph.sites import Site
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
-from arvg_trt.workspace.files import decode_json
 
+from ..shared.graphs import (
+    assert_a_fold_changes_the_inputs_of_its_sites_alone,
+    assert_every_weight_is_stored_once,
+    change,
+    checked_shapes,
+    copied,
+    operators,
+    relative,
+    sites_of,
+    watched,
+)
 from .models import SMALL, TinyMar, random_known
 
 Floats = NDArray[np.float32]
@@ -42,12 +49,7 @@ def session(mar: TinyMar, graph: str) -> OnnxRuntimeSession:
 
 
 def sites(mar: TinyMar) -> tuple[Site, ...]:
-    return decode_json(mar.folder / "sites.json", SiteMap, do="").sites
-
-
-def relative(found: NDArray[np.generic], wanted: torch.Tensor) -> float:
-    reference = wanted.double().numpy()
-    return float(np.abs(found - reference).max() / np.sqrt(np.mean(np.square(reference))))
+    return sites_of(mar.folder, (*GRAPHS, "encoder", "decoder"))
 
 
 @pytest.mark.parametrize("known", [0, 1, 7, SMALL.length - 1])
@@ -83,7 +85,7 @@ def test_the_denoiser_graph_takes_any_number_of_tokens(
 def test_latents_are_the_generators_tokens(tiny_mar: TinyMar, shape: tuple[int, ...]) -> None:
     """The scale is in the weights: encoder.onnx gives what MAR is trained on, and decoder.onnx
     takes what it makes."""
-    model, (count, height, width) = tiny_mar.autoencoder, shape
+    model, (count, height, width) = tiny_mar.tokenizer, shape
     image = torch.rand(count, 3, height, width) * 2 - 1
     latent = session(tiny_mar, "encoder").run({"image": image.numpy()})["latent"]
     assert relative(latent, model.encode(image) * SCALE) < 5e-5
@@ -98,13 +100,6 @@ def test_an_image_of_an_odd_size_is_refused(tiny_mar: TinyMar) -> None:
 
 @pytest.mark.parametrize("graph", [*GRAPHS, "encoder", "decoder"])
 def test_graphs_are_valid_and_name_what_they_take(tiny_mar: TinyMar, graph: str) -> None:
-    path = tiny_mar.folder / f"{graph}.onnx"
-    onnx.checker.check_model(str(path), full_check=True)
-    proto = onnx.load(path, load_external_data=False)
-    shapes = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*proto.graph.input, *proto.graph.output)
-    }
     c = SMALL
     wanted: dict[str, dict[str, list[object]]] = {
         "pass": {
@@ -130,8 +125,7 @@ def test_graphs_are_valid_and_name_what_they_take(tiny_mar: TinyMar, graph: str)
             "image": ["batch", 3, "2*h", "2*w"],
         },
     }
-    assert shapes == wanted[graph]
-    assert {i.domain: i.version for i in proto.opset_import} == {"": 21}
+    assert checked_shapes(tiny_mar.folder / f"{graph}.onnx") == wanted[graph]
 
 
 def test_what_is_constant_is_not_in_the_step(tiny_mar: TinyMar) -> None:
@@ -146,21 +140,12 @@ def test_what_is_constant_is_not_in_the_step(tiny_mar: TinyMar) -> None:
 
 def test_nothing_is_put_back_into_raster_order(tiny_mar: TinyMar) -> None:
     """Known tokens come first: no scatter, no search for the masked ones."""
-    nodes = onnx.load(tiny_mar.folder / "pass.onnx", load_external_data=False).graph.node
-    kinds = {n.op_type for n in nodes}
-    assert not {"NonZero", "ScatterND", "ScatterElements", "GatherND", "Where"} & kinds
+    kinds = operators(tiny_mar.folder / "pass.onnx")
+    assert not {"NonZero", "ScatterND", "ScatterElements", "GatherND", "Where"} & set(kinds)
 
 
 def test_every_weight_is_stored_once(tiny_mar: TinyMar) -> None:
-    """The file is no larger than the distinct large tensors, each rounded up to a page."""
-    distinct: dict[bytes, int] = {}
-    for graph in (*GRAPHS, "encoder", "decoder"):
-        for initializer in onnx.load(tiny_mar.folder / f"{graph}.onnx").graph.initializer:
-            tensor = numpy_helper.to_array(initializer)
-            if tensor.nbytes >= INLINE:
-                distinct[tensor.tobytes()] = -(-tensor.nbytes // 4096) * 4096
-    size = (tiny_mar.folder / WEIGHTS).stat().st_size
-    assert sum(distinct.values()) - 4096 < size <= sum(distinct.values())
+    assert_every_weight_is_stored_once(tiny_mar.folder, (*GRAPHS, "encoder", "decoder"))
 
 
 def test_sites_are_every_linear_under_its_official_path(tiny_mar: TinyMar) -> None:
@@ -203,14 +188,6 @@ def test_the_papers_quantized_and_excluded_layers_are_read_from_the_sites(
     assert all((s.producer_fold is not None) == (s.role != "fc2") for s in found)
 
 
-def watched(path: Path, names: list[str]) -> onnx.ModelProto:
-    model = onnx.load(path)
-    for name in names:
-        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        model.graph.output.append(value)
-    return model
-
-
 def test_the_buffer_lies_first_in_every_sequence(tiny_mar: TinyMar, tmp_path: Path) -> None:
     """Position k < buffer of a site's input is a buffer row, whatever is known."""
     blocks = [s for s in sites(tiny_mar) if s.graph == "pass" and s.token_axis == 1]
@@ -233,18 +210,6 @@ def test_the_buffer_lies_first_in_every_sequence(tiny_mar: TinyMar, tmp_path: Pa
     assert not np.isclose(other[:, SMALL.buffer :], first[:, SMALL.buffer :]).all(axis=2).any()
 
 
-def fold(values: dict[str, NDArray[np.generic]], how: ProducerFold, s: Floats, p: Floats) -> None:
-    for part in how.divide:
-        array = values[part.initializer]
-        at = [slice(None)] * array.ndim
-        at[part.axis] = slice(part.start, part.start + s.size)
-        shape = [1] * array.ndim
-        shape[part.axis] = s.size
-        array[tuple(at)] /= s.reshape(shape)
-    for part in how.subtract:
-        values[part.initializer][part.start : part.start + p.size] -= p
-
-
 @pytest.mark.parametrize(
     ("graph", "name"),
     [
@@ -258,21 +223,8 @@ def fold(values: dict[str, NDArray[np.generic]], how: ProducerFold, s: Floats, p
 def test_a_fold_changes_the_input_of_its_site_and_nothing_else(
     tiny_mar: TinyMar, graph: str, name: str, tmp_path: Path
 ) -> None:
-    """x' = x / s - p with W' = s W and b' = b + p W' leaves the outputs; so the fold is right."""
     site = next(s for s in sites(tiny_mar) if s.name == name and s.graph == graph)
-    assert site.producer_fold is not None and site.weight is not None and site.bias is not None
-    rng = np.random.default_rng(0)
-    s = np.exp(rng.normal(size=site.weight_shape[0])).astype(np.float32)
-    p = rng.normal(size=site.weight_shape[0]).astype(np.float32)
-    model = watched(tiny_mar.folder / f"{graph}.onnx", [site.input])
-    onnx.save(model, tmp_path / "before.onnx")
-    values = {i.name: numpy_helper.to_array(i).copy() for i in model.graph.initializer}
-    fold(values, site.producer_fold, s, p)
-    values[site.weight] *= s[:, None]
-    values[site.bias] += p @ values[site.weight]
-    for initializer in model.graph.initializer:
-        initializer.CopyFrom(numpy_helper.from_array(values[initializer.name], initializer.name))
-    onnx.save(model, tmp_path / "after.onnx")
+    assert site.bias is not None
     tokens, orders = random_known(SMALL, 2, 5)
     feeds: dict[str, NDArray[np.generic]] = {
         "labels": LABELS[:2],
@@ -280,16 +232,14 @@ def test_a_fold_changes_the_input_of_its_site_and_nothing_else(
         "position_ids": orders.numpy(),
     }
     if graph == "denoise":
+        rng = np.random.default_rng(0)
         condition = rng.normal(size=(3, SMALL.head_width)).astype(np.float32)
         x = rng.normal(size=(3, SMALL.latent_channels)).astype(np.float32)
         feeds = {"x": x, "time": np.array([300]), "condition": condition}
-    before, after = (
-        reference_session(tmp_path / f"{which}.onnx").run(feeds) for which in ("before", "after")
+    assert site.producer_fold is not None and site.producer_fold.subtract
+    assert_a_fold_changes_the_inputs_of_its_sites_alone(
+        tiny_mar.folder / f"{graph}.onnx", [site], feeds, tmp_path
     )
-    wanted = torch.from_numpy(before.pop(site.input) / s - p)
-    assert relative(after.pop(site.input), wanted) < 1e-4
-    for output, value in before.items():
-        assert relative(after[output], torch.from_numpy(value)) < 2e-4
 
 
 @pytest.fixture(scope="module")
@@ -328,21 +278,21 @@ def test_parity_knows_no_one_half_and_all_but_one(length: int, counts: tuple[int
 def test_a_graph_that_computes_something_else_is_refused(
     tiny_mar: TinyMar, references: References, tmp_path: Path, graph: str, initializer: str, words
 ) -> None:
-    folder = tmp_path / "export"
-    shutil.copytree(tiny_mar.folder, folder)
-    model = onnx.load(folder / f"{graph}.onnx")
-    values = next(t for t in model.graph.initializer if t.name == initializer)
-    changed = numpy_helper.to_array(values).copy()
-    changed[::2] += np.float32(0.05)
-    values.CopyFrom(numpy_helper.from_array(changed, initializer))
-    onnx.save(model, folder / f"{graph}.onnx")
+    folder = copied(tiny_mar.folder, tmp_path / "export")
+
+    def every_second(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        values = values.copy()
+        values[::2] += np.float32(0.05)
+        return values
+
+    change(folder / f"{graph}.onnx", initializer, every_second)
     with pytest.raises(ExportError, match=words):
         check_mar_parity(folder, references)
 
 
 def test_an_autoencoder_of_another_scale_is_refused(tiny_mar: TinyMar) -> None:
     images = [np.random.default_rng(0).uniform(-1, 1, (1, 3, 8, 8)).astype(np.float32)]
-    wanted = compute_autoencoder_references(tiny_mar.autoencoder, images, SCALE)
+    wanted = compute_autoencoder_references(tiny_mar.tokenizer, images, SCALE)
     assert {d.graph for d in check_autoencoder_parity(tiny_mar.folder, wanted)} == {
         "encoder",
         "decoder",

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from arvg_trt.errors import ExportError
 from arvg_trt.families.maskgit_vq.config import MaskgitVqConfig
-from arvg_trt.families.maskgit_vq.model import MaskgitVq, infer_maskgit_config, load_maskgit_vq
+from arvg_trt.families.maskgit_vq.model import MaskgitVq, infer_maskgit_config
 
 from ..rar.models import TOKENIZER, random_maskgit
-from ..var_vqvae.models import TINY, random_vqvae
+from ..shared.formulas import State, close, conv, doubled, images, in_double, normed, swish
 
 PUBLISHED = MaskgitVqConfig()
 # More blocks than one, so that each level's first and later ones differ.
 DEEP = MaskgitVqConfig(32, (1, 2, 1), 2, 8, 24)
-State = dict[str, Tensor]
-
-
-def swish(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-x))
-
-
-def normed(state: State, name: str, x: Tensor) -> Tensor:
-    """32 groups of neighbouring channels, eps 1e-6."""
-    groups = x.reshape(len(x), 32, -1)
-    centred = groups - groups.mean(2, keepdim=True)
-    unit = (centred / (centred.square().mean(2, keepdim=True) + 1e-6).sqrt()).reshape(x.shape)
-    return unit * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
-
-
-def conv(state: State, name: str, x: Tensor) -> Tensor:
-    weight = state[f"{name}.weight"]
-    return F.conv2d(x, weight, state.get(f"{name}.bias"), padding=weight.shape[-1] // 2)
 
 
 def block(state: State, name: str, x: Tensor) -> Tensor:
@@ -73,29 +50,14 @@ def decode_by_formula(state: State, config: MaskgitVqConfig, codes: Tensor) -> T
         for j in range(config.num_res_blocks):
             h = block(state, f"decoder.up.{i}.block.{j}", h)
         if i > 0:
-            h = h.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-            h = conv(state, f"decoder.up.{i}.upsample_conv", h)
+            h = conv(state, f"decoder.up.{i}.upsample_conv", doubled(h))
     return 2 * conv(state, "decoder.conv_out", swish(normed(state, "decoder.norm_out", h))) - 1
-
-
-def state_of(model: MaskgitVq) -> State:
-    return {k: v.double() for k, v in model.state_dict().items()}
-
-
-def images(config: MaskgitVqConfig, count: int = 2) -> Tensor:
-    size = 4 * config.stride
-    generator = torch.Generator().manual_seed(4)
-    return torch.rand(count, 3, size, size + config.stride, generator=generator) * 2 - 1
-
-
-def close(found: Tensor, wanted: Tensor) -> None:
-    np.testing.assert_allclose(found, wanted, atol=1e-4 * float(wanted.std()))
 
 
 @pytest.mark.parametrize("config", [TOKENIZER, DEEP], ids=["two levels", "three levels"])
 def test_latents_codes_and_images_are_the_formulas(config: MaskgitVqConfig) -> None:
     model, image = random_maskgit(config), images(config)
-    state = state_of(model)
+    state = in_double(model)
     latent = encode_by_formula(state, config, image.double())
     close(model.encode(image), latent)
     vectors, codebook = latent.permute(0, 2, 3, 1), state["quantize.embedding.weight"]
@@ -138,45 +100,3 @@ def test_the_published_configuration_has_its_keys_and_parameters() -> None:
     ups = {f"decoder.up.{i}.upsample_conv.bias" for i in range(1, 5)}
     ends = {"encoder.conv_out.bias", "decoder.conv_in.bias", "decoder.conv_out.bias"}
     assert biased == ups | ends
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_checkpoint_loads_strictly(dtype: torch.dtype) -> None:
-    stored = {k: v.to(dtype) for k, v in random_maskgit().state_dict().items()}
-    found = load_maskgit_vq(stored, "here")
-    assert found.config == TOKENIZER
-    assert all(torch.equal(v, stored[k].float()) for k, v in found.state_dict().items())
-
-
-def put(name: str, *shape: int) -> Callable[[State], None]:
-    return lambda state: state.update({name: torch.zeros(shape)})
-
-
-CONV = "decoder.up.1.block.0.conv1.weight"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.pop(CONV), f"missing {CONV}"),
-        (lambda s: s.pop("quantize.embedding.weight"), "is not a MaskGIT-VQ: no quantize.emb"),
-        (lambda s: s.pop("encoder.down.1.block.0.conv2.weight"), "is not a MaskGIT-VQ: no encoder"),
-        (put("encoder.conv_in.bias", 32), r"unexpected encoder\.conv_in\.bias"),
-        (put(CONV, 64, 64, 1, 1), rf"{CONV} has shape \[64, 64, 1, 1\], not \[64, 64, 3, 3\]"),
-        (put("encoder.conv_in.weight", 32, 1, 3, 3), "takes 1 channels, not 3"),
-        (put("encoder.conv_in.weight", 24, 3, 3, 3), r"has widths \[24, 32, 64\], not multiples"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused_by_key(
-    change: Callable[[State], object], message: str
-) -> None:
-    state = dict(random_maskgit().state_dict())
-    change(state)
-    with pytest.raises(ExportError, match=message) as caught:
-        load_maskgit_vq(state, "tokenizer.bin")
-    assert str(caught.value).startswith("tokenizer.bin: ")
-
-
-def test_vars_tokenizer_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"conv_out\.weight has shape .* not .*; and \d+ more"):
-        load_maskgit_vq(dict(random_vqvae(TINY).state_dict()), "vae.pth")

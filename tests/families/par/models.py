@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +13,8 @@ from arvg_trt.families.llamagen_vq.config import LlamagenVqConfig
 from arvg_trt.families.llamagen_vq.model import LlamagenVq
 from arvg_trt.families.par.config import ParConfig
 from arvg_trt.families.par.model import ParTransformer
-from arvg_trt.families.shared.llama.config import LlamaConfig
+
+from ..shared.models import TinyExported
 
 SMALL = ParConfig(
     depth=2, width=32, heads=2, hidden=48, length=16, group=4, num_classes=5, vocab_size=48
@@ -34,19 +34,7 @@ TOKENIZER = LlamagenVqConfig(
 FILES = ("PAR-XL-4x.pt", "vq_ds16_c2i.pt")
 Model = TypeVar("Model", bound=nn.Module)
 JSON = {"n_head": SMALL.heads, "block_size": SMALL.length}
-
-
-@dataclass(frozen=True)
-class TinyPar:
-    """Both models, and the workspace their checkpoint was exported to."""
-
-    transformer: ParTransformer
-    tokenizer: LlamagenVq
-    workspace: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.workspace / "export"
+TinyPar = TinyExported[ParTransformer, LlamagenVq]
 
 
 def random_par(config: ParConfig = SMALL, seed: int = 0) -> ParTransformer:
@@ -78,11 +66,6 @@ def random_llamagen(config: LlamagenVqConfig = TOKENIZER, seed: int = 0) -> Llam
     lengths = torch.rand(config.vocab_size, 1) * 3 + 0.1
     model.quantize.embedding.weight.mul_(lengths)
     return model
-
-
-def random_tokens(config: LlamaConfig, rows: int, count: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(config.vocab_size, (rows, count), generator=generator)
 
 
 def official_tokenizer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from arvg_trt.families.par.config import PUBLISHED, ParConfig
 from arvg_trt.families.par.model import ParTransformer, group_mask, rotary_rows
-from arvg_trt.families.par.spec import generation_order
+from arvg_trt.families.par.spec import ParSpec, generation_order
+from arvg_trt.runtime.spec import Defaults
 
-from ..rar.test_model import relative
-from .models import SMALL, WIDE, random_par, random_tokens
+from ..shared.graphs import relative
+from ..shared.models import random_tokens
+from .models import SMALL, WIDE, random_par
 
 Array = NDArray[np.float64]
 State = Mapping[str, Array]
@@ -234,3 +236,22 @@ def test_a_training_step_reaches_every_parameter() -> None:
     logits = model(labels, tokens[:, : -SMALL.group])
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "steps"), [("xl-4x", 147), ("3b-16x", 51)])
+def test_steps_are_as_many_as_published(name: str, steps: int) -> None:
+    config = PUBLISHED[name]
+    spec = ParSpec(
+        side=config.side,
+        group=config.group,
+        num_classes=config.num_classes,
+        vocab_size=config.vocab_size,
+        depth=config.depth,
+        width=config.width,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        image_size=384,
+        defaults=Defaults(cfg=1.5, top_k=0, top_p=1.0),
+    )
+    assert spec.steps == steps
+    assert spec.special.tolist() == [config.special_tokens + k for k in range(config.special)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,24 +12,14 @@ from arvg_trt.families.maskgit_vq.model import MaskgitVq
 from arvg_trt.families.rar.config import RarConfig
 from arvg_trt.families.rar.model import RarTransformer
 
+from ..shared.models import TinyExported
+
 SMALL = RarConfig(depth=2, width=32, heads=4, hidden=48, length=16, num_classes=5, vocab_size=48)
 TOKENIZER = MaskgitVqConfig(
     channels=32, channels_mult=(1, 2), num_res_blocks=1, latent_channels=8, vocab_size=48
 )
 FILES = ("rar_b.bin", "maskgit-vqgan-imagenet-f16-256.bin")
-
-
-@dataclass(frozen=True)
-class TinyRar:
-    """Both models, and the workspace their checkpoint was exported to."""
-
-    transformer: RarTransformer
-    tokenizer: MaskgitVq
-    workspace: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.workspace / "export"
+TinyRar = TinyExported[RarTransformer, MaskgitVq]
 
 
 def random_rar(config: RarConfig = SMALL, seed: int = 0) -> RarTransformer:
@@ -60,17 +49,15 @@ def random_maskgit(config: MaskgitVqConfig = TOKENIZER, seed: int = 0) -> Maskgi
     return model
 
 
-def random_tokens(config: RarConfig, rows: int, count: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(config.vocab_size, (rows, count), generator=generator)
-
-
 def write_checkpoint(
-    folder: Path, transformer: dict[str, Tensor] | None, tokenizer: dict[str, Tensor] | None
+    folder: Path,
+    transformer: dict[str, Tensor] | None,
+    tokenizer: dict[str, Tensor] | None,
+    files: tuple[str, str] = FILES,
 ) -> Path:
     """Write a checkpoint as published: two bare state dicts; None leaves a file out."""
     folder.mkdir()
-    for name, tensors in zip(FILES, (transformer, tokenizer), strict=True):
+    for name, tensors in zip(files, (transformer, tokenizer), strict=True):
         if tensors is not None:
             torch.save(tensors, folder / name)
     return folder

@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from arvg_trt.families.rar.model import RarTransformer
 from arvg_trt.families.shared.transformer import causal_mask
 
-from .models import SMALL, random_rar, random_tokens
+from ..shared.formulas import Array, Arrays, gelu, linear, norm, silu
+from ..shared.graphs import relative
+from ..shared.models import random_tokens
+from .models import SMALL, random_rar
 
-Array = NDArray[np.float64]
-State = Mapping[str, Array]
 LENGTH = SMALL.length
 CLASSES = SMALL.num_classes
-erf = np.vectorize(math.erf)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
-
-
-def gelu(x: Array) -> Array:
-    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
-
-
-def norm(x: Array, state: State | None = None, name: str = "") -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    unit = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    return unit if state is None else unit * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-
-def linear(state: State, name: str, x: Array) -> Array:
-    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-
-def attention(state: State, name: str, x: Array) -> Array:
+def attention(state: Arrays, name: str, x: Array) -> Array:
     """One row [n, C], head by head; a position sees itself and those before it."""
     width, heads = SMALL.width, SMALL.heads
     d = width // heads
@@ -83,11 +63,6 @@ def logits_by_formula(model: RarTransformer, label: int, tokens: list[int]) -> A
     modulation = linear(state, "adaln_before_head.adaLN_modulation.1", silu(condition))
     scale, shift = np.split(modulation, 2, axis=1)
     return linear(state, "lm_head", norm(x) * (1 + scale) + shift)
-
-
-def relative(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
-    """The largest difference, in units of the RMS of what is wanted."""
-    return float(np.abs(found - wanted).max() / np.sqrt(np.mean(np.square(wanted))))
 
 
 @pytest.mark.parametrize("count", [0, 1, LENGTH - 1])

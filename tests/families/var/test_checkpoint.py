@@ -160,13 +160,6 @@ def test_another_family_is_refused() -> None:
         load_var(state, "cosmos.pt")
 
 
-def test_another_size_is_named() -> None:
-    with pytest.raises(ExportError, match=r"is not var-d16: depth is 20.*it is a var-d20"):
-        check_config(find_model("var-d16"), find_model("var-d20").config, "here")  # type: ignore[arg-type]
-    with pytest.raises(ExportError, match=r"is not var-d16, but of another family"):
-        check_config(find_model("var-d16"), find_model("cosmos-di8x8").config, "here")  # type: ignore[arg-type]
-
-
 def test_nan_is_refused_although_the_mask_is_infinite(tmp_path: Path, tensors: Tensors) -> None:
     torch.save(tensors | {QKV: torch.full((96, 32), torch.nan)}, tmp_path / "var.pth")
     with pytest.raises(ExportError, match=f"NaN or infinity in {QKV}"):

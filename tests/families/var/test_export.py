@@ -11,56 +11,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.runtime.sessions.onnxruntime import reference_session
 from arvg_trt.workspace.files import decode_json
 from arvg_trt.workspace.manifest import MANIFEST
 
 from ...command_line import arvg, assert_refused, leftovers
+from ..shared.models import Tensors, state_of
+from ..tiny import PHOTOGRAPHS, export_generator
 from ..var_vqvae.models import random_vqvae
-from .models import SMALL, random_var
+from .models import EXPORTED as CONFIG
+from .models import FILES, random_var
+from .models import TOKENIZER as VAE
+from .models import write_checkpoint as write
 
-SCALES = (1, 2, 3)
-CONFIG = replace(SMALL, depth=1, patch_nums=SCALES)
-VAE = VarVqvaeConfig(
-    channels=32,
-    channels_mult=(1, 1),
-    num_res_blocks=1,
-    latent_channels=CONFIG.latent_channels,
-    vocab_size=CONFIG.vocab_size,
-    patch_nums=SCALES,
-)
-FILES = ("var_d16.pth", "vae_ch160v4096z32.pth")
-Tensors = dict[str, Tensor]
-
-
-def write(folder: Path, transformer: Tensors | None, vae: Tensors | None) -> Path:
-    folder.mkdir()
-    for name, tensors in zip(FILES, (transformer, vae), strict=True):
-        if tensors is not None:
-            torch.save(tensors, folder / name)
-    return folder
+SCALES = CONFIG.patch_nums
 
 
 def transformer() -> Tensors:
-    return dict(random_var(CONFIG).state_dict())
+    return state_of(random_var(CONFIG))
 
 
 def vae() -> Tensors:
-    return dict(random_vqvae(VAE).state_dict())
+    return state_of(random_vqvae(VAE))
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("var")
-    checkpoint = write(root / "checkpoint", transformer(), vae())
-    images = ("--images", "skimage:astronaut,coffee")
-    outcome = arvg("export", "var", root / "ws", "--checkpoint", checkpoint, *images)
-    assert outcome.code == 0, outcome
-    return root / "ws"
+    parts = transformer(), vae()
+    models = random_var(CONFIG), random_vqvae(VAE)
+    exported = export_generator(
+        tmp_path_factory, "var", models, lambda folder: write(folder, *parts), *PHOTOGRAPHS
+    )
+    return exported.workspace
 
 
 def test_every_graph_is_there_and_one_file_of_weights(workspace: Path) -> None:

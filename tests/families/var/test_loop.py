@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from arvg_trt.export.shape import ExportShape
 from arvg_trt.export.weight_file import WeightFile
-from arvg_trt.families.var.export import describe
+from arvg_trt.families.var.export import generator_spec
 from arvg_trt.families.var.model import VarTransformer
-from arvg_trt.families.var.write import condition_graph, step_graph
-from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
 from arvg_trt.families.var_vqvae.model import VarVqvae
 from arvg_trt.families.var_vqvae.write import decoder_graph, update_graph
+from arvg_trt.graph.sites import Site
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.workspace.files import encode_json
 
 from ...runtime.test_generator import Drawn, greedy, pictures
+from ..shared.models import exported_once
 from ..var_vqvae.models import random_vqvae
-from .models import SMALL, random_var
+from .models import THREE as CONFIG
+from .models import TOKENIZER as VAE
+from .models import exported_var
 
-SIDES = (1, 2, 3)
-CONFIG = replace(SMALL, patch_nums=SIDES)
-VAE = VarVqvaeConfig(
-    channels=32,
-    channels_mult=(1, 1),
-    num_res_blocks=1,
-    latent_channels=CONFIG.latent_channels,
-    vocab_size=CONFIG.vocab_size,
-    patch_nums=SIDES,
-)
+SIDES = CONFIG.patch_nums
 LABELS = [4, 0, 2]
 Choose = Callable[[int, np.ndarray], np.ndarray]
 
@@ -50,21 +44,21 @@ class Models:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Only the graphs that a generator opens: the others take time to export."""
-    transformer, vae = random_var(CONFIG), random_vqvae(VAE)
-    folder: Path = tmp_path_factory.mktemp("var")
-    graphs = {
-        "condition": condition_graph(transformer),
-        "step": step_graph(transformer),
-        "decoder": decoder_graph(vae),
-    }
-    for k in range(len(SIDES)):
-        graphs[f"update.{k}"] = update_graph(vae, k, transformer.word_embed)
-    with WeightFile(folder) as weights:
-        for name, graph in graphs.items():
-            weights.save(graph, name, {})
-    (folder / "generator.json").write_bytes(encode_json(describe(CONFIG, vae)))
-    return Models(transformer, vae, Generator.open(folder, threads=1, verify=False))
+    """Only the tokenizer's graphs that a generator opens: the others take time to export."""
+    exported, vae = exported_var(tmp_path_factory, CONFIG), random_vqvae(VAE)
+
+    def export(weights: WeightFile, form: ExportShape) -> tuple[Site, ...]:
+        weights.save(decoder_graph(vae), "decoder", {})
+        for k in range(len(SIDES)):
+            graph = update_graph(vae, k, exported.model.word_embed)
+            weights.save(graph, f"update.{k}", {})
+        return ()
+
+    folder, _ = exported_once(tmp_path_factory, "var-decoder", (CONFIG, VAE), export)
+    for name in ("condition", "step"):
+        onnx.save(onnx.load(exported.folder / f"{name}.onnx"), folder / f"{name}.onnx")
+    (folder / "generator.json").write_bytes(encode_json(generator_spec(CONFIG, vae)))
+    return Models(exported.model, vae, Generator.open(folder, threads=1, verify=False))
 
 
 def generate_uncached(models: Models, choose: Choose, cfg: float) -> tuple[np.ndarray, np.ndarray]:

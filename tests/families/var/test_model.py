@@ -12,9 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from arvg_trt.families.var.config import PATCH_NUMS_256, PATCH_NUMS_512, VarConfig
+from arvg_trt.families.var.config import VarConfig
 from arvg_trt.families.var.model import VarTransformer
+from arvg_trt.families.var_vqvae.config import PATCH_NUMS_256, PATCH_NUMS_512
 
+from ..shared.graphs import relative
 from .models import FORMS, SMALL, features_of, random_var
 
 Array = NDArray[np.float64]
@@ -84,11 +86,6 @@ def logits_by_formula(model: VarTransformer, label: int, features: Array) -> Arr
     scale, shift = rows.reshape(2, -1)
     h = layer_norm(x) * (1 + scale) + shift
     return h @ state["head.weight"].T + state["head.bias"]
-
-
-def relative(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
-    """The largest difference, in units of the RMS of what is wanted."""
-    return float(np.abs(found - wanted).max() / np.sqrt(np.mean(np.square(wanted))))
 
 
 def cached_logits(model: VarTransformer, labels: torch.Tensor, features: torch.Tensor) -> list:  # type: ignore[type-arg]

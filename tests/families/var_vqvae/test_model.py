@@ -13,8 +13,7 @@ from torch import Tensor
 
 from arvg_trt.errors import ExportError
 from arvg_trt.export.checkpoint.read import read_all
-from arvg_trt.families.var.config import PATCH_NUMS_512
-from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
+from arvg_trt.families.var_vqvae.config import PATCH_NUMS_512, VarVqvaeConfig
 from arvg_trt.families.var_vqvae.model import HITS, VarVqvae, infer_vqvae_config, load_var_vqvae
 
 from .models import TEN, TINY, random_images, random_latent, random_vqvae

@@ -13,7 +13,8 @@ import torch
 from onnx import numpy_helper
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.parity import TokenParity, require_tokens
+from arvg_trt.export.facts import TokenParity
+from arvg_trt.export.parity import require_tokens
 from arvg_trt.families.var_vqvae.parity import (
     TokenizerReferences,
     boundary_distance,

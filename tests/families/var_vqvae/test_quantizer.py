@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 
 from arvg_trt.errors import ExportError
 from arvg_trt.families.shared.vq import nearest_code
-from arvg_trt.families.var.config import PATCH_NUMS_256, PATCH_NUMS_512
-from arvg_trt.families.var_vqvae.config import VarVqvaeConfig, nearest_tick
+from arvg_trt.families.var_vqvae.config import (
+    PATCH_NUMS_256,
+    PATCH_NUMS_512,
+    VarVqvaeConfig,
+    nearest_tick,
+)
 from arvg_trt.families.var_vqvae.quantizer import MultiScaleQuantizer, Phi
 
 from .models import TEN, TINY, random_latent, random_quantizer

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.families.var.config import PATCH_NUMS_256, PATCH_NUMS_512
+from arvg_trt.families.var_vqvae.config import PATCH_NUMS_256, PATCH_NUMS_512
 from arvg_trt.families.var_vqvae.resize import area_matrix, bicubic_matrix, plane_matrix
 
 PUBLISHED = sorted({(p, n[-1]) for n in (PATCH_NUMS_256, PATCH_NUMS_512) for p in n})

@@ -26,7 +26,7 @@ from arvg_trt.quantize.scaling.choose_per_token import (
     best_method,
     judged_errors,
     of_samples,
-    search_scalings,
+    scale_groups,
 )
 from arvg_trt.quantize.token_qparams import best_grid, format_candidates
 from arvg_trt.recipe.quantize import QuantizeOptions
@@ -69,7 +69,7 @@ def searched(source: TinyGenerator) -> Scaling:
     options = QuantizeOptions(smoothing="search", weight_bits=8, include=(EMBEDDING,))
     groups = [g for g in groups_of(source, options) if g.key == EMBEDDING]
     graph = load_graph(source.folder / "full.onnx").graph
-    return search_scalings(graph, groups, teacher_forced_graph(source), options)[EMBEDDING]
+    return scale_groups(graph, groups, teacher_forced_graph(source), options)[EMBEDDING]
 
 
 def test_a_channel_that_is_wide_in_all_samples_is_scaled(

@@ -81,12 +81,12 @@ def test_rates_are_what_the_median_round_makes_in_a_second(report: Report) -> No
     # FP32 takes 10 ms, the engine 5 ms
     assert tables["Rates"].rows == (
         ("Tokens a second, without the image decoder", "2000", "4000"),
-        ("Pictures a second", "200", "400"),
+        ("Images a second", "200", "400"),
     )
-    (row,) = tables["Fr\u00e9chet distance to FP32's pictures"].rows
+    (row,) = tables["Fr\u00e9chet distance to FP32's images"].rows
     assert row == ("latents", "0.70000", "0.10000", "0.10000")
-    assert "Not FID" in tables["Fr\u00e9chet distance to FP32's pictures"].caption
-    assert [r[1] for r in tables["Picture by picture"].rows] == ["4", "none"]
+    assert "Not FID" in tables["Fr\u00e9chet distance to FP32's images"].caption
+    assert [r[1] for r in tables["Image by image"].rows] == ["4", "none"]
 
 
 def test_the_chart_has_what_each_site_loses_and_gives(report: Report) -> None:
@@ -99,8 +99,8 @@ def test_the_chart_has_what_each_site_loses_and_gives(report: Report) -> None:
     }
 
 
-def test_pictures_that_the_data_does_not_name_are_refused(report: Report) -> None:
-    with pytest.raises(ValueError, match="made 2 pictures, the data names 1"):
+def test_images_that_the_data_does_not_name_are_refused(report: Report) -> None:
+    with pytest.raises(ValueError, match="made 2 images, the data names 1"):
         msgspec.structs.replace(
             report, data=Data(validation=("a",), calibration=("x",), pictures=("a",))
         )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from arvg_trt.errors import ExportError
+from arvg_trt.export.facts import Parity, PartParameters
 from arvg_trt.export.shape import DYNAMIC, ExportShape
 from arvg_trt.families.shared.isolated_export import GeneratorExporter
 from arvg_trt.families.shared.job import (
     ExportJob,
     guided_labels,
     load_parts,
-    parity_results,
     write_parts,
 )
 from arvg_trt.runtime.spec import Defaults
@@ -39,7 +39,7 @@ class ToyExporter(GeneratorExporter):
         if form != DYNAMIC:
             raise ExportError("has no other form", where=name, do="leave it out")
 
-    def write_graphs(self, job: ExportJob, folder: Path) -> dict[str, int]:
+    def write_graphs(self, job: ExportJob, folder: Path) -> PartParameters:
         from arvg_trt.families.shared.llama.write import site_rules
         from arvg_trt.families.shared.transformer_graphs import write_transformer
         from arvg_trt.families.shared.vq_export import export_vq
@@ -69,7 +69,7 @@ class ToyExporter(GeneratorExporter):
             ),
         )
 
-    def compare_graphs(self, job: ExportJob, folder: Path) -> dict[str, Any]:
+    def compare_graphs(self, job: ExportJob, folder: Path) -> Parity:
         import torch
 
         from arvg_trt.export.parity import difference, require
@@ -103,7 +103,7 @@ class ToyExporter(GeneratorExporter):
         for one in found:
             require(one)
         encoded, differences = check_vq_parity(folder, tokenizer)
-        return parity_results(encoded, (*differences, *found))
+        return Parity(encoder=encoded, graphs=(*differences, *found))
 
 
 def load_models(job: ExportJob) -> tuple[ToyTransformer, LlamagenVq]:
