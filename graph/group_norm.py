@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from .builder import Inserter, constant_array
 from .edit import take_over
-from .passes import ensure, remove_dead_nodes, require
+from .passes import ensure, remove_dead_nodes
 
 EPSILON = 1e-5  # where a norm does not say it
 
@@ -15,16 +15,9 @@ EPSILON = 1e-5  # where a norm does not say it
 class ExpandGroupNormsPass(ir.passes.InPlacePass):
     """Replace GroupNormalization by InstanceNormalization over groups, then the affine.
 
-    ONNX Runtime has no CPU kernel for the former and runs its function body in eight passes.
+    ONNX Runtime has no CPU kernel for the former and runs its function body in eight passes. One
+    whose affine is computed in the graph keeps the operator.
     """
-
-    def requires(self, model: ir.Model) -> None:
-        """Raise PreconditionError for a norm whose affine is computed in the graph."""
-        require(
-            f"{node.name} has an affine that is no constant"
-            for node in group_norms(model.graph)
-            if any(value is None or value.const_value is None for value in node.inputs[1:])
-        )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
@@ -40,8 +33,13 @@ class ExpandGroupNormsPass(ir.passes.InPlacePass):
 
 
 def group_norms(graph: ir.Graph) -> list[ir.Node]:
-    """Return the group norms of a graph, without those in bodies."""
-    return [node for node in graph if node.op_type == "GroupNormalization"]
+    """Return the group norms with a constant affine of a graph, without those in bodies."""
+    return [
+        node
+        for node in graph
+        if node.op_type == "GroupNormalization"
+        and all(value is not None and value.const_value is not None for value in node.inputs[1:])
+    ]
 
 
 def expand(graph: ir.Graph, norm: ir.Node) -> None:
