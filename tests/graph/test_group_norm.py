@@ -47,3 +47,14 @@ def test_a_graph_without_group_norms_is_left() -> None:
     )
     assert not ExpandGroupNormsPass()(model).modified
     assert operators(model) == ["LayerNormalization"]
+
+
+def test_a_norm_whose_affine_is_computed_keeps_the_operator() -> None:
+    """Adaptive norms of a user's model have one; it runs as ONNX Runtime runs it."""
+    model = graph_of(
+        """g (float[n, 8, h, w] x, float[8] s) => (float[n, 8, h, w] y) {
+            [n] y = GroupNormalization<num_groups = 2>(x, s, bias) }""",
+        bias=np.ones(8, np.float32),
+    )
+    assert not ExpandGroupNormsPass()(model).modified
+    assert operators(model) == ["GroupNormalization"]
