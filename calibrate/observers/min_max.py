@@ -44,8 +44,7 @@ def observe_smoothed_ranges(graph: ir.Graph, inputs: Mapping[str, SmoothedInput]
     show_position_ids(graph, inputs.values(), values)
     for key, smoothed in inputs.items():
         value = add_smoothed(graph, values[smoothed.tensor], smoothed, key)
-        name = str(value.name)
-        observe_ranges(graph, {name: smoothed.channel_axis}, values | {name: value})
+        observe_ranges(graph, {key: smoothed.channel_axis}, values | {key: value})
         if smoothed.token_axis is not None:
             observe_tokens(graph, value, smoothed.token_axis, key)
 

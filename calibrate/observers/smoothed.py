@@ -67,7 +67,7 @@ def show_position_ids(
 def add_smoothed(
     graph: ir.Graph, value: ir.Value, smoothed_input: SmoothedInput, key: str
 ) -> ir.Value:
-    """Add nodes that compute the smoothed input; its value is called `key`."""
+    """Add nodes that compute the smoothed input; their names begin with `key` and a slash."""
     rank = Reducer(graph, value, smoothed_input.channel_axis).rank
     steps: list[tuple[str, ir.Value]] = []
 
@@ -91,7 +91,8 @@ def add_smoothed(
     made = value
     for k, (op, by) in enumerate(steps):
         made = add_node(graph, op, [made, by], f"{key}/view.{k}")
-    made = add_node(graph, "Identity", [made], key)
+    # With a slash, which no name of a user's graph has: the key alone can be one of its tensors.
+    made = add_node(graph, "Identity", [made], f"{key}/smoothed")
     made.shape, made.type = value.shape, value.type
     return made
 

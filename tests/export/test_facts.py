@@ -1,4 +1,4 @@
-"""What an export leaves in its manifest: only the keys that its kind of model has, in order."""
+"""An export leaves in its manifest only the keys that its kind of model has, in order."""
 
 from __future__ import annotations
 

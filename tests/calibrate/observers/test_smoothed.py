@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
@@ -13,6 +15,7 @@ from arvg_trt.calibrate.observers.smoothed import SmoothedInput, plain_input
 from arvg_trt.calibrate.statistics import POSITION
 from arvg_trt.graph.sites import Site
 from arvg_trt.numerics.qparams import QParams
+from arvg_trt.samples.files import save_sample
 
 from ...families.generators import TinyGenerator, activations
 from ...families.tiny import silent
@@ -146,3 +149,28 @@ def test_errors_and_gains_are_those_of_the_papers_grids(
         np.testing.assert_allclose(signal, np.square(steps).sum(axis=over), rtol=1e-5)
         error = np.square(points(value, grid) - steps).sum(axis=over)
         np.testing.assert_allclose(noise, error, rtol=1e-3, atol=1e-3 * error.max())
+
+
+TENSOR_CALLED_LIKE_ITS_SITE = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 4, 3] x) => (float[n, 4, 3] y) <float[n, 4, 3] wq> {
+        wq = Relu(x)
+        y = Neg(wq)
+    }
+"""
+
+
+def test_a_tensor_with_the_name_of_a_site_is_observed(tmp_path: Path) -> None:
+    """A user's tensor can be called `wq`, and so can the site that reads it."""
+    onnx.save(onnx.parser.parse_model(TENSOR_CALLED_LIKE_ITS_SITE), tmp_path / "g.onnx")
+    (tmp_path / "samples").mkdir()
+    x = np.random.default_rng(0).normal(size=(1, 4, 3)).astype(np.float32)
+    save_sample({"x": x}, tmp_path / "samples", 0)
+    run = CalibrationRun(tmp_path, tmp_path / "samples", ("g",), 1, silent)
+    view = SmoothedInput("wq", 2, scale=np.array([1.0, 2.0, 4.0]))
+    found = run.ranges({"wq": view})["wq"]
+    near(found.high, np.maximum(x, 0).max(axis=(0, 1)) / view.scale)
+    errors = run.clip_errors(
+        {"wq": view}, {"wq": [QParams.symmetric(np.array([0.01]), 8)]}, {"wq": np.ones(3)}
+    )
+    assert np.isfinite(errors["wq"][2]).all()

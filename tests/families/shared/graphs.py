@@ -1,4 +1,4 @@
-"""What tests do with exported graphs: read their shapes, change a weight, fold a scale."""
+"""Help tests with exported graphs: read their shapes, change a weight, fold a scale."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def state_of(model: nn.Module) -> Tensors:
 
 
 def job(name: str, checkpoint: Path) -> ExportJob:
-    """What an exporter is asked for, with one photograph."""
+    """Return what an exporter is asked for, with one photograph."""
     entry = find_model(name)
     paths = resolve_checkpoint(str(checkpoint), entry.files)
     source = open_source("skimage:astronaut")

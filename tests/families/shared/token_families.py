@@ -96,7 +96,7 @@ def llama_references(group: int) -> Callable[..., StepReferences]:
 
 
 def cached_of(references: StepReferences | References) -> StepReferences:
-    """What the steps should compute, without RAR's modulation."""
+    """Return what the steps should compute, without RAR's modulation."""
     return references.steps if isinstance(references, References) else references
 
 
