@@ -152,7 +152,7 @@ def test_errors_and_gains_are_those_of_the_papers_grids(
 
 
 TENSOR_CALLED_LIKE_ITS_SITE = """
-    <ir_version: 8, opset_import: ["" : 17]>
+    <ir_version: 10, opset_import: ["" : 21]>
     g (float[n, 4, 3] x) => (float[n, 4, 3] y) <float[n, 4, 3] wq> {
         wq = Relu(x)
         y = Neg(wq)

@@ -95,7 +95,7 @@ def gelu(x: Array) -> Array:
 
 
 def norm(x: Array, state: Arrays | None = None, name: str = "") -> Array:
-    """Of the last axis, eps 1e-6; without a state no weight and no bias."""
+    """Normalize the last axis, eps 1e-6; without a state no weight and no bias."""
     centred = x - x.mean(-1, keepdims=True)
     unit = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
     return unit if state is None else unit * state[f"{name}.weight"] + state[f"{name}.bias"]
