@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -92,22 +91,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: k for k, name in enumerate(LONGEST)}
     tests = Path(__file__).parent
     items.sort(key=lambda item: rank.get(str(item.path.relative_to(tests)), len(rank)))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_processor(worker_id: str) -> Iterator[None]:
-    """Give each test worker, and what it starts, a processor of its own.
-
-    Threads of two workers on the same two processors wait for each other: 36 % more time.
-    """
-    before = os.sched_getaffinity(0)
-    if worker_id != "master":
-        processors = sorted(before)
-        number = int(worker_id.removeprefix("gw"))
-        os.sched_setaffinity(0, {processors[number % len(processors)]})
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    yield
-    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(autouse=True, scope="session")
