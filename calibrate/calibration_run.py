@@ -33,6 +33,7 @@ from .observers.min_max import (
 )
 from .observers.run import Outputs, Progress, run_instrumented
 from .observers.smoothed import Scaling, SmoothedInput, plain_input, position_sums, wide_sum
+from .observers.upstream import UpstreamOutputs
 from .statistics import OUTPUT, POSITION, Statistics
 
 Floats = NDArray[np.float64]
@@ -44,8 +45,8 @@ class CalibrationRun:
     """Run `graphs` of the folder `export` in turn on `part` of the saved samples.
 
     As many samples as `batch_size` are in flight, on `threads` threads (0: all). Each method runs
-    the samples once. What is said by a key of views alone is of a run of one graph (see `on`), or
-    of the graph `watched`, which others feed (see `inside`).
+    the samples once. Methods that take inputs by key alone are of a run of one graph (see `on`), or
+    of the one that is `observed`, which others feed (see `inside`).
     """
 
     export: Path
@@ -55,20 +56,17 @@ class CalibrationRun:
     progress: Progress
     threads: int = 0
     part: slice = field(default_factory=lambda: slice(None))
-    watched: str | None = None
+    observed: tuple[str, ...] | None = None
+    upstream: UpstreamOutputs = field(default_factory=UpstreamOutputs, repr=False, compare=False)
 
     def on(self, *graphs: str) -> CalibrationRun:
         """Return the same run of other graphs."""
         return replace(self, graphs=graphs)
 
-    def up_to(self, *graphs: str) -> CalibrationRun:
-        """Return the same run of its graphs up to the last of `graphs`, which feed one another."""
+    def inside(self, *graphs: str) -> CalibrationRun:
+        """Return the same run up to the last of `graphs`, of which alone anything is observed."""
         last = max(self.graphs.index(graph) for graph in graphs)
-        return self.on(*self.graphs[: last + 1])
-
-    def inside(self, graph: str) -> CalibrationRun:
-        """Return the same run up to `graph`, of which alone anything is observed."""
-        return replace(self.up_to(graph), watched=graph)
+        return replace(self, graphs=self.graphs[: last + 1], observed=graphs)
 
     def of(self, part: slice) -> CalibrationRun:
         """Return the same run on a part of the samples."""
@@ -114,20 +112,18 @@ class CalibrationRun:
             CalibrationError: a non-finite value in what a graph computes for a sample (named), or
                 an input that nothing feeds.
         """
-
-        def observed(graph: str) -> bool:
-            return self.watched in (None, graph)
-
         return run_instrumented(
             self.export,
             self.samples,
             self.graphs,
             batch_size=self.batch_size,
-            instrument=lambda name, graph: instrument(name, graph) if observed(name) else None,
-            consume=lambda name, outputs: consume(name, outputs) if observed(name) else None,
+            instrument=instrument,
+            consume=consume,
             progress=self.progress,
             threads=self.threads,
             part=self.part,
+            observed=self.observed,
+            upstream=self.upstream,
         )
 
     def channel_ranges(
@@ -293,12 +289,12 @@ class CalibrationRun:
     def hessian(self, observers: Mapping[str, HessianObserver]) -> dict[str, HessianSums]:
         """Return the sums of each observer; graphs run up to the last that one lies in."""
         sums = HessianAccumulator(observers)
+        inside = sorted({observer.graph for observer in observers.values()})
 
         def instrument(name: str, graph: ir.Graph) -> None:
             observe_hessian(graph, {k: p for k, p in observers.items() if p.graph == name})
 
-        run = self.up_to(*(observer.graph for observer in observers.values()))
-        run.observe(instrument, sums.add)
+        self.inside(*inside).observe(instrument, sums.add)
         return sums.moments()
 
     def absmax(self) -> dict[str, dict[str, float]]:

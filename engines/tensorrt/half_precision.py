@@ -216,7 +216,7 @@ class _Converter:
     def run(self, nodes: Sequence[ir.Node], single: Collection[ir.Node]) -> None:
         opset = self.graph.opset_imports[""]
         # Both are read off the untouched graph: the loop below changes types as it goes.
-        able = [node for node in nodes if node not in single and not self.is_own_cast(node)]
+        able = [node for node in nodes if node not in single and not self.is_added_cast(node)]
         slots = {node: _half_slots(node, opset, self.half) for node in able}
         floats = {value for node in nodes for value in node.inputs if is_float(value)}
         self.masks = {v for v in floats if v is not None and v.is_initializer() and only_masks(v)}
@@ -231,7 +231,7 @@ class _Converter:
         self.restore_outputs()
         self.remove_unused()
 
-    def is_own_cast(self, node: ir.Node) -> bool:
+    def is_added_cast(self, node: ir.Node) -> bool:
         """Return whether an earlier run put a Cast to half here, which needs no other before it."""
         return node.op_type == "Cast" and str(node.name).endswith(f".to_{self.half.name}")
 

@@ -63,17 +63,15 @@ def run_whole(
     found: dict[str, list[Array]] = {}
     names: list[str] = []
 
-    def instrument(name: str, found_graph: ir.Graph) -> None:
-        if name == graph:
-            names.extend(str(value.name) for value in found_graph.outputs)
-            change(found_graph)
+    def instrument(_: str, found_graph: ir.Graph) -> None:
+        names.extend(str(value.name) for value in found_graph.outputs)
+        change(found_graph)
 
-    def consume(name: str, outputs: Outputs) -> None:
-        if name == graph:
-            for output in names:
-                found.setdefault(output, []).append(outputs[output])
+    def consume(_: str, outputs: Outputs) -> None:
+        for output in names:
+            found.setdefault(output, []).append(outputs[output])
 
-    run.of(fold.judged).up_to(graph).observe(instrument, consume)
+    run.of(fold.judged).inside(graph).observe(instrument, consume)
     return found
 
 
@@ -166,8 +164,8 @@ def judged_errors(
         for tensor, key, way in tensors.get(graph_name, ()):
             found[key][way] += float(outputs[tensor].astype(np.float64).sum())
 
-    names = {group.graph for group in groups}
-    run.of(fold.judged).up_to(*names).observe(instrument, consume)
+    names = sorted({group.graph for group in groups})
+    run.of(fold.judged).inside(*names).observe(instrument, consume)
     return found
 
 
