@@ -22,12 +22,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..export.weight_file import WeightFile
-from ..families.var.write import export_var
-from ..graph.sites import SiteMap
-from ..runtime.generator import TEACHER_FORCED
+from ..api import Workspace
 from ..samples.files import Array, save_sample
-from ..workspace.files import encode_json
 from .calibration_variants import PEER, VARIANTS
 from .common import (
     RESULTS,
@@ -37,11 +33,12 @@ from .common import (
     run_measured,
     write_results,
 )
-from .planted import CONFIG, planted_transformer
+from .planted import CONFIG, write_planted
 
 MODULE = "arvg_trt.benchmarks.calibration_variants"
 FEW, MANY = 32, 256
 HELD_OUT = 8
+IMAGES = "skimage:coffee"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +63,10 @@ class Cost:
 
 
 def prepare(folder: Path, samples: int, width: int, depth: int) -> None:
-    """Return the exported teacher-forced graph, and rows to calibrate on and to measure on."""
+    """Export the model to `folder`, beside rows to calibrate on and to measure on."""
     config = replace(CONFIG, width=width, depth=depth, heads=width // 64)
-    export = folder / "export"
-    export.mkdir()
-    with WeightFile(export) as weights:
-        sites = export_var(planted_transformer(config, 0), weights, {})
-    (export / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=(TEACHER_FORCED,))))
+    write_planted(folder / "checkpoint", config)
+    Workspace(folder).export("var", folder / "checkpoint", images=IMAGES)
     rng = np.random.default_rng(0)
     for name, count in (("samples", samples), ("held_out", HELD_OUT)):
         (folder / name).mkdir()

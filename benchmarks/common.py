@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -18,10 +19,13 @@ from torch import nn
 
 from ..families.cosmos.config import CosmosConfig
 from ..families.cosmos.model import CosmosTokenizer
+from ..pipeline.calibrate import calibrate_stage
+from ..recipe.options import CalibrateOptions
 from ..runtime.images import Uint8Image, center_crop
 from ..samples.images import ImageSource, open_source
 from ..validate.metrics.latency import read_cpu
 from ..workspace.stage import SilentReporter, package_versions
+from ..workspace.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION_PHOTOGRAPHS = "skimage:coffee,rocket,motorcycle_left,motorcycle_right"
@@ -94,6 +98,18 @@ def center_crops(source: ImageSource, indices: Sequence[int]) -> Iterator[tuple[
     """(file name, SIZE x SIZE centre crop) of the chosen files."""
     for k in indices:
         yield source.names[k], center_crop(source.load(k), SIZE)
+
+
+def generated_rows(exported: Path, workspace: Path, count: int, seed: int) -> Path:
+    """Return the folder of the rows that a generator is fed for images of its own.
+
+    A calibration on this seed saves them; it has a workspace and a copy of the export of its own,
+    so that the one that is measured keeps its samples.
+    """
+    shutil.copytree(exported, workspace / "export")
+    options = CalibrateOptions(samples=count, seed=seed)
+    with Workspace(workspace) as opened:
+        return calibrate_stage(opened, options, QuietReporter()).folder / "samples"
 
 
 def evaluation_sets(data: Path | None, names: Sequence[str], most: int) -> dict[str, ImageSource]:

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArvgError
-from .fuzz_files import FileKind, file_kinds, mutate
+from .fuzz_files import FileKind, file_kinds
+from .fuzz_mutations import mutate
 
 MOST_MEMORY = 10**9
 MOST_SECONDS = 10

@@ -23,7 +23,8 @@ from ..errors import EXIT_CODES, INTERNAL
 from ..workspace.files import sha256_file
 from ..workspace.manifest import MANIFEST
 from .fuzz import Hang, limited
-from .fuzz_files import SIDE, mutate, product
+from .fuzz_examples import SIDE, product
+from .fuzz_mutations import mutate
 
 CALIBRATE = ("calibrate", "{ws}", "--feeds", "{feeds}", "--samples", "3")
 QUANTIZE = ("quantize", "{ws}", "--name", "other")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import msgspec
@@ -26,9 +26,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..families.registry import find_model
-from ..families.var.model import VarTransformer
-from ..families.var.spec import VarSpec
-from ..families.var_vqvae.model import VarVqvae
 from ..pipeline.build import build_stage
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_any, export_stage
@@ -48,11 +45,11 @@ from .common import (
     markdown_table,
     write_results,
 )
-from .generate import EagerLoop
+from .generate import IMAGES, eager_loop
 from .node_profile import largest_step
-from .random_checkpoint import FORMS, write_checkpoint
+from .random_checkpoint import write_checkpoint
 
-NAME, IMAGES = "w8a8", "skimage:coffee"
+NAME = "w8a8"
 EAGER, FP32, W8A8 = "eager PyTorch, FP32", "ONNX Runtime, FP32", "ONNX Runtime, W8A8"
 WHOLE = f"{W8A8}, and the decoder"
 LEAST = {EAGER: 2.0, FP32: 1.8}
@@ -126,22 +123,6 @@ def with_decoder(decoder: Path) -> Callable[[Path, int], OnnxRuntimeSession]:
         return fast_session(decoder if path.stem == "decoder" else path, threads)
 
     return session
-
-
-def eager_loop(checkpoint: Path, model: str, generator: Generator) -> EagerLoop:
-    """The published loop over the checkpoint's own weights."""
-    entry = find_model(model)
-    models = []
-    with torch.device("meta"):
-        made = (VarTransformer(cast(Any, entry.config)), FORMS["var"].tokenizer(entry.config))
-    for module, name in zip(made, entry.files[0], strict=True):
-        tensors = torch.load(checkpoint / name, weights_only=True)
-        module.load_state_dict(tensors, strict=True, assign=True)
-        models.append(module.eval().requires_grad_(False))
-    own = generator.spec.defaults
-    return EagerLoop(
-        cast(VarTransformer, models[0]), cast(VarVqvae, models[1]), own.cfg, own.top_k, own.top_p
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +199,7 @@ def measure(
     labels = [207]
     tokens = {FP32: workspace / "export", W8A8: engine}
     generators = {name: tokens_only(folder, threads)[0] for name, folder in tokens.items()}
-    eager = eager_loop(checkpoint, model, generators[FP32])
+    eager = eager_loop(checkpoint, model, generators[FP32].spec.defaults)
     made = generators[FP32].generate(labels, greedy=True).tokens
     equal = float(np.mean(made == eager.tokens(labels, greedy=True)[1].numpy()))
     click.echo("timing tokens", err=True)
@@ -228,7 +209,7 @@ def measure(
         warmup=1,
         rounds=rounds,
     )
-    kinds = largest_step(engine / "step.onnx", cast(VarSpec, generators[W8A8].spec), threads)
+    kinds = largest_step(engine / "step.onnx", generators[W8A8].spec, threads)
     del generators
     pictures = {name: Generator.open(folder, threads=threads) for name, folder in tokens.items()}
     session = with_decoder(decoder)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..families.base import Variant
 from ..families.kl_vae.config import KlVaeConfig
 from ..families.kl_vae.model import KlVae
 from ..families.llamagen.model import LlamagenTransformer
@@ -26,11 +26,12 @@ from ..families.maskgit_vq.config import MaskgitVqConfig
 from ..families.maskgit_vq.model import MaskgitVq
 from ..families.par.model import ParTransformer
 from ..families.rar.model import RarTransformer
-from ..families.var.checkpoint import INFINITE
+from ..families.registry import shipped_checkpoint
 from ..families.var.config import VarConfig
 from ..families.var.model import VarTransformer
 from ..families.var_vqvae.config import VarVqvaeConfig
 from ..families.var_vqvae.model import VarVqvae
+from ..runtime.family import Variant
 
 SPREAD = 0.1  # deviation of tables, biases and modulations
 DTYPES = ("float32", "float16", "bfloat16")
@@ -47,6 +48,36 @@ class Form:
     tokenizer: Callable[[Any], nn.Module]
     buffers: Callable[[Any], Mapping[str, Tensor]] = lambda config: {}
     within: str | None = None
+
+
+def checkpoint_of(entry: Variant, folder: Path) -> Path:
+    """Return the folder of a model's shipped weights; of random ones where none are shipped.
+
+    These are written to `folder`, unless it is there.
+    """
+    if entry.hub is None:
+        return Path(shipped_checkpoint(entry))
+    if not folder.is_dir():
+        write_checkpoint(folder, entry, seed=0)
+    return folder
+
+
+def read_tensors(path: Path, within: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a file that `checkpoint_of` names."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return found if within is None else found[within]
+
+
+def load_transformer(checkpoint: Path, entry: Variant) -> nn.Module:
+    """Return the transformer of a checkpoint, as it computes in PyTorch."""
+    form = FORMS[entry.family]
+    with torch.device("meta"):
+        model = form.transformer(entry.config)
+    tensors = read_tensors(checkpoint / entry.files[0][0], form.within)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def write_checkpoint(folder: Path, entry: Variant, seed: int, dtype: str = "float32") -> None:
@@ -94,7 +125,7 @@ def write_transformer(path: Path, form: Form, config: Any, seed: int, dtype: tor
 
 def var_buffers(config: VarConfig) -> dict[str, Tensor]:
     tiny = VarTransformer(replace(config, depth=1, width=1, heads=1, hidden=1))
-    found = {"lvl_1L": tiny.lvl_1L, INFINITE[0]: tiny.attn_bias_for_masking}
+    found = {"lvl_1L": tiny.lvl_1L, "attn_bias_for_masking": tiny.attn_bias_for_masking}
     zeros = torch.zeros(config.width)
     return found | {f"blocks.{i}.attn.zero_k_bias": zeros for i in range(config.depth)}
 

@@ -26,9 +26,6 @@ from ..recipe.options import CalibrateOptions
 from ..recipe.quantize import FLOAT_BITS, QuantizeMethod, QuantizeOptions
 from ..runtime.images import Uint8Image
 from ..runtime.tokenizer import ImageTokenizer
-from ..samples.files import save_sample
-from ..samples.sources import open_calibration
-from ..workspace.facts import Exported
 from ..workspace.stage import StageResult
 from ..workspace.workspace import Workspace
 from .ablation import BATCH, HELD_OUT_SEED
@@ -41,6 +38,7 @@ from .common import (
     data_folder,
     environment,
     evaluation_sets,
+    generated_rows,
     write_results,
 )
 from .search_report import (
@@ -124,10 +122,7 @@ def generator_rows(
         export_stage(workspace, GENERATOR, None, "skimage", reporter)
         calibrate_stage(workspace, CalibrateOptions(samples=calibration, batch_size=8), reporter)
         export = workspace.folder("export")
-        options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
-        source = open_calibration(Exported.open(workspace), options)
-        for k, row in enumerate(source.samples(reporter.progress)):
-            save_sample(row, Path(scratch), k)
+        rows_left_out = generated_rows(export, Path(scratch) / "ws", held_out, HELD_OUT_SEED)
         reference = graph_model(export)
         for bits in (FLOAT_BITS, 8):
             even = QuantizeOptions(weight_bits=AVG_BITS, activation_bits=bits)
@@ -143,7 +138,7 @@ def generator_rows(
                 FOUND: quantize_stage(workspace, f"{FOUND}-{bits}", even, reporter, plan),
             }
             for name, done in made.items():
-                to = distance(reference, graph_model(done.folder), Path(scratch), BATCH)
+                to = distance(reference, graph_model(done.folder), rows_left_out, BATCH)
                 average = found.manifest.results["avg_bits"] if name == FOUND else AVG_BITS
                 size = done.manifest.results["packed_bytes"]
                 rows.append(GeneratorRow(name, bits, average, size, to.kl, to.top1))
