@@ -158,6 +158,14 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
+def source_commit() -> str:
+    """Return the commit that the code is of, and whether it was changed since."""
+    options = ("--always", "--exclude=*", "--dirty=, changed", "--abbrev=7")
+    git = ["git", "-C", str(RESULTS.parent), "describe", *options]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def environment_line(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in found.items() if k not in ("cpu", "flags"))
     return f"{found['cpu']} ({', '.join(found['flags'])}); {versions}"

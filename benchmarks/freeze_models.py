@@ -86,6 +86,12 @@ MODELS: dict[str, Model] = {
         w4a16=BLOCKWISE,
         fp8=(*FP8, "--smoothing", "gps", "--attention", "fp8"),
     ),
+    "llamagen-mini": generator(
+        "llamagen-mini",
+        w8a8=("--smoothing", "0", "--rounding", "gptq"),
+        w4a16=BLOCKWISE,
+        fp8=(*FP8, "--smoothing", "0.5"),
+    ),
     "mar-mini": generator(
         "mar-mini",
         w8a8=("--smoothing", "gps", "--rounding", "gptq"),
