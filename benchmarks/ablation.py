@@ -86,7 +86,7 @@ def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
 
 
 def kept_steps(site_map: SiteMap) -> dict[str, Mapping[str, Any]]:
-    """Further steps, that leave in high precision what costs most, of a model that has it."""
+    """Return further steps, which leave in high precision what costs most, where a model has it."""
     heads = tuple(sorted({s.name for s in site_map.sites if s.output == "logits"}))
     without_heads = {**STEPS[ROUNDED], "exclude": heads}
     found: dict[str, Mapping[str, Any]] = {HEAD: without_heads} if heads else {}
@@ -99,7 +99,7 @@ def kept_steps(site_map: SiteMap) -> dict[str, Mapping[str, Any]]:
 def steps_of(
     name: str, further: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Iterator[tuple[str, QuantizeOptions]]:
-    """Steps of a format; one with float inputs has nothing to scale, FP8 no integers to round."""
+    """Yield steps of a format; float inputs have nothing to scale, FP8 no integers to round."""
     base = with_changes(QuantizeOptions(), **FORMATS[name])
     floats = base.activation_bits == 32
     steps = WEIGHTS_ALONE if floats else {**STEPS, **(further or {})}
@@ -111,7 +111,7 @@ def steps_of(
 def quantized_steps(
     workspace: Workspace, formats: Sequence[str], again: CalibrateOptions | None = None
 ) -> Iterator[tuple[str, str, Path]]:
-    """Each format and step, and the folder of what it makes; quantized when asked for.
+    """Yield each format and step with the folder of its quantization, made when it is asked for.
 
     With `again` the last step of all sites a second time, on samples of that calibration.
     """
@@ -131,7 +131,7 @@ def quantized_steps(
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Rows as data and as a table, what their numbers are, and the steps that did not help."""
+    """Hold rows as data and as a table, what their numbers are, and the steps that did not help."""
 
     rows: Sequence[Row] | Sequence[MarRow]
     about: str
@@ -156,7 +156,7 @@ def report(model: str, findings: Findings, found: Mapping[str, Any], counts: str
 
 
 def printed(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> Iterator[RowT]:
-    """The rows, each said as it comes."""
+    """Yield the rows; print each as it comes."""
     for row in rows:
         click.echo(cells(row), err=True)
         yield row

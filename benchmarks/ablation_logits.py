@@ -40,7 +40,7 @@ that the model's own encoder makes of them. The row FP32 is FP32 on other seeds:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One quantization; `tokens` is the share of tokens of generated pictures that stay."""
+    """Hold one quantization; `tokens` is the share of generated pictures' tokens that stay."""
 
     format: str
     step: str
@@ -50,7 +50,7 @@ class Row:
 
 
 class Pictures:
-    """Those that FP32 makes of `count` labels in turn, and how near others' are to them."""
+    """Compare pictures with those that FP32 makes of `count` labels in turn."""
 
     def __init__(self, exported: Path, count: int, seed: int) -> None:
         self._count, self._seed = count, seed
@@ -59,7 +59,7 @@ class Pictures:
         self._tokens, self._features = wanted.tokens, self._moments(wanted)
 
     def compared(self, folder: Path, seed: int | None = None) -> tuple[float, float]:
-        """Share of equal tokens, and the Frechet distance; of FP32's seed, or another."""
+        """Return the share of equal tokens and the Frechet distance, of FP32's seed or another."""
         found = generated(folder, self._count, self._seed if seed is None else seed)
         features = self._moments(found)
         same = float((found.tokens == self._tokens).mean())
@@ -137,7 +137,7 @@ def distance_cells(found: Distance) -> tuple[str, ...]:
 
 
 def logit_setbacks(rows: Sequence[Row]) -> list[str]:
-    """Steps of ours whose KL is above that of the step before, within a format."""
+    """Name steps of ours whose KL is above that of the step before, within a format."""
     errors = [
         (row.format, row.step, row.distance.kl, f"{row.distance.kl:.6f}")
         for row in rows

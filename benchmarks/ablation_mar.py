@@ -27,7 +27,7 @@ the pictures that FP32 and the quantized model make of the same seeds.
 
 @dataclass(frozen=True, slots=True)
 class MarRow:
-    """One quantization, in dB; `latents` is of those of pictures of the same seeds."""
+    """Hold one quantization, in dB; `latents_db` compares pictures of the same seeds."""
 
     format: str
     step: str
@@ -94,6 +94,6 @@ def mar_cells(row: MarRow) -> tuple[str, ...]:
 
 
 def mar_setbacks(rows: Sequence[MarRow]) -> list[str]:
-    """Steps whose noise has a larger error than that of the step before, within a format."""
+    """Name steps whose noise has a larger error than that of the step before, within a format."""
     errors = [(row.format, row.step, -row.noise_db, f"{row.noise_db:.1f}") for row in rows]
     return setbacks("noise", "dB", errors)

@@ -1,4 +1,4 @@
-"""How far quantized logits and sites are from FP32 ones: what the ablation measures of a step."""
+"""Measure how far quantized logits and sites are from FP32 ones, for a step of the ablation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Model = Callable[[Feeds], Mapping[str, NDArray[np.generic]]]
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """KL in nats a token, share of equal likeliest tokens, SQNR in dB of logits and of sites.
+    """Hold KL in nats a token, the share of equal likeliest tokens, SQNR in dB.
 
     `tied` is the share of tokens whose two likeliest logits are closer in FP32 than the root mean
     square of the error: what of the agreement is decided by a coin.
@@ -40,7 +40,7 @@ class Distance:
 
 
 def comparable(sites: Sequence[Site]) -> list[str]:
-    """Outputs that no fold changes, so that both graphs mean the same by them."""
+    """Return outputs that no fold changes, so that both graphs mean the same by them."""
     chosen = [site for site in sites if site.weight is not None and site.excluded is None]
     parts = [p for s in chosen if s.producer_fold for p in s.producer_fold.divide]
     changed = {part.initializer for part in parts}

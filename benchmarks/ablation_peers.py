@@ -35,7 +35,7 @@ class SampleReader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def onnxruntime_static(export: Path, samples: Path, folder: Path) -> Model:
-    """Its static Q/DQ of all MatMul and Gemm with MinMax, INT8 on both sides, weights per channel.
+    """Quantize all MatMul and Gemm by ONNX Runtime's static Q/DQ with MinMax, weights per channel.
 
     Products of two activations are left out, as ours are.
     """
@@ -78,7 +78,7 @@ def torchao_dynamic(checkpoint: Path) -> Model | None:
 def peers(
     export: Path, samples: Path, checkpoint: Path | None
 ) -> Iterator[tuple[str, Callable[[], Model | None]]]:
-    """Names, and what makes each; torchao takes the checkpoint of the planted VAR."""
+    """Yield names, and what makes each; torchao takes the checkpoint of the planted VAR."""
     with tempfile.TemporaryDirectory() as scratch:
         yield STATIC, lambda: onnxruntime_static(export, samples, Path(scratch))
         if checkpoint is not None:

@@ -55,7 +55,7 @@ class Cost:
         return statistics.median(self.rounds)
 
     def times(self, other: Cost) -> float:
-        """How many times as long as the other; of each round's, where both have the same."""
+        """Return the ratio of seconds; that of each round's, where both have as many rounds."""
         if len(self.rounds) != len(other.rounds):
             return self.seconds / other.seconds
         pairs = zip(self.rounds, other.rounds, strict=True)
@@ -83,7 +83,7 @@ def prepare(folder: Path, samples: int, width: int, depth: int) -> None:
 def measure(
     folder: Path, runs: Sequence[tuple[str, int]], rounds: int
 ) -> tuple[list[Cost], dict[str, float]]:
-    """The costs of (variant, samples), interleaved, and what quantized graphs lose."""
+    """Measure the costs of (variant, samples), interleaved, and what quantized graphs lose."""
     seconds: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
     peaks: dict[tuple[str, int], float] = dict.fromkeys(runs, 0.0)
     quality: dict[str, float] = {}

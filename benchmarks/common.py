@@ -87,7 +87,7 @@ def run_measured(arguments: Sequence[str], scratch: Path, python: str = sys.exec
 
 
 def data_folder(data: Path | None, name: str) -> str | None:
-    """The source `DATA/NAME`, or None with a message where the folder is absent."""
+    """Return the source `DATA/NAME`, or None with a message where the folder is absent."""
     if data is not None and (data / name).is_dir():
         return str(data / name)
     click.echo(f"no folder {name} in --data: photographs of scikit-image instead", err=True)
@@ -95,7 +95,7 @@ def data_folder(data: Path | None, name: str) -> str | None:
 
 
 def center_crops(source: ImageSource, indices: Sequence[int]) -> Iterator[tuple[str, Uint8Image]]:
-    """(file name, SIZE x SIZE centre crop) of the chosen files."""
+    """Yield (file name, SIZE x SIZE centre crop) of the chosen files."""
     for k in indices:
         yield source.names[k], center_crop(source.load(k), SIZE)
 
@@ -113,14 +113,14 @@ def generated_rows(exported: Path, workspace: Path, count: int, seed: int) -> Pa
 
 
 def evaluation_sets(data: Path | None, names: Sequence[str], most: int) -> dict[str, ImageSource]:
-    """Folders of held-out images by name, at most `most` files each; else photographs."""
+    """Return held-out images by folder, at most `most` files each; else photographs."""
     found = {name: folder for name in names if (folder := data_folder(data, name))}
     specs = found or {"scikit-image": HELD_OUT_PHOTOGRAPHS}
     return {name: ImageSource(open_source(spec).files[:most]) for name, spec in specs.items()}
 
 
 def random_tokenizer(config: CosmosConfig, seed: int) -> CosmosTokenizer:
-    """Well-conditioned random weights: what real-width figures need, without a checkpoint.
+    """Return a tokenizer with well-conditioned random weights, for figures at real width.
 
     Convolutions are N(0, 1 / fan_in) times a gain per output channel, exp(0.4 N(0, 1)); norm
     weights exp(0.5 N(0, 1)); biases zero.

@@ -24,7 +24,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A file of a wheel, and what it is fed: sample `k`, given a folder of photographs."""
+    """Name a file of a wheel, and make its sample `k`, given a folder of photographs."""
 
     wheel: str
     member: str
@@ -126,7 +126,7 @@ MODELS: dict[str, Foreign] = {
 
 
 def light_model(name: str, held: str) -> Foreign:
-    """A network of the onnx wheel whose weights are all one number."""
+    """Return a network of the onnx wheel whose weights are all one number."""
     return Foreign(ONNX, f"light_{name}.onnx", lambda i, k: light(i, k, held), PHOTOGRAPHS)
 
 

@@ -73,7 +73,7 @@ def member(folder: Path, foreign: Foreign, target: Path) -> Path:
 
 
 def command(*args: object) -> str | None:
-    """Run the command line; the line that it ended with, None where it succeeded."""
+    """Run the command line; return the line that it ended with, None where it succeeded."""
     found = subprocess.run(
         [sys.executable, "-m", "arvg_trt", *map(str, args)],
         capture_output=True,
@@ -87,7 +87,7 @@ def command(*args: object) -> str | None:
 
 
 def ours(graph: Path, folder: Path) -> dict[str, Any]:
-    """Every stage with its defaults: sites, decibels on held-out samples, and what was built."""
+    """Run every stage with its defaults; return sites, decibels left out, and what was built."""
     ws = folder / "ws"
     calibration, held_out = folder / "calibration.npz", folder / "held_out.npz"
     row: dict[str, Any] = {}
@@ -177,7 +177,7 @@ def as_json(value: float) -> float | str:
 
 
 def save_samples(path: Path, samples: list[Sample]) -> None:
-    """One sample along the first axis; a scalar input gets one value each."""
+    """Write samples along the first axis; a scalar input gets one value each."""
     arrays = {
         name: np.concatenate([np.atleast_1d(sample[name]) for sample in samples])
         for name in samples[0]

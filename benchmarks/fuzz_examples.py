@@ -1,4 +1,4 @@
-"""Valid files of the kinds that the fuzzer changes, as small as they can be."""
+"""Make valid files of the kinds that the fuzzer changes, as small as they can be."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def product() -> onnx.ModelProto:
 
 
 def tokenizer_graphs() -> dict[str, bytes]:
-    """An encoder that says its stride and codes, and a decoder: what `decode` opens."""
+    """Return an encoder that says its stride and codes, and a decoder, as `decode` opens them."""
     float_, int_ = TensorProto.FLOAT, TensorProto.INT32
     info = helper.make_tensor_value_info
     images = info("image", float_, ["n", 3, "h", "w"])
@@ -101,7 +101,7 @@ def saver(save: Callable[..., None], arrays: Mapping[str, Any]) -> Callable[[Pat
 
 
 def exported(scratch: Path) -> tuple[SiteMap, bytes]:
-    """The small product as an export holds it: its sites, and its graph with the weights inside."""
+    """Return the small product as exported: its sites, and its graph with the weights inside."""
     source = scratch / "product.onnx"
     source.write_bytes(product().SerializeToString())
     model = read_custom_graph(source)

@@ -60,7 +60,7 @@ Reader = Callable[[Path], object]
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """`name` in its folder, its valid bytes, what reads the folder, and files beside it."""
+    """Hold a file's `name`, its valid bytes, what reads its folder, and files beside it."""
 
     name: str
     data: bytes
@@ -69,7 +69,7 @@ class FileKind:
 
 
 def file_kinds(scratch: Path) -> dict[str, FileKind]:
-    """Every kind of file, by what it is called here; valid ones are written to `scratch` once."""
+    """Return every kind of file by its name here; valid ones are written to `scratch` once."""
     scratch.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     sites, graph = exported(scratch)
@@ -207,6 +207,6 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
 
 
 class Depth(msgspec.Struct):
-    """A key that a `config.json` may have."""
+    """Define a key that a `config.json` may have."""
 
     depth: int = 1

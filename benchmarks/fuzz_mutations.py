@@ -38,7 +38,7 @@ def mutate(data: bytes, name: str, rng: random.Random) -> bytes:
 
 
 def changed_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Flipped, cut, repeated, inserted and removed bytes; one to eight changes."""
+    """Flip, cut, repeat, insert or remove bytes, in one to eight changes."""
     found = bytearray(data)
     for _ in range(rng.randint(1, 8) if rng.random() < 0.5 else 1):
         at = rng.randrange(len(found)) if found else 0
@@ -62,7 +62,7 @@ def changed_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def changed_json(data: bytes, rng: random.Random) -> bytes:
-    """One value at any depth replaced, removed, repeated, or nested without end."""
+    """Replace, remove or repeat a value at any depth, or nest one without end."""
     tree = json.loads(data)
     places: list[tuple[Any, Any]] = []
 
@@ -157,7 +157,7 @@ def changed_graph(data: bytes, rng: random.Random) -> bytes:
 
 
 def other_value(value: Any, rng: random.Random) -> Any:
-    """A value of the same kind that a field is not expected to have."""
+    """Return a value of the same kind that a field is not expected to have."""
     if isinstance(value, bytes):
         return rng.choice((b"", value[:-1], value + value, b"\xff\x00"))
     if isinstance(value, str):

@@ -49,7 +49,7 @@ IMAGES = "skimage:coffee"  # that an export compares ONNX Runtime with PyTorch o
 
 @dataclass(frozen=True)
 class EagerLoop:
-    """The published loop over our modules, in torch alone."""
+    """Run the published loop over our modules, in torch alone."""
 
     transformer: VarTransformer
     vae: VarVqvae
@@ -87,7 +87,7 @@ class EagerLoop:
         return f_hat, torch.cat(chosen, dim=1)
 
     def draw(self, logits: Tensor) -> Tensor:
-        """Top-k, top-p and one multinomial draw a row, [B, n, V] -> [B, n]."""
+        """Draw one token a row after top-k and top-p, [B, n, V] -> [B, n]."""
         kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
         ascending, order = logits.sort(dim=-1)
@@ -121,7 +121,7 @@ def export(model: str, folder: Path) -> tuple[Path, Path]:
 
 
 def profile(generator: Generator, labels: Sequence[int], batch_size: int) -> dict[str, float]:
-    """Seconds of one call: in all, in the graphs, and of another call in each of `PARTS`.
+    """Return seconds of one call, in all and in graphs, and of another in each of `PARTS`.
 
     A profiler slows each call of Python, which is most of what runs outside the graphs: the whole
     and the graphs are timed without it.
@@ -144,7 +144,7 @@ def profile(generator: Generator, labels: Sequence[int], batch_size: int) -> dic
 
 @contextmanager
 def timed_graphs() -> Iterator[list[float]]:
-    """The seconds of every run of a graph in the block, in any session."""
+    """Collect the seconds of every run of a graph in the block, in any session."""
     seconds: list[float] = []
 
     def timed(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""RAR's one-token decode beside eager PyTorch with the same caching, at real width.
+"""Time RAR's one-token decode beside eager PyTorch with the same caching, at real width.
 
 python -m arvg_trt.benchmarks.generate_rar --model rar-b --threads 2
 
@@ -45,7 +45,7 @@ CLASS = 207
 
 @dataclass(frozen=True)
 class Window:
-    """Labels of all rows, and the sequence [rows, P + n], of which n tokens are decoded."""
+    """Hold labels of all rows, and the sequence [rows, P + n], of which n tokens are decoded."""
 
     config: RarConfig
     labels: Tensor
@@ -68,7 +68,7 @@ def random_window(model: RarTransformer, batch_size: int, past: int, count: int)
 
 @torch.inference_mode()
 def eager_decode(model: RarTransformer, window: Window, ahead: int) -> Callable[[], Tensor]:
-    """A run over the window's positions, from a cache that is made here.
+    """Return a run over the window's positions, from a cache that is made here.
 
     `ahead` positions are modulated at once.
     """

@@ -57,7 +57,7 @@ KINDS_SHOWN = 12
 
 
 def make(workspace: Path, checkpoint: Path, model: str, samples: int) -> None:
-    """Every stage up to the engine, and the decoder's own; what is up to date is skipped."""
+    """Run every stage up to the engine, and the decoder's; what is up to date is skipped."""
     reporter, entry = QuietReporter(), find_model(model)
     if not checkpoint.is_dir():
         write_checkpoint(checkpoint, entry, seed=0)
@@ -81,7 +81,7 @@ def make(workspace: Path, checkpoint: Path, model: str, samples: int) -> None:
 
 
 class Caught(OnnxRuntimeSession):
-    """A decoder that keeps what it is fed, and gives black pictures at once."""
+    """Stand in for a decoder: keep what it is fed, and give black pictures at once."""
 
     def __init__(self, path: Path, threads: int) -> None:
         super().__init__(path, optimized=False, threads=threads, mapped=True)
@@ -97,7 +97,7 @@ class Caught(OnnxRuntimeSession):
 
 
 def tokens_only(folder: Path, threads: int) -> tuple[Generator, list[Caught]]:
-    """A generator whose decoder does nothing."""
+    """Open a generator whose decoder does nothing."""
     caught: list[Caught] = []
 
     def session(path: Path, threads: int) -> OnnxRuntimeSession:
@@ -117,7 +117,7 @@ def latents(export: Path, labels: Sequence[int]) -> NDArray[np.generic]:
 
 
 def with_decoder(decoder: Path) -> Callable[[Path, int], OnnxRuntimeSession]:
-    """Sessions of an engine folder, but another decoder."""
+    """Return what opens sessions of an engine folder, but another decoder."""
 
     def session(path: Path, threads: int) -> OnnxRuntimeSession:
         return fast_session(decoder if path.stem == "decoder" else path, threads)
@@ -147,7 +147,7 @@ def accuracy(workspace: Path, engine: Path, threads: int) -> Accuracy:
 
 
 def speed_table(times: Mapping[str, Latency]) -> str:
-    """Each loop, and how much faster than it the W8A8 ones are."""
+    """Return a table of the loops, and how much faster than each the W8A8 ones are."""
     ours = [name for name in times if name.startswith(W8A8)]
     header = ("loop", "median ms", "least ms", *(f"{name} is faster by" for name in ours))
     rows = []

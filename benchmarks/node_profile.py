@@ -1,4 +1,4 @@
-"""Where a step graph spends its time, by kind of node, as ONNX Runtime's profiler tells."""
+"""Profile where a step graph spends its time, by kind of node, with ONNX Runtime's profiler."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ NO_TOKENS, WINNING, EVERY = "none", "where they gain 3 dB", "every input"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One quantization: SQNR of held-out logits or PSNR to FP32's pictures, in dB.
+    """Hold one quantization: SQNR of held-out logits or PSNR to FP32's pictures, in dB.
 
     `by_gps` and `per_token` count the inputs that are scaled by GPS and that have a scale per
     token, of `inputs` rounded ones.

@@ -1,4 +1,4 @@
-"""Checkpoints of published sizes: official names, shapes and form, and random weights.
+"""Write checkpoints of published sizes: official names, shapes and form, random weights.
 
 The transformer's file is written without ever being in memory.
 """
@@ -39,7 +39,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a family's two files are made.
+    """Say how a family's two files are made.
 
     `within` is the key that the published files keep their state dict under, if any.
     """
@@ -81,7 +81,7 @@ def load_transformer(checkpoint: Path, entry: Variant) -> nn.Module:
 
 
 def write_checkpoint(folder: Path, entry: Variant, seed: int, dtype: str = "float32") -> None:
-    """The transformer's and the tokenizer's files under their official names.
+    """Write the transformer's and the tokenizer's files under their official names.
 
     `dtype` is that of the transformer.
     """

@@ -60,7 +60,7 @@ AVG_BITS = 5
 def tokenizer_rows(
     root: Path, source: str, images: Mapping[str, Sequence[Uint8Image]], samples: int, size: int
 ) -> tuple[list[TokenizerRow], SearchRow]:
-    """The paper's two settings, and the plan found for the bytes of the smaller one."""
+    """Measure the paper's two settings, and the plan found for the bytes of the smaller one."""
     reporter = QuietReporter()
     weights_only = QuantizeOptions(activation_bits=FLOAT_BITS)
     with Workspace(root) as workspace:
@@ -107,7 +107,7 @@ def tokenizer_row(
 
 
 def paired(one: Measurement, other: Measurement) -> tuple[float, float]:
-    """How much lower the PSNR of one is, and two standard errors."""
+    """Return how much lower the PSNR of one is, and two standard errors."""
     less = np.subtract(other.values, one.values)
     return float(less.mean()), 2 * float(np.std(less)) / len(less) ** 0.5
 
@@ -115,7 +115,7 @@ def paired(one: Measurement, other: Measurement) -> tuple[float, float]:
 def generator_rows(
     root: Path, calibration: int, held_out: int, samples: int
 ) -> tuple[list[GeneratorRow], list[SearchRow]]:
-    """One width everywhere and the plan found, weights alone and with inputs of 8 bits."""
+    """Measure one width everywhere and the plan found, with float inputs and with 8 bits."""
     reporter = QuietReporter()
     rows, searches = [], []
     with Workspace(root) as workspace, tempfile.TemporaryDirectory() as scratch:
