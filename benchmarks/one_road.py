@@ -49,6 +49,13 @@ FORMATS: Mapping[str, int] = {"W8A8": 8, "W6A6": 6}
 SEARCHES: tuple[Smoothing, ...] = ("search", "gps")
 LOGITS = "logits"
 NO_TOKENS, WINNING, EVERY = "none", "where they gain 3 dB", "every input"
+# Of the custom graph: smoothing, and which inputs have scales per token.
+VARIANTS: tuple[tuple[Smoothing, str], ...] = (
+    ("search", NO_TOKENS),
+    ("gps", NO_TOKENS),
+    ("search", WINNING),
+    ("search", EVERY),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,22 +134,21 @@ def custom_rows(root: Path, pictures: int) -> Iterator[Row]:
     custom.calibrate(feeds=str(root / "fitted.npz"), samples=count, batch_size=1)
     for label, bits in FORMATS.items():
         even = QuantizeOptions(weight_bits=bits, activation_bits=bits)
-        for smoothing in SEARCHES:
-            for tokens in (NO_TOKENS, WINNING, EVERY):
-                name = f"{label}-{smoothing}-{tokens.replace(' ', '-')}"
-                plan = None
-                if tokens == EVERY:
-                    without = custom.path / "quantize" / f"{label}-{smoothing}-{NO_TOKENS}"
-                    plan = root / f"{name}.json"
-                    plan.write_bytes(encode_json(with_token_scales(read_plan(without), site_map)))
-                done = custom.quantize(
-                    name, even, plan=plan, smoothing=smoothing, token_wise=tokens != NO_TOKENS
-                )
-                report = custom.validate(
-                    name, feeds=str(root / "held_out.npz"), rounds=0, skip_engine=True
-                )
-                found = counts(read_plan(done.folder), site_map)
-                yield Row(GENERATOR, label, smoothing, tokens, logits_db(report), *found)
+        for smoothing, tokens in VARIANTS:
+            name = f"{label}-{smoothing}-{tokens.replace(' ', '-')}"
+            plan = None
+            if tokens == EVERY:
+                without = custom.path / "quantize" / f"{label}-{smoothing}-{NO_TOKENS}"
+                plan = root / f"{name}.json"
+                plan.write_bytes(encode_json(with_token_scales(read_plan(without), site_map)))
+            done = custom.quantize(
+                name, even, plan=plan, smoothing=smoothing, token_wise=tokens != NO_TOKENS
+            )
+            report = custom.validate(
+                name, feeds=str(root / "held_out.npz"), rounds=0, skip_engine=True
+            )
+            found = counts(read_plan(done.folder), site_map)
+            yield Row(GENERATOR, label, smoothing, tokens, logits_db(report), *found)
 
 
 def logits_db(report: Report) -> float:
