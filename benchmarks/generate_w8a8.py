@@ -47,7 +47,7 @@ from .common import (
 )
 from .generate import IMAGES, eager_loop
 from .node_profile import largest_step
-from .random_checkpoint import write_checkpoint
+from .random_checkpoint import checkpoint_of
 
 NAME = "w8a8"
 EAGER, FP32, W8A8 = "eager PyTorch, FP32", "ONNX Runtime, FP32", "ONNX Runtime, W8A8"
@@ -58,9 +58,7 @@ KINDS_SHOWN = 12
 
 def make(workspace: Path, checkpoint: Path, model: str, samples: int) -> None:
     """Run every stage up to the engine, and the decoder's; what is up to date is skipped."""
-    reporter, entry = QuietReporter(), find_model(model)
-    if not checkpoint.is_dir():
-        write_checkpoint(checkpoint, entry, seed=0)
+    reporter = QuietReporter()
     with Workspace(workspace) as opened:
         click.echo("exporting", err=True)
         export_stage(opened, model, str(checkpoint), IMAGES, reporter)
@@ -179,8 +177,9 @@ def main(
     torch.set_num_threads(threads)
     root = workspace or Path(tempfile.mkdtemp(dir=workdir))
     try:
-        make(root / "ws", root / "checkpoint", model, samples)
-        text, values = measure(root / "ws", root / "checkpoint", model, threads, rounds)
+        checkpoint = checkpoint_of(find_model(model), root / "checkpoint")
+        make(root / "ws", checkpoint, model, samples)
+        text, values = measure(root / "ws", checkpoint, model, threads, rounds)
     finally:
         if workspace is None:
             shutil.rmtree(root)
@@ -196,9 +195,9 @@ def measure(
     decoder = workspace / "decoder" / "engines" / NAME / "onnxruntime" / "decoder.onnx"
     click.echo("accuracy", err=True)
     found = accuracy(workspace, engine, threads)
-    labels = [207]
     tokens = {FP32: workspace / "export", W8A8: engine}
     generators = {name: tokens_only(folder, threads)[0] for name, folder in tokens.items()}
+    labels = [207 % generators[FP32].spec.num_classes]
     eager = eager_loop(checkpoint, model, generators[FP32].spec.defaults)
     made = generators[FP32].generate(labels, greedy=True).tokens
     equal = float(np.mean(made == eager.tokens(labels, greedy=True)[1].numpy()))

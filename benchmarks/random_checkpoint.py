@@ -63,11 +63,13 @@ def checkpoint_of(entry: Variant, folder: Path) -> Path:
 
 
 def read_tensors(path: Path, within: str | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a file that `checkpoint_of` names."""
+    """Return the tensors of a file that `checkpoint_of` names, as float32."""
     if path.suffix == ".safetensors":
-        return load_file(path)
-    found: dict[str, Any] = torch.load(path, weights_only=True)
-    return found if within is None else found[within]
+        tensors = load_file(path)
+    else:
+        loaded: dict[str, Any] = torch.load(path, weights_only=True)
+        tensors = loaded if within is None else loaded[within]
+    return {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
 
 
 def load_transformer(checkpoint: Path, entry: Variant) -> nn.Module:
