@@ -37,7 +37,7 @@ from ..runtime.generator import Generator
 from ..runtime.spec import Defaults
 from ..validate.metrics.latency import interleaved, ratio
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
-from .random_checkpoint import checkpoint_of, load_transformer, read_tensors
+from .random_checkpoint import checkpoint_of, load_transformer, read_tensors, weights_of
 
 OURS, EAGER = "ONNX Runtime generator", "eager PyTorch"
 # Functions that the profile lists separately; all of them run outside the graphs.
@@ -222,7 +222,8 @@ def main(
     rows = [(name, f"{t.p50_ms:.0f}", f"{t.min_ms:.0f}") for name, t in times.items()]
     text = "\n\n".join(
         (
-            f"# Generating with VAR {size}: {batch_size} image(s) at once, FP32, random weights",
+            f"# Generating with VAR {size}: {batch_size} image(s) at once, FP32, "
+            f"{weights_of(find_model(model))}",
             environment_line(found),
             markdown_table(("loop", "median ms", "least ms"), rows),
             f"{speed.ratio:.2f}x as fast as the eager loop ({speed.low:.2f} to {speed.high:.2f}, "

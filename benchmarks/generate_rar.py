@@ -34,7 +34,7 @@ from ..runtime.sessions.onnxruntime import fast_session
 from ..validate.metrics.latency import interleaved, ratio
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 from .generate import export, profile, profile_table
-from .random_checkpoint import load_transformer
+from .random_checkpoint import load_transformer, weights_of
 
 KeyValue = tuple[Tensor, Tensor]
 OURS = "ONNX Runtime step"
@@ -179,7 +179,7 @@ def main(
     text = "\n\n".join(
         (
             f"# Decoding with RAR-{size.upper()}: {batch_size} image(s) at once with guidance, "
-            f"{past} tokens and more in the cache, FP32, random weights",
+            f"{past} tokens and more in the cache, FP32, {weights_of(find_model(model))}",
             environment_line(found),
             markdown_table(("one token", "median ms", "least ms"), table),
             f"{speed.ratio:.2f}x as fast as eager PyTorch with the same caching ({speed.low:.2f} "

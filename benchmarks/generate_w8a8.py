@@ -47,7 +47,7 @@ from .common import (
 )
 from .generate import IMAGES, eager_loop
 from .node_profile import largest_step
-from .random_checkpoint import checkpoint_of
+from .random_checkpoint import checkpoint_of, weights_of
 
 NAME = "w8a8"
 EAGER, FP32, W8A8 = "eager PyTorch, FP32", "ONNX Runtime, FP32", "ONNX Runtime, W8A8"
@@ -225,7 +225,8 @@ def measure(
     wanted = ", ".join(f"{least}x {name}" for name, least in LEAST.items())
     text = "\n\n".join(
         (
-            f"# Generating with {model} at W8A8: an image under guidance, random weights",
+            f"# Generating with {model} at W8A8: an image under guidance, "
+            f"{weights_of(find_model(model))}",
             environment_line(machine),
             f"Tokens alone, without the image decoder, {rounds} rounds interleaved (wanted: "
             f"{wanted}):",

@@ -127,7 +127,7 @@ def custom_rows(root: Path, pictures: int) -> Iterator[Row]:
     graph = made.export(GENERATOR).folder / f"{TEACHER_FORCED}.onnx"
     fitted, held_out = split_rows(made.calibrate(samples=pictures).folder / "samples")
     for name, arrays in (("fitted", fitted), ("held_out", held_out)):
-        np.savez(root / f"{name}.npz", **arrays)
+        np.savez(root / f"{name}.npz", **arrays)  # type: ignore[arg-type]
     custom = Workspace(root / "custom")
     site_map = load_sites(custom.export("onnx", graphs=[graph]).folder)
     count = len(next(iter(fitted.values())))
@@ -148,7 +148,7 @@ def custom_rows(root: Path, pictures: int) -> Iterator[Row]:
                 name, feeds=str(root / "held_out.npz"), rounds=0, skip_engine=True
             )
             found = counts(read_plan(done.folder), site_map)
-            yield Row(GENERATOR, label, smoothing, tokens, logits_db(report), *found)
+            yield Row(GENERATOR, label, str(smoothing), tokens, logits_db(report), *found)
 
 
 def logits_db(report: Report) -> float:
@@ -172,7 +172,7 @@ def tokenizer_rows(root: Path, samples: int, size: int) -> Iterator[Row]:
             )
             found = counts(read_plan(done.folder), site_map)
             to_fp32 = decibels(report.accuracy[QDQ].psnr_vs_fp32.mean)
-            yield Row(TOKENIZER, label, smoothing, NO_TOKENS, to_fp32, *found)
+            yield Row(TOKENIZER, label, str(smoothing), NO_TOKENS, to_fp32, *found)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -192,11 +192,12 @@ def table(rows: Sequence[Row]) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--pictures", default=32, show_default=True, help="That the generator makes.")
-@click.option("--samples", default=16, show_default=True, help="Crops for the tokenizer.")
-@click.option("--size", default=256, show_default=True, help="Side of crops and pictures.")
+@click.option("--samples", default=8, show_default=True, help="Crops for the tokenizer.")
+@click.option("--size", default=128, show_default=True, help="Side of crops and pictures.")
 @click.option("--output", default=RESULTS, type=click.Path(path_type=Path), help="Results folder.")
 def main(pictures: int, samples: int, size: int, output: Path) -> None:
     """Measure and write one_road.md and .json."""
+    commit = source_commit()  # before the code can change
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for found in (
@@ -206,7 +207,7 @@ def main(pictures: int, samples: int, size: int, output: Path) -> None:
             for row in found:
                 click.echo(row, err=True)
                 rows.append(row)
-    machine, commit = environment(0), source_commit()
+    machine = environment(0)
     command = (
         f"python -m arvg_trt.benchmarks.one_road --pictures {pictures} --samples {samples} "
         f"--size {size}"

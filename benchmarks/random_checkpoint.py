@@ -62,6 +62,11 @@ def checkpoint_of(entry: Variant, folder: Path) -> Path:
     return folder
 
 
+def weights_of(entry: Variant) -> str:
+    """Say whose weights `checkpoint_of` returns, for a heading."""
+    return "its own weights" if entry.hub is None else "random weights"
+
+
 def read_tensors(path: Path, within: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a file that `checkpoint_of` names, as float32."""
     if path.suffix == ".safetensors":
