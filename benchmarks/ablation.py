@@ -19,17 +19,20 @@ from ..graph.sites import SiteMap, load_sites
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
 from ..pipeline.quantize import quantize_stage
-from ..quantize.plan import makes_modulation
 from ..recipe.base import with_changes
 from ..recipe.options import CalibrateOptions
 from ..recipe.quantize import QuantizeOptions
-from ..samples.files import save_sample
-from ..samples.sources import open_calibration
-from ..workspace.facts import Exported
 from ..workspace.workspace import Workspace
 from .ablation_logits import OF_LOGITS, Row, cells, logit_setbacks, run_peers, run_steps, table
 from .ablation_mar import OF_MAR, MarRow, mar_cells, mar_setbacks, mar_table, run_mar_steps
-from .common import RESULTS, QuietReporter, environment, environment_line, write_results
+from .common import (
+    RESULTS,
+    QuietReporter,
+    environment,
+    environment_line,
+    generated_rows,
+    write_results,
+)
 from .planted import export_planted
 
 PLANTED = "planted"
@@ -38,6 +41,7 @@ MODELS = ("var-mini", "rar-mini", "par-mini", MAR, PLANTED)
 RowT = TypeVar("RowT")
 HELD_OUT_SEED = 2000
 DGC = "samples chosen by DGC"
+MODULATION_ROLE = "adaln"  # of linears that make gains, shifts and gates from the condition
 BATCH = 4
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     "W8A8": {"weight_bits": 8, "activation_bits": 8},
@@ -82,11 +86,11 @@ def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
 
 
 def kept_steps(site_map: SiteMap) -> dict[str, Mapping[str, Any]]:
-    """Further steps, that leave in high precision what costs most, of a model that has it."""
+    """Return further steps, which leave in high precision what costs most, where a model has it."""
     heads = tuple(sorted({s.name for s in site_map.sites if s.output == "logits"}))
     without_heads = {**STEPS[ROUNDED], "exclude": heads}
     found: dict[str, Mapping[str, Any]] = {HEAD: without_heads} if heads else {}
-    if heads and any(makes_modulation(s) for s in site_map.calibrated.sites):
+    if heads and any(s.role == MODULATION_ROLE for s in site_map.calibrated.sites):
         found[MODULATION] = {**without_heads, "adaln_bits": 8}
         found[SMOOTHED] = {**found[MODULATION], "smoothing": STEPS["SmoothQuant"]["smoothing"]}
     return found
@@ -95,7 +99,7 @@ def kept_steps(site_map: SiteMap) -> dict[str, Mapping[str, Any]]:
 def steps_of(
     name: str, further: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Iterator[tuple[str, QuantizeOptions]]:
-    """Steps of a format; one with float inputs has nothing to scale, FP8 no integers to round."""
+    """Yield steps of a format; float inputs have nothing to scale, FP8 no integers to round."""
     base = with_changes(QuantizeOptions(), **FORMATS[name])
     floats = base.activation_bits == 32
     steps = WEIGHTS_ALONE if floats else {**STEPS, **(further or {})}
@@ -107,7 +111,7 @@ def steps_of(
 def quantized_steps(
     workspace: Workspace, formats: Sequence[str], again: CalibrateOptions | None = None
 ) -> Iterator[tuple[str, str, Path]]:
-    """Each format and step, and the folder of what it makes; quantized when asked for.
+    """Yield each format and step with the folder of its quantization, made when it is asked for.
 
     With `again` the last step of all sites a second time, on samples of that calibration.
     """
@@ -127,7 +131,7 @@ def quantized_steps(
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Rows as data and as a table, what their numbers are, and the steps that did not help."""
+    """Hold rows as data and as a table, what their numbers are, and the steps that did not help."""
 
     rows: Sequence[Row] | Sequence[MarRow]
     about: str
@@ -152,7 +156,7 @@ def report(model: str, findings: Findings, found: Mapping[str, Any], counts: str
 
 
 def printed(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> Iterator[RowT]:
-    """The rows, each said as it comes."""
+    """Yield the rows; print each as it comes."""
     for row in rows:
         click.echo(cells(row), err=True)
         yield row
@@ -164,7 +168,13 @@ def printed(rows: Iterable[RowT], cells: Callable[[RowT], tuple[str, ...]]) -> I
 @click.option("--format", "formats", multiple=True, type=click.Choice(list(FORMATS)))
 @click.option("--samples", default=64, show_default=True, help="Pictures to calibrate on.")
 @click.option("--held-out", default=20, show_default=True, help="Pictures to measure on.")
-@click.option("--pictures", "count", default=0, show_default=True, help="To generate and compare.")
+@click.option(
+    "--pictures",
+    "count",
+    default=0,
+    show_default=True,
+    help="To generate and compare, of a model with logits.",
+)
 @click.option("--dgc", "with_dgc", is_flag=True, help="The last step on chosen samples as well.")
 @click.option("--peers", "with_peers", is_flag=True, help="Other tools beside us.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
@@ -200,18 +210,11 @@ def main(
             if model == MAR:
                 made = quantized_steps(opened, chosen, dgc)
                 of_mar = list(
-                    printed(
-                        run_mar_steps(exported, made, held_out, count, HELD_OUT_SEED), mar_cells
-                    )
+                    printed(run_mar_steps(opened, made, held_out, HELD_OUT_SEED), mar_cells)
                 )
                 findings = Findings(of_mar, OF_MAR, mar_table(of_mar), mar_setbacks(of_mar))
             else:
-                held = scratch / "held"
-                held.mkdir()
-                options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
-                source = open_calibration(Exported.open(opened), options)
-                for k, sample in enumerate(source.samples(QuietReporter().progress)):
-                    save_sample(sample, held, k)
+                held = generated_rows(exported, scratch / "held", held_out, HELD_OUT_SEED)
                 if with_peers:
                     seen = opened.folder("calibrate") / "samples"
                     planted = checkpoint if model == PLANTED else None

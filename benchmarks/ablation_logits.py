@@ -6,9 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..graph.sites import load_sites
-from ..runtime.generator import TEACHER_FORCED
-from ..validate.measure.features import latent_features
+from ..runtime.generator import TEACHER_FORCED, Generated
+from ..runtime.images import to_model
+from ..runtime.tokenizer import ImageTokenizer
 from ..validate.metrics.frechet import frechet_distance
 from .ablation_measure import (
     Distance,
@@ -36,7 +40,7 @@ that the model's own encoder makes of them. The row FP32 is FP32 on other seeds:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One quantization; `tokens` is the share of tokens of generated pictures that stay."""
+    """Hold one quantization; `tokens` is the share of generated pictures' tokens that stay."""
 
     format: str
     step: str
@@ -46,20 +50,26 @@ class Row:
 
 
 class Pictures:
-    """Those that FP32 makes of `count` labels in turn, and how near others' are to them."""
+    """Compare pictures with those that FP32 makes of `count` labels in turn."""
 
     def __init__(self, exported: Path, count: int, seed: int) -> None:
         self._count, self._seed = count, seed
-        self._extract = latent_features(exported, 0).extract
+        self._encoder = ImageTokenizer.open(exported)
         wanted = generated(exported, count, seed)
-        self._tokens, self._features = wanted.tokens, self._extract(wanted.images)
+        self._tokens, self._features = wanted.tokens, self._moments(wanted)
 
     def compared(self, folder: Path, seed: int | None = None) -> tuple[float, float]:
-        """Share of equal tokens, and the Frechet distance; of FP32's seed, or another."""
+        """Return the share of equal tokens and the Frechet distance, of FP32's seed or another."""
         found = generated(folder, self._count, self._seed if seed is None else seed)
-        features = self._extract(found.images)
+        features = self._moments(found)
         same = float((found.tokens == self._tokens).mean())
         return same, frechet_distance(self._features, features)
+
+    def _moments(self, made: Generated) -> NDArray[np.float64]:
+        """Return the mean and deviation of each latent channel of the images, [N, 2C]."""
+        latents = [self._encoder.encode(to_model(image))[1] for image in made.images]
+        latent = np.concatenate(latents).astype(np.float64)
+        return np.concatenate([latent.mean(axis=(2, 3)), latent.std(axis=(2, 3))], axis=1)
 
 
 def run_steps(
@@ -127,7 +137,7 @@ def distance_cells(found: Distance) -> tuple[str, ...]:
 
 
 def logit_setbacks(rows: Sequence[Row]) -> list[str]:
-    """Steps of ours whose KL is above that of the step before, within a format."""
+    """Name steps of ours whose KL is above that of the step before, within a format."""
     errors = [
         (row.format, row.step, row.distance.kl, f"{row.distance.kl:.6f}")
         for row in rows

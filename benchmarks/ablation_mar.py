@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 
-from ..numerics.noise import SignalAndNoise
+from ..pipeline.validate import validate_stage
+from ..recipe.options import ValidateOptions
 from ..runtime.generator import read_spec
-from ..samples.generated import GeneratedSamples
-from ..validate.measure.generator_accuracy import GeneratorAccuracy
-from ..validate.measure.teacher_forcing import measure_teacher_forced
-from ..validate.measure.teacher_forcing_runs import (
-    TrajectoryForcing,
-    compared_graphs,
-)
 from ..validate.metrics.image import decibels
-from ..validate.report.schema import QDQ
-from .ablation_measure import generated, setbacks, site_cells
-from .common import markdown_table
+from ..validate.report.schema import QDQ, Report, load_report
+from ..workspace.workspace import Workspace
+from .ablation_measure import setbacks, site_cells
+from .common import QuietReporter, markdown_table
 
 BATCH = 4
 OF_MAR = """\
 Noise is that which the denoiser predicts along trajectories of the FP32 model, of a seed that
 calibration did not use: at some times behind some passes, of FP32's noisy tokens and of what the
 quantized pass tells of them (the condition). Rows with the class and of the null class count alike,
-before guidance. Sites are all quantized linears, each with all before it quantized.
+before guidance. Sites are all quantized linears, each with all before it quantized. Latents are of
+the pictures that FP32 and the quantized model make of the same seeds.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class MarRow:
-    """One quantization, in dB; `latents` is of those of pictures of the same seeds."""
+    """Hold one quantization, in dB; `latents_db` compares pictures of the same seeds."""
 
     format: str
     step: str
@@ -43,45 +37,35 @@ class MarRow:
     latents_db: float | None = None
 
 
-def held_out_trajectory(exported: Path, folder: Path, count: int, seed: int) -> TrajectoryForcing:
-    """FP32's runs behind `count` pictures of all classes in turn, kept in `folder`."""
-    _, spec = read_spec(exported)
-    labels = tuple(islice(cycle(range(spec.num_classes)), count))
-    assert spec.recording is not None
-    asked = GeneratedSamples(exported, spec, labels, seed, batch_size=BATCH)
-    found = TrajectoryForcing(asked, spec.recording, folder)
-    for _ in found.batches():
-        pass
-    return found
-
-
 def run_mar_steps(
-    exported: Path,
-    quantized: Iterator[tuple[str, str, Path]],
-    held_out: int,
-    count: int,
-    seed: int,
+    workspace: Workspace, quantized: Iterator[tuple[str, str, Path]], held_out: int, seed: int
 ) -> Iterator[MarRow]:
-    """Measure each (format, step, folder); `count` pictures are generated and compared."""
-    with tempfile.TemporaryDirectory() as folder:
-        trajectory = held_out_trajectory(exported, Path(folder), held_out, seed)
-        wanted = generated(exported, count, seed).tokens if count else None
-        for name, step, made in quantized:
-            graphs = compared_graphs(exported, {QDQ: made}, trajectory.outputs, 0)
-            found = measure_teacher_forced(trajectory.runs(), graphs, lambda done: None)[QDQ]
-            energy = SignalAndNoise()
-            if wanted is not None:
-                energy.add(wanted, generated(made, count, seed).tokens)
-            yield mar_row(name, step, found, energy.decibels() if count else None)
+    """Measure each (format, step, folder) along trajectories of `held_out` pictures.
+
+    They are of all classes in turn.
+    """
+    _, spec = read_spec(workspace.folder("export"))
+    options = ValidateOptions(
+        labels=f"0-{spec.num_classes - 1}",
+        samples=held_out,
+        seed=seed,
+        batch_size=BATCH,
+        rounds=0,
+        skip_engine=True,
+    )
+    for name, step, made in quantized:
+        done = validate_stage(workspace, made.name, options, QuietReporter())
+        yield mar_row(name, step, load_report(done.folder / "report.json"))
 
 
-def mar_row(
-    name: str, step: str, found: GeneratorAccuracy, latents_db: float | None = None
-) -> MarRow:
+def mar_row(name: str, step: str, report: Report) -> MarRow:
+    """Return what a report says of the Q/DQ graphs."""
+    found = report.generation[QDQ]
     by_output = {row.output: decibels(row.sqnr_db) for row in found.outputs}
     sites = {site: decibels(value) for site, value in found.sites.items()}
+    latents = None if found.pictures is None else decibels(found.pictures.latent_sqnr_db)
     return MarRow(
-        name, step, by_output["denoise/noise"], by_output["pass/condition"], sites, latents_db
+        name, step, by_output["denoise/noise"], by_output["pass/condition"], sites, latents
     )
 
 
@@ -110,6 +94,6 @@ def mar_cells(row: MarRow) -> tuple[str, ...]:
 
 
 def mar_setbacks(rows: Sequence[MarRow]) -> list[str]:
-    """Steps whose noise has a larger error than that of the step before, within a format."""
+    """Name steps whose noise has a larger error than that of the step before, within a format."""
     errors = [(row.format, row.step, -row.noise_db, f"{row.noise_db:.1f}") for row in rows]
     return setbacks("noise", "dB", errors)

@@ -1,4 +1,4 @@
-"""How far quantized logits and sites are from FP32 ones: what the ablation measures of a step."""
+"""Measure how far quantized logits and sites are from FP32 ones, for a step of the ablation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from ..graph.sites import Site
 from ..numerics.noise import SignalAndNoise
 from ..runtime.generator import TEACHER_FORCED, Generated, Generator
+from ..runtime.sessions.onnxruntime import OnnxRuntimeSession
 from ..samples.files import load_sample, sample_batches, sample_files
-from ..validate.measure.site_outputs import open_with_outputs
 from ..validate.metrics.logits import log_softmax
 
 Feeds = Mapping[str, NDArray[np.generic]]
@@ -24,7 +26,7 @@ Model = Callable[[Feeds], Mapping[str, NDArray[np.generic]]]
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """KL in nats a token, share of equal likeliest tokens, SQNR in dB of logits and of sites.
+    """Hold KL in nats a token, the share of equal likeliest tokens, SQNR in dB.
 
     `tied` is the share of tokens whose two likeliest logits are closer in FP32 than the root mean
     square of the error: what of the agreement is decided by a coin.
@@ -38,7 +40,7 @@ class Distance:
 
 
 def comparable(sites: Sequence[Site]) -> list[str]:
-    """Outputs that no fold changes, so that both graphs mean the same by them."""
+    """Return outputs that no fold changes, so that both graphs mean the same by them."""
     chosen = [site for site in sites if site.weight is not None and site.excluded is None]
     parts = [p for s in chosen if s.producer_fold for p in s.producer_fold.divide]
     changed = {part.initializer for part in parts}
@@ -68,8 +70,12 @@ def generated(folder: Path, count: int, seed: int) -> Generated:
 
 
 def graph_model(folder: Path, tensors: Sequence[str] = ()) -> Model:
-    """A full graph in the reference session, that also gives tensors inside it."""
-    session = open_with_outputs(folder / f"{TEACHER_FORCED}.onnx", tensors)
+    """Open a full graph in the reference session, with tensors inside it as outputs too."""
+    path = folder / f"{TEACHER_FORCED}.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    for name in dict.fromkeys(tensors):
+        graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    session = OnnxRuntimeSession(path, optimized=False, graph=graph.SerializeToString())
     return lambda feeds: session.run(feeds, ["logits", *tensors])
 
 

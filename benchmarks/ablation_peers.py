@@ -14,10 +14,11 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from safetensors.torch import load_file
 
-from ..families.var.checkpoint import load_var
+from ..families.var.model import VarTransformer
 from ..runtime.generator import TEACHER_FORCED
 from ..samples.files import load_sample, sample_files
 from .ablation_measure import Feeds, Model, graph_model
+from .planted import CONFIG
 
 STATIC, DYNAMIC = PEERS = ("onnxruntime, static", "torchao, dynamic per token")
 
@@ -34,7 +35,7 @@ class SampleReader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def onnxruntime_static(export: Path, samples: Path, folder: Path) -> Model:
-    """Its static Q/DQ of all MatMul and Gemm with MinMax, INT8 on both sides, weights per channel.
+    """Quantize all MatMul and Gemm by ONNX Runtime's static Q/DQ with MinMax, weights per channel.
 
     Products of two activations are left out, as ours are.
     """
@@ -53,16 +54,17 @@ def onnxruntime_static(export: Path, samples: Path, folder: Path) -> Model:
 
 
 def torchao_dynamic(checkpoint: Path) -> Model | None:
-    """torchao's INT8 weights and inputs with a scale a token found while it runs; of a VAR.
+    """Quantize the planted VAR by torchao: INT8 weights, a scale a token found while it runs.
 
-    None, with a line on stderr, where torchao is not installed.
+    Returns None, with a line on stderr, where torchao is not installed.
     """
     try:
         quantization = importlib.import_module("torchao.quantization")
     except ModuleNotFoundError:
         click.echo("torchao is not installed: left out (pip install torchao)", err=True)
         return None
-    model = load_var(load_file(checkpoint / "model.safetensors"), str(checkpoint))
+    model = VarTransformer(CONFIG).eval().requires_grad_(False)
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=True)
     quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
 
     def run(feeds: Feeds) -> Mapping[str, Any]:
@@ -76,7 +78,7 @@ def torchao_dynamic(checkpoint: Path) -> Model | None:
 def peers(
     export: Path, samples: Path, checkpoint: Path | None
 ) -> Iterator[tuple[str, Callable[[], Model | None]]]:
-    """Names, and what makes each; torchao takes the checkpoint of a VAR."""
+    """Yield names, and what makes each; torchao takes the checkpoint of the planted VAR."""
     with tempfile.TemporaryDirectory() as scratch:
         yield STATIC, lambda: onnxruntime_static(export, samples, Path(scratch))
         if checkpoint is not None:

@@ -22,12 +22,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..export.weight_file import WeightFile
-from ..families.var.write import export_var
-from ..graph.sites import SiteMap
-from ..runtime.generator import TEACHER_FORCED
+from ..api import Workspace
 from ..samples.files import Array, save_sample
-from ..workspace.files import encode_json
 from .calibration_variants import PEER, VARIANTS
 from .common import (
     RESULTS,
@@ -37,11 +33,12 @@ from .common import (
     run_measured,
     write_results,
 )
-from .planted import CONFIG, planted_transformer
+from .planted import CONFIG, write_planted
 
 MODULE = "arvg_trt.benchmarks.calibration_variants"
 FEW, MANY = 32, 256
 HELD_OUT = 8
+IMAGES = "skimage:coffee"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class Cost:
         return statistics.median(self.rounds)
 
     def times(self, other: Cost) -> float:
-        """How many times as long as the other; of each round's, where both have the same."""
+        """Return the ratio of seconds; that of each round's, where both have as many rounds."""
         if len(self.rounds) != len(other.rounds):
             return self.seconds / other.seconds
         pairs = zip(self.rounds, other.rounds, strict=True)
@@ -66,13 +63,10 @@ class Cost:
 
 
 def prepare(folder: Path, samples: int, width: int, depth: int) -> None:
-    """Return the exported teacher-forced graph, and rows to calibrate on and to measure on."""
+    """Export the model to `folder`, beside rows to calibrate on and to measure on."""
     config = replace(CONFIG, width=width, depth=depth, heads=width // 64)
-    export = folder / "export"
-    export.mkdir()
-    with WeightFile(export) as weights:
-        sites = export_var(planted_transformer(config, 0), weights, {})
-    (export / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=(TEACHER_FORCED,))))
+    write_planted(folder / "checkpoint", config)
+    Workspace(folder).export("var", folder / "checkpoint", images=IMAGES)
     rng = np.random.default_rng(0)
     for name, count in (("samples", samples), ("held_out", HELD_OUT)):
         (folder / name).mkdir()
@@ -89,7 +83,7 @@ def prepare(folder: Path, samples: int, width: int, depth: int) -> None:
 def measure(
     folder: Path, runs: Sequence[tuple[str, int]], rounds: int
 ) -> tuple[list[Cost], dict[str, float]]:
-    """The costs of (variant, samples), interleaved, and what quantized graphs lose."""
+    """Measure the costs of (variant, samples), interleaved, and what quantized graphs lose."""
     seconds: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
     peaks: dict[tuple[str, int], float] = dict.fromkeys(runs, 0.0)
     quality: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""One way to run, or to calibrate, the full graph of a folder; `calibration.py` starts it.
+"""Run, or calibrate, the full graph of a folder in one way; `calibration.py` starts it.
 
 Writes `told.json`: seconds, and of quantized graphs the SQNR of their logits.
 """
@@ -73,7 +73,7 @@ def run_errors(export: Path, samples: Path, kept: Path) -> None:
 def candidate_grids(
     export: Path, kept: Path
 ) -> tuple[dict[str, SmoothedInput], dict[str, list[QParams]], dict[str, Floats]]:
-    """Views, three grids and channels' gains of each group with positions."""
+    """Return inputs, three QParams and channel weights of each group with positions."""
     from ..calibrate.statistics import load_statistics
 
     planned = SiteMap(sites=load_map(export).of_graph(TEACHER_FORCED))
@@ -114,7 +114,7 @@ def quantize_ours(
 
 
 class Reader:
-    """Samples as ONNX Runtime's calibrators take them."""
+    """Give samples as ONNX Runtime's calibrators take them."""
 
     def __init__(self, samples: Path) -> None:
         self._rows: Iterator[dict[str, Array]] = (load_sample(p) for p in sample_files(samples))

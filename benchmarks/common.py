@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -18,10 +19,13 @@ from torch import nn
 
 from ..families.cosmos.config import CosmosConfig
 from ..families.cosmos.model import CosmosTokenizer
+from ..pipeline.calibrate import calibrate_stage
+from ..recipe.options import CalibrateOptions
 from ..runtime.images import Uint8Image, center_crop
 from ..samples.images import ImageSource, open_source
 from ..validate.metrics.latency import read_cpu
 from ..workspace.stage import SilentReporter, package_versions
+from ..workspace.workspace import Workspace
 
 RESULTS = Path(__file__).parent / "results"
 CALIBRATION_PHOTOGRAPHS = "skimage:coffee,rocket,motorcycle_left,motorcycle_right"
@@ -83,7 +87,7 @@ def run_measured(arguments: Sequence[str], scratch: Path, python: str = sys.exec
 
 
 def data_folder(data: Path | None, name: str) -> str | None:
-    """The source `DATA/NAME`, or None with a message where the folder is absent."""
+    """Return the source `DATA/NAME`, or None with a message where the folder is absent."""
     if data is not None and (data / name).is_dir():
         return str(data / name)
     click.echo(f"no folder {name} in --data: photographs of scikit-image instead", err=True)
@@ -91,20 +95,32 @@ def data_folder(data: Path | None, name: str) -> str | None:
 
 
 def center_crops(source: ImageSource, indices: Sequence[int]) -> Iterator[tuple[str, Uint8Image]]:
-    """(file name, SIZE x SIZE centre crop) of the chosen files."""
+    """Yield (file name, SIZE x SIZE centre crop) of the chosen files."""
     for k in indices:
         yield source.names[k], center_crop(source.load(k), SIZE)
 
 
+def generated_rows(exported: Path, workspace: Path, count: int, seed: int) -> Path:
+    """Return the folder of the rows that a generator is fed for images of its own.
+
+    A calibration on this seed saves them; it has a workspace and a copy of the export of its own,
+    so that the one that is measured keeps its samples.
+    """
+    shutil.copytree(exported, workspace / "export")
+    options = CalibrateOptions(samples=count, seed=seed)
+    with Workspace(workspace) as opened:
+        return calibrate_stage(opened, options, QuietReporter()).folder / "samples"
+
+
 def evaluation_sets(data: Path | None, names: Sequence[str], most: int) -> dict[str, ImageSource]:
-    """Folders of held-out images by name, at most `most` files each; else photographs."""
+    """Return held-out images by folder, at most `most` files each; else photographs."""
     found = {name: folder for name in names if (folder := data_folder(data, name))}
     specs = found or {"scikit-image": HELD_OUT_PHOTOGRAPHS}
     return {name: ImageSource(open_source(spec).files[:most]) for name, spec in specs.items()}
 
 
 def random_tokenizer(config: CosmosConfig, seed: int) -> CosmosTokenizer:
-    """Well-conditioned random weights: what real-width figures need, without a checkpoint.
+    """Return a tokenizer with well-conditioned random weights, for figures at real width.
 
     Convolutions are N(0, 1 / fan_in) times a gain per output channel, exp(0.4 N(0, 1)); norm
     weights exp(0.5 N(0, 1)); biases zero.
@@ -140,6 +156,14 @@ def environment(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         **package_versions("onnxruntime", "onnx", "torch", "numpy"),
     }
+
+
+def source_commit() -> str:
+    """Return the commit that the code is of, and whether it was changed since."""
+    options = ("--always", "--exclude=*", "--dirty=, changed", "--abbrev=7")
+    git = ["git", "-C", str(RESULTS.parent), "describe", *options]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def environment_line(found: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Time and memory of exporting a generator of a published size, as a user runs it.
+"""Measure time and memory of exporting a generator of a published size, as a user runs it.
 
 python -m arvg_trt.benchmarks.export_scale --model var-d30 --workdir /scratch
 python -m arvg_trt.benchmarks.export_scale --model par-3b-4x --dtype bfloat16 --workdir /scratch
@@ -39,7 +39,7 @@ PHASES = ("digest of the checkpoint", "graphs", "comparison", "digests of the gr
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes: anonymous, all resident, and the most that a single process ever had resident.
+    """Hold bytes: anonymous, all resident, and the most that a single process had resident.
 
     Pages that processes share are counted once in the sum over them (`Pss`).
     """
@@ -67,7 +67,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the export, by what it has written so far."""
+    """Hold the costs of a part of the export, which is told by what it has written so far."""
 
     seconds: float = 0.0
     memory: Memory = Memory()
@@ -77,7 +77,7 @@ class Phase:
 
 
 def process_tree(pid: int) -> Iterator[int]:
-    """A process and all that it started; those that end meanwhile are left out."""
+    """Yield a process and all that it started; those that end meanwhile are left out."""
     yield pid
     for listed in Path(f"/proc/{pid}/task").glob("*/children"):
         try:

@@ -42,7 +42,7 @@ LIBRARIES = (
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Text that legitimately differs between two runs; it is cut before a file is hashed."""
+    """Define text that legitimately differs between two runs; it is cut before hashing."""
 
     files: str
     text: str

@@ -1,4 +1,4 @@
-"""The models that `freeze` runs, with the options of each stage, and a custom ONNX."""
+"""Define the models that `freeze` runs, with the options of each stage, and a custom ONNX."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED, SIZE, WIDTH, HEADS, HIDDEN, CLASSES = 5, 8, 32, 2, 64, 10
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The options of each stage; `quantize` has those of formats that do not take the usual ones.
+    """Hold the options of each stage; `quantize` has those of formats with unusual ones.
 
     "{folder}" stands for the folder of `save_custom`.
     """
@@ -85,6 +85,12 @@ MODELS: dict[str, Model] = {
         w8a8=("--smoothing", "0.5", "--attention", "int8"),
         w4a16=BLOCKWISE,
         fp8=(*FP8, "--smoothing", "gps", "--attention", "fp8"),
+    ),
+    "llamagen-mini": generator(
+        "llamagen-mini",
+        w8a8=("--smoothing", "0", "--rounding", "gptq"),
+        w4a16=BLOCKWISE,
+        fp8=(*FP8, "--smoothing", "0.5"),
     ),
     "mar-mini": generator(
         "mar-mini",

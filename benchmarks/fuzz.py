@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArvgError
-from .fuzz_files import FileKind, file_kinds, mutate
+from .fuzz_files import FileKind, file_kinds
+from .fuzz_mutations import mutate
 
 MOST_MEMORY = 10**9
 MOST_SECONDS = 10
@@ -41,7 +42,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Hang(BaseException):
-    """A reader did not end in time; no reader catches it."""
+    """Say that a reader did not end in time; no reader catches it."""
 
 
 @contextlib.contextmanager
@@ -59,7 +60,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def attempt(kind: FileKind, seed: int, folder: Path) -> str:
-    """`read`, `refused`, or the traceback of a fault, for the mutation `seed` of a file."""
+    """Return `read`, `refused`, or the traceback of a fault, for the mutation `seed` of a file."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in kind.beside:
         (folder / name).write_bytes(data)
@@ -78,7 +79,7 @@ def attempt(kind: FileKind, seed: int, folder: Path) -> str:
 
 
 def peak() -> int:
-    """Bytes of memory that this process has had at most."""
+    """Return the bytes of memory that this process has had at most."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(next(line for line in text.splitlines() if "VmHWM" in line).split()[1])
 

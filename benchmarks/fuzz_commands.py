@@ -1,4 +1,4 @@
-"""Whole commands on a small workspace whose files are mutated, with manifests that fit them again.
+"""Run whole commands on a small workspace whose files are mutated, and manifests mended.
 
 A manifest names the digests of its files, so that most changes are refused at once: here it is
 made to fit, as somebody does who edits a file and mends the digest.
@@ -23,7 +23,8 @@ from ..errors import EXIT_CODES, INTERNAL
 from ..workspace.files import sha256_file
 from ..workspace.manifest import MANIFEST
 from .fuzz import Hang, limited
-from .fuzz_files import SIDE, mutate, product
+from .fuzz_examples import SIDE, product
+from .fuzz_mutations import mutate
 
 CALIBRATE = ("calibrate", "{ws}", "--feeds", "{feeds}", "--samples", "3")
 QUANTIZE = ("quantize", "{ws}", "--name", "other")
@@ -61,7 +62,7 @@ rounds = 0
 
 
 def command(args: tuple[str, ...]) -> tuple[int, str]:
-    """Exit code and stderr; what the command line does not catch is its traceback."""
+    """Return exit code and stderr; of what the command line does not catch the traceback."""
     try:
         with limited(MOST_SECONDS), warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -101,7 +102,7 @@ def fit_manifest(file: Path, workspace: Path) -> None:
 
 
 def run_commands(root: Path, mutations: int) -> list[dict[str, Any]]:
-    """A row a file: how its mutations ended."""
+    """Return a row for each file, which says how its mutations ended."""
     valid = root / "valid"
     make_workspace(valid)
     rows = []

@@ -1,10 +1,11 @@
 """Time our generator beside an eager PyTorch loop with the same caching, at VAR's real shapes.
 
-python -m arvg_trt.benchmarks.generate --depth 16 --threads 2
+python -m arvg_trt.benchmarks.generate --model var-d16 --threads 2
 
 Both run FP32 on the CPU in one process, interleaved: an image a label from the condition to the
-decoder's pixels, with the published sampling. The weights are random, which changes no shape.
-Greedy tokens of both are compared first. A profile tells what the loop costs outside the graphs.
+decoder's pixels, with the published sampling. Weights of published sizes are random, which changes
+no shape. Greedy tokens of both are compared first. A profile tells what the loop costs outside the
+graphs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import msgspec
@@ -28,29 +29,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..export.weight_file import WeightFile
-from ..families.var.config import published
-from ..families.var.export import generator_spec
+from ..api import Workspace
 from ..families.var.model import VarTransformer
-from ..families.var.write import condition_graph, step_graph
-from ..families.var_vqvae.config import PATCH_NUMS_256, VarVqvaeConfig
-from ..families.var_vqvae.model import VarVqvae
-from ..families.var_vqvae.write import decoder_graph, update_graph
+from ..families.var_vqvae.model import VarVqvae, load_var_vqvae
+from ..families.variants import find_model
 from ..runtime.generator import Generator
+from ..runtime.spec import Defaults
 from ..validate.metrics.latency import interleaved, ratio
-from ..workspace.files import encode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
+from .random_checkpoint import checkpoint_of, load_transformer, read_tensors, weights_of
 
 OURS, EAGER = "ONNX Runtime generator", "eager PyTorch"
 # Functions that the profile lists separately; all of them run outside the graphs.
 PARTS = ("guide", "exponential_noise", "sample", "require_finite", "from_model")
 GRAPH_RUNS = ("run", "run_with_iobinding")
 MOST = 0.03
+IMAGES = "skimage:coffee"  # that an export compares ONNX Runtime with PyTorch on
 
 
 @dataclass(frozen=True)
 class EagerLoop:
-    """The published loop over our modules, in torch alone."""
+    """Run the published loop over our modules, in torch alone."""
 
     transformer: VarTransformer
     vae: VarVqvae
@@ -88,7 +87,7 @@ class EagerLoop:
         return f_hat, torch.cat(chosen, dim=1)
 
     def draw(self, logits: Tensor) -> Tensor:
-        """Top-k, top-p and one multinomial draw a row, [B, n, V] -> [B, n]."""
+        """Draw one token a row after top-k and top-p, [B, n, V] -> [B, n]."""
         kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
         ascending, order = logits.sort(dim=-1)
@@ -99,28 +98,30 @@ class EagerLoop:
         return torch.multinomial(p.flatten(0, 1), 1).reshape(p.shape[:2])
 
 
-def random_models(depth: int, seed: int) -> tuple[VarTransformer, VarVqvae]:
-    """The published configuration with N(0, 1 / fan_in) weights, so that nothing overflows."""
-    torch.manual_seed(seed)
-    transformer = VarTransformer(published(depth, PATCH_NUMS_256)).eval().requires_grad_(False)
-    vae = VarVqvae(VarVqvaeConfig()).eval().requires_grad_(False)
-    return transformer, vae
+def eager_loop(checkpoint: Path, model: str, defaults: Defaults) -> EagerLoop:
+    """Return the published loop over a checkpoint's own weights, with a generator's sampling."""
+    entry = find_model(model)
+    transformer = cast(VarTransformer, load_transformer(checkpoint, entry))
+    path = checkpoint / entry.files[0][1]
+    vae = load_var_vqvae(read_tensors(path), path.name, transformer.config.patch_nums)
+    return EagerLoop(
+        transformer,
+        vae.eval().requires_grad_(False),
+        defaults.cfg,
+        defaults.top_k,
+        defaults.top_p,
+    )
 
 
-def export(transformer: VarTransformer, vae: VarVqvae, folder: Path) -> None:
-    """Write the graphs that a generator opens."""
-    config = transformer.config
-    with WeightFile(folder) as weights:
-        weights.save(condition_graph(transformer), "condition", {})
-        weights.save(step_graph(transformer), "step", {})
-        weights.save(decoder_graph(vae), "decoder", {})
-        for k in range(len(config.patch_nums)):
-            weights.save(update_graph(vae, k, transformer.word_embed), f"update.{k}", {})
-    (folder / "generator.json").write_bytes(encode_json(generator_spec(config, vae)))
+def export(model: str, folder: Path) -> tuple[Path, Path]:
+    """Export a model in `folder`; return the folders of its checkpoint and of its graphs."""
+    checkpoint = checkpoint_of(find_model(model), folder / "checkpoint")
+    exported = Workspace(folder / "ws").export(model, checkpoint, images=IMAGES)
+    return checkpoint, exported.folder
 
 
 def profile(generator: Generator, labels: Sequence[int], batch_size: int) -> dict[str, float]:
-    """Seconds of one call: in all, in the graphs, and of another call in each of `PARTS`.
+    """Return seconds of one call, in all and in graphs, and of another in each of `PARTS`.
 
     A profiler slows each call of Python, which is most of what runs outside the graphs: the whole
     and the graphs are timed without it.
@@ -143,7 +144,7 @@ def profile(generator: Generator, labels: Sequence[int], batch_size: int) -> dic
 
 @contextmanager
 def timed_graphs() -> Iterator[list[float]]:
-    """The seconds of every run of a graph in the block, in any session."""
+    """Collect the seconds of every run of a graph in the block, in any session."""
     seconds: list[float] = []
 
     def timed(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,22 +185,24 @@ def profile_table(seconds: dict[str, float]) -> str:
 
 
 @click.command()
-@click.option("--depth", default=16, show_default=True)
+@click.option("--model", default="var-d16", show_default=True)
 @click.option("--batch-size", default=1, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=8, show_default=True)
+@click.option("--workdir", type=click.Path(path_type=Path), help="For temporary files.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(depth: int, batch_size: int, threads: int, rounds: int, out: Path) -> None:
-    """Measure and write `generate_d{DEPTH}.md` and `.json`."""
+def main(
+    model: str, batch_size: int, threads: int, rounds: int, workdir: Path | None, out: Path
+) -> None:
+    """Measure and write `generate_SIZE.md` and `.json`."""
     torch.set_num_threads(threads)
-    transformer, vae = random_models(depth, 0)
-    labels = [207] * batch_size
-    with tempfile.TemporaryDirectory() as scratch:
+    size = model.removeprefix("var-")
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
         click.echo("exporting", err=True)
-        export(transformer, vae, Path(scratch))
-        generator = Generator.open(scratch, threads=threads, verify=False)
-        defaults = generator.spec.defaults
-        eager = EagerLoop(transformer, vae, defaults.cfg, defaults.top_k, defaults.top_p)
+        checkpoint, exported = export(model, Path(scratch))
+        generator = Generator.open(exported, threads=threads)
+        eager = eager_loop(checkpoint, model, generator.spec.defaults)
+        labels = [207 % generator.spec.num_classes] * batch_size
         click.echo("comparing", err=True)
         ours = generator.generate(labels, greedy=True, batch_size=batch_size)
         _, wanted = eager.generate(labels, greedy=True)
@@ -219,7 +222,8 @@ def main(depth: int, batch_size: int, threads: int, rounds: int, out: Path) -> N
     rows = [(name, f"{t.p50_ms:.0f}", f"{t.min_ms:.0f}") for name, t in times.items()]
     text = "\n\n".join(
         (
-            f"# Generating with VAR d{depth}: {batch_size} image(s) at once, FP32, random weights",
+            f"# Generating with VAR {size}: {batch_size} image(s) at once, FP32, "
+            f"{weights_of(find_model(model))}",
             environment_line(found),
             markdown_table(("loop", "median ms", "least ms"), rows),
             f"{speed.ratio:.2f}x as fast as the eager loop ({speed.low:.2f} to {speed.high:.2f}, "
@@ -235,7 +239,7 @@ def main(depth: int, batch_size: int, threads: int, rounds: int, out: Path) -> N
         "greedy_tokens_equal": equal,
         "profile_seconds": seconds,
     }
-    write_results(f"generate_d{depth}", out, text + "\n", values)
+    write_results(f"generate_{size}", out, text + "\n", values)
     click.echo(text)
 
 

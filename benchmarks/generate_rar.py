@@ -1,12 +1,13 @@
-"""RAR's one-token decode beside eager PyTorch with the same caching, at real width.
+"""Time RAR's one-token decode beside eager PyTorch with the same caching, at real width.
 
-python -m arvg_trt.benchmarks.generate_rar --size b --threads 2
+python -m arvg_trt.benchmarks.generate_rar --model rar-b --threads 2
 
 Both run FP32 on the CPU in one process, interleaved: as many single-token steps, from the same
 cache and with the same tokens, as one run of condition.onnx is good for, which is timed with them.
 Eager PyTorch runs twice: with the same caching, all of those positions modulated at once, and
-modulating in every step, as the official code does. Weights are random, which changes no shape.
-Logits of all are compared first. A profile tells what the loop costs outside the graphs.
+modulating in every step, as the official code does. Weights of published sizes are random, which
+changes no shape. Logits of all are compared first. A profile tells what the loop costs outside the
+graphs.
 """
 
 from __future__ import annotations
@@ -15,41 +16,36 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import click
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..export.weight_file import WeightFile
-from ..families.maskgit_vq.config import MaskgitVqConfig
-from ..families.maskgit_vq.model import MaskgitVq
-from ..families.rar.config import PUBLISHED, RarConfig
-from ..families.rar.export import generator_spec
-from ..families.rar.loop import Modulations
+from ..families.rar.config import RarConfig
 from ..families.rar.model import RarTransformer
-from ..families.rar.spec import ROWS_AHEAD
-from ..families.rar.write import condition_graph, step_graph
-from ..families.shared.transformer import KeyValue
-from ..families.shared.vq_export import decoder_graph
-from ..families.shared.vq_graphs import vq_graphs
-from ..runtime.generator import Generator
+from ..families.variants import find_model
+from ..runtime.generator import Generator, read_spec
 from ..runtime.kv_cache import KvCache
 from ..runtime.sessions.onnxruntime import fast_session
 from ..validate.metrics.latency import interleaved, ratio
-from ..workspace.files import encode_json
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
-from .generate import profile, profile_table
+from .generate import export, profile, profile_table
+from .random_checkpoint import load_transformer, weights_of
 
+KeyValue = tuple[Tensor, Tensor]
 OURS = "ONNX Runtime step"
 EAGER = "eager PyTorch step, the same caching"
 OFFICIAL = "eager PyTorch step that modulates, as the official code"
+CLASS = 207
 
 
 @dataclass(frozen=True)
 class Window:
-    """Labels of all rows, and the sequence [rows, P + n], of which n tokens are decoded."""
+    """Hold labels of all rows, and the sequence [rows, P + n], of which n tokens are decoded."""
 
     config: RarConfig
     labels: Tensor
@@ -61,9 +57,18 @@ class Window:
         return range(self.past, self.sequence.shape[1])
 
 
+def random_window(model: RarTransformer, batch_size: int, past: int, count: int) -> Window:
+    """Return `count` positions behind `past`, of random tokens, for images under guidance."""
+    config = model.config
+    classes = torch.tensor([CLASS % config.num_classes, config.num_classes])
+    labels = classes.repeat_interleave(batch_size)
+    tokens = torch.randint(config.vocab_size, (len(labels), past + count - 2))
+    return Window(config, labels, model.sequence(labels, tokens), past)
+
+
 @torch.inference_mode()
 def eager_decode(model: RarTransformer, window: Window, ahead: int) -> Callable[[], Tensor]:
-    """A run over the window's positions, from a cache that is made here.
+    """Return a run over the window's positions, from a cache that is made here.
 
     `ahead` positions are modulated at once.
     """
@@ -90,84 +95,75 @@ def eager_decode(model: RarTransformer, window: Window, ahead: int) -> Callable[
     return decode
 
 
-def graph_decode(folder: Path, threads: int, window: Window) -> Callable[[], np.ndarray]:
-    """The same with the graphs."""
+def graph_decode(folder: Path, threads: int, window: Window) -> Callable[[], NDArray[Any]]:
+    """Return the same with the graphs, all positions of the window modulated by one run."""
     condition, step = (
         fast_session(folder / f"{name}.onnx", threads) for name in ("condition", "step")
     )
     config, labels, sequence = window.config, window.labels.numpy(), window.sequence.numpy()
     rows = len(labels)
 
-    def run(cache: KvCache, modulations: Modulations, n: int) -> tuple[np.ndarray, KvCache]:
+    def modulations(positions: range) -> dict[str, NDArray[Any]]:
+        return condition.run({"labels": labels, "position_ids": np.array(positions)})
+
+    def run(cache: KvCache, ahead: dict[str, NDArray[Any]], n: int) -> tuple[NDArray[Any], KvCache]:
         first = cache.length
         outputs = step.run_on_device(
             {
                 "tokens": sequence[:, first : first + n],
                 "position_ids": np.arange(first, first + n),
-                **modulations.of(first, n),
+                **ahead,
                 **cache.feeds(rows),
             }
         )
         return outputs["logits"].numpy(), cache.after(outputs, n)
 
-    def modulations() -> Modulations:
-        return Modulations(condition, labels, config.positions)
-
     nothing = np.zeros((rows, config.heads, 0, config.head_dim), np.float32)
     empty = KvCache.empty(step, nothing)
-    _, start = run(empty, modulations(), window.past)
+    _, start = run(empty, modulations(range(window.past)), window.past)
 
-    def decode() -> np.ndarray:
-        cache, ahead = start, modulations()
-        for _ in window.positions:
-            logits, cache = run(cache, ahead, 1)
+    def decode() -> NDArray[Any]:
+        cache, ahead = start, modulations(window.positions)
+        for k in range(len(window.positions)):
+            one = {name: value[:, k : k + 1] for name, value in ahead.items()}
+            logits, cache = run(cache, one, 1)
         return logits
 
     return decode
 
 
-def random_models(size: str) -> tuple[RarTransformer, MaskgitVq]:
-    """The published configuration; the modulation is not zero, as it is before training."""
-    torch.manual_seed(0)
-    model = RarTransformer(PUBLISHED[size][0]).eval().requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if "adaLN" in name and parameter.ndim == 2:
-            parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5)
-    return model, MaskgitVq(MaskgitVqConfig()).eval().requires_grad_(False)
-
-
-def export(model: RarTransformer, tokenizer: MaskgitVq, folder: Path) -> None:
-    """Write the graphs that a generator opens."""
-    with WeightFile(folder) as weights:
-        weights.save(condition_graph(model), "condition", {})
-        weights.save(step_graph(model), "step", {})
-        weights.save(decoder_graph(vq_graphs(tokenizer)), "decoder", {})
-    (folder / "generator.json").write_bytes(
-        encode_json(generator_spec(model.config, tokenizer.config))
-    )
-
-
 @click.command()
-@click.option("--size", type=click.Choice(list(PUBLISHED)), default="b", show_default=True)
+@click.option("--model", default="rar-b", show_default=True)
 @click.option("--batch-size", default=1, show_default=True)
 @click.option("--past", default=128, show_default=True, help="Tokens in the cache at first.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=8, show_default=True)
+@click.option("--workdir", type=click.Path(path_type=Path), help="For temporary files.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(size: str, batch_size: int, past: int, threads: int, rounds: int, out: Path) -> None:
-    """Measure and write `generate_rar_{SIZE}.md` and `.json`."""
+def main(
+    model: str,
+    batch_size: int,
+    past: int,
+    threads: int,
+    rounds: int,
+    workdir: Path | None,
+    out: Path,
+) -> None:
+    """Measure and write `generate_rar_SIZE.md` and `.json`."""
     torch.set_num_threads(threads)
-    model, tokenizer = random_models(size)
-    config, rows = model.config, 2 * batch_size
-    labels = torch.tensor([207, config.num_classes]).repeat_interleave(batch_size)
-    count = max(1, ROWS_AHEAD // rows)
-    tokens = torch.randint(config.vocab_size, (rows, past + count - 2))
-    window = Window(config, labels, torch.cat((model.prefix(labels), tokens), dim=1), past)
-    with tempfile.TemporaryDirectory() as scratch:
+    torch.manual_seed(0)
+    size = model.removeprefix("rar-")
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
         click.echo("exporting", err=True)
-        export(model, tokenizer, Path(scratch))
-        ours = graph_decode(Path(scratch), threads, window)
-        eager, official = (eager_decode(model, window, ahead) for ahead in (count, 1))
+        checkpoint, exported = export(model, Path(scratch))
+        _, spec = read_spec(exported)
+        transformer = cast(RarTransformer, load_transformer(checkpoint, find_model(model)))
+        config = transformer.config
+        # As many positions as the loop modulates at once.
+        _, count, _ = spec.axis_sizes("condition", batch_size)["n"]
+        window = random_window(transformer, batch_size, past, count)
+        ours = graph_decode(exported, threads, window)
+        eager, official = (eager_decode(transformer, window, ahead) for ahead in (count, 1))
         wanted = official().numpy()
         rms = np.sqrt(np.mean(np.square(wanted)))
         error = max(float(np.abs(f - wanted).max() / rms) for f in (ours(), eager().numpy()))
@@ -175,15 +171,15 @@ def main(size: str, batch_size: int, past: int, threads: int, rounds: int, out: 
         peers = {OURS: ours, EAGER: eager, OFFICIAL: official}
         times = interleaved(peers, warmup=1, rounds=rounds)
         del ours, eager, official, peers
-        generator = Generator.open(scratch, threads=threads, verify=False)
-        seconds = profile(generator, [207] * batch_size, batch_size)
+        generator = Generator.open(exported, threads=threads)
+        seconds = profile(generator, [CLASS % config.num_classes] * batch_size, batch_size)
     speed, published = (ratio(times[peer], times[OURS]) for peer in (EAGER, OFFICIAL))
     found = environment(threads)
     table = [(n, f"{t.p50_ms / count:.1f}", f"{t.min_ms / count:.1f}") for n, t in times.items()]
     text = "\n\n".join(
         (
             f"# Decoding with RAR-{size.upper()}: {batch_size} image(s) at once with guidance, "
-            f"{past} tokens and more in the cache, FP32, random weights",
+            f"{past} tokens and more in the cache, FP32, {weights_of(find_model(model))}",
             environment_line(found),
             markdown_table(("one token", "median ms", "least ms"), table),
             f"{speed.ratio:.2f}x as fast as eager PyTorch with the same caching ({speed.low:.2f} "

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import msgspec
@@ -25,9 +25,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..families.var.model import VarTransformer
-from ..families.var.spec import VarSpec
-from ..families.var_vqvae.model import VarVqvae
 from ..families.variants import find_model
 from ..pipeline.build import build_stage
 from ..pipeline.calibrate import calibrate_stage
@@ -48,11 +45,11 @@ from .common import (
     markdown_table,
     write_results,
 )
-from .generate import EagerLoop
+from .generate import IMAGES, eager_loop
 from .node_profile import largest_step
-from .random_checkpoint import FORMS, write_checkpoint
+from .random_checkpoint import checkpoint_of, weights_of
 
-NAME, IMAGES = "w8a8", "skimage:coffee"
+NAME = "w8a8"
 EAGER, FP32, W8A8 = "eager PyTorch, FP32", "ONNX Runtime, FP32", "ONNX Runtime, W8A8"
 WHOLE = f"{W8A8}, and the decoder"
 LEAST = {EAGER: 2.0, FP32: 1.8}
@@ -60,10 +57,8 @@ KINDS_SHOWN = 12
 
 
 def make(workspace: Path, checkpoint: Path, model: str, samples: int) -> None:
-    """Every stage up to the engine, and the decoder's own; what is up to date is skipped."""
-    reporter, entry = QuietReporter(), find_model(model)
-    if not checkpoint.is_dir():
-        write_checkpoint(checkpoint, entry, seed=0)
+    """Run every stage up to the engine, and the decoder's; what is up to date is skipped."""
+    reporter = QuietReporter()
     with Workspace(workspace) as opened:
         click.echo("exporting", err=True)
         export_stage(opened, model, str(checkpoint), IMAGES, reporter)
@@ -84,7 +79,7 @@ def make(workspace: Path, checkpoint: Path, model: str, samples: int) -> None:
 
 
 class Caught(OnnxRuntimeSession):
-    """A decoder that keeps what it is fed, and gives black pictures at once."""
+    """Stand in for a decoder: keep what it is fed, and give black pictures at once."""
 
     def __init__(self, path: Path, threads: int) -> None:
         super().__init__(path, optimized=False, threads=threads, mapped=True)
@@ -100,7 +95,7 @@ class Caught(OnnxRuntimeSession):
 
 
 def tokens_only(folder: Path, threads: int) -> tuple[Generator, list[Caught]]:
-    """A generator whose decoder does nothing."""
+    """Open a generator whose decoder does nothing."""
     caught: list[Caught] = []
 
     def session(path: Path, threads: int) -> OnnxRuntimeSession:
@@ -120,28 +115,12 @@ def latents(export: Path, labels: Sequence[int]) -> NDArray[np.generic]:
 
 
 def with_decoder(decoder: Path) -> Callable[[Path, int], OnnxRuntimeSession]:
-    """Sessions of an engine folder, but another decoder."""
+    """Return what opens sessions of an engine folder, but another decoder."""
 
     def session(path: Path, threads: int) -> OnnxRuntimeSession:
         return fast_session(decoder if path.stem == "decoder" else path, threads)
 
     return session
-
-
-def eager_loop(checkpoint: Path, model: str, generator: Generator) -> EagerLoop:
-    """The published loop over the checkpoint's own weights."""
-    entry = find_model(model)
-    models = []
-    with torch.device("meta"):
-        made = (VarTransformer(cast(Any, entry.config)), FORMS["var"].tokenizer(entry.config))
-    for module, name in zip(made, entry.files[0], strict=True):
-        tensors = torch.load(checkpoint / name, weights_only=True)
-        module.load_state_dict(tensors, strict=True, assign=True)
-        models.append(module.eval().requires_grad_(False))
-    own = generator.spec.defaults
-    return EagerLoop(
-        cast(VarTransformer, models[0]), cast(VarVqvae, models[1]), own.cfg, own.top_k, own.top_p
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +145,7 @@ def accuracy(workspace: Path, engine: Path, threads: int) -> Accuracy:
 
 
 def speed_table(times: Mapping[str, Latency]) -> str:
-    """Each loop, and how much faster than it the W8A8 ones are."""
+    """Return a table of the loops, and how much faster than each the W8A8 ones are."""
     ours = [name for name in times if name.startswith(W8A8)]
     header = ("loop", "median ms", "least ms", *(f"{name} is faster by" for name in ours))
     rows = []
@@ -198,8 +177,9 @@ def main(
     torch.set_num_threads(threads)
     root = workspace or Path(tempfile.mkdtemp(dir=workdir))
     try:
-        make(root / "ws", root / "checkpoint", model, samples)
-        text, values = measure(root / "ws", root / "checkpoint", model, threads, rounds)
+        checkpoint = checkpoint_of(find_model(model), root / "checkpoint")
+        make(root / "ws", checkpoint, model, samples)
+        text, values = measure(root / "ws", checkpoint, model, threads, rounds)
     finally:
         if workspace is None:
             shutil.rmtree(root)
@@ -215,10 +195,10 @@ def measure(
     decoder = workspace / "decoder" / "engines" / NAME / "onnxruntime" / "decoder.onnx"
     click.echo("accuracy", err=True)
     found = accuracy(workspace, engine, threads)
-    labels = [207]
     tokens = {FP32: workspace / "export", W8A8: engine}
     generators = {name: tokens_only(folder, threads)[0] for name, folder in tokens.items()}
-    eager = eager_loop(checkpoint, model, generators[FP32])
+    labels = [207 % generators[FP32].spec.num_classes]
+    eager = eager_loop(checkpoint, model, generators[FP32].spec.defaults)
     made = generators[FP32].generate(labels, greedy=True).tokens
     equal = float(np.mean(made == eager.tokens(labels, greedy=True)[1].numpy()))
     click.echo("timing tokens", err=True)
@@ -228,7 +208,7 @@ def measure(
         warmup=1,
         rounds=rounds,
     )
-    kinds = largest_step(engine / "step.onnx", cast(VarSpec, generators[W8A8].spec), threads)
+    kinds = largest_step(engine / "step.onnx", generators[W8A8].spec, threads)
     del generators
     pictures = {name: Generator.open(folder, threads=threads) for name, folder in tokens.items()}
     session = with_decoder(decoder)
@@ -245,7 +225,8 @@ def measure(
     wanted = ", ".join(f"{least}x {name}" for name, least in LEAST.items())
     text = "\n\n".join(
         (
-            f"# Generating with {model} at W8A8: an image under guidance, random weights",
+            f"# Generating with {model} at W8A8: an image under guidance, "
+            f"{weights_of(find_model(model))}",
             environment_line(machine),
             f"Tokens alone, without the image decoder, {rounds} rounds interleaved (wanted: "
             f"{wanted}):",

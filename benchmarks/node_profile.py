@@ -1,4 +1,4 @@
-"""Where a step graph spends its time, by kind of node, as ONNX Runtime's profiler tells."""
+"""Profile where a step graph spends its time, by kind of node, with ONNX Runtime's profiler."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ..families.var.spec import VarSpec
 from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS
+from ..runtime.spec import GeneratorSpec
 
 ROUNDS = 4
 
 
-def largest_step(step: Path, spec: VarSpec, threads: int) -> dict[str, float]:
-    """Milliseconds by kind of node of an image's last scale under guidance, longest first."""
-    n = spec.patch_nums[-1] ** 2
+def largest_step(step: Path, spec: GeneratorSpec, threads: int) -> dict[str, float]:
+    """Return milliseconds by kind of node, longest first.
+
+    The step is that of the most tokens behind the longest cache, of an image under guidance.
+    """
+    most = {axis: largest for axis, (_, _, largest) in spec.axis_sizes("step", 1).items()}
+    n, past = most["n"], most["past"]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_profiling = True
@@ -30,14 +34,14 @@ def largest_step(step: Path, spec: VarSpec, threads: int) -> dict[str, float]:
             providers=["CPUExecutionProvider"],
             disabled_optimizers=list(SLOW_OPTIMIZERS),
         )
-        sizes = {"rows": 2, "n": n, "past": spec.length - n}
+        sizes = {"rows": 2, "n": n, "past": past}
         rng = np.random.default_rng(0)
         feeds = {
             value.name: rng.normal(size=[sizes.get(axis, axis) for axis in value.shape])
             for value in session.get_inputs()
         }
         feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
-        positions = np.arange(spec.length - n, spec.length)
+        positions = np.arange(past, past + n)
         for _ in range(ROUNDS):
             session.run(None, feeds | {"position_ids": positions})
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -21,7 +21,7 @@ ROWS, COLUMNS, BYTES = 16384, 32768, 4
 
 
 def outside(name: str, shape: tuple[int, int], offset: int) -> onnx.TensorProto:
-    """A weight in `big.data`."""
+    """Return a weight that lies in `big.data`."""
     made = TensorProto(
         name=name,
         data_type=TensorProto.FLOAT,
@@ -38,7 +38,7 @@ def outside(name: str, shape: tuple[int, int], offset: int) -> onnx.TensorProto:
 
 
 def write(folder: Path) -> Path:
-    """x [n, ROWS] -> y [n, 16], from two products; one has the large weight."""
+    """Write x [n, ROWS] -> y [n, 16], from two products; one has the large weight."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "big.data").open("wb") as stream:
         stream.truncate(ROWS * COLUMNS * BYTES + (1 << 20))

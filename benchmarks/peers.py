@@ -1,4 +1,4 @@
-"""Static INT8 of one ONNX graph by another tool. Run as a file, in the other tool's environment.
+"""Quantize one ONNX graph by another tool; run as a file, in the other tool's environment.
 
 python benchmarks/peers.py onnxruntime encoder.onnx feeds.npy out/encoder.onnx
 
@@ -21,7 +21,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 
 class Feeds(CalibrationDataReader):  # type: ignore[misc]
-    """One row of an array at a time."""
+    """Give one row of an array at a time."""
 
     def __init__(self, name: str, rows: np.ndarray[Any, Any]) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class Feeds(CalibrationDataReader):  # type: ignore[misc]
 
 
 def onnxruntime(graph: Path, feeds: Feeds, output: Path, only: str, exclude: Sequence[str]) -> str:
-    """Its documented way: pre-process, then QDQ with INT8 activations and weights, MinMax.
+    """Quantize in its documented way: pre-process, then QDQ with INT8 and MinMax on both sides.
 
     UINT8 activations where one kind of node is quantized: ONNX Runtime 1.31 cannot load its own
     INT8 graph then ("output_dtype INT8 does not match y_zero_point type UINT8").
@@ -62,7 +62,7 @@ def onnxruntime(graph: Path, feeds: Feeds, output: Path, only: str, exclude: Seq
 
 
 def modelopt(graph: Path, feeds: Feeds, output: Path, only: str, exclude: Sequence[str]) -> str:
-    """Its defaults (entropy calibration), but a float32 float side, since it runs on a CPU."""
+    """Quantize by its defaults (entropy), but a float32 float side, since it runs on a CPU."""
     quantization = importlib.import_module("modelopt.onnx.quantization")
     quantization.quantize(
         str(graph),

@@ -1,4 +1,4 @@
-"""A VAR of real width whose outliers are planted: what scales a channel and a position are for.
+"""Make a VAR of real width with planted outliers, which scales a channel and a token are for.
 
 Trained models have a few channels of their modulated norms that are much wider than the others, and
 a first token that is extreme in some of them. No trained model of real width may be shipped, so
@@ -36,7 +36,7 @@ CONFIG = VarConfig(depth=4, width=1024, heads=16, patch_nums=(1, 2, 3, 5, 6, 9, 
 
 
 def planted_transformer(config: VarConfig, seed: int) -> VarTransformer:
-    """Random weights with `CHANNELS` wide channels a block and a first token far from the others.
+    """Draw weights with `CHANNELS` wide channels a block and a first token far from the others.
 
     `config` has a modulation a block (no shared adaLN).
     """
@@ -64,7 +64,7 @@ def planted_transformer(config: VarConfig, seed: int) -> VarTransformer:
 
 
 def plant_channels(block: VarBlock, channels: Tensor) -> None:
-    """Both norms' `channels` wide and off centre, whatever the class."""
+    """Make both norms' `channels` wide and off centre, whatever the class."""
     weight, bias = cast(nn.Linear, block.ada_lin[1]).parameters()
     weight.view(CHUNKS, -1, weight.shape[1])[2:, channels] = 0
     _, _, scale1, scale2, shift1, shift2 = bias.view(CHUNKS, -1)
@@ -94,7 +94,7 @@ def small_tokenizer(config: VarConfig, seed: int) -> VarVqvae:
 
 
 def write_planted(folder: Path, config: VarConfig = CONFIG, seed: int = 0) -> None:
-    """Both halves of a checkpoint that `export var` takes."""
+    """Write both halves of a checkpoint that `export var` takes."""
     folder.mkdir(parents=True)
     parts = {
         "model": planted_transformer(config, seed),

@@ -1,4 +1,4 @@
-"""Checkpoints of published sizes: official names, shapes and form, and random weights.
+"""Write checkpoints of published sizes: official names, shapes and form, random weights.
 
 The transformer's file is written without ever being in memory.
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..families.base import Variant
 from ..families.kl_vae.config import KlVaeConfig
 from ..families.kl_vae.model import KlVae
 from ..families.llamagen.model import LlamagenTransformer
@@ -26,11 +26,12 @@ from ..families.maskgit_vq.config import MaskgitVqConfig
 from ..families.maskgit_vq.model import MaskgitVq
 from ..families.par.model import ParTransformer
 from ..families.rar.model import RarTransformer
-from ..families.var.checkpoint import INFINITE
 from ..families.var.config import VarConfig
 from ..families.var.model import VarTransformer
 from ..families.var_vqvae.config import VarVqvaeConfig
 from ..families.var_vqvae.model import VarVqvae
+from ..families.variants import shipped_checkpoint
+from ..runtime.family import Variant
 
 SPREAD = 0.1  # deviation of tables, biases and modulations
 DTYPES = ("float32", "float16", "bfloat16")
@@ -38,7 +39,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a family's two files are made.
+    """Say how a family's two files are made.
 
     `within` is the key that the published files keep their state dict under, if any.
     """
@@ -49,8 +50,45 @@ class Form:
     within: str | None = None
 
 
+def checkpoint_of(entry: Variant, folder: Path) -> Path:
+    """Return the folder of a model's shipped weights; of random ones where none are shipped.
+
+    These are written to `folder`, unless it is there.
+    """
+    if entry.hub is None:
+        return Path(shipped_checkpoint(entry))
+    if not folder.is_dir():
+        write_checkpoint(folder, entry, seed=0)
+    return folder
+
+
+def weights_of(entry: Variant) -> str:
+    """Say whose weights `checkpoint_of` returns, for a heading."""
+    return "its own weights" if entry.hub is None else "random weights"
+
+
+def read_tensors(path: Path, within: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a file that `checkpoint_of` names, as float32."""
+    if path.suffix == ".safetensors":
+        tensors = load_file(path)
+    else:
+        loaded: dict[str, Any] = torch.load(path, weights_only=True)
+        tensors = loaded if within is None else loaded[within]
+    return {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+
+
+def load_transformer(checkpoint: Path, entry: Variant) -> nn.Module:
+    """Return the transformer of a checkpoint, as it computes in PyTorch."""
+    form = FORMS[entry.family]
+    with torch.device("meta"):
+        model = form.transformer(entry.config)
+    tensors = read_tensors(checkpoint / entry.files[0][0], form.within)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
 def write_checkpoint(folder: Path, entry: Variant, seed: int, dtype: str = "float32") -> None:
-    """The transformer's and the tokenizer's files under their official names.
+    """Write the transformer's and the tokenizer's files under their official names.
 
     `dtype` is that of the transformer.
     """
@@ -94,7 +132,7 @@ def write_transformer(path: Path, form: Form, config: Any, seed: int, dtype: tor
 
 def var_buffers(config: VarConfig) -> dict[str, Tensor]:
     tiny = VarTransformer(replace(config, depth=1, width=1, heads=1, hidden=1))
-    found = {"lvl_1L": tiny.lvl_1L, INFINITE[0]: tiny.attn_bias_for_masking}
+    found = {"lvl_1L": tiny.lvl_1L, "attn_bias_for_masking": tiny.attn_bias_for_masking}
     zeros = torch.zeros(config.width)
     return found | {f"blocks.{i}.attn.zero_k_bias": zeros for i in range(config.depth)}
 

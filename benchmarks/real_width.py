@@ -61,7 +61,7 @@ WORST_SITES = 5
 
 
 class Bench:
-    """A workspace made by the command line, each stage in a fresh process."""
+    """Make a workspace by the command line, each stage in a fresh process."""
 
     def __init__(self, root: Path, model: str, seed: int, calibration: str) -> None:
         self.root = root
@@ -94,7 +94,7 @@ class Bench:
         return load_sites(self.workspace / "export")
 
     def feeds(self) -> dict[str, Path]:
-        """The calibration images, and the tokens FP32 makes of them, as arrays for other tools."""
+        """Write the calibration images, and the tokens FP32 makes of them, for other tools."""
         files = sorted((self.workspace / "calibrate" / "samples").glob("*.png"))
         images = [to_model(load_image(path)) for path in files]
         session = fast_session(self.workspace / "export" / "encoder.onnx")
@@ -162,7 +162,7 @@ def peers(bench: Bench, modelopt_python: str) -> list[Candidate]:
 def timed(
     fp32: Candidate, candidates: Sequence[Candidate], image: NDArray[np.float32], options: Timing
 ) -> dict[str, Any]:
-    """Encoder, decoder and both: milliseconds and speed over FP32, all in turn in one process."""
+    """Time encoder, decoder and both, beside FP32, all in turn in one process."""
     codecs = {
         c.label: c.codec(reference=False, threads=options.threads) for c in (fp32, *candidates)
     }
@@ -198,14 +198,14 @@ def latency_row(each: Latency, reference: Latency) -> dict[str, Any]:
 
 
 def worst_sites(manifest: Manifest) -> list[dict[str, Any]]:
-    """Sites whose quantized input is noisiest."""
+    """Return the sites whose quantized input is noisiest."""
     sites = [s for s in manifest.results["sites"] if s["activation_sqnr_db"] is not None]
     kept = sorted(sites, key=lambda s: float(s["activation_sqnr_db"]))[:WORST_SITES]
     return [{k: s[k] for k in ("name", "activation_sqnr_db", "weight_sqnr_db")} for s in kept]
 
 
 def evaluation_images(folder: str | None, count: int) -> tuple[list[str], Images]:
-    """Centre crops of the last `count` files; calibration takes the first."""
+    """Return centre crops of the last `count` files; calibration takes the first."""
     source = open_source(folder or HELD_OUT_PHOTOGRAPHS)
     chosen = range(max(0, len(source.files) - count), len(source.files))
     crops = list(center_crops(source, chosen))

@@ -26,7 +26,7 @@ Outputs = list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
 
 @dataclass(slots=True)
 class Candidate:
-    """One quantization: graphs as written (`qdq`), and the graphs and options that are executed."""
+    """Hold one quantization: graphs as written (`qdq`), and those executed, with their options."""
 
     label: str
     version: str
@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """Both halves of a discrete tokenizer, whatever tool wrote the graphs."""
+    """Run both halves of a discrete tokenizer, whatever tool wrote the graphs."""
 
     encoder: OnnxRuntimeSession
     decoder: OnnxRuntimeSession
@@ -64,7 +64,7 @@ class Codec:
 
 
 def quantized_convolutions(folder: Path) -> str:
-    """How many convolutions have INT8 input and weight, of all, and how many an INT8 weight alone.
+    """Count convolutions with INT8 input and weight, all, and those with an INT8 weight alone.
 
     INT8 is what comes from a DequantizeLinear.
     """
@@ -104,7 +104,7 @@ def accuracy(codec: Codec, images: Images, expected: Outputs) -> Accuracy:
 def both_accuracies(
     candidate: Candidate, images: Images, expected: Outputs
 ) -> dict[str, Accuracy | None]:
-    """By session; None where ONNX Runtime refuses to load what the tool wrote."""
+    """Return accuracy by session; None where ONNX Runtime refuses what the tool wrote."""
     click.echo(f"accuracy of {candidate.label}", err=True)
     found: dict[str, Accuracy | None] = {}
     for kind, reference in ((REFERENCE, True), (EXECUTED, False)):

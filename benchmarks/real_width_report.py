@@ -14,7 +14,7 @@ FP32 = "FP32"
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Against FP32 in the reference session; the decoder is fed the FP32 tokens."""
+    """Compare with FP32 in the reference session; the decoder is fed the FP32 tokens."""
 
     latent_db: float
     tokens_equal: float
@@ -23,7 +23,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Everything that a run measured; `memory` is by number of calibration samples."""
+    """Hold everything that a run measured; `memory` is by number of calibration samples."""
 
     command: str
     model: str
@@ -42,7 +42,7 @@ class Findings:
     environment: Mapping[str, Any]
 
     def write(self, folder: Path) -> str:
-        """Both result files; returns the page."""
+        """Write both result files; return the page."""
         ours = {f"arvg-trt, {n} samples": steps for n, steps in self.memory.items()}
         text = REPORT.format(
             model=self.model,

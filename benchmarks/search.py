@@ -26,9 +26,6 @@ from ..recipe.options import CalibrateOptions
 from ..recipe.quantize import FLOAT_BITS, QuantizeMethod, QuantizeOptions
 from ..runtime.images import Uint8Image
 from ..runtime.tokenizer import ImageTokenizer
-from ..samples.files import save_sample
-from ..samples.sources import open_calibration
-from ..workspace.facts import Exported
 from ..workspace.stage import StageResult
 from ..workspace.workspace import Workspace
 from .ablation import BATCH, HELD_OUT_SEED
@@ -41,6 +38,7 @@ from .common import (
     data_folder,
     environment,
     evaluation_sets,
+    generated_rows,
     write_results,
 )
 from .search_report import (
@@ -62,7 +60,7 @@ AVG_BITS = 5
 def tokenizer_rows(
     root: Path, source: str, images: Mapping[str, Sequence[Uint8Image]], samples: int, size: int
 ) -> tuple[list[TokenizerRow], SearchRow]:
-    """The paper's two settings, and the plan found for the bytes of the smaller one."""
+    """Measure the paper's two settings, and the plan found for the bytes of the smaller one."""
     reporter = QuietReporter()
     weights_only = QuantizeOptions(activation_bits=FLOAT_BITS)
     with Workspace(root) as workspace:
@@ -109,7 +107,7 @@ def tokenizer_row(
 
 
 def paired(one: Measurement, other: Measurement) -> tuple[float, float]:
-    """How much lower the PSNR of one is, and two standard errors."""
+    """Return how much lower the PSNR of one is, and two standard errors."""
     less = np.subtract(other.values, one.values)
     return float(less.mean()), 2 * float(np.std(less)) / len(less) ** 0.5
 
@@ -117,17 +115,14 @@ def paired(one: Measurement, other: Measurement) -> tuple[float, float]:
 def generator_rows(
     root: Path, calibration: int, held_out: int, samples: int
 ) -> tuple[list[GeneratorRow], list[SearchRow]]:
-    """One width everywhere and the plan found, weights alone and with inputs of 8 bits."""
+    """Measure one width everywhere and the plan found, with float inputs and with 8 bits."""
     reporter = QuietReporter()
     rows, searches = [], []
     with Workspace(root) as workspace, tempfile.TemporaryDirectory() as scratch:
         export_stage(workspace, GENERATOR, None, "skimage", reporter)
         calibrate_stage(workspace, CalibrateOptions(samples=calibration, batch_size=8), reporter)
         export = workspace.folder("export")
-        options = CalibrateOptions(samples=held_out, seed=HELD_OUT_SEED)
-        source = open_calibration(Exported.open(workspace), options)
-        for k, row in enumerate(source.samples(reporter.progress)):
-            save_sample(row, Path(scratch), k)
+        rows_left_out = generated_rows(export, Path(scratch) / "ws", held_out, HELD_OUT_SEED)
         reference = graph_model(export)
         for bits in (FLOAT_BITS, 8):
             even = QuantizeOptions(weight_bits=AVG_BITS, activation_bits=bits)
@@ -143,7 +138,7 @@ def generator_rows(
                 FOUND: quantize_stage(workspace, f"{FOUND}-{bits}", even, reporter, plan),
             }
             for name, done in made.items():
-                to = distance(reference, graph_model(done.folder), Path(scratch), BATCH)
+                to = distance(reference, graph_model(done.folder), rows_left_out, BATCH)
                 average = found.manifest.results["avg_bits"] if name == FOUND else AVG_BITS
                 size = done.manifest.results["packed_bytes"]
                 rows.append(GeneratorRow(name, bits, average, size, to.kl, to.top1))

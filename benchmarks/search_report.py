@@ -31,7 +31,7 @@ class TokenizerRow:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorRow:
-    """KL of the logits in nats a token, teacher-forced, and how often the arg-max is FP32's."""
+    """Hold the KL of the logits in nats a token, and how often the arg-max is FP32's."""
 
     name: str
     activation_bits: int

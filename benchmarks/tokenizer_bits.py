@@ -54,7 +54,7 @@ For comparison, the paper's table (their model, their images, per tensor): logar
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """PSNR of every image by set, and its tokens."""
+    """Hold the PSNR of every image by set, and its tokens."""
 
     psnr: dict[str, list[float]]
     tokens: list[NDArray[np.int32]]
@@ -88,7 +88,7 @@ def measure(tokenizer: ImageTokenizer, images: Mapping[str, Sequence[Uint8Image]
 
 
 class Bench:
-    """An exported and calibrated workspace, and the FP32 figures on the images."""
+    """Hold an exported and calibrated workspace, and the FP32 figures on the images."""
 
     def __init__(self, workspace: Workspace, images: Mapping[str, Sequence[Uint8Image]]) -> None:
         self.workspace = workspace

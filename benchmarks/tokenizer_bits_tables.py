@@ -21,7 +21,7 @@ METHODS: tuple[QuantizeMethod, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One quantization: mean PSNR by image set and over all images, tokens equal to FP32's."""
+    """Hold one quantization: mean PSNR by image set and of all, tokens equal to FP32's."""
 
     method: str
     encoder_bits: int

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper
 
 from arvg_trt.benchmarks.ablation import (
     FORMATS,
@@ -19,10 +22,14 @@ from arvg_trt.benchmarks.ablation import (
     steps_of,
 )
 from arvg_trt.benchmarks.ablation_logits import Row, cells, logit_setbacks
-from arvg_trt.benchmarks.ablation_mar import MarRow, mar_cells, mar_setbacks, mar_table
-from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, measure
+from arvg_trt.benchmarks.ablation_mar import MarRow, mar_cells, mar_row, mar_setbacks, mar_table
+from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, graph_model, measure
+from arvg_trt.benchmarks.fuzz_examples import report_bytes
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.samples.files import save_sample
+from arvg_trt.validate.measure.generator_accuracy import GeneratorAccuracy
+from arvg_trt.validate.metrics.outputs import OutputAccuracy
+from arvg_trt.validate.report.schema import Report
 
 RNG = np.random.default_rng(0)
 WANTED = RNG.normal(size=(5, 4, 6))
@@ -59,6 +66,22 @@ def test_distances_are_those_of_all_tokens_at_once(tmp_path: Path, batch: int) -
     ordered = np.sort(WANTED, axis=-1)
     near = ordered[..., -1] - ordered[..., -2] < np.sqrt(np.mean(error**2))
     assert 0 < found.tied == near.mean()
+
+
+def test_a_graph_gives_the_tensors_inside_it_too(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Neg", ["x"], ["inside"]),
+        helper.make_node("Exp", ["inside"], ["logits"]),
+    ]
+    ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"])] for n in ("x", "logits")]
+    graph = helper.make_graph(nodes, "full", *ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "full.onnx")
+    x = np.array([1, 2, 3], np.float32)
+    found = graph_model(tmp_path, ["inside"])({"x": x})
+    assert list(found) == ["logits", "inside"]
+    assert np.array_equal(found["inside"], -x)
+    assert found["logits"] == pytest.approx(np.exp(-x))
 
 
 def test_every_format_has_its_steps_and_float_inputs_have_nothing_to_scale() -> None:
@@ -134,6 +157,21 @@ def test_a_step_of_a_mar_that_does_not_help_is_named_by_its_noise() -> None:
     assert line == "W8A8: search does not help over GPS (noise 25.0 after 30.0 dB)."
     assert mar_cells(rows[0]) == ("W8A8", "per tensor", "20.0", "22.0", "20.0", "31.0", "")
     assert "| W6A6" in mar_table(rows)
+
+
+def test_a_row_of_a_mar_is_what_its_report_says_of_the_quantized_graphs() -> None:
+    accuracy = GeneratorAccuracy(
+        outputs=(
+            OutputAccuracy(output="pass/condition", sqnr_db=31.5),
+            OutputAccuracy(output="denoise/noise", sqnr_db=None),
+        ),
+        sites={"a": 20.0, "b": None},
+    )
+    report = msgspec.json.decode(report_bytes(), type=Report)
+    report = msgspec.structs.replace(report, generation={"qdq": accuracy})
+    exact = float("inf")
+    expected = MarRow("W8A8", "GPS", exact, 31.5, {"a": 20.0, "b": exact}, None)
+    assert mar_row("W8A8", "GPS", report) == expected
 
 
 def test_what_a_mar_has_not_is_refused() -> None:

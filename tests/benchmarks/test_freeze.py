@@ -24,6 +24,8 @@ from arvg_trt.benchmarks.freeze import (
     run_model,
     write_digests,
 )
+from arvg_trt.benchmarks.freeze_models import CUSTOM, FORMATS, MODELS
+from arvg_trt.families.variants import MODELS as SHIPPED
 
 from ..pipeline.minis import Mini
 
@@ -50,6 +52,15 @@ def test_a_second_run_is_the_same_and_a_changed_baseline_is_told(tmp_path: Path)
     told = [f"missing: {missing}", f"differs: {changed}", f"additional: {additional}"]
     assert sorted(done.stdout.splitlines()) == sorted(told)
     assert read_digests(tmp_path / "second.txt")[1] == first
+
+
+def test_every_shipped_mini_is_frozen_in_every_format() -> None:
+    shipped = {folder.name for folder in SHIPPED.iterdir() if list(folder.glob("*.safetensors"))}
+    frozen = {name: model.export[0] for name, model in MODELS.items() if name != CUSTOM}
+    assert len(shipped) > 5 and set(frozen.values()) == shipped
+    for name, model in MODELS.items():
+        assert set(model.quantize) <= set(FORMATS), name
+        assert name == CUSTOM or frozen[name].startswith(name)
 
 
 def test_runs_of_a_generator_from_one_export_are_the_same(

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arvg_trt.benchmarks.fuzz import attempt
-from arvg_trt.benchmarks.fuzz_files import FileKind, file_kinds, mutate
+from arvg_trt.benchmarks.fuzz_files import FileKind, file_kinds
+from arvg_trt.benchmarks.fuzz_mutations import mutate
 
 NAMES = (
     *("plan", "sites", "statistics", "manifest", "recipe", "feeds", "feeds compressed", "tokens"),

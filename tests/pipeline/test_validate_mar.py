@@ -15,6 +15,7 @@ from arvg_trt.benchmarks.ablation_mar import run_mar_steps
 from arvg_trt.families.mar.recorded_runs import choose_runs
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
+from arvg_trt.workspace.workspace import Workspace
 
 from ..command_line import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 from ..families.mar.models import SMALL, TinyMar
@@ -182,9 +183,14 @@ def test_better_quantizations_have_better_predictions(
     assert 10 < min(made["sites"][name] for name in head) < 80
 
 
-def test_the_ablation_measures_the_same(workspace: Path, report: dict[str, Any]) -> None:
-    made = iter([("W6A6", "GPS", workspace / "quantize" / "w6a6")])
-    (row,) = run_mar_steps(workspace / "export", made, held_out=SAMPLES, count=2, seed=SEED)
+def test_the_ablation_measures_the_same(
+    workspace: Path, report: dict[str, Any], tmp_path: Path
+) -> None:
+    copy = tmp_path / "ws"
+    shutil.copytree(workspace, copy)
+    made = iter([("W6A6", "GPS", copy / "quantize" / "w6a6")])
+    with Workspace(copy) as opened:
+        (row,) = run_mar_steps(opened, made, held_out=SAMPLES, seed=SEED)
     found = {row["output"]: row["sqnr_db"] for row in report["generation"]["qdq"]["outputs"]}
     # Made four at a time there, two here.
     assert row.noise_db == pytest.approx(found["denoise/noise"], abs=0.05)
