@@ -1,4 +1,4 @@
-"""What a graph without observers gives to the next is computed once, and is the same."""
+"""A graph without observers runs once, and gives the next what it would give each time."""
 
 from __future__ import annotations
 
