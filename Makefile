@@ -52,7 +52,7 @@ bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.real_width
 	$(BIN)/python -m arvg_trt.benchmarks.tokenizer_bits
 	$(BIN)/python -m arvg_trt.benchmarks.generate
-	$(BIN)/python -m arvg_trt.benchmarks.generate_rar
+	$(BIN)/python -m arvg_trt.benchmarks.generate.rar
 	$(BIN)/python -m arvg_trt.benchmarks.calibration
 	$(BIN)/python -m arvg_trt.benchmarks.fuzz
 

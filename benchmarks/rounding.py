@@ -34,8 +34,8 @@ from .common import (
     markdown_table,
     write_results,
 )
-from .tokenizer_bits import Bench, crops
-from .tokenizer_bits_tables import Row
+from .tokenizer_bits.tables import Row
+from .tokenizer_bits.tokenizer_bits import Bench, crops
 
 METHODS: tuple[QuantizeMethod, ...] = ("per_channel", "per_channel_log")
 STEPS: dict[str, tuple[Rounding, bool]] = {

@@ -66,11 +66,11 @@ __all__ = [
 # What takes longest begins first, so that all workers end together. Files that need the same minis
 # are apart: else one worker waits for what the other makes.
 LONGEST = (
-    "pipeline/test_quantize_minis.py",
+    "minis/test_quantize_minis.py",
     "calibrate/test_shards.py",
     "pipeline/test_custom_model.py",
     "pipeline/test_validate_generator.py",
-    "pipeline/test_generator_recipes.py",
+    "minis/test_generator_recipes.py",
     "commands/test_cli.py",
     "benchmarks/test_freeze.py",
     "families/test_plugin.py",

@@ -17,7 +17,7 @@ from arvg_trt.errors import AccuracyError, WorkspaceError
 from arvg_trt.runtime.images import save_image
 
 from .command_line import Finished
-from .pipeline.minis import Mini
+from .minis.minis import Mini
 
 PAGE = Path(str(arvg_trt.__file__)).resolve().parent / "docs" / "python.md"
 BLOCK = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

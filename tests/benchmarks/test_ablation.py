@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from arvg_trt.benchmarks.ablation import (
+from arvg_trt.benchmarks.ablation.ablation import (
     FORMATS,
     HEAD,
     MODULATION,
@@ -21,10 +21,10 @@ from arvg_trt.benchmarks.ablation import (
     main,
     steps_of,
 )
-from arvg_trt.benchmarks.ablation_logits import Row, cells, logit_setbacks
-from arvg_trt.benchmarks.ablation_mar import MarRow, mar_cells, mar_row, mar_setbacks, mar_table
-from arvg_trt.benchmarks.ablation_measure import Distance, Feeds, graph_model, measure
-from arvg_trt.benchmarks.fuzz_examples import report_bytes
+from arvg_trt.benchmarks.ablation.logits import Row, cells, logit_setbacks
+from arvg_trt.benchmarks.ablation.mar import MarRow, mar_cells, mar_row, mar_setbacks, mar_table
+from arvg_trt.benchmarks.ablation.measure import Distance, Feeds, graph_model, measure
+from arvg_trt.benchmarks.fuzz.examples import report_bytes
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.samples.files import save_sample
 from arvg_trt.validate.measure.generator_accuracy import GeneratorAccuracy

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from arvg_trt.benchmarks.freeze import (
+from arvg_trt.benchmarks.freeze.freeze import (
     WORKSPACE,
     differences,
     digest_folder,
@@ -24,10 +24,10 @@ from arvg_trt.benchmarks.freeze import (
     run_model,
     write_digests,
 )
-from arvg_trt.benchmarks.freeze_models import CUSTOM, FORMATS, MODELS
+from arvg_trt.benchmarks.freeze.models import CUSTOM, FORMATS, MODELS
 from arvg_trt.families.variants import MODELS as SHIPPED
 
-from ..pipeline.minis import Mini
+from ..minis.minis import Mini
 
 OTHER = "0" * 64
 

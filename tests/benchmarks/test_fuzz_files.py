@@ -1,6 +1,6 @@
 """Changed bytes of every file that the tool reads back: success or an `ArvgError` in one line.
 
-`benchmarks/fuzz.py` runs 2,000 mutations of each under limits of memory and time, and whole
+`benchmarks/fuzz/fuzz.py` runs 2,000 mutations of each under limits of memory and time, and whole
 commands.
 """
 
@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.benchmarks.fuzz import attempt
-from arvg_trt.benchmarks.fuzz_files import FileKind, file_kinds
-from arvg_trt.benchmarks.fuzz_mutations import mutate
+from arvg_trt.benchmarks.fuzz.files import FileKind, file_kinds
+from arvg_trt.benchmarks.fuzz.fuzz import attempt
+from arvg_trt.benchmarks.fuzz.mutations import mutate
 
 NAMES = (
     *("plan", "sites", "statistics", "manifest", "recipe", "feeds", "feeds compressed", "tokens"),

@@ -27,9 +27,9 @@ from ..command_line import (
     wait_for,
 )
 from ..families.mar.models import TinyMar
+from ..minis.minis import LABELS, Mini, Quantized
 from ..one_process import exporting_here
 from ..shared import AFTER_EXPORT, made_once
-from .minis import LABELS, Mini, Quantized
 
 BY_PROCESSES = ("rar",)
 

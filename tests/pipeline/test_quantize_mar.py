@@ -18,7 +18,7 @@ from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import MAR_CHOICE, arvg, assert_refused
 from ..families.mar.models import SMALL
-from .minis import run_decibels
+from ..minis.minis import run_decibels
 
 LENGTH = SMALL.length
 

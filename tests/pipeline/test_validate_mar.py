@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arvg_trt.benchmarks.ablation_mar import run_mar_steps
+from arvg_trt.benchmarks.ablation.mar import run_mar_steps
 from arvg_trt.families.mar.recorded_runs import choose_runs
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session

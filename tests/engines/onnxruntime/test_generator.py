@@ -22,7 +22,7 @@ from arvg_trt.workspace.manifest import MANIFEST
 
 from ...command_line import arvg, assert_refused
 from ...families.rar.models import TinyRar
-from ...pipeline.minis import LABELS, SHOWN, Quantized
+from ...minis.minis import LABELS, SHOWN, Quantized
 
 
 @pytest.fixture(scope="module", params=["par", "rar", "var"])
