@@ -209,8 +209,9 @@ def table(found: Mapping[str, Any]) -> str:
         f"Made by `python -m arvg_trt.benchmarks.foreign` on {found['cpu']}: every stage with its "
         f"defaults, {CALIBRATION} samples to calibrate on, {HELD_OUT} others to measure. dB of the "
         "worst float output against the FP32 file. The peer is "
-        "`onnxruntime.quantization.quantize_static` (QDQ, MinMax; the first form that it makes and runs) on the same samples. TensorRT for "
-        "RTX engines are built for sm89 and, without a GPU, not executed. Versions: "
+        "`onnxruntime.quantization.quantize_static` (QDQ, MinMax; the first form that it makes and "
+        "runs) on the same samples. TensorRT for RTX "
+        "engines are built for sm89 and, without a GPU, not executed. Versions: "
         + ", ".join(f"{k} {v}" for k, v in found["versions"].items())
         + ".",
         "",
