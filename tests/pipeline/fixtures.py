@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -30,8 +29,6 @@ from ..families.mar.models import TinyMar
 from ..minis.minis import LABELS, Mini, Quantized
 from ..one_process import exporting_here
 from ..shared import AFTER_EXPORT, made_once
-
-BY_PROCESSES = ("rar",)
 
 
 @pytest.fixture(scope="session")
@@ -80,13 +77,13 @@ def exported(finished: Finished, tmp_path: Path) -> Path:
 def mini_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mini]:
     """The shipped mini of a family, exported once; tests that change its workspace take a copy.
 
-    One is exported as users do, by two processes; the others in this one, which is faster.
+    In this process, which is faster; `test_custom_sizes` exports by the processes that users have.
     """
 
     @cache
     def make(family: str) -> Mini:
         def export(root: Path) -> Generated:
-            with nullcontext() if family in BY_PROCESSES else exporting_here():
+            with exporting_here():
                 outcome = arvg("export", f"{family}-mini", root / "ws")
             assert outcome.code == 0, outcome
             return Generator.open(root / "ws").generate(LABELS, seed=1, batch_size=10)
