@@ -1,7 +1,7 @@
 """An export's work in the process of the test: starting one and importing torch takes seconds.
 
 Its request and its answer, errors among them, still go through their files. What
-`tests/pipeline/test_custom_sizes.py` exports has processes of its own.
+`tests/test_api.py` and a plug-in export has processes of its own.
 """
 
 from __future__ import annotations

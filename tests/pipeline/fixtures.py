@@ -77,7 +77,7 @@ def exported(finished: Finished, tmp_path: Path) -> Path:
 def mini_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mini]:
     """The shipped mini of a family, exported once; tests that change its workspace take a copy.
 
-    In this process, which is faster; `test_custom_sizes` exports by the processes that users have.
+    In this process, which is faster; `tests/test_api.py` exports by the processes that users have.
     """
 
     @cache
