@@ -26,8 +26,10 @@ from .token_qparams import format_candidates
 
 Floats = NDArray[np.float64]
 
-# A transformer of rar-mini as a custom graph (8 bits, 32 samples) has 1 input that gains 1 dB, 10
-# that gain 0.1; its logits on other samples are 0.06 and 0.07 dB worse with them.
+# Below it, gains are small and of either sign. A transformer of rar-mini as a custom graph (8 bits,
+# 32 samples) has 1 input that gains 1 dB, 10 that gain 0.1: its logits on other samples are 0.06
+# and 0.07 dB worse with them. In another calibration all 26 inputs together gain 0.4 dB, and
+# nothing at 6 bits (benchmarks/results/one_road.md).
 TOKEN_GAIN_DB = 3.0
 
 
