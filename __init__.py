@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .api import Workspace, compare_reports, load_report, run_recipe
     from .errors import ArvgError
     from .recipe.file import load_recipe
-    from .recipe.options import Recipe
+    from .recipe.recipe import Recipe
     from .runtime.generator import Generator
     from .runtime.tokenizer import ImageTokenizer
 
@@ -20,7 +20,7 @@ _HOMES = {
     "ArvgError": "errors",
     "Generator": "runtime.generator",
     "ImageTokenizer": "runtime.tokenizer",
-    "Recipe": "recipe.options",
+    "Recipe": "recipe.recipe",
     "Workspace": "api",
     "compare_reports": "api",
     "load_recipe": "recipe.file",

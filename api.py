@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .recipe.base import with_changes
+from .recipe.build import BuildOptions
+from .recipe.calibrate import CalibrateOptions
 from .recipe.commands import SearchOptions
-from .recipe.options import MAX_MEMORY, BuildOptions, CalibrateOptions, Recipe, ValidateOptions
-from .recipe.quantize import QuantizeOptions, with_implied
+from .recipe.quantize import MAX_MEMORY, QuantizeOptions, with_implied
+from .recipe.recipe import Recipe
+from .recipe.validate import ValidateOptions
 from .workspace.stage import Reporter, SilentReporter, StageResult
 from .workspace.workspace import Workspace as LockedWorkspace
 

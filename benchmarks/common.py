@@ -20,7 +20,7 @@ from torch import nn
 from ..families.cosmos.config import CosmosConfig
 from ..families.cosmos.model import CosmosTokenizer
 from ..pipeline.calibrate import calibrate_stage
-from ..recipe.options import CalibrateOptions
+from ..recipe.calibrate import CalibrateOptions
 from ..runtime.images import Uint8Image, center_crop
 from ..samples.images import ImageSource, open_source
 from ..validate.metrics.latency import read_cpu

@@ -19,7 +19,7 @@ import click
 from ..numerics.scheme import Rounding
 from ..pipeline.calibrate import calibrate_stage
 from ..pipeline.export import export_stage
-from ..recipe.options import CalibrateOptions
+from ..recipe.calibrate import CalibrateOptions
 from ..recipe.quantize import QuantizeMethod
 from ..workspace.workspace import Workspace
 from .common import (

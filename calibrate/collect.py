@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ..graph.sites import load_sites
-from ..recipe.options import CalibrateOptions
+from ..recipe.calibrate import CalibrateOptions
 from ..runtime.generator import read_spec
 from ..samples.base import SampleSource
 from ..samples.classes import saved_classes

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import CalibrationError
 from ..graph.sites import load_sites
-from ..recipe.options import CalibrateOptions
+from ..recipe.calibrate import CalibrateOptions
 from ..runtime.generator import read_spec
 from ..runtime.recording import GraphRun
 from ..runtime.spec import TEACHER_FORCED

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from ..recipe.descriptions import FieldDescription, ValueType, fields_of
-from ..recipe.options import MAX_MEMORY
+from ..recipe.quantize import MAX_MEMORY
 from . import completion
 from .groups import GroupedOption, option
 

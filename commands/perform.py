@@ -10,8 +10,9 @@ import click
 
 from ..errors import RecipeError
 from ..recipe.base import check_name, with_changes
+from ..recipe.build import BuildOptions
 from ..recipe.file import load_recipe
-from ..recipe.options import BuildOptions, Recipe
+from ..recipe.recipe import Recipe
 from ..workspace.stage import StageResult
 from ..workspace.workspace import Workspace
 from . import completion

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..recipe.base import with_changes
+from ..recipe.build import BuildOptions
+from ..recipe.calibrate import CalibrateOptions
 from ..recipe.file import load_recipe
-from ..recipe.options import BuildOptions, CalibrateOptions, ValidateOptions
 from ..recipe.quantize import QuantizeOptions, with_implied
+from ..recipe.validate import ValidateOptions
 from . import completion
 from .console import ConsoleReporter, print_json
 from .figures import figures_of_failures, print_figures

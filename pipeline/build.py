@@ -14,7 +14,7 @@ from ..errors import BuildError
 from ..graph.sites import load_sites
 from ..numerics.scheme import Plan
 from ..quantize.facts import OverflowTensor
-from ..recipe.options import BuildOptions
+from ..recipe.build import BuildOptions
 from ..workspace.facts import FP16, Exported
 from ..workspace.files import decode_json
 from ..workspace.manifest import Manifest

@@ -10,7 +10,7 @@ import msgspec
 from ..calibrate.executors import Execution
 from ..calibrate.facts import CalibrationFacts, MergedFacts
 from ..errors import RecipeError
-from ..recipe.options import CalibrateOptions
+from ..recipe.calibrate import CalibrateOptions
 from ..samples.images import skipped_text
 from ..samples.sources import open_calibration
 from ..workspace.facts import Exported, facts

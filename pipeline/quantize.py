@@ -13,8 +13,7 @@ from ..numerics.scheme import Plan, SitePlan
 from ..quantize.facts import QuantizationFacts
 from ..quantize.overflow import unplanned_overflow_tensors
 from ..quantize.write import float_bytes, write_quantized
-from ..recipe.options import MAX_MEMORY
-from ..recipe.quantize import QuantizeOptions
+from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..workspace.facts import FP16, kind_of
 from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import Manifest

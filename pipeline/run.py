@@ -8,7 +8,8 @@ from ..errors import ArvgError
 from ..families.custom.export import graph_names
 from ..families.variants import find_model
 from ..packages import require_packages
-from ..recipe.options import MAX_MEMORY, Recipe
+from ..recipe.quantize import MAX_MEMORY
+from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
 from ..samples.sources import check_options
 from ..workspace.facts import ModelKind

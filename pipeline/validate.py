@@ -11,7 +11,7 @@ from ..calibrate.facts import CalibrationFacts
 from ..errors import AccuracyError
 from ..packages import require_packages
 from ..quantize.facts import QuantizationFacts
-from ..recipe.options import ValidateOptions
+from ..recipe.validate import ValidateOptions
 from ..samples.images import skipped_text
 from ..validate.facts import ValidationFacts
 from ..workspace.facts import Exported, facts

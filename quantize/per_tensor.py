@@ -16,8 +16,7 @@ from ..graph.sites import SiteMap
 from ..numerics.noise import rounding_sqnr_db
 from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
-from ..recipe.options import MAX_MEMORY
-from ..recipe.quantize import QuantizeOptions
+from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from .choose_granularity import token_decisions
 from .groups import InputDecision, InputGroup, summarize
 from .scaling.choose_per_tensor import search_ways

@@ -22,8 +22,7 @@ from ..numerics.noise import rounding_noise_db
 from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight
-from ..recipe.options import MAX_MEMORY
-from ..recipe.quantize import QuantizeOptions
+from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from .facts import SiteRow
 from .fold_check import REFUSED, AppliedFold, failing_folds, on_samples
 from .groups import InputDecision, InputGroup, find_groups, site_statistics

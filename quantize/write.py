@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from ..calibrate.calibrated import Calibrated
 from ..graph.sites import SiteMap
 from ..numerics.scheme import Plan, SitePlan
-from ..recipe.options import MAX_MEMORY
-from ..recipe.quantize import QuantizeOptions
+from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..runtime.generator import SPEC_FILE
 from ..workspace.files import encode_json
 from ..workspace.stage import Reporter

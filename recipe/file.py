@@ -9,8 +9,8 @@ import msgspec
 
 from ..errors import RecipeError, nearest
 from ..workspace.files import UNDECODABLE, said
-from .options import Recipe
 from .quantize import with_implied
+from .recipe import Recipe
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -9,6 +9,7 @@ from ..numerics.scheme import BLOCK_BITS, BLOCKS, Rounding, Smoothing
 from .base import Options
 from .descriptions import Groups, Range, require_in_range, says
 
+MAX_MEMORY = 2 * 2**30  # bytes of Hessians at a time
 FLOAT_BITS = 32
 BITS = Range(2, 8, besides=(FLOAT_BITS,))
 QuantizeMethod = Literal[

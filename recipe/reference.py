@@ -6,9 +6,12 @@ from typing import Any
 
 import msgspec
 
+from .build import BuildOptions
+from .calibrate import CalibrateOptions
 from .descriptions import FieldDescription, Range, ValueType, fields_of
-from .options import BuildOptions, CalibrateOptions, Recipe, ValidateOptions
 from .quantize import QuantizeOptions
+from .recipe import Recipe
+from .validate import ValidateOptions
 
 TABLES: dict[str, type[msgspec.Struct]] = {
     "": Recipe,

@@ -13,7 +13,8 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from ..errors import CalibrationError
-from ..recipe.options import CalibrateOptions, ValidateOptions
+from ..recipe.calibrate import CalibrateOptions
+from ..recipe.validate import ValidateOptions
 from ..runtime.generator import BATCH_SIZE, read_spec
 from ..runtime.labels import parse_labels
 from ..runtime.spec import GeneratorSpec

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from arvg_trt.export.isolated import REQUEST, answer, result_of
 from arvg_trt.families.shared import isolated_export
+from arvg_trt.workspace.worker_process import REQUEST, answer, result_of
 
 
 def run_here(module: str, request: Any, result: type[Any]) -> Any:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from arvg_trt import run_recipe
-from arvg_trt.recipe.options import CalibrateOptions, Recipe, ValidateOptions
+from arvg_trt.recipe.calibrate import CalibrateOptions
+from arvg_trt.recipe.recipe import Recipe
+from arvg_trt.recipe.validate import ValidateOptions
 
 from .families.custom.models import CLASSES, TOKENS, handmade_transformer
 

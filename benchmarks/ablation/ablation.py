@@ -20,7 +20,7 @@ from ...pipeline.calibrate import calibrate_stage
 from ...pipeline.export import export_stage
 from ...pipeline.quantize import quantize_stage
 from ...recipe.base import with_changes
-from ...recipe.options import CalibrateOptions
+from ...recipe.calibrate import CalibrateOptions
 from ...recipe.quantize import QuantizeOptions
 from ...workspace.workspace import Workspace
 from ..common import (

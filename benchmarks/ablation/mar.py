@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...pipeline.validate import validate_stage
-from ...recipe.options import ValidateOptions
+from ...recipe.validate import ValidateOptions
 from ...runtime.generator import read_spec
 from ...validate.metrics.image import decibels
 from ...validate.report.schema import QDQ, Report, load_report

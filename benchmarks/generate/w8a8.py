@@ -30,7 +30,8 @@ from ...pipeline.build import build_stage
 from ...pipeline.calibrate import calibrate_stage
 from ...pipeline.export import export_any, export_stage
 from ...pipeline.quantize import quantize_stage
-from ...recipe.options import BuildOptions, CalibrateOptions
+from ...recipe.build import BuildOptions
+from ...recipe.calibrate import CalibrateOptions
 from ...recipe.quantize import QuantizeOptions
 from ...runtime.generator import Generator
 from ...runtime.sessions.onnxruntime import Array, OnnxRuntimeSession, fast_session

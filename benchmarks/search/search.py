@@ -21,8 +21,8 @@ from ...pipeline.calibrate import calibrate_stage
 from ...pipeline.export import export_stage
 from ...pipeline.quantize import quantize_stage
 from ...pipeline.search import search_stage
+from ...recipe.calibrate import CalibrateOptions
 from ...recipe.commands import SearchOptions
-from ...recipe.options import CalibrateOptions
 from ...recipe.quantize import FLOAT_BITS, QuantizeMethod, QuantizeOptions
 from ...runtime.images import Uint8Image
 from ...runtime.tokenizer import ImageTokenizer

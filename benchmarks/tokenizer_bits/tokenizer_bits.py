@@ -23,7 +23,7 @@ from ...numerics.scheme import Rounding
 from ...pipeline.calibrate import calibrate_stage
 from ...pipeline.export import export_stage
 from ...pipeline.quantize import quantize_stage
-from ...recipe.options import CalibrateOptions
+from ...recipe.calibrate import CalibrateOptions
 from ...recipe.quantize import FLOAT_BITS, QuantizeMethod, QuantizeOptions
 from ...runtime.images import Uint8Image, from_model, to_model
 from ...runtime.tokenizer import ImageTokenizer

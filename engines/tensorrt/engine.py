@@ -11,7 +11,7 @@ from ...graph.sites import SiteMap
 from ...numerics.scheme import Plan
 from ...quantize.facts import OverflowTensor, QuantizationFacts
 from ...quantize.overflow import unquantized_overflow_tensors
-from ...recipe.options import BuildOptions
+from ...recipe.build import BuildOptions
 from ...runtime.trt_compat import Backend, device_compute_capability, load_builder
 from ...workspace.facts import facts
 from ...workspace.files import encode_json

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from ...export.isolated import run_isolated, serve_worker
 from ...runtime.trt_compat import Backend, load_builder
+from ...workspace.worker_process import run_isolated, serve_worker
 from .build import BuildResult, Profiles, Shape, build_engine
 from .targets import Target
 

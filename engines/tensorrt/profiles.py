@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import BuildError
-from ...recipe.options import BuildOptions
+from ...recipe.build import BuildOptions
 from ...runtime.generator import OTHER_GRAPHS, read_spec
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files

@@ -12,11 +12,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 from ...export.facts import CheckpointFacts, Parity, PartParameters
-from ...export.isolated import run_isolated, serve_worker
 from ...export.shape import ExportShape
 from ...runtime.families import find_family
 from ...samples.images import ImageSource
 from ...workspace.stage import SilentReporter
+from ...workspace.worker_process import run_isolated, serve_worker
 from ..base import Exporter
 from ..variants import find_model
 from .job import ExportJob

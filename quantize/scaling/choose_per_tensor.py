@@ -28,8 +28,7 @@ from ...calibrate.calibration_run import CalibrationRun
 from ...calibrate.statistics import Statistics
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import SiteMap
-from ...recipe.options import MAX_MEMORY
-from ...recipe.quantize import QuantizeOptions
+from ...recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ...samples.files import sample_files
 from ..groups import InputGroup, site_statistics, summarize
 from ..plan import ATTENTION_ROLES

@@ -27,7 +27,7 @@ class Way:
     """Say how channels are scaled: not, by SmoothQuant's exponent, by least predicted error or GPS.
 
     `centered` subtracts the middle of each channel's range first. GPS needs a run of the samples,
-    and is fitted by `scaling.gains`.
+    and is fitted by `scaling.gps`.
     """
 
     scales: Literal["predicted", "gps"] | float | None

@@ -21,8 +21,7 @@ from ...calibrate.observers.smoothed import SmoothedInput
 from ...graph.linears import site_node, site_weight
 from ...numerics.gptq import STEPS
 from ...numerics.scheme import ActivationFormat
-from ...recipe.options import MAX_MEMORY
-from ...recipe.quantize import QuantizeOptions
+from ...recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..groups import InputGroup, site_statistics
 from ..rounding import RoundingTask, is_plain, moments_of_tasks, rounded_weight
 from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight

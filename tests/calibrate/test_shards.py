@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.statistics import Statistics, load_statistics, save_statistics
-from arvg_trt.recipe.options import CalibrateOptions
+from arvg_trt.recipe.calibrate import CalibrateOptions
 from arvg_trt.samples.sources import shard_of
 from arvg_trt.workspace.manifest import MANIFEST
 

@@ -15,10 +15,13 @@ from click.shell_completion import CompletionItem, ShellComplete
 import arvg_trt
 from arvg_trt.cli import cli
 from arvg_trt.graph.sites import load_sites
+from arvg_trt.recipe.build import BuildOptions
+from arvg_trt.recipe.calibrate import CalibrateOptions
 from arvg_trt.recipe.descriptions import fields_of
 from arvg_trt.recipe.file import preset_names
-from arvg_trt.recipe.options import BuildOptions, CalibrateOptions, Recipe, ValidateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
+from arvg_trt.recipe.recipe import Recipe
+from arvg_trt.recipe.validate import ValidateOptions
 
 from ..command_line import arvg
 from ..families.rar.models import TinyRar

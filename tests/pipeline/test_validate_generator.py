@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from arvg_trt.errors import CalibrationError
-from arvg_trt.recipe.options import ValidateOptions
+from arvg_trt.recipe.validate import ValidateOptions
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.onnxruntime import reference_session

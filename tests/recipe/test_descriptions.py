@@ -11,10 +11,12 @@ import msgspec
 import pytest
 
 from arvg_trt.commands.options import option_of
+from arvg_trt.recipe.build import BuildOptions
+from arvg_trt.recipe.calibrate import CalibrateOptions
 from arvg_trt.recipe.commands import GenerateOptions, SearchOptions
 from arvg_trt.recipe.descriptions import FieldDescription, Groups, Range, fields_of, says
-from arvg_trt.recipe.options import BuildOptions, CalibrateOptions, ValidateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
+from arvg_trt.recipe.validate import ValidateOptions
 
 STRUCTS: tuple[type[msgspec.Struct], ...] = (
     CalibrateOptions,

@@ -10,9 +10,12 @@ from arvg_trt.engines.tensorrt.targets import resolve_target
 from arvg_trt.errors import ExportError, RecipeError
 from arvg_trt.families.variants import find_model, shipped_checkpoint
 from arvg_trt.recipe.base import with_changes
+from arvg_trt.recipe.build import BuildOptions
+from arvg_trt.recipe.calibrate import CalibrateOptions
 from arvg_trt.recipe.file import PRESETS, load_recipe
-from arvg_trt.recipe.options import BuildOptions, CalibrateOptions, Recipe, ValidateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
+from arvg_trt.recipe.recipe import Recipe
+from arvg_trt.recipe.validate import ValidateOptions
 from arvg_trt.samples.sources import check_kind
 from arvg_trt.validate.report.gates import parse_gates
 from arvg_trt.validate.report.schema import METRIC_NAMES

@@ -10,10 +10,12 @@ import pytest
 
 import arvg_trt
 from arvg_trt.commands.stages import build, calibrate, quantize, validate
+from arvg_trt.recipe.build import BuildOptions
+from arvg_trt.recipe.calibrate import CalibrateOptions
 from arvg_trt.recipe.file import PRESETS, preset_names
-from arvg_trt.recipe.options import BuildOptions, CalibrateOptions, ValidateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.recipe.reference import TABLES, json_schema, markdown
+from arvg_trt.recipe.validate import ValidateOptions
 
 DOCS = Path(str(arvg_trt.__file__)).resolve().parent / "docs" / "recipes.md"
 COMMANDS = [

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arvg_trt.pipeline.validate import calibrated_classes
-from arvg_trt.recipe.options import ValidateOptions
+from arvg_trt.recipe.validate import ValidateOptions
 from arvg_trt.samples.classes import drawn_classes, saved_classes
 from arvg_trt.samples.files import GraphRun, save_sample
 from arvg_trt.samples.sources import held_out_images

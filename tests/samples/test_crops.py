@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from arvg_trt.errors import CalibrationError
-from arvg_trt.recipe.options import CalibrateOptions, ValidateOptions
+from arvg_trt.recipe.calibrate import CalibrateOptions
+from arvg_trt.recipe.validate import ValidateOptions
 from arvg_trt.runtime.images import center_crop
 from arvg_trt.samples.crops import Crops, Noise
 from arvg_trt.samples.generated import GeneratedSamples

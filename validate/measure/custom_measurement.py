@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...recipe.options import ValidateOptions
+from ...recipe.validate import ValidateOptions
 from ...runtime.sessions.onnxruntime import reference_session
 from ...samples.arrays import ArraySamples
 from ...samples.base import SampleSource

@@ -14,7 +14,7 @@ import msgspec
 from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...graph.sites import load_sites
 from ...quantize.facts import QuantizationFacts
-from ...recipe.options import ValidateOptions
+from ...recipe.validate import ValidateOptions
 from ...runtime.generator import SPEC_FILE, Generated, Generator, choose_sampling
 from ...runtime.sessions.onnxruntime import reference_session
 from ...runtime.spec import TEACHER_FORCED, GeneratorSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...recipe.options import ValidateOptions
+from ...recipe.validate import ValidateOptions
 from ...samples.base import SampleSource
 from ...samples.sources import check_options
 from ...workspace.facts import Exported, ModelKind

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ...recipe.options import ValidateOptions
+from ...recipe.validate import ValidateOptions
 from ...samples.base import SampleSource
 from ..metrics.latency import interleaved, ratio
 from ..metrics.outputs import OutputAccuracy

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ...recipe.options import ValidateOptions
+from ...recipe.validate import ValidateOptions
 from ...runtime.images import to_model
 from ...runtime.tokenizer import ImageTokenizer
 from ...samples.base import SampleSource

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from arvg_trt.engines.tensorrt.engine import overflow_risks
 from arvg_trt.quantize.overflow import find_calibration
-from arvg_trt.recipe.options import BuildOptions
+from arvg_trt.recipe.build import BuildOptions
 from arvg_trt.workspace.manifest import Manifest
 from arvg_trt.workspace.stage import SilentReporter
 from arvg_trt.workspace.workspace import Workspace

@@ -17,7 +17,7 @@ from arvg_trt.families.par.spec import ParSpec
 from arvg_trt.families.rar.spec import RarDefaults, RarSpec
 from arvg_trt.families.var.spec import VarSpec
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
-from arvg_trt.recipe.options import BuildOptions
+from arvg_trt.recipe.build import BuildOptions
 from arvg_trt.runtime.raster_spec import RasterSpec
 from arvg_trt.runtime.spec import Defaults, GeneratorSpec
 from arvg_trt.workspace.facts import TokenizerFacts

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from arvg_trt.errors import ArvgError, ExportError, OutOfMemory
-from arvg_trt.export.isolated import answer, run_isolated
 from arvg_trt.export.shape import DYNAMIC
 from arvg_trt.families.shared.isolated_export import ModelTask
 from arvg_trt.runtime.images import UnreadableImage
+from arvg_trt.workspace.worker_process import answer, run_isolated
 
 MODULE = "arvg_trt.families.shared.isolated_export"
 
@@ -127,7 +127,7 @@ def test_other_errors_of_torch_are_bugs(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of a parent's end")
 def test_it_does_not_outlive_the_first_process() -> None:
     child = (
-        "import os, time; from arvg_trt.export.isolated import end_with_parent; "
+        "import os, time; from arvg_trt.workspace.worker_process import end_with_parent; "
         "end_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"

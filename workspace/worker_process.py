@@ -1,6 +1,6 @@
 """Run work in a subprocess, whose memory is free when it ends.
 
-`call` runs a module of this package, whose `main` hands its work to `serve`.
+`run_isolated` runs a module of this package, which hands its work to `serve_worker`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""Define the options of `build`: the engines of one back end."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from .base import COUNT, SIDE, Options
+from .descriptions import Groups, require_in_range, says
+
+Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
+
+
+class BuildOptions(Options, frozen=True, kw_only=True):
+    """Say which engines of one back end are built."""
+
+    GROUPS: ClassVar[Groups] = {
+        "Engines": ("backend", "fp16"),
+        "TensorRT": ("targets", "half", "image_size", "max_batch"),
+    }
+
+    backend: Annotated[Backend, says("What runs the engines.")] = "onnxruntime"
+    targets: Annotated[
+        tuple[str, ...],
+        says(
+            "GPU or compute capability that TensorRT engines are for, such as rtx4090 or sm89.",
+            flag="target",
+        ),
+    ] = ()
+    fp16: Annotated[bool, says("Also build the engines of the unquantized graphs.")] = False
+    half: Annotated[
+        Literal["float16", "bfloat16"],
+        says("Type of what TensorRT does not quantize; bfloat16 (sm80 on) has float32's range."),
+    ] = "float16"
+    image_size: Annotated[int, says("Side of the images that a TensorRT engine takes.", SIDE)] = 256
+    max_batch: Annotated[
+        int,
+        says(
+            "Largest batch that a TensorRT engine takes; above 1 its bytes vary by build.",
+            COUNT,
+        ),
+    ] = 1
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+        if self.backend == "tensorrt_rtx" and not self.targets:
+            raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
+        if self.backend == "onnxruntime" and self.targets:
+            raise ValueError("onnxruntime takes no targets")
+        if self.backend == "onnxruntime" and self.half != "float16":
+            raise ValueError(f"half = {self.half} is for TensorRT: onnxruntime computes in float32")

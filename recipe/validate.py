@@ -1,0 +1,57 @@
+"""Define the options of `validate`: held-out samples, timing, gates."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from .base import COUNT, ROUNDS, SEED, SIDE, THREADS, Options, require_not_empty
+from .descriptions import Groups, require_in_range, says
+
+
+class ValidateOptions(Options, frozen=True, kw_only=True):
+    """Say what a quantization is compared on, how it is timed, and what it must reach."""
+
+    GROUPS: ClassVar[Groups] = {
+        "Held-out samples": ("images", "feeds", "labels", "samples", "seed", "batch_size", "size"),
+        "Measures": ("features", "gates", "skip_engine"),
+        "Timing": ("rounds", "warmup", "threads"),
+    }
+
+    images: Annotated[
+        str | None,
+        says(
+            "Folder of held-out images, or skimage:NAME,NAME. A generator makes its own without it."
+        ),
+    ] = None
+    feeds: Annotated[str | None, says("A .npz of held-out arrays, for graphs of your own.")] = None
+    labels: Annotated[
+        str | None,
+        says(
+            "A generator's classes, in turn, e.g. 0-9,207; with images one for each, or one "
+            "for all. Without it, drawn of all, those first that calibration has not seen."
+        ),
+    ] = None
+    samples: Annotated[int, says("Images that a generator makes.", COUNT)] = 32
+    seed: Annotated[
+        int,
+        says("Seed of these images, which calibration must not have used.", SEED),
+    ] = 1000
+    batch_size: Annotated[int, says("Images in flight.", COUNT)] = 4
+    features: Annotated[
+        str | None, says("An ONNX graph from images to features, for their Frechet distance.")
+    ] = None
+    size: Annotated[int, says("Side of the centre crops.", SIDE)] = 256
+    gates: Annotated[
+        tuple[str, ...],
+        says("Condition that the report must hold, such as 'psnr_drop<=0.5'.", flag="gate"),
+    ] = ()
+    rounds: Annotated[
+        int, says("Timed rounds, all candidates interleaved; 0 for none.", ROUNDS)
+    ] = 20
+    warmup: Annotated[int, says("Rounds before those that are timed.", ROUNDS)] = 3
+    threads: Annotated[int, says("Threads of ONNX Runtime; 0 for all.", THREADS)] = 0
+    skip_engine: Annotated[bool, says("Measure the Q/DQ graphs alone, and no engine.")] = False
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+        require_not_empty(self, "images", "feeds", "labels", "features")
