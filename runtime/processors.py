@@ -1,14 +1,18 @@
-"""Count the processors that this process may use, which can be fewer than the machine has."""
+"""Find how many processors this process may use, and what they are able to do."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 # What a container of a runtime such as Docker or Kubernetes may use: "200000 100000" is two
 # processors' time, "max 100000" all (Linux, control groups version 2).
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CPU_INFO = Path("/proc/cpuinfo")
+EXACT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})  # flags of Linux
 
 
 def available_processors(quota: Path = CPU_QUOTA) -> int:
@@ -41,3 +45,27 @@ def session_threads(threads: int) -> int:
     if threads == 0 and available < (os.cpu_count() or 1):
         return available
     return threads
+
+
+def cpu_fields(path: Path = CPU_INFO) -> dict[str, str]:
+    """Return what Linux tells of the first processor, by lower-case names; elsewhere nothing."""
+    fields: dict[str, str] = {}
+    if path.is_file():
+        for line in path.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip().lower(), value.strip())
+    return fields
+
+
+def cpu_flags(fields: Mapping[str, str]) -> frozenset[str]:
+    """Return the instruction sets among `cpu_fields`, under Linux's names."""
+    return frozenset((fields.get("flags") or fields.get("features") or "").split())
+
+
+@cache
+def may_saturate(path: Path = CPU_INFO) -> bool:
+    """Return whether products of uint8 and int8 may saturate in 16 bits: without VNNI they do.
+
+    A processor whose flags are not known may.
+    """
+    return not cpu_flags(cpu_fields(path)) & EXACT_PRODUCTS

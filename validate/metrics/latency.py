@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from ...errors import AccuracyError, RecipeError
+from ...runtime.processors import CPU_INFO, cpu_fields, cpu_flags
 
 PartT = TypeVar("PartT", bound=str)
 # Fewer rounds give no quartiles worth the name.
@@ -149,15 +150,10 @@ def ratio(reference: Latency, candidate: Latency) -> Speed:
     return Speed(ratio=middle, low=low, high=high, verdict=verdict)
 
 
-def read_cpu(path: Path = Path("/proc/cpuinfo")) -> Cpu:
+def read_cpu(path: Path = CPU_INFO) -> Cpu:
     """Return the processor that Linux names; elsewhere what the platform says, without flags."""
-    if not path.is_file():
-        return Cpu(model=platform.processor() or platform.machine())
-    fields: dict[str, str] = {}
-    for line in path.read_text(errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip().lower(), value.strip())
-    flags = set((fields.get("flags") or fields.get("features") or "").split())
+    fields = cpu_fields(path)
+    flags = cpu_flags(fields)
     return Cpu(
         model=fields.get("model name") or platform.processor() or platform.machine(),
         flags=tuple(flag for flag in CPU_FLAGS if flag in flags),
