@@ -10,6 +10,6 @@ import os
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # "gw0" and so on; unset without xdist
 
-if WORKER is not None:
+if WORKER is not None and hasattr(os, "sched_setaffinity"):  # not on macOS
     PROCESSORS = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {PROCESSORS[int(WORKER.removeprefix("gw")) % len(PROCESSORS)]})
