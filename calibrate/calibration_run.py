@@ -33,7 +33,6 @@ from .observers.min_max import (
 )
 from .observers.run import Outputs, Progress, run_instrumented
 from .observers.smoothed import Scaling, SmoothedInput, plain_input, position_sums, wide_sum
-from .observers.upstream import UpstreamOutputs
 from .statistics import OUTPUT, POSITION, Statistics
 
 Floats = NDArray[np.float64]
@@ -57,7 +56,6 @@ class CalibrationRun:
     threads: int = 0
     part: slice = field(default_factory=lambda: slice(None))
     observed: tuple[str, ...] | None = None
-    upstream: UpstreamOutputs = field(default_factory=UpstreamOutputs, repr=False, compare=False)
 
     def on(self, *graphs: str) -> CalibrationRun:
         """Return the same run of other graphs."""
@@ -123,7 +121,6 @@ class CalibrationRun:
             threads=self.threads,
             part=self.part,
             observed=self.observed,
-            upstream=self.upstream,
         )
 
     def channel_ranges(

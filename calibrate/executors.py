@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import Any, Literal, TypeVar
 
 from ..errors import ArvgError, OutOfMemory, RecipeError
-from ..runtime.processors import available_processors
+from ..runtime.sessions.processors import available_processors
 
 TaskT = TypeVar("TaskT")
 ExecutorName = Literal["processes", "ray"]

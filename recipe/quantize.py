@@ -67,7 +67,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
             "SmoothQuant exponent, 0 for none. search: the scaling, or none, with the least "
             "error on samples that it was not fitted to. gps: gain-projected scales of a "
             "generator; in other models a candidate of the search, at linears and attention "
-            "projections. A generator's search runs the samples about four times as often.",
+            "projections. A generator's search runs the samples about three times as often.",
             Range(0, 1),
         ),
     ] = "search"

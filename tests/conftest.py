@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
-from xdist.scheduler import LoadFileScheduling
 
 from .export.checkpoint.hub import empty_cache, hub
 from .families.generators import generator, generators, tiny_rar_graphs, tiny_var
@@ -89,34 +87,6 @@ LONGEST = (
     "families/gsq/test_export.py",
     "export/test_shape.py",
 )
-# Files whose tests take `finished`: one worker has them all, and makes it once, in half a minute.
-OF_FINISHED = frozenset(
-    {
-        "tests/commands/test_cli.py",
-        "tests/commands/test_errors.py",
-        "tests/engines/tensorrt/test_process.py",
-        "tests/pipeline/test_bad_input.py",
-        "tests/pipeline/test_custom_model.py",
-        "tests/pipeline/test_interruption.py",
-        "tests/pipeline/test_search.py",
-        "tests/recipe/test_file.py",
-        "tests/test_api.py",
-        "tests/workspace/test_verify.py",
-    }
-)
-
-
-class ByFileAndFixture(LoadFileScheduling):
-    """Give a worker all tests of a file, or of the files that take `finished`."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
-        return "finished" if file in OF_FINISHED else file
-
-
-@pytest.hookimpl(optionalhook=True)  # there is none with `-p no:xdist`
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileAndFixture | None:
-    return ByFileAndFixture(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

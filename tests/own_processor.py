@@ -1,7 +1,8 @@
 """Give each test worker, and what it starts, a processor of its own.
 
-Threads of two workers on the same two processors wait for each other: 36 % more time. This is a
-plugin of pytest, since numpy and torch count the processors when they are imported.
+Threads of two workers on the same two processors wait for each other: two tests of recipes, side
+by side, took a third more processor time. This is a plugin of pytest, since numpy and torch count
+the processors when they are imported.
 """
 
 from __future__ import annotations

@@ -20,7 +20,11 @@ from arvg_trt.engines.onnxruntime.matmul_integer import MatMulIntegerPass
 from arvg_trt.engines.onnxruntime.qlinear_conv import QLinearConvPass
 from arvg_trt.engines.tensorrt.half_precision import HalfPrecisionPass
 from arvg_trt.errors import ArvgError
-from arvg_trt.export.passes.linears import CanonicalLinearsPass, NameNormParametersPass
+from arvg_trt.export.passes.linears import (
+    CanonicalLinearsPass,
+    NameParametersPass,
+    norm_parameters,
+)
 from arvg_trt.export.passes.naming import InsertSizeCheckPass, NameNodesPass, SignPass
 from arvg_trt.export.passes.norms import SplitLongNormsPass
 from arvg_trt.families.custom.canonical import (
@@ -40,7 +44,7 @@ from arvg_trt.families.custom.rewrites import (
     RewritePass,
 )
 from arvg_trt.families.custom.sequence_convolutions import SequenceConvolutionsPass
-from arvg_trt.families.shared.llama.write import OwnNormWeightsPass
+from arvg_trt.families.shared.llama.write import norm_weights
 from arvg_trt.families.var.write import ModulationFactorsPass
 from arvg_trt.graph.group_norm import ExpandGroupNormsPass
 from arvg_trt.graph.passes import DropEmptyInputsPass
@@ -125,8 +129,8 @@ CASES: dict[type[Pass], Case] = {
         text(f"{IMAGE} {{ y = Relu(x) }}"),
     ),
     CanonicalLinearsPass: Case(CanonicalLinearsPass, computed_weight, traced),
-    NameNormParametersPass: Case(
-        NameNormParametersPass,
+    NameParametersPass: Case(
+        lambda: NameParametersPass(norm_parameters),
         None,
         text(f"{LINE} {{ y = LayerNormalization(x, s) }}", s=ONES),
     ),
@@ -172,7 +176,6 @@ CASES: dict[type[Pass], Case] = {
         lambda: quantized(5),
         quantized,
     ),
-    OwnNormWeightsPass: Case(OwnNormWeightsPass, None, modulated),
     ModulationFactorsPass: Case(ModulationFactorsPass, computed_rows, modulated),
     DefaultDomainPass: Case(DefaultDomainPass, None, from_a_file),
     OpenDimensionsPass: Case(OpenDimensionsPass, None, from_a_file),
@@ -189,6 +192,7 @@ CASES: dict[type[Pass], Case] = {
 
 MAKERS = {
     **{kind.__name__: case.make for kind, case in CASES.items()},
+    "NameParametersPass of a Llama": lambda: NameParametersPass(norm_weights),
     "CanonicalLinearsPass of a custom graph": lambda: CanonicalLinearsPass(linear_name),
     "HalfPrecisionPass in bfloat16": lambda: HalfPrecisionPass(dtype="bfloat16"),
 }

@@ -1,4 +1,4 @@
-"""The lists of files in conftest.py are of files that there are, and that take `finished`."""
+"""The files that conftest.py begins with are there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import LONGEST, OF_FINISHED
+from .conftest import LONGEST
 
 TESTS = Path(__file__).parent
 
@@ -14,16 +14,3 @@ TESTS = Path(__file__).parent
 @pytest.mark.parametrize("name", LONGEST)
 def test_a_long_file_exists(name: str) -> None:
     assert (TESTS / name).is_file()
-
-
-def test_files_of_one_worker_are_those_that_take_the_fixture(
-    request: pytest.FixtureRequest,
-) -> None:
-    found = {
-        item.nodeid.partition("::")[0]
-        for item in request.session.items
-        if "finished" in getattr(item, "fixturenames", ())
-    }
-    if not found:
-        pytest.skip("only some tests were collected")
-    assert found <= OF_FINISHED

@@ -19,7 +19,6 @@ from ...graph.io import float_outputs, graph_bytes, input_names, load_graph
 from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
 from ...samples.files import feeds_of, sample_batches, sample_files, sample_labels
 from .reduce import ROW_KINDS, only_finite
-from .upstream import UpstreamKey, UpstreamOutputs
 
 Outputs = Mapping[str, NDArray[np.generic]]
 Progress = Callable[[str, int, int], None]
@@ -38,39 +37,29 @@ def run_instrumented(
     threads: int = 0,
     part: slice = ALL,
     observed: Collection[str] | None = None,
-    upstream: UpstreamOutputs | None = None,
 ) -> tuple[str, ...]:
     """Run `graphs` in turn over the samples; `consume(graph, outputs)` gets each batch.
 
     `instrument` adds output nodes to the graph it is given; nothing else leaves the session.
     `part` of the samples counts. Only the `observed` graphs (None: all) are instrumented and
-    consumed; what others give to later ones is kept in `upstream`, from which it comes again. From
-    the first batch on that has NaN or infinity inside a graph and none in its outputs, -infinity
-    apart (rows of padding, masks), observers see 0 for them; returns those graphs.
+    consumed; the others feed them. From the first batch on that has NaN or infinity inside a graph
+    and none in its outputs, -infinity apart (rows of padding, masks), observers see 0 for them;
+    returns those graphs.
 
     Raises:
         CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
             input that nothing feeds.
     """
     lenient: list[str] = []
-    known_names = sample_labels(samples)
+    known = sample_labels(samples)
     inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs[1:]}
     carried: dict[str, dict[str, NDArray[np.generic]]] = {}
     for position, graph in enumerate(graphs):
-        following = tuple(graphs[position + 1 :])
-        later = {name for g in following for name in inputs[g]}
+        later = {name for g in graphs[position + 1 :] for name in inputs[g]}
         path, watched = export / f"{graph}.onnx", observed is None or graph in observed
-        files, done = sample_files(samples, graph)[part], 0
-        names_of_files = tuple(file.name for file in files)
-        key = UpstreamKey(str(export), graph, following, str(samples), names_of_files, batch_size)
-        known = None if watched or upstream is None else upstream.find(key)
-        if known is not None:
-            for first, outputs in known.items():
-                carried.setdefault(first, {}).update(outputs)
-            continue
-        given: dict[str, dict[str, NDArray[np.generic]]] = {}
         added = instrument if watched else as_it_is
         session = open_instrumented(path, graph, added, threads)
+        files, done = sample_files(samples, graph)[part], 0
         ends = float_outputs(path)
         for names, arrays in sample_batches(files, batch_size, session.inputs):
             carried_values = carried.setdefault(names[0], {})
@@ -80,17 +69,14 @@ def run_instrumented(
                 lenient.append(graph)
                 session = open_instrumented(path, graph, added, threads, finite=True)
                 outputs = session.run(feeds)
-            called = [known_names.get(name, name) for name in names]
+            called = [known.get(name, name) for name in names]
             require_finite(outputs, called, graph, ends if graph in lenient else ())
             if watched:
                 consume(graph, outputs)
-            given[names[0]] = {k: v for k, v in outputs.items() if k in later}
-            carried_values.update(given[names[0]])
+            carried_values.update((k, v) for k, v in outputs.items() if k in later)
             done += len(names)
             progress(graph, done, len(files))
         del session
-        if upstream is not None and not watched:
-            upstream.keep(key, given)
     return tuple(lenient)
 
 

@@ -193,13 +193,24 @@ def named_initializer(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     return graph.initializers[name]
 
 
-class NameNormParametersPass(ir.passes.InPlacePass):
-    """Give every layer norm with an affine the initializers `path.weight` and `path.bias`."""
+# What is renamed: (node, input, initializer, the name that it shall have).
+Parameter = tuple[ir.Node, int, ir.Value, str]
+
+
+class NameParametersPass(ir.passes.InPlacePass):
+    """Give the parameters that `found` lists in a graph initializers of their own names.
+
+    The exporter merges equal ones.
+    """
+
+    def __init__(self, found: Callable[[ir.Graph], Iterator[Parameter]]) -> None:
+        super().__init__()
+        self.found = found
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         modified = False
-        for node, index, value, name in norm_parameters(graph):
+        for node, index, value, name in self.found(graph):
             named = named_initializer(graph, value, name)
             modified |= named is not value
             node.replace_input_with(index, named)
@@ -210,13 +221,13 @@ class NameNormParametersPass(ir.passes.InPlacePass):
         """Raise PostconditionError for a parameter of another name."""
         ensure(
             f"{value.name} is not called {name}"
-            for _, _, value, name in norm_parameters(model.graph)
+            for _, _, value, name in self.found(model.graph)
             if value.name != name
         )
 
 
-def norm_parameters(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, ir.Value, str]]:
-    """Yield (norm, input, initializer, the name it shall have) for parameters of layer norms."""
+def norm_parameters(graph: ir.Graph) -> Iterator[Parameter]:
+    """Yield the weights and biases of layer norms, to be called `path.weight` and `path.bias`."""
     for node in graph:
         if node.op_type != "LayerNormalization":
             continue

@@ -7,6 +7,7 @@ left, and listed with the reason. Shapes must be known where they are static.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -25,13 +26,13 @@ class RewritePass(ir.passes.InPlacePass):
 
     operators: ClassVar[tuple[str, ...]]
 
+    @abstractmethod
     def can_rewrite(self, node: ir.Node) -> bool:
         """Return whether the node has a plain form that it is not in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rewrite(self, graph: ir.Graph, node: ir.Node) -> None:
         """Write the node in its plain form."""
-        raise NotImplementedError
 
     def _found(self, graph: ir.Graph) -> Iterator[ir.Node]:
         for node in list(graph):
@@ -236,9 +237,8 @@ def padding(node: ir.Node) -> list[int] | None:
                 total = extent - 1
             elif isinstance(size, int):
                 total = (-(-size // stride) - 1) * stride + extent - size
-                if (
-                    total < 0
-                ):  # a kernel below the stride, where ONNX Runtime crops and ONNX does not
+                # A kernel below the stride: ONNX Runtime crops, ONNX's reference does not.
+                if total < 0:
                     return None
             else:
                 return None

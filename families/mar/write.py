@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ...export.passes.linears import NameNormParametersPass
+from ...export.passes.linears import NameParametersPass, norm_parameters
 from ...export.sites import columns, linear_sites
 from ...export.tracing import trace
 from ...export.weight_file import WeightFile
@@ -96,7 +96,7 @@ def pass_graph(model: MarTransformer) -> ir.Model:
         ["labels", "tokens", "position_ids"],
         ["z", "condition"],
     )
-    NameNormParametersPass()(graph)
+    NameParametersPass(norm_parameters)(graph)
     widths = (config.decoder_width, config.head_width)
     for value, width in zip(graph.graph.outputs, widths, strict=True):
         # The exporter has a name of its own for the number of unknown tokens.
@@ -118,7 +118,7 @@ def denoise_graph(model: MarTransformer) -> ir.Model:
         ["x", "time", "condition"],
         ["noise", "spread"],
     )
-    NameNormParametersPass()(graph)
+    NameParametersPass(norm_parameters)(graph)
     add_time_position(graph.graph)
     return graph
 

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...errors import ArvgError, BundleError, OutOfMemory
-from ..processors import may_saturate, session_threads
+from .processors import may_saturate, session_threads
 
 Array = NDArray[np.generic]
 
@@ -32,8 +32,8 @@ INTEGER_CONVOLUTION = b"QLinearConv"
 # Where weights alone have 8 or 4 bits, products are computed in float: the default rounds inputs.
 WEIGHT_ONLY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 # Products of uint8 and int8 saturate in 16 bits on a CPU with AVX2 and without VNNI; with this the
-# weights become uint8, whose products do not. Other CPUs obey too: 71 ms instead of 41 for the
-# encoder of cosmos-mini with VNNI.
+# weights become uint8, whose products do not. Other CPUs obey too: 71 ms instead of 41, on one
+# thread, for the encoder of cosmos-mini with VNNI.
 WITHOUT_SATURATION = "session.x64quantprecision"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 DISABLE_PREPACKING = "session.disable_prepacking"

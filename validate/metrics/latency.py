@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ...errors import AccuracyError, RecipeError
-from ...runtime.processors import CPU_INFO, cpu_fields, cpu_flags
+from ...runtime.sessions.processors import CPU_INFO, cpu_fields, cpu_flags
 
 PartT = TypeVar("PartT", bound=str)
 # Fewer rounds give no quartiles worth the name.

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from ....export.passes.linears import named_initializer
+from ....export.passes.linears import NameParametersPass, Parameter
 from ....export.passes.naming import module_path
 from ....export.shape import DYNAMIC, ExportShape
 from ....export.tracing import (
@@ -20,7 +20,6 @@ from ....export.tracing import (
     trace,
 )
 from ....export.weight_file import WeightFile
-from ....graph.passes import ensure, remove_unused
 from ....graph.sites import FoldPart, ProducerFold, Site
 from ..transformer import set_cache_type
 from ..transformer_graphs import SiteRules, write_transformer
@@ -53,8 +52,8 @@ def site_rules(width: int) -> SiteRules:
 def transformer_graphs(
     model: LlamaTransformer, form: ExportShape
 ) -> Iterator[tuple[str, ir.Model]]:
-    yield "step", OwnNormWeightsPass()(step_graph(model, form)).model
-    yield "full", OwnNormWeightsPass()(teacher_forced_graph(model)).model
+    yield "step", NameParametersPass(norm_weights)(step_graph(model, form)).model
+    yield "full", NameParametersPass(norm_weights)(teacher_forced_graph(model)).model
 
 
 def role(path: str) -> str:
@@ -99,27 +98,8 @@ def teacher_forced_graph(model: LlamaTransformer) -> ir.Model:
     )
 
 
-class OwnNormWeightsPass(ir.passes.InPlacePass):
-    """Give every norm a weight of its own, `path.weight`; the exporter merges equal ones."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        graph = model.graph
-        modified = False
-        for node, index, value, name in norm_weights(graph):
-            named = named_initializer(graph, value, name)
-            modified |= named is not value
-            node.replace_input_with(index, named)
-        modified |= remove_unused(graph)
-        return ir.passes.PassResult(model, modified)
-
-    def ensures(self, model: ir.Model) -> None:
-        """Raise PostconditionError for a weight of another name."""
-        weights = norm_weights(model.graph)
-        ensure(f"{v.name} is not called {name}" for _, _, v, name in weights if v.name != name)
-
-
-def norm_weights(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, ir.Value, str]]:
-    """Yield (product, input, weight, the name it shall have) for the modules of norms."""
+def norm_weights(graph: ir.Graph) -> Iterator[Parameter]:
+    """Yield the weights that the modules of norms multiply with, to be called `path.weight`."""
     for node in graph:
         path = module_path(node)
         if node.op_type != "Mul" or not path.endswith("norm"):

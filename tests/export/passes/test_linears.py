@@ -9,8 +9,9 @@ import pytest
 from arvg_trt.errors import ExportError
 from arvg_trt.export.passes.linears import (
     CanonicalLinearsPass,
-    NameNormParametersPass,
+    NameParametersPass,
     TransposedTensor,
+    norm_parameters,
 )
 
 from ...graph.text import assert_same_after, graph_of, made_by, operators, random
@@ -162,12 +163,12 @@ def test_layer_norms_have_parameters_of_their_own() -> None:
     """Also where the exporter merged equal ones; what is computed stays."""
     text = NORMS.replace("LayerNormalization(d, d, b)", "Add(d, b)")
     model = made_by(graph_of(text, s=random(0, 4), b=random(1, 4)), one="norm1", two="norm2")
-    assert_same_after(NameNormParametersPass(), model, x=random(2, 3, 4))
+    assert_same_after(NameParametersPass(norm_parameters), model, x=random(2, 3, 4))
     names = {"norm1.weight", "norm1.bias", "norm2.weight", "s", "b"}
     assert set(model.graph.initializers) == names
     computed = made_by(
         graph_of(NORMS, s=random(0, 4), b=random(1, 4)), one="norm1", two="norm2", four="norm3"
     )
-    NameNormParametersPass()(computed)
+    NameParametersPass(norm_parameters)(computed)
     assert computed.graph[3].inputs[1] is computed.graph[2].outputs[0]
-    assert not NameNormParametersPass()(computed).modified
+    assert not NameParametersPass(norm_parameters)(computed).modified

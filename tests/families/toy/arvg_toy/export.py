@@ -125,6 +125,7 @@ def graphs(model: ToyTransformer) -> Iterator[tuple[str, ir.Model]]:
     import torch
     from torch.export import Dim
 
+    from arvg_trt.export.passes.linears import NameParametersPass
     from arvg_trt.export.tracing import (
         example_caches,
         name_presents,
@@ -132,7 +133,7 @@ def graphs(model: ToyTransformer) -> Iterator[tuple[str, ir.Model]]:
         present_names,
         trace,
     )
-    from arvg_trt.families.shared.llama.write import OwnNormWeightsPass
+    from arvg_trt.families.shared.llama.write import norm_weights
 
     from .model import StepGraph
 
@@ -147,7 +148,7 @@ def graphs(model: ToyTransformer) -> Iterator[tuple[str, ir.Model]]:
         ["logits", *present_names(config.depth)],
     )
     name_presents(step, config.heads, config.head_dim)
-    yield "step", OwnNormWeightsPass()(step).model
+    yield "step", NameParametersPass(norm_weights)(step).model
     tokens = torch.zeros(ROWS, config.length - 1, dtype=torch.int64)
     full = trace(
         model,
@@ -156,4 +157,4 @@ def graphs(model: ToyTransformer) -> Iterator[tuple[str, ir.Model]]:
         ["labels", "tokens"],
         ["logits"],
     )
-    yield "full", OwnNormWeightsPass()(full).model
+    yield "full", NameParametersPass(norm_weights)(full).model
