@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TypeVar
 
 import onnx_ir as ir
 
 WEIGHTS = "model.onnx.data"
 INLINE = 1024  # bytes; tensors up to this stay in the graph, as onnx_ir leaves them
 PAGE = 4096  # alignment, so that a loader can map each tensor
+
+
+Own = TypeVar("Own", bound="SharedWeights")
 
 
 class SharedWeights:
@@ -24,7 +27,7 @@ class SharedWeights:
         self._folder = folder
         self._places: dict[tuple[bytes, int], int] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Own) -> Own:
         self._stream = (self._folder / WEIGHTS).open("wb")
         return self
 

@@ -100,4 +100,6 @@ def best_clips(blocks: Floats, importance: Floats | None) -> tuple[NDArray[np.in
 
 def half_scale(scale: Floats) -> Floats:
     """Return scales rounded to float16, as float32, and never below its smallest normal number."""
-    return np.maximum(scale, np.float32(LEAST_SCALE)).astype(np.float16).astype(np.float32)
+    half = np.maximum(scale, np.float32(LEAST_SCALE)).astype(np.float16)
+    widened: Floats = half.astype(np.float32)
+    return widened

@@ -62,12 +62,14 @@ class QParams:
     @property
     def offset(self) -> Floats:
         """Return what is subtracted from the input to leave a zero point of 0, [1] or [T]."""
-        return -self.zero_point * np.float64(self.engine_scale)
+        offset: Floats = -self.zero_point * np.float64(self.engine_scale)
+        return offset
 
     @property
     def engine_scale(self) -> np.float32:
         """Return the scalar scale that engines take: the median over the tokens."""
-        return np.float32(np.median(self.scale))
+        median: np.float32 = np.float32(np.median(self.scale))
+        return median
 
     @property
     def token_scale(self) -> NDArray[np.float32]:
@@ -111,6 +113,7 @@ def dtype_of(planned: ActivationFormat) -> DType:
 
 def input_offset(planned: ActivationFormat | None) -> np.float32:
     """Return what a plan's entry subtracts from all of the smoothed input; 0 without a scale."""
-    if planned is None or planned.scale is None:
-        return np.float32(0)
-    return np.float32(planned.shift) * np.float32(planned.scale)
+    offset: np.float32 = np.float32(0)
+    if planned is not None and planned.scale is not None:
+        offset = np.float32(planned.shift) * np.float32(planned.scale)
+    return offset

@@ -239,7 +239,7 @@ def refine_uniform(
 
     `top` [G] are the largest magnitudes of `rows` [G, M]; a single group is sampled by a stride.
     """
-    refined = fraction.copy()
+    refined: NDArray[np.float64] = fraction.copy()
     if len(rows) == 1:
         stride = max(1, rows.shape[1] // CHUNK)
         rows = rows[:, ::stride]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import os
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import arvg_trt
@@ -46,7 +46,7 @@ BESIDE = ("benchmarks", "tests", "training")  # folders that are not installed
 
 def modules() -> Iterator[Path]:
     """Every module of the packages that are installed, relative to the root."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    settings = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())
     for package in settings["tool"]["setuptools"]["packages"]:
         folder = ROOT.joinpath(*package.split(".")[1:])
         yield from (path.relative_to(ROOT) for path in sorted(folder.glob("*.py")))

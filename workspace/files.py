@@ -24,6 +24,7 @@ FILE_MODE, FOLDER_MODE = 0o644, 0o755
 T = TypeVar("T")
 # Digests of this process by path, size, time of the last change and number of the file.
 KNOWN: dict[tuple[str, int, int, int], str] = {}
+BLOCK = 2**20  # bytes read at a time
 SETTLED_NS = 100_000_000  # clocks of file systems tick every 10 ms or faster
 
 
@@ -37,11 +38,19 @@ def sha256_file(path: Path) -> str:
         state = os.fstat(stream.fileno())
         key = (os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ino)
         if key not in KNOWN:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = digest_stream(stream)
             if time.time_ns() - state.st_mtime_ns < SETTLED_NS:
                 return digest
             KNOWN[key] = digest
         return KNOWN[key]
+
+
+def digest_stream(stream: IO[bytes]) -> str:
+    """Return the sha256 of the rest of a stream."""
+    digest = hashlib.sha256()
+    while block := stream.read(BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def digest_files(root: Path, paths: Iterable[Path]) -> dict[str, str]:

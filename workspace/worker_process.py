@@ -44,6 +44,10 @@ class Answer(msgspec.Struct, frozen=True):
     problem: Problem | None = None
 
 
+class WorkerOutput(Exception):
+    """Hold what a worker printed before it failed, so that a traceback shows it."""
+
+
 def run_isolated(module: str, request: Any, result: type[T]) -> T:
     """Run `python -m MODULE` with the request, and return its result.
 
@@ -51,7 +55,7 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
         ArvgError: what the work raised.
         OSError: what the work could not read or write.
         OutOfMemory: the system ended the process, as it does for memory.
-        RuntimeError: a bug; its traceback is a note of the error.
+        RuntimeError: a bug; what the process printed, its traceback too, is the cause.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / REQUEST).write_bytes(msgspec.json.encode(request))
@@ -66,9 +70,8 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
             )
         if code:
             lines = done.stderr.strip().splitlines() or ["it said nothing"]
-            bug = RuntimeError(f"{module} ended with {code}: {lines[-1][:200]}")
-            bug.add_note(done.stderr)
-            raise bug
+            what = f"{module} ended with {code}: {lines[-1][:200]}"
+            raise RuntimeError(what) from WorkerOutput(done.stderr)
         sys.stderr.write(done.stderr)
         return result_of(Path(folder), result)
 

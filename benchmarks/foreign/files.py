@@ -36,7 +36,9 @@ def photograph(images: Path, k: int, size: int) -> NDArray[np.float64]:
     """Return the middle of the k-th image, [3, size, size] in [0, 1]."""
     source = open_source(str(images))
     picture = center_crop(source.load(k % len(source.files)), size)
-    return np.asarray(picture, np.float64).transpose(2, 0, 1) / 255
+    pixels: NDArray[np.float64] = np.asarray(picture, np.float64)
+    channels: NDArray[np.float64] = pixels.transpose(2, 0, 1) / 255
+    return channels
 
 
 def text_line(k: int, height: int, width: int) -> NDArray[np.float64]:

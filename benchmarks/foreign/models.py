@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,17 @@ def save_samples(path: Path, samples: list[Sample]) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
+@contextlib.contextmanager
+def working_folder(folder: Path) -> Iterator[None]:
+    """Work in a folder for a while."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def measure(foreign: Foreign, images: Path, wheels: Path) -> dict[str, Any]:
     start = time.time()
     with tempfile.TemporaryDirectory() as held:
@@ -195,7 +206,7 @@ def measure(foreign: Foreign, images: Path, wheels: Path) -> dict[str, Any]:
         save_samples(folder / "calibration.npz", calibration)
         save_samples(folder / "held_out.npz", held_out)
         row = ours(graph, folder)
-        with contextlib.chdir(folder):  # its tools leave files where they run
+        with working_folder(folder):  # its tools leave files where they run
             row["peer"] = peer(graph, folder, calibration, held_out)
     return row | {"wheel": foreign.wheel, "data": foreign.data, "seconds": time.time() - start}
 

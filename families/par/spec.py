@@ -19,7 +19,8 @@ def generation_order(side: int, group: int) -> NDArray[np.int64]:
     """
     regions = math.isqrt(group)
     cells = np.arange(side * side).reshape(regions, side // regions, regions, side // regions)
-    return cells.transpose(1, 3, 0, 2).reshape(-1)
+    order: NDArray[np.int64] = cells.transpose(1, 3, 0, 2).reshape(-1)
+    return order
 
 
 class ParSpec(RasterSpec, frozen=True, kw_only=True, tag_field="family", tag="par"):

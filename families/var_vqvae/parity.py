@@ -146,7 +146,7 @@ def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Fla
     `error` is the largest of the latent, relative to its RMS.
     """
     near = near_boundary(wanted.distances, wanted.latent, error)
-    allowed = near.copy()
+    allowed: Flags = near.copy()
     for a, b in pairwise(np.cumsum([0, *wanted.lengths])):
         allowed[(unequal & near)[:, a:b].any(axis=1), b:] = True
     return allowed

@@ -103,7 +103,7 @@ def test_traceback_of_a_bug_is_kept_for_debug_and_off_the_terminal(
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", body))
     with pytest.raises(RuntimeError, match="ended with 1: KeyError: surprise") as caught:
         run_isolated(MODULE, comparison(tmp_path), dict)
-    assert "Traceback of many lines" in caught.value.__notes__[0]
+    assert "Traceback of many lines" in str(caught.value.__cause__)
     assert capfd.readouterr().err == ""
 
 
