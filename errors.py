@@ -100,6 +100,13 @@ class OutOfMemory(ArvgError):
     means = "out of memory"
 
 
+class IntegrityError(ArvgError):
+    """Report a bundle that is damaged, changed, or not signed as required; or no key."""
+
+    exit_code = 12
+    means = "a bundle that is damaged, changed, or not signed as required"
+
+
 # Every code that a command ends with, and what it means: docs/recipes.md has the same table.
 EXIT_CODES: dict[int, str] = {
     0: "done",

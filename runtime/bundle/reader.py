@@ -1,0 +1,268 @@
+"""Read a bundle: check what it says of itself, then every byte, then unpack a target group.
+
+Nothing of a bundle is opened, or believed, before it was compared with the digest that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ...errors import IntegrityError
+from .archive import refused
+from .blobs import BlobStore
+from .layout import (
+    BLOBS,
+    FACTS_FILE,
+    FILE_PATH,
+    IMAGE_INDEX,
+    INDEX_FILE,
+    LAYOUT_FILE,
+    MODEL,
+    MODEL_CONFIG,
+    REFERENCE_NAME,
+    SCHEMA_VERSION,
+    SIGSTORE,
+    BundleFacts,
+    BundleFile,
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+    TargetGroup,
+    check_facts,
+    group_annotations,
+)
+from .signature import SigstoreBundle, read_signature, verify_signature
+
+Progress = Callable[[int, int], None]
+
+
+class LayoutVersion(msgspec.Struct, frozen=True):
+    imageLayoutVersion: str
+
+
+class FactsVersion(msgspec.Struct, frozen=True):
+    """Read the version of `bundle.json` before the rest, which a newer one may have changed."""
+
+    schema: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Hold a signature of a bundle, and the blobs that are there only for it."""
+
+    bundle: SigstoreBundle
+    descriptor: Descriptor
+
+    @property
+    def hint(self) -> str:
+        """Return the sha256 of the key that signed, as the signature names it."""
+        return self.bundle.verificationMaterial.publicKey.hint
+
+
+class Bundle:
+    """Give access to the contents of a bundle file.
+
+    Use as a context manager. Opening checks the layout and that each manifest lists exactly the
+    files that `bundle.json` does, by the digests in them; `verify` reads every byte.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file.
+
+        Raises:
+            IntegrityError: it is no bundle, or is damaged, incomplete or of a newer version.
+        """
+        self.path = path
+        self.where = str(path)
+        self.blobs = BlobStore(path)
+        try:
+            self._read()
+        except BaseException:
+            self.blobs.close()
+            raise
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.blobs.close()
+
+    def _read(self) -> None:
+        layout = self.blobs.decode_member(LAYOUT_FILE, LayoutVersion)
+        if not layout.imageLayoutVersion.startswith("1."):
+            version = layout.imageLayoutVersion[:40]
+            raise refused(f"has the OCI layout {version!r}, not 1.x", self.where)
+        index = self.blobs.decode_member(INDEX_FILE, ImageIndex)
+        used = {LAYOUT_FILE, INDEX_FILE}
+        models = [d for d in index.manifests if d.mediaType == IMAGE_INDEX]
+        if len(models) != 1:
+            raise refused(f"names {len(models)} models, not one", self.where)
+        self.digest: str = models[0].digest
+        self.model_index = models[0]
+        self.name = models[0].annotations.get(REFERENCE_NAME, "")
+        model = self.blobs.decode(models[0], ImageIndex)
+        used.add(models[0].blob)
+        manifests = []
+        for descriptor in model.manifests:
+            manifest = self.blobs.decode(descriptor, ImageManifest)
+            manifests.append((descriptor, manifest))
+            used |= {descriptor.blob, manifest.config.blob, *(d.blob for d in manifest.layers)}
+            for part in (manifest.config, *manifest.layers):
+                self.blobs.sized(part)
+        self.facts = self._read_facts([manifest for _, manifest in manifests])
+        self._require_manifests(manifests)
+        signatures = []
+        for descriptor in index.manifests:
+            if descriptor is not models[0]:
+                signature, blobs = self._read_signature(descriptor)
+                signatures.append(signature)
+                used |= blobs
+        self.signatures: tuple[Signature, ...] = tuple(signatures)
+        extra = sorted(set(self.blobs.members) - used)
+        if extra:
+            raise refused(f"holds {extra[0]}, which nothing in it names", self.where)
+
+    def _read_facts(self, manifests: Sequence[ImageManifest]) -> BundleFacts:
+        descriptors = {
+            layer.digest: layer
+            for manifest in manifests
+            for layer in manifest.layers
+            if layer.annotations.get(FILE_PATH) == FACTS_FILE
+        }
+        if len(descriptors) != 1:
+            raise refused(f"has {len(descriptors)} files {FACTS_FILE}, not one", self.where)
+        (self.facts_descriptor,) = descriptors.values()
+        data = self.blobs.read(self.facts_descriptor)
+        known = self.blobs.parse(data, FactsVersion, FACTS_FILE)
+        if known.schema != "arvg-trt/bundle" or known.version < 1:
+            what = f"has a {FACTS_FILE} of {known.schema[:40]!r}, version {known.version}"
+            raise refused(what, self.where)
+        if known.version > SCHEMA_VERSION:
+            raise IntegrityError(
+                f"is a bundle of version {known.version}, newer than this tool's {SCHEMA_VERSION}",
+                where=self.where,
+                do="update arvg-trt",
+            )
+        facts = self.blobs.parse(data, BundleFacts, FACTS_FILE)
+        check_facts(facts, self.where)
+        return facts
+
+    def _require_manifests(self, manifests: Sequence[tuple[Descriptor, ImageManifest]]) -> None:
+        """Raise IntegrityError unless there is a manifest for each group, with its files."""
+        if len(manifests) != len(self.facts.groups):
+            what = f"has {len(manifests)} manifests for {len(self.facts.groups)} target groups"
+            raise refused(what, self.where)
+        for (descriptor, manifest), group in zip(manifests, self.facts.groups, strict=True):
+            annotations = group_annotations(group)
+            if manifest.artifactType != MODEL or manifest.config.mediaType != MODEL_CONFIG:
+                raise refused(f"the manifest of {group.name} is of no model", self.where)
+            if manifest.annotations != annotations or descriptor.annotations != annotations:
+                raise refused(f"the manifest of {group.name} lies about the group", self.where)
+            listed = [
+                (layer.annotations.get(FILE_PATH), layer.digest, layer.size)
+                for layer in manifest.layers
+            ]
+            if sorted(map(str, listed)) != sorted(map(str, self._expected(group))):
+                what = f"the manifest of {group.name} lists other files than {FACTS_FILE}"
+                raise refused(what, self.where)
+
+    def _expected(self, group: TargetGroup) -> list[tuple[str, str, int]]:
+        own = self.facts_descriptor
+        return [
+            (FACTS_FILE, own.digest, own.size),
+            *(
+                (file.path, f"sha256:{file.sha256}", file.bytes)
+                for file in (*self.facts.documents, *group.files)
+            ),
+        ]
+
+    def _read_signature(self, descriptor: Descriptor) -> tuple[Signature, set[str]]:
+        manifest = self.blobs.decode(descriptor, ImageManifest)
+        subject = None if manifest.subject is None else manifest.subject.digest
+        if manifest.artifactType != SIGSTORE or len(manifest.layers) != 1:
+            raise refused(f"names a manifest of {manifest.artifactType[:80]!r}", self.where)
+        if subject != self.digest:
+            raise refused("has a signature of another bundle", self.where)
+        layer = manifest.layers[0]
+        signature = read_signature(self.blobs.read(layer), self.where)
+        self.blobs.sized(manifest.config)
+        return Signature(signature, descriptor), {
+            descriptor.blob,
+            layer.blob,
+            manifest.config.blob,
+        }
+
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of every file by its path, as signatures name them."""
+        own = {FACTS_FILE: self.facts_descriptor.digest.removeprefix("sha256:")}
+        return own | {file.path: file.sha256 for file in self.facts.files}
+
+    def require_signature(self, keys: Sequence[tuple[str, ec.EllipticCurvePublicKey]]) -> str:
+        """Return the name of the one of some keys, given by name, that signed these files.
+
+        Raises:
+            IntegrityError: none of them did, or there is no signature.
+        """
+        if not self.signatures:
+            raise IntegrityError(
+                "is not signed, and a key is required",
+                where=self.where,
+                do="sign it with `arvg-trt sign`",
+            )
+        problem: IntegrityError | None = None
+        for name, key in keys:
+            for signature in self.signatures:
+                try:
+                    verify_signature(signature.bundle, self.digests(), key, self.where)
+                except IntegrityError as error:
+                    problem = problem or error
+                else:
+                    return name
+        assert problem is not None, "no key is given"
+        raise problem
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Compare every blob with the digest that it is named by.
+
+        Raises:
+            IntegrityError: one differs; names the file.
+        """
+        paths = {f"{BLOBS}{digest}": path for path, digest in self.digests().items()}
+        sizes = {n: m.size for n, m in self.blobs.members.items() if n.startswith(BLOBS)}
+        total, done = sum(sizes.values()), 0
+        for name in sizes:
+            done += self.blobs.copy(name, None, paths.get(name, name))
+            if progress is not None:
+                progress(done, total)
+
+    def extract(self, files: Sequence[BundleFile], folder: Path) -> None:
+        """Write files below a folder, each compared with its digest as it is written.
+
+        Raises:
+            IntegrityError: one differs; names it.
+            OSError: the disk is full.
+        """
+        for file in files:
+            target = folder.joinpath(*file.path.split("/"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as stream:
+                self.blobs.copy(BLOBS + file.sha256, stream, file.path)
+
+    @property
+    def facts_file(self) -> BundleFile:
+        """Return `bundle.json` as one of the files."""
+        own = self.facts_descriptor
+        digest = own.digest.removeprefix("sha256:")
+        return BundleFile(path=FACTS_FILE, sha256=digest, bytes=own.size)
