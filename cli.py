@@ -11,6 +11,7 @@ from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
 from .commands.info import analyze, compare, doctor, inspect, models, recipes
 from .commands.search import search
+from .commands.ship import bundle, keygen, sign, unpack, verify
 from .commands.stages import build, calibrate, export, quantize, run, validate
 from .workspace.stage import tool_version
 
@@ -42,6 +43,11 @@ for command in (
     generate,
     encode,
     decode,
+    bundle,
+    keygen,
+    sign,
+    verify,
+    unpack,
     models,
     recipes,
     analyze,

@@ -46,3 +46,8 @@ def extra_of(package: str) -> str | None:
     """Return the extra that brings a package, None for any other module."""
     held = {name: extra for extra, names in EXTRAS.items() for name in names}
     return (held | BROUGHT).get(package)
+
+
+def installed_builders() -> tuple[str, ...]:
+    """Return the back ends whose builder is installed, the one that times kernels here first."""
+    return tuple(name for name in ("tensorrt", "tensorrt_rtx") if find_spec(name) is not None)

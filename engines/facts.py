@@ -37,9 +37,11 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Results of the stage; those of TensorRT name their ``targets``.
 
-    ``fp32_tensors`` are the overflow risks of graphs that no quantization lists.
+    ``gpu`` is the one that TensorRT timed its kernels on. ``fp32_tensors`` are the overflow risks
+    of graphs that no quantization lists.
     """
 
     engines: tuple[EngineRow, ...]
+    gpu: str | msgspec.UnsetType = msgspec.UNSET
     targets: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     fp32_tensors: tuple[OverflowTensor, ...] | msgspec.UnsetType = msgspec.UNSET

@@ -8,13 +8,15 @@ from ..errors import ArvgError
 from ..families.custom.export import graph_names
 from ..families.variants import find_model
 from ..packages import require_packages
+from ..recipe.file import encode_recipe
 from ..recipe.quantize import MAX_MEMORY
 from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
 from ..samples.sources import check_options
 from ..workspace.facts import ModelKind
+from ..workspace.files import atomic_write
 from ..workspace.stage import Reporter, StageResult
-from ..workspace.workspace import Workspace
+from ..workspace.workspace import RECIPE_FILE, Workspace
 from .build import build_stage
 from .calibrate import calibrate_stage
 from .export import export_any
@@ -87,6 +89,7 @@ def run_stages(
         reporter.say(f"{stage:<10} {took:>10}  {result.folder}")
 
     with Workspace(Path(recipe.workspace)) as workspace:
+        atomic_write(workspace.root / RECIPE_FILE, encode_recipe(recipe).encode())
         finish(
             "export",
             export_any(

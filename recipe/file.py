@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -49,3 +50,42 @@ def load_recipe(name: str | PathLike[str]) -> Recipe:
         raise RecipeError("is not UTF-8 text", where=str(path)) from error
     except UNDECODABLE as error:
         raise RecipeError(said(error), where=str(path), do="see docs/recipes.md") from error
+
+
+def encode_recipe(recipe: Recipe) -> str:
+    """Return a recipe as a TOML file that reads back as it; what is at its default is left out.
+
+    Numbers, texts, truth values and lists of them are written alike in JSON and TOML.
+    """
+    plain, tables = {}, []
+    for key, value in without_defaults(recipe).items():
+        if isinstance(value, dict):
+            tables.append((f"[{key}]", value))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            tables += [(f"[[{key}]]", row) for row in value]
+        else:
+            plain[key] = value
+    lines = [f"{key} = {encode_value(value)}" for key, value in plain.items()]
+    for head, values in tables:
+        lines += ["", head, *(f"{key} = {encode_value(v)}" for key, v in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def without_defaults(options: msgspec.Struct) -> dict[str, Any]:
+    """Return the fields of options that differ from their defaults, those without one too."""
+    found: dict[str, Any] = {}
+    for field in msgspec.structs.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, msgspec.Struct):
+            if inner := without_defaults(value):
+                found[field.name] = inner
+        elif isinstance(value, tuple) and value and isinstance(value[0], msgspec.Struct):
+            found[field.name] = [without_defaults(each) for each in value]
+        elif field.required or field.name == "schema" or value != field.default:
+            found[field.name] = msgspec.to_builtins(value)
+    return found
+
+
+def encode_value(value: Any) -> str:
+    """Return a value as JSON and TOML both write it; TOML wants the delete character escaped."""
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")

@@ -17,6 +17,9 @@ from .manifest import MANIFEST, Manifest, is_up_to_date, write_manifest
 from .verify import verify
 from .workspace import Workspace
 
+# Distributions that bring a library under another name; one of them is installed.
+PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+
 # Does the work of a stage in a folder; returns results for the manifest.
 Work = Callable[[Path], msgspec.Struct]
 
@@ -57,8 +60,9 @@ def package_versions(*names: str) -> dict[str, str]:
     """Return the versions of this tool and of the libraries that decide a stage's output."""
     versions = {"arvg-trt": tool_version()}
     for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
+        for package in PACKAGES.get(name, (name,)):
+            with contextlib.suppress(PackageNotFoundError):
+                versions[name] = version(package)
     return versions
 
 

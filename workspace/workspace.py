@@ -14,6 +14,7 @@ from .manifest import MANIFEST, Manifest
 
 WORKSPACE_VERSION = 1
 WORKSPACE_FILE = "workspace.json"
+RECIPE_FILE = "recipe.toml"  # of the last `run`
 
 
 class Workspace:
@@ -63,7 +64,7 @@ class Workspace:
         for path in self.root.iterdir():
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-        if {path.name for path in self.root.iterdir()} <= {".lock", WORKSPACE_FILE}:
+        if {path.name for path in self.root.iterdir()} <= {".lock", WORKSPACE_FILE, RECIPE_FILE}:
             shutil.rmtree(self.root)
 
     def check_version(self) -> None:

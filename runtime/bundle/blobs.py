@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -95,6 +98,17 @@ class BlobStore:
         if BLOBS + digest.hexdigest() != name:
             raise refused(f"{shown} was changed: its digest differs", self.where)
         return member.size
+
+    @contextlib.contextmanager
+    def mapped(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of a member where they lie in the file; nothing is read in advance."""
+        member = self.member(name)
+        with (
+            mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ) as tar,
+            memoryview(tar) as view,
+            view[member.offset : member.offset + member.size] as part,
+        ):
+            yield part
 
     def _small(self, member: Member, name: str) -> bytes:
         if member.size > MOST_JSON:

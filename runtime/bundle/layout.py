@@ -113,26 +113,28 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return BLOBS + self.digest.removeprefix("sha256:")
 
 
-class ImageManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ImageManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Hold an OCI image manifest: of a target group, or with a `subject` of a signature."""
 
-    schemaVersion: Literal[2]
-    mediaType: Literal["application/vnd.oci.image.manifest.v1+json"]
+    schemaVersion: Literal[2] = 2
+    mediaType: Literal["application/vnd.oci.image.manifest.v1+json"] = (
+        "application/vnd.oci.image.manifest.v1+json"
+    )
     artifactType: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
-    subject: Descriptor | None = None
+    subject: Descriptor | msgspec.UnsetType = msgspec.UNSET
     annotations: dict[str, str] = {}
 
 
-class ImageIndex(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ImageIndex(msgspec.Struct, frozen=True, kw_only=True):
     """Hold an OCI image index."""
 
-    schemaVersion: Literal[2]
+    schemaVersion: Literal[2] = 2
     mediaType: Literal["application/vnd.oci.image.index.v1+json"] = (
         "application/vnd.oci.image.index.v1+json"
     )
-    artifactType: str | None = None
+    artifactType: str | msgspec.UnsetType = msgspec.UNSET
     manifests: tuple[Descriptor, ...]
     annotations: dict[str, str] = {}
 

@@ -37,6 +37,7 @@ from .layout import (
     check_facts,
     group_annotations,
 )
+from .plan_header import parse_plan_header, plan_problem
 from .signature import SigstoreBundle, read_signature, verify_signature
 
 Progress = Callable[[int, int], None]
@@ -59,6 +60,7 @@ class Signature:
 
     bundle: SigstoreBundle
     descriptor: Descriptor
+    blobs: frozenset[str]
 
     @property
     def hint(self) -> str:
@@ -123,13 +125,10 @@ class Bundle:
                 self.blobs.sized(part)
         self.facts = self._read_facts([manifest for _, manifest in manifests])
         self._require_manifests(manifests)
-        signatures = []
-        for descriptor in index.manifests:
-            if descriptor is not models[0]:
-                signature, blobs = self._read_signature(descriptor)
-                signatures.append(signature)
-                used |= blobs
-        self.signatures: tuple[Signature, ...] = tuple(signatures)
+        self.signatures = tuple(
+            self._read_signature(d) for d in index.manifests if d is not models[0]
+        )
+        used |= {name for signature in self.signatures for name in signature.blobs}
         extra = sorted(set(self.blobs.members) - used)
         if extra:
             raise refused(f"holds {extra[0]}, which nothing in it names", self.where)
@@ -188,21 +187,20 @@ class Bundle:
             ),
         ]
 
-    def _read_signature(self, descriptor: Descriptor) -> tuple[Signature, set[str]]:
+    def _read_signature(self, descriptor: Descriptor) -> Signature:
         manifest = self.blobs.decode(descriptor, ImageManifest)
-        subject = None if manifest.subject is None else manifest.subject.digest
+        subject = manifest.subject.digest if manifest.subject else None
         if manifest.artifactType != SIGSTORE or len(manifest.layers) != 1:
             raise refused(f"names a manifest of {manifest.artifactType[:80]!r}", self.where)
         if subject != self.digest:
             raise refused("has a signature of another bundle", self.where)
-        layer = manifest.layers[0]
-        signature = read_signature(self.blobs.read(layer), self.where)
+        (layer,) = manifest.layers
         self.blobs.sized(manifest.config)
-        return Signature(signature, descriptor), {
-            descriptor.blob,
-            layer.blob,
-            manifest.config.blob,
-        }
+        return Signature(
+            bundle=read_signature(self.blobs.read(layer), self.where),
+            descriptor=descriptor,
+            blobs=frozenset((descriptor.blob, layer.blob, manifest.config.blob)),
+        )
 
     def digests(self) -> dict[str, str]:
         """Return the sha256 of every file by its path, as signatures name them."""
@@ -234,10 +232,11 @@ class Bundle:
         raise problem
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Compare every blob with the digest that it is named by.
+        """Compare every blob with the digest that it is named by, and engines with their groups.
 
         Raises:
-            IntegrityError: one differs; names the file.
+            IntegrityError: one differs; names the file. Or an engine is not for the GPUs, or by
+                the builder, that its group says.
         """
         paths = {f"{BLOBS}{digest}": path for path, digest in self.digests().items()}
         sizes = {n: m.size for n, m in self.blobs.members.items() if n.startswith(BLOBS)}
@@ -246,6 +245,18 @@ class Bundle:
             done += self.blobs.copy(name, None, paths.get(name, name))
             if progress is not None:
                 progress(done, total)
+        for group in self.facts.groups:
+            for file in group.files:
+                self._require_engine(group, file)
+
+    def _require_engine(self, group: TargetGroup, file: BundleFile) -> None:
+        if not file.bytes or not file.path.endswith(".engine"):
+            return
+        with self.blobs.mapped(BLOBS + file.sha256) as plan:
+            header = parse_plan_header(plan, file.path)
+        problem = None if header is None else plan_problem(header, group.version, group.targets)
+        if problem is not None:
+            raise refused(f"{file.path} {problem}", self.where)
 
     def extract(self, files: Sequence[BundleFile], folder: Path) -> None:
         """Write files below a folder, each compared with its digest as it is written.

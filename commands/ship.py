@@ -1,0 +1,176 @@
+"""Define the commands that ship engines: one signed bundle, its keys and its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ..workspace.workspace import Workspace
+from .console import ConsoleReporter, print_json
+from .groups import command, option
+from .options import PathArgument, json_option, workspace_argument
+from .perform import quantization_name
+
+MB = 1e6
+require_key_option = click.option(
+    "--require-key",
+    "keys",
+    multiple=True,
+    type=PathArgument(),
+    help="Public key that must have signed the bundle. Repeatable: one of them.",
+)
+
+
+@command()
+@workspace_argument
+@click.option("--name", default=None, help="Name of the quantization. [default: int8]")
+@click.option("-o", "--output", type=PathArgument(), required=True, help="The bundle's file.")
+@option("--key", group="Signature", type=PathArgument(), help="Private key to sign with.")
+@option(
+    "--license",
+    "licenses",
+    group="Contents",
+    multiple=True,
+    type=PathArgument(),
+    help="Licence of the weights. Repeatable. [default: that of shipped weights]",
+)
+@option(
+    "--with-reference",
+    group="Contents",
+    is_flag=True,
+    help="Also the FP32 and Q/DQ graphs that `validate` compares with.",
+)
+@json_option
+def bundle(
+    workspace: Path,
+    name: str | None,
+    output: Path,
+    key: Path | None,
+    licenses: Sequence[Path],
+    with_reference: bool,
+    as_json: bool,
+) -> None:
+    """Pack the engines of WORKSPACE into one file, an OCI image layout, and sign it.
+
+    \b
+    Example: arvg-trt bundle out/demo --name int8 --key ci.key -o demo.tar
+    """
+    from ..pipeline.ship import bundle_workspace
+
+    called = quantization_name(name, None)
+    with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
+        made = bundle_workspace(
+            opened,
+            called,
+            output,
+            reporter,
+            key=key,
+            licenses=licenses,
+            reference=with_reference,
+        )
+    if as_json:
+        print_json(made)
+        return
+    signed = f"signed by {made.signed_by[:16]}" if made.signed_by else "not signed"
+    click.echo(f"{made.written}: {made.bytes / MB:.1f} MB, {', '.join(made.groups)}; {signed}")
+    click.echo(made.digest)
+
+
+@command()
+@click.argument("output", metavar="NAME", type=PathArgument())
+@json_option
+def keygen(output: Path, as_json: bool) -> None:
+    """Make a pair of keys to sign bundles with: NAME.key, which stays secret, and NAME.pub.
+
+    ARVG_TRT_KEY_PASSWORD encrypts the private key, and opens it when something is signed.
+
+    \b
+    Example: arvg-trt keygen ci
+    """
+    from ..pipeline.ship import make_keys
+
+    private, public = make_keys(output)
+    if as_json:
+        print_json({"written": [private, public]})
+        return
+    click.echo(f"{private}: keep it secret; it signs")
+    click.echo(f"{public}: give it to devices; it verifies")
+
+
+@command()
+@click.argument("file", type=PathArgument())
+@click.option("--key", type=PathArgument(), required=True, help="Private key to sign with.")
+@click.option("-o", "--output", type=PathArgument(), help="Another file. [default: FILE itself]")
+@json_option
+def sign(file: Path, key: Path, output: Path | None, as_json: bool) -> None:
+    """Sign the bundle FILE; signatures of other keys stay.
+
+    \b
+    Example: arvg-trt sign demo.tar --key release.key
+    """
+    from ..pipeline.ship import sign_file
+
+    with ConsoleReporter(quiet=as_json) as reporter:
+        made = sign_file(file, key, output, reporter)
+    if as_json:
+        print_json(made)
+        return
+    click.echo(f"{made.written}: signed by {made.signed_by[:16]}")
+
+
+@command()
+@click.argument("file", type=PathArgument())
+@require_key_option
+@json_option
+def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
+    """Check every byte of the bundle FILE and its signature; say what of it opens here.
+
+    Nothing in it is opened. A bundle that is damaged, changed, or not signed as required exits
+    with 12.
+
+    \b
+    Example: arvg-trt verify demo.tar --require-key ci.pub
+    """
+    from ..pipeline.ship import verify_file
+
+    with ConsoleReporter(quiet=as_json) as reporter:
+        found = verify_file(file, keys, reporter)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"{found.bundle}: {found.model}, {found.name}; every byte is as it was packed")
+    click.echo(found.digest)
+    for name in found.signed_by:
+        click.echo(f"signed by {name}")
+    if not found.signed_by:
+        hints = ", ".join(hint[:16] for hint in found.signatures)
+        text = f"signed by {hints}, unchecked: no key is required" if hints else "not signed"
+        click.echo(text)
+    for step in found.chain:
+        state = "opens here" if step.opens else "does not open here"
+        click.echo(f"{step.group}: {step.step}, {state}: {step.reason}")
+
+
+@command()
+@click.argument("file", type=PathArgument())
+@click.option("-o", "--output", type=PathArgument(), required=True, help="A new folder.")
+@click.option("--group", help="One target group, as `verify` lists them. [default: all]")
+@require_key_option
+@json_option
+def unpack(
+    file: Path, output: Path, group: str | None, keys: Sequence[Path], as_json: bool
+) -> None:
+    """Unpack the bundle FILE, or what one kind of device takes, to a folder.
+
+    \b
+    Example: arvg-trt unpack demo.tar --group cpu -o engines/
+    """
+    from ..pipeline.ship import unpack_file
+
+    files = unpack_file(file, output, group, keys)
+    if as_json:
+        print_json({"written": output, "files": [file.path for file in files]})
+        return
+    click.echo(f"{output}: {len(files)} files, {sum(f.bytes for f in files) / MB:.1f} MB")

@@ -1,0 +1,155 @@
+"""Collect the files of a workspace that a bundle ships, by the devices that take them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ...errors import WorkspaceError
+from ...runtime.bundle.layout import SCHEMA_VERSION, BundleFacts, BundleFile, GroupKind, TargetGroup
+from ...runtime.bundle.plan_header import plan_problem, read_plan_header
+from ...workspace.facts import EngineFacts, Exported, facts, model_name
+from ...workspace.files import sha256_file
+from ...workspace.manifest import MANIFEST, Manifest
+from ...workspace.stage import require_outputs, tool_version
+from ...workspace.verify import verify
+from ...workspace.workspace import WORKSPACE_FILE, Workspace
+from ..facts import BuildFacts
+
+Source = Path | bytes
+KINDS: tuple[GroupKind, ...] = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Hold what a bundle says of itself, and where the bytes of each file are, by its path."""
+
+    facts: BundleFacts
+    sources: Mapping[str, Source]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSources:
+    """Hold a target group, and where the bytes of its files are, by their paths."""
+
+    group: TargetGroup
+    sources: Mapping[str, Source]
+
+
+def collect(
+    workspace: Workspace,
+    name: str,
+    documents: Mapping[str, bytes],
+    groups: Sequence[GroupSources],
+) -> Contents:
+    """Return the contents of a bundle of a quantization.
+
+    Raises:
+        WorkspaceError: there is no engine, or two groups have one name.
+    """
+    exported = Exported.open(workspace)
+    if not any(made.group.kind in KINDS for made in groups):
+        raise WorkspaceError(
+            f"has no engines of {name}",
+            where=str(workspace.root),
+            do=f"run `arvg-trt build {workspace.root} --name {name}` first",
+        )
+    held = BundleFacts(
+        version=SCHEMA_VERSION,
+        name=name,
+        model=model_name(exported.manifest),
+        kind=exported.kind,
+        quantization=name,
+        tool=f"arvg-trt {tool_version()}",
+        groups=tuple(made.group for made in groups),
+        documents=tuple(bundle_file(path, data) for path, data in sorted(documents.items())),
+    )
+    sources: dict[str, Source] = dict(documents)
+    for made in groups:
+        sources |= made.sources
+    return Contents(held, sources)
+
+
+def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
+    """Return a target group for each folder of engines of a quantization.
+
+    Raises:
+        WorkspaceError: one is not as it was built, or its files are not what its manifest says.
+    """
+    parent = workspace.root / "engines" / name
+    return tuple(engine_group(workspace.root, path) for path in sorted(parent.glob("[!.]*/")))
+
+
+def engine_group(root: Path, folder: Path) -> GroupSources:
+    manifest = verify(folder)
+    options = facts(manifest, EngineFacts, "options")
+    built = facts(manifest, BuildFacts)
+    kind = msgspec.convert(options.backend, GroupKind)
+    version = manifest.versions.get(kind, "")
+    for path in sorted(folder.glob("*.engine")):
+        header = read_plan_header(path)
+        problem = None if header is None else plan_problem(header, version, options.targets)
+        if problem is not None:
+            do = f"run `arvg-trt build --backend {kind}` again"
+            raise WorkspaceError(problem, where=str(path), do=do)
+    precisions = dict.fromkeys(row.precision for row in built.engines)
+    place = folder.relative_to(root)
+    files, sources = stage_files(root, folder, manifest)
+    group = TargetGroup(
+        name=folder.name if kind != "onnxruntime" else "cpu",
+        kind=kind,
+        folder=place.as_posix(),
+        version=version,
+        targets=options.targets,
+        precision=", ".join(precisions),
+        gpu=built.gpu or "",
+        files=files,
+    )
+    return GroupSources(group, sources)
+
+
+def reference_group(workspace: Workspace, name: str) -> GroupSources:
+    """Return what `validate` needs beside the engines: FP32 graphs, Q/DQ graphs, manifests.
+
+    Samples of the calibration stay at home: they may be nobody's to hand on.
+
+    Raises:
+        WorkspaceError: a stage was not run, or its files are not what it wrote.
+    """
+    root = workspace.root
+    require_outputs(workspace, "calibrate", stage="calibrate")
+    alone = (WORKSPACE_FILE, f"calibrate/{MANIFEST}")
+    sources: dict[str, Source] = {path: (root / path).read_bytes() for path in alone}
+    files = [bundle_file(path, (root / path).read_bytes()) for path in alone]
+    for parts, stage in ((("export",), "export"), (("quantize", name), "quantize")):
+        folder, manifest = require_outputs(workspace, *parts, stage=stage)
+        found, read = stage_files(root, folder, manifest)
+        files += found
+        sources |= read
+    group = TargetGroup(
+        name="reference", kind="reference", folder="export", precision="FP32", files=tuple(files)
+    )
+    return GroupSources(group, sources)
+
+
+def stage_files(
+    root: Path, folder: Path, manifest: Manifest
+) -> tuple[tuple[BundleFile, ...], dict[str, Source]]:
+    """Return the files of a stage's folder, by their paths in the workspace, and the manifest."""
+    files: list[BundleFile] = []
+    sources: dict[str, Source] = {}
+    for name in sorted((*manifest.outputs, MANIFEST)):
+        path = folder / name
+        place = path.relative_to(root).as_posix()
+        digest = manifest.outputs.get(name) or sha256_file(path)
+        files.append(BundleFile(path=place, sha256=digest, bytes=path.stat().st_size))
+        sources[place] = path
+    return tuple(files), sources
+
+
+def bundle_file(path: str, data: bytes) -> BundleFile:
+    return BundleFile(path=path, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))

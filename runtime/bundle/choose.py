@@ -1,0 +1,157 @@
+"""Choose what of a bundle runs on a device, and say of every step why or why not.
+
+An engine that was built for exactly this GPU comes first, then one that its back end takes here,
+then one that is built here from the bundle's ONNX, then that ONNX on CUDA, then the CPU's engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from ..devices import Device, Gpu
+from .layout import BundleFacts, TargetGroup
+
+Step = Literal["exact engine", "compatible engine", "build here", "CUDA", "CPU"]
+TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+PLUG_IN = "pip install 'arvg-trt[edge-rtx]'"
+CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+
+class ChainStep(msgspec.Struct, frozen=True, kw_only=True):
+    """Say whether one way to run a bundle is open here; `group` is what it would run."""
+
+    step: Step
+    group: str
+    opens: bool
+    reason: str
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the steps in their order; the first that opens is taken."""
+
+    steps: tuple[ChainStep, ...]
+
+    @property
+    def chosen(self) -> ChainStep | None:
+        return next((step for step in self.steps if step.opens), None)
+
+
+def choose(
+    facts: BundleFacts, device: Device, gpu: Gpu | None, builders: Sequence[str] = ()
+) -> Choice:
+    """Return the ways to run a bundle on a GPU of a device, or without one on its CPU.
+
+    `builders` are the back ends whose builder is installed here.
+    """
+    engines = [group for group in facts.groups if group.kind in TITLES]
+    steps = []
+    for step in ("exact engine", "compatible engine"):
+        for group in engines:
+            if (step == "exact engine") is (fits_exactly(group, gpu)):
+                problem = engine_problem(group, device, gpu)
+                reason = problem or fit_text(group, gpu)
+                steps.append(chain_step(step, group, problem is None, reason))
+    kit = facts.group("kit")
+    if kit is not None:
+        problem = build_problem(device, gpu, builders)
+        reason = problem or f"{builders[0]} builds it once, into the cache"
+        steps.append(chain_step("build here", kit, problem is None, reason))
+        problem = cuda_problem(device, gpu)
+        reason = problem or "ONNX Runtime runs the graphs in FP16, Q/DQ in floats"
+        steps.append(chain_step("CUDA", kit, problem is None, reason))
+    cpu = facts.group("onnxruntime")
+    if cpu is not None:
+        steps.append(chain_step("CPU", cpu, True, "ONNX Runtime runs it on every machine"))
+    return Choice(steps=tuple(steps))
+
+
+def chain_step(step: Step, group: TargetGroup, opens: bool, reason: str) -> ChainStep:
+    return ChainStep(step=step, group=group.name, opens=opens, reason=reason)
+
+
+def fits_exactly(group: TargetGroup, gpu: Gpu | None) -> bool:
+    """Return whether an engine was made for this GPU: of TensorRT, on one of this name."""
+    if gpu is None or f"sm{gpu.compute_capability}" not in group.targets:
+        return True  # it is refused in the first step, and named once
+    return group.kind == "tensorrt_rtx" or group.gpu == gpu.name
+
+
+def fit_text(group: TargetGroup, gpu: Gpu | None) -> str:
+    assert gpu is not None
+    where = f"{gpu.name}, sm{gpu.compute_capability}"
+    if group.kind == "tensorrt" and group.gpu != gpu.name:
+        return f"TensorRT {group.version} takes it on {where}; it was timed on {group.gpu}"
+    return f"{TITLES[group.kind]} {group.version} for {where}"
+
+
+def engine_problem(group: TargetGroup, device: Device, gpu: Gpu | None) -> str | None:
+    """Return why an engine does not open on a device; None if nothing speaks against it.
+
+    NVIDIA: engines of either back end are for the very version that built them. TensorRT's are for
+    one compute capability, those for RTX for the ones they were compiled for.
+    """
+    if gpu is None:
+        return device.driver_problem or "the CPU was asked for"
+    sm = f"sm{gpu.compute_capability}"
+    if sm not in group.targets:
+        return f"it is for {' '.join(group.targets)}, and this GPU is {sm} ({gpu.name})"
+    if group.bytes > gpu.memory_bytes:
+        return (
+            f"it has {group.bytes / 1e9:.1f} GB, and the GPU's memory {gpu.memory_bytes / 1e9:.1f}"
+        )
+    if group.kind == "tensorrt_rtx":
+        if device.rtx_provider is None:
+            return f"the provider of TensorRT for RTX is not installed: {PLUG_IN}"
+        found = device.rtx_version
+    else:
+        if TENSORRT_PROVIDER not in device.providers:
+            return "this ONNX Runtime has no TensorRT provider: pip install onnxruntime-gpu"
+        if device.tensorrt is None:
+            return "TensorRT is not installed: pip install 'arvg-trt[tensorrt]'"
+        found = device.tensorrt
+    if found is not None and not same_version(found, group.version):
+        return f"it was built by {TITLES[group.kind]} {group.version}, and here is {found}"
+    return None
+
+
+def same_version(one: str, other: str) -> bool:
+    """Return whether two versions agree in all the numbers that both have."""
+    return all(a == b for a, b in zip(one.split("."), other.split("."), strict=False))
+
+
+def build_problem(device: Device, gpu: Gpu | None, builders: Sequence[str]) -> str | None:
+    """Return why no engine can be built here."""
+    if gpu is None:
+        return device.driver_problem or "the CPU was asked for"
+    if not builders:
+        return "no builder is installed: pip install 'arvg-trt[tensorrt]', or on an RTX [rtx]"
+    return None
+
+
+def cuda_problem(device: Device, gpu: Gpu | None) -> str | None:
+    """Return why ONNX Runtime cannot run graphs on CUDA here."""
+    if gpu is None:
+        return device.driver_problem or "the CPU was asked for"
+    if CUDA_PROVIDER not in device.providers:
+        return "this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu"
+    return None
+
+
+def refusal(facts: BundleFacts, choice: Choice) -> str:
+    """Return one line that says why nothing of a bundle runs here."""
+    first = next(iter(choice.steps), None)
+    reasons = "; ".join(dict.fromkeys(f"{s.group}: {s.reason}" for s in choice.steps))
+    return f"nothing in it runs here: {reasons}" if first else "it has no engine and no graph"
+
+
+def chain_text(choice: Choice) -> list[str]:
+    """Return the chain as lines: what is taken, and what comes before and after it."""
+    chosen = choice.chosen
+    lines = []
+    for step in choice.steps:
+        mark = "->" if step is chosen else ("  " if step.opens else " x")
+        lines.append(f"{mark} {step.step:<17} {step.group}: {step.reason}")
+    return lines

@@ -1,0 +1,81 @@
+"""Find the keys by which a bundle must be signed on this device.
+
+The administrator's configuration, the user's, the environment and an option each may name public
+keys. A bundle must be signed by one key of each of them, so that none weakens another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ...errors import IntegrityError
+from ...workspace.files import UNDECODABLE, said
+from .reader import Bundle
+from .signature import read_public_key
+
+KEYS_VARIABLE = "ARVG_TRT_REQUIRE_KEY"
+SYSTEM_CONFIG = Path("/etc/arvg-trt/config.toml")
+CONFIG_NAME = Path("arvg-trt/config.toml")
+
+KeySet = tuple[tuple[str, ec.EllipticCurvePublicKey], ...]
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Hold a device's configuration; paths are relative to its file."""
+
+    require_keys: tuple[str, ...] = ()
+
+
+def required_keys(option: Sequence[Path] = ()) -> tuple[KeySet, ...]:
+    """Return the sets of public keys that must each have signed, those of `option` last.
+
+    Raises:
+        IntegrityError: a configuration or a key cannot be read. A key that is named and missing
+            is never taken for a key that is not required.
+    """
+    sets = [config_keys(path) for path in (SYSTEM_CONFIG, user_config())]
+    listed = os.environ.get(KEYS_VARIABLE, "")
+    sets.append([Path(part) for part in listed.split(os.pathsep) if part])
+    sets.append(list(option))
+    return tuple(tuple((str(path), load_key(path)) for path in paths) for paths in sets if paths)
+
+
+def user_config() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / CONFIG_NAME
+
+
+def config_keys(path: Path) -> list[Path]:
+    """Return the keys that a configuration names; none where there is no such file."""
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=Config)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, *UNDECODABLE) as error:
+        what = f"cannot be read: {said(error)}"
+        raise IntegrityError(
+            what, where=str(path), do='write require_keys = ["KEY.pub"]'
+        ) from error
+    return [path.parent / key for key in config.require_keys]
+
+
+def load_key(path: Path) -> ec.EllipticCurvePublicKey:
+    try:
+        return read_public_key(path)
+    except OSError as error:
+        what = f"the required key cannot be read: {error.strerror}"
+        raise IntegrityError(what, where=str(path), do="name the public key's file") from error
+
+
+def require_trust(bundle: Bundle, option: Sequence[Path] = ()) -> tuple[str, ...]:
+    """Return the names of the keys that signed a bundle, one of each set that is required.
+
+    Raises:
+        IntegrityError: one of them did not.
+    """
+    return tuple(bundle.require_signature(keys) for keys in required_keys(option))
