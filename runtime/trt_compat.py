@@ -5,7 +5,6 @@ Nothing is imported before it is asked for, so a machine without either package 
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ..errors import BuildError
+from .devices import driver_facts
 
 Backend = Literal["tensorrt_rtx", "tensorrt"]
 
 _EXTRA: dict[Backend, str] = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 _TITLE: dict[Backend, str] = {"tensorrt_rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
-_CUDA_DRIVER = "libcuda.so.1"
-_CUDA_ATTRIBUTE_MAJOR, _CUDA_ATTRIBUTE_MINOR = 75, 76
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +91,8 @@ def version(backend: Backend) -> str:
 
 def device_compute_capability() -> int | None:
     """Return the first GPU's compute capability, 86 for 8.6; None without a GPU."""
-    try:
-        driver = ctypes.CDLL(_CUDA_DRIVER)
-    except OSError:
-        return None
-    device, value = ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-        return None
-    numbers = []
-    for attribute in (_CUDA_ATTRIBUTE_MAJOR, _CUDA_ATTRIBUTE_MINOR):
-        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
-            return None
-        numbers.append(value.value)
-    return 10 * numbers[0] + numbers[1]
+    gpus, _, _ = driver_facts()
+    return gpus[0].compute_capability if gpus else None
 
 
 def _recorder(module: ModuleType) -> Any:
