@@ -7,7 +7,7 @@ precision; any other tensor is to stay in FP32 in the FP16 copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -21,7 +21,8 @@ from ..graph.io import graph_bytes, load_graph
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import Plan, SitePlan
 from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, default_session, read_spec
-from ..runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, Array, DeviceValue, OnnxRuntimeSession
+from ..runtime.sessions.open import SLOW_OPTIMIZERS, open_session
+from ..runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
 from ..samples.files import Arrays
 from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import Reporter
@@ -172,7 +173,7 @@ def collect_loop_absmax(export: Path, site_map: SiteMap, *, progress: Progress) 
     _, spec = read_spec(export)
     plain, passes = default_session(spec), choose_sampling(spec).iterations
 
-    def opened(path: Path, threads: int) -> OnnxRuntimeSession:
+    def opened(path: Path, threads: int) -> Session:
         watching = path.stem in absmax
         return AbsmaxSession(path, absmax[path.stem]) if watching else plain(path, threads)
 
@@ -184,7 +185,7 @@ def collect_loop_absmax(export: Path, site_map: SiteMap, *, progress: Progress) 
     return absmax
 
 
-class AbsmaxSession(OnnxRuntimeSession):
+class AbsmaxSession(SessionObserver):
     """Run a graph and keep in `absmax` the largest magnitude of each tensor.
 
     Its runs return the graph's own outputs alone: a loop takes others of a step for caches.
@@ -195,7 +196,9 @@ class AbsmaxSession(OnnxRuntimeSession):
         self._own = [str(value.name) for value in model.graph.outputs]
         observe_absmax(model.graph)
         super().__init__(
-            path, optimized=True, lean=True, graph=graph_bytes(model), disabled=SLOW_OPTIMIZERS
+            open_session(
+                path, optimized=True, lean=True, graph=graph_bytes(model), disabled=SLOW_OPTIMIZERS
+            )
         )
         self._absmax = absmax
 
@@ -204,8 +207,10 @@ class AbsmaxSession(OnnxRuntimeSession):
         self._keep(found)
         return {name: found[name] for name in self._own}
 
-    def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
-        found = super().run_on_device(feeds)
+    def run_on_device(
+        self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
+    ) -> dict[str, DeviceValue]:
+        found = super().run_on_device(feeds, host)
         self._keep({name: value.numpy() for name, value in found.items()})
         return {name: found[name] for name in self._own}
 

@@ -22,7 +22,7 @@ from .folders import require_session, verified
 from .images import Uint8Image, from_model
 from .loop import Latents, Loop, OpenSession
 from .sampling import Sampling, Tokens, image_streams
-from .sessions.onnxruntime import fast_session, mapped_session
+from .sessions.open import fast_session, mapped_session
 from .spec import TEACHER_FORCED as TEACHER_FORCED
 from .spec import GeneratorSpec
 

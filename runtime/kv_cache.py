@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleError, GenerationError
-from .sessions.onnxruntime import DeviceValue, OnnxRuntimeSession
+from .sessions.session import DeviceValue, Session
 
 PAST = re.compile(r"past_(key|value)\.(\d+)")
 CACHE = re.compile(r"(past|present)_(key|value)\.(\d+)")
@@ -29,7 +29,7 @@ class KvCache:
         self.length = length
 
     @classmethod
-    def empty(cls, session: OnnxRuntimeSession, nothing: NDArray[np.generic]) -> KvCache:
+    def empty(cls, session: Session, nothing: NDArray[np.generic]) -> KvCache:
         """Return the cache before the first step, P = 0.
 
         A first step of fixed shapes has no such inputs. `nothing` is [rows, heads, 0, head_dim] of
@@ -68,7 +68,7 @@ def past_name(present: str) -> str:
 
 
 def require_caches(
-    session: OnnxRuntimeSession, depth: int, kind: str = "float32", *, first: bool = False
+    session: Session, depth: int, kind: str = "float32", *, first: bool = False
 ) -> None:
     """Raise BundleError unless each of `depth` blocks has a key and a value cache.
 

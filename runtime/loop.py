@@ -13,10 +13,10 @@ from ..errors import BundleError, GenerationError
 from .images import FloatImage
 from .kv_cache import KvCache, require_caches
 from .sampling import Logits, Sampling, Tokens, exponential_noise, guide, sample
-from .sessions.onnxruntime import Array, DeviceValue, OnnxRuntimeSession
+from .sessions.session import Array, DeviceValue, Session
+from .sessions.session import OpenSession as OpenSession
 from .spec import KvType
 
-OpenSession = Callable[[Path, int], OnnxRuntimeSession]
 Latents = NDArray[np.float32]
 
 
@@ -41,7 +41,7 @@ class Loop(Protocol):
 
 def open_graphs(
     folder: Path, names: Sequence[str], session: OpenSession, threads: int
-) -> dict[str, OnnxRuntimeSession]:
+) -> dict[str, Session]:
     """Open sessions of an export folder's graphs, by their names.
 
     Raises:
@@ -118,7 +118,7 @@ class CachedSteps:
     cache.
     """
 
-    def __init__(self, graphs: Sequence[OnnxRuntimeSession], spec: CacheSpec) -> None:
+    def __init__(self, graphs: Sequence[Session], spec: CacheSpec) -> None:
         """Check the caches and the vocabulary of the graphs.
 
         Raises:
@@ -152,13 +152,13 @@ class CachedSteps:
         self.path = graph.path
         self._next += 1
         outputs = graph.run_on_device(
-            {"position_ids": positions, **feeds, **self._cache.feeds(rows)}
+            {"position_ids": positions, **feeds, **self._cache.feeds(rows)}, host=("logits",)
         )
         self._cache = self._cache.after(outputs, n)
         return outputs["logits"].numpy().astype(np.float32, copy=False)
 
 
-def require_vocabulary(graph: OnnxRuntimeSession, size: int) -> None:
+def require_vocabulary(graph: Session, size: int) -> None:
     """Raise BundleError for logits of another vocabulary than `generator.json` says."""
     shape = graph.shapes.get("logits") or (None,)
     if isinstance(shape[-1], int) and shape[-1] != size:

@@ -15,7 +15,8 @@ from ..errors import BundleError
 from ..workspace.manifest import MANIFEST
 from .folders import verified
 from .images import FloatImage, Uint8Image, crop_back, from_model, pad_to_multiple, to_model
-from .sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
+from .sessions.open import fast_session, reference_session
+from .sessions.session import Session
 
 MOST_STRIDE = 1024
 
@@ -33,9 +34,9 @@ class ImageTokenizer:
 
     def __init__(
         self,
-        encoder: OnnxRuntimeSession,
-        decoder: OnnxRuntimeSession,
-        lookup: OnnxRuntimeSession | None = None,
+        encoder: Session,
+        decoder: Session,
+        lookup: Session | None = None,
     ) -> None:
         """Take sessions; `lookup` turns tokens into the latent that the decoder takes.
 
@@ -78,7 +79,7 @@ class ImageTokenizer:
         cls,
         folder: str | PathLike[str],
         *,
-        session: Callable[[Path, int], OnnxRuntimeSession] = fast_session,
+        session: Callable[[Path, int], Session] = fast_session,
         threads: int = 0,
         verify: bool = True,
     ) -> ImageTokenizer:

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save
 from ..errors import BundleError, CalibrationError
 from ..runtime.images import Uint8Image, load_image, save_image, to_model
 from ..runtime.recording import GraphRun as GraphRun
-from ..runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
+from ..runtime.sessions.open import fast_session
+from ..runtime.sessions.session import Session
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -157,7 +158,7 @@ def feeds_of(
 class GraphChain:
     """Sessions of one folder's graphs, run one after the other."""
 
-    def __init__(self, sessions: Mapping[str, OnnxRuntimeSession]) -> None:
+    def __init__(self, sessions: Mapping[str, Session]) -> None:
         self.sessions = dict(sessions)
 
     @classmethod
@@ -166,7 +167,7 @@ class GraphChain:
         folder: Path,
         graphs: Sequence[str],
         *,
-        session: Callable[[Path, int], OnnxRuntimeSession] = fast_session,
+        session: Callable[[Path, int], Session] = fast_session,
         threads: int = 0,
     ) -> GraphChain:
         """Raises BundleError for a graph that is missing or does not load."""

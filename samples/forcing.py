@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.sessions.onnxruntime import fast_session
+from ..runtime.sessions.open import fast_session
 from ..runtime.spec import TEACHER_FORCED
 from .files import Array
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from ...graph.sites import Site
 from ...numerics.noise import SignalAndNoise
 from ...runtime.generator import TEACHER_FORCED, Generated, Generator
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ...runtime.sessions.open import open_session
 from ...samples.files import load_sample, sample_batches, sample_files
 from ...validate.metrics.logits import log_softmax
 
@@ -75,7 +75,7 @@ def graph_model(folder: Path, tensors: Sequence[str] = ()) -> Model:
     graph = onnx.load(path, load_external_data=False)
     for name in dict.fromkeys(tensors):
         graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    session = OnnxRuntimeSession(path, optimized=False, graph=graph.SerializeToString())
+    session = open_session(path, optimized=False, graph=graph.SerializeToString())
     return lambda feeds: session.run(feeds, ["logits", *tensors])
 
 

@@ -26,7 +26,7 @@ from ...quantize.run import quantize_model
 from ...quantize.token_qparams import grid_candidates
 from ...recipe.quantize import QuantizeOptions
 from ...runtime.generator import TEACHER_FORCED
-from ...runtime.sessions.onnxruntime import reference_session
+from ...runtime.sessions.open import reference_session
 from ...samples.files import Array, load_sample, sample_files
 from ...workspace.files import decode_json
 from ..common import QuietReporter

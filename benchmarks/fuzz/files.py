@@ -32,7 +32,7 @@ from ...recipe.file import PRESETS, load_recipe
 from ...recipe.quantize import QuantizeOptions
 from ...runtime.files import read_codes
 from ...runtime.generator import SPEC_FILE, check_labels, choose_sampling, read_spec
-from ...runtime.sessions.onnxruntime import fast_session, reference_session
+from ...runtime.sessions.open import fast_session, reference_session
 from ...runtime.tokenizer import ImageTokenizer
 from ...samples.files import load_sample
 from ...samples.images import open_source

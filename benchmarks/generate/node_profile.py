@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ...runtime.sessions.onnxruntime import SLOW_OPTIMIZERS
+from ...runtime.sessions.open import SLOW_OPTIMIZERS
 from ...runtime.spec import GeneratorSpec
 
 ROUNDS = 4

@@ -30,7 +30,7 @@ from ...families.rar.model import RarTransformer
 from ...families.variants import find_model
 from ...runtime.generator import Generator, read_spec
 from ...runtime.kv_cache import KvCache
-from ...runtime.sessions.onnxruntime import fast_session
+from ...runtime.sessions.open import fast_session
 from ...validate.metrics.latency import interleaved, ratio
 from ..common import RESULTS, environment, environment_line, markdown_table, write_results
 from ..random_checkpoint import load_transformer, weights_of

@@ -34,7 +34,8 @@ from ...recipe.build import BuildOptions
 from ...recipe.calibrate import CalibrateOptions
 from ...recipe.quantize import QuantizeOptions
 from ...runtime.generator import Generator
-from ...runtime.sessions.onnxruntime import Array, OnnxRuntimeSession, fast_session
+from ...runtime.sessions.open import fast_session, open_session
+from ...runtime.sessions.session import Array, Session, SessionObserver
 from ...samples.files import load_sample, sample_files
 from ...validate.metrics.latency import Latency, interleaved, ratio
 from ...workspace.workspace import Workspace
@@ -79,11 +80,11 @@ def make(workspace: Path, checkpoint: Path, model: str, samples: int) -> None:
         build_stage(opened, NAME, BuildOptions(), reporter)
 
 
-class Caught(OnnxRuntimeSession):
+class Caught(SessionObserver):
     """Stand in for a decoder: keep what it is fed, and give black pictures at once."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, optimized=False, threads=threads, mapped=True)
+        super().__init__(open_session(path, optimized=False, threads=threads, mapped=True))
         self.fed: list[Array] = []
 
     def run(
@@ -99,7 +100,7 @@ def tokens_only(folder: Path, threads: int) -> tuple[Generator, list[Caught]]:
     """Open a generator whose decoder does nothing."""
     caught: list[Caught] = []
 
-    def session(path: Path, threads: int) -> OnnxRuntimeSession:
+    def session(path: Path, threads: int) -> Session:
         if path.stem != "decoder":
             return fast_session(path, threads)
         caught.append(Caught(path, threads))
@@ -115,10 +116,10 @@ def latents(export: Path, labels: Sequence[int]) -> NDArray[np.generic]:
     return np.concatenate(caught[0].fed)
 
 
-def with_decoder(decoder: Path) -> Callable[[Path, int], OnnxRuntimeSession]:
+def with_decoder(decoder: Path) -> Callable[[Path, int], Session]:
     """Return what opens sessions of an engine folder, but another decoder."""
 
-    def session(path: Path, threads: int) -> OnnxRuntimeSession:
+    def session(path: Path, threads: int) -> Session:
         return fast_session(decoder if path.stem == "decoder" else path, threads)
 
     return session

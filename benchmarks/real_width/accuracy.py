@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ...errors import BundleError
 from ...numerics.noise import SignalAndNoise
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session, reference_session
+from ...runtime.sessions.open import fast_session, open_session, reference_session
+from ...runtime.sessions.session import Session
 from ..common import Measured
 from .report import Accuracy
 
@@ -42,7 +43,7 @@ class Candidate:
             return Codec(*(fast_session(self.executed / f"{g}.onnx", threads) for g in GRAPHS))
         return Codec(
             *(
-                OnnxRuntimeSession(self.executed / f"{g}.onnx", optimized=True, threads=threads)
+                open_session(self.executed / f"{g}.onnx", optimized=True, threads=threads)
                 for g in GRAPHS
             )
         )
@@ -52,8 +53,8 @@ class Candidate:
 class Codec:
     """Run both halves of a discrete tokenizer, whatever tool wrote the graphs."""
 
-    encoder: OnnxRuntimeSession
-    decoder: OnnxRuntimeSession
+    encoder: Session
+    decoder: Session
 
     def encode(self, image: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
         outputs = self.encoder.run({"image": image})

@@ -28,7 +28,7 @@ from ...families.cosmos.config import CosmosConfig
 from ...families.variants import find_model
 from ...graph.sites import SiteMap, load_sites
 from ...runtime.images import load_image, to_model
-from ...runtime.sessions.onnxruntime import fast_session
+from ...runtime.sessions.open import fast_session
 from ...samples.images import open_source
 from ...validate.metrics.latency import Latency, interleaved, ratio
 from ...workspace.files import decode_json

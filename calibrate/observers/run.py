@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ...errors import CalibrationError
 from ...graph.io import float_outputs, graph_bytes, input_names, load_graph
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
+from ...runtime.sessions.open import open_session, reference_session
+from ...runtime.sessions.session import Session
 from ...samples.files import feeds_of, sample_batches, sample_files, sample_labels
 from .reduce import ROW_KINDS, only_finite
 
@@ -104,16 +105,14 @@ def open_instrumented(
     threads: int = 0,
     *,
     finite: bool = False,
-) -> OnnxRuntimeSession:
+) -> Session:
     """Open a graph with observers, which see 0 for NaN and infinity where `finite`."""
     model = load_graph(path)
     if finite:
         only_finite(model.graph)
     instrument(graph, model.graph)
     data = graph_bytes(model)
-    return OnnxRuntimeSession(
-        path, optimized=True, lean=True, graph=data, threads=threads, fused=False
-    )
+    return open_session(path, optimized=True, lean=True, graph=data, threads=threads, fused=False)
 
 
 def require_finite(

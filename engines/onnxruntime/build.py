@@ -16,7 +16,7 @@ from ...graph.group_norm import ExpandGroupNormsPass
 from ...graph.io import read_graph
 from ...graph.passes import Sequential
 from ...numerics.noise import masked_sqnr_db
-from ...runtime.sessions.onnxruntime import reference_session
+from ...runtime.sessions.open import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, Arrays, GraphChain, load_sample, sample_files
 from ...workspace.files import open_tensors
 from ..facts import EngineRow, SiteException

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...graph.io import read_graph
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ...runtime.sessions.open import open_session
 from .integers import UINT8_MAX, Ranges, output_qparams
 
 Array = NDArray[np.generic]
@@ -62,7 +62,7 @@ def outputs_of(
             value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
             if value.name not in known:
                 model.graph.outputs.append(value)
-        session = OnnxRuntimeSession(
+        session = open_session(
             source, optimized=False, graph=ir.to_proto(model).SerializeToString()
         )
         for each in feeds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,8 @@ from ...graph.io import read_graph
 from ...graph.weight_file import SharedWeights
 from ...numerics.noise import decibels
 from ...runtime.generator import OTHER_GRAPHS, SPEC_FILE, TEACHER_FORCED, Generator
-from ...runtime.sessions.onnxruntime import (
-    SLOW_OPTIMIZERS,
-    Array,
-    DeviceValue,
-    OnnxRuntimeSession,
-    reference_session,
-)
+from ...runtime.sessions.open import SLOW_OPTIMIZERS, open_session, reference_session
+from ...runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
 from ...samples.files import graph_of, load_sample, sample_files
 from ..facts import EngineRow
 from .build import (
@@ -97,7 +92,7 @@ def check_loop(source: Path, engine: Path) -> None:
     """
     opened: list[ComparedSession] = []
 
-    def session(path: Path, threads: int) -> OnnxRuntimeSession:
+    def session(path: Path, threads: int) -> Session:
         opened.append(ComparedSession(path, source / path.name, threads))
         return opened[-1]
 
@@ -136,11 +131,13 @@ def require_close(compared: ComparedSession) -> None:
             )
 
 
-class ComparedSession(OnnxRuntimeSession):
+class ComparedSession(SessionObserver):
     """Run an engine's graph, and compare its first runs with the graph it was made from."""
 
     def __init__(self, path: Path, source: Path, threads: int) -> None:
-        super().__init__(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
+        super().__init__(
+            open_session(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
+        )
         self._source = reference_session(source, threads)
         self._runs = 0
         # Sums of squares of each output of the source and of the difference.
@@ -153,8 +150,10 @@ class ComparedSession(OnnxRuntimeSession):
         self._compare(feeds, found)
         return found
 
-    def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
-        found = super().run_on_device(feeds)
+    def run_on_device(
+        self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
+    ) -> dict[str, DeviceValue]:
+        found = super().run_on_device(feeds, host)
         self._compare(feeds, found)
         return found
 

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ...runtime.sessions.open import open_session
+from ...runtime.sessions.session import Session
 from ..tracing import OPSET
 from .norms import MARK
 
@@ -68,7 +69,7 @@ def drift(x: Floats, groups: int, epsilon: float) -> float:
     return float(np.abs(value - wanted).max(initial=0.0))
 
 
-def operator(channels: int, groups: int, epsilon: float) -> OnnxRuntimeSession:
+def operator(channels: int, groups: int, epsilon: float) -> Session:
     """Open a session of one GroupNormalization without an affine."""
     x = ir.val("x", ir.DataType.FLOAT, ["n", channels, "h", "w"])
     affine = {"scale": np.ones(channels, np.float32), "bias": np.zeros(channels, np.float32)}
@@ -85,4 +86,4 @@ def operator(channels: int, groups: int, epsilon: float) -> OnnxRuntimeSession:
         name="norm",
     )
     model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    return OnnxRuntimeSession(Path("norm.onnx"), optimized=False, graph=model)
+    return open_session(Path("norm.onnx"), optimized=False, graph=model)

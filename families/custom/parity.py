@@ -14,7 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...errors import ArvgError, BundleError, ExportError
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
+from ...runtime.sessions.open import open_session, reference_session
+from ...runtime.sessions.session import Session
 from .constants import WIDENED
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -115,7 +116,7 @@ def learn_ranks(path: Path, canonical: Path, model: ir.Model, values: Sequence[i
                 value.dtype = value.dtype or ir.DataType.FLOAT
                 observed.graph.outputs.append(value)
     data = bytes(ir.to_proto(observed).SerializeToString())
-    session = OnnxRuntimeSession(canonical, optimized=False, graph=data)
+    session = open_session(canonical, optimized=False, graph=data)
     found = session.run(feeds[0], [str(value.name) for value in values])
     for value in values:
         value.shape = ir.Shape([None] * found[str(value.name)].ndim)
@@ -138,10 +139,10 @@ def blamed_on_file(path: Path) -> Iterator[None]:
         raise
 
 
-def open_original(path: Path) -> OnnxRuntimeSession:
+def open_original(path: Path) -> Session:
     """Open the file unchanged, except that sizes of 0 and below in its ends are dynamic."""
     try:
-        return OnnxRuntimeSession(path, optimized=False, graph=with_open_dimensions(path))
+        return open_session(path, optimized=False, graph=with_open_dimensions(path))
     except BundleError as error:
         raise ExportError(
             error.what, where=str(path), do="check the file with onnx.checker"
@@ -164,7 +165,7 @@ def with_open_dimensions(path: Path) -> bytes | None:
 
 
 def first_that_runs(
-    session: OnnxRuntimeSession, path: Path, model: ir.Model
+    session: Session, path: Path, model: ir.Model
 ) -> tuple[list[Arrays], list[Arrays]]:
     """Return seeded inputs of the first size that the file takes, and its outputs."""
     problem: BundleError | None = None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ...runtime.sessions.open import open_session
+from ...runtime.sessions.session import Session
 from ...workspace.facts import TokenizerFacts
 from ...workspace.files import encode_json
 from ..base import Exporter
@@ -85,7 +86,7 @@ def is_gsq(config: object) -> TypeGuard[GsqConfig]:
     return isinstance(config, GsqConfig)
 
 
-def precise_norms(path: Path) -> OnnxRuntimeSession:
+def precise_norms(path: Path) -> Session:
     """A graph whose group norms are in the form that ONNX Runtime has a kernel for.
 
     It runs GroupNormalization as a difference of two means of squares. Where an adaptive norm has
@@ -98,7 +99,7 @@ def precise_norms(path: Path) -> OnnxRuntimeSession:
     model = ir.load(path)
     ExpandGroupNormsPass()(model)
     graph = ir.to_proto(model).SerializeToString()
-    return OnnxRuntimeSession(path, optimized=True, graph=graph)
+    return open_session(path, optimized=True, graph=graph)
 
 
 def tokenizer_facts(config: GsqConfig) -> TokenizerFacts:

@@ -14,7 +14,7 @@ import numpy as np
 from ...runtime.generator import choose_sampling
 from ...runtime.images import Uint8Image, shrunk_crop, to_model
 from ...runtime.recording import Array, GraphRun
-from ...runtime.sessions.onnxruntime import fast_session
+from ...runtime.sessions.open import fast_session
 from ...runtime.tokenizer import ImageTokenizer
 from .diffusion import Diffusion
 from .loop import masked_counts

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...export.facts import Difference
 from ...export.parity import Arrays, difference, require
-from ...runtime.sessions.onnxruntime import fast_session, mapped_session
+from ...runtime.sessions.open import fast_session, mapped_session
 from ...runtime.spec import TIMES
 from ..kl_vae.model import KlVae
 from .diffusion import Diffusion

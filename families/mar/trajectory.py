@@ -18,7 +18,8 @@ from ...runtime.generator import Generated, Generator
 from ...runtime.images import Uint8Image
 from ...runtime.recording import Array, Arrays, GraphRun, Trajectories
 from ...runtime.sampling import Sampling
-from ...runtime.sessions.onnxruntime import SLOW_OPTIMIZERS, OnnxRuntimeSession
+from ...runtime.sessions.open import SLOW_OPTIMIZERS, open_session
+from ...runtime.sessions.session import SessionObserver
 from ...runtime.spec import TIMES as TRAINED_TIMES
 from .image_runs import image_runs
 from .recorded_runs import PASSES, TIMES, choose_runs
@@ -122,11 +123,13 @@ def condition_of(rows: int, outputs: Arrays) -> dict[str, Array]:
     return {"condition": np.ascontiguousarray(tokens_condition.reshape(rows, -1))}
 
 
-class Recorder(OnnxRuntimeSession):
+class Recorder(SessionObserver):
     """Run a graph, for speed or `exact`, and record what it is fed in chosen runs."""
 
     def __init__(self, path: Path, threads: int, *, exact: bool) -> None:
-        super().__init__(path, optimized=not exact, threads=threads, disabled=SLOW_OPTIMIZERS)
+        super().__init__(
+            open_session(path, optimized=not exact, threads=threads, disabled=SLOW_OPTIMIZERS)
+        )
         self.start(())
 
     def start(self, numbers: Collection[int]) -> None:

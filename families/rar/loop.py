@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 from ...runtime.images import FloatImage
 from ...runtime.loop import Batch, CachedSteps, OpenSession, choose, open_graphs, require_finite
 from ...runtime.sampling import Sampling, Tokens
-from ...runtime.sessions.onnxruntime import Array, OnnxRuntimeSession
+from ...runtime.sessions.session import Array, Session
 from .spec import ROWS_AHEAD, RarSpec
 
 
 class Modulations:
     """condition.onnx over the positions of a batch, some ahead of the steps that need them."""
 
-    def __init__(
-        self, session: OnnxRuntimeSession, labels: NDArray[np.int64], positions: int
-    ) -> None:
+    def __init__(self, session: Session, labels: NDArray[np.int64], positions: int) -> None:
         self._session = session
         self._labels = labels
         self._positions = positions

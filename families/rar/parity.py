@@ -19,7 +19,7 @@ from torch import Tensor
 from ...export.facts import Difference
 from ...export.parity import Arrays, difference
 from ...export.shape import DYNAMIC, ExportShape
-from ...runtime.sessions.onnxruntime import mapped_session
+from ...runtime.sessions.open import mapped_session
 from ..shared.cached_steps import (
     StepReferences,
     check_steps,

@@ -18,7 +18,7 @@ from ...export.parity import Arrays, difference, require
 from ...export.shape import DYNAMIC, ExportShape
 from ...export.tracing import cache_type
 from ...runtime.kv_cache import past_name
-from ...runtime.sessions.onnxruntime import mapped_session
+from ...runtime.sessions.open import mapped_session
 from .transformer import HasModules, KeyValue, set_cache_type
 
 CacheT = TypeVar("CacheT")

@@ -24,7 +24,8 @@ from ...export.parity import (
     require,
     require_tokens,
 )
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
+from ...runtime.sessions.open import fast_session
+from ...runtime.sessions.session import Session
 from .vq import VqTokenizer
 
 Floats = NDArray[np.float32]
@@ -92,7 +93,7 @@ def compute_vq_references(model: VqTokenizer, images: Sequence[Floats]) -> VqRef
 def check_vq_parity(
     folder: Path,
     wanted: References,
-    session: Callable[[Path], OnnxRuntimeSession] = fast_session,
+    session: Callable[[Path], Session] = fast_session,
 ) -> tuple[TokenParity, tuple[Difference, ...]]:
     """Run encoder and decoder in a `session` each, on PyTorch's inputs.
 

@@ -28,7 +28,8 @@ from ...export.parity import (
     require_tokens,
 )
 from ...export.shape import DYNAMIC, ExportShape
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, mapped_session
+from ...runtime.sessions.open import mapped_session
+from ...runtime.sessions.session import Session
 from .model import VarVqvae
 from .quantizer import MultiScaleQuantizer
 
@@ -152,9 +153,7 @@ def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Fla
     return allowed
 
 
-def run_in_rows(
-    session: OnnxRuntimeSession, feeds: Mapping[str, Array], rows: int | None
-) -> Arrays:
+def run_in_rows(session: Session, feeds: Mapping[str, Array], rows: int | None) -> Arrays:
     """Run a session in pieces of `rows` rows, which a static graph takes (None: all at once).
 
     The last piece is filled up with rows of its own.

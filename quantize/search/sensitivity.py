@@ -22,7 +22,7 @@ from ...graph.io import graph_bytes, load_graph
 from ...graph.linears import output_first, site_node
 from ...graph.sites import Site
 from ...numerics.qparams import QParams
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
+from ...runtime.sessions.open import open_session, reference_session
 from ...samples.files import Array, Arrays, feeds_of
 
 Floats = NDArray[np.float32]
@@ -60,7 +60,7 @@ class PerturbedGraph:
         self.targets = target_outputs(model.graph, last)
         self._toggles = add_toggles(model.graph, sites, inputs or {})
         model.graph.inputs.extend(self._weights.values())
-        self.session = OnnxRuntimeSession(path, optimized=True, graph=graph_bytes(model))
+        self.session = open_session(path, optimized=True, graph=graph_bytes(model))
 
     def weight(self, name: str) -> Floats:
         """Return the weight of a site, output channel first."""

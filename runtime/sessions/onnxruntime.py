@@ -1,34 +1,25 @@
-"""Open ONNX Runtime sessions: the reference session for accuracy, the fast one for speed.
-
-The default optimizations compute wrong results for symmetric INT8 graphs of several shapes
-(microsoft/onnxruntime#27845), so figures of accuracy come from a session without them.
-
-Loops keep what one run gives the next as `DeviceValue`s in the session's own memory.
-"""
+"""Run graphs with ONNX Runtime, on the CPU or through one of its providers for GPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from ...errors import ArvgError, BundleError, OutOfMemory
+from .assignment import fallback_text, misplaced_nodes
+from .placement import ON_CPU, Placement
 from .processors import may_saturate, session_threads
+from .providers import ORT_ERRORS, add_provider
+from .session import Array, DeviceValue
 
-Array = NDArray[np.generic]
-
-# On QLinearConv graphs, moving to NHWC costs more in transposes and in DequantizeLinear per
-# channel than the convolutions gain (158 against 171 ms for the DI8x8 encoder at 256x256).
-SLOW_OPTIMIZERS = ("NhwcTransformer",)
 # ONNX Runtime fuses FP8 products into an operator for integers. After convolutions with a scale per
 # channel it fuses operators that take one per tensor: a sum does not load, a pool fails as it runs.
 FUSES_PAIRS = "QDQSelectorActionTransformer"
 FUSED_WRONGLY = ("float8", "QLinear")
-INTEGER_CONVOLUTION = b"QLinearConv"
 # Where weights alone have 8 or 4 bits, products are computed in float: the default rounds inputs.
 WEIGHT_ONLY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 # Products of uint8 and int8 saturate in 16 bits on a CPU with AVX2 and without VNNI; with this the
@@ -38,38 +29,16 @@ WITHOUT_SATURATION = "session.x64quantprecision"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 DISABLE_PREPACKING = "session.disable_prepacking"
 LEAVE_QDQ = "session.disable_quant_qdq"
-# Errors of loading a graph: ONNX Runtime's classes, and Python's for text that is not UTF-8.
-LOAD_ERRORS: tuple[type[Exception], ...] = (
-    *(
-        kind
-        for kind in vars(ort.capi.onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-    UnicodeDecodeError,
-)
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+# Errors of loading a graph: ONNX Runtime's classes, that of a provider which cannot be set up, and
+# Python's for text that is not UTF-8.
+LOAD_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError, UnicodeDecodeError)
 # Words by which ONNX Runtime, the C++ library and CUDA report it; there is no error class or code.
 MEMORY_SIGNS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 
-class DeviceValue(Protocol):
-    """Hold a tensor in a session's memory (an `OrtValue`); `numpy` brings it to the host."""
-
-    def shape(self) -> Sequence[int]: ...
-
-    def numpy(self) -> Array: ...
-
-
 class OnnxRuntimeSession:
-    """Run one graph on one execution provider; `run` takes and returns arrays by name.
-
-    `lean` frees each tensor as soon as nothing needs it, at little cost of speed: into the
-    session's arena or, where `mapped`, to the system. `mapped` leaves the weights in their file,
-    shared by all sessions and processes that map it; without, each session makes its own copy in
-    the layout that its products are fastest with.
-    `graph` holds the graph's bytes when it is a changed copy of the one at `path`, whose folder
-    then has its weights. Where not `fused`, optimizations leave Q/DQ pairs as they are, so that
-    the products between them are computed in float, as the graph says.
-    """
+    """Run one graph on one execution provider; `open_session` says what the options mean."""
 
     def __init__(
         self,
@@ -82,8 +51,10 @@ class OnnxRuntimeSession:
         graph: bytes | None = None,
         disabled: Sequence[str] = (),
         fused: bool = True,
+        placement: Placement = ON_CPU,
     ) -> None:
         self.path = path
+        self.placement = placement
         if threads < 0:
             raise ArvgError(f"threads is {threads}, not 0 (all) or more", where=str(path))
         options = ort.SessionOptions()
@@ -97,6 +68,7 @@ class OnnxRuntimeSession:
         options.add_session_config_entry(WEIGHT_ONLY_LEVEL, "1")
         options.add_session_config_entry(WITHOUT_SATURATION, str(int(may_saturate())))
         options.add_session_config_entry(LEAVE_QDQ, str(int(not fused)))
+        options.add_session_config_entry(RECORD_ASSIGNMENT, str(int(placement.on_gpu)))
         options.enable_mem_pattern = not lean
         if lean:
             # The default order runs what hangs off a tensor last, which keeps every one alive.
@@ -107,7 +79,8 @@ class OnnxRuntimeSession:
             else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         )
         try:
-            self._session = open_session(graph or str(path), options, disabled)
+            providers = add_provider(options, placement)
+            self._session = create_session(graph or str(path), options, disabled, providers)
             self._describe()
         except LOAD_ERRORS as error:
             if is_memory_failure(error):
@@ -117,11 +90,31 @@ class OnnxRuntimeSession:
                 where=str(path),
                 do="rebuild it with the stage that wrote it",
             ) from error
+        self.fallback = self._require_placement()
+
+    def _require_placement(self) -> str | None:
+        """Return what runs on the CPU though a GPU was asked for; None: nothing.
+
+        Raises:
+            BundleError: something does, and the placement does not allow it.
+        """
+        if not self.placement.on_gpu:
+            return None
+        assigned = self._session.get_provider_graph_assignment_info()
+        text = fallback_text(misplaced_nodes(assigned, self.placement), self.placement)
+        if text is None or self.placement.allow_fallback:
+            return text
+        raise BundleError(
+            text,
+            where=str(self.path),
+            do="--allow-fallback runs it all the same, --device cpu all of it on the CPU",
+        )
 
     def _describe(self) -> None:
         """Read the names, shapes, types and metadata that the graph gives."""
-        self.device: str = self._session.get_providers()[0]
-        self.memory: str = self.device.removesuffix("ExecutionProvider").lower()
+        self.device: str = self.placement.provider
+        # ONNX Runtime's name of NVIDIA's memory, whichever provider computes in it.
+        self.memory: str = "cuda" if self.placement.on_gpu else "cpu"
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         ends = (*self._session.get_inputs(), *self._session.get_outputs())
@@ -147,12 +140,14 @@ class OnnxRuntimeSession:
     def to_device(self, array: Array) -> DeviceValue:
         """Return the array in the session's memory; on the CPU without a copy."""
         value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
-            np.ascontiguousarray(array), self.memory, 0
+            np.ascontiguousarray(array), self.memory, self.placement.index
         )
         return value
 
-    def run_on_device(self, feeds: Mapping[str, Array | DeviceValue]) -> dict[str, DeviceValue]:
-        """Run like `run` with all outputs; values stay in the session's memory."""
+    def run_on_device(
+        self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
+    ) -> dict[str, DeviceValue]:
+        """Run like `run` with all outputs; values stay in the session's memory but for `host`."""
         placed = {
             name: self.to_device(value) if isinstance(value, np.ndarray) else value
             for name, value in feeds.items()
@@ -162,7 +157,8 @@ class OnnxRuntimeSession:
             for name, value in placed.items():
                 binding.bind_ortvalue_input(name, value)
             for name in self.outputs:
-                binding.bind_output(name, self.memory)
+                memory = ("cpu", 0) if name in host else (self.memory, self.placement.index)
+                binding.bind_output(name, *memory)
             self._session.run_with_iobinding(binding)
         except RuntimeError as error:  # bound runs have no other class of error
             raise self._failure(error, feeds) from error
@@ -179,14 +175,21 @@ class OnnxRuntimeSession:
         )
 
 
-def open_session(
-    graph: bytes | str, options: ort.SessionOptions, disabled: Sequence[str]
+def create_session(
+    graph: bytes | str,
+    options: ort.SessionOptions,
+    disabled: Sequence[str],
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
 ) -> ort.InferenceSession:
     """Open a session of the graph or file; wrongly fused Q/DQ pairs cost it an optimizer."""
-    providers = ["CPUExecutionProvider"]
     try:
+        # Without a fallback: ONNX Runtime would print the error and go on with the CPU.
         return ort.InferenceSession(
-            graph, options, providers=providers, disabled_optimizers=list(disabled)
+            graph,
+            options,
+            providers=list(providers) or None,
+            disabled_optimizers=list(disabled),
+            enable_fallback=0,
         )
     except (
         ort.capi.onnxruntime_pybind11_state.InvalidGraph,
@@ -194,7 +197,7 @@ def open_session(
     ) as error:
         if FUSES_PAIRS in disabled or not any(text in str(error) for text in FUSED_WRONGLY):
             raise
-    return open_session(graph, options, [*disabled, FUSES_PAIRS])
+    return create_session(graph, options, [*disabled, FUSES_PAIRS], providers)
 
 
 def numpy_name(kind: str) -> str:
@@ -217,34 +220,3 @@ def out_of_memory(path: Path, do: str) -> OutOfMemory:
 
 def first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:300]
-
-
-def reference_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
-    """Open a graph that runs every node as written, for figures of accuracy."""
-    return OnnxRuntimeSession(path, optimized=False, threads=threads)
-
-
-def fast_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
-    """Open a graph with all optimizations but the slow ones: FP32 graphs and checked engines."""
-    return OnnxRuntimeSession(path, optimized=True, threads=threads, disabled=disabled_for(path))
-
-
-def disabled_for(path: Path) -> tuple[str, ...]:
-    """Return the optimizers that slow a graph down, or break one with integer convolutions.
-
-    Those have all their products in integer operators: there is nothing left to fuse.
-    """
-    if path.is_file() and INTEGER_CONVOLUTION in path.read_bytes():
-        return (*SLOW_OPTIMIZERS, FUSES_PAIRS)
-    return SLOW_OPTIMIZERS
-
-
-def mapped_session(path: Path, threads: int = 0) -> OnnxRuntimeSession:
-    """Open a graph whose weights stay in their file, shared by several graphs.
-
-    VAR d16's step of 256 tokens takes 1.18 times as long as with `fast_session`, and 0.2 instead of
-    1.1 GB of memory beside the mapped file.
-    """
-    return OnnxRuntimeSession(
-        path, optimized=True, threads=threads, lean=True, mapped=True, disabled=disabled_for(path)
-    )

@@ -19,7 +19,7 @@ from arvg_trt.families.var.model import VarTransformer
 from arvg_trt.families.var.parity import check_var_parity, compute_references
 from arvg_trt.families.var_vqvae.parity import run_in_rows
 from arvg_trt.graph.weight_file import WEIGHTS
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, reference_session
 
 from ..families.var.models import SMALL, ExportedVar, exported_var, features_of, random_var
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from arvg_trt.graph.sites import Site, SiteMap
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 from arvg_trt.workspace.files import decode_json
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from arvg_trt.graph.group_norm import ExpandGroupNormsPass
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, reference_session
 
 from .builders import CHANNELS
 from .text import graph_of, operators, random

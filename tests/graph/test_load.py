@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import ExportError, WorkspaceError
 from arvg_trt.graph.io import read_graph
-from arvg_trt.runtime.sessions.onnxruntime import fast_session
+from arvg_trt.runtime.sessions.open import fast_session
 
 from ..command_line import arvg, assert_refused
 

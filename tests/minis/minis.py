@@ -14,7 +14,7 @@ from PIL import Image
 
 from arvg_trt.runtime.generator import Generated
 from arvg_trt.runtime.images import center_crop
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, reference_session
 from arvg_trt.samples.files import load_sample, sample_files
 from arvg_trt.samples.images import open_source
 

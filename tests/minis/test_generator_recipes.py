@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import arvg

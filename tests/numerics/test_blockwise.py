@@ -21,7 +21,7 @@ from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight, quantize_weight
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.quantize.qdq.nodes import SiteWeights
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
+from arvg_trt.runtime.sessions.open import open_session
 
 INPUTS, OUTPUTS = 128, 12
 
@@ -169,7 +169,7 @@ def test_the_product_is_that_of_the_rounded_weight_with_the_whole_input(
     x = np.random.default_rng(4).normal(0, 3, (5, 9, INPUTS)[op == "Gemm" :]).astype(np.float32)
     bias = np.random.default_rng(3).normal(0, 1, OUTPUTS).astype(np.float32)
     wanted = x.astype(np.float64) @ chosen.dequantize().T.astype(np.float64) + bias
-    found = OnnxRuntimeSession(path, optimized=optimized).run({"x": x})["y"]
+    found = open_session(path, optimized=optimized).run({"x": x})["y"]
     np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
 
 
@@ -233,7 +233,7 @@ def test_the_product_of_tiny_weights_is_not_zero(tmp_path: Path, op: str, optimi
     x = np.random.default_rng(4).normal(0, 3, (5, 9, INPUTS)[op == "Gemm" :]).astype(np.float32)
     bias = np.random.default_rng(3).normal(0, 1, OUTPUTS).astype(np.float32)
     wanted = x.astype(np.float64) @ chosen.dequantize().T.astype(np.float64) + bias
-    found = OnnxRuntimeSession(path, optimized=optimized).run({"x": x})["y"]
+    found = open_session(path, optimized=optimized).run({"x": x})["y"]
     np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
     # The signal of the small rows is below their bias, so it is compared by the codes.
     live = [k for k in range(OUTPUTS) if weight[k].any()]
@@ -277,6 +277,6 @@ def test_the_half_twin_of_tiny_weights_keeps_them(tmp_path: Path) -> None:
     onnx.save(to_half_precision(made), path)
     x = np.random.default_rng(4).normal(0, 3, (5, 9, INPUTS)).astype(np.float32)
     wanted = x.astype(np.float64) @ chosen.dequantize().T.astype(np.float64)
-    (found,) = OnnxRuntimeSession(path, optimized=False).run({"x": x}).values()
+    (found,) = open_session(path, optimized=False).run({"x": x}).values()
     assert np.abs(wanted).max() < 1e-3
     np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())

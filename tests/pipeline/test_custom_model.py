@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import GraphChain, load_sample, sample_files
 
 from ..command_line import arvg, assert_gate_failed, assert_refused

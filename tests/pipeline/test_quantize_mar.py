@@ -12,7 +12,7 @@ import pytest
 
 from arvg_trt.families.mar.loop import masked_counts
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import load_sample, sample_files
 from arvg_trt.workspace.manifest import MANIFEST
 

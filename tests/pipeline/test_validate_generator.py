@@ -17,7 +17,7 @@ from arvg_trt.errors import CalibrationError
 from arvg_trt.recipe.validate import ValidateOptions
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.images import to_model
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.sources import check_kind
 from arvg_trt.validate.metrics.frechet import frechet_distance

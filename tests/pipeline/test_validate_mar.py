@@ -14,7 +14,8 @@ import pytest
 from arvg_trt.benchmarks.ablation.mar import run_mar_steps
 from arvg_trt.families.mar.recorded_runs import choose_runs
 from arvg_trt.runtime.generator import Generator, choose_sampling
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
+from arvg_trt.runtime.sessions.open import reference_session
+from arvg_trt.runtime.sessions.session import SessionObserver
 from arvg_trt.workspace.workspace import Workspace
 
 from ..command_line import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
@@ -53,11 +54,11 @@ def report(workspace: Path) -> dict[str, Any]:
     return report_of(workspace)
 
 
-class Spy(OnnxRuntimeSession):
+class Spy(SessionObserver):
     """Keeps what it is fed, run by run."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        super().__init__(path, optimized=False, threads=threads)
+        super().__init__(reference_session(path, threads))
         self.fed: list[dict[str, np.ndarray]] = []
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:

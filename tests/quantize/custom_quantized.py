@@ -22,7 +22,7 @@ from arvg_trt.quantize.run import quantize_model
 from arvg_trt.quantize.scaling.choose_per_tensor import search_ways
 from arvg_trt.quantize.scaling.predicted import Way
 from arvg_trt.recipe.quantize import QuantizeOptions
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import save_sample
 
 from ..families.tiny import silent

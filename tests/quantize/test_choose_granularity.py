@@ -15,7 +15,7 @@ from arvg_trt.engines.onnxruntime.build import build_engine
 from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.numerics.scheme import Plan
-from arvg_trt.runtime.sessions.onnxruntime import fast_session
+from arvg_trt.runtime.sessions.open import fast_session
 
 from ..families.custom.models import small_graph
 from ..families.tiny import silent

@@ -13,7 +13,7 @@ from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.sites import Site
 from arvg_trt.quantize.fold import fold_into_producer, folds_scale, folds_shift, holds_producer
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from ..families.custom.models import WIDTH, Node, positive, random, small_graph
 

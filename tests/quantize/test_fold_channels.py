@@ -13,7 +13,7 @@ from arvg_trt.families.par.config import ParConfig
 from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap, by_input
 from arvg_trt.quantize.fold import ChannelFold, fold_channels, folds_shift, holds_producer
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from ..families.generators import TinyGenerator, activations, full_logits, stepped_logits
 from ..families.par.models import TinyPar

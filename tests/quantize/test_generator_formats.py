@@ -16,7 +16,7 @@ from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
 from arvg_trt.quantize.token_qparams import fp8_candidates
-from arvg_trt.runtime.sessions.onnxruntime import fast_session
+from arvg_trt.runtime.sessions.open import fast_session
 
 from ..calibrate.observers.test_smoothed import passes, views_of
 from ..families.generators import TinyGenerator, full_logits, stepped_logits

@@ -16,7 +16,8 @@ from arvg_trt.graph.sites import SiteMap
 from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.quantize.overflow import LABEL, LIMIT, collect_loop_absmax, overflow_tensors
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
+from arvg_trt.runtime.sessions.open import fast_session, open_session
+from arvg_trt.runtime.sessions.session import Session, SessionObserver
 from arvg_trt.workspace.files import decode_json
 
 from ..families.generators import activations
@@ -32,14 +33,16 @@ def decoder_feeds(folder: Path) -> dict[str, np.ndarray]:
     """Return what the decoder is fed for the images that are looked at."""
     fed: list[dict[str, np.ndarray]] = []
 
-    class Recorder(OnnxRuntimeSession):
+    class Recorder(SessionObserver):
         def run(self, feeds, outputs=None):  # type: ignore[no-untyped-def]
             fed.append(dict(feeds))
             return super().run(feeds, outputs)
 
-    def opened(path: Path, threads: int) -> OnnxRuntimeSession:
+    def opened(path: Path, threads: int) -> Session:
         decodes = path.stem == "decoder"
-        return Recorder(path, optimized=True) if decodes else fast_session(path, threads)
+        return (
+            Recorder(open_session(path, optimized=True)) if decodes else fast_session(path, threads)
+        )
 
     Generator.open(folder, session=opened, verify=False).generate([LABEL])
     assert len(fed) == 1

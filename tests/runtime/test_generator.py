@@ -12,7 +12,7 @@ from onnx import helper
 from arvg_trt.errors import BundleError, GenerationError, OutOfMemory, WorkspaceError
 from arvg_trt.runtime.generator import Generator, choose_sampling
 from arvg_trt.runtime.sampling import image_streams
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from ..families.var.toy_var import (
     CHANNELS,

@@ -9,7 +9,7 @@ import pytest
 
 from arvg_trt.errors import BundleError
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from ..families.var.toy_var import SIDES, ToyVar
 

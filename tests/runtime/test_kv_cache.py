@@ -5,7 +5,8 @@ import pytest
 
 from arvg_trt.errors import BundleError, GenerationError
 from arvg_trt.runtime.kv_cache import KvCache, require_caches
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, fast_session
+from arvg_trt.runtime.sessions.open import fast_session
+from arvg_trt.runtime.sessions.session import Session
 
 from ..families.var.toy_var import DEPTH, HEAD_DIM, HEADS, WIDTH, ToyVar
 
@@ -14,11 +15,11 @@ NAMES = {f"past_{kind}.{i}" for kind in ("key", "value") for i in range(DEPTH)}
 
 
 @pytest.fixture(scope="module")
-def step(tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntimeSession:
+def step(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return fast_session(TOY.save(tmp_path_factory.mktemp("toy")) / "step.onnx", 1)
 
 
-def empty(step: OnnxRuntimeSession, rows: int) -> KvCache:
+def empty(step: Session, rows: int) -> KvCache:
     return KvCache.empty(step, np.zeros((rows, HEADS, 0, HEAD_DIM), np.float32))
 
 
@@ -33,7 +34,7 @@ def feeds(rows: int, n: int, first: int, seed: int = 0) -> dict[str, np.ndarray]
     }
 
 
-def test_empty_cache_has_no_tokens(step: OnnxRuntimeSession) -> None:
+def test_empty_cache_has_no_tokens(step: Session) -> None:
     cache = empty(step, 3)
     assert (cache.rows, cache.length) == (3, 0)
     found = cache.feeds(3)
@@ -41,7 +42,7 @@ def test_empty_cache_has_no_tokens(step: OnnxRuntimeSession) -> None:
     assert all(list(value.shape()) == [3, HEADS, 0, HEAD_DIM] for value in found.values())
 
 
-def test_cached_steps_are_the_formulas(step: OnnxRuntimeSession) -> None:
+def test_cached_steps_are_the_formulas(step: Session) -> None:
     cache = empty(step, 3)
     past = [np.zeros((3, 0, WIDTH))] * DEPTH
     first = 0
@@ -57,7 +58,7 @@ def test_cached_steps_are_the_formulas(step: OnnxRuntimeSession) -> None:
     np.testing.assert_allclose(key, past[1], rtol=1e-4, atol=1e-4)
 
 
-def test_present_values_are_the_next_past_without_a_copy(step: OnnxRuntimeSession) -> None:
+def test_present_values_are_the_next_past_without_a_copy(step: Session) -> None:
     cache = empty(step, 2)
     outputs = step.run_on_device({**feeds(2, 3, 0), **cache.feeds(2)})
     bound = cache.after(outputs, 3).feeds(2)
@@ -66,7 +67,7 @@ def test_present_values_are_the_next_past_without_a_copy(step: OnnxRuntimeSessio
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_cache_of_another_batch_is_refused(step: OnnxRuntimeSession, rows: int) -> None:
+def test_cache_of_another_batch_is_refused(step: Session, rows: int) -> None:
     cache = empty(step, 2)
     cache = cache.after(step.run_on_device({**feeds(2, 3, 0), **cache.feeds(2)}), 3)
     message = f"KV cache holds 2 rows after 3 tokens, the step has {rows}"
@@ -74,7 +75,7 @@ def test_cache_of_another_batch_is_refused(step: OnnxRuntimeSession, rows: int) 
         cache.feeds(rows)
 
 
-def test_graph_needs_a_cache_for_every_block(step: OnnxRuntimeSession) -> None:
+def test_graph_needs_a_cache_for_every_block(step: Session) -> None:
     require_caches(step, DEPTH)
     with pytest.raises(BundleError, match=r"step\.onnx: lacks past_key\.2, past_value\.2, present"):
         require_caches(step, DEPTH + 1)
@@ -82,6 +83,6 @@ def test_graph_needs_a_cache_for_every_block(step: OnnxRuntimeSession) -> None:
         require_caches(step, DEPTH - 1)
 
 
-def test_graph_with_caches_of_another_type_is_refused(step: OnnxRuntimeSession) -> None:
+def test_graph_with_caches_of_another_type_is_refused(step: Session) -> None:
     with pytest.raises(BundleError, match=r"step\.onnx: past_key\.0 is float32, not float16"):
         require_caches(step, DEPTH, "float16")

@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, save
 
 from arvg_trt.runtime.sessions import onnxruntime
-from arvg_trt.runtime.sessions.onnxruntime import fast_session
+from arvg_trt.runtime.sessions.open import fast_session
 from arvg_trt.runtime.sessions.processors import (
     available_processors,
     may_saturate,
@@ -26,7 +26,7 @@ ONE_PROCESSOR = """
 import os, sys
 from pathlib import Path
 from arvg_trt.runtime.sessions import onnxruntime
-from arvg_trt.runtime.sessions.onnxruntime import fast_session
+from arvg_trt.runtime.sessions.open import fast_session
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 before = set(os.listdir("/proc/self/task"))
 session = fast_session(Path(sys.argv[1]))
@@ -113,5 +113,7 @@ def test_a_session_asks_for_exact_products_only_where_they_may_saturate(
     """Elsewhere the option would cost two fifths of the speed."""
     monkeypatch.setattr(onnxruntime, "may_saturate", lambda: saturates)
     save(product(), tmp_path / "g.onnx")
-    options = fast_session(tmp_path / "g.onnx")._session.get_session_options()
+    session = fast_session(tmp_path / "g.onnx")
+    assert isinstance(session, onnxruntime.OnnxRuntimeSession)
+    options = session._session.get_session_options()
     assert options.get_session_config_entry("session.x64quantprecision") == wanted

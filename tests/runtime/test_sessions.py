@@ -9,10 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.errors import BundleError, OutOfMemory
 from arvg_trt.runtime.sessions import onnxruntime as sessions
-from arvg_trt.runtime.sessions.onnxruntime import (
-    OnnxRuntimeSession,
+from arvg_trt.runtime.sessions.open import (
     fast_session,
     mapped_session,
+    open_session,
     reference_session,
 )
 
@@ -58,7 +58,7 @@ def test_changed_copy_reads_the_weights_beside_the_original(tmp_path: Path) -> N
     path = save(tmp_path)
     changed = onnx.load(path, load_external_data=False)
     del changed.graph.output[0]
-    lean = OnnxRuntimeSession(path, optimized=True, lean=True, graph=changed.SerializeToString())
+    lean = open_session(path, optimized=True, lean=True, graph=changed.SerializeToString())
     assert lean.outputs == ("z",)
     assert lean.run({"x": np.ones((1, 2), np.float32)})["z"].tolist() == [[3, 4]]
 
@@ -163,7 +163,7 @@ def test_memory_that_the_machine_lacks_is_named(tmp_path: Path, lean: bool, boun
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(made, tmp_path / "huge.onnx")
     # Without optimization: folding constants would already need the memory.
-    session = OnnxRuntimeSession(tmp_path / "huge.onnx", optimized=False, lean=lean)
+    session = open_session(tmp_path / "huge.onnx", optimized=False, lean=lean)
     run = session.run_on_device if bound else session.run
     with pytest.raises(OutOfMemory, match=r"huge\.onnx: out of memory in ONNX Runtime"):
         run({"x": np.ones(1, np.float32)})
@@ -171,14 +171,14 @@ def test_memory_that_the_machine_lacks_is_named(tmp_path: Path, lean: bool, boun
 
 def kept_operators(path: Path, monkeypatch: pytest.MonkeyPatch, *, fused: bool) -> set[str]:
     """Return the operators of the graph as ONNX Runtime has optimized it."""
-    target, opened = path.with_name("optimized.onnx"), sessions.open_session
+    target, opened = path.with_name("optimized.onnx"), sessions.create_session
 
-    def writing(graph, options, disabled):  # type: ignore[no-untyped-def]
+    def writing(graph, options, disabled, providers):  # type: ignore[no-untyped-def]
         options.optimized_model_filepath = str(target)
-        return opened(graph, options, disabled)
+        return opened(graph, options, disabled, providers)
 
-    monkeypatch.setattr(sessions, "open_session", writing)
-    OnnxRuntimeSession(path, optimized=True, fused=fused)
+    monkeypatch.setattr(sessions, "create_session", writing)
+    open_session(path, optimized=True, fused=fused)
     return {node.op_type for node in onnx.load(target).graph.node}
 
 
@@ -233,7 +233,7 @@ def test_a_sum_of_values_with_a_scale_a_channel_is_not_fused_into_one_with_scala
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    session = OnnxRuntimeSession(Path("sum.onnx"), optimized=True, graph=model.SerializeToString())
+    session = open_session(Path("sum.onnx"), optimized=True, graph=model.SerializeToString())
     a, b = np.random.default_rng(0).integers(0, 256, (2, 1, 2, 5), np.uint8)
     wide = [
         (v.astype(np.float64) - constants["zeros"][:, None]) * constants[s][:, None]

@@ -19,7 +19,7 @@ from arvg_trt.quantize.plan import make_plan
 from arvg_trt.recipe.commands import GenerateOptions
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.families import find_family
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
+from arvg_trt.runtime.sessions.open import open_session
 from arvg_trt.workspace.workspace import WORKSPACE_FILE, Workspace
 
 SITE = {
@@ -164,7 +164,7 @@ def test_options_of_generate_have_ranges(change: Callable[[dict[str, Any]], Any]
 
 def test_threads_below_none_are_refused_by_the_session(tmp_path: Path) -> None:
     with pytest.raises(ArvgError, match="threads is -1"):
-        OnnxRuntimeSession(tmp_path / "a.onnx", optimized=True, threads=-1)
+        open_session(tmp_path / "a.onnx", optimized=True, threads=-1)
 
 
 @pytest.mark.parametrize("option", [{"adaln_bits": 8}, {"attention": "fp8"}])

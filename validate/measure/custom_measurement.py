@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...recipe.validate import ValidateOptions
-from ...runtime.sessions.onnxruntime import reference_session
+from ...runtime.sessions.open import reference_session
 from ...samples.arrays import ArraySamples
 from ...samples.base import SampleSource
 from ...samples.files import GraphChain

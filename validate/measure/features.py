@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import BundleError, CalibrationError, RecipeError
 from ...runtime.images import to_model
-from ...runtime.sessions.onnxruntime import fast_session
+from ...runtime.sessions.open import fast_session
 from ...runtime.tokenizer import ImageTokenizer
 from .generated_images import Features, Images
 from .generator_accuracy import LATENT, NETWORK

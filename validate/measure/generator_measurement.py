@@ -16,7 +16,7 @@ from ...graph.sites import load_sites
 from ...quantize.facts import QuantizationFacts
 from ...recipe.validate import ValidateOptions
 from ...runtime.generator import SPEC_FILE, Generated, Generator, choose_sampling
-from ...runtime.sessions.onnxruntime import reference_session
+from ...runtime.sessions.open import reference_session
 from ...runtime.spec import TEACHER_FORCED, GeneratorSpec
 from ...samples.base import SampleSource
 from ...samples.encoded import EncodedImages

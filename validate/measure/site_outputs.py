@@ -15,13 +15,14 @@ from ...calibrate.observers.reduce import values_by_name
 from ...graph.io import graph_bytes, load_graph
 from ...graph.sites import Site, by_input
 from ...numerics.scheme import Plan
-from ...runtime.sessions.onnxruntime import OnnxRuntimeSession
+from ...runtime.sessions.open import open_session
+from ...runtime.sessions.session import Session
 from ...workspace.files import open_tensors
 
 Array = NDArray[Any]
 
 
-def open_with_outputs(path: Path, tensors: Sequence[str], threads: int = 0) -> OnnxRuntimeSession:
+def open_with_outputs(path: Path, tensors: Sequence[str], threads: int = 0) -> Session:
     """Open the reference session of a graph, with tensors inside it as outputs too."""
     model = load_graph(path)
     values = values_by_name(model.graph)
@@ -30,7 +31,7 @@ def open_with_outputs(path: Path, tensors: Sequence[str], threads: int = 0) -> O
         if not value.is_graph_output():
             value.dtype = ir.DataType.FLOAT
             model.graph.outputs.append(value)
-    return OnnxRuntimeSession(path, optimized=False, graph=graph_bytes(model), threads=threads)
+    return open_session(path, optimized=False, graph=graph_bytes(model), threads=threads)
 
 
 def compared_sites(sites: Sequence[Site], plan: Plan) -> list[Site]:

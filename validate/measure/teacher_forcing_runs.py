@@ -13,7 +13,7 @@ from ...graph.sites import load_sites
 from ...numerics.scheme import Plan
 from ...runtime.generator import Generator
 from ...runtime.recording import GraphRun, Recording
-from ...runtime.sessions.onnxruntime import fast_session, reference_session
+from ...runtime.sessions.open import fast_session, reference_session
 from ...runtime.spec import TEACHER_FORCED
 from ...samples.encoded import EncodedImages
 from ...samples.files import graph_of, load_sample, save_sample

@@ -24,7 +24,7 @@ from arvg_trt.graph.io import load_graph
 from arvg_trt.graph.sites import Site, SiteMap, by_input
 from arvg_trt.numerics.qparams import QParams
 from arvg_trt.quantize.fold import ChannelFold, fold_channels, folds_shift, holds_producer
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import GraphRun, load_sample, sample_files, save_sample
 
 from ...families.generators import activations

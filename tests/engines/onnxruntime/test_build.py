@@ -41,7 +41,7 @@ from arvg_trt.graph.group_norm import ExpandGroupNormsPass
 from arvg_trt.numerics.noise import masked_sqnr_db
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.runtime.images import load_image, to_model
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, mapped_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, mapped_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import save_sample
 

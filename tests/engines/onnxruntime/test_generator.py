@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from arvg_trt.engines.onnxruntime.generator import check_loop
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, reference_session
 from arvg_trt.workspace.files import sha256_file
 from arvg_trt.workspace.manifest import MANIFEST
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from arvg_trt.engines.onnxruntime.generator import check_runs
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.workspace.manifest import MANIFEST
 
 from ...command_line import arvg, assert_refused

@@ -15,7 +15,7 @@ from arvg_trt.numerics.scheme import ActivationFormat, WeightFormat
 from arvg_trt.numerics.weight import QuantizedWeight
 from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.quantize.qdq.nodes import SiteWeights
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, mapped_session
+from arvg_trt.runtime.sessions.open import fast_session, mapped_session
 
 from ...quantize.qdq.linear_cases import FLOAT_LINEARS, INTEGER_LINEARS
 

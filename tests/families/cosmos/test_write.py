@@ -21,7 +21,7 @@ from arvg_trt.families.cosmos.write import export_tokenizer
 from arvg_trt.families.shared.vq_parity import check_vq_parity
 from arvg_trt.graph.sites import SiteMap
 from arvg_trt.runtime.images import to_model
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, reference_session
 from arvg_trt.samples.crops import random_crops
 from arvg_trt.samples.images import open_source
 from arvg_trt.workspace.files import encode_json

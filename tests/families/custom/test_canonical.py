@@ -15,7 +15,7 @@ from arvg_trt.errors import ExportError
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.custom.canonical import OPSET, read_custom_graph
 from arvg_trt.families.custom.parity import TOLERANCE, check_custom_graph, relative
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from .models import WIDTH, Node, random, small_graph
 

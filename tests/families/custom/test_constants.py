@@ -16,7 +16,7 @@ from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.constants import FoldConstantsPass, WidenFloat16Pass
 from arvg_trt.families.custom.parity import relative
 from arvg_trt.families.custom.sites import find_custom_sites
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from ...graph.text import assert_same_after, graph_of, operators, random, run
 from .models import WIDTH, exported, small_graph

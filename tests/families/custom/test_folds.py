@@ -18,7 +18,7 @@ from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.sites import find_custom_sites
 from arvg_trt.graph.sites import FoldPart, ProducerFold, Site
 from arvg_trt.quantize.fold_check import AppliedFold, failing_folds, on_arrays, tried_folds
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from .models import WIDTH, Node, positive, random, small_graph
 

@@ -22,7 +22,8 @@ from arvg_trt.families.mar.parity import (
     known_counts,
 )
 from arvg_trt.graph.sites import Site
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
+from arvg_trt.runtime.sessions.open import reference_session
+from arvg_trt.runtime.sessions.session import Session
 
 from ..shared.graphs import (
     assert_a_fold_changes_the_inputs_of_its_sites_alone,
@@ -44,7 +45,7 @@ SCALE = SMALL.latent_scale
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def session(mar: TinyMar, graph: str) -> OnnxRuntimeSession:
+def session(mar: TinyMar, graph: str) -> Session:
     return reference_session(mar.folder / f"{graph}.onnx")
 
 

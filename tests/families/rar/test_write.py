@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from arvg_trt.errors import ExportError
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from ..shared.graphs import (
     assert_every_weight_is_stored_once,

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from arvg_trt.graph.sites import ProducerFold, Site, SiteMap
 from arvg_trt.graph.weight_file import INLINE, WEIGHTS
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.workspace.files import decode_json
 
 Array = NDArray[np.generic]

@@ -15,7 +15,7 @@ from arvg_trt.export.shape import ExportShape
 from arvg_trt.families.llamagen.parity import steps as llamagen_steps
 from arvg_trt.families.par.parity import steps as par_steps
 from arvg_trt.families.rar.parity import steps as rar_steps
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, reference_session
 
 from .graphs import (
     assert_a_fold_changes_the_inputs_of_its_sites_alone,

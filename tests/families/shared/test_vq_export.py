@@ -16,7 +16,7 @@ from arvg_trt.errors import BundleError, ExportError
 from arvg_trt.families.gsq.parity import compute_gsq_references
 from arvg_trt.families.shared.vq_parity import check_vq_parity, compute_vq_references
 from arvg_trt.runtime.images import to_model
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 
 from ..gsq.models import EXPORTED

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from arvg_trt.graph.sites import SiteMap
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.workspace.files import decode_json
 from arvg_trt.workspace.manifest import MANIFEST
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from arvg_trt.families.var.config import VarConfig
 from arvg_trt.families.var.model import VarTransformer
 from arvg_trt.families.var.write import condition_graph
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession, reference_session
+from arvg_trt.runtime.sessions.open import reference_session
+from arvg_trt.runtime.sessions.session import Session
 
 from ..shared.graphs import (
     assert_a_fold_changes_the_inputs_of_its_sites_alone,
@@ -42,7 +43,7 @@ def exported(
     return exported_var(tmp_path_factory, CONFIGS[request.param])
 
 
-def session_of(exported: ExportedVar, graph: str) -> OnnxRuntimeSession:
+def session_of(exported: ExportedVar, graph: str) -> Session:
     return reference_session(exported.folder / f"{graph}.onnx")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from arvg_trt.errors import BundleError
 from arvg_trt.families.var_vqvae.graphs import VarUpdateGraph
 from arvg_trt.graph.weight_file import WEIGHTS
-from arvg_trt.runtime.sessions.onnxruntime import fast_session, reference_session
+from arvg_trt.runtime.sessions.open import fast_session, reference_session
 
 from .models import TINY, TinyTokenizer, random_images, random_latent, random_vqvae
 

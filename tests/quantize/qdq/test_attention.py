@@ -18,7 +18,7 @@ from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFor
 from arvg_trt.quantize.plan import BROKEN, check_plan, make_plan
 from arvg_trt.quantize.qdq.attention import insert_products, quantize_attention
 from arvg_trt.recipe.quantize import QuantizeOptions
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
+from arvg_trt.runtime.sessions.open import open_session
 
 from ...families.generators import TinyGenerator, full_logits, stepped_logits
 from ...families.tiny import silent
@@ -92,7 +92,7 @@ def test_both_products_compute_what_float64_simulation_says(tmp_path: Path, grid
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     wanted = rounded(p, scale["p"], grid) @ v
-    found = OnnxRuntimeSession(tmp_path / "g.onnx", optimized=False).run(feeds)["y"]
+    found = open_session(tmp_path / "g.onnx", optimized=False).run(feeds)["y"]
     np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
 
 

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from arvg_trt.numerics.packing import load_packed_weights
 from arvg_trt.quantize.qdq.convolution import insert_qdq
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from ...families.tiny import TinyExport, TinyQuantized
 from ...graph.builders import INTEGER_CASES, ConvCase, make_conv_case

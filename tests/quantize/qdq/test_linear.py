@@ -20,7 +20,7 @@ from arvg_trt.quantize.qdq.convolution import insert_qdq
 from arvg_trt.quantize.run import quantize_model
 from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.images import load_image, to_model
-from arvg_trt.runtime.sessions.onnxruntime import reference_session
+from arvg_trt.runtime.sessions.open import reference_session
 
 from ...families.tiny import silent
 from .linear_cases import FLOAT_LINEARS, INTEGER_LINEARS, LinearCase, make_linear_case

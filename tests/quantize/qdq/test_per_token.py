@@ -15,7 +15,7 @@ from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 from arvg_trt.quantize.qdq.per_token import TokenSite, rewrite_token_linear
 from arvg_trt.quantize.token_qparams import best_grid, grid_candidates, is_one_sided, usual_reach
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
+from arvg_trt.runtime.sessions.open import open_session
 
 POSITIONS, INPUTS, OUTPUTS = 9, 12, 10
 IDS = np.array([4, 5, 6, 2])
@@ -82,7 +82,7 @@ def run(proto: onnx.ModelProto, folder, feeds: dict[str, np.ndarray], optimized:
     path = folder / "g.onnx"
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
-    return OnnxRuntimeSession(path, optimized=optimized).run(feeds)["y"]
+    return open_session(path, optimized=optimized).run(feeds)["y"]
 
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["reference", "fast"])

@@ -20,7 +20,8 @@ from arvg_trt.quantize.search.sensitivity import (
     divergence,
     squared_distance,
 )
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
+from arvg_trt.runtime.sessions.open import open_session
+from arvg_trt.runtime.sessions.session import Session
 from arvg_trt.samples.files import sample_batches, sample_files
 
 from ...families.generators import TinyGenerator, activations
@@ -33,7 +34,7 @@ def weighted(sites: tuple[Site, ...]) -> list[Site]:
     return [s for s in sites if s.weight and s.excluded is None]
 
 
-def replaced(folder: Path, graph: str, weights: dict[str, np.ndarray]) -> OnnxRuntimeSession:
+def replaced(folder: Path, graph: str, weights: dict[str, np.ndarray]) -> Session:
     """A session of the graph whose initializers were replaced in the file."""
     model = onnx.load(folder / f"{graph}.onnx")
     for name, value in weights.items():
@@ -41,7 +42,7 @@ def replaced(folder: Path, graph: str, weights: dict[str, np.ndarray]) -> OnnxRu
             if held.name == name:
                 held.CopyFrom(numpy_helper.from_array(value, name))
     path = folder / f"{graph}.onnx"
-    return OnnxRuntimeSession(path, optimized=False, graph=model.SerializeToString())
+    return open_session(path, optimized=False, graph=model.SerializeToString())
 
 
 def image_batches(folder: Path) -> list[dict[str, np.ndarray]]:
@@ -96,7 +97,7 @@ def test_a_switched_input_is_what_its_grid_makes_of_it(tiny_var: TinyGenerator) 
             node.input[0] = "given"
     shape = onnx.helper.make_tensor_value_info("given", onnx.TensorProto.FLOAT, wanted.shape)
     model.graph.input.append(shape)
-    session = OnnxRuntimeSession(
+    session = open_session(
         tiny_var.folder / "full.onnx", optimized=False, graph=model.SerializeToString()
     )
     given = session.run({**tiny_var.feeds(), "given": wanted.astype(np.float32)})
@@ -112,7 +113,7 @@ def test_an_unswitched_probe_is_the_graph(tiny_var: TinyGenerator) -> None:
         {site.name: RoundedInput(SmoothedInput(site.input, 2), grid)},
     )
     found = probe.run(tiny_var.feeds(), {}, {})
-    plain = OnnxRuntimeSession(tiny_var.folder / "full.onnx", optimized=False)
+    plain = open_session(tiny_var.folder / "full.onnx", optimized=False)
     np.testing.assert_allclose(found["logits"], plain.run(tiny_var.feeds())["logits"], atol=1e-5)
 
 

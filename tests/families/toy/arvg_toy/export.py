@@ -75,7 +75,7 @@ class ToyExporter(GeneratorExporter):
         from arvg_trt.export.parity import difference, require
         from arvg_trt.families.shared.vq_parity import check_vq_parity, compute_vq_references
         from arvg_trt.runtime.kv_cache import past_name
-        from arvg_trt.runtime.sessions.onnxruntime import mapped_session
+        from arvg_trt.runtime.sessions.open import mapped_session
 
         model, vq = load_models(job)
         config = model.config

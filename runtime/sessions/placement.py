@@ -1,0 +1,158 @@
+"""Choose where a session runs: the CPU, or a GPU through one of ONNX Runtime's providers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ...errors import BundleError
+from ..devices import CPU, Device, this_device
+
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
+# Providers that run a graph on a GPU, the first that works is taken. CUDA's computes each node as
+# the graph says; those of TensorRT build an engine first, in seconds (RTX) or minutes.
+FOR_GRAPHS = (CUDA, TENSORRT_RTX, TENSORRT)
+
+DEVICE = re.compile(r"cuda(?::(\d{1,4}))?", re.IGNORECASE)
+DEVICES = "cpu, cuda:0 (or another number) or auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Say which provider runs a session, and on which GPU.
+
+    Where what was to run on the GPU runs on the CPU, opening fails, unless `allow_fallback`.
+    `static`: all shapes of the graphs are fixed, so that a GPU's launches can be recorded once.
+    """
+
+    provider: str = CPU
+    index: int = 0
+    allow_fallback: bool = False
+    static: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.provider != CPU
+
+    @property
+    def text(self) -> str:
+        """Return it as reports have it: `cpu`, or `cuda:0, CUDAExecutionProvider`."""
+        return f"cuda:{self.index}, {self.provider}" if self.on_gpu else "cpu"
+
+
+ON_CPU = Placement()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Say why a provider does not run here, and what to do about it."""
+
+    what: str
+    do: str
+
+
+def gpu_of(device: str, machine: Device) -> int | None:
+    """Return the number of the GPU that a `--device` names; None: the CPU, or no GPU for `auto`.
+
+    Raises:
+        BundleError: no name of a device, or a GPU that is not there.
+    """
+    if device.lower() == "cpu" or (device.lower() == "auto" and not machine.gpus):
+        return None
+    if device.lower() == "auto":
+        return 0
+    match = DEVICE.fullmatch(device)
+    if match is None:
+        raise BundleError(f"{device[:40]!r} is no device", where="--device", do=f"give {DEVICES}")
+    index = int(match[1] or 0)
+    if index < len(machine.gpus):
+        return index
+    if not machine.gpus:
+        what = machine.driver_problem or "this machine has no GPU"
+        raise BundleError(what, where=f"--device {device}", do=driver_advice(machine))
+    names = ", ".join(f"cuda:{gpu.index} ({gpu.name}, {gpu.sm})" for gpu in machine.gpus)
+    raise BundleError("no such GPU", where=f"--device {device}", do=f"this machine has {names}")
+
+
+def driver_advice(machine: Device) -> str:
+    """Return what a user can do on a machine where no GPU is seen."""
+    if machine.driver is None and "missing" in (machine.driver_problem or ""):
+        return "install the NVIDIA driver, or use --device cpu"
+    return "`nvidia-smi` shows what the driver sees; or use --device cpu"
+
+
+def place_graphs(
+    device: str = "cpu", *, allow_fallback: bool = False, machine: Device | None = None
+) -> Placement:
+    """Return where graphs run on a `device`: cpu, cuda:0, or auto for a GPU if one can be used.
+
+    Raises:
+        BundleError: no name of a device, a GPU that is not there, or no provider that runs it.
+    """
+    machine = machine or this_device()
+    index = gpu_of(device, machine)
+    if index is None:
+        return ON_CPU
+    from .providers import provider_problem
+
+    problems = []
+    for provider in FOR_GRAPHS:
+        problem = provider_problem(provider, machine.gpus[index])
+        if problem is None:
+            return Placement(provider, index, allow_fallback)
+        problems.append(problem)
+    if device.lower() == "auto":
+        return ON_CPU
+    what = "; ".join(problem.what for problem in problems)
+    raise BundleError(
+        f"no provider runs on {machine.gpus[index].name}: {what}",
+        where=f"--device {device}",
+        do=f"{problems[0].do}; or use --device cpu",
+    )
+
+
+def place_engine(
+    provider: str,
+    capabilities: tuple[int, ...],
+    where: str,
+    device: str = "auto",
+    *,
+    allow_fallback: bool = False,
+    machine: Device | None = None,
+) -> Placement:
+    """Return where an engine runs that `provider` opens, built for GPUs of these `capabilities`.
+
+    Raises:
+        BundleError: it does not run here; says whether the driver, the package or the right GPU is
+            missing.
+    """
+    machine = machine or this_device()
+    wanted = f"an engine for {' '.join(f'sm{number}' for number in capabilities)}"
+    if device.lower() == "cpu":
+        raise BundleError(f"is {wanted}, and the CPU was asked for", where=where, do=OTHER_FOLDER)
+    if not machine.gpus:
+        what = f"is {wanted}, and there is no GPU: {machine.driver_problem}"
+        raise BundleError(what, where=where, do=OTHER_FOLDER)
+    fitting = [gpu for gpu in machine.gpus if gpu.compute_capability in capabilities]
+    chosen = gpu_of(device, machine)
+    if device.lower() == "auto":
+        chosen = fitting[0].index if fitting else 0
+    assert chosen is not None  # there is a GPU, and the CPU was not asked for
+    gpu = machine.gpus[chosen]
+    if gpu not in fitting:
+        raise BundleError(
+            f"is {wanted}, and cuda:{chosen} is {gpu.name}, {gpu.sm}",
+            where=where,
+            do=f"build with --target {gpu.sm}, or name a folder of ONNX Runtime engines",
+        )
+    from .providers import provider_problem
+
+    problem = provider_problem(provider, gpu)
+    if problem is not None:
+        raise BundleError(f"is {wanted}, and {problem.what}", where=where, do=problem.do)
+    return Placement(provider, chosen, allow_fallback)
+
+
+OTHER_FOLDER = "name a folder of ONNX Runtime engines, Q/DQ graphs or an export"

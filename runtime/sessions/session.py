@@ -1,0 +1,110 @@
+"""Define what a session is: one graph that runs on one device, whatever library runs it.
+
+Loops keep what one run gives the next as `DeviceValue`s in the session's own memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+
+
+class DeviceValue(Protocol):
+    """Hold a tensor in a session's memory; `numpy` brings it to the host."""
+
+    def shape(self) -> Sequence[int]: ...
+
+    def numpy(self) -> Array: ...
+
+
+class Session(Protocol):
+    """Run one graph; `run` takes and returns arrays by name."""
+
+    @property
+    def path(self) -> Path:
+        """Return the graph's file."""
+
+    @property
+    def device(self) -> str:
+        """Return the provider that was asked for, such as `CUDAExecutionProvider`."""
+
+    @property
+    def memory(self) -> str:
+        """Return where values are: `cpu` or `cuda`."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[object]]:
+        """Return the shapes of inputs and outputs; a dynamic size is a text or None."""
+
+    @property
+    def types(self) -> Mapping[str, str]:
+        """Return the types of inputs and outputs by numpy's names."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Return what the graph says of itself."""
+
+    @property
+    def fallback(self) -> str | None:
+        """Return what runs on the CPU and was to run on the GPU, in one line; None: nothing."""
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Return the named outputs (default: all) of feeds by input name.
+
+        Raises:
+            BundleError: feeds that the graph does not take.
+            OutOfMemory: they do not fit.
+        """
+
+    def to_device(self, array: Array) -> DeviceValue:
+        """Return the array in the session's memory; on the CPU without a copy."""
+
+    def run_on_device(
+        self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
+    ) -> dict[str, DeviceValue]:
+        """Run like `run` with all outputs, which stay in the session's memory.
+
+        Those named in `host` come to the host once, as part of the run: their `numpy` is no copy.
+        """
+
+
+OpenSession = Callable[[Path, int], Session]
+
+
+class SessionObserver:
+    """Pass everything on to another session; what watches or changes its runs is derived."""
+
+    def __init__(self, session: Session) -> None:
+        self._observed = session
+        self.path = session.path
+        self.device, self.memory = session.device, session.memory
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.shapes, self.types = session.shapes, session.types
+        self.metadata, self.fallback = session.metadata, session.fallback
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        return self._observed.run(feeds, outputs)
+
+    def to_device(self, array: Array) -> DeviceValue:
+        return self._observed.to_device(array)
+
+    def run_on_device(
+        self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
+    ) -> dict[str, DeviceValue]:
+        return self._observed.run_on_device(feeds, host)
