@@ -6,18 +6,21 @@ then one that is built here from the bundle's ONNX, then that ONNX on CUDA, then
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
 
 from ..devices import Device, Gpu
+from ..sessions.placement import CUDA, TENSORRT, TENSORRT_RTX, Problem
+from ..sessions.providers import provider_problem
 from .layout import BundleFacts, TargetGroup
 
 Step = Literal["exact engine", "compatible engine", "build here", "CUDA", "CPU"]
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-PLUG_IN = "pip install 'arvg-trt[edge-rtx]'"
-CUDA_PROVIDER, TENSORRT_PROVIDER = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PROVIDERS = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX}
+# Says why a provider does not run on a GPU of this machine; None if it does.
+ProviderProblem = Callable[[str, Gpu], Problem | None]
 
 
 class ChainStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +43,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def choose(
-    facts: BundleFacts, device: Device, gpu: Gpu | None, builders: Sequence[str] = ()
+    facts: BundleFacts,
+    device: Device,
+    gpu: Gpu | None,
+    builders: Sequence[str] = (),
+    problem_of: ProviderProblem = provider_problem,
 ) -> Choice:
     """Return the ways to run a bundle on a GPU of a device, or without one on its CPU.
 
@@ -51,7 +58,7 @@ def choose(
     for step in ("exact engine", "compatible engine"):
         for group in engines:
             if (step == "exact engine") is (fits_exactly(group, gpu)):
-                problem = engine_problem(group, device, gpu)
+                problem = engine_problem(group, device, gpu, problem_of)
                 reason = problem or fit_text(group, gpu)
                 steps.append(chain_step(step, group, problem is None, reason))
     kit = facts.group("kit")
@@ -59,7 +66,7 @@ def choose(
         problem = build_problem(device, gpu, builders)
         reason = problem or f"{builders[0]} builds it once, into the cache"
         steps.append(chain_step("build here", kit, problem is None, reason))
-        problem = cuda_problem(device, gpu)
+        problem = cuda_problem(device, gpu, problem_of)
         reason = problem or "ONNX Runtime runs the graphs in FP16, Q/DQ in floats"
         steps.append(chain_step("CUDA", kit, problem is None, reason))
     cpu = facts.group("onnxruntime")
@@ -87,7 +94,12 @@ def fit_text(group: TargetGroup, gpu: Gpu | None) -> str:
     return f"{TITLES[group.kind]} {group.version} for {where}"
 
 
-def engine_problem(group: TargetGroup, device: Device, gpu: Gpu | None) -> str | None:
+def engine_problem(
+    group: TargetGroup,
+    device: Device,
+    gpu: Gpu | None,
+    problem_of: ProviderProblem = provider_problem,
+) -> str | None:
     """Return why an engine does not open on a device; None if nothing speaks against it.
 
     NVIDIA: engines of either back end are for the very version that built them. TensorRT's are for
@@ -102,16 +114,10 @@ def engine_problem(group: TargetGroup, device: Device, gpu: Gpu | None) -> str |
         return (
             f"it has {group.bytes / 1e9:.1f} GB, and the GPU's memory {gpu.memory_bytes / 1e9:.1f}"
         )
-    if group.kind == "tensorrt_rtx":
-        if device.rtx_provider is None:
-            return f"the provider of TensorRT for RTX is not installed: {PLUG_IN}"
-        found = device.rtx_version
-    else:
-        if TENSORRT_PROVIDER not in device.providers:
-            return "this ONNX Runtime has no TensorRT provider: pip install onnxruntime-gpu"
-        if device.tensorrt is None:
-            return "TensorRT is not installed: pip install 'arvg-trt[tensorrt]'"
-        found = device.tensorrt
+    problem = problem_of(PROVIDERS[group.kind], gpu)
+    if problem is not None:
+        return f"{problem.what}: {problem.do}"
+    found = device.rtx_version if group.kind == "tensorrt_rtx" else device.tensorrt
     if found is not None and not same_version(found, group.version):
         return f"it was built by {TITLES[group.kind]} {group.version}, and here is {found}"
     return None
@@ -131,13 +137,14 @@ def build_problem(device: Device, gpu: Gpu | None, builders: Sequence[str]) -> s
     return None
 
 
-def cuda_problem(device: Device, gpu: Gpu | None) -> str | None:
+def cuda_problem(
+    device: Device, gpu: Gpu | None, problem_of: ProviderProblem = provider_problem
+) -> str | None:
     """Return why ONNX Runtime cannot run graphs on CUDA here."""
     if gpu is None:
         return device.driver_problem or "the CPU was asked for"
-    if CUDA_PROVIDER not in device.providers:
-        return "this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu"
-    return None
+    problem = problem_of(CUDA, gpu)
+    return None if problem is None else f"{problem.what}: {problem.do}"
 
 
 def refusal(facts: BundleFacts, choice: Choice) -> str:

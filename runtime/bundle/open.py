@@ -1,0 +1,97 @@
+"""Open a bundle on this machine: check it, choose what runs here, unpack that into the cache.
+
+Whatever takes a folder of graphs takes a bundle's file through `located`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ...errors import BundleError
+from ...packages import installed_builders
+from ..devices import Device, Gpu, this_device
+from ..family import load_named
+from ..sessions.placement import gpu_of
+from .cache import unpack_cached
+from .choose import ChainStep, Choice, choose, refusal
+from .layout import TargetGroup
+from .reader import Bundle
+from .trust import require_trust
+
+# Builds the engines of an unpacked kit for a GPU into the cache; it needs a builder's package.
+BUILD_HERE = "arvg_trt.engines.bundle.build_here:build_here"
+
+Explain = Callable[[Choice], None]
+
+
+class OpenedBundle(msgspec.Struct, frozen=True, kw_only=True):
+    """Say where the graphs lie that run here, and why these; `signed_by` names the keys."""
+
+    folder: Path
+    step: ChainStep
+    choice: Choice
+    signed_by: tuple[str, ...]
+
+
+def located(
+    path: Path,
+    *,
+    device: str = "auto",
+    require_keys: Sequence[Path] = (),
+    explain: Explain | None = None,
+) -> Path:
+    """Return a folder of graphs: that of a bundle's file that runs here, any other path itself.
+
+    Raises:
+        IntegrityError: the bundle is damaged, changed, or not signed as required.
+        BundleError: nothing in it runs on the device.
+    """
+    if not path.is_file():
+        return path
+    opened = open_bundle(path, device=device, require_keys=require_keys)
+    if explain is not None:
+        explain(opened.choice)
+    return opened.folder
+
+
+def open_bundle(
+    path: Path,
+    *,
+    device: str = "auto",
+    require_keys: Sequence[Path] = (),
+    machine: Device | None = None,
+) -> OpenedBundle:
+    """Choose what of a bundle runs on a device, and unpack it into the cache.
+
+    Raises:
+        IntegrityError: it is damaged, changed, or not signed as required.
+        BundleError: nothing in it runs on the device, or no such device is there.
+        BuildError: an engine was to be built here, and cannot be.
+    """
+    machine = machine or this_device()
+    index = gpu_of(device, machine)
+    gpu = None if index is None else machine.gpus[index]
+    with Bundle(path) as bundle:
+        signed_by = require_trust(bundle, require_keys)
+        choice = choose(bundle.facts, machine, gpu, installed_builders())
+        step = choice.chosen
+        asked_gpu = device.lower() not in ("auto", "cpu")
+        if step is None or (asked_gpu and step.step == "CPU"):
+            do = "`arvg-trt verify` lists what it holds; --device cpu takes its CPU engine"
+            raise BundleError(refusal(bundle.facts, choice), where=str(path), do=do)
+        group = next(each for each in bundle.facts.groups if each.name == step.group)
+        folder = unpack_cached(bundle, group) / group.folder
+    if step.step == "build here":
+        assert gpu is not None
+        folder = built_here(folder, group, gpu)
+    return OpenedBundle(folder=folder, step=step, choice=choice, signed_by=signed_by)
+
+
+def built_here(kit: Path, group: TargetGroup, gpu: Gpu) -> Path:
+    """Return the folder of the engines that were built of a kit for a GPU, now or before."""
+    build = load_named(BUILD_HERE, f"the kit {group.name}")
+    folder: Path = build(kit, gpu, installed_builders()[0])
+    return folder
