@@ -34,6 +34,13 @@ class PathArgument(click.Path):
         return super().convert(value, param, ctx)
 
 
+require_key_option = click.option(
+    "--require-key",
+    "keys",
+    multiple=True,
+    type=PathArgument(),
+    help="Public key that must have signed a bundle. Repeatable: one of them.",
+)
 workspace_argument = click.argument("workspace", type=PathArgument())
 
 

@@ -10,17 +10,10 @@ import click
 from ..workspace.workspace import Workspace
 from .console import ConsoleReporter, print_json
 from .groups import command, option
-from .options import PathArgument, json_option, workspace_argument
+from .options import PathArgument, json_option, require_key_option, workspace_argument
 from .perform import quantization_name
 
 MB = 1e6
-require_key_option = click.option(
-    "--require-key",
-    "keys",
-    multiple=True,
-    type=PathArgument(),
-    help="Public key that must have signed the bundle. Repeatable: one of them.",
-)
 
 
 @command()

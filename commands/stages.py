@@ -239,15 +239,19 @@ def build(
 @recipe_option
 @name_option
 @struct_options(ValidateOptions)
+@require_key_option
 @json_option
 def validate(
     workspace: Path,
     recipe_name: str | None,
     name: str | None,
+    keys: Sequence[Path],
     as_json: bool,
     **changes: Any,
 ) -> None:
     """Compare a quantization with FP32 and write a report; a failed gate exits with 8.
+
+    WORKSPACE may be a bundle packed --with-reference: it is unpacked beside itself.
 
     \b
     Example: arvg-trt validate out/ws --images held_out/ --gate 'psnr_drop<=0.5'
@@ -258,7 +262,12 @@ def validate(
     recipe = recipe_or_none(recipe_name)
     base = recipe.validate if recipe else ValidateOptions()
     options = with_changes(base, **changes)
-    called = quantization_name(name, recipe)
+    if workspace.is_file():
+        from ..pipeline.ship import bundled_workspace
+
+        workspace, called = bundled_workspace(workspace, name, keys)
+    else:
+        called = quantization_name(name, recipe)
     with figures_of_failures(as_json):
         results = perform(workspace, as_json, lambda w, r: [validate_stage(w, called, options, r)])
     if not as_json:

@@ -26,7 +26,7 @@ from ..runtime.bundle.trust import require_trust
 from ..runtime.devices import this_device
 from ..validate.facts import ValidationFacts, summary
 from ..workspace.facts import facts, model_name
-from ..workspace.files import atomic_folder, atomic_write, encode_json
+from ..workspace.files import atomic_folder, atomic_write, encode_json, sha256_file
 from ..workspace.manifest import MANIFEST
 from ..workspace.stage import Reporter, tool_version
 from ..workspace.verify import verify
@@ -206,6 +206,34 @@ def unpack_file(
         with atomic_folder(output) as temporary:
             bundle.extract(files, temporary)
     return files
+
+
+def bundled_workspace(path: Path, name: str | None, keys: Sequence[Path]) -> tuple[Path, str]:
+    """Return a workspace beside a bundle that holds its files, and the name of its quantization.
+
+    The folder has the bundle's name without its suffix; it is made once.
+
+    Raises:
+        IntegrityError: the bundle is damaged, changed, or not signed as required.
+        WorkspaceError: it has no FP32 graphs to compare with, or the folder is of something else.
+    """
+    folder = path.with_suffix("")
+    with Bundle(path) as bundle:
+        require_trust(bundle, keys)
+        packed = bundle.facts
+        if packed.group("reference") is None:
+            what = "has no FP32 graphs to compare with"
+            raise WorkspaceError(what, where=str(path), do="pack it with `bundle --with-reference`")
+        if name not in (None, packed.quantization):
+            raise WorkspaceError(f"holds {packed.quantization}, not {name}", where=str(path))
+        own = bundle.facts_file
+        if not folder.exists():
+            with atomic_folder(folder) as temporary:
+                bundle.extract((own, *packed.files), temporary)
+        elif not (folder / own.path).is_file() or sha256_file(folder / own.path) != own.sha256:
+            what = "is there already, and not what this bundle unpacks to"
+            raise WorkspaceError(what, where=str(folder), do="rename the bundle, or the folder")
+    return folder, packed.quantization
 
 
 def group_files(bundle: Bundle, group: str | None) -> tuple[BundleFile, ...]:

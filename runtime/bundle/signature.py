@@ -162,9 +162,13 @@ KEYGEN = "make a pair with `arvg-trt keygen`"
 
 
 def sign(name: str, digests: Mapping[str, str], key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a sigstore bundle that signs files, given as sha256 by path, under a model's name."""
+    """Return a sigstore bundle that signs files, given as sha256 by path, under a model's name.
+
+    The same files, name and key give the same bytes.
+    """
     payload = msgspec.json.encode(statement_of(name, digests))
-    signature = key.sign(signed_bytes(payload), ec.ECDSA(HASHES[key.key_size]()))
+    algorithm = ec.ECDSA(HASHES[key.key_size](), deterministic_signing=True)  # RFC 6979
+    signature = key.sign(signed_bytes(payload), algorithm)
     bundle = SigstoreBundle(
         mediaType=SIGSTORE,
         verificationMaterial=Material(PublicKeyHint(key_hint(key.public_key()))),
