@@ -18,7 +18,14 @@ from . import completion
 from .console import ConsoleReporter, print_json
 from .figures import figures_of_failures, print_figures
 from .groups import command, option
-from .options import PathArgument, json_option, memory_option, struct_options, workspace_argument
+from .options import (
+    PathArgument,
+    json_option,
+    memory_option,
+    require_key_option,
+    struct_options,
+    workspace_argument,
+)
 from .perform import (
     name_option,
     perform,
