@@ -21,7 +21,6 @@ from ...workspace.workspace import WORKSPACE_FILE, Workspace
 from ..facts import BuildFacts
 
 Source = Path | bytes
-KINDS: tuple[GroupKind, ...] = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +45,8 @@ def collect(
     documents: Mapping[str, bytes],
     groups: Sequence[GroupSources],
 ) -> Contents:
-    """Return the contents of a bundle of a quantization.
-
-    Raises:
-        WorkspaceError: there is no engine, or two groups have one name.
-    """
+    """Return the contents of a bundle of a quantization."""
     exported = Exported.open(workspace)
-    if not any(made.group.kind in KINDS for made in groups):
-        raise WorkspaceError(
-            f"has no engines of {name}",
-            where=str(workspace.root),
-            do=f"run `arvg-trt build {workspace.root} --name {name}` first",
-        )
     held = BundleFacts(
         version=SCHEMA_VERSION,
         name=name,
@@ -78,10 +67,16 @@ def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
     """Return a target group for each folder of engines of a quantization.
 
     Raises:
-        WorkspaceError: one is not as it was built, or its files are not what its manifest says.
+        WorkspaceError: there is none, or one is not as it was built.
     """
-    parent = workspace.root / "engines" / name
-    return tuple(engine_group(workspace.root, path) for path in sorted(parent.glob("[!.]*/")))
+    folders = sorted((workspace.root / "engines" / name).glob("[!.]*/"))
+    if not folders:
+        raise WorkspaceError(
+            f"has no engines of {name}",
+            where=str(workspace.root),
+            do=f"run `arvg-trt build {workspace.root} --name {name}` first",
+        )
+    return tuple(engine_group(workspace.root, folder) for folder in folders)
 
 
 def engine_group(root: Path, folder: Path) -> GroupSources:

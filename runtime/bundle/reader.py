@@ -125,6 +125,7 @@ class Bundle:
                 self.blobs.sized(part)
         self.facts = self._read_facts([manifest for _, manifest in manifests])
         self._require_manifests(manifests)
+        self.manifests = tuple(manifest for _, manifest in manifests)
         self.signatures = tuple(
             self._read_signature(d) for d in index.manifests if d is not models[0]
         )

@@ -1,0 +1,332 @@
+"""`bundle`, `keygen`, `sign`, `verify`, `unpack`, and the commands that take a bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from cyclonedx.schema.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from model_signing import verifying
+
+from arvg_trt.recipe.file import load_recipe
+from arvg_trt.runtime.bundle.cache import CACHE_VARIABLE
+from arvg_trt.runtime.bundle.reader import Bundle
+from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE
+from arvg_trt.runtime.generator import Generator
+from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.validate.report.schema import load_report
+
+from ..command_line import Finished, arvg, assert_refused, digests
+from ..minis.minis import Quantized
+
+# ModelPack 0.0.7, schema/config-schema.json: what it requires, and the keys that it allows.
+MODEL_CONFIG = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["descriptor", "config", "modelfs"],
+    "properties": {
+        "descriptor": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {key: {"type": "string"} for key in ("name", "family", "title")},
+        },
+        "config": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                key: {"type": "string"} for key in ("format", "precision", "quantization")
+            },
+        },
+        "modelfs": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["type", "diffIds"],
+            "properties": {
+                "type": {"enum": ["layers"]},
+                "diffIds": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            },
+        },
+    },
+}
+
+
+class Shipped:
+    """Hold a workspace with engines for the CPU and for RTX, its keys and its signed bundle."""
+
+    def __init__(self, root: Path, finished: Finished) -> None:
+        self.workspace = root / "ws"
+        shutil.copytree(finished.workspace, self.workspace)
+        options = ("--backend", "tensorrt_rtx", "--target", "sm86", "--target", "sm120")
+        outcome = arvg("build", self.workspace, *options, "--image-size", 64)
+        assert outcome.code == 0, outcome
+        outcome = arvg("keygen", root / "ci")
+        assert outcome.code == 0, outcome
+        self.key, self.public = root / "ci.key", root / "ci.pub"
+        self.file = root / "signed.tar"
+        self.pack(self.file, "--key", self.key, "--with-reference")
+        self.photo = finished.validation / "astronaut.png"
+
+    def pack(self, output: Path, *options: object) -> None:
+        outcome = arvg("bundle", self.workspace, "--name", "int8", "-o", output, *options)
+        assert outcome.code == 0, outcome
+
+
+@pytest.fixture(scope="module")
+def shipped(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    return Shipped(tmp_path_factory.mktemp("ship"), finished)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv(KEYS_VARIABLE, raising=False)
+    return tmp_path / "cache"
+
+
+def test_keys_are_secret_and_never_written_over(tmp_path: Path) -> None:
+    assert arvg("keygen", tmp_path / "a").code == 0
+    assert stat.S_IMODE((tmp_path / "a.key").stat().st_mode) == 0o600
+    before = digests(tmp_path)
+    assert_refused(arvg("keygen", tmp_path / "a"), 9, "a.key: is there already")
+    assert digests(tmp_path) == before
+
+
+def test_a_password_closes_the_private_key(
+    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARVG_TRT_KEY_PASSWORD", "open sesame")
+    assert arvg("keygen", tmp_path / "a").code == 0
+    assert b"ENCRYPTED" in (tmp_path / "a.key").read_bytes()
+    shipped.pack(tmp_path / "b.tar", "--key", tmp_path / "a.key")
+    monkeypatch.setenv("ARVG_TRT_KEY_PASSWORD", "wrong")
+    outcome = arvg("sign", tmp_path / "b.tar", "--key", tmp_path / "a.key")
+    assert_refused(outcome, 12, "a.key: is no private key that can be read")
+    monkeypatch.delenv("ARVG_TRT_KEY_PASSWORD")
+    outcome = arvg("sign", tmp_path / "b.tar", "--key", tmp_path / "a.key")
+    assert_refused(outcome, 12, "a.key: is no private key that can be read")
+
+
+def test_the_same_engines_and_key_give_the_same_bytes(shipped: Shipped, tmp_path: Path) -> None:
+    shipped.pack(tmp_path / "again.tar", "--key", shipped.key, "--with-reference")
+    assert (tmp_path / "again.tar").read_bytes() == shipped.file.read_bytes()
+
+
+def test_verify_says_what_opens_here_and_by_whom_it_is_signed(shipped: Shipped) -> None:
+    outcome = arvg("verify", shipped.file, "--require-key", shipped.public)
+    assert outcome.code == 0, outcome
+    assert f"signed by {shipped.public}" in outcome.out
+    assert "cpu: CPU, opens here" in outcome.out
+    assert "rtx-sm86-sm120: exact engine, does not open here: " in outcome.out
+    found = json.loads(arvg("verify", shipped.file, "--json").out)
+    assert found["chosen"] == "cpu"
+    assert found["signed_by"] == [] and len(found["signatures"]) == 1
+    assert [step["opens"] for step in found["chain"]] == [False, True]
+
+
+def test_another_key_an_unsigned_bundle_and_a_missing_key_are_refused(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    arvg("keygen", tmp_path / "other")
+    outcome = arvg("verify", shipped.file, "--require-key", tmp_path / "other.pub")
+    assert_refused(outcome, 12, "is signed by another key")
+    shipped.pack(tmp_path / "unsigned.tar")
+    outcome = arvg("verify", tmp_path / "unsigned.tar", "--require-key", shipped.public)
+    assert_refused(outcome, 12, "is not signed, and a key is required")
+    outcome = arvg("verify", shipped.file, "--require-key", tmp_path / "none.pub")
+    assert_refused(outcome, 12, "none.pub: the required key cannot be read")
+
+
+@pytest.mark.parametrize("place", ["environment", "configuration"])
+def test_a_device_requires_its_key_of_all_commands(
+    shipped: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    arvg("keygen", tmp_path / "device")
+    if place == "environment":
+        monkeypatch.setenv(KEYS_VARIABLE, str(tmp_path / "device.pub"))
+    else:
+        config = tmp_path / "config" / "arvg-trt" / "config.toml"
+        config.parent.mkdir(parents=True)
+        config.write_text('require_keys = ["../../device.pub"]\n')
+    for args in (
+        ("verify", shipped.file),
+        ("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz"),
+        ("decode", shipped.file, tmp_path / "t.npz", "-o", tmp_path / "images"),
+        ("unpack", shipped.file, "-o", tmp_path / "u"),
+        ("validate", shipped.file),
+    ):
+        assert_refused(arvg(*args), 12, "is signed by another key")
+    assert_refused(
+        arvg("verify", shipped.file, "--require-key", shipped.public), 12, "by another key"
+    )
+    signed = tmp_path / "twice.tar"
+    outcome = arvg("sign", shipped.file, "--key", tmp_path / "device.key", "-o", signed)
+    assert outcome.code == 0, outcome
+    assert arvg("verify", signed, "--require-key", shipped.public).code == 0
+
+
+def test_signing_again_changes_nothing_but_the_signature(shipped: Shipped, tmp_path: Path) -> None:
+    shipped.pack(tmp_path / "a.tar", "--with-reference")
+    assert arvg("sign", tmp_path / "a.tar", "--key", shipped.key).code == 0
+    assert (tmp_path / "a.tar").read_bytes() == shipped.file.read_bytes()
+    assert arvg("sign", tmp_path / "a.tar", "--key", shipped.key).code == 0
+    assert (tmp_path / "a.tar").read_bytes() == shipped.file.read_bytes()
+
+
+def test_what_is_unpacked_is_what_the_workspace_has(shipped: Shipped, tmp_path: Path) -> None:
+    outcome = arvg("unpack", shipped.file, "-o", tmp_path / "all")
+    assert outcome.code == 0, outcome
+    wanted, found = digests(shipped.workspace), digests(tmp_path / "all")
+    shared = found.keys() & wanted.keys()
+    assert all(found[path] == wanted[path] for path in shared)
+    assert {path for path in wanted if path.startswith("engines/int8/")} <= shared
+    with Bundle(shipped.file) as bundle:
+        assert bundle.digests() == found
+    assert_refused(arvg("unpack", shipped.file, "-o", tmp_path / "all"), 9, "is there already")
+    outcome = arvg("unpack", shipped.file, "-o", tmp_path / "cpu", "--group", "cpu")
+    assert outcome.code == 0, outcome
+    assert {p.name for p in (tmp_path / "cpu" / "engines" / "int8").iterdir()} == {"onnxruntime"}
+    outcome = arvg("unpack", shipped.file, "-o", tmp_path / "x", "--group", "gpu")
+    assert_refused(outcome, 9, "has no target group 'gpu'", "cpu, rtx-sm86-sm120, reference")
+
+
+def test_model_signing_verifies_what_is_unpacked(shipped: Shipped, tmp_path: Path) -> None:
+    with Bundle(shipped.file) as bundle:
+        (signature,) = bundle.signatures
+        layer = next(name for name in signature.blobs if bundle.blobs.member(name).size > 1000)
+        with bundle.blobs.mapped(layer) as data:
+            (tmp_path / "model.sig").write_bytes(bytes(data))
+        bundle.extract((bundle.facts_file, *bundle.facts.files), tmp_path / "files")
+    config = verifying.Config().use_elliptic_key_verifier(public_key=shipped.public)
+    config.verify(tmp_path / "files", tmp_path / "model.sig")
+    (tmp_path / "files" / "README.md").write_text("another\n")
+    with pytest.raises(ValueError, match="Signature mismatch"):
+        config.verify(tmp_path / "files", tmp_path / "model.sig")
+
+
+def test_documents_say_what_it_is_in_forms_that_others_read(
+    shipped: Shipped, tmp_path: Path, finished: Finished
+) -> None:
+    with Bundle(shipped.file) as bundle:
+        for descriptor in bundle.manifests:
+            config = json.loads(bundle.blobs.read(descriptor.config))
+            jsonschema.validate(config, MODEL_CONFIG)
+        bundle.extract(bundle.facts.documents, tmp_path / "documents")
+    documents = tmp_path / "documents"
+    bill = (documents / "sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    card = (documents / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: arvg-trt\n")
+    assert "| rtx-sm86-sm120 | TensorRT for RTX " in card and "PSNR drop " in card
+    assert "Data and licence" in (documents / "licenses" / "cosmos-mini-di8x8.md").read_text()
+    assert load_recipe(documents / "recipe.toml") == load_recipe(finished.recipe)
+    stages = json.loads((documents / "stages.json").read_text())
+    assert [stage["stage"] for stage in stages] == [
+        *("export", "calibrate", "quantize", "build", "build", "validate")
+    ]
+    assert "onnxruntime" in stages[3]["versions"]
+    assert load_report(documents / "report.json").name == "int8"
+
+
+def test_encode_and_decode_take_a_bundle_as_the_folder_of_its_engine(
+    shipped: Shipped, tmp_path: Path, own_cache: Path
+) -> None:
+    folder = shipped.workspace / "engines" / "int8" / "onnxruntime"
+    for place, name in ((folder, "folder"), (shipped.file, "bundle")):
+        tokens = tmp_path / f"{name}.npz"
+        outcome = arvg("encode", place, shipped.photo, "-o", tokens)
+        assert outcome.code == 0, outcome
+        outcome = arvg("decode", place, tokens, "-o", tmp_path / name)
+        assert outcome.code == 0, outcome
+    with np.load(tmp_path / "folder.npz") as one, np.load(tmp_path / "bundle.npz") as two:
+        assert one.files == two.files
+        assert all(np.array_equal(one[key], two[key]) for key in one.files)
+    assert digests(tmp_path / "folder") == digests(tmp_path / "bundle")
+    assert [p.name for p in (own_cache / "bundles").iterdir() if p.is_dir()] == [
+        next(p.name for p in (own_cache / "bundles").glob("*-cpu"))
+    ]
+    tokenizer = ImageTokenizer.open(shipped.file)
+    assert tokenizer.stride == 8
+
+
+def test_explain_prints_the_chain_of_choices(shipped: Shipped, tmp_path: Path) -> None:
+    outcome = arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz", "--explain")
+    assert outcome.code == 0, outcome
+    assert "-> CPU" in outcome.err and " x exact engine" in outcome.err
+
+
+def test_a_gpu_that_is_asked_for_is_never_the_cpu(shipped: Shipped, tmp_path: Path) -> None:
+    args = ("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz", "--device", "cuda:0")
+    assert_refused(arvg(*args), 7, "--device cuda:0: ")
+
+
+def test_validate_from_a_bundle_equals_validate_from_its_workspace(
+    shipped: Shipped, finished: Finished, tmp_path: Path
+) -> None:
+    options = ("--images", finished.validation, "--size", 64, "--rounds", 0)
+    workspace, packed = tmp_path / "ws", tmp_path / "packed.tar"
+    shutil.copytree(shipped.workspace, workspace)
+    shutil.copy(shipped.file, packed)
+    for place in (workspace, packed):
+        outcome = arvg("validate", place, *options)
+        assert outcome.code == 0, outcome
+    found = [
+        (root / "validate" / "int8" / "report.json").read_bytes()
+        for root in (workspace, tmp_path / "packed")
+    ]
+    assert found[0] == found[1]
+    again = arvg("validate", packed, *options, "--json")
+    assert json.loads(again.out)["stages"][0]["skipped"]
+
+
+def test_validate_needs_the_reference_and_its_own_folder(shipped: Shipped, tmp_path: Path) -> None:
+    shipped.pack(tmp_path / "alone.tar")
+    assert_refused(
+        arvg("validate", tmp_path / "alone.tar"), 9, "no FP32 graphs", "--with-reference"
+    )
+    shutil.copy(shipped.file, tmp_path / "b.tar")
+    (tmp_path / "b").mkdir()
+    assert_refused(arvg("validate", tmp_path / "b.tar"), 9, "not what this bundle unpacks to")
+    assert_refused(arvg("validate", shipped.file, "--name", "w4"), 9, "holds int8, not w4")
+
+
+def test_a_workspace_without_engines_is_refused(exported: Path, tmp_path: Path) -> None:
+    outcome = arvg("bundle", exported, "--name", "int8", "-o", tmp_path / "b.tar")
+    assert_refused(outcome, 9, "has no engines of int8", "arvg-trt build")
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_an_engine_that_is_not_what_was_built_is_not_packed(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "ws"
+    shutil.copytree(shipped.workspace, workspace)
+    engine = workspace / "engines" / "int8" / "rtx-sm86-sm120" / "encoder.engine"
+    engine.write_bytes(engine.read_bytes()[:-1])
+    outcome = arvg("bundle", workspace, "--name", "int8", "-o", tmp_path / "b.tar")
+    assert_refused(outcome, 9, "encoder.engine: was changed")
+
+
+@pytest.mark.parametrize("family", ["var", "mar"])
+def test_a_generator_generates_the_same_images_from_its_bundle(
+    quantized_of: object, tmp_path: Path, family: str
+) -> None:
+    made: Quantized = quantized_of(family)  # type: ignore[operator]
+    workspace = tmp_path / "ws"
+    shutil.copytree(made.workspace, workspace)
+    assert arvg("build", workspace, "--name", "w8a8").code == 0
+    packed = tmp_path / "g.tar"
+    assert arvg("bundle", workspace, "--name", "w8a8", "-o", packed).code == 0
+    folder = workspace / "engines" / "w8a8" / "onnxruntime"
+    for place, name in ((folder, "one"), (packed, "two")):
+        args = ("--labels", "0,1", "--seed", 3, "-o", tmp_path / name)
+        outcome = arvg("generate", place, *args)
+        assert outcome.code == 0, outcome
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert Generator.open(packed).spec == Generator.open(folder).spec
