@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+import subprocess
+import venv
+from importlib.metadata import distribution
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
-from cyclonedx.schema.schema import SchemaVersion
+from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from model_signing import verifying
+from packaging.requirements import Requirement
 
+import arvg_trt
 from arvg_trt.recipe.file import load_recipe
 from arvg_trt.runtime.bundle.cache import CACHE_VARIABLE
 from arvg_trt.runtime.bundle.reader import Bundle
@@ -25,6 +30,7 @@ from arvg_trt.validate.report.schema import load_report
 from ..command_line import Finished, arvg, assert_refused, digests
 from ..minis.minis import Quantized
 
+ROOT = Path(str(arvg_trt.__file__)).resolve().parent
 # ModelPack 0.0.7, schema/config-schema.json: what it requires, and the keys that it allows.
 MODEL_CONFIG = {
     "type": "object",
@@ -311,6 +317,59 @@ def test_an_engine_that_is_not_what_was_built_is_not_packed(
     engine.write_bytes(engine.read_bytes()[:-1])
     outcome = arvg("bundle", workspace, "--name", "int8", "-o", tmp_path / "b.tar")
     assert_refused(outcome, 9, "encoder.engine: was changed")
+
+
+def edge_environment(folder: Path) -> Path:
+    """Make an environment with what the package itself requires and nothing else; its python.
+
+    The distributions are those of this environment, linked; extras are left out.
+    """
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    wanted, done = ["arvg-trt"], set()
+    while wanted:
+        found = distribution(wanted.pop())
+        if found.name in done:
+            continue
+        done.add(found.name)
+        for file in found.files or ():
+            top = file.parts[0]
+            if top != ".." and not (site / top).exists():
+                (site / top).symlink_to(found.locate_file(top))
+        requirements = [Requirement(text) for text in found.requires or ()]
+        wanted += [
+            r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})
+        ]
+    if not (site / "arvg_trt").exists():
+        (site / "arvg_trt").symlink_to(ROOT)
+    assert "numpy" in done and "torch" not in done
+    return folder / "bin" / "python"
+
+
+def test_a_device_without_torch_and_onnx_verifies_encodes_and_decodes(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    python = edge_environment(tmp_path / "edge")
+
+    def run(*args: object) -> str:
+        command = [str(python), *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for package in ("torch", "onnx", "onnx_ir", "jinja2", "scipy"):
+        absent = f"import importlib.util as u; print(u.find_spec({package!r}))"
+        assert run("-c", absent) == "None\n"
+    verified = run("-m", "arvg_trt", "verify", shipped.file, "--require-key", shipped.public)
+    assert "every byte is as it was packed" in verified and "cpu: CPU, opens here" in verified
+    run("-m", "arvg_trt", "encode", shipped.file, shipped.photo, "-o", "tokens.npz")
+    run("-m", "arvg_trt", "decode", shipped.file, "tokens.npz", "-o", "images")
+    folder = shipped.workspace / "engines" / "int8" / "onnxruntime"
+    outcome = arvg("encode", folder, shipped.photo, "-o", tmp_path / "here.npz")
+    assert outcome.code == 0, outcome
+    with np.load(tmp_path / "tokens.npz") as there, np.load(tmp_path / "here.npz") as here:
+        assert np.array_equal(there["tokens_0"], here["tokens_0"])
+    assert (tmp_path / "images" / "0.png").is_file()
 
 
 @pytest.mark.parametrize("family", ["var", "mar"])
