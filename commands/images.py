@@ -12,15 +12,31 @@ from ..recipe.base import with_changes
 from ..recipe.commands import GenerateOptions
 from .console import ConsoleReporter, print_json
 from .groups import command, option
-from .options import PathArgument, json_option, struct_options, workspace_argument
+from .options import (
+    PathArgument,
+    device_option,
+    fallback_option,
+    json_option,
+    struct_options,
+    workspace_argument,
+)
 
 
 @command()
 @click.argument("folder", type=PathArgument())
 @click.argument("images", nargs=-1, required=True, type=PathArgument())
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A .npz file.")
+@device_option
+@fallback_option
 @json_option
-def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) -> None:
+def encode(
+    folder: Path,
+    images: Sequence[Path],
+    output: Path,
+    device: str,
+    allow_fallback: bool,
+    as_json: bool,
+) -> None:
     """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
 
     \b
@@ -28,7 +44,8 @@ def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) ->
     """
     from ..pipeline.codec import encode_files
 
-    encode_files(folder, images, output)
+    with ConsoleReporter(quiet=as_json) as reporter:
+        encode_files(folder, images, output, reporter, device=device, allow_fallback=allow_fallback)
     if as_json:
         print_json({"images": images, "written": [output]})
         return
@@ -39,8 +56,12 @@ def encode(folder: Path, images: Sequence[Path], output: Path, as_json: bool) ->
 @click.argument("folder", type=PathArgument())
 @click.argument("tokens", type=PathArgument())
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A folder.")
+@device_option
+@fallback_option
 @json_option
-def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
+def decode(
+    folder: Path, tokens: Path, output: Path, device: str, allow_fallback: bool, as_json: bool
+) -> None:
     """Decode a .npz of `encode` to PNG images.
 
     \b
@@ -48,7 +69,10 @@ def decode(folder: Path, tokens: Path, output: Path, as_json: bool) -> None:
     """
     from ..pipeline.codec import decode_files
 
-    paths = decode_files(folder, tokens, output)
+    with ConsoleReporter(quiet=as_json) as reporter:
+        paths = decode_files(
+            folder, tokens, output, reporter, device=device, allow_fallback=allow_fallback
+        )
     if as_json:
         print_json({"written": paths})
         return

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import click
 import msgspec
 
+from ..recipe.base import ALLOW_FALLBACK, DEVICE
 from ..recipe.descriptions import FieldDescription, ValueType, fields_of
 from ..recipe.quantize import MAX_MEMORY
 from . import completion
@@ -20,6 +21,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
+
+
+device_option = click.option("--device", default="auto", show_default=True, help=DEVICE)
+fallback_option = click.option("--allow-fallback", is_flag=True, help=ALLOW_FALLBACK)
 
 
 class PathArgument(click.Path):

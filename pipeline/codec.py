@@ -9,9 +9,18 @@ from ..runtime.files import decode_images, encode_images, write_arrays
 from ..runtime.images import png_bytes
 from ..runtime.tokenizer import ImageTokenizer
 from ..workspace.files import atomic_write
+from ..workspace.stage import Reporter
 
 
-def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
+def encode_files(
+    folder: Path,
+    images: Sequence[Path],
+    output: Path,
+    reporter: Reporter,
+    *,
+    device: str = "auto",
+    allow_fallback: bool = False,
+) -> None:
     """Write tokens (or latents) and sizes of the images to a .npz.
 
     Raises:
@@ -19,10 +28,29 @@ def encode_files(folder: Path, images: Sequence[Path], output: Path) -> None:
         BundleError: an image of a size that the tokenizer is not made for; names it.
         GenerationError: a latent that is not finite; names the image.
     """
-    write_arrays(output, encode_images(ImageTokenizer.open(folder), images))
+    tokenizer = open_tokenizer(folder, reporter, device, allow_fallback)
+    write_arrays(output, encode_images(tokenizer, images))
 
 
-def decode_files(folder: Path, tokens: Path, output: Path) -> list[Path]:
+def open_tokenizer(
+    folder: Path, reporter: Reporter, device: str, allow_fallback: bool
+) -> ImageTokenizer:
+    """Open a tokenizer on a device; warn of what runs on the CPU all the same."""
+    tokenizer = ImageTokenizer.open(folder, device=device, allow_fallback=allow_fallback)
+    for text in tokenizer.fallbacks:
+        reporter.warn(text)
+    return tokenizer
+
+
+def decode_files(
+    folder: Path,
+    tokens: Path,
+    output: Path,
+    reporter: Reporter,
+    *,
+    device: str = "auto",
+    allow_fallback: bool = False,
+) -> list[Path]:
     """Write `K.png` for every image of a .npz; returns their paths.
 
     Raises:
@@ -30,7 +58,8 @@ def decode_files(folder: Path, tokens: Path, output: Path) -> list[Path]:
         GenerationError: a picture that is not finite; those before it are written.
     """
     paths = []
-    for number, image in decode_images(ImageTokenizer.open(folder), tokens):
+    tokenizer = open_tokenizer(folder, reporter, device, allow_fallback)
+    for number, image in decode_images(tokenizer, tokens):
         paths.append(output / f"{number}.png")
         atomic_write(paths[-1], png_bytes(image))
     return paths

@@ -11,7 +11,7 @@ import msgspec
 from ..errors import GenerationError
 from ..recipe.commands import GenerateOptions
 from ..runtime.files import Outputs, write_batches
-from ..runtime.generator import Generator, check_labels, choose_sampling, verified_spec
+from ..runtime.generator import Generator, check_labels, choose_sampling, placed_spec
 from ..runtime.labels import parse_labels
 from ..runtime.sampling import Sampling
 from ..workspace.stage import Reporter
@@ -49,11 +49,11 @@ def generate_files(
     Raises:
         GenerationError: labels or options out of range, nothing to write.
         WorkspaceError: the folder is not what its stage wrote.
-        BundleError: it holds engines that no session here runs.
+        BundleError: no such device, or engines that do not run there.
     """
     if outputs == Outputs():
         raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
-    _, spec = verified_spec(path)
+    _, spec = placed_spec(path, options.device)
     sampling = choose_sampling(
         spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}
     )
@@ -61,7 +61,14 @@ def generate_files(
     require_few(len(classes) * options.count)
     labels = check_labels(spec, [label for label in classes for _ in range(options.count)])
     start = time.monotonic()
-    generator = Generator.open(path, threads=options.threads)
+    generator = Generator.open(
+        path,
+        device=options.device,
+        allow_fallback=options.allow_fallback,
+        threads=options.threads,
+    )
+    for text in generator.fallbacks:
+        reporter.warn(text)
     batches = generator.batches(
         labels,
         seed=options.seed,

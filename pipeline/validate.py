@@ -32,7 +32,11 @@ def validate_stage(
         AccuracyError: a gate failed; the report is written all the same.
     """
     require_packages("report")
-    from ..validate.measure.candidates import candidate_folders, engine_manifests
+    from ..validate.measure.candidates import (
+        candidate_folders,
+        engine_manifests,
+        executed_engine,
+    )
     from ..validate.measure.kinds import leaked, open_measurement
     from ..validate.report.compose import compose_report, finite_metrics
     from ..validate.report.gates import evaluate, parse_gates
@@ -51,6 +55,7 @@ def validate_stage(
     if repeated:
         reporter.warn(f"validated on calibration {measurement.noun}: {', '.join(repeated)}")
     engines = {} if options.skip_engine else engine_manifests(workspace, name)
+    executed = executed_engine(workspace, name, engines, options.device, reporter)
     digests = measurement.digests
     wanted = Manifest(
         stage="validate",
@@ -61,14 +66,17 @@ def validate_stage(
             **digests,
         },
         options=msgspec.to_builtins(options)
+        | {"device": executed.device}
         | {"images": list(measurement.names)}
         | ({"feeds": list(digests)} if options.feeds else {}),
         versions=package_versions("onnxruntime", "numpy", "scikit-image"),
     )
 
     def work(folder: Path) -> ValidationFacts:
-        folders = candidate_folders(workspace, name, engines, reporter)
-        measured = measurement.run(folders, reporter.progress)
+        folders = candidate_folders(workspace, name, engines, executed.key, reporter)
+        measured = measurement.run(folders, reporter.progress, executed.device)
+        for text in measured.fallbacks:
+            reporter.warn(text)
         report = compose_report(
             model,
             name,
@@ -77,7 +85,8 @@ def validate_stage(
             folders,
             calibrated=calibrated,
             quantized=facts(manifest, QuantizationFacts),
-            engines=engines.values(),
+            engines=engines,
+            executed=executed,
         )
         report = msgspec.structs.replace(report, gates=tuple(evaluate(gates, metrics(report))))
         write_report(folder, report, measured.pictures)

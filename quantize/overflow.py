@@ -22,6 +22,7 @@ from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import Plan, SitePlan
 from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, default_session, read_spec
 from ..runtime.sessions.open import SLOW_OPTIMIZERS, open_session
+from ..runtime.sessions.placement import ON_CPU
 from ..runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
 from ..samples.files import Arrays
 from ..workspace.manifest import MANIFEST, Manifest
@@ -175,7 +176,7 @@ def collect_loop_absmax(export: Path, site_map: SiteMap, *, progress: Progress) 
 
     def opened(path: Path, threads: int) -> Session:
         watching = path.stem in absmax
-        return AbsmaxSession(path, absmax[path.stem]) if watching else plain(path, threads)
+        return AbsmaxSession(path, absmax[path.stem]) if watching else plain(path, threads, ON_CPU)
 
     Generator.open(export, session=opened, verify=False).generate(
         [LABEL],

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from .base import Options
+from .base import ALLOW_FALLBACK, DEVICE, Options, require_not_empty
 from .descriptions import Groups, Range, require_in_range, says
 
 Grid = Literal["uniform", "log", "block"]
@@ -75,7 +75,7 @@ class GenerateOptions(Options, frozen=True, kw_only=True):
             "diffusion_steps",
             "greedy",
         ),
-        "Work": ("batch_size", "threads"),
+        "Work": ("device", "allow_fallback", "batch_size", "threads"),
     }
 
     labels: Annotated[tuple[str, ...], says("Classes, e.g. 207,360 or 0-9.")]
@@ -108,6 +108,9 @@ class GenerateOptions(Options, frozen=True, kw_only=True):
     ] = False
     batch_size: Annotated[Annotated[int, msgspec.Meta(ge=1)], says("Images at once.")] = 4
     threads: Annotated[Threads, says("Threads of ONNX Runtime, 0 for all.")] = 0
+    device: Annotated[str, says(DEVICE)] = "auto"
+    allow_fallback: Annotated[bool, says(ALLOW_FALLBACK)] = False
 
     def __post_init__(self) -> None:
         require_in_range(self)
+        require_not_empty(self, "device")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from .base import COUNT, ROUNDS, SEED, SIDE, THREADS, Options, require_not_empty
+from .base import (
+    ALLOW_FALLBACK,
+    COUNT,
+    DEVICE,
+    ROUNDS,
+    SEED,
+    SIDE,
+    THREADS,
+    Options,
+    require_not_empty,
+)
 from .descriptions import Groups, require_in_range, says
 
 
@@ -15,6 +25,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
         "Held-out samples": ("images", "feeds", "labels", "samples", "seed", "batch_size", "size"),
         "Measures": ("features", "gates", "skip_engine"),
         "Timing": ("rounds", "warmup", "threads"),
+        "Device": ("device", "allow_fallback"),
     }
 
     images: Annotated[
@@ -50,8 +61,12 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     ] = 20
     warmup: Annotated[int, says("Rounds before those that are timed.", ROUNDS)] = 3
     threads: Annotated[int, says("Threads of ONNX Runtime; 0 for all.", THREADS)] = 0
+    device: Annotated[
+        str, says(f"{DEVICE} The engine runs there, what it is compared with on the CPU.")
+    ] = "auto"
+    allow_fallback: Annotated[bool, says(ALLOW_FALLBACK)] = False
     skip_engine: Annotated[bool, says("Measure the Q/DQ graphs alone, and no engine.")] = False
 
     def __post_init__(self) -> None:
         require_in_range(self)
-        require_not_empty(self, "images", "feeds", "labels", "features")
+        require_not_empty(self, "images", "feeds", "labels", "features", "device")

@@ -16,13 +16,15 @@ from ..errors import GenerationError, OutOfMemory, WorkspaceError
 from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST
 from ..workspace.verify import GENERATOR_FILE
+from ..workspace.verify import verify as verify_folder
 from .families import find_family
 from .family import Family
-from .folders import require_session, verified
+from .folders import OpenPlaced, holds_engines, opener, placement_of, verified
 from .images import Uint8Image, from_model
 from .loop import Latents, Loop, OpenSession
 from .sampling import Sampling, Tokens, image_streams
 from .sessions.open import fast_session, mapped_session
+from .sessions.session import Session, fallbacks
 from .spec import TEACHER_FORCED as TEACHER_FORCED
 from .spec import GeneratorSpec
 
@@ -60,9 +62,11 @@ class Generator:
     is cut into batches changes no more than the backend's rounding.
     """
 
-    def __init__(self, loop: Loop, spec: GeneratorSpec) -> None:
+    def __init__(self, loop: Loop, spec: GeneratorSpec, fallbacks: tuple[str, ...] = ()) -> None:
+        """Take a loop; `fallbacks` say what of its graphs runs on the CPU instead of the GPU."""
         self._loop = loop
         self.spec = spec
+        self.fallbacks = fallbacks
 
     @classmethod
     def open(
@@ -70,23 +74,46 @@ class Generator:
         path: str | PathLike[str],
         *,
         session: OpenSession | None = None,
+        device: str = "auto",
+        allow_fallback: bool = False,
         threads: int = 0,
         verify: bool = True,
     ) -> Generator:
         """Open a workspace, or a folder with `generator.json` and the graphs beside it.
 
-        Without a `session`, graphs of fixed shapes are opened with the weights that they share in
+        Without a `session` they run on the `device`, cpu, cuda:0 or auto (a GPU where one can be
+        used); on the CPU graphs of fixed shapes are opened with the weights that they share in
         memory once, others for speed. Without `verify` the files are taken as they lie there.
 
         Raises:
             WorkspaceError: no generator was exported there, its description cannot be read, or
                 the folder is not what its stage wrote.
-            BundleError: a graph is missing or does not load, or no session runs such engines.
+            BundleError: a graph is missing or does not load; no such device; engines that do not
+                run here; or, unless `allow_fallback`, a part of a graph that would run on the CPU
+                instead of the GPU.
             OutOfMemory: the weights do not fit.
         """
-        folder, spec = (verified_spec if verify else read_spec)(Path(path))
-        session = session or default_session(spec)
-        return cls(read_family(folder).open_loop(folder, spec, session, threads), spec)
+        if not verify:
+            folder, spec = read_spec(Path(path))
+        elif session is not None:
+            folder, spec = verified_spec(Path(path))
+        else:
+            folder, spec = placed_spec(Path(path), device)
+        session = session or opener(
+            folder,
+            default_session(spec),
+            device,
+            allow_fallback=allow_fallback,
+            static=spec.static_batch is not None,
+        )
+        opened: list[Session] = []
+
+        def keeping(path: Path, threads: int) -> Session:
+            opened.append(session(path, threads))
+            return opened[-1]
+
+        loop = read_family(folder).open_loop(folder, spec, keeping, threads)
+        return cls(loop, spec, fallbacks(opened))
 
     def generate(
         self,
@@ -226,17 +253,31 @@ def read_family(folder: Path) -> Family:
 
 
 def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
-    """Read the spec of a folder that a session can run, and that is as its stage wrote it.
+    """Read the spec of a folder of graphs, that is as its stage wrote it.
 
     Raises:
-        BundleError: it holds engines that no session here runs.
+        BundleError: it holds engines.
         WorkspaceError: there is no spec, it cannot be read, or the folder was changed.
     """
     folder = graphs_folder(path)
     if not any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
-        require_session(folder)
         return read_spec(folder)  # raises the error that nothing is there
     verified(folder)
+    return read_spec(folder)
+
+
+def placed_spec(path: Path, device: str = "auto") -> tuple[Path, GeneratorSpec]:
+    """Read the spec of a folder of graphs or engines that run on a device, as its stage wrote it.
+
+    Raises:
+        BundleError: no such device, or engines that do not run there.
+        WorkspaceError: there is no spec, it cannot be read, or the folder was changed.
+    """
+    folder = graphs_folder(path)
+    if holds_engines(folder):
+        placement_of(folder, device)  # why they do not run here comes before what was changed
+    if any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
+        verify_folder(folder)
     return read_spec(folder)
 
 
@@ -246,7 +287,7 @@ def graphs_folder(path: Path) -> Path:
     return path if own or any(path.glob("*.engine")) else path / "export"
 
 
-def default_session(spec: GeneratorSpec) -> OpenSession:
+def default_session(spec: GeneratorSpec) -> OpenPlaced:
     """Return how a generator's graphs are opened by default."""
     return fast_session if spec.static_batch is None else mapped_session
 

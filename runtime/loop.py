@@ -13,6 +13,7 @@ from ..errors import BundleError, GenerationError
 from .images import FloatImage
 from .kv_cache import KvCache, require_caches
 from .sampling import Logits, Sampling, Tokens, exponential_noise, guide, sample
+from .sessions.open import has_graph
 from .sessions.session import Array, DeviceValue, Session
 from .sessions.session import OpenSession as OpenSession
 from .spec import KvType
@@ -48,7 +49,7 @@ def open_graphs(
         BundleError: a graph is missing or does not load.
     """
     paths = {name: folder / f"{name}.onnx" for name in names}
-    absent = [path.name for path in paths.values() if not path.is_file()]
+    absent = [path.name for path in paths.values() if not has_graph(path)]
     if absent:
         raise BundleError(
             f"{', '.join(absent)} missing", where=str(folder), do="export the model again"

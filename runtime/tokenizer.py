@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError
 from ..workspace.manifest import MANIFEST
-from .folders import verified
+from ..workspace.verify import verify as verify_folder
+from .folders import opener, verified
 from .images import FloatImage, Uint8Image, crop_back, from_model, pad_to_multiple, to_model
-from .sessions.open import fast_session, reference_session
-from .sessions.session import Session
+from .sessions.open import fast_session, has_graph, reference_session
+from .sessions.session import OpenSession, Session, fallbacks
 
 MOST_STRIDE = 1024
 
@@ -79,32 +80,40 @@ class ImageTokenizer:
         cls,
         folder: str | PathLike[str],
         *,
-        session: Callable[[Path, int], Session] = fast_session,
+        session: OpenSession | None = None,
+        device: str = "auto",
+        allow_fallback: bool = False,
         threads: int = 0,
         verify: bool = True,
     ) -> ImageTokenizer:
         """Open the graphs of a workspace or a folder: an export, a Q/DQ pair, an engine.
 
-        Without `verify` the graphs of a folder are taken as they lie there.
+        They run on the `device`, cpu, cuda:0 or auto (a GPU where one can be used), or with the
+        `session` that is given. Without `verify` the graphs of a folder are taken as they lie
+        there.
 
         Raises:
-            BundleError: a graph is missing or does not load, or says nonsense of its tokens; or no
-                session runs such engines.
+            BundleError: a graph is missing or does not load, or says nonsense of its tokens; no
+                such device; engines that do not run here; or, unless `allow_fallback`, a part of
+                a graph that would run on the CPU instead of the GPU.
             WorkspaceError: the folder is not what its stage wrote.
         """
         folder = Path(folder)
-        if not (folder / "encoder.onnx").is_file() and (folder / "export").is_dir():
+        if not has_graph(folder / "encoder.onnx") and (folder / "export").is_dir():
             folder = folder / "export"
+        check = verified if session else verify_folder
+        if session is None:
+            session = opener(folder, fast_session, device, allow_fallback=allow_fallback)
         if verify and (folder / MANIFEST).is_file():
-            verified(folder)
+            check(folder)
         for name in ("encoder.onnx", "decoder.onnx"):
-            if not (folder / name).is_file():
+            if not has_graph(folder / name):
                 raise BundleError(
                     f"{name} is missing", where=str(folder), do="name an export or engine folder"
                 )
         if verify:
-            verified(folder)
-        names = [n for n in ("encoder", "decoder", "lookup") if (folder / f"{n}.onnx").is_file()]
+            check(folder)
+        names = [n for n in ("encoder", "decoder", "lookup") if has_graph(folder / f"{n}.onnx")]
         return cls(*(session(folder / f"{name}.onnx", threads) for name in names))
 
     @classmethod
@@ -113,6 +122,12 @@ class ImageTokenizer:
     ) -> ImageTokenizer:
         """Open the graphs without rewrites, as figures of accuracy are made."""
         return cls.open(folder, session=reference_session, threads=threads, verify=verify)
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Return what runs on the CPU and was to run on the GPU, a line for each graph."""
+        every = (self._encoder, self._decoder, self._lookup)
+        return fallbacks(session for session in every if session is not None)
 
     @property
     def discrete(self) -> bool:

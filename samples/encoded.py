@@ -78,7 +78,7 @@ class EncodedImages(ImageSamples):
 
     def tokens(self) -> Iterator[NDArray[np.int32]]:
         """Yield the tokens of each image, int32 [1, L], in the order of generation."""
-        tokenizer = ImageTokenizer.open(self.export, threads=self.threads)
+        tokenizer = ImageTokenizer.open(self.export, device="cpu", threads=self.threads)
         for k in self.part:
             image = shrunk_crop(self.images.load(k), self.spec.image_size)
             indices, _ = tokenizer.encode(to_model(image))

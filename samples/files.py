@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save
 from ..errors import BundleError, CalibrationError
 from ..runtime.images import Uint8Image, load_image, save_image, to_model
 from ..runtime.recording import GraphRun as GraphRun
-from ..runtime.sessions.open import fast_session
+from ..runtime.sessions.open import fast_session, has_graph
 from ..runtime.sessions.session import Session
 
 Array = NDArray[np.generic]
@@ -171,7 +171,7 @@ class GraphChain:
         threads: int = 0,
     ) -> GraphChain:
         """Raises BundleError for a graph that is missing or does not load."""
-        missing = [g for g in graphs if not (folder / f"{g}.onnx").is_file()]
+        missing = [g for g in graphs if not has_graph(folder / f"{g}.onnx")]
         if missing:
             raise BundleError(
                 f"{missing[0]}.onnx is missing", where=str(folder), do="run the stage again"

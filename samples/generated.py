@@ -68,7 +68,7 @@ class GeneratedSamples(SampleSource):
                 yield from (run for _, run in runs)
             return
         force, null = teacher_forcing(self.export), null_class(self.spec)
-        generator = Generator.open(self.export, threads=self.threads)
+        generator = Generator.open(self.export, device="cpu", threads=self.threads)
         for batch in self.batches(generator, progress=tick):
             yield from forced_rows(force(batch.tokens), batch.labels, null)
 

@@ -164,3 +164,47 @@ def test_only_the_door_imports_tensorrt() -> None:
     }
     assert users <= {"runtime/trt_compat.py"}
     assert by_name == {"__init__.py", "runtime/trt_compat.py"}
+
+
+# Modules beside the package that name ONNX Runtime themselves, and why.
+PEER = "measures ONNX Runtime's own quantization"
+JUDGE = "runs what we write in a session that is not ours"
+OF_SESSIONS = "tests the session itself"
+NAME_ONNXRUNTIME = {
+    "benchmarks/ablation/peers.py": PEER,
+    "benchmarks/calibration/variants.py": PEER,
+    "benchmarks/foreign/models.py": PEER,
+    "benchmarks/peers.py": PEER,
+    "benchmarks/generate/generate.py": "times the runs inside ONNX Runtime",
+    "benchmarks/generate/node_profile.py": "reads ONNX Runtime's profile of each node",
+    "tests/calibrate/observers/test_reduce.py": JUDGE,
+    "tests/engines/tensorrt/test_half_precision.py": JUDGE,
+    "tests/families/generators.py": JUDGE,
+    "tests/graph/text.py": JUDGE,
+    "tests/quantize/qdq/test_convolution.py": JUDGE,
+    "tests/quantize/qdq/test_linear.py": JUDGE,
+    "tests/runtime/test_processors.py": OF_SESSIONS,
+    "tests/runtime/test_sessions.py": OF_SESSIONS,
+    "tests/test_rooms.py": "names it to look for it",
+}
+SESSION_CLASS = "OnnxRuntimeSession"
+
+
+def names_onnxruntime(relative: Path) -> bool:
+    """Return whether a module imports ONNX Runtime, or our session of it, or names its class."""
+    names = imported(relative)
+    if {name.partition(".")[0] for name in names} & {"onnxruntime"}:
+        return True
+    if any("runtime.sessions.onnxruntime" in name for name in names):
+        return True
+    return SESSION_CLASS in (ROOT / relative).read_text()
+
+
+def test_only_sessions_know_onnxruntime() -> None:
+    """Another back end of sessions changes nothing outside their folder."""
+    beside = (p.relative_to(ROOT) for room in BESIDE for p in (ROOT / room).rglob("*.py"))
+    every = {path.as_posix(): path for path in (*modules(), *beside)}
+    found = {name for name, path in every.items() if names_onnxruntime(path)}
+    inside = {name for name in found if name.startswith("runtime/sessions/")}
+    assert {"runtime/sessions/onnxruntime.py", "runtime/sessions/providers.py"} <= inside
+    assert found - inside == NAME_ONNXRUNTIME.keys()

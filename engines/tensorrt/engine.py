@@ -20,6 +20,7 @@ from ...workspace.stage import Reporter
 from ...workspace.workspace import Workspace
 from ..facts import EngineRow, SiteException
 from ..formats import is_fp8, precision_text, required_formats
+from .context_model import write_context_models
 from .half_precision_files import write_half_precision
 from .inspect import KernelFormat, verify_sites
 from .process import compile_engine
@@ -120,6 +121,7 @@ class EngineBuild:
         for k, graph in enumerate(self.profiles):
             reporter.progress(task, k, len(self.profiles))
             rows.append(self._write_graph(graph, group, folder, wide))
+        write_context_models(self.source, folder, self.profiles, self.backend, group)
         reporter.progress(task, len(self.profiles), len(self.profiles))
         return tuple(rows)
 

@@ -44,7 +44,7 @@ def image_runs(
     left = masked_counts(sampling.iterations, spec.length)
     ends = [spec.length - count for count in left]
     row_kinds = 1 if sampling.cfg in (0, 1) else 2
-    tokenizer = ImageTokenizer.open(export, threads=threads)
+    tokenizer = ImageTokenizer.open(export, device="cpu", threads=threads)
     transformer = fast_session(export / f"{PASS}.onnx", threads)
 
     def rows(values: Array) -> Array:

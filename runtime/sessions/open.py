@@ -74,6 +74,24 @@ def fast_session(path: Path, threads: int = 0, placement: Placement = ON_CPU) ->
     )
 
 
+def engine_session(path: Path, threads: int = 0, *, placement: Placement) -> Session:
+    """Open an engine by the EPContext model beside the graph `path` that it was built from.
+
+    Nothing is optimized: there is one node, and the engine is finished.
+    """
+    return open_session(context_path(path), optimized=False, threads=threads, placement=placement)
+
+
+def context_path(graph: Path) -> Path:
+    """Return the EPContext model of a graph: step_ctx.onnx for step.onnx, as providers name it."""
+    return graph.with_name(f"{graph.stem}_ctx.onnx")
+
+
+def has_graph(path: Path) -> bool:
+    """Return whether a graph is there, or the EPContext model of the engine built from it."""
+    return path.is_file() or context_path(path).is_file()
+
+
 def disabled_for(path: Path) -> tuple[str, ...]:
     """Return the optimizers that slow a graph down, or break one with integer convolutions.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...errors import BundleError
@@ -47,10 +48,10 @@ ON_CPU = Placement()
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Say why a provider does not run here, and what to do about it."""
+    """Say why a provider does not run here, and what to do about it, where that is known."""
 
     what: str
-    do: str
+    do: str | None
 
 
 def gpu_of(device: str, machine: Device) -> int | None:
@@ -115,44 +116,32 @@ def place_graphs(
 
 def place_engine(
     provider: str,
-    capabilities: tuple[int, ...],
-    where: str,
+    capabilities: Collection[int],
     device: str = "auto",
     *,
     allow_fallback: bool = False,
     machine: Device | None = None,
-) -> Placement:
+) -> Placement | Problem:
     """Return where an engine runs that `provider` opens, built for GPUs of these `capabilities`.
 
+    A problem says whether the driver, the package or the right GPU is missing.
+
     Raises:
-        BundleError: it does not run here; says whether the driver, the package or the right GPU is
-            missing.
+        BundleError: no name of a device, or a GPU that is not there.
     """
     machine = machine or this_device()
-    wanted = f"an engine for {' '.join(f'sm{number}' for number in capabilities)}"
     if device.lower() == "cpu":
-        raise BundleError(f"is {wanted}, and the CPU was asked for", where=where, do=OTHER_FOLDER)
+        return Problem("the CPU was asked for", None)
     if not machine.gpus:
-        what = f"is {wanted}, and there is no GPU: {machine.driver_problem}"
-        raise BundleError(what, where=where, do=OTHER_FOLDER)
-    fitting = [gpu for gpu in machine.gpus if gpu.compute_capability in capabilities]
+        return Problem(machine.driver_problem or "this machine has no GPU", None)
     chosen = gpu_of(device, machine)
+    fitting = [gpu.index for gpu in machine.gpus if gpu.compute_capability in capabilities]
     if device.lower() == "auto":
-        chosen = fitting[0].index if fitting else 0
+        chosen = fitting[0] if fitting else 0
     assert chosen is not None  # there is a GPU, and the CPU was not asked for
     gpu = machine.gpus[chosen]
-    if gpu not in fitting:
-        raise BundleError(
-            f"is {wanted}, and cuda:{chosen} is {gpu.name}, {gpu.sm}",
-            where=where,
-            do=f"build with --target {gpu.sm}, or name a folder of ONNX Runtime engines",
-        )
+    if chosen not in fitting:
+        return Problem(f"cuda:{chosen} is {gpu.name}, {gpu.sm}", f"build with --target {gpu.sm}")
     from .providers import provider_problem
 
-    problem = provider_problem(provider, gpu)
-    if problem is not None:
-        raise BundleError(f"is {wanted}, and {problem.what}", where=where, do=problem.do)
-    return Placement(provider, chosen, allow_fallback)
-
-
-OTHER_FOLDER = "name a folder of ONNX Runtime engines, Q/DQ graphs or an export"
+    return provider_problem(provider, gpu) or Placement(provider, chosen, allow_fallback)

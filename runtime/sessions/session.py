@@ -5,7 +5,7 @@ Loops keep what one run gives the next as `DeviceValue`s in the session's own me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +83,11 @@ class Session(Protocol):
 
 
 OpenSession = Callable[[Path, int], Session]
+
+
+def fallbacks(sessions: Iterable[Session]) -> tuple[str, ...]:
+    """Return what of each session runs on the CPU and was to run on the GPU, by its graph."""
+    return tuple(f"{each.path.stem}: {each.fallback}" for each in sessions if each.fallback)
 
 
 class SessionObserver:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import WorkspaceError
+from ...errors import BundleError, WorkspaceError
+from ...runtime.devices import this_device
+from ...runtime.folders import placement_of
+from ...runtime.sessions.placement import ON_CPU, gpu_of
 from ...workspace.facts import FP16, EngineFacts, facts
 from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter
@@ -13,7 +17,7 @@ from ...workspace.verify import verify
 from ...workspace.workspace import Workspace
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ
 
-EXECUTED = "onnxruntime"  # the folder of engines that a session here runs
+EXECUTED = "onnxruntime"  # the folder of the engine that runs on every CPU
 
 
 def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
@@ -33,20 +37,79 @@ def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """Name the engine folder that is executed, if any, and the device that it runs on.
+
+    `device` is `cpu` or `cuda:0`, `provider` what runs it there.
+    """
+
+    key: str | None
+    device: str
+    provider: str
+
+
+def executed_engine(
+    workspace: Workspace,
+    name: str,
+    engines: Mapping[str, Manifest],
+    device: str,
+    reporter: Reporter,
+) -> Executed:
+    """Choose the engine of a quantization that is executed on a device: cpu, cuda:0 or auto.
+
+    On a GPU that is the first TensorRT engine that opens there, else, unless the GPU was asked for
+    by name, ONNX Runtime's on the CPU.
+
+    Raises:
+        BundleError: no such device, or one that was asked for by name and runs no engine.
+    """
+    index = gpu_of(device, this_device())
+    on_cpu = f"{name}/{EXECUTED}"
+    if index is not None:
+        problems = []
+        for key in engines:
+            if not key.startswith(f"{name}/") or key == on_cpu:
+                continue
+            try:
+                placement = placement_of(workspace.folder("engines", *key.split("/")), device)
+            except BundleError as error:
+                problems.append(error)
+            else:
+                return Executed(key, f"cuda:{placement.index}", placement.text)
+        if device.lower() != "auto":
+            raise problems[0] if problems else no_engine(name, device)
+        for problem in problems:
+            reporter.warn(f"{problem}; validated on the CPU")
+    return Executed(on_cpu if on_cpu in engines else None, "cpu", ON_CPU.text)
+
+
+def no_engine(name: str, device: str) -> BundleError:
+    what = f"{name} has no TensorRT engine"
+    return BundleError(what, where=f"--device {device}", do="build one, or use --device cpu")
+
+
 def candidate_folders(
-    workspace: Workspace, name: str, engines: Mapping[str, Manifest], reporter: Reporter
+    workspace: Workspace,
+    name: str,
+    engines: Mapping[str, Manifest],
+    executed: str | None,
+    reporter: Reporter,
 ) -> dict[str, Path]:
-    """Return the folder of each candidate's graphs; says which engines are not compared."""
+    """Return the folder of each candidate's graphs; says which engines are not compared.
+
+    `executed` names the engine that runs here.
+    """
     folders = {QDQ: workspace.folder("quantize", name)}
     own = [key for key in engines if key.startswith(f"{name}/") and EXECUTED not in key]
     copies = [key for key in own if facts(engines[key], EngineFacts, "options").half != "bfloat16"]
-    for key in sorted({*own} - {*copies}):
+    for key in sorted({*own} - {*copies} - {executed}):
         reporter.warn(
             f"{key} is not compared: ONNX Runtime does not compute in bfloat16 on the CPU"
         )
     if copies:
         # The same graph in every folder: targets differ in what is compiled from it.
         folders[HALF_PRECISION] = workspace.folder("engines", *copies[0].split("/"))
-    if f"{name}/{EXECUTED}" in engines:
-        folders[ENGINE] = workspace.folder("engines", name, EXECUTED)
+    if executed is not None:
+        folders[ENGINE] = workspace.folder("engines", *executed.split("/"))
     return folders

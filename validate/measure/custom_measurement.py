@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...recipe.validate import ValidateOptions
-from ...runtime.sessions.open import reference_session
+from ...runtime.folders import opener
+from ...runtime.sessions.open import fast_session, reference_session
+from ...runtime.sessions.session import fallbacks
 from ...samples.arrays import ArraySamples
 from ...samples.base import SampleSource
 from ...samples.files import GraphChain
@@ -43,11 +46,17 @@ class CustomMeasurement:
     def digests(self) -> Mapping[str, str]:
         return self.arrays.digests
 
-    def run(self, folders: Folders, progress: Progress) -> Measurements:
+    def run(self, folders: Folders, progress: Progress, device: str = "cpu") -> Measurements:
         export, threads = self.model.folder, self.options.threads
         graphs = [graph.name for graph in custom_graphs(self.model.manifest)]
+
+        def open_placed(folder: Path) -> GraphChain:
+            allowed = self.options.allow_fallback
+            placed = opener(folder, fast_session, device, allow_fallback=allowed)
+            return GraphChain.open(folder, graphs, session=placed, threads=threads)
+
         chains = {
-            name: GraphChain.open(folder, graphs, threads=threads)
+            name: open_placed(folder)
             if name == ENGINE
             else GraphChain.open(folder, graphs, session=reference_session)
             for name, folder in folders.items()
@@ -61,8 +70,9 @@ class CustomMeasurement:
         latency: dict[Part, LatencyRow] = {}
         if ENGINE in chains and self.options.rounds:
             sample = next(self.arrays.feeds())
-            fp32 = GraphChain.open(export, graphs, threads=threads)
+            fp32 = open_placed(export)
             pair = {"fp32": lambda: fp32.run(sample), ENGINE: lambda: chains[ENGINE].run(sample)}
             shape = next(iter(sample.values())).shape
             latency = {"total": timed(pair, shape, self.options)}
-        return Measurements(outputs=outputs, latency=latency)
+        engine = chains[ENGINE].sessions.values() if ENGINE in chains else ()
+        return Measurements(outputs=outputs, latency=latency, fallbacks=fallbacks(engine))

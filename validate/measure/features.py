@@ -44,7 +44,7 @@ def open_features(
 
 def latent_features(export: Path, threads: int) -> Features:
     """Return features [B, 2C]: mean and deviation over positions of a latent of C channels."""
-    tokenizer = ImageTokenizer.open(export, threads=threads)
+    tokenizer = ImageTokenizer.open(export, device="cpu", threads=threads)
 
     def extract(images: Images) -> NDArray[Any]:
         latents = [tokenizer.encode(to_model(image))[1].astype(np.float64) for image in images]

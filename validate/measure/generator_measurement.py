@@ -15,8 +15,10 @@ from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...graph.sites import load_sites
 from ...quantize.facts import QuantizationFacts
 from ...recipe.validate import ValidateOptions
+from ...runtime.folders import opener
 from ...runtime.generator import SPEC_FILE, Generated, Generator, choose_sampling
-from ...runtime.sessions.open import reference_session
+from ...runtime.sessions.open import fast_session, reference_session
+from ...runtime.sessions.session import OpenSession
 from ...runtime.spec import TEACHER_FORCED, GeneratorSpec
 from ...samples.base import SampleSource
 from ...samples.encoded import EncodedImages
@@ -99,9 +101,14 @@ class GeneratorMeasurement:
             if value is not None and name not in foreign
         }
 
-    def run(self, folders: Folders, progress: Progress) -> Measurements:
+    def run(self, folders: Folders, progress: Progress, device: str = "cpu") -> Measurements:
         """Compare images of FP32 and each candidate, then their graphs under teacher forcing."""
-        generators = {n: f for n, f in folders.items() if (f / SPEC_FILE).is_file()}
+        generators = {
+            name: self._open(name, folder, device)
+            for name, folder in folders.items()
+            # The half-precision copy is measured by its graphs alone.
+            if name != HALF_PRECISION and (folder / SPEC_FILE).is_file()
+        }
         labels, names = self.generated.labels, self.generated.image_names
         with TemporaryDirectory() as scratch:
             forcing = self._forcing(Path(scratch))
@@ -110,8 +117,8 @@ class GeneratorMeasurement:
                 names,
                 forcing.batches(),
                 {
-                    name: batches(self.generated.batches(self._open(name, folder)))
-                    for name, folder in generators.items()
+                    name: batches(self.generated.batches(generator))
+                    for name, generator in generators.items()
                 },
                 networks=self.networks,
                 others=self._others(),
@@ -120,7 +127,13 @@ class GeneratorMeasurement:
             )
             found = measure_teacher_forced(
                 forcing.runs(),
-                compared_graphs(self.export, folders, forcing.outputs, self.options.threads),
+                compared_graphs(
+                    self.export,
+                    folders,
+                    forcing.outputs,
+                    self.options.threads,
+                    self._engine_graphs(folders, device),
+                ),
                 lambda done: progress("comparing graphs", done, forcing.count),
             )
         generation = {
@@ -132,20 +145,21 @@ class GeneratorMeasurement:
         }
         return Measurements(
             generation=generation,
-            latency=self._latency(folders),
+            latency=self._latency(folders, device),
             pictures=kept,
             picture_names=names,
             sampling=self.sampling,
             classes=tuple(sorted(set(labels))),
+            fallbacks=generators[ENGINE].fallbacks if ENGINE in generators else (),
         )
 
-    def _latency(self, folders: Folders) -> dict[Part, LatencyRow]:
+    def _latency(self, folders: Folders, device: str) -> dict[Part, LatencyRow]:
         """Time the loops of FP32 and the engine in turn, a batch of images a round."""
         if ENGINE not in folders or not self.options.rounds:
             return {}
         generators = {
-            "fp32": self._open(ENGINE, self.export),
-            ENGINE: self._open(ENGINE, folders[ENGINE]),
+            "fp32": self._open(ENGINE, self.export, device),
+            ENGINE: self._open(ENGINE, folders[ENGINE], device),
         }
         labels = self.generated.labels[: self.options.batch_size]
         found = timed_parts(
@@ -170,11 +184,23 @@ class GeneratorMeasurement:
     def _reference(self, folder: Path) -> Generator:
         return Generator.open(folder, session=reference_session, threads=self.options.threads)
 
-    def _open(self, name: str, folder: Path) -> Generator:
+    def _open(self, name: str, folder: Path, device: str) -> Generator:
         """Open an engine as it is executed, any other graphs without rewrites."""
-        if name == ENGINE:
-            return Generator.open(folder, threads=self.options.threads)
-        return self._reference(folder)
+        if name != ENGINE:
+            return self._reference(folder)
+        return Generator.open(
+            folder,
+            device=device,
+            allow_fallback=self.options.allow_fallback,
+            threads=self.options.threads,
+        )
+
+    def _engine_graphs(self, folders: Folders, device: str) -> OpenSession:
+        """Return what opens single graphs of the engine as it is executed."""
+        if ENGINE not in folders:
+            return fast_session
+        allowed = self.options.allow_fallback
+        return opener(folders[ENGINE], fast_session, device, allow_fallback=allowed)
 
     def _others(self) -> Iterator[Images]:
         """Yield FP32's images of the next seed."""

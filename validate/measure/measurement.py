@@ -24,7 +24,8 @@ class Measurements:
     """Parts of a report by candidate; which ones depends on the kind of model.
 
     `accuracy` is of an image tokenizer, `outputs` of a user's own graphs, `generation` of a
-    generator, with the names and classes of the images that it generated and how.
+    generator, with the names and classes of the images that it generated and how. `fallbacks` say
+    what of the engine ran on the CPU instead of the GPU.
     """
 
     accuracy: dict[str, CandidateAccuracy] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Measurements:
     picture_names: tuple[str, ...] = ()
     sampling: dict[str, float] = field(default_factory=dict)
     classes: tuple[int, ...] = ()
+    fallbacks: tuple[str, ...] = ()
 
 
 class Measurement(Protocol):
@@ -58,10 +60,13 @@ class Measurement(Protocol):
         """Return the sha256 of each file that is read beside the graphs, by its name."""
         ...
 
-    def run(self, folders: Folders, progress: Progress) -> Measurements:
+    def run(self, folders: Folders, progress: Progress, device: str = "cpu") -> Measurements:
         """Compare the graphs in `folders` with those of the export.
 
+        The engine, and FP32 where it is timed beside it, run on the `device`, all else on the CPU.
+
         Raises:
+            BundleError: the engine, or a part of it, does not run there.
             AccuracyError: values that are not finite, or of another shape than FP32's.
         """
         ...

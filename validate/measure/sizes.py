@@ -49,8 +49,16 @@ def running_bytes(
 
 def bytes_of_files(folder: Path, graphs: tuple[str, ...]) -> int:
     """Return the bytes of graphs and their files of weights; a shared file counts once."""
+    if engines := engine_bytes(folder, graphs):
+        return engines
     names = {SHARED_WEIGHTS} | {f"{g}.onnx{end}" for g in graphs for end in ("", ".data")}
     return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+
+
+def engine_bytes(folder: Path, graphs: tuple[str, ...]) -> int:
+    """Return the bytes of the TensorRT engines of graphs; 0 where a folder has none."""
+    files = [folder / f"{graph}.engine" for graph in graphs]
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def bytes_that_are_read(folder: Path, graphs: tuple[str, ...]) -> int:
@@ -60,6 +68,8 @@ def bytes_that_are_read(folder: Path, graphs: tuple[str, ...]) -> int:
     """
     import onnx
 
+    if engines := engine_bytes(folder, graphs):
+        return engines
     structure = 0
     parts: dict[tuple[str, int], int] = {}
     for graph in graphs:

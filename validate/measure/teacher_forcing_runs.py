@@ -14,6 +14,7 @@ from ...numerics.scheme import Plan
 from ...runtime.generator import Generator
 from ...runtime.recording import GraphRun, Recording
 from ...runtime.sessions.open import fast_session, reference_session
+from ...runtime.sessions.session import OpenSession
 from ...runtime.spec import TEACHER_FORCED
 from ...samples.encoded import EncodedImages
 from ...samples.files import graph_of, load_sample, save_sample
@@ -130,22 +131,34 @@ class TrajectoryForcing:
 
 
 def compared_graphs(
-    export: Path, folders: Folders, outputs: Mapping[str, tuple[str, ...]], threads: int
+    export: Path,
+    folders: Folders,
+    outputs: Mapping[str, tuple[str, ...]],
+    threads: int,
+    engine: OpenSession = fast_session,
 ) -> dict[str, ComparedGraph]:
-    """Open the graphs by name, of FP32 and of the candidates that have all of them."""
+    """Open the graphs by name, of FP32 and of the candidates that have all of them.
+
+    `engine` opens those of the engine that is executed.
+    """
     able = {
         name: folder
         for name, folder in folders.items()
         if all((folder / f"{graph}.onnx").is_file() for graph in outputs)
     }
     return {
-        graph: compared_graph(export, able, graph, names, threads)
+        graph: compared_graph(export, able, graph, names, threads, engine)
         for graph, names in outputs.items()
     }
 
 
 def compared_graph(
-    export: Path, folders: Folders, graph: str, outputs: tuple[str, ...], threads: int
+    export: Path,
+    folders: Folders,
+    graph: str,
+    outputs: tuple[str, ...],
+    threads: int,
+    engine: OpenSession,
 ) -> ComparedGraph:
     """Open one graph; that of FP32 and the Q/DQ graph have the outputs of their sites too."""
     file, quantized = f"{graph}.onnx", folders[QDQ]
@@ -153,7 +166,7 @@ def compared_graph(
     sites = compared_sites(load_sites(export).of_graph(graph), plan)
     tensors = list(site_outputs(sites, outputs).values())
     sessions = {
-        ENGINE: fast_session,
+        ENGINE: engine,
         QDQ: lambda path, threads: open_with_outputs(path, tensors, threads),
     }
     return ComparedGraph(

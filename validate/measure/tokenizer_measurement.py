@@ -49,11 +49,17 @@ class TokenizerMeasurement:
     def digests(self) -> Mapping[str, str]:
         return self.crops.digests
 
-    def run(self, folders: Folders, progress: Progress) -> Measurements:
+    def run(self, folders: Folders, progress: Progress, device: str = "cpu") -> Measurements:
         export, threads = self.model.folder, self.options.threads
+        open_placed = partial(
+            ImageTokenizer.open,
+            device=device,
+            allow_fallback=self.options.allow_fallback,
+            threads=threads,
+        )
         codecs = {
-            # A half-precision copy lies beside engines that no session runs.
-            name: ImageTokenizer.open(folder, threads=threads)
+            # A half-precision copy lies beside engines.
+            name: open_placed(folder)
             if name == ENGINE
             else ImageTokenizer.reference(folder, verify=name != HALF_PRECISION)
             for name, folder in folders.items()
@@ -68,10 +74,13 @@ class TokenizerMeasurement:
         )
         latency: dict[Part, LatencyRow] = {}
         if ENGINE in codecs and self.options.rounds:
-            fp32 = ImageTokenizer.open(export, threads=threads)
+            fp32 = open_placed(export)
             image = to_model(next(self.crops.crops()))
             latency = tokenizer_latency(fp32, codecs[ENGINE], image, self.options)
-        return Measurements(accuracy=accuracy, latency=latency, pictures=pictures)
+        fallbacks = codecs[ENGINE].fallbacks if ENGINE in codecs else ()
+        return Measurements(
+            accuracy=accuracy, latency=latency, pictures=pictures, fallbacks=fallbacks
+        )
 
 
 def tokenizer_latency(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from ...calibrate.facts import CalibrationFacts
-from ...engines.facts import BuildFacts
+from ...engines.facts import BuildFacts, EngineRow
 from ...quantize.facts import QuantizationFacts
 from ...workspace.facts import Exported, facts, model_name
 from ...workspace.manifest import Manifest
 from ...workspace.stage import package_versions
+from ..measure.candidates import Executed
 from ..measure.measurement import Measurements
 from ..measure.sizes import graph_bytes, running_bytes
 from ..metrics.latency import read_cpu
@@ -29,6 +32,8 @@ from .schema import (
     sizes,
 )
 
+NOT_EXECUTED = "built, not executed"
+
 
 def finite_metrics(report: Report) -> dict[str, float]:
     """Return the metrics that are finite, by the names that gates read."""
@@ -44,13 +49,18 @@ def compose_report(
     *,
     calibrated: CalibrationFacts,
     quantized: QuantizationFacts,
-    engines: Collection[Manifest],
+    engines: Mapping[str, Manifest],
+    executed: Executed,
 ) -> Report:
     """Return the report of the quantization `name`, without gates.
 
     `samples` are the names of those that were measured, `folders` those of the candidates.
     """
-    rows = [row for built in engines for row in facts(built, BuildFacts).engines]
+    rows = [
+        executed_row(row) if key == executed.key else row
+        for key, built in engines.items()
+        for row in facts(built, BuildFacts).engines
+    ]
     return Report(
         model=model_name(model.manifest),
         name=name,
@@ -71,8 +81,15 @@ def compose_report(
         generation=measured.generation,
         latency=measured.latency,
         engines=tuple(rows),
+        ran={} if executed.key is None else {executed.key: executed.provider},
+        fallbacks=measured.fallbacks,
         sites=quantized.sites,
     )
+
+
+def executed_row(row: EngineRow) -> EngineRow:
+    """Return the row of an engine that was built elsewhere, and was executed here."""
+    return msgspec.structs.replace(row, status="executed") if row.status == NOT_EXECUTED else row
 
 
 def report_sizes(

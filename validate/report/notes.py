@@ -59,6 +59,7 @@ def report_notes(report: Report) -> tuple[str, ...]:
             "rounds, and inconclusive if the interquartile range of the rounds includes 1."
         ),
         "A speed is shown only for an engine that was executed on this machine.",
+        *_where(report),
         f"CPU: {report.cpu.model}; relevant flags: {flags}.",
         f"Versions: {versions or 'not recorded'}.",
         *_what(report),
@@ -88,6 +89,14 @@ def _how(report: Report) -> tuple[str, ...]:
         forced = OF_LOGITS if any(a.logits for a in found) else OF_TRAJECTORIES
         return (forced, *OF_GENERATORS)
     return (OF_OUTPUTS,) if report.outputs else (OF_IMAGES, OF_ENCODER_AND_DECODER)
+
+
+def _where(report: Report) -> Iterator[str]:
+    """Yield which provider executed an engine, and what ran on the CPU instead of the GPU."""
+    for engine, place in report.ran.items():
+        yield f"engines/{engine} ran on {place}; all else ran on the CPU, but FP32 where timed."
+    for text in report.fallbacks:
+        yield f"On the CPU instead of the GPU: {text}."
 
 
 def _what(report: Report) -> tuple[str, ...]:

@@ -107,6 +107,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Hold all results of a validation; ``accuracy`` is by candidate ("qdq", "twin", "engine").
 
     So are ``outputs``, which custom graphs have in its place, and a generator's ``generation``.
+    ``ran`` says by engine folder which device and provider executed it, ``fallbacks`` what of it
+    ran on the CPU instead.
     """
 
     schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
@@ -122,6 +124,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     generation: dict[str, GeneratorAccuracy] = {}
     latency: dict[Part, LatencyRow] = {}
     engines: tuple[EngineRow, ...] = ()
+    ran: dict[str, str] = {}
+    fallbacks: tuple[str, ...] = ()
     sites: tuple[SiteRow, ...] = ()
     gates: tuple[GateResult, ...] = ()
 
