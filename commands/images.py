@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,11 +15,29 @@ from .groups import command, option
 from .options import (
     PathArgument,
     device_option,
+    explain_option,
     fallback_option,
     json_option,
+    require_key_option,
     struct_options,
     workspace_argument,
 )
+
+if TYPE_CHECKING:
+    from ..runtime.bundle.choose import Choice
+    from ..runtime.bundle.open import BundleAccess
+
+
+def bundle_access(keys: Sequence[Path], explain: bool) -> BundleAccess:
+    """Return how a bundle is checked, and where its chain of choices is told."""
+    from ..runtime.bundle.choose import chain_text
+    from ..runtime.bundle.open import BundleAccess
+
+    def tell(choice: Choice) -> None:
+        for line in chain_text(choice):
+            click.echo(line, err=True)
+
+    return BundleAccess(keys=tuple(keys), explain=tell if explain else None)
 
 
 @command()
@@ -28,6 +46,8 @@ from .options import (
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A .npz file.")
 @device_option
 @fallback_option
+@require_key_option
+@explain_option
 @json_option
 def encode(
     folder: Path,
@@ -35,9 +55,13 @@ def encode(
     output: Path,
     device: str,
     allow_fallback: bool,
+    keys: Sequence[Path],
+    explain: bool,
     as_json: bool,
 ) -> None:
     """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
+
+    FOLDER may be a bundle: what of it runs on the device is chosen, and unpacked once.
 
     \b
     Example: arvg-trt encode out/demo/engines/int8/onnxruntime photo.jpg -o photo.npz
@@ -45,7 +69,15 @@ def encode(
     from ..pipeline.codec import encode_files
 
     with ConsoleReporter(quiet=as_json) as reporter:
-        encode_files(folder, images, output, reporter, device=device, allow_fallback=allow_fallback)
+        encode_files(
+            folder,
+            images,
+            output,
+            reporter,
+            device=device,
+            allow_fallback=allow_fallback,
+            access=bundle_access(keys, explain),
+        )
     if as_json:
         print_json({"images": images, "written": [output]})
         return
@@ -58,11 +90,20 @@ def encode(
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A folder.")
 @device_option
 @fallback_option
+@require_key_option
+@explain_option
 @json_option
 def decode(
-    folder: Path, tokens: Path, output: Path, device: str, allow_fallback: bool, as_json: bool
+    folder: Path,
+    tokens: Path,
+    output: Path,
+    device: str,
+    allow_fallback: bool,
+    keys: Sequence[Path],
+    explain: bool,
+    as_json: bool,
 ) -> None:
-    """Decode a .npz of `encode` to PNG images.
+    """Decode a .npz of `encode` to PNG images; FOLDER may be a bundle.
 
     \b
     Example: arvg-trt decode out/demo/engines/int8/onnxruntime photo.npz -o images/
@@ -71,7 +112,13 @@ def decode(
 
     with ConsoleReporter(quiet=as_json) as reporter:
         paths = decode_files(
-            folder, tokens, output, reporter, device=device, allow_fallback=allow_fallback
+            folder,
+            tokens,
+            output,
+            reporter,
+            device=device,
+            allow_fallback=allow_fallback,
+            access=bundle_access(keys, explain),
         )
     if as_json:
         print_json({"written": paths})
@@ -88,16 +135,20 @@ def decode(
 @option(
     "--tokens", group="Files", type=PathArgument(), help="A .npz with `tokens` (MAR: `latents`)."
 )
+@require_key_option
+@explain_option
 @json_option
 def generate(
     workspace: Path,
     output: Path | None,
     npz: Path | None,
     tokens: Path | None,
+    keys: Sequence[Path],
+    explain: bool,
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Generate images with the graphs in WORKSPACE (or an export folder).
+    """Generate images with the graphs in WORKSPACE (or an export folder, or a bundle).
 
     \b
     Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/images
@@ -108,7 +159,7 @@ def generate(
     options = with_changes(GenerateOptions(labels=changes.pop("labels")), **changes)
     outputs = Outputs(folder=output, npz=npz, tokens=tokens)
     with ConsoleReporter(quiet=as_json) as reporter:
-        result = generate_files(workspace, options, outputs, reporter)
+        result = generate_files(workspace, options, outputs, reporter, bundle_access(keys, explain))
     if as_json:
         print_json(result)
         return

@@ -46,6 +46,9 @@ require_key_option = click.option(
     type=PathArgument(),
     help="Public key that must have signed a bundle. Repeatable: one of them.",
 )
+explain_option = click.option(
+    "--explain", is_flag=True, help="Say what of a bundle runs here, and why, on stderr."
+)
 workspace_argument = click.argument("workspace", type=PathArgument())
 
 

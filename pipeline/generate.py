@@ -10,6 +10,7 @@ import msgspec
 
 from ..errors import GenerationError
 from ..recipe.commands import GenerateOptions
+from ..runtime.bundle.open import ANY, BundleAccess, located
 from ..runtime.files import Outputs, write_batches
 from ..runtime.generator import Generator, check_labels, choose_sampling, placed_spec
 from ..runtime.labels import parse_labels
@@ -40,9 +41,13 @@ class GenerateResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def generate_files(
-    path: Path, options: GenerateOptions, outputs: Outputs, reporter: Reporter
+    path: Path,
+    options: GenerateOptions,
+    outputs: Outputs,
+    reporter: Reporter,
+    access: BundleAccess = ANY,
 ) -> GenerateResult:
-    """Generate with the graphs of a workspace or of a stage's folder, and write the `outputs`.
+    """Generate with the graphs of a workspace, a stage's folder or a bundle; write the `outputs`.
 
     PNGs are written as they come, each in one rename; the .npz files take their names at the end.
 
@@ -53,6 +58,7 @@ def generate_files(
     """
     if outputs == Outputs():
         raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
+    path = located(path, options.device, access)
     _, spec = placed_spec(path, options.device)
     sampling = choose_sampling(
         spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}

@@ -17,6 +17,7 @@ from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST
 from ..workspace.verify import GENERATOR_FILE
 from ..workspace.verify import verify as verify_folder
+from .bundle.open import located
 from .families import find_family
 from .family import Family
 from .folders import OpenPlaced, holds_engines, opener, placement_of, verified
@@ -79,7 +80,7 @@ class Generator:
         threads: int = 0,
         verify: bool = True,
     ) -> Generator:
-        """Open a workspace, or a folder with `generator.json` and the graphs beside it.
+        """Open a workspace, a bundle, or a folder with `generator.json` and the graphs beside it.
 
         Without a `session` they run on the `device`, cpu, cuda:0 or auto (a GPU where one can be
         used); on the CPU graphs of fixed shapes are opened with the weights that they share in
@@ -91,14 +92,16 @@ class Generator:
             BundleError: a graph is missing or does not load; no such device; engines that do not
                 run here; or, unless `allow_fallback`, a part of a graph that would run on the CPU
                 instead of the GPU.
+            IntegrityError: the bundle is damaged, changed, or not signed as this device requires.
             OutOfMemory: the weights do not fit.
         """
+        place = located(Path(path), device)
         if not verify:
-            folder, spec = read_spec(Path(path))
+            folder, spec = read_spec(place)
         elif session is not None:
-            folder, spec = verified_spec(Path(path))
+            folder, spec = verified_spec(place)
         else:
-            folder, spec = placed_spec(Path(path), device)
+            folder, spec = placed_spec(place, device)
         session = session or opener(
             folder,
             default_session(spec),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import BundleError
 from ..workspace.manifest import MANIFEST
 from ..workspace.verify import verify as verify_folder
+from .bundle.open import located
 from .folders import opener, verified
 from .images import FloatImage, Uint8Image, crop_back, from_model, pad_to_multiple, to_model
 from .sessions.open import fast_session, has_graph, reference_session
@@ -86,7 +87,7 @@ class ImageTokenizer:
         threads: int = 0,
         verify: bool = True,
     ) -> ImageTokenizer:
-        """Open the graphs of a workspace or a folder: an export, a Q/DQ pair, an engine.
+        """Open the graphs of a workspace, a bundle or a folder: an export, a Q/DQ pair, an engine.
 
         They run on the `device`, cpu, cuda:0 or auto (a GPU where one can be used), or with the
         `session` that is given. Without `verify` the graphs of a folder are taken as they lie
@@ -97,8 +98,9 @@ class ImageTokenizer:
                 such device; engines that do not run here; or, unless `allow_fallback`, a part of
                 a graph that would run on the CPU instead of the GPU.
             WorkspaceError: the folder is not what its stage wrote.
+            IntegrityError: the bundle is damaged, changed, or not signed as this device requires.
         """
-        folder = Path(folder)
+        folder = located(Path(folder), device)
         if not has_graph(folder / "encoder.onnx") and (folder / "export").is_dir():
             folder = folder / "export"
         check = verified if session else verify_folder

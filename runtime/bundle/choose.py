@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from ..devices import Device, Gpu
+from ..folders import same_release
 from ..sessions.placement import CUDA, TENSORRT, TENSORRT_RTX, Problem
 from ..sessions.providers import provider_problem
 from .layout import BundleFacts, TargetGroup
@@ -118,14 +119,9 @@ def engine_problem(
     if problem is not None:
         return f"{problem.what}: {problem.do}"
     found = device.rtx_version if group.kind == "tensorrt_rtx" else device.tensorrt
-    if found is not None and not same_version(found, group.version):
+    if found is not None and not same_release(found, group.version):
         return f"it was built by {TITLES[group.kind]} {group.version}, and here is {found}"
     return None
-
-
-def same_version(one: str, other: str) -> bool:
-    """Return whether two versions agree in all the numbers that both have."""
-    return all(a == b for a, b in zip(one.split("."), other.split("."), strict=False))
 
 
 def build_problem(device: Device, gpu: Gpu | None, builders: Sequence[str]) -> str | None:

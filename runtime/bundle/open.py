@@ -6,6 +6,7 @@ Whatever takes a folder of graphs takes a bundle's file through `located`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from ...packages import installed_builders
 from ..devices import Device, Gpu, this_device
 from ..family import load_named
 from ..sessions.placement import gpu_of
+from .archive import BLOCK
 from .cache import unpack_cached
 from .choose import ChainStep, Choice, choose, refusal
 from .layout import TargetGroup
@@ -24,7 +26,19 @@ from .trust import require_trust
 # Builds the engines of an unpacked kit for a GPU into the cache; it needs a builder's package.
 BUILD_HERE = "arvg_trt.engines.bundle.build_here:build_here"
 
+TAR_MARK = slice(257, 262)  # where the header of a tar file says what it is
 Explain = Callable[[Choice], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleAccess:
+    """Say by which of some keys a bundle must be signed, and what is told of the choice."""
+
+    keys: tuple[Path, ...] = ()
+    explain: Explain | None = None
+
+
+ANY = BundleAccess()
 
 
 class OpenedBundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,25 +50,27 @@ class OpenedBundle(msgspec.Struct, frozen=True, kw_only=True):
     signed_by: tuple[str, ...]
 
 
-def located(
-    path: Path,
-    *,
-    device: str = "auto",
-    require_keys: Sequence[Path] = (),
-    explain: Explain | None = None,
-) -> Path:
+def located(path: Path, device: str = "auto", access: BundleAccess = ANY) -> Path:
     """Return a folder of graphs: that of a bundle's file that runs here, any other path itself.
 
     Raises:
         IntegrityError: the bundle is damaged, changed, or not signed as required.
         BundleError: nothing in it runs on the device.
     """
-    if not path.is_file():
+    if not is_bundle(path):
         return path
-    opened = open_bundle(path, device=device, require_keys=require_keys)
-    if explain is not None:
-        explain(opened.choice)
+    opened = open_bundle(path, device=device, require_keys=access.keys)
+    if access.explain is not None:
+        access.explain(opened.choice)
     return opened.folder
+
+
+def is_bundle(path: Path) -> bool:
+    """Return whether a path is that of a tar file, as bundles are."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(BLOCK)[TAR_MARK] == b"ustar"
 
 
 def open_bundle(
