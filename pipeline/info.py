@@ -17,7 +17,10 @@ from ..engines.verdicts import TARGETS
 from ..errors import ArvgError, WorkspaceError
 from ..graph.sites import Verdict
 from ..graph.summary import GraphSummary, summarize_graph
-from ..runtime.trt_compat import device_compute_capability, load_builder
+from ..runtime.devices import Device, this_device
+from ..runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX
+from ..runtime.sessions.providers import provider_problem
+from ..runtime.trt_compat import load_builder
 from ..workspace.files import atomic_write, decode_json
 from ..workspace.manifest import MANIFEST, Manifest
 
@@ -161,6 +164,10 @@ def inspect_graph(path: Path) -> InspectedGraph:
     return InspectedGraph(**msgspec.structs.asdict(summary), verdicts=refused or found.counts)
 
 
+# What runs on a GPU, and by which of ONNX Runtime's providers.
+RUNS = {"graphs": CUDA, "RTX engines": TENSORRT_RTX, "TensorRT engines": TENSORRT}
+
+
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that this machine has or lacks; ``detail`` says which one, or what to do."""
 
@@ -189,14 +196,29 @@ def doctor_rows() -> list[Check]:
         else:
             how = "compiles for named GPUs" if builder.ahead_of_time else "builds for this GPU"
             rows.append(row("ok", backend, f"{builder.version}, {how}"))
-    gpu = device_compute_capability()
-    rows.append(
-        row("ok", "GPU", f"sm{gpu}")
-        if gpu
-        else row("missing", "GPU", "engines are built, not executed; ONNX Runtime runs on the CPU")
-    )
+    rows += gpu_rows(this_device())
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     rows.append(row("ok" if free > 2 else "problem", "free disk here", f"{free:.1f} GiB"))
+    return rows
+
+
+def gpu_rows(device: Device) -> list[Check]:
+    """Return a check for each GPU and for each provider that runs an engine or a graph on it."""
+    if not device.gpus:
+        detail = f"{device.driver_problem}; engines are built, not executed, the CPU runs graphs"
+        return [row("missing", "GPU", detail)]
+    rows = []
+    for gpu in device.gpus:
+        memory = gpu.memory_bytes / 2**30
+        detail = f"{gpu.name}, {gpu.sm}, {memory:.0f} GiB, driver for CUDA {device.driver}"
+        rows.append(row("ok", f"cuda:{gpu.index}", detail))
+        for use, provider in RUNS.items():
+            problem = provider_problem(provider, gpu)
+            what = f"cuda:{gpu.index} {use}"
+            if problem is None:
+                rows.append(row("ok", what, provider))
+            else:
+                rows.append(row("missing", what, f"{problem.what}: {problem.do}"))
     return rows
 
 
