@@ -61,9 +61,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     ] = 20
     warmup: Annotated[int, says("Rounds before those that are timed.", ROUNDS)] = 3
     threads: Annotated[int, says("Threads of ONNX Runtime; 0 for all.", THREADS)] = 0
-    device: Annotated[
-        str, says(f"{DEVICE} The engine runs there, what it is compared with on the CPU.")
-    ] = "auto"
+    device: Annotated[str, says(f"{DEVICE} The engine runs there, all else on the CPU.")] = "auto"
     allow_fallback: Annotated[bool, says(ALLOW_FALLBACK)] = False
     skip_engine: Annotated[bool, says("Measure the Q/DQ graphs alone, and no engine.")] = False
 

@@ -183,6 +183,8 @@ NAME_ONNXRUNTIME = {
     "tests/graph/text.py": JUDGE,
     "tests/quantize/qdq/test_convolution.py": JUDGE,
     "tests/quantize/qdq/test_linear.py": JUDGE,
+    "tests/runtime/test_device_memory.py": OF_SESSIONS,
+    "tests/runtime/test_placement.py": OF_SESSIONS,
     "tests/runtime/test_processors.py": OF_SESSIONS,
     "tests/runtime/test_sessions.py": OF_SESSIONS,
     "tests/test_rooms.py": "names it to look for it",

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from arvg_trt.errors import BundleError, WorkspaceError
+from arvg_trt.runtime.devices import this_device
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.workspace.files import sha256_file
@@ -67,8 +68,8 @@ def other(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy / "quantize" / "other"
 
 
-def encode(folder: Path, picture: Path) -> Outcome:
-    outcome = arvg("encode", folder, picture, "-o", picture.parent / "t.npz")
+def encode(folder: Path, picture: Path, *options: str) -> Outcome:
+    outcome = arvg("encode", folder, picture, "-o", picture.parent / "t.npz", *options)
     assert (outcome.code == 0) == (picture.parent / "t.npz").is_file()
     return outcome
 

@@ -165,7 +165,7 @@ def compared_graph(
     plan = decode_json(quantized / "plan.json", Plan, do="run `arvg-trt quantize` again")
     sites = compared_sites(load_sites(export).of_graph(graph), plan)
     tensors = list(site_outputs(sites, outputs).values())
-    sessions = {
+    sessions: dict[str, OpenSession] = {
         ENGINE: engine,
         QDQ: lambda path, threads: open_with_outputs(path, tensors, threads),
     }
