@@ -1,4 +1,4 @@
-"""Define commands that only show: models, recipes, GPUs, reports, artifacts, graphs, the machine."""
+"""Define commands that only show: models, recipes, GPUs, reports, artifacts, the machine."""
 
 from __future__ import annotations
 

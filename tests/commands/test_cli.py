@@ -20,7 +20,16 @@ from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.workspace.stage import tool_version
 
-from ..command_line import MODEL, Finished, arvg, digests, leftovers, start, wait_for
+from ..command_line import (
+    MODEL,
+    Finished,
+    arvg,
+    assert_refused,
+    digests,
+    leftovers,
+    start,
+    wait_for,
+)
 
 STAGES = ("export", "calibrate", "quantize", "build", "validate")
 
