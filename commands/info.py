@@ -160,11 +160,11 @@ def target_text(row: TargetRow) -> str:
 
 
 def format_names(capability: Capability) -> list[str]:
-    """Return the formats as people write them; INT8 is both of GEMMs and of convolutions."""
-    named = {"int8_gemm": "int8", "int8_conv": "int8"}
+    """Return the formats as people write them; INT8 without remark is of all products."""
+    named = dict.fromkeys(("int8_gemm", "int8_conv", "int8_weights"), "int8")
     formats = [named.get(form, form) for form in capability.formats]
     if "int8_conv" not in capability.formats:
-        formats = ["int8 (no convolutions)" if form == "int8" else form for form in formats]
+        formats = ["int8 (W8A8 linears)" if form == "int8" else form for form in formats]
     return list(dict.fromkeys(formats))
 
 

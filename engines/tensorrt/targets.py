@@ -6,7 +6,7 @@ What is known of GPUs is data with sources and dates: `targets.toml`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -19,7 +19,10 @@ from ...errors import BuildError, nearest
 from ...runtime.trt_compat import Backend
 from ..site_names import grouped_names
 
-Format = Literal["fp16", "bf16", "int8_gemm", "int8_conv", "int4", "fp8", "fp4"]
+# "int8_weights" are linears with INT8 weights beside float inputs. A target that lacks a format of
+# APART is not refused: it runs such sites in FP16.
+Format = Literal["fp16", "bf16", "int8_gemm", "int8_conv", "int8_weights", "int4", "fp8", "fp4"]
+APART: tuple[Format, ...] = ("int8_conv", "int8_weights")
 
 # Words that drivers, shops and data sheets put around a name.
 _BRAND = re.compile(r"^(nvidia|geforce|tesla|quadro)+")
@@ -37,9 +40,10 @@ _NEAREST: dict[Format, tuple[Format, ...]] = {
     "bf16": ("fp16",),
     "int8_conv": ("fp16",),
     "int8_gemm": ("fp16",),
+    "int8_weights": ("fp16",),
     "fp16": (),
 }
-_TEXT: dict[Format, str] = {"int8_gemm": "int8", "int8_conv": "int8"}
+_TEXT: dict[Format, str] = {"int8_gemm": "int8", "int8_conv": "int8", "int8_weights": "int8"}
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -213,24 +217,22 @@ def check_formats(required: Mapping[str, Format], targets: Sequence[Target]) -> 
 
 
 def group_targets(
-    targets: Iterable[Target], *, has_int8_conv: bool
+    targets: Iterable[Target], apart: Collection[Format] = ()
 ) -> tuple[tuple[Target, ...], ...]:
     """Return targets grouped by the plan file they can share, in ascending order.
 
-    There is one target per compute capability. A plan runs an INT8 convolution in FP16 on *every*
-    target when one of them lacks it, so with `has_int8_conv` those that lack it get their own plan.
+    There is one target per compute capability. A plan runs an INT8 convolution in FP16, and expands
+    an INT8 weight beside float inputs, on *every* target when one of them lacks the kernel. So
+    those that lack a format of `apart` get their own plan.
     """
     by_capability: dict[int, Target] = {}
     for target in targets:
         by_capability.setdefault(target.compute_capability, target)
-    ordered = [by_capability[capability] for capability in sorted(by_capability)]
-    if not has_int8_conv:
-        return (tuple(ordered),) if ordered else ()
-    groups = (
-        tuple(target for target in ordered if target.supports("int8_conv") is able)
-        for able in (False, True)
-    )
-    return tuple(group for group in groups if group)
+    groups: dict[tuple[bool, ...], list[Target]] = {}
+    for capability in sorted(by_capability):
+        target = by_capability[capability]
+        groups.setdefault(tuple(map(target.supports, apart)), []).append(target)
+    return tuple(map(tuple, groups.values()))
 
 
 def _plain(name: str) -> str:

@@ -321,7 +321,7 @@ def test_inspect_tells_workspace_stage_and_graph_apart(finished: Finished) -> No
 def test_targets_lists_gpus_and_says_all_of_one() -> None:
     lines = arvg("targets").out.splitlines()
     (line,) = (line for line in lines if line.startswith("t4 "))
-    assert "sm75" in line and "int8 (no convolutions)" in line and "tensorrt_rtx" in line
+    assert "sm75" in line and "int8 (W8A8 linears)" in line and "tensorrt_rtx" in line
     (orin,) = (line for line in lines if line.startswith("orin "))
     assert "tensorrt 10" in orin and "tensorrt_rtx" not in orin
     text = arvg("targets", "RTX 4090").out

@@ -135,16 +135,16 @@ def test_formats_that_all_targets_have_pass() -> None:
     check_formats({"a": "int8_gemm", "b": "fp16"}, rtx("sm75"))
 
 
-def test_int8_convolutions_give_turing_a_plan_of_its_own() -> None:
+def test_formats_that_turing_runs_in_fp16_give_it_a_plan_of_its_own() -> None:
     targets = rtx("rtx4090", "t4", "sm86")
-    apart = group_targets(targets, has_int8_conv=True)
-    together = group_targets(targets, has_int8_conv=False)
+    apart = group_targets(targets, ["int8_conv"])
+    together = group_targets(targets)
     assert [[target.sm for target in group] for group in apart] == [["sm75"], ["sm86", "sm89"]]
     assert [[target.sm for target in group] for group in together] == [["sm75", "sm86", "sm89"]]
 
 
 def test_gpus_of_one_compute_capability_are_built_once() -> None:
-    (group,) = group_targets(rtx("rtx3060", "rtx3090", "sm86"), has_int8_conv=True)
+    (group,) = group_targets(rtx("rtx3060", "rtx3090", "sm86"), ["int8_conv"])
     assert [target.name for target in group] == ["rtx3060"]
 
 
@@ -162,7 +162,8 @@ def test_every_gpu_has_a_known_capability_sources_and_a_date_that_has_come() -> 
     assert numbers == sorted(set(numbers))
     for gpu in known().gpu:
         assert gpu.capability in capabilities()
-    for row in (*known().gpu, *known().capability):
+    rows: list = [*known().gpu, *known().capability]
+    for row in rows:
         assert row.sources and all(row.sources)
         assert date(2026, 11, 1) <= row.date <= date.today()
 
