@@ -9,7 +9,7 @@ import click
 
 from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
-from .commands.info import analyze, compare, doctor, inspect, models, recipes
+from .commands.info import analyze, compare, doctor, inspect, models, recipes, targets
 from .commands.search import search
 from .commands.ship import bundle, keygen, sign, unpack, verify
 from .commands.stages import build, calibrate, export, quantize, run, validate
@@ -50,6 +50,7 @@ for command in (
     unpack,
     models,
     recipes,
+    targets,
     analyze,
     inspect,
     compare,

@@ -1,4 +1,4 @@
-"""Define commands that only show: models, recipes, reports, artifacts, ONNX files, the machine."""
+"""Define commands that only show: models, recipes, GPUs, reports, artifacts, the machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from ..engines.analysis import GraphAnalysis, analyze_files
+from ..engines.tensorrt.targets import Capability, TargetRow, target_rows
 from ..engines.verdicts import TARGETS
 from ..errors import AccuracyError, ExportError
 from ..graph.sites import NodeVerdict, Verdict
@@ -104,6 +105,67 @@ def compare(
         click.echo(comparison_markdown(found))
     if found.regressed:
         sys.exit(AccuracyError.exit_code)
+
+
+@command()
+@click.argument("name", required=False, shell_complete=completion.targets)
+@json_option
+def targets(name: str | None, as_json: bool) -> None:
+    """List the GPUs to build for, or say what is known of the one called NAME, and from where.
+
+    \b
+    Example: arvg-trt targets rtx4090
+    """
+    rows = target_rows(name)
+    if as_json:
+        print_json({"targets": rows})
+        return
+    click.echo(targets_text(rows) if name is None else target_text(rows[0]))
+
+
+def targets_text(rows: Sequence[TargetRow]) -> str:
+    """Return a line for each entry: its names, capability, formats and what takes it."""
+    return "\n".join(
+        f"{' '.join(row.gpu.names if row.gpu else ()):<34} sm{row.capability.number:<4} "
+        f"{' '.join(format_names(row.capability)):<28} {', '.join(row.backends)}"
+        for row in rows
+    )
+
+
+def target_text(row: TargetRow) -> str:
+    """Return all that is known of a GPU, a line each, with the sources and their day."""
+    gpu, capability = row.gpu, row.capability
+    serves = (f"{k}: {'yes' if able else 'no'}" for k, able in capability.serves.items())
+    lines = {
+        "compute capability": f"sm{capability.number}, {capability.architecture}",
+        "formats": ", ".join(format_names(capability)),
+        "taken by": ", ".join(serves),
+    }
+    if gpu is not None:
+        figures = {
+            "memory": (gpu.memory_gb, "GB"),
+            "bandwidth": (gpu.bandwidth_gb_s, "GB/s"),
+            "dense FP16": (gpu.fp16, "TFLOPS"),
+            "dense INT8": (gpu.int8, "TOPS"),
+            "dense FP8": (gpu.fp8, "TFLOPS"),
+            "dense FP4": (gpu.fp4, "TFLOPS"),
+        }
+        lines = {"gpu": gpu.title, "names": ", ".join(gpu.names), **lines}
+        lines |= {k: f"{value:g} {unit}" for k, (value, unit) in figures.items() if value}
+    read = [
+        f"{source} ({each.date})" for each in (gpu, capability) if each for source in each.sources
+    ]
+    lines["sources"] = "; ".join(dict.fromkeys(read))
+    return "\n".join(f"{key}: {value}" for key, value in lines.items())
+
+
+def format_names(capability: Capability) -> list[str]:
+    """Return the formats as people write them; INT8 without remark is of all products."""
+    named = dict.fromkeys(("int8_gemm", "int8_conv", "int8_weights"), "int8")
+    formats = [named.get(form, form) for form in capability.formats]
+    if "int8_conv" not in capability.formats:
+        formats = ["int8 (W8A8 linears)" if form == "int8" else form for form in formats]
+    return list(dict.fromkeys(formats))
 
 
 @command()

@@ -14,12 +14,37 @@ class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     reason: str
 
 
+class EngineProof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Say what an engine computes in, as read off the builder's layer list.
+
+    ``shares`` divides the multiplications of GEMMs and convolutions, at the best shapes of the
+    profile, by what they are computed in: `INT8`, `FP16`, `INT4 weights` (expanded in the kernel,
+    multiplied in half). ``uncounted`` are products whose shapes do not follow from the inputs'.
+    ``weight_sites_planned`` have quantized weights beside float inputs; ``weight_sites_proved`` of
+    them keep their bits in the plan and, but for convolutions, are expanded within the product.
+    ``split_attentions`` are softmaxes that are a kernel of their own between two products.
+    ``conversions`` are kernels that only convert types or move data.
+    """
+
+    macs: int
+    shares: dict[str, float]
+    uncounted: tuple[str, ...] = ()
+    weight_sites_planned: int = 0
+    weight_sites_proved: int = 0
+    constant_bytes: dict[str, int] = {}
+    attentions: int = 0
+    split_attentions: tuple[str, ...] = ()
+    kernels: int = 0
+    conversions: int = 0
+
+
 class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Describe one engine file.
 
     ``int8_sites_proved`` counts the sites whose INT8 kernel was verified in the builder's layer
-    list; None where the builder gives no list. ``status`` is "executed", "built, not executed", or
-    why there is no engine.
+    list; None where the builder gives no list. ``proof`` is None there too, of ONNX Runtime's
+    engines, and of those that an older version built. ``status`` is "executed",
+    "built, not executed", or why there is no engine.
     """
 
     backend: str
@@ -31,6 +56,7 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     int8_sites_planned: int
     int8_sites_proved: int | None
     exceptions: tuple[SiteException, ...] = ()
+    proof: EngineProof | None = None
     status: str
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from ..numerics.scheme import Plan, SitePlan
 from .tensorrt.targets import Format
 
+CONVOLUTIONS = ("Conv", "ConvTranspose")  # whose weights alone are expanded on each run everywhere
+
 
 def is_fp8(entry: SitePlan) -> bool:
     """Return whether a site's input is quantized to FP8."""
@@ -24,6 +26,9 @@ def required_formats(plan: Plan, ops: Mapping[str, str]) -> dict[str, Format]:
             found[entry.name] = "fp8"
         elif entry.weight is not None and entry.weight.granularity == "per_block":
             found[entry.name] = "int4"
+        elif entry.activation is None and entry.weight is not None:
+            if entry.weight.grid == "uniform" and ops[entry.name] not in CONVOLUTIONS:
+                found[entry.name] = "int8_weights"
         elif entry.activation is not None:
             found[entry.name] = "int8_conv" if ops[entry.name] == "Conv" else "int8_gemm"
     return found

@@ -84,9 +84,13 @@ def build_tensorrt(
     """Build engine files for the targets, those that share one together.
 
     Raises:
-        BuildError: a target that is unknown or lacks a format, or a graph that does not compile.
+        BuildError: a target that is unknown or lacks a format, a graph that does not compile, or a
+            site that is not what was planned.
+        OutOfMemory: there is less memory than the builder takes.
+        WorkspaceError: there is less disk than the engines take.
     """
     from ..engines.tensorrt.engine import EngineBuild, folder_name, overflow_risks, target_groups
+    from ..engines.tensorrt.preflight import estimate, require_room
     from ..engines.tensorrt.profiles import graph_profiles
     from ..quantize.overflow import find_calibration
     from ..runtime.trt_compat import version
@@ -98,7 +102,8 @@ def build_tensorrt(
     groups = target_groups(backend, options, plan, site_map)
     model = Exported.open(workspace)
     profiles = graph_profiles(workspace, model.manifest, options)
-    build = EngineBuild(source, backend, options, plan, site_map, profiles)
+    timings = workspace.folder("engines") if backend == "tensorrt" else None
+    build = EngineBuild(source, backend, options, plan, site_map, profiles, timings)
     builder = version(backend)
     watched = plan is None and options.half == "float16"
     calibrated = find_calibration(workspace, reporter) if watched else None
@@ -110,6 +115,12 @@ def build_tensorrt(
     def risks() -> tuple[OverflowTensor, ...]:
         found = overflow_risks(workspace, plan, manifest, options, calibrated, reporter)
         return tuple(found)
+
+    @cache
+    def prepare() -> None:
+        needed = estimate([source / f"{graph}.onnx" for graph in profiles], len(groups))
+        require_room(needed, workspace.root)
+        reporter.say(f"building {name} takes {needed}")
 
     results = []
     for group in groups:
@@ -124,6 +135,7 @@ def build_tensorrt(
         def work(
             folder: Path, group: Sequence[Target] = group, targets: tuple[str, ...] = targets
         ) -> BuildFacts:
+            prepare()
             return BuildFacts(
                 engines=build.write(group, folder, risks(), reporter),
                 targets=targets,

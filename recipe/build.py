@@ -15,7 +15,10 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 
     GROUPS: ClassVar[Groups] = {
         "Engines": ("backend", "fp16"),
-        "TensorRT": ("targets", "half", "image_size", "max_batch"),
+        "TensorRT": (
+            *("targets", "half", "image_size", "max_batch"),
+            *("allow_unproved", "timing_cache"),
+        ),
     }
 
     backend: Annotated[Backend, says("What runs the engines.")] = "onnxruntime"
@@ -39,6 +42,15 @@ class BuildOptions(Options, frozen=True, kw_only=True):
             COUNT,
         ),
     ] = 1
+
+    allow_unproved: Annotated[
+        bool,
+        says("Keep a TensorRT engine though a site in it is not what was planned."),
+    ] = False
+    timing_cache: Annotated[
+        Literal["update", "read-only", "off"],
+        says("Timings of kernels beside TensorRT's engines; TensorRT for RTX times nothing."),
+    ] = "update"
 
     def __post_init__(self) -> None:
         require_in_range(self)

@@ -1,5 +1,8 @@
 """Compile ONNX to a TensorRT or TensorRT for RTX plan, and list the layers it became.
 
+Polygraphy parses and builds. It chooses between the two packages when it is imported, and both log
+to one logger, so that a build belongs in a process of its own (`process.py`).
+
 Where every shape is fixed (no dynamic input, or profiles with min = opt = max) and the process has
 fixed addresses, the same graph, targets and builder give the same bytes. With a range of shapes
 TensorRT for RTX numbers its shape arithmetic anew on each build: the same kernels, other bytes.
@@ -7,11 +10,12 @@ TensorRT for RTX numbers its shape arithmetic anew on each build: the same kerne
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import re
+import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,24 @@ import msgspec
 from ...errors import BuildError
 from ...runtime.trt_compat import Backend, BuilderModule, device_compute_capability, load_builder
 from ...workspace.files import atomic_write
+from .addresses import fill_heap
 from .inspect import Layer, parse_layers, table_order
+from .refusals import DAMAGED, no_plan, not_parsed
 from .targets import Target
 
 Shape = tuple[int, ...]
 Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
+RTX_FLAG = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+
+class TimingCache(msgspec.Struct, frozen=True, kw_only=True):
+    """Name the file with TensorRT's timings of kernels; what is timed is added where ``update``.
+
+    TensorRT for RTX times nothing and has none.
+    """
+
+    path: str
+    update: bool
 
 
 class BuildResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,14 +67,6 @@ class BuildResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.table in (None, self.outputs)
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    plan: bytes = b""
-    layers: str = ""
-    outputs: tuple[str, ...] = ()
-    problem: BuildError | None = None
-
-
 def build_engine(
     onnx_path: Path,
     output: Path,
@@ -65,6 +74,7 @@ def build_engine(
     backend: Backend,
     targets: Sequence[Target],
     profiles: Profiles,
+    timing_cache: TimingCache | None = None,
 ) -> BuildResult:
     """Compile `onnx_path` (external data beside it) for all `targets` and write the plan.
 
@@ -79,25 +89,41 @@ def build_engine(
         raise BuildError("no target given", where=str(onnx_path), do="name one, e.g. rtx4090")
     if not onnx_path.is_file():
         raise BuildError("no such file", where=str(onnx_path), do="run `arvg-trt quantize` first")
-    api = load_builder(backend)
+    api = load_polygraphy(backend)
     if not api.ahead_of_time:
         _require_local_gpu(targets)
     start = time.perf_counter()
-    attempt = _compile(api, onnx_path, targets, profiles)
-    if attempt.problem is not None:
-        raise attempt.problem
+    plan, log, outputs = _compile(api, onnx_path, targets, profiles, timing_cache)
     seconds = time.perf_counter() - start
-    atomic_write(output, attempt.plan)
+    atomic_write(output, plan)
     return BuildResult(
-        bytes=len(attempt.plan),
-        sha256=hashlib.sha256(attempt.plan).hexdigest(),
+        bytes=len(plan),
+        sha256=hashlib.sha256(plan).hexdigest(),
         seconds=seconds,
-        layers=parse_layers(attempt.layers),
-        outputs=attempt.outputs,
-        table=table_order(attempt.plan, attempt.outputs),
+        layers=parse_layers(log),
+        outputs=outputs,
+        table=table_order(plan, outputs),
         builder_version=f"{backend} {api.version}",
         targets=tuple(target.sm for target in targets),
     )
+
+
+def load_polygraphy(backend: Backend) -> BuilderModule:
+    """Import the package of `backend`, and Polygraphy so that it builds with it.
+
+    Raises:
+        BuildError: one of them is missing or does not load.
+        RuntimeError: Polygraphy was imported for the other package before.
+    """
+    api = load_builder(backend)
+    for_rtx = backend == "tensorrt_rtx"
+    os.environ[RTX_FLAG] = str(int(for_rtx))
+    from polygraphy import config
+    from polygraphy.backend import tensorrt_rtx, trt  # noqa: F401 (before the heap is filled)
+
+    if for_rtx != config.USE_TENSORRT_RTX:
+        raise RuntimeError(f"Polygraphy was imported before for another package than {backend}")
+    return api
 
 
 def _require_local_gpu(targets: Sequence[Target]) -> None:
@@ -116,96 +142,108 @@ def _require_local_gpu(targets: Sequence[Target]) -> None:
 
 
 def _compile(
-    api: BuilderModule, onnx_path: Path, targets: Sequence[Target], profiles: Profiles
-) -> _Attempt:
-    """Parse and build a graph; return problems instead of raising them.
+    api: BuilderModule,
+    onnx_path: Path,
+    targets: Sequence[Target],
+    profiles: Profiles,
+    timing_cache: TimingCache | None,
+) -> tuple[bytes, str, tuple[str, ...]]:
+    """Return a graph's plan, the layer list that the builder logged, and the names of outputs.
 
-    TensorRT logs to the logger of the oldest living builder, and a traceback would keep this one
-    alive into the next build.
+    Raises:
+        BuildError: the graph does not parse or build, or a profile does not fit.
     """
-    trt = api.module
-    log = api.recorder()
-    builder = trt.Builder(log)
-    network = api.network(builder)
-    parser = trt.OnnxParser(network, log)
+    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath
+    from polygraphy.backend.trt import util as trt_util
+    from polygraphy.exception import PolygraphyException
+
+    log = trt_util.TRT_LOGGER = _recorder(api.module)
+    said = _hear_polygraphy()
     where = str(onnx_path)
-    if not parser.parse_from_file(where):
-        return _Attempt(problem=_parse_error(parser, log, where, network, trt.bfloat16))
+    try:
+        builder, network, parser = NetworkFromOnnxPath(where, strongly_typed=_asks_for_types(api))()
+    except PolygraphyException as error:
+        reasons = [*said[:-1], *log.errors[-1:], *said]  # the last that it says is that it failed
+        raise not_parsed(onnx_path, reasons) from error
     if not network.num_outputs:  # the parser takes some files of noise for an empty model
-        what = "is not an ONNX model with outputs"
-        return _Attempt(problem=BuildError(what, where=where, do=DAMAGED))
-    config = api.config(builder, [target.compute_capability for target in targets])
+        raise BuildError("is not an ONNX model with outputs", where=where, do=DAMAGED)
     inputs = {
         network.get_input(i).name: tuple(network.get_input(i).shape)
         for i in range(network.num_inputs)
     }
-    problem = _profile_problem(inputs, profiles, where)
-    if problem is not None:
-        return _Attempt(problem=problem)
-    if profiles:
-        profile = builder.create_optimization_profile()
-        for name, shapes in profiles.items():
-            profile.set_shape(name, *shapes)
-        config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        text = _one_line(log.errors[-1]) if log.errors else "the builder gave no reason"
-        names = ", ".join(target.sm for target in targets)
-        what = f"cannot be built for {names}: {text}"
-        do = way_on(text, network, trt.bfloat16)
-        return _Attempt(problem=BuildError(what, where=where, do=do))
+    _check_profiles(inputs, profiles, where)
+    make_config = _config(api, targets, profiles, timing_cache)
+
+    def config(builder: Any, network: Any) -> Any:
+        made = make_config(builder, network)
+        fill_heap()
+        return made
+
+    updated = timing_cache.path if timing_cache and timing_cache.update else None
+    try:
+        plan = EngineBytesFromNetwork(
+            (builder, network, parser), config=config, save_timing_cache=updated
+        )()
+    except PolygraphyException as error:
+        raise no_plan(onnx_path, targets, [*log.errors[-1:], *said]) from error
     outputs = tuple(network.get_output(i).name for i in range(network.num_outputs))
-    return _Attempt(plan=bytes(plan), layers=log.layers, outputs=outputs)
+    return bytes(plan), log.layers, outputs
 
 
-DAMAGED = "run the stage that wrote it again"
-BFLOAT16 = "build with --half bfloat16, which has the range of float32"
-# Words in a builder's message, with the remedy to suggest; the first match counts.
-WAYS_ON = (
-    (r"\bmemory\b|\balloc", "free memory, or build with a smaller --image-size and --max-batch"),
-    (r"datatypes?: *b16|\bbf(loat)?16\b", "leave out --half bfloat16, or name targets from sm80"),
-    (
-        r"plugin not found|no importer|unsupported op|op(erator)? .*not supported",
-        "`arvg-trt analyze` lists what each target takes; --backend onnxruntime takes most",
-    ),
-    (r"overflow|65504|(half|fp16|float16).*range|range.*(half|fp16|float16)", BFLOAT16),
-    (r"failed to parse|protobuf", DAMAGED),
-)
+def _config(
+    api: BuilderModule,
+    targets: Sequence[Target],
+    profiles: Profiles,
+    timing_cache: TimingCache | None,
+) -> Any:
+    """Return Polygraphy's builder configuration, which lists the layers in the log."""
+    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+    from polygraphy.backend.trt import CreateConfig, Profile
+
+    profile = Profile()
+    for name, shapes in profiles.items():
+        profile.add(glob.escape(name), *shapes)  # names are patterns there
+    if api.ahead_of_time:
+        capabilities = [divmod(target.compute_capability, 10) for target in targets]
+        return CreateConfigRTX(compute_capabilities=capabilities, profiles=[profile])
+    cache = timing_cache.path if timing_cache else None
+    # TF32 is TensorRT's own default for what stays in FP32, Polygraphy's is without.
+    return CreateConfig(profiles=[profile], load_timing_cache=cache, tf32=True)
 
 
-def way_on(text: str, network: Any, bfloat16: Any) -> str:
-    """Return what a user can do about a builder's refusal, by the reason that it gives.
+def _asks_for_types(api: BuilderModule) -> bool:
+    """Return whether strong typing is a flag: 10.x must be asked, 11 and RTX always do it."""
+    return not api.ahead_of_time and int(api.version.split(".")[0]) < 11
 
-    A network that already computes in `bfloat16`, the builder's type, does not get that advice.
+
+def _hear_polygraphy() -> list[str]:
+    """Return a list that gets every error that Polygraphy reports from now on; it prints none."""
+    from polygraphy.logger import G_LOGGER
+
+    said: list[str] = []
+
+    class Handler(logging.Handler):
+        """Keep the text of a record."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    G_LOGGER.colors = G_LOGGER.letter = False
+    G_LOGGER.module_severity = G_LOGGER.ERROR
+    G_LOGGER.use_python_logging_system = True
+    logger = logging.getLogger("Polygraphy")
+    logger.handlers, logger.propagate = [Handler()], False
+    return said
+
+
+def _check_profiles(inputs: Mapping[str, Shape], profiles: Profiles, where: str) -> None:
+    """Raise BuildError for a profile that does not fit an input.
+
+    Polygraphy would give a dynamic input without one the size 1.
     """
-    layers = (network.get_layer(k) for k in range(network.num_layers))
-    is_bfloat16 = any(
-        layer.get_output(k).dtype == bfloat16 for layer in layers for k in range(layer.num_outputs)
-    )
-    for signs, do in WAYS_ON:
-        if re.search(signs, text, re.IGNORECASE) and not (do == BFLOAT16 and is_bfloat16):
-            return do
-    exclude = "quantize again with --exclude SITE for what it names"
-    return exclude if is_bfloat16 else f"{exclude}, or {BFLOAT16}"
-
-
-def _parse_error(parser: Any, log: Any, where: str, network: Any, bfloat16: Any) -> BuildError:
-    if not parser.num_errors:
-        text = _one_line(log.errors[-1]) if log.errors else "the parser gave no reason"
-        return BuildError(f"cannot be parsed: {text}", where=where, do=DAMAGED)
-    error = parser.get_error(0)
-    node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
-    text = _one_line(error.desc())
-    do = way_on(text, network, bfloat16) if node else DAMAGED
-    return BuildError(f"cannot be parsed: {node}{text}", where=where, do=do)
-
-
-def _profile_problem(
-    inputs: Mapping[str, Shape], profiles: Profiles, where: str
-) -> BuildError | None:
     for name in profiles:
         if name not in inputs:
-            return BuildError(
+            raise BuildError(
                 f"profile for {name}, which is no input",
                 where=where,
                 do=f"inputs: {', '.join(inputs)}",
@@ -213,7 +251,7 @@ def _profile_problem(
     for name, shape in inputs.items():
         if name not in profiles:
             if -1 in shape:
-                return BuildError(
+                raise BuildError(
                     f"input {name} has the dynamic shape {list(shape)} and no profile",
                     where=where,
                     do="give its min, opt and max shapes",
@@ -225,13 +263,29 @@ def _profile_problem(
             for a, b, c, size in zip(low, best, high, shape, strict=True)
         )
         if not ordered:
-            return BuildError(
+            raise BuildError(
                 f"profile {low}, {best}, {high} of input {name} does not fit {list(shape)}",
                 where=where,
                 do="give min <= opt <= max shapes, equal where the size is fixed",
             )
-    return None
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _recorder(module: Any) -> Any:
+    """Return a logger that keeps error texts (``errors``) and the layer list (``layers``)."""
+    base: Any = module.ILogger
+
+    class Recorder(base):  # type: ignore[misc]  # the package has no type stubs
+        """Keep two kinds of message of the many thousands that a verbose build writes."""
+
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.errors: list[str] = []
+            self.layers = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (base.ERROR, base.INTERNAL_ERROR):
+                self.errors.append(message)
+            elif message.startswith("Layers:"):
+                self.layers = message
+
+    return Recorder()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import BuildError
-from ...graph.sites import SiteMap
-from ...numerics.scheme import Plan
+from ...graph.sites import Site, SiteMap
+from ...numerics.scheme import Plan, SitePlan
 from ...quantize.facts import OverflowTensor, QuantizationFacts
 from ...quantize.overflow import unquantized_overflow_tensors
 from ...recipe.build import BuildOptions
@@ -20,12 +20,15 @@ from ...workspace.stage import Reporter
 from ...workspace.workspace import Workspace
 from ..facts import EngineRow, SiteException
 from ..formats import is_fp8, precision_text, required_formats
+from .build import TimingCache
 from .context_model import write_context_models
 from .half_precision_files import write_half_precision
-from .inspect import KernelFormat, verify_sites
+from .inspect import KernelFormat
 from .process import compile_engine
+from .products import Products, read_products
 from .profiles import Profiles
-from .targets import Format, Target, check_formats, group_targets, resolve_target
+from .proof import Planned, digest, missing_sites, require_proof
+from .targets import APART, Format, Target, check_formats, group_targets, resolve_target
 
 
 def target_groups(
@@ -41,9 +44,8 @@ def target_groups(
     required: dict[str, Format] = {} if plan is None else required_formats(plan, ops)
     if options.half == "bfloat16":
         required["what is not quantized"] = "bf16"
-    # An INT8 convolution on sm75 is not refused: its targets get a plan of their own, in FP16.
-    check_formats({s: f for s, f in required.items() if f != "int8_conv"}, targets)
-    return group_targets(targets, has_int8_conv="int8_conv" in required.values())
+    check_formats({s: f for s, f in required.items() if f not in APART}, targets)
+    return group_targets(targets, [form for form in APART if form in required.values()])
 
 
 def own_gpu(backend: Backend) -> list[str]:
@@ -92,7 +94,8 @@ def overflow_risks(
 class EngineBuild:
     """Facts that the engines of all targets share; without a `plan` nothing is quantized.
 
-    `source` has the graphs of `profiles`, in the order that they are built.
+    `source` has the graphs of `profiles`, in the order that they are built. The folder of
+    `timing_cache` has TensorRT's timings of kernels, a file for each GPU.
     """
 
     source: Path
@@ -101,6 +104,7 @@ class EngineBuild:
     plan: Plan | None
     site_map: SiteMap
     profiles: Mapping[str, Profiles]
+    timing_cache: Path | None = None
 
     def write(
         self,
@@ -114,7 +118,7 @@ class EngineBuild:
         What makes or reads a tensor of `wide` stays in FP32.
 
         Raises:
-            BuildError: a graph does not compile.
+            BuildError: a graph does not compile, or a site is not what was planned.
         """
         task = f"compiling for {folder_name(self.backend, self.options, group)}"
         rows = []
@@ -131,35 +135,61 @@ class EngineBuild:
         """Write the half-precision copy of a graph and the engine that is built from it."""
         own_sites, half = self.site_map.of_graph(graph), self.options.half
         copy = write_half_precision(self.source, graph, own_sites, folder, wide, half)
-        sites = {site.node: site.name for site in own_sites}
         entries = {entry.name: entry for entry in self.plan.sites} if self.plan else {}
-        planned = [entries[name] for name in sites.values() if name in entries]
-        formats: dict[str, KernelFormat] = {
-            entry.name: "fp8" if is_fp8(entry) else "int8" for entry in planned if entry.activation
-        }
-        wanted = {node: formats[name] for node, name in sites.items() if name in formats}
+        entries = {s.name: entries[s.name] for s in own_sites if s.name in entries}
         result = compile_engine(
             copy,
             folder / f"{graph}.engine",
             backend=self.backend,
             targets=group,
             profiles=self.profiles[graph],
+            timing_cache=self._timing_cache(group),
         )
-        proved, missing = verify_sites(result.layers, wanted)
         (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
-        lacking = [target.sm for target in group if not target.supports("int8_conv")]
-        note = f" ({', '.join(lacking)} has no INT8 convolution kernel)" if lacking else ""
+        products = read_products(copy, self.profiles[graph])
+        planned = planned_sites(own_sites, entries, products)
+        missing = missing_sites(result.layers, planned, products, group) if result.layers else []
+        if not self.options.allow_unproved:
+            require_proof(graph, missing)
+        lacking = {each.site for each in missing}
+        of_inputs = [each.site for each in planned if each.inputs is not None]
+        proved = sum(site not in lacking for site in of_inputs) if result.layers else None
         return EngineRow(
             backend=result.builder_version,
             target=" ".join(target.sm for target in group),
-            precision=precision_text(planned, half),
+            precision=precision_text(tuple(entries.values()), half),
             graph=graph,
             bytes=result.bytes,
             build_seconds=result.seconds,
-            int8_sites_planned=len(wanted),
-            int8_sites_proved=len(proved) if result.layers else None,
-            exceptions=tuple(
-                SiteException(site=sites[s], reason=reason + note) for s, reason in missing
-            ),
+            int8_sites_planned=len(of_inputs),
+            int8_sites_proved=proved,
+            exceptions=tuple(SiteException(site=m.site, reason=m.reason) for m in missing),
+            proof=digest(result.layers, products, planned, missing) if result.layers else None,
             status=result.status,
         )
+
+    def _timing_cache(self, group: Sequence[Target]) -> TimingCache | None:
+        """Return the timings of the GPU that TensorRT builds for; TensorRT for RTX has none."""
+        mode = self.options.timing_cache
+        if self.backend == "tensorrt_rtx" or self.timing_cache is None or mode == "off":
+            return None
+        path = self.timing_cache / f"timing-{group[0].sm}.cache"
+        return TimingCache(path=str(path), update=mode == "update")
+
+
+def planned_sites(
+    sites: Sequence[Site], entries: Mapping[str, SitePlan], products: Products
+) -> list[Planned]:
+    """Return what a plan wants of a graph's sites: quantized inputs, or weights kept in few bits.
+
+    A weight that the graph holds in float, as logarithmic ones, is not wanted quantized.
+    """
+    weights = {product.node: product.weight for product in products.products}
+    found = []
+    for site in sites:
+        if site.name in entries:
+            entry = entries[site.name]
+            inputs: KernelFormat | None = "fp8" if is_fp8(entry) else "int8"
+            inputs = inputs if entry.activation is not None else None
+            found.append(Planned(site.name, site.node, site.op, inputs, weights.get(site.node)))
+    return found

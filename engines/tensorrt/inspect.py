@@ -6,6 +6,7 @@ names are counted, never layers.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,17 @@ _LAYER = re.compile(
     re.MULTILINE,
 )
 _TENSOR_TYPE = re.compile(r"Datatype: (\w+)")
+_CONSTANT = re.compile(r"Name: (.*?), Dimensions: \[([\d,]*)\].*?Datatype: (\w+)")
+_BITS = {
+    "Int4": 4,
+    "FP4": 4,
+    "Int8": 8,
+    "FP8": 8,
+    "Bool": 8,
+    "UInt8": 8,
+    "Half": 16,
+    "BFloat16": 16,
+}
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
@@ -48,7 +60,10 @@ def read_builder(path: Path) -> str | None:
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Describe one fused layer of an engine; data types as the builder prints them (Int8, Half)."""
+    """Describe one fused layer of an engine; data types as the builder prints them (Int8, Half).
+
+    ``constant_bytes`` is by the name of each constant, with its type in front: `Int8 w`.
+    """
 
     name: str
     type: str
@@ -56,6 +71,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     constants: tuple[str, ...]
     outputs: tuple[str, ...]
     onnx_nodes: tuple[str, ...]
+    constant_bytes: dict[str, int] = {}
 
 
 def parse_layers(text: str) -> tuple[Layer, ...]:
@@ -68,9 +84,17 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
             constants=tuple(_TENSOR_TYPE.findall(match["constants"])),
             outputs=tuple(_TENSOR_TYPE.findall(match["outputs"])),
             onnx_nodes=tuple(_ONNX_NODE.findall(match["metadata"])),
+            constant_bytes=dict(map(_sized, _CONSTANT.finditer(match["constants"]))),
         )
         for match in _LAYER.finditer(text)
     )
+
+
+def _sized(constant: re.Match[str]) -> tuple[str, int]:
+    name, sizes, kind = constant.groups()
+    count = math.prod(int(size) for size in sizes.split(",") if size)
+    bits = 64 if kind == "Int64" else _BITS.get(kind, 32)
+    return f"{kind} {name}", -(-count * bits // 8)
 
 
 def table_order(plan: bytes, names: Sequence[str]) -> tuple[str, ...] | None:

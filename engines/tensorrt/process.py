@@ -1,17 +1,12 @@
-"""Compile an engine in a process of its own, whose addresses are the same every time.
+"""Compile an engine in a process of its own, which frees the builder's memory and its addresses.
 
-TensorRT for RTX lists the outputs of a plan in an order by address: graphs with several got other
-bytes now and then (265 of them; kernels are equal). So the process has no address randomization,
-and compiles in a thread whose heap has no holes: what was allocated before, down to the number of
-environment variables, else decides where outputs lie. Where the system forbids that, as the seccomp
-profile of a container does, one order in thirty was still another: the plan is built again.
+Where the system forbids fixed addresses, as the seccomp profile of a container does, one plan in
+thirty had its outputs in another order: it is built again.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,16 +14,13 @@ from pathlib import Path
 
 import msgspec
 
-from ...runtime.trt_compat import Backend, load_builder
+from ...runtime.trt_compat import Backend
 from ...workspace.worker_process import run_isolated, serve_worker
-from .build import BuildResult, Profiles, Shape, build_engine
+from .addresses import fill_heap, fix_addresses
+from .build import BuildResult, Profiles, Shape, TimingCache, build_engine, load_polygraphy
 from .targets import Target
 
 TRIES = 5
-ADDR_NO_RANDOMIZE = 0x0040000
-NO_CHANGE = 0xFFFFFFFF
-TRIED = "ARVG_TRT_FIXED_ADDRESSES"  # a process that has started itself anew does so no further
-LARGE, PAGE, STEP = 2**17, 4096, 16  # above LARGE, blocks are the system's; STEP is malloc's
 
 
 class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +31,7 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
     backend: Backend
     targets: tuple[Target, ...]
     profiles: dict[str, tuple[Shape, Shape, Shape]]
+    timing_cache: TimingCache | None
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +42,13 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compile_engine(
-    graph: Path, output: Path, *, backend: Backend, targets: Sequence[Target], profiles: Profiles
+    graph: Path,
+    output: Path,
+    *,
+    backend: Backend,
+    targets: Sequence[Target],
+    profiles: Profiles,
+    timing_cache: TimingCache | None = None,
 ) -> BuildResult:
     """Run `build_engine` in its own process, with the same bytes for the same input.
 
@@ -63,6 +62,7 @@ def compile_engine(
         backend=backend,
         targets=tuple(targets),
         profiles=dict(profiles),
+        timing_cache=timing_cache,
     )
     before = None
     for _ in range(TRIES):
@@ -77,7 +77,7 @@ def compile_engine(
 def compile_here(task: BuildTask, *, fixed: bool) -> Compiled:
     graph = Path(task.graph)
     os.chdir(graph.parent)  # so that no length of a path moves what is allocated
-    load_builder(task.backend)
+    load_polygraphy(task.backend)
 
     def work() -> BuildResult:
         fill_heap()
@@ -87,36 +87,11 @@ def compile_here(task: BuildTask, *, fixed: bool) -> Compiled:
             backend=task.backend,
             targets=task.targets,
             profiles=task.profiles,
+            timing_cache=task.timing_cache,
         )
 
     with ThreadPoolExecutor(1) as pool:
         return Compiled(result=pool.submit(work).result(), fixed=fixed)
-
-
-def fill_heap() -> None:
-    """Allocate all free blocks of this thread's heap, so that later ones follow one another."""
-    malloc = ctypes.CDLL(None).malloc
-    malloc.restype = ctypes.c_void_p
-    sizes = [(size, 8) for size in range(LARGE - PAGE, PAGE, -PAGE)]
-    sizes += [(size, 64) for size in range(PAGE, 0, -STEP)]
-    for size, count in sizes:
-        for _ in range(count):
-            malloc(ctypes.c_size_t(size))
-
-
-def fix_addresses() -> bool:
-    """Restart this process without address randomization; return whether it has none."""
-    if sys.platform != "linux":
-        return False
-    personality = ctypes.CDLL(None, use_errno=True).personality
-    now = personality(ctypes.c_ulong(NO_CHANGE))
-    fixed = now != -1 and bool(now & ADDR_NO_RANDOMIZE)
-    if fixed or now == -1 or TRIED in os.environ:
-        return fixed
-    if personality(ctypes.c_ulong(now | ADDR_NO_RANDOMIZE)) == -1:
-        return False
-    # Hashes of names decide what Python allocates.
-    os.execve(sys.executable, sys.orig_argv, os.environ | {TRIED: "1", "PYTHONHASHSEED": "0"})
 
 
 if __name__ == "__main__":

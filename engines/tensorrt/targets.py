@@ -1,51 +1,35 @@
-"""Resolve GPU names, and say what each GPU can compute and which can share one plan."""
+"""Resolve GPU names, and say what each GPU can compute and which can share one plan.
+
+What is known of GPUs is data with sources and dates: `targets.toml`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from ...errors import BuildError, nearest
 from ...runtime.trt_compat import Backend
+from ..site_names import grouped_names
 
-Format = Literal["fp16", "bf16", "int8_gemm", "int8_conv", "int4", "fp8", "fp4"]
+# "int8_weights" are linears with INT8 weights beside float inputs. A target that lacks a format of
+# APART is not refused: it runs such sites in FP16.
+Format = Literal["fp16", "bf16", "int8_gemm", "int8_conv", "int8_weights", "int4", "fp8", "fp4"]
+APART: tuple[Format, ...] = ("int8_conv", "int8_weights")
 
-_NAMES: dict[str, int] = {
-    **dict.fromkeys(("t4", "rtx2060", "rtx2070", "rtx2080", "rtx8000"), 75),
-    **dict.fromkeys(("a30", "a100", "a800"), 80),
-    **dict.fromkeys(("a2", "a10", "a16", "a40", "rtxa2000", "rtxa4000", "rtxa4500"), 86),
-    **dict.fromkeys(("rtxa5000", "rtxa5500", "rtxa6000"), 86),
-    **dict.fromkeys(("rtx3050", "rtx3060", "rtx3070", "rtx3080", "rtx3090"), 86),
-    **dict.fromkeys(("jetsonorin", "orin", "orinnano", "orinnx", "agxorin"), 87),
-    **dict.fromkeys(("l4", "l20", "l40", "l40s", "rtx2000ada", "rtx4000ada", "rtx4500ada"), 89),
-    **dict.fromkeys(("rtx5000ada", "rtx6000ada"), 89),
-    **dict.fromkeys(("rtx4050", "rtx4060", "rtx4070", "rtx4080", "rtx4090"), 89),
-    **dict.fromkeys(("h100", "h200", "h800", "h20", "gh200"), 90),
-    **dict.fromkeys(("b100", "b200", "gb200"), 100),
-    **dict.fromkeys(("jetsonthor", "thor"), 110),
-    **dict.fromkeys(("rtx5050", "rtx5060", "rtx5070", "rtx5080", "rtx5090", "rtxpro6000"), 120),
-    **dict.fromkeys(("gb10", "dgxspark"), 121),
-}
 # Words that drivers, shops and data sheets put around a name.
 _BRAND = re.compile(r"^(nvidia|geforce|tesla|quadro)+")
 _MEMORY = re.compile(r"(?<![a-z0-9])\d+ ?gb(?![a-z0-9])")
 _VARIANT = re.compile(
     r"(?<=[a-z0-9])(ti|super|laptopgpu|laptop|mobile|generation|pcie|sxm\d?|nvl|hbm\d?e?)+$"
 )
-
-_TURING: frozenset[Format] = frozenset({"fp16", "int8_gemm"})
-_AMPERE: frozenset[Format] = _TURING | {"bf16", "int8_conv", "int4"}
-_ADA: frozenset[Format] = _AMPERE | {"fp8"}
-_BLACKWELL: frozenset[Format] = _ADA | {"fp4"}
-_FORMATS: dict[int, frozenset[Format]] = {
-    75: _TURING,
-    **dict.fromkeys((80, 86, 87), _AMPERE),
-    **dict.fromkeys((89, 90), _ADA),
-    **dict.fromkeys((100, 110, 120, 121), _BLACKWELL),
-}
-_RTX_CAPABILITIES = frozenset({75, 80, 86, 89, 120, 121})
 
 # The nearest format comes first. INT8 stands for convolutions, since GPUs that run INT8
 # convolutions run INT8 GEMMs too.
@@ -56,9 +40,78 @@ _NEAREST: dict[Format, tuple[Format, ...]] = {
     "bf16": ("fp16",),
     "int8_conv": ("fp16",),
     "int8_gemm": ("fp16",),
+    "int8_weights": ("fp16",),
     "fp16": (),
 }
-_TEXT: dict[Format, str] = {"int8_gemm": "int8", "int8_conv": "int8"}
+_TEXT: dict[Format, str] = {"int8_gemm": "int8", "int8_conv": "int8", "int8_weights": "int8"}
+
+
+class Capability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Say what GPUs of a compute capability (86 for 8.6) compute, and which software takes them."""
+
+    number: int
+    architecture: str
+    formats: tuple[Format, ...]
+    serves: dict[str, bool]
+    jetson: bool = False
+    sources: tuple[str, ...]
+    date: date
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Describe a GPU by the sources named; what they do not say is None.
+
+    ``names`` are spelled without spaces. Peaks are dense, in TOPS and TFLOPS.
+    """
+
+    names: tuple[str, ...]
+    title: str
+    capability: int
+    memory_gb: float | None = None
+    bandwidth_gb_s: float | None = None
+    fp16: float | None = None
+    int8: float | None = None
+    fp8: float | None = None
+    fp4: float | None = None
+    sources: tuple[str, ...]
+    date: date
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hold the file's tables."""
+
+    schema: Literal["arvg-trt/targets/v1"]
+    capability: tuple[Capability, ...]
+    gpu: tuple[Gpu, ...]
+
+
+class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Show what is known of a GPU and of its compute capability; ``gpu`` is None of ``sm86``."""
+
+    gpu: Gpu | None
+    capability: Capability
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Return what takes this GPU, as far as it was looked up."""
+        return tuple(name for name, able in self.capability.serves.items() if able)
+
+
+@cache
+def known() -> Table:
+    """Return the table of `targets.toml`, read once."""
+    return msgspec.toml.decode(Path(__file__).with_name("targets.toml").read_bytes(), type=Table)
+
+
+@cache
+def capabilities() -> dict[int, Capability]:
+    return {each.number: each for each in known().capability}
+
+
+@cache
+def gpus() -> dict[str, Gpu]:
+    """Return the GPUs by each of their names."""
+    return {name: gpu for gpu in known().gpu for name in gpu.names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +129,7 @@ class Target:
         return self.name if self.name == self.sm else f"{self.name} ({self.sm})"
 
     def supports(self, form: Format) -> bool:
-        return form in _FORMATS[self.compute_capability]
+        return form in capabilities()[self.compute_capability].formats
 
 
 def resolve_target(name: str, backend: Backend) -> Target:
@@ -85,27 +138,54 @@ def resolve_target(name: str, backend: Backend) -> Target:
     Raises:
         BuildError: an unknown name (with the nearest ones), or a GPU that `backend` lacks.
     """
-    spelled = re.sub(r"[\s_-]+", "", _MEMORY.sub("", name.lower()))
-    plain = spelled if spelled in _NAMES else _VARIANT.sub("", _BRAND.sub("", spelled))
-    capability = _NAMES.get(plain) or _spelled_capability(plain)
-    if capability not in _FORMATS:
+    plain = _plain(name)
+    gpu = gpus().get(plain)
+    capability = gpu.capability if gpu else _spelled_capability(plain)
+    if capability not in capabilities():
         close = nearest(plain[:100], target_names())
         raise BuildError("unknown target", where=name[:100], do=f"nearest names: {close}")
     target = Target(name, capability)
-    if backend == "tensorrt_rtx" and capability not in _RTX_CAPABILITIES:
+    if backend == "tensorrt_rtx" and not capabilities()[capability].serves[backend]:
         raise BuildError(
             f"TensorRT for RTX has no {target.sm}",
             where=name,
-            do="it compiles for "
-            f"{', '.join(f'sm{number}' for number in sorted(_RTX_CAPABILITIES))}; "
-            "for this GPU build with the tensorrt backend on the device itself",
+            do=_instead(capabilities()[capability]),
         )
     return target
 
 
+def _instead(capability: Capability) -> str:
+    """Say how an engine is made for GPUs that TensorRT for RTX does not compile for."""
+    if capability.jetson:
+        return (
+            "a Jetson builds its own engine: ship it a bundle with the graphs (`arvg-trt bundle`), "
+            "and there run `arvg-trt build --from FILE`, with the TensorRT of its JetPack"
+        )
+    able = ", ".join(f"sm{c.number}" for c in known().capability if c.serves["tensorrt_rtx"])
+    return (
+        f"it compiles for {able}; for this GPU build with the tensorrt backend on the device itself"
+    )
+
+
 def target_names() -> list[str]:
     """Return the names of all GPUs and compute capabilities, in the shortest spelling."""
-    return [*_NAMES, *(f"sm{number}" for number in sorted(_FORMATS))]
+    return [*gpus(), *(f"sm{number}" for number in capabilities())]
+
+
+def target_rows(name: str | None = None) -> list[TargetRow]:
+    """Return what is known of every GPU, or of the one of a name.
+
+    Raises:
+        BuildError: an unknown name.
+    """
+    if name is None:
+        return [
+            TargetRow(gpu=gpu, capability=capabilities()[gpu.capability]) for gpu in known().gpu
+        ]
+    found = resolve_target(name, "tensorrt")
+    capability = capabilities()[found.compute_capability]
+    gpu = gpus().get(_plain(name))  # of a compute capability there is none
+    return [TargetRow(gpu=gpu, capability=capability)]
 
 
 def check_formats(required: Mapping[str, Format], targets: Sequence[Target]) -> None:
@@ -114,47 +194,51 @@ def check_formats(required: Mapping[str, Format], targets: Sequence[Target]) -> 
     `required` maps a site to its format.
 
     Raises:
-        BuildError: names the first such site and target, the number of others, and the nearest
-            format that works there.
+        BuildError: names all such sites and targets, and the nearest format that works there.
     """
-    lacking = {
-        site: (form, target)
-        for target in reversed(targets)
-        for site, form in required.items()
-        if not target.supports(form)
-    }
-    if not lacking:
-        return
-    site = next(name for name in required if name in lacking)
-    form, target = lacking[site]
-    nearest = next(other for other in _NEAREST[form] if target.supports(other))
-    more = len(lacking) - 1
-    others = f", and {more} more site{'s'[: more > 1]}" if more else ""
-    raise BuildError(
-        f"{site} wants {_TEXT.get(form, form)}, which {target} lacks{others}; "
-        f"nearest that works: {_TEXT.get(nearest, nearest)}"
-    )
+    wanting: dict[Format, list[str]] = {}
+    for site, form in required.items():
+        wanting.setdefault(form, []).append(site)
+    problems = []
+    for form, sites in wanting.items():
+        lacking = [target for target in targets if not target.supports(form)]
+        if lacking:
+            nearest = next(f for f in _NEAREST[form] if all(t.supports(f) for t in lacking))
+            names = grouped_names(sites)
+            one = len(sites) == 1
+            lacked = (
+                f"{'wants' if one else f'{len(sites)} sites want'} {_TEXT.get(form, form)}, which "
+                f"{' and '.join(map(str, lacking))} {'lacks' if len(lacking) == 1 else 'lack'}"
+            )
+            what = f"{names} {lacked}" if one else f"{lacked} ({names})"
+            problems.append(f"{what}; nearest that works: {_TEXT.get(nearest, nearest)}")
+    if problems:
+        raise BuildError("; ".join(problems))
 
 
 def group_targets(
-    targets: Iterable[Target], *, has_int8_conv: bool
+    targets: Iterable[Target], apart: Collection[Format] = ()
 ) -> tuple[tuple[Target, ...], ...]:
     """Return targets grouped by the plan file they can share, in ascending order.
 
-    There is one target per compute capability. A plan runs an INT8 convolution in FP16 on *every*
-    target when one of them lacks it, so with `has_int8_conv` those that lack it get their own plan.
+    There is one target per compute capability. A plan runs an INT8 convolution in FP16, and expands
+    an INT8 weight beside float inputs, on *every* target when one of them lacks the kernel. So
+    those that lack a format of `apart` get their own plan.
     """
     by_capability: dict[int, Target] = {}
     for target in targets:
         by_capability.setdefault(target.compute_capability, target)
-    ordered = [by_capability[capability] for capability in sorted(by_capability)]
-    if not has_int8_conv:
-        return (tuple(ordered),) if ordered else ()
-    groups = (
-        tuple(target for target in ordered if target.supports("int8_conv") is able)
-        for able in (False, True)
-    )
-    return tuple(group for group in groups if group)
+    groups: dict[tuple[bool, ...], list[Target]] = {}
+    for capability in sorted(by_capability):
+        target = by_capability[capability]
+        groups.setdefault(tuple(map(target.supports, apart)), []).append(target)
+    return tuple(map(tuple, groups.values()))
+
+
+def _plain(name: str) -> str:
+    """Return a name as the table spells it: without spaces, brands and variants."""
+    spelled = re.sub(r"[\s_-]+", "", _MEMORY.sub("", name.lower()))
+    return spelled if spelled in gpus() else _VARIANT.sub("", _BRAND.sub("", spelled))
 
 
 def _spelled_capability(plain: str) -> int | None:

@@ -20,7 +20,16 @@ from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.workspace.stage import tool_version
 
-from ..command_line import MODEL, Finished, arvg, digests, leftovers, start, wait_for
+from ..command_line import (
+    MODEL,
+    Finished,
+    arvg,
+    assert_refused,
+    digests,
+    leftovers,
+    start,
+    wait_for,
+)
 
 STAGES = ("export", "calibrate", "quantize", "build", "validate")
 
@@ -309,11 +318,26 @@ def test_inspect_tells_workspace_stage_and_graph_apart(finished: Finished) -> No
     assert rows["metadata"]["arvg_trt.model"] == MODEL
 
 
+def test_targets_lists_gpus_and_says_all_of_one() -> None:
+    lines = arvg("targets").out.splitlines()
+    (line,) = (line for line in lines if line.startswith("t4 "))
+    assert "sm75" in line and "int8 (W8A8 linears)" in line and "tensorrt_rtx" in line
+    (orin,) = (line for line in lines if line.startswith("orin "))
+    assert "tensorrt 10" in orin and "tensorrt_rtx" not in orin
+    text = arvg("targets", "RTX 4090").out
+    assert "dense INT8: 660.6 TOPS" in text
+    assert "sources: https://developer.nvidia.com/cuda-gpus (2026-" in text
+    (row,) = json.loads(arvg("targets", "sm89", "--json").out)["targets"]
+    assert row["gpu"] is None and row["capability"]["number"] == 89
+    assert len(json.loads(arvg("targets", "--json").out)["targets"]) == len(lines)
+    assert_refused(arvg("targets", "rtx409"), 6, "unknown target", "rtx4090")
+
+
 def test_inspect_tells_the_builder_of_an_engine(tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
     from onnx import TensorProto, helper, save
 
-    from arvg_trt.engines.tensorrt.build import build_engine
+    from arvg_trt.engines.tensorrt.process import compile_engine
     from arvg_trt.engines.tensorrt.targets import resolve_target
 
     tensor = ("x", "y")
@@ -323,7 +347,9 @@ def test_inspect_tells_the_builder_of_an_engine(tmp_path: Path) -> None:
     save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "g.onnx")
     engine = tmp_path / "g.engine"
     targets = [resolve_target("sm86", "tensorrt_rtx")]
-    build_engine(tmp_path / "g.onnx", engine, backend="tensorrt_rtx", targets=targets, profiles={})
+    compile_engine(
+        tmp_path / "g.onnx", engine, backend="tensorrt_rtx", targets=targets, profiles={}
+    )
     rows = json.loads(arvg("inspect", engine, "--json").out)
     assert rows["kind"] == "TensorRT engine"
     assert rows["bytes"] == engine.stat().st_size

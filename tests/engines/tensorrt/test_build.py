@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.tensorrt.build import BuildResult, build_engine, way_on
+from arvg_trt.engines.tensorrt.build import BuildResult
 from arvg_trt.engines.tensorrt.half_precision import to_half_precision
 from arvg_trt.engines.tensorrt.inspect import parse_layers, verify_sites
+from arvg_trt.engines.tensorrt.process import compile_engine
+from arvg_trt.engines.tensorrt.refusals import way_on
 from arvg_trt.engines.tensorrt.targets import Target, resolve_target
 from arvg_trt.errors import BuildError
 from arvg_trt.runtime.trt_compat import device_compute_capability, load_builder
@@ -85,7 +89,7 @@ def rtx(*names: str) -> list[Target]:
 def build(
     graph: Path, *names: str, output: Path | None = None, profiles: dict = PROFILE
 ) -> BuildResult:
-    return build_engine(
+    return compile_engine(
         graph,
         output or graph.with_suffix(".engine"),
         backend="tensorrt_rtx",
@@ -227,22 +231,6 @@ def test_operator_that_the_builder_lacks_is_refused_by_node(tmp_path: Path) -> N
         build(relu(tmp_path / "g.onnx", "Unheard"), "sm89")
 
 
-class Network:
-    """Give as much of a network as is asked for its types."""
-
-    num_layers = 1
-    num_outputs = 1
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-
-    def get_layer(self, number: int) -> Network:
-        return self
-
-    def get_output(self, number: int) -> Network:
-        return self
-
-
 @pytest.mark.parametrize(
     ("text", "half", "way"),
     [
@@ -255,7 +243,7 @@ class Network:
     ],
 )
 def test_a_refusal_offers_what_fits_its_reason(text: str, half: str, way: str) -> None:
-    do = way_on(text, Network(half), "bf16")
+    do = way_on(text, half == "bf16")
     assert way in do
     assert half != "bf16" or "bfloat16" not in do
 
@@ -306,10 +294,30 @@ def test_missing_package_names_the_extra_to_install() -> None:
 )
 def test_tensorrt_without_a_gpu_is_refused_before_the_build(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"this machine has none .*tensorrt_rtx"):
-        build_engine(
+        compile_engine(
             relu(tmp_path / "g.onnx"),
             tmp_path / "g.engine",
             backend="tensorrt",
             targets=[resolve_target("orin", "tensorrt")],
             profiles=PROFILE,
         )
+
+
+def test_a_name_with_the_signs_of_a_pattern_has_its_own_profile(tmp_path: Path) -> None:
+    """Polygraphy takes names of profiles for patterns: `x[0]` would match an input called `x0`."""
+    model = onnx.load(relu(tmp_path / "g.onnx"))
+    model.graph.input[0].name = model.graph.node[0].input[0] = "x[0]"
+    onnx.save(model, tmp_path / "named.onnx")
+    build(tmp_path / "named.onnx", "sm89", profiles={"x[0]": PROFILE["image"]})
+    assert b"x[0]" in (tmp_path / "named.engine").read_bytes()
+
+
+def test_a_builder_is_not_changed_within_a_process() -> None:
+    code = (
+        "from polygraphy import config\n"
+        "from arvg_trt.engines.tensorrt.build import load_polygraphy\n"
+        "load_polygraphy('tensorrt_rtx')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Polygraphy was imported before for another package than tensorrt_rtx" in done.stderr

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import onnx
 import onnx.defs
 import onnx.parser
@@ -12,7 +15,6 @@ from arvg_trt.engines.tensorrt.operators import (
     build_obstacle,
     opset_obstacle,
 )
-from arvg_trt.runtime.trt_compat import load_builder
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
 # A graph of one node, or what is in front of it, and whether TensorRT for RTX 1.7 builds it.
@@ -55,27 +57,30 @@ def test_an_obstacle_is_named_where_the_builder_refuses(name: str) -> None:
     assert (build_obstacle(first_node(text)) is None) is built
 
 
+def parser_of(trt: ModuleType) -> tuple[Any, Any, Any]:
+    """Return a builder of TensorRT for RTX, an empty network of it, and the network's parser."""
+    log = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(log)
+    network = builder.create_network()
+    return builder, network, trt.OnnxParser(network, log)
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_builder_agrees(name: str) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     text, built = GRAPHS[name]
-    door = load_builder("tensorrt_rtx")
-    recorder = door.recorder()
-    builder = trt.Builder(recorder)
-    network = door.network(builder)
-    parser = trt.OnnxParser(network, recorder)
+    builder, network, parser = parser_of(trt)
     parsed = parser.parse(onnx.parser.parse_model(f"{HEADER} {text}").SerializeToString())
-    plan = builder.build_serialized_network(network, door.config(builder, [89])) if parsed else None
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    plan = builder.build_serialized_network(network, config) if parsed else None
     assert (plan is not None) is built
 
 
 def test_the_parser_knows_just_the_operators_that_the_table_does_not_name() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    door = load_builder("tensorrt_rtx")
-    recorder = door.recorder()
-    builder = trt.Builder(recorder)
-    network = door.network(builder)
-    parser = trt.OnnxParser(network, recorder)
+    _, _, parser = parser_of(trt)
     # Deprecated ones and those of training have no place in a graph that is exported today.
     names = {s.name for s in onnx.defs.get_all_schemas() if s.domain == "" and not s.deprecated}
     assert {name for name in names if not parser.supports_operator(name)} == UNKNOWN

@@ -14,10 +14,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from arvg_trt.engines.tensorrt import process as engine_process
+from arvg_trt.engines.tensorrt.addresses import ADDR_NO_RANDOMIZE, TRIED
 from arvg_trt.engines.tensorrt.build import BuildResult
 from arvg_trt.engines.tensorrt.half_precision_files import write_half_precision
 from arvg_trt.engines.tensorrt.inspect import table_order
-from arvg_trt.engines.tensorrt.process import TRIED, TRIES, Compiled, compile_engine
+from arvg_trt.engines.tensorrt.process import TRIES, Compiled, compile_engine
 from arvg_trt.engines.tensorrt.targets import resolve_target
 from arvg_trt.errors import BuildError
 from arvg_trt.graph.sites import load_sites
@@ -123,7 +124,7 @@ def test_a_system_that_keeps_addresses_random_builds_all_the_same(
 def test_the_process_has_fixed_addresses_where_the_system_allows_it() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     code = (
-        "import ctypes; from arvg_trt.engines.tensorrt.process import fix_addresses; "
+        "import ctypes; from arvg_trt.engines.tensorrt.addresses import fix_addresses; "
         "print(fix_addresses(), id(fix_addresses), ctypes.CDLL(None).malloc(16))"
     )
     environment = {k: v for k, v in os.environ.items() if k != TRIED}
@@ -139,7 +140,7 @@ def test_the_process_has_fixed_addresses_where_the_system_allows_it() -> None:
     ]
     pid = os.fork()
     if pid == 0:  # a process of no other use may ask for it
-        os._exit(libc.personality(ctypes.c_ulong(engine_process.ADDR_NO_RANDOMIZE)) == -1)
+        os._exit(libc.personality(ctypes.c_ulong(ADDR_NO_RANDOMIZE)) == -1)
     allowed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert [line[0] for line in done] == [str(allowed)] * 2
     assert not allowed or done[0] == done[1]
