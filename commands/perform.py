@@ -67,10 +67,15 @@ def perform(
     """Run stages under the workspace's lock, print what they made, and return it."""
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
         results = work(opened, reporter)
+    print_results(results, as_json)
+    return results
+
+
+def print_results(results: Sequence[StageResult], as_json: bool) -> None:
+    """Print what stages made, and where."""
     if as_json:
         print_json({"stages": results})
-        return results
+        return
     for result in results:
         took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
         click.echo(f"{result.manifest.stage}: {took}, {result.folder}")
-    return results

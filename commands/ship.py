@@ -30,6 +30,13 @@ MB = 1e6
     help="Licence of the weights. Repeatable. [default: that of shipped weights]",
 )
 @option(
+    "--kit/--no-kit",
+    group="Contents",
+    default=True,
+    show_default=True,
+    help="Half-precision ONNX that a device builds its own engine from.",
+)
+@option(
     "--with-reference",
     group="Contents",
     is_flag=True,
@@ -42,6 +49,7 @@ def bundle(
     output: Path,
     key: Path | None,
     licenses: Sequence[Path],
+    kit: bool,
     with_reference: bool,
     as_json: bool,
 ) -> None:
@@ -50,7 +58,7 @@ def bundle(
     \b
     Example: arvg-trt bundle out/demo --name int8 --key ci.key -o demo.tar
     """
-    from ..pipeline.ship import bundle_workspace
+    from ..pipeline.bundle import bundle_workspace
 
     called = quantization_name(name, None)
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
@@ -61,6 +69,7 @@ def bundle(
             reporter,
             key=key,
             licenses=licenses,
+            kit=kit,
             reference=with_reference,
         )
     if as_json:
@@ -103,7 +112,7 @@ def sign(file: Path, key: Path, output: Path | None, as_json: bool) -> None:
     \b
     Example: arvg-trt sign demo.tar --key release.key
     """
-    from ..pipeline.ship import sign_file
+    from ..pipeline.bundle import sign_file
 
     with ConsoleReporter(quiet=as_json) as reporter:
         made = sign_file(file, key, output, reporter)

@@ -17,6 +17,7 @@ CONSTANT_ROLES = ("patcher", "codes")
 # Products of two activations: of queries and keys, of the softmax and values.
 PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
 NO_WEIGHT = "-"  # the format of such a product's weight, as reports say it
+SITES_FILE = "sites.json"
 SITES_VERSION = "2"  # version of sites.json; an export with another one is made again
 Axis = Annotated[int, msgspec.Meta(ge=0, le=7)]
 # A count of positions or channels, or a side: the limit is far above any model's, and arrays of
@@ -158,6 +159,6 @@ def load_sites(export: Path) -> SiteMap:
     """
     from .sites_check import check_sites
 
-    found = decode_json(export / "sites.json", SiteMap, do="run `arvg-trt export` again")
+    found = decode_json(export / SITES_FILE, SiteMap, do="run `arvg-trt export` again")
     check_sites(export, found)
     return found

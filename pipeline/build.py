@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from ..graph.sites import load_sites
 from ..numerics.scheme import Plan
 from ..quantize.facts import OverflowTensor
 from ..recipe.build import BuildOptions
+from ..runtime.devices import this_device
+from ..runtime.trt_compat import Backend
 from ..workspace.facts import FP16, Exported
 from ..workspace.files import decode_json
 from ..workspace.manifest import Manifest
@@ -22,6 +24,7 @@ from ..workspace.stage import Reporter, StageResult, package_versions, require_o
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from ..engines.tensorrt.engine import EngineBuild
     from ..engines.tensorrt.targets import Target
 
 
@@ -78,33 +81,25 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
     return run_stage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
 
 
-def build_tensorrt(
-    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
-) -> list[StageResult]:
-    """Build engine files for the targets, those that share one together.
+def prepare_build(
+    workspace: Workspace, name: str, backend: Backend, options: BuildOptions, reporter: Reporter
+) -> tuple[EngineBuild, list[Manifest], Callable[[], tuple[OverflowTensor, ...]]]:
+    """Return how engines are built, the manifests of what is read, and what finds overflow risks.
 
     Raises:
-        BuildError: a target that is unknown or lacks a format, a graph that does not compile, or a
-            site that is not what was planned.
-        OutOfMemory: there is less memory than the builder takes.
-        WorkspaceError: there is less disk than the engines take.
+        BuildError: a size that the model does not take.
+        WorkspaceError: an earlier stage was not run, or its folder was changed.
     """
-    from ..engines.tensorrt.engine import EngineBuild, folder_name, overflow_risks, target_groups
-    from ..engines.tensorrt.preflight import estimate, require_room
+    from ..engines.tensorrt.engine import EngineBuild, overflow_risks
     from ..engines.tensorrt.profiles import graph_profiles
     from ..quantize.overflow import find_calibration
-    from ..runtime.trt_compat import version
 
-    backend = options.backend
-    assert backend != "onnxruntime"
     source, manifest, plan = source_graphs(workspace, name)
     site_map = load_sites(workspace.folder("export"))
-    groups = target_groups(backend, options, plan, site_map)
     model = Exported.open(workspace)
     profiles = graph_profiles(workspace, model.manifest, options)
     timings = workspace.folder("engines") if backend == "tensorrt" else None
     build = EngineBuild(source, backend, options, plan, site_map, profiles, timings)
-    builder = version(backend)
     watched = plan is None and options.half == "float16"
     calibrated = find_calibration(workspace, reporter) if watched else None
     read = [m for m in (manifest, model.manifest, calibrated) if m is not None]
@@ -116,9 +111,34 @@ def build_tensorrt(
         found = overflow_risks(workspace, plan, manifest, options, calibrated, reporter)
         return tuple(found)
 
+    return build, read, risks
+
+
+def build_tensorrt(
+    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+) -> list[StageResult]:
+    """Build engine files for the targets, those that share one together.
+
+    Raises:
+        BuildError: a target that is unknown or lacks a format, a graph that does not compile, or a
+            site that is not what was planned.
+        OutOfMemory: there is less memory than the builder takes.
+        WorkspaceError: there is less disk than the engines take.
+    """
+    from ..engines.tensorrt.engine import folder_name, target_groups
+    from ..engines.tensorrt.preflight import estimate, require_room
+    from ..runtime.trt_compat import version
+
+    backend = options.backend
+    assert backend != "onnxruntime"
+    _, _, plan = source_graphs(workspace, name)
+    groups = target_groups(backend, options, plan, load_sites(workspace.folder("export")))
+    build, read, risks = prepare_build(workspace, name, backend, options, reporter)
+    builder = version(backend)
+
     @cache
     def prepare() -> None:
-        needed = estimate([source / f"{graph}.onnx" for graph in profiles], len(groups))
+        needed = estimate([build.source / f"{graph}.onnx" for graph in build.profiles], len(groups))
         require_room(needed, workspace.root)
         reporter.say(f"building {name} takes {needed}")
 
@@ -138,6 +158,7 @@ def build_tensorrt(
             prepare()
             return BuildFacts(
                 engines=build.write(group, folder, risks(), reporter),
+                gpu=gpu_name() if backend == "tensorrt" else msgspec.UNSET,
                 targets=targets,
                 fp32_tensors=risks() if plan is None else msgspec.UNSET,
             )
@@ -145,3 +166,8 @@ def build_tensorrt(
         folder = workspace.folder("engines", name, folder_name(backend, options, group))
         results.append(run_stage(folder, wanted, work))
     return results
+
+
+def gpu_name() -> str:
+    """Return the GPU that TensorRT times its kernels on: the first of this machine."""
+    return this_device().gpus[0].name

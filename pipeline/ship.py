@@ -1,52 +1,34 @@
-"""`bundle`, `sign`, `verify`, `unpack`, `keygen`: engines in one signed file, and its checks."""
+"""`verify`, `unpack`, `keygen`, and what `build` and `validate` do with a bundle."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 import msgspec
 
-from ..errors import WorkspaceError
-from ..families.variants import MODELS
+from ..errors import BuildError, WorkspaceError
 from ..packages import installed_builders
+from ..runtime.bundle.cache import unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose
 from ..runtime.bundle.layout import BundleFile
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
     generate_key,
-    key_hint,
     private_pem,
     public_pem,
-    read_private_key,
 )
 from ..runtime.bundle.trust import require_trust
 from ..runtime.devices import this_device
-from ..validate.facts import ValidationFacts, summary
-from ..workspace.facts import facts, model_name
-from ..workspace.files import atomic_folder, atomic_write, encode_json, sha256_file
-from ..workspace.manifest import MANIFEST
-from ..workspace.stage import Reporter, tool_version
-from ..workspace.verify import verify
-from ..workspace.workspace import RECIPE_FILE, Workspace
+from ..runtime.trt_compat import Backend
+from ..workspace.files import atomic_folder, atomic_write, sha256_file
+from ..workspace.stage import Reporter, StageResult
+from .bundle import megabytes, password
 
 if TYPE_CHECKING:
-    from ..engines.bundle.contents import GroupSources
-
-PASSWORD_VARIABLE = "ARVG_TRT_KEY_PASSWORD"
-REPORT_FILES = ("report.json", "report.md", "report.html")
-
-
-class BundleResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written, and by which key it is signed ("" for none)."""
-
-    written: Path
-    digest: str
-    bytes: int
-    groups: tuple[str, ...]
-    signed_by: str
+    pass
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,106 +44,43 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     chosen: str | None
 
 
-def bundle_workspace(
-    workspace: Workspace,
-    name: str,
-    output: Path,
+def build_bundled(
+    path: Path,
+    keys: Sequence[Path],
+    output: Path | None,
+    backend: str,
+    targets: tuple[str, ...],
+    allow_unproved: bool,
     reporter: Reporter,
-    *,
-    key: Path | None = None,
-    licenses: Sequence[Path] = (),
-    reference: bool = False,
-) -> BundleResult:
-    """Write the engines of a quantization as one bundle, signed where there is a key.
+) -> list[StageResult]:
+    """Build engines from a bundle's kit, in a workspace or for this machine's GPU in the cache.
 
     Raises:
-        WorkspaceError: there are no engines, or a stage's folder is not what it wrote.
-        IntegrityError: the key cannot be read.
+        IntegrityError: the bundle is damaged, changed, or not signed as required.
+        BuildError: there is no kit, no builder or no such target, or a graph does not compile.
     """
-    from ..engines.bundle.contents import collect, engine_groups, reference_group
-    from ..engines.bundle.write import write_bundle
+    from ..engines.bundle.build_here import build_kit, build_place
 
-    signer = None if key is None else read_private_key(key, password())
-    groups = list(engine_groups(workspace, name))
-    if reference:
-        groups.append(reference_group(workspace, name))
-    documents = bundle_documents(workspace, name, groups, licenses, reporter)
-    contents = collect(workspace, name, documents, groups)
-    digest = write_bundle(output, contents, signer, megabytes(reporter, "writing the bundle"))
-    return BundleResult(
-        written=output,
-        digest=digest,
-        bytes=output.stat().st_size,
-        groups=tuple(group.name for group in contents.facts.groups),
-        signed_by="" if signer is None else key_hint(signer.public_key()),
-    )
-
-
-def bundle_documents(
-    workspace: Workspace,
-    name: str,
-    groups: Sequence[GroupSources],
-    licenses: Sequence[Path],
-    reporter: Reporter,
-) -> dict[str, bytes]:
-    """Return the documents of a bundle by their paths.
-
-    Raises:
-        WorkspaceError: the validation is not of what lies in the workspace now.
-    """
-    from ..engines.bundle import documents as written
-
-    root = workspace.root
-    model = model_name(workspace.manifest("export", stage="export"))
-    found: dict[str, bytes] = {}
-    for path in (root / "quantize" / name / "plan.json", root / RECIPE_FILE):
-        if path.is_file():
-            found[path.name] = path.read_bytes()
-    validated = root / "validate" / name
-    metrics: dict[str, float] = {}
-    if (validated / MANIFEST).is_file():
-        metrics = facts(verify(validated), ValidationFacts).metrics
-        found |= {file: (validated / file).read_bytes() for file in REPORT_FILES}
-    else:
-        reporter.warn(f"{name} was not validated: the bundle says nothing of its accuracy")
-    terms = {f"{written.LICENSES}/{p.name}": p.read_bytes() for p in licenses}
-    shipped = MODELS / model / "README.md"
-    if shipped.is_file():
-        terms[f"{written.LICENSES}/{model}.md"] = shipped.read_bytes()
-    if not terms:
-        reporter.warn("no licence of the weights is in the bundle: give --license FILE")
-    records = written.stage_records(workspace, name)
-    found[written.STAGES] = encode_json(records)
-    figures = [summary(metrics)] if metrics else []
-    card = written.model_card(model, name, groups, figures, sorted(terms))
-    found[written.CARD] = card.encode()
-    listed = [made.group for made in groups]
-    tool = f"arvg-trt {tool_version()}"
-    found[written.BILL] = written.bill_of_materials(model, name, tool, listed, records, metrics)
-    return found | terms
-
-
-def sign_file(path: Path, key: Path, output: Path | None, reporter: Reporter) -> BundleResult:
-    """Add a signature to a bundle, in its place or in another file.
-
-    Raises:
-        IntegrityError: the bundle is damaged, or the key cannot be read.
-    """
-    from ..engines.bundle.write import sign_bundle
-
-    signer = read_private_key(key, password())
-    target = path if output is None else output
+    if backend not in get_args(Backend):
+        what, do = "is built on a device by TensorRT", "give --backend tensorrt or tensorrt_rtx"
+        raise BuildError(what, where=str(path), do=do)
+    kind = cast(Backend, backend)
     with Bundle(path) as bundle:
-        sign_bundle(bundle, target, signer, megabytes(reporter, "signing the bundle"))
-        groups = tuple(group.name for group in bundle.facts.groups)
-        digest = bundle.digest
-    return BundleResult(
-        written=target,
-        digest=digest,
-        bytes=target.stat().st_size,
-        groups=groups,
-        signed_by=key_hint(signer.public_key()),
-    )
+        require_trust(bundle, keys)
+        group = bundle.facts.group("kit")
+        if group is None:
+            raise BuildError("has no kit to build from", where=str(path), do="pack it with one")
+        kit = unpack_cached(bundle, group) / group.folder
+        name = bundle.facts.quantization
+    device = this_device()
+    gpu = next(iter(device.gpus), None)
+    if gpu is None and not targets:
+        what = f"no --target is given, and here is no GPU to build for: {device.driver_problem}"
+        raise BuildError(what, do="name a workspace and a --target")
+    place = build_place(kit, kind, gpu) if output is None else output / "engines" / name
+    on = gpu.name if gpu and kind == "tensorrt" else ""
+    chosen = targets or ((gpu.sm,) if gpu else ())
+    return build_kit(kit, kind, chosen, place, reporter, gpu=on, allow_unproved=allow_unproved)
 
 
 def verify_file(path: Path, keys: Sequence[Path], reporter: Reporter) -> VerifyResult:
@@ -264,17 +183,3 @@ def make_keys(output: Path) -> tuple[Path, Path]:
         stream.write(private_pem(key, password()))
     atomic_write(public, public_pem(key.public_key()))
     return private, public
-
-
-def password() -> bytes | None:
-    """Return the password of private keys, from the environment."""
-    return os.environ.get(PASSWORD_VARIABLE, "").encode() or None
-
-
-def megabytes(reporter: Reporter, task: str) -> Callable[[int, int], None]:
-    """Return a progress function of bytes that reports megabytes."""
-
-    def tell(done: int, total: int) -> None:
-        reporter.progress(f"{task}, MB", done // 10**6, max(1, total // 10**6))
-
-    return tell

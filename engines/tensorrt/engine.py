@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..facts import EngineRow, SiteException
 from ..formats import is_fp8, precision_text, required_formats
 from .build import TimingCache
 from .context_model import write_context_models
-from .half_precision_files import write_half_precision
+from .half_precision_files import half_precision_files, write_half_precision
 from .inspect import KernelFormat
 from .process import compile_engine
 from .products import Products, read_products
@@ -94,8 +95,9 @@ def overflow_risks(
 class EngineBuild:
     """Facts that the engines of all targets share; without a `plan` nothing is quantized.
 
-    `source` has the graphs of `profiles`, in the order that they are built. The folder of
-    `timing_cache` has TensorRT's timings of kernels, a file for each GPU.
+    `source` has the graphs of `profiles`, in the order that they are built; where `is_half` they
+    are half-precision copies already. The folder of `timing_cache` has TensorRT's timings of
+    kernels, a file for each GPU.
     """
 
     source: Path
@@ -105,6 +107,7 @@ class EngineBuild:
     site_map: SiteMap
     profiles: Mapping[str, Profiles]
     timing_cache: Path | None = None
+    is_half: bool = False
 
     def write(
         self,
@@ -134,7 +137,7 @@ class EngineBuild:
     ) -> EngineRow:
         """Write the half-precision copy of a graph and the engine that is built from it."""
         own_sites, half = self.site_map.of_graph(graph), self.options.half
-        copy = write_half_precision(self.source, graph, own_sites, folder, wide, half)
+        copy = self.write_copy(graph, folder, wide)
         entries = {entry.name: entry for entry in self.plan.sites} if self.plan else {}
         entries = {s.name: entries[s.name] for s in own_sites if s.name in entries}
         result = compile_engine(
@@ -167,6 +170,16 @@ class EngineBuild:
             proof=digest(result.layers, products, planned, missing) if result.layers else None,
             status=result.status,
         )
+
+    def write_copy(self, graph: str, folder: Path, wide: Sequence[OverflowTensor]) -> Path:
+        """Write the half-precision copy of a graph to `folder`; return its path."""
+        sites = self.site_map.of_graph(graph)
+        if not self.is_half:
+            return write_half_precision(self.source, graph, sites, folder, wide, self.options.half)
+        for name in half_precision_files(graph):
+            if (self.source / name).is_file():
+                shutil.copyfile(self.source / name, folder / name)
+        return folder / f"{graph}.onnx"
 
     def _timing_cache(self, group: Sequence[Target]) -> TimingCache | None:
         """Return the timings of the GPU that TensorRT builds for; TensorRT for RTX has none."""

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 LARGE = 1024  # bytes; constants of this size and more lie beside the graph
 
 
+def half_precision_files(graph: str) -> tuple[str, str]:
+    """Return the names of a copy's files; small graphs have no second one."""
+    return f"{graph}.onnx", f"{graph}.onnx.data"
+
+
 def write_half_precision(
     source: Path,
     graph: str,
@@ -35,12 +40,13 @@ def write_half_precision(
     decide = [site.node for site in sites if site.role == "codes"]
     model = onnx.load(source / f"{graph}.onnx")
     converted = to_half_precision(model, keep_fp32=[*decide, *fp32_nodes(wide, model)], dtype=half)
-    path = target / f"{graph}.onnx"
+    name, data = half_precision_files(graph)
+    path = target / name
     onnx.save(
         converted,
         path,
         save_as_external_data=True,
-        location=f"{path.name}.data",
+        location=data,
         size_threshold=LARGE,
     )
     return path

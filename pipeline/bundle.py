@@ -1,0 +1,187 @@
+"""`bundle` and `sign`: the engines of a workspace in one file, with what is read beside them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..families.variants import MODELS
+from ..recipe.base import with_changes
+from ..recipe.build import BuildOptions
+from ..runtime.bundle.reader import Bundle
+from ..runtime.bundle.signature import (
+    key_hint,
+    read_private_key,
+)
+from ..validate.facts import ValidationFacts, summary
+from ..workspace.facts import facts, model_name
+from ..workspace.files import encode_json
+from ..workspace.manifest import MANIFEST
+from ..workspace.stage import Reporter, tool_version
+from ..workspace.verify import read_manifest, verify
+from ..workspace.workspace import RECIPE_FILE, Workspace
+from .build import prepare_build
+
+if TYPE_CHECKING:
+    from ..engines.bundle.contents import GroupSources
+
+PASSWORD_VARIABLE = "ARVG_TRT_KEY_PASSWORD"
+REPORT_FILES = ("report.json", "report.md", "report.html")
+
+
+class BundleResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written, and by which key it is signed ("" for none)."""
+
+    written: Path
+    digest: str
+    bytes: int
+    groups: tuple[str, ...]
+    signed_by: str
+
+
+def bundle_workspace(
+    workspace: Workspace,
+    name: str,
+    output: Path,
+    reporter: Reporter,
+    *,
+    key: Path | None = None,
+    licenses: Sequence[Path] = (),
+    kit: bool = True,
+    reference: bool = False,
+) -> BundleResult:
+    """Write the engines of a quantization as one bundle, signed where there is a key.
+
+    Raises:
+        WorkspaceError: there are no engines, or a stage's folder is not what it wrote.
+        IntegrityError: the key cannot be read.
+    """
+    from ..engines.bundle.contents import collect, engine_groups, reference_group
+    from ..engines.bundle.write import write_bundle
+
+    signer = None if key is None else read_private_key(key, password())
+    groups = list(engine_groups(workspace, name))
+    with tempfile.TemporaryDirectory() as folder:
+        if kit:
+            groups.append(packed_kit(workspace, name, groups, Path(folder), reporter))
+        if reference:
+            groups.append(reference_group(workspace, name))
+        documents = bundle_documents(workspace, name, groups, licenses, reporter)
+        contents = collect(workspace, name, documents, groups)
+        digest = write_bundle(output, contents, signer, megabytes(reporter, "writing the bundle"))
+    return BundleResult(
+        written=output,
+        digest=digest,
+        bytes=output.stat().st_size,
+        groups=tuple(group.name for group in contents.facts.groups),
+        signed_by="" if signer is None else key_hint(signer.public_key()),
+    )
+
+
+def packed_kit(
+    workspace: Workspace,
+    name: str,
+    groups: Sequence[GroupSources],
+    folder: Path,
+    reporter: Reporter,
+) -> GroupSources:
+    """Write a kit to a folder, for the shapes of the TensorRT engines that are packed beside it."""
+    from ..engines.bundle.kit import kit_group, write_kit
+
+    options = BuildOptions(backend="tensorrt")
+    built = [made.group.folder for made in groups if made.group.kind.startswith("tensorrt")]
+    if built:
+        made = read_manifest(workspace.root / built[0])
+        own = {k: v for k, v in made.options.items() if k in BuildOptions.__struct_fields__}
+        options = with_changes(options, **own)
+    build, _, risks = prepare_build(workspace, name, "tensorrt", options, reporter)
+    write_kit(
+        build, model_name(workspace.manifest("export", stage="export")), name, risks(), folder
+    )
+    return kit_group(build, folder)
+
+
+def bundle_documents(
+    workspace: Workspace,
+    name: str,
+    groups: Sequence[GroupSources],
+    licenses: Sequence[Path],
+    reporter: Reporter,
+) -> dict[str, bytes]:
+    """Return the documents of a bundle by their paths.
+
+    Raises:
+        WorkspaceError: the validation is not of what lies in the workspace now.
+    """
+    from ..engines.bundle import documents as written
+
+    root = workspace.root
+    model = model_name(workspace.manifest("export", stage="export"))
+    found: dict[str, bytes] = {}
+    for path in (root / "quantize" / name / "plan.json", root / RECIPE_FILE):
+        if path.is_file():
+            found[path.name] = path.read_bytes()
+    validated = root / "validate" / name
+    metrics: dict[str, float] = {}
+    if (validated / MANIFEST).is_file():
+        metrics = facts(verify(validated), ValidationFacts).metrics
+        found |= {file: (validated / file).read_bytes() for file in REPORT_FILES}
+    else:
+        reporter.warn(f"{name} was not validated: the bundle says nothing of its accuracy")
+    terms = {f"{written.LICENSES}/{p.name}": p.read_bytes() for p in licenses}
+    shipped = MODELS / model / "README.md"
+    if shipped.is_file():
+        terms[f"{written.LICENSES}/{model}.md"] = shipped.read_bytes()
+    if not terms:
+        reporter.warn("no licence of the weights is in the bundle: give --license FILE")
+    records = written.stage_records(workspace, name)
+    found[written.STAGES] = encode_json(records)
+    figures = [summary(metrics)] if metrics else []
+    card = written.model_card(model, name, groups, figures, sorted(terms))
+    found[written.CARD] = card.encode()
+    listed = [made.group for made in groups]
+    tool = f"arvg-trt {tool_version()}"
+    found[written.BILL] = written.bill_of_materials(model, name, tool, listed, records, metrics)
+    return found | terms
+
+
+def sign_file(path: Path, key: Path, output: Path | None, reporter: Reporter) -> BundleResult:
+    """Add a signature to a bundle, in its place or in another file.
+
+    Raises:
+        IntegrityError: the bundle is damaged, or the key cannot be read.
+    """
+    from ..engines.bundle.write import sign_bundle
+
+    signer = read_private_key(key, password())
+    target = path if output is None else output
+    with Bundle(path) as bundle:
+        sign_bundle(bundle, target, signer, megabytes(reporter, "signing the bundle"))
+        groups = tuple(group.name for group in bundle.facts.groups)
+        digest = bundle.digest
+    return BundleResult(
+        written=target,
+        digest=digest,
+        bytes=target.stat().st_size,
+        groups=groups,
+        signed_by=key_hint(signer.public_key()),
+    )
+
+
+def password() -> bytes | None:
+    """Return the password of private keys, from the environment."""
+    return os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+
+
+def megabytes(reporter: Reporter, task: str) -> Callable[[int, int], None]:
+    """Return a progress function of bytes that reports megabytes."""
+
+    def tell(done: int, total: int) -> None:
+        reporter.progress(f"{task}, MB", done // 10**6, max(1, total // 10**6))
+
+    return tell
