@@ -172,7 +172,7 @@ def format_names(capability: Capability) -> list[str]:
 @click.argument("path", type=PathArgument())
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Say what a workspace, stage folder, graph, or engine is.
+    """Say what a workspace, stage folder, bundle, graph, or engine is.
 
     \b
     Example: arvg-trt inspect out/demo

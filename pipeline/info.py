@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from ..engines.analysis import analyze_files
-from ..engines.tensorrt.inspect import read_builder
 from ..engines.verdicts import TARGETS
 from ..errors import ArvgError, WorkspaceError
 from ..graph.sites import Verdict
 from ..graph.summary import GraphSummary, summarize_graph
+from ..runtime.bundle.open import is_bundle
+from ..runtime.bundle.plan_header import read_plan_header
+from ..runtime.bundle.reader import Bundle
 from ..runtime.devices import Device, this_device
 from ..runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX
 from ..runtime.sessions.providers import provider_problem
@@ -110,17 +112,32 @@ class InspectedGraph(GraphSummary, frozen=True, kw_only=True, tag_field="kind", 
 class InspectedEngine(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="TensorRT engine"
 ):
-    """An engine file and the version of what built it."""
+    """An engine file, the version of what built it, and the GPUs it is for, where it says them."""
 
     bytes: int
     builder: str
+    targets: tuple[str, ...]
 
 
-Inspected = InspectedWorkspace | InspectedStage | InspectedGraph | InspectedEngine
+class InspectedBundle(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="bundle"):
+    """A bundle: its target groups by their bytes, and the keys that its signatures name.
+
+    The signatures are not verified; that is what `verify` does.
+    """
+
+    name: str
+    model: str
+    digest: str
+    signatures: tuple[str, ...]
+    groups: dict[str, int]
+    documents: tuple[str, ...]
+
+
+Inspected = InspectedWorkspace | InspectedStage | InspectedGraph | InspectedEngine | InspectedBundle
 
 
 def inspect_path(path: Path) -> Inspected:
-    """Return the key facts of a workspace, a stage folder, an ONNX graph or an engine file.
+    """Return the key facts of a workspace, a stage folder, a bundle, a graph or an engine file.
 
     Raises:
         WorkspaceError: it is none of these.
@@ -131,10 +148,22 @@ def inspect_path(path: Path) -> Inspected:
         return inspect_folder(path)
     if path.suffix == ".onnx":
         return inspect_graph(path)
-    builder = read_builder(path)
-    if builder is None:
+    if is_bundle(path):
+        with Bundle(path) as bundle:
+            return InspectedBundle(
+                name=bundle.facts.name,
+                model=bundle.facts.model,
+                digest=bundle.digest,
+                signatures=tuple(signature.hint for signature in bundle.signatures),
+                groups={group.name: group.bytes for group in bundle.facts.groups},
+                documents=tuple(file.path for file in bundle.facts.documents),
+            )
+    header = read_plan_header(path)
+    if header is None:
         raise WorkspaceError("is nothing that arvg-trt writes", where=str(path))
-    return InspectedEngine(bytes=path.stat().st_size, builder=builder)
+    return InspectedEngine(
+        bytes=header.bytes, builder=header.version or "unknown", targets=header.targets
+    )
 
 
 def inspect_folder(path: Path) -> InspectedWorkspace | InspectedStage:

@@ -10,7 +10,6 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -41,22 +40,6 @@ _BITS = {
     "BFloat16": 16,
 }
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-
-
-PLAN_MARK = b"vtrt"  # begins a plan of TensorRT for RTX
-VERSION = slice(24, 28)  # of the builder, a byte a part
-
-
-def read_builder(path: Path) -> str | None:
-    """Return the version of the builder of an engine file, "unknown" where the file has none.
-
-    None: the file is no engine.
-    """
-    with path.open("rb") as stream:
-        head = stream.read(VERSION.stop)
-    if head.startswith(PLAN_MARK):
-        return ".".join(str(part) for part in head[VERSION])
-    return "unknown" if path.suffix == ".engine" else None
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

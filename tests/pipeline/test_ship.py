@@ -23,6 +23,7 @@ from arvg_trt.recipe.file import load_recipe
 from arvg_trt.runtime.bundle.cache import CACHE_VARIABLE
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE
+from arvg_trt.runtime.devices import this_device
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.validate.report.schema import load_report
@@ -133,7 +134,7 @@ def test_verify_says_what_opens_here_and_by_whom_it_is_signed(shipped: Shipped) 
     found = json.loads(arvg("verify", shipped.file, "--json").out)
     assert found["chosen"] == "cpu"
     assert found["signed_by"] == [] and len(found["signatures"]) == 1
-    assert [step["opens"] for step in found["chain"]] == [False, True]
+    assert [step["opens"] for step in found["chain"]] == [False, False, False, True]
 
 
 def test_another_key_an_unsigned_bundle_and_a_missing_key_are_refused(
@@ -199,7 +200,7 @@ def test_what_is_unpacked_is_what_the_workspace_has(shipped: Shipped, tmp_path: 
     assert outcome.code == 0, outcome
     assert {p.name for p in (tmp_path / "cpu" / "engines" / "int8").iterdir()} == {"onnxruntime"}
     outcome = arvg("unpack", shipped.file, "-o", tmp_path / "x", "--group", "gpu")
-    assert_refused(outcome, 9, "has no target group 'gpu'", "cpu, rtx-sm86-sm120, reference")
+    assert_refused(outcome, 9, "has no target group 'gpu'", "cpu, rtx-sm86-sm120, kit, reference")
 
 
 def test_model_signing_verifies_what_is_unpacked(shipped: Shipped, tmp_path: Path) -> None:
@@ -289,6 +290,45 @@ def test_validate_from_a_bundle_equals_validate_from_its_workspace(
     assert found[0] == found[1]
     again = arvg("validate", packed, *options, "--json")
     assert json.loads(again.out)["stages"][0]["skipped"]
+
+
+def test_a_kit_gives_the_engines_of_its_workspace(shipped: Shipped, tmp_path: Path) -> None:
+    options = ("--backend", "tensorrt_rtx", "--target", "sm86", "--target", "sm120")
+    outcome = arvg("build", tmp_path / "ws", "--from", shipped.file, *options)
+    assert outcome.code == 0, outcome
+    place = Path("engines") / "int8" / "rtx-sm86-sm120"
+    wanted, found = digests(shipped.workspace / place), digests(tmp_path / "ws" / place)
+    wanted.pop("manifest.json")
+    found.pop("manifest.json")
+    assert found == wanted and {"encoder.engine", "encoder_ctx.onnx"} <= found.keys()
+    outcome = arvg("build", tmp_path / "ws", "--from", shipped.file, *options)
+    assert "up to date" in outcome.out
+
+
+def test_a_kit_is_built_by_what_builds_on_devices(shipped: Shipped, tmp_path: Path) -> None:
+    outcome = arvg("build", "--from", shipped.file, "--backend", "onnxruntime")
+    assert_refused(outcome, 6, "is built on a device by TensorRT")
+    outcome = arvg("build", tmp_path / "ws", "--from", shipped.file, "--name", "w4")
+    assert outcome.code == 2 and "--from takes no --recipe and no --name" in outcome.err
+    outcome = arvg("build", tmp_path / "ws", "--from", shipped.file, "--max-batch", 4)
+    assert outcome.code == 2 and "--from takes no --max-batch" in outcome.err
+    shipped.pack(tmp_path / "no-kit.tar", "--no-kit")
+    outcome = arvg("build", tmp_path / "ws", "--from", tmp_path / "no-kit.tar")
+    assert_refused(outcome, 6, "has no kit to build from")
+    if not this_device().gpus:
+        outcome = arvg("build", "--from", shipped.file, "--backend", "tensorrt_rtx")
+        assert_refused(outcome, 6, "no --target is given, and here is no GPU")
+    assert arvg("build").code == 2
+
+
+def test_the_script_of_a_kit_names_each_graph_and_its_shapes(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    assert arvg("unpack", shipped.file, "-o", tmp_path / "u", "--group", "kit").code == 0
+    lines = (tmp_path / "u" / "kit" / "build.sh").read_text().splitlines()
+    commands = [line for line in lines if line.startswith("trtexec ")]
+    assert len(commands) == 2 and "--maxShapes=image:1x3x64x64" in commands[0]
+    assert all((tmp_path / "u" / "kit" / c.split()[1][7:]).is_file() for c in commands)
 
 
 def test_validate_needs_the_reference_and_its_own_folder(shipped: Shipped, tmp_path: Path) -> None:
