@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .api import Workspace, compare_reports, load_report, run_recipe
+    from .api import Workspace, compare_reports, load_report, run_recipe, verify_bundle
     from .errors import ArvgError
     from .recipe.file import load_recipe
     from .recipe.recipe import Recipe
@@ -26,6 +26,7 @@ _HOMES = {
     "load_recipe": "recipe.file",
     "load_report": "api",
     "run_recipe": "api",
+    "verify_bundle": "api",
 }
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "load_recipe",
     "load_report",
     "run_recipe",
+    "verify_bundle",
 ]
 
 

@@ -18,6 +18,8 @@ from .workspace.stage import Reporter, SilentReporter, StageResult
 from .workspace.workspace import Workspace as LockedWorkspace
 
 if TYPE_CHECKING:
+    from .pipeline.bundle import BundleResult
+    from .pipeline.ship import VerifyResult
     from .validate.report.compare import Comparison
     from .validate.report.schema import Report
 
@@ -130,6 +132,33 @@ class Workspace:
             validate_stage(opened, name, chosen, self.reporter)
         return self.report(name)
 
+    def bundle(
+        self,
+        output: Place,
+        name: str = "int8",
+        *,
+        key: Place | None = None,
+        licenses: Sequence[Place] = (),
+        kit: bool = True,
+        reference: bool = False,
+    ) -> BundleResult:
+        """Pack the engines of a quantization into one file, signed by a private key's file."""
+        from .pipeline.bundle import bundle_workspace
+
+        signer = None if key is None else Path(key)
+        terms = [Path(license) for license in licenses]
+        with LockedWorkspace(self.path) as opened:
+            return bundle_workspace(
+                opened,
+                name,
+                Path(output),
+                self.reporter,
+                key=signer,
+                licenses=terms,
+                kit=kit,
+                reference=reference,
+            )
+
     def report(self, name: str = "int8") -> Report:
         """Read the report of a validated quantization."""
         return load_report(self.path / "validate" / name)
@@ -145,6 +174,20 @@ def run_recipe(
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     run_stages(chosen, SilentReporter() if reporter is None else reporter, max_memory)
     return Workspace(chosen.workspace).report(chosen.name)
+
+
+def verify_bundle(
+    path: Place, require_keys: Sequence[Place] = (), reporter: Reporter | None = None
+) -> VerifyResult:
+    """Check every byte of a bundle and the keys that are required; say what of it opens here.
+
+    Raises:
+        IntegrityError: it is damaged, changed, or not signed as required.
+    """
+    from .pipeline.ship import verify_file
+
+    keys = [Path(key) for key in require_keys]
+    return verify_file(Path(path), keys, SilentReporter() if reporter is None else reporter)
 
 
 def load_report(path: Place) -> Report:
