@@ -173,7 +173,10 @@ def main(out: Path) -> None:
         ]
     )
     write_results(
-        "shipping", out, text, asdict(found) | environment() | {"commit": source_commit()}
+        "shipping",
+        out,
+        text,
+        asdict(found) | {"environment": machine} | {"commit": source_commit()},
     )
     click.echo(text)
 
