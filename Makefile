@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check quick types lint coverage bench clean
+.PHONY: setup demo test test-gpu check quick types lint coverage bench clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,10 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(BIN)/python -m pytest -q $(PARALLEL)
+
+# What needs an NVIDIA GPU; elsewhere every one of them is skipped with the reason.
+test-gpu: setup
+	$(BIN)/python -m pytest -q -n 0 -rs -m gpu
 
 # The daily loop: style, types, who imports whom, options, pure numerics, every stage on a tiny graph.
 check: setup

@@ -126,7 +126,7 @@ def problem_of_files(
     lacking = [engine.name for engine in sorted(folder.glob("*.engine")) if not has_context(engine)]
     if lacking:
         what = f"{lacking[0]} has no EPContext model beside it"
-        return Problem(what, "build them again with this version")
+        return Problem(what, "remove the folder and build again")
     here = machine.rtx_version if built.backend == "tensorrt_rtx" else machine.tensorrt
     version = manifest.versions.get(built.backend, "")
     if machine.gpus and here and version and not same_release(here, version):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from arvg_trt.runtime.devices import this_device
+
 from .export.checkpoint.hub import empty_cache, hub
 from .families.generators import generator, generators, tiny_rar_graphs, tiny_var
 from .families.tiny import (
@@ -92,6 +94,10 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: k for k, name in enumerate(LONGEST)}
     tests = Path(__file__).parent
+    problem = this_device().driver_problem
+    for item in items:
+        if problem is not None and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=problem))
     items.sort(key=lambda item: rank.get(str(item.path.relative_to(tests)), len(rank)))
 
 

@@ -126,7 +126,7 @@ def two_nodes(path: Path) -> Path:
 
 
 def test_nodes_that_ran_elsewhere_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
-    """What ONNX Runtime itself says of a session on the CPU, asked for on a GPU."""
+    """ONNX Runtime itself says this of a session on the CPU, asked for on a GPU."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     path = str(two_nodes(tmp_path / "g.onnx"))

@@ -249,6 +249,22 @@ def tensorrt(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return copy
 
 
+def test_a_context_model_lies_beside_every_engine_and_is_an_output(tensorrt: Path) -> None:
+    """It says of itself what its half-precision copy does, so that a tokenizer reads the same."""
+    folder = tensorrt / "engines/int8/rtx-sm89"
+    outputs = json.loads((folder / MANIFEST).read_bytes())["outputs"]
+    for graph in ("encoder", "decoder"):
+        assert outputs.keys() >= {f"{graph}.engine", f"{graph}_ctx.onnx"}
+        model, copy = (
+            onnx.load(folder / name, load_external_data=False)
+            for name in (f"{graph}_ctx.onnx", f"{graph}.onnx")
+        )
+        assert [node.op_type for node in model.graph.node] == ["EPContext"]
+        assert list(model.metadata_props) == list(copy.metadata_props) != []
+        assert list(model.graph.output) == list(copy.graph.output)
+        onnx.checker.check_model(model)
+
+
 def test_tensorrt_engines_are_not_replaced_by_their_twins(tensorrt: Path, picture: Path) -> None:
     folder = tensorrt / "engines/int8/rtx-sm89"
     words = (
