@@ -56,6 +56,11 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     onnx_nodes: tuple[str, ...]
     constant_bytes: dict[str, int] = {}
 
+    @property
+    def is_attention(self) -> bool:
+        """Return whether this is one kernel for both products of an attention and the softmax."""
+        return "_gemm_mha" in self.name
+
 
 def parse_layers(text: str) -> tuple[Layer, ...]:
     """Return the layers of a ``Layers:`` message, in order; empty for a text without any."""
@@ -99,8 +104,8 @@ def verify_sites(
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """Return which planned sites run in their format, and what was found for the others.
 
-    `planned` maps the ONNX node name of a site to its format. A site is proved by a GEMM or
-    convolution that carries its name and takes both operands in the format.
+    `planned` maps the ONNX node name of a site to its format. A site is proved by a GEMM,
+    convolution or fused attention that carries its name and takes all operands in the format.
     """
     carriers: dict[str, list[Layer]] = {site: [] for site in planned}
     for layer in layers:
@@ -119,6 +124,8 @@ def verify_sites(
 
 def _runs_as(layer: Layer, datatype: str) -> bool:
     first, *others = layer.inputs or ("",)
+    if layer.is_attention:
+        return {first, *others} == {datatype}
     # The second operand is a constant weight, or an activation where both are activations.
     return layer.type in _PRODUCTS and first == datatype and datatype in (*layer.constants, *others)
 

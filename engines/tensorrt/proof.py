@@ -23,7 +23,6 @@ TITLES = {
     **{"BFloat16": "BF16", "FP8": "FP8", "FP4": "FP4"},
 }
 GEMMS = ("gemm", "correlation", "deconv")
-ATTENTION = re.compile(r"_gemm_mha")
 # A kernel is named by its steps; these compute nothing.
 CONVERSION = re.compile(r"__myl_(Cast|Conc|Move|Repl|Resh|Slic|Tran)+_myl\d")
 REFORMAT = re.compile(r"(?i)reformat|copy")  # of TensorRT proper
@@ -82,9 +81,10 @@ def _weight_problem(layers: Sequence[Layer], product: Product) -> str | None:
     assert product.weight is not None
     datatype = DATATYPES[product.weight]
     holders = [layer for layer in layers if datatype in layer.constants]
-    if any(product.node in layer.onnx_nodes for layer in holders):
+    # A kernel that only expands weights reads no other input, and may carry the name all the same.
+    if any(product.node in layer.onnx_nodes and layer.inputs for layer in holders):
         return None
-    held = any(product.dequantize in layer.onnx_nodes for layer in holders)
+    held = any({product.dequantize, product.node} & {*layer.onnx_nodes} for layer in holders)
     if held and product.op in ("Conv", "ConvTranspose"):
         return None
     title = TITLES[datatype]
@@ -101,7 +101,7 @@ def _rule(planned: Planned, group: Sequence[Target]) -> str | None:
     if planned.inputs == "int8" and planned.op == "Conv":
         form, what = "int8_conv", "no INT8 convolution kernel"
     elif planned.inputs is None and planned.weight == "int8":
-        form, what = "int8_weights", "no kernel for INT8 weights alone"
+        form, what = "int8_weights", "no kernel for INT8 weights beside a batch of float inputs"
     else:
         return None
     lacking = [target.sm for target in group if not target.supports(form)]
@@ -165,7 +165,7 @@ def digest(
         split_attentions=tuple(
             softmax
             for softmax in products.attentions
-            if not any(ATTENTION.search(layer.name) for layer in carriers.get(softmax, ()))
+            if not any(layer.is_attention for layer in carriers.get(softmax, ()))
         ),
         kernels=len(kernels),
         conversions=sum(map(only_converts, kernels)),
@@ -179,11 +179,12 @@ def computed_in(carriers: Sequence[Layer]) -> str:
     """
     gemms = [layer for layer in carriers if layer.type in GEMMS]
     fused = [layer for layer in carriers if layer.type == "runtime_fusion"]
-    attention = [layer for layer in carriers if ATTENTION.search(layer.name)]
+    attention = [layer for layer in carriers if layer.is_attention]
     layer = next(iter((*gemms, *fused, *attention, *carriers)), None)
-    if layer is None or not layer.inputs:
+    if layer is None:
         return NOT_LISTED
-    first = TITLES.get(layer.inputs[0], layer.inputs[0])
+    # A kernel that also looks something up reads integers first.
+    first = next((TITLES[k] for k in (*layer.inputs, *layer.outputs) if k in TITLES), NOT_LISTED)
     packed = [TITLES[kind] for kind in layer.constants if kind in DATATYPES.values()]
     if packed and first in ("FP16", "BF16", "FP32"):
         return f"{packed[0]} weights"

@@ -69,7 +69,8 @@ def test_dgc_keeps_rows_of_more_candidates_and_says_their_ratio(pool: Path, copy
     assert outcome.code == 0, outcome
     told = (copy / "validate" / "chosen" / "report.md").read_text()
     assert "Calibration rows: 12 of 24, chosen by DGC (ratio), 100% of them with a class." in told
-    assert "operands in INT8 per-tensor, rounded at" in told and "two INT8 GEMMs" in told
+    assert "operands in INT8 per-tensor, rounded at" in told
+    assert "No engine was built that shows its kernels." in told
 
 
 def test_dgc_of_saved_candidates_is_dgc_of_made_ones(pool: Path, copy: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
+from ...engines.facts import EngineRow
 from ...graph.sites import NO_WEIGHT
 from ...quantize.facts import SiteRow
 from .calibration import calibration_notes, ranges
@@ -37,11 +38,8 @@ OF_GENERATORS = (
     "Images of the same seed draw with the same random numbers, one stream an image.",
     "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
 )
-# How engines run an attention with quantized operands, by the prefix of its format.
-ATTENTION_KERNELS: Mapping[str, str] = {
-    "FP8": "An engine keeps one fused kernel, from sm89 on.",
-    "INT": "An engine runs two INT8 GEMMs with the softmax between them: scores go through memory.",
-}
+ATTENTION_GRIDS = ("FP8", "INT")  # the beginnings of their formats
+NO_KERNELS = "No engine was built that shows its kernels."
 
 
 def report_notes(report: Report) -> tuple[str, ...]:
@@ -66,12 +64,13 @@ def report_notes(report: Report) -> tuple[str, ...]:
     ]
     if report.calibration and SYNTHETIC not in report.data.calibration:
         notes += calibration_notes(report.calibration, noun(report))
-    return (*notes, *attention_notes(report.sites))
+    return (*notes, *attention_notes(report.sites, report.engines))
 
 
-def attention_notes(sites: Sequence[SiteRow]) -> Iterator[str]:
-    """Yield what quantized attention products cost, in accuracy and in kernels."""
-    for grid, kernels in ATTENTION_KERNELS.items():
+def attention_notes(sites: Sequence[SiteRow], engines: Sequence[EngineRow]) -> Iterator[str]:
+    """Yield what quantized attention products cost, in accuracy and in the kernels of engines."""
+    kernels = attention_kernels(engines) or NO_KERNELS
+    for grid in ATTENTION_GRIDS:
         rows = [s for s in sites if s.weight == NO_WEIGHT and s.activation.startswith(grid)]
         measured = [s for s in rows if s.activation_sqnr_db is not None]
         if measured:
@@ -80,6 +79,20 @@ def attention_notes(sites: Sequence[SiteRow]) -> Iterator[str]:
                 f"Attention products: {len(rows)} with operands in {worst.activation}, rounded at "
                 f"{worst.activation_sqnr_db:.1f} dB or better ({worst.name}). {kernels}"
             )
+
+
+def attention_kernels(engines: Sequence[EngineRow]) -> str:
+    """Return how engines run attention, as their layer lists show; empty without one."""
+    seen = {
+        f"{row.graph} for {row.target}": (proof.attentions, len(proof.split_attentions))
+        for row in engines
+        if (proof := row.proof) is not None and proof.attentions
+    }
+    return " ".join(
+        f"In {where} {count - split} of {count} attentions are one kernel"
+        + (", the others two products with the softmax between them." if split else ".")
+        for where, (count, split) in seen.items()
+    )
 
 
 def _how(report: Report) -> tuple[str, ...]:

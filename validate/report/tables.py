@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...engines.facts import EngineRow
+from ...engines.facts import EngineProof, EngineRow
 from ..metrics.image import decibels
 from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, Format, megabytes
 from .generation_tables import generator_tables, rates
@@ -10,6 +10,11 @@ from .page import Badge, Table
 from .schema import ENGINE, HALF_PRECISION, QDQ, Report, metrics
 
 EXECUTED = "executed"
+OF_PROOFS = (
+    "Read off the builder's layer list, not run. Shares are of the multiplications of all products "
+    "at the shapes that the engine is built for; INT4 weights are those multiplied in half "
+    "precision. Kernels that only convert change types or move data."
+)
 OF_SITES = (
     "In graph order. Weight and input: what rounding them alone costs; output: what the site gives "
     "with all quantized before it, against FP32."
@@ -27,6 +32,7 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         rates(report),
         _sizes(report),
         _engines(report),
+        _proofs(report),
         _exceptions(report),
         _images(report),
         _sites(report),
@@ -196,6 +202,43 @@ def _engines(report: Report) -> Table:
         ),
         caption="Proved: the builder's layer list shows an INT8 kernel for the site.",
     )
+
+
+def _proofs(report: Report) -> Table:
+    proofs = [(row, row.proof) for row in report.engines if row.proof is not None]
+    return Table(
+        title="What engines compute in",
+        header=(
+            *("Graph", "Target", "Multiplications", "Weight-only sites", "Attention in one kernel"),
+            *("Kernels", "Constants"),
+        ),
+        rows=tuple(
+            (
+                row.graph,
+                row.target,
+                shares_text(proof),
+                f"{proof.weight_sites_proved} proved of {proof.weight_sites_planned}"
+                if proof.weight_sites_planned
+                else "",
+                f"{proof.attentions - len(proof.split_attentions)} of {proof.attentions}"
+                if proof.attentions
+                else "",
+                f"{proof.kernels}, {proof.conversions} only convert",
+                ", ".join(f"{megabytes(n)} {kind}" for kind, n in proof.constant_bytes.items()),
+            )
+            for row, proof in proofs
+        ),
+        caption=OF_PROOFS,
+    )
+
+
+def shares_text(proof: EngineProof) -> str:
+    """Return an engine's multiplications by what they are computed in, the largest share first."""
+    parts = sorted(proof.shares.items(), key=lambda part: -part[1])
+    texts = [f"{share:.1%} {kind}" for kind, share in parts]
+    if proof.uncounted:
+        texts.append(f"{len(proof.uncounted)} products of unknown shape")
+    return ", ".join(texts)
 
 
 def _exceptions(report: Report) -> Table:
