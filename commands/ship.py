@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
+from ..errors import RecipeError
 from ..workspace.workspace import Workspace
 from .console import ConsoleReporter, print_json
 from .groups import command, option
@@ -14,6 +15,7 @@ from .options import PathArgument, json_option, workspace_argument
 from .perform import quantization_name
 
 MB = 1e6
+MAX_BATCH = 8  # of models on a CPU in Triton, where nothing else is said
 require_key_option = click.option(
     "--require-key",
     "keys",
@@ -26,7 +28,20 @@ require_key_option = click.option(
 @command()
 @workspace_argument
 @click.option("--name", default=None, help="Name of the quantization. [default: int8]")
-@click.option("-o", "--output", type=PathArgument(), required=True, help="The bundle's file.")
+@click.option(
+    "-o",
+    "--output",
+    type=PathArgument(),
+    required=True,
+    help="The bundle's file; for triton a new folder.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["oci", "triton"]),
+    default="oci",
+    show_default=True,
+    help="An OCI image in one file, or a model repository of Triton Inference Server.",
+)
 @option("--key", group="Signature", type=PathArgument(), help="Private key to sign with.")
 @option(
     "--license",
@@ -42,17 +57,35 @@ require_key_option = click.option(
     is_flag=True,
     help="Also the FP32 and Q/DQ graphs that `validate` compares with.",
 )
+@option(
+    "--group",
+    "groups",
+    group="Triton",
+    multiple=True,
+    help="Target group to serve, as `verify` lists them. Repeatable. [default: cpu and TensorRT]",
+)
+@option(
+    "--max-batch",
+    group="Triton",
+    type=click.IntRange(1, 1024),
+    help=f"Largest batch of models on the CPU. [default: {MAX_BATCH}]",
+)
 @json_option
 def bundle(
     workspace: Path,
     name: str | None,
     output: Path,
+    layout: str,
     key: Path | None,
     licenses: Sequence[Path],
     with_reference: bool,
+    groups: Sequence[str],
+    max_batch: int | None,
     as_json: bool,
 ) -> None:
     """Pack the engines of WORKSPACE into one file, an OCI image layout, and sign it.
+
+    With --layout triton they become a folder that Triton Inference Server serves.
 
     \b
     Example: arvg-trt bundle out/demo --name int8 --key ci.key -o demo.tar
@@ -60,6 +93,12 @@ def bundle(
     from ..pipeline.ship import bundle_workspace
 
     called = quantization_name(name, None)
+    given = {"--key": key, "--with-reference": with_reference}
+    if layout == "triton":
+        refuse_options(given, layout)
+        write_repository(workspace, called, output, groups, max_batch, licenses, as_json)
+        return
+    refuse_options({"--group": groups, "--max-batch": max_batch}, layout)
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
         made = bundle_workspace(
             opened,
@@ -76,6 +115,43 @@ def bundle(
     signed = f"signed by {made.signed_by[:16]}" if made.signed_by else "not signed"
     click.echo(f"{made.written}: {made.bytes / MB:.1f} MB, {', '.join(made.groups)}; {signed}")
     click.echo(made.digest)
+
+
+def refuse_options(given: Mapping[str, object], layout: str) -> None:
+    """Raise RecipeError for the first option that is given and not for this layout."""
+    for flag, value in given.items():
+        if value:
+            raise RecipeError(f"{flag} is not for --layout {layout}", do="leave it out")
+
+
+def write_repository(
+    workspace: Path,
+    name: str,
+    output: Path,
+    groups: Sequence[str],
+    max_batch: int | None,
+    licenses: Sequence[Path],
+    as_json: bool,
+) -> None:
+    """Write a Triton model repository, and print what it serves."""
+    from ..pipeline.triton import write_triton
+
+    with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
+        made = write_triton(
+            opened,
+            name,
+            output,
+            reporter,
+            groups=groups,
+            max_batch=max_batch or MAX_BATCH,
+            licenses=licenses,
+        )
+    if as_json:
+        print_json(made)
+        return
+    click.echo(f"{made.written}: {made.bytes / MB:.1f} MB, {', '.join(made.groups)}")
+    for served in (*made.models, *made.ensembles):
+        click.echo(served)
 
 
 @command()
