@@ -26,7 +26,7 @@ MAX_BATCH = 8  # of models on a CPU in Triton, where nothing else is said
     "--output",
     type=PathArgument(),
     required=True,
-    help="The bundle's file; a new folder for --layout triton.",
+    help="The bundle's file; for triton a new folder.",
 )
 @click.option(
     "--layout",
@@ -94,7 +94,7 @@ def bundle(
     from ..pipeline.bundle import bundle_workspace
 
     called = quantization_name(name, None)
-    given = {"--key": key, "--with-reference": with_reference}
+    given = {"--key": key, "--with-reference": with_reference, "--no-kit": not kit}
     if layout == "triton":
         refuse_options(given, layout)
         write_repository(workspace, called, output, groups, max_batch, licenses, as_json)

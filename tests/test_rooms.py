@@ -178,6 +178,7 @@ NAME_ONNXRUNTIME = {
     "benchmarks/generate/generate.py": "times the runs inside ONNX Runtime",
     "benchmarks/generate/node_profile.py": "reads ONNX Runtime's profile of each node",
     "tests/calibrate/observers/test_reduce.py": JUDGE,
+    "tests/engines/bundle/triton_server.py": JUDGE,
     "tests/engines/tensorrt/test_half_precision.py": JUDGE,
     "tests/families/generators.py": JUDGE,
     "tests/graph/text.py": JUDGE,

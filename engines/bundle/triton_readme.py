@@ -30,8 +30,8 @@ pairs of quantize and dequantize of some graphs wrongly. On an x86 CPU without V
 session that Triton does not pass on: do not serve them there.
 """
 TENSORRT = """\
-A plan of TensorRT opens with the version of TensorRT that built it, on a GPU of its compute
-capability: load those of this server's GPU alone, with `--model-control-mode=explicit` and
+A plan of TensorRT opens with the version of TensorRT that built it, on the model of GPU that it was
+built on: load those of this server's GPU alone, with `--model-control-mode=explicit` and
 `--load-model=NAME` for each.
 """
 
@@ -87,8 +87,8 @@ def ensemble_table(ensembles: Sequence[Ensemble]) -> list[str]:
 
 def group_table(groups: Iterable[TargetGroup]) -> list[str]:
     rows = [
-        f"| {group.name} | {group.kind} {group.version} | {' '.join(group.targets) or 'any CPU'} "
-        f"| {group.precision} |"
+        f"| {group.name} | {group.kind} {group.version} "
+        f"| {' '.join([*group.targets, group.gpu]).strip() or 'any CPU'} | {group.precision} |"
         for group in groups
     ]
     return ["| group | built with | targets | precision |", "| --- | --- | --- | --- |", *rows, ""]
