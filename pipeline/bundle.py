@@ -35,7 +35,7 @@ REPORT_FILES = ("report.json", "report.md", "report.html")
 
 
 class BundleResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written, and by which key it is signed ("" for none)."""
+    """Say what was written, and by which key it is signed ("" for none)."""
 
     written: Path
     digest: str

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a bundle is, who signed it, and what of it runs here; ``chosen`` is what opens first."""
+    """Say what a bundle is, who signed it and what of it runs here, ``chosen`` first of all."""
 
     bundle: Path
     digest: str
