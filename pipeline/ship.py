@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..errors import WorkspaceError
+from ..errors import IntegrityError, WorkspaceError
 from ..families.variants import MODELS
 from ..packages import installed_builders
+from ..runtime.bundle.cache import require_room
 from ..runtime.bundle.choose import ChainStep, choose
-from ..runtime.bundle.layout import BundleFile
+from ..runtime.bundle.layout import BundleFile, folded, path_problem
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
     generate_key,
@@ -26,7 +27,7 @@ from ..runtime.bundle.trust import require_trust
 from ..runtime.devices import this_device
 from ..validate.facts import ValidationFacts, summary
 from ..workspace.facts import facts, model_name
-from ..workspace.files import atomic_folder, atomic_write, encode_json
+from ..workspace.files import atomic_folder, atomic_write, encode_json, named
 from ..workspace.manifest import MANIFEST
 from ..workspace.stage import Reporter, tool_version
 from ..workspace.verify import verify
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..engines.bundle.contents import GroupSources
 
 PASSWORD_VARIABLE = "ARVG_TRT_KEY_PASSWORD"
+MOST_PASSWORD = 1023  # bytes that OpenSSL takes
 REPORT_FILES = ("report.json", "report.md", "report.html")
 
 
@@ -124,6 +126,7 @@ def bundle_documents(
         found |= {file: (validated / file).read_bytes() for file in REPORT_FILES}
     else:
         reporter.warn(f"{name} was not validated: the bundle says nothing of its accuracy")
+    require_names(licenses)
     terms = {f"{written.LICENSES}/{p.name}": p.read_bytes() for p in licenses}
     shipped = MODELS / model / "README.md"
     if shipped.is_file():
@@ -139,6 +142,18 @@ def bundle_documents(
     tool = f"arvg-trt {tool_version()}"
     found[written.BILL] = written.bill_of_materials(model, name, tool, listed, records, metrics)
     return found | terms
+
+
+def require_names(licenses: Sequence[Path]) -> None:
+    """Raise WorkspaceError for a licence whose name no bundle takes, or that two of them have."""
+    seen: dict[str, Path] = {}
+    for path in licenses:
+        problem = path_problem(path.name)
+        if problem is None and folded(path.name) in seen:
+            problem = f"has the same name as {seen[folded(path.name)]}"
+        if problem is not None:
+            raise WorkspaceError(problem, where=str(path), do="give the licence another name")
+        seen[folded(path.name)] = path
 
 
 def sign_file(path: Path, key: Path, output: Path | None, reporter: Reporter) -> BundleResult:
@@ -196,13 +211,16 @@ def unpack_file(
 
     Raises:
         IntegrityError: it is damaged, changed, or not signed as required.
-        WorkspaceError: the folder is there already, or there is no such group.
+        WorkspaceError: the folder is there already, there is no such group, or the disk has no
+            room.
     """
-    if output.exists():
+    if os.path.lexists(output):
         raise WorkspaceError("is there already", where=str(output), do="name a new folder")
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
         files = (bundle.facts_file, *group_files(bundle, group))
+        disk = next(each for each in output.absolute().parents if each.is_dir())
+        require_room(disk, sum(file.bytes for file in files), "name a folder on another disk")
         with atomic_folder(output) as temporary:
             bundle.extract(files, temporary)
     return files
@@ -231,16 +249,29 @@ def make_keys(output: Path) -> tuple[Path, Path]:
             raise WorkspaceError("is there already", where=str(path), do="name other files")
     key = generate_key()
     private.parent.mkdir(parents=True, exist_ok=True)
+    data = private_pem(key, password())
     descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(private_pem(key, password()))
-    atomic_write(public, public_pem(key.public_key()))
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+        atomic_write(public, public_pem(key.public_key()))
+    except OSError as error:  # the disk is full: half a pair is none
+        private.unlink(missing_ok=True)
+        raise named(error, private) from error
     return private, public
 
 
 def password() -> bytes | None:
-    """Return the password of private keys, from the environment."""
-    return os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+    """Return the password of private keys, from the environment.
+
+    Raises:
+        IntegrityError: it is longer than any key takes.
+    """
+    given = os.fsencode(os.environ.get(PASSWORD_VARIABLE, ""))
+    if len(given) > MOST_PASSWORD:
+        what, do = f"has {len(given)} bytes", f"set a password of at most {MOST_PASSWORD}"
+        raise IntegrityError(what, where=PASSWORD_VARIABLE, do=do)
+    return given or None
 
 
 def megabytes(reporter: Reporter, task: str) -> Callable[[int, int], None]:
