@@ -59,8 +59,10 @@ def plan_problem(header: PlanHeader, version: str, targets: tuple[str, ...]) -> 
     """Return how a header contradicts what is said of an engine; None where it does not."""
     if not header.bytes:
         return "is empty"
-    if header.size is not None and header.size != header.bytes:
+    if header.size is not None and header.size > header.bytes:
         return f"is cut off: {header.bytes:,} of {header.size:,} bytes"
+    if header.size is not None and header.size < header.bytes:
+        return f"has {header.bytes:,} bytes, and its header says {header.size:,}"
     if header.version and version and header.version != version:
         return f"was built by version {header.version}, not {version}"
     lacking = [sm for sm in targets if header.targets and sm not in header.targets]
