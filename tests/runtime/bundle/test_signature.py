@@ -317,10 +317,8 @@ def without_empty(members: dict[str, bytes]) -> None:
 
 def test_signature_of_another_bundle_pasted_in_is_refused(tmp_path: Path) -> None:
     """The forger lets the pasted signature refer to this bundle, as it must."""
-    other = members_of(
-        written(tmp_path, "other.tar", "ci", documents={"other.md": b"other"}).read_bytes()
-    )
-    (signature,) = (data for data in other.values() if b"dsseEnvelope" in data)
+    other = written(tmp_path, "other.tar", "ci", documents={"other.md": b"other"}).read_bytes()
+    (signature,) = (data for data in members_of(other).values() if b"dsseEnvelope" in data)
     mine = written(tmp_path, "x.tar", "forger").read_bytes()
     (own,) = (data for data in members_of(mine).values() if b"dsseEnvelope" in data)
     path = tmp_path / "pasted.tar"
