@@ -6,7 +6,11 @@ from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-CURVES = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
+CURVES: dict[str, ec.EllipticCurve] = {
+    "P-256": ec.SECP256R1(),
+    "P-384": ec.SECP384R1(),
+    "P-521": ec.SECP521R1(),
+}
 
 
 def key_of(owner: str, curve: str = "P-256") -> ec.EllipticCurvePrivateKey:
@@ -15,4 +19,4 @@ def key_of(owner: str, curve: str = "P-256") -> ec.EllipticCurvePrivateKey:
 
 @cache
 def made_key(owner: str, curve: str) -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(CURVES[curve]())
+    return ec.generate_private_key(CURVES[curve])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import resource
@@ -177,9 +178,8 @@ def test_entry_that_was_changed_is_made_anew(
     assert not others(folder.parent)
     for moved in ("entry", "moved", "copy"):  # what a link led to stays as it was
         if (tmp_path / moved).exists():
-            assert next(
-                p for p in (tmp_path / moved, *(tmp_path / moved).rglob("*")) if p.is_file()
-            )
+            kept = (tmp_path / moved, *(tmp_path / moved).rglob("*"))
+            assert any(place.is_file() for place in kept)
 
 
 def test_links_within_the_cache_are_never_followed_to_remove(path: Path, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_process_killed_while_it_unpacks_leaves_what_the_next_one_removes(
 
 
 def test_full_disk_leaves_no_entry(large: Path, tmp_path: Path) -> None:
-    """Files cannot grow above 1 MB: the error is another than a full disk's, the way is the same."""
+    """Files cannot grow above 1 MB: another error than a full disk's, the same way out."""
     limit = 2**20
     process = start(
         large,
@@ -453,7 +453,8 @@ def aged(folder: Path, days: float) -> Path:
 
 
 def test_entries_that_nobody_opened_for_a_month_are_removed(path: Path) -> None:
-    old, new = aged(unpack(path), 31), aged(unpack(path, "rtx"), 29)
+    old, new = unpack(path), unpack(path, "rtx")
+    aged(old, 31), aged(new, 29)
     assert remove_old(old.parent) == [old]
     assert not old.exists() and whole(new, path, "rtx")
 
@@ -485,13 +486,13 @@ def test_entry_opened_while_its_lock_is_waited_for_is_not_removed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = aged(unpack(path), 31)
-    flock = cache.fcntl.flock
+    flock = fcntl.flock
 
     def opened_just_before(stream: object, flags: int) -> None:
         os.utime(folder)
         flock(stream, flags)
 
-    monkeypatch.setattr(cache.fcntl, "flock", opened_just_before)
+    monkeypatch.setattr(fcntl, "flock", opened_just_before)
     assert remove_old(folder.parent) == []
     assert whole(folder, path)
 
