@@ -6,6 +6,7 @@ is changed as plain objects here, not through the structs of the reader.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,11 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...engines.bundle.contents import Contents, bundle_file
 from ...engines.bundle.write import write_bundle
-from ...runtime.bundle.layout import BundleFacts, GroupKind, TargetGroup
+from ...runtime.bundle.layout import BundleFacts, GroupKind, TargetGroup, media_type
 
 BLOBS = "blobs/sha256/"
 INDEX = "application/vnd.oci.image.index.v1+json"
-PATH = "org.cncf.model.filepath"
+PATH, TITLE = "org.cncf.model.filepath", "org.opencontainers.image.title"
+UNREADABLE = (ValueError, RecursionError)  # of JSON
 RTX = "1.7.0.25"
 DOCUMENTS = {"README.md": b"# A model\n", "stages.json": b"[]\n"}
 Change = Callable[[Any], Any]
@@ -154,39 +156,61 @@ def forged(data: bytes, **changes: Change) -> bytes:
         return json.loads(members[BLOBS + descriptor["digest"][7:]])
 
     index = json.loads(members["index.json"])
-    for top in index["manifests"]:
-        if top["mediaType"] != INDEX:
-            continue
-        model = load(top)
-        facts: bytes | None = None
-        for k, descriptor in enumerate(model["manifests"]):
-            manifest = load(descriptor)
-            for layer in manifest["layers"]:
-                if layer["annotations"][PATH] == "bundle.json":
-                    facts = facts or changed("facts", load(layer))
-                    put(layer, facts)
-                else:
-                    blob = BLOBS + layer["digest"][7:]
-                    made[blob] = members[blob]
-            config = load(manifest["config"])
-            config["modelfs"]["diffIds"] = [layer["digest"] for layer in manifest["layers"]]
-            first = k == 0
-            put(manifest["config"], changed("config" if first else "", config))
-            put(descriptor, changed("manifest" if first else "", manifest))
-        put(top, changed("model", model))
-        subject = top["digest"]
-    for top in index["manifests"]:
-        if top["mediaType"] == INDEX:
-            continue
-        manifest = load(top)
-        manifest["subject"]["digest"] = subject
-        for layer in (manifest["config"], *manifest["layers"]):
+    (top,) = (each for each in index["manifests"] if each["mediaType"] == INDEX)
+    model = load(top)
+    facts_layer = load(model["manifests"][0])["layers"][0]
+    facts = changed("facts", load(facts_layer))
+    put(facts_layer, facts)
+    for k, descriptor in enumerate(model["manifests"]):
+        manifest = load(descriptor)
+        config = load(manifest["config"])
+        manifest["layers"][0] = facts_layer
+        with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError, *UNREADABLE):
+            fit_group(json.loads(facts), k, model, descriptor, manifest, config)
+        for layer in manifest["layers"][1:]:
             blob = BLOBS + layer["digest"][7:]
-            made[blob] = members[blob]
-        put(top, changed("signature", manifest))
+            made |= {blob: members[blob]} if blob in members else {}
+        config["modelfs"]["diffIds"] = [layer["digest"] for layer in manifest["layers"]]
+        put(manifest["config"], changed("" if k else "config", config))
+        put(descriptor, changed("" if k else "manifest", manifest))
+    put(top, changed("model", model))
+    for each in index["manifests"]:
+        if each is not top:
+            manifest = load(each)
+            manifest["subject"]["digest"] = top["digest"]
+            for layer in (manifest["config"], *manifest["layers"]):
+                blob = BLOBS + layer["digest"][7:]
+                made[blob] = members[blob]
+            put(each, changed("signature", manifest))
     fitted = {"oci-layout": members["oci-layout"], "index.json": changed("index", index), **made}
     done = changes["members"](fitted) if "members" in changes else None
     return packed(fitted if done is None else done)
+
+
+def fit_group(facts: Any, k: int, model: Any, descriptor: Any, manifest: Any, config: Any) -> None:
+    """Let the manifest of a group say what the facts do, as far as they say anything."""
+    group = facts["groups"][k]
+    model["annotations"] = {TITLE: facts["name"]}
+    values = {
+        TITLE: group["name"],
+        "io.arvg-trt.kind": group["kind"],
+        "io.arvg-trt.targets": " ".join(group["targets"]),
+        "io.arvg-trt.precision": group["precision"],
+        "io.arvg-trt.version": group["version"],
+    }
+    manifest["annotations"] = {key: value for key, value in values.items() if value}
+    descriptor["annotations"] = manifest["annotations"]
+    config["descriptor"] = {"name": facts["name"], "family": facts["model"], "title": group["name"]}
+    layers = [
+        {
+            "mediaType": media_type(file["path"]),
+            "digest": f"sha256:{file['sha256']}",
+            "size": file["bytes"],
+            "annotations": {PATH: file["path"]},
+        }
+        for file in (*facts["documents"], *group["files"])
+    ]
+    manifest["layers"][1:] = layers
 
 
 def changed_bundle(data: bytes, rng: random.Random) -> bytes:

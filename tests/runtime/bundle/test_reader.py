@@ -221,7 +221,7 @@ LIES: dict[str, dict[str, Callable[[Any], Any]]] = {
     "group without a name": {"facts": set_group(name="")},
     "group name of 101 letters": {"facts": set_group(name="n" * 101)},
     "group name in capitals": {"facts": set_group(name="CPU")},
-    "another kind of group": {"facts": set_group(kind="onnxruntime")},
+    "another kind of group": {"facts": set_group(kind="onnxruntime", version="1.23.0")},
     "unknown kind of group": {"facts": set_group(kind="coreml")},
     "other files": {"facts": lambda f: f["groups"][0]["files"][0].update(sha256="0" * 64)},
     "other sizes": {"facts": lambda f: f["groups"][0]["files"][0].update(bytes=7)},
@@ -295,6 +295,39 @@ LIES: dict[str, dict[str, Callable[[Any], Any]]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_bundle_that_lies_is_refused(lie: str, tmp_path: Path, unsigned: bytes) -> None:
     refusal(tmp_path, forged(unsigned, **LIES[lie]))
+
+
+REASONS = {
+    "two engines of one name": "'cpu' is named twice",
+    "group name in capitals": "'CPU' is named twice",
+    "group name with a path": "has a name that no folder can have",
+    "group name above": "has a name that no folder can have",
+    "group name of 101 letters": "has a name that no folder can have",
+    "folder above": "has no folder",
+    "folder elsewhere": "has no folder",
+    "folder without files": "has no file in its folder",
+    "files of another group": "is there twice",
+    "other files": f"lacks {BLOBS}{'0' * 64}",
+    "other sizes": "bytes, not 7",
+    "engine by another version": "was built by version 1.7.0.25, not 1.7.0.26",
+    "engine for other GPUs": "is for sm86 sm89, not for sm120",
+    "another kind of group": "was built by version",
+    "name with a second line": "has control characters",
+    "key twice": "an object has a key twice",
+    "nested in itself": "it is nested too deeply",
+    "lists in lists of a key that nobody reads": "it is nested too deeply",
+    "another precision": "the manifest of rtx lies about the group",
+    "layers in another order": "the manifest of rtx lists other files than bundle.json",
+    "one manifest a hundred thousand times": "names one of its manifests twice",
+    "too many manifests": "too many to be true",
+    "9 MB of manifest": "too many to be true",
+    "9 MB of index": "too many to be true",
+}
+
+
+@pytest.mark.parametrize("lie", REASONS)
+def test_reason_is_named(lie: str, tmp_path: Path, unsigned: bytes) -> None:
+    assert REASONS[lie] in refusal(tmp_path, forged(unsigned, **LIES[lie]))
 
 
 def test_every_lie_changes_something(unsigned: bytes) -> None:
