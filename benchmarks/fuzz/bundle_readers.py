@@ -48,16 +48,24 @@ def read_bundle(folder: Path) -> dict[str, str]:
     """Verify a bundle, and unpack it to `out` and each group to the cache; return the digests."""
     with Bundle(folder / NAME) as bundle:
         bundle.verify()
+        assert said(bundle).isprintable(), "it says more than one line"
         bundle.extract((bundle.facts_file, *bundle.facts.files), folder / "out")
         found = digests(folder / "out")
         assert found == bundle.digests(), "what is unpacked is not what it says"
-        for group in bundle.facts.groups:
+        for group in reversed(bundle.facts.groups):
             unpacked = unpack_cached(bundle, group)
             assert unpacked.parent == folder / "cache" / "bundles", "unpacked elsewhere"
             cached = digests(unpacked)
             assert cached.items() <= found.items(), "the cache has other files"
             assert {file.path for file in group.files} <= set(cached), "the cache lacks a file"
         return found
+
+
+def said(bundle: Bundle) -> str:
+    """Return what the commands print of a bundle."""
+    facts = bundle.facts
+    groups = [part for g in facts.groups for part in (g.name, g.version, g.gpu, *g.targets)]
+    return " ".join((facts.name, facts.model, *groups, *(s.hint for s in bundle.signatures)))
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -24,6 +24,22 @@ from ...engines.bundle.write import write_bundle
 from ...runtime.bundle.layout import BundleFacts, GroupKind, TargetGroup, media_type
 
 BLOBS = "blobs/sha256/"
+# The first leaves the cache by way of the entry of the group `cpu`, which is there by then.
+HOSTILE = (
+    *("cpu/../../../x", "..", "../x", "../../x", "/x", "./x", "a/../../x", "x/", "", ".", "cpu"),
+    *(
+        "x\nsigned by ci.pub",
+        "\x1b[2J",
+        "\u202e",
+        "con",
+        "nul.md",
+        ".git",
+        "a:b",
+        "a\\..\\x",
+        "CPU",
+    ),
+    *("n" * 101, "n" * 5000, "é" * 99, "/".join("a" * 99), "bundle.json", "README.md", "\x00"),
+)
 INDEX = "application/vnd.oci.image.index.v1+json"
 PATH, TITLE = "org.cncf.model.filepath", "org.opencontainers.image.title"
 UNREADABLE = (ValueError, RecursionError)  # of JSON
@@ -201,6 +217,7 @@ def fit_group(facts: Any, k: int, model: Any, descriptor: Any, manifest: Any, co
     manifest["annotations"] = {key: value for key, value in values.items() if value}
     descriptor["annotations"] = manifest["annotations"]
     config["descriptor"] = {"name": facts["name"], "family": facts["model"], "title": group["name"]}
+    config["config"]["format"] = "tensorrt" if group["kind"].startswith("tensorrt") else "onnx"
     layers = [
         {
             "mediaType": media_type(file["path"]),
@@ -221,7 +238,9 @@ def changed_bundle(data: bytes, rng: random.Random) -> bytes:
         return changed_json(json.dumps(value).encode(), rng)
 
     match rng.randrange(10):
-        case 0 | 1 | 2 | 3 | 4:
+        case 0 | 1:
+            return forged(data, facts=lambda facts: make_hostile(facts, rng))
+        case 2 | 3 | 4:
             levels = ("facts", "facts", "config", "manifest", "model", "signature", "index")
             return forged(data, **{rng.choice(levels): mutated})
         case 5 | 6:
@@ -251,6 +270,20 @@ def changed_bundle(data: bytes, rng: random.Random) -> bytes:
                 )
             )
             return data[:at] + patched(data[at : at + 512], field, text[:length]) + data[at + 512 :]
+
+
+def make_hostile(facts: Any, rng: random.Random) -> None:
+    """Put names, paths and texts into `bundle.json` that somebody chose to do harm."""
+    group = rng.choice(facts["groups"])
+    for _ in range(rng.choice((1, 1, 2))):
+        holder = rng.choice((facts, group, group, rng.choice(group["files"])))
+        key = rng.choice([key for key, value in holder.items() if isinstance(value, str)])
+        holder[key] = rng.choice(HOSTILE)
+    if rng.random() < 0.2:
+        folder = rng.choice(HOSTILE)
+        group["folder"] = folder
+        for file in group["files"]:
+            file["path"] = f"{folder}/{file['path'].rpartition('/')[2]}"
 
 
 def shuffled(members: dict[str, bytes], rng: random.Random) -> dict[str, bytes]:
