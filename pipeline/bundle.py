@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ..errors import IntegrityError, WorkspaceError
 from ..families.variants import MODELS
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
+from ..runtime.bundle.layout import folded, path_problem
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
     key_hint,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ..engines.bundle.contents import GroupSources
 
 PASSWORD_VARIABLE = "ARVG_TRT_KEY_PASSWORD"
+MOST_PASSWORD = 1023  # bytes that OpenSSL takes
 REPORT_FILES = ("report.json", "report.md", "report.html")
 
 
@@ -133,6 +136,7 @@ def bundle_documents(
         found |= {file: (validated / file).read_bytes() for file in REPORT_FILES}
     else:
         reporter.warn(f"{name} was not validated: the bundle says nothing of its accuracy")
+    require_names(licenses)
     terms = {f"{written.LICENSES}/{p.name}": p.read_bytes() for p in licenses}
     shipped = MODELS / model / "README.md"
     if shipped.is_file():
@@ -148,6 +152,18 @@ def bundle_documents(
     tool = f"arvg-trt {tool_version()}"
     found[written.BILL] = written.bill_of_materials(model, name, tool, listed, records, metrics)
     return found | terms
+
+
+def require_names(licenses: Sequence[Path]) -> None:
+    """Raise WorkspaceError for a licence whose name no bundle takes, or that two of them have."""
+    seen: dict[str, Path] = {}
+    for path in licenses:
+        problem = path_problem(path.name)
+        if problem is None and folded(path.name) in seen:
+            problem = f"has the same name as {seen[folded(path.name)]}"
+        if problem is not None:
+            raise WorkspaceError(problem, where=str(path), do="give the licence another name")
+        seen[folded(path.name)] = path
 
 
 def sign_file(path: Path, key: Path, output: Path | None, reporter: Reporter) -> BundleResult:
@@ -174,8 +190,16 @@ def sign_file(path: Path, key: Path, output: Path | None, reporter: Reporter) ->
 
 
 def password() -> bytes | None:
-    """Return the password of private keys, from the environment."""
-    return os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+    """Return the password of private keys, from the environment.
+
+    Raises:
+        IntegrityError: it is longer than any key takes.
+    """
+    given = os.fsencode(os.environ.get(PASSWORD_VARIABLE, ""))
+    if len(given) > MOST_PASSWORD:
+        what, do = f"has {len(given)} bytes", f"set a password of at most {MOST_PASSWORD}"
+        raise IntegrityError(what, where=PASSWORD_VARIABLE, do=do)
+    return given or None
 
 
 def megabytes(reporter: Reporter, task: str) -> Callable[[int, int], None]:

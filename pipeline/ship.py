@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import cast, get_args
 
 import msgspec
 
 from ..errors import BuildError, WorkspaceError
 from ..packages import installed_builders
-from ..runtime.bundle.cache import unpack_cached
+from ..runtime.bundle.cache import require_room, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose
 from ..runtime.bundle.layout import BundleFile
 from ..runtime.bundle.reader import Bundle
@@ -23,12 +23,9 @@ from ..runtime.bundle.signature import (
 from ..runtime.bundle.trust import require_trust
 from ..runtime.devices import this_device
 from ..runtime.trt_compat import Backend
-from ..workspace.files import atomic_folder, atomic_write, sha256_file
+from ..workspace.files import atomic_folder, atomic_write, named, sha256_file
 from ..workspace.stage import Reporter, StageResult
 from .bundle import megabytes, password
-
-if TYPE_CHECKING:
-    pass
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,13 +112,16 @@ def unpack_file(
 
     Raises:
         IntegrityError: it is damaged, changed, or not signed as required.
-        WorkspaceError: the folder is there already, or there is no such group.
+        WorkspaceError: the folder is there already, there is no such group, or the disk has no
+            room.
     """
-    if output.exists():
+    if os.path.lexists(output):
         raise WorkspaceError("is there already", where=str(output), do="name a new folder")
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
         files = (bundle.facts_file, *group_files(bundle, group))
+        disk = next(each for each in output.absolute().parents if each.is_dir())
+        require_room(disk, sum(file.bytes for file in files), "name a folder on another disk")
         with atomic_folder(output) as temporary:
             bundle.extract(files, temporary)
     return files
@@ -178,8 +178,13 @@ def make_keys(output: Path) -> tuple[Path, Path]:
             raise WorkspaceError("is there already", where=str(path), do="name other files")
     key = generate_key()
     private.parent.mkdir(parents=True, exist_ok=True)
+    data = private_pem(key, password())
     descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(private_pem(key, password()))
-    atomic_write(public, public_pem(key.public_key()))
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+        atomic_write(public, public_pem(key.public_key()))
+    except OSError as error:  # the disk is full: half a pair is none
+        private.unlink(missing_ok=True)
+        raise named(error, private) from error
     return private, public

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -79,11 +80,29 @@ def decode_json(
         raise error(f"cannot be read: {said(failure)}", where=str(path), do=do) from failure
 
 
+def decode_unique(data: bytes, kind: type[T]) -> T:
+    """Decode JSON in which no object has a key twice: readers differ in which value they take.
+
+    Raises:
+        MsgspecError, UnicodeDecodeError, RecursionError: as `UNDECODABLE` lists them.
+    """
+    value = msgspec.json.decode(data, type=kind)
+    # Numbers stay text: they may have more digits than Python takes.
+    json.loads(data.decode(), object_pairs_hook=_require_unique, parse_int=str, parse_float=str)
+    return value
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> None:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise msgspec.DecodeError("an object has a key twice")
+
+
 def said(failure: Exception) -> str:
-    """Return the first line of what a decoder says is wrong."""
+    """Return the first line of what a decoder says is wrong, without what steers a terminal."""
     if isinstance(failure, RecursionError):
         return "it is nested too deeply"
-    return (str(failure).splitlines() or [type(failure).__name__])[0][:300]
+    line = (str(failure).splitlines() or [type(failure).__name__])[0][:300]
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 @contextlib.contextmanager

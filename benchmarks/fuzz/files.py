@@ -42,6 +42,8 @@ from ...validate.report.schema import load_report, metrics
 from ...workspace.files import decode_json, encode_json
 from ...workspace.manifest import MANIFEST, Manifest, is_up_to_date
 from ...workspace.verify import verify
+from .bundle_readers import NAME as BUNDLE_NAME
+from .bundle_readers import bundle_readers
 from .examples import (
     SIDE,
     exported,
@@ -202,6 +204,10 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
             name, made(name, lambda p: pixels.save(p)), lambda f: open_source(str(f)).load(0)
         )
     array = made("a.npy", lambda p: np.save(p, np.asarray(pixels) / np.float32(127.5) - 1))
+    kinds |= {
+        called: FileKind(BUNDLE_NAME, data, read)
+        for called, (data, read) in bundle_readers(scratch).items()
+    }
     kinds["picture npy"] = FileKind("a.npy", array, lambda f: open_source(str(f)).load(0))
     return kinds
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +20,6 @@ from ...runtime.bundle.layout import (
     BLOBS,
     EMPTY,
     FACTS_FILE,
-    FILE_PATH,
     IMAGE_INDEX,
     IMAGE_MANIFEST,
     INDEX_FILE,
@@ -31,15 +30,14 @@ from ...runtime.bundle.layout import (
     REFERENCE_NAME,
     SIGSTORE,
     TITLE,
-    BundleFacts,
     BundleFile,
     Descriptor,
     ImageIndex,
     ImageManifest,
-    TargetGroup,
+    facts_problem,
     group_annotations,
-    media_type,
 )
+from ...runtime.bundle.manifests import group_config, group_layers, group_manifest
 from ...runtime.bundle.reader import Bundle
 from ...runtime.bundle.signature import key_hint, sign
 from ...workspace.files import atomic_stream, encode_json
@@ -47,14 +45,6 @@ from .contents import Contents, Source, bundle_file
 
 BLOCK = 2**20
 Progress = Callable[[int, int], None]
-# ModelPack's names of precisions, by the words that ours are made of.
-PRECISIONS = {
-    "INT8": "int8",
-    "FP8": "float8_e4m3",
-    "FP16": "float16",
-    "BF16": "bfloat16",
-    "FP32": "float32",
-}
 
 
 class Blobs:
@@ -72,15 +62,9 @@ class Blobs:
     def add_json(self, kind: str, value: object, **more: object) -> Descriptor:
         return self.add(kind, encode_json(value), **more)
 
-    def add_file(self, file: BundleFile, source: Source) -> Descriptor:
-        """Add a file of known digest; return the descriptor of its layer."""
+    def add_file(self, file: BundleFile, source: Source) -> None:
+        """Add a file of known digest and size."""
         self.sources.setdefault(file.sha256, (file.bytes, source))
-        return Descriptor(
-            mediaType=media_type(file.path),
-            digest=f"sha256:{file.sha256}",
-            size=file.bytes,
-            annotations={FILE_PATH: file.path},
-        )
 
 
 def write_bundle(
@@ -92,39 +76,43 @@ def write_bundle(
     """Write a bundle file, signed where there is a key; return the digest of its model index.
 
     Raises:
-        WorkspaceError: a file changed while it was read; no bundle is left then.
+        WorkspaceError: a file changed while it was read, or has a name that no reader of bundles
+            takes; no bundle is left then.
     """
+    facts = contents.facts
+    problem = facts_problem(facts)
+    if problem is not None:
+        raise WorkspaceError(problem, where=str(output), do="give it another name")
     blobs = Blobs()
-    facts_data = encode_json(contents.facts)
-    facts_layer = blobs.add_file(bundle_file(FACTS_FILE, facts_data), facts_data)
-    documents = [blobs.add_file(f, contents.sources[f.path]) for f in contents.facts.documents]
+    facts_data = encode_json(facts)
+    facts_file = bundle_file(FACTS_FILE, facts_data)
+    blobs.add_file(facts_file, facts_data)
+    for file in facts.files:
+        blobs.add_file(file, contents.sources[file.path])
     manifests = []
-    for group in contents.facts.groups:
-        layers = [blobs.add_file(file, contents.sources[file.path]) for file in group.files]
-        layers = [facts_layer, *documents, *layers]
-        annotations = group_annotations(group)
-        manifest = ImageManifest(
-            artifactType=MODEL,
-            config=blobs.add_json(MODEL_CONFIG, model_config(contents.facts, group, layers)),
-            layers=tuple(layers),
-            annotations=annotations,
-        )
+    for group in facts.groups:
+        layers = group_layers(facts, facts_file, group)
+        config = blobs.add_json(MODEL_CONFIG, group_config(facts, group, layers))
         manifests.append(
-            blobs.add_json(IMAGE_MANIFEST, manifest, artifactType=MODEL, annotations=annotations)
+            blobs.add_json(
+                IMAGE_MANIFEST,
+                group_manifest(group, layers, config),
+                artifactType=MODEL,
+                annotations=group_annotations(group),
+            )
         )
     index = ImageIndex(
         artifactType=MODEL,
         manifests=tuple(manifests),
-        annotations={TITLE: contents.facts.name},
+        annotations={TITLE: facts.name},
     )
     model = blobs.add_json(
-        IMAGE_INDEX, index, artifactType=MODEL, annotations={REFERENCE_NAME: contents.facts.name}
+        IMAGE_INDEX, index, artifactType=MODEL, annotations={REFERENCE_NAME: facts.name}
     )
-    digests = {file.path: file.sha256 for file in contents.facts.files}
-    digests[FACTS_FILE] = facts_layer.digest.removeprefix("sha256:")
+    digests = {file.path: file.sha256 for file in (facts_file, *facts.files)}
     signatures = []
     if key is not None:
-        signatures.append(add_signature(blobs, model, sign(contents.facts.name, digests, key)))
+        signatures.append(add_signature(blobs, model, sign(facts.name, digests, key)))
     write_layout(output, (model, *signatures), blobs.sources, progress)
     return model.digest
 
@@ -143,8 +131,8 @@ def sign_bundle(
     blobs = Blobs()
     hint = key_hint(key.public_key())
     kept = [s for s in bundle.signatures if s.hint != hint]
-    shared = {name for s in kept for name in s.blobs}
-    left = {name for s in bundle.signatures for name in s.blobs} - shared
+    used = bundle.model_blobs.union(*(s.blobs for s in kept))
+    left = {name for s in bundle.signatures for name in s.blobs} - used
     for name, member in bundle.blobs.members.items():
         if name.startswith(BLOBS) and name not in left:
             blobs.sources[name.removeprefix(BLOBS)] = (member.size, b"")
@@ -162,24 +150,6 @@ def add_signature(blobs: Blobs, subject: Descriptor, signature: bytes) -> Descri
         subject=Descriptor(mediaType=subject.mediaType, digest=subject.digest, size=subject.size),
     )
     return blobs.add_json(IMAGE_MANIFEST, manifest, artifactType=SIGSTORE)
-
-
-def model_config(
-    facts: BundleFacts, group: TargetGroup, layers: Sequence[Descriptor]
-) -> dict[str, object]:
-    """Return ModelPack's description of a model, which registries show."""
-    words = group.precision.replace("+", " ").replace(",", " ").split()
-    precisions = dict.fromkeys(PRECISIONS[word] for word in words if word in PRECISIONS)
-    config = {
-        "format": "tensorrt" if group.kind.startswith("tensorrt") else "onnx",
-        "precision": ",".join(precisions),
-        "quantization": "" if group.kind == "reference" else facts.quantization,
-    }
-    return {
-        "descriptor": {"name": facts.name, "family": facts.model, "title": group.name},
-        "config": {key: value for key, value in config.items() if value},
-        "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
-    }
 
 
 def write_layout(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import mmap
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-import msgspec
-
-from ...workspace.files import UNDECODABLE, said
+from ...workspace.files import UNDECODABLE, decode_unique, said
 from .archive import Member, read_members, refused
-from .layout import BLOBS, Descriptor
+from .layout import BLOBS, MOST_GROUPS, Descriptor
 
-MOST_JSON = 64 * 2**20  # bytes of an index, a manifest, `bundle.json` or a signature
+MOST_JSON = 8 * 2**20  # bytes of an index, a manifest, `bundle.json` or a signature
 BLOCK = 2**20
 
 T = TypeVar("T")
@@ -29,8 +28,10 @@ class BlobStore:
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
-        if path.is_dir():
-            raise refused("is a folder, not a bundle", self.where)
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe cannot be searched, and may never end
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise refused(f"is {kind}, not a bundle", self.where)
         self._stream: IO[bytes] = path.open("rb")
         try:
             self.members: dict[str, Member] = read_members(self._stream, self.where)
@@ -62,6 +63,18 @@ class BlobStore:
             raise refused(f"{descriptor.blob} was changed: its digest differs", self.where)
         return data
 
+    def require_few(self, descriptors: Sequence[Descriptor], kind: str) -> None:
+        """Raise IntegrityError unless a few blobs are named, each once and small together.
+
+        Without it one blob named thousands of times would be decoded thousands of times.
+        """
+        if len({descriptor.digest for descriptor in descriptors}) != len(descriptors):
+            raise refused(f"names one of its {kind} twice", self.where)
+        size = sum(descriptor.size for descriptor in descriptors)
+        if len(descriptors) > MOST_GROUPS or size > MOST_JSON:
+            what = f"has {len(descriptors)} {kind} of {size} bytes, too many to be true"
+            raise refused(what, self.where)
+
     def decode(self, descriptor: Descriptor, kind: type[T]) -> T:
         """Return the JSON of a blob as a struct."""
         return self.parse(self.read(descriptor), kind, descriptor.blob)
@@ -73,7 +86,7 @@ class BlobStore:
     def parse(self, data: bytes, kind: type[T], name: str) -> T:
         """Return JSON as a struct; `name` is what errors call it."""
         try:
-            return msgspec.json.decode(data, type=kind)
+            return decode_unique(data, kind)
         except UNDECODABLE as error:
             raise refused(f"{name} cannot be read: {said(error)}", self.where) from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import stat
 import time
@@ -26,32 +27,52 @@ MOST_DAYS = 30  # an entry lives after it was opened
 DAY = 86_400  # seconds
 SPARE = 64 * 2**20  # bytes to leave free on the disk
 MARK_LENGTH = 32  # hexadecimal digits of a digest that name an entry
+# The name of an entry, and of what a killed process left of one.
+ENTRY = re.compile(rf"\.?[0-9a-f]{{{MARK_LENGTH}}}-.+")
+LEFTOVER = re.compile(r"(\.[^.]+\.tmp|\.old)\Z")
+OTHER_CACHE = f"set {CACHE_VARIABLE} to another folder"
 
 
 def cache_root() -> Path:
-    """Return the user's cache folder: `ARVG_TRT_CACHE`, or what XDG says."""
+    """Return the user's cache folder: `ARVG_TRT_CACHE`, or what XDG says.
+
+    Raises:
+        WorkspaceError: neither is set, and this user has no home.
+    """
     own = os.environ.get(CACHE_VARIABLE)
     if own:
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "arvg-trt"
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base or Path.home() / ".cache") / "arvg-trt"
+    except RuntimeError as error:
+        what = f"the user {os.geteuid()} has no home to keep unpacked bundles in"
+        raise WorkspaceError(what, do=f"set {CACHE_VARIABLE} to a folder") from error
 
 
 def unpack_cached(bundle: Bundle, group: TargetGroup) -> Path:
     """Return the folder of a target group's files, unpacked there if it is not yet.
 
+    A cache that cannot be written, as in the image of a device, serves what is whole in it.
+
     Raises:
-        IntegrityError: a file of the bundle differs from its digest.
+        IntegrityError: a file of the bundle differs from its digest, or an engine from its group.
         WorkspaceError: the cache is another user's, or the disk has no room.
     """
     files = (bundle.facts_file, *bundle.facts.documents, *group.files)
     root = own_folder(cache_root() / "bundles")
     folder = root / f"{bundle.facts_file.sha256[:MARK_LENGTH]}-{group.name}"
-    with locked(folder.with_name(f"{folder.name}.lock")):
+    if not os.access(root, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        if is_whole(folder, files):
+            return folder
+        what = "cannot be written, and this bundle is not whole in it"
+        raise WorkspaceError(what, where=str(root), do=OTHER_CACHE)
+    with locked(lock_of(folder)):
         if not is_whole(folder, files):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             remove_old(root)
-            require_room(root, sum(file.bytes for file in files))
+            require_room(root, sum(file.bytes for file in files), OTHER_CACHE)
+            bundle.require_engines(group)
             with atomic_folder(folder) as temporary:
                 bundle.extract(files, temporary)
         os.utime(folder)
@@ -59,22 +80,30 @@ def unpack_cached(bundle: Bundle, group: TargetGroup) -> Path:
 
 
 def own_folder(path: Path) -> Path:
-    """Make a folder that only this user may change, or check that it is one.
+    """Make a folder and the one above, which only this user may change, or check that they are.
 
     Raises:
         WorkspaceError: others may change it, so that they could change what is opened from it.
     """
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for each in (path, path.parent):
-        state = each.stat()
-        if state.st_uid != os.getuid():
-            problem = f"belongs to the user {state.st_uid}, not to {os.getuid()}"
-        elif stat.S_IMODE(state.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
-            problem = "can be changed by other users"
-        else:
-            continue
-        raise WorkspaceError(problem, where=str(each), do=f"set {CACHE_VARIABLE} to another folder")
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    for each in (path.parent, path):
+        # With `parents` the folder above would be made as open as the user's other folders.
+        each.mkdir(exist_ok=True, mode=0o700)
+        for state in (each.lstat(), each.stat()):  # a link of another user leads where he likes
+            if state.st_uid not in (os.geteuid(), 0):
+                problem = f"belongs to the user {state.st_uid}, not to {os.geteuid()}"
+            elif stat.S_ISDIR(state.st_mode) and state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                problem = "can be changed by other users"
+            else:
+                continue
+            raise WorkspaceError(problem, where=str(each), do=OTHER_CACHE)
     return path
+
+
+def lock_of(folder: Path) -> Path:
+    """Return the lock file of an entry, or of what a killed process left of it."""
+    name = LEFTOVER.sub("", folder.name[1:]) if folder.name.startswith(".") else folder.name
+    return folder.with_name(f"{name}.lock")
 
 
 @contextlib.contextmanager
@@ -86,40 +115,68 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_whole(folder: Path, files: Sequence[BundleFile]) -> bool:
-    """Return whether a folder has these files as they were packed, and no others."""
-    if not folder.is_dir() or folder.is_symlink():
-        return False
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
-    return present == {file.path for file in files} and all(
-        not (folder / file.path).is_symlink()
-        and (folder / file.path).stat().st_size == file.bytes
-        and sha256_file(folder / file.path) == file.sha256
-        for file in files
-    )
+    """Return whether a folder has these files as they were packed, and no others.
 
-
-def require_room(root: Path, needed: int) -> None:
-    """Raise WorkspaceError where the disk cannot take so many bytes."""
-    free = shutil.disk_usage(root).free
-    if free < needed + SPARE:
-        raise WorkspaceError(
-            f"has {free / 1e6:,.0f} MB free, and unpacking takes {needed / 1e6:,.0f}",
-            where=str(root),
-            do=f"free some space, or set {CACHE_VARIABLE} to a folder on another disk",
+    Links are none of them, wherever they lead; neither is what cannot be read.
+    """
+    expected = {file.path: file for file in files}
+    found: dict[str, int] = {}
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            return False
+        for path in folder.rglob("*"):
+            state = path.lstat()
+            if stat.S_ISREG(state.st_mode):
+                found[path.relative_to(folder).as_posix()] = state.st_size
+            elif not stat.S_ISDIR(state.st_mode):
+                return False
+        return found == {path: file.bytes for path, file in expected.items()} and all(
+            sha256_file(folder / path) == file.sha256 for path, file in expected.items()
         )
+    except OSError:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove what is in the place of an entry: a folder, a file, or a link but not its end."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def require_room(folder: Path, needed: int, do: str) -> None:
+    """Raise WorkspaceError where the disk of a folder cannot take so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE:
+        what = f"has {free / 1e6:,.0f} MB free, and unpacking takes {needed / 1e6:,.0f}"
+        raise WorkspaceError(what, where=str(folder), do=f"free some space, or {do}")
 
 
 def remove_old(root: Path, days: float = MOST_DAYS) -> list[Path]:
-    """Remove the entries that were last opened so many days ago and that nobody unpacks now."""
+    """Remove the entries that were last opened so many days ago and that nobody unpacks now.
+
+    Nothing else that lies there is touched: the folder may be one that somebody uses for more.
+    """
     removed = []
-    for folder in root.iterdir():
-        if not folder.is_dir() or time.time() - folder.stat().st_mtime < days * DAY:
+    for folder in sorted(root.iterdir()):
+        if not ENTRY.fullmatch(folder.name) or not is_old(folder, days):
             continue
-        with folder.with_name(f"{folder.name}.lock").open("a+") as stream:
+        with lock_of(folder).open("a+") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            shutil.rmtree(folder)
-        removed.append(folder)
+            if is_old(folder, days):  # nobody has opened or removed it in between
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
     return removed
+
+
+def is_old(folder: Path, days: float) -> bool:
+    """Return whether a folder is there and was last opened so many days ago."""
+    try:
+        state = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(state.st_mode) and time.time() - state.st_mtime >= days * DAY

@@ -36,7 +36,18 @@ REFERENCE_NAME = "org.opencontainers.image.ref.name"
 TITLE = "org.opencontainers.image.title"
 OWN = "io.arvg-trt."  # begins the keys of our own annotations
 
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+MOST_FILES = 10_000
+MOST_GROUPS = 100
+MOST_TEXT = 200  # characters of a name, a precision, a target
+MOST_NAME = 100  # bytes of a target group's name, which becomes part of a folder's
+MOST_PATH, MOST_PART, MOST_DEPTH = (
+    1000,
+    200,
+    30,
+)  # bytes, bytes, folders: every file system has room
+
+# `$` would match before a final line break too.
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 GroupKind = Literal["onnxruntime", "tensorrt", "tensorrt_rtx", "kit", "reference"]
 
@@ -102,7 +113,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Point to a blob, as OCI does."""
 
     mediaType: str
-    digest: Annotated[str, msgspec.Meta(pattern="^sha256:[0-9a-f]{64}$")]
+    digest: Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
     size: Size
     artifactType: str | None = None
     annotations: dict[str, str] = {}
@@ -159,50 +170,96 @@ def group_annotations(group: TargetGroup) -> dict[str, str]:
     return {key: value for key, value in values.items() if value}
 
 
+REFUSED = "do not use it: get the bundle again from where it was made"
+
+
 def check_facts(facts: BundleFacts, where: str) -> None:
     """Refuse a `bundle.json` whose paths could leave their folder, or that contradicts itself.
 
     Raises:
         IntegrityError: names the first such path or group.
     """
+    problem = facts_problem(facts)
+    if problem is not None:
+        raise IntegrityError(problem, where=where, do=REFUSED)
+
+
+def facts_problem(facts: BundleFacts) -> str | None:
+    """Return the first fault in what a bundle says of itself; None if there is none."""
+    if len(facts.groups) > MOST_GROUPS or len(facts.files) > MOST_FILES:
+        return f"has more than {MOST_GROUPS} target groups or {MOST_FILES:,} files"
+    shown = [facts.name, facts.model, facts.quantization, facts.tool]
+    for group in facts.groups:
+        shown += [group.version, group.precision, group.gpu, *group.targets]
+    for text in shown:
+        if len(text) > MOST_TEXT or not text.isprintable():
+            return f"{text[:100]!r} is too long to be shown, or has control characters"
+    return paths_problem(facts) or groups_problem(facts)
+
+
+def paths_problem(facts: BundleFacts) -> str | None:
+    """Return which path leaves its folder, or is the same as another on some system."""
     seen: set[str] = set()
     folders: set[str] = set()
     for path in (FACTS_FILE, *(file.path for file in facts.files)):
         problem = path_problem(path)
-        folded = unicodedata.normalize("NFC", path).casefold()
-        if problem is None and (folded in seen or folded in folders):
-            problem = "is there twice"
-        parts = folded.split("/")
-        above = {"/".join(parts[:k]) for k in range(1, len(parts))}
-        if problem is None and above & seen:
-            problem = "lies below a file"
         if problem is not None:
-            raise IntegrityError(f"the path {path[:100]!r} {problem}", where=where, do=REFUSED)
-        seen.add(folded)
+            return f"the path {path[:100]!r} {problem}"
+        parts = folded(path).split("/")
+        above = {"/".join(parts[:k]) for k in range(1, len(parts))}
+        if folded(path) in seen or folded(path) in folders:
+            return f"the path {path[:100]!r} is there twice"
+        if above & seen:
+            return f"the path {path[:100]!r} lies below a file"
+        seen.add(folded(path))
         folders |= above
-    names = [group.name for group in facts.groups]
+    return None
+
+
+def groups_problem(facts: BundleFacts) -> str | None:
+    """Return which target group has no name or folder of its own."""
+    names: set[str] = set()
     for group in facts.groups:
-        inside = f"{group.folder}/"
-        if names.count(group.name) > 1 or path_problem(group.folder) is not None:
-            what = f"the target group {group.name[:100]!r} is named twice or has no folder"
-            raise IntegrityError(what, where=where, do=REFUSED)
-        if not any(file.path.startswith(inside) for file in group.files):
-            what = f"the target group {group.name[:100]!r} has no file in its folder"
-            raise IntegrityError(what, where=where, do=REFUSED)
+        called = f"the target group {group.name[:100]!r}"
+        if "/" in group.name or len(group.name) > MOST_NAME or path_problem(group.name):
+            return f"{called} has a name that no folder can have"
+        if folded(group.name) in names:
+            return f"{called} is named twice"
+        if path_problem(group.folder) is not None:
+            return f"{called} has no folder"
+        if not any(file.path.startswith(f"{group.folder}/") for file in group.files):
+            return f"{called} has no file in its folder"
+        names.add(folded(group.name))
+    return None
 
 
-REFUSED = "do not use it: get the bundle again from where it was made"
-# What Windows forbids in a name, and control characters.
-ODD_CHARACTERS = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
+def folded(path: str) -> str:
+    """Return what two paths have in common that are one on some file system."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+
+
+ODD_CHARACTERS = re.compile(r'[\\:*?"<>|]')  # Windows forbids them in a name
+# Windows opens a device for these names, whatever follows a dot.
+DEVICES = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?"
+)
 
 
 def path_problem(path: str) -> str | None:
-    """Return why a path is not one of a file below a folder, on every system; None if it is."""
-    parts = path.split("/")
-    if not path or len(path) > 1000 or any(len(part) > 200 for part in parts):
-        return "is empty or too long"
-    if any(part in ("", ".", "..") for part in parts):
-        return "leaves its folder"
-    if ODD_CHARACTERS.search(path) or any(part != part.rstrip(". ") for part in parts):
+    """Return why a path is not one of a file below a folder, on every system; None if it is.
+
+    Hidden files are none: a `.git` in a folder has its own say in what programs do there.
+    """
+    if not path.isprintable() or ODD_CHARACTERS.search(path):
         return "has a character that not every system takes"
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        return "leaves its folder" if path else "is empty"
+    long = len(path.encode()) > MOST_PATH or any(len(part.encode()) > MOST_PART for part in parts)
+    if long or len(parts) > MOST_DEPTH:
+        return "is too long"
+    if any(part.startswith(".") or part != part.strip(" ").rstrip(".") for part in parts):
+        return "is hidden, or begins or ends as not every system takes it"
+    if any(DEVICES.fullmatch(part.casefold()) for part in parts):
+        return "is the name of a device on Windows"
     return None

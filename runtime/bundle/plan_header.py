@@ -16,7 +16,8 @@ import msgspec
 
 PLAN_MARK = b"vtrt"
 SIZE, VERSION = slice(16, 24), slice(24, 28)
-ACCELERATORS = re.compile(rb"accelerators=\{((?:sm\d{2,3} )+)\}")
+# Without an end to the list a file that repeats `sm86 ` would take memory for each.
+ACCELERATORS = re.compile(rb"accelerators=\{((?:sm\d{2,3} ){1,64})\}")
 
 
 class PlanHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +34,8 @@ class PlanHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_plan_header(path: Path) -> PlanHeader | None:
     """Return the header of an engine file; None for a file that is no engine."""
-    if path.stat().st_size == 0:
-        return None
+    if path.stat().st_size == 0:  # what is empty cannot be mapped
+        return parse_plan_header(memoryview(b""), path.name)
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         return parse_plan_header(plan, path.name)
 
@@ -56,8 +57,12 @@ def parse_plan_header(plan: mmap.mmap | memoryview, name: str) -> PlanHeader | N
 
 def plan_problem(header: PlanHeader, version: str, targets: tuple[str, ...]) -> str | None:
     """Return how a header contradicts what is said of an engine; None where it does not."""
-    if header.size is not None and header.size != header.bytes:
+    if not header.bytes:
+        return "is empty"
+    if header.size is not None and header.size > header.bytes:
         return f"is cut off: {header.bytes:,} of {header.size:,} bytes"
+    if header.size is not None and header.size < header.bytes:
+        return f"has {header.bytes:,} bytes, and its header says {header.size:,}"
     if header.version and version and header.version != version:
         return f"was built by version {header.version}, not {version}"
     lacking = [sm for sm in targets if header.targets and sm not in header.targets]

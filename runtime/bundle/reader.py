@@ -21,13 +21,13 @@ from .layout import (
     FACTS_FILE,
     FILE_PATH,
     IMAGE_INDEX,
+    IMAGE_MANIFEST,
     INDEX_FILE,
     LAYOUT_FILE,
     MODEL,
-    MODEL_CONFIG,
-    REFERENCE_NAME,
     SCHEMA_VERSION,
     SIGSTORE,
+    TITLE,
     BundleFacts,
     BundleFile,
     Descriptor,
@@ -37,6 +37,7 @@ from .layout import (
     check_facts,
     group_annotations,
 )
+from .manifests import group_config, group_layers, group_manifest
 from .plan_header import parse_plan_header, plan_problem
 from .signature import SigstoreBundle, read_signature, verify_signature
 
@@ -108,31 +109,36 @@ class Bundle:
             raise refused(f"has the OCI layout {version!r}, not 1.x", self.where)
         index = self.blobs.decode_member(INDEX_FILE, ImageIndex)
         used = {LAYOUT_FILE, INDEX_FILE}
+        self.blobs.require_few(index.manifests, "entries of its index")
         models = [d for d in index.manifests if d.mediaType == IMAGE_INDEX]
         if len(models) != 1:
             raise refused(f"names {len(models)} models, not one", self.where)
         self.digest: str = models[0].digest
         self.model_index = models[0]
-        self.name = models[0].annotations.get(REFERENCE_NAME, "")
-        model = self.blobs.decode(models[0], ImageIndex)
-        used.add(models[0].blob)
-        manifests = []
-        for descriptor in model.manifests:
-            manifest = self.blobs.decode(descriptor, ImageManifest)
-            manifests.append((descriptor, manifest))
-            used |= {descriptor.blob, manifest.config.blob, *(d.blob for d in manifest.layers)}
-            for part in (manifest.config, *manifest.layers):
-                self.blobs.sized(part)
-        self.facts = self._read_facts([manifest for _, manifest in manifests])
-        self._require_manifests(manifests)
-        self.manifests = tuple(manifest for _, manifest in manifests)
-        self.signatures = tuple(
-            self._read_signature(d) for d in index.manifests if d is not models[0]
-        )
+        self.model_blobs = frozenset(self._read_model(models[0]))
+        signed = [d for d in index.manifests if d is not models[0]]
+        self.signatures = self._read_signatures(signed)
+        used |= self.model_blobs
         used |= {name for signature in self.signatures for name in signature.blobs}
         extra = sorted(set(self.blobs.members) - used)
         if extra:
             raise refused(f"holds {extra[0]}, which nothing in it names", self.where)
+
+    def _read_model(self, descriptor: Descriptor) -> set[str]:
+        """Read and check `bundle.json` and the manifests; return the names of the model's blobs."""
+        model = self.blobs.decode(descriptor, ImageIndex)
+        self.blobs.require_few(model.manifests, "manifests")
+        manifests = [(d, self.blobs.decode(d, ImageManifest)) for d in model.manifests]
+        self.facts = self._read_facts([manifest for _, manifest in manifests])
+        self.name = self.facts.name  # the index has a tag there once a registry had the bundle
+        if (model.artifactType, model.annotations) != (MODEL, {TITLE: self.name}):
+            raise refused("the index of its manifests is of another model", self.where)
+        self._require_manifests(manifests)
+        self.manifests = tuple(manifest for _, manifest in manifests)
+        used = {descriptor.blob}
+        for each, manifest in manifests:
+            used |= {each.blob, manifest.config.blob, *(d.blob for d in manifest.layers)}
+        return used
 
     def _read_facts(self, manifests: Sequence[ImageManifest]) -> BundleFacts:
         descriptors = {
@@ -164,44 +170,47 @@ class Bundle:
         if len(manifests) != len(self.facts.groups):
             what = f"has {len(manifests)} manifests for {len(self.facts.groups)} target groups"
             raise refused(what, self.where)
+        configs = [manifest.config for _, manifest in manifests]
+        self.blobs.require_few(configs, "descriptions of groups")
         for (descriptor, manifest), group in zip(manifests, self.facts.groups, strict=True):
-            annotations = group_annotations(group)
-            if manifest.artifactType != MODEL or manifest.config.mediaType != MODEL_CONFIG:
-                raise refused(f"the manifest of {group.name} is of no model", self.where)
-            if manifest.annotations != annotations or descriptor.annotations != annotations:
-                raise refused(f"the manifest of {group.name} lies about the group", self.where)
-            listed = [
-                (layer.annotations.get(FILE_PATH), layer.digest, layer.size)
-                for layer in manifest.layers
-            ]
-            if sorted(map(str, listed)) != sorted(map(str, self._expected(group))):
+            layers = group_layers(self.facts, self.facts_file, group)
+            if manifest.layers != layers:
                 what = f"the manifest of {group.name} lists other files than {FACTS_FILE}"
                 raise refused(what, self.where)
+            said = (descriptor.mediaType, descriptor.artifactType, descriptor.annotations)
+            true = (IMAGE_MANIFEST, MODEL, group_annotations(group))
+            expected = group_manifest(group, layers, manifest.config)
+            config = self.blobs.decode(manifest.config, dict)
+            if (
+                said != true
+                or manifest != expected
+                or config != group_config(self.facts, group, layers)
+            ):
+                raise refused(f"the manifest of {group.name} lies about the group", self.where)
+            for layer in layers:
+                self.blobs.sized(layer)
 
-    def _expected(self, group: TargetGroup) -> list[tuple[str, str, int]]:
-        own = self.facts_descriptor
-        return [
-            (FACTS_FILE, own.digest, own.size),
-            *(
-                (file.path, f"sha256:{file.sha256}", file.bytes)
-                for file in (*self.facts.documents, *group.files)
-            ),
-        ]
+    def _read_signatures(self, descriptors: Sequence[Descriptor]) -> tuple[Signature, ...]:
+        manifests = [self._read_signature_manifest(each) for each in descriptors]
+        layers = [manifest.layers[0] for manifest in manifests]
+        self.blobs.require_few(layers, "signatures")
+        return tuple(
+            Signature(
+                bundle=read_signature(self.blobs.read(layer), self.where),
+                descriptor=descriptor,
+                blobs=frozenset((descriptor.blob, layer.blob, manifest.config.blob)),
+            )
+            for descriptor, manifest, layer in zip(descriptors, manifests, layers, strict=True)
+        )
 
-    def _read_signature(self, descriptor: Descriptor) -> Signature:
+    def _read_signature_manifest(self, descriptor: Descriptor) -> ImageManifest:
         manifest = self.blobs.decode(descriptor, ImageManifest)
-        subject = manifest.subject.digest if manifest.subject else None
         if manifest.artifactType != SIGSTORE or len(manifest.layers) != 1:
             raise refused(f"names a manifest of {manifest.artifactType[:80]!r}", self.where)
-        if subject != self.digest:
+        if not manifest.subject or manifest.subject.digest != self.digest:
             raise refused("has a signature of another bundle", self.where)
-        (layer,) = manifest.layers
         self.blobs.sized(manifest.config)
-        return Signature(
-            bundle=read_signature(self.blobs.read(layer), self.where),
-            descriptor=descriptor,
-            blobs=frozenset((descriptor.blob, layer.blob, manifest.config.blob)),
-        )
+        return manifest
 
     def digests(self) -> dict[str, str]:
         """Return the sha256 of every file by its path, as signatures name them."""
@@ -247,17 +256,25 @@ class Bundle:
             if progress is not None:
                 progress(done, total)
         for group in self.facts.groups:
-            for file in group.files:
-                self._require_engine(group, file)
+            self.require_engines(group)
 
-    def _require_engine(self, group: TargetGroup, file: BundleFile) -> None:
-        if not file.bytes or not file.path.endswith(".engine"):
-            return
-        with self.blobs.mapped(BLOBS + file.sha256) as plan:
-            header = parse_plan_header(plan, file.path)
-        problem = None if header is None else plan_problem(header, group.version, group.targets)
-        if problem is not None:
-            raise refused(f"{file.path} {problem}", self.where)
+    def require_engines(self, group: TargetGroup) -> None:
+        """Compare the engines of a target group with what it says of them, before one is opened.
+
+        Raises:
+            IntegrityError: one is not for the GPUs, or by the builder, that its group says.
+        """
+        for file in group.files:
+            if not file.path.endswith(".engine"):
+                continue
+            with self.blobs.mapped(BLOBS + file.sha256) as plan:
+                header = parse_plan_header(plan, file.path)
+            assert header is not None, "an engine by its name"
+            problem = plan_problem(header, group.version, group.targets)
+            if problem is None and group.kind == "tensorrt_rtx" and not header.version:
+                problem = "is no engine of TensorRT for RTX"
+            if problem is not None:
+                raise refused(f"{file.path} {problem}", self.where)
 
     def extract(self, files: Sequence[BundleFile], folder: Path) -> None:
         """Write files below a folder, each compared with its digest as it is written.

@@ -12,7 +12,7 @@ import binascii
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,16 +20,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...errors import ArvgError, IntegrityError
-from ...workspace.files import UNDECODABLE, said
+from ...workspace.files import UNDECODABLE, decode_unique, said
 from .layout import SIGSTORE
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-HASHES: dict[int, type[hashes.HashAlgorithm]] = {
-    256: hashes.SHA256,
-    384: hashes.SHA384,
-    521: hashes.SHA512,
+# By the curve's name: other curves have keys of the same lengths, and sigstore knows none of them.
+HASHES: dict[str, type[hashes.HashAlgorithm]] = {
+    "secp256r1": hashes.SHA256,
+    "secp384r1": hashes.SHA384,
+    "secp521r1": hashes.SHA512,
 }
 GET_AGAIN = "do not use it: get the bundle and its signature again from where they were made"
 
@@ -83,12 +84,14 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class PublicKeyHint(msgspec.Struct, frozen=True):
-    hint: str = ""
+    """Name a key by its digest; what is printed of a signature before it is checked."""
+
+    hint: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
 
 class Material(msgspec.Struct, frozen=True):
     publicKey: PublicKeyHint
-    tlogEntries: tuple[Any, ...] = ()
+    tlogEntries: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class SigstoreBundle(msgspec.Struct, frozen=True):
@@ -137,8 +140,8 @@ def read_private_key(path: Path, password: bytes | None = None) -> ec.EllipticCu
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         what = f"is no private key that can be read: {said(error)}"
         raise IntegrityError(what, where=str(path), do=KEYGEN) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.key_size not in HASHES:
-        raise IntegrityError("is no ECDSA key on P-256, P-384 or P-521", where=str(path), do=KEYGEN)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in HASHES:
+        raise other_curve(path)
     return key
 
 
@@ -153,12 +156,24 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     except (ValueError, UnsupportedAlgorithm) as error:
         what = "is no public key in PEM form"
         raise IntegrityError(what, where=str(path), do=KEYGEN) from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.key_size not in HASHES:
-        raise IntegrityError("is no ECDSA key on P-256, P-384 or P-521", where=str(path), do=KEYGEN)
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in HASHES:
+        raise other_curve(path)
     return key
 
 
 KEYGEN = "make a pair with `arvg-trt keygen`"
+
+
+def other_curve(path: Path) -> IntegrityError:
+    what = "is no ECDSA key on P-256, P-384 or P-521"
+    return IntegrityError(what, where=str(path), do=KEYGEN)
+
+
+def scheme_of(
+    key: ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey, *, deterministic: bool = False
+) -> ec.ECDSA:
+    """Return ECDSA with the hash that goes with a key's curve; deterministic as RFC 6979 has it."""
+    return ec.ECDSA(HASHES[key.curve.name](), deterministic_signing=deterministic)
 
 
 def sign(name: str, digests: Mapping[str, str], key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -167,8 +182,7 @@ def sign(name: str, digests: Mapping[str, str], key: ec.EllipticCurvePrivateKey)
     The same files, name and key give the same bytes.
     """
     payload = msgspec.json.encode(statement_of(name, digests))
-    algorithm = ec.ECDSA(HASHES[key.key_size](), deterministic_signing=True)  # RFC 6979
-    signature = key.sign(signed_bytes(payload), algorithm)
+    signature = key.sign(signed_bytes(payload), scheme_of(key, deterministic=True))
     bundle = SigstoreBundle(
         mediaType=SIGSTORE,
         verificationMaterial=Material(PublicKeyHint(key_hint(key.public_key()))),
@@ -213,7 +227,7 @@ def read_signature(data: bytes, where: str) -> SigstoreBundle:
         IntegrityError: it is none.
     """
     try:
-        bundle = msgspec.json.decode(data, type=SigstoreBundle)
+        bundle = decode_unique(data, SigstoreBundle)
     except UNDECODABLE as error:
         what = f"is no signature in a sigstore bundle: {said(error)}"
         raise IntegrityError(what, where=where, do=GET_AGAIN) from error
@@ -243,7 +257,7 @@ def verify_signature(
         raise IntegrityError("has a damaged signature", where=where, do=GET_AGAIN) from error
     try:
         (signature,) = signatures
-        key.verify(signature, signed_bytes(payload), ec.ECDSA(HASHES[key.key_size]()))
+        key.verify(signature, signed_bytes(payload), scheme_of(key))
     except (InvalidSignature, ValueError) as error:
         what = "has a signature that is not by this key, or of other files"
         raise IntegrityError(what, where=where, do=GET_AGAIN) from error
@@ -258,7 +272,7 @@ def require_files(payload: bytes, payload_type: str, digests: Mapping[str, str])
     """Raise ValueError unless a signed payload is the statement of exactly these files."""
     if payload_type != PAYLOAD_TYPE:
         raise ValueError(f"the payload is {payload_type[:80]}")
-    statement = msgspec.json.decode(payload, type=Statement)
+    statement = decode_unique(payload, Statement)
     if (statement.kind, statement.predicateType) != (STATEMENT_TYPE, PREDICATE_TYPE):
         raise ValueError(f"the statement is {statement.predicateType[:80]}")
     resources = statement.predicate.resources

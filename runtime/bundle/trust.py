@@ -39,29 +39,59 @@ def required_keys(option: Sequence[Path] = ()) -> tuple[KeySet, ...]:
             is never taken for a key that is not required.
     """
     sets = [config_keys(path) for path in (SYSTEM_CONFIG, user_config())]
-    listed = os.environ.get(KEYS_VARIABLE, "")
-    sets.append([Path(part) for part in listed.split(os.pathsep) if part])
+    sets.append(environment_keys())
     sets.append(list(option))
     return tuple(tuple((str(path), load_key(path)) for path in paths) for paths in sets if paths)
 
 
-def user_config() -> Path:
-    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / CONFIG_NAME
+def environment_keys() -> list[Path]:
+    """Return the keys that the environment names; none where the variable is empty.
+
+    Raises:
+        IntegrityError: it lists nothing, as of other variables that are not set.
+    """
+    listed = os.environ.get(KEYS_VARIABLE, "")
+    paths = [Path(part) for part in listed.split(os.pathsep) if part]
+    if listed and not paths:
+        do = "name public keys, or unset it"
+        raise IntegrityError("names no key", where=KEYS_VARIABLE, do=do)
+    return paths
 
 
-def config_keys(path: Path) -> list[Path]:
-    """Return the keys that a configuration names; none where there is no such file."""
+def user_config() -> Path | None:
+    """Return where the user's configuration lies; None for a user without a home."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    if base:
+        return Path(base) / CONFIG_NAME
+    try:
+        return Path.home() / ".config" / CONFIG_NAME
+    except RuntimeError:
+        return None
+
+
+def config_keys(path: Path | None) -> list[Path]:
+    """Return the keys that a configuration names; none where there is no such file.
+
+    Raises:
+        IntegrityError: it cannot be read. A link that leads nowhere, as before a disk is mounted,
+            is no file that is not there.
+    """
+    if path is None:
+        return []
     try:
         config = msgspec.toml.decode(path.read_bytes(), type=Config)
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, *UNDECODABLE) as error:
-        what = f"cannot be read: {said(error)}"
-        raise IntegrityError(
-            what, where=str(path), do='write require_keys = ["KEY.pub"]'
-        ) from error
+    except FileNotFoundError as error:
+        if not any(each.is_symlink() and not each.exists() for each in (path, *path.parents)):
+            return []
+        raise unreadable(path, "it is a link that leads nowhere") from error
+    except (OSError, *UNDECODABLE) as error:
+        raise unreadable(path, said(error)) from error
     return [path.parent / key for key in config.require_keys]
+
+
+def unreadable(path: Path, reason: str) -> IntegrityError:
+    do = 'write require_keys = ["KEY.pub"]'
+    return IntegrityError(f"cannot be read: {reason}", where=str(path), do=do)
 
 
 def load_key(path: Path) -> ec.EllipticCurvePublicKey:

@@ -22,7 +22,8 @@ NAMES = (
     *("sample", "checkpoint", "onnx", "onnx inspected", "onnx opened", "tokenizer graph"),
     *("report", "config.json", "config.yaml"),
     *(f"generator {family}" for family in ("var", "rar", "par", "llamagen", "mar")),
-    *(f"picture {suffix}" for suffix in ("png", "jpg", "gif", "tif", "bmp", "webp", "npy")),
+    *(f"picture {suffix}" for suffix in ("png", "jpg", "gif", "tif", "bmp", "webp")),
+    *("bundle", "bundle unsigned", "picture npy"),
 )
 
 

@@ -1,0 +1,88 @@
+"""Read a bundle as the commands do, and fail on what a changed one must never bring about."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from ...runtime.bundle.cache import CACHE_VARIABLE, unpack_cached
+from ...runtime.bundle.reader import Bundle
+from ...runtime.bundle.signature import generate_key
+from .bundles import bundle_bytes, small_contents
+
+NAME = "shipped.tar"
+
+
+def bundle_readers(scratch: Path) -> dict[str, tuple[bytes, Callable[[Path], object]]]:
+    """Return a signed bundle, read with and without its key required.
+
+    With the key, what is read must be what was signed; without, what the bundle says of itself.
+    """
+    contents, key = small_contents(), generate_key()
+    data = bundle_bytes(scratch, contents, key)
+    keys = (("its key", key.public_key()),)
+    signed = {path: sha256(source) for path, source in contents.sources.items()}
+
+    def read(folder: Path) -> dict[str, str]:
+        before = listing(folder)
+        try:
+            with mock.patch.dict(os.environ, {CACHE_VARIABLE: str(folder / "cache")}):
+                return read_bundle(folder)
+        finally:
+            assert listing(folder) == before, "written outside of the cache and the output"
+
+    def read_signed(folder: Path) -> None:
+        with Bundle(folder / NAME) as bundle:
+            bundle.require_signature(keys)
+        found = read(folder)
+        assert {path: found.get(path) for path in signed} == signed, "other files than were signed"
+        assert len(found) == len(signed) + 1, "more files than were signed, and bundle.json"
+
+    return {"bundle": (data, read_signed), "bundle unsigned": (data, read)}
+
+
+def read_bundle(folder: Path) -> dict[str, str]:
+    """Verify a bundle, and unpack it to `out` and each group to the cache; return the digests."""
+    with Bundle(folder / NAME) as bundle:
+        bundle.verify()
+        assert said(bundle).isprintable(), "it says more than one line"
+        bundle.extract((bundle.facts_file, *bundle.facts.files), folder / "out")
+        found = digests(folder / "out")
+        assert found == bundle.digests(), "what is unpacked is not what it says"
+        for group in reversed(bundle.facts.groups):
+            unpacked = unpack_cached(bundle, group)
+            assert unpacked.parent == folder / "cache" / "bundles", "unpacked elsewhere"
+            cached = digests(unpacked)
+            assert cached.items() <= found.items(), "the cache has other files"
+            assert {file.path for file in group.files} <= set(cached), "the cache lacks a file"
+        return found
+
+
+def said(bundle: Bundle) -> str:
+    """Return what the commands print of a bundle."""
+    facts = bundle.facts
+    groups = [part for g in facts.groups for part in (g.name, g.version, g.gpu, *g.targets)]
+    return " ".join((facts.name, facts.model, *groups, *(s.hint for s in bundle.signatures)))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in folder.rglob("*")
+        if not path.is_dir()
+    }
+
+
+def sha256(source: Path | bytes) -> str:
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def listing(folder: Path) -> set[str]:
+    """Return what lies around a folder, and in it but where a bundle may be unpacked."""
+    around = [path for parent in list(folder.parents)[:2] for path in parent.iterdir()]
+    inside = [path for path in folder.iterdir() if path.name not in ("out", "cache")]
+    return {str(path) for path in (*around, *inside)}
