@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from arvg_trt.benchmarks.fuzz.bundles import bundle_bytes, forged, plan, small_contents
 from arvg_trt.cli import cli
 from arvg_trt.errors import IntegrityError, WorkspaceError
-from arvg_trt.pipeline.bundle import require_names, unpack_file
+from arvg_trt.pipeline.bundle import require_names
+from arvg_trt.pipeline.ship import make_keys, unpack_file
 from arvg_trt.runtime.bundle import trust
 from arvg_trt.runtime.bundle.signature import private_pem, public_pem
 
