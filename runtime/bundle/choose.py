@@ -64,8 +64,9 @@ def choose(
                 steps.append(chain_step(step, group, problem is None, reason))
     kit = facts.group("kit")
     if kit is not None:
-        problem = build_problem(device, gpu, builders)
-        reason = problem or f"{builders[0]} builds it once, into the cache"
+        builder = usable_builder(gpu, builders, problem_of)
+        problem = None if builder else build_problem(device, gpu, builders)
+        reason = problem or f"{TITLES[builder or '']} builds it once, into the cache"
         steps.append(chain_step("build here", kit, problem is None, reason))
         problem = cuda_problem(device, gpu, problem_of)
         reason = problem or "ONNX Runtime runs the graphs in FP16, Q/DQ in floats"
@@ -124,13 +125,23 @@ def engine_problem(
     return None
 
 
-def build_problem(device: Device, gpu: Gpu | None, builders: Sequence[str]) -> str | None:
-    """Return why no engine can be built here."""
+def usable_builder(
+    gpu: Gpu | None, builders: Sequence[str], problem_of: ProviderProblem = provider_problem
+) -> str | None:
+    """Return the first builder whose engines a provider opens on the GPU; None if there is none."""
+    if gpu is None:
+        return None
+    return next((name for name in builders if problem_of(PROVIDERS[name], gpu) is None), None)
+
+
+def build_problem(device: Device, gpu: Gpu | None, builders: Sequence[str]) -> str:
+    """Return why no engine can be built here that then runs here."""
     if gpu is None:
         return device.driver_problem or "the CPU was asked for"
     if not builders:
         return "no builder is installed: pip install 'arvg-trt[tensorrt]', or on an RTX [rtx]"
-    return None
+    names = ", ".join(TITLES[name] for name in builders)
+    return f"no provider here opens what {names} would build"
 
 
 def cuda_problem(

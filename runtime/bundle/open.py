@@ -13,13 +13,12 @@ import msgspec
 
 from ...errors import BundleError
 from ...packages import installed_builders
-from ..devices import Device, Gpu, this_device
+from ..devices import Device, this_device
 from ..family import load_named
 from ..sessions.placement import gpu_of
 from .archive import BLOCK
 from .cache import unpack_cached
-from .choose import ChainStep, Choice, choose, refusal
-from .layout import TargetGroup
+from .choose import ChainStep, Choice, choose, refusal, usable_builder
 from .reader import Bundle
 from .trust import require_trust
 
@@ -102,12 +101,6 @@ def open_bundle(
         folder = unpack_cached(bundle, group) / group.folder
     if step.step == "build here":
         assert gpu is not None
-        folder = built_here(folder, group, gpu)
+        builder = usable_builder(gpu, installed_builders())
+        folder = load_named(BUILD_HERE, f"the kit {group.name}")(folder, gpu, builder)
     return OpenedBundle(folder=folder, step=step, choice=choice, signed_by=signed_by)
-
-
-def built_here(kit: Path, group: TargetGroup, gpu: Gpu) -> Path:
-    """Return the folder of the engines that were built of a kit for a GPU, now or before."""
-    build = load_named(BUILD_HERE, f"the kit {group.name}")
-    folder: Path = build(kit, gpu, installed_builders()[0])
-    return folder

@@ -6,9 +6,11 @@ import msgspec
 import pytest
 
 from arvg_trt.benchmarks.fuzz.bundles import RTX, small_contents, target_group
-from arvg_trt.runtime.bundle.choose import Choice, chain_text, choose, refusal
+from arvg_trt.runtime.bundle.choose import Choice, ProviderProblem, chain_text, refusal
+from arvg_trt.runtime.bundle.choose import choose as choose_by_providers
 from arvg_trt.runtime.bundle.layout import BundleFacts
-from arvg_trt.runtime.devices import Device, Gpu
+from arvg_trt.runtime.devices import Device, Gpu, this_device
+from arvg_trt.runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX, Problem
 
 A10 = Gpu(index=0, name="NVIDIA A10", compute_capability=86, memory_bytes=24 * 10**9)
 L4 = Gpu(index=0, name="NVIDIA L4", compute_capability=89, memory_bytes=24 * 10**9)
@@ -53,6 +55,26 @@ def changed(**values: object) -> Device:
     return msgspec.structs.replace(DEVICE, **values)
 
 
+def without(*providers: str) -> ProviderProblem:
+    """Say that these providers do not run, and that all others do, whatever is installed here."""
+    lacking = {name: Problem(f"{name} is not there", "install it") for name in providers}
+    return lambda provider, gpu: lacking.get(provider)
+
+
+ALL_RUN = without()
+
+
+def choose(
+    facts: BundleFacts,
+    device: Device,
+    gpu: Gpu | None,
+    builders: tuple[str, ...] = (),
+    problem_of: ProviderProblem = ALL_RUN,
+) -> Choice:
+    """Choose as on a device whose providers all run."""
+    return choose_by_providers(facts, device, gpu, builders, problem_of)
+
+
 def chosen(choice: Choice) -> tuple[str, str] | None:
     step = choice.chosen
     return None if step is None else (step.step, step.group)
@@ -86,7 +108,7 @@ def test_engine_of_another_gpu_does_not_open(gpu: Gpu) -> None:
     assert reason(choice, "trt").startswith("it is for sm86, and")
 
 
-@pytest.mark.parametrize("version", ["1.7.0.26", "1.8.0.25", "2.7.0.25", "1.70.0.25", "0"])
+@pytest.mark.parametrize("version", ["1.7.1.25", "1.8.0.25", "2.7.0.25", "1.70.0.25", "0"])
 def test_engine_of_another_version_of_rtx_does_not_open(version: str) -> None:
     choice = choose(bundle_facts("rtx", "cpu"), changed(rtx_version=version), L4)
     assert chosen(choice) == ("CPU", "cpu")
@@ -115,20 +137,19 @@ def test_version_of_two_numbers_is_compared_in_these() -> None:
     assert chosen(choose(bundle_facts("rtx"), changed(rtx_version="1.6"), A10)) is None
 
 
-@pytest.mark.parametrize(
-    ("group", "device", "said"),
-    [
-        ("rtx", changed(rtx_provider=None, rtx_version=None), "pip install 'arvg-trt[edge-rtx]'"),
-        ("trt", changed(providers=("CPUExecutionProvider",)), "has no TensorRT provider"),
-        ("trt", changed(tensorrt=None), "TensorRT is not installed"),
-    ],
-)
-def test_engine_whose_libraries_are_missing_says_what_to_install(
-    group: str, device: Device, said: str
-) -> None:
-    choice = choose(bundle_facts(group, "cpu"), device, A10)
+@pytest.mark.parametrize(("group", "provider"), [("rtx", TENSORRT_RTX), ("trt", TENSORRT)])
+def test_engine_whose_provider_does_not_run_says_what_to_install(group: str, provider: str) -> None:
+    choice = choose(bundle_facts(group, "cpu"), DEVICE, A10, (), without(provider))
     assert chosen(choice) == ("CPU", "cpu")
-    assert said in reason(choice, group)
+    assert reason(choice, group) == f"{provider} is not there: install it"
+
+
+def test_here_the_reason_is_that_of_the_installed_providers() -> None:
+    """Without a driver no provider runs, and each says what it lacks."""
+    steps = choose_by_providers(bundle_facts(*ALL), DEVICE, A10, ("tensorrt_rtx",)).steps
+    if not this_device().gpus:
+        assert [step.step for step in steps if step.opens] == ["CPU"]
+        assert all(step.reason for step in steps)
 
 
 def test_engine_larger_than_the_gpus_memory_does_not_open() -> None:
@@ -147,9 +168,20 @@ def test_without_a_gpu_each_step_says_the_drivers_reason_once() -> None:
 
 def test_kit_is_built_where_there_is_a_builder_else_run_on_cuda() -> None:
     facts = bundle_facts("kit", "cpu")
-    assert chosen(choose(facts, DEVICE, T4, ("tensorrt",))) == ("build here", "kit")
+    both = ("tensorrt", "tensorrt_rtx")
+    assert chosen(choose(facts, DEVICE, T4, both)) == ("build here", "kit")
     assert chosen(choose(facts, DEVICE, T4)) == ("CUDA", "kit")
-    assert chosen(choose(facts, changed(providers=()), T4)) == ("CPU", "cpu")
+    assert chosen(choose(facts, DEVICE, T4, (), without(CUDA))) == ("CPU", "cpu")
+
+
+def test_a_kit_is_built_by_whose_engines_run_here() -> None:
+    facts = bundle_facts("kit", "cpu")
+    both = ("tensorrt", "tensorrt_rtx")
+    choice = choose(facts, DEVICE, T4, both, without(TENSORRT))
+    assert choice.steps[0].reason == "TensorRT for RTX builds it once, into the cache"
+    choice = choose(facts, DEVICE, T4, both, without(TENSORRT, TENSORRT_RTX))
+    assert chosen(choice) == ("CUDA", "kit")
+    assert choice.steps[0].reason.startswith("no provider here opens what TensorRT, TensorRT for")
 
 
 def test_nothing_that_runs_is_said_in_one_line() -> None:
