@@ -142,7 +142,7 @@ def test_outputs_are_bound_to_the_gpu_but_those_for_the_host(
 
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", staticmethod(put))
     session = sessions.OnnxRuntimeSession.__new__(sessions.OnnxRuntimeSession)
-    session.placement, session.memory = Placement(CUDA, 1), "cuda"
+    session.placement, session._place = Placement(CUDA, 1), ("cuda", 1)
     session.outputs = ("logits", "present_key.0")
     session._session = BindingSession()
     kept = object()
