@@ -196,6 +196,7 @@ def provider_options(placement: Placement) -> dict[str, str]:
     if placement.provider == TENSORRT_RTX:
         return {
             "enable_cuda_graph": str(int(placement.static)),
+            "nv_persistent_context_memory": "1",  # taken once a session, not in every run
             "nv_runtime_cache_path": str(cache_folder(placement)),
         }
     return {}

@@ -188,6 +188,7 @@ def test_options_of_providers_are_for_their_gpu_and_keep_fp32(
     for static, wanted in ((False, "0"), (True, "1")):
         options = provider_options(Placement(TENSORRT_RTX, static=static))
         assert options["enable_cuda_graph"] == wanted
+        assert options["nv_persistent_context_memory"] == "1"
         assert Path(options["nv_runtime_cache_path"]).is_relative_to(tmp_path)
     classic = provider_options(Placement(TENSORRT))
     assert classic["trt_engine_cache_enable"] == "1" and classic["device_id"] == "0"
