@@ -159,10 +159,14 @@ class ImageTokenizer:
 
     def decode(self, tokens: Tokens | Latent) -> FloatImage:
         """Return model images, not clamped, of tokens or of a continuous latent."""
-        if self._lookup is not None:
-            tokens = self._lookup.run({"indices": tokens})["latent"]  # type: ignore[assignment]
         count = max(1, len(tokens))
         name, rows = self._decoder.inputs[0], self._batch or count
+        if self._lookup is not None and rows == len(tokens):
+            latent = self._lookup.run_on_device({"indices": tokens})["latent"]
+            made = self._decoder.run_on_device({name: latent}, host=("image",))
+            return made["image"].numpy()  # type: ignore[return-value]
+        if self._lookup is not None:
+            tokens = self._lookup.run({"indices": tokens})["latent"]  # type: ignore[assignment]
         images = [
             self._decoder.run({name: filled(tokens[start : start + rows], rows)})["image"]
             for start in range(0, count, rows)

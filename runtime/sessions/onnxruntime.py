@@ -37,6 +37,9 @@ LOAD_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError, UnicodeDe
 MEMORY_SIGNS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 
+HOST = ("cpu", 0)
+
+
 class OnnxRuntimeSession:
     """Run one graph on one execution provider; `open_session` says what the options mean."""
 
@@ -113,8 +116,11 @@ class OnnxRuntimeSession:
     def _describe(self) -> None:
         """Read the names, shapes, types and metadata that the graph gives."""
         self.device: str = self.placement.provider
-        # ONNX Runtime's name of NVIDIA's memory, whichever provider computes in it.
-        self.memory: str = "cuda" if self.placement.on_gpu else "cpu"
+        # ONNX Runtime's name of NVIDIA's memory, whichever provider computes in it. A provider
+        # that could not be set up is left out, and then all of the graph runs on the CPU.
+        on_gpu = self.placement.on_gpu and self.device in self._session.get_providers()
+        self.memory: str = "cuda" if on_gpu else "cpu"
+        self._place = (self.memory, self.placement.index if on_gpu else 0)
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
         ends = (*self._session.get_inputs(), *self._session.get_outputs())
@@ -140,7 +146,7 @@ class OnnxRuntimeSession:
     def to_device(self, array: Array) -> DeviceValue:
         """Return the array in the session's memory; on the CPU without a copy."""
         value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
-            np.ascontiguousarray(array), self.memory, self.placement.index
+            np.ascontiguousarray(array), *self._place
         )
         return value
 
@@ -157,8 +163,7 @@ class OnnxRuntimeSession:
             for name, value in placed.items():
                 binding.bind_ortvalue_input(name, value)
             for name in self.outputs:
-                memory = ("cpu", 0) if name in host else (self.memory, self.placement.index)
-                binding.bind_output(name, *memory)
+                binding.bind_output(name, *(HOST if name in host else self._place))
             self._session.run_with_iobinding(binding)
         except RuntimeError as error:  # bound runs have no other class of error
             raise self._failure(error, feeds) from error

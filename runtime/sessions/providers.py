@@ -18,6 +18,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from ...errors import BundleError
 from ..devices import CUDA_DRIVER, RTX_MODULE, RTX_PACKAGES, Gpu, rtx_packages, this_device
 from .placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem
 
@@ -154,11 +155,23 @@ def add_provider(options: Any, placement: Placement) -> list[Any]:
     """
     settings = provider_options(placement)
     if placement.provider == TENSORRT_RTX:
-        devices = registered_rtx()
-        assert not isinstance(devices, Problem)  # `place_*` has asked
-        options.add_provider_for_devices([devices[placement.index]], settings)
+        options.add_provider_for_devices([rtx_device(placement.index)], settings)
         return []
     return [(placement.provider, settings)]
+
+
+def rtx_device(index: int) -> Any:
+    """Return the plug-in's device of a GPU; it lists those alone that it takes, in their order.
+
+    Raises:
+        BundleError: it does not list this one.
+    """
+    devices = registered_rtx()
+    taken = [gpu.index for gpu in this_device().gpus if rtx_gpu_problem(gpu) is None]
+    if isinstance(devices, Problem) or index not in taken[: len(devices)]:
+        what = devices.what if isinstance(devices, Problem) else "the plug-in does not list it"
+        raise BundleError(what, where=f"cuda:{index}", do="use another --device")
+    return devices[taken.index(index)]
 
 
 def provider_options(placement: Placement) -> dict[str, str]:
@@ -183,6 +196,7 @@ def provider_options(placement: Placement) -> dict[str, str]:
     if placement.provider == TENSORRT_RTX:
         return {
             "enable_cuda_graph": str(int(placement.static)),
+            "nv_persistent_context_memory": "1",  # taken once a session, not in every run
             "nv_runtime_cache_path": str(cache_folder(placement)),
         }
     return {}

@@ -19,6 +19,7 @@ from arvg_trt.runtime.sessions import onnxruntime as sessions
 from arvg_trt.runtime.sessions.open import fast_session
 from arvg_trt.runtime.sessions.placement import CUDA, Placement
 from arvg_trt.runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
+from arvg_trt.runtime.tokenizer import ImageTokenizer
 
 from ..families.var.toy_var import DEPTH, SIDES, ToyVar
 
@@ -100,6 +101,18 @@ def test_a_rar_keeps_its_caches_on_the_device(tiny_rar) -> None:  # type: ignore
     assert not [name for name in copies if name.startswith("to host")]
 
 
+def test_a_tokenizers_latent_goes_from_the_codebook_to_the_decoder(tiny_tokenizer) -> None:  # type: ignore[no-untyped-def]
+    copies: Counter[str] = Counter()
+    folder = tiny_tokenizer.folder
+    checked = ImageTokenizer.open(folder, session=counted(copies), threads=1, verify=False)
+    plain = ImageTokenizer.open(folder, device="cpu", threads=1, verify=False)
+    side = plain.image_size or 2 * plain.stride
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 3, side, side)).astype(np.float32)
+    tokens, _ = plain.encode(image)
+    assert np.array_equal(checked.decode(tokens), plain.decode(tokens))
+    assert copies == {"to device: indices": 1, "bound to host: image": 1}
+
+
 class Binding:
     """Stand in for ONNX Runtime's binding: record what is bound where, and run nothing."""
 
@@ -142,7 +155,7 @@ def test_outputs_are_bound_to_the_gpu_but_those_for_the_host(
 
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", staticmethod(put))
     session = sessions.OnnxRuntimeSession.__new__(sessions.OnnxRuntimeSession)
-    session.placement, session.memory = Placement(CUDA, 1), "cuda"
+    session.placement, session._place = Placement(CUDA, 1), ("cuda", 1)
     session.outputs = ("logits", "present_key.0")
     session._session = BindingSession()
     kept = object()

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from arvg_trt.errors import BundleError
 from arvg_trt.runtime.devices import CPU, Device, Gpu, this_device
 from arvg_trt.runtime.sessions import providers
 from arvg_trt.runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem
@@ -18,6 +20,7 @@ from arvg_trt.runtime.sessions.providers import (
     missing_library,
     provider_options,
     provider_problem,
+    rtx_device,
     user_cache,
 )
 
@@ -140,6 +143,20 @@ def machine(driver: str = "13.0", rtx: str = "1.7.1", capability: int = 89) -> D
     )
 
 
+def test_the_plug_ins_devices_are_the_gpus_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = tuple(Gpu(k, f"GPU {k}", sm, 1 << 30) for k, sm in enumerate((75, 89, 80, 120)))
+    monkeypatch.setattr(
+        providers, "this_device", lambda: msgspec.structs.replace(machine(), gpus=gpus)
+    )
+    monkeypatch.setattr(providers, "registered_rtx", lambda: ("the 4090", "the 5090"))
+    assert (rtx_device(1), rtx_device(3)) == ("the 4090", "the 5090")
+    with pytest.raises(BundleError, match="cuda:0: the plug-in does not list it"):
+        rtx_device(0)
+    monkeypatch.setattr(providers, "registered_rtx", lambda: Problem("it is not installed", None))
+    with pytest.raises(BundleError, match="cuda:1: it is not installed"):
+        rtx_device(1)
+
+
 def test_caches_are_kept_by_gpu_driver_and_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +188,7 @@ def test_options_of_providers_are_for_their_gpu_and_keep_fp32(
     for static, wanted in ((False, "0"), (True, "1")):
         options = provider_options(Placement(TENSORRT_RTX, static=static))
         assert options["enable_cuda_graph"] == wanted
+        assert options["nv_persistent_context_memory"] == "1"
         assert Path(options["nv_runtime_cache_path"]).is_relative_to(tmp_path)
     classic = provider_options(Placement(TENSORRT))
     assert classic["trt_engine_cache_enable"] == "1" and classic["device_id"] == "0"
