@@ -13,7 +13,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
     GROUPS: ClassVar[Groups] = {
         "Held-out samples": ("images", "feeds", "labels", "samples", "seed", "batch_size", "size"),
-        "Measures": ("features", "gates", "skip_engine"),
+        "Measures": ("features", "gates", "skip_engine", "second_opinion"),
         "Timing": ("rounds", "warmup", "threads"),
     }
 
@@ -51,6 +51,11 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     warmup: Annotated[int, says("Rounds before those that are timed.", ROUNDS)] = 3
     threads: Annotated[int, says("Threads of ONNX Runtime; 0 for all.", THREADS)] = 0
     skip_engine: Annotated[bool, says("Measure the Q/DQ graphs alone, and no engine.")] = False
+
+    second_opinion: Annotated[
+        bool,
+        says("Also run the graphs by Polygraphy, and say where its outputs are not ours."),
+    ] = False
 
     def __post_init__(self) -> None:
         require_in_range(self)

@@ -62,12 +62,12 @@ def built(
     batch: int = 1,
 ) -> tuple[EngineProof, list[Missing], int]:
     """Return the proof of an engine, what is missing in it, and its size."""
-    ends = [
+    taken, given = (
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, rows, C]) for n in names]
         for names in (inputs, ("out",))
-    ]
+    )
     model = helper.make_model(
-        helper.make_graph(nodes, "g", *ends, held),
+        helper.make_graph(nodes, "g", taken, given, held),
         opset_imports=[helper.make_opsetid("", 21)],
         ir_version=10,
     )
