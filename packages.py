@@ -13,7 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("skimage", "jinja2"),
     "search": ("scipy",),
     "distributed": ("ray",),
-    "rtx": ("tensorrt_rtx",),
+    "rtx": ("tensorrt_rtx", "polygraphy"),
 }
 INSTALLED_AS = {"skimage": "scikit-image", "onnx_ir": "onnx-ir", "tensorrt_rtx": "tensorrt-rtx"}
 # Packages that come with those above.

@@ -140,7 +140,8 @@ def build_tensorrt(
     def prepare() -> None:
         needed = estimate([build.source / f"{graph}.onnx" for graph in build.profiles], len(groups))
         require_room(needed, workspace.root)
-        reporter.say(f"building {name} takes {needed}")
+        if needed.is_large:
+            reporter.say(f"building {name} takes {needed}")
 
     results = []
     for group in groups:

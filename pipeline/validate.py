@@ -9,6 +9,7 @@ import msgspec
 
 from ..calibrate.facts import CalibrationFacts
 from ..errors import AccuracyError
+from ..graph.sites import load_sites
 from ..packages import require_packages
 from ..quantize.facts import QuantizationFacts
 from ..recipe.validate import ValidateOptions
@@ -38,10 +39,11 @@ def validate_stage(
         executed_engine,
     )
     from ..validate.measure.kinds import leaked, open_measurement
+    from ..validate.measure.second_opinion import second_opinions
     from ..validate.report.compose import compose_report, finite_metrics
     from ..validate.report.gates import evaluate, parse_gates
     from ..validate.report.render import write_report
-    from ..validate.report.schema import METRIC_NAMES, load_report, metrics
+    from ..validate.report.schema import FP32, METRIC_NAMES, QDQ, load_report, metrics
 
     gates = parse_gates(options.gates, METRIC_NAMES)
     model = Exported.open(workspace)
@@ -88,6 +90,15 @@ def validate_stage(
             engines=engines,
             executed=executed,
         )
+        if options.second_opinion:
+            graphs = load_sites(workspace.folder("export")).graphs
+            samples = workspace.folder("calibrate") / "samples"
+            compared = {FP32: model.folder, QDQ: folders[QDQ]}
+            opinions = second_opinions(compared, graphs, samples, folder)
+            report = msgspec.structs.replace(report, second_opinions=opinions)
+            for opinion in opinions:
+                if not opinion.agrees:
+                    reporter.warn(f"{opinion.graph}: Polygraphy's outputs are not those here")
         report = msgspec.structs.replace(report, gates=tuple(evaluate(gates, metrics(report))))
         write_report(folder, report, measured.pictures)
         return ValidationFacts(metrics=finite_metrics(report))

@@ -23,7 +23,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
     GROUPS: ClassVar[Groups] = {
         "Held-out samples": ("images", "feeds", "labels", "samples", "seed", "batch_size", "size"),
-        "Measures": ("features", "gates", "skip_engine"),
+        "Measures": ("features", "gates", "skip_engine", "second_opinion"),
         "Timing": ("rounds", "warmup", "threads"),
         "Device": ("device", "allow_fallback"),
     }
@@ -64,6 +64,11 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     device: Annotated[str, says(f"{DEVICE} The engine runs there, all else on the CPU.")] = "auto"
     allow_fallback: Annotated[bool, says(ALLOW_FALLBACK)] = False
     skip_engine: Annotated[bool, says("Measure the Q/DQ graphs alone, and no engine.")] = False
+
+    second_opinion: Annotated[
+        bool,
+        says("Also run the graphs by Polygraphy, and say where its outputs are not ours."),
+    ] = False
 
     def __post_init__(self) -> None:
         require_in_range(self)

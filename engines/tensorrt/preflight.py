@@ -19,6 +19,7 @@ from ...errors import OutOfMemory, WorkspaceError
 BASE_MEMORY, MEMORY_PER_BYTE = 200_000_000, 3.7
 DISK_PER_BYTE = 2.04  # the half-precision copy, and the plan
 SECONDS_PER_PRODUCT = 0.08
+LONG, LARGE = 60, 2_000_000_000  # seconds, and bytes of memory
 MEMORY_FILE = Path("/proc/meminfo")
 
 
@@ -30,8 +31,13 @@ class Estimate:
     disk: int
     seconds: float
 
+    @property
+    def is_large(self) -> bool:
+        """Return whether a user waits for the build, or misses the memory."""
+        return self.seconds >= LONG or self.memory >= LARGE
+
     def __str__(self) -> str:
-        time = "under 10 s" if self.seconds < 10 else f"about {self.seconds / 60:.1f} min"
+        time = f"about {self.seconds / 60:.1f} min" if self.seconds >= 60 else "under a minute"
         return f"{self.memory / 1e9:.1f} GB of memory, {self.disk / 1e9:.2f} GB of disk, {time}"
 
 

@@ -22,6 +22,7 @@ from .calibration import Calibration
 from .gates import GateResult
 
 SCHEMA = "arvg-trt/report/v1"
+FP32 = "fp32"  # what candidates are compared with
 QDQ = "qdq"  # the Q/DQ graph in the reference session
 SYNTHETIC = "synthetic noise"  # in place of calibration image names
 # The half-precision graph that TensorRT engines are built from, in the reference session.
@@ -103,6 +104,19 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tokens: int | None = None
 
 
+class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Compare a graph's outputs in our session with those in Polygraphy's runner, fed alike.
+
+    ``max_error`` is the largest absolute difference of any output.
+    """
+
+    candidate: str
+    graph: str
+    outputs: int
+    max_error: float
+    agrees: bool
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hold all results of a validation; ``accuracy`` is by candidate ("qdq", "twin", "engine").
 
@@ -127,6 +141,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ran: dict[str, str] = {}
     fallbacks: tuple[str, ...] = ()
     sites: tuple[SiteRow, ...] = ()
+    second_opinions: tuple[SecondOpinion, ...] = ()
     gates: tuple[GateResult, ...] = ()
 
     def __post_init__(self) -> None:

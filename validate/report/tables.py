@@ -15,6 +15,10 @@ OF_PROOFS = (
     "at the shapes that the engine is built for; INT4 weights are those multiplied in half "
     "precision. Kernels that only convert change types or move data."
 )
+OF_SECOND_OPINIONS = (
+    "The outputs of our session and of Polygraphy's runner for ONNX Runtime, fed alike. The feeds "
+    "lie in the folder second-opinion: polygraphy run GRAPH.onnx --onnxrt --load-inputs GRAPH.json."
+)
 OF_SITES = (
     "In graph order. Weight and input: what rounding them alone costs; output: what the site gives "
     "with all quantized before it, against FP32."
@@ -34,6 +38,7 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         _engines(report),
         _proofs(report),
         _exceptions(report),
+        _second_opinions(report),
         _images(report),
         _sites(report),
     )
@@ -251,6 +256,24 @@ def _exceptions(report: Report) -> Table:
             for exception in row.exceptions
         ),
         folded=True,
+    )
+
+
+def _second_opinions(report: Report) -> Table:
+    return Table(
+        title="Second opinion",
+        header=("Graph", "Of", "Outputs", "Largest difference", "Verdict"),
+        rows=tuple(
+            (
+                row.graph,
+                CANDIDATES.get(row.candidate, "FP32 graph (reference session)"),
+                str(row.outputs),
+                f"{row.max_error:.3g}",
+                Badge("agrees", "good") if row.agrees else Badge("differs", "bad"),
+            )
+            for row in report.second_opinions
+        ),
+        caption=OF_SECOND_OPINIONS,
     )
 
 

@@ -144,3 +144,16 @@ def test_a_build_without_room_is_refused_before_it(
     monkeypatch.setattr("arvg_trt.engines.tensorrt.preflight.MEMORY_FILE", tmp_path / "none")
     assert available_memory() is None
     require_room(Estimate(10**18, 0, 1), tmp_path)  # what is not known stops nothing
+
+
+@pytest.mark.parametrize(
+    ("memory", "seconds", "large", "text"),
+    [
+        (3 * 10**8, 8, False, "0.3 GB of memory, 0.01 GB of disk, under a minute"),
+        (3 * 10**8, 120, True, "0.3 GB of memory, 0.01 GB of disk, about 2.0 min"),
+        (6 * 10**9, 8, True, "6.0 GB of memory, 0.01 GB of disk, under a minute"),
+    ],
+)
+def test_a_large_build_is_announced(memory: int, seconds: int, large: bool, text: str) -> None:
+    found = Estimate(memory, 10**7, seconds)
+    assert (found.is_large, str(found)) == (large, text)

@@ -62,12 +62,12 @@ def built(
     batch: int = 1,
 ) -> tuple[EngineProof, list[Missing], int]:
     """Return the proof of an engine, what is missing in it, and its size."""
-    ends = [
+    taken, given = (
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, rows, C]) for n in names]
         for names in (inputs, ("out",))
-    ]
+    )
     model = helper.make_model(
-        helper.make_graph(nodes, "g", *ends, held),
+        helper.make_graph(nodes, "g", taken, given, held),
         opset_imports=[helper.make_opsetid("", 21)],
         ir_version=10,
     )
@@ -141,23 +141,14 @@ def test_a_site_that_is_not_what_was_planned_refuses_the_engine(tmp_path: Path) 
     )
 
 
-def test_weights_of_one_input_are_expanded_in_bfloat16_and_it_is_seen(tmp_path: Path) -> None:
-    """A fact of TensorRT for RTX 1.7: it merges the linears, and then expands all weights."""
-    nodes = [
-        *linear("blocks.0.a", "x", "int8"),
-        *linear("blocks.1.a", "x", "int8"),
-        node("Mul", ["blocks.0.a.y", "blocks.1.a.y"], ["out"], name="mul"),
-    ]
-    held = [c for k in (0, 1) for c in constants(f"blocks.{k}.a", "int8")]
-    planned = tuple(
-        Planned(f"blocks.{k}.a", f"blocks.{k}.a", "MatMul", None, "int8") for k in (0, 1)
-    )
-    _, missing, _ = built(tmp_path, nodes, held, "sm89", planned=planned, half="bfloat16")
-    assert len(missing) in (0, 2)
-    assert all("expands the INT8 weight on each run" in m.found for m in missing)
-    if missing:
-        with pytest.raises(BuildError, match=r"2 sites are not .*: blocks\.\{0-1\}\.a: a kernel"):
-            require_proof("g", missing)
+def test_sites_that_are_unproved_for_one_reason_are_named_together() -> None:
+    lost = [Missing(f"blocks.{k}.a", "is not in the engine's layer list", None) for k in range(24)]
+    known = Missing("conv", "runs as Half correlation", "sm75 has no INT8 convolution kernel")
+    with pytest.raises(
+        BuildError, match=r"24 sites are not .*: blocks\.\{0-23\}\.a: is not in"
+    ) as e:
+        require_proof("step", [*lost, known])
+    assert "conv" not in str(e.value).replace("step", "")
 
 
 @pytest.mark.parametrize("fused", [True, False])
