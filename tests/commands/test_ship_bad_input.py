@@ -103,7 +103,12 @@ def test_bundle_cannot_write_a_line_of_the_output(tmp_path: Path) -> None:
 
 def test_engine_of_another_version_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
     path = bundle(tmp_path, engine=plan("1.8.0.1"))
-    refused(12, "was built by version 1.8.0.1, not 1.7.0.25", "verify", path)
+    problem = "was built by version 1.8.0.1, not 1.7.0.25"
+    refused(12, problem, "verify", path)
+    refused(12, problem, "unpack", path, "-o", tmp_path / "out")
+    refused(12, problem, "unpack", path, "-o", tmp_path / "out", "--group", "rtx")
+    assert not (tmp_path / "out").exists()
+    assert run("unpack", path, "-o", tmp_path / "out", "--group", "cpu")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["missing.tar", "", "x/y.tar"])
