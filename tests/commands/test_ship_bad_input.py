@@ -118,7 +118,7 @@ def test_missing_bundle_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
-    """As the shell's `<(curl ...)` gives one."""
+    """The shell's `<(curl ...)` gives one."""
     reader, writer = os.pipe()
     try:
         refused(12, "is a pipe or a device", "verify", f"/dev/fd/{reader}")
@@ -255,7 +255,7 @@ def test_licences_that_a_bundle_cannot_hold_are_refused(
 
 
 def test_user_without_a_home_has_no_keys_and_is_told_to_name_a_cache() -> None:
-    """As in a container that runs as a number nobody has: there is neither HOME nor an entry."""
+    """A container may run as a number nobody has: there is neither HOME nor an entry."""
     if os.getuid():
         pytest.skip("root alone can act as a user that does not exist")
     program = (
