@@ -49,7 +49,7 @@ def collect(
     """Return the contents of a bundle of a quantization.
 
     Raises:
-        WorkspaceError: there is no engine.
+        WorkspaceError: there is no engine, or two groups have one name.
     """
     exported = Exported.open(workspace)
     if not any(made.group.kind in KINDS for made in groups):
