@@ -120,6 +120,9 @@ def unpack_file(
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
         files = (bundle.facts_file, *group_files(bundle, group))
+        for each in bundle.facts.groups:
+            if group in (None, each.name):
+                bundle.require_engines(each)
         disk = next(each for each in output.absolute().parents if each.is_dir())
         require_room(disk, sum(file.bytes for file in files), "name a folder on another disk")
         with atomic_folder(output) as temporary:

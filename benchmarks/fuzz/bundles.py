@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import random
 import struct
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
@@ -24,22 +23,6 @@ from ...engines.bundle.write import write_bundle
 from ...runtime.bundle.layout import BundleFacts, GroupKind, TargetGroup, media_type
 
 BLOBS = "blobs/sha256/"
-# The first leaves the cache by way of the entry of the group `cpu`, which is there by then.
-HOSTILE = (
-    *("cpu/../../../x", "..", "../x", "../../x", "/x", "./x", "a/../../x", "x/", "", ".", "cpu"),
-    *(
-        "x\nsigned by ci.pub",
-        "\x1b[2J",
-        "\u202e",
-        "con",
-        "nul.md",
-        ".git",
-        "a:b",
-        "a\\..\\x",
-        "CPU",
-    ),
-    *("n" * 101, "n" * 5000, "é" * 99, "/".join("a" * 99), "bundle.json", "README.md", "\x00"),
-)
 INDEX = "application/vnd.oci.image.index.v1+json"
 PATH, TITLE = "org.cncf.model.filepath", "org.opencontainers.image.title"
 UNREADABLE = (ValueError, RecursionError)  # of JSON
@@ -228,78 +211,3 @@ def fit_group(facts: Any, k: int, model: Any, descriptor: Any, manifest: Any, co
         for file in (*facts["documents"], *group["files"])
     ]
     manifest["layers"][1:] = layers
-
-
-def changed_bundle(data: bytes, rng: random.Random) -> bytes:
-    """Change a value of the JSON at any level with digests mended, a member, or a header."""
-    from .mutations import changed_bytes, changed_json
-
-    def mutated(value: Any) -> bytes:
-        return changed_json(json.dumps(value).encode(), rng)
-
-    match rng.randrange(10):
-        case 0 | 1:
-            return forged(data, facts=lambda facts: make_hostile(facts, rng))
-        case 2 | 3 | 4:
-            levels = ("facts", "facts", "config", "manifest", "model", "signature", "index")
-            return forged(data, **{rng.choice(levels): mutated})
-        case 5 | 6:
-            return packed(shuffled(members_of(data), rng))
-        case 7:
-            found = members_of(data)
-            name = rng.choice(sorted(found))
-            return packed(found | {name: changed_bytes(found[name], rng)})
-        case _:
-            at = rng.choice(
-                [k for k in range(0, len(data), 512) if data[k + 257 : k + 262] == b"ustar"]
-            )
-            field, length = rng.choice(
-                ((0, 100), (100, 8), (124, 12), (156, 1), (157, 100), (257, 8), (345, 155))
-            )
-            text = rng.choice(
-                (
-                    b"../x",
-                    b"/x",
-                    b"\x80" + b"\xff" * 11,
-                    b"77777777777\0",
-                    b"-1",
-                    b"5",
-                    b"L",
-                    b"x",
-                    rng.randbytes(12),
-                )
-            )
-            return data[:at] + patched(data[at : at + 512], field, text[:length]) + data[at + 512 :]
-
-
-def make_hostile(facts: Any, rng: random.Random) -> None:
-    """Put names, paths and texts into `bundle.json` that somebody chose to do harm."""
-    group = rng.choice(facts["groups"])
-    for _ in range(rng.choice((1, 1, 2))):
-        holder = rng.choice((facts, group, group, rng.choice(group["files"])))
-        key = rng.choice([key for key, value in holder.items() if isinstance(value, str)])
-        holder[key] = rng.choice(HOSTILE)
-    if rng.random() < 0.2:
-        folder = rng.choice(HOSTILE)
-        group["folder"] = folder
-        for file in group["files"]:
-            file["path"] = f"{folder}/{file['path'].rpartition('/')[2]}"
-
-
-def shuffled(members: dict[str, bytes], rng: random.Random) -> dict[str, bytes]:
-    """Swap the bytes of two members, rename, remove or add one, or change their order."""
-    names = list(members)
-    one, other = rng.sample(names, 2)
-    match rng.randrange(5):
-        case 0:
-            members[one], members[other] = members[other], members[one]
-        case 1:
-            members[rng.choice(("../x", "/x", "x", BLOBS + "0" * 64, one + "x"))] = members.pop(one)
-        case 2:
-            del members[one]
-        case 3:
-            members[BLOBS + hashlib.sha256(b"more").hexdigest()] = b"more"
-        case _:
-            rng.shuffle(names)
-            return {name: members[name] for name in names}
-    return members

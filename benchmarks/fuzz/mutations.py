@@ -14,8 +14,6 @@ from typing import Any
 
 import onnx
 
-from .bundles import changed_bundle
-
 # Values that a file is not expected to have, for any key.
 NASTY: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 99, 2**31, 2**63, -(2**63), 10**20, 1e-300, 1e30, 0.5, 1e400),
@@ -37,6 +35,10 @@ def mutate(data: bytes, name: str, rng: random.Random) -> bytes:
     if name.endswith(".onnx") and rng.random() < 0.7:
         return changed_graph(data, rng)
     if name.endswith(".tar") and rng.random() < 0.7:
+        from .bundle_mutations import (
+            changed_bundle,  # it changes JSON and bytes as this module does
+        )
+
         return changed_bundle(data, rng)
     return changed_bytes(data, rng)
 

@@ -87,7 +87,8 @@ def engine_group(root: Path, folder: Path) -> GroupSources:
     version = manifest.versions.get(kind, "")
     for path in sorted(folder.glob("*.engine")):
         header = read_plan_header(path)
-        problem = None if header is None else plan_problem(header, version, options.targets)
+        assert header is not None, "an engine by its name"
+        problem = plan_problem(header, kind, version, options.targets)
         if problem is not None:
             do = f"run `arvg-trt build --backend {kind}` again"
             raise WorkspaceError(problem, where=str(path), do=do)

@@ -55,10 +55,17 @@ def parse_plan_header(plan: mmap.mmap | memoryview, name: str) -> PlanHeader | N
     )
 
 
-def plan_problem(header: PlanHeader, version: str, targets: tuple[str, ...]) -> str | None:
-    """Return how a header contradicts what is said of an engine; None where it does not."""
+def plan_problem(
+    header: PlanHeader, kind: str, version: str, targets: tuple[str, ...]
+) -> str | None:
+    """Return how a header contradicts what is said of an engine; None where it does not.
+
+    `kind` is the back end that is said to have built it.
+    """
     if not header.bytes:
         return "is empty"
+    if kind == "tensorrt_rtx" and not header.version:
+        return "is no engine of TensorRT for RTX"
     if header.size is not None and header.size > header.bytes:
         return f"is cut off: {header.bytes:,} of {header.size:,} bytes"
     if header.size is not None and header.size < header.bytes:

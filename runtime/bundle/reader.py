@@ -270,9 +270,7 @@ class Bundle:
             with self.blobs.mapped(BLOBS + file.sha256) as plan:
                 header = parse_plan_header(plan, file.path)
             assert header is not None, "an engine by its name"
-            problem = plan_problem(header, group.version, group.targets)
-            if problem is None and group.kind == "tensorrt_rtx" and not header.version:
-                problem = "is no engine of TensorRT for RTX"
+            problem = plan_problem(header, group.kind, group.version, group.targets)
             if problem is not None:
                 raise refused(f"{file.path} {problem}", self.where)
 

@@ -104,7 +104,12 @@ def test_bundle_cannot_write_a_line_of_the_output(tmp_path: Path) -> None:
 
 def test_engine_of_another_version_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
     path = bundle(tmp_path, engine=plan("1.8.0.1"))
-    refused(12, "was built by version 1.8.0.1, not 1.7.0.25", "verify", path)
+    problem = "was built by version 1.8.0.1, not 1.7.0.25"
+    refused(12, problem, "verify", path)
+    refused(12, problem, "unpack", path, "-o", tmp_path / "out")
+    refused(12, problem, "unpack", path, "-o", tmp_path / "out", "--group", "rtx")
+    assert not (tmp_path / "out").exists()
+    assert run("unpack", path, "-o", tmp_path / "out", "--group", "cpu")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["missing.tar", "", "x/y.tar"])
@@ -114,7 +119,7 @@ def test_missing_bundle_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
-    """As the shell's `<(curl ...)` gives one."""
+    """The shell's `<(curl ...)` gives one."""
     reader, writer = os.pipe()
     try:
         refused(12, "is a pipe or a device", "verify", f"/dev/fd/{reader}")
@@ -251,7 +256,7 @@ def test_licences_that_a_bundle_cannot_hold_are_refused(
 
 
 def test_user_without_a_home_has_no_keys_and_is_told_to_name_a_cache() -> None:
-    """As in a container that runs as a number nobody has: there is neither HOME nor an entry."""
+    """A container may run as a number nobody has: there is neither HOME nor an entry."""
     if os.getuid():
         pytest.skip("root alone can act as a user that does not exist")
     program = (

@@ -82,7 +82,7 @@ def whole(folder: Path, path: Path, name: str = "cpu") -> bool:
 
 
 def others(root: Path) -> list[str]:
-    """What lies in the cache beside entries and their locks."""
+    """Return what lies in the cache beside entries and their locks."""
     return [p.name for p in root.iterdir() if p.name.startswith(".")]
 
 

@@ -1,4 +1,4 @@
-"""What of a bundle runs on a device, and why not: engines of other GPUs and other versions."""
+"""Engines of other GPUs and other versions do not open, and say why; the next step is taken."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def test_header_says_version_size_and_targets(tmp_path: Path) -> None:
     header = read_plan_header(path)
     size = path.stat().st_size
     assert header == PlanHeader(version="1.7.0.25", size=size, targets=TARGETS, bytes=size)
-    assert plan_problem(header, "1.7.0.25", TARGETS) is None
-    assert plan_problem(header, "1.7.0.25", ("sm89",)) is None
+    assert plan_problem(header, "tensorrt_rtx", "1.7.0.25", TARGETS) is None
+    assert plan_problem(header, "tensorrt_rtx", "1.7.0.25", ("sm89",)) is None
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,7 @@ def test_header_says_version_size_and_targets(tmp_path: Path) -> None:
         (plan()[:-1], "1.7.0.25", TARGETS, "is cut off: 52 of 53 bytes"),
         (plan() + b"x", "1.7.0.25", TARGETS, "has 54 bytes, and its header says 53"),
         (b"", "1.7.0.25", TARGETS, "is empty"),
+        (b"ftrt" + bytes(99), "1.7.0.25", TARGETS, "is no engine of TensorRT for RTX"),
     ],
 )
 def test_contradiction_is_named(
@@ -50,7 +51,7 @@ def test_contradiction_is_named(
     header = read_plan_header(path)
     assert header == parse_plan_header(memoryview(data), "x.engine")
     assert header is not None
-    found = plan_problem(header, version, targets)
+    found = plan_problem(header, "tensorrt_rtx", version, targets)
     assert found is not None and found.startswith(problem)
 
 

@@ -452,7 +452,7 @@ def value_at(data: bytes, key: bytes) -> range:
 
 
 def test_model_signing_and_we_refuse_the_same_flips(tmp_path: Path) -> None:
-    """Of payload and signature every 29th byte: nothing that one refuses does the other take."""
+    """Every 29th byte of payload and signature: neither takes what the other refuses."""
     model, signature, public, key = unpacked(tmp_path, "P-256")
     with Bundle(tmp_path / "x.tar") as bundle:
         digests = bundle.digests()

@@ -155,7 +155,7 @@ def test_configuration_below_a_file_is_refused(system: Path) -> None:
 
 
 def test_configuration_whose_link_leads_nowhere_is_refused(system: Path) -> None:
-    """As before the disk that it lies on is mounted."""
+    """It may lie on a disk that is not mounted yet."""
     system.symlink_to("/nowhere/config.toml")
     refused(system, "a link that leads nowhere")
     system.unlink()
@@ -220,7 +220,7 @@ def test_key_that_is_none_is_refused_beside_a_good_one(
 def test_variable_of_names_that_are_all_empty_is_refused(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `$A:$B` is when neither is set."""
+    """`$A:$B` is that when neither is set."""
     monkeypatch.setenv(KEYS_VARIABLE, value)
     with pytest.raises(IntegrityError, match=f"{KEYS_VARIABLE}: names no key"):
         required_keys()
