@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ...packages import not_installed
-from ...runtime.sessions.onnxruntime import Array, reference_session
+from ...runtime.sessions.open import reference_session
+from ...runtime.sessions.session import Array
 from ...samples.files import GraphChain, load_sample, sample_files
 from ..report.schema import SecondOpinion
 from .measurement import Folders
