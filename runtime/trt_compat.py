@@ -38,13 +38,23 @@ class BuilderModule:
         return self.backend == "tensorrt_rtx"
 
 
+def install_command(backend: Backend, option: str = "") -> str:
+    """Return the command that installs a builder.
+
+    TensorRT's libraries lie on NVIDIA's own index; what other indexes have fetches them from there,
+    and fails behind a mirror with a page of text.
+    """
+    index = "--extra-index-url https://pypi.nvidia.com " if backend == "tensorrt" else ""
+    return f"pip install {option}{index}'arvg-trt[{_EXTRA[backend]}]'"
+
+
 def load_builder(backend: Backend) -> BuilderModule:
     """Import the package of `backend`.
 
     Raises:
         BuildError: the package or Polygraphy is missing, or its libraries do not load.
     """
-    install = f"pip install 'arvg-trt[{_EXTRA[backend]}]'"
+    install = install_command(backend)
     if find_spec("polygraphy") is None:
         raise BuildError("Polygraphy, which builds engines, is not installed", do=install)
     try:
@@ -57,7 +67,7 @@ def load_builder(backend: Backend) -> BuilderModule:
     except (ImportError, OSError) as error:
         raise BuildError(
             f"{_TITLE[backend]} is installed and does not load: {error}",
-            do=f"pip install --force-reinstall 'arvg-trt[{_EXTRA[backend]}]'",
+            do=install_command(backend, "--force-reinstall "),
         ) from error
 
 

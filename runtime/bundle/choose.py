@@ -15,6 +15,7 @@ from ..devices import Device, Gpu
 from ..folders import same_release
 from ..sessions.placement import CUDA, TENSORRT, TENSORRT_RTX, Problem
 from ..sessions.providers import provider_problem
+from ..trt_compat import install_command
 from .layout import BundleFacts, TargetGroup
 
 Step = Literal["exact engine", "compatible engine", "build here", "CUDA", "CPU"]
@@ -139,7 +140,7 @@ def build_problem(device: Device, gpu: Gpu | None, builders: Sequence[str]) -> s
     if gpu is None:
         return device.driver_problem or "the CPU was asked for"
     if not builders:
-        return "no builder is installed: pip install 'arvg-trt[tensorrt]', or on an RTX [rtx]"
+        return f"no builder is installed: {install_command('tensorrt')}, or on an RTX [rtx]"
     names = ", ".join(TITLES[name] for name in builders)
     return f"no provider here opens what {names} would build"
 
