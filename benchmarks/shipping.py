@@ -25,10 +25,9 @@ import click
 
 from ..api import Workspace
 from ..pipeline.ship import make_keys
-from ..runtime.bundle.cache import CACHE_VARIABLE
 from ..runtime.bundle.open import open_bundle
 from ..runtime.bundle.reader import Bundle
-from ..workspace.files import KNOWN
+from ..workspace.files import CACHE_VARIABLE, KNOWN
 from .common import (
     RESULTS,
     environment,

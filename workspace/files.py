@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import ArvgError, WorkspaceError
 
+CACHE_VARIABLE = "ARVG_TRT_CACHE"
 # Other users can read the files, as far as the folders above permit.
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
@@ -200,3 +202,19 @@ def recover_folder(final: Path) -> None:
             old.rename(final)
     for leftover in final.parent.glob(f".{final.name}.*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def user_cache() -> Path:
+    """Return the folder for what can be made again: `ARVG_TRT_CACHE`, or the system's custom.
+
+    Raises:
+        WorkspaceError: neither is set, and this user has no home.
+    """
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    try:
+        return Path(base or Path.home() / ".cache") / "arvg-trt"
+    except RuntimeError as error:
+        what = f"the user {os.geteuid()} has no home to keep files in"
+        raise WorkspaceError(what, do=f"set {CACHE_VARIABLE} to a folder") from error

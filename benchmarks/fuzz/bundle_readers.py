@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from ...runtime.bundle.cache import CACHE_VARIABLE, unpack_cached
+from ...runtime.bundle.cache import unpack_cached
 from ...runtime.bundle.reader import Bundle
 from ...runtime.bundle.signature import generate_key
+from ...workspace.files import CACHE_VARIABLE
 from .bundles import bundle_bytes, small_contents
 
 NAME = "shipped.tar"

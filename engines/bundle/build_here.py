@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 
 from ...errors import BuildError
-from ...runtime.bundle.cache import cache_root, locked, own_folder
+from ...runtime.bundle.cache import locked, own_folder
 from ...runtime.devices import Gpu
 from ...runtime.trt_compat import Backend, version
-from ...workspace.files import digest_files
+from ...workspace.files import digest_files, user_cache
 from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter, SilentReporter, StageResult, package_versions, run_stage
 from ..facts import BuildFacts
@@ -43,7 +43,7 @@ def build_place(kit: Path, backend: Backend, gpu: Gpu | None) -> Path:
     if gpu is None:
         raise BuildError("there is no GPU to build for", do="name a workspace and a --target")
     name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower())
-    return own_folder(cache_root() / "engines") / f"{kit.parent.name}-{release}-{name}"
+    return own_folder(user_cache() / "engines") / f"{kit.parent.name}-{release}-{name}"
 
 
 def build_kit(

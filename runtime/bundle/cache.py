@@ -18,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...errors import WorkspaceError
-from ...workspace.files import atomic_folder, sha256_file
+from ...workspace.files import CACHE_VARIABLE, atomic_folder, sha256_file, user_cache
 from .layout import BundleFile, TargetGroup
 from .reader import Bundle
 
-CACHE_VARIABLE = "ARVG_TRT_CACHE"
 MOST_DAYS = 30  # an entry lives after it was opened
 DAY = 86_400  # seconds
 SPARE = 64 * 2**20  # bytes to leave free on the disk
@@ -31,23 +30,6 @@ MARK_LENGTH = 32  # hexadecimal digits of a digest that name an entry
 ENTRY = re.compile(rf"\.?[0-9a-f]{{{MARK_LENGTH}}}-.+")
 LEFTOVER = re.compile(r"(\.[^.]+\.tmp|\.old)\Z")
 OTHER_CACHE = f"set {CACHE_VARIABLE} to another folder"
-
-
-def cache_root() -> Path:
-    """Return the user's cache folder: `ARVG_TRT_CACHE`, or what XDG says.
-
-    Raises:
-        WorkspaceError: neither is set, and this user has no home.
-    """
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(base or Path.home() / ".cache") / "arvg-trt"
-    except RuntimeError as error:
-        what = f"the user {os.geteuid()} has no home to keep unpacked bundles in"
-        raise WorkspaceError(what, do=f"set {CACHE_VARIABLE} to a folder") from error
 
 
 def unpack_cached(bundle: Bundle, group: TargetGroup) -> Path:
@@ -60,7 +42,7 @@ def unpack_cached(bundle: Bundle, group: TargetGroup) -> Path:
         WorkspaceError: the cache is another user's, or the disk has no room.
     """
     files = (bundle.facts_file, *bundle.facts.documents, *group.files)
-    root = own_folder(cache_root() / "bundles")
+    root = own_folder(user_cache() / "bundles")
     folder = root / f"{bundle.facts_file.sha256[:MARK_LENGTH]}-{group.name}"
     if not os.access(root, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         if is_whole(folder, files):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import os
 import re
 import sys
 from functools import cache
@@ -19,6 +18,7 @@ from typing import Any
 import onnxruntime as ort
 
 from ...errors import BundleError
+from ...workspace.files import user_cache
 from ..devices import CUDA_DRIVER, RTX_MODULE, RTX_PACKAGES, Gpu, rtx_packages, this_device
 from .placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem
 
@@ -215,14 +215,3 @@ def cache_folder(placement: Placement) -> Path:
     folder = user_cache() / placement.provider.removesuffix("ExecutionProvider").lower() / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
-
-
-def user_cache() -> Path:
-    """Return the folder for what can be made again: `ARVG_TRT_CACHE`, or the system's custom."""
-    if os.environ.get("ARVG_TRT_CACHE"):
-        return Path(os.environ["ARVG_TRT_CACHE"])
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "arvg-trt"

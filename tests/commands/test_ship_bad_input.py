@@ -262,10 +262,10 @@ def test_user_without_a_home_has_no_keys_and_is_told_to_name_a_cache() -> None:
     program = (
         "import os\n"
         "from arvg_trt.runtime.bundle.trust import required_keys\n"
-        "from arvg_trt.runtime.bundle.cache import cache_root\n"
+        "from arvg_trt.workspace.files import user_cache\n"
         "os.setuid(54321)\n"
         "print(required_keys())\n"
-        "try: cache_root()\n"
+        "try: user_cache()\n"
         "except Exception as error: print(error)\n"
     )
     homes = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
@@ -275,7 +275,7 @@ def test_user_without_a_home_has_no_keys_and_is_told_to_name_a_cache() -> None:
     )
     assert done.stdout.splitlines() == [
         "()",
-        "the user 54321 has no home to keep unpacked bundles in (set ARVG_TRT_CACHE to a folder)",
+        "the user 54321 has no home to keep files in (set ARVG_TRT_CACHE to a folder)",
     ]
 
 

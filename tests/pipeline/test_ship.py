@@ -20,13 +20,13 @@ from packaging.requirements import Requirement
 
 import arvg_trt
 from arvg_trt.recipe.file import load_recipe
-from arvg_trt.runtime.bundle.cache import CACHE_VARIABLE
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE
 from arvg_trt.runtime.devices import this_device
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.validate.report.schema import load_report
+from arvg_trt.workspace.files import CACHE_VARIABLE
 
 from ..command_line import Finished, arvg, assert_refused, digests
 from ..minis.minis import Quantized

@@ -21,8 +21,8 @@ from arvg_trt.runtime.sessions.providers import (
     provider_options,
     provider_problem,
     rtx_device,
-    user_cache,
 )
+from arvg_trt.workspace.files import user_cache
 
 from .test_devices import COMPILER, needs_compiler, stand_in
 

@@ -24,14 +24,13 @@ from arvg_trt.engines.bundle.write import write_bundle
 from arvg_trt.errors import IntegrityError, WorkspaceError
 from arvg_trt.runtime.bundle import cache
 from arvg_trt.runtime.bundle.cache import (
-    CACHE_VARIABLE,
     DAY,
-    cache_root,
     is_whole,
     remove_old,
     unpack_cached,
 )
 from arvg_trt.runtime.bundle.reader import Bundle
+from arvg_trt.workspace.files import CACHE_VARIABLE, user_cache
 
 NOBODY = 65534
 ENGINE = "engines/int8/onnxruntime/model.onnx"
@@ -247,7 +246,7 @@ def test_user_without_a_home_is_told_of_the_variable(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(WorkspaceError, match=f"set {CACHE_VARIABLE} to a folder"):
-        cache_root()
+        user_cache()
 
 
 # Other processes; these run as users run them.
