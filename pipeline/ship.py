@@ -11,9 +11,9 @@ import msgspec
 
 from ..errors import BuildError, WorkspaceError
 from ..packages import installed_builders
-from ..runtime.bundle.cache import require_room, unpack_cached
+from ..runtime.bundle.cache import holds, require_room, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose
-from ..runtime.bundle.layout import BundleFile
+from ..runtime.bundle.layout import BundleFile, TargetGroup
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
     generate_key,
@@ -23,7 +23,7 @@ from ..runtime.bundle.signature import (
 from ..runtime.bundle.trust import require_trust
 from ..runtime.devices import this_device
 from ..runtime.trt_compat import Backend
-from ..workspace.files import atomic_folder, atomic_write, named, sha256_file
+from ..workspace.files import atomic_folder, atomic_write, named
 from ..workspace.stage import Reporter, StageResult
 from .bundle import megabytes, password
 
@@ -120,14 +120,26 @@ def unpack_file(
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
         files = (bundle.facts_file, *group_files(bundle, group))
-        for each in bundle.facts.groups:
-            if group in (None, each.name):
-                bundle.require_engines(each)
-        disk = next(each for each in output.absolute().parents if each.is_dir())
-        require_room(disk, sum(file.bytes for file in files), "name a folder on another disk")
-        with atomic_folder(output) as temporary:
-            bundle.extract(files, temporary)
+        groups = [each for each in bundle.facts.groups if group in (None, each.name)]
+        extract_new(bundle, groups, files, output)
     return files
+
+
+def extract_new(
+    bundle: Bundle, groups: Sequence[TargetGroup], files: Sequence[BundleFile], output: Path
+) -> None:
+    """Unpack files of some target groups to a new folder, once their engines are checked.
+
+    Raises:
+        IntegrityError: a file differs from its digest, or an engine from its group.
+        WorkspaceError: the disk has no room.
+    """
+    for group in groups:
+        bundle.require_engines(group)
+    disk = next(each for each in output.absolute().parents if each.is_dir())
+    require_room(disk, sum(file.bytes for file in files), "name a folder on another disk")
+    with atomic_folder(output) as temporary:
+        bundle.extract(files, temporary)
 
 
 def bundled_workspace(path: Path, name: str | None, keys: Sequence[Path]) -> tuple[Path, str]:
@@ -148,11 +160,10 @@ def bundled_workspace(path: Path, name: str | None, keys: Sequence[Path]) -> tup
             raise WorkspaceError(what, where=str(path), do="pack it with `bundle --with-reference`")
         if name not in (None, packed.quantization):
             raise WorkspaceError(f"holds {packed.quantization}, not {name}", where=str(path))
-        own = bundle.facts_file
-        if not folder.exists():
-            with atomic_folder(folder) as temporary:
-                bundle.extract((own, *packed.files), temporary)
-        elif not (folder / own.path).is_file() or sha256_file(folder / own.path) != own.sha256:
+        files = (bundle.facts_file, *packed.files)
+        if not os.path.lexists(folder):
+            extract_new(bundle, packed.groups, files, folder)
+        elif not holds(folder, files):
             what = "is there already, and not what this bundle unpacks to"
             raise WorkspaceError(what, where=str(folder), do="rename the bundle, or the folder")
     return folder, packed.quantization

@@ -18,8 +18,9 @@ from ...errors import IntegrityError
 from ...graph.sites import SITES_FILE, SiteMap
 from ...numerics.scheme import Plan
 from ...quantize.facts import OverflowTensor
+from ...recipe.base import with_changes
 from ...recipe.build import BuildOptions
-from ...runtime.bundle.layout import BundleFile, TargetGroup
+from ...runtime.bundle.layout import BundleFile, TargetGroup, name_problem
 from ...runtime.trt_compat import Backend
 from ...workspace.files import atomic_write, decode_json, encode_json, sha256_file
 from ...workspace.verify import GENERATOR_FILE
@@ -93,14 +94,20 @@ def read_kit(
     """Return a kit, and how its engines are built for some targets.
 
     Raises:
-        IntegrityError: it cannot be read.
+        IntegrityError: it cannot be read, or names a graph that no file beside it can have.
+        RecipeError: its sizes, or the targets, are none that engines take.
     """
     do = "get the bundle again"
     kit = decode_json(folder / KIT_FILE, Kit, do=do, error=IntegrityError)
+    for graph in kit.profiles:
+        if name_problem(graph) is not None:  # an engine of this name is written
+            what = f"{graph[:100]!r} is no name of a graph"
+            raise IntegrityError(what, where=str(folder / KIT_FILE), do=do)
     plan = None
     if (folder / PLAN_FILE).is_file():
         plan = decode_json(folder / PLAN_FILE, Plan, do=do, error=IntegrityError)
-    options = BuildOptions(
+    options = with_changes(
+        BuildOptions(),
         backend=backend,
         targets=tuple(targets),
         half=kit.half,

@@ -119,6 +119,26 @@ def is_whole(folder: Path, files: Sequence[BundleFile]) -> bool:
         return False
 
 
+def holds(folder: Path, files: Sequence[BundleFile]) -> bool:
+    """Return whether a folder has these files as they were packed, none by way of a link.
+
+    There may be others, as of a workspace that was worked in since.
+    """
+    for file in files:
+        path = folder / file.path
+        between = [each for each in path.parents if each.is_relative_to(folder)]
+        try:
+            if any(each.is_symlink() for each in (path, *between)):
+                return False
+            if not path.is_file() or path.stat().st_size != file.bytes:
+                return False
+            if sha256_file(path) != file.sha256:
+                return False
+        except OSError:
+            return False
+    return True
+
+
 def remove(path: Path) -> None:
     """Remove what is in the place of an entry: a folder, a file, or a link but not its end."""
     if path.is_dir() and not path.is_symlink():

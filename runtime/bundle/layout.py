@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ...errors import IntegrityError
+from ...recipe.base import check_name
 
 SCHEMA_VERSION = 1
 FACTS_FILE = "bundle.json"
@@ -194,6 +195,10 @@ def facts_problem(facts: BundleFacts) -> str | None:
     for text in shown:
         if len(text) > MOST_TEXT or not text.isprintable():
             return f"{text[:100]!r} is too long to be shown, or has control characters"
+    try:
+        check_name(facts.quantization)  # `build --from` makes a folder of this name
+    except ValueError as error:
+        return f"is of no quantization: {error}"
     return paths_problem(facts) or groups_problem(facts)
 
 
@@ -221,7 +226,7 @@ def groups_problem(facts: BundleFacts) -> str | None:
     names: set[str] = set()
     for group in facts.groups:
         called = f"the target group {group.name[:100]!r}"
-        if "/" in group.name or len(group.name) > MOST_NAME or path_problem(group.name):
+        if len(group.name) > MOST_NAME or name_problem(group.name) is not None:
             return f"{called} has a name that no folder can have"
         if folded(group.name) in names:
             return f"{called} is named twice"
@@ -231,6 +236,11 @@ def groups_problem(facts: BundleFacts) -> str | None:
             return f"{called} has no file in its folder"
         names.add(folded(group.name))
     return None
+
+
+def name_problem(name: str) -> str | None:
+    """Return why a name is not one of a file or a folder itself; None if it is."""
+    return "has folders" if "/" in name else path_problem(name)
 
 
 def folded(path: str) -> str:

@@ -15,11 +15,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from arvg_trt.benchmarks.fuzz.bundles import bundle_bytes, forged, plan, small_contents
+from arvg_trt.benchmarks.fuzz.bundles import (
+    bundle_bytes,
+    forged,
+    plan,
+    small_contents,
+    target_group,
+)
 from arvg_trt.cli import cli
 from arvg_trt.errors import IntegrityError, WorkspaceError
 from arvg_trt.pipeline.bundle import require_names
-from arvg_trt.pipeline.ship import make_keys, unpack_file
+from arvg_trt.pipeline.ship import bundled_workspace, make_keys, unpack_file
 from arvg_trt.runtime.bundle import trust
 from arvg_trt.runtime.bundle.signature import private_pem, public_pem
 
@@ -161,6 +167,56 @@ def test_unpack_of_more_than_the_disk_takes_is_refused_first(
     with pytest.raises(WorkspaceError, match="has 0 MB free"):
         unpack_file(bundle(tmp_path), tmp_path / "deep" / "out", None, ())
     assert [p.name for p in tmp_path.iterdir()] == ["x.tar"]
+
+
+def with_reference(folder: Path, **more: Any) -> Path:
+    files = {"export/model.onnx": b"an FP32 graph"}
+    group = target_group("reference", "reference", files)
+    return bundle(folder, more=[(group, files)], **more)
+
+
+def test_workspace_of_a_bundle_is_made_once_and_may_have_more_files(tmp_path: Path) -> None:
+    path = with_reference(tmp_path)
+    folder, name = bundled_workspace(path, None, ())
+    (folder / "validate").mkdir()
+    (folder / "validate" / "report.json").write_text("{}")
+    assert bundled_workspace(path, "int8", ()) == (folder, name) == (tmp_path / "x", "int8")
+
+
+@pytest.mark.parametrize("spoiled", ["export/model.onnx", "README.md", "bundle.json"])
+@pytest.mark.parametrize("way", ["changed", "lost", "link"])
+def test_workspace_of_a_bundle_that_was_changed_is_refused(
+    spoiled: str, way: str, tmp_path: Path
+) -> None:
+    """Its own manifest could be mended by whoever changes a graph; the bundle's digests cannot."""
+    path = with_reference(tmp_path)
+    folder, _ = bundled_workspace(path, None, ())
+    file = folder / spoiled
+    data = file.read_bytes()
+    file.unlink()
+    if way == "changed":
+        file.write_bytes(data[:-1] + b"x")
+    elif way == "link":
+        (tmp_path / "same").write_bytes(data)
+        file.symlink_to(tmp_path / "same")
+    with pytest.raises(WorkspaceError, match="x: is there already, and not what this bundle"):
+        bundled_workspace(path, None, ())
+
+
+def test_workspace_of_a_bundle_below_a_link_is_refused(tmp_path: Path) -> None:
+    path = with_reference(tmp_path)
+    folder, _ = bundled_workspace(path, None, ())
+    (folder / "export").rename(tmp_path / "export")
+    (folder / "export").symlink_to(tmp_path / "export")
+    with pytest.raises(WorkspaceError, match="not what this bundle unpacks to"):
+        bundled_workspace(path, None, ())
+
+
+def test_workspace_is_not_made_of_an_engine_unlike_its_group(tmp_path: Path) -> None:
+    path = with_reference(tmp_path, engine=plan("1.8.0.1"))
+    with pytest.raises(IntegrityError, match=r"was built by version 1\.8\.0\.1"):
+        bundled_workspace(path, None, ())
+    assert not (tmp_path / "x").exists()
 
 
 # Keys.

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from arvg_trt.benchmarks.fuzz.bundles import plan
 from arvg_trt.engines.bundle.contents import engine_groups
 from arvg_trt.engines.bundle.triton import (
     describe_repository,
@@ -21,6 +22,7 @@ from arvg_trt.errors import WorkspaceError
 from arvg_trt.recipe.build import BuildOptions
 from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import GraphChain
+from arvg_trt.workspace.files import sha256_file
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 from arvg_trt.workspace.stage import run_stage
 from arvg_trt.workspace.verify import read_manifest
@@ -284,8 +286,13 @@ def rtx_group(workspace: Path) -> None:
     made = tensorrt_group(workspace, "int8")
     manifest = read_manifest(made)
     shutil.move(made, made.with_name("rtx-sm89"))
+    outputs = dict(manifest.outputs)
+    for path in made.with_name("rtx-sm89").glob("*.engine"):
+        path.write_bytes(plan("1.7.1.116", "sm89"))
+        outputs[path.name] = sha256_file(path)
     changed = msgspec.structs.replace(
         manifest,
+        outputs=outputs,
         options=manifest.options | {"backend": "tensorrt_rtx"},
         versions={"tensorrt_rtx": "1.7.1.116"},
     )
