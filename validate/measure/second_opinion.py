@@ -75,7 +75,7 @@ def compared(
     """Run a graph by Polygraphy and compare its outputs with `ours`."""
     import onnxruntime as ort
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
-    from polygraphy.comparator import Comparator, CompareFunc, IterationResult, RunResults
+    from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
     from polygraphy.logger import G_LOGGER
 
     # Optimized by default, ONNX Runtime rounds the inputs of products with INT8 weights alone: 0.04
@@ -87,7 +87,11 @@ def compared(
         theirs = Comparator.run([OnnxrtRunner(load, name="polygraphy")], data_loader=[dict(feeds)])
         run = IterationResult(outputs=dict(ours), runner_name="arvg-trt")
         both = RunResults([("arvg-trt", [run]), *theirs])
-        rule = CompareFunc.simple(rtol=RELATIVE, atol=ABSOLUTE)
+        exact = {name: np.issubdtype(value.dtype, np.integer) for name, value in ours.items()}
+        rule = SimpleCompareFunc(
+            rtol={name: 0.0 if equal else RELATIVE for name, equal in exact.items()},
+            atol={name: 0.0 if equal else ABSOLUTE for name, equal in exact.items()},
+        )
         agrees = bool(Comparator.compare_accuracy(both, compare_func=rule))
     given = theirs[0][1][0]
     errors = [largest_difference(np.asarray(given[name]), value) for name, value in ours.items()]
