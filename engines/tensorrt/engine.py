@@ -141,7 +141,7 @@ class EngineBuild:
             backend=self.backend,
             targets=group,
             profiles=self.profiles[graph],
-            timing_cache=self._timing_cache(group),
+            timing_cache=self.timings(group),
         )
         (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
         products = read_products(copy, self.profiles[graph])
@@ -166,7 +166,7 @@ class EngineBuild:
             status=result.status,
         )
 
-    def _timing_cache(self, group: Sequence[Target]) -> TimingCache | None:
+    def timings(self, group: Sequence[Target]) -> TimingCache | None:
         """Return the timings of the GPU that TensorRT builds for; TensorRT for RTX has none."""
         mode = self.options.timing_cache
         if self.backend == "tensorrt_rtx" or self.timing_cache is None or mode == "off":
