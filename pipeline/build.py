@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from ..workspace.stage import Reporter, StageResult, package_versions, require_o
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from ..engines.tensorrt.engine import EngineBuild
     from ..engines.tensorrt.targets import Target
 
 
@@ -78,22 +80,30 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
     return run_stage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
 
 
-def build_tensorrt(
+@dataclass(frozen=True, slots=True)
+class OpenBuild:
+    """Hold what the engines of a back end are built from, and for which groups of targets.
+
+    `read` are the manifests of what they depend on; `risks` finds what stays in FP32, once.
+    """
+
+    build: EngineBuild
+    groups: tuple[tuple[Target, ...], ...]
+    read: tuple[Manifest, ...]
+    risks: Callable[[], tuple[OverflowTensor, ...]]
+
+
+def open_build(
     workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
-) -> list[StageResult]:
-    """Build engine files for the targets, those that share one together.
+) -> OpenBuild:
+    """Open what TensorRT engines are built from.
 
     Raises:
-        BuildError: a target that is unknown or lacks a format, a graph that does not compile, or a
-            site that is not what was planned.
-        OutOfMemory: there is less memory than the builder takes.
-        WorkspaceError: there is less disk than the engines take.
+        BuildError: a target that is unknown or lacks a format.
     """
-    from ..engines.tensorrt.engine import EngineBuild, folder_name, overflow_risks, target_groups
-    from ..engines.tensorrt.preflight import estimate, require_room
+    from ..engines.tensorrt.engine import EngineBuild, overflow_risks, target_groups
     from ..engines.tensorrt.profiles import graph_profiles
     from ..quantize.overflow import find_calibration
-    from ..runtime.trt_compat import version
 
     backend = options.backend
     assert backend != "onnxruntime"
@@ -104,7 +114,6 @@ def build_tensorrt(
     profiles = graph_profiles(workspace, model.manifest, options)
     timings = workspace.folder("engines") if backend == "tensorrt" else None
     build = EngineBuild(source, backend, options, plan, site_map, profiles, timings)
-    builder = version(backend)
     watched = plan is None and options.half == "float16"
     calibrated = find_calibration(workspace, reporter) if watched else None
     read = [m for m in (manifest, model.manifest, calibrated) if m is not None]
@@ -116,9 +125,32 @@ def build_tensorrt(
         found = overflow_risks(workspace, plan, manifest, options, calibrated, reporter)
         return tuple(found)
 
+    return OpenBuild(build, groups, tuple(read), risks)
+
+
+def build_tensorrt(
+    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+) -> list[StageResult]:
+    """Build engine files for the targets, those that share one together.
+
+    Raises:
+        BuildError: a target that is unknown or lacks a format, a graph that does not compile, or a
+            site that is not what was planned.
+        OutOfMemory: there is less memory than the builder takes.
+        WorkspaceError: there is less disk than the engines take.
+    """
+    from ..engines.tensorrt.engine import folder_name
+    from ..engines.tensorrt.preflight import estimate, require_room
+    from ..runtime.trt_compat import version
+
+    opened = open_build(workspace, name, options, reporter)
+    build, groups, risks = opened.build, opened.groups, opened.risks
+    builder = version(build.backend)
+
     @cache
     def prepare() -> None:
-        needed = estimate([source / f"{graph}.onnx" for graph in profiles], len(groups))
+        graphs = [build.source / f"{graph}.onnx" for graph in build.profiles]
+        needed = estimate(graphs, len(groups))
         require_room(needed, workspace.root)
         if needed.is_large:
             reporter.say(f"building {name} takes {needed}")
@@ -128,9 +160,9 @@ def build_tensorrt(
         targets = tuple(target.sm for target in group)
         wanted = Manifest(
             stage="build",
-            inputs={k: v for each in read for k, v in each.as_inputs().items()},
+            inputs={k: v for each in opened.read for k, v in each.as_inputs().items()},
             options={**msgspec.to_builtins(options), "name": name, "targets": list(targets)},
-            versions=package_versions("onnx", "onnx-ir") | {backend: builder},
+            versions=package_versions("onnx", "onnx-ir", "polygraphy") | {build.backend: builder},
         )
 
         def work(
@@ -140,9 +172,9 @@ def build_tensorrt(
             return BuildFacts(
                 engines=build.write(group, folder, risks(), reporter),
                 targets=targets,
-                fp32_tensors=risks() if plan is None else msgspec.UNSET,
+                fp32_tensors=risks() if build.plan is None else msgspec.UNSET,
             )
 
-        folder = workspace.folder("engines", name, folder_name(backend, options, group))
+        folder = workspace.folder("engines", name, folder_name(build.backend, options, group))
         results.append(run_stage(folder, wanted, work))
     return results

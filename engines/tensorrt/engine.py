@@ -132,7 +132,7 @@ class EngineBuild:
     ) -> EngineRow:
         """Write the half-precision copy of a graph and the engine that is built from it."""
         own_sites, half = self.site_map.of_graph(graph), self.options.half
-        copy = write_half_precision(self.source, graph, own_sites, folder, wide, half)
+        copy = self.write_copy(graph, folder, wide)
         entries = {entry.name: entry for entry in self.plan.sites} if self.plan else {}
         entries = {s.name: entries[s.name] for s in own_sites if s.name in entries}
         result = compile_engine(
@@ -165,6 +165,11 @@ class EngineBuild:
             proof=digest(result.layers, products, planned, missing) if result.layers else None,
             status=result.status,
         )
+
+    def write_copy(self, graph: str, folder: Path, wide: Sequence[OverflowTensor]) -> Path:
+        """Write the half-precision copy of a graph to `folder`; return its path."""
+        sites = self.site_map.of_graph(graph)
+        return write_half_precision(self.source, graph, sites, folder, wide, self.options.half)
 
     def timings(self, group: Sequence[Target]) -> TimingCache | None:
         """Return the timings of the GPU that TensorRT builds for; TensorRT for RTX has none."""

@@ -249,6 +249,7 @@ def test_operator_that_the_builder_lacks_is_refused_by_node(tmp_path: Path) -> N
         ("weight value 70000 is out of half range", "f16", "--half bfloat16"),
         ("weight value 70000 is out of half range", "bf16", "--exclude SITE"),
         ("Out of memory in requested tactic", "f16", "free memory"),
+        ("UNSUPPORTED_NODE: false", "f16", "`arvg-trt analyze`"),
     ],
 )
 def test_a_refusal_offers_what_fits_its_reason(text: str, half: str, way: str) -> None:
