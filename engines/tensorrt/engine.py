@@ -176,7 +176,7 @@ class EngineBuild:
         mode = self.options.timing_cache
         if self.backend == "tensorrt_rtx" or self.timing_cache is None or mode == "off":
             return None
-        path = self.timing_cache / f"timing-{group[0].sm}.cache"
+        path = self.timing_cache.absolute() / f"timing-{group[0].sm}.cache"
         return TimingCache(path=str(path), update=mode == "update")
 
 

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from ...packages import not_installed
 from ...runtime.sessions.onnxruntime import Array, reference_session
 from ...samples.files import GraphChain, load_sample, sample_files
-from ..report.schema import SecondOpinion
-from .measurement import Folders
 
 FOLDER = "second-opinion"  # of the report's folder, with a file of feeds a graph
 # Both run the same kernels, and gave equal bits in a tokenizer, a generator and a linear; what
@@ -28,8 +27,21 @@ FOLDER = "second-opinion"  # of the report's folder, with a file of feeds a grap
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 
 
+class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Compare a graph's outputs in our session with those in Polygraphy's runner, fed alike.
+
+    ``max_error`` is the largest absolute difference of any output.
+    """
+
+    candidate: str
+    graph: str
+    outputs: int
+    max_error: float
+    agrees: bool
+
+
 def second_opinions(
-    folders: Folders, graphs: Sequence[str], samples: Path, report: Path
+    folders: Mapping[str, Path], graphs: Sequence[str], samples: Path, report: Path
 ) -> tuple[SecondOpinion, ...]:
     """Return how far Polygraphy's outputs are from ours, for the `graphs` in each of `folders`.
 
