@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from .commands.diagnose import diagnose
 from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
 from .commands.info import analyze, compare, doctor, inspect, models, recipes, targets
@@ -54,6 +55,7 @@ for command in (
     analyze,
     inspect,
     compare,
+    diagnose,
     doctor,
 ):
     cli.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,6 @@ from ..numerics.scheme import Plan
 from ..quantize.facts import OverflowTensor
 from ..recipe.build import BuildOptions
 from ..runtime.devices import this_device
-from ..runtime.trt_compat import Backend
 from ..workspace.facts import FP16, Exported
 from ..workspace.files import decode_json
 from ..workspace.manifest import Manifest
@@ -81,10 +81,33 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
     return run_stage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
 
 
-def prepare_build(
-    workspace: Workspace, name: str, backend: Backend, options: BuildOptions, reporter: Reporter
-) -> tuple[EngineBuild, list[Manifest], Callable[[], tuple[OverflowTensor, ...]]]:
-    """Return how engines are built, the manifests of what is read, and what finds overflow risks.
+@dataclass(frozen=True, slots=True)
+class OpenBuild:
+    """Hold what the engines of a back end are built from.
+
+    `read` are the manifests of what they depend on; `risks` finds what stays in FP32, once.
+    """
+
+    build: EngineBuild
+    read: tuple[Manifest, ...]
+    risks: Callable[[], tuple[OverflowTensor, ...]]
+
+    def groups(self) -> tuple[tuple[Target, ...], ...]:
+        """Return the targets, those together that share a plan file.
+
+        Raises:
+            BuildError: one that is unknown or lacks a format, or there is no GPU to build for.
+        """
+        from ..engines.tensorrt.engine import target_groups
+
+        build = self.build
+        return target_groups(build.backend, build.options, build.plan, build.site_map)
+
+
+def open_build(
+    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+) -> OpenBuild:
+    """Open what TensorRT engines are built from, whether or not a builder is there.
 
     Raises:
         BuildError: a size that the model does not take.
@@ -94,6 +117,8 @@ def prepare_build(
     from ..engines.tensorrt.profiles import graph_profiles
     from ..quantize.overflow import find_calibration
 
+    backend = options.backend
+    assert backend != "onnxruntime"
     source, manifest, plan = source_graphs(workspace, name)
     site_map = load_sites(workspace.folder("export"))
     model = Exported.open(workspace)
@@ -111,7 +136,7 @@ def prepare_build(
         found = overflow_risks(workspace, plan, manifest, options, calibrated, reporter)
         return tuple(found)
 
-    return build, read, risks
+    return OpenBuild(build, tuple(read), risks)
 
 
 def build_tensorrt(
@@ -125,20 +150,18 @@ def build_tensorrt(
         OutOfMemory: there is less memory than the builder takes.
         WorkspaceError: there is less disk than the engines take.
     """
-    from ..engines.tensorrt.engine import folder_name, target_groups
+    from ..engines.tensorrt.engine import folder_name
     from ..engines.tensorrt.preflight import estimate, require_room
     from ..runtime.trt_compat import version
 
-    backend = options.backend
-    assert backend != "onnxruntime"
-    _, _, plan = source_graphs(workspace, name)
-    groups = target_groups(backend, options, plan, load_sites(workspace.folder("export")))
-    build, read, risks = prepare_build(workspace, name, backend, options, reporter)
-    builder = version(backend)
+    opened = open_build(workspace, name, options, reporter)
+    build, groups, risks = opened.build, opened.groups(), opened.risks
+    builder = version(build.backend)
 
     @cache
     def prepare() -> None:
-        needed = estimate([build.source / f"{graph}.onnx" for graph in build.profiles], len(groups))
+        graphs = [build.source / f"{graph}.onnx" for graph in build.profiles]
+        needed = estimate(graphs, len(groups))
         require_room(needed, workspace.root)
         if needed.is_large:
             reporter.say(f"building {name} takes {needed}")
@@ -148,9 +171,9 @@ def build_tensorrt(
         targets = tuple(target.sm for target in group)
         wanted = Manifest(
             stage="build",
-            inputs={k: v for each in read for k, v in each.as_inputs().items()},
+            inputs={k: v for each in opened.read for k, v in each.as_inputs().items()},
             options={**msgspec.to_builtins(options), "name": name, "targets": list(targets)},
-            versions=package_versions("onnx", "onnx-ir") | {backend: builder},
+            versions=package_versions("onnx", "onnx-ir", "polygraphy") | {build.backend: builder},
         )
 
         def work(
@@ -159,12 +182,12 @@ def build_tensorrt(
             prepare()
             return BuildFacts(
                 engines=build.write(group, folder, risks(), reporter),
-                gpu=gpu_name() if backend == "tensorrt" else msgspec.UNSET,
+                gpu=gpu_name() if build.backend == "tensorrt" else msgspec.UNSET,
                 targets=targets,
-                fp32_tensors=risks() if plan is None else msgspec.UNSET,
+                fp32_tensors=risks() if build.plan is None else msgspec.UNSET,
             )
 
-        folder = workspace.folder("engines", name, folder_name(backend, options, group))
+        folder = workspace.folder("engines", name, folder_name(build.backend, options, group))
         results.append(run_stage(folder, wanted, work))
     return results
 

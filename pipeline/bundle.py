@@ -27,7 +27,7 @@ from ..workspace.manifest import MANIFEST
 from ..workspace.stage import Reporter, tool_version
 from ..workspace.verify import read_manifest, verify
 from ..workspace.workspace import RECIPE_FILE, Workspace
-from .build import prepare_build
+from .build import open_build
 
 if TYPE_CHECKING:
     from ..engines.bundle.contents import GroupSources
@@ -102,11 +102,10 @@ def packed_kit(
         made = read_manifest(workspace.root / built[0])
         own = {k: v for k, v in made.options.items() if k in BuildOptions.__struct_fields__}
         options = with_changes(options, **own)
-    build, _, risks = prepare_build(workspace, name, "tensorrt", options, reporter)
-    write_kit(
-        build, model_name(workspace.manifest("export", stage="export")), name, risks(), folder
-    )
-    return kit_group(build, folder)
+    opened = open_build(workspace, name, options, reporter)
+    model = model_name(workspace.manifest("export", stage="export"))
+    write_kit(opened.build, model, name, opened.risks(), folder)
+    return kit_group(opened.build, folder)
 
 
 def bundle_documents(

@@ -27,10 +27,7 @@ class BuilderModule:
 
     backend: Backend
     module: ModuleType
-
-    @property
-    def version(self) -> str:
-        return str(self.module.__version__)
+    version: str
 
     @property
     def ahead_of_time(self) -> bool:
@@ -58,7 +55,7 @@ def load_builder(backend: Backend) -> BuilderModule:
     if find_spec("polygraphy") is None:
         raise BuildError("Polygraphy, which builds engines, is not installed", do=install)
     try:
-        return BuilderModule(backend, importlib.import_module(backend))
+        module = importlib.import_module(backend)
     except ModuleNotFoundError as error:
         raise BuildError(
             f"{_TITLE[backend]} is not installed ({error})",
@@ -69,6 +66,7 @@ def load_builder(backend: Backend) -> BuilderModule:
             f"{_TITLE[backend]} is installed and does not load: {error}",
             do=install_command(backend, "--force-reinstall "),
         ) from error
+    return BuilderModule(backend, module, str(module.__version__))
 
 
 def version(backend: Backend) -> str:

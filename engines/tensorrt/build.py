@@ -161,7 +161,7 @@ def _compile(
     said = _hear_polygraphy()
     where = str(onnx_path)
     try:
-        builder, network, parser = NetworkFromOnnxPath(where, strongly_typed=_asks_for_types(api))()
+        builder, network, parser = NetworkFromOnnxPath(where, strongly_typed=asks_for_types(api))()
     except PolygraphyException as error:
         reasons = [*said[:-1], *log.errors[-1:], *said]  # the last that it says is that it failed
         raise not_parsed(onnx_path, reasons) from error
@@ -172,7 +172,7 @@ def _compile(
         for i in range(network.num_inputs)
     }
     _check_profiles(inputs, profiles, where)
-    make_config = _config(api, targets, profiles, timing_cache)
+    make_config = builder_config(api, targets, profiles, timing_cache)
 
     def config(builder: Any, network: Any) -> Any:
         made = make_config(builder, network)
@@ -190,7 +190,7 @@ def _compile(
     return bytes(plan), log.layers, outputs
 
 
-def _config(
+def builder_config(
     api: BuilderModule,
     targets: Sequence[Target],
     profiles: Profiles,
@@ -211,7 +211,7 @@ def _config(
     return CreateConfig(profiles=[profile], load_timing_cache=cache, tf32=True)
 
 
-def _asks_for_types(api: BuilderModule) -> bool:
+def asks_for_types(api: BuilderModule) -> bool:
     """Return whether strong typing is a flag: 10.x must be asked, 11 and RTX always do it."""
     return not api.ahead_of_time and int(api.version.split(".")[0]) < 11
 

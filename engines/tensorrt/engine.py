@@ -146,7 +146,7 @@ class EngineBuild:
             backend=self.backend,
             targets=group,
             profiles=self.profiles[graph],
-            timing_cache=self._timing_cache(group),
+            timing_cache=self.timings(group),
         )
         (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
         products = read_products(copy, self.profiles[graph])
@@ -181,12 +181,12 @@ class EngineBuild:
                 shutil.copyfile(self.source / name, folder / name)
         return folder / f"{graph}.onnx"
 
-    def _timing_cache(self, group: Sequence[Target]) -> TimingCache | None:
+    def timings(self, group: Sequence[Target]) -> TimingCache | None:
         """Return the timings of the GPU that TensorRT builds for; TensorRT for RTX has none."""
         mode = self.options.timing_cache
         if self.backend == "tensorrt_rtx" or self.timing_cache is None or mode == "off":
             return None
-        path = self.timing_cache / f"timing-{group[0].sm}.cache"
+        path = self.timing_cache.absolute() / f"timing-{group[0].sm}.cache"
         return TimingCache(path=str(path), update=mode == "update")
 
 

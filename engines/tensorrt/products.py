@@ -151,6 +151,16 @@ def fixed_shapes(
     model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[int, ...]]:
     """Return all shapes that follow from those of the inputs; `model` is changed on the way."""
+    return known_shapes(with_fixed_shapes(model, inputs))
+
+
+def with_fixed_shapes(
+    model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]
+) -> onnx.ModelProto:
+    """Return a graph with the types and shapes that follow from the given shapes of inputs.
+
+    It is for looking at: what computes integers that follow too is gone, they are constants.
+    """
     from onnx import shape_inference
 
     for value in model.graph.input:
@@ -165,13 +175,11 @@ def fixed_shapes(
         if node.op_type == "GroupNormalization":  # ONNX 1.23 infers no shape behind it
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
-    shapes: dict[str, tuple[int, ...]] = {}
     for _ in range(ROUNDS):
         model = shape_inference.infer_shapes(model, data_prop=True)
-        shapes = known_shapes(model)
-        if not fold_integers(model, shapes):
+        if not fold_integers(model, known_shapes(model)):
             break
-    return shapes
+    return model
 
 
 def known_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,7 @@ WAYS_ON = (
     (r"\bmemory\b|\balloc", "free memory, or build with a smaller --image-size and --max-batch"),
     (r"datatypes?: *b16|\bbf(loat)?16\b", "leave out --half bfloat16, or name targets from sm80"),
     (
-        r"plugin not found|no importer|unsupported op|op(erator)? .*not supported",
+        r"plugin not found|no importer|unsupported[ _](op|node)|op(erator)? .*not supported",
         "`arvg-trt analyze` lists what each target takes; --backend onnxruntime takes most",
     ),
     (r"overflow|65504|(half|fp16|float16).*range|range.*(half|fp16|float16)", BFLOAT16),

@@ -490,7 +490,7 @@ def test_unknown_choice_lists_the_known_ones(args: tuple[str, ...], finished: Fi
     ("target", "words"),
     [
         ("rtx6090", ("rtx6090", "unknown target", "rtx5090")),
-        ("orin", ("orin", "no sm87", "tensorrt backend")),
+        ("orin", ("orin", "no sm87", "a bundle with the graphs")),
     ],
 )
 def test_target_that_nothing_can_be_built_for_is_refused(

@@ -14,14 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from ...packages import not_installed
 from ...runtime.sessions.open import reference_session
 from ...runtime.sessions.session import Array
 from ...samples.files import GraphChain, load_sample, sample_files
-from ..report.schema import SecondOpinion
-from .measurement import Folders
 
 FOLDER = "second-opinion"  # of the report's folder, with a file of feeds a graph
 # Both run the same kernels, and gave equal bits in a tokenizer, a generator and a linear; what
@@ -29,8 +28,21 @@ FOLDER = "second-opinion"  # of the report's folder, with a file of feeds a grap
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 
 
+class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Compare a graph's outputs in our session with those in Polygraphy's runner, fed alike.
+
+    ``max_error`` is the largest absolute difference of any output.
+    """
+
+    candidate: str
+    graph: str
+    outputs: int
+    max_error: float
+    agrees: bool
+
+
 def second_opinions(
-    folders: Folders, graphs: Sequence[str], samples: Path, report: Path
+    folders: Mapping[str, Path], graphs: Sequence[str], samples: Path, report: Path
 ) -> tuple[SecondOpinion, ...]:
     """Return how far Polygraphy's outputs are from ours, for the `graphs` in each of `folders`.
 
@@ -76,7 +88,7 @@ def compared(
     """Run a graph by Polygraphy and compare its outputs with `ours`."""
     import onnxruntime as ort
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
-    from polygraphy.comparator import Comparator, CompareFunc, IterationResult, RunResults
+    from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
     from polygraphy.logger import G_LOGGER
 
     # Optimized by default, ONNX Runtime rounds the inputs of products with INT8 weights alone: 0.04
@@ -88,7 +100,11 @@ def compared(
         theirs = Comparator.run([OnnxrtRunner(load, name="polygraphy")], data_loader=[dict(feeds)])
         run = IterationResult(outputs=dict(ours), runner_name="arvg-trt")
         both = RunResults([("arvg-trt", [run]), *theirs])
-        rule = CompareFunc.simple(rtol=RELATIVE, atol=ABSOLUTE)
+        exact = {name: np.issubdtype(value.dtype, np.integer) for name, value in ours.items()}
+        rule = SimpleCompareFunc(
+            rtol={name: 0.0 if equal else RELATIVE for name, equal in exact.items()},
+            atol={name: 0.0 if equal else ABSOLUTE for name, equal in exact.items()},
+        )
         agrees = bool(Comparator.compare_accuracy(both, compare_func=rule))
     given = theirs[0][1][0]
     errors = [largest_difference(np.asarray(given[name]), value) for name, value in ours.items()]

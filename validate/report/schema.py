@@ -14,6 +14,7 @@ from ...errors import WorkspaceError
 from ...quantize.facts import SiteRow
 from ...workspace.files import decode_json, encode_json
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
+from ..measure.second_opinion import SecondOpinion
 from ..measure.tokenizer_accuracy import CandidateAccuracy
 from ..metrics.image import decibels
 from ..metrics.latency import Cpu, Latency, Speed
@@ -102,19 +103,6 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     batch: int
     threads: int
     tokens: int | None = None
-
-
-class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Compare a graph's outputs in our session with those in Polygraphy's runner, fed alike.
-
-    ``max_error`` is the largest absolute difference of any output.
-    """
-
-    candidate: str
-    graph: str
-    outputs: int
-    max_error: float
-    agrees: bool
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,20 +5,29 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.tensorrt.build import BuildResult
+from arvg_trt.engines.tensorrt.build import (
+    BuildResult,
+    TimingCache,
+    asks_for_types,
+    builder_config,
+)
+from arvg_trt.engines.tensorrt.engine import EngineBuild
 from arvg_trt.engines.tensorrt.half_precision import to_half_precision
 from arvg_trt.engines.tensorrt.inspect import parse_layers, verify_sites
 from arvg_trt.engines.tensorrt.process import compile_engine
 from arvg_trt.engines.tensorrt.refusals import way_on
 from arvg_trt.engines.tensorrt.targets import Target, resolve_target
 from arvg_trt.errors import BuildError
-from arvg_trt.runtime.trt_compat import device_compute_capability, load_builder
+from arvg_trt.graph.sites import SiteMap
+from arvg_trt.recipe.build import BuildOptions
+from arvg_trt.runtime.trt_compat import BuilderModule, device_compute_capability, load_builder
 
 pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
 
@@ -240,6 +249,7 @@ def test_operator_that_the_builder_lacks_is_refused_by_node(tmp_path: Path) -> N
         ("weight value 70000 is out of half range", "f16", "--half bfloat16"),
         ("weight value 70000 is out of half range", "bf16", "--exclude SITE"),
         ("Out of memory in requested tactic", "f16", "free memory"),
+        ("UNSUPPORTED_NODE: false", "f16", "`arvg-trt analyze`"),
     ],
 )
 def test_a_refusal_offers_what_fits_its_reason(text: str, half: str, way: str) -> None:
@@ -321,3 +331,43 @@ def test_a_builder_is_not_changed_within_a_process() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "Polygraphy was imported before for another package than tensorrt_rtx" in done.stderr
+
+
+def classic(version: str) -> BuilderModule:
+    """TensorRT of a version, as far as a configuration is made without it: none is installed."""
+    return BuilderModule("tensorrt", ModuleType("tensorrt", version), version)
+
+
+@pytest.mark.parametrize(("version", "asks"), [("10.13.3", True), ("11.4.0", False)])
+def test_strong_typing_is_asked_of_tensorrt_10_alone(version: str, asks: bool) -> None:
+    assert asks_for_types(classic(version)) is asks
+    assert not asks_for_types(BuilderModule("tensorrt_rtx", ModuleType("trt"), "1.7"))
+
+
+def test_classic_tensorrt_reads_timings_and_computes_the_rest_in_tf32() -> None:
+    cache = TimingCache(path="timing-sm87.cache", update=True)
+    target = resolve_target("orin", "tensorrt")
+    config = builder_config(classic("10.13.3"), [target], PROFILE, cache)
+    assert type(config).__name__ == "CreateConfig"
+    assert (config.timing_cache_path, config.tf32) == ("timing-sm87.cache", True)
+    (profile,) = config.profiles
+    assert tuple(profile["image"]) == PROFILE["image"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "mode", "update"),
+    [
+        ("tensorrt", "update", True),
+        ("tensorrt", "read-only", False),
+        ("tensorrt", "off", None),
+        ("tensorrt_rtx", "update", None),
+    ],
+)
+def test_timings_are_kept_by_gpu_for_tensorrt_alone(
+    backend: str, mode: str, update: bool | None, tmp_path: Path
+) -> None:
+    options = BuildOptions(backend=backend, targets=("sm86",), timing_cache=mode)
+    build = EngineBuild(tmp_path, backend, options, None, SiteMap(sites=()), {}, tmp_path)
+    found = build.timings([resolve_target("sm86", backend)])
+    path = str(tmp_path / "timing-sm86.cache")
+    assert found == (None if update is None else TimingCache(path=path, update=update))

@@ -33,7 +33,8 @@ def test_another_runner_gives_the_outputs_of_fp32_and_of_the_quantized_graphs(
     # Polygraphy's own command replays it.
     graph = workspace / "quantize" / "int8" / "decoder.onnx"
     feeds = folder / "second-opinion" / "decoder.json"
-    tool = [sys.executable, "-m", "polygraphy", "run", graph, "--onnxrt", "--load-inputs", feeds]
+    program = Path(sys.executable).with_name("polygraphy")
+    tool = [program, "run", graph, "--onnxrt", "--load-inputs", feeds]
     done = subprocess.run([str(word) for word in tool], capture_output=True, text=True)
     assert done.returncode == 0 and "PASSED" in done.stdout, done
 

@@ -1,0 +1,75 @@
+"""`diagnose build-failure` leaves the smallest part of a graph that the builder refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from ..command_line import arvg, assert_refused
+
+RTX = ("--backend", "tensorrt_rtx", "--target", "sm89")
+# The builder knows no Det; ONNX Runtime does.
+TEXT = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[n,4,4] x) => (float[n] y) {
+  r = Relu(x)
+  a = MatMul(r, w)
+  d = Det(a)
+  y = Neg(d)
+}"""
+
+
+def workspace_of(tmp_path: Path, text: str) -> Path:
+    """A calibrated and quantized workspace of a graph in ONNX's text form."""
+    model = onnx.parser.parse_model(text)
+    for node in model.graph.node:
+        node.name = f"part.{node.op_type}"
+    weight = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "g.onnx")
+    np.savez(tmp_path / "feeds.npz", x=np.random.default_rng(1).normal(size=(4, 4, 4)).astype("f4"))
+    workspace = tmp_path / "ws"
+    for command in (
+        ("export", "onnx", workspace, "--graph", tmp_path / "g.onnx"),
+        ("calibrate", workspace, "--feeds", tmp_path / "feeds.npz", "--samples", 4),
+        ("quantize", workspace, "--include", "*"),
+    ):
+        outcome = arvg(*command)
+        assert outcome.code == 0, outcome
+    return workspace
+
+
+def test_the_node_that_the_builder_lacks_is_left_as_a_graph(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
+    workspace = workspace_of(tmp_path, TEXT)
+    assert_refused(arvg("build", workspace, *RTX), 6, "part.Det (Det)", "analyze")
+    command = ("diagnose", "build-failure", workspace, *RTX, "-o", tmp_path / "fail.onnx")
+    outcome = arvg(*command)
+    assert outcome.code == 0, outcome
+    first, error, file = outcome.out.splitlines()
+    assert first.startswith("g, sm89: 1 of ") and first.endswith(" nodes fail: part.Det")
+    assert "part.Det (Det)" in error and file == str(tmp_path / "fail.onnx")
+    (node,) = onnx.load(tmp_path / "fail.onnx").graph.node
+    assert node.op_type == "Det"
+    failure = json.loads(arvg(*command, "--json").out)["failure"]
+    assert failure["nodes"] == ["part.Det"] and failure["sites"] == []
+    assert_refused(arvg(*command[:3], "-o", tmp_path / "x"), 6, "ONNX Runtime has no builder")
+
+
+def test_graphs_that_build_are_said_to(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
+    workspace = workspace_of(
+        tmp_path,
+        TEXT.replace("Det(a)", "ReduceMax<keepdims = 0>(a, w_axes)").replace(
+            ") {", ") <int64[2] w_axes = {1, 2}> {", 1
+        ),
+    )
+    out = tmp_path / "fail.onnx"
+    outcome = arvg("diagnose", "build-failure", workspace, *RTX, "-o", out)
+    assert (outcome.code, outcome.out) == (0, "every graph builds\n"), outcome
+    assert not out.exists()
