@@ -95,7 +95,7 @@ class Generator:
             IntegrityError: the bundle is damaged, changed, or not signed as this device requires.
             OutOfMemory: the weights do not fit.
         """
-        place = located(Path(path), device)
+        place = located(Path(path), device, generates=True)
         if not verify:
             folder, spec = read_spec(place)
         elif session is not None:

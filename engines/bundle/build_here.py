@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,27 +10,33 @@ from pathlib import Path
 import msgspec
 
 from ...errors import BuildError
-from ...runtime.bundle.cache import locked, own_folder
+from ...runtime.bundle.cache import lock_of, locked, own_folder, remove_old
 from ...runtime.devices import Gpu
 from ...runtime.trt_compat import Backend, version
 from ...workspace.files import digest_files, user_cache
 from ...workspace.manifest import Manifest
-from ...workspace.stage import Reporter, SilentReporter, StageResult, package_versions, run_stage
+from ...workspace.stage import Reporter, StageResult, package_versions, run_stage
 from ..facts import BuildFacts
 from ..tensorrt.engine import folder_name, target_groups
 from ..tensorrt.targets import Target
 from .kit import read_kit
 
 
-def build_here(kit: Path, gpu: Gpu, backend: Backend) -> Path:
+def build_here(kit: Path, gpu: Gpu, backend: Backend, reporter: Reporter) -> Path:
     """Return the cache's folder of the engines of an unpacked kit for a GPU of this machine.
+
+    They are built unless they are there already. What nobody opened for a month goes before.
 
     Raises:
         BuildError: no builder, or a graph that does not compile.
     """
     place = build_place(kit, backend, gpu)
-    with locked(place.with_name(f"{place.name}.lock")):
-        (result,) = build_kit(kit, backend, (gpu.sm,), place, SilentReporter(), gpu=gpu.name)
+    with locked(lock_of(place)):
+        if not place.exists():
+            remove_old(place.parent)
+            reporter.say(f"building engines for {gpu.name}, once: {place}")
+        (result,) = build_kit(kit, backend, (gpu.sm,), place, reporter, gpu=gpu.name)
+        os.utime(place)
     return result.folder
 
 

@@ -69,7 +69,7 @@ def model_card(
     `figures` are lines about its accuracy; `licenses` the paths of the weights' licences.
     """
     rows = [
-        f"| {made.group.name} | {KIND_TEXT[made.group.kind]} {made.group.version} "
+        f"| {made.group.name} | {f'{KIND_TEXT[made.group.kind]} {made.group.version}'.strip()} "
         f"| {' '.join(made.group.targets) or 'any'} | {made.group.precision or '-'} "
         f"| {made.group.bytes / BYTES_OF_MB:.1f} |"
         for made in groups

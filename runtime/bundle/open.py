@@ -13,6 +13,7 @@ import msgspec
 
 from ...errors import BundleError
 from ...packages import installed_builders
+from ...workspace.stage import Reporter, SilentReporter
 from ..devices import Device, this_device
 from ..family import load_named
 from ..sessions.placement import gpu_of
@@ -49,7 +50,14 @@ class OpenedBundle(msgspec.Struct, frozen=True, kw_only=True):
     signed_by: tuple[str, ...]
 
 
-def located(path: Path, device: str = "auto", access: BundleAccess = ANY) -> Path:
+def located(
+    path: Path,
+    device: str = "auto",
+    access: BundleAccess = ANY,
+    reporter: Reporter | None = None,
+    *,
+    generates: bool = False,
+) -> Path:
     """Return a folder of graphs: that of a bundle's file that runs here, any other path itself.
 
     Raises:
@@ -58,7 +66,13 @@ def located(path: Path, device: str = "auto", access: BundleAccess = ANY) -> Pat
     """
     if not is_bundle(path):
         return path
-    opened = open_bundle(path, device=device, require_keys=access.keys)
+    opened = open_bundle(
+        path,
+        device=device,
+        require_keys=access.keys,
+        reporter=reporter,
+        generates=generates,
+    )
     if access.explain is not None:
         access.explain(opened.choice)
     return opened.folder
@@ -78,12 +92,17 @@ def open_bundle(
     device: str = "auto",
     require_keys: Sequence[Path] = (),
     machine: Device | None = None,
+    reporter: Reporter | None = None,
+    generates: bool = False,
 ) -> OpenedBundle:
     """Choose what of a bundle runs on a device, and unpack it into the cache.
 
+    Where it is to be one that `generates`, another kind of model is refused.
+
     Raises:
         IntegrityError: it is damaged, changed, or not signed as required.
-        BundleError: nothing in it runs on the device, or no such device is there.
+        BundleError: nothing in it runs on the device, no such device is there, or it holds another
+            kind of model.
         BuildError: an engine was to be built here, and cannot be.
     """
     machine = machine or this_device()
@@ -91,6 +110,9 @@ def open_bundle(
     gpu = None if index is None else machine.gpus[index]
     with Bundle(path) as bundle:
         signed_by = require_trust(bundle, require_keys)
+        if generates and bundle.facts.kind != "generator":
+            what = f"holds {bundle.facts.model}, which is no generator of images"
+            raise BundleError(what, where=str(path), do="`encode` and `decode` take a tokenizer's")
         choice = choose(bundle.facts, machine, gpu, installed_builders())
         step = choice.chosen
         asked_gpu = device.lower() not in ("auto", "cpu")
@@ -102,5 +124,6 @@ def open_bundle(
     if step.step == "build here":
         assert gpu is not None
         builder = usable_builder(gpu, installed_builders())
-        folder = load_named(BUILD_HERE, f"the kit {group.name}")(folder, gpu, builder)
+        build = load_named(BUILD_HERE, f"the kit {group.name}")
+        folder = build(folder, gpu, builder, reporter or SilentReporter())
     return OpenedBundle(folder=folder, step=step, choice=choice, signed_by=signed_by)
