@@ -3,8 +3,10 @@
     q -> Q -> DQ \\                                p -> Q -> DQ \\
     k -> Q -> DQ -> MatMul -> ... -> Softmax -> p; v -> Q -> DQ -> MatMul
 
-In FP8, with 1/448 as the scale of the softmax, engines keep one fused kernel. INT8, which the paper
-simulates, breaks it into two GEMMs and a softmax that materializes the scores.
+In FP8, with 1/448 as the scale of the softmax, engines keep one fused kernel for a graph of all
+positions; that of a step with its cache they split, as var-mini's for sm89. INT8, which the paper
+simulates, breaks it into two GEMMs and a softmax that materializes the scores. Which it is in an
+engine, its proof says.
 """
 
 from __future__ import annotations
