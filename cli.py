@@ -63,7 +63,8 @@ for command in (
 
 def main() -> None:
     """Run a command; an unforeseen error ends here as one line."""
-    signal.signal(signal.SIGINT, cli.interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # CI systems cancel with the second
+        signal.signal(number, cli.interrupt)
     try:
         cli(prog_name="arvg-trt")
     except Exception as error:

@@ -59,7 +59,8 @@ class Commands(click.Group):
         except (Exception, KeyboardInterrupt) as error:
             # Libraries turn an interrupt into errors of their own: what follows one is one.
             if self.interrupted or isinstance(error, KeyboardInterrupt):
-                code, text = INTERRUPTED, "interrupted (finished stages are kept, run again)"
+                kept = "finished stages are kept, run again"
+                code, text = INTERRUPTED, f"interrupted ({kept})" if staged(ctx) else "interrupted"
             elif isinstance(error, (click.exceptions.Exit, click.Abort)):
                 raise
             elif known := explain(error, ctx.invoked_subcommand or ""):
@@ -95,6 +96,15 @@ class Commands(click.Group):
     def interrupt(self, number: int, frame: object) -> None:
         self.interrupted = True
         raise KeyboardInterrupt
+
+
+# Commands that leave what their stages finished before an interruption.
+STAGED = ("export", "calibrate", "quantize", "search", "build", "validate", "run")
+
+
+def staged(ctx: click.Context) -> bool:
+    """Return whether the command that runs keeps finished stages."""
+    return ctx.invoked_subcommand in STAGED
 
 
 def debug_option() -> click.Option:

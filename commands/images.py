@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def bundle_access(keys: Sequence[Path], explain: bool) -> BundleAccess:
-    """Return how a bundle is checked, and where its chain of choices is told."""
+    """Return how a bundle is checked, and where the reasons of the choice are printed."""
     from ..runtime.bundle.choose import chain_text
     from ..runtime.bundle.open import BundleAccess
 
@@ -41,7 +41,7 @@ def bundle_access(keys: Sequence[Path], explain: bool) -> BundleAccess:
 
 
 @command()
-@click.argument("folder", type=PathArgument())
+@click.argument("folder", metavar="FOLDER|BUNDLE", type=PathArgument())
 @click.argument("images", nargs=-1, required=True, type=PathArgument())
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A .npz file.")
 @device_option
@@ -85,7 +85,7 @@ def encode(
 
 
 @command()
-@click.argument("folder", type=PathArgument())
+@click.argument("folder", metavar="FOLDER|BUNDLE", type=PathArgument())
 @click.argument("tokens", type=PathArgument())
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A folder.")
 @device_option

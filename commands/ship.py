@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from .console import ConsoleReporter, print_json
 from .groups import command, option
 from .options import PathArgument, json_option, require_key_option, workspace_argument
 from .perform import quantization_name
+
+if TYPE_CHECKING:
+    from ..pipeline.bundle import BundleResult
 
 MB = 1e6
 MAX_BATCH = 8  # of models on a CPU in Triton, where nothing else is said
@@ -114,8 +118,7 @@ def bundle(
     if as_json:
         print_json(made)
         return
-    signed = f"signed by {made.signed_by[:16]}" if made.signed_by else "not signed"
-    click.echo(f"{made.written}: {made.bytes / MB:.1f} MB, {', '.join(made.groups)}; {signed}")
+    click.echo(f"{output}: {made.bytes / MB:.1f} MB, {', '.join(made.groups)}; {signers(made)}")
     click.echo(made.digest)
 
 
@@ -151,7 +154,7 @@ def write_repository(
     if as_json:
         print_json(made)
         return
-    click.echo(f"{made.written}: {made.bytes / MB:.1f} MB, {', '.join(made.groups)}")
+    click.echo(f"{output}: {made.bytes / MB:.1f} MB, {', '.join(made.groups)}")
     for served in (*made.models, *made.ensembles):
         click.echo(served)
 
@@ -169,12 +172,12 @@ def keygen(output: Path, as_json: bool) -> None:
     """
     from ..pipeline.ship import make_keys
 
-    private, public = make_keys(output)
+    private, public, hint = make_keys(output)
     if as_json:
-        print_json({"written": [private, public]})
+        print_json({"written": [private, public], "fingerprint": hint})
         return
     click.echo(f"{private}: keep it secret; it signs")
-    click.echo(f"{public}: give it to devices; it verifies")
+    click.echo(f"{public}: give it to devices; it verifies ({hint[:16]})")
 
 
 @command()
@@ -195,7 +198,13 @@ def sign(file: Path, key: Path, output: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(made)
         return
-    click.echo(f"{made.written}: signed by {made.signed_by[:16]}")
+    click.echo(f"{made.written[0]}: {signers(made)}")
+
+
+def signers(made: BundleResult) -> str:
+    """Return by which keys a bundle is signed, each by the first digits of its sha256."""
+    hints = ", ".join(hint[:16] for hint in made.signatures)
+    return f"signed by {hints}" if hints else "not signed"
 
 
 @command()
@@ -249,6 +258,6 @@ def unpack(
 
     files = unpack_file(file, output, group, keys)
     if as_json:
-        print_json({"written": output, "files": [file.path for file in files]})
+        print_json({"written": [output], "files": [file.path for file in files]})
         return
     click.echo(f"{output}: {len(files)} files, {sum(f.bytes for f in files) / MB:.1f} MB")

@@ -249,6 +249,8 @@ def build(
         return
     if workspace is None:
         raise click.UsageError("Missing argument 'WORKSPACE', or --from FILE")
+    if keys:
+        raise click.UsageError("--require-key is for bundles: give --from FILE")
     called = quantization_name(name, recipe)
     builds = selected_builds(recipe, changes)
     perform(
@@ -316,6 +318,8 @@ def validate(
         from ..pipeline.ship import bundled_workspace
 
         workspace, called = bundled_workspace(workspace, name, keys)
+    elif keys:
+        raise click.UsageError("--require-key is for bundles, and WORKSPACE is none")
     else:
         called = quantization_name(name, recipe)
     with figures_of_failures(as_json):

@@ -14,14 +14,16 @@ from ..errors import IntegrityError, WorkspaceError
 from ..families.variants import MODELS
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
+from ..recipe.file import encode_recipe, load_recipe, without_folders
 from ..runtime.bundle.layout import folded, path_problem
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
+    PASSWORD_VARIABLE,
     key_hint,
     read_private_key,
 )
 from ..validate.facts import ValidationFacts, summary
-from ..workspace.facts import facts, model_name
+from ..workspace.facts import Exported, facts, model_name
 from ..workspace.files import encode_json
 from ..workspace.manifest import MANIFEST
 from ..workspace.stage import Reporter, tool_version
@@ -32,19 +34,18 @@ from .build import open_build
 if TYPE_CHECKING:
     from ..engines.bundle.contents import GroupSources
 
-PASSWORD_VARIABLE = "ARVG_TRT_KEY_PASSWORD"
 MOST_PASSWORD = 1023  # bytes that OpenSSL takes
 REPORT_FILES = ("report.json", "report.md", "report.html")
 
 
 class BundleResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Say what was written, and by which key it is signed ("" for none)."""
+    """Say what was written, and the sha256 of the keys that signed it."""
 
-    written: Path
+    written: tuple[Path, ...]
     digest: str
     bytes: int
     groups: tuple[str, ...]
-    signed_by: str
+    signatures: tuple[str, ...]
 
 
 def bundle_workspace(
@@ -78,11 +79,11 @@ def bundle_workspace(
         contents = collect(workspace, name, documents, groups)
         digest = write_bundle(output, contents, signer, megabytes(reporter, "writing the bundle"))
     return BundleResult(
-        written=output,
+        written=(output,),
         digest=digest,
         bytes=output.stat().st_size,
         groups=tuple(group.name for group in contents.facts.groups),
-        signed_by="" if signer is None else key_hint(signer.public_key()),
+        signatures=() if signer is None else (key_hint(signer.public_key()),),
     )
 
 
@@ -125,9 +126,11 @@ def bundle_documents(
     root = workspace.root
     model = model_name(workspace.manifest("export", stage="export"))
     found: dict[str, bytes] = {}
-    for path in (root / "quantize" / name / "plan.json", root / RECIPE_FILE):
-        if path.is_file():
-            found[path.name] = path.read_bytes()
+    plan = root / "quantize" / name / "plan.json"
+    if plan.is_file():
+        found[plan.name] = plan.read_bytes()
+    if (root / RECIPE_FILE).is_file() and (recipe := load_recipe(root / RECIPE_FILE)).name == name:
+        found["recipe.toml"] = encode_recipe(without_folders(recipe)).encode()
     validated = root / "validate" / name
     metrics: dict[str, float] = {}
     if (validated / MANIFEST).is_file():
@@ -149,7 +152,9 @@ def bundle_documents(
     found[written.CARD] = card.encode()
     listed = [made.group for made in groups]
     tool = f"arvg-trt {tool_version()}"
-    found[written.BILL] = written.bill_of_materials(model, name, tool, listed, records, metrics)
+    kind = Exported.open(workspace).kind
+    bill = written.bill_of_materials(model, name, kind, tool, listed, records, metrics)
+    found[written.BILL] = bill
     return found | terms
 
 
@@ -174,18 +179,17 @@ def sign_file(path: Path, key: Path, output: Path | None, reporter: Reporter) ->
     from ..engines.bundle.write import sign_bundle
 
     signer = read_private_key(key, password())
-    target = path if output is None else output
+    target = path.resolve() if output is None else output  # a link stays one
     with Bundle(path) as bundle:
         sign_bundle(bundle, target, signer, megabytes(reporter, "signing the bundle"))
-        groups = tuple(group.name for group in bundle.facts.groups)
-        digest = bundle.digest
-    return BundleResult(
-        written=target,
-        digest=digest,
-        bytes=target.stat().st_size,
-        groups=groups,
-        signed_by=key_hint(signer.public_key()),
-    )
+    with Bundle(target) as signed:
+        return BundleResult(
+            written=(path if output is None else output,),
+            digest=signed.digest,
+            bytes=target.stat().st_size,
+            groups=tuple(group.name for group in signed.facts.groups),
+            signatures=tuple(signature.hint for signature in signed.signatures),
+        )
 
 
 def password() -> bytes | None:

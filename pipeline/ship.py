@@ -17,6 +17,7 @@ from ..runtime.bundle.layout import BundleFile, TargetGroup
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
     generate_key,
+    key_hint,
     private_pem,
     public_pem,
 )
@@ -180,13 +181,19 @@ def group_files(bundle: Bundle, group: str | None) -> tuple[BundleFile, ...]:
     return (*bundle.facts.documents, *named[group].files)
 
 
-def make_keys(output: Path) -> tuple[Path, Path]:
+def make_keys(output: Path) -> tuple[Path, Path, str]:
     """Write a new pair of keys, NAME.key for the signer and NAME.pub for devices.
+
+    Returns both, and the sha256 by which signatures name the key.
 
     Raises:
         WorkspaceError: one is there already; a key is never written over.
     """
-    private, public = output.with_name(f"{output.name}.key"), output.with_name(f"{output.name}.pub")
+    name = output.name.removesuffix(".key").removesuffix(".pub")
+    if name in ("", ".."):
+        what, do = "is no name of a key", "give a NAME, for NAME.key and NAME.pub"
+        raise WorkspaceError(what, where=str(output), do=do)
+    private, public = output.with_name(f"{name}.key"), output.with_name(f"{name}.pub")
     for path in (private, public):
         if path.exists():
             raise WorkspaceError("is there already", where=str(path), do="name other files")
@@ -201,4 +208,4 @@ def make_keys(output: Path) -> tuple[Path, Path]:
     except OSError as error:  # the disk is full: half a pair is none
         private.unlink(missing_ok=True)
         raise named(error, private) from error
-    return private, public
+    return private, public, key_hint(key.public_key())

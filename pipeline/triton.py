@@ -18,7 +18,7 @@ LICENSE = "LICENSE"  # begins the names of terms: a folder of them would be a mo
 class RepositoryResult(msgspec.Struct, frozen=True, kw_only=True):
     """Name the models and ensembles that were written, and the groups that are not served."""
 
-    written: Path
+    written: tuple[Path, ...]
     bytes: int
     groups: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -62,7 +62,7 @@ def write_triton(
     page = repository_readme(repository, model, name, exported.kind, list(terms))
     write_repository(output, repository, {README: page.encode(), **terms})
     return RepositoryResult(
-        written=output,
+        written=(output,),
         bytes=sum(path.stat().st_size for path in output.rglob("*") if path.is_file()),
         groups=tuple(group.name for group in repository.groups),
         left_out=repository.left_out,

@@ -49,7 +49,7 @@ class BuildOptions(Options, frozen=True, kw_only=True):
     ] = False
     timing_cache: Annotated[
         Literal["update", "read-only", "off"],
-        says("Timings of kernels beside TensorRT's engines; TensorRT for RTX times nothing."),
+        says("Reuse of kernel timings of earlier TensorRT builds; TensorRT for RTX times nothing."),
     ] = "update"
 
     def __post_init__(self) -> None:

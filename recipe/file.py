@@ -89,3 +89,23 @@ def without_defaults(options: msgspec.Struct) -> dict[str, Any]:
 def encode_value(value: Any) -> str:
     """Return a value as JSON and TOML both write it; TOML wants the delete character escaped."""
     return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """Return a recipe whose absolute paths are names alone: they say where a machine keeps files.
+
+    Raises:
+        msgspec.ValidationError: a name alone is no value of a field.
+    """
+    return msgspec.convert(names_alone(msgspec.to_builtins(recipe)), Recipe)
+
+
+def names_alone(value: Any) -> Any:
+    """Return a value of JSON in which every absolute path is the name at its end."""
+    if isinstance(value, dict):
+        return {key: names_alone(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [names_alone(each) for each in value]
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value

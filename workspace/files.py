@@ -139,7 +139,7 @@ def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
         temporary.chmod(FILE_MODE)
         temporary.replace(path)
     except OSError as error:
-        raise named(error, path) from error
+        raise named(error, path, hidden=temporary) from error
     finally:
         temporary.unlink(missing_ok=True)
 

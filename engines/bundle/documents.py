@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 
+from ...recipe.file import names_alone
 from ...runtime.bundle.layout import TargetGroup
+from ...workspace.facts import ModelKind
 from ...workspace.files import encode_json
 from ...workspace.manifest import MANIFEST, Manifest
 from ...workspace.verify import read_manifest
@@ -17,6 +19,12 @@ from .contents import GroupSources
 
 CARD, BILL, STAGES, LICENSES = "README.md", "sbom.cdx.json", "stages.json", "licenses"
 BYTES_OF_MB = 1e6
+# What a model is for, where that is known: custom graphs are the user's own.
+TASKS: Mapping[ModelKind, str] = {
+    "generator": "image generation",
+    "tokenizer": "image tokenization",
+    "custom": "",
+}
 KIND_TEXT = {
     "onnxruntime": "ONNX Runtime on any CPU",
     "tensorrt": "TensorRT",
@@ -49,7 +57,7 @@ def stage_records(workspace: Workspace, name: str) -> tuple[StageRecord, ...]:
                 StageRecord(
                     folder=folder.relative_to(root).as_posix(),
                     stage=made.stage,
-                    options=made.options,
+                    options=names_alone(made.options),
                     versions=made.versions,
                     inputs=made.inputs,
                 )
@@ -75,6 +83,9 @@ def model_card(
         for made in groups
     ]
     measured = [f"- {line}" for line in figures] or ["It was not validated."]
+    validates = any(made.group.kind == "reference" for made in groups)
+    verbs = f"`encode`, `decode`{', `generate` and `validate`' if validates else ' and `generate`'}"
+    takes = f"{verbs} take the file in place of a folder."
     terms = [f"- [{path}]({path})" for path in licenses] or [
         "None is in this bundle: ask who made it under which terms the weights may be used."
     ]
@@ -89,7 +100,7 @@ def model_card(
             "",
             "Engines and graphs in one file. `arvg-trt verify FILE` checks it and says what of it "
             "opens on a machine;",
-            "`encode`, `decode`, `generate` and `validate` take the file in place of a folder.",
+            takes,
             "",
             "## What it holds",
             "",
@@ -115,15 +126,14 @@ def model_card(
 def bill_of_materials(
     model: str,
     name: str,
+    kind: ModelKind,
     tool: str,
     groups: Sequence[TargetGroup],
     records: Sequence[StageRecord],
     metrics: Mapping[str, float],
 ) -> bytes:
     """Return a CycloneDX 1.6 bill: the model, its files by sha256, and the libraries behind it."""
-    versions: dict[str, str] = {}
-    for record in records:
-        versions |= record.versions
+    versions = {item for record in records for item in record.versions.items()}
     files: list[dict[str, Any]] = [
         {
             "type": "file",
@@ -135,16 +145,18 @@ def bill_of_materials(
         for file in group.files
     ]
     libraries: list[dict[str, Any]] = [
-        {"type": "library", "bom-ref": f"library/{library}", "name": library, "version": found}
-        for library, found in sorted(versions.items())
+        {
+            "type": "library",
+            "bom-ref": f"library/{library}@{found}",
+            "name": library,
+            "version": found,
+        }
+        for library, found in sorted(versions)
         if library != "arvg-trt"
     ]
+    parameters = {"task": TASKS[kind], "architectureFamily": model}
     card = {
-        "modelParameters": {
-            "task": "image generation and tokenization",
-            "architectureFamily": model,
-            "approach": {"type": "unsupervised"},
-        },
+        "modelParameters": {key: value for key, value in parameters.items() if value},
         "quantitativeAnalysis": {
             "performanceMetrics": [
                 {"type": metric, "value": f"{value:.6g}"} for metric, value in metrics.items()

@@ -47,7 +47,7 @@ def read_members(stream: IO[bytes], where: str) -> dict[str, Member]:
         read = stream.read(padding + BLOCK)
         header, first = read[padding:], offset == 0
         if len(header) < BLOCK:
-            raise refused("is no tar file" if first else "is cut off", where)
+            raise no_bundle("is no tar file", where) if first else refused("is cut off", where)
         if any(read[:padding]):
             raise refused("has bytes between its files", where)
         offset += len(read)
@@ -73,10 +73,11 @@ def read_header(header: bytes, where: str, *, first: bool) -> tarfile.TarInfo:
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError) as error:
-        what = "is no tar file" if first else "has a damaged header"
         if first and header.startswith(GZIP_MARK):
-            what = "is compressed with gzip, which no bundle is"
-        raise refused(what, where) from error
+            raise no_bundle("is compressed with gzip, which no bundle is", where) from error
+        if first:
+            raise no_bundle("is no tar file", where) from error
+        raise refused("has a damaged header", where) from error
     if not SIZE_FIELD.fullmatch(header[SIZE]):
         raise refused("has a damaged header", where)
     return info
@@ -106,6 +107,11 @@ def require_end(stream: IO[bytes], offset: int, end: int, where: str) -> None:
         raise refused("is cut off", where)
     if any(rest):
         raise refused("goes on behind its end", where)
+
+
+def no_bundle(what: str, where: str) -> IntegrityError:
+    """Return the error of something that was never a bundle."""
+    return IntegrityError(what, where=where, do="name a file that `arvg-trt bundle` wrote")
 
 
 def refused(what: str, where: str) -> IntegrityError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from ...workspace.files import UNDECODABLE, decode_unique, said
-from .archive import Member, read_members, refused
+from .archive import Member, no_bundle, read_members, refused
 from .layout import BLOBS, MOST_GROUPS, Descriptor
 
 MOST_JSON = 8 * 2**20  # bytes of an index, a manifest, `bundle.json` or a signature
@@ -31,7 +31,7 @@ class BlobStore:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # a pipe cannot be searched, and may never end
             kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-            raise refused(f"is {kind}, not a bundle", self.where)
+            raise no_bundle(f"is {kind}, not a bundle", self.where)
         self._stream: IO[bytes] = path.open("rb")
         try:
             self.members: dict[str, Member] = read_members(self._stream, self.where)

@@ -21,7 +21,7 @@ from .archive import BLOCK
 from .cache import unpack_cached
 from .choose import ChainStep, Choice, choose, refusal, usable_builder
 from .reader import Bundle
-from .trust import require_trust
+from .trust import refuse_unsigned, require_trust
 
 # Builds the engines of an unpacked kit for a GPU into the cache; it needs a builder's package.
 BUILD_HERE = "arvg_trt.engines.bundle.build_here:build_here"
@@ -32,7 +32,7 @@ Explain = Callable[[Choice], None]
 
 @dataclass(frozen=True, slots=True)
 class BundleAccess:
-    """Say by which of some keys a bundle must be signed, and what is told of the choice."""
+    """Say by which of some keys a bundle must be signed, and what is called with the choice."""
 
     keys: tuple[Path, ...] = ()
     explain: Explain | None = None
@@ -65,6 +65,11 @@ def located(
         BundleError: nothing in it runs on the device.
     """
     if not is_bundle(path):
+        if access is not ANY:  # of a command: the path is the user's own
+            if not path.exists():
+                what, do = "no such file or folder", "name a bundle or a folder of graphs"
+                raise BundleError(what, where=str(path), do=do)
+            refuse_unsigned(path, access.keys)
         return path
     opened = open_bundle(
         path,

@@ -39,7 +39,7 @@ from .layout import (
 )
 from .manifests import group_config, group_layers, group_manifest
 from .plan_header import parse_plan_header, plan_problem
-from .signature import SigstoreBundle, read_signature, verify_signature
+from .signature import OtherKey, SigstoreBundle, key_hint, read_signature, verify_signature
 
 Progress = Callable[[int, int], None]
 
@@ -217,29 +217,42 @@ class Bundle:
         own = {FACTS_FILE: self.facts_descriptor.digest.removeprefix("sha256:")}
         return own | {file.path: file.sha256 for file in self.facts.files}
 
-    def require_signature(self, keys: Sequence[tuple[str, ec.EllipticCurvePublicKey]]) -> str:
-        """Return the name of the one of some keys, given by name, that signed these files.
+    def require_signature(
+        self, keys: Sequence[tuple[str, ec.EllipticCurvePublicKey]]
+    ) -> tuple[str, ...]:
+        """Return the names of those of some keys, given by name, that signed these files.
 
         Raises:
             IntegrityError: none of them did, or there is no signature.
         """
         if not self.signatures:
+            named = ", ".join(name for name, _ in keys)
             raise IntegrityError(
-                "is not signed, and a key is required",
+                f"is not signed, and a signature by {named} is required",
                 where=self.where,
                 do="sign it with `arvg-trt sign`",
             )
-        problem: IntegrityError | None = None
+        signed, problems = [], []
         for name, key in keys:
             for signature in self.signatures:
                 try:
                     verify_signature(signature.bundle, self.digests(), key, self.where)
                 except IntegrityError as error:
-                    problem = problem or error
+                    problems.append(error)
                 else:
-                    return name
-        assert problem is not None, "no key is given"
-        raise problem
+                    signed.append(name)
+        if signed:
+            return tuple(dict.fromkeys(signed))
+        own = [error for error in problems if not isinstance(error, OtherKey)]
+        if own:  # a signature names the key, and is wrong
+            raise own[0]
+        wanted = " or ".join(f"{name} ({key_hint(key)[:16]})" for name, key in keys)
+        found = ", ".join(signature.hint[:16] for signature in self.signatures)
+        raise IntegrityError(
+            f"is signed by another key, {found}, and not by {wanted}, which is required",
+            where=self.where,
+            do="have it signed by that key, or require the key of who signed it",
+        )
 
     def verify(self, progress: Progress | None = None) -> None:
         """Compare every blob with the digest that it is named by, and engines with their groups.

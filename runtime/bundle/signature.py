@@ -35,6 +35,10 @@ HASHES: dict[str, type[hashes.HashAlgorithm]] = {
 GET_AGAIN = "do not use it: get the bundle and its signature again from where they were made"
 
 
+class OtherKey(IntegrityError):
+    """Report a signature that names another key."""
+
+
 class Resource(msgspec.Struct, frozen=True):
     """Name a file of the model and its digest."""
 
@@ -134,9 +138,15 @@ def read_private_key(path: Path, password: bytes | None = None) -> ec.EllipticCu
 
     Raises:
         IntegrityError: it is none, of a kind that is not supported, or needs another password.
+            A password that a key does not need is not looked at.
     """
+    data = path.read_bytes()
+    encrypted = b"ENCRYPTED" in data
+    if encrypted and password is None:
+        do = f"set {PASSWORD_VARIABLE}"
+        raise IntegrityError("is closed by a password", where=str(path), do=do)
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password)
+        key = serialization.load_pem_private_key(data, password if encrypted else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         what = f"is no private key that can be read: {said(error)}"
         raise IntegrityError(what, where=str(path), do=KEYGEN) from error
@@ -161,6 +171,7 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     return key
 
 
+PASSWORD_VARIABLE = "ARVG_TRT_KEY_PASSWORD"
 KEYGEN = "make a pair with `arvg-trt keygen`"
 
 
@@ -248,7 +259,7 @@ def verify_signature(
     hint = bundle.verificationMaterial.publicKey.hint
     if hint and hint != key_hint(key):
         what = f"is signed by another key: {hint[:16]}, not {key_hint(key)[:16]}"
-        raise IntegrityError(what, where=where, do="give the public key of who signed it")
+        raise OtherKey(what, where=where, do="give the public key of who signed it")
     envelope = bundle.dsseEnvelope
     try:
         payload = base64.b64decode(envelope.payload, validate=True)

@@ -103,9 +103,18 @@ def load_key(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def require_trust(bundle: Bundle, option: Sequence[Path] = ()) -> tuple[str, ...]:
-    """Return the names of the keys that signed a bundle, one of each set that is required.
+    """Return the names of the required keys that signed a bundle, at least one of each set.
 
     Raises:
         IntegrityError: one of them did not.
     """
-    return tuple(bundle.require_signature(keys) for keys in required_keys(option))
+    signed = [name for keys in required_keys(option) for name in bundle.require_signature(keys)]
+    return tuple(dict.fromkeys(signed))
+
+
+def refuse_unsigned(path: Path, option: Sequence[Path] = ()) -> None:
+    """Raise IntegrityError for what is no bundle, and so not signed, where a key is required."""
+    keys = [name for names in required_keys(option) for name, _ in names]
+    if keys:
+        what = f"is no bundle, and a signature by {', '.join(keys)} is required"
+        raise IntegrityError(what, where=str(path), do="name a signed bundle")

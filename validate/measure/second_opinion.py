@@ -2,10 +2,10 @@
 
 A figure of accuracy is only as good as the two sessions that it was measured in: of FP32 and of the
 Q/DQ graphs. Polygraphy opens each graph by its own runner of ONNX Runtime and compares outputs by
-its own rules. Engines are no part of it: they round elsewhere than their graph does in a plain
-session, which flips tokens. The feeds lie in its
-JSON form beside the report, so that `polygraphy run --load-inputs` replays a comparison, also with
-runners that need a GPU.
+its own rules. Engines are left out: they round at other places than their graph does in a session
+without optimizations, and some tokens differ. The feeds lie in Polygraphy's JSON form beside the
+report, so that `polygraphy run --load-inputs` repeats a comparison, also with runners that need a
+GPU.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_contents_are_read_back_as_they_were_written(
     assert found == made.sources
     if signed:
         with Bundle(folder / "x.tar") as bundle:
-            assert bundle.require_signature([("ci", key_of("ci").public_key())]) == "ci"
+            assert bundle.require_signature([("ci", key_of("ci").public_key())]) == ("ci",)
 
 
 @given(made=contents())

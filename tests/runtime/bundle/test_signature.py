@@ -276,8 +276,8 @@ def test_second_signature_stands_beside_the_first(tmp_path: Path) -> None:
         digest = bundle.digest
     with Bundle(path) as bundle:
         assert bundle.digest == digest
-        assert bundle.require_signature([named("ci")]) == "ci.pub"
-        assert bundle.require_signature([named("release", "P-384")]) == "release.pub"
+        assert bundle.require_signature([named("ci")]) == ("ci.pub",)
+        assert bundle.require_signature([named("release", "P-384")]) == ("release.pub",)
         with pytest.raises(IntegrityError):
             bundle.require_signature([named("other")])
         bundle.verify()
