@@ -100,7 +100,7 @@ def measure(folder: Path) -> Shipping:
     """Build, pack and open; the cache is a folder of its own."""
     os.environ[CACHE_VARIABLE] = str(folder / "cache")
     workspace, file = prepare(folder), folder / "var.tar"
-    key, public, _ = make_keys(folder / "ci")
+    key, public = make_keys(folder / "ci")
 
     def build() -> None:
         workspace.build(NAME)

@@ -171,8 +171,10 @@ def keygen(output: Path, as_json: bool) -> None:
     Example: arvg-trt keygen ci
     """
     from ..pipeline.ship import make_keys
+    from ..runtime.bundle.signature import key_hint, read_public_key
 
-    private, public, hint = make_keys(output)
+    private, public = make_keys(output)
+    hint = key_hint(read_public_key(public))
     if as_json:
         print_json({"written": [private, public], "fingerprint": hint})
         return

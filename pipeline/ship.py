@@ -17,7 +17,6 @@ from ..runtime.bundle.layout import BundleFile, TargetGroup
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
     generate_key,
-    key_hint,
     private_pem,
     public_pem,
 )
@@ -181,10 +180,8 @@ def group_files(bundle: Bundle, group: str | None) -> tuple[BundleFile, ...]:
     return (*bundle.facts.documents, *named[group].files)
 
 
-def make_keys(output: Path) -> tuple[Path, Path, str]:
+def make_keys(output: Path) -> tuple[Path, Path]:
     """Write a new pair of keys, NAME.key for the signer and NAME.pub for devices.
-
-    Returns both, and the sha256 by which signatures name the key.
 
     Raises:
         WorkspaceError: one is there already; a key is never written over.
@@ -208,4 +205,4 @@ def make_keys(output: Path) -> tuple[Path, Path, str]:
     except OSError as error:  # the disk is full: half a pair is none
         private.unlink(missing_ok=True)
         raise named(error, private) from error
-    return private, public, key_hint(key.public_key())
+    return private, public

@@ -236,9 +236,16 @@ def test_file_that_is_no_key_is_refused(tmp_path: Path) -> None:
 def test_encrypted_key_needs_its_password(tmp_path: Path) -> None:
     (tmp_path / "x.key").write_bytes(private_pem(key_of("ci"), b"secret"))
     assert read_private_key(tmp_path / "x.key", b"secret").curve.name == "secp256r1"
-    for password in (None, b"other"):
-        with pytest.raises(IntegrityError, match="is no private key that can be read"):
-            read_private_key(tmp_path / "x.key", password)
+    with pytest.raises(IntegrityError, match=r"is closed by a password \(set ARVG_TRT_KEY"):
+        read_private_key(tmp_path / "x.key")
+    with pytest.raises(IntegrityError, match="is no private key that can be read"):
+        read_private_key(tmp_path / "x.key", b"other")
+
+
+def test_password_that_a_key_does_not_need_is_not_looked_at(tmp_path: Path) -> None:
+    """A CI system may have one key with a password and one without."""
+    (tmp_path / "x.key").write_bytes(private_pem(key_of("ci")))
+    assert read_private_key(tmp_path / "x.key", b"secret").curve.name == "secp256r1"
 
 
 # Signatures of whole bundles.
@@ -256,7 +263,9 @@ def require(path: Path, *owners: str) -> str:
 
 
 def test_unsigned_bundle_is_refused_where_a_key_is_required(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match="is not signed, and a key is required"):
+    with pytest.raises(
+        IntegrityError, match=r"is not signed, and a signature by ci\.pub is required"
+    ):
         require(written(tmp_path, "x.tar"), "ci")
 
 
@@ -266,7 +275,7 @@ def test_bundle_signed_by_another_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_of_several_keys_is_enough(tmp_path: Path) -> None:
-    assert require(written(tmp_path, "x.tar", "ci"), "other", "ci") == "ci.pub"
+    assert require(written(tmp_path, "x.tar", "ci"), "other", "ci") == ("ci.pub",)
 
 
 def test_second_signature_stands_beside_the_first(tmp_path: Path) -> None:
@@ -291,7 +300,7 @@ def test_signing_again_with_one_key_keeps_one_signature(tmp_path: Path) -> None:
     with Bundle(path) as bundle:
         assert len(bundle.signatures) == 1
         bundle.verify()
-    assert require(path, "ci") == "ci.pub"
+    assert require(path, "ci") == ("ci.pub",)
 
 
 def test_signature_whose_blobs_are_also_files_is_replaced_and_they_stay(tmp_path: Path) -> None:
