@@ -45,6 +45,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Load a public name from the module that defines it."""
+    if name == "__version__":
+        return importlib.import_module(".workspace.stage", __name__).tool_version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -177,7 +177,7 @@ def run_recipe(
 
 
 def verify_bundle(
-    path: Place, require_keys: Sequence[Place] = (), reporter: Reporter | None = None
+    path: Place, require_keys: Place | Sequence[Place] = (), reporter: Reporter | None = None
 ) -> VerifyResult:
     """Check every byte of a bundle and the keys that are required; say what of it opens here.
 
@@ -185,8 +185,9 @@ def verify_bundle(
         IntegrityError: it is damaged, changed, or not signed as required.
     """
     from .pipeline.ship import verify_file
+    from .runtime.bundle.open import access_by
 
-    keys = [Path(key) for key in require_keys]
+    keys = access_by(require_keys).keys
     return verify_file(Path(path), keys, SilentReporter() if reporter is None else reporter)
 
 

@@ -12,7 +12,7 @@ from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
 from .commands.info import analyze, compare, doctor, inspect, models, recipes, targets
 from .commands.search import search
-from .commands.ship import bundle, keygen, sign, unpack, verify
+from .commands.ship import bundle, cache, keygen, sign, unpack, verify
 from .commands.stages import build, calibrate, export, quantize, run, validate
 from .workspace.stage import tool_version
 
@@ -49,6 +49,7 @@ for command in (
     sign,
     verify,
     unpack,
+    cache,
     models,
     recipes,
     targets,

@@ -243,13 +243,48 @@ def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
 
 
 @command()
+@click.option("--clear", is_flag=True, help="Remove what was not opened for --days.")
+@click.option(
+    "--days", type=click.FloatRange(0), default=0, show_default=True, help="Age of what goes."
+)
+@json_option
+def cache(clear: bool, days: float, as_json: bool) -> None:
+    """List what this machine keeps of bundles, or remove it.
+
+    It lies in ARVG_TRT_CACHE, else in XDG_CACHE_HOME or ~/.cache, and is made again when needed.
+
+    \b
+    Example: arvg-trt cache --clear --days 7
+    """
+    from ..runtime.bundle.cache import cache_entries, clear_cache
+
+    removed = clear_cache(days) if clear else []
+    entries = cache_entries()
+    if as_json:
+        print_json({"removed": removed, "entries": entries})
+        return
+    for folder in removed:
+        click.echo(f"removed {folder}")
+    for entry in entries:
+        click.echo(f"{entry.bytes / MB:8.1f} MB  {entry.days:5.1f} days  {entry.folder}")
+    if not removed and not entries:
+        click.echo("nothing")
+
+
+@command()
 @click.argument("file", type=PathArgument())
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A new folder.")
 @click.option("--group", help="One target group, as `verify` lists them. [default: all]")
+@click.option("--signature", type=PathArgument(), help="File for the first signature.")
 @require_key_option
 @json_option
 def unpack(
-    file: Path, output: Path, group: str | None, keys: Sequence[Path], as_json: bool
+    file: Path,
+    output: Path,
+    group: str | None,
+    signature: Path | None,
+    keys: Sequence[Path],
+    as_json: bool,
 ) -> None:
     """Unpack the bundle FILE, or what one kind of device takes, to a folder.
 
@@ -258,8 +293,13 @@ def unpack(
     """
     from ..pipeline.ship import unpack_file
 
-    files = unpack_file(file, output, group, keys)
+    files = unpack_file(file, output, group, keys, signature)
     if as_json:
-        print_json({"written": [output], "files": [file.path for file in files]})
+        print_json(
+            {
+                "written": [p for p in (output, signature) if p],
+                "files": [file.path for file in files],
+            }
+        )
         return
     click.echo(f"{output}: {len(files)} files, {sum(f.bytes for f in files) / MB:.1f} MB")

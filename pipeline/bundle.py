@@ -14,7 +14,7 @@ from ..errors import IntegrityError, WorkspaceError
 from ..families.variants import MODELS
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
-from ..recipe.file import encode_recipe, load_recipe, without_folders
+from ..recipe.file import encode_recipe, load_recipe
 from ..runtime.bundle.layout import folded, path_problem
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
@@ -130,7 +130,7 @@ def bundle_documents(
     if plan.is_file():
         found[plan.name] = plan.read_bytes()
     if (root / RECIPE_FILE).is_file() and (recipe := load_recipe(root / RECIPE_FILE)).name == name:
-        found["recipe.toml"] = encode_recipe(without_folders(recipe)).encode()
+        found["recipe.toml"] = encode_recipe(recipe).encode()
     validated = root / "validate" / name
     metrics: dict[str, float] = {}
     if (validated / MANIFEST).is_file():

@@ -13,13 +13,14 @@ import msgspec
 
 from ..engines.analysis import analyze_files
 from ..engines.verdicts import TARGETS
-from ..errors import ArvgError, WorkspaceError
+from ..errors import ArvgError, IntegrityError, WorkspaceError
 from ..graph.sites import Verdict
 from ..graph.summary import GraphSummary, summarize_graph
 from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.plan_header import read_plan_header
 from ..runtime.bundle.reader import Bundle
-from ..runtime.devices import Device, this_device
+from ..runtime.bundle.trust import required_keys
+from ..runtime.devices import RTX_PACKAGES, Device, this_device
 from ..runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX
 from ..runtime.sessions.providers import provider_problem
 from ..runtime.trt_compat import load_builder
@@ -226,16 +227,31 @@ def doctor_rows() -> list[Check]:
             how = "compiles for named GPUs" if builder.ahead_of_time else "builds for this GPU"
             rows.append(row("ok", backend, f"{builder.version}, {how}"))
     rows += gpu_rows(this_device())
+    rows.append(key_row())
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     rows.append(row("ok" if free > 2 else "problem", "free disk here", f"{free:.1f} GiB"))
     return rows
 
 
+def key_row() -> Check:
+    """Say which keys this device requires bundles to be signed by."""
+    try:
+        names = [name for names in required_keys() for name, _ in names]
+    except IntegrityError as error:
+        return row("problem", "required keys", str(error))
+    return row("ok", "required keys", ", ".join(names) or "none: any bundle is opened")
+
+
 def gpu_rows(device: Device) -> list[Check]:
     """Return a check for each GPU and for each provider that runs an engine or a graph on it."""
     if not device.gpus:
-        detail = f"{device.driver_problem}; engines are built, not executed, the CPU runs graphs"
-        return [row("missing", "GPU", detail)]
+        detail = f"{device.driver_problem}; the CPU runs graphs and ONNX Runtime's engines"
+        provider = device.rtx_provider
+        plug_in = provider or "for engines on an RTX GPU: pip install 'arvg-trt[edge-rtx]'"
+        return [
+            row("missing", "GPU", detail),
+            row("ok" if provider else "missing", RTX_PACKAGES[0], plug_in),
+        ]
     rows = []
     for gpu in device.gpus:
         memory = gpu.memory_bytes / 2**30

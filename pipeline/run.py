@@ -8,7 +8,7 @@ from ..errors import ArvgError
 from ..families.custom.export import graph_names
 from ..families.variants import find_model
 from ..packages import require_packages
-from ..recipe.file import encode_recipe
+from ..recipe.file import encode_recipe, without_folders
 from ..recipe.quantize import MAX_MEMORY
 from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
@@ -89,7 +89,7 @@ def run_stages(
         reporter.say(f"{stage:<10} {took:>10}  {result.folder}")
 
     with Workspace(Path(recipe.workspace)) as workspace:
-        atomic_write(workspace.root / RECIPE_FILE, encode_recipe(recipe).encode())
+        atomic_write(workspace.root / RECIPE_FILE, encode_recipe(without_folders(recipe)).encode())
         finish(
             "export",
             export_any(

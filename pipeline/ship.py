@@ -9,7 +9,7 @@ from typing import cast, get_args
 
 import msgspec
 
-from ..errors import BuildError, WorkspaceError
+from ..errors import BuildError, IntegrityError, WorkspaceError
 from ..packages import installed_builders
 from ..runtime.bundle.cache import holds, require_room, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose
@@ -106,9 +106,15 @@ def verify_file(path: Path, keys: Sequence[Path], reporter: Reporter) -> VerifyR
 
 
 def unpack_file(
-    path: Path, output: Path, group: str | None, keys: Sequence[Path]
+    path: Path,
+    output: Path,
+    group: str | None,
+    keys: Sequence[Path],
+    signature: Path | None = None,
 ) -> tuple[BundleFile, ...]:
     """Unpack a bundle, or the files of one target group, to a new folder; return the files.
+
+    The first signature goes to the file `signature`, where that is given.
 
     Raises:
         IntegrityError: it is damaged, changed, or not signed as required.
@@ -119,9 +125,13 @@ def unpack_file(
         raise WorkspaceError("is there already", where=str(output), do="name a new folder")
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
+        if signature is not None and not bundle.signatures:
+            raise IntegrityError("is not signed", where=str(path), do="leave --signature out")
         files = (bundle.facts_file, *group_files(bundle, group))
         groups = [each for each in bundle.facts.groups if group in (None, each.name)]
         extract_new(bundle, groups, files, output)
+        if signature is not None:
+            atomic_write(signature, msgspec.json.encode(bundle.signatures[0].bundle))
     return files
 
 

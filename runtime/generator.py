@@ -17,7 +17,7 @@ from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST
 from ..workspace.verify import GENERATOR_FILE
 from ..workspace.verify import verify as verify_folder
-from .bundle.open import located
+from .bundle.open import Place, access_by, located
 from .families import find_family
 from .family import Family
 from .folders import OpenPlaced, holds_engines, opener, placement_of, verified
@@ -79,12 +79,14 @@ class Generator:
         allow_fallback: bool = False,
         threads: int = 0,
         verify: bool = True,
+        require_keys: Place | Sequence[Place] = (),
     ) -> Generator:
         """Open a workspace, a bundle, or a folder with `generator.json` and the graphs beside it.
 
         Without a `session` they run on the `device`, cpu, cuda:0 or auto (a GPU where one can be
         used); on the CPU graphs of fixed shapes are opened with the weights that they share in
         memory once, others for speed. Without `verify` the files are taken as they lie there.
+        A bundle must be signed by one of `require_keys`, files of public keys.
 
         Raises:
             WorkspaceError: no generator was exported there, its description cannot be read, or
@@ -95,7 +97,7 @@ class Generator:
             IntegrityError: the bundle is damaged, changed, or not signed as this device requires.
             OutOfMemory: the weights do not fit.
         """
-        place = located(Path(path), device, generates=True)
+        place = located(Path(path), device, access_by(require_keys), generates=True)
         if not verify:
             folder, spec = read_spec(place)
         elif session is not None:

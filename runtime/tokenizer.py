@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import BundleError
 from ..workspace.manifest import MANIFEST
 from ..workspace.verify import verify as verify_folder
-from .bundle.open import located
+from .bundle.open import Place, access_by, located
 from .folders import opener, verified
 from .images import FloatImage, Uint8Image, crop_back, from_model, pad_to_multiple, to_model
 from .sessions.open import fast_session, has_graph, reference_session
@@ -86,12 +86,13 @@ class ImageTokenizer:
         allow_fallback: bool = False,
         threads: int = 0,
         verify: bool = True,
+        require_keys: Place | Sequence[Place] = (),
     ) -> ImageTokenizer:
         """Open the graphs of a workspace, a bundle or a folder: an export, a Q/DQ pair, an engine.
 
         They run on the `device`, cpu, cuda:0 or auto (a GPU where one can be used), or with the
         `session` that is given. Without `verify` the graphs of a folder are taken as they lie
-        there.
+        there. A bundle must be signed by one of `require_keys`, files of public keys.
 
         Raises:
             BundleError: a graph is missing or does not load, or says nonsense of its tokens; no
@@ -100,7 +101,7 @@ class ImageTokenizer:
             WorkspaceError: the folder is not what its stage wrote.
             IntegrityError: the bundle is damaged, changed, or not signed as this device requires.
         """
-        folder = located(Path(folder), device)
+        folder = located(Path(folder), device, access_by(require_keys))
         if not has_graph(folder / "encoder.onnx") and (folder / "export").is_dir():
             folder = folder / "export"
         check = verified if session else verify_folder

@@ -89,7 +89,7 @@ def test_the_page_of_the_docs_runs(
     shutil.copytree(mini_of("var").workspace, tmp_path / "out" / "var")
     save_image(np.full((64, 64, 3), 128, np.uint8), tmp_path / "photo.png")
     blocks = BLOCK.findall(PAGE.read_text())
-    assert [kind for kind, _ in blocks].count("python") == 5
+    assert [kind for kind, _ in blocks].count("python") == 6
     for kind, text in blocks:
         if kind == "toml":
             (tmp_path / "mine.toml").write_text(text)

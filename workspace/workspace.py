@@ -14,7 +14,7 @@ from .manifest import MANIFEST, Manifest
 
 WORKSPACE_VERSION = 1
 WORKSPACE_FILE = "workspace.json"
-RECIPE_FILE = "run.toml"  # the recipe of the last `run`
+RECIPE_FILE = "run.toml"  # the recipe of the last `run`, without folders of the machine
 
 
 class Workspace:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from ...errors import WorkspaceError
 from ...workspace.files import CACHE_VARIABLE, atomic_folder, sha256_file, user_cache
 from .layout import BundleFile, TargetGroup
@@ -173,6 +175,34 @@ def remove_old(root: Path, days: float = MOST_DAYS) -> list[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(folder)
     return removed
+
+
+class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe what the cache keeps of a bundle: unpacked files, or engines built of them."""
+
+    folder: Path
+    bytes: int
+    days: float
+
+
+def cache_entries() -> tuple[CacheEntry, ...]:
+    """Return what the cache keeps, with its size and the days since it was last opened."""
+    found = []
+    for kind in ("bundles", "engines"):
+        root = user_cache() / kind
+        folders = sorted(root.iterdir()) if root.is_dir() else []
+        for folder in folders:
+            if folder.is_dir() and not folder.is_symlink() and ENTRY.fullmatch(folder.name):
+                sizes = (path.lstat().st_size for path in folder.rglob("*"))
+                days = (time.time() - folder.stat().st_mtime) / DAY
+                found.append(CacheEntry(folder=folder, bytes=sum(sizes), days=max(0.0, days)))
+    return tuple(found)
+
+
+def clear_cache(days: float = 0.0) -> list[Path]:
+    """Remove what was last opened so many days ago and that nobody unpacks now."""
+    roots = [user_cache() / kind for kind in ("bundles", "engines")]
+    return [folder for root in roots if root.is_dir() for folder in remove_old(root, days)]
 
 
 def is_old(folder: Path, days: float) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,7 @@ BUILD_HERE = "arvg_trt.engines.bundle.build_here:build_here"
 
 TAR_MARK = slice(257, 262)  # where the header of a tar file says what it is
 Explain = Callable[[Choice], None]
+Place = str | PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,13 @@ class BundleAccess:
 
 
 ANY = BundleAccess()
+
+
+def access_by(require_keys: Place | Sequence[Place]) -> BundleAccess:
+    """Return how a program's bundle is checked: by one of some keys, or by one alone."""
+    if isinstance(require_keys, (str, PathLike)):
+        require_keys = [require_keys]
+    return BundleAccess(keys=tuple(Path(key) for key in require_keys)) if require_keys else ANY
 
 
 class OpenedBundle(msgspec.Struct, frozen=True, kw_only=True):

@@ -275,7 +275,7 @@ def test_password_of_any_bytes_opens_the_key_again(
     path = bundle(tmp_path)
     assert run("sign", path, "--key", private)[0] == 0
     monkeypatch.setenv("ARVG_TRT_KEY_PASSWORD", "other")
-    refused(12, "is closed by a password", "sign", path, "--key", private)
+    refused(12, "is no private key that can be read", "sign", path, "--key", private)
     monkeypatch.delenv("ARVG_TRT_KEY_PASSWORD")
     refused(12, "is closed by a password", "sign", path, "--key", private)
 

@@ -20,6 +20,8 @@ from model_signing import verifying
 from packaging.requirements import Requirement
 
 import arvg_trt
+from arvg_trt import verify_bundle
+from arvg_trt.errors import IntegrityError
 from arvg_trt.recipe.file import load_recipe
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE
@@ -208,12 +210,9 @@ def test_what_is_unpacked_is_what_the_workspace_has(shipped: Shipped, tmp_path: 
 
 
 def test_model_signing_verifies_what_is_unpacked(shipped: Shipped, tmp_path: Path) -> None:
-    with Bundle(shipped.file) as bundle:
-        (signature,) = bundle.signatures
-        layer = next(name for name in signature.blobs if bundle.blobs.member(name).size > 1000)
-        with bundle.blobs.mapped(layer) as data:
-            (tmp_path / "model.sig").write_bytes(bytes(data))
-        bundle.extract((bundle.facts_file, *bundle.facts.files), tmp_path / "files")
+    places = ("-o", tmp_path / "files", "--signature", tmp_path / "model.sig")
+    outcome = arvg("unpack", shipped.file, *places)
+    assert outcome.code == 0, outcome
     config = verifying.Config().use_elliptic_key_verifier(public_key=shipped.public)
     config.verify(tmp_path / "files", tmp_path / "model.sig")
     (tmp_path / "files" / "README.md").write_text("another\n")
@@ -301,6 +300,28 @@ def test_validate_from_a_bundle_equals_validate_from_its_workspace(
     assert found[0] == found[1]
     again = arvg("validate", packed, *options, "--json")
     assert json.loads(again.out)["stages"][0]["skipped"]
+
+
+def test_the_cache_is_listed_and_cleared(shipped: Shipped, tmp_path: Path, own_cache: Path) -> None:
+    assert arvg("cache").out == "nothing\n"
+    assert arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz").code == 0
+    (entry,) = json.loads(arvg("cache", "--json").out)["entries"]
+    assert Path(entry["folder"]).parent == own_cache / "bundles" and entry["bytes"] > 10**6
+    assert json.loads(arvg("cache", "--clear", "--days", 1, "--json").out)["removed"] == []
+    found = json.loads(arvg("cache", "--clear", "--json").out)
+    assert found == {"removed": [entry["folder"]], "entries": []}
+    assert arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz").code == 0
+
+
+def test_a_program_requires_a_key(shipped: Shipped, tmp_path: Path) -> None:
+    arvg("keygen", tmp_path / "other")
+    assert ImageTokenizer.open(shipped.file, require_keys=shipped.public).stride == 8
+    assert verify_bundle(shipped.file, shipped.public).signed_by == (str(shipped.public),)
+    with pytest.raises(IntegrityError, match="is signed by another key"):
+        ImageTokenizer.open(shipped.file, require_keys=[str(tmp_path / "other.pub")])
+    folder = shipped.workspace / "engines" / "int8" / "onnxruntime"
+    with pytest.raises(IntegrityError, match="is no bundle, and a signature by"):
+        ImageTokenizer.open(folder, require_keys=str(shipped.public))
 
 
 def test_a_kit_gives_the_engines_of_its_workspace(shipped: Shipped, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from arvg_trt.runtime.bundle.cache import (
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.workspace.files import CACHE_VARIABLE, user_cache
 
+from .other_users import open_to_others
+
 NOBODY = 65534
 ENGINE = "engines/int8/onnxruntime/model.onnx"
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="root alone can act as another user")
@@ -370,8 +372,7 @@ def test_cache_that_cannot_be_written_serves_what_is_whole_in_it(
     path: Path, tmp_path: Path
 ) -> None:
     folder = unpack(path)
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o755)
+    open_to_others(tmp_path)
     for place in (tmp_path / "cache", tmp_path / "cache" / "bundles"):
         place.chmod(0o755)
     assert last_line(start(path, "cpu", NOBODY)) == str(folder)

@@ -257,7 +257,7 @@ def written(folder: Path, name: str, owner: str | None = None, **more: Any) -> P
     return path
 
 
-def require(path: Path, *owners: str) -> str:
+def require(path: Path, *owners: str) -> tuple[str, ...]:
     with Bundle(path) as bundle:
         return bundle.require_signature([named(owner) for owner in owners])
 

@@ -18,6 +18,7 @@ from arvg_trt.runtime.bundle.signature import public_pem
 from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE, require_trust, required_keys
 
 from .keys import key_of
+from .other_users import open_to_others
 
 NOBODY = 65534
 
@@ -180,8 +181,7 @@ def as_nobody() -> Iterator[None]:
 def test_configuration_without_the_right_to_read_it_is_refused(
     system: Path, tmp_path: Path
 ) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_others(tmp_path)
     system.write_text('require_keys = ["a.pub"]')
     key = public(system.parent, "a")
     system.chmod(0o600)
