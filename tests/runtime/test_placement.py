@@ -163,8 +163,10 @@ class Subgraph:
     ("provider", "kinds", "count"),
     [
         (CUDA, ("Shape", "Gather", "Concat"), 0),
-        (CUDA, ("Gather", "Concat"), 2),
-        (CUDA, ("Shape", "Gather", "MatMul"), 3),
+        # CUDA's provider runs Shape itself; ONNX Runtime moves what computes with it alone.
+        (CUDA, ("Concat", "Squeeze", "Reshape", "Mul", "Div", "Max", "Add"), 0),
+        (CUDA, ("Shape", "Gather", "MatMul"), 1),
+        (CUDA, ("Shape", "Relu", "Resize"), 2),
         (TENSORRT_RTX, ("Shape", "Gather", "Concat"), 3),
         (CUDA, (), 0),
     ],
