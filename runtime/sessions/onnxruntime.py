@@ -144,24 +144,40 @@ class OnnxRuntimeSession:
         return dict(zip(names, values, strict=True))
 
     def to_device(self, array: Array) -> DeviceValue:
-        """Return the array in the session's memory; on the CPU without a copy."""
-        value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
-            np.ascontiguousarray(array), *self._place
-        )
+        """Return the array in the session's memory; on the CPU without a copy.
+
+        ONNX Runtime copies into a GPU's memory through its own CUDA provider, whichever provider
+        the session has.
+
+        Raises:
+            BundleError: that provider does not load.
+            OutOfMemory: the array does not fit.
+        """
+        try:
+            value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(array), *self._place
+            )
+        except RuntimeError as error:
+            if is_memory_failure(error):
+                raise out_of_memory(self.path, "use a smaller batch") from error
+            raise BundleError(
+                f"values cannot be kept in the GPU's memory: {first_line(error)}",
+                where=str(self.path),
+                do="install CUDA 13 and cuDNN 9, or use --device cpu",
+            ) from error
         return value
 
     def run_on_device(
         self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
     ) -> dict[str, DeviceValue]:
         """Run like `run` with all outputs; values stay in the session's memory but for `host`."""
-        placed = {
-            name: self.to_device(value) if isinstance(value, np.ndarray) else value
-            for name, value in feeds.items()
-        }
         binding = self._session.io_binding()
         try:
-            for name, value in placed.items():
-                binding.bind_ortvalue_input(name, value)
+            for name, value in feeds.items():
+                if isinstance(value, np.ndarray):  # the session's own provider copies it
+                    binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                else:
+                    binding.bind_ortvalue_input(name, value)
             for name in self.outputs:
                 binding.bind_output(name, *(HOST if name in host else self._place))
             self._session.run_with_iobinding(binding)
