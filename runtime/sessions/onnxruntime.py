@@ -13,7 +13,7 @@ from ...errors import ArvgError, BundleError, OutOfMemory
 from .assignment import fallback_text, misplaced_nodes
 from .placement import ON_CPU, Placement
 from .processors import may_saturate, session_threads
-from .providers import ORT_ERRORS, add_provider
+from .providers import ORT_ERRORS, add_provider, assignment_problem
 from .session import Array, DeviceValue
 
 # ONNX Runtime fuses FP8 products into an operator for integers. After convolutions with a scale per
@@ -60,6 +60,10 @@ class OnnxRuntimeSession:
         self.placement = placement
         if threads < 0:
             raise ArvgError(f"threads is {threads}, not 0 (all) or more", where=str(path))
+        problem = assignment_problem()
+        if placement.on_gpu and problem is not None:
+            do = f"{problem.do}, or use --device cpu"
+            raise BundleError(problem.what, where=str(path), do=do)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions, once
         options.intra_op_num_threads = session_threads(threads)

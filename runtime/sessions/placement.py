@@ -106,7 +106,7 @@ def place_graphs(
         problems.append(problem)
     if device.lower() == "auto":
         return ON_CPU
-    what = "; ".join(problem.what for problem in problems)
+    what = "; ".join(dict.fromkeys(problem.what for problem in problems))
     raise BundleError(
         f"no provider runs on {machine.gpus[index].name}: {what}",
         where=f"--device {device}",

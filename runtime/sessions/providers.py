@@ -33,6 +33,7 @@ MISSING = re.compile(r"^(\S+?): cannot open shared object file")
 # sm75 and sm80 too (its header tensorrt_rtx_provider_options.h, IsComputeCapabilitySupported).
 RTX_CAPABILITIES = (86, 89)
 RTX_FROM = 120
+ASSIGNMENT = "get_provider_graph_assignment_info"  # of a session, from ONNX Runtime 1.24 on
 GUIDE = "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"
 
 
@@ -44,8 +45,18 @@ def compiled_providers() -> tuple[str, ...]:
 def provider_problem(provider: str, gpu: Gpu) -> Problem | None:
     """Return why a provider does not run on a GPU of this machine; None: it does."""
     if provider == TENSORRT_RTX:
-        return rtx_gpu_problem(gpu) or rtx_problem()
-    return library_problem(provider)
+        return assignment_problem() or rtx_gpu_problem(gpu) or rtx_problem()
+    return assignment_problem() or library_problem(provider)
+
+
+def assignment_problem() -> Problem | None:
+    """Return that this ONNX Runtime would fall back to the CPU in silence; None: it would not."""
+    if hasattr(ort.InferenceSession, ASSIGNMENT):
+        return None
+    return Problem(
+        f"ONNX Runtime {ort.__version__} cannot say which provider runs each node",
+        "install ONNX Runtime 1.24 or newer, which needs Python 3.11",
+    )
 
 
 @cache

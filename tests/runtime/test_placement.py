@@ -192,3 +192,24 @@ def test_a_session_that_falls_back_is_an_error_unless_that_is_allowed(tmp_path: 
     for found in (opened.run({"x": x})["y"], opened.run_on_device({"x": x})["y"].numpy()):
         np.testing.assert_allclose(found, np.exp(np.maximum(x, 0)))
     assert fast_session(path, 1).fallback is None
+
+
+def test_an_onnxruntime_that_hides_its_fallback_gets_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 1.23.2, the last for Python 3.10: its sessions lack the method."""
+    monkeypatch.delattr(ort.InferenceSession.__base__, "get_provider_graph_assignment_info")
+    what = f"ONNX Runtime {ort.__version__} cannot say which provider runs each node"
+    do = "install ONNX Runtime 1.24 or newer, which needs Python 3.11"
+    path = two_nodes(tmp_path / "g.onnx")
+    for placement in (Placement(CUDA), Placement(CUDA, allow_fallback=True)):
+        with pytest.raises(BundleError) as caught:
+            fast_session(path, 1, placement)
+        assert str(caught.value) == f"{path}: {what} ({do}, or use --device cpu)"
+    with pytest.raises(BundleError) as caught:
+        place_graphs("cuda:0", machine=BOTH)
+    assert str(caught.value).count(what) == 1 and do in str(caught.value)
+    problem = place_engine(TENSORRT_RTX, (89,), machine=BOTH)
+    assert isinstance(problem, Problem) and problem.what == what
+    assert not place_graphs("auto", machine=BOTH).on_gpu
+    assert fast_session(path, 1).fallback is None
