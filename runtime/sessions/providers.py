@@ -18,7 +18,7 @@ from typing import Any
 import onnxruntime as ort
 
 from ...errors import BundleError
-from ...workspace.files import user_cache
+from ...workspace.files import own_folder, user_cache
 from ..devices import CUDA_DRIVER, RTX_MODULE, RTX_PACKAGES, Gpu, rtx_packages, this_device
 from .placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem
 
@@ -217,12 +217,16 @@ def cache_folder(placement: Placement) -> Path:
     """Return the folder of what a provider compiles on this machine, made if it is not there.
 
     It is one for each provider, GPU, driver and version: what one of them made fits no other.
+
+    Raises:
+        WorkspaceError: other users may change what lies there.
     """
     machine = this_device()
     gpu = machine.gpus[placement.index]
     version = machine.rtx_version if placement.provider == TENSORRT_RTX else machine.tensorrt
     parts = (gpu.name, gpu.sm, f"cuda{machine.driver}", f"v{version}")
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in parts)
-    folder = user_cache() / placement.provider.removesuffix("ExecutionProvider").lower() / name
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kind = placement.provider.removesuffix("ExecutionProvider").lower()
+    folder = own_folder(user_cache() / kind) / name
+    folder.mkdir(exist_ok=True, mode=0o700)
     return folder
