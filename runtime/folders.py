@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def placement_of(
         if isinstance(engine, Problem):
             raise refusal(folder, engine)
         found = engine
-    return Placement(found.provider, found.index, found.allow_fallback, static)
+    return replace(found, static=static)
 
 
 def problem_of_files(

@@ -241,9 +241,6 @@ def own_folder(path: Path) -> Path:
                 problem = f"belongs to the user {state.st_uid}, not to {os.geteuid()}"
                 raise WorkspaceError(problem, where=str(each), do=OTHER_CACHE)
             if stat.S_ISDIR(state.st_mode) and state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                problem, do = (
-                    "can be changed by other users",
-                    f"chmod go-w {each}, or {OTHER_CACHE}",
-                )
-                raise WorkspaceError(problem, where=str(each), do=do)
+                do = f"chmod go-w {each}, or {OTHER_CACHE}"
+                raise WorkspaceError("can be changed by other users", where=str(each), do=do)
     return path

@@ -100,13 +100,14 @@ class OnnxRuntimeSession:
         self.fallback = self._require_placement()
 
     def _require_placement(self) -> str | None:
-        """Return what runs on the CPU though a GPU was asked for; None: nothing.
+        """Return what runs on the CPU though a GPU was asked for, or is there; None: nothing.
 
         Raises:
             BundleError: something does, and the placement does not allow it.
         """
         if not self.placement.on_gpu:
-            return None
+            problem = self.placement.problem
+            return f"the GPU is not used: {problem}" if problem else None
         assigned = self._session.get_provider_graph_assignment_info()
         text = fallback_text(misplaced_nodes(assigned, self.placement), self.placement)
         if text is None or self.placement.allow_fallback:

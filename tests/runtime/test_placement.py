@@ -11,7 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from arvg_trt.errors import BundleError
+from arvg_trt.runtime import folders
 from arvg_trt.runtime.devices import CPU, Device, Gpu, this_device
+from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.assignment import fallback_text, misplaced_nodes
 from arvg_trt.runtime.sessions.open import fast_session, open_session
 from arvg_trt.runtime.sessions.placement import (
@@ -25,6 +27,8 @@ from arvg_trt.runtime.sessions.placement import (
     place_engine,
     place_graphs,
 )
+
+from ..families.var.toy_var import ToyVar
 
 NO_DRIVER = "no NVIDIA driver: libcuda.so.1 is missing"
 ADA, TURING = Gpu(0, "NVIDIA GeForce RTX 4090", 89, 24 << 30), Gpu(1, "Tesla T4", 75, 15 << 30)
@@ -88,12 +92,29 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line() -> None:
 @without_gpu
 def test_a_gpu_without_a_provider_is_left_by_auto_and_refused_by_name() -> None:
     """Here CUDA's libraries are missing, the plug-in too; the line says all of it."""
-    assert place_graphs("auto", machine=BOTH) == ON_CPU
+    left = place_graphs("auto", machine=BOTH)
+    assert not left.on_gpu and left.text == "cpu"
+    assert place_graphs("auto", machine=BARE) == place_graphs("cpu", machine=BOTH) == ON_CPU
     with pytest.raises(BundleError) as caught:
         place_graphs("cuda:0", machine=BOTH)
     text = str(caught.value)
     assert "\n" not in text and "no provider runs on NVIDIA GeForce RTX 4090" in text
     assert text.count(";") >= len(FOR_GRAPHS) - 1 and "--device cpu" in text
+    assert left.problem is not None
+    assert f"--device cuda:0: {left.problem[:-1]}; or use --device cpu)" == text
+
+
+@without_gpu
+def test_graphs_say_that_auto_leaves_a_gpu_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line for all graphs of a generator; where the CPU was asked for, none."""
+    monkeypatch.setattr(folders, "this_device", lambda: BOTH)
+    folder = ToyVar().save(tmp_path / "export")
+    (text,) = Generator.open(folder, threads=1, verify=False).fallbacks
+    reason = place_graphs("auto", machine=BOTH).problem
+    assert text == f"condition and 5 more graphs: the GPU is not used: {reason}"
+    assert not Generator.open(folder, device="cpu", threads=1, verify=False).fallbacks
 
 
 def test_an_engine_says_what_keeps_it_from_this_device() -> None:
