@@ -15,8 +15,8 @@ from .devices import Device, this_device
 from .sessions.open import context_path, engine_session
 from .sessions.placement import (
     ON_CPU,
-    TENSORRT,
-    TENSORRT_RTX,
+    PROVIDERS,
+    TITLES,
     Placement,
     Problem,
     place_engine,
@@ -25,8 +25,6 @@ from .sessions.placement import (
 from .sessions.session import OpenSession, Session
 
 CPU_BACKEND = "onnxruntime"
-TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-PROVIDERS = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX}
 
 OpenPlaced = Callable[[Path, int, Placement], Session]
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from ...runtime.bundle.layout import TargetGroup
+from ...runtime.sessions.placement import TITLES
 from ...workspace.files import encode_json
 from ...workspace.manifest import MANIFEST, Manifest
 from ...workspace.verify import read_manifest
@@ -18,9 +19,8 @@ from .contents import GroupSources
 CARD, BILL, STAGES, LICENSES = "README.md", "sbom.cdx.json", "stages.json", "licenses"
 BYTES_OF_MB = 1e6
 KIND_TEXT = {
+    **TITLES,
     "onnxruntime": "ONNX Runtime on any CPU",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT for RTX",
     "kit": "ONNX graphs to build an engine from on a device",
     "reference": "FP32 and Q/DQ graphs that `validate` compares with",
 }

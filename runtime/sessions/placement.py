@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ...errors import BundleError
@@ -15,6 +15,10 @@ TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 # Providers that run a graph on a GPU, the first that works is taken. CUDA's computes each node as
 # the graph says; those of TensorRT build an engine first, in seconds (RTX) or minutes.
 FOR_GRAPHS = (CUDA, TENSORRT_RTX, TENSORRT)
+# Of the back ends that build engines, by their names in manifests: what users call them, and the
+# provider that opens what they build.
+TITLES: Mapping[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+PROVIDERS: Mapping[str, str] = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX}
 
 DEVICE = re.compile(r"cuda(?::(\d{1,4}))?", re.IGNORECASE)
 DEVICES = "cpu, cuda:0 (or another number) or auto"

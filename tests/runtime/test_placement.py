@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -10,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+import arvg_trt
 from arvg_trt.errors import BundleError
 from arvg_trt.runtime import folders
 from arvg_trt.runtime.devices import CPU, Device, Gpu, this_device
@@ -20,13 +23,16 @@ from arvg_trt.runtime.sessions.placement import (
     CUDA,
     FOR_GRAPHS,
     ON_CPU,
+    PROVIDERS,
     TENSORRT_RTX,
+    TITLES,
     Placement,
     Problem,
     gpu_of,
     place_engine,
     place_graphs,
 )
+from arvg_trt.runtime.trt_compat import Backend
 
 from ..families.var.toy_var import ToyVar
 
@@ -144,6 +150,22 @@ def two_nodes(path: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, path)
     return path
+
+
+def test_names_of_back_ends_are_written_once() -> None:
+    """Tables of them had been made in four modules."""
+    root = Path(str(arvg_trt.__file__)).parent
+    rooms = ("commands", "engines", "pipeline", "runtime", "validate")
+    modules = [path for room in rooms for path in (root / room).rglob("*.py")]
+    assert len(modules) > 100
+    written = [
+        path.relative_to(root).as_posix()
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value == TITLES["tensorrt_rtx"]
+    ]
+    assert written == ["runtime/sessions/placement.py"]
+    assert set(TITLES) == set(PROVIDERS) == set(get_args(Backend))
 
 
 def test_nodes_that_ran_elsewhere_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
