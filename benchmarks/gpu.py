@@ -9,6 +9,9 @@ tokenizer takes images of 256x256 pixels, which are 1,024. `--checkpoint MODEL=P
 weights; else those of the official sizes are random, which changes no shape, and accuracy then says
 only that an engine computes what it should. Memory is what the driver counts more than before the
 session was opened. Whatever is not reached within the time is listed as not measured.
+
+TensorRT for RTX takes no H100 or H200: where a format is not built, its Q/DQ graphs are measured by
+CUDA, which computes them in float, and the column of providers tells.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from ..errors import ArvgError, BundleError
+from ..errors import ArvgError, BuildError, BundleError
 from ..families.variants import find_model
 from ..numerics.noise import SignalAndNoise
 from ..pipeline.build import build_stage
@@ -43,6 +46,7 @@ from ..runtime.folders import opener
 from ..runtime.sessions.open import fast_session
 from ..runtime.sessions.session import Session
 from ..validate.metrics.latency import Latency
+from ..workspace.stage import Reporter
 from ..workspace.workspace import Workspace
 from .common import (
     CALIBRATION_PHOTOGRAPHS,
@@ -85,7 +89,7 @@ def cases() -> Iterator[Case]:
 
 
 def prepare(root: Path, checkpoints: Mapping[str, str]) -> None:
-    """Export each model, quantize it in INT8 and FP8, and build engines for this GPU."""
+    """Export each model, quantize it in INT8 and FP8, and build engines for this GPU if it can."""
     reporter = QuietReporter()
     for model in TIMED:
         entry = find_model(model)
@@ -115,22 +119,32 @@ def prepare(root: Path, checkpoints: Mapping[str, str]) -> None:
                     weight_bits=8,
                 )
                 quantize_stage(opened, name, options, reporter)
-                build_stage(opened, name, build, reporter)
-            build_stage(opened, "fp16", build, reporter)
+                build_or_say(opened, name, build, reporter)
+            build_or_say(opened, "fp16", build, reporter)
+
+
+def build_or_say(opened: Workspace, name: str, build: BuildOptions, reporter: Reporter) -> None:
+    """Build the engines of one format, or say why there are none."""
+    try:
+        build_stage(opened, name, build, reporter)
+    except BuildError as error:
+        click.echo(f"{opened.root.name}: {name} is not built: {error}", err=True)
 
 
 def open_case(root: Path, case: Case) -> Session:
-    """Open a case's graph on the GPU: FP32 as a graph, the others as engines.
+    """Open a case's graph on the GPU: FP32 as a graph, the others as engines where they are built.
 
     Raises:
         BundleError: it was not prepared, or it does not run here.
     """
-    folder = root / case.model / "export"
+    made = root / case.model
+    folder = made / "export"
     if case.format != "fp32":
-        found = sorted((root / case.model / "engines" / case.format).glob("rtx-*"))
-        if not found:
-            raise BundleError("not prepared", where=str(root / case.model), do="--prepare")
-        folder = found[0]
+        engines = sorted((made / "engines" / case.format).glob("rtx-*"))
+        folder = engines[0] if engines else made / "quantize" / case.format
+    if not folder.is_dir():
+        what = f"there is neither an engine nor a graph in {case.format}"
+        raise BundleError(what, where=str(made), do="--prepare, which says why")
     return opener(folder, fast_session, DEVICE)(folder / f"{case.graph}.onnx", 0)
 
 
@@ -219,7 +233,7 @@ def measure_all(root: Path, out: Path) -> None:
         rows.append({name: getattr(case, name) for name in Case.__slots__} | found)
         click.echo(rows[-1], err=True)
     gpu = this_device().gpus[0]
-    header = (*Case.__slots__, "p50_ms", "p90_ms", "memory_bytes", "sqnr_db", "problem")
+    header = (*Case.__slots__, "p50_ms", "p90_ms", "memory_bytes", "sqnr_db", "provider", "problem")
     table = markdown_table(header, [[row.get(name, "") for name in header] for row in rows])
     facts = environment(0) | {"gpu": gpu.name, "sm": gpu.sm, "driver": this_device().driver}
     text = f"# On {gpu.name} ({gpu.sm})\n\n{table}\n"

@@ -25,7 +25,8 @@ RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 RTX_LIBRARY = re.compile(r"libtensorrt_rtx\.so\.(\d+(?:\.\d+)+)|tensorrt_rtx_(\d+(?:_\d+)+)\.dll")
 # The package puts its libraries into a folder of their own, which the loader does not search.
 TENSORRT_FOLDER = "tensorrt_libs"
-TENSORRT_LIBRARIES = ("libnvinfer.so.11", "libnvinfer.so.10")
+# ONNX Runtime's provider opens TensorRT 10 alone: another beside it runs nothing here.
+TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvinfer.so.11")
 CPU = "CPUExecutionProvider"
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from .devices import Device, this_device
 from .sessions.open import context_path, engine_session
 from .sessions.placement import (
     ON_CPU,
-    TENSORRT,
-    TENSORRT_RTX,
+    PROVIDERS,
+    TITLES,
     Placement,
     Problem,
     place_engine,
@@ -24,8 +25,6 @@ from .sessions.placement import (
 from .sessions.session import OpenSession, Session
 
 CPU_BACKEND = "onnxruntime"
-TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-PROVIDERS = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX}
 
 OpenPlaced = Callable[[Path, int, Placement], Session]
 
@@ -114,7 +113,7 @@ def placement_of(
         if isinstance(engine, Problem):
             raise refusal(folder, engine)
         found = engine
-    return Placement(found.provider, found.index, found.allow_fallback, static)
+    return replace(found, static=static)
 
 
 def problem_of_files(

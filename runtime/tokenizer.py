@@ -128,7 +128,7 @@ class ImageTokenizer:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """Return what runs on the CPU and was to run on the GPU, a line for each graph."""
+        """Return what runs on the CPU and was to run on the GPU, a line for each reason."""
         every = (self._encoder, self._decoder, self._lookup)
         return fallbacks(session for session in every if session is not None)
 

@@ -14,11 +14,11 @@ from typing import Literal
 
 from ..errors import BuildError
 from .devices import driver_facts
+from .sessions.placement import TITLES
 
 Backend = Literal["tensorrt_rtx", "tensorrt"]
 
 _EXTRA: dict[Backend, str] = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
-_TITLE: dict[Backend, str] = {"tensorrt_rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ def load_builder(backend: Backend) -> BuilderModule:
         module = importlib.import_module(backend)
     except ModuleNotFoundError as error:
         raise BuildError(
-            f"{_TITLE[backend]} is not installed ({error})",
+            f"{TITLES[backend]} is not installed ({error})",
             do=install,
         ) from error
     except (ImportError, OSError) as error:
         raise BuildError(
-            f"{_TITLE[backend]} is installed and does not load: {error}",
+            f"{TITLES[backend]} is installed and does not load: {error}",
             do=install_command(backend, "--force-reinstall "),
         ) from error
     return BuilderModule(backend, module, str(module.__version__))

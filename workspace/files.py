@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import ArvgError, WorkspaceError
 
 CACHE_VARIABLE = "ARVG_TRT_CACHE"
+OTHER_CACHE = f"set {CACHE_VARIABLE} to another folder"
 # Other users can read the files, as far as the folders above permit.
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
@@ -218,3 +220,27 @@ def user_cache() -> Path:
     except RuntimeError as error:
         what = f"the user {os.geteuid()} has no home to keep files in"
         raise WorkspaceError(what, do=f"set {CACHE_VARIABLE} to a folder") from error
+
+
+def own_folder(path: Path) -> Path:
+    """Make a folder and the one above, which only this user may change, or check that they are.
+
+    Windows gives a user's folders to that user alone; there nothing is checked.
+
+    Raises:
+        WorkspaceError: others may change it, so that they could change what is opened from it.
+    """
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    for each in (path.parent, path):
+        # With `parents` the folder above would be made as open as the user's other folders.
+        each.mkdir(exist_ok=True, mode=0o700)
+        if sys.platform == "win32":
+            continue
+        for state in (each.lstat(), each.stat()):  # a link of another user leads where he likes
+            if state.st_uid not in (os.geteuid(), 0):
+                problem = f"belongs to the user {state.st_uid}, not to {os.geteuid()}"
+                raise WorkspaceError(problem, where=str(each), do=OTHER_CACHE)
+            if stat.S_ISDIR(state.st_mode) and state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                do = f"chmod go-w {each}, or {OTHER_CACHE}"
+                raise WorkspaceError("can be changed by other users", where=str(each), do=do)
+    return path

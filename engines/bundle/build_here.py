@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from ...errors import BuildError
-from ...runtime.bundle.cache import lock_of, locked, own_folder, remove_old
+from ...runtime.bundle.cache import lock_of, locked, remove_old
 from ...runtime.devices import Gpu
 from ...runtime.trt_compat import Backend, version
-from ...workspace.files import digest_files, user_cache
+from ...workspace.files import digest_files, own_folder, user_cache
 from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter, StageResult, package_versions, run_stage
 from ..facts import BuildFacts

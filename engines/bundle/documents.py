@@ -10,6 +10,7 @@ import msgspec
 
 from ...recipe.file import names_alone
 from ...runtime.bundle.layout import TargetGroup
+from ...runtime.sessions.placement import TITLES
 from ...workspace.facts import ModelKind
 from ...workspace.files import encode_json
 from ...workspace.manifest import MANIFEST, Manifest
@@ -26,9 +27,8 @@ TASKS: Mapping[ModelKind, str] = {
     "custom": "",
 }
 KIND_TEXT = {
+    **TITLES,
     "onnxruntime": "ONNX Runtime on any CPU",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT for RTX",
     "kit": "ONNX graphs to build an engine from on a device",
     "reference": "FP32 and Q/DQ graphs that `validate` compares with",
 }

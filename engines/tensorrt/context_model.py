@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.sessions.open import context_path
-from ...runtime.sessions.placement import TENSORRT, TENSORRT_RTX
+from ...runtime.sessions.placement import PROVIDERS
 from ...runtime.trt_compat import Backend
 from ...workspace.files import atomic_write, sha256_file
 from ...workspace.verify import GENERATOR_FILE
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 DOMAIN, OPERATOR = "com.microsoft", "EPContext"
-PROVIDERS: dict[Backend, str] = {"tensorrt_rtx": TENSORRT_RTX, "tensorrt": TENSORRT}
 RTX_SDK_VERSION = "1.0"  # a constant of the plug-in, whichever TensorRT for RTX it brings
 DIGITS = 16  # of the engine's sha256: the plug-in names the file of its cache by the partition
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import WorkspaceError
-from ...workspace.files import CACHE_VARIABLE, atomic_folder, sha256_file, user_cache
+from ...workspace.files import OTHER_CACHE, atomic_folder, own_folder, sha256_file, user_cache
 from .layout import BundleFile, TargetGroup
 from .reader import Bundle
 
@@ -31,7 +31,6 @@ MARK_LENGTH = 32  # hexadecimal digits of a digest that name an entry
 # The name of an entry, and of what a killed process left of one.
 ENTRY = re.compile(rf"\.?[0-9a-f]{{{MARK_LENGTH}}}-.+")
 LEFTOVER = re.compile(r"(\.[^.]+\.tmp|\.old)\Z")
-OTHER_CACHE = f"set {CACHE_VARIABLE} to another folder"
 
 
 def unpack_cached(bundle: Bundle, group: TargetGroup) -> Path:
@@ -61,27 +60,6 @@ def unpack_cached(bundle: Bundle, group: TargetGroup) -> Path:
                 bundle.extract(files, temporary)
         os.utime(folder)
     return folder
-
-
-def own_folder(path: Path) -> Path:
-    """Make a folder and the one above, which only this user may change, or check that they are.
-
-    Raises:
-        WorkspaceError: others may change it, so that they could change what is opened from it.
-    """
-    path.parent.parent.mkdir(parents=True, exist_ok=True)
-    for each in (path.parent, path):
-        # With `parents` the folder above would be made as open as the user's other folders.
-        each.mkdir(exist_ok=True, mode=0o700)
-        for state in (each.lstat(), each.stat()):  # a link of another user leads where he likes
-            if state.st_uid not in (os.geteuid(), 0):
-                problem = f"belongs to the user {state.st_uid}, not to {os.geteuid()}"
-            elif stat.S_ISDIR(state.st_mode) and state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                problem = "can be changed by other users"
-            else:
-                continue
-            raise WorkspaceError(problem, where=str(each), do=OTHER_CACHE)
-    return path
 
 
 def lock_of(folder: Path) -> Path:

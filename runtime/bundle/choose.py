@@ -13,14 +13,12 @@ import msgspec
 
 from ..devices import Device, Gpu
 from ..folders import same_release
-from ..sessions.placement import CUDA, TENSORRT, TENSORRT_RTX, Problem
+from ..sessions.placement import CUDA, PROVIDERS, TITLES, Problem
 from ..sessions.providers import provider_problem
 from ..trt_compat import install_command
 from .layout import BundleFacts, TargetGroup
 
 Step = Literal["exact engine", "compatible engine", "build here", "CUDA", "CPU"]
-TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-PROVIDERS = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX}
 # Says why a provider does not run on a GPU of this machine; None if it does.
 ProviderProblem = Callable[[str, Gpu], Problem | None]
 
@@ -84,14 +82,14 @@ def chain_step(step: Step, group: TargetGroup, opens: bool, reason: str) -> Chai
 
 def fits_exactly(group: TargetGroup, gpu: Gpu | None) -> bool:
     """Return whether an engine was made for this GPU: of TensorRT, on one of this name."""
-    if gpu is None or f"sm{gpu.compute_capability}" not in group.targets:
+    if gpu is None or gpu.sm not in group.targets:
         return True  # it is refused in the first step, and named once
     return group.kind == "tensorrt_rtx" or group.gpu == gpu.name
 
 
 def fit_text(group: TargetGroup, gpu: Gpu | None) -> str:
     assert gpu is not None
-    where = f"{gpu.name}, sm{gpu.compute_capability}"
+    where = f"{gpu.name}, {gpu.sm}"
     if group.kind == "tensorrt" and group.gpu != gpu.name:
         return f"TensorRT {group.version} takes it on {where}; it was timed on {group.gpu}"
     return f"{TITLES[group.kind]} {group.version} for {where}"
@@ -110,9 +108,8 @@ def engine_problem(
     """
     if gpu is None:
         return device.driver_problem or "the CPU was asked for"
-    sm = f"sm{gpu.compute_capability}"
-    if sm not in group.targets:
-        return f"it is for {' '.join(group.targets)}, and this GPU is {sm} ({gpu.name})"
+    if gpu.sm not in group.targets:
+        return f"it is for {' '.join(group.targets)}, and this GPU is {gpu.sm} ({gpu.name})"
     if group.bytes > gpu.memory_bytes:
         return (
             f"it has {group.bytes / 1e9:.1f} GB, and the GPU's memory {gpu.memory_bytes / 1e9:.1f}"

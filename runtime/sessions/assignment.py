@@ -28,13 +28,18 @@ class AssignedSubgraph(Protocol):
 
 
 # ONNX Runtime leaves arithmetic on shapes, a few integers, to the CPU beside CUDA's provider on
-# purpose: there it costs nothing. These operators make or take nothing but shapes.
-OF_SHAPES = frozenset({"Shape", "Size", "ConstantOfShape", "Range"})
-# These do so too, or compute on tensors: they count unless they stand among operators of shapes.
-MAY_BE_OF_SHAPES = frozenset(
+# purpose: there it costs nothing. These operators make shapes or may compute with them. CUDA's
+# provider has kernels for all of them on tensors of float32, float16, int64 and int32 (its table in
+# docs/OperatorKernels.md of microsoft/onnxruntime; without float16 for Range and int64 for
+# ReduceProd, which there are positions and products of sizes), so that no tensor is left to the
+# CPU for want of one. CUDA's provider runs Shape itself and gives it to the host: what is moved
+# are its consumers (GetCpuPreferredNodes in core/framework/fallback_cpu_capability.cc there), in
+# exports of this package Concat, Squeeze, Reshape, Mul, Div, Max and Add.
+SHAPE_ARITHMETIC = frozenset(
     {
-        *("Add", "Cast", "Concat", "Div", "Equal", "Gather", "Max", "Min", "Mod", "Mul"),
-        *("ReduceProd", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+        *("Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Gather", "Max", "Min"),
+        *("Mod", "Mul", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze"),
+        *("Sub", "Unsqueeze", "Where"),
     }
 )
 
@@ -44,19 +49,16 @@ def misplaced_nodes(
 ) -> tuple[AssignedNode, ...]:
     """Return the nodes that another provider runs than the one asked for, in the graph's order.
 
-    Beside CUDA's provider, arithmetic on shapes does not count: operators of shapes, and what may
-    be such where the CPU runs at least one operator of shapes and nothing that is surely none.
+    Beside CUDA's provider, operators that compute with shapes do not count.
     """
-    nodes = tuple(
+    excused = SHAPE_ARITHMETIC if placement.provider == CUDA else frozenset()
+    return tuple(
         node
         for subgraph in assigned
         if subgraph.ep_name != placement.provider
         for node in subgraph.get_nodes()
+        if node.op_type not in excused
     )
-    kinds = {node.op_type for node in nodes}
-    if placement.provider == CUDA and kinds & OF_SHAPES and kinds <= OF_SHAPES | MAY_BE_OF_SHAPES:
-        return ()
-    return nodes
 
 
 def fallback_text(nodes: Sequence[AssignedNode], placement: Placement) -> str | None:

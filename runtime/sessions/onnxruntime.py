@@ -13,7 +13,7 @@ from ...errors import ArvgError, BundleError, OutOfMemory
 from .assignment import fallback_text, misplaced_nodes
 from .placement import ON_CPU, Placement
 from .processors import may_saturate, session_threads
-from .providers import ORT_ERRORS, add_provider
+from .providers import ORT_ERRORS, add_provider, assignment_problem
 from .session import Array, DeviceValue
 
 # ONNX Runtime fuses FP8 products into an operator for integers. After convolutions with a scale per
@@ -60,6 +60,10 @@ class OnnxRuntimeSession:
         self.placement = placement
         if threads < 0:
             raise ArvgError(f"threads is {threads}, not 0 (all) or more", where=str(path))
+        problem = assignment_problem()
+        if placement.on_gpu and problem is not None:
+            do = f"{problem.do}, or use --device cpu"
+            raise BundleError(problem.what, where=str(path), do=do)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come back as exceptions, once
         options.intra_op_num_threads = session_threads(threads)
@@ -96,13 +100,14 @@ class OnnxRuntimeSession:
         self.fallback = self._require_placement()
 
     def _require_placement(self) -> str | None:
-        """Return what runs on the CPU though a GPU was asked for; None: nothing.
+        """Return what runs on the CPU though a GPU was asked for, or is there; None: nothing.
 
         Raises:
             BundleError: something does, and the placement does not allow it.
         """
         if not self.placement.on_gpu:
-            return None
+            problem = self.placement.problem
+            return f"the GPU is not used: {problem}" if problem else None
         assigned = self._session.get_provider_graph_assignment_info()
         text = fallback_text(misplaced_nodes(assigned, self.placement), self.placement)
         if text is None or self.placement.allow_fallback:
@@ -144,24 +149,40 @@ class OnnxRuntimeSession:
         return dict(zip(names, values, strict=True))
 
     def to_device(self, array: Array) -> DeviceValue:
-        """Return the array in the session's memory; on the CPU without a copy."""
-        value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
-            np.ascontiguousarray(array), *self._place
-        )
+        """Return the array in the session's memory; on the CPU without a copy.
+
+        ONNX Runtime copies into a GPU's memory through its own CUDA provider, whichever provider
+        the session has.
+
+        Raises:
+            BundleError: that provider does not load.
+            OutOfMemory: the array does not fit.
+        """
+        try:
+            value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(array), *self._place
+            )
+        except RuntimeError as error:
+            if is_memory_failure(error):
+                raise out_of_memory(self.path, "use a smaller batch") from error
+            raise BundleError(
+                f"values cannot be kept in the GPU's memory: {first_line(error)}",
+                where=str(self.path),
+                do="install CUDA 13 and cuDNN 9, or use --device cpu",
+            ) from error
         return value
 
     def run_on_device(
         self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
     ) -> dict[str, DeviceValue]:
         """Run like `run` with all outputs; values stay in the session's memory but for `host`."""
-        placed = {
-            name: self.to_device(value) if isinstance(value, np.ndarray) else value
-            for name, value in feeds.items()
-        }
         binding = self._session.io_binding()
         try:
-            for name, value in placed.items():
-                binding.bind_ortvalue_input(name, value)
+            for name, value in feeds.items():
+                if isinstance(value, np.ndarray):  # the session's own provider copies it
+                    binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                else:
+                    binding.bind_ortvalue_input(name, value)
             for name in self.outputs:
                 binding.bind_output(name, *(HOST if name in host else self._place))
             self._session.run_with_iobinding(binding)

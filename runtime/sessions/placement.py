@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ...errors import BundleError
@@ -15,6 +15,10 @@ TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 # Providers that run a graph on a GPU, the first that works is taken. CUDA's computes each node as
 # the graph says; those of TensorRT build an engine first, in seconds (RTX) or minutes.
 FOR_GRAPHS = (CUDA, TENSORRT_RTX, TENSORRT)
+# Of the back ends that build engines, by their names in manifests: what users call them, and the
+# provider that opens what they build.
+TITLES: Mapping[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+PROVIDERS: Mapping[str, str] = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX}
 
 DEVICE = re.compile(r"cuda(?::(\d{1,4}))?", re.IGNORECASE)
 DEVICES = "cpu, cuda:0 (or another number) or auto"
@@ -26,12 +30,14 @@ class Placement:
 
     Where what was to run on the GPU runs on the CPU, opening fails, unless `allow_fallback`.
     `static`: all shapes of the graphs are fixed, so that a GPU's launches can be recorded once.
+    `problem` says why it is the CPU though this machine has a GPU and any device would do.
     """
 
     provider: str = CPU
     index: int = 0
     allow_fallback: bool = False
     static: bool = False
+    problem: str | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -89,6 +95,8 @@ def place_graphs(
 ) -> Placement:
     """Return where graphs run on a `device`: cpu, cuda:0, or auto for a GPU if one can be used.
 
+    Where `auto` leaves a GPU for the CPU, the placement says why.
+
     Raises:
         BundleError: no name of a device, a GPU that is not there, or no provider that runs it.
     """
@@ -104,14 +112,11 @@ def place_graphs(
         if problem is None:
             return Placement(provider, index, allow_fallback)
         problems.append(problem)
+    reasons = "; ".join(dict.fromkeys(problem.what for problem in problems))
+    what, do = f"no provider runs on {machine.gpus[index].name}: {reasons}", problems[0].do
     if device.lower() == "auto":
-        return ON_CPU
-    what = "; ".join(problem.what for problem in problems)
-    raise BundleError(
-        f"no provider runs on {machine.gpus[index].name}: {what}",
-        where=f"--device {device}",
-        do=f"{problems[0].do}; or use --device cpu",
-    )
+        return Placement(problem=f"{what} ({do})")
+    raise BundleError(what, where=f"--device {device}", do=f"{do}; or use --device cpu")
 
 
 def place_engine(

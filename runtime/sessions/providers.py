@@ -18,7 +18,7 @@ from typing import Any
 import onnxruntime as ort
 
 from ...errors import BundleError
-from ...workspace.files import user_cache
+from ...workspace.files import own_folder, user_cache
 from ..devices import CUDA_DRIVER, RTX_MODULE, RTX_PACKAGES, Gpu, rtx_packages, this_device
 from .placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem
 
@@ -33,6 +33,7 @@ MISSING = re.compile(r"^(\S+?): cannot open shared object file")
 # sm75 and sm80 too (its header tensorrt_rtx_provider_options.h, IsComputeCapabilitySupported).
 RTX_CAPABILITIES = (86, 89)
 RTX_FROM = 120
+ASSIGNMENT = "get_provider_graph_assignment_info"  # of a session, from ONNX Runtime 1.24 on
 GUIDE = "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"
 
 
@@ -44,8 +45,18 @@ def compiled_providers() -> tuple[str, ...]:
 def provider_problem(provider: str, gpu: Gpu) -> Problem | None:
     """Return why a provider does not run on a GPU of this machine; None: it does."""
     if provider == TENSORRT_RTX:
-        return rtx_gpu_problem(gpu) or rtx_problem()
-    return library_problem(provider)
+        return assignment_problem() or rtx_gpu_problem(gpu) or rtx_problem()
+    return assignment_problem() or library_problem(provider)
+
+
+def assignment_problem() -> Problem | None:
+    """Return that this ONNX Runtime would fall back to the CPU in silence; None: it would not."""
+    if hasattr(ort.InferenceSession, ASSIGNMENT):
+        return None
+    return Problem(
+        f"ONNX Runtime {ort.__version__} cannot say which provider runs each node",
+        "install ONNX Runtime 1.24 or newer, which needs Python 3.11",
+    )
 
 
 @cache
@@ -206,12 +217,16 @@ def cache_folder(placement: Placement) -> Path:
     """Return the folder of what a provider compiles on this machine, made if it is not there.
 
     It is one for each provider, GPU, driver and version: what one of them made fits no other.
+
+    Raises:
+        WorkspaceError: other users may change what lies there.
     """
     machine = this_device()
     gpu = machine.gpus[placement.index]
     version = machine.rtx_version if placement.provider == TENSORRT_RTX else machine.tensorrt
     parts = (gpu.name, gpu.sm, f"cuda{machine.driver}", f"v{version}")
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in parts)
-    folder = user_cache() / placement.provider.removesuffix("ExecutionProvider").lower() / name
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kind = placement.provider.removesuffix("ExecutionProvider").lower()
+    folder = own_folder(user_cache() / kind) / name
+    folder.mkdir(exist_ok=True, mode=0o700)
     return folder

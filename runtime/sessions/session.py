@@ -58,7 +58,7 @@ class Session(Protocol):
 
     @property
     def fallback(self) -> str | None:
-        """Return what runs on the CPU and was to run on the GPU, in one line; None: nothing."""
+        """Return what runs on the CPU and was to run on the GPU, and why; None: nothing."""
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
@@ -86,8 +86,17 @@ OpenSession = Callable[[Path, int], Session]
 
 
 def fallbacks(sessions: Iterable[Session]) -> tuple[str, ...]:
-    """Return what of each session runs on the CPU and was to run on the GPU, by its graph."""
-    return tuple(f"{each.path.stem}: {each.fallback}" for each in sessions if each.fallback)
+    """Return what runs on the CPU and was to run on the GPU, each reason with its graphs."""
+    graphs: dict[str, list[str]] = {}
+    for each in sessions:
+        if each.fallback:
+            graphs.setdefault(each.fallback, []).append(each.path.stem)
+    return tuple(f"{names_text(names)}: {reason}" for reason, names in graphs.items())
+
+
+def names_text(names: Sequence[str]) -> str:
+    """Return up to three names; of more, the first and how many there are beside it."""
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more graphs"
 
 
 class SessionObserver:

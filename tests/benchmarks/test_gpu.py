@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import click.testing
 import pytest
 
-from arvg_trt.benchmarks.gpu import BATCHES, FORMATS, TIMED, Case, cases, feeds_of, main
+from arvg_trt.benchmarks import gpu
+from arvg_trt.benchmarks.common import QuietReporter
+from arvg_trt.benchmarks.gpu import (
+    BATCHES,
+    FORMATS,
+    TIMED,
+    Case,
+    build_or_say,
+    cases,
+    feeds_of,
+    main,
+    open_case,
+)
+from arvg_trt.errors import BundleError
+from arvg_trt.recipe.build import BuildOptions
 from arvg_trt.runtime.devices import this_device
 from arvg_trt.runtime.sessions.open import fast_session
+from arvg_trt.workspace.workspace import Workspace
 
 from ..families.var.toy_var import ToyVar
 
@@ -47,3 +64,35 @@ def test_feeds_are_what_the_graphs_take(tmp_path: Path, tiny_rar, tiny_di) -> No
     encoder = fast_session(tiny_di.folder / "encoder.onnx", 1)
     fed = feeds_of(encoder, Case("cosmos-di8x8", "encoder", "fp32", 1, 1024))
     assert encoder.run(fed)["indices"].shape == (1, 32, 32)
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs arvg-trt[rtx]")
+def test_a_gpu_that_takes_no_engine_is_said_and_preparing_goes_on(
+    tmp_path: Path,
+    tiny_rar,  # type: ignore[no-untyped-def]
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """TensorRT for RTX compiles nothing for an H100."""
+    shutil.copytree(tiny_rar.workspace, tmp_path / "rar-b")
+    options = BuildOptions(backend="tensorrt_rtx", targets=("sm90",))
+    with Workspace(tmp_path / "rar-b") as opened:
+        build_or_say(opened, "fp16", options, QuietReporter())
+    line = capsys.readouterr().err.splitlines()[-1]  # a warning comes before it
+    assert line.startswith("rar-b: fp16 is not built: ") and "sm90" in line
+    assert not list((tmp_path / "rar-b").glob("engines/fp16/rtx-*"))
+
+
+def test_without_an_engine_the_graphs_of_a_format_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    made = tmp_path / "var-d16"
+    for folder in ("export", "quantize/int8"):
+        ToyVar().save(made / folder)
+    opened = open_case(tmp_path, Case("var-d16", "step", "int8", 1, 4))
+    assert opened.path == made / "quantize" / "int8" / "step.onnx"
+    with pytest.raises(BundleError, match="neither an engine nor a graph in fp16"):
+        open_case(tmp_path, Case("var-d16", "step", "fp16", 1, 4))
+    (made / "engines" / "int8" / "rtx-sm89").mkdir(parents=True)
+    with pytest.raises(BundleError, match="rtx-sm89"):  # an engine comes first
+        open_case(tmp_path, Case("var-d16", "step", "int8", 1, 4))

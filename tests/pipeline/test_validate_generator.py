@@ -20,8 +20,12 @@ from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.sources import check_kind
+from arvg_trt.validate.measure.generator_measurement import GeneratorMeasurement
 from arvg_trt.validate.metrics.frechet import frechet_distance
+from arvg_trt.validate.report.schema import ENGINE, QDQ
+from arvg_trt.workspace.facts import Exported
 from arvg_trt.workspace.manifest import MANIFEST
+from arvg_trt.workspace.workspace import Workspace
 
 from ..command_line import Outcome, arvg, assert_gate_failed, assert_refused, skipped_twice
 from ..families.rar.models import SMALL, TinyRar
@@ -255,6 +259,31 @@ def test_features_of_a_users_network_are_a_distance_of_their_own(
     row = report_of(copy)["generation"]["qdq"]["pictures"]["frechet"][1]
     assert row["distance"] == pytest.approx(frechet_distance(*sets), rel=1e-4)
     assert row["key"] == "frechet_features" and "colour.onnx" in row["features"]
+
+
+def test_an_engine_is_opened_once_and_timed_as_it_made_the_images(
+    quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one would take its memory twice; FP32 is opened again, as fast as the engine."""
+    opened, open_real = [], Generator.open
+
+    def watched(folder: Path, **options: Any) -> Generator:
+        opened.append((folder, "session" in options))
+        return open_real(folder, **options)
+
+    monkeypatch.setattr(Generator, "open", watched)
+    model = Exported.open(Workspace(quantized))
+    options = ValidateOptions(samples=2, rounds=2, warmup=0, threads=1)
+    graphs = quantized / "quantize" / "w6a6"
+    folders = {QDQ: graphs, ENGINE: graphs}
+    found = GeneratorMeasurement.open(model, options).run(folders, lambda *_: None)
+    assert opened.count((graphs, False)) == 1
+    assert opened.count((quantized / "export", False)) == 1
+    assert {part: row.engine.n for part, row in found.latency.items()} == {
+        "total": 2,
+        "tokens": 2,
+        "decoder": 2,
+    }
 
 
 def test_the_seed_of_the_calibration_is_warned_of(quantized: Path, tmp_path: Path) -> None:

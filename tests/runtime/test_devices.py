@@ -152,3 +152,25 @@ def test_plug_in_package_says_which_tensorrt_for_rtx_it_brings(
     assert rtx_packages() == ("0.5.0", "1.6")
     monkeypatch.syspath_prepend(str(tmp_path / "cu13"))
     assert rtx_packages() == ("0.5.0", "1.7.1")
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader's path is Linux's")
+@pytest.mark.skipif(this_device().tensorrt is not None, reason="TensorRT is installed")
+def test_of_two_tensorrts_that_counts_which_onnxruntime_opens(tmp_path: Path) -> None:
+    code = "from arvg_trt.runtime.devices import tensorrt_version; print(tensorrt_version())"
+    found = []
+    for major, number in ((11, 110000), (10, 101401)):
+        source = tmp_path / f"{major}.c"
+        source.write_text(f"int getInferLibVersion(void) {{ return {number}; }}")
+        library = tmp_path / f"libnvinfer.so.{major}"
+        subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", library, source], check=True)
+        made = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        found.append(made.stdout.strip())
+    assert found == ["11.0.0", "10.14.1"]  # with 11 alone, then with both

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -10,21 +12,29 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+import arvg_trt
 from arvg_trt.errors import BundleError
+from arvg_trt.runtime import folders
 from arvg_trt.runtime.devices import CPU, Device, Gpu, this_device
+from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.assignment import fallback_text, misplaced_nodes
 from arvg_trt.runtime.sessions.open import fast_session, open_session
 from arvg_trt.runtime.sessions.placement import (
     CUDA,
     FOR_GRAPHS,
     ON_CPU,
+    PROVIDERS,
     TENSORRT_RTX,
+    TITLES,
     Placement,
     Problem,
     gpu_of,
     place_engine,
     place_graphs,
 )
+from arvg_trt.runtime.trt_compat import Backend
+
+from ..families.var.toy_var import ToyVar
 
 NO_DRIVER = "no NVIDIA driver: libcuda.so.1 is missing"
 ADA, TURING = Gpu(0, "NVIDIA GeForce RTX 4090", 89, 24 << 30), Gpu(1, "Tesla T4", 75, 15 << 30)
@@ -88,12 +98,29 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line() -> None:
 @without_gpu
 def test_a_gpu_without_a_provider_is_left_by_auto_and_refused_by_name() -> None:
     """Here CUDA's libraries are missing, the plug-in too; the line says all of it."""
-    assert place_graphs("auto", machine=BOTH) == ON_CPU
+    left = place_graphs("auto", machine=BOTH)
+    assert not left.on_gpu and left.text == "cpu"
+    assert place_graphs("auto", machine=BARE) == place_graphs("cpu", machine=BOTH) == ON_CPU
     with pytest.raises(BundleError) as caught:
         place_graphs("cuda:0", machine=BOTH)
     text = str(caught.value)
     assert "\n" not in text and "no provider runs on NVIDIA GeForce RTX 4090" in text
     assert text.count(";") >= len(FOR_GRAPHS) - 1 and "--device cpu" in text
+    assert left.problem is not None
+    assert f"--device cuda:0: {left.problem[:-1]}; or use --device cpu)" == text
+
+
+@without_gpu
+def test_graphs_say_that_auto_leaves_a_gpu_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line for all graphs of a generator; where the CPU was asked for, none."""
+    monkeypatch.setattr(folders, "this_device", lambda: BOTH)
+    folder = ToyVar().save(tmp_path / "export")
+    (text,) = Generator.open(folder, threads=1, verify=False).fallbacks
+    reason = place_graphs("auto", machine=BOTH).problem
+    assert text == f"condition and 5 more graphs: the GPU is not used: {reason}"
+    assert not Generator.open(folder, device="cpu", threads=1, verify=False).fallbacks
 
 
 def test_an_engine_says_what_keeps_it_from_this_device() -> None:
@@ -123,6 +150,22 @@ def two_nodes(path: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.save(model, path)
     return path
+
+
+def test_names_of_back_ends_are_written_once() -> None:
+    """Tables of them had been made in four modules."""
+    root = Path(str(arvg_trt.__file__)).parent
+    rooms = ("commands", "engines", "pipeline", "runtime", "validate")
+    modules = [path for room in rooms for path in (root / room).rglob("*.py")]
+    assert len(modules) > 100
+    written = [
+        path.relative_to(root).as_posix()
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value == TITLES["tensorrt_rtx"]
+    ]
+    assert written == ["runtime/sessions/placement.py"]
+    assert set(TITLES) == set(PROVIDERS) == set(get_args(Backend))
 
 
 def test_nodes_that_ran_elsewhere_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
@@ -163,8 +206,10 @@ class Subgraph:
     ("provider", "kinds", "count"),
     [
         (CUDA, ("Shape", "Gather", "Concat"), 0),
-        (CUDA, ("Gather", "Concat"), 2),
-        (CUDA, ("Shape", "Gather", "MatMul"), 3),
+        # CUDA's provider runs Shape itself; ONNX Runtime moves what computes with it alone.
+        (CUDA, ("Concat", "Squeeze", "Reshape", "Mul", "Div", "Max", "Add"), 0),
+        (CUDA, ("Shape", "Gather", "MatMul"), 1),
+        (CUDA, ("Shape", "Relu", "Resize"), 2),
         (TENSORRT_RTX, ("Shape", "Gather", "Concat"), 3),
         (CUDA, (), 0),
     ],
@@ -189,4 +234,25 @@ def test_a_session_that_falls_back_is_an_error_unless_that_is_allowed(tmp_path: 
     x = np.array([[-1, 0, 1]], np.float32)
     for found in (opened.run({"x": x})["y"], opened.run_on_device({"x": x})["y"].numpy()):
         np.testing.assert_allclose(found, np.exp(np.maximum(x, 0)))
+    assert fast_session(path, 1).fallback is None
+
+
+def test_an_onnxruntime_that_hides_its_fallback_gets_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 1.23.2, the last for Python 3.10: its sessions lack the method."""
+    monkeypatch.delattr(ort.InferenceSession.__base__, "get_provider_graph_assignment_info")
+    what = f"ONNX Runtime {ort.__version__} cannot say which provider runs each node"
+    do = "install ONNX Runtime 1.24 or newer, which needs Python 3.11"
+    path = two_nodes(tmp_path / "g.onnx")
+    for placement in (Placement(CUDA), Placement(CUDA, allow_fallback=True)):
+        with pytest.raises(BundleError) as caught:
+            fast_session(path, 1, placement)
+        assert str(caught.value) == f"{path}: {what} ({do}, or use --device cpu)"
+    with pytest.raises(BundleError) as caught:
+        place_graphs("cuda:0", machine=BOTH)
+    assert str(caught.value).count(what) == 1 and do in str(caught.value)
+    problem = place_engine(TENSORRT_RTX, (89,), machine=BOTH)
+    assert isinstance(problem, Problem) and problem.what == what
+    assert not place_graphs("auto", machine=BOTH).on_gpu
     assert fast_session(path, 1).fallback is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from arvg_trt.errors import BundleError
+from arvg_trt.errors import BundleError, WorkspaceError
 from arvg_trt.runtime.devices import CPU, Device, Gpu, this_device
 from arvg_trt.runtime.sessions import providers
 from arvg_trt.runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem
@@ -22,7 +22,7 @@ from arvg_trt.runtime.sessions.providers import (
     provider_problem,
     rtx_device,
 )
-from arvg_trt.workspace.files import user_cache
+from arvg_trt.workspace.files import own_folder, user_cache
 
 from .test_devices import COMPILER, needs_compiler, stand_in
 
@@ -192,3 +192,24 @@ def test_options_of_providers_are_for_their_gpu_and_keep_fp32(
         assert Path(options["nv_runtime_cache_path"]).is_relative_to(tmp_path)
     classic = provider_options(Placement(TENSORRT))
     assert classic["trt_engine_cache_enable"] == "1" and classic["device_id"] == "0"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no modes there")
+def test_what_providers_compile_is_the_users_alone_whatever_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache of bundles lies beside it, and refuses a folder that others may change."""
+    cache = tmp_path / "home" / "cache"
+    monkeypatch.setenv("ARVG_TRT_CACHE", str(cache))
+    monkeypatch.setattr(providers, "this_device", machine)
+    before = os.umask(0o002)  # of distributions where each user has a group
+    try:
+        folder = cache_folder(Placement(TENSORRT_RTX))
+    finally:
+        os.umask(before)
+    for each in (folder, folder.parent, cache):
+        assert each.stat().st_mode & 0o777 == 0o700
+    assert own_folder(cache / "bundles").is_dir()
+    cache.chmod(0o775)
+    with pytest.raises(WorkspaceError, match=f"chmod go-w {cache}, or set ARVG_TRT_CACHE"):
+        cache_folder(Placement(TENSORRT_RTX))

@@ -107,7 +107,7 @@ class GeneratorMeasurement:
             name: self._open(name, folder, device)
             for name, folder in folders.items()
             # The half-precision copy is measured by its graphs alone.
-            if name != HALF_PRECISION and (folder / SPEC_FILE).is_file()
+            if name == ENGINE or (name != HALF_PRECISION and (folder / SPEC_FILE).is_file())
         }
         labels, names = self.generated.labels, self.generated.image_names
         with TemporaryDirectory() as scratch:
@@ -145,7 +145,7 @@ class GeneratorMeasurement:
         }
         return Measurements(
             generation=generation,
-            latency=self._latency(folders, device),
+            latency=self._latency(generators.get(ENGINE), device),
             pictures=kept,
             picture_names=names,
             sampling=self.sampling,
@@ -153,14 +153,14 @@ class GeneratorMeasurement:
             fallbacks=generators[ENGINE].fallbacks if ENGINE in generators else (),
         )
 
-    def _latency(self, folders: Folders, device: str) -> dict[Part, LatencyRow]:
-        """Time the loops of FP32 and the engine in turn, a batch of images a round."""
-        if ENGINE not in folders or not self.options.rounds:
+    def _latency(self, engine: Generator | None, device: str) -> dict[Part, LatencyRow]:
+        """Time the loops of FP32 and the engine in turn, a batch of images a round.
+
+        The engine is the one that made the images: a second would take its memory twice.
+        """
+        if engine is None or not self.options.rounds:
             return {}
-        generators = {
-            "fp32": self._open(ENGINE, self.export, device),
-            ENGINE: self._open(ENGINE, folders[ENGINE], device),
-        }
+        generators = {"fp32": self._open(ENGINE, self.export, device), ENGINE: engine}
         labels = self.generated.labels[: self.options.batch_size]
         found = timed_parts(
             {name: partial(timed_loop, made, labels) for name, made in generators.items()},

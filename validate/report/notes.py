@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from ...engines.facts import EngineRow
 from ...graph.sites import NO_WEIGHT
 from ...quantize.facts import SiteRow
+from ...runtime.sessions.placement import ON_CPU
 from .calibration import calibration_notes, ranges
 from .schema import SYNTHETIC, Report
 
@@ -107,7 +108,8 @@ def _how(report: Report) -> tuple[str, ...]:
 def _where(report: Report) -> Iterator[str]:
     """Yield which provider executed an engine, and what ran on the CPU instead of the GPU."""
     for engine, place in report.ran.items():
-        yield f"engines/{engine} ran on {place}; all else ran on the CPU, but FP32 where timed."
+        others = "" if place == ON_CPU.text else "; all else ran on the CPU, but FP32 where timed"
+        yield f"engines/{engine} ran on {place}{others}."
     for text in report.fallbacks:
         yield f"On the CPU instead of the GPU: {text}."
 

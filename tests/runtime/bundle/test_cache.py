@@ -204,7 +204,8 @@ def test_cache_that_others_may_change_is_refused(
 ) -> None:
     unpack(path)
     (tmp_path / place).chmod(mode)
-    with pytest.raises(WorkspaceError, match=f"{place}: can be changed by other users"):
+    advice = rf"\(chmod go-w {tmp_path / place}, or set {CACHE_VARIABLE} "
+    with pytest.raises(WorkspaceError, match=f"{place}: can be changed by other users {advice}"):
         unpack(path)
 
 
