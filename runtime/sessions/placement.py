@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ...errors import BundleError
@@ -15,6 +15,11 @@ TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 # Providers that run a graph on a GPU, the first that works is taken. CUDA's computes each node as
 # the graph says; those of TensorRT build an engine first, in seconds (RTX) or minutes.
 FOR_GRAPHS = (CUDA, TENSORRT_RTX, TENSORRT)
+
+# The plug-in 0.5.0 takes sm86, sm89 and all from sm120 on, though TensorRT for RTX compiles for
+# sm75 and sm80 too (its header tensorrt_rtx_provider_options.h, IsComputeCapabilitySupported).
+RTX_CAPABILITIES = (86, 89)
+RTX_FROM = 120
 
 DEVICE = re.compile(r"cuda(?::(\d{1,4}))?", re.IGNORECASE)
 DEVICES = "cpu, cuda:0 (or another number) or auto"
@@ -52,6 +57,27 @@ class Problem:
 
     what: str
     do: str | None
+
+
+def rtx_takes(capability: int) -> bool:
+    """Return whether the plug-in of TensorRT for RTX takes a GPU of a compute capability."""
+    return capability in RTX_CAPABILITIES or capability >= RTX_FROM
+
+
+def unopened(targets: Iterable[str]) -> list[str]:
+    """Return those of the targets, such as sm75, whose RTX engines no provider opens."""
+    return [sm for sm in targets if not rtx_takes(int(sm.removeprefix("sm")))]
+
+
+def unopened_text(targets: Iterable[str]) -> str:
+    """Return in one line for which of the targets no provider opens RTX engines; "" for none."""
+    lacking = unopened(targets)
+    if not lacking:
+        return ""
+    return (
+        f"no provider of ONNX Runtime opens engines of TensorRT for RTX on {' '.join(lacking)}: "
+        "there run graphs with CUDA, or an engine of ONNX Runtime"
+    )
 
 
 def gpu_of(device: str, machine: Device) -> int | None:
