@@ -10,7 +10,7 @@ from typing import cast, get_args
 import msgspec
 
 from ..errors import BuildError, WorkspaceError
-from ..packages import installed_builders
+from ..packages import installed_builders, require_packages
 from ..runtime.bundle.cache import holds, require_room, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose, usable_builder
 from ..runtime.bundle.layout import BundleFile, TargetGroup
@@ -56,10 +56,12 @@ def build_bundled(
     Without a name the back end is the one whose engines run here.
 
     Raises:
+        ArvgError: a package that building needs is not installed.
         IntegrityError: the bundle is damaged, changed, or not signed as required.
         BuildError: there is no kit, no builder or no such target, or a graph does not compile.
         WorkspaceError: the workspace has a model of its own, or another process works in it.
     """
+    require_packages("kit")
     from ..engines.bundle.build_here import build_cached, build_kit
 
     device = this_device()

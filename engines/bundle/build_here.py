@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BuildError
-from ...packages import require_packages
 from ...runtime.bundle.cache import lock_of, locked, own_folder, remove_old
 from ...runtime.devices import Gpu
 from ...runtime.trt_compat import Backend, version
@@ -98,13 +97,11 @@ def build_kit(
     `gpu` is the one that TensorRT times its kernels on.
 
     Raises:
-        ArvgError: a package that building needs is not installed.
         BuildError: a target that is unknown or lacks a format, a graph that does not compile, or a
             site that is not what was planned.
         OutOfMemory: there is less memory than the builder takes.
         WorkspaceError: there is less disk than the engines take.
     """
-    require_packages("kit")
     timings = place.parent
     known, build = read_kit(kit, backend, targets, timings=timings, allow_unproved=allow_unproved)
     files = digest_files(kit, (path for path in kit.iterdir() if path.is_file()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import ArvgError, BundleError, IntegrityError
-from ...packages import installed_builders
+from ...packages import installed_builders, require_packages
 from ...workspace.stage import Reporter, SilentReporter
 from ..devices import Device, this_device
 from ..family import load_named
@@ -133,6 +133,7 @@ def open_bundle(
             assert gpu is not None
             builder = usable_builder(machine, gpu, builders, problem_of)
             try:
+                require_packages("kit")
                 folder = load_named(BUILD_HERE, f"the kit {group.name}")(
                     folder, gpu, builder, reporter
                 )
