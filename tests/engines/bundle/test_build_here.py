@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from arvg_trt.engines.bundle.build_here import build_cached, build_here, build_k
 from arvg_trt.engines.bundle.kit import read_kit
 from arvg_trt.engines.groups import wanted_engines
 from arvg_trt.engines.tensorrt import engine
+from arvg_trt.engines.tensorrt.process import compile_engine
 from arvg_trt.engines.tensorrt.targets import Target, resolve_target
 from arvg_trt.errors import ArvgError, BuildError, BundleError, WorkspaceError
 from arvg_trt.recipe.base import with_changes
@@ -268,7 +270,6 @@ def test_a_builder_without_a_layer_list_is_warned_of_with_the_count(
     def unlisted(*args: object, **more: object) -> object:
         return msgspec.structs.replace(compile_engine(*args, **more), layers=())
 
-    compile_engine = engine.compile_engine
     monkeypatch.setattr(engine, "compile_engine", unlisted)
     lines = Lines()
     _, build = read_kit(kit, RTX, ("sm86",))
@@ -284,6 +285,21 @@ def test_targets_that_no_provider_opens_are_warned_of(kit: Path, tmp_path: Path)
     groups.build_groups(build, "int8", {}, tmp_path / "int8", lines)
     (warning,) = lines.warned
     assert "no provider of ONNX Runtime opens engines of TensorRT for RTX on sm80: " in warning
+
+
+def test_build_and_bundle_say_in_one_line_what_opens_nowhere(
+    workspace: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "ws"
+    shutil.copytree(workspace, copy)
+    for command in (
+        ("build", copy, "--backend", RTX, "--target", "sm75", "--target", "sm86"),
+        ("bundle", copy, "-o", tmp_path / "b.tar"),
+    ):
+        outcome = arvg(*command)
+        assert outcome.code == 0, outcome
+        lines = [line for line in outcome.err.splitlines() if "no provider of ONNX" in line]
+        assert len(lines) == 1 and " on sm75: " in lines[0]
 
 
 def test_a_build_from_a_bundle_makes_a_workspace_and_leaves_others_alone(
