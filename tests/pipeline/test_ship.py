@@ -328,7 +328,7 @@ def test_a_kit_is_built_by_what_builds_on_devices(shipped: Shipped, tmp_path: Pa
 
 
 def test_an_unpacked_kit_runs_as_a_folder_of_graphs(shipped: Shipped, tmp_path: Path) -> None:
-    """As the step CUDA of a bundle opens it; there is no GPU in this test."""
+    """The step CUDA of a bundle opens it so; this test needs no GPU."""
     assert arvg("unpack", shipped.file, "-o", tmp_path / "u", "--group", "kit").code == 0
     packed = ImageTokenizer.open(tmp_path / "u" / "kit", device="cpu")
     exported = ImageTokenizer.open(shipped.workspace, device="cpu")

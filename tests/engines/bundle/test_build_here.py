@@ -22,10 +22,16 @@ from arvg_trt.engines import groups
 from arvg_trt.engines.bundle.build_here import build_cached, build_here, build_kit, build_place
 from arvg_trt.engines.bundle.kit import read_kit
 from arvg_trt.engines.groups import wanted_engines
-from arvg_trt.engines.tensorrt import engine
+from arvg_trt.engines.tensorrt import engine, preflight
 from arvg_trt.engines.tensorrt.process import compile_engine
 from arvg_trt.engines.tensorrt.targets import Target, resolve_target
-from arvg_trt.errors import ArvgError, BuildError, BundleError, WorkspaceError
+from arvg_trt.errors import (
+    ArvgError,
+    BuildError,
+    BundleError,
+    OutOfMemory,
+    WorkspaceError,
+)
 from arvg_trt.recipe.base import with_changes
 from arvg_trt.runtime.bundle.cache import DAY, MOST_DAYS, lock_of, locked, unpack_cached
 from arvg_trt.runtime.bundle.open import open_bundle
@@ -262,6 +268,16 @@ def test_the_key_of_engines_has_the_gpu_of_timings_and_not_their_file(
 def test_engines_for_rtx_are_the_same_whatever_gpu_is_here(kit: Path) -> None:
     (built,) = build_cached(kit, RTX, (), A10, SilentReporter())
     assert "gpu" not in built.manifest.options and "gpu" not in built.manifest.results
+    assert {"polygraphy", "onnx", "onnx-ir", RTX} <= built.manifest.versions.keys()
+
+
+def test_memory_is_compared_with_what_a_kit_takes_before_the_build(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
+    monkeypatch.setattr(preflight, "MEMORY_FILE", tmp_path / "meminfo")
+    with pytest.raises(OutOfMemory, match=r"takes about 0\.2 GB of memory"):
+        build_here(kit, A10, RTX, SilentReporter())
 
 
 def test_a_builder_without_a_layer_list_is_warned_of_with_the_count(
