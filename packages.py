@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from .errors import ArvgError
@@ -14,6 +15,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "search": ("scipy",),
     "distributed": ("ray",),
     "rtx": ("tensorrt_rtx", "polygraphy"),
+    # What building a kit needs beside a builder, as on a device that has TensorRT of its own.
+    "kit": ("onnx", "onnx_ir", "polygraphy"),
 }
 INSTALLED_AS = {"skimage": "scikit-image", "onnx_ir": "onnx-ir", "tensorrt_rtx": "tensorrt-rtx"}
 # Packages that come with those above.
@@ -26,11 +29,16 @@ def missing_packages(extras: Sequence[str]) -> dict[str, list[str]]:
     return {extra: names for extra, names in found.items() if names}
 
 
-def require_packages(*extras: str) -> None:
-    """Raise ArvgError that names every package of `extras` that is not installed."""
-    missing = missing_packages(extras)
+def require_packages(*extras: str, but: Collection[str] = ()) -> None:
+    """Raise ArvgError that names every package of `extras`, `but` some, that is not installed."""
+    found = missing_packages(extras)
+    missing = {extra: kept for extra, names in found.items() if (kept := without(names, but))}
     if missing:
         raise not_installed(missing)
+
+
+def without(names: Sequence[str], but: Collection[str]) -> list[str]:
+    return [name for name in names if name not in but]
 
 
 def not_installed(missing: dict[str, list[str]]) -> ArvgError:
@@ -43,11 +51,19 @@ def not_installed(missing: dict[str, list[str]]) -> ArvgError:
 
 
 def extra_of(package: str) -> str | None:
-    """Return the extra that brings a package, None for any other module."""
-    held = {name: extra for extra, names in EXTRAS.items() for name in names}
+    """Return the first extra that brings a package, None for any other module."""
+    held = {name: extra for extra, names in reversed(EXTRAS.items()) for name in names}
     return (held | BROUGHT).get(package)
 
 
 def installed_builders() -> tuple[str, ...]:
     """Return the back ends whose builder is installed, the one that times kernels here first."""
     return tuple(name for name in ("tensorrt", "tensorrt_rtx") if find_spec(name) is not None)
+
+
+def builder_release(backend: str) -> str | None:
+    """Return the version of an installed builder without loading it; None where nothing says it."""
+    try:
+        return version(INSTALLED_AS.get(backend, backend))
+    except PackageNotFoundError:
+        return None

@@ -51,7 +51,7 @@ def diagnose(
     if as_json:
         print_json({"failure": found})
     elif found is None:
-        click.echo("every graph builds")
+        click.echo("every graph builds with fixed shapes")
     else:
         sites = f" (sites {', '.join(found.sites)})" if found.sites else ""
         click.echo(

@@ -17,6 +17,7 @@ from ..engines.verdicts import TARGETS
 from ..errors import AccuracyError, ExportError
 from ..graph.sites import NodeVerdict, Verdict
 from ..recipe.file import find_recipe, load_recipe, preset_names
+from ..runtime.sessions.placement import rtx_takes
 from . import completion
 from .console import print_json
 from .groups import command
@@ -127,7 +128,8 @@ def targets_text(rows: Sequence[TargetRow]) -> str:
     """Return a line for each entry: its names, capability, formats and what takes it."""
     return "\n".join(
         f"{' '.join(row.gpu.names if row.gpu else ()):<34} sm{row.capability.number:<4} "
-        f"{' '.join(format_names(row.capability)):<28} {', '.join(row.backends)}"
+        f"{' '.join(format_names(row.capability)):<28} "
+        f"{', '.join(taker(row.capability, name) for name in row.backends)}"
         for row in rows
     )
 
@@ -135,7 +137,10 @@ def targets_text(rows: Sequence[TargetRow]) -> str:
 def target_text(row: TargetRow) -> str:
     """Return all that is known of a GPU, a line each, with the sources and their day."""
     gpu, capability = row.gpu, row.capability
-    serves = (f"{k}: {'yes' if able else 'no'}" for k, able in capability.serves.items())
+    serves = (
+        f"{k}: {only_compiled(capability, k) or ('yes' if able else 'no')}"
+        for k, able in capability.serves.items()
+    )
     lines = {
         "compute capability": f"sm{capability.number}, {capability.architecture}",
         "formats": ", ".join(format_names(capability)),
@@ -157,6 +162,20 @@ def target_text(row: TargetRow) -> str:
     ]
     lines["sources"] = "; ".join(dict.fromkeys(read))
     return "\n".join(f"{key}: {value}" for key, value in lines.items())
+
+
+def taker(capability: Capability, name: str) -> str:
+    """Return the name of what takes a capability, with what to know of it."""
+    note = only_compiled(capability, name)
+    return f"{name} ({note})" if note else name
+
+
+def only_compiled(capability: Capability, name: str) -> str:
+    """Return that what `name` compiles for GPUs of a capability is opened by nothing; else ""."""
+    compiles = name == "tensorrt_rtx" and capability.serves[name]
+    if not compiles or rtx_takes(capability.number):
+        return ""
+    return "compiles; no provider of ONNX Runtime opens it"
 
 
 def format_names(capability: Capability) -> list[str]:

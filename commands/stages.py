@@ -220,7 +220,8 @@ def quantize(
     "packed",
     group="Bundle",
     type=PathArgument(),
-    help="Bundle whose kit is built; without WORKSPACE for this machine's GPU, into the cache.",
+    help="Bundle whose kit is built, into WORKSPACE, a new folder; without it for this machine's "
+    "GPU, into the cache.",
 )
 @require_key_option
 @json_option
@@ -270,16 +271,16 @@ def build_kit_of(
     as_json: bool,
 ) -> None:
     """Build the kit of a bundle; only the back end and its targets can be chosen."""
-    from ..packages import installed_builders
     from ..pipeline.ship import build_bundled
 
     fixed = {k: v for k, v in changes.items() if v is not None and k not in FREE_OF_A_KIT}
     if fixed:
         raise click.UsageError(f"--from takes no --{next(iter(fixed)).replace('_', '-')}")
-    backend = changes["backend"] or next(iter(installed_builders()), "tensorrt")
     targets, unproved = changes["targets"] or (), bool(changes["allow_unproved"])
     with ConsoleReporter(quiet=as_json) as reporter:
-        made = build_bundled(packed, keys, workspace, backend, targets, unproved, reporter)
+        made = build_bundled(
+            packed, keys, workspace, changes["backend"], targets, unproved, reporter
+        )
     print_results(made, as_json)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from ..engines.facts import BuildFacts
 from ..errors import BuildError
@@ -150,48 +148,20 @@ def build_tensorrt(
         OutOfMemory: there is less memory than the builder takes.
         WorkspaceError: there is less disk than the engines take.
     """
-    from ..engines.tensorrt.engine import folder_name
-    from ..engines.tensorrt.preflight import estimate, require_room
-    from ..runtime.trt_compat import version
+    from ..engines.groups import build_groups
 
     opened = open_build(workspace, name, options, reporter)
-    build, groups, risks = opened.build, opened.groups(), opened.risks
-    builder = version(build.backend)
-
-    @cache
-    def prepare() -> None:
-        graphs = [build.source / f"{graph}.onnx" for graph in build.profiles]
-        needed = estimate(graphs, len(groups))
-        require_room(needed, workspace.root)
-        if needed.is_large:
-            reporter.say(f"building {name} takes {needed}")
-
-    results = []
-    for group in groups:
-        targets = tuple(target.sm for target in group)
-        wanted = Manifest(
-            stage="build",
-            inputs={k: v for each in opened.read for k, v in each.as_inputs().items()},
-            options={**msgspec.to_builtins(options), "name": name, "targets": list(targets)},
-            versions=package_versions("onnx", "onnx-ir", "polygraphy") | {build.backend: builder},
-        )
-
-        def work(
-            folder: Path, group: Sequence[Target] = group, targets: tuple[str, ...] = targets
-        ) -> BuildFacts:
-            prepare()
-            return BuildFacts(
-                engines=build.write(group, folder, risks(), reporter),
-                gpu=gpu_name() if build.backend == "tensorrt" else msgspec.UNSET,
-                targets=targets,
-                fp32_tensors=risks() if build.plan is None else msgspec.UNSET,
-            )
-
-        folder = workspace.folder("engines", name, folder_name(build.backend, options, group))
-        results.append(run_stage(folder, wanted, work))
-    return results
+    return build_groups(
+        opened.build,
+        name,
+        {k: v for each in opened.read for k, v in each.as_inputs().items()},
+        workspace.folder("engines", name),
+        reporter,
+        gpu=gpu_name(),
+        risks=opened.risks,
+    )
 
 
 def gpu_name() -> str:
-    """Return the GPU that TensorRT times its kernels on: the first of this machine."""
-    return this_device().gpus[0].name
+    """Return the GPU that TensorRT times its kernels on, the first of this machine; "" for none."""
+    return next((gpu.name for gpu in this_device().gpus), "")

@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import IntegrityError, WorkspaceError
 from ..families.variants import MODELS
+from ..packages import require_packages
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, load_recipe
@@ -22,6 +23,7 @@ from ..runtime.bundle.signature import (
     key_hint,
     read_private_key,
 )
+from ..runtime.sessions.placement import unopened_text
 from ..validate.facts import ValidationFacts, summary
 from ..workspace.facts import Exported, facts, model_name
 from ..workspace.files import encode_json
@@ -69,7 +71,13 @@ def bundle_workspace(
     from ..engines.bundle.write import write_bundle
 
     signer = None if key is None else read_private_key(key, password())
+    if kit:
+        require_packages("kit", but=("polygraphy",))  # it writes graphs, and builds nothing
     groups = list(engine_groups(workspace, name))
+    rtx = [made.group for made in groups if made.group.kind == "tensorrt_rtx"]
+    warning = unopened_text(dict.fromkeys(target for group in rtx for target in group.targets))
+    if warning:
+        reporter.warn(warning)
     with tempfile.TemporaryDirectory() as folder:
         if kit:
             groups.append(packed_kit(workspace, name, groups, Path(folder), reporter))

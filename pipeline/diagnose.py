@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..errors import BuildError
+from ..errors import BuildError, OutOfMemory
 from ..recipe.build import BuildOptions
 from ..workspace.files import atomic_write
 from ..workspace.stage import Reporter
@@ -36,8 +36,11 @@ def diagnose_build_failure(
 ) -> BuildFailure | None:
     """Write the smallest failing part of the first graph that does not build; None if all do.
 
+    A builder that crashes or takes all memory refuses too.
+
     Raises:
-        BuildError: as a build does before the builder begins, or ONNX Runtime as the back end.
+        BuildError: as a build does before the builder begins, or ONNX Runtime as the back end; or
+            the shape of an output is not known, so that the graph cannot be tried.
     """
     from ..engines.tensorrt.process import compile_engine
     from ..engines.tensorrt.reduce import reduce_failure
@@ -52,7 +55,7 @@ def diagnose_build_failure(
             with TemporaryDirectory() as scratch:
                 part = Path(scratch) / f"{graph}.part.onnx"
 
-                def refusal(model: onnx.ModelProto) -> BuildError | None:
+                def refusal(model: onnx.ModelProto) -> BuildError | OutOfMemory | None:
                     """Return how the builder refuses a graph, None if it builds it."""
                     part.write_bytes(model.SerializeToString())  # noqa: B023 (called in this turn)
                     try:
@@ -63,7 +66,7 @@ def diagnose_build_failure(
                             targets=group,  # noqa: B023
                             profiles={},
                         )
-                    except BuildError as error:
+                    except (BuildError, OutOfMemory) as error:
                         return error
                     return None
 

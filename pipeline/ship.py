@@ -10,9 +10,9 @@ from typing import cast, get_args
 import msgspec
 
 from ..errors import BuildError, IntegrityError, WorkspaceError
-from ..packages import installed_builders
+from ..packages import installed_builders, require_packages
 from ..runtime.bundle.cache import holds, require_room, unpack_cached
-from ..runtime.bundle.choose import ChainStep, choose
+from ..runtime.bundle.choose import ChainStep, choose, usable_builder
 from ..runtime.bundle.layout import BundleFile, TargetGroup
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
@@ -21,10 +21,11 @@ from ..runtime.bundle.signature import (
     public_pem,
 )
 from ..runtime.bundle.trust import require_trust
-from ..runtime.devices import this_device
+from ..runtime.devices import Device, Gpu, this_device
 from ..runtime.trt_compat import Backend
 from ..workspace.files import atomic_folder, atomic_write, named
 from ..workspace.stage import Reporter, StageResult
+from ..workspace.workspace import Workspace
 from .bundle import megabytes, password
 
 
@@ -45,39 +46,80 @@ def build_bundled(
     path: Path,
     keys: Sequence[Path],
     output: Path | None,
-    backend: str,
+    backend: str | None,
     targets: tuple[str, ...],
     allow_unproved: bool,
     reporter: Reporter,
 ) -> list[StageResult]:
-    """Build engines from a bundle's kit, in a workspace or for this machine's GPU in the cache.
+    """Build engines from a bundle's kit, in a new workspace or in the cache for this machine's GPU.
+
+    Without a name the back end is the one whose engines run here.
 
     Raises:
+        ArvgError: a package that building needs is not installed.
         IntegrityError: the bundle is damaged, changed, or not signed as required.
         BuildError: there is no kit, no builder or no such target, or a graph does not compile.
+        WorkspaceError: the workspace has a model of its own, or another process works in it.
     """
-    from ..engines.bundle.build_here import build_kit, build_place
+    require_packages("kit")
+    from ..engines.bundle.build_here import build_cached, build_kit
 
-    if backend not in get_args(Backend):
-        what, do = "is built on a device by TensorRT", "give --backend tensorrt or tensorrt_rtx"
-        raise BuildError(what, where=str(path), do=do)
-    kind = cast(Backend, backend)
+    device = this_device()
+    gpu = next(iter(device.gpus), None)
+    kind = builder_of(path, backend, device, gpu)
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
         group = bundle.facts.group("kit")
         if group is None:
             raise BuildError("has no kit to build from", where=str(path), do="pack it with one")
+        require_place(output, targets, device, gpu)
         kit = unpack_cached(bundle, group) / group.folder
         name = bundle.facts.quantization
-    device = this_device()
-    gpu = next(iter(device.gpus), None)
-    if gpu is None and not targets:
+    if output is None:
+        assert gpu is not None  # as was required
+        return build_cached(kit, kind, targets, gpu, reporter, allow_unproved=allow_unproved)
+    with Workspace(output) as workspace:
+        if (output / "export").exists():
+            what = "is a workspace with a model of its own"
+            raise WorkspaceError(what, where=str(output), do="name a new folder")
+        return build_kit(
+            kit,
+            kind,
+            targets or ((gpu.sm,) if gpu else ()),
+            workspace.folder("engines", name),
+            reporter,
+            gpu="" if gpu is None else gpu.name,
+            allow_unproved=allow_unproved,
+        )
+
+
+def builder_of(path: Path, backend: str | None, device: Device, gpu: Gpu | None) -> Backend:
+    """Return the back end that builds a kit: the one named, the one whose engines run here, or any.
+
+    Raises:
+        BuildError: it is none that devices build with.
+    """
+    builders = installed_builders()
+    first = next(iter(builders), "tensorrt")
+    kind = backend or usable_builder(device, gpu, builders) or first
+    if kind not in get_args(Backend):
+        what, do = "is built on a device by TensorRT", "give --backend tensorrt or tensorrt_rtx"
+        raise BuildError(what, where=str(path), do=do)
+    return cast(Backend, kind)
+
+
+def require_place(
+    output: Path | None, targets: Sequence[str], device: Device, gpu: Gpu | None
+) -> None:
+    """Raise BuildError where nothing says for which GPU engines are, or where they are to lie."""
+    if gpu is not None:
+        return
+    if not targets:
         what = f"no --target is given, and here is no GPU to build for: {device.driver_problem}"
         raise BuildError(what, do="name a workspace and a --target")
-    place = build_place(kit, kind, gpu) if output is None else output / "engines" / name
-    on = gpu.name if gpu and kind == "tensorrt" else ""
-    chosen = targets or ((gpu.sm,) if gpu else ())
-    return build_kit(kit, kind, chosen, place, reporter, gpu=on, allow_unproved=allow_unproved)
+    if output is None:
+        what = f"WORKSPACE is missing, and here is no GPU to build for: {device.driver_problem}"
+        raise BuildError(what, do="name a new folder before --from")
 
 
 def verify_file(path: Path, keys: Sequence[Path], reporter: Reporter) -> VerifyResult:

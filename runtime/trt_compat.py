@@ -7,6 +7,7 @@ Polygraphy builds with them.
 from __future__ import annotations
 
 import importlib
+import platform
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -17,6 +18,8 @@ from .devices import driver_facts
 from .sessions.placement import TITLES
 
 Backend = Literal["tensorrt_rtx", "tensorrt"]
+
+JETSON = "aarch64"  # the machine by which Python knows it, as other devices of ARM
 
 _EXTRA: dict[Backend, str] = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 
@@ -35,12 +38,15 @@ class BuilderModule:
         return self.backend == "tensorrt_rtx"
 
 
-def install_command(backend: Backend, option: str = "") -> str:
-    """Return the command that installs a builder.
+def install_command(backend: Backend, option: str = "", machine: str | None = None) -> str:
+    """Return the command that installs a builder on a `machine`, without a name on this one.
 
     TensorRT's libraries lie on NVIDIA's own index; what other indexes have fetches them from there,
-    and fails behind a mirror with a page of text.
+    and fails behind a mirror with a page of text. A Jetson has the TensorRT of its JetPack, and no
+    wheel of that index fits it.
     """
+    if backend == "tensorrt" and (machine or platform.machine()) == JETSON:
+        return f"use the TensorRT of JetPack itself, and pip install {option}'arvg-trt[kit]'"
     index = "--extra-index-url https://pypi.nvidia.com " if backend == "tensorrt" else ""
     return f"pip install {option}{index}'arvg-trt[{_EXTRA[backend]}]'"
 

@@ -44,6 +44,14 @@ class Answer(msgspec.Struct, frozen=True):
     problem: Problem | None = None
 
 
+class WorkerCrash(RuntimeError):
+    """Report a worker that a signal ended, as one does whose library crashes; `sign` names it."""
+
+    def __init__(self, module: str, sign: str) -> None:
+        super().__init__(f"{module} was ended by {sign}")
+        self.sign = sign
+
+
 class WorkerOutput(Exception):
     """Hold what a worker printed before it failed, so that a traceback shows it."""
 
@@ -55,6 +63,7 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
         ArvgError: what the work raised.
         OSError: what the work could not read or write.
         OutOfMemory: the system ended the process, as it does for memory.
+        WorkerCrash: a signal ended it.
         RuntimeError: a bug; what the process printed, its traceback too, is the cause.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -68,12 +77,22 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
                 where=module,
                 do="free memory, or use a larger machine",
             )
+        if code < 0:
+            raise WorkerCrash(module, signal_name(-code)) from WorkerOutput(done.stderr)
         if code:
             lines = done.stderr.strip().splitlines() or ["it said nothing"]
             what = f"{module} ended with {code}: {lines[-1][:200]}"
             raise RuntimeError(what) from WorkerOutput(done.stderr)
         sys.stderr.write(done.stderr)
         return result_of(Path(folder), result)
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGSEGV; those for real time have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def result_of(folder: Path, result: type[T]) -> T:

@@ -69,7 +69,7 @@ def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
     Raises:
         WorkspaceError: there is none, or one is not as it was built.
     """
-    folders = sorted((workspace.root / "engines" / name).glob("[!.]*/"))
+    folders = folders_of_engines(workspace.root, name)
     if not folders:
         raise WorkspaceError(
             f"has no engines of {name}",
@@ -77,6 +77,13 @@ def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
             do=f"run `arvg-trt build {workspace.root} --name {name}` first",
         )
     return tuple(engine_group(workspace.root, folder) for folder in folders)
+
+
+def folders_of_engines(root: Path, name: str) -> list[Path]:
+    """Return the folders of a quantization's engines, without what a killed build left."""
+    # With a "/" at its end the pattern would match files too before Python 3.11.
+    found = (root / "engines" / name).glob("[!.]*")
+    return sorted(path for path in found if path.is_dir())
 
 
 def engine_group(root: Path, folder: Path) -> GroupSources:

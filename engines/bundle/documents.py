@@ -16,7 +16,7 @@ from ...workspace.files import encode_json
 from ...workspace.manifest import MANIFEST, Manifest
 from ...workspace.verify import read_manifest
 from ...workspace.workspace import Workspace
-from .contents import GroupSources
+from .contents import GroupSources, folders_of_engines
 
 CARD, BILL, STAGES, LICENSES = "README.md", "sbom.cdx.json", "stages.json", "licenses"
 BYTES_OF_MB = 1e6
@@ -47,7 +47,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
 def stage_records(workspace: Workspace, name: str) -> tuple[StageRecord, ...]:
     """Return a record of each stage that a quantization comes from, in the order they ran."""
     root = workspace.root
-    engines = sorted((root / "engines" / name).glob("[!.]*/"))
+    engines = folders_of_engines(root, name)
     folders = [root / "export", root / "calibrate", root / "quantize" / name, *engines]
     records = []
     for folder in (*folders, root / "validate" / name):

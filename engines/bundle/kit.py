@@ -1,7 +1,8 @@
 """Write a kit: what a device needs to build an engine by itself, without the workspace.
 
 It holds the half-precision ONNX, the shapes that engines take, and the plan by which they are
-proved. `build.sh` has the commands of TensorRT's own tool, for a device without Python.
+proved. ONNX Runtime opens it as a folder of graphs, too: a manifest lists its files. `build.sh` has
+the commands of TensorRT's own tool, for a device without Python.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ...recipe.build import BuildOptions
 from ...runtime.bundle.layout import BundleFile, TargetGroup, name_problem
 from ...runtime.trt_compat import Backend
 from ...workspace.files import atomic_write, decode_json, encode_json, sha256_file
+from ...workspace.manifest import Manifest, write_manifest
+from ...workspace.stage import package_versions
 from ...workspace.verify import GENERATOR_FILE
 from ..formats import precision_text
 from ..tensorrt.engine import EngineBuild
@@ -66,6 +69,13 @@ def write_kit(
     )
     (folder / KIT_FILE).write_bytes(encode_json(kit))
     atomic_write(folder / SCRIPT, script(kit.profiles).encode())
+    wanted = Manifest(
+        stage="bundle",
+        inputs={},
+        options={"model": model, "name": name, "half": kit.half},
+        versions=package_versions("onnx", "onnx-ir"),
+    )
+    write_manifest(folder, wanted, {})
 
 
 def kit_group(build: EngineBuild, folder: Path) -> GroupSources:
@@ -89,9 +99,17 @@ def kit_group(build: EngineBuild, folder: Path) -> GroupSources:
 
 
 def read_kit(
-    folder: Path, backend: Backend, targets: Sequence[str], *, allow_unproved: bool = False
+    folder: Path,
+    backend: Backend,
+    targets: Sequence[str],
+    *,
+    timings: Path | None = None,
+    allow_unproved: bool = False,
 ) -> tuple[Kit, EngineBuild]:
     """Return a kit, and how its engines are built for some targets.
+
+    TensorRT's timings of kernels are kept in the folder `timings`: a kit's own folder stays as it
+    was packed.
 
     Raises:
         IntegrityError: it cannot be read, or names a graph that no file beside it can have.
@@ -117,16 +135,18 @@ def read_kit(
     )
     profiles: dict[str, Profiles] = dict(kit.profiles)
     sites = decode_json(folder / SITES_FILE, SiteMap, do=do, error=IntegrityError)
-    return kit, EngineBuild(folder, backend, options, plan, sites, profiles, folder, is_half=True)
+    return kit, EngineBuild(folder, backend, options, plan, sites, profiles, timings, is_half=True)
 
 
 def script(profiles: Mapping[str, Mapping[str, tuple[Shape, Shape, Shape]]]) -> str:
     """Return a shell script that builds every engine with `trtexec` of TensorRT 10 on a device."""
     lines = [
         "#!/bin/sh",
-        "# Builds the engines with TensorRT's own tool. `arvg-trt build --from FILE` does so too,",
-        "# and proves that each site runs as planned.",
+        "# Builds the engines with TensorRT's own tool, for trtexec and TensorRT's own runtime.",
+        "# `arvg-trt build --from FILE` also writes the models by which ONNX Runtime opens them,",
+        "# and compares each site with the plan, as far as the builder lists its layers.",
         "set -e",
+        'cd "$(dirname "$0")"',
     ]
     for graph, shapes in profiles.items():
         words = ["trtexec", f"--onnx={graph}.onnx", "--stronglyTyped"]

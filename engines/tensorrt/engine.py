@@ -127,13 +127,18 @@ class EngineBuild:
         rows = []
         for k, graph in enumerate(self.profiles):
             reporter.progress(task, k, len(self.profiles))
-            rows.append(self._write_graph(graph, group, folder, wide))
+            rows.append(self._write_graph(graph, group, folder, wide, reporter))
         write_context_models(self.source, folder, self.profiles, self.backend, group)
         reporter.progress(task, len(self.profiles), len(self.profiles))
         return tuple(rows)
 
     def _write_graph(
-        self, graph: str, group: Sequence[Target], folder: Path, wide: Sequence[OverflowTensor]
+        self,
+        graph: str,
+        group: Sequence[Target],
+        folder: Path,
+        wide: Sequence[OverflowTensor],
+        reporter: Reporter,
     ) -> EngineRow:
         """Write the half-precision copy of a graph and the engine that is built from it."""
         own_sites, half = self.site_map.of_graph(graph), self.options.half
@@ -151,6 +156,11 @@ class EngineBuild:
         (folder / f"{graph}.layers.json").write_bytes(encode_json(result.layers))
         products = read_products(copy, self.profiles[graph])
         planned = planned_sites(own_sites, entries, products)
+        if planned and not result.layers:
+            reporter.warn(
+                f"{graph}: {result.builder_version} lists no layers, so that none of "
+                f"{len(planned)} planned sites is proved"
+            )
         missing = missing_sites(result.layers, planned, products, group) if result.layers else []
         if not self.options.allow_unproved:
             require_proof(graph, missing)

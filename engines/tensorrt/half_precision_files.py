@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import WorkspaceError
 from ...graph.sites import Site
 from ...quantize.facts import OverflowTensor
 from ...quantize.overflow import fp32_nodes
@@ -32,13 +33,19 @@ def write_half_precision(
     """Write the half-precision copy of a graph of `source` to `target`; return its path.
 
     What `wide` lists stays in FP32, and so do searches of codes.
+
+    Raises:
+        WorkspaceError: the graph or its weights cannot be read, as by every other stage.
     """
     import onnx
 
+    from ...graph.io import read_proto, require_weights
     from .half_precision import to_half_precision
 
     decide = [site.node for site in sites if site.role == "codes"]
-    model = onnx.load(source / f"{graph}.onnx")
+    model = read_proto(source / f"{graph}.onnx")
+    require_weights(model, source / f"{graph}.onnx", WorkspaceError)
+    onnx.load_external_data_for_model(model, str(source))
     converted = to_half_precision(model, keep_fp32=[*decide, *fp32_nodes(wide, model)], dtype=half)
     name, data = half_precision_files(graph)
     path = target / name

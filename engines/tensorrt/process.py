@@ -14,8 +14,9 @@ from pathlib import Path
 
 import msgspec
 
+from ...errors import BuildError
 from ...runtime.trt_compat import Backend
-from ...workspace.worker_process import run_isolated, serve_worker
+from ...workspace.worker_process import WorkerCrash, run_isolated, serve_worker
 from .addresses import fill_heap, fix_addresses
 from .build import BuildResult, Profiles, Shape, TimingCache, build_engine, load_polygraphy
 from .targets import Target
@@ -53,7 +54,7 @@ def compile_engine(
     """Run `build_engine` in its own process, with the same bytes for the same input.
 
     Raises:
-        BuildError: whatever `build_engine` raises.
+        BuildError: whatever `build_engine` raises, or the builder crashed.
         OutOfMemory: the system ended the process.
     """
     task = BuildTask(
@@ -66,7 +67,14 @@ def compile_engine(
     )
     before = None
     for _ in range(TRIES):
-        made = run_isolated(__name__, task, Compiled)
+        try:
+            made = run_isolated(__name__, task, Compiled)
+        except WorkerCrash as crash:
+            raise BuildError(
+                f"the builder crashed ({crash.sign})",
+                where=str(graph),
+                do="`arvg-trt diagnose build-failure` finds the part that it crashes on",
+            ) from crash
         # An order that comes twice is the graph's usual one.
         if made.fixed or made.result.in_order or made.result.table == before:
             break

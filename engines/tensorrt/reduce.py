@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import BuildError
+from ...errors import BuildError, OutOfMemory
 from .products import known_shapes, read_graph, with_fixed_shapes
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .build import Profiles
 
-Refusal = Callable[["onnx.ModelProto"], "BuildError | None"]
+Refusal = Callable[["onnx.ModelProto"], "BuildError | OutOfMemory | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,18 @@ class Reduced:
     model: onnx.ModelProto
     nodes: tuple[str, ...]
     of: int
-    refusal: BuildError
+    refusal: BuildError | OutOfMemory
 
 
 def reduce_failure(graph: Path, profiles: Profiles, refusal: Refusal) -> Reduced | None:
     """Return the smallest part of `graph` that is refused as it is itself; None if it builds.
 
-    `refusal` tries to build a graph. A part that fails for another reason counts as one that
-    builds.
+    `refusal` tries to build a graph, at the best shapes of `profiles`. A part that fails for
+    another reason counts as one that builds.
+
+    Raises:
+        BuildError: the shape of an input or output does not follow from those, so that nothing can
+            be tried.
     """
     import onnx
 
@@ -47,8 +51,13 @@ def reduce_failure(graph: Path, profiles: Profiles, refusal: Refusal) -> Reduced
     model = onnx.load(graph)
     nodes = list(model.graph.node)
     original = cut_out(model, nodes, known)
-    whole = None if original is None else refusal(original)
-    if original is None or whole is None:
+    if original is None:
+        ends = (*model.graph.input, *model.graph.output)
+        name = next((value.name for value in ends if value.name not in known), "a value")
+        what = f"the shape of {name} is not known with inputs of fixed shapes: nothing was tried"
+        raise BuildError(what, where=str(graph.name), do="export the graph with that shape")
+    whole = refusal(original)
+    if whole is None:
         return None
 
     def fails(part: Sequence[onnx.NodeProto]) -> bool:
@@ -81,7 +90,7 @@ def first_true(counts: range, holds: Callable[[int], bool]) -> int:
     return high
 
 
-def kind_of(refusal: BuildError, nodes: Iterable[onnx.NodeProto]) -> str:
+def kind_of(refusal: BuildError | OutOfMemory, nodes: Iterable[onnx.NodeProto]) -> str:
     """Return the words of a refusal without names and numbers, which differ between parts."""
     text = refusal.what
     for name in sorted({node.name for node in nodes if node.name}, key=len, reverse=True):

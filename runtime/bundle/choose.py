@@ -11,9 +11,10 @@ from typing import Literal
 
 import msgspec
 
+from ...packages import builder_release
 from ..devices import Device, Gpu
 from ..folders import same_release
-from ..sessions.placement import CUDA, PROVIDERS, TITLES, Problem
+from ..sessions.placement import CUDA, PROVIDERS, TITLES, Problem, unopened, unopened_text
 from ..sessions.providers import provider_problem
 from ..trt_compat import install_command
 from .layout import BundleFacts, TargetGroup
@@ -21,6 +22,8 @@ from .layout import BundleFacts, TargetGroup
 Step = Literal["exact engine", "compatible engine", "build here", "CUDA", "CPU"]
 # Says why a provider does not run on a GPU of this machine; None if it does.
 ProviderProblem = Callable[[str, Gpu], Problem | None]
+# Says the version of a builder that is installed here; None if nothing does.
+BuilderRelease = Callable[[str], "str | None"]
 
 
 class ChainStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +44,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     def chosen(self) -> ChainStep | None:
         return next((step for step in self.steps if step.opens), None)
 
+    def without(self, failed: ChainStep, reason: str) -> Choice:
+        """Return the choice that is left after a step failed, and why it did."""
+        closed = msgspec.structs.replace(failed, opens=False, reason=reason)
+        return Choice(steps=tuple(closed if step is failed else step for step in self.steps))
+
 
 def choose(
     facts: BundleFacts,
@@ -48,6 +56,7 @@ def choose(
     gpu: Gpu | None,
     builders: Sequence[str] = (),
     problem_of: ProviderProblem = provider_problem,
+    release_of: BuilderRelease = builder_release,
 ) -> Choice:
     """Return the ways to run a bundle on a GPU of a device, or without one on its CPU.
 
@@ -63,9 +72,9 @@ def choose(
                 steps.append(chain_step(step, group, problem is None, reason))
     kit = facts.group("kit")
     if kit is not None:
-        builder = usable_builder(gpu, builders, problem_of)
-        problem = None if builder else build_problem(device, gpu, builders)
-        reason = problem or f"{TITLES[builder or '']} builds it once, into the cache"
+        builder = usable_builder(device, gpu, builders, problem_of, release_of)
+        problem = None if builder else build_problem(device, gpu, builders, problem_of, release_of)
+        reason = problem or f"{titled(builder or '', release_of)} builds it once, into the cache"
         steps.append(chain_step("build here", kit, problem is None, reason))
         problem = cuda_problem(device, gpu, problem_of)
         reason = problem or "ONNX Runtime runs the graphs in FP16, Q/DQ in floats"
@@ -106,40 +115,84 @@ def engine_problem(
     NVIDIA: engines of either back end are for the very version that built them. TensorRT's are for
     one compute capability, those for RTX for the ones they were compiled for.
     """
+    if group.kind == "tensorrt_rtx" and len(unopened(group.targets)) == len(group.targets):
+        return unopened_text(group.targets)
     if gpu is None:
         return device.driver_problem or "the CPU was asked for"
     if gpu.sm not in group.targets:
         return f"it is for {' '.join(group.targets)}, and this GPU is {gpu.sm} ({gpu.name})"
-    if group.bytes > gpu.memory_bytes:
-        return (
-            f"it has {group.bytes / 1e9:.1f} GB, and the GPU's memory {gpu.memory_bytes / 1e9:.1f}"
-        )
+    # The ONNX that they were built from lies beside them, and is not loaded.
+    size = sum(file.bytes for file in group.files if file.path.endswith(".engine"))
+    if size > gpu.memory_bytes:
+        return f"it has {size / 1e9:.1f} GB, and the GPU's memory {gpu.memory_bytes / 1e9:.1f}"
     problem = problem_of(PROVIDERS[group.kind], gpu)
     if problem is not None:
         return f"{problem.what}: {problem.do}"
-    found = device.rtx_version if group.kind == "tensorrt_rtx" else device.tensorrt
+    found = opened_release(device, group.kind)
     if found is not None and not same_release(found, group.version):
         return f"it was built by {TITLES[group.kind]} {group.version}, and here is {found}"
     return None
 
 
 def usable_builder(
-    gpu: Gpu | None, builders: Sequence[str], problem_of: ProviderProblem = provider_problem
+    device: Device,
+    gpu: Gpu | None,
+    builders: Sequence[str],
+    problem_of: ProviderProblem = provider_problem,
+    release_of: BuilderRelease = builder_release,
 ) -> str | None:
     """Return the first builder whose engines a provider opens on the GPU; None if there is none."""
     if gpu is None:
         return None
-    return next((name for name in builders if problem_of(PROVIDERS[name], gpu) is None), None)
+    problems = (builder_problem(name, device, gpu, problem_of, release_of) for name in builders)
+    found = (name for name, each in zip(builders, problems, strict=True) if each is None)
+    return next(found, None)
 
 
-def build_problem(device: Device, gpu: Gpu | None, builders: Sequence[str]) -> str:
+def builder_problem(
+    name: str,
+    device: Device,
+    gpu: Gpu,
+    problem_of: ProviderProblem = provider_problem,
+    release_of: BuilderRelease = builder_release,
+) -> str | None:
+    """Return why what a builder would build does not open on a GPU; None if nothing is known.
+
+    A release that nobody says is taken to fit.
+    """
+    if problem_of(PROVIDERS[name], gpu) is not None:
+        return f"no provider here opens what {TITLES[name]} would build"
+    opens, builds = opened_release(device, name), release_of(name)
+    if opens is not None and builds is not None and not same_release(opens, builds):
+        return f"{TITLES[name]} {builds} is installed to build, and the provider here opens {opens}"
+    return None
+
+
+def opened_release(device: Device, kind: str) -> str | None:
+    """Return the release whose engines the provider of a back end opens on a device."""
+    return device.rtx_version if kind == "tensorrt_rtx" else device.tensorrt
+
+
+def build_problem(
+    device: Device,
+    gpu: Gpu | None,
+    builders: Sequence[str],
+    problem_of: ProviderProblem = provider_problem,
+    release_of: BuilderRelease = builder_release,
+) -> str:
     """Return why no engine can be built here that then runs here."""
     if gpu is None:
         return device.driver_problem or "the CPU was asked for"
     if not builders:
-        return f"no builder is installed: {install_command('tensorrt')}, or on an RTX [rtx]"
-    names = ", ".join(TITLES[name] for name in builders)
-    return f"no provider here opens what {names} would build"
+        install = install_command("tensorrt", machine=device.machine)
+        return f"no builder is installed: {install}, or on an RTX [rtx]"
+    found = (builder_problem(name, device, gpu, problem_of, release_of) for name in builders)
+    return "; ".join(problem for problem in found if problem is not None)
+
+
+def titled(builder: str, release_of: BuilderRelease) -> str:
+    """Return a builder's name with its release, where that is known."""
+    return f"{TITLES[builder]} {release_of(builder) or ''}".strip()
 
 
 def cuda_problem(

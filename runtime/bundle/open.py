@@ -12,20 +12,23 @@ from pathlib import Path
 
 import msgspec
 
-from ...errors import BundleError
-from ...packages import installed_builders
+from ...errors import ArvgError, BundleError, IntegrityError
+from ...packages import installed_builders, require_packages
 from ...workspace.stage import Reporter, SilentReporter
 from ..devices import Device, this_device
 from ..family import load_named
 from ..sessions.placement import gpu_of
+from ..sessions.providers import provider_problem
 from .archive import BLOCK
 from .cache import unpack_cached
-from .choose import ChainStep, Choice, choose, refusal, usable_builder
+from .choose import ChainStep, Choice, ProviderProblem, choose, refusal, usable_builder
 from .reader import Bundle
 from .trust import refuse_unsigned, require_trust
 
 # Builds the engines of an unpacked kit for a GPU into the cache; it needs a builder's package.
 BUILD_HERE = "arvg_trt.engines.bundle.build_here:build_here"
+
+LONGEST_REASON = 300
 
 TAR_MARK = slice(257, 262)  # where the header of a tar file says what it is
 Explain = Callable[[Choice], None]
@@ -108,18 +111,20 @@ def open_bundle(
     machine: Device | None = None,
     reporter: Reporter | None = None,
     generates: bool = False,
+    problem_of: ProviderProblem = provider_problem,
 ) -> OpenedBundle:
     """Choose what of a bundle runs on a device, and unpack it into the cache.
 
-    Where it is to be one that `generates`, another kind of model is refused.
+    Where an engine cannot be built here, the next step is taken, and the choice says why. Where it
+    is to be one that `generates`, another kind of model is refused.
 
     Raises:
         IntegrityError: it is damaged, changed, or not signed as required.
         BundleError: nothing in it runs on the device, no such device is there, or it holds another
             kind of model.
-        BuildError: an engine was to be built here, and cannot be.
     """
     machine = machine or this_device()
+    reporter = reporter or SilentReporter()
     index = gpu_of(device, machine)
     gpu = None if index is None else machine.gpus[index]
     with Bundle(path) as bundle:
@@ -127,17 +132,30 @@ def open_bundle(
         if generates and bundle.facts.kind != "generator":
             what = f"holds {bundle.facts.model}, which is no generator of images"
             raise BundleError(what, where=str(path), do="`encode` and `decode` take a tokenizer's")
-        choice = choose(bundle.facts, machine, gpu, installed_builders())
-        step = choice.chosen
+        builders = installed_builders()
+        choice = choose(bundle.facts, machine, gpu, builders, problem_of)
         asked_gpu = device.lower() not in ("auto", "cpu")
-        if step is None or (asked_gpu and step.step == "CPU"):
-            do = "`arvg-trt verify` lists what it holds; --device cpu takes its CPU engine"
-            raise BundleError(refusal(bundle.facts, choice), where=str(path), do=do)
-        group = next(each for each in bundle.facts.groups if each.name == step.group)
-        folder = unpack_cached(bundle, group) / group.folder
-    if step.step == "build here":
-        assert gpu is not None
-        builder = usable_builder(gpu, installed_builders())
-        build = load_named(BUILD_HERE, f"the kit {group.name}")
-        folder = build(folder, gpu, builder, reporter or SilentReporter())
+        while True:
+            step = choice.chosen
+            if step is None or (asked_gpu and step.step == "CPU"):
+                do = "`arvg-trt verify` lists what it holds; --device cpu takes its CPU engine"
+                raise BundleError(refusal(bundle.facts, choice), where=str(path), do=do)
+            group = next(each for each in bundle.facts.groups if each.name == step.group)
+            folder = unpack_cached(bundle, group) / group.folder
+            if step.step != "build here":
+                break
+            assert gpu is not None
+            builder = usable_builder(machine, gpu, builders, problem_of)
+            try:
+                require_packages("kit")
+                folder = load_named(BUILD_HERE, f"the kit {group.name}")(
+                    folder, gpu, builder, reporter
+                )
+                break
+            except IntegrityError:
+                raise
+            except (ArvgError, OSError, ImportError) as error:
+                reason = f"it was not built: {' '.join(str(error).split())[:LONGEST_REASON]}"
+                reporter.warn(f"{group.name}: {reason}")
+                choice = choice.without(step, reason)
     return OpenedBundle(folder=folder, step=step, choice=choice, signed_by=signed_by)

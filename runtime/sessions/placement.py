@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ...errors import BundleError
@@ -19,6 +19,11 @@ FOR_GRAPHS = (CUDA, TENSORRT_RTX, TENSORRT)
 # provider that opens what they build.
 TITLES: Mapping[str, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 PROVIDERS: Mapping[str, str] = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX}
+
+# The plug-in 0.5.0 takes sm86, sm89 and all from sm120 on, though TensorRT for RTX compiles for
+# sm75 and sm80 too (its header tensorrt_rtx_provider_options.h, IsComputeCapabilitySupported).
+RTX_CAPABILITIES = (86, 89)
+RTX_FROM = 120
 
 DEVICE = re.compile(r"cuda(?::(\d{1,4}))?", re.IGNORECASE)
 DEVICES = "cpu, cuda:0 (or another number) or auto"
@@ -58,6 +63,27 @@ class Problem:
 
     what: str
     do: str | None
+
+
+def rtx_takes(capability: int) -> bool:
+    """Return whether the plug-in of TensorRT for RTX takes a GPU of a compute capability."""
+    return capability in RTX_CAPABILITIES or capability >= RTX_FROM
+
+
+def unopened(targets: Iterable[str]) -> list[str]:
+    """Return those of the targets, such as sm75, whose RTX engines no provider opens."""
+    return [sm for sm in targets if not rtx_takes(int(sm.removeprefix("sm")))]
+
+
+def unopened_text(targets: Iterable[str]) -> str:
+    """Return in one line for which of the targets no provider opens RTX engines; "" for none."""
+    lacking = unopened(targets)
+    if not lacking:
+        return ""
+    return (
+        f"no provider of ONNX Runtime opens engines of TensorRT for RTX on {' '.join(lacking)}: "
+        "there run graphs with CUDA, or an engine of ONNX Runtime"
+    )
 
 
 def gpu_of(device: str, machine: Device) -> int | None:

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from ...errors import BundleError
 from ...workspace.files import own_folder, user_cache
 from ..devices import CUDA_DRIVER, RTX_MODULE, RTX_PACKAGES, Gpu, rtx_packages, this_device
-from .placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem
+from .placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem, rtx_takes
 
 # What the plug-in is linked with, beyond what it brings: both are parts of the driver.
 RTX_LIBRARIES = (CUDA_DRIVER, "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
@@ -29,10 +29,6 @@ PROVIDER_LIBRARY = {
     TENSORRT: "libonnxruntime_providers_tensorrt.so",
 }
 MISSING = re.compile(r"^(\S+?): cannot open shared object file")
-# The plug-in 0.5.0 takes sm86, sm89 and all from sm120 on, though TensorRT for RTX compiles for
-# sm75 and sm80 too (its header tensorrt_rtx_provider_options.h, IsComputeCapabilitySupported).
-RTX_CAPABILITIES = (86, 89)
-RTX_FROM = 120
 ASSIGNMENT = "get_provider_graph_assignment_info"  # of a session, from ONNX Runtime 1.24 on
 GUIDE = "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"
 
@@ -100,7 +96,7 @@ def missing_library(path: str) -> str | None:
 
 def rtx_gpu_problem(gpu: Gpu) -> Problem | None:
     """Return that the plug-in does not take a GPU of this compute capability; None: it does."""
-    if gpu.compute_capability in RTX_CAPABILITIES or gpu.compute_capability >= RTX_FROM:
+    if rtx_takes(gpu.compute_capability):
         return None
     return Problem(
         f"ONNX Runtime's provider of TensorRT for RTX takes no {gpu.sm} ({gpu.name})",

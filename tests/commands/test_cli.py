@@ -330,6 +330,11 @@ def test_targets_lists_gpus_and_says_all_of_one() -> None:
     (row,) = json.loads(arvg("targets", "sm89", "--json").out)["targets"]
     assert row["gpu"] is None and row["capability"]["number"] == 89
     assert len(json.loads(arvg("targets", "--json").out)["targets"]) == len(lines)
+    note = "tensorrt_rtx (compiles; no provider of ONNX Runtime opens it)"
+    noted = {line.split(" sm")[1].split()[0] for line in lines if note in line}
+    assert noted == {"75", "80"}
+    assert f"tensorrt_rtx: {note[14:-1]}" in arvg("targets", "t4").out
+    assert "tensorrt_rtx: yes" in text
     assert_refused(arvg("targets", "rtx409"), 6, "unknown target", "rtx4090")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,5 +72,28 @@ def test_graphs_that_build_are_said_to(tmp_path: Path) -> None:
     )
     out = tmp_path / "fail.onnx"
     outcome = arvg("diagnose", "build-failure", workspace, *RTX, "-o", out)
-    assert (outcome.code, outcome.out) == (0, "every graph builds\n"), outcome
+    assert (outcome.code, outcome.out) == (0, "every graph builds with fixed shapes\n"), outcome
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"), [("kill -SEGV $$", "crashed (SIGSEGV)"), ("kill -9 $$", "was killed")]
+)
+def test_a_builder_that_crashes_or_is_killed_refuses(
+    body: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
+    workspace = workspace_of(
+        tmp_path,
+        TEXT.replace("Det(a)", "ReduceMax<keepdims = 0>(a, w_axes)").replace(
+            ") {", ") <int64[2] w_axes = {1, 2}> {", 1
+        ),
+    )
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{body}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    command = ("diagnose", "build-failure", workspace, *RTX, "-o", tmp_path / "fail.onnx")
+    outcome = arvg(*command)
+    assert outcome.code == 0 and said in outcome.out, outcome
+    assert (tmp_path / "fail.onnx").is_file()

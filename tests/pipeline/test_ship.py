@@ -353,6 +353,19 @@ def test_a_kit_is_built_by_what_builds_on_devices(shipped: Shipped, tmp_path: Pa
     assert arvg("build").code == 2
 
 
+def test_an_unpacked_kit_runs_as_a_folder_of_graphs(shipped: Shipped, tmp_path: Path) -> None:
+    """The step CUDA of a bundle opens it so; this test needs no GPU."""
+    assert arvg("unpack", shipped.file, "-o", tmp_path / "u", "--group", "kit").code == 0
+    packed = ImageTokenizer.open(tmp_path / "u" / "kit", device="cpu")
+    exported = ImageTokenizer.open(shipped.workspace, device="cpu")
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
+    tokens, _ = packed.encode(image)
+    wanted, _ = exported.encode(image)
+    assert tokens is not None and tokens.shape == wanted.shape
+    back, reference = packed.decode(wanted), exported.decode(wanted)
+    assert np.abs(back - reference).mean() < 0.1 * np.abs(reference).mean()
+
+
 def test_the_script_of_a_kit_names_each_graph_and_its_shapes(
     shipped: Shipped, tmp_path: Path
 ) -> None:
@@ -459,4 +472,8 @@ def test_a_generator_generates_the_same_images_from_its_bundle(
         outcome = arvg("generate", place, *args)
         assert outcome.code == 0, outcome
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert arvg("unpack", packed, "-o", tmp_path / "u", "--group", "kit").code == 0
+    kit = Generator.open(tmp_path / "u" / "kit", device="cpu")
+    wanted = Generator.open(folder).generate([0], seed=3).images
+    assert kit.generate([0], seed=3).images.shape == wanted.shape
     assert Generator.open(packed).spec == Generator.open(folder).spec

@@ -13,7 +13,7 @@ from arvg_trt.errors import ArvgError, ExportError, OutOfMemory
 from arvg_trt.export.shape import DYNAMIC
 from arvg_trt.families.shared.isolated_export import ModelTask
 from arvg_trt.runtime.images import UnreadableImage
-from arvg_trt.workspace.worker_process import answer, run_isolated
+from arvg_trt.workspace.worker_process import WorkerCrash, answer, run_isolated
 
 MODULE = "arvg_trt.families.shared.isolated_export"
 
@@ -52,6 +52,15 @@ def test_a_killed_process_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "kill -9 $$"))
     with pytest.raises(OutOfMemory, match=r"was killed, as the system does when memory runs out"):
         run_isolated(MODULE, comparison(tmp_path), dict)
+
+
+def test_a_process_that_a_signal_ends_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", "kill -SEGV $$"))
+    with pytest.raises(WorkerCrash, match="isolated_export was ended by SIGSEGV") as caught:
+        run_isolated(MODULE, comparison(tmp_path), dict)
+    assert caught.value.sign == "SIGSEGV"
 
 
 def test_a_bug_of_the_second_process_is_no_users_error(

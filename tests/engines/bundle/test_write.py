@@ -24,7 +24,7 @@ from arvg_trt.benchmarks.fuzz.bundles import (
     small_contents,
     target_group,
 )
-from arvg_trt.engines.bundle.contents import Contents, bundle_file
+from arvg_trt.engines.bundle.contents import Contents, bundle_file, folders_of_engines
 from arvg_trt.engines.bundle.write import sign_bundle, write_bundle
 from arvg_trt.errors import IntegrityError, WorkspaceError
 from arvg_trt.runtime.bundle.archive import read_members
@@ -270,3 +270,13 @@ def test_source_of_more_than_8_gib_has_a_size_that_is_read_back() -> None:
     size = 9 * 2**30
     head = member("blobs/sha256/" + "0" * 64, size).tobuf(tarfile.GNU_FORMAT)
     assert read_header(head, "x", first=False).size == size
+
+
+def test_files_beside_the_folders_of_engines_are_none_of_them(tmp_path: Path) -> None:
+    """A pattern that ends with "/" matches them before Python 3.11."""
+    place = tmp_path / "engines" / "int8"
+    (place / "onnxruntime").mkdir(parents=True)
+    (place / ".onnxruntime.x.tmp").mkdir()
+    (place / "notes.txt").write_text("mine")
+    assert folders_of_engines(tmp_path, "int8") == [place / "onnxruntime"]
+    assert folders_of_engines(tmp_path, "none") == []

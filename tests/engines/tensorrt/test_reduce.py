@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from arvg_trt.engines.tensorrt.process import compile_engine
 from arvg_trt.engines.tensorrt.reduce import first_true, reduce_failure
 from arvg_trt.engines.tensorrt.targets import resolve_target
-from arvg_trt.errors import BuildError
+from arvg_trt.errors import BuildError, OutOfMemory
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 PROFILE = {"x": ((1, 4, 4), (2, 4, 4), (2, 4, 4))}
@@ -110,3 +110,20 @@ def test_a_graph_that_builds_has_no_failing_part(graph: Path) -> None:
 def test_halving_finds_the_first(most: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(1, most))
     assert first_true(range(1, most + 1), lambda count: count >= first) == first
+
+
+def test_a_graph_whose_shapes_are_not_known_is_not_said_to_build(tmp_path: Path) -> None:
+    """How many values are not zero follows from the values alone."""
+    text = "g (float[4] x) => (int64[1,m] y) {\n  y = NonZero(x)\n}"
+    onnx.save(onnx.parser.parse_model(f"{HEADER} {text}"), tmp_path / "g.onnx")
+    with pytest.raises(BuildError, match=r"the shape of y is not known .*: nothing was tried"):
+        reduce_failure(tmp_path / "g.onnx", {}, lambda model: None)
+
+
+def test_a_builder_that_is_killed_refuses(graph: Path) -> None:
+    def refusal(model: onnx.ModelProto) -> OutOfMemory | None:
+        held = {node.op_type for node in model.graph.node}
+        return OutOfMemory("a subprocess was killed") if "Det" in held else None
+
+    found = reduce_failure(graph, PROFILE, refusal)
+    assert found is not None and found.nodes == ("block.Det",)

@@ -6,9 +6,15 @@ import msgspec
 import pytest
 
 from arvg_trt.benchmarks.fuzz.bundles import RTX, small_contents, target_group
-from arvg_trt.runtime.bundle.choose import Choice, ProviderProblem, chain_text, refusal
+from arvg_trt.runtime.bundle.choose import (
+    BuilderRelease,
+    Choice,
+    ProviderProblem,
+    chain_text,
+    refusal,
+)
 from arvg_trt.runtime.bundle.choose import choose as choose_by_providers
-from arvg_trt.runtime.bundle.layout import BundleFacts
+from arvg_trt.runtime.bundle.layout import BundleFacts, BundleFile
 from arvg_trt.runtime.devices import Device, Gpu, this_device
 from arvg_trt.runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX, Problem
 
@@ -70,9 +76,10 @@ def choose(
     gpu: Gpu | None,
     builders: tuple[str, ...] = (),
     problem_of: ProviderProblem = ALL_RUN,
+    release_of: BuilderRelease = {"tensorrt": "10.9.0", "tensorrt_rtx": RTX}.get,
 ) -> Choice:
     """Choose as on a device whose providers all run."""
-    return choose_by_providers(facts, device, gpu, builders, problem_of)
+    return choose_by_providers(facts, device, gpu, builders, problem_of, release_of)
 
 
 def chosen(choice: Choice) -> tuple[str, str] | None:
@@ -178,10 +185,60 @@ def test_a_kit_is_built_by_whose_engines_run_here() -> None:
     facts = bundle_facts("kit", "cpu")
     both = ("tensorrt", "tensorrt_rtx")
     choice = choose(facts, DEVICE, T4, both, without(TENSORRT))
-    assert choice.steps[0].reason == "TensorRT for RTX builds it once, into the cache"
+    assert choice.steps[0].reason == f"TensorRT for RTX {RTX} builds it once, into the cache"
     choice = choose(facts, DEVICE, T4, both, without(TENSORRT, TENSORRT_RTX))
     assert chosen(choice) == ("CUDA", "kit")
-    assert choice.steps[0].reason.startswith("no provider here opens what TensorRT, TensorRT for")
+    assert choice.steps[0].reason == (
+        "no provider here opens what TensorRT would build; "
+        "no provider here opens what TensorRT for RTX would build"
+    )
+
+
+def test_a_builder_of_another_release_than_the_provider_is_passed_over() -> None:
+    facts, both = bundle_facts("kit", "cpu"), ("tensorrt", "tensorrt_rtx")
+    releases = {"tensorrt": "10.13.0", "tensorrt_rtx": "1.8.0.3"}
+    choice = choose(facts, DEVICE, A10, both, ALL_RUN, releases.get)
+    assert chosen(choice) == ("CUDA", "kit")
+    assert choice.steps[0].reason == (
+        "TensorRT 10.13.0 is installed to build, and the provider here opens 10.9.0; "
+        f"TensorRT for RTX 1.8.0.3 is installed to build, and the provider here opens {RTX}"
+    )
+    choice = choose(facts, DEVICE, A10, both, ALL_RUN, (releases | {"tensorrt_rtx": RTX}).get)
+    assert choice.steps[0].reason.startswith(f"TensorRT for RTX {RTX} builds it once")
+
+
+def test_a_release_that_nothing_says_is_taken_to_fit() -> None:
+    facts = bundle_facts("kit", "cpu")
+    choice = choose(facts, DEVICE, A10, ("tensorrt",), ALL_RUN, {}.get)
+    assert choice.steps[0].reason == "TensorRT builds it once, into the cache"
+    choice = choose(facts, changed(tensorrt=None), A10, ("tensorrt",))
+    assert chosen(choice) == ("build here", "kit")
+
+
+def test_a_jetson_is_told_of_the_tensorrt_that_it_has() -> None:
+    facts = bundle_facts("kit", "cpu")
+    choice = choose(facts, changed(machine="aarch64"), A10)
+    assert "TensorRT of JetPack itself, and pip install 'arvg-trt[kit]'" in choice.steps[0].reason
+    assert "arvg-trt[tensorrt]" in choose(facts, DEVICE, A10).steps[0].reason
+
+
+def test_graphs_beside_the_engines_take_no_memory_of_the_gpu() -> None:
+    facts = bundle_facts("rtx")
+    (group,) = facts.groups
+    copy = BundleFile(path="engines/int8/rtx/model.onnx.data", sha256="0" * 64, bytes=10**12)
+    with_copy = msgspec.structs.replace(group, files=(*group.files, copy))
+    facts = msgspec.structs.replace(facts, groups=(with_copy,))
+    assert chosen(choose(facts, DEVICE, A10)) == ("exact engine", "rtx")
+
+
+@pytest.mark.parametrize("gpu", [None, A10, T4])
+def test_rtx_engines_that_no_provider_opens_say_so_with_and_without_a_gpu(gpu: Gpu | None) -> None:
+    facts = bundle_facts("rtx", "cpu")
+    old = msgspec.structs.replace(facts.groups[0], targets=("sm75", "sm80"))
+    facts = msgspec.structs.replace(facts, groups=(old, *facts.groups[1:]))
+    assert reason(choose(facts, DEVICE, gpu), "rtx").startswith(
+        "no provider of ONNX Runtime opens engines of TensorRT for RTX on sm75 sm80: "
+    )
 
 
 def test_nothing_that_runs_is_said_in_one_line() -> None:
