@@ -9,13 +9,13 @@ import pytest
 
 from arvg_trt.errors import AccuracyError
 from arvg_trt.numerics.noise import sqnr_db
+from arvg_trt.validate.formats import DB
 from arvg_trt.validate.measure.tokenizer_accuracy import Summary
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.validate.metrics.image import none_if_infinite
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.metrics.logits import LogitsAccumulator
 from arvg_trt.validate.metrics.outputs import OutputAccumulator, require_like
-from arvg_trt.validate.report.cells import DB
 from arvg_trt.validate.report.compare import Rule, _judge
 from arvg_trt.validate.report.gates import Gate, evaluate
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-WIDTH, HEIGHT = 1040, 300
+# In units of the drawing: a screen shows the one that fits at about a pixel each.
+WIDE, NARROW = 1040, 340
+HEIGHT = 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
-LABEL_WIDTH = 64  # pixels that a name below the axis takes
+LETTER, GAP = 6.5, 14  # what a letter of a name below the axis takes, and between two names
 GRID_LINES = 6
 
 
@@ -37,7 +39,7 @@ class Chart:
     series: tuple[Series, ...]
 
 
-def svg(chart: Chart) -> str:
+def svg(chart: Chart, width: int = WIDE) -> str:
     """Return the chart as an SVG element, in the colours of the page; a hover names the values.
 
     Raises:
@@ -49,9 +51,9 @@ def svg(chart: Chart) -> str:
     step = grid_step(min(drawn), max(drawn))
     low, high = step * math.floor(min(drawn) / step), step * math.ceil(max(drawn) / step)
     high = high if high > low else low + step
-    attributes = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": chart.title}
+    attributes = {"viewBox": f"0 0 {width} {HEIGHT}", "role": "img", "aria-label": chart.title}
     root = Element("svg", attributes)
-    pitch = (WIDTH - LEFT - RIGHT) / len(chart.names)
+    pitch = (width - LEFT - RIGHT) / len(chart.names)
 
     def x(k: int) -> float:
         return round(LEFT + (k + 0.5) * pitch, 1)
@@ -60,8 +62,8 @@ def svg(chart: Chart) -> str:
         return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     for k in range(round((high - low) / step) + 1):
-        add_line(root, low + k * step, y(low + k * step))
-    add_groups(root, chart.names, x)
+        add_line(root, low + k * step, y(low + k * step), width)
+    add_groups(root, chart.names, x, width)
     for series in chart.series:
         points = [
             (x(k), y(v)) for k, v in enumerate(series.values) if v is not None and math.isfinite(v)
@@ -87,7 +89,7 @@ def svg(chart: Chart) -> str:
 def text(value: float | None, unit: str) -> str:
     if value is None:
         return "\u2013"
-    return f"{value:.1f} {unit}" if math.isfinite(value) else "\u221e"
+    return f"{value:.2f} {unit}" if math.isfinite(value) else "\u221e"
 
 
 def grid_step(low: float, high: float) -> float:
@@ -97,15 +99,15 @@ def grid_step(low: float, high: float) -> float:
     return next(power * k for k in (1, 2, 5, 10) if power * k >= rough * (1 - 1e-9))
 
 
-def add_line(root: Element, value: float, at: float) -> None:
-    ends = {"x1": str(LEFT), "x2": str(WIDTH - RIGHT), "y1": str(at), "y2": str(at)}
+def add_line(root: Element, value: float, at: float, width: int) -> None:
+    ends = {"x1": str(LEFT), "x2": str(width - RIGHT), "y1": str(at), "y2": str(at)}
     SubElement(root, "line", ends, stroke="var(--line)")
     SubElement(
         root, "text", {"x": str(LEFT - 8), "y": str(at + 4), "text-anchor": "end"}
     ).text = f"{value:g}"
 
 
-def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float]) -> None:
+def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float], width: int) -> None:
     """Write the first two parts of names below the axis where each begins, if there is room."""
     last, free = "", 0.0
     for k, name in enumerate(names):
@@ -113,9 +115,9 @@ def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float]) -
         if group == last:
             continue
         last = group
-        if x(k) < free:
+        if x(k) < free or x(k) + LETTER * len(group) > width:
             continue
-        free = x(k) + LABEL_WIDTH
+        free = x(k) + LETTER * len(group) + GAP
         tick = {"x1": str(x(k)), "x2": str(x(k)), "y1": str(HEIGHT - BOTTOM)}
         SubElement(root, "line", tick, y2=str(HEIGHT - BOTTOM + 5), stroke="var(--soft)")
         place = {"x": str(x(k) - 2), "y": str(HEIGHT - BOTTOM + 19)}

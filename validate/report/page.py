@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...packages import require_packages
-from .chart import Chart, svg
+from .chart import NARROW, WIDE, Chart, svg
 
 Level = Literal["good", "bad", "warn", "plain"]
 _NUMBER = re.compile(r"[+\-\u2212]?[\d\u221e]")
@@ -121,7 +121,8 @@ def to_html(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = _data_uri
-    environment.filters["svg"] = lambda chart: markupsafe.Markup(svg(chart))
+    environment.filters["svg"] = lambda chart, width: markupsafe.Markup(svg(chart, width))
+    environment.globals["chart_widths"] = {"wide": WIDE, "narrow": NARROW}
     environment.filters["is_number"] = lambda cell: bool(_NUMBER.match(str(cell)))
     return environment.get_template("report.html.j2").render(page=page)
 
