@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 # In units of the drawing: a screen shows the one that fits at about a pixel each.
@@ -30,13 +31,18 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Hold series over `names`, each as long; `unit` stands behind every value."""
+    """Hold series over `names`, each as long; `unit` stands behind every value.
+
+    A joined series has a gap where the next name is of another of the `groups`, which are as many
+    as names, or none.
+    """
 
     title: str
     caption: str
     unit: str
     names: tuple[str, ...]
     series: tuple[Series, ...]
+    groups: tuple[str, ...] = ()
 
 
 def svg(chart: Chart, width: int = WIDE) -> str:
@@ -64,16 +70,18 @@ def svg(chart: Chart, width: int = WIDE) -> str:
     for k in range(round((high - low) / step) + 1):
         add_line(root, low + k * step, y(low + k * step), width)
     add_groups(root, chart.names, x, width)
+    groups = chart.groups or ("",) * len(chart.names)
     for series in chart.series:
-        points = [
-            (x(k), y(v)) for k, v in enumerate(series.values) if v is not None and math.isfinite(v)
-        ]
         style = f"var(--{series.colour})"
-        if series.joined:
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for k, value in enumerate(series.values):
+            if value is not None and math.isfinite(value):
+                lines.setdefault(groups[k], []).append((x(k), y(value)))
+        for points in lines.values() if series.joined else ():
             path = " ".join(f"{a},{b}" for a, b in points)
             line = {"points": path, "fill": "none", "stroke": style, "stroke-width": "1.5"}
             SubElement(root, "polyline", line)
-        for a, b in points:
+        for a, b in chain.from_iterable(lines.values()):
             SubElement(root, "circle", cx=str(a), cy=str(b), r="2.6", fill=style)
     for k, name in enumerate(chart.names):
         values = [f"{s.label} {text(s.values[k], chart.unit)}" for s in chart.series]

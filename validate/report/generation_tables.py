@@ -62,20 +62,31 @@ def _has_tokens(accuracy: GeneratorAccuracy) -> bool:
     return accuracy.pictures is not None and accuracy.pictures.token_agreement is not None
 
 
-def _rows(
-    report: Report, rows: tuple[tuple[str, str, Format], ...], reference: dict[str, str]
-) -> tuple[tuple[str, ...], ...]:
-    """Return the rows of which some candidate has a value."""
-    value, shown = metrics(report), _shown(report)
-    return tuple(
-        (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
-        for label, name, text in rows
-        if any(value[f"{key}.{name}"] is not None for key in shown)
+def _measured(
+    report: Report,
+    rows: tuple[tuple[str, str, Format], ...],
+    reference: dict[str, str],
+    *,
+    title: str,
+    caption: str = "",
+) -> Table:
+    """Return a table of the metrics that a candidate has, and the candidates that have one."""
+    value = metrics(report)
+    shown = [
+        key
+        for key in _shown(report)
+        if any(value[f"{key}.{name}"] is not None for _, name, _ in rows)
+    ]
+    return Table(
+        title=title,
+        header=("Metric", "FP32", *(CANDIDATES[key] for key in shown)),
+        rows=tuple(
+            (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
+            for label, name, text in rows
+            if any(value[f"{key}.{name}"] is not None for key in shown)
+        ),
+        caption=caption,
     )
-
-
-def _header(report: Report) -> tuple[str, ...]:
-    return ("Metric", "FP32", *(CANDIDATES[key] for key in _shown(report)))
 
 
 def _forced(report: Report) -> Table:
@@ -86,20 +97,12 @@ def _forced(report: Report) -> Table:
             "cross_entropy": CROSS_ENTROPY(logits[0].cross_entropy_fp32),
             "perplexity": PERPLEXITY(perplexity(logits[0].cross_entropy_fp32)),
         }
-    return Table(
-        title="The same tokens given to both",
-        header=_header(report),
-        rows=_rows(report, ROWS, reference),
-    )
+    return _measured(report, ROWS, reference, title="The same tokens given to both")
 
 
 def _images(report: Report) -> Table:
-    return Table(
-        title="Images of the same seeds",
-        header=_header(report),
-        rows=_rows(report, IMAGE_ROWS, {}),
-        caption=OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS,
-    )
+    caption = OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS
+    return _measured(report, IMAGE_ROWS, {}, title="Images of the same seeds", caption=caption)
 
 
 def _frechet(report: Report) -> Table:

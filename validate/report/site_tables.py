@@ -62,6 +62,7 @@ def site_charts(report: Report) -> tuple[Chart, ...]:
             caption=f"{OF_CHART} {_lowest(sites)}".rstrip(),
             unit="dB",
             names=tuple(site.name for site in sites),
+            groups=tuple(site.graph for site in sites),
             series=(
                 Series("Weight alone", tuple(s.weight_sqnr_db for s in sites), "good"),
                 Series("Input alone", tuple(s.activation_sqnr_db for s in sites), "warn"),

@@ -127,11 +127,11 @@ def _latency(report: Report) -> Table:
             f"{TIMES(row.speed.low)} to {TIMES(row.speed.high)}",
             verdict(row.speed.verdict),
         )
-        rows += [(part, "FP32", *_times(row.fp32), "", "", "")]
-        rows += [(part, "Engine", *_times(row.engine), *speed)]
+        rows += [(f"{part}, FP32", *_times(row.fp32), "", "", "")]
+        rows += [(f"{part}, engine", *_times(row.engine), *speed)]
     return Table(
         title="Latency",
-        header=("Part", "Of", "p50", "p90", "p99", "min", "Speed", "Quartiles", "Verdict"),
+        header=("Part", "p50", "p90", "p99", "min", "Speed", "Quartiles", "Verdict"),
         rows=tuple(rows),
         caption=f"On {report.cpu.model}: {_settings(report)}. A speed above 1 is faster.",
     )
