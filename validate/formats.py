@@ -27,6 +27,12 @@ TIMES, MS, SECONDS = number(2, "\u00d7"), number(2, " ms"), number(1, " s")
 NATS, TOKENS, DISTANCE = number(5, " nats"), number(1), number(5)
 COSINE, CROSS_ENTROPY, PERPLEXITY = number(6), number(4, " nats"), number(2)
 
+
+def error_text(value: float | None) -> str:
+    """Return a largest error, which may be of any size, in three digits."""
+    return "not measured" if value is None else f"{value:.3g}"
+
+
 # By the names that gates read; those that begin with a candidate or a part are like the plain ones.
 METRICS: dict[str, Format] = {
     **dict.fromkeys(("psnr", "psnr_min", "psnr_drop", "psnr_vs_fp32", "psnr_vs_fp32_min"), DB),
@@ -36,6 +42,7 @@ METRICS: dict[str, Format] = {
     **dict.fromkeys(("token_agreement", "codebook_use", "identical", "top1", "top5"), SHARE),
     "output_equal": SHARE,
     "output_cosine": COSINE,
+    "output_max_error": error_text,
     "kl": NATS,
     "cross_entropy": CROSS_ENTROPY,
     "cross_entropy_rise": NATS,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from ...engines.facts import EngineProof, EngineRow
-from ..formats import SECONDS, SHARE, size
+from ..formats import SECONDS, SHARE, error_text, size
 from .cells import CANDIDATES, joined, numbered, stem
 from .page import Badge, Table
 from .schema import Report
@@ -160,7 +160,7 @@ def _second_opinions(report: Report) -> Table:
                 row.graph,
                 CANDIDATES.get(row.candidate, "FP32 graph (reference session)"),
                 str(row.outputs),
-                f"{row.max_error:.3g}",
+                error_text(row.max_error),
                 Badge("agrees", "good") if row.agrees else Badge("differs", "bad"),
             )
             for row in report.second_opinions

@@ -15,6 +15,7 @@ from ..formats import DB, MS, SHARE, SSIM, TIMES, size
 from ..measure.tokenizer_accuracy import ComparedImage
 from ..metrics.image import decibels
 from .cells import CANDIDATES
+from .gates import metric_of
 from .generation_tables import generator_key_figures
 from .notes import noun, report_notes
 from .page import Badge, Image, ImageRow, KeyFigure, Page, to_html, to_markdown
@@ -104,7 +105,10 @@ def _verdict(report: Report) -> Badge:
         return Badge("No gates were set", "plain")
     if failed:
         return Badge(f"Failed: {failed} of {len(report.gates)} gates", "bad")
-    return Badge(f"Passed: all {len(report.gates)} gates", "good")
+    doubtful = set(inconclusive_metrics(report))
+    count = sum(metric_of(gate.expression) in doubtful for gate in report.gates)
+    open_text = f", {count} on an {INCONCLUSIVE} figure" if count else ""
+    return Badge(f"Passed: all {len(report.gates)} gates{open_text}", "good")
 
 
 def _warnings(report: Report) -> tuple[str, ...]:

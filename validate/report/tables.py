@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..formats import COSINE, DB, MS, SHARE, SSIM, TIMES, Format, metric_text, size
+from ..formats import COSINE, DB, MS, SHARE, SSIM, TIMES, Format, error_text, metric_text, size
 from ..metrics.image import decibels
 from ..metrics.latency import Latency
 from .cells import CANDIDATES, SHORT
@@ -105,7 +105,7 @@ def _outputs(report: Report) -> Table:
                 row.output,
                 CANDIDATES[candidate],
                 "" if row.max_error is None else DB(decibels(row.sqnr_db)),
-                "" if row.max_error is None else f"{row.max_error:.3g}",
+                "" if row.max_error is None else error_text(row.max_error),
                 "" if row.cosine is None else COSINE(row.cosine),
                 "" if row.equal is None else SHARE(row.equal),
             )
