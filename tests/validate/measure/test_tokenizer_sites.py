@@ -1,4 +1,4 @@
-"""Outputs of the sites of a tokenizer, against a session of ours with one output added by onnx."""
+"""Outputs of the sites of a tokenizer, against graphs with one output added by onnx."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from arvg_trt.graph.sites import load_sites
+from arvg_trt.runtime.sessions.open import open_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.validate.measure import tokenizer_sites
+from arvg_trt.validate.measure.site_outputs import open_with_outputs
 from arvg_trt.validate.measure.tokenizer_sites import measure_sites, parts
 from arvg_trt.validate.report.schema import load_report
 
-from ...pipeline.fixtures import Finished
+from ...command_line import Finished
 
 Image = NDArray[np.float32]
 
@@ -48,12 +49,10 @@ def outputs(folder: Path, graph: str, tensor: str, feeds: list[dict[str, Image]]
     model.graph.output.append(
         onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None)
     )
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    session = open_session(
+        folder / f"{graph}.onnx", optimized=False, graph=model.SerializeToString()
     )
-    return [session.run([tensor], each)[0] for each in feeds]
+    return [session.run(each, [tensor])[tensor] for each in feeds]
 
 
 @pytest.mark.parametrize("graph", ["encoder", "decoder"])
@@ -91,7 +90,7 @@ def test_parts_that_fit_in_memory_give_the_same_figures(
     finished: Finished, found: dict[str, float | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    whole = tokenizer_sites.open_with_outputs
+    whole = open_with_outputs
 
     def counting(path: Path, tensors: list[str], threads: int = 0) -> object:
         taken.append(len(tensors))
