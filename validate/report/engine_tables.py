@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 
 from ...engines.facts import EngineProof, EngineRow
 from ..formats import SECONDS, SHARE, error_text, size
@@ -133,18 +133,18 @@ def shares_text(proof: EngineProof) -> str:
 
 
 def _exceptions(report: Report) -> Table:
-    """Return sites that run otherwise; those of an engine with one reason share a line."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    """Return sites that run otherwise; those of a target with one reason share a line."""
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in report.engines:
         for exception in row.exceptions:
-            key = (row.target, row.graph, exception.reason)
-            groups.setdefault(key, []).append(exception.site)
+            graphs = groups.setdefault((row.target, exception.reason), {})
+            graphs.setdefault(row.graph, []).append(exception.site)
     return Table(
         title="Sites an engine does not run as planned",
         header=("Sites", "Target", "Graph", "Why"),
         rows=tuple(
-            (joined(sites, "sites"), target, graph, why)
-            for (target, graph, why), sites in groups.items()
+            (joined(list(chain(*graphs.values())), "sites"), target, ", ".join(graphs), why)
+            for (target, why), graphs in groups.items()
         ),
         caption="report.json names every one.",
         folded=True,

@@ -9,6 +9,7 @@ from ...graph.sites import NO_WEIGHT
 from ...quantize.facts import SiteRow
 from ..formats import DB
 from .calibration import calibration_notes, ranges
+from .cells import joined
 from .schema import SYNTHETIC, Report
 
 OF_IMAGES = (
@@ -136,7 +137,7 @@ def _what(report: Report) -> tuple[str, ...]:
                 f"has not seen: {ranges(classes)}."
             )
     if data.validation != data.pictures:
-        notes.append(f"Validation {noun(report)}: {', '.join(data.validation)}.")
+        notes.append(f"Validation {noun(report)}: {joined(data.validation, noun(report))}.")
     return tuple(notes)
 
 

@@ -54,8 +54,7 @@ def test_sites_with_one_reason_share_a_line(make_report: MakeReport) -> None:
         "Sites an engine does not run as planned",
     )
     assert found.rows == (
-        ("43 sites: encoder.0 to encoder.42", "sm75", "encoder", "no kernel"),
-        ("a, b", "sm75", "decoder", "no kernel"),
+        ("45 sites: encoder.0 to b", "sm75", "encoder, decoder", "no kernel"),
         ("a", "sm89", "decoder", "other"),
     )
 
