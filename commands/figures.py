@@ -15,9 +15,9 @@ from ..workspace.stage import StageResult
 
 def print_figures(validated: StageResult) -> None:
     """Print the main figures of a validation, and where its report is."""
-    metrics = facts(validated.manifest, ValidationFacts).metrics
-    click.echo(summary(metrics))
-    click.echo(packed_line(metrics))
+    found = facts(validated.manifest, ValidationFacts)
+    click.echo(summary(found))
+    click.echo(packed_line(found.metrics))
     click.echo(str(validated.folder / "report.html"))
 
 

@@ -140,9 +140,9 @@ def bundle_documents(
     if (root / RECIPE_FILE).is_file() and (recipe := load_recipe(root / RECIPE_FILE)).name == name:
         found["recipe.toml"] = encode_recipe(recipe).encode()
     validated = root / "validate" / name
-    metrics: dict[str, float] = {}
+    measured: ValidationFacts | None = None
     if (validated / MANIFEST).is_file():
-        metrics = facts(verify(validated), ValidationFacts).metrics
+        measured = facts(verify(validated), ValidationFacts)
         found |= {file: (validated / file).read_bytes() for file in REPORT_FILES}
     else:
         reporter.warn(f"{name} was not validated: the bundle says nothing of its accuracy")
@@ -155,7 +155,8 @@ def bundle_documents(
         reporter.warn("no licence of the weights is in the bundle: give --license FILE")
     records = written.stage_records(workspace, name)
     found[written.STAGES] = encode_json(records)
-    figures = [summary(metrics)] if metrics else []
+    metrics = measured.metrics if measured else {}
+    figures = [summary(measured)] if measured else []
     card = written.model_card(model, name, groups, figures, sorted(terms))
     found[written.CARD] = card.encode()
     listed = [made.group for made in groups]

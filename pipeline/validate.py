@@ -44,6 +44,7 @@ def validate_stage(
     from ..validate.report.gates import evaluate, parse_gates
     from ..validate.report.render import write_report
     from ..validate.report.schema import FP32, METRIC_NAMES, QDQ, load_report, metrics
+    from ..validate.report.spread import inconclusive_metrics
 
     gates = parse_gates(options.gates, METRIC_NAMES)
     model = Exported.open(workspace)
@@ -101,7 +102,9 @@ def validate_stage(
                     reporter.warn(f"{opinion.graph}: Polygraphy's outputs are not those here")
         report = msgspec.structs.replace(report, gates=tuple(evaluate(gates, metrics(report))))
         write_report(folder, report, measured.pictures)
-        return ValidationFacts(metrics=finite_metrics(report))
+        return ValidationFacts(
+            metrics=finite_metrics(report), inconclusive=inconclusive_metrics(report)
+        )
 
     result = run_stage(workspace.folder("validate", name), wanted, work)
     require_gates(load_report(result.folder / "report.json"), result)

@@ -4,30 +4,53 @@ from __future__ import annotations
 
 import msgspec
 
+from .formats import metric_text
+
 
 class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of the stage: the metrics that are finite, by the names that gates read."""
+    """Results of the stage: the metrics that are finite, by the names that gates read.
+
+    ``inconclusive`` names those that may be chance: drops on too few or too different images,
+    speedups whose rounds spread as far as they differ.
+    """
 
     metrics: dict[str, float]
+    inconclusive: tuple[str, ...] = ()
 
 
-def summary(metrics: dict[str, float]) -> str:
-    """Return the main figures in one line."""
-    parts = [
-        f"PSNR drop {metrics['psnr_drop']:.2f} dB" if "psnr_drop" in metrics else "",
-        f"SQNR {metrics['output_sqnr_db']:.1f} dB" if "output_sqnr_db" in metrics else "",
-        f"likeliest token equal {metrics['top1']:.1%}" if "top1" in metrics else "",
-        f"tokens equal {metrics['token_agreement']:.1%}" if "token_agreement" in metrics else "",
-        f"noise SQNR {metrics['noise_sqnr_db']:.1f} dB" if "noise_sqnr_db" in metrics else "",
-        f"{metrics['compression']:.2f}x smaller on disk",
-        f"{metrics['speedup']:.2f}x faster than FP32" if "speedup" in metrics else "",
-    ]
-    return ", ".join(part for part in parts if part)
+# What stands in front of a figure, and behind it.
+_FIGURES = (
+    ("psnr_drop", "PSNR drop ", ""),
+    ("output_sqnr_db", "SQNR ", ""),
+    ("top1", "likeliest token equal ", ""),
+    ("token_agreement", "tokens equal ", ""),
+    ("noise_sqnr_db", "noise SQNR ", ""),
+    ("compression", "", " smaller on disk"),
+)
+
+
+def summary(found: ValidationFacts) -> str:
+    """Return the main figures in one line, rounded as in the report."""
+    parts = []
+    for name, before, behind in _FIGURES:
+        if name in found.metrics:
+            doubt = " (inconclusive)" if name in found.inconclusive else ""
+            parts.append(f"{before}{metric_text(name, found.metrics[name])}{behind}{doubt}")
+    if "speedup" in found.metrics:
+        parts.append(speed_text(found))
+    return ", ".join(parts)
+
+
+def speed_text(found: ValidationFacts) -> str:
+    """Return how fast the engine is against FP32, in words that also fit a slower one."""
+    speedup = found.metrics["speedup"]
+    text = metric_text("speedup", speedup)
+    if "speedup" in found.inconclusive:
+        return f"speed against FP32 inconclusive ({text})"
+    return f"{text} faster than FP32" if speedup >= 1 else f"slower than FP32 ({text} its speed)"
 
 
 def packed_line(metrics: dict[str, float]) -> str:
     """Return a line on the size of the packed weights."""
-    return (
-        f"packed weights {metrics['packed_compression']:.2f}x smaller "
-        "(weights.safetensors, which no command loads)"
-    )
+    smaller = metric_text("packed_compression", metrics["packed_compression"])
+    return f"packed weights {smaller} smaller (weights.safetensors, which no command loads)"

@@ -55,7 +55,7 @@ RULES = (
     Rule(r"report\.json", r'"cpu": \{[^}]*\}', "the processor"),
     Rule(r"manifest\.json", r'"report\.(json|html|md)": "[0-9a-f]{64}"', "of files with the above"),
     Rule(r"report\.(html|md)", r"(Versions|CPU): [^\n<]*", "versions and the processor"),
-    Rule(r"report\.html", r'<td class="number">[0-9.]+ s</td>', "a build's duration"),
+    Rule(r"report\.html", r'<td class="number"[^>]*>[0-9.]+ s</td>', "a build's duration"),
     Rule(r"report\.md", r"\| [0-9.]+ s \|", "a build's duration"),
 )
 

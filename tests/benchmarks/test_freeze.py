@@ -120,7 +120,10 @@ def test_all_else_of_a_manifest_counts(tmp_path: Path, old: str, new: str) -> No
     ("name", "line"),
     [
         ("report.md", "| cpu | onnxruntime | decoder | {} s |\n- CPU: {}\n- Versions: {}"),
-        ("report.html", '<td class="number">{} s</td><li>CPU: {}</li><li>Versions: {}</li>'),
+        (
+            "report.html",
+            '<td class="number" data-label="Build">{} s</td><li>CPU: {}</li><li>Versions: {}</li>',
+        ),
     ],
 )
 def test_build_time_processor_and_versions_of_a_report_do_not_count(

@@ -15,7 +15,6 @@ from arvg_trt.validate.metrics.image import none_if_infinite
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.metrics.logits import LogitsAccumulator
 from arvg_trt.validate.metrics.outputs import OutputAccumulator, require_like
-from arvg_trt.validate.report.cells import DB
 from arvg_trt.validate.report.compare import Rule, _judge
 from arvg_trt.validate.report.gates import Gate, evaluate
 
@@ -122,7 +121,7 @@ def test_a_distance_of_features_that_overflow_is_not_zero() -> None:
 @pytest.mark.parametrize("better", ["higher", "lower"])
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_value_of_nan_is_never_better(better: str, relative: bool) -> None:
-    rule = Rule("m", "M", better, 0.1, DB, relative=relative)  # type: ignore[arg-type]
+    rule = Rule("psnr", "M", better, 0.1, relative=relative)  # type: ignore[arg-type]
     assert _judge(rule, 3.0, math.nan, True).verdict == "worse"
     assert _judge(rule, math.inf, math.inf, True).verdict == "same"
     finite = "worse" if better == "higher" else "better"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,11 +18,14 @@ from ...samples.base import SampleSource
 from ...samples.crops import Crops
 from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
-from ..report.schema import ENGINE, HALF_PRECISION, LatencyRow, Part
+from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
 from .measurement import Folders, Measurements, Progress, timed
 from .tokenizer_accuracy import measure
+from .tokenizer_sites import measure_sites
 
 KEPT_PICTURES = 4
+# The error at a site is of so many values that more images hardly move it.
+SITE_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,12 @@ class TokenizerMeasurement:
             keep_images=KEPT_PICTURES,
             progress=lambda done: progress("validating images", done, len(self.names)),
         )
+        if QDQ in accuracy:
+            chosen = [to_model(crop) for crop in islice(self.crops.crops(), SITE_IMAGES)]
+            sites = measure_sites(
+                export, folders[QDQ], chosen, partial(progress, "comparing sites")
+            )
+            accuracy[QDQ] = msgspec.structs.replace(accuracy[QDQ], sites=sites)
         latency: dict[Part, LatencyRow] = {}
         if ENGINE in codecs and self.options.rounds:
             fp32 = open_placed(export)

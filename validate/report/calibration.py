@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from ...calibrate.facts import CalibrationFacts, DgcSummary
+from ..formats import WHOLE
 
 SHORT = 2  # numbers that are written one by one
 
@@ -85,7 +86,7 @@ def calibration_notes(calibration: Calibration, noun: str) -> Iterator[str]:
         chosen = calibration.dgc
         yield (
             f"Calibration rows: {chosen.kept} of {chosen.candidates}, chosen by DGC "
-            f"({chosen.select}), {chosen.conditional_share:.0%} of them with a class."
+            f"({chosen.select}), {WHOLE(chosen.conditional_share)} of them with a class."
         )
     else:
         yield f"Calibration {noun}: {calibration.samples}."
@@ -95,5 +96,5 @@ def calibration_notes(calibration: Calibration, noun: str) -> Iterator[str]:
         verdict = "enough" if calibration.enough else "not enough for all"
         yield (
             f"Scales settled at {calibration.settled} of {calibration.inputs} inputs before the "
-            f"last {1 - calibration.share:.0%} of the calibration {noun}: {verdict}."
+            f"last {WHOLE(1 - calibration.share)} of the calibration {noun}: {verdict}."
         )

@@ -1,9 +1,9 @@
-"""Format the numbers of reports, and name the candidates."""
+"""Name the candidates in tables, and say equal lines once."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
 
 from .schema import ENGINE, HALF_PRECISION, QDQ
 
@@ -12,28 +12,33 @@ CANDIDATES = {
     HALF_PRECISION: "its FP16 copy for TensorRT (reference session)",
     ENGINE: "Engine as executed",
 }
-
-Format = Callable[[float | None], str]
-
-
-def number(decimals: int, unit: str = "", *, scale: float = 1) -> Format:
-    """Return a formatter: infinity as its sign, None as "not measured", no minus zero."""
-
-    def text(value: float | None) -> str:
-        if value is None:
-            return "not measured"
-        if math.isinf(value):
-            return "\u221e"
-        return f"{value * scale:z.{decimals}f}{unit}"
-
-    return text
+# In tables with several columns of each.
+SHORT = {QDQ: "Q/DQ", HALF_PRECISION: "FP16 copy", ENGINE: "Engine"}
+NAMED = 6  # names that are written one by one
+_NUMBERED = re.compile(r"(.+)\.(\d+)")
 
 
-DB, SSIM, SHARE = number(2, " dB"), number(4), number(2, " %", scale=100)
-TIMES, MS = number(2, "\u00d7"), number(2, " ms")
-NATS, TOKENS, DISTANCE = number(5, " nats"), number(1), number(5)
+def joined(names: Sequence[str], noun: str) -> str:
+    """Return a few names as they are, more as their number, the first and the last."""
+    if len(names) <= NAMED:
+        return ", ".join(names)
+    return f"{len(names)} {noun}: {names[0]} to {names[-1]}"
 
 
-def megabytes(count: int) -> str:
-    """Return bytes in MB of 10^6 bytes; small files in kB."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+def stem(name: str) -> str:
+    """Return a graph's name without its number: update of update.3."""
+    match = _NUMBERED.fullmatch(name)
+    return match[1] if match else name
+
+
+def numbered(names: Sequence[str]) -> str:
+    """Return graphs of one stem in one word: update.0 to update.6 as update.0-6."""
+    found = [_NUMBERED.fullmatch(name) for name in names]
+    numbers = [int(match[2]) for match in found if match]
+    if len(numbers) < len(names) or len(names) == 1 or numbers != list(_from(numbers)):
+        return ", ".join(names)
+    return f"{stem(names[0])}.{numbers[0]}-{numbers[-1]}"
+
+
+def _from(numbers: Sequence[int]) -> range:
+    return range(numbers[0], numbers[0] + len(numbers))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-WIDTH, HEIGHT = 1040, 300
+# In units of the drawing: a screen shows the one that fits at about a pixel each.
+WIDE, NARROW = 1040, 340
+HEIGHT = 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
-LABEL_WIDTH = 64  # pixels that a name below the axis takes
+LETTER, GAP = 6.5, 14  # what a letter of a name below the axis takes, and between two names
 GRID_LINES = 6
 
 
@@ -28,16 +31,21 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Hold series over `names`, each as long; `unit` stands behind every value."""
+    """Hold series over `names`, each as long; `unit` stands behind every value.
+
+    A joined series has a gap where the next name is of another of the `groups`, which are as many
+    as names, or none.
+    """
 
     title: str
     caption: str
     unit: str
     names: tuple[str, ...]
     series: tuple[Series, ...]
+    groups: tuple[str, ...] = ()
 
 
-def svg(chart: Chart) -> str:
+def svg(chart: Chart, width: int = WIDE) -> str:
     """Return the chart as an SVG element, in the colours of the page; a hover names the values.
 
     Raises:
@@ -49,9 +57,9 @@ def svg(chart: Chart) -> str:
     step = grid_step(min(drawn), max(drawn))
     low, high = step * math.floor(min(drawn) / step), step * math.ceil(max(drawn) / step)
     high = high if high > low else low + step
-    attributes = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": chart.title}
+    attributes = {"viewBox": f"0 0 {width} {HEIGHT}", "role": "img", "aria-label": chart.title}
     root = Element("svg", attributes)
-    pitch = (WIDTH - LEFT - RIGHT) / len(chart.names)
+    pitch = (width - LEFT - RIGHT) / len(chart.names)
 
     def x(k: int) -> float:
         return round(LEFT + (k + 0.5) * pitch, 1)
@@ -60,18 +68,20 @@ def svg(chart: Chart) -> str:
         return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     for k in range(round((high - low) / step) + 1):
-        add_line(root, low + k * step, y(low + k * step))
-    add_groups(root, chart.names, x)
+        add_line(root, low + k * step, y(low + k * step), width)
+    add_groups(root, chart.names, x, width)
+    groups = chart.groups or ("",) * len(chart.names)
     for series in chart.series:
-        points = [
-            (x(k), y(v)) for k, v in enumerate(series.values) if v is not None and math.isfinite(v)
-        ]
         style = f"var(--{series.colour})"
-        if series.joined:
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for k, value in enumerate(series.values):
+            if value is not None and math.isfinite(value):
+                lines.setdefault(groups[k], []).append((x(k), y(value)))
+        for points in lines.values() if series.joined else ():
             path = " ".join(f"{a},{b}" for a, b in points)
             line = {"points": path, "fill": "none", "stroke": style, "stroke-width": "1.5"}
             SubElement(root, "polyline", line)
-        for a, b in points:
+        for a, b in chain.from_iterable(lines.values()):
             SubElement(root, "circle", cx=str(a), cy=str(b), r="2.6", fill=style)
     for k, name in enumerate(chart.names):
         values = [f"{s.label} {text(s.values[k], chart.unit)}" for s in chart.series]
@@ -87,7 +97,7 @@ def svg(chart: Chart) -> str:
 def text(value: float | None, unit: str) -> str:
     if value is None:
         return "\u2013"
-    return f"{value:.1f} {unit}" if math.isfinite(value) else "\u221e"
+    return f"{value:.2f} {unit}" if math.isfinite(value) else "\u221e"
 
 
 def grid_step(low: float, high: float) -> float:
@@ -97,15 +107,15 @@ def grid_step(low: float, high: float) -> float:
     return next(power * k for k in (1, 2, 5, 10) if power * k >= rough * (1 - 1e-9))
 
 
-def add_line(root: Element, value: float, at: float) -> None:
-    ends = {"x1": str(LEFT), "x2": str(WIDTH - RIGHT), "y1": str(at), "y2": str(at)}
+def add_line(root: Element, value: float, at: float, width: int) -> None:
+    ends = {"x1": str(LEFT), "x2": str(width - RIGHT), "y1": str(at), "y2": str(at)}
     SubElement(root, "line", ends, stroke="var(--line)")
     SubElement(
         root, "text", {"x": str(LEFT - 8), "y": str(at + 4), "text-anchor": "end"}
     ).text = f"{value:g}"
 
 
-def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float]) -> None:
+def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float], width: int) -> None:
     """Write the first two parts of names below the axis where each begins, if there is room."""
     last, free = "", 0.0
     for k, name in enumerate(names):
@@ -113,9 +123,9 @@ def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float]) -
         if group == last:
             continue
         last = group
-        if x(k) < free:
+        if x(k) < free or x(k) + LETTER * len(group) > width:
             continue
-        free = x(k) + LABEL_WIDTH
+        free = x(k) + LETTER * len(group) + GAP
         tick = {"x1": str(x(k)), "x2": str(x(k)), "y1": str(HEIGHT - BOTTOM)}
         SubElement(root, "line", tick, y2=str(HEIGHT - BOTTOM + 5), stroke="var(--soft)")
         place = {"x": str(x(k) - 2), "y": str(HEIGHT - BOTTOM + 19)}

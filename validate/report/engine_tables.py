@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, groupby
+
 from ...engines.facts import EngineProof, EngineRow
-from .cells import CANDIDATES, megabytes
+from ..formats import SECONDS, SHARE, error_text, size
+from .cells import CANDIDATES, joined, numbered, stem
 from .page import Badge, Table
 from .schema import Report
 
 EXECUTED = "executed"
+OF_ENGINES = (
+    "Proved: the builder's layer list shows an INT8 kernel for the site. Numbered graphs that are "
+    "alike share a line, with their sizes and times added up."
+)
 OF_PROOFS = (
     "Read off the builder's layer list, not run. Shares are of the multiplications of all products "
     "at the shapes that the engine is built for; INT4 weights are those multiplied in half "
-    "precision. Kernels that only convert change types or move data."
+    "precision. Kernels that only convert change types or move data. Kernels and constants of "
+    "numbered graphs that are alike are added up."
 )
 OF_SECOND_OPINIONS = (
     "The outputs of our session and of Polygraphy's runner for ONNX Runtime, fed alike. The feeds "
@@ -33,25 +42,41 @@ def _engines(report: Report) -> Table:
         header=("Target", "Backend", "Graph", "Precision", "Size", "Build", "INT8 sites", "Status"),
         rows=tuple(
             (
-                row.target,
-                row.backend,
-                row.graph,
-                row.precision,
-                megabytes(row.bytes),
-                f"{row.build_seconds:.1f} s",
-                f"{row.int8_sites_planned} planned"
-                if row.int8_sites_proved is None
-                else f"{row.int8_sites_proved} proved of {row.int8_sites_planned}",
-                status(row),
+                rows[0].target,
+                rows[0].backend,
+                numbered([row.graph for row in rows]),
+                rows[0].precision,
+                size(sum(row.bytes for row in rows)),
+                SECONDS(sum(row.build_seconds for row in rows)),
+                int8_text(rows[0]),
+                status(rows[0]),
             )
-            for row in report.engines
+            for rows in alike(
+                report.engines,
+                lambda row: (row.target, row.backend, row.precision, int8_text(row), row.status),
+            )
         ),
-        caption="Proved: the builder's layer list shows an INT8 kernel for the site.",
+        caption=OF_ENGINES,
     )
 
 
+def alike(rows: Iterable[EngineRow], key: Callable[[EngineRow], object]) -> list[list[EngineRow]]:
+    """Return rows that follow each other together if the key and the stem of the graph agree."""
+    found = groupby(rows, lambda row: (stem(row.graph), key(row)))
+    return [list(group) for _, group in found]
+
+
+def int8_text(row: EngineRow) -> str:
+    """Return how many of the planned INT8 sites of an engine are proved."""
+    if not row.int8_sites_planned:
+        return "none planned"
+    if row.int8_sites_proved is None:
+        return f"{row.int8_sites_planned} planned"
+    return f"{row.int8_sites_proved} proved of {row.int8_sites_planned}"
+
+
 def _proofs(report: Report) -> Table:
-    proofs = [(row, row.proof) for row in report.engines if row.proof is not None]
+    proved = [row for row in report.engines if row.proof is not None]
     return Table(
         title="What engines compute in",
         header=(
@@ -60,42 +85,68 @@ def _proofs(report: Report) -> Table:
         ),
         rows=tuple(
             (
-                row.graph,
-                row.target,
-                shares_text(proof),
-                f"{proof.weight_sites_proved} proved of {proof.weight_sites_planned}"
-                if proof.weight_sites_planned
-                else "",
-                f"{proof.attentions - len(proof.split_attentions)} of {proof.attentions}"
-                if proof.attentions
-                else "",
-                f"{proof.kernels}, {proof.conversions} only convert",
-                ", ".join(f"{megabytes(n)} {kind}" for kind, n in proof.constant_bytes.items()),
+                numbered([row.graph for row in rows]),
+                rows[0].target,
+                *what_computes(rows[0]),
+                *kernels_and_constants([row.proof for row in rows if row.proof is not None]),
             )
-            for row, proof in proofs
+            for rows in alike(proved, lambda row: (row.target, what_computes(row)))
         ),
         caption=OF_PROOFS,
     )
 
 
+def what_computes(row: EngineRow) -> tuple[str, str, str]:
+    """Return an engine's multiplications, weight-only sites and attentions as text."""
+    proof = row.proof
+    if proof is None:
+        return "", "", ""
+    whole = proof.attentions - len(proof.split_attentions)
+    return (
+        shares_text(proof),
+        f"{proof.weight_sites_proved} proved of {proof.weight_sites_planned}"
+        if proof.weight_sites_planned
+        else "",
+        f"{whole} of {proof.attentions}" if proof.attentions else "",
+    )
+
+
+def kernels_and_constants(proofs: Sequence[EngineProof]) -> tuple[str, str]:
+    """Return the kernels and the bytes of constants of some engines, added up."""
+    kernels = sum(proof.kernels for proof in proofs)
+    conversions = sum(proof.conversions for proof in proofs)
+    kinds: dict[str, int] = {}
+    for proof in proofs:
+        for kind, count in proof.constant_bytes.items():
+            kinds[kind] = kinds.get(kind, 0) + count
+    constants = ", ".join(f"{size(count)} {kind}" for kind, count in kinds.items())
+    return f"{kernels}, {conversions} only convert", constants
+
+
 def shares_text(proof: EngineProof) -> str:
     """Return an engine's multiplications by what they are computed in, the largest share first."""
     parts = sorted(proof.shares.items(), key=lambda part: -part[1])
-    texts = [f"{share:.1%} {kind}" for kind, share in parts]
+    texts = [f"{SHARE(share)} {kind}" for kind, share in parts]
     if proof.uncounted:
         texts.append(f"{len(proof.uncounted)} products of unknown shape")
     return ", ".join(texts)
 
 
 def _exceptions(report: Report) -> Table:
+    """Return sites that run otherwise; those of a target with one reason share a line."""
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in report.engines:
+        for exception in row.exceptions:
+            graphs = groups.setdefault((row.target, exception.reason), {})
+            graphs.setdefault(row.graph, []).append(exception.site)
     return Table(
         title="Sites an engine does not run as planned",
-        header=("Site", "Target", "Graph", "Why"),
+        header=("Sites", "Target", "Graph", "Why"),
         rows=tuple(
-            (exception.site, row.target, row.graph, exception.reason)
-            for row in report.engines
-            for exception in row.exceptions
+            (joined(list(chain(*graphs.values())), "sites"), target, ", ".join(graphs), why)
+            for (target, why), graphs in groups.items()
         ),
+        caption="report.json names every one.",
         folded=True,
     )
 
@@ -109,7 +160,7 @@ def _second_opinions(report: Report) -> Table:
                 row.graph,
                 CANDIDATES.get(row.candidate, "FP32 graph (reference session)"),
                 str(row.outputs),
-                f"{row.max_error:.3g}",
+                error_text(row.max_error),
                 Badge("agrees", "good") if row.agrees else Badge("differs", "bad"),
             )
             for row in report.second_opinions

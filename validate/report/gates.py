@@ -72,6 +72,13 @@ def parse_gates(texts: Iterable[str], known: Collection[str]) -> list[Gate]:
     return [parse_gate(text, known) for text in texts]
 
 
+def metric_of(expression: str) -> str:
+    """Return the metric of a gate that was parsed before."""
+    match = _EXPRESSION.fullmatch(expression)
+    assert match is not None
+    return match["metric"]
+
+
 def evaluate(gates: Iterable[Gate], metrics: Mapping[str, float | None]) -> list[GateResult]:
     """Check each gate; a metric that was not measured fails its gate, with that as the reason."""
     return [_evaluate(gate, metrics.get(gate.metric)) for gate in gates]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from ..formats import (
+    CROSS_ENTROPY,
+    DB,
+    DISTANCE,
+    NATS,
+    PERPLEXITY,
+    SHARE,
+    SSIM,
+    TOKENS,
+    Format,
+)
 from ..measure.generator_accuracy import GeneratedImageAccuracy, GeneratorAccuracy
 from ..metrics.image import decibels
 from ..metrics.logits import perplexity
-from .cells import CANDIDATES, DB, DISTANCE, NATS, SHARE, SSIM, TOKENS, Format, number
-from .chart import Chart, Series
+from .cells import CANDIDATES, SHORT
 from .page import KeyFigure, Table
-from .schema import QDQ, LatencyRow, Report, metrics
+from .schema import LatencyRow, Report, metrics
 
-CROSS_ENTROPY, PERPLEXITY = number(4, " nats"), number(2)
 ROWS: tuple[tuple[str, str, Format], ...] = (
     ("Divergence of the logits, KL a token", "kl", NATS),
     ("Likeliest token is FP32's", "top1", SHARE),
@@ -53,20 +62,31 @@ def _has_tokens(accuracy: GeneratorAccuracy) -> bool:
     return accuracy.pictures is not None and accuracy.pictures.token_agreement is not None
 
 
-def _rows(
-    report: Report, rows: tuple[tuple[str, str, Format], ...], reference: dict[str, str]
-) -> tuple[tuple[str, ...], ...]:
-    """Return the rows of which some candidate has a value."""
-    value, shown = metrics(report), _shown(report)
-    return tuple(
-        (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
-        for label, name, text in rows
-        if any(value[f"{key}.{name}"] is not None for key in shown)
+def _measured(
+    report: Report,
+    rows: tuple[tuple[str, str, Format], ...],
+    reference: dict[str, str],
+    *,
+    title: str,
+    caption: str = "",
+) -> Table:
+    """Return a table of the metrics that a candidate has, and the candidates that have one."""
+    value = metrics(report)
+    shown = [
+        key
+        for key in _shown(report)
+        if any(value[f"{key}.{name}"] is not None for _, name, _ in rows)
+    ]
+    return Table(
+        title=title,
+        header=("Metric", "FP32", *(CANDIDATES[key] for key in shown)),
+        rows=tuple(
+            (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
+            for label, name, text in rows
+            if any(value[f"{key}.{name}"] is not None for key in shown)
+        ),
+        caption=caption,
     )
-
-
-def _header(report: Report) -> tuple[str, ...]:
-    return ("Metric", "FP32", *(CANDIDATES[key] for key in _shown(report)))
 
 
 def _forced(report: Report) -> Table:
@@ -77,20 +97,12 @@ def _forced(report: Report) -> Table:
             "cross_entropy": CROSS_ENTROPY(logits[0].cross_entropy_fp32),
             "perplexity": PERPLEXITY(perplexity(logits[0].cross_entropy_fp32)),
         }
-    return Table(
-        title="The same tokens given to both",
-        header=_header(report),
-        rows=_rows(report, ROWS, reference),
-    )
+    return _measured(report, ROWS, reference, title="The same tokens given to both")
 
 
 def _images(report: Report) -> Table:
-    return Table(
-        title="Images of the same seeds",
-        header=_header(report),
-        rows=_rows(report, IMAGE_ROWS, {}),
-        caption=OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS,
-    )
+    caption = OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS
+    return _measured(report, IMAGE_ROWS, {}, title="Images of the same seeds", caption=caption)
 
 
 def _frechet(report: Report) -> Table:
@@ -123,12 +135,12 @@ def _each_image(report: Report) -> Table:
             columns.append(
                 tuple("none" if at is None else str(at + 1) for at in accuracy.first_difference)
             )
-            header.append(f"First other token, {key}")
+            header.append(f"First other token, {SHORT[key]}")
         columns.append(tuple(DB(decibels(v)) for v in accuracy.psnr_vs_fp32.each))
-        header.append(f"PSNR {key} to FP32")
+        header.append(f"PSNR {SHORT[key]} to FP32")
         if accuracy.ssim_vs_fp32:
             columns.append(tuple(SSIM(v) for v in accuracy.ssim_vs_fp32.each))
-            header.append(f"SSIM {key} to FP32")
+            header.append(f"SSIM {SHORT[key]} to FP32")
     return Table(
         title="Image by image",
         header=tuple(header),
@@ -180,26 +192,3 @@ def generator_key_figures(report: Report) -> list[KeyFigure]:
         for label, text, name, detail in figures
         if value[name] is not None
     ]
-
-
-def site_charts(report: Report) -> tuple[Chart, ...]:
-    """Chart every quantized site in graph order: rounding errors, and the error so far."""
-    if QDQ not in report.generation or not report.generation[QDQ].sites:
-        return ()
-    outputs = report.generation[QDQ].sites
-    sites = [s for s in report.sites if s.weight_sqnr_db is not None or s.name in outputs]
-    return (
-        Chart(
-            title="Which site hurts",
-            caption="Signal to noise, higher is better, in graph order. The line is what a site "
-            "gives with all quantized before it; a step down shows where error comes in. Dots are "
-            "what rounding its weight or its input costs alone: the lower one is to be improved.",
-            unit="dB",
-            names=tuple(site.name for site in sites),
-            series=(
-                Series("Weight alone", tuple(s.weight_sqnr_db for s in sites), "good"),
-                Series("Input alone", tuple(s.activation_sqnr_db for s in sites), "warn"),
-                Series("Output", tuple(outputs.get(s.name) for s in sites), "accent", joined=True),
-            ),
-        ),
-    )

@@ -8,7 +8,9 @@ from ...engines.facts import EngineRow
 from ...graph.sites import NO_WEIGHT
 from ...quantize.facts import SiteRow
 from ...runtime.sessions.placement import ON_CPU
+from ..formats import DB
 from .calibration import calibration_notes, ranges
+from .cells import joined
 from .schema import SYNTHETIC, Report
 
 OF_IMAGES = (
@@ -57,6 +59,14 @@ def report_notes(report: Report) -> tuple[str, ...]:
             "Latency: FP32 and engine alternate in one process; the ratio is the median over "
             "rounds, and inconclusive if the interquartile range of the rounds includes 1."
         ),
+        *(
+            (
+                "A drop is the mean over images of FP32's figure less the candidate's for the same "
+                "image, and inconclusive if a paired t-test at 5 % does not tell it from 0.",
+            )
+            if report.accuracy
+            else ()
+        ),
         "A speed is shown only for an engine that was executed on this machine.",
         *_where(report),
         f"CPU: {report.cpu.model}; relevant flags: {flags}.",
@@ -78,7 +88,7 @@ def attention_notes(sites: Sequence[SiteRow], engines: Sequence[EngineRow]) -> I
             worst = min(measured, key=lambda s: s.activation_sqnr_db or 0.0)
             yield (
                 f"Attention products: {len(rows)} with operands in {worst.activation}, rounded at "
-                f"{worst.activation_sqnr_db:.1f} dB or better ({worst.name}). {kernels}"
+                f"{DB(worst.activation_sqnr_db)} or better ({worst.name}). {kernels}"
             )
 
 
@@ -129,7 +139,7 @@ def _what(report: Report) -> tuple[str, ...]:
                 f"has not seen: {ranges(classes)}."
             )
     if data.validation != data.pictures:
-        notes.append(f"Validation {noun(report)}: {', '.join(data.validation)}.")
+        notes.append(f"Validation {noun(report)}: {joined(data.validation, noun(report))}.")
     return tuple(notes)
 
 

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...packages import require_packages
-from .chart import Chart, svg
+from .chart import NARROW, WIDE, Chart, svg
 
 Level = Literal["good", "bad", "warn", "plain"]
-_NUMBER = re.compile(r"[+\-\u2212]?[\d\u221e]")
+# A figure with its unit, or the range between two: such a cell stays on one line.
+_FIGURE = r"[+\-\u2212]?(?:\d[\d.]*|\u221e) ?[^\s\d,]{0,4}"
+_NUMBER = re.compile(rf"{_FIGURE}(?: to {_FIGURE})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,9 @@ def to_html(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = _data_uri
-    environment.filters["svg"] = lambda chart: markupsafe.Markup(svg(chart))
-    environment.filters["is_number"] = lambda cell: bool(_NUMBER.match(str(cell)))
+    environment.filters["svg"] = lambda chart, width: markupsafe.Markup(svg(chart, width))
+    environment.globals["chart_widths"] = {"wide": WIDE, "narrow": NARROW}
+    environment.filters["is_number"] = lambda cell: bool(_NUMBER.fullmatch(str(cell)))
     return environment.get_template("report.html.j2").render(page=page)
 
 

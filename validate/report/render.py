@@ -11,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import WorkspaceError
+from ..formats import DB, MS, SHARE, SSIM, TIMES, size
 from ..measure.tokenizer_accuracy import ComparedImage
 from ..metrics.image import decibels
-from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, megabytes
-from .generation_tables import generator_key_figures, site_charts
+from .cells import CANDIDATES
+from .gates import metric_of
+from .generation_tables import generator_key_figures
 from .notes import noun, report_notes
 from .page import Badge, Image, ImageRow, KeyFigure, Page, to_html, to_markdown
 from .schema import ENGINE, QDQ, SYNTHETIC, Report, Sizes, encode_report, metrics
+from .site_tables import site_charts
+from .spread import INCONCLUSIVE, inconclusive_metrics
 from .tables import report_tables
 
 DIFFERENCE_FACTOR = 8
@@ -101,7 +105,10 @@ def _verdict(report: Report) -> Badge:
         return Badge("No gates were set", "plain")
     if failed:
         return Badge(f"Failed: {failed} of {len(report.gates)} gates", "bad")
-    return Badge(f"Passed: all {len(report.gates)} gates", "good")
+    doubtful = set(inconclusive_metrics(report))
+    count = sum(metric_of(gate.expression) in doubtful for gate in report.gates)
+    open_text = f", {count} on an {INCONCLUSIVE} figure" if count else ""
+    return Badge(f"Passed: all {len(report.gates)} gates{open_text}", "good")
 
 
 def _warnings(report: Report) -> tuple[str, ...]:
@@ -134,17 +141,19 @@ def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
         figures = generator_key_figures(report)
     if report.headline in report.accuracy:
         accuracy = report.accuracy[report.headline]
+        drops = inconclusive_metrics(report)
         figures = [
             KeyFigure(
                 label="PSNR to the original",
                 value=DB(value["psnr"]),
                 detail=f"FP32 {DB(decibels(accuracy.psnr_reference.mean))}, "
-                f"drop {DB(value['psnr_drop'])}",
+                + _drop_text(DB(value["psnr_drop"]), "psnr_drop" in drops),
             ),
             KeyFigure(
                 label="SSIM to the original",
                 value=SSIM(value["ssim"]),
-                detail=f"FP32 {SSIM(accuracy.ssim_reference.mean)}",
+                detail=f"FP32 {SSIM(accuracy.ssim_reference.mean)}, "
+                + _drop_text(SSIM(value["ssim_drop"]), "ssim_drop" in drops),
             ),
         ]
         if value["token_agreement"] is not None:
@@ -158,16 +167,22 @@ def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
     figures.append(_size_key_figure(report.sizes))
     total = report.latency.get("total")
     if total is not None:
-        inconclusive = total.speed.verdict == "inconclusive"
+        doubtful = total.speed.verdict == INCONCLUSIVE
+        ratio = TIMES(total.speed.ratio)
+        times = f"{MS(total.fp32.p50_ms)} to {MS(total.engine.p50_ms)}, {report.cpu.model}"
         figures.append(
             KeyFigure(
                 label="Speed against FP32",
-                value="inconclusive" if inconclusive else TIMES(total.speed.ratio),
-                detail=f"{MS(total.fp32.p50_ms)} to {MS(total.engine.p50_ms)}, {report.cpu.model}",
-                level="warn" if inconclusive or total.speed.verdict == "slower" else "plain",
+                value=INCONCLUSIVE if doubtful else ratio,
+                detail=f"{ratio}, {times}" if doubtful else times,
+                level="warn" if doubtful or total.speed.verdict == "slower" else "plain",
             )
         )
     return tuple(figures)
+
+
+def _drop_text(drop: str, doubtful: bool) -> str:
+    return f"drop {INCONCLUSIVE} ({drop})" if doubtful else f"drop {drop}"
 
 
 def _size_key_figure(sizes: Sizes) -> KeyFigure:
@@ -176,14 +191,14 @@ def _size_key_figure(sizes: Sizes) -> KeyFigure:
         return KeyFigure(
             label="Packed weights",
             value=f"{TIMES(sizes.compression)} smaller",
-            detail=f"{megabytes(sizes.fp32_weight_bytes)} to "
-            f"{megabytes(sizes.packed_weight_bytes)}, which no command loads",
+            detail=f"{size(sizes.fp32_weight_bytes)} to "
+            f"{size(sizes.packed_weight_bytes)}, which no command loads",
         )
     return KeyFigure(
         label="What runs, on disk",
         value=f"{TIMES(sizes.compression)} smaller",
-        detail=f"{megabytes(sizes.fp32_running_bytes)} to "
-        f"{megabytes(sizes.running_bytes[sizes.runs])}, {CANDIDATES[sizes.runs]}",
+        detail=f"{size(sizes.fp32_running_bytes)} to "
+        f"{size(sizes.running_bytes[sizes.runs])}, {CANDIDATES[sizes.runs]}",
     )
 
 

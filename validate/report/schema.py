@@ -206,6 +206,7 @@ _ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
     "latent_sqnr_db": lambda a: decibels(a.latent_sqnr_db),
     "decoder_sqnr_db": lambda a: decibels(a.decoder_sqnr_db),
     "codebook_use": lambda a: a.codebook_use,
+    "site_sqnr_db": lambda a: min(map(decibels, a.sites.values()), default=None),
 }
 _PARTS: tuple[Part, ...] = ("encoder", "decoder", "tokens")
 _MEASURED = tuple(dict.fromkeys((*_ACCURACY, *WORST_NAMES, *GENERATION_NAMES)))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from ..formats import COSINE, DB, MS, SHARE, SSIM, TIMES, Format, error_text, metric_text, size
 from ..metrics.image import decibels
-from .cells import CANDIDATES, DB, MS, SHARE, SSIM, TIMES, Format, megabytes
+from ..metrics.latency import Latency
+from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
+from .gates import GateResult, metric_of
 from .generation_tables import generator_tables, rates
 from .page import Badge, Table
 from .schema import ENGINE, HALF_PRECISION, QDQ, Report, metrics
+from .site_tables import site_table
+from .spread import INCONCLUSIVE, inconclusive_metrics
 
-OF_SITES = (
-    "In graph order. Weight and input: what rounding them alone costs; output: what the site gives "
-    "with all quantized before it, against FP32."
-)
+WITHIN_SPREAD = f"{INCONCLUSIVE}: the figure may be chance"
 
 
 def report_tables(report: Report) -> tuple[Table, ...]:
@@ -27,12 +29,17 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         _sizes(report),
         *engine_tables(report),
         _images(report),
-        _sites(report),
+        site_table(report),
     )
     return tuple(table for table in tables if table.rows)
 
 
 def _gates(report: Report) -> Table:
+    doubtful = inconclusive_metrics(report)
+
+    def why(gate: GateResult) -> str:
+        return gate.reason or (WITHIN_SPREAD if metric_of(gate.expression) in doubtful else "")
+
     return Table(
         title="Gates",
         header=("Gate", "Result", "Value", "Why"),
@@ -40,8 +47,8 @@ def _gates(report: Report) -> Table:
             (
                 gate.expression,
                 Badge("passed", "good") if gate.passed else Badge("failed", "bad"),
-                "" if gate.value is None else f"{gate.value:.6g}",
-                gate.reason or "",
+                "" if gate.value is None else metric_text(metric_of(gate.expression), gate.value),
+                why(gate),
             )
             for gate in report.gates
         ),
@@ -76,6 +83,7 @@ def _accuracy(report: Report) -> Table:
         ("Latent SQNR", "latent_sqnr_db", DB),
         ("Decoder SQNR, same tokens", "decoder_sqnr_db", DB),
         ("Codebook entries used", "codebook_use", SHARE),
+        ("SQNR of the worst site", "site_sqnr_db", DB),
     )
     return Table(
         title="Accuracy",
@@ -83,7 +91,7 @@ def _accuracy(report: Report) -> Table:
         rows=tuple(
             (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
             for label, name, text in rows
-            if shown
+            if any(value[f"{key}.{name}"] is not None for key in shown)
         ),
     )
 
@@ -97,8 +105,8 @@ def _outputs(report: Report) -> Table:
                 row.output,
                 CANDIDATES[candidate],
                 "" if row.max_error is None else DB(decibels(row.sqnr_db)),
-                "" if row.max_error is None else f"{row.max_error:.3g}",
-                "" if row.cosine is None else f"{row.cosine:.6f}",
+                "" if row.max_error is None else error_text(row.max_error),
+                "" if row.cosine is None else COSINE(row.cosine),
                 "" if row.equal is None else SHARE(row.equal),
             )
             for candidate in (QDQ, HALF_PRECISION, ENGINE)
@@ -112,46 +120,51 @@ def _latency(report: Report) -> Table:
     def verdict(text: str) -> str | Badge:
         return text if text == "faster" else Badge(text, "warn")
 
+    rows: list[tuple[str | Badge, ...]] = []
+    for part, row in report.latency.items():
+        speed = (
+            TIMES(row.speed.ratio),
+            f"{TIMES(row.speed.low)} to {TIMES(row.speed.high)}",
+            verdict(row.speed.verdict),
+        )
+        rows += [(f"{part}, FP32", *_times(row.fp32), "", "", "")]
+        rows += [(f"{part}, engine", *_times(row.engine), *speed)]
     return Table(
         title="Latency",
-        header=(
-            *("Part", "FP32 p50", "Engine p50", "p90", "p99", "min"),
-            *("Speed", "Quartiles", "Verdict"),
-            *("Image" if report.accuracy or report.generation else "Input", "Threads", "Rounds"),
-        ),
-        rows=tuple(
-            (
-                what,
-                MS(row.fp32.p50_ms),
-                MS(row.engine.p50_ms),
-                f"{MS(row.fp32.p90_ms)} / {MS(row.engine.p90_ms)}",
-                f"{MS(row.fp32.p99_ms)} / {MS(row.engine.p99_ms)}",
-                f"{MS(row.fp32.min_ms)} / {MS(row.engine.min_ms)}",
-                TIMES(row.speed.ratio),
-                f"{TIMES(row.speed.low)} to {TIMES(row.speed.high)}",
-                verdict(row.speed.verdict),
-                " \u00d7 ".join(str(n) for n in row.shape),
-                str(row.threads),
-                str(row.engine.n),
-            )
-            for what, row in report.latency.items()
-        ),
-        caption=f"On {report.cpu.model}. Pairs are FP32 / engine; a speed above 1 is faster.",
+        header=("Part", "p50", "p90", "p99", "min", "Speed", "Quartiles", "Verdict"),
+        rows=tuple(rows),
+        caption=f"On {report.cpu.model}: {_settings(report)}. A speed above 1 is faster.",
     )
+
+
+def _times(found: Latency) -> tuple[str, ...]:
+    return MS(found.p50_ms), MS(found.p90_ms), MS(found.p99_ms), MS(found.min_ms)
+
+
+def _settings(report: Report) -> str:
+    """Return what was timed and how; parts that were timed alike are said once."""
+    fed = "image" if report.accuracy or report.generation else "input"
+    parts: dict[str, list[str]] = {}
+    for part, row in report.latency.items():
+        shape = " \u00d7 ".join(str(n) for n in row.shape)
+        threads = f"{row.threads} threads" if row.threads else "all threads"
+        parts.setdefault(f"{fed} {shape}, {threads}, {row.engine.n} rounds", []).append(part)
+    if len(parts) == 1:
+        return next(iter(parts))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in parts.items())
 
 
 def _sizes(report: Report) -> Table:
     sizes = report.sizes
     graphs = tuple(
-        (f"FP32 graph, {graph}", megabytes(count))
-        for graph, count in sizes.fp32_graph_bytes.items()
+        (f"FP32 graph, {graph}", size(count)) for graph, count in sizes.fp32_graph_bytes.items()
     )
     running: tuple[tuple[str, str], ...] = ()
     if sizes.fp32_running_bytes is not None:
         running = (
-            ("FP32, what runs", megabytes(sizes.fp32_running_bytes)),
+            ("FP32, what runs", size(sizes.fp32_running_bytes)),
             *(
-                (f"{CANDIDATES[name]}, what runs", megabytes(count))
+                (f"{CANDIDATES[name]}, what runs", size(count))
                 for name, count in sizes.running_bytes.items()
             ),
             ("What runs, smaller than FP32", TIMES(sizes.compression)),
@@ -162,8 +175,8 @@ def _sizes(report: Report) -> Table:
         rows=(
             *graphs,
             *running,
-            ("FP32 weights", megabytes(sizes.fp32_weight_bytes)),
-            ("Packed weights, which no command loads", megabytes(sizes.packed_weight_bytes)),
+            ("FP32 weights", size(sizes.fp32_weight_bytes)),
+            ("Packed weights, which no command loads", size(sizes.packed_weight_bytes)),
             ("Packed, smaller than FP32 weights", TIMES(metrics(report)["packed_compression"])),
         ),
         caption=sizes.note,
@@ -183,40 +196,11 @@ def _images(report: Report) -> Table:
             tuple(SSIM(v) for v in accuracy.ssim.each),
             tuple(DB(decibels(v)) for v in accuracy.psnr_vs_fp32.each),
         ]
-        header += [f"PSNR {key}", f"SSIM {key}", f"PSNR {key} to FP32"]
+        name = SHORT[key]
+        header += [f"PSNR {name}", f"SSIM {name}", f"PSNR {name} to FP32"]
     return Table(
         title="Image by image",
         header=tuple(header),
         rows=tuple(zip(report.data.validation, *columns, strict=True)),
-        folded=True,
-    )
-
-
-def _sites(report: Report) -> Table:
-    rows: list[tuple[str, ...]] = []
-    outputs = report.generation[QDQ].sites if QDQ in report.generation else {}
-    for site in report.sites:
-        noise = (site.weight_sqnr_db, site.activation_sqnr_db)
-        output = DB(decibels(outputs[site.name])) if site.name in outputs else ""
-        rows.append(
-            (
-                site.name,
-                site.graph,
-                site.weight,
-                site.activation,
-                *("" if db is None else DB(db) for db in noise),
-                *((output,) if outputs else ()),
-                site.reason or "",
-            )
-        )
-    return Table(
-        title="Sites",
-        header=(
-            *("Site", "Graph", "Weight", "Activation", "Weight SQNR", "Input SQNR"),
-            *(("Output SQNR",) if outputs else ()),
-            "Why not quantized",
-        ),
-        rows=tuple(rows),
-        caption=OF_SITES if outputs else "",
         folded=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -13,9 +14,11 @@ from arvg_trt.validate.report.chart import (
     BOTTOM,
     HEIGHT,
     LEFT,
+    LETTER,
+    NARROW,
     RIGHT,
     TOP,
-    WIDTH,
+    WIDE,
     Chart,
     Series,
     grid_step,
@@ -36,7 +39,7 @@ def centres(found: ElementTree.Element) -> list[tuple[float, float]]:
 
 def test_values_lie_at_their_name_and_height() -> None:
     found = drawn(Series("Output", (40.0, 30.0, None, 20.0), "accent", joined=True))
-    pitch = (WIDTH - LEFT - RIGHT) / 4
+    pitch = (WIDE - LEFT - RIGHT) / 4
     high, low = TOP, HEIGHT - BOTTOM
     expected = [(0, high), (1, (high + low) / 2), (3, low)]
     for (x, y), (k, height) in zip(centres(found), expected, strict=True):
@@ -52,10 +55,10 @@ def test_a_hover_names_every_value_and_what_is_missing_or_without_error() -> Non
     dots = Series("Weight", (40.0, None, math.inf, 20.0), "good")
     titles = [e.text for e in drawn(dots).iter("title")]
     assert titles == [
-        "blocks.0.qkv\nWeight 40.0 dB",
+        "blocks.0.qkv\nWeight 40.00 dB",
         "blocks.0.<fc1>\nWeight \u2013",
         "blocks.1.qkv\nWeight \u221e",
-        "head\nWeight 20.0 dB",
+        "head\nWeight 20.00 dB",
     ]
     assert not list(drawn(dots).iter("polyline"))
 
@@ -77,3 +80,27 @@ def test_equal_values_are_drawn_too() -> None:
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="no finite value"):
         drawn(Series("Output", (None, math.inf, None, None), "accent"))
+
+
+def test_a_line_has_a_gap_between_two_graphs() -> None:
+    series = Series("Output", (40.0, 30.0, 25.0, 20.0), "accent", joined=True)
+    graphs = ("encoder", "encoder", "decoder", "decoder")
+    chart = Chart(title="T", caption="", unit="dB", names=NAMES, series=(series,), groups=graphs)
+    lines = list(ElementTree.fromstring(svg(chart)).iter("polyline"))
+    assert [len(line.attrib["points"].split()) for line in lines] == [2, 2]
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_all_is_inside_the_drawing(width: int) -> None:
+    names = tuple(f"decoder.{part}.{k}" for part in ("in", "mid", "up", "out") for k in range(9))
+    values = tuple(float(k) for k in range(36))
+    chart = Chart(
+        title="T", caption="", unit="dB", names=names, series=(Series("Output", values, "good"),)
+    )
+    found = ElementTree.fromstring(svg(chart, width))
+    assert found.attrib["viewBox"].split()[2] == str(width)
+    assert all(LEFT < x < width - RIGHT for x, _ in centres(found))
+    below = [e for e in found.iter("text") if "text-anchor" not in e.attrib]
+    ends = [(float(e.attrib["x"]), LETTER * len(e.text or "")) for e in below]
+    assert ends and all(x + long <= width for x, long in ends)
+    assert all(x + long < after for (x, long), (after, _) in pairwise(ends))

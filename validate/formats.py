@@ -1,0 +1,67 @@
+"""Format figures: each kind has one unit and one number of digits, in tables and in terminals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+Format = Callable[[float | None], str]
+
+
+def number(decimals: int, unit: str = "", *, scale: float = 1) -> Format:
+    """Return a formatter: infinity as its sign, None as "not measured", no minus zero."""
+
+    def text(value: float | None) -> str:
+        if value is None:
+            return "not measured"
+        if math.isinf(value):
+            return "\u221e"
+        return f"{value * scale:z.{decimals}f}{unit}"
+
+    return text
+
+
+DB, SSIM = number(2, " dB"), number(4)
+SHARE, WHOLE = number(2, " %", scale=100), number(0, " %", scale=100)
+TIMES, MS, SECONDS = number(2, "\u00d7"), number(2, " ms"), number(1, " s")
+NATS, TOKENS, DISTANCE = number(5, " nats"), number(1), number(5)
+COSINE, CROSS_ENTROPY, PERPLEXITY = number(6), number(4, " nats"), number(2)
+
+
+def error_text(value: float | None) -> str:
+    """Return a largest error, which may be of any size, in three digits."""
+    return "not measured" if value is None else f"{value:.3g}"
+
+
+# By the names that gates read; those that begin with a candidate or a part are like the plain ones.
+METRICS: dict[str, Format] = {
+    **dict.fromkeys(("psnr", "psnr_min", "psnr_drop", "psnr_vs_fp32", "psnr_vs_fp32_min"), DB),
+    **dict.fromkeys(("ssim", "ssim_min", "ssim_drop", "ssim_vs_fp32", "ssim_vs_fp32_min"), SSIM),
+    **dict.fromkeys(("latent_sqnr_db", "decoder_sqnr_db", "output_sqnr_db"), DB),
+    **dict.fromkeys(("logits_sqnr_db", "condition_sqnr_db", "noise_sqnr_db", "site_sqnr_db"), DB),
+    **dict.fromkeys(("token_agreement", "codebook_use", "identical", "top1", "top5"), SHARE),
+    "output_equal": SHARE,
+    "output_cosine": COSINE,
+    "output_max_error": error_text,
+    "kl": NATS,
+    "cross_entropy": CROSS_ENTROPY,
+    "cross_entropy_rise": NATS,
+    "perplexity": PERPLEXITY,
+    "first_difference": TOKENS,
+    "frechet_latent": DISTANCE,
+    "frechet_features": DISTANCE,
+    **dict.fromkeys(("compression", "packed_compression", "speedup"), TIMES),
+    "latency_ms": MS,
+}
+
+
+def metric_text(name: str, value: float | None) -> str:
+    """Return the value of a metric, such as `psnr_drop` or `engine.top1`, as all tables have it."""
+    return METRICS[name.rpartition(".")[2]](value)
+
+
+def size(count: int) -> str:
+    """Return bytes in MB of 10^6 bytes; small files in kB, the smallest in bytes."""
+    if count >= 1e6:
+        return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e3:.1f} kB" if count >= 100 else f"{count} B"
