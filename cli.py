@@ -29,7 +29,7 @@ def cli() -> None:
     \b
     arvg-trt run cosmos-mini-int8            everything, from a recipe
     arvg-trt export cosmos-di8x8 ws --checkpoint nvidia/Cosmos-0.1-Tokenizer-DI8x8
-    arvg-trt generate ws --labels 207 -o out/ images, with an exported generator
+    arvg-trt generate ws --labels 3 -o out/ images, with an exported generator
     """
 
 
