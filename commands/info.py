@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 import msgspec
@@ -22,11 +22,17 @@ from .console import print_json
 from .groups import command
 from .options import PathArgument, json_option
 
+if TYPE_CHECKING:
+    from ..pipeline.info import ModelRow
+
 
 @command()
 @json_option
 def models(as_json: bool) -> None:
-    """List the models that are known by name.
+    """List the models that are known by name: parameters, where from, bytes to fetch, licence.
+
+    `--json` has each file with its repository, bytes, sha256 and licence, and whether it takes a
+    login, as far as public documents tell.
 
     \b
     Example: arvg-trt models
@@ -38,8 +44,18 @@ def models(as_json: bool) -> None:
         print_json({"models": rows})
         return
     for row in rows:
-        files = " ".join(row.files[0])
-        click.echo(f"{row.name:<18} {row.parameters:>13,}  {row.checkpoint}: {files}")
+        click.echo(f"{row.name:<18} {row.parameters:>13,}  {row.checkpoint}: {fetched(row)}")
+
+
+def fetched(row: ModelRow) -> str:
+    """Return the files of a model, and of a published one its bytes and terms."""
+    if not row.published:
+        return " ".join(row.files[0])
+    names = " ".join(file.name for file in row.published)
+    size = "size unknown" if row.download_bytes is None else f"{row.download_bytes / 1e9:.2f} GB"
+    licenses = dict.fromkeys(file.license or "licence unknown" for file in row.published)
+    login = ["login needed"] if any(file.login for file in row.published) else []
+    return ", ".join([names, size, " and ".join(licenses), *login])
 
 
 @command()

@@ -114,7 +114,15 @@ def export_stage(
     job = ExportJob(
         entry=entry,
         spec=spec,
-        paths=tuple(resolve_checkpoint(spec, entry.files, entry.elsewhere)),
+        paths=tuple(
+            resolve_checkpoint(
+                spec,
+                entry.files,
+                entry.elsewhere,
+                entry.published,
+                progress=reporter.progress,
+            )
+        ),
         source=open_source(images, size=PARITY_SIZE, most=PARITY_IMAGES),
         reporter=reporter,
         form=form,
