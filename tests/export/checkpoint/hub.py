@@ -73,7 +73,7 @@ class Shelf(BaseHTTPRequestHandler):
         repo, path = "/".join(parts[:2]), "/".join(parts[4:])  # OWNER/NAME/resolve/REVISION/FILE
         data = self.server.files.get((repo, path))
         start = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") :].partition("-")[0])
-        if body:
+        if body and data is not None:
             self.server.asked.append((repo, path, start))
         if data is None:
             self.send_response(404)
