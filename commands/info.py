@@ -1,8 +1,7 @@
-"""Define commands that only show: models, recipes, GPUs, reports, artifacts, the machine."""
+"""Define commands that only show: models, GPUs, reports, artifacts, the machine."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from ..engines.tensorrt.targets import Capability, TargetRow, target_rows
 from ..engines.verdicts import TARGETS
 from ..errors import AccuracyError, ExportError
 from ..graph.sites import NodeVerdict, Verdict
-from ..recipe.file import find_recipe, load_recipe, preset_names
 from . import completion
 from .console import print_json
 from .groups import command
@@ -56,45 +54,6 @@ def fetched(row: ModelRow) -> str:
     licenses = dict.fromkeys(file.license or "licence unknown" for file in row.published)
     login = ["login needed"] if any(file.login for file in row.published) else []
     return ", ".join([names, size, " and ".join(licenses), *login])
-
-
-@command()
-@click.argument("name", required=False, shell_complete=completion.recipes)
-@click.option("--keys", is_flag=True, help="Print every key of a recipe as Markdown tables.")
-@click.option("--schema", is_flag=True, help="Print the JSON schema of a recipe, for editors.")
-@json_option
-def recipes(name: str | None, keys: bool, schema: bool, as_json: bool) -> None:
-    """List the presets, print the one called NAME, or say what a recipe may hold.
-
-    \b
-    Example: arvg-trt recipes var-w8a8 > mine.toml
-    """
-    from ..recipe.reference import json_schema, markdown
-
-    if sum((name is not None, keys, schema)) > 1:
-        raise click.UsageError("NAME, --keys and --schema exclude each other")
-    if keys or schema:
-        click.echo(markdown() if keys else json.dumps(json_schema(), indent=2))
-        return
-    if name is not None:
-        text = find_recipe(name).read_text()
-        print_json({"recipe": text}) if as_json else click.echo(text, nl=False)
-        return
-    rows = [preset_row(preset) for preset in preset_names()]
-    if as_json:
-        print_json({"recipes": rows})
-        return
-    for row in rows:
-        click.echo(f"{row['name']:<20} {row['model']:<18} {row['quantize_method']}")
-
-
-def preset_row(name: str) -> dict[str, str]:
-    recipe = load_recipe(name)
-    return {
-        "name": name,
-        "model": recipe.model,
-        "quantize_method": recipe.quantize.quantize_method,
-    }
 
 
 @command()

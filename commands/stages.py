@@ -35,6 +35,7 @@ from .perform import (
     recipe_or_none,
     selected_builds,
 )
+from .recipes import model_options
 
 if TYPE_CHECKING:
     from ..calibrate.executors import ExecutorName
@@ -326,18 +327,33 @@ def validate(
 
 @command()
 @click.argument("recipe_name", metavar="RECIPE", shell_complete=completion.recipes)
-@click.option("--workspace", help="Folder to write to. [default: the recipe's]")
+@model_options
 @memory_option
 @json_option
-def run(recipe_name: str, workspace: str | None, max_memory: int, as_json: bool) -> None:
+def run(
+    recipe_name: str,
+    model: str | None,
+    checkpoint: str | None,
+    workspace: str | None,
+    max_memory: int,
+    as_json: bool,
+) -> None:
     """Run every stage of RECIPE, skipping what is up to date.
+
+    With --model another model of the recipe's family; gates are then left out, since they hold
+    what was measured on the recipe's own.
 
     \b
     Example: arvg-trt run cosmos-mini-int8
+             arvg-trt run var-w8a8 --model var-d16 --checkpoint FoundationVision/var
     """
+    from ..pipeline.recipes import adapt_recipe
     from ..pipeline.run import run_recipe
 
-    recipe = with_changes(load_recipe(recipe_name), workspace=workspace)
+    written = load_recipe(recipe_name)
+    recipe = adapt_recipe(recipe_name, written, model, checkpoint, workspace)
+    if recipe.validate.gates != written.validate.gates:
+        click.echo(f"gates of {written.model} are left out for {recipe.model}", err=True)
     with figures_of_failures(as_json), ConsoleReporter(quiet=as_json) as reporter:
         results = run_recipe(recipe, reporter, max_memory)
     if as_json:
