@@ -15,6 +15,7 @@ from .commands.recipes import recipes
 from .commands.search import search
 from .commands.ship import bundle, keygen, sign, unpack, verify
 from .commands.stages import build, calibrate, export, quantize, run, validate
+from .commands.why import why
 from .workspace.stage import tool_version
 
 
@@ -57,6 +58,7 @@ for command in (
     analyze,
     inspect,
     compare,
+    why,
     diagnose,
     doctor,
 ):

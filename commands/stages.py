@@ -36,6 +36,7 @@ from .perform import (
     selected_builds,
 )
 from .recipes import model_options
+from .why import print_plan
 
 if TYPE_CHECKING:
     from ..calibrate.executors import ExecutorName
@@ -329,6 +330,12 @@ def validate(
 @click.argument("recipe_name", metavar="RECIPE", shell_complete=completion.recipes)
 @model_options
 @memory_option
+@option(
+    "--dry-run",
+    group="Plan",
+    is_flag=True,
+    help="Say what would run, and what it takes as far as known; fetch and change nothing.",
+)
 @json_option
 def run(
     recipe_name: str,
@@ -336,6 +343,7 @@ def run(
     checkpoint: str | None,
     workspace: str | None,
     max_memory: int,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Run every stage of RECIPE, skipping what is up to date.
@@ -346,6 +354,7 @@ def run(
     \b
     Example: arvg-trt run cosmos-mini-int8
              arvg-trt run var-w8a8 --model var-d16 --checkpoint FoundationVision/var
+             arvg-trt run mine.toml --dry-run
     """
     from ..pipeline.recipes import adapt_recipe
     from ..pipeline.run import run_recipe
@@ -354,6 +363,9 @@ def run(
     recipe = adapt_recipe(recipe_name, written, model, checkpoint, workspace)
     if recipe.validate.gates != written.validate.gates:
         click.echo(f"gates of {written.model} are left out for {recipe.model}", err=True)
+    if dry_run:
+        print_plan(recipe, as_json)
+        return
     with figures_of_failures(as_json), ConsoleReporter(quiet=as_json) as reporter:
         results = run_recipe(recipe, reporter, max_memory)
     if as_json:

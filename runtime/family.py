@@ -77,7 +77,7 @@ class Family:
         spec: what `generator.json` says; None: images are encoded and decoded, not generated.
         loop: `module:class` of the schedule, called with folder, spec, session and threads.
         exporter: `module:class` of an `Exporter` (`families/base.py`), which needs torch; of the
-            user's own graphs, a function of workspace, files and reporter.
+            user's own graphs, a function of workspace, files and reporter that prepares it.
         snapshots: of `files` those sets that a trainer leaves, whose names do not tell the size.
         evaluated: the weights of a trainer's snapshot that the official evaluation takes.
         source: what is exported, a checkpoint or the user's own ONNX graphs.
