@@ -22,6 +22,7 @@ from .export import PARITY_PICTURES, prepare_any
 from .quantize import prepare_quantization
 from .validate import prepare_validation
 
+State = Literal["up to date", "unchanged", "runs again", "never run"]
 StageName = Literal["export", "calibrate", "quantize", "build", "validate"]
 
 
@@ -43,12 +44,12 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     """Hold whether a stage's folder would be made anew, and what changed since it was made.
 
     `recipe` is the one that options were compared with, None where there is none; `note` says what
-    could not be compared.
+    could not be compared, and such a folder is `unchanged` at best.
     """
 
     stage: str
     folder: Path
-    state: Literal["up to date", "runs again", "never run"]
+    state: State
     changes: tuple[Change, ...] = ()
     recipe: str | None = None
     note: str | None = None
@@ -126,7 +127,7 @@ def compared(prepared: PreparedStage, recipe: str | None) -> Why:
         return Why(stage=stage, folder=folder, state="never run", recipe=recipe)
     old = read_manifest(folder)
     found = (*changes(old, prepared.wanted), *changed_outputs(folder, old))
-    state: Literal["up to date", "runs again"] = "runs again" if found else "up to date"
+    state: State = "runs again" if found else "up to date"
     return Why(stage=stage, folder=folder, state=state, changes=found, recipe=recipe)
 
 
@@ -141,7 +142,7 @@ def loose(workspace: Workspace, folder: Path, stage: StageName, note: str) -> Wh
         versions={**old.versions, **package_versions(*old.versions)},
     )
     found = (*changes(old, now), *changed_outputs(folder, old))
-    state: Literal["up to date", "runs again"] = "runs again" if found else "up to date"
+    state: State = "runs again" if found else "unchanged"
     return Why(stage=stage, folder=folder, state=state, changes=found, note=note)
 
 
@@ -153,8 +154,8 @@ def current_inputs(workspace: Workspace, folder: Path, old: Manifest) -> dict[st
     for key in old.inputs:
         top, _, file = key.partition("/")
         if top == "engines":
-            label, _, file = file.partition("/")
-            place = workspace.root / top / name / label
+            *label, file = file.split("/", 2)  # engines/NAME/LABEL/FILE
+            place = workspace.root.joinpath(top, *label)
         elif top in ("export", "calibrate"):
             place = workspace.root / top
         elif top == "quantize":
