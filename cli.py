@@ -10,10 +10,12 @@ import click
 from .commands.diagnose import diagnose
 from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
-from .commands.info import analyze, compare, doctor, inspect, models, recipes, targets
+from .commands.info import analyze, compare, doctor, inspect, models, targets
+from .commands.recipes import recipes
 from .commands.search import search
 from .commands.ship import bundle, cache, keygen, sign, unpack, verify
 from .commands.stages import build, calibrate, export, quantize, run, validate
+from .commands.why import why
 from .workspace.stage import tool_version
 
 
@@ -28,8 +30,9 @@ def cli() -> None:
 
     \b
     arvg-trt run cosmos-mini-int8            everything, from a recipe
-    arvg-trt export cosmos-di8x8 ws --checkpoint nvidia/Cosmos-0.1-Tokenizer-DI8x8
-    arvg-trt generate ws --labels 207 -o out/ images, with an exported generator
+    arvg-trt run var-w8a8 --model var-d16 --checkpoint FoundationVision/var
+    arvg-trt recipes                         the recipes that ship, a line each
+    arvg-trt generate ws --labels 3 -o out/ images, with an exported generator
     """
 
 
@@ -56,6 +59,7 @@ for command in (
     analyze,
     inspect,
     compare,
+    why,
     diagnose,
     doctor,
 ):

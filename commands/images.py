@@ -151,7 +151,7 @@ def generate(
     """Generate images with the graphs in WORKSPACE (or an export folder, or a bundle).
 
     \b
-    Example: arvg-trt generate out/ws --labels 207,360 --seed 0 -o out/images
+    Example: arvg-trt generate out/ws --labels 3,7 --seed 0 -o out/images
     """
     from ..pipeline.generate import generate_files
     from ..runtime.files import Outputs

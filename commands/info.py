@@ -1,12 +1,11 @@
-"""Define commands that only show: models, recipes, GPUs, reports, artifacts, the machine."""
+"""Define commands that only show: models, GPUs, reports, artifacts, the machine."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 import msgspec
@@ -16,18 +15,23 @@ from ..engines.tensorrt.targets import Capability, TargetRow, target_rows
 from ..engines.verdicts import TARGETS
 from ..errors import AccuracyError, ExportError
 from ..graph.sites import NodeVerdict, Verdict
-from ..recipe.file import find_recipe, load_recipe, preset_names
 from ..runtime.sessions.placement import rtx_takes
 from . import completion
 from .console import print_json
 from .groups import command
 from .options import PathArgument, json_option
 
+if TYPE_CHECKING:
+    from ..pipeline.info import ModelRow
+
 
 @command()
 @json_option
 def models(as_json: bool) -> None:
-    """List the models that are known by name.
+    """List the models that are known by name: parameters, where from, bytes to fetch, licence.
+
+    `--json` has each file with its repository, bytes, sha256 and licence, and whether it takes a
+    login, as far as public documents tell.
 
     \b
     Example: arvg-trt models
@@ -39,47 +43,18 @@ def models(as_json: bool) -> None:
         print_json({"models": rows})
         return
     for row in rows:
-        files = " ".join(row.files[0])
-        click.echo(f"{row.name:<18} {row.parameters:>13,}  {row.checkpoint}: {files}")
+        click.echo(f"{row.name:<18} {row.parameters:>13,}  {row.checkpoint}: {fetched(row)}")
 
 
-@command()
-@click.argument("name", required=False, shell_complete=completion.recipes)
-@click.option("--keys", is_flag=True, help="Print every key of a recipe as Markdown tables.")
-@click.option("--schema", is_flag=True, help="Print the JSON schema of a recipe, for editors.")
-@json_option
-def recipes(name: str | None, keys: bool, schema: bool, as_json: bool) -> None:
-    """List the presets, print the one called NAME, or say what a recipe may hold.
-
-    \b
-    Example: arvg-trt recipes var-w8a8 > mine.toml
-    """
-    from ..recipe.reference import json_schema, markdown
-
-    if sum((name is not None, keys, schema)) > 1:
-        raise click.UsageError("NAME, --keys and --schema exclude each other")
-    if keys or schema:
-        click.echo(markdown() if keys else json.dumps(json_schema(), indent=2))
-        return
-    if name is not None:
-        text = find_recipe(name).read_text()
-        print_json({"recipe": text}) if as_json else click.echo(text, nl=False)
-        return
-    rows = [preset_row(preset) for preset in preset_names()]
-    if as_json:
-        print_json({"recipes": rows})
-        return
-    for row in rows:
-        click.echo(f"{row['name']:<20} {row['model']:<18} {row['quantize_method']}")
-
-
-def preset_row(name: str) -> dict[str, str]:
-    recipe = load_recipe(name)
-    return {
-        "name": name,
-        "model": recipe.model,
-        "quantize_method": recipe.quantize.quantize_method,
-    }
+def fetched(row: ModelRow) -> str:
+    """Return the files of a model, and of a published one its bytes and terms."""
+    if not row.published:
+        return " ".join(row.files[0])
+    names = " ".join(file.name for file in row.published)
+    size = "size unknown" if row.download_bytes is None else f"{row.download_bytes / 1e9:.2f} GB"
+    licenses = dict.fromkeys(file.license or "licence unknown" for file in row.published)
+    login = ["login needed"] if any(file.login for file in row.published) else []
+    return ", ".join([names, size, " and ".join(licenses), *login])
 
 
 @command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..runtime.sessions.placement import unopened_text
 from ..runtime.trt_compat import version
 from ..workspace.files import recover_folder
 from ..workspace.manifest import Manifest, is_up_to_date
-from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ..workspace.stage import PreparedStage, Reporter, package_versions
 from .facts import BuildFacts
 from .tensorrt.engine import EngineBuild, folder_name, target_groups
 from .tensorrt.preflight import estimate, require_room
@@ -25,7 +25,7 @@ NO_KEY = ("timing_cache",)
 Risks = Callable[[], Sequence[OverflowTensor]]
 
 
-def build_groups(
+def prepare_groups(
     build: EngineBuild,
     name: str,
     inputs: Mapping[str, str],
@@ -35,8 +35,8 @@ def build_groups(
     gpu: str = "",
     risks: Risks | None = None,
     takes_unproved: bool = False,
-) -> list[StageResult]:
-    """Build engines of the quantization `name` below `place`, a folder for each group of targets.
+) -> Iterator[PreparedStage]:
+    """Prepare engines of the quantization `name` below `place`, a folder for a group of targets.
 
     `inputs` are digests of what they are built from, `risks` finds what stays in FP32 where that
     is not part of the graphs already. TensorRT times its kernels on `gpu`. With `takes_unproved`
@@ -62,7 +62,6 @@ def build_groups(
         if needed.is_large:
             reporter.say(f"building {name} takes {needed}")
 
-    results = []
     for group in groups:
         wanted = wanted_engines(build, name, inputs, group, of_gpu)
         folder = place / folder_name(build.backend, build.options, group)
@@ -82,8 +81,7 @@ def build_groups(
                 fp32_tensors=tuple(wide) if listed else msgspec.UNSET,
             )
 
-        results.append(run_stage(folder, wanted, work))
-    return results
+        yield PreparedStage(folder, wanted, work)
 
 
 def wanted_engines(

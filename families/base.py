@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import ExportError
 from ..export.shape import DYNAMIC, ExportShape
-from ..runtime.family import Family, FileSets, Variant
+from ..runtime.family import Family, FileSets, HubFile, Variant
 
 if TYPE_CHECKING:
     from ..export.facts import CheckpointFacts
     from .shared.job import ExportJob
 
-__all__ = ["Exporter", "Family", "FileSets", "Variant", "unsized_variant"]
+__all__ = ["Exporter", "Family", "FileSets", "HubFile", "Variant", "unsized_variant"]
 
 
 class Exporter(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,13 @@ from ..runtime.devices import this_device
 from ..workspace.facts import FP16, Exported
 from ..workspace.files import decode_json
 from ..workspace.manifest import Manifest
-from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
+from ..workspace.stage import (
+    PreparedStage,
+    Reporter,
+    StageResult,
+    package_versions,
+    require_outputs,
+)
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -33,10 +39,23 @@ def build_stage(
 
     Returns one result per engine folder: onnxruntime has one, TensorRT one per group of targets.
     """
+    return [prepared.run() for prepared in prepare_builds(workspace, name, options, reporter)]
+
+
+def prepare_builds(
+    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+) -> Iterator[PreparedStage]:
+    """Yield what `build_stage` would do, a folder of engines at a time.
+
+    Raises:
+        BuildError: a target that is unknown or lacks a format, or no builder or kernels.
+    """
     if options.backend == "onnxruntime":
-        return [build_onnxruntime(workspace, name, reporter)]
+        yield prepare_onnxruntime(workspace, name, reporter)
+        return
     names = [name, FP16] if options.fp16 and name != FP16 else [name]
-    return [r for each in names for r in build_tensorrt(workspace, each, options, reporter)]
+    for each in names:
+        yield from prepare_tensorrt(workspace, each, options, reporter)
 
 
 def source_graphs(workspace: Workspace, name: str) -> tuple[Path, Manifest, Plan | None]:
@@ -49,8 +68,8 @@ def source_graphs(workspace: Workspace, name: str) -> tuple[Path, Manifest, Plan
     return folder, manifest, plan
 
 
-def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> StageResult:
-    """Build the one engine of a quantization that ONNX Runtime executes.
+def prepare_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> PreparedStage:
+    """Prepare the one engine of a quantization that ONNX Runtime executes.
 
     Raises:
         BuildError: there are no kernels for it, or it computes too far from the Q/DQ graphs.
@@ -76,7 +95,7 @@ def build_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> St
     def work(folder: Path) -> BuildFacts:
         return BuildFacts(engines=write_engine(model, source, calibration, folder, reporter))
 
-    return run_stage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
+    return PreparedStage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +156,10 @@ def open_build(
     return OpenBuild(build, tuple(read), risks)
 
 
-def build_tensorrt(
+def prepare_tensorrt(
     workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
-) -> list[StageResult]:
-    """Build engine files for the targets, those that share one together.
+) -> Iterator[PreparedStage]:
+    """Prepare engine files for the targets, those that share one together.
 
     Raises:
         BuildError: a target that is unknown or lacks a format, a graph that does not compile, or a
@@ -148,10 +167,10 @@ def build_tensorrt(
         OutOfMemory: there is less memory than the builder takes.
         WorkspaceError: there is less disk than the engines take.
     """
-    from ..engines.groups import build_groups
+    from ..engines.groups import prepare_groups
 
     opened = open_build(workspace, name, options, reporter)
-    return build_groups(
+    yield from prepare_groups(
         opened.build,
         name,
         {k: v for each in opened.read for k, v in each.as_inputs().items()},

@@ -15,7 +15,13 @@ from ..samples.images import skipped_text
 from ..samples.sources import open_calibration
 from ..workspace.facts import Exported, facts
 from ..workspace.manifest import Manifest
-from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ..workspace.stage import (
+    PreparedStage,
+    Reporter,
+    StageResult,
+    package_versions,
+    run_stage,
+)
 from ..workspace.workspace import Workspace
 
 LIBRARIES = ("onnxruntime", "pillow", "numpy")
@@ -32,6 +38,18 @@ def calibrate_stage(
     With an `execution` in shards, at once in several processes or on a Ray cluster; what they
     make together is what one process makes.
     """
+    result = prepare_calibration(workspace, options, reporter, execution).run()
+    say_results(result, reporter)
+    return result
+
+
+def prepare_calibration(
+    workspace: Workspace,
+    options: CalibrateOptions,
+    reporter: Reporter,
+    execution: Execution | None = None,
+) -> PreparedStage:
+    """Return what `calibrate_stage` would do."""
     from ..calibrate.collect import Task, collect, collect_in_shards
     from ..calibrate.dgc_rows import require_conditions
 
@@ -59,9 +77,7 @@ def calibrate_stage(
             return collect(task, source, reporter)
         return collect_in_shards(task, source, execution, reporter)
 
-    result = run_stage(workspace.folder("calibrate"), wanted, work)
-    say_results(result, reporter)
-    return result
+    return PreparedStage(workspace.folder("calibrate"), wanted, work)
 
 
 def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter) -> StageResult:

@@ -18,12 +18,15 @@ from ..runtime.families import built_in_families, find_family
 from ..samples.images import SKIMAGE_PREFIX, open_source
 from ..workspace.files import sha256_file
 from ..workspace.manifest import Manifest
-from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ..workspace.stage import PreparedStage, Reporter, StageResult, package_versions
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from ..export.checkpoint.read import Weights
     from ..families.custom.export import Judges
+
+# An export compares its graphs on pictures of its own: others to validate on change no export.
+PARITY_PICTURES = "skimage"
 
 
 def export_any(
@@ -37,6 +40,26 @@ def export_any(
     weights: Weights | None = None,
 ) -> StageResult:
     """Export a known model from its checkpoint, or a user's own graphs.
+
+    Raises:
+        ExportError: graphs beside a known model, or a checkpoint beside graphs.
+    """
+    return prepare_any(workspace, name, checkpoint, images, graphs, reporter, form, weights).run()
+
+
+def prepare_any(
+    workspace: Workspace,
+    name: str,
+    checkpoint: str | None,
+    images: str,
+    graphs: Sequence[Path],
+    reporter: Reporter,
+    form: ExportShape = DYNAMIC,
+    weights: Weights | None = None,
+    *,
+    cached: bool = False,
+) -> PreparedStage:
+    """Return what `export_any` would do; with `cached` no checkpoint is fetched for that.
 
     Raises:
         ExportError: graphs beside a known model, or a checkpoint beside graphs.
@@ -56,8 +79,8 @@ def export_any(
                 where=name,
                 do="leave out --static-batch and --kv-type",
             )
-        result: StageResult = family.load_exporter()(workspace, graphs, reporter, judges())
-        return result
+        prepared: PreparedStage = family.load_exporter()(workspace, graphs, reporter, judges())
+        return prepared
     if graphs:
         (own,) = (m.name for f in built_in_families() if f.source == "graphs" for m in f.models)
         raise ExportError(
@@ -65,7 +88,22 @@ def export_any(
             where="--graph",
             do=f"name the model {own} for graphs of your own",
         )
-    return export_stage(workspace, name, checkpoint, images, reporter, form, weights)
+    return prepare_export(
+        workspace, name, checkpoint, images, reporter, form, weights, cached=cached
+    )
+
+
+def export_stage(
+    workspace: Workspace,
+    name: str,
+    checkpoint: str | None,
+    images: str,
+    reporter: Reporter,
+    form: ExportShape = DYNAMIC,
+    weights: Weights | None = None,
+) -> StageResult:
+    """Export a known model, as `prepare_export` says."""
+    return prepare_export(workspace, name, checkpoint, images, reporter, form, weights).run()
 
 
 def judges() -> Judges:
@@ -83,7 +121,7 @@ def judges() -> Judges:
     )
 
 
-def export_stage(
+def prepare_export(
     workspace: Workspace,
     name: str,
     checkpoint: str | None,
@@ -91,8 +129,10 @@ def export_stage(
     reporter: Reporter,
     form: ExportShape = DYNAMIC,
     weights: Weights | None = None,
-) -> StageResult:
-    """Export `name` from `checkpoint` (default: the weights this package ships for it).
+    *,
+    cached: bool = False,
+) -> PreparedStage:
+    """Prepare the export of `name` from `checkpoint`, or from the weights that ship with it.
 
     `images` is the source of the real images that ONNX Runtime is compared with PyTorch on.
     `form` is how a generator's graphs are made. `weights` is as in `ExportJob`.
@@ -114,7 +154,16 @@ def export_stage(
     job = ExportJob(
         entry=entry,
         spec=spec,
-        paths=tuple(resolve_checkpoint(spec, entry.files, entry.elsewhere)),
+        paths=tuple(
+            resolve_checkpoint(
+                spec,
+                entry.files,
+                entry.elsewhere,
+                entry.published,
+                cached=cached,
+                progress=reporter.progress,
+            )
+        ),
         source=open_source(images, size=PARITY_SIZE, most=PARITY_IMAGES),
         reporter=reporter,
         form=form,
@@ -128,7 +177,7 @@ def export_stage(
         versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
         | {"sites.json": SITES_VERSION},
     )
-    return run_stage(
+    return PreparedStage(
         workspace.folder("export"), wanted, lambda folder: exporter.export(job, folder)
     )
 

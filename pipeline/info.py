@@ -21,6 +21,7 @@ from ..runtime.bundle.plan_header import read_plan_header
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.trust import required_keys
 from ..runtime.devices import RTX_PACKAGES, Device, this_device
+from ..runtime.family import HubFile
 from ..runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX
 from ..runtime.sessions.providers import provider_problem
 from ..runtime.trt_compat import load_builder
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is known by name; ``files`` are the sets that make a complete checkpoint."""
+    """A model that is known by name; ``files`` are the sets that make a complete checkpoint.
+
+    ``published`` are those that are fetched, ``download_bytes`` in all where every size is known.
+    """
 
     name: str
     family: str
@@ -40,6 +44,8 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     graphs: tuple[str, ...]
     files: tuple[tuple[str, ...], ...]
     checkpoint: str
+    published: tuple[HubFile, ...] = ()
+    download_bytes: int | None = None
 
 
 def model_rows() -> list[ModelRow]:
@@ -56,6 +62,8 @@ def model_rows() -> list[ModelRow]:
             checkpoint=", ".join(dict.fromkeys((entry.hub, *entry.elsewhere.values())))
             if entry.hub
             else ("shipped" if (MODELS / entry.name).is_dir() else "train it: training/"),
+            published=entry.published,
+            download_bytes=entry.download_bytes,
         )
         for entry in all_variants()
     ]

@@ -17,7 +17,7 @@ from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..workspace.facts import FP16, kind_of
 from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import Manifest
-from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ..workspace.stage import PreparedStage, Reporter, StageResult, package_versions
 from ..workspace.workspace import Workspace
 
 HALVES = ("encoder_bits", "decoder_bits")
@@ -34,6 +34,22 @@ def quantize_stage(
     """Quantize by `options`, or by a plan that a person or a search has edited.
 
     Second moments, where a rounding asks for them, take at most `max_memory` bytes at a time.
+    """
+    return prepare_quantization(workspace, name, options, reporter, plan_file, max_memory).run()
+
+
+def prepare_quantization(
+    workspace: Workspace,
+    name: str,
+    options: QuantizeOptions,
+    reporter: Reporter,
+    plan_file: Path | None = None,
+    max_memory: int = MAX_MEMORY,
+) -> PreparedStage:
+    """Return what `quantize_stage` would do.
+
+    Raises:
+        RecipeError: options or a plan that the model does not take.
     """
     from ..quantize.plan import check_plan, make_plan
 
@@ -71,7 +87,7 @@ def quantize_stage(
             fp32_tensors=tuple(wide),
         )
 
-    return run_stage(workspace.folder("quantize", name), wanted, work)
+    return PreparedStage(workspace.folder("quantize", name), wanted, work)
 
 
 def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) -> None:

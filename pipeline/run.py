@@ -3,55 +3,105 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import ArvgError
+from ..errors import ArvgError, BuildError, RecipeError
 from ..families.custom.export import graph_names
 from ..families.variants import find_model
 from ..packages import require_packages
+from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, without_folders
-from ..recipe.quantize import MAX_MEMORY
+from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
+from ..runtime.labels import parse_labels
 from ..samples.sources import check_options
-from ..workspace.facts import ModelKind
+from ..workspace.facts import FP16, ModelKind
 from ..workspace.files import atomic_write
 from ..workspace.stage import Reporter, StageResult
+from ..workspace.times import record_times
 from ..workspace.workspace import RECIPE_FILE, Workspace
 from .build import build_stage
 from .calibrate import calibrate_stage
-from .export import export_any
+from .export import PARITY_PICTURES, export_any
 from .quantize import quantize_stage
 from .validate import validate_stage
 
-# An export compares its graphs on pictures of its own: others to validate on change no export.
-PARITY_PICTURES = "skimage"
+if TYPE_CHECKING:
+    from ..engines.tensorrt.targets import Format
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Check everything that a later stage would refuse and that needs no earlier one.
 
     Raises:
-        ArvgError: gates, image sources or targets that cannot be used.
+        ArvgError: gates, image sources, labels, formats or targets that cannot be used.
     """
-    from ..engines.tensorrt.targets import resolve_target
-    from ..runtime.trt_compat import load_builder
     from ..validate.measure.kinds import check_validation
     from ..validate.report.gates import parse_gates
     from ..validate.report.schema import METRIC_NAMES
 
     parse_gates(recipe.validate.gates, METRIC_NAMES)
-    family = find_family(find_model(recipe.model).family)
+    entry = find_model(recipe.model)
+    family = find_family(entry.family)
+    check_name_and_attention(recipe, family.generates)
     if family.source == "graphs":
         graph_names([Path(graph) for graph in recipe.graphs])
     else:
         kind: ModelKind = "generator" if family.generates else "tokenizer"
         check_options(kind, recipe.calibrate)
         check_validation(kind, recipe.validate)
+        classes = getattr(entry.config, "num_classes", None)
+        for labels in (recipe.calibrate.labels, recipe.validate.labels):
+            if labels is not None and classes is not None:
+                parse_labels([labels], classes)
     for options in recipe.build:
-        if options.backend != "onnxruntime":
-            for target in options.targets:
-                resolve_target(target, options.backend)
-            load_builder(options.backend)
+        check_build(recipe.quantize, options, family.generates)
+
+
+def check_name_and_attention(recipe: Recipe, generates: bool) -> None:
+    """Raise RecipeError for a name that is taken, or formats that only a generator gets."""
+    if recipe.name == FP16:
+        raise RecipeError(
+            f"{FP16} names the engines of the unquantized graphs", do="choose another name"
+        )
+    if not generates and recipe.quantize.attention != "float":
+        raise RecipeError(
+            "only a generator's attention is quantized", where="attention", do='leave it "float"'
+        )
+
+
+def check_build(quantize: QuantizeOptions, options: BuildOptions, generates: bool) -> None:
+    """Check what needs no plan: the targets and their formats, the builder, and a GPU.
+
+    Raises:
+        BuildError: what the build would raise of them.
+    """
+    from ..engines.tensorrt.engine import own_gpu
+    from ..engines.tensorrt.targets import check_formats, resolve_target
+    from ..runtime.trt_compat import load_builder
+
+    fp8 = quantize.quantize_method == "fp8" or (
+        quantize.integer_exponents and quantize.activation_bits == 8
+    )
+    if options.backend == "onnxruntime":
+        if fp8 and "*" not in quantize.exclude:
+            raise BuildError(
+                "the recipe wants fp8, which ONNX Runtime lacks on the CPU; nearest that works: "
+                "int8",
+                do='choose another quantize_method, or the backend "tensorrt_rtx"',
+            )
+        return
+    load_builder(options.backend)
+    targets = [
+        resolve_target(t, options.backend) for t in options.targets or own_gpu(options.backend)
+    ]
+    wanted: dict[str, Format] = {"the recipe": "fp8"} if fp8 else {}
+    if quantize.quantize_method == "blockwise" and generates:  # whose linears all have blocks
+        wanted["the recipe"] = "int4"
+    if options.half == "bfloat16":
+        wanted["what is not quantized"] = "bf16"
+    check_formats(wanted, targets)
 
 
 def run_recipe(
@@ -62,7 +112,7 @@ def run_recipe(
     Second moments take at most `max_memory` bytes at a time. An error has the results of
     the stages that had ended.
     """
-    require_packages("export", "report", *builders(recipe))
+    require_extras(recipe)
     check_recipe(recipe)
     results: list[StageResult] = []
     try:
@@ -73,9 +123,10 @@ def run_recipe(
     return results
 
 
-def builders(recipe: Recipe) -> list[str]:
-    """Return the extras of the recipe's builders, where a package index has them."""
-    return ["rtx"] if any(b.backend == "tensorrt_rtx" for b in recipe.build) else []
+def require_extras(recipe: Recipe) -> None:
+    """Raise ArvgError that names every package which a stage of the recipe would miss."""
+    rtx = any(build.backend == "tensorrt_rtx" for build in recipe.build)
+    require_packages("export", "report", *(["rtx"] if rtx else []))
 
 
 def run_stages(
@@ -85,6 +136,7 @@ def run_stages(
 
     def finish(stage: str, result: StageResult) -> None:
         results.append(result)
+        record_times(Path(recipe.workspace), [result])
         took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
         reporter.say(f"{stage:<10} {took:>10}  {result.folder}")
 

@@ -17,7 +17,13 @@ from ..samples.images import skipped_text
 from ..validate.facts import ValidationFacts
 from ..workspace.facts import Exported, facts
 from ..workspace.manifest import MANIFEST, Manifest
-from ..workspace.stage import Reporter, StageResult, package_versions, require_outputs, run_stage
+from ..workspace.stage import (
+    PreparedStage,
+    Reporter,
+    StageResult,
+    package_versions,
+    require_outputs,
+)
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -32,6 +38,17 @@ def validate_stage(
     Raises:
         AccuracyError: a gate failed; the report is written all the same.
     """
+    from ..validate.report.schema import load_report
+
+    result = prepare_validation(workspace, name, options, reporter).run()
+    require_gates(load_report(result.folder / "report.json"), result)
+    return result
+
+
+def prepare_validation(
+    workspace: Workspace, name: str, options: ValidateOptions, reporter: Reporter
+) -> PreparedStage:
+    """Return what `validate_stage` would do."""
     require_packages("report")
     from ..validate.measure.candidates import (
         candidate_folders,
@@ -43,7 +60,7 @@ def validate_stage(
     from ..validate.report.compose import compose_report, finite_metrics
     from ..validate.report.gates import evaluate, parse_gates
     from ..validate.report.render import write_report
-    from ..validate.report.schema import FP32, METRIC_NAMES, QDQ, load_report, metrics
+    from ..validate.report.schema import FP32, METRIC_NAMES, QDQ, metrics
     from ..validate.report.spread import inconclusive_metrics
 
     gates = parse_gates(options.gates, METRIC_NAMES)
@@ -106,9 +123,7 @@ def validate_stage(
             metrics=finite_metrics(report), inconclusive=inconclusive_metrics(report)
         )
 
-    result = run_stage(workspace.folder("validate", name), wanted, work)
-    require_gates(load_report(result.folder / "report.json"), result)
-    return result
+    return PreparedStage(workspace.folder("validate", name), wanted, work)
 
 
 def require_gates(report: Report, result: StageResult) -> None:

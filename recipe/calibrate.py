@@ -35,7 +35,7 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
     ] = None
     labels: Annotated[
         str | None,
-        says("A generator's classes, in turn, e.g. 0-9,207. Without it, drawn evenly of all."),
+        says("A generator's classes, in turn, e.g. 0-4,7. Without it, drawn evenly of all."),
     ] = None
     samples: Annotated[
         int, says("Number of crops, or of images that a generator makes.", COUNT)

@@ -78,7 +78,7 @@ class GenerateOptions(Options, frozen=True, kw_only=True):
         "Work": ("device", "allow_fallback", "batch_size", "threads"),
     }
 
-    labels: Annotated[tuple[str, ...], says("Classes, e.g. 207,360 or 0-9.")]
+    labels: Annotated[tuple[str, ...], says("Classes, e.g. 3,7 or 0-9.")]
     count: Annotated[Count, says("Images of each label.")] = 1
     seed: Annotated[Seed, says("Seed of the draws.")] = 0
     cfg: Annotated[float | None, says("Guidance strength, 0 for none. [default: the model's]")] = (

@@ -38,7 +38,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     labels: Annotated[
         str | None,
         says(
-            "A generator's classes, in turn, e.g. 0-9,207; with images one for each, or one "
+            "A generator's classes, in turn, e.g. 0-4,7; with images one for each, or one "
             "for all. Without it, drawn of all, those first that calibration has not seen."
         ),
     ] = None

@@ -23,13 +23,31 @@ FileSets = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class HubFile:
+    """Name a file of a published checkpoint, and what public documents say of it.
+
+    `bytes` are exact where `sha256` is known, else as the Hub's pages round them. `license` is an
+    SPDX identifier, or the name of other terms. `login` says whether they have to be accepted by a
+    user who is logged in. None is unknown.
+    """
+
+    repo: str
+    name: str
+    bytes: int | None = None
+    sha256: str | None = None
+    license: str | None = None
+    login: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """Describe a model that is known by name: its configuration, and the files of its checkpoint.
 
     `files` lists the sets of file names that make a complete checkpoint, best first. `parameters`
     of a generator are those of its transformer, by which it is named. A variant without a
     configuration takes any size of its family. `hub` is where it is published; `elsewhere` names
-    the Hub repositories of files that are not in `hub`.
+    the Hub repositories of files that are not in `hub`. `published` are the files that are fetched
+    from there, one of the sets of `files`.
     """
 
     name: str
@@ -40,6 +58,13 @@ class Variant:
     hub: str | None = None
     graphs: tuple[str, ...] = ("encoder", "decoder")
     elsewhere: Mapping[str, str] = field(default_factory=dict)
+    published: tuple[HubFile, ...] = ()
+
+    @property
+    def download_bytes(self) -> int | None:
+        """Return how much is fetched of a published checkpoint; None where a size is unknown."""
+        sizes = [file.bytes for file in self.published if file.bytes is not None]
+        return sum(sizes) if sizes and len(sizes) == len(self.published) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +77,7 @@ class Family:
         spec: what `generator.json` says; None: images are encoded and decoded, not generated.
         loop: `module:class` of the schedule, called with folder, spec, session and threads.
         exporter: `module:class` of an `Exporter` (`families/base.py`), which needs torch; of the
-            user's own graphs, a function of workspace, files and reporter.
+            user's own graphs, a function of workspace, files and reporter that prepares it.
         snapshots: of `files` those sets that a trainer leaves, whose names do not tell the size.
         evaluated: the weights of a trainer's snapshot that the official evaluation takes.
         source: what is exported, a checkpoint or the user's own ONNX graphs.

@@ -11,7 +11,7 @@ LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:
-    """Return the labels that texts such as `207,360` and `0-9` name, in their order.
+    """Return the labels that texts such as `3,7` and `0-9` name, in their order.
 
     Raises:
         GenerationError: neither a number nor a range, or beyond the classes.
@@ -22,7 +22,7 @@ def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise GenerationError(
-                f"{part.strip()!r} is neither a class nor a range", do="write e.g. 207,360 or 0-9"
+                f"{part.strip()!r} is neither a class nor a range", do="write e.g. 3,7 or 0-9"
             )
         if last >= num_classes:
             raise GenerationError(

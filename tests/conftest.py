@@ -12,7 +12,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from arvg_trt.runtime.devices import this_device
 
-from .export.checkpoint.hub import empty_cache, hub
+from .export.checkpoint.hub import empty_cache, hub, served
 from .families.generators import generator, generators, tiny_rar_graphs, tiny_var
 from .families.tiny import (
     custom_files,
@@ -48,6 +48,7 @@ __all__ = [
     "quantized_mar",
     "quantized_of",
     "samples",
+    "served",
     "statistics",
     "tiny_ci",
     "tiny_di",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
@@ -71,6 +72,19 @@ def tool_version() -> str:
         return version("arvg-trt")
     except PackageNotFoundError:
         return "0+source"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStage:
+    """Hold what a stage would do: its folder, the manifest that it would have, and its work."""
+
+    folder: Path
+    wanted: Manifest
+    work: Work
+
+    def run(self) -> StageResult:
+        """Do the work, unless the folder is up to date."""
+        return run_stage(self.folder, self.wanted, self.work)
 
 
 def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:

@@ -13,7 +13,7 @@ from ...runtime.devices import Gpu
 from ...runtime.trt_compat import Backend, version
 from ...workspace.files import digest_files, own_folder, user_cache
 from ...workspace.stage import Reporter, StageResult
-from ..groups import build_groups
+from ..groups import prepare_groups
 from ..tensorrt.targets import resolve_target
 from .kit import read_kit
 
@@ -105,7 +105,7 @@ def build_kit(
     timings = place.parent
     known, build = read_kit(kit, backend, targets, timings=timings, allow_unproved=allow_unproved)
     files = digest_files(kit, (path for path in kit.iterdir() if path.is_file()))
-    return build_groups(
+    stages = prepare_groups(
         build,
         known.name,
         {f"kit/{name}": digest for name, digest in files.items()},
@@ -114,3 +114,4 @@ def build_kit(
         gpu=gpu,
         takes_unproved=takes_unproved,
     )
+    return [stage.run() for stage in stages]

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import ExportError
-from .resolve import PICKLE_SUFFIXES, first_sentence
+from .hub import first_sentence
+from .resolve import PICKLE_SUFFIXES
 from .strict import split_parts
 from .torchscript import is_torchscript, read_torchscript
 

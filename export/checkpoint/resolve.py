@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from ...errors import ExportError
+from ...runtime.family import HubFile
+from .hub import Progress, download, download_published, listed
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-CONFIGS = ("config.json", "config.yaml")
 SUFFIXES = (".safetensors", ".jit", *PICKLE_SUFFIXES)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve_checkpoint(
-    spec: str, alternatives: Sequence[Sequence[str]], elsewhere: Mapping[str, str] | None = None
+    spec: str,
+    alternatives: Sequence[Sequence[str]],
+    elsewhere: Mapping[str, str] | None = None,
+    published: Sequence[HubFile] = (),
+    *,
+    cached: bool = False,
+    progress: Progress | None = None,
 ) -> list[Path]:
     """Return the files of a checkpoint: `spec` is a file, a folder or a Hugging Face id.
 
     `alternatives` lists the sets of file names that make a complete checkpoint, best first;
-    `elsewhere` says which of them lie in another repository of the Hub. A folder without these
-    names may have one file, or one of a transformer and one of a tokenizer, of any name.
+    `elsewhere` says which of them lie in another repository of the Hub. Of the repository that a
+    model is `published` in, exactly these files are fetched. A folder without these names may have
+    one file, or one of a transformer and one of a tokenizer, of any name. With `cached` nothing is
+    fetched; `progress` hears what is.
 
     Raises:
         ExportError: nothing there, or not a complete set; says what was expected.
@@ -35,12 +43,21 @@ def resolve_checkpoint(
             if all((path / name).is_file() for name in names):
                 return [path / name for name in names]
         return find_by_content(path, alternatives)
+    if not is_hub_id(spec):
+        raise ExportError(
+            "no such file or folder", where=spec, do="check --checkpoint, or give a Hugging Face id"
+        )
+    if published and spec == published[0].repo:
+        return download_published(published, cached=cached, progress=progress)
+    return download(spec, alternatives, elsewhere or {}, cached=cached, progress=progress)
+
+
+def is_hub_id(spec: str) -> bool:
+    """Return whether a text that names no file here is one that the Hub may know."""
+    path = Path(spec)
     is_file_name = path.suffix in SUFFIXES
-    if HUB_ID.fullmatch(spec) and not is_file_name and not path.parent.is_dir():
-        return download(spec, alternatives, elsewhere or {})
-    raise ExportError(
-        "no such file or folder", where=spec, do="check --checkpoint, or give a Hugging Face id"
-    )
+    local = path.exists() or path.parent.is_dir()
+    return bool(HUB_ID.fullmatch(spec)) and not is_file_name and not local
 
 
 def find_by_content(folder: Path, alternatives: Sequence[Sequence[str]]) -> list[Path]:
@@ -70,84 +87,3 @@ def find_by_content(folder: Path, alternatives: Sequence[Sequence[str]]) -> list
         where=str(folder),
         do=f"keep one transformer and one tokenizer in it; {expected}",
     )
-
-
-def listed(alternatives: Sequence[Sequence[str]]) -> str:
-    return ", or ".join(" with ".join(names) for names in alternatives)
-
-
-def download(
-    repo: str, alternatives: Sequence[Sequence[str]], elsewhere: Mapping[str, str]
-) -> list[Path]:
-    """Fetch a checkpoint from the Hugging Face Hub (or its local cache).
-
-    Raises:
-        ExportError: no access, no network and not cached, or none of `alternatives` is there.
-    """
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-            RepositoryNotFoundError,
-        )
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            "huggingface_hub is not installed", where=repo, do="pip install 'arvg-trt[export]'"
-        ) from error
-    unreachable: LocalEntryNotFoundError | None = None
-    for names in alternatives:
-        # Once the Hub did not answer, only its cache is asked: each attempt waits for retries.
-        cached = unreachable is not None
-        try:
-            paths = [
-                Path(hf_hub_download(elsewhere.get(name, repo), name, local_files_only=cached))
-                for name in names
-            ]
-            for name in CONFIGS:  # they lie beside the first file
-                beside = str(Path(names[0]).with_name(name))
-                with suppress(EntryNotFoundError, OfflineModeIsEnabled):
-                    hf_hub_download(repo, beside, local_files_only=cached)
-            return paths
-        except HFValidationError as error:
-            raise ExportError(
-                f"is neither a file nor a Hugging Face id: {first_sentence(error)}",
-                where=repo,
-                do="check --checkpoint",
-            ) from error
-        except LocalEntryNotFoundError as error:
-            unreachable = error
-        except EntryNotFoundError:
-            continue
-        except GatedRepoError as error:
-            raise ExportError(
-                "is gated", where=repo, do="accept its licence on the Hub and run `hf auth login`"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ExportError(
-                "no such repository, or a private one", where=repo, do="check the id, or log in"
-            ) from error
-        except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            raise ExportError(
-                f"could not be downloaded: {first_sentence(error)}",
-                where=repo,
-                do="check the network, or give a local folder",
-            ) from error
-    if unreachable is not None:
-        raise ExportError(
-            "the Hugging Face Hub cannot be reached and the files are not in its cache",
-            where=repo,
-            do="check the network, or give a local folder",
-        ) from unreachable
-    raise ExportError(
-        "has none of the expected files", where=repo, do=f"expected {listed(alternatives)}"
-    )
-
-
-def first_sentence(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0][:200]

@@ -9,6 +9,6 @@ MODEL = "onnx"  # the model's name in `export` for custom graphs
 FAMILY = Family(
     name="custom",
     unsized=Variant(MODEL, "custom", 0, None, (), graphs=()),
-    exporter="arvg_trt.families.custom.export:export_custom_stage",
+    exporter="arvg_trt.families.custom.export:prepare_custom_export",
     source="graphs",
 )

@@ -18,7 +18,7 @@ from ...recipe.base import check_name
 from ...workspace.facts import GraphFacts, ValueFacts
 from ...workspace.files import encode_json, sha256_file
 from ...workspace.manifest import Manifest
-from ...workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ...workspace.stage import PreparedStage, Reporter, package_versions
 from ...workspace.workspace import Workspace
 from . import MODEL
 
@@ -66,10 +66,10 @@ class CustomExportFacts(msgspec.Struct, frozen=True, kw_only=True):
     excluded: dict[str, str]
 
 
-def export_custom_stage(
+def prepare_custom_export(
     workspace: Workspace, files: Sequence[Path], reporter: Reporter, judges: Judges
-) -> StageResult:
-    """Bring ONNX files into the form that later stages take; each is a graph named after its file.
+) -> PreparedStage:
+    """Prepare to bring ONNX files into the form of later stages; a graph is named after its file.
 
     Raises:
         ExportError: files that cannot be read or converted, two of one name, nothing to quantize.
@@ -87,7 +87,7 @@ def export_custom_stage(
     def work(folder: Path) -> CustomExportFacts:
         return export_custom(graphs, folder, reporter, judges)
 
-    return run_stage(workspace.folder("export"), wanted, work)
+    return PreparedStage(workspace.folder("export"), wanted, work)
 
 
 def graph_names(files: Sequence[Path]) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Variant
+from ..base import HubFile, Variant
 from .config import PUBLISHED, GsqConfig
 
 FILES = (("checkpoint.pt",), ("model.safetensors",))
@@ -16,6 +16,11 @@ SIZES = tuple(
         config,
         FILES,
         f"{HUB}-{name}",
+        # Their pages name no licence; the configuration lies beside the weights.
+        published=(
+            HubFile(f"{HUB}-{name}", "checkpoint.pt"),
+            HubFile(f"{HUB}-{name}", "config.yaml"),
+        ),
     )
     for name, (config, parameters) in PUBLISHED.items()
 )

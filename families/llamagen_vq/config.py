@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..base import HubFile
 from ..shared.pyramid import Pyramid
 
 
@@ -24,3 +25,5 @@ VQ_16 = LlamagenVqConfig()
 VQ16_FILE = "vq_ds16_c2i"
 VQ8_FILE = "vq_ds8_c2i"
 HUB = "FoundationVision/LlamaGen"
+# The file of VQ-16, whose size and digest were not found in public documents.
+PUBLISHED_VQ16 = HubFile(HUB, f"{VQ16_FILE}.pt", license="MIT", login=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..base import Variant, unsized_variant
+from ..base import HubFile, Variant, unsized_variant
 from ..llamagen_vq.config import HUB as TOKENIZER_HUB
-from ..llamagen_vq.config import VQ8_FILE, VQ16_FILE
+from ..llamagen_vq.config import PUBLISHED_VQ16, VQ8_FILE, VQ16_FILE
 from .config import PUBLISHED, ParConfig
 
 HUB = "Epiphqny/PAR"
@@ -32,6 +32,8 @@ def par_entry(variant: str, parameters: int) -> Variant:
         HUB,
         GRAPHS,
         elsewhere,
+        # Public documents say neither licence nor size of these files.
+        (HubFile(HUB, f"PAR-{size.upper()}-{group}.pt"), PUBLISHED_VQ16),
     )
 
 

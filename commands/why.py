@@ -1,0 +1,85 @@
+"""Say what a run would do, and define the command that says what changed since the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .console import print_json
+from .groups import command
+from .options import json_option, workspace_argument
+from .perform import name_option, recipe_option
+
+if TYPE_CHECKING:
+    from ..pipeline.dry_run import PlannedStage
+    from ..pipeline.why import StageName
+    from ..recipe.recipe import Recipe
+
+STAGES = ("export", "calibrate", "quantize", "build", "validate")
+
+
+@command()
+@click.argument("stage", type=click.Choice(STAGES))
+@workspace_argument
+@recipe_option
+@name_option
+@json_option
+def why(
+    stage: StageName, workspace: Path, recipe_name: str | None, name: str | None, as_json: bool
+) -> None:
+    """Say what changed since STAGE of WORKSPACE ran: inputs, options, versions, outputs.
+
+    Options are compared with --recipe, or with the recipe that the workspace was last run by.
+
+    \b
+    Example: arvg-trt why quantize out/demo
+             arvg-trt why build out/var-mini --name w8a8
+    """
+    from ..pipeline.why import why_stage
+
+    found = why_stage(workspace, stage, name, recipe_name)
+    if as_json:
+        print_json({"folders": found})
+        return
+    for each in found:
+        click.echo(f"{each.folder}: {each.state}")
+        for change in each.changes:
+            click.echo(f"  {change}")
+        if each.note:
+            click.echo(f"  {each.note}")
+
+
+def print_plan(recipe: Recipe, as_json: bool) -> None:
+    """Print what a run of the recipe would do, stage by stage."""
+    from ..pipeline.dry_run import plan_run
+
+    planned = plan_run(recipe)
+    if as_json:
+        print_json({"planned": planned})
+        return
+    for row in planned:
+        click.echo(f"{row.stage:<10} {row.state:<10}  {Path(recipe.workspace) / row.folder}")
+        if row.state == "runs":
+            click.echo(f"{'':<12}{row.makes}")
+            for line in (*fetch_lines(row), *(f"because {text}" for text in row.because)):
+                click.echo(f"{'':<12}{line}")
+            click.echo(f"{'':<12}{needs_text(row)}")
+
+
+def fetch_lines(row: PlannedStage) -> list[str]:
+    """Return what is fetched, with its bytes."""
+    if not row.fetch:
+        return []
+    size = "size unknown" if row.fetch_bytes is None else f"{row.fetch_bytes / 1e9:.2f} GB"
+    return [f"fetches {', '.join(row.fetch)}: {size}"]
+
+
+def needs_text(row: PlannedStage) -> str:
+    """Return seconds, memory and disk, each with where it comes from, or as unknown."""
+    source = f" ({row.source})" if row.source else ""
+    seconds = "time unknown" if row.seconds is None else f"{row.seconds:.1f} s"
+    memory = "memory unknown" if row.memory is None else f"{row.memory / 1e9:.1f} GB of memory"
+    disk = "disk unknown" if row.disk is None else f"{row.disk / 1e6:.1f} MB of disk"
+    return f"{seconds}, {memory}, {disk}{source}"

@@ -1,0 +1,264 @@
+"""What a run would do: which stages, on what, and what they take as far as that is known."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..errors import ExportError, WorkspaceError
+from ..families.variants import find_model, shipped_checkpoint
+from ..recipe.build import BuildOptions
+from ..recipe.recipe import Recipe
+from ..recipe.summary import summarize
+from ..runtime.families import find_family
+from ..workspace.facts import FP16
+from ..workspace.manifest import MANIFEST, is_up_to_date
+from ..workspace.stage import PreparedStage
+from ..workspace.times import Took, read_times
+from ..workspace.verify import read_manifest
+from ..workspace.workspace import WORKSPACE_FILE, Workspace
+from .run import check_recipe, require_extras
+from .why import StageName, changes, prepare
+
+STAGES: tuple[StageName, ...] = ("export", "calibrate", "quantize", "build", "validate")
+FLOAT_BYTES = 4
+REASONS = 3  # that a line has; `why` has all
+
+
+class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what a stage would do, and what it takes; None is unknown.
+
+    `source` says where seconds and disk come from: an earlier run in this workspace, or an estimate
+    from sizes, which the memory of a TensorRT build always is. `fetch` is what is fetched of a
+    published checkpoint, in bytes where known.
+    """
+
+    stage: StageName
+    folder: str
+    state: Literal["up to date", "runs"]
+    makes: str
+    because: tuple[str, ...] = ()
+    seconds: float | None = None
+    memory: int | None = None
+    disk: int | None = None
+    source: Literal["earlier run", "estimate"] | None = None
+    fetch: tuple[str, ...] = ()
+    fetch_bytes: int | None = None
+
+
+def plan_run(recipe: Recipe) -> list[PlannedStage]:
+    """Return what `run_recipe` would do; nothing is fetched, made or changed.
+
+    Raises:
+        ArvgError: what a stage would refuse and can be told now, and a disk without room.
+    """
+    require_extras(recipe)
+    check_recipe(recipe)
+    root = Path(recipe.workspace)
+    if not (root / WORKSPACE_FILE).is_file():
+        planned = [row for stage in STAGES for row in rows_of(recipe, stage, root, {}, None)]
+    else:
+        with Workspace(root) as workspace:
+            planned = plan_stages(recipe, workspace)
+    require_disk(planned, root)
+    return planned
+
+
+def plan_stages(recipe: Recipe, workspace: Workspace) -> list[PlannedStage]:
+    """Return what would be done in a workspace: from the first stage that runs, all run."""
+    times = read_times(workspace.root)
+    planned: list[PlannedStage] = []
+    stale: StageName | None = None
+    for stage in STAGES:
+        prepared = None
+        if stale is None and not (stage == "export" and must_fetch(recipe)):
+            prepared = prepare(workspace, stage, recipe)
+        rows = rows_of(recipe, stage, workspace.root, times, prepared, stale)
+        if stale is None and any(row.state == "runs" for row in rows):
+            stale = stage
+        planned += rows
+    return planned
+
+
+def rows_of(
+    recipe: Recipe,
+    stage: StageName,
+    root: Path,
+    times: dict[str, Took],
+    prepared: Sequence[PreparedStage] | None,
+    stale: StageName | None = None,
+) -> list[PlannedStage]:
+    """Return a row for each folder of a stage; not `prepared` it runs, behind one that is stale."""
+    makes = made_by(recipe, stage)
+    if prepared is not None:
+        return [prepared_row(each, stage, root, makes, times) for each in prepared]
+    fetch, fetched = fetched_by(recipe) if stage == "export" else ((), None)
+    weights = FLOAT_BYTES * find_model(recipe.model).parameters if stage == "export" else 0
+    because = (f"{stale} runs",) if stale else ()
+    return [
+        msgspec.structs.replace(
+            with_weights(measured(stage, folder, times), weights),
+            makes=text,
+            because=because,
+            fetch=fetch,
+            fetch_bytes=fetched,
+        )
+        for folder, text in places(recipe, stage, makes)
+    ]
+
+
+def with_weights(row: PlannedStage, weights: int) -> PlannedStage:
+    """Return the row of an export with its FP32 weights as disk, where it was not made before.
+
+    A generator's image tokenizer comes on top.
+    """
+    if row.source is not None or not weights:
+        return row
+    return msgspec.structs.replace(row, disk=weights, source="estimate")
+
+
+def places(recipe: Recipe, stage: StageName, makes: str) -> list[tuple[str, str]]:
+    """Return the folders of a stage that was not prepared, and what each holds."""
+    if stage in ("export", "calibrate"):
+        return [(stage, makes)]
+    if stage != "build":
+        return [(f"{stage}/{recipe.name}", makes)]
+    return [(f"engines/{recipe.name}/{each.backend}", engines_of(each)) for each in recipe.build]
+
+
+def prepared_row(
+    prepared: PreparedStage, stage: StageName, root: Path, makes: str, times: dict[str, Took]
+) -> PlannedStage:
+    """Return the row of a stage whose inputs are there."""
+    folder = prepared.folder.relative_to(root).as_posix()
+    row = measured(stage, folder, times)
+    row = msgspec.structs.replace(row, makes=makes)
+    if is_up_to_date(prepared.folder, prepared.wanted):
+        return msgspec.structs.replace(row, state="up to date")
+    row = with_build_estimate(row, prepared, root)
+    if not (prepared.folder / MANIFEST).is_file():
+        return row
+    found = [str(each) for each in changes(read_manifest(prepared.folder), prepared.wanted)]
+    shown = found[:REASONS] + ([f"{len(found) - REASONS} more"] if len(found) > REASONS else [])
+    return msgspec.structs.replace(row, because=tuple(shown) or ("its files were changed",))
+
+
+def with_build_estimate(row: PlannedStage, prepared: PreparedStage, root: Path) -> PlannedStage:
+    """Return the row of a TensorRT build with what the builder takes for graphs of their size.
+
+    Raises:
+        OutOfMemory: the builder takes more memory than there is.
+        WorkspaceError: there is less disk than the engines take.
+    """
+    from ..engines.tensorrt.preflight import estimate, require_room
+
+    options = prepared.wanted.options
+    if row.stage != "build" or options["backend"] == "onnxruntime":
+        return row
+    name = str(options["name"])
+    source = root / "export" if name == FP16 else root / "quantize" / name
+    needed = estimate(sorted(source.glob("*.onnx")), 1)
+    require_room(needed, root)
+    if row.source is None:
+        row = msgspec.structs.replace(
+            row, seconds=needed.seconds, disk=needed.disk, source="estimate"
+        )
+    return msgspec.structs.replace(row, memory=needed.memory)
+
+
+def measured(stage: StageName, folder: str, times: dict[str, Took]) -> PlannedStage:
+    """Return a row with what the stage took before in this workspace, where it was timed."""
+    took = times.get(folder)
+    return PlannedStage(
+        stage=stage,
+        folder=folder,
+        state="runs",
+        makes="",
+        seconds=took.seconds if took else None,
+        disk=took.bytes if took else None,
+        source="earlier run" if took else None,
+    )
+
+
+def made_by(recipe: Recipe, stage: StageName) -> str:
+    """Return what a stage makes, in a few words."""
+    entry = find_model(recipe.model)
+    if stage == "export":
+        return f"{recipe.model}: {', '.join(entry.graphs or map(str, recipe.graphs))}"
+    if stage == "calibrate":
+        return f"statistics of {recipe.calibrate.samples} samples"
+    if stage == "quantize":
+        return summarize(recipe)
+    if stage == "validate":
+        gates = f", gates {', '.join(recipe.validate.gates)}" if recipe.validate.gates else ""
+        return f"a report{gates}"
+    return "; ".join(engines_of(each) for each in recipe.build)
+
+
+def engines_of(options: BuildOptions) -> str:
+    """Return the engines of a back end."""
+    targets = f" for {', '.join(options.targets)}" if options.targets else ""
+    fp16 = ", and of the unquantized graphs" if options.fp16 else ""
+    return f"{options.backend} engines{targets}{fp16}"
+
+
+def must_fetch(recipe: Recipe) -> bool:
+    """Return whether a checkpoint is on the Hub and not in its cache on this machine.
+
+    Raises:
+        ExportError: the checkpoint is a file or folder that is not there, or not complete.
+    """
+    from ..export.checkpoint.resolve import is_hub_id, resolve_checkpoint
+
+    entry = find_model(recipe.model)
+    if find_family(entry.family).source == "graphs":
+        return False
+    spec = recipe.checkpoint or shipped_checkpoint(entry)
+    parts = (spec, entry.files, entry.elsewhere, entry.published)
+    if not is_hub_id(spec):
+        resolve_checkpoint(*parts)
+        return False
+    try:
+        resolve_checkpoint(*parts, cached=True)
+    except ExportError:
+        return True
+    return False
+
+
+def fetched_by(recipe: Recipe) -> tuple[tuple[str, ...], int | None]:
+    """Return the files that an export would fetch, and their bytes where all are known."""
+    if not must_fetch(recipe):
+        return (), None
+    entry = find_model(recipe.model)
+    if entry.published and entry.published[0].repo == recipe.checkpoint:
+        return tuple(f"{each.repo}/{each.name}" for each in entry.published), entry.download_bytes
+    return (str(recipe.checkpoint),), None
+
+
+def require_disk(planned: Sequence[PlannedStage], root: Path) -> None:
+    """Raise WorkspaceError where what is known to be fetched or written does not fit."""
+    from huggingface_hub import constants
+
+    needs: dict[Path, int] = {}
+    for row in planned:
+        if row.state == "runs":
+            needs[root] = needs.get(root, 0) + (row.disk or 0)
+            if row.fetch_bytes:
+                cache = Path(constants.HF_HUB_CACHE)
+                needs[cache] = needs.get(cache, 0) + row.fetch_bytes
+    for folder, needed in needs.items():
+        place = Path(os.path.abspath(folder))
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise WorkspaceError(
+                f"takes about {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free",
+                where=str(folder),
+                do="free disk space, or use another disk",
+            )

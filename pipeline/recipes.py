@@ -1,0 +1,98 @@
+"""Recipes for other models than they name, and what lists say of presets."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..errors import RecipeError
+from ..families.variants import find_model
+from ..recipe.base import with_changes
+from ..recipe.file import encode_recipe, find_recipe, load_recipe, preset_names
+from ..recipe.recipe import Recipe
+from ..recipe.summary import backends_of, formats_of, summarize
+
+
+class PresetRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A preset: its family, the model it names, and what it does in one line."""
+
+    name: str
+    family: str
+    model: str
+    quantize_method: str
+    formats: str
+    backends: str
+    description: str
+
+
+def preset_rows() -> list[PresetRow]:
+    """Return what lists say of each preset, in order."""
+    rows = []
+    for name in preset_names():
+        recipe = load_recipe(name)
+        rows.append(
+            PresetRow(
+                name=name,
+                family=find_model(recipe.model).family,
+                model=recipe.model,
+                quantize_method=recipe.quantize.quantize_method,
+                formats=formats_of(recipe.quantize),
+                backends=backends_of(recipe),
+                description=summarize(recipe),
+            )
+        )
+    return rows
+
+
+def adapt_recipe(
+    name: str,
+    recipe: Recipe,
+    model: str | None = None,
+    checkpoint: str | None = None,
+    workspace: str | None = None,
+) -> Recipe:
+    """Return the recipe `name` for any model of its family, in the workspace out/MODEL.
+
+    The checkpoint of a recipe is its own model's, and so are its gates, which hold what was
+    measured there: neither goes along to another model.
+
+    Raises:
+        RecipeError: the model is of another family; names the presets of that one.
+        ExportError: there is no such model.
+    """
+    if model is not None and model != recipe.model:
+        require_family(name, recipe, model)
+        recipe = msgspec.structs.replace(
+            recipe,
+            model=model,
+            checkpoint=None,
+            workspace=f"out/{model}",
+            validate=msgspec.structs.replace(recipe.validate, gates=()),
+        )
+    return with_changes(recipe, checkpoint=checkpoint, workspace=workspace)
+
+
+def require_family(name: str, recipe: Recipe, model: str) -> None:
+    """Raise RecipeError for a model of another family than the recipe's."""
+    wanted, found = find_model(recipe.model).family, find_model(model).family
+    if wanted == found:
+        return
+    fitting = [row.name for row in preset_rows() if row.family == found]
+    do = f"presets of {found}: {', '.join(fitting)}" if fitting else f"no preset is of {found}"
+    raise RecipeError(f"is for {wanted} models, and {model} is a {found} model", where=name, do=do)
+
+
+def recipe_text(
+    name: str,
+    model: str | None = None,
+    checkpoint: str | None = None,
+    workspace: str | None = None,
+) -> str:
+    """Return a recipe as TOML: as it was written, or adapted to another model.
+
+    Raises:
+        RecipeError: there is none, or it is of another family than the model.
+    """
+    if model is None and checkpoint is None and workspace is None:
+        return find_recipe(name).read_text(encoding="utf-8")
+    recipe = adapt_recipe(name, load_recipe(name), model, checkpoint, workspace)
+    return f"# {name} for {recipe.model}: {summarize(recipe)}.\n{encode_recipe(recipe)}"

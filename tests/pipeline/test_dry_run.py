@@ -1,0 +1,178 @@
+"""What a run would do is said before it, nothing is changed, and what cannot succeed is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arvg_trt.errors import ArvgError, BuildError, GenerationError, RecipeError, WorkspaceError
+from arvg_trt.families.variants import MODELS
+from arvg_trt.pipeline.dry_run import plan_run
+from arvg_trt.pipeline.recipes import adapt_recipe
+from arvg_trt.pipeline.run import check_recipe
+from arvg_trt.recipe.base import with_changes
+from arvg_trt.recipe.file import load_recipe
+from arvg_trt.recipe.recipe import Recipe
+from arvg_trt.workspace.times import TIMES_FILE, read_times
+
+from ..command_line import Finished, arvg, assert_refused, digests
+from ..export.checkpoint.hub import Served
+
+STAGES = ["export", "calibrate", "quantize", "build", "validate"]
+
+
+def planned(recipe: Path, workspace: Path, *more: object) -> list[dict[str, Any]]:
+    outcome = arvg("run", recipe, "--workspace", workspace, "--dry-run", "--json", *more)
+    assert outcome.code == 0, outcome.err
+    rows: list[dict[str, Any]] = json.loads(outcome.out)["planned"]
+    assert [row["stage"] for row in rows] == STAGES
+    return rows
+
+
+def states(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["state"] for row in rows]
+
+
+def changed(recipe: Recipe, table: str, **values: Any) -> Recipe:
+    return with_changes(recipe, **{table: with_changes(getattr(recipe, table), **values)})
+
+
+def test_a_new_workspace_runs_all_and_is_not_made(finished: Finished, tmp_path: Path) -> None:
+    rows = planned(finished.recipe, tmp_path / "new")
+    assert states(rows) == ["runs"] * 5
+    assert not (tmp_path / "new").exists()
+    assert all(row["seconds"] is None and row["memory"] is None for row in rows)
+    assert (rows[0]["disk"], rows[0]["source"]) == (4 * 3_036_214, "estimate")
+    text = arvg("run", finished.recipe, "--workspace", tmp_path / "new", "--dry-run").out
+    assert "time unknown, memory unknown, disk unknown" in text
+
+
+def test_what_is_up_to_date_is_said_and_nothing_changes(
+    finished: Finished, workspace: Path
+) -> None:
+    before = digests(workspace)
+    rows = planned(finished.recipe, workspace)
+    assert states(rows) == ["up to date"] * 5
+    assert digests(workspace) == before
+
+
+def test_a_change_runs_its_stage_and_all_behind_it(finished: Finished, workspace: Path) -> None:
+    text = finished.recipe.read_text().replace("samples = 2", "samples = 3")
+    recipe = workspace.parent / "changed.toml"
+    recipe.write_text(text)
+    rows = planned(recipe, workspace)
+    assert states(rows) == ["up to date", "runs", "runs", "runs", "runs"]
+    assert rows[1]["because"] == ["option samples: 2 -> 3"]
+    assert rows[2]["because"] == rows[4]["because"] == ["calibrate runs"]
+    outcome = arvg("run", recipe, "--workspace", workspace, "--json")
+    stages = json.loads(outcome.out)["stages"]
+    assert [stage["skipped"] for stage in stages] == [True, False, False, False, False]
+
+
+def test_times_are_those_of_the_earlier_run(finished: Finished, workspace: Path) -> None:
+    times = read_times(workspace)
+    rows = planned(finished.recipe, workspace)
+    assert {*times} == {row["folder"] for row in rows}
+    for row in rows:
+        took = times[row["folder"]]
+        assert (row["seconds"], row["disk"], row["source"]) == (
+            took.seconds,
+            took.bytes,
+            "earlier run",
+        )
+        files = (workspace / row["folder"]).rglob("*")
+        assert took.bytes == sum(path.stat().st_size for path in files if path.is_file())
+    (workspace / TIMES_FILE).write_text("damaged")
+    assert all(row["seconds"] is None for row in planned(finished.recipe, workspace))
+
+
+def test_a_removed_folder_runs_again(finished: Finished, workspace: Path) -> None:
+    shutil.rmtree(workspace / "engines")
+    rows = planned(finished.recipe, workspace)
+    assert states(rows) == ["up to date"] * 3 + ["runs"] * 2
+
+
+def test_a_published_checkpoint_is_counted_and_not_fetched(served: Served, tmp_path: Path) -> None:
+    recipe = load_recipe("var-w8a8")
+    found = adapt_recipe("var-w8a8", recipe, "var-d16", "FoundationVision/var", str(tmp_path / "w"))
+    export = plan_run(found)[0]
+    assert export.fetch == (
+        "FoundationVision/var/var_d16.pth",
+        "FoundationVision/var/vae_ch160v4096z32.pth",
+    )
+    assert export.fetch_bytes == 1_243_116_346 + 436_075_834
+    assert not served.asked
+    other = adapt_recipe("var-w8a8", recipe, "var-d16", "someone/else", str(tmp_path / "w"))
+    assert (plan_run(other)[0].fetch, plan_run(other)[0].fetch_bytes) == (("someone/else",), None)
+
+
+def test_a_disk_without_room_is_refused(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("var-w8a8")
+    found = adapt_recipe("var-w8a8", recipe, "var-d16", "FoundationVision/var", str(tmp_path / "w"))
+    usage = shutil.disk_usage(tmp_path)
+    small = usage._replace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: small)
+    with pytest.raises(WorkspaceError, match=r"takes about 1\.\d+ GB of disk, and 1\.00 GB are"):
+        plan_run(found)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    words = ("--model", "var-d16", "--workspace", tmp_path / "w", "--dry-run")
+    outcome = arvg("run", "var-w8a8", *words)
+    assert_refused(outcome, 4, "no checkpoint given for var-d16 (--checkpoint PATH")
+    outcome = arvg("run", "var-w8a8", *words, "--checkpoint", tmp_path / "none")
+    assert_refused(outcome, 4, "no such file or folder")
+    assert not (tmp_path / "w").exists()
+
+
+def test_gates_of_the_mini_do_not_go_along(tmp_path: Path) -> None:
+    words = ("--model", "var-d16", "--checkpoint", MODELS / "var-mini", "--dry-run")
+    outcome = arvg("run", "var-w8a8", *words, "--workspace", tmp_path / "w")
+    assert outcome.code == 0
+    assert outcome.err == "no gate is set for var-d16: the recipe's hold what var-mini reached\n"
+    assert "top1" not in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("preset", "table", "values", "error", "says"),
+    [
+        ("var-w8a8", "calibrate", {"labels": "207"}, GenerationError, "classes are 0 to 9"),
+        ("var-w8a8", "validate", {"labels": "0-10"}, GenerationError, "classes are 0 to 9"),
+        ("cosmos-mini-log4", "quantize", {"attention": "int8"}, RecipeError, "only a generator's"),
+        (
+            "var-w8a16",
+            "quantize",
+            {"quantize_method": "fp8", "activation_bits": 8, "rounding": "nearest"},
+            BuildError,
+            "wants fp8, which ONNX Runtime lacks",
+        ),
+        ("var-w8a8", "", {"name": "fp16"}, RecipeError, "names the engines of the unquantized"),
+        ("var-w8a8", "validate", {"gates": ["psnr<=1", "x>1"]}, ArvgError, "x"),
+    ],
+)
+def test_what_a_later_stage_refuses_is_refused_first(
+    preset: str, table: str, values: dict[str, Any], error: type[ArvgError], says: str
+) -> None:
+    recipe = load_recipe(preset)
+    check_recipe(recipe)
+    odd = changed(recipe, table, **values) if table else with_changes(recipe, **values)
+    with pytest.raises(error, match=says):
+        check_recipe(odd)
+    with pytest.raises(error, match=says):
+        plan_run(odd)
+
+
+@pytest.mark.parametrize("target", ["sm75", "rtx3090"])
+def test_a_target_without_the_format_is_refused_first(target: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    recipe = load_recipe("var-fp8")
+    check_recipe(recipe)
+    build = [{"backend": "tensorrt_rtx", "targets": [target]}]
+    with pytest.raises(BuildError, match="wants fp8, which"):
+        check_recipe(with_changes(recipe, build=build))
