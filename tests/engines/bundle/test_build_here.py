@@ -298,7 +298,7 @@ def test_a_builder_without_a_layer_list_is_warned_of_with_the_count(
 def test_targets_that_no_provider_opens_are_warned_of(kit: Path, tmp_path: Path) -> None:
     _, build = read_kit(kit, RTX, ("sm80", "sm86"))
     lines = Lines()
-    groups.build_groups(build, "int8", {}, tmp_path / "int8", lines)
+    list(groups.prepare_groups(build, "int8", {}, tmp_path / "int8", lines))
     (warning,) = lines.warned
     assert "no provider of ONNX Runtime opens engines of TensorRT for RTX on sm80: " in warning
 
