@@ -168,7 +168,7 @@ def test_outputs_are_bound_to_the_gpu_but_those_for_the_host() -> None:
 
 @pytest.mark.skipif(bool(this_device().gpus), reason="this machine has a GPU")
 def test_without_the_cuda_provider_arrays_are_fed_and_values_are_refused(tmp_path: Path) -> None:
-    """As beside the plug-in for RTX alone: what is real here is ONNX Runtime's own refusal."""
+    """The plug-in for RTX alone leaves a machine so; the refusal is ONNX Runtime's own."""
     session = fast_session(ToyVar().save(tmp_path) / "decoder.onnx", 1)
     assert isinstance(session, sessions.OnnxRuntimeSession)
     (name,), (output,) = session.inputs, session.outputs

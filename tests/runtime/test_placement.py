@@ -240,7 +240,7 @@ def test_a_session_that_falls_back_is_an_error_unless_that_is_allowed(tmp_path: 
 def test_an_onnxruntime_that_hides_its_fallback_gets_no_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As 1.23.2, the last for Python 3.10: its sessions lack the method."""
+    """Sessions of 1.23.2, the last for Python 3.10, lack the method."""
     monkeypatch.delattr(ort.InferenceSession.__base__, "get_provider_graph_assignment_info")
     what = f"ONNX Runtime {ort.__version__} cannot say which provider runs each node"
     do = "install ONNX Runtime 1.24 or newer, which needs Python 3.11"
