@@ -61,7 +61,7 @@ class Workspace:
 
     def remove_if_empty(self) -> None:
         """Remove a new workspace whose first stage failed."""
-        for path in self.root.iterdir():
+        for path in sorted(self.root.rglob("*"), reverse=True):  # what a folder holds comes first
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         if {path.name for path in self.root.iterdir()} <= {".lock", WORKSPACE_FILE, RECIPE_FILE}:

@@ -18,7 +18,7 @@ from arvg_trt import cli as command_line
 from arvg_trt.cli import cli, main
 from arvg_trt.commands.errors import explain, os_error_line
 from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, nearest
-from arvg_trt.packages import EXTRAS, missing_packages
+from arvg_trt.packages import EXTRAS, extra_of, missing_packages
 
 from ..command_line import MODEL, Finished, arvg, assert_refused, digests, start, wait_for
 
@@ -295,6 +295,10 @@ def test_packages_of_extras_are_those_that_are_not_found(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert missing_packages(("export", "report")) == {"export": ["torch"], "report": ["jinja2"]}
+
+
+def test_a_package_of_several_extras_is_advised_by_the_one_that_most_commands_need() -> None:
+    assert [extra_of(name) for name in ("onnx", "polygraphy", "yaml")] == ["export", "rtx", None]
 
 
 def test_internal_error_of_a_process_of_its_own_is_one_line(tmp_path: Path) -> None:

@@ -280,6 +280,16 @@ def test_memory_is_compared_with_what_a_kit_takes_before_the_build(
         build_here(kit, A10, RTX, SilentReporter())
 
 
+def test_a_build_that_fails_leaves_no_new_workspace(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
+    monkeypatch.setattr(preflight, "MEMORY_FILE", tmp_path / "meminfo")
+    build = ("build", tmp_path / "new", "--from", packed, "--backend", RTX, "--target", "sm86")
+    assert_refused(arvg(*build), 11, "of memory")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_builder_without_a_layer_list_is_warned_of_with_the_count(
     kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
