@@ -84,8 +84,8 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ``codebook_use``: shares in [0, 1], None if the tokenizer has no tokens or no known codebook.
     ``latent_sqnr_db``: candidate latent against FP32 latent; ``decoder_sqnr_db``: candidate decoder
     fed the FP32 tokens against the FP32 decoder, before clamping; None stands for infinity.
-    ``sites`` has, in graph order, the SQNR in dB of each site's output with all sites before it in
-    its graph quantized (None for no error); it is empty for all but the Q/DQ graphs.
+    ``sites`` has, in graph order, the SQNR in dB of each convolution's output with all sites before
+    it in its graph quantized (None for no error); it is empty for all but the Q/DQ graphs.
     """
 
     psnr: Summary

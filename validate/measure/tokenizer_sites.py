@@ -62,7 +62,7 @@ def measure_sites(
     images: Sequence[NDArray[np.float32]],
     progress: Callable[[int, int], None],
 ) -> dict[str, float | None]:
-    """Return the SQNR in dB of each site's output, in graph order; None for no error.
+    """Return the SQNR in dB of each convolution's output, in graph order; None for no error.
 
     `images` are float32 [1, 3, H, W] in [-1, 1], of one size. `progress` is called with the number
     of graphs done and of all.
@@ -76,7 +76,9 @@ def measure_sites(
     site_map = load_sites(export)
     found: dict[str, float | None] = {}
     for done, graph in enumerate(RUNS, start=1):
-        sites = compared_sites(site_map.of_graph(graph), plan)
+        # Behind a linear's product follow its factor and offset, which a convolution's node holds.
+        convolutions = [s for s in site_map.of_graph(graph) if s.op == "Conv"]
+        sites = compared_sites(convolutions, plan)
         if sites:
             found |= _measure_graph(export, quantized, graph, sites, fed)
         progress(done, len(RUNS))

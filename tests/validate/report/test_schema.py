@@ -11,6 +11,7 @@ import pytest
 
 from arvg_trt.errors import WorkspaceError
 from arvg_trt.quantize.facts import SiteRow
+from arvg_trt.validate.report.render import report_page
 from arvg_trt.validate.report.schema import (
     METRIC_NAMES,
     Data,
@@ -122,3 +123,30 @@ def test_the_size_is_of_what_runs_and_packed_weights_are_apart(make_report: Make
     )
     found = metrics(msgspec.structs.replace(make_report().report, sizes=older))
     assert (found["compression"], found["packed_compression"]) == (None, 4.0)
+
+
+def test_a_report_of_a_version_that_knew_no_sites_of_tokenizers_is_read(
+    make_report: MakeReport, tmp_path: Path
+) -> None:
+    report = make_report().report
+    data = json.loads(encode_report(report))
+    for found in data["accuracy"].values():
+        del found["sites"]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data))
+    assert load_report(path) == report
+    assert metrics(load_report(path))["site_sqnr_db"] is None
+    assert not report_page(load_report(path), []).charts
+
+
+def test_the_worst_site_of_a_tokenizer_is_a_metric(make_report: MakeReport) -> None:
+    report = make_report().report
+    qdq = msgspec.structs.replace(
+        report.accuracy["qdq"], sites={"a": 30.0, "up.0|conv": 21.5, "c": None}
+    )
+    changed = msgspec.structs.replace(report, accuracy={**report.accuracy, "qdq": qdq})
+    found = metrics(changed)
+    assert found["qdq.site_sqnr_db"] == found["site_sqnr_db"] == 21.5
+    assert found["engine.site_sqnr_db"] is None
+    (chart,) = report_page(changed, []).charts
+    assert {s.label: s.values for s in chart.series}["Output"] == (21.5,)
