@@ -1,4 +1,4 @@
-"""What a run would do: which stages, on what, and what they take as far as that is known."""
+"""Say what a run would do: which stages, on what, and what they take as far as that is known."""
 
 from __future__ import annotations
 

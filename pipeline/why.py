@@ -1,4 +1,4 @@
-"""What changed since a stage last ran: its inputs, options, versions and outputs."""
+"""Say what changed since a stage last ran: its inputs, options, versions and outputs."""
 
 from __future__ import annotations
 

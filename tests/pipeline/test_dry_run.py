@@ -1,4 +1,4 @@
-"""What a run would do is said before it, nothing is changed, and what cannot succeed is refused."""
+"""A dry run says what a run would do, changes nothing, and refuses what cannot succeed."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from arvg_trt.export.checkpoint.resolve import is_hub_id, resolve_checkpoint
 from arvg_trt.families.variants import MODELS, all_variants
 from arvg_trt.runtime.family import HubFile
 
-from ...command_line import arvg
+from ...command_line import arvg, assert_refused
 from .hub import Served
 
 REPO, OTHER = "someone/model", "another/tokenizer"
@@ -147,3 +147,25 @@ def test_models_say_what_is_fetched_and_under_which_terms() -> None:
     assert "FoundationVision/var: var_d16.pth vae_ch160v4096z32.pth, 1.68 GB, MIT" in line
     (mini,) = (ln for ln in arvg("models").out.splitlines() if ln.startswith("var-mini "))
     assert "shipped" in mini and (MODELS / "var-mini").is_dir()
+
+
+def test_an_export_fetches_what_is_published_and_no_more(served: Served, tmp_path: Path) -> None:
+    repo = "nvidia/Cosmos-0.1-Tokenizer-DI8x8"
+    names = ("autoencoder.jit", "encoder.jit", "decoder.jit", "model.safetensors", "config.json")
+    served.files |= {(repo, name): b"no archive" for name in names}
+    outcome = arvg("export", "cosmos-di8x8", tmp_path / "ws", "--checkpoint", repo)
+    assert_refused(outcome, 4, "autoencoder.jit: is not a complete TorchScript archive")
+    assert served.names == ["autoencoder.jit"]
+
+
+def test_an_export_of_other_bytes_than_were_published_is_refused(
+    served: Served, tmp_path: Path
+) -> None:
+    repo = "FoundationVision/var"
+    served.files |= {(repo, f"{name}.pth"): b"x" for name in ("var_d16", "vae_ch160v4096z32")}
+    outcome = arvg("export", "var-d16", tmp_path / "ws", "--checkpoint", repo)
+    assert_refused(
+        outcome, 4, "var_d16.pth: is not the file that was published", "4f6151aad91c94e0"
+    )
+    assert served.names == ["var_d16.pth"]
+    assert not (tmp_path / "ws").exists()
