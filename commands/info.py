@@ -100,13 +100,21 @@ def targets(name: str | None, as_json: bool) -> None:
 
 
 def targets_text(rows: Sequence[TargetRow]) -> str:
-    """Return a line for each entry: its names, capability, formats and what takes it."""
-    return "\n".join(
-        f"{' '.join(row.gpu.names if row.gpu else ()):<34} sm{row.capability.number:<4} "
-        f"{' '.join(format_names(row.capability)):<28} "
-        f"{', '.join(taker(row.capability, name) for name in row.backends)}"
+    """Return a table: names, capability, formats and what takes each entry."""
+    cells = [
+        [
+            " ".join(row.gpu.names if row.gpu else ()),
+            f"sm{row.capability.number}",
+            " ".join(format_names(row.capability)),
+            ", ".join(
+                f"{name}{'*' if only_compiled(row.capability, name) else ''}"
+                for name in row.backends
+            ),
+        ]
         for row in rows
-    )
+    ]
+    table = aligned([["names", "target", "formats", "built by"], *cells])
+    return "\n".join([*table, f"  * {ONLY_COMPILED}"])
 
 
 def target_text(row: TargetRow) -> str:
@@ -135,14 +143,11 @@ def target_text(row: TargetRow) -> str:
     read = [
         f"{source} ({each.date})" for each in (gpu, capability) if each for source in each.sources
     ]
-    lines["sources"] = "; ".join(dict.fromkeys(read))
-    return "\n".join(f"{key}: {value}" for key, value in lines.items())
+    text = [f"{key}: {value}" for key, value in lines.items()]
+    return "\n".join([*text, "sources:", *(f"  {source}" for source in dict.fromkeys(read))])
 
 
-def taker(capability: Capability, name: str) -> str:
-    """Return the name of what takes a capability, with what to know of it."""
-    note = only_compiled(capability, name)
-    return f"{name} ({note})" if note else name
+ONLY_COMPILED = "compiles; no provider of ONNX Runtime opens it"
 
 
 def only_compiled(capability: Capability, name: str) -> str:
@@ -150,7 +155,7 @@ def only_compiled(capability: Capability, name: str) -> str:
     compiles = name == "tensorrt_rtx" and capability.serves[name]
     if not compiles or rtx_takes(capability.number):
         return ""
-    return "compiles; no provider of ONNX Runtime opens it"
+    return ONLY_COMPILED
 
 
 def format_names(capability: Capability) -> list[str]:
