@@ -22,8 +22,8 @@ demo: setup
 	$(BIN)/arvg-trt generate out/var-mini --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/images
 	$(BIN)/arvg-trt run cosmos-mini-int8
 	test -f out/demo-ci.key || $(BIN)/arvg-trt keygen out/demo-ci
-	$(BIN)/arvg-trt bundle out/demo --name int8 --key out/demo-ci.key --with-reference -o out/demo.tar
-	$(BIN)/arvg-trt verify out/demo.tar --require-key out/demo-ci.pub
+	$(BIN)/arvg-trt bundle out/demo --name int8 --key out/demo-ci.key --with-reference -o out/demo-int8.tar
+	$(BIN)/arvg-trt verify out/demo-int8.tar --require-key out/demo-ci.pub
 
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -6,6 +6,8 @@ import msgspec
 
 from ..quantize.facts import OverflowTensor
 
+BUILT, EXECUTED = "built, not executed", "executed"  # what an engine's row says of it
+
 
 class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Name a site that an engine does not run as planned, and say why."""

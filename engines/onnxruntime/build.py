@@ -19,7 +19,7 @@ from ...numerics.noise import masked_sqnr_db
 from ...runtime.sessions.open import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, Arrays, GraphChain, load_sample, sample_files
 from ...workspace.files import open_tensors
-from ..facts import EngineRow, SiteException
+from ..facts import EXECUTED, EngineRow, SiteException
 from .float_outputs import worst_first
 from .integers import Ranges
 from .matmul_integer import MatMulIntegerPass, match_input
@@ -183,7 +183,7 @@ def engine_row(
             for name in rewritten.planned
             if name not in rewritten.done
         ),
-        status="executed",
+        status=EXECUTED,
     )
 
 

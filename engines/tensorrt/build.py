@@ -24,6 +24,7 @@ import msgspec
 from ...errors import BuildError
 from ...runtime.trt_compat import Backend, BuilderModule, device_compute_capability, load_builder
 from ...workspace.files import atomic_write
+from ..facts import BUILT
 from .addresses import fill_heap
 from .inspect import Layer, parse_layers, table_order
 from .refusals import DAMAGED, no_plan, not_parsed
@@ -59,7 +60,7 @@ class BuildResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     table: tuple[str, ...] | None
     builder_version: str
     targets: tuple[str, ...]
-    status: str = "built, not executed"
+    status: str = BUILT
 
     @property
     def in_order(self) -> bool:

@@ -92,6 +92,8 @@ def located(
     )
     if access.explain is not None:
         access.explain(opened.choice)
+    if reporter is not None and opened.step.step == "compatible engine":
+        reporter.warn(f"{opened.step.group}: {opened.step.reason}")
     return opened.folder
 
 

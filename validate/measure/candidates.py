@@ -17,7 +17,7 @@ from ...workspace.verify import verify
 from ...workspace.workspace import Workspace
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ
 
-EXECUTED = "onnxruntime"  # the folder of the engine that runs on every CPU
+CPU_ENGINE = "onnxruntime"  # the folder of the engine that runs on every CPU
 
 
 def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
@@ -65,7 +65,7 @@ def executed_engine(
         BundleError: no such device, or one that was asked for by name and runs no engine.
     """
     index = gpu_of(device, this_device())
-    on_cpu = f"{name}/{EXECUTED}"
+    on_cpu = f"{name}/{CPU_ENGINE}"
     if index is not None:
         problems = []
         for key in engines:
@@ -101,7 +101,7 @@ def candidate_folders(
     `executed` names the engine that runs here.
     """
     folders = {QDQ: workspace.folder("quantize", name)}
-    own = [key for key in engines if key.startswith(f"{name}/") and EXECUTED not in key]
+    own = [key for key in engines if key.startswith(f"{name}/") and CPU_ENGINE not in key]
     copies = [key for key in own if facts(engines[key], EngineFacts, "options").half != "bfloat16"]
     for key in sorted({*own} - {*copies} - {executed}):
         reporter.warn(

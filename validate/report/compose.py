@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from ...calibrate.facts import CalibrationFacts
-from ...engines.facts import BuildFacts, EngineRow
+from ...engines.facts import BUILT, EXECUTED, BuildFacts, EngineRow
 from ...quantize.facts import QuantizationFacts
 from ...workspace.facts import Exported, facts, model_name
 from ...workspace.manifest import Manifest
@@ -31,8 +31,6 @@ from .schema import (
     metrics,
     sizes,
 )
-
-NOT_EXECUTED = "built, not executed"
 
 
 def finite_metrics(report: Report) -> dict[str, float]:
@@ -89,7 +87,7 @@ def compose_report(
 
 def executed_row(row: EngineRow) -> EngineRow:
     """Return the row of an engine that was built elsewhere, and was executed here."""
-    return msgspec.structs.replace(row, status="executed") if row.status == NOT_EXECUTED else row
+    return msgspec.structs.replace(row, status=EXECUTED) if row.status == BUILT else row
 
 
 def report_sizes(

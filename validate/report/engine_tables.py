@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, groupby
 
-from ...engines.facts import EngineProof, EngineRow
+from ...engines.facts import EXECUTED, EngineProof, EngineRow
 from ..formats import SECONDS, SHARE, error_text, size
 from .cells import CANDIDATES, joined, numbered, stem
 from .page import Badge, Table
 from .schema import Report
 
-EXECUTED = "executed"
 OF_ENGINES = (
     "Proved: the builder's layer list shows an INT8 kernel for the site. Numbered graphs that are "
     "alike share a line, with their sizes and times added up."
