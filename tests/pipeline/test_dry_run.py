@@ -187,9 +187,10 @@ def test_builds_of_tensorrt_are_estimated_by_their_folders(
     recipe.write_text(finished.recipe.read_text() + tables)
     outcome = arvg("run", recipe, "--workspace", workspace, "--dry-run", "--json")
     builds = [r for r in json.loads(outcome.out)["planned"] if r["stage"] == "build"]
+    (of_plan, of_half) = ("", " of the unquantized graphs")
     assert {row["folder"]: row["makes"] for row in builds} == {
-        "engines/int8/rtx-sm86-sm89": "tensorrt_rtx engines for sm86, sm89",
-        "engines/fp16/rtx-sm86-sm89": "tensorrt_rtx engines of the unquantized graphs for sm86, sm89",
+        f"engines/{name}/rtx-sm86-sm89": f"tensorrt_rtx engines{graphs} for sm86, sm89"
+        for name, graphs in (("int8", of_plan), ("fp16", of_half))
     }
     for row in builds:
         assert row["source"] == "estimate" and row["seconds"] > 0
