@@ -18,7 +18,7 @@ from .console import print_json
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Extras that each command needs beside the base install, to name all missing ones at once.
 NEEDED = {
-    **dict.fromkeys(("export", "validate", "run"), ("export", "report")),
+    **dict.fromkeys(("export", "validate", "run", "why"), ("export", "report")),
     **dict.fromkeys(("calibrate", "quantize", "build", "inspect"), ("export",)),
     "search": ("export", "search"),
 }

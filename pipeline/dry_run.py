@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -137,6 +137,8 @@ def prepared_row(
     """Return the row of a stage whose inputs are there."""
     folder = prepared.folder.relative_to(root).as_posix()
     row = measured(stage, folder, times)
+    if stage == "build":
+        makes = built_by(prepared.wanted.options)
     row = msgspec.structs.replace(row, makes=makes)
     if is_up_to_date(prepared.folder, prepared.wanted):
         return msgspec.structs.replace(row, state="up to date")
@@ -205,6 +207,13 @@ def engines_of(options: BuildOptions) -> str:
     targets = f" for {', '.join(options.targets)}" if options.targets else ""
     fp16 = ", and of the unquantized graphs" if options.fp16 else ""
     return f"{options.backend} engines{targets}{fp16}"
+
+
+def built_by(options: dict[str, Any]) -> str:
+    """Return the engines of one folder, by the options of its manifest."""
+    targets = f" for {', '.join(options['targets'])}" if options.get("targets") else ""
+    graphs = " of the unquantized graphs" if options["name"] == FP16 else ""
+    return f"{options['backend']} engines{graphs}{targets}"
 
 
 def must_fetch(recipe: Recipe) -> bool:

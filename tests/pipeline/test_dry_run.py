@@ -176,3 +176,24 @@ def test_a_target_without_the_format_is_refused_first(target: str) -> None:
     build = [{"backend": "tensorrt_rtx", "targets": [target]}]
     with pytest.raises(BuildError, match="wants fp8, which"):
         check_recipe(with_changes(recipe, build=build))
+
+
+def test_builds_of_tensorrt_are_estimated_by_their_folders(
+    finished: Finished, workspace: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    recipe = workspace.parent / "rtx.toml"
+    tables = '\n[[build]]\nbackend = "tensorrt_rtx"\ntargets = ["sm86", "sm89"]\nfp16 = true\n'
+    recipe.write_text(finished.recipe.read_text() + tables)
+    outcome = arvg("run", recipe, "--workspace", workspace, "--dry-run", "--json")
+    builds = [r for r in json.loads(outcome.out)["planned"] if r["stage"] == "build"]
+    (of_plan, of_half) = ("", " of the unquantized graphs")
+    assert {row["folder"]: row["makes"] for row in builds} == {
+        f"engines/{name}/rtx-sm86-sm89": f"tensorrt_rtx engines{graphs} for sm86, sm89"
+        for name, graphs in (("int8", of_plan), ("fp16", of_half))
+    }
+    for row in builds:
+        assert row["source"] == "estimate" and row["seconds"] > 0
+        assert row["memory"] > 200_000_000  # the builder's process alone takes so much
+    quantized, half = (row["disk"] for row in builds)
+    assert 0 < quantized < half < 50_000_000
