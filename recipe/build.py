@@ -48,7 +48,7 @@ class BuildOptions(Options, frozen=True, kw_only=True):
         says("Keep a TensorRT engine though a site in it is not what was planned."),
     ] = False
     timing_cache: Annotated[
-        Literal["update", "read-only", "off"],
+        Literal["update", "read-only", "strict", "off"],
         says("Reuse of kernel timings of earlier TensorRT builds; TensorRT for RTX times nothing."),
     ] = "update"
 

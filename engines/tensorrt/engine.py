@@ -192,11 +192,18 @@ class EngineBuild:
         return folder / f"{graph}.onnx"
 
     def timings(self, group: Sequence[Target]) -> TimingCache | None:
-        """Return the timings of the GPU that TensorRT builds for; TensorRT for RTX has none."""
+        """Return the timings of the GPU that TensorRT builds for; TensorRT for RTX has none.
+
+        Raises:
+            BuildError: there are none yet, and the options want them to be there.
+        """
         mode = self.options.timing_cache
         if self.backend == "tensorrt_rtx" or self.timing_cache is None or mode == "off":
             return None
         path = self.timing_cache.absolute() / f"timing-{group[0].sm}.cache"
+        if mode == "strict" and not path.is_file():
+            do = 'build once with timing_cache = "update"'
+            raise BuildError("no timings of kernels are there", where=str(path), do=do)
         return TimingCache(path=str(path), update=mode == "update")
 
 

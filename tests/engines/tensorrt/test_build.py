@@ -371,3 +371,14 @@ def test_timings_are_kept_by_gpu_for_tensorrt_alone(
     found = build.timings([resolve_target("sm86", backend)])
     path = str(tmp_path / "timing-sm86.cache")
     assert found == (None if update is None else TimingCache(path=path, update=update))
+
+
+def test_strict_timings_must_be_there(tmp_path: Path) -> None:
+    options = BuildOptions(backend="tensorrt", targets=("sm86",), timing_cache="strict")
+    build = EngineBuild(tmp_path, "tensorrt", options, None, SiteMap(sites=()), {}, tmp_path)
+    target = resolve_target("sm86", "tensorrt")
+    with pytest.raises(BuildError, match="no timings of kernels are there"):
+        build.timings([target])
+    path = tmp_path / "timing-sm86.cache"
+    path.write_bytes(b"timings")
+    assert build.timings([target]) == TimingCache(path=str(path), update=False)
