@@ -16,7 +16,8 @@ def number(decimals: int, unit: str = "", *, scale: float = 1) -> Format:
             return "not measured"
         if math.isinf(value):
             return "\u221e"
-        return f"{value * scale:z.{decimals}f}{unit}"
+        rounded = round(value * scale, decimals) + 0.0  # a zero has no sign
+        return f"{rounded:.{decimals}f}{unit}"
 
     return text
 
