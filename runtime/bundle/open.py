@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...errors import ArvgError, BundleError, IntegrityError
+from ...errors import ArvgError, BundleError, IntegrityError, WorkspaceError
 from ...packages import installed_builders, require_packages
 from ...workspace.stage import Reporter, SilentReporter
 from ..devices import Device, this_device
@@ -74,13 +74,14 @@ def located(
 
     Raises:
         IntegrityError: the bundle is damaged, changed, or not signed as required.
+        WorkspaceError: there is no such path.
         BundleError: nothing in it runs on the device.
     """
     if not is_bundle(path):
         if access is not ANY:  # of a command: the path is the user's own
             if not path.exists():
                 what, do = "no such file or folder", "name a bundle or a folder of graphs"
-                raise BundleError(what, where=str(path), do=do)
+                raise WorkspaceError(what, where=str(path), do=do)
             refuse_unsigned(path, access.keys)
         return path
     opened = open_bundle(

@@ -173,7 +173,7 @@ def test_less_than_one_is_a_usage_error(toy: Path, tmp_path: Path, option: str) 
 
 def test_workspace_without_a_generator_is_refused(tmp_path: Path) -> None:
     outcome = generate(tmp_path / "ws", "--labels", "0", "-o", tmp_path / "out")
-    assert_refused(outcome, 9, "generator.json", "no such file", "export a generator")
+    assert_refused(outcome, 9, "ws: no such file or folder", "a bundle or a folder of graphs")
     assert list(tmp_path.iterdir()) == []
 
 

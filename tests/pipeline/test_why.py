@@ -35,11 +35,21 @@ def rewrite(folder: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_nothing_changed_after_a_run(stage: str, workspace: Path) -> None:
+def test_nothing_changed_after_a_run(stage: str, finished: Finished, workspace: Path) -> None:
     before = digests(workspace)
-    (found,) = why(stage, workspace)
+    (found,) = why(stage, workspace, "--recipe", finished.recipe)
     assert (found["state"], found["changes"], found["note"]) == ("up to date", [], None)
     assert digests(workspace) == before
+
+
+def test_folders_of_images_are_known_from_the_recipe_alone(workspace: Path) -> None:
+    """A workspace does not say where on a machine its images were."""
+    for stage in STAGES:
+        (found,) = why(stage, workspace)
+        expected = (
+            ("unchanged", True) if stage in ("calibrate", "validate") else ("up to date", False)
+        )
+        assert (found["state"], "--images" in (found["note"] or "")) == expected, found
 
 
 def test_an_option_is_said_with_both_values(finished: Finished, workspace: Path) -> None:

@@ -68,7 +68,7 @@ def test_dgc_keeps_rows_of_more_candidates_and_says_their_ratio(pool: Path, copy
     outcome = arvg("validate", copy, "--name", "chosen", "--samples", 2, "--rounds", 0)
     assert outcome.code == 0, outcome
     told = (copy / "validate" / "chosen" / "report.md").read_text()
-    assert "Calibration rows: 12 of 24, chosen by DGC (ratio), 100% of them with a class." in told
+    assert "Calibration rows: 12 of 24, chosen by DGC (ratio), 100 % of them with a class." in told
     assert "operands in INT8 per-tensor, rounded at" in told
     assert "No engine was built that shows its kernels." in told
 
