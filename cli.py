@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from .commands.build import build
 from .commands.diagnose import diagnose
 from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
@@ -14,7 +15,7 @@ from .commands.info import analyze, compare, doctor, inspect, models, targets
 from .commands.recipes import recipes
 from .commands.search import search
 from .commands.ship import bundle, cache, keygen, sign, unpack, verify
-from .commands.stages import build, calibrate, export, quantize, run, validate
+from .commands.stages import calibrate, export, quantize, run, validate
 from .commands.why import why
 from .workspace.stage import tool_version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, load_recipe
 from ..runtime.bundle.layout import folded, path_problem
+from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
     PASSWORD_VARIABLE,
@@ -71,6 +73,8 @@ def bundle_workspace(
     from ..engines.bundle.write import write_bundle
 
     signer = None if key is None else read_private_key(key, password())
+    if signer is None and is_signed(output):
+        reporter.warn(f"{output} is signed, and what takes its place is not: give --key")
     if kit:
         require_packages("kit", but=("polygraphy",))  # it writes graphs, and builds nothing
     groups = list(engine_groups(workspace, name))
@@ -93,6 +97,15 @@ def bundle_workspace(
         groups=tuple(group.name for group in contents.facts.groups),
         signatures=() if signer is None else (key_hint(signer.public_key()),),
     )
+
+
+def is_signed(path: Path) -> bool:
+    """Return whether a file is a bundle with a signature, by whichever key."""
+    with contextlib.suppress(IntegrityError):
+        if is_bundle(path):
+            with Bundle(path) as bundle:
+                return bool(bundle.signatures)
+    return False
 
 
 def packed_kit(

@@ -192,6 +192,16 @@ def test_signing_again_changes_nothing_but_the_signature(shipped: Shipped, tmp_p
     assert (tmp_path / "a.tar").read_bytes() == shipped.file.read_bytes()
 
 
+def test_an_unsigned_bundle_in_place_of_a_signed_one_is_warned_of(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    shutil.copy(shipped.file, tmp_path / "b.tar")
+    outcome = arvg("bundle", shipped.workspace, "-o", tmp_path / "b.tar")
+    assert outcome.code == 0 and "b.tar is signed, and what takes its place is not" in outcome.err
+    outcome = arvg("bundle", shipped.workspace, "-o", tmp_path / "b.tar")
+    assert outcome.code == 0 and "takes its place" not in outcome.err
+
+
 def test_what_is_unpacked_is_what_the_workspace_has(shipped: Shipped, tmp_path: Path) -> None:
     outcome = arvg("unpack", shipped.file, "-o", tmp_path / "all")
     assert outcome.code == 0, outcome

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 import arvg_trt
-from arvg_trt.commands.stages import build, calibrate, quantize, validate
+from arvg_trt.commands.build import build
+from arvg_trt.commands.stages import calibrate, quantize, validate
 from arvg_trt.recipe.build import BuildOptions
 from arvg_trt.recipe.calibrate import CalibrateOptions
 from arvg_trt.recipe.file import PRESETS, preset_names
