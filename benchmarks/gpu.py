@@ -36,7 +36,7 @@ from ..families.variants import find_model
 from ..numerics.noise import SignalAndNoise
 from ..pipeline.build import build_stage
 from ..pipeline.calibrate import calibrate_stage
-from ..pipeline.export import export_stage
+from ..pipeline.export import export_any
 from ..pipeline.quantize import quantize_stage
 from ..recipe.build import BuildOptions
 from ..recipe.calibrate import CalibrateOptions
@@ -103,7 +103,7 @@ def prepare(root: Path, checkpoints: Mapping[str, str]) -> None:
                 write_checkpoint(checkpoint, entry, seed=0)
         with Workspace(root / model) as opened:
             click.echo(f"{model}: export, calibrate", err=True)
-            export_stage(opened, model, str(checkpoint), CALIBRATION_PHOTOGRAPHS, reporter)
+            export_any(opened, model, str(checkpoint), CALIBRATION_PHOTOGRAPHS, (), reporter)
             images = CALIBRATION_PHOTOGRAPHS if entry.family == "cosmos" else None
             calibrate_stage(opened, CalibrateOptions(images=images, samples=4), reporter)
             most = max(BATCHES) if entry.family == "cosmos" else max(BATCHES) // 2  # rows: twice

@@ -25,7 +25,7 @@ from ..families.var.config import VarConfig
 from ..families.var.model import CHUNKS, VarBlock, VarTransformer
 from ..families.var_vqvae.config import VarVqvaeConfig
 from ..families.var_vqvae.model import VarVqvae
-from ..pipeline.export import export_stage
+from ..pipeline.export import export_any
 from ..workspace.stage import Reporter
 from ..workspace.workspace import Workspace
 
@@ -110,4 +110,4 @@ def export_planted(
 ) -> None:
     """Write the checkpoint to the folder `checkpoint` and export it as any VAR."""
     write_planted(checkpoint, seed=seed)
-    export_stage(workspace, "var", str(checkpoint), "skimage", reporter)
+    export_any(workspace, "var", str(checkpoint), "skimage", (), reporter)

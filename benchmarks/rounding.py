@@ -18,7 +18,7 @@ import click
 
 from ..numerics.scheme import Rounding
 from ..pipeline.calibrate import calibrate_stage
-from ..pipeline.export import export_stage
+from ..pipeline.export import export_any
 from ..recipe.calibrate import CalibrateOptions
 from ..recipe.quantize import QuantizeMethod
 from ..workspace.workspace import Workspace
@@ -91,7 +91,7 @@ def main(
     reporter = QuietReporter()
     rows = []
     with tempfile.TemporaryDirectory() as folder, Workspace(Path(folder) / "ws") as workspace:
-        export_stage(workspace, model, None, "skimage", reporter)
+        export_any(workspace, model, None, "skimage", (), reporter)
         calibrate_stage(workspace, CalibrateOptions(images=source, samples=samples), reporter)
         bench = Bench(workspace, images)
         for method in METHODS:

@@ -159,37 +159,42 @@ def bundle_documents(
         found |= {file: (validated / file).read_bytes() for file in REPORT_FILES}
     else:
         reporter.warn(f"{name} was not validated: the bundle says nothing of its accuracy")
-    require_names(licenses)
-    terms = {f"{written.LICENSES}/{p.name}": p.read_bytes() for p in licenses}
-    shipped = MODELS / model / "README.md"
-    if shipped.is_file():
-        terms[f"{written.LICENSES}/{model}.md"] = shipped.read_bytes()
+    texts = license_texts(model, licenses)
+    terms = {f"{written.LICENSES}/{file}": text for file, text in texts.items()}
     if not terms:
         reporter.warn("no licence of the weights is in the bundle: give --license FILE")
     records = written.stage_records(workspace, name)
     found[written.STAGES] = encode_json(records)
     metrics = measured.metrics if measured else {}
     figures = [summary(measured)] if measured else []
-    card = written.model_card(model, name, groups, figures, sorted(terms))
+    kind = Exported.open(workspace).kind
+    card = written.model_card(model, name, kind, groups, figures, sorted(terms))
     found[written.CARD] = card.encode()
     listed = [made.group for made in groups]
     tool = f"arvg-trt {tool_version()}"
-    kind = Exported.open(workspace).kind
     bill = written.bill_of_materials(model, name, kind, tool, listed, records, metrics)
     found[written.BILL] = bill
     return found | terms
 
 
-def require_names(licenses: Sequence[Path]) -> None:
-    """Raise WorkspaceError for a licence whose name no bundle takes, or that two of them have."""
-    seen: dict[str, Path] = {}
+def license_texts(model: str, licenses: Sequence[Path]) -> dict[str, bytes]:
+    """Return the terms of the weights by file name: those given, and those of shipped weights.
+
+    Raises:
+        WorkspaceError: a licence has a name that no bundle takes, or that another has.
+    """
+    shipped = MODELS / model / "README.md"
+    texts = {f"{model}.md": shipped.read_bytes()} if shipped.is_file() else {}
+    seen = {folded(file): f"the terms of {model}" for file in texts}
     for path in licenses:
         problem = path_problem(path.name)
         if problem is None and folded(path.name) in seen:
             problem = f"has the same name as {seen[folded(path.name)]}"
         if problem is not None:
             raise WorkspaceError(problem, where=str(path), do="give the licence another name")
-        seen[folded(path.name)] = path
+        seen[folded(path.name)] = str(path)
+        texts[path.name] = path.read_bytes()
+    return texts
 
 
 def sign_file(path: Path, key: Path, output: Path | None, reporter: Reporter) -> BundleResult:

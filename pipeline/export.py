@@ -93,19 +93,6 @@ def prepare_any(
     )
 
 
-def export_stage(
-    workspace: Workspace,
-    name: str,
-    checkpoint: str | None,
-    images: str,
-    reporter: Reporter,
-    form: ExportShape = DYNAMIC,
-    weights: Weights | None = None,
-) -> StageResult:
-    """Export a known model, as `prepare_export` says."""
-    return prepare_export(workspace, name, checkpoint, images, reporter, form, weights).run()
-
-
 def judges() -> Judges:
     """Return what the stages behind the export judge a user's own graphs by."""
     from ..engines.verdicts import TARGETS, node_verdicts, resolve_targets

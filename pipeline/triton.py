@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from ..families.variants import MODELS
 from ..workspace.facts import Exported, model_name
 from ..workspace.stage import Reporter
 from ..workspace.workspace import Workspace
+from .bundle import license_texts
 
 LICENSE = "LICENSE"  # begins the names of terms: a folder of them would be a model to the server
 
@@ -41,8 +41,8 @@ def write_triton(
     `groups` are those served, by default all that Triton can; `max_batch` is of CPU models.
 
     Raises:
-        WorkspaceError: there are no engines that Triton serves, a group that it does not, or the
-            folder is there already.
+        WorkspaceError: there are no engines that Triton serves, a group that it does not, two
+            licences of one name, or the folder is there already.
     """
     from ..engines.bundle.contents import engine_groups
     from ..engines.bundle.triton import README, describe_repository, write_repository
@@ -56,7 +56,8 @@ def write_triton(
         reporter.warn(
             f"Triton serves no plans of TensorRT for RTX: {', '.join(repository.left_out)}"
         )
-    terms = license_texts(model, licenses)
+    texts = license_texts(model, licenses)
+    terms = {f"{LICENSE}-{file}": text for file, text in texts.items()}
     if not terms:
         reporter.warn("no licence of the weights is beside the models: give --license FILE")
     page = repository_readme(repository, model, name, exported.kind, list(terms))
@@ -69,12 +70,3 @@ def write_triton(
         models=tuple(each.name for each in repository.models),
         ensembles=tuple(each.name for each in repository.ensembles),
     )
-
-
-def license_texts(model: str, licenses: Sequence[Path]) -> dict[str, bytes]:
-    """Return the terms of the weights by file name: those given, and those of shipped weights."""
-    texts = {f"{LICENSE}-{path.name}": path.read_bytes() for path in licenses}
-    shipped = MODELS / model / "README.md"
-    if shipped.is_file():
-        texts[f"{LICENSE}-{model}.md"] = shipped.read_bytes()
-    return texts

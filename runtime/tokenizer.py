@@ -107,15 +107,14 @@ class ImageTokenizer:
         check = verified if session else verify_folder
         if session is None:
             session = opener(folder, fast_session, device, allow_fallback=allow_fallback)
-        if verify and (folder / MANIFEST).is_file():
+        missing = [n for n in ("encoder.onnx", "decoder.onnx") if not has_graph(folder / n)]
+        # What a manifest lists and is not there is damage, and elsewhere the wrong folder.
+        if verify and ((folder / MANIFEST).is_file() or not missing):
             check(folder)
-        for name in ("encoder.onnx", "decoder.onnx"):
-            if not has_graph(folder / name):
-                raise BundleError(
-                    f"{name} is missing", where=str(folder), do="name an export or engine folder"
-                )
-        if verify:
-            check(folder)
+        if missing:
+            raise BundleError(
+                f"{missing[0]} is missing", where=str(folder), do="name an export or engine folder"
+            )
         names = [n for n in ("encoder", "decoder", "lookup") if has_graph(folder / f"{n}.onnx")]
         return cls(*(session(folder / f"{name}.onnx", threads) for name in names))
 

@@ -17,7 +17,7 @@ import click
 
 from ...graph.sites import SiteMap, load_sites
 from ...pipeline.calibrate import calibrate_stage
-from ...pipeline.export import export_stage
+from ...pipeline.export import export_any
 from ...pipeline.quantize import quantize_stage
 from ...recipe.base import with_changes
 from ...recipe.calibrate import CalibrateOptions
@@ -81,7 +81,7 @@ def prepare(workspace: Workspace, model: str, checkpoint: Path) -> Path:
         if model == PLANTED:
             export_planted(workspace, checkpoint, QuietReporter())
         else:
-            export_stage(workspace, model, None, "skimage", QuietReporter())
+            export_any(workspace, model, None, "skimage", (), QuietReporter())
     return exported
 
 

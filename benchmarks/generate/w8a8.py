@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ...families.variants import find_model
 from ...pipeline.build import build_stage
 from ...pipeline.calibrate import calibrate_stage
-from ...pipeline.export import export_any, export_stage
+from ...pipeline.export import export_any
 from ...pipeline.quantize import quantize_stage
 from ...recipe.build import BuildOptions
 from ...recipe.calibrate import CalibrateOptions
@@ -63,7 +63,7 @@ def make(workspace: Path, checkpoint: Path, model: str, samples: int) -> None:
     reporter = QuietReporter()
     with Workspace(workspace) as opened:
         click.echo("exporting", err=True)
-        export_stage(opened, model, str(checkpoint), IMAGES, reporter)
+        export_any(opened, model, str(checkpoint), IMAGES, (), reporter)
         click.echo("calibrating", err=True)
         calibrate_stage(opened, CalibrateOptions(samples=samples, batch_size=1), reporter)
         click.echo("quantizing", err=True)

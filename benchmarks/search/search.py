@@ -18,7 +18,7 @@ import click
 import numpy as np
 
 from ...pipeline.calibrate import calibrate_stage
-from ...pipeline.export import export_stage
+from ...pipeline.export import export_any
 from ...pipeline.quantize import quantize_stage
 from ...pipeline.search import search_stage
 from ...recipe.calibrate import CalibrateOptions
@@ -64,7 +64,7 @@ def tokenizer_rows(
     reporter = QuietReporter()
     weights_only = QuantizeOptions(activation_bits=FLOAT_BITS)
     with Workspace(root) as workspace:
-        export_stage(workspace, TOKENIZER, None, "skimage", reporter)
+        export_any(workspace, TOKENIZER, None, "skimage", (), reporter)
         calibrate_stage(
             workspace, CalibrateOptions(images=source, samples=samples, size=size), reporter
         )
@@ -119,7 +119,7 @@ def generator_rows(
     reporter = QuietReporter()
     rows, searches = [], []
     with Workspace(root) as workspace, tempfile.TemporaryDirectory() as scratch:
-        export_stage(workspace, GENERATOR, None, "skimage", reporter)
+        export_any(workspace, GENERATOR, None, "skimage", (), reporter)
         calibrate_stage(workspace, CalibrateOptions(samples=calibration, batch_size=8), reporter)
         export = workspace.folder("export")
         rows_left_out = generated_rows(export, Path(scratch) / "ws", held_out, HELD_OUT_SEED)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...numerics.scheme import Rounding
 from ...pipeline.calibrate import calibrate_stage
-from ...pipeline.export import export_stage
+from ...pipeline.export import export_any
 from ...pipeline.quantize import quantize_stage
 from ...recipe.calibrate import CalibrateOptions
 from ...recipe.quantize import FLOAT_BITS, QuantizeMethod, QuantizeOptions
@@ -208,7 +208,7 @@ def main(
     source = data_folder(data, "calib256") or CALIBRATION_PHOTOGRAPHS
     reporter = QuietReporter()
     with tempfile.TemporaryDirectory() as folder, Workspace(Path(folder) / "ws") as workspace:
-        export_stage(workspace, model, checkpoint, "skimage", reporter)
+        export_any(workspace, model, checkpoint, "skimage", (), reporter)
         calibrate_stage(workspace, CalibrateOptions(images=source, samples=samples), reporter)
         bench = Bench(workspace, images)
         rows = [bench.row(method, b, b) for method in METHODS for b in bits]

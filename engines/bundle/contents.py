@@ -126,13 +126,14 @@ def reference_group(workspace: Workspace, name: str) -> GroupSources:
     root = workspace.root
     require_outputs(workspace, "calibrate", stage="calibrate")
     alone = (WORKSPACE_FILE, f"calibrate/{MANIFEST}")
-    sources: dict[str, Source] = {path: (root / path).read_bytes() for path in alone}
-    files = [bundle_file(path, (root / path).read_bytes()) for path in alone]
+    read = {path: (root / path).read_bytes() for path in alone}
+    files = [bundle_file(path, data) for path, data in read.items()]
+    sources: dict[str, Source] = dict(read)
     for parts, stage in ((("export",), "export"), (("quantize", name), "quantize")):
         folder, manifest = require_outputs(workspace, *parts, stage=stage)
-        found, read = stage_files(root, folder, manifest)
+        found, paths = stage_files(root, folder, manifest)
         files += found
-        sources |= read
+        sources |= paths
     group = TargetGroup(
         name="reference", kind="reference", folder="export", precision="FP32", files=tuple(files)
     )

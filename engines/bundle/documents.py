@@ -26,6 +26,12 @@ TASKS: Mapping[ModelKind, str] = {
     "tokenizer": "image tokenization",
     "custom": "",
 }
+# The commands that take a bundle in place of a folder.
+COMMANDS: Mapping[ModelKind, tuple[str, ...]] = {
+    "generator": ("generate",),
+    "tokenizer": ("encode", "decode"),
+    "custom": (),
+}
 KIND_TEXT = {
     **TITLES,
     "onnxruntime": "ONNX Runtime on any CPU",
@@ -68,6 +74,7 @@ def stage_records(workspace: Workspace, name: str) -> tuple[StageRecord, ...]:
 def model_card(
     model: str,
     name: str,
+    kind: ModelKind,
     groups: Sequence[GroupSources],
     figures: Sequence[str],
     licenses: Sequence[str],
@@ -84,8 +91,7 @@ def model_card(
     ]
     measured = [f"- {line}" for line in figures] or ["It was not validated."]
     validates = any(made.group.kind == "reference" for made in groups)
-    verbs = f"`encode`, `decode`{', `generate` and `validate`' if validates else ' and `generate`'}"
-    takes = f"{verbs} take the file in place of a folder."
+    commands = (*COMMANDS[kind], *(("validate",) if validates else ()), "unpack")
     terms = [f"- [{path}]({path})" for path in licenses] or [
         "None is in this bundle: ask who made it under which terms the weights may be used."
     ]
@@ -99,8 +105,8 @@ def model_card(
             f"# {model}, quantized as {name}",
             "",
             "Engines and graphs in one file. `arvg-trt verify FILE` checks it and says what of it "
-            "opens on a machine;",
-            takes,
+            "opens on a machine.",
+            f"Commands that take it: {', '.join(f'`{command}`' for command in commands)}.",
             "",
             "## What it holds",
             "",

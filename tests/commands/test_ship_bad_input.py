@@ -24,7 +24,7 @@ from arvg_trt.benchmarks.fuzz.bundles import (
 )
 from arvg_trt.cli import cli
 from arvg_trt.errors import IntegrityError, WorkspaceError
-from arvg_trt.pipeline.bundle import require_names
+from arvg_trt.pipeline.bundle import license_texts
 from arvg_trt.pipeline.ship import bundled_workspace, make_keys, unpack_file
 from arvg_trt.runtime.bundle import trust
 from arvg_trt.runtime.bundle.signature import private_pem, public_pem
@@ -302,13 +302,27 @@ def test_public_key_in_place_of_the_private_one_is_refused(tmp_path: Path) -> No
         (("\udcff.txt",), "a character that not every system takes"),
         ((".license",), "is hidden"),
         (("a/..",), "leaves its folder"),
+        (("Cosmos-Mini-DI8x8.md",), "has the same name as the terms of cosmos-mini-di8x8"),
     ],
 )
 def test_licences_that_a_bundle_cannot_hold_are_refused(
-    names: tuple[str, ...], problem: str
+    names: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [Path(name) for name in names]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        if path.name != "..":
+            path.write_text("terms")
     with pytest.raises(WorkspaceError, match=problem):
-        require_names([Path(name) for name in names])
+        license_texts("cosmos-mini-di8x8", paths)
+
+
+def test_licences_of_shipped_weights_stand_beside_those_given(tmp_path: Path) -> None:
+    (tmp_path / "LICENSE").write_text("given")
+    texts = license_texts("cosmos-mini-di8x8", [tmp_path / "LICENSE"])
+    assert set(texts) == {"cosmos-mini-di8x8.md", "LICENSE"} and texts["LICENSE"] == b"given"
+    assert not license_texts("var-d16", [])
 
 
 def test_user_without_a_home_has_no_keys_and_is_told_to_name_a_cache() -> None:

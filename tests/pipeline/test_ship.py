@@ -244,6 +244,7 @@ def test_documents_say_what_it_is_in_forms_that_others_read(
     card = (documents / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: arvg-trt\n")
     assert "| rtx-sm86-sm120 | TensorRT for RTX " in card and "PSNR drop " in card
+    assert "Commands that take it: `encode`, `decode`, `validate`, `unpack`.\n" in card
     assert "Data and licence" in (documents / "licenses" / "cosmos-mini-di8x8.md").read_text()
     packed, given = load_recipe(documents / "recipe.toml"), load_recipe(finished.recipe)
     assert packed.quantize == given.quantize and packed.workspace == Path(given.workspace).name

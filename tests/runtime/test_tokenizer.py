@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from arvg_trt.errors import BundleError
 from arvg_trt.runtime.images import to_model
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.workspace import verify
+from arvg_trt.workspace.files import sha256_file
+from arvg_trt.workspace.manifest import Manifest, write_manifest
 
 from ..families.tiny import TinyExport
 
@@ -124,6 +128,24 @@ def test_folder_without_a_graph_is_refused_by_its_name(
         (tmp_path / f"{name}.onnx").write_bytes((tiny_di.folder / f"{name}.onnx").read_bytes())
     with pytest.raises(BundleError, match=f"{absent}.onnx is missing"):
         ImageTokenizer.open(tmp_path)
+
+
+def test_folder_is_verified_once_before_it_is_opened(
+    tiny_di: TinyExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in tiny_di.folder.iterdir():
+        shutil.copy(path, tmp_path)
+    empty = Manifest(stage="export", inputs={}, options={}, versions={})
+    outputs = write_manifest(tmp_path, empty, {}).outputs
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(verify, "sha256_file", counted)
+    ImageTokenizer.open(tmp_path)
+    assert sorted(hashed) == sorted(outputs)
 
 
 def test_graph_of_another_tool_is_refused(tiny_di: TinyExport, tmp_path: Path) -> None:

@@ -267,6 +267,19 @@ def test_a_tensorrt_group_has_plans_for_the_gpu_and_sizes_of_its_profiles(
     assert set(alone) == {name for name in models if name.startswith(prefix)}
 
 
+def test_two_licences_of_one_name_are_refused_before_anything_is_written(
+    workspace: Path, tmp_path: Path
+) -> None:
+    options: list[str | Path] = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "LICENSE").write_text(folder)
+        options += ["--license", tmp_path / folder / "LICENSE"]
+    outcome = triton(workspace, tmp_path / "repo", *options)
+    assert_refused(outcome, 9, "b/LICENSE: has the same name as")
+    assert not (tmp_path / "repo").exists()
+
+
 def test_plans_of_tensorrt_for_rtx_are_left_out_or_refused(workspace: Path, tmp_path: Path) -> None:
     rtx_group(workspace)
     outcome = triton(workspace, tmp_path / "repo")
