@@ -9,13 +9,13 @@ import click
 
 from .commands.build import build
 from .commands.diagnose import diagnose
-from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
 from .commands.info import analyze, compare, doctor, inspect, models, targets
 from .commands.recipes import recipes
 from .commands.search import search
 from .commands.ship import bundle, cache, keygen, sign, unpack, verify
 from .commands.stages import calibrate, export, quantize, run, validate
+from .commands.support.errors import Commands, debug_option
 from .commands.why import why
 from .workspace.stage import tool_version
 

@@ -9,15 +9,15 @@ from typing import Any
 import click
 
 from ..recipe.build import BuildOptions
-from .console import ConsoleReporter
-from .groups import command, option
-from .options import (
+from .support.console import ConsoleReporter
+from .support.groups import command, option
+from .support.options import (
     PathArgument,
     json_option,
     require_key_option,
     struct_options,
 )
-from .perform import (
+from .support.perform import (
     name_option,
     perform,
     print_results,

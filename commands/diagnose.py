@@ -9,10 +9,16 @@ import click
 
 from ..recipe.build import BuildOptions
 from ..workspace.workspace import Workspace
-from .console import ConsoleReporter, print_json
-from .groups import command
-from .options import PathArgument, json_option, struct_options, workspace_argument
-from .perform import name_option, quantization_name, recipe_option, recipe_or_none, selected_builds
+from .support.console import ConsoleReporter, print_json
+from .support.groups import command
+from .support.options import PathArgument, json_option, struct_options, workspace_argument
+from .support.perform import (
+    name_option,
+    quantization_name,
+    recipe_option,
+    recipe_or_none,
+    selected_builds,
+)
 
 
 @command()

@@ -10,9 +10,9 @@ import click
 
 from ..recipe.base import with_changes
 from ..recipe.commands import GenerateOptions
-from .console import ConsoleReporter, print_json
-from .groups import command, option
-from .options import (
+from .support.console import ConsoleReporter, print_json
+from .support.groups import command, option
+from .support.options import (
     PathArgument,
     device_option,
     explain_option,

@@ -16,13 +16,13 @@ from ..engines.verdicts import TARGETS
 from ..errors import AccuracyError, ExportError
 from ..graph.sites import NodeVerdict, Verdict
 from ..runtime.sessions.placement import rtx_takes
-from . import completion
-from .console import print_json
-from .groups import command
-from .options import PathArgument, json_option
+from .support import completion
+from .support.console import print_json
+from .support.groups import command
+from .support.options import PathArgument, json_option
 
 if TYPE_CHECKING:
-    from ..pipeline.info import ModelRow
+    from ..explain.models import ModelRow
 
 
 @command()
@@ -36,7 +36,7 @@ def models(as_json: bool) -> None:
     \b
     Example: arvg-trt models
     """
-    from ..pipeline.info import model_rows
+    from ..explain.models import model_rows
 
     rows = model_rows()
     if as_json:
@@ -70,7 +70,7 @@ def compare(
     \b
     Example: arvg-trt compare main/report.json new/report.json
     """
-    from ..pipeline.info import compare_reports
+    from ..pipeline.compare import compare_reports
     from ..validate.report.compare import comparison_markdown
     from ..validate.report.compare_json import ComparedReports
 
@@ -176,7 +176,7 @@ def inspect(path: Path, as_json: bool) -> None:
     \b
     Example: arvg-trt inspect out/demo
     """
-    from ..pipeline.info import inspect_path
+    from ..explain.inspect import inspect_path
 
     found = inspect_path(path)
     if as_json:
@@ -194,7 +194,7 @@ def doctor(as_json: bool) -> None:
     \b
     Example: arvg-trt doctor
     """
-    from ..pipeline.info import doctor_rows
+    from ..explain.doctor import doctor_rows
 
     rows = doctor_rows()
     if as_json:

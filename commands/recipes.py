@@ -11,10 +11,10 @@ import click
 
 from ..errors import WorkspaceError
 from ..workspace.files import atomic_write
-from . import completion
-from .console import print_json
-from .groups import command, option
-from .options import PathArgument, json_option
+from .support import completion
+from .support.console import print_json
+from .support.groups import command, option
+from .support.options import PathArgument, json_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ACTIONS = ("show", "write")

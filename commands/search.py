@@ -12,10 +12,10 @@ from ..recipe.base import check_name, with_changes
 from ..recipe.commands import SearchOptions
 from ..recipe.file import load_recipe
 from ..recipe.quantize import QuantizeOptions
-from .console import ConsoleReporter, print_json
-from .groups import command
-from .options import json_option, struct_options, workspace_argument
-from .perform import recipe_option
+from .support.console import ConsoleReporter, print_json
+from .support.groups import command
+from .support.options import json_option, struct_options, workspace_argument
+from .support.perform import recipe_option
 
 
 @command()

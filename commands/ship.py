@@ -10,10 +10,10 @@ import click
 
 from ..errors import RecipeError
 from ..workspace.workspace import Workspace
-from .console import ConsoleReporter, print_json
-from .groups import command, option
-from .options import PathArgument, json_option, require_key_option, workspace_argument
-from .perform import quantization_name
+from .support.console import ConsoleReporter, print_json
+from .support.groups import command, option
+from .support.options import PathArgument, json_option, require_key_option, workspace_argument
+from .support.perform import quantization_name
 
 if TYPE_CHECKING:
     from ..pipeline.bundle import BundleResult

@@ -13,11 +13,12 @@ from ..recipe.calibrate import CalibrateOptions
 from ..recipe.file import load_recipe
 from ..recipe.quantize import QuantizeOptions, with_implied
 from ..recipe.validate import ValidateOptions
-from . import completion
-from .console import ConsoleReporter, print_json
-from .figures import figures_of_failures, print_figures
-from .groups import command, option
-from .options import (
+from .recipes import model_options
+from .support import completion
+from .support.console import ConsoleReporter, print_json
+from .support.figures import figures_of_failures, print_figures
+from .support.groups import command, option
+from .support.options import (
     PathArgument,
     json_option,
     memory_option,
@@ -25,14 +26,13 @@ from .options import (
     struct_options,
     workspace_argument,
 )
-from .perform import (
+from .support.perform import (
     name_option,
     perform,
     quantization_name,
     recipe_option,
     recipe_or_none,
 )
-from .recipes import model_options
 from .why import print_plan
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import print_json
-from .groups import command
-from .options import json_option, workspace_argument
-from .perform import name_option, recipe_option
+from .support.console import print_json
+from .support.groups import command
+from .support.options import json_option, workspace_argument
+from .support.perform import name_option, recipe_option
 
 if TYPE_CHECKING:
-    from ..pipeline.dry_run import PlannedStage
-    from ..pipeline.why import StageName
+    from ..explain.dry_run import PlannedStage
+    from ..explain.why import StageName
     from ..recipe.recipe import Recipe
 
 STAGES = ("export", "calibrate", "quantize", "build", "validate")
@@ -37,7 +37,7 @@ def why(
     Example: arvg-trt why quantize out/demo
              arvg-trt why build out/var-mini --name w8a8
     """
-    from ..pipeline.why import why_stage
+    from ..explain.why import why_stage
 
     found = why_stage(workspace, stage, name, recipe_name)
     if as_json:
@@ -53,7 +53,7 @@ def why(
 
 def print_plan(recipe: Recipe, as_json: bool) -> None:
     """Print what a run of the recipe would do, stage by stage."""
-    from ..pipeline.dry_run import plan_run
+    from ..explain.dry_run import plan_run
 
     planned = plan_run(recipe)
     if as_json:

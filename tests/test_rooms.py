@@ -29,7 +29,7 @@ FLOORS = (
     ("engines",),
     ("validate",),
     ("pipeline",),
-    ("api",),
+    ("api", "explain"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from ...calibrate.statistics import load_exported, merge, require_channels
 from ...errors import RecipeError
+from ...explain.inspect import inspect_path
 from ...export.checkpoint.config_json import read_beside
 from ...export.checkpoint.read import read_tensors
 from ...families.custom.canonical import read_custom_graph
@@ -26,7 +27,6 @@ from ...families.custom.sites import find_custom_sites
 from ...families.gsq.yaml import read_normalization
 from ...graph.sites import load_sites
 from ...numerics.scheme import Plan
-from ...pipeline.info import inspect_path
 from ...quantize.plan import check_plan, make_plan
 from ...recipe.file import PRESETS, load_recipe
 from ...recipe.quantize import QuantizeOptions

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from arvg_trt.cli import cli
-from arvg_trt.commands.options import Bytes
+from arvg_trt.commands.support.options import Bytes
 from arvg_trt.families.variants import all_variants
 from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
 from arvg_trt.runtime.tokenizer import ImageTokenizer

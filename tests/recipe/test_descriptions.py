@@ -10,7 +10,7 @@ import click
 import msgspec
 import pytest
 
-from arvg_trt.commands.options import option_of
+from arvg_trt.commands.support.options import option_of
 from arvg_trt.recipe.build import BuildOptions
 from arvg_trt.recipe.calibrate import CalibrateOptions
 from arvg_trt.recipe.commands import GenerateOptions, SearchOptions

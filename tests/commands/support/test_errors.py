@@ -16,11 +16,11 @@ from click.testing import CliRunner
 
 from arvg_trt import cli as command_line
 from arvg_trt.cli import cli, main
-from arvg_trt.commands.errors import explain, os_error_line
+from arvg_trt.commands.support.errors import explain, os_error_line
 from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, nearest
 from arvg_trt.packages import EXTRAS, extra_of, missing_packages
 
-from ..command_line import MODEL, Finished, arvg, assert_refused, digests, start, wait_for
+from ...command_line import MODEL, Finished, arvg, assert_refused, digests, start, wait_for
 
 DOCS = Path(command_line.__file__).parent / "docs" / "recipes.md"
 
@@ -54,7 +54,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise KeyError("surprise\nin two lines")
 
-    monkeypatch.setattr("arvg_trt.pipeline.info.doctor_rows", fail)
+    monkeypatch.setattr("arvg_trt.explain.doctor.doctor_rows", fail)
 
 
 def test_unforeseen_error_ends_as_one_line_with_70(
@@ -263,7 +263,7 @@ def test_interrupt_while_waiting_is_told_as_such(monkeypatch: pytest.MonkeyPatch
     def fail() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("arvg_trt.pipeline.info.doctor_rows", fail)
+    monkeypatch.setattr("arvg_trt.explain.doctor.doctor_rows", fail)
     result = CliRunner().invoke(cli, ["doctor", "--json"])
     assert result.exit_code == 130
     assert json.loads(result.stdout)["error"]["exit_code"] == 130

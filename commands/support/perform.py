@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from ..errors import RecipeError
-from ..recipe.base import check_name, with_changes
-from ..recipe.build import BuildOptions
-from ..recipe.file import load_recipe
-from ..recipe.recipe import Recipe
-from ..workspace.stage import StageResult
-from ..workspace.workspace import Workspace
+from ...errors import RecipeError
+from ...recipe.base import check_name, with_changes
+from ...recipe.build import BuildOptions
+from ...recipe.file import load_recipe
+from ...recipe.recipe import Recipe
+from ...workspace.stage import StageResult
+from ...workspace.workspace import Workspace
 from . import completion
 from .console import ConsoleReporter, print_json
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from ..engines.tensorrt.targets import target_names
-from ..errors import ArvgError
-from ..graph.sites import load_sites
-from ..recipe.file import preset_names
+from ...engines.tensorrt.targets import target_names
+from ...errors import ArvgError
+from ...graph.sites import load_sites
+from ...recipe.file import preset_names
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def models(ctx: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
     """Complete the names that `export` takes, also those of families without a size."""
-    from ..families.variants import all_families
-    from ..runtime.families import built_in_families
+    from ...families.variants import all_families
+    from ...runtime.families import built_in_families
 
     try:
         families = all_families()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from arvg_trt.errors import ArvgError, BuildError, GenerationError, RecipeError, WorkspaceError
+from arvg_trt.explain.dry_run import plan_run
 from arvg_trt.families.variants import MODELS
-from arvg_trt.pipeline.dry_run import plan_run
 from arvg_trt.pipeline.recipes import adapt_recipe
 from arvg_trt.pipeline.run import check_recipe
 from arvg_trt.recipe.base import with_changes

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.pipeline.why import changes
+from arvg_trt.explain.why import changes
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 from arvg_trt.workspace.workspace import RECIPE_FILE
 

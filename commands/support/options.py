@@ -10,9 +10,9 @@ from typing import Any, ClassVar, TypeVar
 import click
 import msgspec
 
-from ..recipe.base import ALLOW_FALLBACK, DEVICE
-from ..recipe.descriptions import FieldDescription, ValueType, fields_of
-from ..recipe.quantize import MAX_MEMORY
+from ...recipe.base import ALLOW_FALLBACK, DEVICE
+from ...recipe.descriptions import FieldDescription, ValueType, fields_of
+from ...recipe.quantize import MAX_MEMORY
 from . import completion
 from .groups import GroupedOption, option
 

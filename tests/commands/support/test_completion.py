@@ -23,8 +23,8 @@ from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.recipe.recipe import Recipe
 from arvg_trt.recipe.validate import ValidateOptions
 
-from ..command_line import arvg
-from ..families.rar.models import TinyRar
+from ...command_line import arvg
+from ...families.rar.models import TinyRar
 
 DOCS = Path(str(arvg_trt.__file__)).resolve().parent / "docs" / "recipes.md"
 

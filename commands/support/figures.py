@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import click
 
-from ..errors import AccuracyError
-from ..validate.facts import ValidationFacts, packed_line, summary
-from ..workspace.facts import facts
-from ..workspace.stage import StageResult
+from ...errors import AccuracyError
+from ...validate.facts import ValidationFacts, packed_line, summary
+from ...workspace.facts import facts
+from ...workspace.stage import StageResult
 
 
 def print_figures(validated: StageResult) -> None:

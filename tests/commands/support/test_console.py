@@ -10,9 +10,9 @@ import time
 import pytest
 from rich.console import Console
 
-from arvg_trt.commands.console import ConsoleReporter, elapsed
+from arvg_trt.commands.support.console import ConsoleReporter, elapsed
 
-from ..command_line import without_progress
+from ...command_line import without_progress
 
 
 def screen(text: str) -> list[str]:

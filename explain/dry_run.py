@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import ExportError, WorkspaceError
 from ..families.variants import find_model, shipped_checkpoint
+from ..pipeline.run import check_recipe, require_extras
 from ..recipe.build import BuildOptions
 from ..recipe.recipe import Recipe
 from ..recipe.summary import summarize
@@ -22,7 +23,6 @@ from ..workspace.stage import PreparedStage
 from ..workspace.times import Took, read_times
 from ..workspace.verify import read_manifest
 from ..workspace.workspace import WORKSPACE_FILE, Workspace
-from .run import check_recipe, require_extras
 from .why import StageName, changes, prepare
 
 STAGES: tuple[StageName, ...] = ("export", "calibrate", "quantize", "build", "validate")

@@ -9,6 +9,11 @@ from typing import Any, Literal
 import msgspec
 
 from ..errors import ArvgError, WorkspaceError
+from ..pipeline.build import prepare_builds
+from ..pipeline.calibrate import prepare_calibration
+from ..pipeline.export import PARITY_PICTURES, prepare_any
+from ..pipeline.quantize import prepare_quantization
+from ..pipeline.validate import prepare_validation
 from ..recipe.file import load_recipe
 from ..recipe.recipe import Recipe
 from ..workspace.files import decode_json, sha256_file
@@ -16,11 +21,6 @@ from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import PreparedStage, SilentReporter, package_versions
 from ..workspace.verify import PLACES, read_manifest
 from ..workspace.workspace import RECIPE_FILE, WORKSPACE_FILE, Workspace
-from .build import prepare_builds
-from .calibrate import prepare_calibration
-from .export import PARITY_PICTURES, prepare_any
-from .quantize import prepare_quantization
-from .validate import prepare_validation
 
 State = Literal["up to date", "unchanged", "runs again", "never run"]
 StageName = Literal["export", "calibrate", "quantize", "build", "validate"]

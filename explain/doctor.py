@@ -1,0 +1,115 @@
+"""Say what this machine can build and run, and what is missing."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..errors import ArvgError, IntegrityError
+from ..runtime.bundle.trust import required_keys
+from ..runtime.devices import RTX_PACKAGES, Device, this_device
+from ..runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX
+from ..runtime.sessions.providers import provider_problem
+from ..runtime.trt_compat import load_builder
+
+# What runs on a GPU, and by which of ONNX Runtime's providers.
+RUNS = {"graphs": CUDA, "RTX engines": TENSORRT_RTX, "TensorRT engines": TENSORRT}
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that this machine has or lacks; ``detail`` says which one, or what to do."""
+
+    state: Literal["ok", "missing", "problem"]
+    what: str
+    detail: str
+
+
+def doctor_rows() -> list[Check]:
+    """Return what this machine can build and run, and what is missing."""
+    rows = [row("ok", "python", platform.python_version()), onnxruntime_row()]
+    for package, extra, use in (
+        ("torch", "export", "export of checkpoints"),
+        ("onnx", "export", "export, FP16 copies"),
+        ("scikit-image", "report", "SSIM and sample photographs"),
+        ("jinja2", "report", "HTML reports"),
+    ):
+        found = installed(package)
+        detail = found or f"for {use}: pip install 'arvg-trt[{extra}]'"
+        rows.append(row("ok" if found else "missing", package, detail))
+    for backend in ("tensorrt_rtx", "tensorrt"):
+        try:
+            builder = load_builder(backend)
+        except ArvgError as error:
+            rows.append(row("missing", backend, str(error)))
+        else:
+            how = "compiles for named GPUs" if builder.ahead_of_time else "builds for this GPU"
+            rows.append(row("ok", backend, f"{builder.version}, {how}"))
+    rows += gpu_rows(this_device())
+    rows.append(key_row())
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    rows.append(row("ok" if free > 2 else "problem", "free disk here", f"{free:.1f} GiB"))
+    return rows
+
+
+def key_row() -> Check:
+    """Say which keys this device requires bundles to be signed by."""
+    try:
+        names = [name for names in required_keys() for name, _ in names]
+    except IntegrityError as error:
+        return row("problem", "required keys", str(error))
+    return row("ok", "required keys", ", ".join(names) or "none: any bundle is opened")
+
+
+def gpu_rows(device: Device) -> list[Check]:
+    """Return a check for each GPU and for each provider that runs an engine or a graph on it."""
+    if not device.gpus:
+        detail = f"{device.driver_problem}; the CPU runs graphs and ONNX Runtime's engines"
+        provider = device.rtx_provider
+        plug_in = provider or "for engines on an RTX GPU: pip install 'arvg-trt[edge-rtx]'"
+        return [
+            row("missing", "GPU", detail),
+            row("ok" if provider else "missing", RTX_PACKAGES[0], plug_in),
+        ]
+    rows = []
+    for gpu in device.gpus:
+        memory = gpu.memory_bytes / 2**30
+        detail = f"{gpu.name}, {gpu.sm}, {memory:.0f} GiB, driver for CUDA {device.driver}"
+        rows.append(row("ok", f"cuda:{gpu.index}", detail))
+        for use, provider in RUNS.items():
+            problem = provider_problem(provider, gpu)
+            what = f"cuda:{gpu.index} {use}"
+            if problem is None:
+                rows.append(row("ok", what, provider))
+            else:
+                rows.append(row("missing", what, f"{problem.what}: {problem.do}"))
+    return rows
+
+
+def onnxruntime_row() -> Check:
+    """Check for one wheel: those for CPU and GPU overwrite each other's files."""
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed(name)]
+    if len(found) == 2:
+        return row(
+            "problem",
+            "onnxruntime",
+            "both onnxruntime and onnxruntime-gpu are installed: pip uninstall both, install one",
+        )
+    if not found:
+        return row("missing", "onnxruntime", "pip install onnxruntime")
+    return row("ok", found[0], version(found[0]))
+
+
+def installed(package: str) -> str | None:
+    try:
+        return distribution(package).version
+    except PackageNotFoundError:
+        return None
+
+
+def row(state: Literal["ok", "missing", "problem"], what: str, detail: str) -> Check:
+    return Check(state=state, what=what, detail=detail)

@@ -1,0 +1,133 @@
+"""Say what a file or folder is: a workspace, a stage's folder, a bundle, a graph, an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..engines.analysis import analyze_files
+from ..engines.verdicts import TARGETS
+from ..errors import WorkspaceError
+from ..graph.sites import Verdict
+from ..graph.summary import GraphSummary, summarize_graph
+from ..runtime.bundle.open import is_bundle
+from ..runtime.bundle.plan_header import read_plan_header
+from ..runtime.bundle.reader import Bundle
+from ..workspace.files import decode_json
+from ..workspace.manifest import MANIFEST, Manifest
+
+
+class InspectedWorkspace(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="workspace"
+):
+    """The stages whose output a workspace holds, by folder."""
+
+    stages: tuple[str, ...]
+
+
+class InspectedStage(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts from the manifest of a stage's folder, and the bytes of its files."""
+
+    kind: str
+    key: str
+    options: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, int]
+
+
+class RefusedGraph(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a file cannot be exported at all."""
+
+    refused: str
+
+
+class InspectedGraph(GraphSummary, frozen=True, kw_only=True, tag_field="kind", tag="ONNX graph"):
+    """A graph, with its nodes by target and verdict as `analyze` counts them."""
+
+    verdicts: dict[str, dict[Verdict, int]] | RefusedGraph
+
+
+class InspectedEngine(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="TensorRT engine"
+):
+    """An engine file, the version of what built it, and the GPUs it is for, where it says them."""
+
+    bytes: int
+    builder: str
+    targets: tuple[str, ...]
+
+
+class InspectedBundle(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="bundle"):
+    """A bundle: its target groups by their bytes, and the keys that its signatures name.
+
+    The signatures are not verified; that is what `verify` does.
+    """
+
+    name: str
+    model: str
+    digest: str
+    signatures: tuple[str, ...]
+    groups: dict[str, int]
+    documents: tuple[str, ...]
+
+
+Inspected = InspectedWorkspace | InspectedStage | InspectedGraph | InspectedEngine | InspectedBundle
+
+
+def inspect_path(path: Path) -> Inspected:
+    """Return the key facts of a workspace, a stage folder, a bundle, a graph or an engine file.
+
+    Raises:
+        WorkspaceError: it is none of these.
+    """
+    if not path.exists():
+        raise WorkspaceError("no such file or folder", where=str(path))
+    if path.is_dir():
+        return inspect_folder(path)
+    if path.suffix == ".onnx":
+        return inspect_graph(path)
+    if is_bundle(path):
+        with Bundle(path) as bundle:
+            return InspectedBundle(
+                name=bundle.facts.name,
+                model=bundle.facts.model,
+                digest=bundle.digest,
+                signatures=tuple(signature.hint for signature in bundle.signatures),
+                groups={group.name: group.bytes for group in bundle.facts.groups},
+                documents=tuple(file.path for file in bundle.facts.documents),
+            )
+    header = read_plan_header(path)
+    if header is None:
+        raise WorkspaceError("is nothing that arvg-trt writes", where=str(path))
+    return InspectedEngine(
+        bytes=header.bytes, builder=header.version or "unknown", targets=header.targets
+    )
+
+
+def inspect_folder(path: Path) -> InspectedWorkspace | InspectedStage:
+    """Return what a workspace or the folder of a stage holds."""
+    if (path / "workspace.json").is_file():
+        stages = sorted(p.parent.relative_to(path) for p in path.glob(f"**/{MANIFEST}"))
+        return InspectedWorkspace(stages=tuple(str(s) for s in stages if not hidden(s)))
+    manifest = decode_json(path / MANIFEST, Manifest, do="name a workspace or a stage's folder")
+    return InspectedStage(
+        kind=f"output of {manifest.stage}",
+        key=manifest.key(),
+        options=manifest.options,
+        versions=manifest.versions,
+        files={n: (path / n).stat().st_size for n in manifest.outputs if (path / n).exists()},
+    )
+
+
+def hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def inspect_graph(path: Path) -> InspectedGraph:
+    """Return the key facts of a graph, and what would become of its nodes."""
+    summary = summarize_graph(path)
+    (found,) = analyze_files([path], TARGETS)
+    refused = None if found.refused is None else RefusedGraph(refused=found.refused)
+    return InspectedGraph(**msgspec.structs.asdict(summary), verdicts=refused or found.counts)
