@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-gpu check quick types lint coverage bench clean
+.PHONY: setup demo test test-gpu check quick types lint docs coverage bench clean
 
 setup: $(VENV)/.ready
 
@@ -12,7 +12,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[export,rtx,report,distributed,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[export,rtx,report,distributed,docs,dev]'
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 		rm -rf "$$site/arvg_trt" build *.egg-info && ln -s "$(CURDIR)" "$$site/arvg_trt"
 	touch $@
@@ -50,6 +50,10 @@ types: setup
 lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The site of the documentation, in out/site; a warning is an error.
+docs: setup
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . out/site
 
 # Lines and branches, also of processes that tests start; the pages go to out/coverage.
 coverage: setup

@@ -30,7 +30,8 @@ class Workspace:
     """Hold stage outputs in a folder; every stage is skipped while its output is up to date.
 
     Options are those of the commands and recipes, by keyword, over the `options` that are given.
-    Each method locks the folder while it runs. Errors are `arvg_trt.errors.ArvgError`s.
+    Each method locks the folder while it runs. An error that a user can act on is an
+    `arvg_trt.errors.ArvgError`.
     """
 
     def __init__(self, path: Place, reporter: Reporter | None = None) -> None:
@@ -52,7 +53,7 @@ class Workspace:
         kv_type: Literal["float32", "float16"] = "float32",
         weights: Literal["ema", "model"] | None = None,
     ) -> StageResult:
-        """Export a model that `models()` lists, or with `model="onnx"` your own `graphs`."""
+        """Export a model that `arvg-trt models` lists, or with `model="onnx"` your own `graphs`."""
         from .export.shape import ExportShape
         from .pipeline.export import export_any
 

@@ -85,7 +85,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     clip_power: Annotated[
         Literal[0, 2, 4] | None,
         says(
-            "Clips minimise the sum of |error| to this power; 0: no clips, and no pass to "
+            "Clips minimise the sum of absolute errors to this power; 0: no clips, no pass to "
             "compare any. Without it, 4, and 2 for a generator."
         ),
     ] = None

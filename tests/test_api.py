@@ -1,26 +1,17 @@
-"""The public names, and the page of the docs that shows them, run as it stands."""
+"""The public names; `tests/docs` runs the page that shows them."""
 
 from __future__ import annotations
 
-import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import arvg_trt
 from arvg_trt.errors import AccuracyError, WorkspaceError
-from arvg_trt.runtime.images import save_image
 
 from .command_line import Finished
-from .minis.minis import Mini
-
-PAGE = Path(str(arvg_trt.__file__)).resolve().parent / "docs" / "python.md"
-BLOCK = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_every_public_name_is_there() -> None:
@@ -77,27 +68,6 @@ def test_paths_are_given_as_anything_that_is_one(finished: Finished, tmp_path: P
         assert not arvg_trt.compare_reports(report, report).regressed
     with pytest.raises(WorkspaceError):
         arvg_trt.Generator.open(Elsewhere(tmp_path))
-
-
-def test_the_page_of_the_docs_runs(
-    mini_of: Callable[[str], Mini],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(mini_of("var").workspace, tmp_path / "out" / "var")
-    save_image(np.full((64, 64, 3), 128, np.uint8), tmp_path / "photo.png")
-    blocks = BLOCK.findall(PAGE.read_text())
-    assert [kind for kind, _ in blocks].count("python") == 6
-    for kind, text in blocks:
-        if kind == "toml":
-            (tmp_path / "mine.toml").write_text(text)
-            continue
-        exec(compile(text, str(PAGE), "exec"), {})
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("engine None ")
-    assert shown[-1] == "False"
 
 
 def test_a_failed_gate_raises_and_the_report_is_there(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import arvg_trt
 ROOT = Path(str(arvg_trt.__file__)).resolve().parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)")
+TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MOST_LINES = 130
 
 
@@ -42,6 +43,9 @@ def test_every_page_is_reached_from_the_readme() -> None:
         if page in reached or page.suffix != ".md" or not page.is_file():
             continue
         reached.add(page)
-        links = LINK.findall(page.read_text(encoding="utf-8"))
-        waiting += [(page.parent / target).resolve() for target, _ in links if target]
+        text = page.read_text(encoding="utf-8")
+        links = [target for target, _ in LINK.findall(text) if target]
+        listed = [line for tree in TOCTREE.findall(text) for line in tree.splitlines()]
+        links += [f"{line}.md" for line in listed if line and not line.startswith(":")]
+        waiting += [(page.parent / target).resolve() for target in links]
     assert {page for page in PAGES if page.parent.name == "docs"} <= reached

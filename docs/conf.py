@@ -1,0 +1,30 @@
+"""Configure Sphinx: `make docs` builds the site, and any warning is an error.
+
+The source folder is the repository's root, so that a link from a page to a result, a recipe or
+another page is the same in the repository and on the site.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+project = "arvg-trt"
+author = "the arvg-trt authors"
+release = version = installed_version("arvg-trt")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
+root_doc = "docs/index"
+source_suffix = {".md": "markdown"}
+include_patterns = ["docs/**", "*.md", "benchmarks/results/*.md", "models/README.md"]
+exclude_patterns = [".*", "out", "build", "dist", "tests", "training", "README.md"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4  # links to headings as GitHub makes them
+default_role = "code"  # one backtick in a docstring is code, as in Markdown
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+nitpicky = False
+
+html_theme = "furo"
+html_title = f"arvg-trt {release}"
+html_extra_path = ["_extra"]  # index.html, which leads to docs/index.html
