@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from ...quantize.facts import OverflowTensor
 from ...quantize.overflow import fp32_nodes
 
 if TYPE_CHECKING:
+    import onnx
+
     from .half_precision import HalfType
 
 LARGE = 1024  # bytes; constants of this size and more lie beside the graph
@@ -48,12 +51,31 @@ def write_half_precision(
     onnx.load_external_data_for_model(model, str(source))
     converted = to_half_precision(model, keep_fp32=[*decide, *fp32_nodes(wide, model)], dtype=half)
     name, data = half_precision_files(graph)
-    path = target / name
-    onnx.save(
-        converted,
-        path,
-        save_as_external_data=True,
-        location=data,
-        size_threshold=LARGE,
-    )
-    return path
+    save_with_data(converted, target / name, data)
+    return target / name
+
+
+def save_with_data(model: onnx.ModelProto, path: Path, data: str) -> None:
+    """Save a model with its large constants in the file `data` beside it.
+
+    `onnx.save` with `save_as_external_data` refuses a `data` that the working directory has,
+    wherever the model goes: there lies a user's own model.onnx.data, as PyTorch writes it.
+    """
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    for tensor in initializers(model.graph):
+        # Measured as onnx.save does, with the object's own 33 bytes: the files stay as they were.
+        if tensor.HasField("raw_data") and sys.getsizeof(tensor.raw_data) >= LARGE:
+            set_external_data(tensor, data)
+    onnx.save(model, path)
+
+
+def initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initializers of a graph and of the bodies in it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            bodies = [attribute.g] if attribute.HasField("g") else []
+            for body in (*bodies, *attribute.graphs):
+                yield from initializers(body)
