@@ -25,6 +25,7 @@ FENCE = re.compile(
 )
 NOTE = re.compile(r"<!-- (?P<key>needs|exit|output): (?P<value>.+?) -->")
 HAS = re.compile(r"<!-- begins with: (?P<value>.+?) -->")
+INLINE = re.compile(r"`(arvg-trt [^`]+)`")
 FILE_NAME = re.compile(r"# (?P<name>[\w.-]+\.toml)\b")
 
 
@@ -73,6 +74,12 @@ def blocks_of(page: Path) -> list[Block]:
         )
         for found in FENCE.finditer(text)
     ]
+
+
+def inline_commands(page: Path) -> list[str]:
+    """The command lines of ours in the text between fences, as `arvg-trt COMMAND ...`."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return [" ".join(found.split()) for found in INLINE.findall(text)]
 
 
 def begins_with(page: Path) -> list[str]:

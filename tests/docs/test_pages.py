@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -22,7 +23,7 @@ from arvg_trt.recipe.recipe import Recipe
 from ..command_line import Finished, arvg
 from ..minis.minis import Mini, Quantized
 from ..one_process import exporting_here
-from .pages import PAGES, ROOT, Block, begins_with, blocks_of
+from .pages import PAGES, ROOT, Block, begins_with, blocks_of, inline_commands
 from .reader import Belongings, give_graphs, give_images
 
 # What a machine of this project's tests lacks; a block that needs one of these is parsed alone.
@@ -158,6 +159,17 @@ def require_options(module: str, arguments: list[str], place: str) -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in files)
     for option in (word.partition("=")[0] for word in arguments if word.startswith("--")):
         assert f'"{option}"' in source, (place, option)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_are_right(page: Path) -> None:
+    """What stands for a user's own in them is in capitals, which commands take as any name."""
+    for line in inline_commands(page):
+        words = shlex.split(line)[1:]
+        if len(words) == 1:  # a command is named, not called
+            assert words[0] in {*cli.commands, "COMMAND", "--version"}, (page.name, line)
+        elif "|" not in line and "…" not in line and words[0] != "COMMAND":
+            parse(words, f"{page.name}: {line}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
