@@ -53,7 +53,7 @@ lint: types
 
 # The site of the documentation, in out/site; a warning is an error.
 docs: setup
-	$(BIN)/python -m sphinx -q -W --keep-going -c docs . out/site
+	$(BIN)/python -m sphinx -q -E -a -W --keep-going -c docs . out/site
 
 # Lines and branches, also of processes that tests start; the pages go to out/coverage.
 coverage: setup

@@ -21,6 +21,7 @@ exclude_patterns = [".*", "out", "build", "dist", "tests", "training", "README.m
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4  # links to headings as GitHub makes them
 default_role = "code"  # one backtick in a docstring is code, as in Markdown
+smartquotes = False  # "--target" is no dash
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 nitpicky = False
