@@ -15,6 +15,7 @@ from ..workspace.stage import require_outputs
 from ..workspace.workspace import WORKSPACE_FILE, Workspace
 
 REPORT = "report.json"
+OWN_BASELINE = "remove the baseline, or name another file, and save a new one"
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,10 +109,14 @@ def update_baseline(
         raise BundleError(
             f"is of the quantization {report.name}, and the baseline of {old.name}",
             where=str(source),
-            do="save a baseline of its own",
+            do=OWN_BASELINE,
         )
     new = baseline_of(report, with_latency=bool(old.latency))
-    found = compare([(str(file), old), (str(source), new)])
+    try:
+        found = compare([(str(file), old), (str(source), new)])
+    except BundleError as error:
+        error.do = OWN_BASELINE
+        raise
     require_passed(report, source, accept_failed_gates)
     if found.regressed and not accept_regression:
         return Update(state="kept", found=found)

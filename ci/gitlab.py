@@ -9,6 +9,7 @@ from urllib.parse import quote
 from .job import Job, JobOptions
 from .text import fill, shell_word, yaml_text
 
+ROOT_FILE = ".gitlab-ci.yml"
 SLUG = 63  # characters of CI_COMMIT_REF_SLUG
 
 
@@ -17,13 +18,14 @@ def gitlab_job(job: Job, options: JobOptions, command: str, include: str) -> str
     name = f"arvg-trt-{job.slug}"
     prefix = f"arvg-trt-{job.version}-{job.slug}"
     run = " ".join(map(shell_word, job.run_words))
-    baseline = f"{quote(options.branch, safe='')}/raw/arvg-trt-ci/baseline.json?job={quote(name)}"
+    notes = [*job.notes]
+    if include != ROOT_FILE:
+        notes.insert(0, f"{ROOT_FILE} includes it by `include: {include}`.")
     values = {
         "command": command,
         "version": job.version,
-        "include": include,
-        "notes": "\n".join(f"# {note}" for note in job.notes),
-        "job": yaml_text(name),
+        "notes": "\n".join(f"# {note}" for note in notes),
+        "job": name,
         "image": yaml_text(f"python:{options.python}"),
         "runner": f"[{', '.join(map(yaml_text, options.runners))}]",
         "on_branch": yaml_text(f"$CI_COMMIT_BRANCH == {json.dumps(options.branch)}"),
@@ -36,7 +38,7 @@ def gitlab_job(job: Job, options: JobOptions, command: str, include: str) -> str
         "copy": yaml_text(f"cp -R {shell_word(job.report)} arvg-trt-ci/report"),
         "name": shell_word(job.name),
         "baseline": shell_word(job.baseline),
-        "artifact": shell_word(baseline),
+        "branch_url": quote(options.branch, safe=""),
     }
     chosen = {"tags": bool(options.runners), "hub": job.from_hub, "bundle": options.bundle}
     return fill("gitlab.yml", values, {name for name, is_so in chosen.items() if is_so})

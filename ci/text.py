@@ -10,7 +10,10 @@ from pathlib import Path
 from ..errors import RecipeError
 
 TEMPLATES = Path(__file__).parent / "templates"
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._/-]*")
+# Words in which no reader of YAML finds anything else: no `: `, no ` #`, nothing of a flow list.
+_PLAIN = re.compile(
+    r"[A-Za-z$](?:[A-Za-z0-9._/@+=$|?\"-]|:(?=[A-Za-z0-9])| (?=[A-Za-z0-9$|=\"-]))*"
+)
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # no texts in YAML 1.1
 _VALUE = re.compile(r"<<(\w+)>>")
 _ONLY_IF = re.compile(r"<<(if|unless) (\w+)>>|<<end>>")

@@ -54,9 +54,7 @@ def summary_markdown(pair: ComparedPair) -> str:
         head += ["", *(f"> {text}  " for text in shortened(map(inert, pair.found.warnings)))]
     parts = ["\n".join(head)]
     if others:
-        parts.append(
-            folded(f"{len(others)} {plural(others)} {states(others)}", others_table(others))
-        )
+        parts.append(folded(others_title(others), others_table(others)))
     parts.append(folded("What was compared", compared_table(pair)))
     return fitting(parts)
 
@@ -96,9 +94,10 @@ def what_line(pair: ComparedPair) -> str:
     version = report.versions.get("arvg-trt")
     facts = [code(report.model), f"quantization {code(report.name)}"]
     facts += [f"arvg-trt {code(version)}"] if version else []
-    gates = {True: f"all {len(report.gates)} gates passed", False: "failed gates:"}
-    facts.append("no gates" if report.passed is None else gates[report.passed])
-    return ", ".join(facts) + ("" if report.passed is False else ".")
+    if report.passed is False:
+        return f"{', '.join(facts)}; failed:"
+    count = len(report.gates)
+    return f"{', '.join(facts)}; {f'{count} of {count} gates passed' if count else 'no gates'}."
 
 
 def failed_gates(report: Report) -> list[str]:
@@ -145,16 +144,12 @@ def verdict_cell(row: Row, doubtful: frozenset[str]) -> Badge:
     return Badge(text, "bad" if verdict == "worse" else "plain")
 
 
-def states(rows: Sequence[Row]) -> str:
-    """Return what metrics are that did not become better or worse."""
-    count = sum(row.cells[1].verdict == "same" for row in rows)
-    if count == len(rows):
-        return "are the same within their tolerance" if count > 1 else "is the same"
-    return f"unchanged or not compared ({count} the same)"
-
-
-def plural(rows: Sequence[Row]) -> str:
-    return "metric" if len(rows) == 1 else "metrics"
+def others_title(rows: Sequence[Row]) -> str:
+    """Return how many metrics did not become better or worse, and why."""
+    same = sum(row.cells[1].verdict == "same" for row in rows)
+    counts = {"the same within the tolerance": same, "not compared": len(rows) - same}
+    text = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"Other metrics: {text}"
 
 
 def compared_table(pair: ComparedPair) -> str:
