@@ -13,13 +13,13 @@ ROOT_FILE = ".gitlab-ci.yml"
 SLUG = 63  # characters of CI_COMMIT_REF_SLUG
 
 
-def gitlab_job(job: Job, options: JobOptions, command: str, include: str) -> str:
-    """Return the text of a file with the job; `command` wrote it, to the path `include`."""
+def gitlab_job(job: Job, options: JobOptions, command: str, include: str | None) -> str:
+    """Return the text of a file with the job; `command` wrote it, to `include` or to stdout."""
     name = f"arvg-trt-{job.slug}"
     prefix = f"arvg-trt-{job.version}-{job.slug}"
     run = " ".join(map(shell_word, job.run_words))
     notes = [*job.notes]
-    if include != ROOT_FILE:
+    if include not in (None, ROOT_FILE):
         notes.insert(0, f"{ROOT_FILE} includes it by `include: {include}`.")
     values = {
         "command": command,

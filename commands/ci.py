@@ -103,7 +103,7 @@ def gitlab(recipe_name: str, output: Path | None, force: bool, as_json: bool, **
     from ..ci.gitlab import gitlab_job
 
     described, options = describe(recipe_name, **job)
-    include = "arvg-trt.yml" if output is None else output.as_posix()
+    include = None if output is None else output.as_posix()
     line = command_line("gitlab", described, options)
     emit(gitlab_job(described, options, line, include), output, force, as_json, described)
 
