@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from check_jsonschema import main as check_jsonschema
+from click.testing import CliRunner
 
 import arvg_trt
 
@@ -84,16 +86,14 @@ class GithubRun:
             if "uses" in step:
                 self.used.append(step.get("name", step["uses"]))
                 continue
-            files = {name: self.platform.tools.parent / name for name in ("GITHUB_OUTPUT",)}
-            files["GITHUB_OUTPUT"].write_text("")
+            written = self.platform.tools.parent / "GITHUB_OUTPUT"
+            written.write_text("")
             given = {key: self.filled(str(value)) for key, value in step.get("env", {}).items()}
             script = INSTALL.sub("true", self.filled(step["run"]))
-            code = self.platform.bash(
-                script, folder, **given, GITHUB_OUTPUT=str(files["GITHUB_OUTPUT"])
-            )
+            code = self.platform.bash(script, folder, **given, GITHUB_OUTPUT=str(written))
             self.outcomes[step["name"]] = code
             succeeded = succeeded and code == 0
-            lines = files["GITHUB_OUTPUT"].read_text().splitlines()
+            lines = written.read_text().splitlines()
             self.outputs[step.get("id", "")] = dict(line.split("=", 1) for line in lines)
         self.needs[name] = {
             key: self.filled(value) for key, value in job.get("outputs", {}).items()
@@ -130,6 +130,12 @@ class GithubRun:
             if self.value(left) != self.value(right):
                 return False
         return True
+
+
+def check(schema: str, path: Path) -> None:
+    """Check a file by a platform's own schema, which check-jsonschema brings."""
+    result = CliRunner().invoke(check_jsonschema, ["--builtin-schema", schema, str(path)])
+    assert result.exit_code == 0, result.output
 
 
 def read_yaml(text: str) -> dict[str, Any]:
