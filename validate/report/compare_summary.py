@@ -202,7 +202,7 @@ def inert(text: str) -> str:
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     plain = _MARKDOWN.sub(r"\\\1", plain)
     # GitHub looks for mentions, issues and addresses in the text that markup leaves.
-    return re.sub(r"@|://|\bwww\.|\bGH(?=\\-)|\\#", lambda found: f"{found[0]}&#8203;", plain)
+    return re.sub(r"@|:(?=//)|\bwww(?=\.)|\bGH(?=\\-)|\\#", r"\g<0>&#8203;", plain)
 
 
 def fitting(parts: Sequence[str]) -> str:
