@@ -101,6 +101,8 @@ def describe_job(name: str, options: JobOptions) -> Job:
         notes.append(f"{recipe.checkpoint} is fetched from the Hugging Face Hub, and cached.")
     if login:
         notes.append("Its terms have to be accepted there; the secret HF_TOKEN is who did.")
+    if hosted and (speeds := speed_gates(recipe)):
+        notes.append(f"A gate on speed varies from one shared machine to the next: {speeds}.")
     if not recipe.validate.gates:
         notes.append("The recipe has no gates: only the comparison with a baseline can fail.")
     version = tool_version()
@@ -153,7 +155,7 @@ def own_workspace(recipe: Recipe) -> str | None:
 
 def require_gpu(recipe: Recipe, hosted: bool) -> None:
     """Raise RecipeError for what needs a GPU, where the runner is one that has none."""
-    needs = [b.backend for b in recipe.build if b.backend == "tensorrt"]
+    needs: list[str] = [b.backend for b in recipe.build if b.backend == "tensorrt"]
     needs += [recipe.validate.device] if recipe.validate.device.startswith("cuda") else []
     if needs and hosted:
         raise RecipeError(
@@ -206,6 +208,12 @@ def split_data(recipe: Recipe, hosted: bool) -> tuple[list[str], list[str]]:
             )
         local.append(plain)
     return list(dict.fromkeys(local)), absolute
+
+
+def speed_gates(recipe: Recipe) -> str:
+    """Return the gates of a recipe that read a speed."""
+    gates = [str(gate) for gate in parse_gates(recipe.validate.gates, METRIC_NAMES)]
+    return ", ".join(gate for gate in gates if re.search("speedup|latency_ms", gate))
 
 
 def hub_facts(recipe: Recipe) -> tuple[bool, bool]:

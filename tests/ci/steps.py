@@ -119,7 +119,7 @@ class GithubRun:
         return re.sub(r"\$\{\{ (.*?) \}\}", lambda found: self.value(found[1]), text)
 
     def holds(self, condition: str, succeeded: bool) -> bool:
-        """Whether a condition of the few forms that the workflow has is true."""
+        """Return whether a condition of the few forms that the workflow has is true."""
         parts = [part.strip() for part in condition.split("&&")]
         if "always()" not in parts and not succeeded:
             return False

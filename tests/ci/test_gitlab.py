@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from email.message import EmailMessage
 from email.parser import BytesParser
+from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ class Handler(BaseHTTPRequestHandler):
         assert self.headers["PRIVATE-TOKEN"] == TOKEN
         content = self.rfile.read(int(self.headers["Content-Length"]))
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-        message = BytesParser(EmailMessage).parsebytes(head + content)
-        (part,) = message.get_payload()
+        message = BytesParser(EmailMessage, policy=default).parsebytes(head + content)
+        (part,) = message.iter_parts()
         return part.get_payload(decode=True).decode().replace("\r\n", "\n")
 
     def answer(self, code: int, content: bytes) -> None:

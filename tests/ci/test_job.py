@@ -1,4 +1,4 @@
-"""What a CI machine lacks is refused when the file is written, or said in it."""
+"""Recipes that a CI machine cannot run are refused when the file is written, or it says why."""
 
 from __future__ import annotations
 
@@ -91,6 +91,10 @@ def test_a_checkpoint_of_the_hub_is_cached_and_said() -> None:
 
 def test_a_gate_that_is_misspelt_is_refused_and_none_is_said() -> None:
     refused(write('[validate]\ngates = ["psnr_dorp<=1"]'), 3, "psnr_dorp", "psnr_drop")
+    speed = describe_job(write('[validate]\ngates = ["speedup>=1.5"]'), JobOptions())
+    assert speed.notes == (
+        "A gate on speed varies from one shared machine to the next: speedup>=1.5.",
+    )
     assert "no gates" in describe_job(write(), JobOptions()).notes[-1]
 
 

@@ -67,7 +67,7 @@ def test_github_reads_the_words_back(recipe: str, package: str) -> None:
 
 
 def unfilled(text: str) -> str:
-    """What GitHub makes of a script, in which all expressions are texts."""
+    """Return a script as GitHub hands it to a shell: all expressions in it are texts."""
     return text.replace("${{ '${{' }}", "${{")
 
 
