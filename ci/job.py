@@ -237,6 +237,8 @@ def requirement(recipe: Recipe, package: str | None, version: str) -> str:
     extras = ["export", "report"]
     backends = {build.backend for build in recipe.build}
     extras += [x for x, b in (("rtx", "tensorrt_rtx"), ("tensorrt", "tensorrt")) if b in backends]
+    if "rtx" in extras and recipe.validate.device.startswith("cuda"):
+        extras.append("edge-rtx")  # the provider that runs the engines
     if recipe.validate.second_opinion and len(extras) == 2:
         extras.append("kit")  # brings Polygraphy, as builders do
     listed = f"[{','.join(extras)}]"

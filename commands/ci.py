@@ -29,7 +29,13 @@ def ci_options(decorated: Command) -> Command:
     """Give a command the options that both platforms share."""
     options = (
         click.argument("recipe_name", metavar="RECIPE", shell_complete=completion.recipes),
-        option("-o", "--output", group="File", type=PathArgument(), help="[default: stdout]"),
+        option(
+            "-o",
+            "--output",
+            group="File",
+            type=PathArgument(),
+            help="File to write. [default: stdout]",
+        ),
         option("--force", group="File", is_flag=True, help="Replace a file that is there."),
         option("--branch", group="Job", default="main", show_default=True, help="The main branch."),
         option(

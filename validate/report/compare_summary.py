@@ -54,7 +54,7 @@ def summary_markdown(pair: ComparedPair) -> str:
         head += ["", *(f"> {text}  " for text in shortened(map(inert, pair.found.warnings)))]
     parts = ["\n".join(head)]
     if others:
-        parts.append(folded(others_title(others), others_table(others)))
+        parts.append(folded(others_title(others, bool(changed)), others_table(others)))
     parts.append(folded("What was compared", compared_table(pair)))
     return fitting(parts)
 
@@ -144,12 +144,12 @@ def verdict_cell(row: Row, doubtful: frozenset[str]) -> Badge:
     return Badge(text, "bad" if verdict == "worse" else "plain")
 
 
-def others_title(rows: Sequence[Row]) -> str:
-    """Return how many metrics did not become better or worse, and why."""
+def others_title(rows: Sequence[Row], beside: bool) -> str:
+    """Return how many metrics are neither better nor worse; others may stand `beside` them."""
     same = sum(row.cells[1].verdict == "same" for row in rows)
     counts = {"the same within the tolerance": same, "not compared": len(rows) - same}
     text = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return f"Other metrics: {text}"
+    return f"Other metrics: {text}" if beside else f"All metrics: {text}"
 
 
 def compared_table(pair: ComparedPair) -> str:
