@@ -17,6 +17,7 @@ from ..runtime.families import find_family
 from ..validate.report.gates import parse_gates
 from ..validate.report.schema import METRIC_NAMES
 from ..workspace.stage import tool_version
+from .repository import require_not_ignored, require_root, uses_large_files
 from .text import as_path, require_printable
 
 HOSTED = re.compile(r"(ubuntu|windows|macos)-", re.IGNORECASE)  # runners of GitHub, without GPUs
@@ -95,12 +96,20 @@ def describe_job(name: str, options: JobOptions) -> Job:
     hosted = not options.runners or any(HOSTED.match(label) for label in options.runners)
     require_gpu(recipe, hosted)
     local, absolute = split_data(recipe, hosted)
+    here = [*([] if preset else [written]), *local]
+    if here:
+        require_root()
+        require_not_ignored(here)
+    if options.bundle and not recipe.build:
+        raise RecipeError("the recipe builds no engines to bundle", do="leave out --bundle")
     hub, login = hub_facts(recipe)
     notes = [f"Its runner has to have {path}." for path in absolute]
     if hub:
         notes.append(f"{recipe.checkpoint} is fetched from the Hugging Face Hub, and cached.")
     if login:
         notes.append("Its terms have to be accepted there; the secret HF_TOKEN is who did.")
+    if options.bundle and recipe.checkpoint is not None:
+        notes.append("Give `arvg-trt bundle` the licence of the weights: --license FILE.")
     if hosted and (speeds := speed_gates(recipe)):
         notes.append(f"A gate on speed varies from one shared machine to the next: {speeds}.")
     if not recipe.validate.gates:
@@ -115,8 +124,8 @@ def describe_job(name: str, options: JobOptions) -> Job:
         moved=workspace is None,
         requirement=requirement(recipe, options.package, version),
         version=version,
-        files=tuple(p for p in ([] if preset else [written]) + local if Path(p).is_file()),
-        folders=tuple(p for p in local if Path(p).is_dir()),
+        files=tuple(path for path in here if Path(path).is_file()),
+        folders=tuple(path for path in here if Path(path).is_dir()),
         from_hub=hub,
         login=login,
         large_files=uses_large_files(),
@@ -246,9 +255,3 @@ def requirement(recipe: Recipe, package: str | None, version: str) -> str:
         return f"arvg-trt{listed}=={version}"
     require_printable(package, "--package")
     return f"arvg-trt{listed} @ {package}" if "://" in package else f"{as_path(package)}{listed}"
-
-
-def uses_large_files() -> bool:
-    """Return whether this repository keeps files in Git LFS."""
-    attributes = Path(".gitattributes")
-    return attributes.is_file() and "filter=lfs" in attributes.read_text(errors="replace")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from arvg_trt.ci.job import JobOptions, describe_job
+from arvg_trt.ci.repository import git
 from arvg_trt.workspace.stage import tool_version
 
 from ..command_line import arvg, assert_refused
@@ -119,6 +120,27 @@ def test_git_lfs_is_checked_out_where_it_is_used() -> None:
     assert "lfs: true" not in arvg("ci", "github", write()).out
     Path(".gitattributes").write_text("*.png filter=lfs diff=lfs merge=lfs -text\n")
     assert "lfs: true" in arvg("ci", "github", write()).out
+
+
+def test_what_git_ignores_is_refused_and_so_is_a_folder_below_the_root(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if git("init", "--quiet") is None:
+        pytest.skip("git is not installed")
+    recipe = write('[validate]\nimages = "photos/"')
+    assert describe_job(recipe, JobOptions()).folders == ("photos",)
+    Path(".gitignore").write_text("photos/\n")
+    refused(recipe, 3, "photos", "ignored by git")
+    Path("below").mkdir()
+    monkeypatch.chdir(folder / "below")
+    refused(write(), 3, "root of the repository", str(folder))
+    assert arvg("ci", "github", "cosmos-mini-int8").code == 0  # of a preset no path leads there
+
+
+def test_a_bundle_needs_engines_and_other_weights_their_licence() -> None:
+    refused(write("build = []"), 3, "no engines", options=("--bundle",))
+    hub = write('checkpoint = "nvidia/Cosmos-0.1-Tokenizer-DI8x8"')
+    assert any("--license" in note for note in describe_job(hub, JobOptions(bundle=True)).notes)
 
 
 @pytest.mark.parametrize(

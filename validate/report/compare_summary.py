@@ -13,7 +13,7 @@ from .schema import Report
 from .spread import INCONCLUSIVE, inconclusive_metrics
 
 LIMIT = 65_536  # characters of a comment on GitHub
-LONGEST_NAME, LONGEST_LINE, MOST_LINES, MOST_ROWS = 200, 400, 20, 40
+LONGEST_NAME, LONGEST_LINE, MOST_LINES, MOST_ROWS = 200, 300, 10, 40
 BASELINE, NEW = "Baseline", "New"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-!|~])")
 
@@ -201,13 +201,14 @@ def inert(text: str) -> str:
         plain = f"{plain[:LONGEST_LINE]}\u2026"
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     plain = _MARKDOWN.sub(r"\\\1", plain)
-    # GitHub looks for mentions, issues and addresses in the text that markup leaves.
-    return re.sub(r"@|:(?=//)|\bwww(?=\.)|\bGH(?=\\-)|\\#", r"\g<0>&#8203;", plain)
+    # The platforms look for mentions, issues and addresses in the text that markup leaves.
+    references = r"(?:[@#!~$%]|&amp;)(?=\w)|:(?=//)|\bwww(?=\.)|\bGH(?=\\-)"
+    return re.sub(references, r"\g<0>&#8203;", plain)
 
 
 def fitting(parts: Sequence[str]) -> str:
-    """Return as many parts as fit into a comment; the first one always does."""
+    """Return as many parts as fit into a comment; the first one does, whatever names it holds."""
     kept = list(parts)
     while len(kept) > 1 and sum(len(part) + 2 for part in kept) >= LIMIT:
         kept.pop()
-    return "\n\n".join(kept)[: LIMIT - 2] + "\n"
+    return "\n\n".join(kept) + "\n"

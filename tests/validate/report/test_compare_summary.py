@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from arvg_trt.validate.report.compare import compare
+from arvg_trt.validate.report.compare import RULES, Comparison, Verdict, compare
 from arvg_trt.validate.report.compare_summary import (
     LIMIT,
     ComparedPair,
@@ -27,6 +28,7 @@ from arvg_trt.validate.report.schema import Report, encode_report
 from ...command_line import arvg, assert_refused
 from ..conftest import GreyCodec, MakeReport
 
+VERDICTS: tuple[Verdict, Verdict] = ("baseline", "worse")
 GITHUB = MarkdownIt("commonmark").enable("table")
 
 
@@ -138,21 +140,26 @@ def test_names_are_no_markup(make_report: MakeReport) -> None:
     assert not re.search(r"<h1>", html)
 
 
-def test_a_comment_is_never_too_long(make_report: MakeReport) -> None:
+@pytest.mark.parametrize("character", ["w", "`", "|", "@", "&", "<", "\\", "\U0001f600"])
+def test_a_comment_is_never_too_long(make_report: MakeReport, character: str) -> None:
     report = make_report().report
-    long = "w" * 5000
+    text = character * 5000
     gates = tuple(
-        GateResult(expression=f"{k}{long}", value=None, passed=False, reason="|" * 5000)
-        for k in range(300)
+        GateResult(expression=text, value=None, passed=False, reason=text) for _ in range(300)
     )
-    versions = {f"{k}{long}": "`" * 5000 for k in range(300)}
-    new = msgspec.structs.replace(report, gates=gates, versions=versions)
-    found = compare([("base", report), ("new", new)])
-    found = type(found)(found.labels, found.rows, tuple(f"{'@' * 5000}{k}" for k in range(300)))
-    text = summary_markdown(ComparedPair((long, long), report, new, found))
-    assert len(text) < LIMIT
-    assert "and 280 more" in text
-    assert GITHUB.render(text).count("<details>") == text.count("</details>")
+    versions = {f"{k}{text}": text for k in range(300)}
+    new = msgspec.structs.replace(
+        report, gates=gates, versions=versions, model=text, name=text, latency={}
+    )
+    found = compare([("base", report), ("new", new)], allow_different=True)
+    cells = [replace(c, verdict=v) for c, v in zip(found.rows[0].cells, VERDICTS, strict=True)]
+    rows = [replace(row, cells=tuple(cells)) for row in found.rows for _ in range(2)]
+    found = Comparison(found.labels, tuple(rows[: len(RULES)]), (text,) * 300)
+    made = summary_markdown(ComparedPair((text, text), report, new, found))
+    assert len(made) < LIMIT and made.count("and 290 more") == 2
+    assert GITHUB.render(made).count("<details>") == made.count("</details>")
+    problem = summary_markdown(ComparedPair((text, text), report, new, None, text))
+    assert len(problem) < LIMIT and "Not comparable" in problem
 
 
 @pytest.mark.parametrize(
