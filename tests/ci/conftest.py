@@ -26,6 +26,9 @@ name = "int8"
 feeds = "calibration.npz"
 samples = 8
 
+[quantize]
+activation_bits = 32  # which takes least time
+
 [validate]
 feeds = "validation.npz"
 rounds = 0
