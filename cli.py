@@ -7,7 +7,9 @@ import sys
 
 import click
 
+from .commands.baseline import baseline
 from .commands.build import build
+from .commands.ci import ci
 from .commands.diagnose import diagnose
 from .commands.images import decode, encode, generate
 from .commands.info import analyze, compare, doctor, inspect, models, targets
@@ -60,6 +62,8 @@ for command in (
     analyze,
     inspect,
     compare,
+    baseline,
+    ci,
     why,
     diagnose,
     doctor,

@@ -1,27 +1,55 @@
-"""Compare reports, and write the page of the comparison."""
+"""Compare reports, and write the page or the summary of the comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import WorkspaceError
+from ..errors import BundleError, RecipeError, WorkspaceError
 from ..validate.report.compare import Comparison, compare, comparison_html
-from ..validate.report.schema import load_report
+from ..validate.report.schema import Report, load_report
 from ..workspace.files import atomic_write
 
 
-def compare_reports(paths: Sequence[Path], html: Path | None, allow_different: bool) -> Comparison:
+def compare_reports(
+    paths: Sequence[Path],
+    html: Path | None,
+    allow_different: bool,
+    summarize: Callable[[str], None] | None = None,
+) -> Comparison:
     """Compare reports with the first one, and write a page; folders stand for their report.json.
+
+    `summarize` gets the comment of a pull request, also where two reports cannot be compared.
 
     Raises:
         WorkspaceError: fewer than two, or one that cannot be read.
+        RecipeError: a summary of more than two.
+        BundleError: reports that are not comparable.
     """
     if len(paths) < 2:
         raise WorkspaceError("one report cannot be compared", do="name two or more")
+    if summarize is not None and len(paths) > 2:
+        raise RecipeError("a summary is of two reports", do="name the baseline and the new one")
     files = [p / "report.json" if p.is_dir() else p for p in paths]
     labelled = [(str(path), load_report(path)) for path in files]
-    found = compare(labelled, allow_different=allow_different)
+    try:
+        found = compare(labelled, allow_different=allow_different)
+    except BundleError as error:
+        if summarize is not None:
+            summarize(summary_of(labelled, None, error.what))
+        raise
     if html is not None:
         atomic_write(html, comparison_html(found).encode())
+    if summarize is not None:
+        summarize(summary_of(labelled, found))
     return found
+
+
+def summary_of(
+    labelled: Sequence[tuple[str, Report]], found: Comparison | None, problem: str = ""
+) -> str:
+    """Return the comment of a pull request, of a baseline and one other report."""
+    from ..validate.report.compare_summary import ComparedPair, summary_markdown
+
+    (base_label, base), (label, new) = labelled
+    return summary_markdown(ComparedPair((base_label, label), base, new, found, problem))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 from click.testing import CliRunner
 from PIL import Image
@@ -52,6 +53,17 @@ PROGRESS = re.compile(r"(working|.* \d+ of \d+), (\d+ h \d+ min|(\d+ min )?\d+ s
 
 # With this seed the first pass, which knows no token, is among those that are kept.
 MAR_CHOICE = ("--labels", "0-2", "--seed", 3)
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command by its words, such as `ci github`, in order; groups are none themselves."""
+    found: dict[str, click.Command] = {}
+    for name, command in sorted(cli.commands.items()):
+        if isinstance(command, click.Group):
+            found |= {f"{name} {inner}": each for inner, each in sorted(command.commands.items())}
+        else:
+            found[name] = command
+    return found
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ FLOORS = (
     ("engines",),
     ("validate",),
     ("pipeline",),
-    ("api", "explain"),
+    ("api", "explain", "ci"),
     ("commands",),
     ("cli",),
     ("__main__",),

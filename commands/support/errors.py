@@ -38,7 +38,9 @@ class Commands(click.Group):
     as_json = False
 
     def add_command(self, command: click.Command, name: str | None = None) -> None:
-        command.params.append(debug_option())
+        within = command.commands.values() if isinstance(command, click.Group) else ()
+        for each in (command, *within):
+            each.params.append(debug_option())
         super().add_command(command, name)
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:

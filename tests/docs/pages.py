@@ -83,7 +83,7 @@ def inline_commands(page: Path) -> list[str]:
 
 
 def begins_with(page: Path) -> list[str]:
-    """What the reader of a page has before it begins."""
+    """Return what the reader of a page has before it begins."""
     return [
         place.strip()
         for found in HAS.finditer(page.read_text(encoding="utf-8"))

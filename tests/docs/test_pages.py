@@ -163,7 +163,7 @@ def require_options(module: str, arguments: list[str], place: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_text_are_right(page: Path) -> None:
-    """What stands for a user's own in them is in capitals, which commands take as any name."""
+    """Words in capitals stand for a user's own; commands take them as any name."""
     for line in inline_commands(page):
         words = shlex.split(line)[1:]
         if len(words) == 1:  # a command is named, not called

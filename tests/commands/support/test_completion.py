@@ -23,7 +23,7 @@ from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.recipe.recipe import Recipe
 from arvg_trt.recipe.validate import ValidateOptions
 
-from ...command_line import arvg
+from ...command_line import arvg, commands
 from ...families.rar.models import TinyRar
 
 DOCS = Path(str(arvg_trt.__file__)).resolve().parent / "docs" / "recipes.md"
@@ -112,10 +112,10 @@ def test_help_lists_options_under_headings() -> None:
     assert "--exclude" not in rounding
 
 
-@pytest.mark.parametrize("command", sorted(cli.commands))
+@pytest.mark.parametrize("command", commands())
 def test_help_lists_every_option_once(command: str) -> None:
-    out = arvg(command, "--help").out
-    for parameter in cli.commands[command].params:
+    out = arvg(*command.split(), "--help").out
+    for parameter in commands()[command].params:
         if isinstance(parameter, click.Option):
             lines = [line for line in out.splitlines() if line.startswith("  -")]
             found = [line for line in lines if parameter.opts[-1] in line.replace(",", " ").split()]
