@@ -29,6 +29,7 @@ from .families.tiny import (
     tiny_rar,
 )
 from .families.var_vqvae.models import tiny_tokenizer
+from .garbage import keep
 from .graph.builders import conv_case, integer_case
 from .one_process import one_process
 from .pipeline.fixtures import exported, finished, mini_of, quantized_mar, quantized_of, workspace
@@ -108,10 +109,16 @@ def _one_table_of_operators() -> Iterator[None]:
 
     Processes that tests start make their own.
     """
+    make = ONNXRegistry.from_torchlib
+
+    @cache
+    def made(**opset: int) -> ONNXRegistry:
+        table = make(**opset)
+        keep()
+        return table
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib))
-        )
+        patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(made))
         yield
 
 
