@@ -171,6 +171,14 @@ def environment_line(found: Mapping[str, Any]) -> str:
     return f"{found['cpu']} ({', '.join(found['flags'])}); {versions}"
 
 
+def fixed(value: float, digits: int) -> str:
+    """Return a number with so many decimals, where what rounds to zero has no sign.
+
+    The format code for that, `z`, is of Python 3.11.
+    """
+    return f"{round(float(value), digits) + 0.0:.{digits}f}"
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

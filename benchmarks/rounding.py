@@ -31,6 +31,7 @@ from .common import (
     environment,
     environment_line,
     evaluation_sets,
+    fixed,
     markdown_table,
     write_results,
 )
@@ -53,7 +54,7 @@ def report(bench: Bench, rows: Sequence[tuple[str, float, Row]], model: str, sam
             row.encoder_bits,
             step,
             f"{row.psnr_all:.2f}",
-            f"{row.psnr_drop:z.2f}",
+            fixed(row.psnr_drop, 2),
             f"{row.tokens_equal:.1%}",
             f"{row.compression:.2f}x",
             f"{seconds:.0f}",

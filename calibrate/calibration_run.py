@@ -17,8 +17,11 @@ from ..samples.files import sample_files
 from .convergence import RangeGrowth
 from .observers.absmax import keep_absmax, observe_absmax
 from .observers.clip_error import (
+    ErrorPairs,
     Power,
-    error_unit,
+    added_pairs,
+    batch_channel_clip_errors,
+    batch_clip_errors,
     observe_channel_clip_errors,
     observe_clip_errors,
 )
@@ -32,11 +35,10 @@ from .observers.min_max import (
     position_stats,
 )
 from .observers.run import Outputs, Progress, run_instrumented
-from .observers.smoothed import Scaling, SmoothedInput, plain_input, position_sums, wide_sum
+from .observers.smoothed import Scaling, SmoothedInput, plain_input, wide_sum
 from .statistics import OUTPUT, POSITION, Statistics
 
 Floats = NDArray[np.float64]
-ClipErrors = dict[str, list[tuple[Floats, Floats]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,14 +233,8 @@ class CalibrationRun:
         def consume(_: str, outputs: Outputs) -> None:
             for key, tried in candidates.items():
                 for power in powers:
-                    names = [f"{key}:{k}:e{power}" for k in range(len(tried))]
-                    rows = [position_sums(outputs, name, inputs[key]) for name in names]
-                    total = np.stack(rows)
-                    if inputs[key].token_axis is None:
-                        total = total.sum(axis=1, keepdims=True)
-                    units = [error_unit(inputs[key], qparams) for qparams in tried]
-                    total *= np.stack([unit**power for unit in units])
-                    errors[key][power] = errors[key].get(power, 0.0) + total
+                    found = batch_clip_errors(outputs, key, inputs[key], tried, power)
+                    errors[key][power] = errors[key].get(power, 0.0) + found
 
         if candidates:
             self.observe(
@@ -252,13 +248,13 @@ class CalibrationRun:
         candidates: Mapping[str, Mapping[str, Sequence[QParams]]],
         scalings: Mapping[str, Mapping[str, Scaling]],
         channel_axes: Mapping[str, Mapping[str, int]],
-    ) -> ClipErrors:
+    ) -> dict[str, ErrorPairs]:
         """Return per tensor and candidate channel sums of error^2 and error^4, [C].
 
         `candidates`, scalings and axes of channels are by graph, then by tensor; so is the
         result's key, `graph/tensor`.
         """
-        sums: ClipErrors = {}
+        sums: dict[str, ErrorPairs] = {}
 
         def instrument(name: str, graph: ir.Graph) -> None:
             if name in candidates:
@@ -268,17 +264,10 @@ class CalibrationRun:
 
         def consume(name: str, outputs: Outputs) -> None:
             for tensor, tried in candidates.get(name, {}).items():
-                totals = sums.setdefault(f"{name}/{tensor}", [])
-                for k, qparams in enumerate(tried):
-                    e2, e4 = (
-                        wide_sum(outputs[f"{tensor}:{k}:e{power}"])
-                        * float(qparams.scale[0]) ** power
-                        for power in (2, 4)
-                    )
-                    if k == len(totals):
-                        totals.append((e2, e4))
-                    else:
-                        totals[k] = (totals[k][0] + e2, totals[k][1] + e4)
+                found = batch_channel_clip_errors(outputs, tensor, tried)
+                key = f"{name}/{tensor}"
+                before = sums.get(key)
+                sums[key] = found if before is None else added_pairs(before, found)
 
         self.observe(instrument, consume)
         return sums

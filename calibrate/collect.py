@@ -10,7 +10,7 @@ import msgspec
 
 from ..graph.sites import load_sites
 from ..recipe.calibrate import CalibrateOptions
-from ..runtime.generator import read_spec
+from ..runtime.folders import read_spec
 from ..samples.base import SampleSource
 from ..samples.classes import saved_classes
 from ..samples.files import count_batches, sample_files, save_labels, save_sample

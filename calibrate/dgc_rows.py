@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import CalibrationError
 from ..graph.sites import load_sites
 from ..recipe.calibrate import CalibrateOptions
-from ..runtime.generator import read_spec
+from ..runtime.folders import read_spec
 from ..runtime.recording import GraphRun
 from ..runtime.spec import TEACHER_FORCED
 from ..samples.files import Sample, load_sample, sample_files

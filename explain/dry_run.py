@@ -6,11 +6,11 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from ..errors import ExportError, WorkspaceError
+from ..errors import WorkspaceError
 from ..families.variants import find_model, shipped_checkpoint
 from ..pipeline.run import check_recipe, require_extras
 from ..recipe.build import BuildOptions
@@ -28,6 +28,16 @@ from .why import StageName, changes, prepare
 STAGES: tuple[StageName, ...] = ("export", "calibrate", "quantize", "build", "validate")
 FLOAT_BYTES = 4
 REASONS = 3  # that a line has; `why` has all
+
+
+class Fetched(NamedTuple):
+    """Name the files that an export would fetch, and their bytes where all are known."""
+
+    files: tuple[str, ...] = ()
+    bytes: int | None = None
+
+
+NOTHING = Fetched()
 
 
 class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +71,8 @@ def plan_run(recipe: Recipe) -> list[PlannedStage]:
     check_recipe(recipe)
     root = Path(recipe.workspace)
     if not (root / WORKSPACE_FILE).is_file():
-        planned = [row for stage in STAGES for row in rows_of(recipe, stage, root, {}, None)]
+        fetch = published_files(recipe) if must_fetch(recipe) else NOTHING
+        planned = [row for stage in STAGES for row in rows_of(recipe, stage, root, {}, None, fetch)]
     else:
         with Workspace(root) as workspace:
             planned = plan_stages(recipe, workspace)
@@ -71,14 +82,19 @@ def plan_run(recipe: Recipe) -> list[PlannedStage]:
 
 def plan_stages(recipe: Recipe, workspace: Workspace) -> list[PlannedStage]:
     """Return what would be done in a workspace: from the first stage that runs, all run."""
-    times = read_times(workspace.root)
+    from ..export.checkpoint.hub import NotCached
+
+    times, fetch = read_times(workspace.root), NOTHING
     planned: list[PlannedStage] = []
     stale: StageName | None = None
     for stage in STAGES:
         prepared = None
-        if stale is None and not (stage == "export" and must_fetch(recipe)):
-            prepared = prepare(workspace, stage, recipe)
-        rows = rows_of(recipe, stage, workspace.root, times, prepared, stale)
+        if stale is None:
+            try:
+                prepared = prepare(workspace, stage, recipe)
+            except NotCached:
+                fetch = published_files(recipe)
+        rows = rows_of(recipe, stage, workspace.root, times, prepared, fetch, stale)
         if stale is None and any(row.state == "runs" for row in rows):
             stale = stage
         planned += rows
@@ -91,13 +107,14 @@ def rows_of(
     root: Path,
     times: dict[str, Took],
     prepared: Sequence[PreparedStage] | None,
+    fetch: Fetched,
     stale: StageName | None = None,
 ) -> list[PlannedStage]:
     """Return a row for each folder of a stage; not `prepared` it runs, behind one that is stale."""
     makes = made_by(recipe, stage)
     if prepared is not None:
         return [prepared_row(each, stage, root, makes, times) for each in prepared]
-    fetch, fetched = fetched_by(recipe) if stage == "export" else ((), None)
+    files, size = fetch if stage == "export" else NOTHING
     weights = FLOAT_BYTES * find_model(recipe.model).parameters if stage == "export" else 0
     because = (f"{stale} runs",) if stale else ()
     return [
@@ -105,8 +122,8 @@ def rows_of(
             with_weights(measured(stage, folder, times), weights),
             makes=text,
             because=because,
-            fetch=fetch,
-            fetch_bytes=fetched,
+            fetch=files,
+            fetch_bytes=size,
         )
         for folder, text in places(recipe, stage, makes)
     ]
@@ -220,33 +237,30 @@ def must_fetch(recipe: Recipe) -> bool:
     """Return whether a checkpoint is on the Hub and not in its cache on this machine.
 
     Raises:
-        ExportError: the checkpoint is a file or folder that is not there, or not complete.
+        ExportError: a file or folder that is not there or not complete, or one of the cache that
+            is not as published.
     """
-    from ..export.checkpoint.resolve import is_hub_id, resolve_checkpoint
+    from ..export.checkpoint.hub import NotCached
+    from ..export.checkpoint.resolve import resolve_checkpoint
 
     entry = find_model(recipe.model)
     if find_family(entry.family).source == "graphs":
         return False
     spec = recipe.checkpoint or shipped_checkpoint(entry)
-    parts = (spec, entry.files, entry.elsewhere, entry.published)
-    if not is_hub_id(spec):
-        resolve_checkpoint(*parts)
-        return False
     try:
-        resolve_checkpoint(*parts, cached=True)
-    except ExportError:
+        resolve_checkpoint(spec, entry.files, entry.elsewhere, entry.published, cached=True)
+    except NotCached:
         return True
     return False
 
 
-def fetched_by(recipe: Recipe) -> tuple[tuple[str, ...], int | None]:
-    """Return the files that an export would fetch, and their bytes where all are known."""
-    if not must_fetch(recipe):
-        return (), None
+def published_files(recipe: Recipe) -> Fetched:
+    """Return the files of a checkpoint on the Hub: those that are known, else its id."""
     entry = find_model(recipe.model)
     if entry.published and entry.published[0].repo == recipe.checkpoint:
-        return tuple(f"{each.repo}/{each.name}" for each in entry.published), entry.download_bytes
-    return (str(recipe.checkpoint),), None
+        names = tuple(f"{each.repo}/{each.name}" for each in entry.published)
+        return Fetched(names, entry.download_bytes)
+    return Fetched((str(recipe.checkpoint),))
 
 
 def require_disk(planned: Sequence[PlannedStage], root: Path) -> None:

@@ -22,7 +22,7 @@ from ..workspace.stage import PreparedStage, Reporter, StageResult, package_vers
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
-    from ..export.checkpoint.read import Weights
+    from ..export.checkpoint.wrappers import Weights
     from ..families.custom.export import Judges
 
 # An export compares its graphs on pictures of its own: others to validate on change no export.

@@ -12,8 +12,9 @@ from ..errors import GenerationError
 from ..recipe.commands import GenerateOptions
 from ..runtime.bundle.open import ANY, BundleAccess, located
 from ..runtime.files import Outputs, write_batches
-from ..runtime.generator import Generator, check_labels, choose_sampling, placed_spec
-from ..runtime.labels import parse_labels
+from ..runtime.folders import placed_spec
+from ..runtime.generator import Generator, choose_sampling
+from ..runtime.labels import check_labels, parse_labels
 from ..runtime.sampling import Sampling
 from ..workspace.stage import Reporter
 

@@ -20,7 +20,8 @@ from ..calibrate.observers.run import Outputs, Progress, require_finite
 from ..graph.io import graph_bytes, load_graph
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import Plan, SitePlan
-from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, default_session, read_spec
+from ..runtime.folders import read_spec
+from ..runtime.generator import OTHER_GRAPHS, Generator, choose_sampling, default_session
 from ..runtime.sessions.open import SLOW_OPTIMIZERS, open_session
 from ..runtime.sessions.placement import ON_CPU
 from ..runtime.sessions.session import Array, DeviceValue, Session, SessionObserver

@@ -12,7 +12,7 @@ from ..calibrate.calibrated import Calibrated
 from ..graph.sites import SiteMap
 from ..numerics.scheme import Plan, SitePlan
 from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
-from ..runtime.generator import SPEC_FILE
+from ..runtime.families import SPEC_FILE
 from ..workspace.files import encode_json
 from ..workspace.stage import Reporter
 

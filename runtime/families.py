@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import msgspec
 
 from ..errors import ArvgError, WorkspaceError, nearest
+from ..workspace.files import decode_json
+from ..workspace.verify import GENERATOR_FILE
 from .family import PACKAGE, Family, load_named
 
 GROUP = "arvg_trt.families"
+SPEC_FILE = GENERATOR_FILE
+EXPORT_FIRST = "export a generator there first"
 # The packages below families/, each with a FAMILY of this name: imported when asked for.
 BUILT_IN = ("cosmos", "var", "rar", "par", "llamagen", "mar", "gsq", "custom")
 
@@ -128,3 +133,19 @@ def refusal(point: EntryPoint, what: str, do: str) -> ArvgError:
 def entry_point_line(point: EntryPoint) -> str:
     package = f" of {point.dist.name}" if point.dist is not None else ""
     return f"entry point {point.name} = {point.value}{package}"
+
+
+class FamilyName(msgspec.Struct, frozen=True):
+    """Read the family of `generator.json`, before the rest is decoded by that family."""
+
+    family: str
+
+
+def read_family(folder: Path) -> Family:
+    """Return the family that `generator.json` names.
+
+    Raises:
+        WorkspaceError: there is no such file, or no such family.
+    """
+    path = folder / SPEC_FILE
+    return find_family(decode_json(path, FamilyName, do=EXPORT_FIRST).family, str(path))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..errors import BundleError
+from ..errors import BundleError, WorkspaceError
 from ..workspace.facts import EngineFacts, facts
+from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.verify import read_manifest, verify, workspace_of
 from .devices import Device, this_device
+from .families import EXPORT_FIRST, SPEC_FILE, read_family
 from .sessions.open import context_path, engine_session
 from .sessions.placement import (
     ON_CPU,
@@ -23,10 +25,33 @@ from .sessions.placement import (
     place_graphs,
 )
 from .sessions.session import OpenSession, Session
+from .spec import GeneratorSpec
 
 CPU_BACKEND = "onnxruntime"
 
 OpenPlaced = Callable[[Path, int, Placement], Session]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphsFolder:
+    """Hold a folder with its manifest, None where there is none, and what a build says there."""
+
+    path: Path
+    manifest: Manifest | None
+    built: EngineFacts
+
+    @property
+    def holds_engines(self) -> bool:
+        """Say whether it has engine files, or a manifest that lists a build of them."""
+        return self.built.backend != CPU_BACKEND or any(self.path.glob("*.engine"))
+
+
+def read_folder(path: Path) -> GraphsFolder:
+    """Read what a folder says of the graphs or engines in it."""
+    manifest = read_manifest(path) if (path / MANIFEST).is_file() else None
+    if manifest is None or manifest.stage != "build":
+        return GraphsFolder(path, manifest, EngineFacts())
+    return GraphsFolder(path, manifest, facts(manifest, EngineFacts, "options"))
 
 
 def verified(folder: Path) -> Manifest:
@@ -36,23 +61,60 @@ def verified(folder: Path) -> Manifest:
         BundleError: it holds engines, beside which lie graphs that would run in FP16 on the CPU.
         WorkspaceError: it is not what its stage wrote, of what lies beside it now.
     """
-    if holds_engines(folder):
-        raise refusal(folder, Problem("a session of graphs was asked for", None))
+    found = read_folder(folder)
+    if found.holds_engines:
+        raise refusal(found, Problem("a session of graphs was asked for", None))
     return verify(folder)
 
 
-def holds_engines(folder: Path) -> bool:
-    """Return whether a folder has engine files, or a manifest that lists a build of them."""
-    _, built = built_facts(folder)
-    return built.backend != CPU_BACKEND or any(folder.glob("*.engine"))
+def read_spec(path: Path) -> tuple[Path, GeneratorSpec]:
+    """Return the folder of the graphs, and the spec in its `generator.json`.
+
+    Raises:
+        WorkspaceError: there is none, or it cannot be read.
+    """
+    folder = graphs_folder(path)
+    family = read_family(folder)
+    if family.spec is None:
+        what = f"{family.name} is no family of generators"
+        raise WorkspaceError(what, where=str(folder / SPEC_FILE), do=EXPORT_FIRST)
+    return folder, decode_json(folder / SPEC_FILE, family.spec, do=EXPORT_FIRST)
 
 
-def built_facts(folder: Path) -> tuple[Manifest | None, EngineFacts]:
-    """Return a folder's manifest, and what a build says there of its engines."""
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-    if manifest is None or manifest.stage != "build":
-        return manifest, EngineFacts()
-    return manifest, facts(manifest, EngineFacts, "options")
+def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
+    """Read the spec of a folder of graphs, that is as its stage wrote it.
+
+    Raises:
+        BundleError: it holds engines.
+        WorkspaceError: there is no spec, it cannot be read, or the folder was changed.
+    """
+    folder = graphs_folder(path)
+    if not any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
+        return read_spec(folder)  # raises the error that nothing is there
+    verified(folder)
+    return read_spec(folder)
+
+
+def placed_spec(path: Path, device: str = "auto") -> tuple[Path, GeneratorSpec]:
+    """Read the spec of a folder of graphs or engines that run on a device, as its stage wrote it.
+
+    Raises:
+        BundleError: no such device, or engines that do not run there.
+        WorkspaceError: there is no spec, it cannot be read, or the folder was changed.
+    """
+    folder = graphs_folder(path)
+    found = read_folder(folder)
+    if found.holds_engines:
+        place_folder(found, device)  # why they do not run here comes before what was changed
+    if any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
+        verify(folder)
+    return read_spec(folder)
+
+
+def graphs_folder(path: Path) -> Path:
+    """Return a workspace's export, and any other folder itself."""
+    own = any((path / name).is_file() for name in (SPEC_FILE, MANIFEST))
+    return path if own or any(path.glob("*.engine")) else path / "export"
 
 
 def opener(
@@ -71,8 +133,9 @@ def opener(
     Raises:
         BundleError: no such device, or nothing that runs these engines there.
     """
-    placement = placement_of(folder, device, allow_fallback=allow_fallback, static=static)
-    if holds_engines(folder):
+    found = read_folder(folder)
+    placement = place_folder(found, device, allow_fallback=allow_fallback, static=static)
+    if found.holds_engines:
         return partial(engine_session, placement=placement)
 
     def opened(path: Path, threads: int) -> Session:
@@ -96,14 +159,33 @@ def placement_of(
     Raises:
         BundleError: no such device, or nothing that runs these engines there.
     """
+    return place_folder(
+        read_folder(folder),
+        device,
+        allow_fallback=allow_fallback,
+        static=static,
+        machine=machine,
+    )
+
+
+def place_folder(
+    folder: GraphsFolder,
+    device: str,
+    *,
+    allow_fallback: bool = False,
+    static: bool = False,
+    machine: Device | None = None,
+) -> Placement:
+    """Return what `placement_of` does, of a folder that was read."""
     machine = machine or this_device()
-    manifest, built = built_facts(folder)
-    if not holds_engines(folder):
+    built = folder.built
+    if not folder.holds_engines:
+        manifest = folder.manifest
         if device.lower() == "auto" and manifest is not None and manifest.stage == "build":
             return ON_CPU
         found = place_graphs(device, allow_fallback=allow_fallback, machine=machine)
     else:
-        engine = problem_of_files(folder, manifest, built, machine) or place_engine(
+        engine = problem_of_files(folder, machine) or place_engine(
             PROVIDERS[built.backend],
             [int(target.removeprefix("sm")) for target in built.targets],
             device,
@@ -116,18 +198,18 @@ def placement_of(
     return replace(found, static=static)
 
 
-def problem_of_files(
-    folder: Path, manifest: Manifest | None, built: EngineFacts, machine: Device
-) -> Problem | None:
+def problem_of_files(folder: GraphsFolder, machine: Device) -> Problem | None:
     """Return what a folder of engines lacks to be opened anywhere, or by the versions here."""
-    if manifest is None or built.backend not in PROVIDERS:
+    built = folder.built
+    if folder.manifest is None or built.backend not in PROVIDERS:
         return Problem(f"there is no {MANIFEST} that says what they were built for", None)
-    lacking = [engine.name for engine in sorted(folder.glob("*.engine")) if not has_context(engine)]
+    engines = sorted(folder.path.glob("*.engine"))
+    lacking = [engine.name for engine in engines if not has_context(engine)]
     if lacking:
         what = f"{lacking[0]} has no EPContext model beside it"
         return Problem(what, "remove the folder and build again")
     here = machine.rtx_version if built.backend == "tensorrt_rtx" else machine.tensorrt
-    version = manifest.versions.get(built.backend, "")
+    version = folder.manifest.versions.get(built.backend, "")
     if machine.gpus and here and version and not same_release(here, version):
         title = TITLES[built.backend]
         what = f"{title} {version} built them, and {here} is installed: they open in one release"
@@ -149,28 +231,28 @@ def same_release(one: str, other: str) -> bool:
     return all(a == b for a, b in pairs)
 
 
-def refusal(folder: Path, problem: Problem) -> BundleError:
+def refusal(folder: GraphsFolder, problem: Problem) -> BundleError:
     """Return the error of a folder of engines that do not run here, with the folder that does."""
-    manifest, built = built_facts(folder)
+    built = folder.built
     name = TITLES.get(built.backend, "TensorRT")
     targets = f" for {' '.join(built.targets)}" if built.targets else ""
-    other = instead(folder, manifest, built)
+    other = instead(folder)
     return BundleError(
         f"holds {name} engines{targets}, which do not run here: {problem.what}",
-        where=str(folder),
+        where=str(folder.path),
         do=f"{problem.do}; or {other}" if problem.do else other,
     )
 
 
-def instead(folder: Path, manifest: Manifest | None, built: EngineFacts) -> str:
+def instead(folder: GraphsFolder) -> str:
     """Return the advice which folder to name instead."""
-    root, _ = workspace_of(folder) if manifest is not None else (None, None)
+    root, _ = workspace_of(folder.path) if folder.manifest is not None else (None, None)
     if root is None:
         return "name ONNX Runtime engines, Q/DQ graphs or an export"
-    shown = folder.parents[2] if len(folder.parents) > 2 else root
+    shown = folder.path.parents[2] if len(folder.path.parents) > 2 else root
     folders = (
-        ("engines", built.name, CPU_BACKEND),
-        ("quantize", built.name),
+        ("engines", folder.built.name, CPU_BACKEND),
+        ("quantize", folder.built.name),
         ("export",),
     )
     found = next((p for p in folders if root.joinpath(*p, MANIFEST).is_file()), None)

@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GenerationError, OutOfMemory, WorkspaceError
-from ..workspace.files import decode_json
-from ..workspace.manifest import MANIFEST
-from ..workspace.verify import GENERATOR_FILE
-from ..workspace.verify import verify as verify_folder
+from ..errors import GenerationError, OutOfMemory
 from .bundle.open import Place, access_by, located
-from .families import find_family
-from .family import Family
-from .folders import OpenPlaced, holds_engines, opener, placement_of, verified
+from .families import read_family
+from .folders import OpenPlaced, opener, placed_spec, read_spec, verified_spec
 from .images import Uint8Image, from_model
+from .labels import check_labels
 from .loop import Latents, Loop, OpenSession
 from .sampling import Sampling, Tokens, image_streams
 from .sessions.open import fast_session, mapped_session
@@ -29,19 +24,11 @@ from .sessions.session import Session, fallbacks
 from .spec import TEACHER_FORCED as TEACHER_FORCED
 from .spec import GeneratorSpec
 
-SPEC_FILE = GENERATOR_FILE
-EXPORT_FIRST = "export a generator there first"
 BATCH_SIZE = 4
 # Graphs of an export that no loop opens: the teacher-forced graph, and the encoder of images.
 OTHER_GRAPHS = (TEACHER_FORCED, "encoder", "lookup")
 
 Progress = Callable[[int, int], None]
-
-
-class FamilyName(msgspec.Struct, frozen=True):
-    """Read the family of `generator.json`, before the rest is decoded by that family."""
-
-    family: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,65 +220,6 @@ def stored(tokens: Tokens | Latents) -> NDArray[np.int32] | Latents:
     return tokens.astype(np.int32) if np.issubdtype(tokens.dtype, np.integer) else tokens  # type: ignore[return-value]
 
 
-def read_spec(path: Path) -> tuple[Path, GeneratorSpec]:
-    """Return the folder of the graphs, and the spec in its `generator.json`.
-
-    Raises:
-        WorkspaceError: there is none, or it cannot be read.
-    """
-    folder = graphs_folder(path)
-    family = read_family(folder)
-    if family.spec is None:
-        what = f"{family.name} is no family of generators"
-        raise WorkspaceError(what, where=str(folder / SPEC_FILE), do=EXPORT_FIRST)
-    return folder, decode_json(folder / SPEC_FILE, family.spec, do=EXPORT_FIRST)
-
-
-def read_family(folder: Path) -> Family:
-    """Return the family that `generator.json` names.
-
-    Raises:
-        WorkspaceError: there is no such file, or no such family.
-    """
-    path = folder / SPEC_FILE
-    return find_family(decode_json(path, FamilyName, do=EXPORT_FIRST).family, str(path))
-
-
-def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
-    """Read the spec of a folder of graphs, that is as its stage wrote it.
-
-    Raises:
-        BundleError: it holds engines.
-        WorkspaceError: there is no spec, it cannot be read, or the folder was changed.
-    """
-    folder = graphs_folder(path)
-    if not any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
-        return read_spec(folder)  # raises the error that nothing is there
-    verified(folder)
-    return read_spec(folder)
-
-
-def placed_spec(path: Path, device: str = "auto") -> tuple[Path, GeneratorSpec]:
-    """Read the spec of a folder of graphs or engines that run on a device, as its stage wrote it.
-
-    Raises:
-        BundleError: no such device, or engines that do not run there.
-        WorkspaceError: there is no spec, it cannot be read, or the folder was changed.
-    """
-    folder = graphs_folder(path)
-    if holds_engines(folder):
-        placement_of(folder, device)  # why they do not run here comes before what was changed
-    if any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
-        verify_folder(folder)
-    return read_spec(folder)
-
-
-def graphs_folder(path: Path) -> Path:
-    """Return a workspace's export, and any other folder itself."""
-    own = any((path / name).is_file() for name in (SPEC_FILE, MANIFEST))
-    return path if own or any(path.glob("*.engine")) else path / "export"
-
-
 def default_session(spec: GeneratorSpec) -> OpenPlaced:
     """Return how a generator's graphs are opened by default."""
     return fast_session if spec.static_batch is None else mapped_session
@@ -314,28 +242,3 @@ def choose_sampling(spec: GeneratorSpec, greedy: bool = False, **changes: float 
     chosen = Sampling(**own | changed, greedy=greedy)
     chosen.check(spec.vocab_size, spec.length)
     return chosen
-
-
-def check_labels(
-    spec: GeneratorSpec, labels: Sequence[int] | NDArray[np.integer]
-) -> NDArray[np.int64]:
-    """Return labels as int64 [N].
-
-    Raises:
-        GenerationError: none, not a list of integers, or one out of range.
-    """
-    array = np.asarray(labels)
-    last = spec.num_classes - 1
-    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
-        raise GenerationError(
-            f"labels of shape {array.shape} and type {array.dtype}",
-            do=f"give a list of one or more classes from 0 to {last}",
-        )
-    odd = sorted({int(label) for label in array if not 0 <= label <= last})
-    if odd:
-        named = ", ".join(str(label) for label in odd[:8])
-        raise GenerationError(
-            f"labels out of range: {named}{', ...' if len(odd) > 8 else ''}",
-            do=f"this model's classes are 0 to {last}",
-        )
-    return array.astype(np.int64)

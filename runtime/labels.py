@@ -1,11 +1,15 @@
-"""Read class labels as people write them: numbers, and ranges of them."""
+"""Read class labels as people write them, numbers and ranges of them, and check a program's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import GenerationError
+from .spec import GeneratorSpec
 
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -31,3 +35,28 @@ def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:
             )
         labels.extend(range(first, last + 1))
     return labels
+
+
+def check_labels(
+    spec: GeneratorSpec, labels: Sequence[int] | NDArray[np.integer]
+) -> NDArray[np.int64]:
+    """Return labels as int64 [N].
+
+    Raises:
+        GenerationError: none, not a list of integers, or one out of range.
+    """
+    array = np.asarray(labels)
+    last = spec.num_classes - 1
+    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise GenerationError(
+            f"labels of shape {array.shape} and type {array.dtype}",
+            do=f"give a list of one or more classes from 0 to {last}",
+        )
+    odd = sorted({int(label) for label in array if not 0 <= label <= last})
+    if odd:
+        named = ", ".join(str(label) for label in odd[:8])
+        raise GenerationError(
+            f"labels out of range: {named}{', ...' if len(odd) > 8 else ''}",
+            do=f"this model's classes are 0 to {last}",
+        )
+    return array.astype(np.int64)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from ..errors import CalibrationError
-from ..runtime.generator import read_spec
+from ..runtime.folders import read_spec
 from ..runtime.images import UnreadableImage, load_image
 from ..runtime.recording import Recording
 from ..runtime.spec import TEACHER_FORCED, GeneratorSpec

@@ -15,7 +15,8 @@ from pathlib import Path
 from ..errors import CalibrationError
 from ..recipe.calibrate import CalibrateOptions
 from ..recipe.validate import ValidateOptions
-from ..runtime.generator import BATCH_SIZE, read_spec
+from ..runtime.folders import read_spec
+from ..runtime.generator import BATCH_SIZE
 from ..runtime.labels import parse_labels
 from ..runtime.spec import GeneratorSpec
 from ..workspace.facts import Exported, ModelKind, model_name, tokenizer_of

@@ -47,7 +47,7 @@ EXCEPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "fuzz/files.py": (
         READERS,
         (
-            *("calibrate.statistics", "quantize.plan", "samples.inputs"),
+            *("calibrate.statistics", "quantize.plan", "samples.inputs", "explain.inspect"),
             *("export.checkpoint.config_json", "export.checkpoint.read"),
             *("families.custom.canonical", "families.custom.parity", "families.custom.sites"),
             "families.gsq.yaml",

@@ -41,6 +41,7 @@ LIGHT_OF_A_FAMILY = {
     *("diffusion.py", "trajectory.py", "recorded_runs.py", "image_runs.py"),  # of MAR's recording
 }
 MOST_MODULES = 17  # of a folder, without its __init__
+MOST_LINES = 300  # of a module: a longer one has a second idea, which gets a module of its own
 BESIDE = ("benchmarks", "tests", "training")  # folders that are not installed
 
 
@@ -148,6 +149,22 @@ def test_no_folder_holds_more_modules_than_a_reader_takes_in() -> None:
     sizes = Counter(path.parent for path in every)
     large = {str(folder) for folder, size in sizes.items() if size > MOST_MODULES}
     assert not large
+
+
+def test_no_module_is_longer_than_one_idea() -> None:
+    beside = [p.relative_to(ROOT) for r in ("benchmarks", "training") for p in rooms_files(r)]
+    lines = {str(path): count_lines(path) for path in (*modules(), *beside)}
+    assert {Path(name).parts[0] for name in lines} >= {"runtime", "benchmarks", "training"}
+    assert max(lines.values()) > 200  # the walk reads files
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def rooms_files(room: str) -> Iterator[Path]:
+    return (ROOT / room).rglob("*.py")
+
+
+def count_lines(relative: Path) -> int:
+    return len((ROOT / relative).read_text().splitlines())
 
 
 def test_only_the_door_imports_tensorrt() -> None:

@@ -22,18 +22,13 @@ from ..families.par.spec import generation_order
 from ..families.rar.config import RarConfig
 from ..families.rar.model import CHUNKS, RarTransformer
 from ..families.shared.llama.config import LlamaConfig
-from ..families.shared.transformer import causal_mask
 from ..families.var.config import VarConfig
 from ..families.var.model import VarTransformer
 from ..families.var_vqvae.model import VarVqvae
 from ..families.variants import MODELS
 from . import mar_loss, tokenizer_minis
+from .rar_orders import random_orders, rar_logits
 from .tiny_imagenet import CLASSES, SIDE
-
-# RAR's annealing: all orders at random until the first share of the steps, none after the second.
-# The official shares are a half and three quarters, of a training a thousand times as long.
-RANDOM_UNTIL = 0.25
-RASTER_FROM = 0.5
 
 VAR = VarConfig(
     depth=6,
@@ -167,39 +162,9 @@ def initialize_rar(model: RarTransformer) -> None:
             parameter.view(CHUNKS, width)[2::3] = 0.5
 
 
-def random_orders(batch: Batch) -> Tensor:
-    """Return the order in which each row's tokens are learned, int64 [N, L].
-
-    It is random or the raster. The share of random ones falls from 1 to 0 between two points of the
-    training.
-    """
-    count, length = batch.tokens.shape
-    share = (RASTER_FROM - batch.progress) / (RASTER_FROM - RANDOM_UNTIL)
-    mixed = torch.rand(count, length, generator=batch.generator).argsort(dim=1)
-    is_random = torch.rand(count, 1, generator=batch.generator) < share
-    return torch.where(is_random, mixed, torch.arange(length))
-
-
-def rar_logits(model: RarTransformer, tokens: Tensor, labels: Tensor, orders: Tensor) -> Tensor:
-    """Return logits [N, L, V] of tokens [N, L] in the orders [N, L].
-
-    The model's `forward` takes the raster alone. A token brings its own place and gets that of the
-    next one; modulation is by the step.
-    """
-    steps = torch.arange(tokens.shape[1] + 1)
-    sequence = torch.cat((model.prefix(labels), tokens.gather(1, orders)), dim=1)[:, :-1]
-    prefix = steps[:2].expand(len(tokens), -1)
-    places = F.embedding(torch.cat((prefix, orders + 2), dim=1)[:, :-1], model.pos_embed[0])
-    targets = F.pad(F.embedding(orders + 2, model.target_aware_pos_embed[0]), (0, 0, 1, 0))
-    x = F.embedding(sequence, model.token_table()) + places + targets
-    condition = model.conditions(labels, steps)
-    head = model.adaln_before_head(condition)
-    mask = causal_mask(steps, len(steps), x.dtype)
-    return model.step(x, model.modulations(condition), head, mask=mask)[0][:, 1:]
-
-
 def rar_loss(model: RarTransformer, _: nn.Module, batch: Batch) -> Tensor:
-    orders = random_orders(batch)
+    rows, length = batch.tokens.shape
+    orders = random_orders(rows, length, batch.progress, batch.generator)
     logits = rar_logits(model, batch.tokens, batch.labels, orders)
     return cross_entropy(logits, batch.tokens.gather(1, orders))
 

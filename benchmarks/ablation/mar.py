@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...pipeline.validate import validate_stage
 from ...recipe.validate import ValidateOptions
-from ...runtime.generator import read_spec
+from ...runtime.folders import read_spec
 from ...validate.metrics.image import decibels
 from ...validate.report.schema import QDQ, Report, load_report
 from ...workspace.workspace import Workspace

@@ -29,6 +29,7 @@ import click
 from .models import CUSTOM, FORMATS, MODELS, save_custom
 
 Digests = dict[str, str]
+Run = Callable[..., int]  # of a command's arguments and a `refusal`, as `run_command`
 
 WORKSPACE = "ws"
 OF_ONE_FORMAT = ("quantize", "engines", "validate")  # folders that hold a folder a format
@@ -96,7 +97,13 @@ def run_command(*arguments: object, refusal: int = 0) -> int:
     return done.returncode
 
 
-def run_model(name: str, formats: Sequence[str], folder: Path, rtx: bool = False) -> Digests:
+def run_model(
+    name: str,
+    formats: Sequence[str],
+    folder: Path,
+    rtx: bool = False,
+    run: Run = run_command,
+) -> Digests:
     """Take one model through the stages in `folder`; returns digests by `MODEL/PATH`.
 
     The exit code of each build counts too: there are no engines of what ONNX Runtime's kernels
@@ -111,18 +118,18 @@ def run_model(name: str, formats: Sequence[str], folder: Path, rtx: bool = False
         return [argument.format(folder=folder) for argument in arguments]
 
     kind, *options = placed(model.export)
-    run_command("export", kind, workspace, *options)
-    run_command("calibrate", workspace, *placed(model.calibrate))
+    run("export", kind, workspace, *options)
+    run("calibrate", workspace, *placed(model.calibrate))
     found: Digests = {}
     for chosen in formats:
         named = (workspace, "--name", chosen)
-        run_command("quantize", *named, *model.options(chosen))
-        code = run_command("build", *named, refusal=CANNOT_BUILD)
+        run("quantize", *named, *model.options(chosen))
+        code = run("build", *named, refusal=CANNOT_BUILD)
         digest = hashlib.sha256(f"{code}\n".encode()).hexdigest()
         found[f"engines/{chosen}/onnxruntime.exit-code"] = digest
         if rtx:
-            run_command("build", *named, "--backend", "tensorrt_rtx", "--target", TARGET)
-        run_command("validate", *named, *placed(model.validate), "--rounds", 0)
+            run("build", *named, "--backend", "tensorrt_rtx", "--target", TARGET)
+        run("validate", *named, *placed(model.validate), "--rounds", 0)
     found |= digest_folder(workspace)
     return {f"{name}/{path}": digest for path, digest in found.items()}
 

@@ -30,8 +30,11 @@ from ...numerics.scheme import Plan
 from ...quantize.plan import check_plan, make_plan
 from ...recipe.file import PRESETS, load_recipe
 from ...recipe.quantize import QuantizeOptions
+from ...runtime.families import SPEC_FILE
 from ...runtime.files import read_codes
-from ...runtime.generator import SPEC_FILE, check_labels, choose_sampling, read_spec
+from ...runtime.folders import read_spec
+from ...runtime.generator import choose_sampling
+from ...runtime.labels import check_labels
 from ...runtime.sessions.open import fast_session, reference_session
 from ...runtime.tokenizer import ImageTokenizer
 from ...samples.files import load_sample

@@ -28,7 +28,8 @@ from torch import Tensor
 from ...families.rar.config import RarConfig
 from ...families.rar.model import RarTransformer
 from ...families.variants import find_model
-from ...runtime.generator import Generator, read_spec
+from ...runtime.folders import read_spec
+from ...runtime.generator import Generator
 from ...runtime.kv_cache import KvCache
 from ...runtime.sessions.open import fast_session
 from ...validate.metrics.latency import interleaved, ratio

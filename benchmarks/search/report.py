@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...recipe.quantize import FLOAT_BITS
 from ...workspace.stage import StageResult
-from ..common import environment_line, markdown_table
+from ..common import environment_line, fixed, markdown_table
 
 TOKENIZER = "cosmos-mini-di8x8"
 GENERATOR = "var-mini"
@@ -80,7 +80,7 @@ def report(
                 f"{row.bytes:,}",
                 f"{row.psnr:.3f}",
                 f"{row.tokens_equal:.1%}",
-                "" if row.name == FOUND else f"{row.below_found:z.3f} ± {row.error:.3f}",
+                "" if row.name == FOUND else f"{fixed(row.below_found, 3)} ± {row.error:.3f}",
             ]
             for row in tokenizer
         ],

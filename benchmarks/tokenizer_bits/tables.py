@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...recipe.quantize import FLOAT_BITS, QuantizeMethod
-from ..common import markdown_table
+from ..common import fixed, markdown_table
 
 METHODS: tuple[QuantizeMethod, ...] = (
     "per_tensor",
@@ -44,7 +44,7 @@ def methods_table(rows: Sequence[Row], sets: Sequence[str]) -> str:
                 row.method,
                 row.encoder_bits,
                 *(f"{row.psnr[s]:.2f}" for s in sets),
-                f"{row.psnr_drop:z.2f}",
+                fixed(row.psnr_drop, 2),
                 f"{row.tokens_equal:.1%}",
                 f"{row.compression:.2f}x",
             ]
@@ -80,8 +80,9 @@ def sensitivity(grid: Mapping[tuple[int, int], Row], bits: Sequence[int]) -> str
         if abs(more.mean()) <= error:
             verdict = "no clear difference"
         lines.append(
-            f"- {b} bits: encoder alone costs {encoder.psnr_drop:z.2f} dB, decoder alone "
-            f"{decoder.psnr_drop:z.2f} dB, difference {more.mean():z.2f} ± {error:.2f}: {verdict}."
+            f"- {b} bits: encoder alone costs {fixed(encoder.psnr_drop, 2)} dB, decoder alone "
+            f"{fixed(decoder.psnr_drop, 2)} dB, difference {fixed(more.mean(), 2)} ± {error:.2f}: "
+            f"{verdict}."
         )
     return "\n".join(lines)
 

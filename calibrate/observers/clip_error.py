@@ -12,10 +12,20 @@ from numpy.typing import NDArray
 from ...graph.builder import add_node, constant
 from ...numerics.qparams import QParams
 from .reduce import Reducer, values_by_name
-from .smoothed import Scaling, SmoothedInput, add_smoothed, rounding_error, show_position_ids
+from .run import Outputs
+from .smoothed import (
+    Scaling,
+    SmoothedInput,
+    add_smoothed,
+    position_sums,
+    rounding_error,
+    show_position_ids,
+    wide_sum,
+)
 
 Floats = NDArray[np.float64]
 Power = Literal[2, 4]  # to which errors are raised before they are summed
+ErrorPairs = list[tuple[Floats, Floats]]  # by candidate sums of error^2 and of error^4, [C]
 
 
 def observe_channel_clip_errors(
@@ -58,6 +68,22 @@ def observe_channel_clip_errors(
             reducer.add(f"{label}:e4", square, "ReduceSumSquare", "ReduceSum")
 
 
+def batch_channel_clip_errors(outputs: Outputs, name: str, tried: Sequence[QParams]) -> ErrorPairs:
+    """Return a batch's sums of what `observe_channel_clip_errors` added, in units of the tensor."""
+    return [
+        (
+            wide_sum(outputs[f"{name}:{k}:e2"]) * float(qparams.scale[0]) ** 2,
+            wide_sum(outputs[f"{name}:{k}:e4"]) * float(qparams.scale[0]) ** 4,
+        )
+        for k, qparams in enumerate(tried)
+    ]
+
+
+def added_pairs(one: ErrorPairs, other: ErrorPairs) -> ErrorPairs:
+    """Return the sums of two batches together."""
+    return [(a + c, b + d) for (a, b), (c, d) in zip(one, other, strict=True)]
+
+
 def observe_clip_errors(
     graph: ir.Graph,
     inputs: Mapping[str, SmoothedInput],
@@ -94,6 +120,26 @@ def observe_clip_errors(
             if 4 in powers:
                 square = add_node(graph, "Mul", [weighted, weighted], f"{key}:{k}:squared")
                 reducer.add(f"{key}:{k}:e4", square, "ReduceSumSquare", "ReduceSum")
+
+
+def batch_clip_errors(
+    outputs: Outputs,
+    key: str,
+    smoothed_input: SmoothedInput,
+    tried: Sequence[QParams],
+    power: Power,
+) -> Floats:
+    """Return a batch's sums of (gain * error)^power by candidate, [candidates, T].
+
+    T is 1 where the input does not tell tokens apart. Errors are in units of the input.
+    """
+    names = [f"{key}:{k}:e{power}" for k in range(len(tried))]
+    total = np.stack([position_sums(outputs, name, smoothed_input) for name in names])
+    if smoothed_input.token_axis is None:
+        total = total.sum(axis=1, keepdims=True)
+    units = [error_unit(smoothed_input, qparams) for qparams in tried]
+    total *= np.stack([unit**power for unit in units])
+    return total
 
 
 def fits_operators(smoothed_input: SmoothedInput, qparams: QParams) -> bool:

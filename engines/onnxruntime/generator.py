@@ -19,7 +19,8 @@ from ...errors import BuildError
 from ...graph.io import read_graph
 from ...graph.weight_file import SharedWeights
 from ...numerics.noise import decibels
-from ...runtime.generator import OTHER_GRAPHS, SPEC_FILE, TEACHER_FORCED, Generator
+from ...runtime.families import SPEC_FILE
+from ...runtime.generator import OTHER_GRAPHS, TEACHER_FORCED, Generator
 from ...runtime.sessions.open import SLOW_OPTIMIZERS, open_session, reference_session
 from ...runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
 from ...samples.files import graph_of, load_sample, sample_files

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...errors import BuildError
 from ...recipe.build import BuildOptions
-from ...runtime.generator import OTHER_GRAPHS, read_spec
+from ...runtime.folders import read_spec
+from ...runtime.generator import OTHER_GRAPHS
 from ...runtime.sessions.open import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, GraphChain, load_sample, sample_files
 from ...workspace.facts import TokenizerFacts, custom_graphs, kind_of, tokenizer_of

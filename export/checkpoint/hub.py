@@ -22,6 +22,10 @@ class Unreachable(Exception):
     """Report that the Hub did not answer and a file is not in its cache."""
 
 
+class NotCached(ExportError):
+    """Refuse a checkpoint that the Hub's cache lacks, where the Hub is not there or not asked."""
+
+
 def download_published(
     files: Sequence[HubFile], *, cached: bool = False, progress: Progress | None = None
 ) -> list[Path]:
@@ -198,9 +202,9 @@ def hub_errors(repo: str) -> Iterator[None]:
         ) from error
 
 
-def unreachable(repo: str) -> ExportError:
-    """Return the error of a Hub that does not answer."""
-    return ExportError(
+def unreachable(repo: str) -> NotCached:
+    """Return the error of a Hub that does not answer, or is not to be asked."""
+    return NotCached(
         "the Hugging Face Hub cannot be reached and the files are not in its cache",
         where=repo,
         do="check the network, or give a local folder",

@@ -20,7 +20,7 @@ from ...workspace.stage import Reporter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...export.checkpoint.read import Weights
+    from ...export.checkpoint.wrappers import Weights
     from ...export.weight_file import WeightFile
     from ...runtime.spec import GeneratorSpec
     from ..base import Variant

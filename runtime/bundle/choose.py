@@ -36,9 +36,13 @@ class ChainStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the steps in their order; the first that opens is taken."""
+    """Hold the steps in their order; the first that opens is taken.
+
+    `builder` is the back end that would build the bundle's kit here; None if none can.
+    """
 
     steps: tuple[ChainStep, ...]
+    builder: str | None = None
 
     @property
     def chosen(self) -> ChainStep | None:
@@ -47,7 +51,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     def without(self, failed: ChainStep, reason: str) -> Choice:
         """Return the choice that is left after a step failed, and why it did."""
         closed = msgspec.structs.replace(failed, opens=False, reason=reason)
-        return Choice(steps=tuple(closed if step is failed else step for step in self.steps))
+        steps = tuple(closed if step is failed else step for step in self.steps)
+        return Choice(steps=steps, builder=self.builder)
 
 
 def choose(
@@ -66,11 +71,11 @@ def choose(
     steps = []
     for step in ("exact engine", "compatible engine"):
         for group in engines:
-            if (step == "exact engine") is (fits_exactly(group, gpu)):
+            if (step == "compatible engine") is is_of_another_gpu(group, gpu):
                 problem = engine_problem(group, device, gpu, problem_of)
                 reason = problem or fit_text(group, gpu)
                 steps.append(chain_step(step, group, problem is None, reason))
-    kit = facts.group("kit")
+    kit, builder = facts.group("kit"), None
     if kit is not None:
         builder = usable_builder(device, gpu, builders, problem_of, release_of)
         problem = None if builder else build_problem(device, gpu, builders, problem_of, release_of)
@@ -82,24 +87,28 @@ def choose(
     cpu = facts.group("onnxruntime")
     if cpu is not None:
         steps.append(chain_step("CPU", cpu, True, "ONNX Runtime runs it on every machine"))
-    return Choice(steps=tuple(steps))
+    return Choice(steps=tuple(steps), builder=builder)
 
 
 def chain_step(step: Step, group: TargetGroup, opens: bool, reason: str) -> ChainStep:
     return ChainStep(step=step, group=group.name, opens=opens, reason=reason)
 
 
-def fits_exactly(group: TargetGroup, gpu: Gpu | None) -> bool:
-    """Return whether an engine was made for this GPU: of TensorRT, on one of this name."""
+def is_of_another_gpu(group: TargetGroup, gpu: Gpu | None) -> bool:
+    """Return whether an engine is for this GPU's architecture, and was timed on another GPU.
+
+    RTX engines are for an architecture as a whole. One that fits no GPU here is not of another: it
+    is refused in the first step, and so named once.
+    """
     if gpu is None or gpu.sm not in group.targets:
-        return True  # it is refused in the first step, and named once
-    return group.kind == "tensorrt_rtx" or group.gpu == gpu.name
+        return False
+    return group.kind == "tensorrt" and group.gpu != gpu.name
 
 
 def fit_text(group: TargetGroup, gpu: Gpu | None) -> str:
     assert gpu is not None
     where = f"{gpu.name}, {gpu.sm}"
-    if group.kind == "tensorrt" and group.gpu != gpu.name:
+    if is_of_another_gpu(group, gpu):
         return f"TensorRT {group.version} takes it on {where}; it was timed on {group.gpu}"
     return f"{TITLES[group.kind]} {group.version} for {where}"
 

@@ -21,7 +21,7 @@ from ..sessions.placement import gpu_of
 from ..sessions.providers import provider_problem
 from .archive import BLOCK
 from .cache import unpack_cached
-from .choose import ChainStep, Choice, ProviderProblem, choose, refusal, usable_builder
+from .choose import ChainStep, Choice, ProviderProblem, choose, refusal
 from .reader import Bundle
 from .trust import refuse_unsigned, require_trust
 
@@ -135,8 +135,7 @@ def open_bundle(
         if generates and bundle.facts.kind != "generator":
             what = f"holds {bundle.facts.model}, which is no generator of images"
             raise BundleError(what, where=str(path), do="`encode` and `decode` take a tokenizer's")
-        builders = installed_builders()
-        choice = choose(bundle.facts, machine, gpu, builders, problem_of)
+        choice = choose(bundle.facts, machine, gpu, installed_builders(), problem_of)
         asked_gpu = device.lower() not in ("auto", "cpu")
         while True:
             step = choice.chosen
@@ -147,12 +146,10 @@ def open_bundle(
             folder = unpack_cached(bundle, group) / group.folder
             if step.step != "build here":
                 break
-            assert gpu is not None
-            builder = usable_builder(machine, gpu, builders, problem_of)
             try:
                 require_packages("kit")
                 folder = load_named(BUILD_HERE, f"the kit {group.name}")(
-                    folder, gpu, builder, reporter
+                    folder, gpu, choice.builder, reporter
                 )
                 break
             except IntegrityError:

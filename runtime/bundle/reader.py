@@ -6,7 +6,6 @@ Nothing of a bundle is opened, or believed, before it was compared with the dige
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -26,7 +25,6 @@ from .layout import (
     LAYOUT_FILE,
     MODEL,
     SCHEMA_VERSION,
-    SIGSTORE,
     TITLE,
     BundleFacts,
     BundleFile,
@@ -39,7 +37,7 @@ from .layout import (
 )
 from .manifests import group_config, group_layers, group_manifest
 from .plan_header import parse_plan_header, plan_problem
-from .signature import OtherKey, SigstoreBundle, key_hint, read_signature, verify_signature
+from .signers import read_signatures, signers_among
 
 Progress = Callable[[int, int], None]
 
@@ -53,20 +51,6 @@ class FactsVersion(msgspec.Struct, frozen=True):
 
     schema: str
     version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """Hold a signature of a bundle, and the blobs that are there only for it."""
-
-    bundle: SigstoreBundle
-    descriptor: Descriptor
-    blobs: frozenset[str]
-
-    @property
-    def hint(self) -> str:
-        """Return the sha256 of the key that signed, as the signature names it."""
-        return self.bundle.verificationMaterial.publicKey.hint
 
 
 class Bundle:
@@ -117,7 +101,7 @@ class Bundle:
         self.model_index = models[0]
         self.model_blobs = frozenset(self._read_model(models[0]))
         signed = [d for d in index.manifests if d is not models[0]]
-        self.signatures = self._read_signatures(signed)
+        self.signatures = read_signatures(self.blobs, signed, self.digest)
         used |= self.model_blobs
         used |= {name for signature in self.signatures for name in signature.blobs}
         extra = sorted(set(self.blobs.members) - used)
@@ -190,28 +174,6 @@ class Bundle:
             for layer in layers:
                 self.blobs.sized(layer)
 
-    def _read_signatures(self, descriptors: Sequence[Descriptor]) -> tuple[Signature, ...]:
-        manifests = [self._read_signature_manifest(each) for each in descriptors]
-        layers = [manifest.layers[0] for manifest in manifests]
-        self.blobs.require_few(layers, "signatures")
-        return tuple(
-            Signature(
-                bundle=read_signature(self.blobs.read(layer), self.where),
-                descriptor=descriptor,
-                blobs=frozenset((descriptor.blob, layer.blob, manifest.config.blob)),
-            )
-            for descriptor, manifest, layer in zip(descriptors, manifests, layers, strict=True)
-        )
-
-    def _read_signature_manifest(self, descriptor: Descriptor) -> ImageManifest:
-        manifest = self.blobs.decode(descriptor, ImageManifest)
-        if manifest.artifactType != SIGSTORE or len(manifest.layers) != 1:
-            raise refused(f"names a manifest of {manifest.artifactType[:80]!r}", self.where)
-        if not manifest.subject or manifest.subject.digest != self.digest:
-            raise refused("has a signature of another bundle", self.where)
-        self.blobs.sized(manifest.config)
-        return manifest
-
     def digests(self) -> dict[str, str]:
         """Return the sha256 of every file by its path, as signatures name them."""
         own = {FACTS_FILE: self.facts_descriptor.digest.removeprefix("sha256:")}
@@ -225,34 +187,7 @@ class Bundle:
         Raises:
             IntegrityError: none of them did, or there is no signature.
         """
-        if not self.signatures:
-            named = ", ".join(name for name, _ in keys)
-            raise IntegrityError(
-                f"is not signed, and a signature by {named} is required",
-                where=self.where,
-                do="sign it with `arvg-trt sign`",
-            )
-        signed, problems = [], []
-        for name, key in keys:
-            for signature in self.signatures:
-                try:
-                    verify_signature(signature.bundle, self.digests(), key, self.where)
-                except IntegrityError as error:
-                    problems.append(error)
-                else:
-                    signed.append(name)
-        if signed:
-            return tuple(dict.fromkeys(signed))
-        own = [error for error in problems if not isinstance(error, OtherKey)]
-        if own:  # a signature names the key, and is wrong
-            raise own[0]
-        wanted = " or ".join(f"{name} ({key_hint(key)[:16]})" for name, key in keys)
-        found = ", ".join(signature.hint[:16] for signature in self.signatures)
-        raise IntegrityError(
-            f"is signed by another key, {found}, and not by {wanted}, which is required",
-            where=self.where,
-            do="have it signed by that key, or require the key of who signed it",
-        )
+        return signers_among(keys, self.signatures, self.digests(), self.where)
 
     def verify(self, progress: Progress | None = None) -> None:
         """Compare every blob with the digest that it is named by, and engines with their groups.

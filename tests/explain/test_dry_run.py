@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 
-from arvg_trt.errors import ArvgError, BuildError, GenerationError, RecipeError, WorkspaceError
+from arvg_trt.errors import (
+    ArvgError,
+    BuildError,
+    ExportError,
+    GenerationError,
+    RecipeError,
+    WorkspaceError,
+)
 from arvg_trt.explain.dry_run import plan_run
+from arvg_trt.export.checkpoint import resolve
+from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.variants import MODELS
 from arvg_trt.pipeline.recipes import adapt_recipe
 from arvg_trt.pipeline.run import check_recipe
@@ -18,6 +27,7 @@ from arvg_trt.recipe.base import with_changes
 from arvg_trt.recipe.file import load_recipe
 from arvg_trt.recipe.recipe import Recipe
 from arvg_trt.workspace.times import TIMES_FILE, read_times
+from arvg_trt.workspace.workspace import WORKSPACE_FILE, Workspace
 
 from ..command_line import Finished, arvg, assert_refused, digests
 from ..export.checkpoint.hub import Served
@@ -108,6 +118,46 @@ def test_a_published_checkpoint_is_counted_and_not_fetched(served: Served, tmp_p
     assert not served.asked
     other = adapt_recipe("var-w8a8", recipe, "var-d16", "someone/else", str(tmp_path / "w"))
     assert (plan_run(other)[0].fetch, plan_run(other)[0].fetch_bytes) == (("someone/else",), None)
+
+
+def test_a_checkpoint_is_looked_for_once(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may have to be read for that, to tell a transformer from a tokenizer."""
+    asked = []
+
+    def resolved(spec: str, *more: Any, **options: Any) -> list[Path]:
+        asked.append(spec)
+        return resolve_checkpoint(spec, *more, **options)
+
+    monkeypatch.setattr(resolve, "resolve_checkpoint", resolved)
+    recipe = load_recipe("var-w8a8")
+    with Workspace(tmp_path / "there") as there:
+        assert (there.root / WORKSPACE_FILE).is_file()
+    for checkpoint, model in (("FoundationVision/var", "var-d16"), (None, "var-mini")):
+        for name in ("new", "there"):
+            found = adapt_recipe("var-w8a8", recipe, model, checkpoint, str(tmp_path / name))
+            assert bool(plan_run(found)[0].fetch) is (checkpoint is not None)
+            assert len(asked) == 1, (checkpoint, name)
+            asked.clear()
+
+
+def test_a_damaged_file_of_the_cache_is_refused_and_not_fetched(
+    empty_cache: Path, tmp_path: Path
+) -> None:
+    """`run` refuses it too, rather than fetch it again in silence."""
+    repo = "FoundationVision/var"
+    snapshot = empty_cache / f"models--{repo.replace('/', '--')}"
+    (snapshot / "refs").mkdir(parents=True)
+    (snapshot / "refs" / "main").write_text("0" * 40)
+    folder = snapshot / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    for name in ("var_d16.pth", "vae_ch160v4096z32.pth"):
+        (folder / name).write_bytes(b"damaged")
+    recipe = load_recipe("var-w8a8")
+    found = adapt_recipe("var-w8a8", recipe, "var-d16", repo, str(tmp_path / "w"))
+    with pytest.raises(ExportError, match="is not the file that was published"):
+        plan_run(found)
 
 
 def test_a_disk_without_room_is_refused(

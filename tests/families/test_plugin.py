@@ -18,7 +18,8 @@ from arvg_trt.errors import ArvgError, WorkspaceError
 from arvg_trt.families.par.spec import ParSpec
 from arvg_trt.families.variants import all_families, find_model
 from arvg_trt.runtime.families import BUILT_IN, GROUP, find_family
-from arvg_trt.runtime.generator import Generator, read_spec
+from arvg_trt.runtime.folders import read_spec
+from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.sessions.open import fast_session
 from arvg_trt.runtime.spec import Defaults
 from arvg_trt.workspace.files import encode_json

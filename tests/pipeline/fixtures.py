@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..command_line import (
     MAR_CHOICE,
     RECIPE,
     Finished,
+    Outcome,
     arvg,
     leftovers,
     send_in_the_middle,
@@ -33,7 +35,33 @@ from ..shared import AFTER_EXPORT, made_once
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    root = tmp_path_factory.mktemp("pipeline")
+    """A recipe's workspace, made by one machine's first worker to ask; a recipe of each copy."""
+
+    def make(root: Path) -> tuple[Path, Outcome, bool, Outcome]:
+        save_photographs(root)
+        recipe = write_recipe(root)
+        folder = root / "workspace" / "export"
+        killed = send_in_the_middle(signal.SIGKILL, folder, ("run", recipe))
+        left = bool(leftovers(root / "workspace"))
+        outcome = wait_for(start("run", recipe))
+        assert outcome.code == 0, outcome.err
+        return root, killed, left, outcome
+
+    root, (first, killed, left, outcome) = made_once(tmp_path_factory, "finished", make)
+    here = replace(outcome, out=outcome.out.replace(str(first), str(root)))
+    return Finished(
+        root,
+        workspace=root / "workspace",
+        recipe=write_recipe(root),
+        calibration=root / "calibration",
+        validation=root / "validation",
+        killed=killed,
+        left_by_kill=left,
+        outcome=here,
+    )
+
+
+def save_photographs(root: Path) -> None:
     photos = Path(str(resources.files("skimage.data")))
     for folder, name, size in (
         ("calibration", "coffee.png", (96, 80)),
@@ -43,17 +71,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         (root / folder).mkdir(exist_ok=True)
         small = Image.open(photos / name).resize(size)
         small.save(root / folder / Path(name).with_suffix(".png"))
+
+
+def write_recipe(root: Path) -> Path:
+    """Write the recipe of a folder, which names its places."""
     recipe = root / "tiny.toml"
     places = {name: root / name for name in ("workspace", "calibration", "validation")}
     recipe.write_text(RECIPE.format(**places))
-    folder = root / "workspace" / "export"
-    killed = send_in_the_middle(signal.SIGKILL, folder, ("run", recipe))
-    left = bool(leftovers(root / "workspace"))
-    outcome = wait_for(start("run", recipe))
-    assert outcome.code == 0, outcome.err
-    return Finished(
-        root, recipe=recipe, killed=killed, left_by_kill=left, outcome=outcome, **places
-    )
+    return recipe
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from arvg_trt.calibrate.calibration_run import CalibrationRun
 from arvg_trt.calibrate.dgc import choose_rows, first_token_features
 from arvg_trt.graph.sites import load_sites
-from arvg_trt.runtime.generator import read_spec
+from arvg_trt.runtime.folders import read_spec
 from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import GraphRun, graph_of, load_sample, sample_files, save_sample

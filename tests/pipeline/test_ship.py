@@ -11,12 +11,9 @@ from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
-from model_signing import verifying
 from packaging.requirements import Requirement
 
 import arvg_trt
@@ -220,6 +217,8 @@ def test_what_is_unpacked_is_what_the_workspace_has(shipped: Shipped, tmp_path: 
 
 
 def test_model_signing_verifies_what_is_unpacked(shipped: Shipped, tmp_path: Path) -> None:
+    from model_signing import verifying
+
     places = ("-o", tmp_path / "files", "--signature", tmp_path / "model.sig")
     outcome = arvg("unpack", shipped.file, *places)
     assert outcome.code == 0, outcome
@@ -233,6 +232,9 @@ def test_model_signing_verifies_what_is_unpacked(shipped: Shipped, tmp_path: Pat
 def test_documents_say_what_it_is_in_forms_that_others_read(
     shipped: Shipped, tmp_path: Path, finished: Finished
 ) -> None:
+    import jsonschema  # takes a second, which every worker would spend to collect tests
+    from cyclonedx.validation.json import JsonStrictValidator
+
     with Bundle(shipped.file) as bundle:
         for descriptor in bundle.manifests:
             config = json.loads(bundle.blobs.read(descriptor.config))

@@ -19,6 +19,7 @@ from arvg_trt.runtime.sessions.open import fast_session
 from arvg_trt.runtime.sessions.placement import ON_CPU, TENSORRT_RTX, Placement
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.workspace.manifest import MANIFEST, Manifest, write_manifest
+from arvg_trt.workspace.verify import read_manifest
 
 VERSION = "1.7.1.116"
 without_gpu = pytest.mark.skipif(bool(this_device().gpus), reason="this machine has a GPU")
@@ -118,6 +119,25 @@ def test_an_engine_is_opened_by_its_context_model_and_never_by_its_twin(
     (engines / "decoder.onnx").unlink()
     with pytest.raises(BundleError, match="EPContext"):
         ImageTokenizer.open(engines, verify=False)
+
+
+def test_a_folders_manifest_is_read_once(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counted(folder: Path) -> Manifest | None:
+        read.append(folder)
+        return read_manifest(folder)
+
+    monkeypatch.setattr(folders, "read_manifest", counted)
+    monkeypatch.setattr(folders, "place_engine", lambda *_, **__: ON_CPU)
+    opener(engines, fast_session)
+    assert read == [engines]
+    assert placement_of(engines) == ON_CPU
+    assert read == [engines] * 2
+    monkeypatch.undo()
+    monkeypatch.setattr(folders, "read_manifest", counted)
+    refused(engines, machine(None))
+    assert read == [engines] * 3
 
 
 def test_where_shapes_are_fixed_the_placement_says_so(

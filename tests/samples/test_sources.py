@@ -12,7 +12,7 @@ from PIL import Image
 
 from arvg_trt.calibrate.dgc_rows import require_conditions
 from arvg_trt.errors import CalibrationError
-from arvg_trt.runtime.generator import read_spec
+from arvg_trt.runtime.folders import read_spec
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 from arvg_trt.samples.saved import Origin, open_saved, origin_of, saved_sample

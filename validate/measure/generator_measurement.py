@@ -15,8 +15,9 @@ from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...graph.sites import load_sites
 from ...quantize.facts import QuantizationFacts
 from ...recipe.validate import ValidateOptions
+from ...runtime.families import SPEC_FILE
 from ...runtime.folders import opener
-from ...runtime.generator import SPEC_FILE, Generated, Generator, choose_sampling
+from ...runtime.generator import Generated, Generator, choose_sampling
 from ...runtime.sessions.open import fast_session, reference_session
 from ...runtime.sessions.session import OpenSession
 from ...runtime.spec import TEACHER_FORCED, GeneratorSpec

@@ -37,7 +37,7 @@ from arvg_trt.runtime.bundle.cache import DAY, MOST_DAYS, lock_of, locked, unpac
 from arvg_trt.runtime.bundle.open import open_bundle
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.runtime.devices import Device, Gpu, this_device
-from arvg_trt.runtime.folders import holds_engines
+from arvg_trt.runtime.folders import read_folder
 from arvg_trt.runtime.sessions.placement import CUDA, TENSORRT, Problem
 from arvg_trt.workspace.files import CACHE_VARIABLE
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
@@ -144,7 +144,7 @@ def opened(packed: Path, gpu: Gpu, device: str, lacking: Sequence[str] = ()) -> 
 def test_a_kit_is_a_folder_of_graphs_with_a_manifest_and_no_build(kit: Path) -> None:
     assert verify(kit).stage == "bundle"
     assert {p.name for p in kit.iterdir()} == {*verify(kit).outputs, MANIFEST}
-    assert not holds_engines(kit)
+    assert not read_folder(kit).holds_engines
     (kit / "g.onnx").write_bytes(b"")
     with pytest.raises(WorkspaceError, match="was changed"):
         verify(kit)

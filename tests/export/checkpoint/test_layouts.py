@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from arvg_trt.errors import ExportError
-from arvg_trt.export.checkpoint.read import WeightChoice, Weights, read_all, read_tensors
+from arvg_trt.export.checkpoint.read import WeightChoice, read_all, read_tensors
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
+from arvg_trt.export.checkpoint.wrappers import Weights
 
 Tensors = dict[str, Tensor]
 

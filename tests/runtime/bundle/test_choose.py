@@ -186,8 +186,10 @@ def test_a_kit_is_built_by_whose_engines_run_here() -> None:
     both = ("tensorrt", "tensorrt_rtx")
     choice = choose(facts, DEVICE, T4, both, without(TENSORRT))
     assert choice.steps[0].reason == f"TensorRT for RTX {RTX} builds it once, into the cache"
+    assert choice.builder == "tensorrt_rtx"
+    assert choice.without(choice.steps[0], "it failed").builder == "tensorrt_rtx"
     choice = choose(facts, DEVICE, T4, both, without(TENSORRT, TENSORRT_RTX))
-    assert chosen(choice) == ("CUDA", "kit")
+    assert (chosen(choice), choice.builder) == (("CUDA", "kit"), None)
     assert choice.steps[0].reason == (
         "no provider here opens what TensorRT would build; "
         "no provider here opens what TensorRT for RTX would build"
