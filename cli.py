@@ -9,14 +9,16 @@ import click
 
 from .commands.baseline import baseline
 from .commands.build import build
+from .commands.bundle import bundle
 from .commands.ci import ci
 from .commands.diagnose import diagnose
 from .commands.images import decode, encode, generate
 from .commands.info import analyze, compare, doctor, inspect, models, targets
 from .commands.recipes import recipes
+from .commands.run import run
 from .commands.search import search
-from .commands.ship import bundle, cache, keygen, sign, unpack, verify
-from .commands.stages import calibrate, export, quantize, run, validate
+from .commands.ship import cache, keygen, sign, unpack, verify
+from .commands.stages import calibrate, export, quantize, validate
 from .commands.support.errors import Commands, debug_option
 from .commands.why import why
 from .workspace.stage import tool_version

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from .bundle import bundle as bundle
 from .bundle import signers
 from .support.console import ConsoleReporter, print_json
 from .support.groups import command

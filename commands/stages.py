@@ -12,7 +12,6 @@ from ..recipe.base import with_changes
 from ..recipe.calibrate import CalibrateOptions
 from ..recipe.quantize import QuantizeOptions, with_implied
 from ..recipe.validate import ValidateOptions
-from .run import run as run
 from .support import completion
 from .support.figures import figures_of_failures, print_figures
 from .support.groups import command, option
