@@ -11,9 +11,10 @@ from .commands.baseline import baseline
 from .commands.build import build
 from .commands.bundle import bundle
 from .commands.ci import ci
+from .commands.compare import compare
 from .commands.diagnose import diagnose
 from .commands.images import decode, encode, generate
-from .commands.info import analyze, compare, doctor, inspect, models, targets
+from .commands.info import analyze, doctor, inspect, models, targets
 from .commands.recipes import recipes
 from .commands.run import run
 from .commands.search import search

@@ -1,4 +1,4 @@
-"""Define commands that only show: models, GPUs, reports, artifacts, the machine."""
+"""Define commands that only show: models, GPUs, artifacts, the machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import msgspec
 from ..engines.analysis import GraphAnalysis, analyze_files
 from ..engines.tensorrt.targets import Capability, TargetRow, target_rows
 from ..engines.verdicts import TARGETS
-from ..errors import AccuracyError, ExportError
+from ..errors import ExportError
 from ..graph.sites import NodeVerdict, Verdict
 from ..runtime.sessions.placement import rtx_takes
-from ..workspace.files import atomic_write
 from .support import completion
 from .support.console import print_json
 from .support.groups import command
@@ -56,53 +55,6 @@ def fetched(row: ModelRow) -> str:
     licenses = dict.fromkeys(file.license or "licence unknown" for file in row.published)
     login = ["login needed"] if any(file.login for file in row.published) else []
     return ", ".join([names, size, " and ".join(licenses), *login])
-
-
-@command()
-@click.argument("reports", nargs=-1, required=True, type=PathArgument())
-@click.option("--html", type=PathArgument(), help="Also write an HTML page.")
-@click.option(
-    "--summary",
-    type=click.Path(path_type=Path, allow_dash=True),
-    metavar="FILE|-",
-    help="Also write a short Markdown comment for a pull request; with - print it alone.",
-)
-@click.option("--allow-different", is_flag=True, help="Compare other models or images too.")
-@json_option
-def compare(
-    reports: Sequence[Path],
-    html: Path | None,
-    summary: Path | None,
-    allow_different: bool,
-    as_json: bool,
-) -> None:
-    """Compare two or more reports; the first is the baseline, a regression exits with 8.
-
-    \b
-    Example: arvg-trt compare main/report.json new/report.json
-             arvg-trt compare baselines/int8.json out/demo/validate/int8 --summary comment.md
-    """
-    from ..pipeline.compare import compare_reports
-    from ..validate.report.compare import comparison_markdown
-    from ..validate.report.compare_json import ComparedReports
-
-    printed = summary is not None and str(summary) == "-"
-    if printed and as_json:
-        raise click.UsageError("--summary - and --json both print: name a file of the summary")
-
-    def summarize(text: str) -> None:
-        if printed:
-            click.echo(text, nl=False)
-        elif summary is not None:
-            atomic_write(summary, text.encode())
-
-    found = compare_reports(reports, html, allow_different, None if summary is None else summarize)
-    if as_json:
-        print_json(ComparedReports.of(found))
-    elif not printed:
-        click.echo(comparison_markdown(found))
-    if found.regressed:
-        sys.exit(AccuracyError.exit_code)
 
 
 @command()
@@ -222,8 +174,9 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json({"checks": rows})
         return
+    width = max(len(row.what) for row in rows)
     for row in rows:
-        click.echo(f"{row.state:<8} {row.what:<22} {row.detail}")
+        click.echo(f"{row.state:<8} {row.what:<{width}} {row.detail}")
 
 
 @command()
