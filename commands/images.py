@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ..recipe.base import with_changes
 from ..recipe.commands import GenerateOptions
@@ -24,20 +25,35 @@ from .support.options import (
 )
 
 if TYPE_CHECKING:
-    from ..runtime.bundle.choose import Choice
+    from ..runtime.bundle.choose import ChainStep, Choice
     from ..runtime.bundle.open import BundleAccess
 
 
-def bundle_access(keys: Sequence[Path], explain: bool) -> BundleAccess:
-    """Return how a bundle is checked, and where the reasons of the choice are printed."""
-    from ..runtime.bundle.choose import chain_text
-    from ..runtime.bundle.open import BundleAccess
+class Opening:
+    """Says how a bundle is checked, prints the reasons of the choice if asked, and keeps it."""
 
-    def tell(choice: Choice) -> None:
-        for line in chain_text(choice):
-            click.echo(line, err=True)
+    def __init__(self, keys: Sequence[Path], explain: bool) -> None:
+        self.keys, self.explain = tuple(keys), explain
+        self.choice: Choice | None = None
 
-    return BundleAccess(keys=tuple(keys), explain=tell if explain else None)
+    @property
+    def access(self) -> BundleAccess:
+        from ..runtime.bundle.open import BundleAccess
+
+        return BundleAccess(keys=self.keys, explain=self.tell)
+
+    def tell(self, choice: Choice) -> None:
+        from ..runtime.bundle.choose import chain_text
+
+        self.choice = choice
+        if self.explain:
+            for line in chain_text(choice):
+                click.echo(line, err=True)
+
+    @property
+    def chosen(self) -> ChainStep | None:
+        """What of a bundle ran, and why; None of a folder."""
+        return None if self.choice is None else self.choice.chosen
 
 
 @command()
@@ -68,6 +84,7 @@ def encode(
     """
     from ..pipeline.codec import encode_files
 
+    opening = Opening(keys, explain)
     with ConsoleReporter(quiet=as_json) as reporter:
         encode_files(
             folder,
@@ -76,10 +93,10 @@ def encode(
             reporter,
             device=device,
             allow_fallback=allow_fallback,
-            access=bundle_access(keys, explain),
+            access=opening.access,
         )
     if as_json:
-        print_json({"images": images, "written": [output]})
+        print_json({"images": images, "written": [output], "chosen": opening.chosen})
         return
     click.echo(str(output))
 
@@ -110,6 +127,7 @@ def decode(
     """
     from ..pipeline.codec import decode_files
 
+    opening = Opening(keys, explain)
     with ConsoleReporter(quiet=as_json) as reporter:
         paths = decode_files(
             folder,
@@ -118,10 +136,10 @@ def decode(
             reporter,
             device=device,
             allow_fallback=allow_fallback,
-            access=bundle_access(keys, explain),
+            access=opening.access,
         )
     if as_json:
-        print_json({"written": paths})
+        print_json({"written": paths, "chosen": opening.chosen})
         return
     for path in paths:
         click.echo(str(path))
@@ -158,10 +176,11 @@ def generate(
 
     options = with_changes(GenerateOptions(labels=changes.pop("labels")), **changes)
     outputs = Outputs(folder=output, npz=npz, tokens=tokens)
+    opening = Opening(keys, explain)
     with ConsoleReporter(quiet=as_json) as reporter:
-        result = generate_files(workspace, options, outputs, reporter, bundle_access(keys, explain))
+        result = generate_files(workspace, options, outputs, reporter, opening.access)
     if as_json:
-        print_json(result)
+        print_json({**msgspec.structs.asdict(result), "chosen": opening.chosen})
         return
     click.echo(f"{len(result.labels)} images, {result.seconds:.1f} s")
     for path in result.written:

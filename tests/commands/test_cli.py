@@ -203,9 +203,13 @@ def test_encode_and_decode_print_one_object(finished: Finished, tmp_path: Path) 
     graphs, tokens = finished.workspace / "export", tmp_path / "t.npz"
     image = finished.validation / "astronaut.png"
     outcome = arvg("encode", graphs, image, "-o", tokens, "--json")
-    assert json.loads(outcome.out) == {"images": [str(image)], "written": [str(tokens)]}
+    said = {"images": [str(image)], "written": [str(tokens)], "chosen": None}
+    assert json.loads(outcome.out) == said
     outcome = arvg("decode", graphs, tokens, "-o", tmp_path / "out", "--json")
-    assert json.loads(outcome.out) == {"written": [str(tmp_path / "out" / "0.png")]}
+    assert json.loads(outcome.out) == {
+        "written": [str(tmp_path / "out" / "0.png")],
+        "chosen": None,
+    }
 
 
 def test_tokenizer_is_opened_by_a_text_too(finished: Finished) -> None:

@@ -280,6 +280,15 @@ def test_encode_and_decode_take_a_bundle_as_the_folder_of_its_engine(
     assert tokenizer.stride == 8
 
 
+def test_encode_and_decode_say_what_of_a_bundle_they_took(shipped: Shipped, tmp_path: Path) -> None:
+    tokens = tmp_path / "t.npz"
+    outcome = arvg("encode", shipped.file, shipped.photo, "-o", tokens, "--json")
+    chosen = json.loads(outcome.out)["chosen"]
+    assert (chosen["step"], chosen["group"], chosen["opens"]) == ("CPU", "cpu", True)
+    outcome = arvg("decode", shipped.file, tokens, "-o", tmp_path / "images", "--json")
+    assert json.loads(outcome.out)["chosen"] == chosen
+
+
 def test_explain_prints_the_chain_of_choices(shipped: Shipped, tmp_path: Path) -> None:
     outcome = arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz", "--explain")
     assert outcome.code == 0, outcome
