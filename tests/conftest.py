@@ -1,4 +1,4 @@
-"""Which tests run, in which order, and where every fixture comes from."""
+"""Order the tests, skip those that lack a GPU, and load the fixtures where tests run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ LONGEST = (
     "minis/test_generator_recipes.py",
     "pipeline/test_validate_mar.py",
     "pipeline/test_quantize_mar.py",
+    "pipeline/test_interruption.py",
     "calibrate/test_shards.py",
     "benchmarks/test_freeze.py",
     "families/test_plugin.py",
@@ -24,6 +25,8 @@ LONGEST = (
     "pipeline/test_custom_sizes.py",
     "pipeline/test_mar_calibration.py",
     "pipeline/test_validate_generator.py",
+    "pipeline/test_ship.py",
+    "explain/test_dry_run.py",
     "families/cosmos/test_write.py",
     "families/shared/test_cached_steps.py",
     "families/var_vqvae/test_parity.py",

@@ -26,10 +26,10 @@ from .families.tiny import (
     tiny_rar,
 )
 from .families.var_vqvae.models import tiny_tokenizer
-from .garbage import keep
 from .graph.builders import conv_case, integer_case
 from .one_process import one_process
 from .pipeline.fixtures import exported, finished, mini_of, quantized_mar, quantized_of, workspace
+from .worker import keep
 
 __all__ = [
     "conv_case",
