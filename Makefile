@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-gpu check quick types lint coverage bench clean
+.PHONY: setup demo test test-gpu check quick types lint coverage bench release wheels clean
 
 setup: $(VENV)/.ready
 
@@ -63,5 +63,12 @@ bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.calibration
 	$(BIN)/python -m arvg_trt.benchmarks.fuzz
 
+# Both wheels and the sdist into dist/, if the commit is a release; `wheels` builds any tree.
+release: setup
+	$(BIN)/python -m arvg_trt.release.distributions --output dist
+
+wheels: setup
+	$(BIN)/python -m arvg_trt.release.distributions --output dist --unreleased
+
 clean:
-	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache

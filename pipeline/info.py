@@ -50,7 +50,7 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
 
 def model_rows() -> list[ModelRow]:
     """Return the models that are known by name, and where their checkpoints are."""
-    from ..families.variants import MODELS, all_variants
+    from ..families.variants import all_variants, checkpoint_text
 
     return [
         ModelRow(
@@ -59,9 +59,7 @@ def model_rows() -> list[ModelRow]:
             parameters=entry.parameters,
             graphs=entry.graphs,
             files=entry.files,
-            checkpoint=", ".join(dict.fromkeys((entry.hub, *entry.elsewhere.values())))
-            if entry.hub
-            else ("shipped" if (MODELS / entry.name).is_dir() else "train it: training/"),
+            checkpoint=checkpoint_text(entry),
             published=entry.published,
             download_bytes=entry.download_bytes,
         )
