@@ -17,13 +17,22 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		rm -rf "$$site/arvg_trt" build *.egg-info && ln -s "$(CURDIR)" "$$site/arvg_trt"
 	touch $@
 
+# A tokenizer in INT8, a generator at W8A8 and a model of one's own, each with its report; the first's
+# engines in one signed file; and a page that leads to all of it.
 demo: setup
-	$(BIN)/arvg-trt export var-mini out/var-mini
-	$(BIN)/arvg-trt generate out/var-mini --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/images
 	$(BIN)/arvg-trt run cosmos-mini-int8
+	$(BIN)/arvg-trt run var-w8a8
+	$(BIN)/arvg-trt generate out/var-mini/engines/w8a8/onnxruntime --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/images
+	$(BIN)/python -m arvg_trt.demo.own_model out/own/files
+	$(BIN)/arvg-trt export onnx out/own --graph out/own/files/encoder.onnx --graph out/own/files/decoder.onnx
+	$(BIN)/arvg-trt calibrate out/own --feeds out/own/files/calibration.npz
+	$(BIN)/arvg-trt quantize out/own --name int8
+	$(BIN)/arvg-trt build out/own --name int8
+	$(BIN)/arvg-trt validate out/own --name int8 --feeds out/own/files/held_out.npz --gate 'output_sqnr_db>=20'
 	test -f out/demo-ci.key || $(BIN)/arvg-trt keygen out/demo-ci
 	$(BIN)/arvg-trt bundle out/demo --name int8 --key out/demo-ci.key --with-reference -o out/demo-int8.tar
 	$(BIN)/arvg-trt verify out/demo-int8.tar --require-key out/demo-ci.pub
+	$(BIN)/arvg-trt index out/demo out/var-mini out/own out/demo-int8.tar -o out/demo/index.html
 
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 

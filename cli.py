@@ -11,6 +11,7 @@ from .commands.build import build
 from .commands.diagnose import diagnose
 from .commands.errors import Commands, debug_option
 from .commands.images import decode, encode, generate
+from .commands.index import index
 from .commands.info import analyze, compare, doctor, inspect, models, targets
 from .commands.recipes import recipes
 from .commands.search import search
@@ -60,6 +61,7 @@ for command in (
     analyze,
     inspect,
     compare,
+    index,
     why,
     diagnose,
     doctor,

@@ -41,7 +41,7 @@ LIGHT_OF_A_FAMILY = {
     *("diffusion.py", "trajectory.py", "recorded_runs.py", "image_runs.py"),  # of MAR's recording
 }
 MOST_MODULES = 17  # of a folder, without its __init__
-BESIDE = ("benchmarks", "release", "tests", "training")  # folders that are not installed
+BESIDE = ("benchmarks", "demo", "release", "tests", "training")  # folders that are not installed
 
 
 def modules() -> Iterator[Path]:
