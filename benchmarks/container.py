@@ -203,7 +203,7 @@ def try_commands(image: Image, files: Mapping[str, Path]) -> Iterator[Command]:
         f"verify {tokenizer}",
         f"verify {generator}",
         f"encode {tokenizer} {picture} -o tokens.npz",
-        f"decode {tokenizer} tokens.npz -o decoded.png",
+        f"decode {tokenizer} tokens.npz -o decoded/",
         f"generate {generator} --labels 3,7 --count 1 --seed 0 -o images/",
     ):
         start = time.perf_counter()
@@ -254,8 +254,9 @@ def text_of(found: Measured, machine: str) -> str:
         f"`python -m arvg_trt.benchmarks.container`, {machine}. Not by Docker: the lines of "
         "`containers/cpu/Dockerfile`, run by chroot on Debian's minimal base system.",
         "",
-        f"The image takes {found.image:.0f} MB on disk: {found.base:.0f} MB the base system, "
-        f"{found.installed:.0f} MB the Python environment, of which the largest are {largest}. "
+        f"The image takes {found.image:.0f} MB on disk, {found.installed:.0f} of them the Python "
+        f"environment, whose largest parts are {largest}. The base system alone takes "
+        f"{found.base:.0f} MB, with the lists of packages that the image does not keep. "
         f"Commands ran as `{found.user}`, each with the start of Python.",
         "",
         markdown_table(["command", "seconds", "its last line"], rows),

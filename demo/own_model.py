@@ -2,10 +2,10 @@
 
     python -m arvg_trt.demo.own_model FOLDER
 
-The model is the convolutional autoencoder inside `rar-mini`, exported by `torch.onnx.export` as it
-comes: arvg-trt is told nothing of its family. `encoder.onnx` makes a latent of an image and
-`decoder.onnx` an image of the latent; `calibration.npz` and `held_out.npz` hold photographs that
-scikit-image ships, none of them in both.
+The model is the autoencoder inside `mar-mini`, convolutions with an attention, exported by
+`torch.onnx.export` as it comes: arvg-trt is told nothing of its family. `encoder.onnx` makes a
+latent of an image and `decoder.onnx` an image of the latent; `calibration.npz` and `held_out.npz`
+hold photographs that scikit-image ships, none of them in both.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..families.maskgit_vq.model import MaskgitVq, load_maskgit_vq
+from ..families.kl_vae.model import KlVae, load_kl_vae
 from ..families.variants import find_model, shipped_checkpoint
 from ..runtime.images import center_crop
 from ..samples.images import open_source
 
-SIZE = 128
+SIZE = 64
 FEEDS = {
     "calibration": "skimage:coffee,rocket,motorcycle_left,coins",
     "held_out": "skimage:astronaut,chelsea,hubble_deep_field,retina",
@@ -36,12 +36,12 @@ FEEDS = {
 class Half(nn.Module):
     """Run the encoder or the decoder alone, which are methods of the model."""
 
-    def __init__(self, model: MaskgitVq, encodes: bool) -> None:
+    def __init__(self, model: KlVae, encodes: bool) -> None:
         super().__init__()
         self.model, self.encodes = model, encodes
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model.encode(x) if self.encodes else self.model.reconstruct(x)
+        return self.model.encode(x) if self.encodes else self.model.decode(x)
 
 
 def write_graph(half: Half, example: Tensor, names: tuple[str, str], path: Path) -> None:
@@ -73,16 +73,16 @@ def quarters(images: str) -> NDArray[np.float32]:
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
     """Write both graphs and both files of arrays into FOLDER."""
-    path = Path(shipped_checkpoint(find_model("rar-mini"))) / "tokenizer.safetensors"
-    model = load_maskgit_vq(load_file(path), str(path))
+    path = Path(shipped_checkpoint(find_model("mar-mini"))) / "vae.safetensors"
+    model = load_kl_vae(load_file(path), str(path))
     folder.mkdir(parents=True, exist_ok=True)
     for name, images in FEEDS.items():
         np.savez(folder / f"{name}.npz", image=quarters(images))
     example = torch.zeros(2, 3, SIZE, SIZE)
     with torch.no_grad():
         latent = model.encode(example)
-    write_graph(Half(model, True), example, ("image", "latent"), folder / "encoder.onnx")
-    write_graph(Half(model, False), latent, ("latent", "decoded"), folder / "decoder.onnx")
+    write_graph(Half(model, True).eval(), example, ("image", "latent"), folder / "encoder.onnx")
+    write_graph(Half(model, False).eval(), latent, ("latent", "decoded"), folder / "decoder.onnx")
     click.echo(folder)
 
 

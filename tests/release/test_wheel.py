@@ -128,6 +128,15 @@ def test_the_wheel_runs_every_stage_of_the_tokenizer_that_it_ships(
     assert "no licence" not in outcome.err
     outcome = alone.run(tmp_path, "verify", "made.tar")
     assert outcome.code == 0, outcome
+    index = json.loads(alone.run(tmp_path, "index", ".", "--json").out)
+    assert [each["page"] for each in index["reports"]] == ["ws/validate/int8/report.html"]
+    (bundle,) = index["bundles"]
+    assert (bundle["file"], bundle["groups"][0], bundle["signatures"]) == ("made.tar", "cpu", [])
+    assert (
+        bundle["digest"]
+        == json.loads(alone.run(tmp_path, "inspect", "made.tar", "--json").out)["digest"]
+    )
+    assert alone.run(tmp_path, "index", ".").out.endswith("index.html\n")
 
 
 @pytest.mark.parametrize("preset", ["cosmos-mini-int8", "cosmos-mini-log4", "rar-w8a8"])

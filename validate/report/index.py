@@ -125,7 +125,8 @@ def _key_figures(
     reports: Sequence[IndexedReport], bundles: Sequence[IndexedBundle]
 ) -> tuple[KeyFigure, ...]:
     gates, failed = sum(r.gates for r in reports), sum(len(r.failed) for r in reports)
-    doubtful = sum(bool(r.inconclusive) for r in reports)
+    shown = (f"{_accuracy_text(r)} {_speed_text(r)} {_gates_text(r)}" for r in reports)
+    doubtful = sum(INCONCLUSIVE in text for text in shown)
     figures = []
     if gates:
         figures.append(
