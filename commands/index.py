@@ -31,7 +31,8 @@ def index(folders: Sequence[Path], output: Path | None, as_json: bool) -> None:
     \b
     Example: arvg-trt index out -o out/index.html
     """
-    from ..validate.report.index import index_page, make_index
+    from ..validate.index import make_index
+    from ..validate.report.index import index_page
     from ..validate.report.page import to_html
     from ..workspace.files import atomic_write
 

@@ -13,8 +13,9 @@ import pytest
 
 from arvg_trt.errors import WorkspaceError
 from arvg_trt.validate.formats import metric_text
+from arvg_trt.validate.index import ReportIndex, make_index
 from arvg_trt.validate.metrics.latency import Latency, ratio
-from arvg_trt.validate.report.index import ReportIndex, index_page, make_index
+from arvg_trt.validate.report.index import index_page
 from arvg_trt.validate.report.page import Page, Table, to_html, to_markdown
 from arvg_trt.validate.report.render import write_report
 from arvg_trt.validate.report.schema import Report, metrics
