@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def test_a_folder_that_is_no_clone_and_a_project_that_does_not_build_are_named(
 
 
 def test_it_is_a_command_of_the_package() -> None:
-    words = ["python", "-m", "arvg_trt.release.distributions", "--help"]
+    words = [sys.executable, "-m", "arvg_trt.release.distributions", "--help"]
     assert "--unreleased" in (ROOT / "Makefile").read_text("utf-8")
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0 and "--unreleased" in done.stdout
