@@ -20,6 +20,7 @@ from ..command_line import RECIPE, Outcome, assert_refused, pictures
 from ..test_rooms import BESIDE, modules
 
 VERSION = project_version(ROOT)
+QUICK = "[quantize]\nsmoothing = 0\nclip_power = 0\ntap_sums = false\n"  # no search of scales
 SHIPPED = {"cosmos-mini-di8x8", "rar-mini"}
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git clone")
 
@@ -117,7 +118,7 @@ def test_the_wheel_runs_every_stage_of_the_tokenizer_that_it_ships(
     images = {"calibration": "calibration", "validation": "validation"}
     for name in images:
         pictures(tmp_path / name, 2, 64)
-    recipe.write_text(RECIPE.format(workspace="ws", **images))
+    recipe.write_text(RECIPE.format(workspace="ws", **images) + QUICK)
     outcome = alone.run(tmp_path, "run", "recipe.toml")
     assert outcome.code == 0, outcome
     assert outcome.out.rstrip().endswith("ws/validate/int8/report.html")
