@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-gpu check quick types lint docs coverage bench clean
+.PHONY: setup demo test test-gpu check quick types lint docs coverage bench release wheels clean
 
 setup: $(VENV)/.ready
 
@@ -17,13 +17,22 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		rm -rf "$$site/arvg_trt" build *.egg-info && ln -s "$(CURDIR)" "$$site/arvg_trt"
 	touch $@
 
+# A tokenizer in INT8, a generator at W8A8 and a model of one's own, each with its report; the first's
+# engines in one signed file; and a page that leads to all of it.
 demo: setup
-	$(BIN)/arvg-trt export var-mini out/var-mini
-	$(BIN)/arvg-trt generate out/var-mini --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/images
 	$(BIN)/arvg-trt run cosmos-mini-int8
+	$(BIN)/arvg-trt run var-w8a8
+	$(BIN)/arvg-trt generate out/var-mini/engines/w8a8/onnxruntime --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/images
+	$(BIN)/python -m arvg_trt.demo.own_model out/own/files
+	$(BIN)/arvg-trt export onnx out/own --graph out/own/files/encoder.onnx --graph out/own/files/decoder.onnx
+	$(BIN)/arvg-trt calibrate out/own --feeds out/own/files/calibration.npz --samples 16
+	$(BIN)/arvg-trt quantize out/own --name int8
+	$(BIN)/arvg-trt build out/own --name int8
+	$(BIN)/arvg-trt validate out/own --name int8 --feeds out/own/files/held_out.npz --gate 'output_sqnr_db>=18'
 	test -f out/demo-ci.key || $(BIN)/arvg-trt keygen out/demo-ci
 	$(BIN)/arvg-trt bundle out/demo --name int8 --key out/demo-ci.key --with-reference -o out/demo-int8.tar
 	$(BIN)/arvg-trt verify out/demo-int8.tar --require-key out/demo-ci.pub
+	$(BIN)/arvg-trt index out/demo out/var-mini out/own out/demo-int8.tar -o out/demo/index.html
 
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -67,5 +76,12 @@ bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.calibration
 	$(BIN)/python -m arvg_trt.benchmarks.fuzz
 
+# Both wheels and the sdist into dist/, if the commit is a release; `wheels` builds any tree.
+release: setup
+	$(BIN)/python -m arvg_trt.release.distributions --output dist
+
+wheels: setup
+	$(BIN)/python -m arvg_trt.release.distributions --output dist --unreleased
+
 clean:
-	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache

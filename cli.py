@@ -14,6 +14,7 @@ from .commands.ci import ci
 from .commands.compare import compare
 from .commands.diagnose import diagnose
 from .commands.images import decode, encode, generate
+from .commands.index import index
 from .commands.info import analyze, doctor, inspect, models, targets
 from .commands.recipes import recipes
 from .commands.run import run
@@ -67,6 +68,7 @@ for command in (
     compare,
     baseline,
     ci,
+    index,
     why,
     diagnose,
     doctor,

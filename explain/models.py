@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..families.variants import MODELS, all_variants
+from ..families.variants import all_variants, checkpoint_text
 from ..runtime.family import HubFile
 
 
@@ -33,9 +33,7 @@ def model_rows() -> list[ModelRow]:
             parameters=entry.parameters,
             graphs=entry.graphs,
             files=entry.files,
-            checkpoint=", ".join(dict.fromkeys((entry.hub, *entry.elsewhere.values())))
-            if entry.hub
-            else ("shipped" if (MODELS / entry.name).is_dir() else "train it: training/"),
+            checkpoint=checkpoint_text(entry),
             published=entry.published,
             download_bytes=entry.download_bytes,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from ..runtime.families import built_in_families, foreign_families
 from .base import Family, Variant
 
 MODELS = Path(__file__).parent.parent / "models"
+# A second distribution brings these to who installs a wheel; in a clone all lie in `MODELS`.
+MINIS = "arvg-trt-minis"
+MINIS_PACKAGE = "arvg_trt_minis"
+IN_MINIS = ("gsq-mini", "llamagen-mini", "mar-mini", "par-mini", "var-mini")
 
 
 def all_families() -> tuple[Family, ...]:
@@ -49,16 +54,40 @@ def find_model(name: str) -> Variant:
 
 
 def shipped_checkpoint(entry: Variant) -> str:
-    """Return the weights that this package ships for a model.
+    """Return the weights that ship for a model.
 
     Raises:
-        ExportError: it ships none; says where they are published.
+        ExportError: none do, or they are not installed; says where they are.
     """
-    folder = MODELS / entry.name
-    if folder.is_dir():
+    folder = shipped_folder(entry.name)
+    if folder is not None:
         return str(folder)
+    if entry.name in IN_MINIS:
+        raise ExportError(
+            f"the weights of {entry.name} are not installed",
+            where=str(MODELS / entry.name),
+            do=f"pip install {MINIS}, or give --checkpoint PATH",
+        )
     published = f", or --checkpoint {entry.hub}" if entry.hub else ""
     raise ExportError(f"no checkpoint given for {entry.name}", do=f"--checkpoint PATH{published}")
+
+
+def shipped_folder(name: str) -> Path | None:
+    """Return the folder of the weights that ship with this package or with `MINIS`, if they do."""
+    places = [MODELS]
+    package = find_spec(MINIS_PACKAGE)
+    if package is not None and package.origin is not None:
+        places.append(Path(package.origin).parent / "models")
+    return next((found for place in places if (found := place / name).is_dir()), None)
+
+
+def checkpoint_text(entry: Variant) -> str:
+    """Return where a model's checkpoint is, as lists have it."""
+    if entry.hub:
+        return ", ".join(dict.fromkeys((entry.hub, *entry.elsewhere.values())))
+    if shipped_folder(entry.name) is not None:
+        return "shipped"
+    return f"pip install {MINIS}" if entry.name in IN_MINIS else "train it: training/"
 
 
 def check_config(entry: Variant, found: Any, where: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..errors import IntegrityError, WorkspaceError
-from ..families.variants import MODELS
+from ..families.variants import shipped_folder
 from ..packages import require_packages
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
@@ -183,8 +183,8 @@ def license_texts(model: str, licenses: Sequence[Path]) -> dict[str, bytes]:
     Raises:
         WorkspaceError: a licence has a name that no bundle takes, or that another has.
     """
-    shipped = MODELS / model / "README.md"
-    texts = {f"{model}.md": shipped.read_bytes()} if shipped.is_file() else {}
+    shipped = shipped_folder(model)
+    texts = {} if shipped is None else {f"{model}.md": (shipped / "README.md").read_bytes()}
     seen = {folded(file): f"the terms of {model}" for file in texts}
     for path in licenses:
         problem = path_problem(path.name)

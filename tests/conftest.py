@@ -14,6 +14,7 @@ LONGEST = (
     "minis/test_quantize_minis.py",
     "commands/test_cli.py",
     "minis/test_generator_recipes.py",
+    "release/test_wheel.py",
     "pipeline/test_validate_mar.py",
     "pipeline/test_quantize_mar.py",
     "pipeline/test_interruption.py",

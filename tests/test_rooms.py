@@ -42,7 +42,7 @@ LIGHT_OF_A_FAMILY = {
 }
 MOST_MODULES = 17  # of a folder, without its __init__
 MOST_LINES = 300  # of a module: a longer one has a second idea, which gets a module of its own
-BESIDE = ("benchmarks", "tests", "training")  # folders that are not installed
+BESIDE = ("benchmarks", "demo", "release", "tests", "training")  # folders that are not installed
 
 
 def modules() -> Iterator[Path]:

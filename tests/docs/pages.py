@@ -57,7 +57,8 @@ class Block:
     def commands(self) -> list[list[str]]:
         """The words of each command line, as a shell takes them; comments are left out."""
         joined = self.text.replace("\\\n", " ")
-        lines = (shlex.split(line, comments=True) for line in joined.splitlines())
+        parts = (part for line in joined.splitlines() for part in line.split(" && "))
+        lines = (shlex.split(part, comments=True) for part in parts)
         return [words for words in lines if words]
 
 

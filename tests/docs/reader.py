@@ -89,12 +89,18 @@ class Belongings:
         """Put what a page calls `WHAT at PLACE` into a reader's folder.
 
         WHAT is `var-mini` (exported), `quantized var-mini` (as w8a8), or `calibrated model.onnx`;
-        `out/demo` alone is a tokenizer quantized as int8, with its report and its engine.
+        `out/demo` alone is a tokenizer quantized as int8, with its report and its engine, and
+        `demo.tar` its bundle, which `ci.key` signed.
         """
         what, _, name = place.partition(" at ")
         if what == "out/demo":
             shutil.copytree(self.finished().workspace, folder / what)
             assert arvg("build", folder / what, "--name", "int8").code == 0
+        elif what == "demo.tar":
+            self.give("out/demo", folder)
+            assert arvg("keygen", folder / "ci").code == 0
+            args = ("--name", "int8", "--key", folder / "ci.key", "-o", folder / what)
+            assert arvg("bundle", folder / "out/demo", *args).code == 0
         elif what == "calibrated model.onnx":
             calibrate_own(folder, folder / name)
         elif what.startswith("quantized "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -121,8 +122,11 @@ def check_command(words: list[str], code: int, place: str, *, parsed: bool) -> N
             for target in targets:
                 assert re.search(rf"^{re.escape(target)}:", MAKEFILE, re.MULTILINE), place
         case ["pip", "install", *packages]:
-            for package in (word for word in packages if not word.startswith("-")):
-                require_known_extras(package, place)
+            for option, word in itertools.pairwise(["", *packages]):
+                if option in ("-c", "-r"):
+                    assert (ROOT / word).is_file(), place
+                elif not word.startswith("-"):
+                    require_known_extras(word, place)
         case ["python", "-m", module, *arguments] if module.startswith("arvg_trt."):
             require_options(module, arguments, place)
         case ["eval", completion]:

@@ -33,6 +33,20 @@ class Badge:
         return self.text
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Hold the text of a cell that leads to a file, by its address relative to the page."""
+
+    text: str
+    address: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = str | Badge | Link
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """Hold cells as text; every row is as long as the header.
@@ -42,7 +56,7 @@ class Table:
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str | Badge, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     folded: bool = False
 
@@ -133,12 +147,14 @@ def _data_uri(image: Image) -> str:
     return "data:image/png;base64," + base64.b64encode(image.png()).decode("ascii")
 
 
-def _cell(value: str | Badge) -> str:
+def _cell(value: Cell) -> str:
     text = " ".join(str(value).split()).replace("|", "\\|")
+    if isinstance(value, Link):
+        return f"[{text}]({value.address})"
     return f"**{text}**" if isinstance(value, Badge) and value.level != "plain" else text
 
 
-def _row(cells: tuple[str | Badge, ...]) -> str:
+def _row(cells: tuple[Cell, ...]) -> str:
     return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 

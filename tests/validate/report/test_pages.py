@@ -12,13 +12,15 @@ import pytest
 
 from arvg_trt.engines.facts import EngineProof, EngineRow, SiteException
 from arvg_trt.quantize.facts import SiteRow
+from arvg_trt.validate.index import IndexedBundle, ReportIndex, make_index
 from arvg_trt.validate.measure.generator_accuracy import GeneratedImageAccuracy, GeneratorAccuracy
 from arvg_trt.validate.measure.tokenizer_accuracy import Summary
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.report.compare import compare, comparison_html
+from arvg_trt.validate.report.index import index_page
 from arvg_trt.validate.report.page import Page, Table, to_html
 from arvg_trt.validate.report.render import report_page, write_report
-from arvg_trt.validate.report.schema import Data, Report
+from arvg_trt.validate.report.schema import Data, Report, encode_report
 
 from ...browser import NOT_INSTALLED, Browser, find_browser, open_browser
 from ..conftest import MakeReport
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason=NOT_INSTALLED)
 
 PHONE, DESKTOP, PAPER = 390, 1280, 718  # A4 with its margins, at 96 pixels an inch
 LONG = "a_name_of_an_image_without_any_place_where_a_line_may_break_" * 2
-KINDS = ("tokenizer", "generator", "comparison")
+KINDS = ("tokenizer", "generator", "comparison", "index")
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(each => { each.open = true })"
 # Elements that reach over an edge of the page or of the box that they lie in.
@@ -188,9 +190,33 @@ def page(request: pytest.FixtureRequest, make_report: MakeReport, tmp_path: Path
         path.write_text(comparison_html(compare([(label, quick) for label in labels])))
     elif request.param == "generator":
         path.write_text(to_html(report_page(as_generator(report), [])))
+    elif request.param == "index":
+        path.write_text(to_html(index_page(wide_index(report, tmp_path))))
     else:
         write_report(tmp_path, report, made.pictures)
     return path
+
+
+def wide_index(report: Report, folder: Path) -> ReportIndex:
+    """An index of reports in deep folders, one of them damaged, and of bundles."""
+    for name in (f"{LONG}/validate/int8", "short"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "report.json").write_bytes(encode_report(report))
+    (folder / LONG / "validate/int8/report.html").touch()
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "report.json").write_text("{")
+    bundle = IndexedBundle(
+        file=f"{LONG}/bundle.tar",
+        model=report.model,
+        quantization="w8a8",
+        bytes=75_500_000,
+        digest=f"sha256:{'5f' * 32}",
+        signatures=("ab" * 32, ""),
+        groups=("cpu", "kit", "reference", "rtx-sm120-sm121", "rtx-sm75", "rtx-sm86-sm89"),
+    )
+    unsigned = msgspec.structs.replace(bundle, signatures=())
+    found = make_index([folder], folder)
+    return msgspec.structs.replace(found, bundles=(bundle, unsigned))
 
 
 def assert_whole(browser: Browser, page: Path) -> None:
