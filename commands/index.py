@@ -32,7 +32,7 @@ def index(folders: Sequence[Path], output: Path | None, as_json: bool) -> None:
     Example: arvg-trt index out -o out/index.html
     """
     from ..validate.index import make_index
-    from ..validate.report.index import index_page
+    from ..validate.index_page import index_page
     from ..validate.report.page import to_html
     from ..workspace.files import atomic_write
 

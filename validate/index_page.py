@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from ..facts import ValidationFacts, speed_text, summary
-from ..formats import size
-from ..index import IndexedBundle, IndexedReport, ReportIndex
-from .page import Badge, Cell, KeyFigure, Link, Page, Table
-from .spread import INCONCLUSIVE
+from .facts import ValidationFacts, speed_text, summary
+from .formats import size
+from .index import IndexedBundle, IndexedReport, ReportIndex
+from .report.page import Badge, Cell, KeyFigure, Link, Page, Table
+from .report.spread import INCONCLUSIVE
 
 SHORT = 12  # digits of a digest or a key; `--json` has all of them
 NOT_READ, NOT_MEASURED = "cannot be read", "not measured"

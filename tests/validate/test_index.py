@@ -14,14 +14,14 @@ import pytest
 from arvg_trt.errors import WorkspaceError
 from arvg_trt.validate.formats import metric_text
 from arvg_trt.validate.index import ReportIndex, make_index
+from arvg_trt.validate.index_page import index_page
 from arvg_trt.validate.metrics.latency import Latency, ratio
-from arvg_trt.validate.report.index import index_page
 from arvg_trt.validate.report.page import Page, Table, to_html, to_markdown
 from arvg_trt.validate.report.render import write_report
 from arvg_trt.validate.report.schema import Report, metrics
 
-from ...command_line import arvg, assert_refused
-from ..conftest import MakeReport
+from ..command_line import arvg, assert_refused
+from .conftest import MakeReport
 
 GATES = ("psnr>=1", "speedup>=1")
 
