@@ -37,6 +37,7 @@ from .predicted import Way, predicted_error, ratio, way_of
 from .trial_rounding import round_trials
 from .trials import (
     Fold,
+    TrialWeights,
     judged_errors,
     parts_of,
     quantize_whole,
@@ -102,7 +103,13 @@ def search_ways(
     for fold in folds:
         undecided = [group for group in searched if len(left[group.key]) > 1]
         for part in parts_of(undecided, left):
-            for key, by_way in judged_errors(run, part, fold, left, options).items():
+            rounded: TrialWeights = {}
+            for name in dict.fromkeys(group.graph for group in part):
+                inside = [group for group in part if group.graph == name]
+                rounded |= round_trials(
+                    run, graphs[name], inside, left, fold, options, max_memory=max_memory
+                )
+            for key, by_way in judged_errors(run, part, fold, left, rounded, options).items():
                 errors[key].append(by_way)
                 left[key] = still_able(by_way)
     found: dict[str, Way] = {}
