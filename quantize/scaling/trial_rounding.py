@@ -42,8 +42,16 @@ def round_trials(
 
     The result is by site and candidate. `groups` are of one graph, `ways` those of each group.
     Sites that the plan rounds to nearest are left out, and so are those whose rows cannot be made.
+    Nothing is done again that the fold holds already.
     """
     group_of = {site.name: group for group in groups for site in group.sites}
+    found = {
+        (site.name, way): fold.rounded[site.name, way]
+        for group in groups
+        for site in group.sites
+        for way in ways[group.key]
+        if (site.name, way) in fold.rounded
+    }
     tasks = [
         task
         for group in groups
@@ -53,6 +61,7 @@ def round_trials(
             int(site_statistics(fold.fitted, group.name).count),
             correct=options.bias_correction,
         )
+        if any((task.site.name, way) not in found for way in ways[group.key])
     ]
     still: list[RoundingTask] = []
     moved: list[RoundingTask] = []
@@ -61,10 +70,9 @@ def round_trials(
         (moved if centered else still).append(task)
     fitted = run.of(fold.part)
     tasks = still + around_means(fitted, moved, max_memory=max_memory)
-    found: TrialWeights = {}
     for task, moments in summed(fitted, tasks, max_memory=max_memory):
         site, group = task.site, group_of[task.site.name]
-        tried = ways[group.key]
+        tried = [way for way in ways[group.key] if (site.name, way) not in found]
         trials = fit_ways(graph, group, tried, fold, options)
         for way, trial in zip(tried, trials, strict=True):
             noise = grid_noise(trial.activation)

@@ -47,13 +47,15 @@ TRIAL_BYTES = 2**28
 class Fold:
     """Hold statistics of the samples in `part`, and which others judge what is fitted to them.
 
-    `by_gain` has the scalings of ways by GPS, by group and way.
+    `by_gain` has the scalings of ways by GPS, by group and way. `rounded` is filled with weights
+    that were rounded for single products, and are wanted again for whole graphs.
     """
 
     fitted: Statistics
     part: slice
     judged: slice
     by_gain: Mapping[tuple[str, Way], Scaling] = field(default_factory=dict)
+    rounded: TrialWeights = field(default_factory=dict)
 
 
 def run_whole(
