@@ -60,12 +60,12 @@ def around_means(
     So squares are least, and what a centre adds takes no digits away. The middle of a range would
     not do, which a heavy tail moves far from the mean.
     """
-    first = run.part.start or 0
+    start = run.part.start or 0
+    first = run.of(slice(start, start + 1))
+    few = [replace(task, count=-(-task.count // max(1, run.size))) for task in tasks]
     origins = {
         task.site.name: channel_means(task, moments)
-        for task, moments in summed(
-            run.of(slice(first, first + 1)), tasks, max_memory=max_memory, squares=False
-        )
+        for task, moments in summed(first, few, max_memory=max_memory, squares=False)
     }
     return [replace(task, view=replace(task.view, shift=origins[task.site.name])) for task in tasks]
 

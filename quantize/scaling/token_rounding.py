@@ -27,8 +27,8 @@ from .fit import RoundedInput, weight_energies
 from .moments import around_means, input_tasks, scaled_moments, summed
 
 Array = NDArray[np.float32]
-# So many output channels of a weight are rounded, the same ones for all candidates: what GPTQ does
-# to one channel does not depend on the others.
+# So many output channels of a weight are rounded, or up to twice as many, the same ones for all
+# candidates: what GPTQ does to one channel does not depend on the others.
 JUDGED_OUTPUTS = 256
 
 
@@ -126,7 +126,7 @@ def round_trial(
 
 
 def judged_rows(task: RoundingTask) -> Array:
-    """Return about `JUDGED_OUTPUTS` rows of a weight whose output channels are rounded apart."""
+    """Return the rows of a weight that are judged: all where they share a scale."""
     weight = task.weight()
     assert task.entry.weight is not None
     step = len(weight) // JUDGED_OUTPUTS if task.entry.weight.granularity != "per_tensor" else 1
