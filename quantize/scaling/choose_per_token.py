@@ -3,8 +3,9 @@
 A range a channel is many parameters from few samples: proj inputs follow the class of a picture, so
 that a SmoothQuant scale of 16 pictures fits 16 classes, and a site's error on other pictures can be
 10 dB above that on its own (a planted model of real width, 8 bits). Every method is fitted to one
-half of the samples and judged on the other, few samples also the other way round. Not to scale is a
-method too, and wins unless another is better on every half; what is chosen is fitted to all.
+half of the samples and judged on the other, few samples also the other way round, with weights
+rounded as the plan says. Not to scale is a method too, and wins unless another is better on every
+half; what is chosen is fitted to all.
 """
 
 from __future__ import annotations
