@@ -97,12 +97,12 @@ def judges() -> Judges:
     """Return what the stages behind the export judge a user's own graphs by."""
     from ..engines.verdicts import TARGETS, node_verdicts, resolve_targets
     from ..families.custom.export import Judges
-    from ..quantize.fold_check import failing_folds, on_arrays, tried_folds
+    from ..quantize.fold_check import MAPPED_BYTES, failing_folds, on_arrays, tried_folds
 
     targets = resolve_targets(TARGETS)
     return Judges(
         failing_folds=lambda folder, fed, sites: failing_folds(
-            folder, on_arrays(folder, fed), tried_folds(sites)
+            folder, on_arrays(folder, fed), tried_folds(sites), MAPPED_BYTES
         ),
         verdicts=lambda graph, name, sites: node_verdicts(graph, name, sites, targets),
     )

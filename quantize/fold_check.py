@@ -34,6 +34,9 @@ Runner = Callable[[Callable[[str, ir.Graph], None]], Iterator[tuple[str, Outputs
 # Rounding in float32 stays below 1e-5; a bias that is not divided gives 0.1 and more.
 LIMIT = 1e-4
 CHANGED_BYTES = 2**30  # of constants in a changed copy of a graph, which holds 2 GB
+# The same where sessions leave weights in their file, so that one more costs little: changed
+# constants exist three times while a session is made.
+MAPPED_BYTES = 2**27
 TRIED_SCALES = (2.0, 0.5, 4.0, 1.0, 0.25)
 REFUSED = "its scale has a node of its own: folded, the tensor is off by {:.1e} of its range"
 
@@ -80,17 +83,19 @@ class AppliedFold:
         return value
 
 
-def failing_folds(folder: Path, run: Runner, folds: Sequence[AppliedFold]) -> dict[str, float]:
+def failing_folds(
+    folder: Path, run: Runner, folds: Sequence[AppliedFold], most: int = CHANGED_BYTES
+) -> dict[str, float]:
     """Return the folds that change their tensor, by the name of the first site, and by how much.
 
-    As many are tried together as a changed copy of a graph in `folder` can hold; where that does
-    not hold, each one alone.
+    As many are tried together as change `most` bytes of a graph in `folder`; where that does not
+    hold, each one alone.
     """
     if not folds:
         return {}
     before = seen(run, folds, applied=False)
     found = {}
-    for part in parts_of(folder, folds):
+    for part in parts_of(folder, folds, most):
         after = seen(run, part, applied=True)
         if all(difference(before[fold.key], after[fold.key]) <= LIMIT for fold in part):
             continue
@@ -101,8 +106,8 @@ def failing_folds(folder: Path, run: Runner, folds: Sequence[AppliedFold]) -> di
     return found
 
 
-def parts_of(folder: Path, folds: Sequence[AppliedFold]) -> list[list[AppliedFold]]:
-    """Split folds, in their order, so that the changed constants of each part fit a protobuf."""
+def parts_of(folder: Path, folds: Sequence[AppliedFold], most: int) -> list[list[AppliedFold]]:
+    """Split folds, in their order, so that the changed constants of each part are few enough."""
     names = {fold.sites[0].graph for fold in folds}
     held = {name: load_graph(folder / f"{name}.onnx").graph.initializers for name in names}
     parts: list[list[AppliedFold]] = []
@@ -113,7 +118,7 @@ def parts_of(folder: Path, folds: Sequence[AppliedFold]) -> list[list[AppliedFol
         # A weight that several folds share a part of counts each time.
         values = [held[first.graph][part.initializer].const_value for part in divided]
         alone = sum(value.nbytes for value in values if value is not None)
-        if not parts or size + alone > CHANGED_BYTES:
+        if not parts or size + alone > most:
             parts.append([])
             size = 0
         parts[-1].append(fold)
@@ -176,11 +181,11 @@ def on_samples(run: CalibrationRun, count: int) -> Runner:
 
 
 def on_arrays(folder: Path, feeds: Mapping[str, Arrays]) -> Runner:
-    """Runs the graphs of a folder, each on arrays of its own."""
+    """Return what runs the graphs of a folder, each on arrays of its own; weights stay in files."""
 
     def run(instrument: Callable[[str, ir.Graph], None]) -> Iterator[tuple[str, Outputs]]:
         for name, arrays in feeds.items():
-            session = open_instrumented(folder / f"{name}.onnx", name, instrument)
+            session = open_instrumented(folder / f"{name}.onnx", name, instrument, mapped=True)
             yield name, session.run(arrays)
 
     return run

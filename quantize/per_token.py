@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ..calibrate.calibration_run import CalibrationRun
 from ..errors import CalibrationError, RecipeError
 from ..numerics.scheme import SitePlan
-from ..recipe.quantize import QuantizeOptions
+from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from .groups import InputDecision, InputGroup
 from .scaling.choose_per_token import scale_groups
 from .scaling.fit import round_inputs
@@ -20,11 +20,13 @@ from .scaling.fit import round_inputs
 class HeldOutError:
     """Chooses channel scales by the error on samples left out, and scales per token.
 
-    Clips are those of least error on all samples, by sums over each token.
+    Clips are those of least error on all samples, by sums over each token. Second moments stay
+    below `max_memory` bytes.
     """
 
     run: CalibrationRun
     options: QuantizeOptions
+    max_memory: int = MAX_MEMORY
 
     def decide(
         self,
@@ -43,7 +45,9 @@ class HeldOutError:
         found: dict[str, InputDecision] = {}
         for name, graph in graphs.items():
             members = [group for group in groups if group.graph == name]
-            found |= decide_groups(graph, members, self.run.on(name), self.options)
+            found |= decide_groups(
+                graph, members, self.run.on(name), self.options, max_memory=self.max_memory
+            )
         return dict(entries), found
 
 
@@ -70,10 +74,15 @@ def require_token_group(group: InputGroup) -> None:
 
 
 def decide_groups(
-    graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
+    graph: ir.Graph,
+    groups: Sequence[InputGroup],
+    run: CalibrationRun,
+    options: QuantizeOptions,
+    *,
+    max_memory: int = MAX_MEMORY,
 ) -> dict[str, InputDecision]:
     """Return scales, shifts and QParams of a graph's groups by each one's key."""
-    scalings = scale_groups(graph, groups, run, options)
+    scalings = scale_groups(graph, groups, run, options, max_memory=max_memory)
     judged = run if options.clip_power != 0 else None
     rounded = round_inputs(groups, scalings, run, judged, options)
     return {

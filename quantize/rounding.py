@@ -108,11 +108,12 @@ def moments_of_tasks(
     *,
     means: bool,
     max_memory: int,
-    squares: bool = True,
+    squares: bool | None = None,
 ) -> Iterator[tuple[RoundingTask, HessianSums]]:
     """Yield each task with the moments of its rows.
 
-    Their rows must be plain; `means` asks for sums of rows too, `squares` off for these alone.
+    Their rows must be plain; `means` asks for sums of rows too. There are `squares` where a task
+    compensates, or everywhere, or nowhere.
 
     Raises:
         OutOfMemory: the moments of one site exceed `max_memory` bytes.
@@ -134,7 +135,7 @@ def moments_of_tasks(
             int(np.ceil(first.count / batches)),
             first.qparams,
             kernel,
-            squares=squares and any(task.compensates for task in members),
+            squares=any(t.compensates for t in members) if squares is None else squares,
             means=means,
         )
     for held in split_runs(observers, max_memory):

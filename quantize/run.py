@@ -113,7 +113,7 @@ def quantize_model(
     ]
     # Scales
     calibrator: InputCalibrator = (
-        HeldOutError(run, options)
+        HeldOutError(run, options, max_memory)
         if shared
         else PredictedError(run, site_map, statistics, options, max_memory)
     )

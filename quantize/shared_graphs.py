@@ -23,7 +23,7 @@ from ..graph.sites import Site, SiteMap
 from ..graph.weight_file import SharedWeights
 from ..numerics.packing import save_packed_weights
 from ..numerics.qparams import QParams
-from ..numerics.scheme import ActivationFormat, SitePlan
+from ..numerics.scheme import ActivationFormat, SitePlan, WeightFormat
 from ..numerics.weight import QuantizedWeight, quantize_weight
 from ..recipe.quantize import QuantizeOptions
 from .fold import ChannelFold, fold_channels
@@ -34,6 +34,8 @@ from .qdq.nodes import SiteWeights
 from .qdq.per_token import TokenSite, rewrite_token_linear
 from .rounding import Rounded, correct_biases
 from .separate_graphs import float_parameters
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -84,10 +86,8 @@ class SharedGraphs:
         """Return a site's weight rounded to nearest."""
         planned, group = self.entries[site.name].weight, self.group_of.get(site.name)
         assert planned is not None
-        importance = None
-        if self.options.data_aware and group and planned.granularity == "per_channel":
-            importance = self.decisions[group.key].mean_square
-        return quantize_weight(weight, planned, importance)
+        seen = self.decisions[group.key].mean_square if group else None
+        return quantize_weight(weight, planned, importance_of(seen, planned, self.options))
 
     def filled(self, site: Site) -> ActivationFormat | None:
         """Return the plan's entry of a site's input with its scale in it."""
@@ -142,6 +142,13 @@ class SharedGraphs:
             d = self.decisions[group.key]
             found.append((group.sites, ChannelFold(d.scale, d.shift, d.divides, d.subtracts)))
         return found
+
+
+def importance_of(
+    mean_square: Floats | None, planned: WeightFormat, options: QuantizeOptions
+) -> Floats | None:
+    """Return what weights the search of a weight's range, [C] (None: nothing)."""
+    return mean_square if options.data_aware and planned.granularity == "per_channel" else None
 
 
 def stored_tables(group: InputGroup, decision: InputDecision) -> dict[str, NDArray[np.generic]]:

@@ -105,14 +105,37 @@ def open_instrumented(
     threads: int = 0,
     *,
     finite: bool = False,
+    mapped: bool = False,
 ) -> Session:
-    """Open a graph with observers, which see 0 for NaN and infinity where `finite`."""
+    """Open a graph with observers, which see 0 for NaN and infinity where `finite`.
+
+    `mapped` leaves its weights in their file.
+    """
+    data = instrumented(path, graph, instrument, finite=finite)
+    return open_session(
+        path,
+        optimized=True,
+        lean=True,
+        mapped=mapped,
+        graph=data,
+        threads=threads,
+        fused=False,
+    )
+
+
+def instrumented(
+    path: Path, graph: str, instrument: Callable[[str, ir.Graph], None], *, finite: bool
+) -> bytes:
+    """Return the bytes of a changed graph."""
     model = load_graph(path)
     if finite:
         only_finite(model.graph)
     instrument(graph, model.graph)
     data = graph_bytes(model)
-    return open_session(path, optimized=True, lean=True, graph=data, threads=threads, fused=False)
+    for value in model.graph.initializers.values():
+        # A graph refers to itself, so what it holds would wait for the garbage collector.
+        value.const_value = None
+    return data
 
 
 def require_finite(

@@ -9,10 +9,8 @@ First each input is judged alone, then whole graphs: some choices for all inputs
 for all. Sites that gain alone can lose together: of PP-OCRv4's recognizer 0.7 dB against none,
 where the best choice for the whole gains 3.5.
 
-Weights of single inputs are rounded to nearest. Those of whole graphs are rounded as the plan says,
-GPTQ and bias correction by the half that a choice is fitted to. `quantize` of cosmos-mini-di8x8
-with GPTQ at 4 bits takes 514 s so (4 samples, a shared machine of two cores), 245 s if whole graphs
-too are judged to nearest; with GPTQ of all candidates of single inputs it had not ended after 580.
+Weights are rounded as the plan says, by GPTQ and with corrected biases where it has them, both by
+the half that a candidate is fitted to.
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ from .predicted import Way, predicted_error, ratio, way_of
 from .trial_rounding import round_trials
 from .trials import (
     Fold,
+    TrialWeights,
     judged_errors,
     parts_of,
     quantize_whole,
@@ -66,6 +65,9 @@ WHOLE_GAIN_DB = 0.3
 # Of each half as many samples are judged on as have so many rows of the longest input, but so many
 # at least: large calibrations cost a pass or two more.
 JUDGED_ROWS, LEAST_JUDGED = 256, 8
+# Of weights that were rounded for single inputs, to be kept for whole graphs; others are rounded
+# again.
+KEPT_BYTES = 2**28
 # Elements of a graph's weights beyond which a changed copy may pass protobuf's 2 GB.
 LARGEST_COPY = 2**30
 
@@ -99,10 +101,20 @@ def search_ways(
         ranges = completed(run.of(fitted).channel_ranges(site_map), statistics)
         by_gain = gain_scalings_of(run.of(fitted), graphs, groups, tried, ranges, options)
         folds.append(Fold(ranges, fitted, thinned(judged, most), by_gain))
+    kept = 0
     for fold in folds:
         undecided = [group for group in searched if len(left[group.key]) > 1]
         for part in parts_of(undecided, left):
-            for key, by_way in judged_errors(run, part, fold, left, options).items():
+            rounded: TrialWeights = {}
+            for name in dict.fromkeys(group.graph for group in part):
+                inside = [group for group in part if group.graph == name]
+                rounded |= round_trials(
+                    run, graphs[name], inside, left, fold, options, max_memory=max_memory
+                )
+            kept += sum(known.weight.q.nbytes for known in rounded.values())
+            if kept <= KEPT_BYTES:
+                fold.rounded.update(rounded)
+            for key, by_way in judged_errors(run, part, fold, left, rounded, options).items():
                 errors[key].append(by_way)
                 left[key] = still_able(by_way)
     found: dict[str, Way] = {}

@@ -3,8 +3,9 @@
 A range a channel is many parameters from few samples: proj inputs follow the class of a picture, so
 that a SmoothQuant scale of 16 pictures fits 16 classes, and a site's error on other pictures can be
 10 dB above that on its own (a planted model of real width, 8 bits). Every method is fitted to one
-half of the samples and judged on the other, few samples also the other way round. Not to scale is a
-method too, and wins unless another is better on every half; what is chosen is fitted to all.
+half of the samples and judged on the other, few samples also the other way round, with weights
+rounded as the plan says. Not to scale is a method too, and wins unless another is better on every
+half; what is chosen is fitted to all.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import onnx_ir as ir
 from ...calibrate.calibration_run import CalibrationRun
 from ...calibrate.observers.smoothed import Scaling
 from ...calibrate.statistics import POSITION
-from ...recipe.quantize import QuantizeOptions
+from ...recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..groups import InputGroup
-from .fit import Method, fit_scalings, levelled, method_of, round_inputs, weight_energies
+from .fit import Method, fit_scalings, levelled, method_of, round_inputs
 from .predicted import ratio
+from .token_rounding import TokenTrial, weight_errors
 
 METHODS = (
     Method(None),
@@ -37,18 +39,33 @@ EVERY = 2  # of the grids' clips is judged: methods are compared, and the time g
 
 
 def scale_groups(
-    graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
+    graph: ir.Graph,
+    groups: Sequence[InputGroup],
+    run: CalibrationRun,
+    options: QuantizeOptions,
+    *,
+    max_memory: int = MAX_MEMORY,
 ) -> dict[str, Scaling]:
-    """Return the scaling of each group by the method that its plan names, or that is best."""
+    """Return the scaling of each group by the method that its plan names, or that is best.
+
+    Second moments stay below `max_memory` bytes.
+    """
     searched = [group for group in groups if group.entry.smoothing == "search"]
-    methods = search_methods(graph, searched, run, options) if searched else {}
+    methods = {}
+    if searched:
+        methods = search_methods(graph, searched, run, options, max_memory=max_memory)
     methods |= {g.key: method_of(g.entry) for g in groups if g.entry.smoothing != "search"}
     scaled = [group for group in groups if methods[group.key].scales is not None]
     return fit_scalings(methods, graph, groups, levelled(scaled, run), run, options)
 
 
 def search_methods(
-    graph: ir.Graph, groups: Sequence[InputGroup], run: CalibrationRun, options: QuantizeOptions
+    graph: ir.Graph,
+    groups: Sequence[InputGroup],
+    run: CalibrationRun,
+    options: QuantizeOptions,
+    *,
+    max_memory: int,
 ) -> dict[str, Method]:
     """Return the method whose held-out error is least, by each group's key.
 
@@ -69,7 +86,9 @@ def search_methods(
         every = [group for members in trials.values() for group in members]
         methods = {g.key: method for method, members in trials.items() for g in members}
         scalings = fit_scalings(methods, graph, every, levelled(half, fitted), fitted, options)
-        found = judged_errors(graph, every, scalings, fitted, judged, options)
+        found = judged_errors(
+            graph, every, scalings, fitted, judged, options, max_memory=max_memory
+        )
         for k, group in enumerate(half):
             errors[group.key].append([found[members[k].key] for members in trials.values()])
     return {key: best_method(by_fold) for key, by_fold in errors.items()}
@@ -105,18 +124,19 @@ def judged_errors(
     fitted: CalibrationRun,
     judged: CalibrationRun,
     options: QuantizeOptions,
+    *,
+    max_memory: int = MAX_MEMORY,
 ) -> dict[str, float]:
     """Return the squared error per sample of each group's products.
 
-    That of inputs is on grids fitted to the one half, seen on the other; that of weights is of
-    rounding them to nearest.
+    That of inputs is on grids fitted to the one half, seen on the other; so is that of weights,
+    which are rounded as the plan says.
     """
     rounded = round_inputs(groups, scalings, fitted, judged, options, EVERY)
+    trials = [TokenTrial(group, scalings[group.key], rounded[group.key]) for group in groups]
+    of_weights = weight_errors(graph, trials, fitted, judged, options, max_memory=max_memory)
     found = {}
-    for g in groups:
-        made = rounded[g.key]
+    for key, made in rounded.items():
         assert made.noise is not None
-        _, rounding = weight_energies(graph, g, scalings[g.key].smoothing)
-        of_weight = float(np.sum(made.channels.square * rounding)) / fitted.size
-        found[g.key] = made.noise / judged.size + of_weight
+        found[key] = made.noise / judged.size + of_weights[key]
     return found

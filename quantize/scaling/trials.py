@@ -2,8 +2,8 @@
 
 In a copy of a graph each product stands beside its quantized forms, which read the same input in
 FP32, and what they are off is summed. Or all products are replaced, and the outputs are compared
-with FP32's. Weights of single products are rounded to nearest; those of whole graphs
-as `round_trials` gives them.
+with FP32's. Weights that data rounds are those which `round_trials` gives, of the samples that a
+candidate is fitted to.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..groups import InputGroup, summarize
 from ..qdq.convolution import insert_qdq, rewrite_convolution
 from ..qdq.linear import rewrite_linear
 from ..qdq.nodes import SiteWeights, offset_output
-from ..rounding import Rounded, correct_biases
+from ..rounding import Rounded, correct_bias, correct_biases
 from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight
 from ..tensor_qparams import clip_candidates, fp8_qparams
 from .gps import fitted_scaling
@@ -47,13 +47,15 @@ TRIAL_BYTES = 2**28
 class Fold:
     """Hold statistics of the samples in `part`, and which others judge what is fitted to them.
 
-    `by_gain` has the scalings of ways by GPS, by group and way.
+    `by_gain` has the scalings of ways by GPS, by group and way. `rounded` is filled with weights
+    that were rounded for single products, and are wanted again for whole graphs.
     """
 
     fitted: Statistics
     part: slice
     judged: slice
     by_gain: Mapping[tuple[str, Way], Scaling] = field(default_factory=dict)
+    rounded: TrialWeights = field(default_factory=dict)
 
 
 def run_whole(
@@ -138,12 +140,14 @@ def judged_errors(
     groups: Sequence[InputGroup],
     fold: Fold,
     ways: Mapping[str, Sequence[Way]],
+    rounded: TrialWeights,
     options: QuantizeOptions,
 ) -> dict[str, dict[Way, float]]:
     """Return the squared error of each group's products by candidate, over the judged samples.
 
-    `ways` are the candidates of each group; weights are rounded to nearest. Scales and centres are
-    fitted to the other samples, and the QParams span all values of those.
+    `ways` are the candidates of each group, `rounded` has their weights that data rounds; others
+    are rounded to nearest. Scales and centres are fitted to the other samples, and the QParams span
+    all values of those.
     """
     found: dict[str, dict[Way, float]] = {g.key: dict.fromkeys(ways[g.key], 0.0) for g in groups}
     tensors: dict[str, list[tuple[str, str, Way]]] = {}
@@ -156,7 +160,8 @@ def judged_errors(
             for n, (way, trial) in enumerate(zip(tried, trials, strict=True)):
                 for m, site in enumerate(group.sites):
                     label = f"trial.{graph_name}.{k}.{n}.{m}"
-                    observe_trial(graph, site, group, trial, fold, options, label)
+                    known = rounded.get((site.name, way))
+                    observe_trial(graph, site, group, trial, known, fold, options, label)
                     named = tensors.setdefault(graph_name, [])
                     named.append((f"{label}:noise", group.key, way))
 
@@ -255,13 +260,14 @@ def observe_trial(
     site: Site,
     group: InputGroup,
     trial: Trial,
+    known: Rounded | None,
     fold: Fold,
     options: QuantizeOptions,
     label: str,
 ) -> None:
     """Add the output `LABEL:noise` [N, O]: sums of squares of the quantized product's error."""
     node = site_node(graph, site)
-    chosen = trial_weights(graph, site, group, trial, None, fold, options)
+    chosen = trial_weights(graph, site, group, trial, known, fold, options)
     again = ir.node(node.op_type, node.inputs, dict(node.attributes), name=label)
     value = again.outputs[0]
     value.name, value.type, value.shape = label, ir.TensorType(ir.DataType.FLOAT), None
@@ -269,6 +275,8 @@ def observe_trial(
     own = msgspec.structs.replace(
         site, name=label, node=label, output=label, fold=None, producer_fold=None
     )
+    if known is not None and known.bias_shift is not None:
+        correct_bias(graph, own, known.bias_shift)
     if site.op in LINEAR_OPS:
         value = rewrite_linear(graph, again, own, chosen).outputs[0]
         while value.uses():

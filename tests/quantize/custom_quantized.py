@@ -25,6 +25,7 @@ from arvg_trt.recipe.quantize import QuantizeOptions
 from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import save_sample
 
+from ..families.custom.models import small_graph
 from ..families.tiny import silent
 
 Array = NDArray[np.float32]
@@ -88,6 +89,25 @@ def custom_graph(path: Path, x: Array) -> CustomGraph:
     for k, row in enumerate(x):
         save_sample({"x": row[None]}, samples, k)
     return CustomGraph(folder, site_map, samples)
+
+
+def low_rank_graph(folder: Path) -> tuple[CustomGraph, Array]:
+    """A linear whose 32 inputs have four degrees of freedom, which GPTQ makes the most of.
+
+    With 24 samples, and 100 others.
+    """
+    rng = np.random.default_rng(0)
+    mix = rng.normal(0, 1, (4, 32))
+
+    def drawn(count: int) -> Array:
+        x = rng.normal(0, 1, (count, 16, 4)) @ mix + rng.normal(0, 0.05, (count, 16, 32))
+        x[..., 5] *= 4
+        return x.astype(np.float32)
+
+    held = {"w": rng.normal(0, 0.2, (32, 16)).astype(np.float32)}
+    product = [("MatMul", ["x", "w"], "y", {})]
+    path = small_graph(folder / "g.onnx", product, held, x=("n", 16, 32))  # type: ignore[arg-type]
+    return custom_graph(path, drawn(24)), drawn(100)
 
 
 def run(folder: Path, x: Array) -> NDArray[np.float64]:

@@ -1,0 +1,81 @@
+"""What an export takes beside mapped files does not grow with the weights."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+LAYERS, WIDTH = 8, 2048
+WEIGHTS = LAYERS * WIDTH * WIDTH * 4
+
+EXPORT = """
+import sys, threading, time
+from pathlib import Path
+from arvg_trt.api import Workspace
+from arvg_trt.quantize import fold_check
+from arvg_trt.families.custom import canonical, export, parity, sites
+from arvg_trt.export import weight_file
+from arvg_trt.pipeline.export import judges
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+
+seen = []
+def watch():
+    while True:
+        seen.append(anonymous())
+        time.sleep(0.005)
+
+judges()  # imports
+fold_check.MAPPED_BYTES = 2**24
+before = anonymous()
+threading.Thread(target=watch, daemon=True).start()
+Workspace(sys.argv[2]).export("onnx", graphs=[sys.argv[1]])
+print(max(seen) - before)
+"""
+
+
+def write(folder: Path) -> Path:
+    """Write a chain of products, each with a fold into the weight of the one before."""
+    noise = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32) / 45
+    nodes, weights = [], []
+    with (folder / "weights").open("wb") as stream:
+        for k in range(LAYERS):
+            stream.write((noise + k / 1e3).tobytes())
+            name, size = f"w{k}", WIDTH * WIDTH * 4
+            weight = TensorProto(
+                name=name, data_type=1, dims=(WIDTH, WIDTH), data_location=TensorProto.EXTERNAL
+            )
+            for key, value in (("location", "weights"), ("offset", k * size), ("length", size)):
+                weight.external_data.add(key=key, value=str(value))
+            weights.append(weight)
+            nodes.append(helper.make_node("MatMul", [f"x{k}", name], [f"m{k}"]))
+            nodes.append(helper.make_node("Relu", [f"m{k}"], [f"x{k + 1}"]))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH])
+        for name in ("x0", f"x{LAYERS}")
+    ]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    opsets = [helper.make_opsetid("", 17)]  # which has to be raised
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), folder / "chain.onnx")
+    return folder / "chain.onnx"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's figures")
+def test_an_export_takes_no_copy_of_the_weights(tmp_path: Path) -> None:
+    """Of 8 weights of 16 MB a few exist at a time; all of them in one copy would be 128 MB."""
+    path = write(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORT, str(path), str(tmp_path / "ws")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout.split()[-1]) < 0.9 * WEIGHTS
