@@ -19,7 +19,7 @@ from ..workspace.facts import Exported, export_digest
 from ..workspace.stage import Reporter, SilentReporter
 from .calibration_run import CalibrationRun
 from .convergence import Convergence, RangeGrowth, convergence
-from .dgc_rows import keep_far_rows, single_rows
+from .dgc_files import keep_far_rows, single_rows
 from .executors import Execution, run_tasks
 from .facts import CalibrationFacts, DgcSummary
 from .shards import combine_parts

@@ -52,7 +52,7 @@ class Opening:
 
     @property
     def chosen(self) -> ChainStep | None:
-        """What of a bundle ran, and why; None of a folder."""
+        """Return what of a bundle ran, and why; None of a folder."""
         return None if self.choice is None else self.choice.chosen
 
 

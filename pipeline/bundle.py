@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..errors import IntegrityError, WorkspaceError
+from ..extras import require_packages
 from ..families.variants import shipped_folder
-from ..packages import require_packages
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, load_recipe

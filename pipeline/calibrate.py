@@ -51,7 +51,7 @@ def prepare_calibration(
 ) -> PreparedStage:
     """Return what `calibrate_stage` would do."""
     from ..calibrate.collect import Task, collect, collect_in_shards
-    from ..calibrate.dgc_rows import require_conditions
+    from ..calibrate.dgc_files import require_conditions
 
     check_execution(options, execution)
     model = Exported.open(workspace)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
 from ..export.shape import DYNAMIC, ExportShape
+from ..extras import require_packages
 from ..families.base import Exporter, FileSets, Variant
 from ..families.shared.job import PARITY_IMAGES, PARITY_SIZE, ExportJob
 from ..families.variants import find_model, shipped_checkpoint
 from ..graph.sites import SITES_VERSION
-from ..packages import require_packages
 from ..runtime.families import built_in_families, find_family
 from ..samples.images import SKIMAGE_PREFIX, open_source
 from ..workspace.files import sha256_file

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ArvgError, BuildError, RecipeError
+from ..extras import require_packages
 from ..families.custom.export import graph_names
 from ..families.variants import find_model
-from ..packages import require_packages
 from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, without_folders
 from ..recipe.quantize import MAX_MEMORY, QuantizeOptions

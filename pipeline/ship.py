@@ -10,7 +10,7 @@ from typing import cast, get_args
 import msgspec
 
 from ..errors import BuildError, IntegrityError, WorkspaceError
-from ..packages import installed_builders, require_packages
+from ..extras import installed_builders, require_packages
 from ..runtime.bundle.cache import holds, require_room, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose, usable_builder
 from ..runtime.bundle.layout import BundleFile, TargetGroup

@@ -9,8 +9,8 @@ import msgspec
 
 from ..calibrate.facts import CalibrationFacts
 from ..errors import AccuracyError
+from ..extras import require_packages
 from ..graph.sites import load_sites
-from ..packages import require_packages
 from ..quantize.facts import QuantizationFacts
 from ..recipe.validate import ValidateOptions
 from ..samples.images import skipped_text

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from ..packages import require_packages
+from ..extras import require_packages
 from ..runtime.images import (
     IMAGE_SUFFIXES,
     Uint8Image,

@@ -96,7 +96,7 @@ def test_the_walk_sees_the_benchmarks_and_tells_names_apart() -> None:
         assert not is_covered(f"families.var.{inner}.name", ALLOWED_OF_FAMILIES)
     assert not is_covered("families", ALLOWED_OF_FAMILIES)
     every = tuple(pattern for group in ALLOWED.values() for pattern in group)
-    for inner in ("export", "calibrate", "quantize", "engines", "packages", "commands"):
+    for inner in ("export", "calibrate", "quantize", "engines", "extras", "commands"):
         assert inner in FLOOR and not is_covered(f"{inner}.module.name", every)
     for inner in ("numerics.gptq", "validate.measure.features", "samples.sources", "graph.io"):
         assert not is_covered(f"{inner}.name", every)

@@ -18,7 +18,7 @@ ROOT = Path(str(arvg_trt.__file__)).resolve().parent
 # From the ground up. Rooms of one floor do not import each other.
 FLOORS = (
     ("errors",),
-    ("packages", "numerics"),
+    ("extras", "numerics"),
     ("workspace",),
     ("recipe", "graph"),
     ("runtime",),
@@ -95,7 +95,7 @@ def is_light(relative: Path) -> bool:
     """Return whether a module runs on the edge, where there is neither torch nor onnx."""
     if room_of(relative) == "families":
         return relative.name in LIGHT_OF_A_FAMILY
-    return room_of(relative) in ("errors", "packages", "runtime", "recipe", "workspace")
+    return room_of(relative) in ("errors", "extras", "runtime", "recipe", "workspace")
 
 
 def test_the_walk_sees_every_room() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ...errors import INTERNAL, INTERRUPTED, ArvgError, OutOfMemory, WorkspaceError
-from ...packages import BROUGHT, extra_of, missing_packages, not_installed
+from ...extras import BROUGHT, extra_of, missing_packages, not_installed
 from .console import print_json
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

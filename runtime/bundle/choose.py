@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from ...packages import builder_release
+from ...extras import builder_release
 from ..devices import Device, Gpu
 from ..folders import same_release
 from ..sessions.placement import CUDA, PROVIDERS, TITLES, Problem, unopened, unopened_text

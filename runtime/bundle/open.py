@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import ArvgError, BundleError, IntegrityError, WorkspaceError
-from ...packages import installed_builders, require_packages
+from ...extras import installed_builders, require_packages
 from ...workspace.stage import Reporter, SilentReporter
 from ..devices import Device, this_device
 from ..family import load_named

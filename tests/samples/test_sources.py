@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arvg_trt.calibrate.dgc_rows import require_conditions
+from arvg_trt.calibrate.dgc_files import require_conditions
 from arvg_trt.errors import CalibrationError
 from arvg_trt.runtime.folders import read_spec
 from arvg_trt.runtime.tokenizer import ImageTokenizer

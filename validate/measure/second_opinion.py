@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ...packages import not_installed
+from ...extras import not_installed
 from ...runtime.sessions.open import reference_session
 from ...runtime.sessions.session import Array
 from ...samples.files import GraphChain, load_sample, sample_files

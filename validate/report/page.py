@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...packages import require_packages
+from ...extras import require_packages
 from .chart import NARROW, WIDE, Chart, svg
 
 Level = Literal["good", "bad", "warn", "plain"]

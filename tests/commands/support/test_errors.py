@@ -17,7 +17,7 @@ from arvg_trt import cli as command_line
 from arvg_trt.cli import cli, main
 from arvg_trt.commands.support.errors import explain, os_error_line
 from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, nearest
-from arvg_trt.packages import EXTRAS, extra_of, missing_packages
+from arvg_trt.extras import EXTRAS, extra_of, missing_packages
 
 from ...command_line import (
     MODEL,

@@ -1,4 +1,4 @@
-"""What an export takes beside mapped files does not grow with the weights."""
+"""The memory of an export, beside mapped files, does not grow with the weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def write(folder: Path) -> Path:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's figures")
 def test_an_export_takes_no_copy_of_the_weights(tmp_path: Path) -> None:
-    """Of 8 weights of 16 MB a few exist at a time; all of them in one copy would be 128 MB."""
+    """A few of 8 weights of 16 MB exist at a time; all of them in one copy would be 128 MB."""
     path = write(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", EXPORT, str(path), str(tmp_path / "ws")],

@@ -1,4 +1,4 @@
-"""What the weights of candidates with scales per token lose is that of the plan's rounding."""
+"""The loss of weights, of candidates with scales per token, is that of the plan's rounding."""
 
 from __future__ import annotations
 
