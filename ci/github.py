@@ -33,7 +33,7 @@ def github_workflow(job: Job, options: JobOptions, command: str) -> str:
         "runner": runners[0] if len(runners) == 1 else f"[{', '.join(runners)}]",
         "comment_runner": hosted if hosted in runners or len(runners) > 1 else runners[0],
         "python": yaml_text(options.python),
-        "requirement": word(job.requirement),
+        "requirement": " ".join(map(word, job.packages)),
         "workspace": yaml_text(job.workspace),
         "workspace_path": job.workspace,
         "workspace_word": word(job.workspace),

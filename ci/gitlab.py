@@ -33,7 +33,7 @@ def gitlab_job(job: Job, options: JobOptions, command: str, include: str | None)
         "fallback_key": yaml_text(f"{prefix}-{ref_slug(options.branch)}"),
         "workspace": yaml_text(f"{job.workspace}/"),
         "workspace_word": shell_word(job.workspace),
-        "install": yaml_text(f"python -m pip install {shell_word(job.requirement)}"),
+        "install": yaml_text(" ".join(["python -m pip install", *map(shell_word, job.packages)])),
         "run": yaml_text(f"{run} || code=$?"),
         "copy": yaml_text(f"cp -R {shell_word(job.report)} arvg-trt-ci/report"),
         "name": shell_word(job.name),

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import RecipeError
 from ..export.checkpoint.resolve import is_hub_id
-from ..families.variants import find_model, shipped_checkpoint
+from ..families.variants import IN_MINIS, MINIS, find_model, shipped_checkpoint
 from ..recipe.file import PRESETS, find_recipe, load_recipe
 from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
@@ -46,7 +46,8 @@ class Job:
     ``digest`` is that of a preset, which the repository does not have. ``slug`` names caches,
     artefacts and the baseline. ``workspace`` is relative to the repository;
     with ``moved`` it is not the recipe's own. ``files`` and ``folders`` are what the repository has
-    of the recipe, the checkpoint and the data. ``notes`` are for the person who reads the file.
+    of the recipe, the checkpoint and the data. ``weights`` is the package with those of a small
+    model. ``notes`` are for the person who reads the file.
     """
 
     recipe: str
@@ -63,6 +64,12 @@ class Job:
     login: bool
     large_files: bool
     notes: tuple[str, ...]
+    weights: str | None = None
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Return what pip installs."""
+        return (self.requirement, *([self.weights] if self.weights else ()))
 
     @property
     def report(self) -> str:
@@ -130,7 +137,13 @@ def describe_job(name: str, options: JobOptions) -> Job:
         login=login,
         large_files=uses_large_files(),
         notes=tuple(notes),
+        weights=f"{MINIS}=={version}" if needs_minis(recipe) else None,
     )
+
+
+def needs_minis(recipe: Recipe) -> bool:
+    """Return whether the weights of a recipe's model come with a package of their own."""
+    return recipe.checkpoint is None and recipe.model in IN_MINIS
 
 
 def inside(path: str, what: str) -> str:

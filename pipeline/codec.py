@@ -41,7 +41,7 @@ def open_tokenizer(
 
     `folder` may be a bundle, which is checked by what `access` says.
     """
-    graphs = located(folder, device, access, reporter)
+    graphs = located(folder, device, access, reporter, wants="tokenizer")
     tokenizer = ImageTokenizer.open(graphs, device=device, allow_fallback=allow_fallback)
     for text in tokenizer.fallbacks:
         reporter.warn(text)

@@ -59,7 +59,7 @@ def generate_files(
     """
     if outputs == Outputs():
         raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
-    path = located(path, options.device, access, reporter, generates=True)
+    path = located(path, options.device, access, reporter, wants="generator")
     _, spec = placed_spec(path, options.device)
     sampling = choose_sampling(
         spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}

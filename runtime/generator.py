@@ -84,7 +84,7 @@ class Generator:
             IntegrityError: the bundle is damaged, changed, or not signed as this device requires.
             OutOfMemory: the weights do not fit.
         """
-        place = located(Path(path), device, access_by(require_keys), generates=True)
+        place = located(Path(path), device, access_by(require_keys), wants="generator")
         if not verify:
             folder, spec = read_spec(place)
         elif session is not None:

@@ -69,6 +69,8 @@ def load_image(path: Path) -> Uint8Image:
         empty = path.stat().st_size == 0
         raise UnreadableImage(path.name, "empty" if empty else "no picture") from error
     except DAMAGED as error:
+        if isinstance(error, OSError) and error.strerror:  # of the file, not of what is in it
+            raise UnreadableImage(path.name, error.strerror.lower()) from error
         kind = "cut off or damaged"
         raise UnreadableImage(path.name, f"{kind}: {first_line(error)}", kind) from error
 

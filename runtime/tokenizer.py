@@ -101,7 +101,7 @@ class ImageTokenizer:
             WorkspaceError: the folder is not what its stage wrote.
             IntegrityError: the bundle is damaged, changed, or not signed as this device requires.
         """
-        folder = located(Path(folder), device, access_by(require_keys))
+        folder = located(Path(folder), device, access_by(require_keys), wants="tokenizer")
         if not has_graph(folder / "encoder.onnx") and (folder / "export").is_dir():
             folder = folder / "export"
         check = verified if session else verify_folder

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from ...errors import ArvgError, BundleError, IntegrityError, WorkspaceError
 from ...extras import installed_builders, require_packages
+from ...workspace.facts import ModelKind
 from ...workspace.stage import Reporter, SilentReporter
 from ..devices import Device, this_device
 from ..family import load_named
@@ -31,6 +33,17 @@ BUILD_HERE = "arvg_trt.engines.bundle.build_here:build_here"
 LONGEST_REASON = 300
 
 TAR_MARK = slice(257, 262)  # where the header of a tar file says what it is
+Wanted = Literal["tokenizer", "generator"]
+TITLE_OF: dict[Wanted, str] = {
+    "tokenizer": "image tokenizer",
+    "generator": "generator of images",
+}
+# What takes a bundle, by the kind of its model.
+TAKEN_BY: dict[ModelKind, str] = {
+    "tokenizer": "`encode` and `decode` take a tokenizer's",
+    "generator": "`generate` takes a generator's",
+    "custom": "`arvg-trt unpack` gives its graphs, which ONNX Runtime opens",
+}
 Explain = Callable[[Choice], None]
 Place = str | PathLike[str]
 
@@ -68,7 +81,7 @@ def located(
     access: BundleAccess = ANY,
     reporter: Reporter | None = None,
     *,
-    generates: bool = False,
+    wants: Wanted | None = None,
 ) -> Path:
     """Return a folder of graphs: that of a bundle's file that runs here, any other path itself.
 
@@ -89,7 +102,7 @@ def located(
         device=device,
         require_keys=access.keys,
         reporter=reporter,
-        generates=generates,
+        wants=wants,
     )
     if access.explain is not None:
         access.explain(opened.choice)
@@ -113,13 +126,13 @@ def open_bundle(
     require_keys: Sequence[Path] = (),
     machine: Device | None = None,
     reporter: Reporter | None = None,
-    generates: bool = False,
+    wants: Wanted | None = None,
     problem_of: ProviderProblem = provider_problem,
 ) -> OpenedBundle:
     """Choose what of a bundle runs on a device, and unpack it into the cache.
 
     Where an engine cannot be built here, the next step is taken, and the choice says why. Where it
-    is to be one that `generates`, another kind of model is refused.
+    is to be of a kind that one `wants`, another kind of model is refused.
 
     Raises:
         IntegrityError: it is damaged, changed, or not signed as required.
@@ -132,9 +145,8 @@ def open_bundle(
     gpu = None if index is None else machine.gpus[index]
     with Bundle(path) as bundle:
         signed_by = require_trust(bundle, require_keys)
-        if generates and bundle.facts.kind != "generator":
-            what = f"holds {bundle.facts.model}, which is no generator of images"
-            raise BundleError(what, where=str(path), do="`encode` and `decode` take a tokenizer's")
+        if wants is not None:
+            require_kind(bundle.facts.kind, bundle.facts.model, wants, path)
         choice = choose(bundle.facts, machine, gpu, installed_builders(), problem_of)
         asked_gpu = device.lower() not in ("auto", "cpu")
         while True:
@@ -159,3 +171,10 @@ def open_bundle(
                 reporter.warn(f"{group.name}: {reason}")
                 choice = choice.without(step, reason)
     return OpenedBundle(folder=folder, step=step, choice=choice, signed_by=signed_by)
+
+
+def require_kind(kind: ModelKind, model: str, wants: Wanted, path: Path) -> None:
+    """Raise BundleError for a bundle of another kind of model; say what takes it."""
+    if kind != wants:
+        what = f"holds {model}, which is no {TITLE_OF[wants]}"
+        raise BundleError(what, where=str(path), do=TAKEN_BY[kind])

@@ -159,3 +159,11 @@ def test_a_bundle_needs_engines_and_other_weights_their_licence() -> None:
 )
 def test_options_that_mean_nothing_are_refused(options: tuple[str, str]) -> None:
     refused(write(), 3, options=options)
+
+
+def test_a_small_model_of_its_own_package_is_installed_with_it() -> None:
+    version = tool_version()
+    for platform in ("github", "gitlab"):
+        text = arvg("ci", platform, "var-w8a8").out
+        assert f"arvg-trt-minis=={version}" in text
+        assert "arvg-trt-minis" not in arvg("ci", platform, "rar-w8a8").out

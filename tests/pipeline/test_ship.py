@@ -18,8 +18,9 @@ from packaging.requirements import Requirement
 
 import arvg_trt
 from arvg_trt import verify_bundle
-from arvg_trt.errors import IntegrityError
+from arvg_trt.errors import BundleError, IntegrityError
 from arvg_trt.recipe.file import load_recipe
+from arvg_trt.runtime.bundle.open import require_kind
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE
 from arvg_trt.runtime.devices import this_device
@@ -303,6 +304,14 @@ def test_a_gpu_that_is_asked_for_is_never_the_cpu(shipped: Shipped, tmp_path: Pa
 def test_a_tokenizers_bundle_generates_nothing(shipped: Shipped, tmp_path: Path) -> None:
     outcome = arvg("generate", shipped.file, "--labels", "0", "-o", tmp_path / "images")
     assert_refused(outcome, 7, "holds cosmos-mini-di8x8, which is no generator", "`encode`")
+
+
+def test_a_generators_bundle_holds_no_tokenizer(shipped: Shipped, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="holds var-mini, which is no image tokenizer"):
+        require_kind("generator", "var-mini", "tokenizer", tmp_path / "var.tar")
+    with pytest.raises(BundleError, match="`arvg-trt unpack` gives its graphs"):
+        require_kind("custom", "onnx", "tokenizer", tmp_path / "own.tar")
+    require_kind("tokenizer", "cosmos", "tokenizer", shipped.file)
 
 
 def test_validate_from_a_bundle_equals_validate_from_its_workspace(

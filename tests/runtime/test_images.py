@@ -225,3 +225,8 @@ def test_thin_picture_is_not_enlarged_without_measure() -> None:
     with pytest.raises(UnreadableImage, match="too thin: 6000x1 pixels"):
         enlarge_to(thin, 256)
     assert enlarge_to(thin, 2).shape == (2, 12_000, 3)
+
+
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match=r"^absent\.jpg: no such file or directory$"):
+        load_image(tmp_path / "absent.jpg")
