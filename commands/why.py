@@ -77,9 +77,12 @@ def fetch_lines(row: PlannedStage) -> list[str]:
 
 
 def needs_text(row: PlannedStage) -> str:
-    """Return seconds, memory and disk, each with where it comes from, or as unknown."""
-    source = f" ({row.source})" if row.source else ""
-    seconds = "time unknown" if row.seconds is None else f"{row.seconds:.1f} s"
-    memory = "memory unknown" if row.memory is None else f"{row.memory / 1e9:.1f} GB of memory"
-    disk = "disk unknown" if row.disk is None else f"{row.disk / 1e6:.1f} MB of disk"
-    return f"{seconds}, {memory}, {disk}{source}"
+    """Return what is known of seconds, memory and disk, with where it comes from."""
+    known = [
+        *([] if row.seconds is None else [f"{row.seconds:.1f} s"]),
+        *([] if row.memory is None else [f"{row.memory / 1e9:.1f} GB of memory"]),
+        *([] if row.disk is None else [f"{row.disk / 1e6:.1f} MB of disk"]),
+    ]
+    if not known:
+        return "time, memory and disk are known after a first run here"
+    return ", ".join(known) + (f" ({row.source})" if row.source else "")

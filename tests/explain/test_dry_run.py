@@ -58,7 +58,7 @@ def test_a_new_workspace_runs_all_and_is_not_made(finished: Finished, tmp_path: 
     assert all(row["seconds"] is None and row["memory"] is None for row in rows)
     assert (rows[0]["disk"], rows[0]["source"]) == (4 * 3_036_214, "estimate")
     text = arvg("run", finished.recipe, "--workspace", tmp_path / "new", "--dry-run").out
-    assert "time unknown, memory unknown, disk unknown" in text
+    assert "time, memory and disk are known after a first run here" in text
 
 
 def test_what_is_up_to_date_is_said_and_nothing_changes(
