@@ -92,14 +92,14 @@ def test_the_wheel_is_below_12_mb_and_holds_every_module_and_file_of_its_package
         if path.suffix in (".py", ".typed")
     }
     data = [*ROOT.glob("recipe/presets/*.toml"), ROOT / "engines/tensorrt/targets.toml"]
-    data += ROOT.glob("validate/report/templates/*")
-    data += (path for name in SHIPPED for path in (MODELS / name).iterdir())
+    data += [*ROOT.glob("validate/report/templates/*"), *ROOT.glob("ci/templates/*")]
+    data += (path for name in SHIPPED for path in (ROOT / "models" / name).iterdir())
     assert held == wanted | {str(path.relative_to(ROOT)) for path in data}
     assert not {name.partition("/")[0] for name in held} & {*BESIDE, "docs"}
 
 
 def test_a_model_is_in_one_of_the_wheels(wheel: Path, minis: Path) -> None:
-    every = {path.name for path in MODELS.iterdir()}
+    every = {path.name for path in (ROOT / "models").iterdir()}
     assert {name.partition("/")[0] for name in names_in(wheel, "arvg_trt/models")} == SHIPPED
     below = names_in(minis, "arvg_trt_minis/models")
     assert {name.partition("/")[0] for name in below} == set(IN_MINIS) == every - SHIPPED
