@@ -39,7 +39,9 @@ def _verdict(index: ReportIndex) -> Badge:
     unread = len(_unread(index))
     gateless = sum(report.passed is None for report in index.reports)
     if failed:
-        return Badge(f"{failed} of {_count(len(index.reports), 'report')} failed a gate", "bad")
+        every = len(index.reports)
+        text = "The report" if every == 1 else f"{failed} of {every} reports"
+        return Badge(f"{text} failed a gate", "bad")
     if unread:
         return Badge(f"{_count(unread, 'file')} {NOT_READ}", "warn")
     if gateless == len(index.reports):

@@ -108,7 +108,8 @@ def _verdict(report: Report) -> Badge:
     doubtful = set(inconclusive_metrics(report))
     count = sum(metric_of(gate.expression) in doubtful for gate in report.gates)
     open_text = f", {count} on an {INCONCLUSIVE} figure" if count else ""
-    return Badge(f"Passed: all {len(report.gates)} gates{open_text}", "good")
+    passed = "its gate" if len(report.gates) == 1 else f"all {len(report.gates)} gates"
+    return Badge(f"Passed: {passed}{open_text}", "good")
 
 
 def _warnings(report: Report) -> tuple[str, ...]:
