@@ -90,8 +90,9 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
             return line
         worst = max(self.sites, key=lambda s: (not s.converged, s.channels))
         return (
-            f"{line}: with the last {1 - (self.share or 0):.0%} of the samples the channels of "
-            f"{worst.name} grew by {worst.channels:.0%}, their tensor by {worst.tensor:.0%}"
+            f"{line}: with the last {1 - (self.share or 0):.0%} of the samples the channels "
+            f"into {worst.name} grew by {worst.channels:.0%}, their tensor by {worst.tensor:.0%}; "
+            f"more samples may help"
         )
 
 
