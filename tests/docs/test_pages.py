@@ -125,7 +125,7 @@ def check_command(words: list[str], code: int, place: str, *, parsed: bool) -> N
             for option, word in itertools.pairwise(["", *packages]):
                 if option in ("-c", "-r"):
                     assert (ROOT / word).is_file(), place
-                elif not word.startswith("-"):
+                elif not word.startswith("-") and option != "--index-url":
                     require_known_extras(word, place)
         case ["python", "-m", module, *arguments] if module.startswith("arvg_trt."):
             require_options(module, arguments, place)
