@@ -44,7 +44,7 @@ def diagnose(
     Example: arvg-trt diagnose build-failure out/ws --backend tensorrt_rtx --target rtx4090 \\
                  -o failing.onnx
     """
-    from ..pipeline.diagnose import diagnose_build_failure
+    from ..explain.diagnose import diagnose_build_failure
 
     recipe = recipe_or_none(recipe_name)
     called = quantization_name(name, recipe)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..errors import BuildError, OutOfMemory
+from ..pipeline.build import open_build
 from ..recipe.build import BuildOptions
 from ..workspace.files import atomic_write
 from ..workspace.stage import Reporter
 from ..workspace.workspace import Workspace
-from .build import open_build
 
 if TYPE_CHECKING:
     import onnx
