@@ -168,7 +168,7 @@ def count_lines(relative: Path) -> int:
 
 
 def test_stages_only_check_call_and_write() -> None:
-    """What they call lies in the rooms below; a stage that grows has taken some of it."""
+    """The rooms below hold what they call; a stage that grows has taken some of it."""
     lines = [
         len((ROOT / p).read_text().splitlines()) for p in modules() if room_of(p) == "pipeline"
     ]
