@@ -196,8 +196,7 @@ def load_report(path: Place) -> Report:
     """Read a report.json, or the one in a folder."""
     from .validate.report.schema import load_report as read
 
-    file = Path(path)
-    return read(file / "report.json" if file.is_dir() else file)
+    return read(Path(path))
 
 
 def compare_reports(*reports: Place | Report, allow_different: bool = False) -> Comparison:

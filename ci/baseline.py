@@ -9,12 +9,11 @@ import msgspec
 
 from ..errors import AccuracyError, BundleError, WorkspaceError
 from ..validate.report.compare import Comparison, compare
-from ..validate.report.schema import Report, load_report
+from ..validate.report.schema import REPORT_FILE, Report, load_report
 from ..workspace.files import atomic_write
 from ..workspace.stage import require_outputs
 from ..workspace.workspace import WORKSPACE_FILE, Workspace
 
-REPORT = "report.json"
 OWN_BASELINE = "remove the baseline, or name another file, and save a new one"
 
 
@@ -31,15 +30,15 @@ def find_report(path: Path, name: str | None = None) -> Path:
     Raises:
         WorkspaceError: there is none, several without a `name`, or the workspace has changed since.
     """
-    if path.is_file() or (path / REPORT).is_file():
+    if path.is_file() or (path / REPORT_FILE).is_file():
         if name is not None:
             raise WorkspaceError("is a report, and has one name", where=str(path), do="no --name")
-        return path if path.is_file() else path / REPORT
+        return path if path.is_file() else path / REPORT_FILE
     if not (path / WORKSPACE_FILE).is_file():
         raise WorkspaceError(
             "is neither a report nor a workspace", where=str(path), do="run `arvg-trt validate`"
         )
-    names = sorted(found.parent.name for found in path.glob(f"validate/*/{REPORT}"))
+    names = sorted(found.parent.name for found in path.glob(f"validate/*/{REPORT_FILE}"))
     if name is None and len(names) > 1:
         raise WorkspaceError(
             f"has reports of {', '.join(names)}", where=str(path), do="choose one by --name"
@@ -47,7 +46,7 @@ def find_report(path: Path, name: str | None = None) -> Path:
     chosen = name or (names[0] if names else "int8")
     with Workspace(path) as workspace:
         folder, _ = require_outputs(workspace, "validate", chosen, stage="validate")
-    return folder / REPORT
+    return folder / REPORT_FILE
 
 
 def baseline_of(report: Report, with_latency: bool = False) -> Report:

@@ -64,7 +64,7 @@ class Job:
     login: bool
     large_files: bool
     notes: tuple[str, ...]
-    weights: str | None = None
+    weights: str | None
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -119,6 +119,8 @@ def describe_job(name: str, options: JobOptions) -> Job:
         notes.append("Give `arvg-trt bundle` the licence of the weights: --license FILE.")
     if hosted and (speeds := speed_gates(recipe)):
         notes.append(f"A gate on speed varies from one shared machine to the next: {speeds}.")
+    if options.package and needs_minis(recipe):
+        notes.append(f"The weights of {recipe.model} come from PyPI, by {MINIS} of this version.")
     if not recipe.validate.gates:
         notes.append("The recipe has no gates: only the comparison with a baseline can fail.")
     version = tool_version()

@@ -17,7 +17,7 @@ def compare_reports(
     allow_different: bool,
     summarize: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Compare reports with the first one, and write a page; folders stand for their report.json.
+    """Compare reports with the first one, and write a page; a folder stands for its report.json.
 
     `summarize` gets the comment of a pull request, also where two reports cannot be compared.
 
@@ -30,8 +30,7 @@ def compare_reports(
         raise WorkspaceError("one report cannot be compared", do="name two or more")
     if summarize is not None and len(paths) > 2:
         raise RecipeError("a summary is of two reports", do="name the baseline and the new one")
-    files = [p / "report.json" if p.is_dir() else p for p in paths]
-    labelled = [(str(path), load_report(path)) for path in files]
+    labelled = [(str(path), load_report(path)) for path in paths]
     try:
         found = compare(labelled, allow_different=allow_different)
     except BundleError as error:

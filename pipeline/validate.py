@@ -41,7 +41,7 @@ def validate_stage(
     from ..validate.report.schema import load_report
 
     result = prepare_validation(workspace, name, options, reporter).run()
-    require_gates(load_report(result.folder / "report.json"), result)
+    require_gates(load_report(result.folder), result)
     return result
 
 

@@ -15,10 +15,10 @@ from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.reader import Bundle
 from .formats import TIMES, size
 from .report.gates import metric_of
-from .report.schema import Report, Sizes, load_report, metrics
+from .report.schema import REPORT_FILE, Report, Sizes, load_report, metrics
 from .report.spread import inconclusive_metrics
 
-REPORT, PAGE = "report.json", "report.html"
+PAGE = "report.html"
 
 
 class IndexedReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,15 +70,15 @@ def make_index(folders: Sequence[Path], beside: Path) -> ReportIndex:
         WorkspaceError: a folder is not there, or no report is below any.
     """
     found = list(dict.fromkeys(path for folder in folders for path in _files(folder)))
-    reports = [path for path in found if path.name == REPORT]
+    reports = [path for path in found if path.name == REPORT_FILE]
     if not reports:
         names = ", ".join(str(folder) for folder in folders)
         raise WorkspaceError(
-            f"no {REPORT} below it", where=names, do="run `arvg-trt validate` to write one"
+            f"no {REPORT_FILE} below it", where=names, do="run `arvg-trt validate` to write one"
         )
     return ReportIndex(
         reports=tuple(_read_report(path, beside) for path in reports),
-        bundles=tuple(_read_bundle(path, beside) for path in found if path.name != REPORT),
+        bundles=tuple(_read_bundle(path, beside) for path in found if path.name != REPORT_FILE),
     )
 
 
@@ -102,7 +102,7 @@ def _is_ours(path: Path) -> bool:
 
     Other tar files, such as data sets, may be large, and are not read.
     """
-    if path.name == REPORT:
+    if path.name == REPORT_FILE:
         return True
     if path.suffix != ".tar" or not is_bundle(path):
         return False

@@ -24,6 +24,7 @@ from ..sessions.providers import provider_problem
 from .archive import BLOCK
 from .cache import unpack_cached
 from .choose import ChainStep, Choice, ProviderProblem, choose, refusal
+from .layout import BundleFacts
 from .reader import Bundle
 from .trust import refuse_unsigned, require_trust
 
@@ -146,7 +147,7 @@ def open_bundle(
     with Bundle(path) as bundle:
         signed_by = require_trust(bundle, require_keys)
         if wants is not None:
-            require_kind(bundle.facts.kind, bundle.facts.model, wants, path)
+            require_kind(bundle.facts, wants, path)
         choice = choose(bundle.facts, machine, gpu, installed_builders(), problem_of)
         asked_gpu = device.lower() not in ("auto", "cpu")
         while True:
@@ -173,8 +174,8 @@ def open_bundle(
     return OpenedBundle(folder=folder, step=step, choice=choice, signed_by=signed_by)
 
 
-def require_kind(kind: ModelKind, model: str, wants: Wanted, path: Path) -> None:
+def require_kind(facts: BundleFacts, wants: Wanted, path: Path) -> None:
     """Raise BundleError for a bundle of another kind of model; say what takes it."""
-    if kind != wants:
-        what = f"holds {model}, which is no {TITLE_OF[wants]}"
-        raise BundleError(what, where=str(path), do=TAKEN_BY[kind])
+    if facts.kind != wants:
+        what = f"holds {facts.model}, which is no {TITLE_OF[wants]}"
+        raise BundleError(what, where=str(path), do=TAKEN_BY[facts.kind])

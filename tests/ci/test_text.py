@@ -40,6 +40,7 @@ def made(recipe: str, package: str, workspace: str = "out/ws") -> Job:
         login=True,
         large_files=True,
         notes=(f"Its runner has to have {recipe}.",),
+        weights=None,
     )
 
 

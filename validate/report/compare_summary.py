@@ -180,14 +180,17 @@ def shortened(lines: Iterable[str]) -> list[str]:
     return every if rest <= 0 else [*every[:MOST_LINES], f"and {rest} more"]
 
 
+def one_line(text: str, longest: int) -> str:
+    """Return a text in one line of printable characters, cut where it is longer than it may be."""
+    plain = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return plain if len(plain) <= longest else f"{plain[:longest]}\u2026"
+
+
 def code(text: str) -> str:
     """Return a name as code, in which nothing is a link, a mention or markup."""
-    plain = " ".join(text.split())
-    plain = "".join(c if c.isprintable() else "?" for c in plain)
+    plain = one_line(text, LONGEST_NAME)
     if not plain:
         return ""
-    if len(plain) > LONGEST_NAME:
-        plain = f"{plain[:LONGEST_NAME]}\u2026"
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
     edge = " " if plain[0] == "`" or plain[-1] == "`" else ""
     return f"{fence}{edge}{plain}{edge}{fence}"
@@ -195,10 +198,7 @@ def code(text: str) -> str:
 
 def inert(text: str) -> str:
     """Return a sentence that reads as it is: no markup, no HTML, no link, no mention."""
-    plain = " ".join(text.split())
-    plain = "".join(c if c.isprintable() else "?" for c in plain)
-    if len(plain) > LONGEST_LINE:
-        plain = f"{plain[:LONGEST_LINE]}\u2026"
+    plain = one_line(text, LONGEST_LINE)
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     plain = _MARKDOWN.sub(r"\\\1", plain)
     # The platforms look for mentions, issues and addresses in the text that markup leaves.

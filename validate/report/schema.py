@@ -23,6 +23,7 @@ from .calibration import Calibration
 from .gates import GateResult
 
 SCHEMA = "arvg-trt/report/v1"
+REPORT_FILE = "report.json"
 FP32 = "fp32"  # what candidates are compared with
 QDQ = "qdq"  # the Q/DQ graph in the reference session
 SYNTHETIC = "synthetic noise"  # in place of calibration image names
@@ -265,11 +266,12 @@ def encode_report(report: Report) -> bytes:
 
 
 def load_report(path: Path) -> Report:
-    """Read a report.json.
+    """Read a report.json, or the one in a folder.
 
     Raises:
         WorkspaceError: it is missing, damaged, or of another schema.
     """
+    path = path / REPORT_FILE if path.is_dir() else path
     do = "run `arvg-trt validate` to write a report"
     found = decode_json(path, dict[str, Any], do=do).get("schema")
     if found != SCHEMA:
