@@ -62,6 +62,12 @@ MAX_BATCH = 8  # of models on a CPU in Triton, where nothing else is said
     help="Also the FP32 and Q/DQ graphs that `validate` compares with.",
 )
 @option(
+    "--packed",
+    group="Contents",
+    is_flag=True,
+    help="Weights of graphs in their own few bits, which a device expands once.",
+)
+@option(
     "--group",
     "groups",
     group="Triton",
@@ -84,6 +90,7 @@ def bundle(
     licenses: Sequence[Path],
     kit: bool,
     with_reference: bool,
+    packed: bool,
     groups: Sequence[str],
     max_batch: int | None,
     as_json: bool,
@@ -99,6 +106,7 @@ def bundle(
 
     called = quantization_name(name, None)
     given = {"--key": key, "--with-reference": with_reference, "--no-kit": not kit}
+    given["--packed"] = packed
     if layout == "triton":
         refuse_options(given, layout)
         write_repository(workspace, called, output, groups, max_batch, licenses, as_json)
@@ -114,6 +122,7 @@ def bundle(
             licenses=licenses,
             kit=kit,
             reference=with_reference,
+            packed=packed,
         )
     if as_json:
         print_json(made)

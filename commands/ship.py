@@ -126,6 +126,7 @@ def cache(clear: bool, days: float, as_json: bool) -> None:
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A new folder.")
 @click.option("--group", help="One target group, as `verify` lists them. [default: all]")
 @click.option("--signature", type=PathArgument(), help="File for the first signature.")
+@click.option("--packed", is_flag=True, help="Leave packed weights packed, as they are signed.")
 @require_key_option
 @json_option
 def unpack(
@@ -133,6 +134,7 @@ def unpack(
     output: Path,
     group: str | None,
     signature: Path | None,
+    packed: bool,
     keys: Sequence[Path],
     as_json: bool,
 ) -> None:
@@ -143,7 +145,8 @@ def unpack(
     """
     from ..pipeline.ship import unpack_file
 
-    files = unpack_file(file, output, group, keys, signature)
+    with ConsoleReporter(quiet=as_json) as reporter:
+        files = unpack_file(file, output, group, keys, signature, packed=packed, reporter=reporter)
     if as_json:
         print_json(
             {

@@ -13,6 +13,7 @@ from ..recipe.calibrate import CalibrateOptions
 from ..recipe.quantize import QuantizeOptions, with_implied
 from ..recipe.validate import ValidateOptions
 from .support import completion
+from .support.console import ConsoleReporter
 from .support.figures import figures_of_failures, print_figures
 from .support.groups import command, option
 from .support.options import (
@@ -236,7 +237,8 @@ def validate(
     if workspace.is_file():
         from ..pipeline.ship import bundled_workspace
 
-        workspace, called = bundled_workspace(workspace, name, keys)
+        with ConsoleReporter(quiet=as_json) as reporter:
+            workspace, called = bundled_workspace(workspace, name, keys, reporter)
     elif keys:
         raise click.UsageError("--require-key is for bundles, and WORKSPACE is none")
     else:

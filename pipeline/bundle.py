@@ -62,14 +62,18 @@ def bundle_workspace(
     licenses: Sequence[Path] = (),
     kit: bool = True,
     reference: bool = False,
+    packed: bool = False,
 ) -> BundleResult:
     """Write the engines of a quantization as one bundle, signed where there is a key.
+
+    `packed` graphs have their weights in few bits, which devices expand.
 
     Raises:
         WorkspaceError: there are no engines, or a stage's folder is not what it wrote.
         IntegrityError: the key cannot be read.
     """
     from ..engines.bundle.contents import collect, engine_groups, reference_group
+    from ..engines.bundle.packed_groups import pack_groups
     from ..engines.bundle.write import write_bundle
 
     signer = None if key is None else read_private_key(key, password())
@@ -84,11 +88,15 @@ def bundle_workspace(
         reporter.warn(warning)
     with tempfile.TemporaryDirectory() as folder:
         if kit:
-            groups.append(packed_kit(workspace, name, groups, Path(folder), reporter))
+            kit_folder = Path(tempfile.mkdtemp(dir=folder))
+            groups.append(packed_kit(workspace, name, groups, kit_folder, reporter))
         if reference:
             groups.append(reference_group(workspace, name))
+        if packed:
+            progress = megabytes(reporter, "packing weights")
+            groups = pack_groups(groups, workspace.folder("quantize", name), Path(folder), progress)
         documents = bundle_documents(workspace, name, groups, licenses, reporter)
-        contents = collect(workspace, name, documents, groups)
+        contents = collect(workspace, name, documents, groups, packed=packed)
         digest = write_bundle(output, contents, signer, megabytes(reporter, "writing the bundle"))
     return BundleResult(
         written=(output,),

@@ -11,9 +11,10 @@ import msgspec
 
 from ..errors import BuildError, IntegrityError, WorkspaceError
 from ..extras import installed_builders, require_packages
-from ..runtime.bundle.cache import holds, require_room, unpack_cached
+from ..runtime.bundle.cache import holds, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose, usable_builder
-from ..runtime.bundle.layout import BundleFile, TargetGroup
+from ..runtime.bundle.layout import BundleFile
+from ..runtime.bundle.packed_groups import expanded_list, read_indexes
 from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.signature import (
     generate_key,
@@ -21,9 +22,11 @@ from ..runtime.bundle.signature import (
     public_pem,
 )
 from ..runtime.bundle.trust import require_trust
+from ..runtime.bundle.unpack import extract_new
 from ..runtime.devices import Device, Gpu, this_device
+from ..runtime.packed.expand import megabytes as expanding
 from ..runtime.trt_compat import Backend
-from ..workspace.files import atomic_folder, atomic_write, named
+from ..workspace.files import atomic_write, named
 from ..workspace.stage import Reporter, StageResult
 from ..workspace.workspace import Workspace
 from .bundle import megabytes, password
@@ -73,7 +76,7 @@ def build_bundled(
         if group is None:
             raise BuildError("has no kit to build from", where=str(path), do="pack it with one")
         require_place(output, targets, device, gpu)
-        kit = unpack_cached(bundle, group) / group.folder
+        kit = unpack_cached(bundle, group, expanding(reporter)) / group.folder
         name = bundle.facts.quantization
     if output is None:
         assert gpu is not None  # as was required
@@ -153,15 +156,19 @@ def unpack_file(
     group: str | None,
     keys: Sequence[Path],
     signature: Path | None = None,
+    *,
+    packed: bool = False,
+    reporter: Reporter | None = None,
 ) -> tuple[BundleFile, ...]:
     """Unpack a bundle, or the files of one target group, to a new folder; return the files.
 
-    The first signature goes to the file `signature`, where that is given.
+    Packed weights are expanded, unless they are to stay `packed`. The first signature goes to the
+    file `signature`, where that is given.
 
     Raises:
         IntegrityError: it is damaged, changed, or not signed as required.
-        WorkspaceError: the folder is there already, there is no such group, or the disk has no
-            room.
+        WorkspaceError: the folder is there already, there is no such group, the disk has no room,
+            or the signature would be of other files.
     """
     if os.path.lexists(output):
         raise WorkspaceError("is there already", where=str(output), do="name a new folder")
@@ -171,30 +178,19 @@ def unpack_file(
             raise IntegrityError("is not signed", where=str(path), do="leave --signature out")
         files = (bundle.facts_file, *group_files(bundle, group))
         groups = [each for each in bundle.facts.groups if group in (None, each.name)]
-        extract_new(bundle, groups, files, output)
+        indexes = {} if packed else read_indexes(bundle, files)
+        if indexes and signature is not None:
+            what, do = "signs the packed weights, and not what they expand to", "give --packed too"
+            raise WorkspaceError(what, where="--signature", do=do)
+        extract_new(bundle, groups, files, indexes, output, expanding(reporter))
         if signature is not None:
             atomic_write(signature, msgspec.json.encode(bundle.signatures[0].bundle))
-    return files
+        return expanded_list(bundle, files, indexes)
 
 
-def extract_new(
-    bundle: Bundle, groups: Sequence[TargetGroup], files: Sequence[BundleFile], output: Path
-) -> None:
-    """Unpack files of some target groups to a new folder, once their engines are checked.
-
-    Raises:
-        IntegrityError: a file differs from its digest, or an engine from its group.
-        WorkspaceError: the disk has no room.
-    """
-    for group in groups:
-        bundle.require_engines(group)
-    disk = next(each for each in output.absolute().parents if each.is_dir())
-    require_room(disk, sum(file.bytes for file in files), "name a folder on another disk")
-    with atomic_folder(output) as temporary:
-        bundle.extract(files, temporary)
-
-
-def bundled_workspace(path: Path, name: str | None, keys: Sequence[Path]) -> tuple[Path, str]:
+def bundled_workspace(
+    path: Path, name: str | None, keys: Sequence[Path], reporter: Reporter | None = None
+) -> tuple[Path, str]:
     """Return a workspace beside a bundle that holds its files, and the name of its quantization.
 
     The folder has the bundle's name without its suffix; it is made once.
@@ -206,19 +202,20 @@ def bundled_workspace(path: Path, name: str | None, keys: Sequence[Path]) -> tup
     folder = path.with_suffix("")
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
-        packed = bundle.facts
-        if packed.group("reference") is None:
+        held = bundle.facts
+        if held.group("reference") is None:
             what = "has no FP32 graphs to compare with"
             raise WorkspaceError(what, where=str(path), do="pack it with `bundle --with-reference`")
-        if name not in (None, packed.quantization):
-            raise WorkspaceError(f"holds {packed.quantization}, not {name}", where=str(path))
-        files = (bundle.facts_file, *packed.files)
+        if name not in (None, held.quantization):
+            raise WorkspaceError(f"holds {held.quantization}, not {name}", where=str(path))
+        files = (bundle.facts_file, *held.files)
+        indexes = read_indexes(bundle, files)
         if not os.path.lexists(folder):
-            extract_new(bundle, packed.groups, files, folder)
-        elif not holds(folder, files):
+            extract_new(bundle, held.groups, files, indexes, folder, expanding(reporter))
+        elif not holds(folder, expanded_list(bundle, files, indexes)):
             what = "is there already, and not what this bundle unpacks to"
             raise WorkspaceError(what, where=str(folder), do="rename the bundle, or the folder")
-    return folder, packed.quantization
+    return folder, held.quantization
 
 
 def group_files(bundle: Bundle, group: str | None) -> tuple[BundleFile, ...]:

@@ -18,6 +18,7 @@ from .manifest import MANIFEST, Manifest
 from .workspace import WORKSPACE_FILE
 
 GENERATOR_FILE = "generator.json"
+PACKED_FILE = "packed.json"  # of a folder whose weights are packed, and are expanded to be read
 # Where a stage's folder lies in its workspace: export/, quantize/NAME/, engines/NAME/LABEL/.
 PLACES = {
     "export": ("export", 1),
@@ -78,6 +79,12 @@ def require_files(folder: Path, manifest: Manifest, root: Path | None) -> None:
     """Raise WorkspaceError unless the files of a stage are those it wrote."""
     for name, digest in manifest.outputs.items():
         path = folder / name
+        if not path.is_file() and (folder / PACKED_FILE).is_file():
+            raise WorkspaceError(
+                "has packed weights, which `encode`, `decode` and `generate` expand",
+                where=str(folder),
+                do="for other commands unpack the bundle without --packed",
+            )
         if not path.is_file():
             raise WorkspaceError("is missing", where=str(path), do=mend(folder, manifest, root))
         if sha256_file(path) != digest:

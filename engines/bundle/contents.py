@@ -10,7 +10,14 @@ from pathlib import Path
 import msgspec
 
 from ...errors import WorkspaceError
-from ...runtime.bundle.layout import SCHEMA_VERSION, BundleFacts, BundleFile, GroupKind, TargetGroup
+from ...runtime.bundle.layout import (
+    EXPANDED_VERSION,
+    SCHEMA_VERSION,
+    BundleFacts,
+    BundleFile,
+    GroupKind,
+    TargetGroup,
+)
 from ...runtime.bundle.plan_header import plan_problem, read_plan_header
 from ...workspace.facts import EngineFacts, Exported, facts, model_name
 from ...workspace.files import sha256_file
@@ -44,11 +51,13 @@ def collect(
     name: str,
     documents: Mapping[str, bytes],
     groups: Sequence[GroupSources],
+    *,
+    packed: bool = False,
 ) -> Contents:
-    """Return the contents of a bundle of a quantization."""
+    """Return the contents of a bundle of a quantization; readers must know `packed` groups."""
     exported = Exported.open(workspace)
     held = BundleFacts(
-        version=SCHEMA_VERSION,
+        version=SCHEMA_VERSION if packed else EXPANDED_VERSION,
         name=name,
         model=model_name(exported.manifest),
         kind=exported.kind,

@@ -1,6 +1,7 @@
 """Unpack a bundle's target group once, into a folder of the user's that processes share.
 
-An entry is named by the digest of `bundle.json`, which names every file by its own. It appears in
+An entry is named by the digest of `bundle.json`, which names every file by its own. So are packed
+folders of their own, by that of their index. It appears in
 one rename, under a lock; one that was changed is made anew, and one that nobody opened for a month
 is removed.
 """
@@ -14,16 +15,19 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from ...errors import WorkspaceError
 from ...workspace.files import OTHER_CACHE, atomic_folder, own_folder, sha256_file, user_cache
+from ..packed.expand import Progress, untold
 from .layout import BundleFile, TargetGroup
+from .packed_groups import expand_folders, expanded_list, read_indexes
 from .reader import Bundle
 
+KINDS = ("bundles", "engines", "packed")  # folders of the cache
 MOST_DAYS = 30  # an entry lives after it was opened
 DAY = 86_400  # seconds
 SPARE = 64 * 2**20  # bytes to leave free on the disk
@@ -33,18 +37,39 @@ ENTRY = re.compile(rf"\.?[0-9a-f]{{{MARK_LENGTH}}}-.+")
 LEFTOVER = re.compile(r"(\.[^.]+\.tmp|\.old)\Z")
 
 
-def unpack_cached(bundle: Bundle, group: TargetGroup) -> Path:
+def unpack_cached(bundle: Bundle, group: TargetGroup, progress: Progress = untold) -> Path:
     """Return the folder of a target group's files, unpacked there if it is not yet.
 
-    A cache that cannot be written, as in the image of a device, serves what is whole in it.
+    Packed weights lie there expanded. `progress` is told of the bytes that they expand to.
 
     Raises:
         IntegrityError: a file of the bundle differs from its digest, or an engine from its group.
         WorkspaceError: the cache is another user's, or the disk has no room.
     """
     files = (bundle.facts_file, *bundle.facts.documents, *group.files)
-    root = own_folder(user_cache() / "bundles")
-    folder = root / f"{bundle.facts_file.sha256[:MARK_LENGTH]}-{group.name}"
+    indexes = read_indexes(bundle, files)
+
+    def write(folder: Path) -> None:
+        bundle.require_engines(group)
+        bundle.extract(files, folder)
+        expand_folders(bundle, folder, indexes, progress)
+
+    name = f"{bundle.facts_file.sha256[:MARK_LENGTH]}-{group.name}"
+    return cached_folder("bundles", name, expanded_list(bundle, files, indexes), write)
+
+
+def cached_folder(
+    kind: str, name: str, files: Sequence[BundleFile], write: Callable[[Path], None]
+) -> Path:
+    """Return an entry of the cache with exactly these files, written by `write` if it is not yet.
+
+    A cache that cannot be written, as in the image of a device, serves what is whole in it.
+
+    Raises:
+        WorkspaceError: the cache is another user's, or the disk has no room.
+    """
+    root = own_folder(user_cache() / kind)
+    folder = root / name
     if not os.access(root, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         if is_whole(folder, files):
             return folder
@@ -55,9 +80,8 @@ def unpack_cached(bundle: Bundle, group: TargetGroup) -> Path:
             remove(folder)
             remove_old(root)
             require_room(root, sum(file.bytes for file in files), OTHER_CACHE)
-            bundle.require_engines(group)
             with atomic_folder(folder) as temporary:
-                bundle.extract(files, temporary)
+                write(temporary)
         os.utime(folder)
     return folder
 
@@ -156,7 +180,7 @@ def remove_old(root: Path, days: float = MOST_DAYS) -> list[Path]:
 
 
 class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Describe what the cache keeps of a bundle: unpacked files, or engines built of them."""
+    """Describe what the cache keeps: unpacked or expanded files, or engines built of them."""
 
     folder: Path
     bytes: int
@@ -166,7 +190,7 @@ class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
 def cache_entries() -> tuple[CacheEntry, ...]:
     """Return what the cache keeps, with its size and the days since it was last opened."""
     found = []
-    for kind in ("bundles", "engines"):
+    for kind in KINDS:
         root = user_cache() / kind
         folders = sorted(root.iterdir()) if root.is_dir() else []
         for folder in folders:
@@ -179,7 +203,7 @@ def cache_entries() -> tuple[CacheEntry, ...]:
 
 def clear_cache(days: float = 0.0) -> list[Path]:
     """Remove what was last opened so many days ago and that nobody unpacks now."""
-    roots = [user_cache() / kind for kind in ("bundles", "engines")]
+    roots = [user_cache() / kind for kind in KINDS]
     return [folder for root in roots if root.is_dir() for folder in remove_old(root, days)]
 
 

@@ -16,7 +16,8 @@ import msgspec
 from ...errors import IntegrityError
 from ...recipe.base import check_name
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+EXPANDED_VERSION = 1  # of a bundle without packed weights, which older readers open too
 FACTS_FILE = "bundle.json"
 LAYOUT_FILE, INDEX_FILE = "oci-layout", "index.json"
 LAYOUT_VERSION = "1.0.0"

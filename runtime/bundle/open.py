@@ -19,6 +19,8 @@ from ...workspace.facts import ModelKind
 from ...workspace.stage import Reporter, SilentReporter
 from ..devices import Device, this_device
 from ..family import load_named
+from ..packed.expand import megabytes
+from ..packed.open import expanded
 from ..sessions.placement import gpu_of
 from ..sessions.providers import provider_problem
 from .archive import BLOCK
@@ -86,8 +88,11 @@ def located(
 ) -> Path:
     """Return a folder of graphs: that of a bundle's file that runs here, any other path itself.
 
+    Packed weights are expanded, into the cache.
+
     Raises:
-        IntegrityError: the bundle is damaged, changed, or not signed as required.
+        IntegrityError: the bundle is damaged, changed, or not signed as required; or packed
+            weights are damaged or of another model.
         WorkspaceError: there is no such path.
         BundleError: nothing in it runs on the device.
     """
@@ -97,7 +102,7 @@ def located(
                 what, do = "no such file or folder", "name a bundle or a folder of graphs"
                 raise WorkspaceError(what, where=str(path), do=do)
             refuse_unsigned(path, access.keys)
-        return path
+        return expanded(path, reporter)
     opened = open_bundle(
         path,
         device=device,
@@ -156,7 +161,7 @@ def open_bundle(
                 do = "`arvg-trt verify` lists what it holds; --device cpu takes its CPU engine"
                 raise BundleError(refusal(bundle.facts, choice), where=str(path), do=do)
             group = next(each for each in bundle.facts.groups if each.name == step.group)
-            folder = unpack_cached(bundle, group) / group.folder
+            folder = unpack_cached(bundle, group, megabytes(reporter)) / group.folder
             if step.step != "build here":
                 break
             try:

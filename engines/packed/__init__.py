@@ -1,0 +1,1 @@
+"""Pack folders of graphs and weights into as few bytes as lose nothing."""

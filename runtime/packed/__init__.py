@@ -1,0 +1,1 @@
+"""Expand folders of graphs whose weights are packed, without onnx, byte for byte."""

@@ -1,0 +1,40 @@
+"""Read and write integers of 0 to 8 bits that follow each other without gaps, high bits first."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK = 2**20  # integers at a time; a multiple of 8, so that each chunk ends with a byte
+
+Indices = NDArray[np.uint8]
+
+
+def pack_indices(indices: Indices, bits: int) -> bytes:
+    """Return ceil(size * bits / 8) bytes that hold integers below 2**bits."""
+    flat = indices.ravel()
+    chunks = (pack_chunk(flat[k : k + CHUNK], bits) for k in range(0, flat.size, CHUNK))
+    return b"".join(chunk.tobytes() for chunk in chunks)
+
+
+def pack_chunk(indices: Indices, bits: int) -> Indices:
+    if bits == 8:
+        return indices
+    planes = np.unpackbits(indices[:, None], axis=1)[:, 8 - bits :]
+    return np.packbits(planes.ravel())
+
+
+def unpack_indices(packed: bytes, bits: int, count: int) -> Indices:
+    """Return the first `count` integers; those of 1, 2, 4 and 8 bits are shifted out of bytes."""
+    data = np.frombuffer(packed, np.uint8)
+    if bits == 0:
+        return np.zeros(count, np.uint8)
+    if 8 % bits:
+        planes = np.unpackbits(data, count=count * bits).reshape(count, bits)
+        wide: Indices = np.packbits(planes, axis=1).ravel() >> (8 - bits)
+        return wide
+    each = 8 // bits
+    shifted = np.empty((len(data), each), np.uint8)
+    for k in range(each):
+        shifted[:, k] = (data >> (8 - bits * (k + 1))) & (2**bits - 1)
+    return shifted.ravel()[:count]
