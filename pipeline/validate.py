@@ -57,6 +57,7 @@ def prepare_validation(
     )
     from ..validate.measure.kinds import leaked, open_measurement
     from ..validate.measure.second_opinion import second_opinions
+    from ..validate.measure.sizes import measure_shipped
     from ..validate.report.compose import compose_report, finite_metrics
     from ..validate.report.gates import evaluate, parse_gates
     from ..validate.report.render import write_report
@@ -97,6 +98,7 @@ def prepare_validation(
         measured = measurement.run(folders, reporter.progress, executed.device)
         for text in measured.fallbacks:
             reporter.warn(text)
+        download, memory = measure_shipped(model, folders, options, executed.device, reporter)
         report = compose_report(
             model,
             name,
@@ -107,6 +109,8 @@ def prepare_validation(
             quantized=facts(manifest, QuantizationFacts),
             engines=engines,
             executed=executed,
+            download=download,
+            memory=memory,
         )
         if options.second_opinion:
             graphs = load_sites(workspace.folder("export")).graphs
@@ -120,7 +124,9 @@ def prepare_validation(
         report = msgspec.structs.replace(report, gates=tuple(evaluate(gates, metrics(report))))
         write_report(folder, report, measured.pictures)
         return ValidationFacts(
-            metrics=finite_metrics(report), inconclusive=inconclusive_metrics(report)
+            metrics=finite_metrics(report),
+            inconclusive=inconclusive_metrics(report),
+            download=download.line,
         )
 
     return PreparedStage(workspace.folder("validate", name), wanted, work)

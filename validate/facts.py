@@ -11,11 +11,13 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Results of the stage: the metrics that are finite, by the names that gates read.
 
     ``inconclusive`` names those that may be chance: drops on too few or too different images,
-    speedups whose rounds spread as far as they differ.
+    speedups whose rounds spread as far as they differ. ``download`` says what
+    ``download_compression`` is of, "" where it was not measured.
     """
 
     metrics: dict[str, float]
     inconclusive: tuple[str, ...] = ()
+    download: str = ""
 
 
 # What stands in front of a figure, and behind it.
@@ -50,7 +52,11 @@ def speed_text(found: ValidationFacts) -> str:
     return f"{text} faster than FP32" if speedup >= 1 else f"slower than FP32 ({text} its speed)"
 
 
-def packed_line(metrics: dict[str, float]) -> str:
-    """Return a line on the size of the packed weights."""
-    smaller = metric_text("packed_compression", metrics["packed_compression"])
-    return f"packed weights {smaller} smaller (weights.safetensors, which no command loads)"
+def download_line(found: ValidationFacts) -> str:
+    """Return a line on what a device downloads, and on the size of the quantized weights alone."""
+    weights = metric_text("packed_compression", found.metrics["packed_compression"])
+    alone = f"quantized weights alone {weights} smaller"
+    if not found.download:
+        return alone
+    smaller = metric_text("download_compression", found.metrics["download_compression"])
+    return f"{found.download} {smaller} smaller, {alone}"

@@ -148,7 +148,10 @@ def _disk_text(sizes: Sizes) -> str:
     if sizes.runs is None or sizes.fp32_running_bytes is None:
         return f"packed weights {TIMES(sizes.compression)} smaller"
     before, now = size(sizes.fp32_running_bytes), size(sizes.running_bytes[sizes.runs])
-    return f"{TIMES(sizes.compression)} smaller: {before} to {now}"
+    runs = f"{TIMES(sizes.compression)} smaller: {before} to {now}"
+    if sizes.download is None:
+        return runs
+    return f"{runs}; {sizes.download.title.lower()} {size(sizes.download.bytes)}"
 
 
 def _read_bundle(path: Path, beside: Path) -> IndexedBundle:

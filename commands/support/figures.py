@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from ...errors import AccuracyError
-from ...validate.facts import ValidationFacts, packed_line, summary
+from ...validate.facts import ValidationFacts, download_line, summary
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult
 
@@ -17,7 +17,7 @@ def print_figures(validated: StageResult) -> None:
     """Print the main figures of a validation, and where its report is."""
     found = facts(validated.manifest, ValidationFacts)
     click.echo(summary(found))
-    click.echo(packed_line(found.metrics))
+    click.echo(download_line(found))
     click.echo(str(validated.folder / "report.html"))
 
 

@@ -31,18 +31,12 @@ class PackedSizes:
         high_precision: what stays floats, scales too, in as many bytes as lose nothing.
         graphs: their nodes, names and small constants.
         index: the list of all tensors.
-        beside: files that are shipped as they are, such as generator.json.
     """
 
     few_bits: int
     high_precision: int
     graphs: int
     index: int
-    beside: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.few_bits + self.high_precision + self.graphs + self.index + self.beside
 
 
 def known_weights(folder: Path) -> dict[str, QuantizedWeight]:

@@ -36,12 +36,12 @@ def untold(done: int, total: int) -> None:
     """Tell nobody how far it is."""
 
 
-def megabytes(reporter: Reporter | None) -> Progress:
-    """Return a progress function of bytes that reports megabytes."""
+def megabytes(reporter: Reporter | None, task: str = EXPANDING) -> Progress:
+    """Return a progress function of bytes that reports megabytes of a task."""
     told = reporter or SilentReporter()
 
     def tell(done: int, total: int) -> None:
-        told.progress(EXPANDING, done // MB, max(1, total // MB))
+        told.progress(task, done // MB, max(1, total // MB))
 
     return tell
 

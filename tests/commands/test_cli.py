@@ -94,9 +94,10 @@ def test_looking_commands_do_not_import_torch() -> None:
 def test_run_prints_its_stages_the_main_figures_and_the_report(finished: Finished) -> None:
     out = finished.outcome.out
     assert stage_states(out) == dict.fromkeys(STAGES, False)
-    *_, figures, packed, report = out.splitlines()
+    *_, figures, download, report = out.splitlines()
     assert "PSNR drop" in figures and "smaller on disk" in figures
-    assert packed.startswith("packed weights ") and "which no command loads" in packed
+    assert download.startswith("packed download (`bundle --packed`) ")
+    assert "quantized weights alone" in download
     assert Path(report).is_file()
     assert finished.outcome.err == ""
     assert not leftovers(finished.workspace)

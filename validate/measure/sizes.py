@@ -1,14 +1,23 @@
-"""Count the bytes that a candidate takes on disk: its graphs, and the weights they read."""
+"""Count the bytes of a candidate: its graphs and the weights they read, and its packed form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from ...engines.packed.write import known_weights, pack_folder
 from ...graph.sites import load_sites
+from ...recipe.validate import ValidateOptions
+from ...runtime.families import SPEC_FILE
 from ...runtime.generator import OTHER_GRAPHS
-from ...workspace.facts import kind_of
+from ...runtime.packed.expand import megabytes
+from ...workspace.facts import Exported, kind_of
 from ...workspace.manifest import Manifest
+from ...workspace.stage import Reporter
+from ..download import Download
+from ..report.schema import ENGINE, FP32, QDQ
+from .memory import MemoryRequest, measure_memory
 
 SHARED_WEIGHTS = "model.onnx.data"
 
@@ -81,3 +90,61 @@ def bytes_that_are_read(folder: Path, graphs: tuple[str, ...]) -> int:
                 key = (place["location"], int(place.get("offset", 0)))
                 parts[key] = max(parts.get(key, 0), int(place["length"]))
     return structure + sum(parts.values())
+
+
+def measure_download(
+    candidate: str, folder: Path, quantized: Path, progress: Callable[[int, int], None]
+) -> Download:
+    """Return what a device gets of a candidate's folder: plans, or its graphs packed, by packing.
+
+    `quantized` is the folder of its Q/DQ graphs, whose weights by site help to pack them.
+    """
+    plans = sorted(folder.glob("*.engine"))
+    if plans:
+        files = [*plans, *folder.glob("*_ctx.onnx")]
+        count = sum(path.stat().st_size for path in files)
+        parts = {"engines": count}
+        return Download(candidate=candidate, form="engine", parts=parts, expanded_bytes=count)
+    spec = folder / SPEC_FILE
+    beside = spec.stat().st_size if spec.is_file() else 0
+    with TemporaryDirectory() as scratch:
+        known = known_weights(quantized)
+        index, packed = pack_folder(folder, Path(scratch), known, progress)
+    return Download(
+        candidate=candidate,
+        form="packed",
+        parts={
+            "few_bits": packed.few_bits,
+            "high_precision": packed.high_precision,
+            "graphs": packed.graphs,
+            "index": packed.index + beside,
+        },
+        expanded_bytes=index.expanded_bytes + beside,
+    )
+
+
+def measure_shipped(
+    model: Exported,
+    folders: Mapping[str, Path],
+    options: ValidateOptions,
+    device: str,
+    reporter: Reporter,
+) -> tuple[Download, dict[str, int]]:
+    """Return what a device gets of the engine, or else of the Q/DQ graphs, and the memory it takes.
+
+    Memory is measured beside FP32's where speed is, and on the CPU alone.
+    """
+    shipped = ENGINE if ENGINE in folders else QDQ
+    folder = folders[shipped]
+    told = megabytes(reporter, "packing weights, MB")
+    download = measure_download(shipped, folder, folders[QDQ], told)
+    memory: dict[str, int] = {}
+    if options.rounds and device == "cpu":
+        for name, place in ((FP32, model.folder), (shipped, folder)):
+            request = MemoryRequest(
+                folder=str(place), kind=model.kind, side=options.size, threads=options.threads
+            )
+            found = measure_memory(request, reporter)
+            if found:
+                memory[name] = found
+    return download, memory

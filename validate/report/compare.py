@@ -62,6 +62,7 @@ RULES = (
     Rule("frechet_latent", "Fréchet distance, own latents", "lower", 0.2, relative=True),
     Rule("frechet_features", "Fréchet distance, features", "lower", 0.2, relative=True),
     Rule("compression", "Size of what runs, smaller", "higher", 0.01, relative=True),
+    Rule("download_compression", "Download, smaller", "higher", 0.01, relative=True),
     Rule("packed_compression", "Packed weights, smaller", "higher", 0.01, relative=True),
     Rule("speedup", "Speed against FP32", "higher", 0.1, relative=True, machine=True),
     Rule("latency_ms", "Engine latency, median", "lower", 0.1, relative=True, machine=True),

@@ -15,15 +15,14 @@ from ...quantize.facts import QuantizationFacts
 from ...workspace.facts import Exported, facts, model_name
 from ...workspace.manifest import Manifest
 from ...workspace.stage import package_versions
+from ..download import GENERATOR_SIZE_NOTE, SIZE_NOTE, Download
 from ..measure.candidates import Executed
 from ..measure.measurement import Measurements
 from ..measure.sizes import graph_bytes, running_bytes
 from ..metrics.latency import read_cpu
 from .calibration import Calibration
 from .schema import (
-    GENERATOR_SIZE_NOTE,
     HALF_PRECISION,
-    SIZE_NOTE,
     SYNTHETIC,
     Data,
     Report,
@@ -49,10 +48,13 @@ def compose_report(
     quantized: QuantizationFacts,
     engines: Mapping[str, Manifest],
     executed: Executed,
+    download: Download | None = None,
+    memory: dict[str, int] | None = None,
 ) -> Report:
     """Return the report of the quantization `name`, without gates.
 
-    `samples` are the names of those that were measured, `folders` those of the candidates.
+    `samples` are the names of those that were measured, `folders` those of the candidates;
+    `download` and `memory` were measured of the one that the report is about.
     """
     rows = [
         executed_row(row) if key == executed.key else row
@@ -73,7 +75,7 @@ def compose_report(
             classes=measured.classes,
         ),
         calibration=Calibration.of(calibrated),
-        sizes=report_sizes(model, folders, quantized),
+        sizes=report_sizes(model, folders, quantized, download, memory),
         accuracy=measured.accuracy,
         outputs=measured.outputs,
         generation=measured.generation,
@@ -91,7 +93,11 @@ def executed_row(row: EngineRow) -> EngineRow:
 
 
 def report_sizes(
-    model: Exported, folders: Mapping[str, Path], quantized: QuantizationFacts
+    model: Exported,
+    folders: Mapping[str, Path],
+    quantized: QuantizationFacts,
+    download: Download | None = None,
+    memory: dict[str, int] | None = None,
 ) -> Sizes:
     """Return the bytes of graphs and weights; a half-precision copy runs only as an engine."""
     generates = model.kind == "generator"
@@ -103,5 +109,7 @@ def report_sizes(
         running_bytes=candidate_bytes,
         fp32_weight_bytes=quantized.fp32_bytes,
         packed_weight_bytes=quantized.packed_bytes,
+        download=download,
+        memory_bytes=memory,
         note=GENERATOR_SIZE_NOTE if generates else SIZE_NOTE,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import WorkspaceError
+from ..download import largest_part
 from ..formats import DB, MS, SHARE, SSIM, TIMES, size
 from ..measure.tokenizer_accuracy import ComparedImage
 from ..metrics.image import decibels
@@ -187,19 +188,30 @@ def _drop_text(drop: str, doubtful: bool) -> str:
 
 
 def _size_key_figure(sizes: Sizes) -> KeyFigure:
-    """Return the size of what runs; a report of an older version has packed weights only."""
+    """Return the size of what is shipped, and of what runs; an older report has the latter alone.
+
+    One of a still older version has packed weights only.
+    """
     if sizes.runs is None or sizes.fp32_running_bytes is None:
         return KeyFigure(
             label="Packed weights",
             value=f"{TIMES(sizes.compression)} smaller",
             detail=f"{size(sizes.fp32_weight_bytes)} to "
-            f"{size(sizes.packed_weight_bytes)}, which no command loads",
+            f"{size(sizes.packed_weight_bytes)}, without what runs them",
+        )
+    runs = f"{size(sizes.running_bytes[sizes.runs])}, {CANDIDATES[sizes.runs]}"
+    shipped = sizes.download
+    if shipped is None or shipped.form == "engine":
+        return KeyFigure(
+            label="What runs, on disk",
+            value=f"{TIMES(sizes.compression)} smaller",
+            detail=f"{size(sizes.fp32_running_bytes)} to {runs}",
         )
     return KeyFigure(
-        label="What runs, on disk",
-        value=f"{TIMES(sizes.compression)} smaller",
-        detail=f"{size(sizes.fp32_running_bytes)} to "
-        f"{size(sizes.running_bytes[sizes.runs])}, {CANDIDATES[sizes.runs]}",
+        label=shipped.title,
+        value=f"{TIMES(sizes.download_compression)} smaller",
+        detail=f"{size(sizes.fp32_running_bytes)} to {size(shipped.bytes)}, "
+        f"{largest_part(shipped)}; runs expanded, {TIMES(sizes.compression)} smaller: {runs}",
     )
 
 

@@ -13,6 +13,7 @@ from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
 from ...quantize.facts import SiteRow
 from ...workspace.files import decode_json, encode_json
+from ..download import SIZE_NOTE, Download
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from ..measure.second_opinion import SecondOpinion
 from ..measure.tokenizer_accuracy import CandidateAccuracy
@@ -37,22 +38,6 @@ CANDIDATES = (QDQ, HALF_PRECISION, ENGINE)
 # the image decoder.
 Part = Literal["total", "encoder", "decoder", "tokens"]
 
-RUNS_NOTE = (
-    "What runs: the graphs that a session opens, with the weights they read. TensorRT engines are "
-    "listed with the engines. "
-)
-SIZE_NOTE = (
-    f"{RUNS_NOTE}Packed weights are what the formats take in weights.safetensors, with their "
-    "scales and what stays in high precision; no command loads that file. Constants that "
-    "arithmetic replaces, such as an FSQ table, do not count among the weights."
-)
-GENERATOR_SIZE_NOTE = (
-    f"{RUNS_NOTE}Those that make images count, with the decoder, which stays in high precision. "
-    "Packed weights are what the formats take in weights.safetensors, with their scales and what "
-    "stays in high precision, beside the FP32 weights of the quantized graphs; no command loads "
-    "that file."
-)
-
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Name the images or samples that were measured, and those that set the ranges.
@@ -72,8 +57,9 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Hold bytes on disk; `sizes` makes it and computes the ratios.
 
     ``running_bytes`` are of what a candidate's session opens. ``compression`` is FP32's bytes over
-    the engine's, or over the Q/DQ graphs' where no engine was executed. No command loads the packed
-    weights, whose ratio is ``packed_compression``.
+    the engine's, or over the Q/DQ graphs' where no engine was executed. ``packed_compression`` is
+    that of the weights of quantized graphs in weights.safetensors, ``download_compression`` that of
+    what a device gets. ``memory_bytes`` are the peaks of fresh processes, for FP32 and a candidate.
     """
 
     fp32_graph_bytes: dict[str, int]
@@ -83,6 +69,9 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     packed_compression: float | None = None
     fp32_running_bytes: int | None = None
     running_bytes: dict[str, int] = {}
+    download: Download | None = None
+    download_compression: float | None = None
+    memory_bytes: dict[str, int] = {}
     note: str
 
     @property
@@ -166,6 +155,8 @@ def sizes(
     packed_weight_bytes: int,
     fp32_running_bytes: int,
     running_bytes: dict[str, int],
+    download: Download | None = None,
+    memory_bytes: dict[str, int] | None = None,
     note: str = SIZE_NOTE,
 ) -> Sizes:
     """Return sizes with their ratios; `note` says what they count, for the reader of the report.
@@ -188,6 +179,9 @@ def sizes(
         packed_compression=fp32_weight_bytes / packed_weight_bytes,
         fp32_running_bytes=fp32_running_bytes,
         running_bytes=running_bytes,
+        download=download,
+        download_compression=fp32_running_bytes / download.bytes if download else None,
+        memory_bytes=memory_bytes or {},
         note=note,
     )
 
@@ -215,6 +209,7 @@ METRIC_NAMES: tuple[str, ...] = (
     *_MEASURED,
     "compression",
     "packed_compression",
+    "download_compression",
     "speedup",
     "latency_ms",
     *(f"{part}.{name}" for part in _PARTS for name in ("speedup", "latency_ms")),
@@ -248,6 +243,7 @@ def metrics(report: Report) -> dict[str, float | None]:
     else:
         values["compression"] = sizes.compression
         values["packed_compression"] = sizes.packed_compression
+        values["download_compression"] = sizes.download_compression
     for what, row in report.latency.items():
         prefix = "" if what == "total" else f"{what}."
         values[f"{prefix}speedup"] = row.speed.ratio

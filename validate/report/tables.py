@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..download import PARTS
 from ..formats import COSINE, DB, MS, SHARE, SSIM, TIMES, Format, error_text, metric_text, size
 from ..metrics.image import decibels
 from ..metrics.latency import Latency
@@ -10,7 +11,7 @@ from .engine_tables import engine_tables
 from .gates import GateResult, metric_of
 from .generation_tables import generator_tables, rates
 from .page import Badge, Table
-from .schema import ENGINE, HALF_PRECISION, QDQ, Report, metrics
+from .schema import ENGINE, FP32, HALF_PRECISION, QDQ, Report, Sizes, metrics
 from .site_tables import site_table
 from .spread import INCONCLUSIVE, inconclusive_metrics
 
@@ -169,17 +170,42 @@ def _sizes(report: Report) -> Table:
             ),
             ("What runs, smaller than FP32", TIMES(sizes.compression)),
         )
+    packed = TIMES(metrics(report)["packed_compression"])
     return Table(
-        title="Sizes on disk",
+        title="Sizes",
         header=("What", "Size"),
         rows=(
             *graphs,
             *running,
-            ("FP32 weights", size(sizes.fp32_weight_bytes)),
-            ("Packed weights, which no command loads", size(sizes.packed_weight_bytes)),
-            ("Packed, smaller than FP32 weights", TIMES(metrics(report)["packed_compression"])),
+            *_download_rows(sizes),
+            *_memory_rows(sizes),
+            ("FP32 weights of quantized graphs", size(sizes.fp32_weight_bytes)),
+            ("Their weights in weights.safetensors", size(sizes.packed_weight_bytes)),
+            ("Weights alone, smaller than FP32 weights", packed),
         ),
         caption=sizes.note,
+    )
+
+
+def _download_rows(sizes: Sizes) -> tuple[tuple[str, str], ...]:
+    """Return what a device downloads, part by part, and what that takes where it is opened."""
+    found = sizes.download
+    if found is None:
+        return ()
+    of = CANDIDATES[found.candidate]
+    return (
+        (f"{found.title}, {of}", size(found.bytes)),
+        *((f"of it {PARTS.get(part, part)}", size(n)) for part, n in found.parts.items()),
+        (f"{of}, on disk where it is opened", size(found.expanded_bytes)),
+        ("Download, smaller than FP32, what runs", TIMES(sizes.download_compression)),
+    )
+
+
+def _memory_rows(sizes: Sizes) -> tuple[tuple[str, str], ...]:
+    titles = {FP32: "FP32", **CANDIDATES}
+    return tuple(
+        (f"{titles[name]}, in memory at its peak", size(count))
+        for name, count in sizes.memory_bytes.items()
     )
 
 

@@ -340,9 +340,9 @@ def test_every_lie_changes_something(unsigned: bytes) -> None:
 
 
 def test_newer_bundle_says_what_to_do(tmp_path: Path, unsigned: bytes) -> None:
-    newer = forged(unsigned, facts=set_keys(version=2, more={"unknown": True}))
+    newer = forged(unsigned, facts=set_keys(version=3, more={"unknown": True}))
     text = refusal(tmp_path, newer)
-    assert "is a bundle of version 2, newer than this tool's 1 (update arvg-trt)" in text
+    assert "is a bundle of version 3, newer than this tool's 2 (update arvg-trt)" in text
 
 
 def test_older_bundle_is_named(tmp_path: Path, unsigned: bytes) -> None:
