@@ -142,8 +142,12 @@ class Workspace:
         licenses: Sequence[Place] = (),
         kit: bool = True,
         reference: bool = False,
+        packed: bool = False,
     ) -> BundleResult:
-        """Pack the engines of a quantization into one file, signed by a private key's file."""
+        """Pack the engines of a quantization into one file, signed by a private key's file.
+
+        The weights of `packed` graphs take their own few bits in it, and are expanded on a device.
+        """
         from .pipeline.bundle import bundle_workspace
 
         signer = None if key is None else Path(key)
@@ -158,6 +162,7 @@ class Workspace:
                 licenses=terms,
                 kit=kit,
                 reference=reference,
+                packed=packed,
             )
 
     def report(self, name: str = "int8") -> Report:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -52,9 +52,9 @@ def store(region: Region, data: bytes, gap: int, known: Mapping[str, QuantizedWe
     plain = Stored(Part(gap, len(data), "raw", len(data)), data)
     if not region.names:
         return plain
-    levels = as_levels(region, data, gap, known)
-    if levels is not None and expands_to(levels, data):
-        return levels  # no other takes as few
+    for levels in as_levels(region, data, gap, known):
+        if expands_to(levels, data):
+            return levels  # no other takes as few
     candidates = [make(region, data, gap) for make in MAKERS]
     smaller = [each for each in candidates if each and len(each.data) < len(data)]
     for each in sorted(smaller, key=lambda found: len(found.data)):
@@ -82,23 +82,24 @@ def as_half(region: Region, data: bytes, gap: int) -> Stored | None:
 
 def as_levels(
     region: Region, data: bytes, gap: int, known: Mapping[str, QuantizedWeight]
-) -> Stored | None:
-    """Return a logarithmic weight as the codes, scales and ratios that it was made of."""
+) -> Iterator[Stored]:
+    """Yield a logarithmic weight as the codes, scales and ratios that it may have been made of.
+
+    Linears hold it transposed, which the shape of a square one does not say.
+    """
     names = [name for name in region.names if name.endswith(LOG_SUFFIX)]
     weight = known.get(names[0].removesuffix(LOG_SUFFIX)) if names else None
     if weight is None or not weight.is_logarithmic or region.size != 4:
-        return None
-    # A linear's weight is held transposed.
-    columns = region.shape != weight.q.shape
-    q = weight.q.T if columns else weight.q
-    if q.shape != region.shape:
-        return None
+        return
     bits, scale = weight.format.bits, weight.scale.astype(np.float32)
     ratio = np.full_like(scale, 0.5) if weight.ratio is None else weight.ratio
-    codes = (q.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    stored = scale.tobytes() + ratio.astype(np.float32).tobytes() + pack_indices(codes, bits)
-    part = Part(gap, len(data), "log", len(stored), 4, bits, scale.size, 0, columns)
-    return Stored(part, stored)
+    tables = scale.tobytes() + ratio.astype(np.float32).tobytes()
+    for columns, q in ((False, weight.q), (True, weight.q.T)):
+        if q.shape == region.shape:
+            codes = (q.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+            stored = tables + pack_indices(codes, bits)
+            part = Part(gap, len(data), "log", len(stored), 4, bits, scale.size, 0, columns)
+            yield Stored(part, stored)
 
 
 def as_table(region: Region, data: bytes, gap: int) -> Stored | None:

@@ -180,6 +180,7 @@ def log_levels(
 
 
 def entries_of(part: Part, table: NDArray[np.generic], stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield what the indices of a stream name in tables [groups, entries]."""
     entries, flat = table.shape[1], table.ravel()
     each = part.elements // part.groups  # of a group
     for start in range(0, part.elements, CHUNK):

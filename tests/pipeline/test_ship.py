@@ -234,6 +234,79 @@ def test_model_signing_verifies_what_is_unpacked(shipped: Shipped, tmp_path: Pat
         config.verify(tmp_path / "files", tmp_path / "model.sig")
 
 
+@pytest.fixture(scope="module")
+def packed(shipped: Shipped, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with packed weights."""
+    path = tmp_path_factory.mktemp("packed") / "packed.tar"
+    shipped.pack(path, "--key", shipped.key, "--with-reference", "--packed")
+    return path
+
+
+def test_a_packed_bundle_is_smaller_and_unpacks_to_the_same_files(
+    shipped: Shipped, packed: Path, tmp_path: Path
+) -> None:
+    for name, path in (("plain", shipped.file), ("packed", packed)):
+        assert arvg("verify", path, "--require-key", shipped.public).code == 0
+        outcome = arvg("unpack", path, "-o", tmp_path / name)
+        assert outcome.code == 0, outcome
+    wanted, found = digests(tmp_path / "plain"), digests(tmp_path / "packed")
+    said = {"bundle.json", "README.md", "sbom.cdx.json"}  # of the files as they are packed
+    assert {p for p in wanted | found if wanted.get(p) != found.get(p)} <= said
+    with Bundle(shipped.file) as plain, Bundle(packed) as small:
+        assert (plain.facts.version, small.facts.version) == (1, 2)
+        for group in ("onnxruntime", "kit"):
+            sizes = [b.facts.group(group).bytes for b in (plain, small)]  # type: ignore[union-attr, arg-type]
+            assert sizes[1] < sizes[0]
+
+
+def test_a_packed_bundle_is_the_download_of_its_report(shipped: Shipped, packed: Path) -> None:
+    report = load_report(shipped.workspace / "validate" / "int8")
+    download = report.sizes.download
+    assert download is not None and download.form == "packed"
+    with Bundle(packed) as bundle:
+        group = bundle.facts.group("onnxruntime")
+        assert group is not None
+        manifest = next(f for f in group.files if f.path.endswith("manifest.json"))
+        assert download.bytes == group.bytes - manifest.bytes
+    folder = shipped.workspace / "engines" / "int8" / "onnxruntime"
+    assert download.expanded_bytes == sum(p.stat().st_size for p in folder.glob("*.onnx*"))
+
+
+def test_packed_bundles_and_folders_encode_as_the_engine_does(
+    shipped: Shipped, packed: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    outcome = arvg("unpack", packed, "-o", tmp_path / "u", "--packed", "--group", "cpu")
+    assert outcome.code == 0, outcome
+    place = Path("engines", "int8", "onnxruntime")
+    assert not list((tmp_path / "u" / place).glob("*.onnx*"))
+    found = []
+    for path in (shipped.workspace / place, packed, tmp_path / "u" / place):
+        outcome = arvg("encode", path, shipped.photo, "-o", tmp_path / "t.npz")
+        assert outcome.code == 0, outcome
+        with np.load(tmp_path / "t.npz") as arrays:
+            found.append(arrays["tokens_0"])
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+    for kind in ("bundles", "packed"):
+        (entry,) = (p for p in (own_cache / kind).iterdir() if p.is_dir())
+        assert not list(entry.rglob("*.packed"))
+    outcome = arvg("inspect", tmp_path / "u" / place)
+    assert_refused(outcome, 9, "has packed weights", "unpack the bundle without --packed")
+
+
+def test_packed_files_are_what_a_signature_is_of(
+    shipped: Shipped, packed: Path, tmp_path: Path
+) -> None:
+    from model_signing import verifying
+
+    places = ("-o", tmp_path / "files", "--signature", tmp_path / "model.sig")
+    refused = arvg("unpack", packed, *places)
+    assert_refused(refused, 9, "signs the packed weights", "give --packed too")
+    assert not list(tmp_path.iterdir())
+    assert arvg("unpack", packed, *places, "--packed").code == 0
+    config = verifying.Config().use_elliptic_key_verifier(public_key=shipped.public)
+    config.verify(tmp_path / "files", tmp_path / "model.sig")
+
+
 def test_documents_say_what_it_is_in_forms_that_others_read(
     shipped: Shipped, tmp_path: Path, finished: Finished
 ) -> None:
@@ -330,21 +403,22 @@ def test_another_models_bundle_holds_no_tokenizer(
 
 
 def test_validate_from_a_bundle_equals_validate_from_its_workspace(
-    shipped: Shipped, finished: Finished, tmp_path: Path
+    shipped: Shipped, packed: Path, finished: Finished, tmp_path: Path
 ) -> None:
     options = ("--images", finished.validation, "--size", 64, "--rounds", 0)
-    workspace, packed = tmp_path / "ws", tmp_path / "packed.tar"
+    workspace, plain, small = tmp_path / "ws", tmp_path / "plain.tar", tmp_path / "small.tar"
     shutil.copytree(shipped.workspace, workspace)
-    shutil.copy(shipped.file, packed)
-    for place in (workspace, packed):
+    shutil.copy(shipped.file, plain)
+    shutil.copy(packed, small)
+    for place in (workspace, plain, small):
         outcome = arvg("validate", place, *options)
         assert outcome.code == 0, outcome
-    found = [
+    found = {
         (root / "validate" / "int8" / "report.json").read_bytes()
-        for root in (workspace, tmp_path / "packed")
-    ]
-    assert found[0] == found[1]
-    again = arvg("validate", packed, *options, "--json")
+        for root in (workspace, tmp_path / "plain", tmp_path / "small")
+    }
+    assert len(found) == 1
+    again = arvg("validate", small, *options, "--json")
     assert json.loads(again.out)["stages"][0]["skipped"]
 
 
@@ -478,7 +552,7 @@ def edge_environment(folder: Path) -> Path:
 
 
 def test_a_device_without_torch_and_onnx_verifies_encodes_and_decodes(
-    shipped: Shipped, tmp_path: Path
+    shipped: Shipped, packed: Path, tmp_path: Path
 ) -> None:
     python = edge_environment(tmp_path / "edge")
 
@@ -495,6 +569,8 @@ def test_a_device_without_torch_and_onnx_verifies_encodes_and_decodes(
     assert "every byte is as it was packed" in verified and "cpu: CPU, opens here" in verified
     run("-m", "arvg_trt", "encode", shipped.file, shipped.photo, "-o", "tokens.npz")
     run("-m", "arvg_trt", "decode", shipped.file, "tokens.npz", "-o", "images")
+    run("-m", "arvg_trt", "encode", packed, shipped.photo, "-o", "small.npz")
+    assert (tmp_path / "small.npz").read_bytes() == (tmp_path / "tokens.npz").read_bytes()
     folder = shipped.workspace / "engines" / "int8" / "onnxruntime"
     outcome = arvg("encode", folder, shipped.photo, "-o", tmp_path / "here.npz")
     assert outcome.code == 0, outcome
@@ -510,14 +586,16 @@ def test_a_generator_generates_the_same_images_from_its_bundle(
     workspace = tmp_path / "ws"
     shutil.copytree(made.workspace, workspace)
     assert arvg("build", workspace, "--name", "w8a8").code == 0
-    packed = tmp_path / "g.tar"
+    packed, small = tmp_path / "g.tar", tmp_path / "small.tar"
     assert arvg("bundle", workspace, "--name", "w8a8", "-o", packed).code == 0
+    assert arvg("bundle", workspace, "--name", "w8a8", "--packed", "-o", small).code == 0
+    assert small.stat().st_size < packed.stat().st_size
     folder = workspace / "engines" / "w8a8" / "onnxruntime"
-    for place, name in ((folder, "one"), (packed, "two")):
+    for place, name in ((folder, "one"), (packed, "two"), (small, "three")):
         args = ("--labels", "0,1", "--seed", 3, "-o", tmp_path / name)
         outcome = arvg("generate", place, *args)
         assert outcome.code == 0, outcome
-    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "three")
     assert arvg("unpack", packed, "-o", tmp_path / "u", "--group", "kit").code == 0
     kit = Generator.open(tmp_path / "u" / "kit", device="cpu")
     wanted = Generator.open(folder).generate([0], seed=3).images
