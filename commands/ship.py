@@ -140,6 +140,8 @@ def unpack(
 ) -> None:
     """Unpack the bundle FILE, or what one kind of device takes, to a folder.
 
+    Packed weights are expanded. FILE may be a folder that was left packed.
+
     \b
     Example: arvg-trt unpack demo.tar --group cpu -o engines/
     """

@@ -21,10 +21,12 @@ from ..runtime.bundle.signature import (
     private_pem,
     public_pem,
 )
-from ..runtime.bundle.trust import require_trust
+from ..runtime.bundle.trust import refuse_unsigned, require_trust
 from ..runtime.bundle.unpack import extract_new
 from ..runtime.devices import Device, Gpu, this_device
 from ..runtime.packed.expand import megabytes as expanding
+from ..runtime.packed.layout import is_packed
+from ..runtime.packed.open import expand_new
 from ..runtime.trt_compat import Backend
 from ..workspace.files import atomic_write, named
 from ..workspace.stage import Reporter, StageResult
@@ -160,7 +162,7 @@ def unpack_file(
     packed: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[BundleFile, ...]:
-    """Unpack a bundle, or the files of one target group, to a new folder; return the files.
+    """Unpack a bundle, the files of one target group, or a packed folder; return the files.
 
     Packed weights are expanded, unless they are to stay `packed`. The first signature goes to the
     file `signature`, where that is given.
@@ -172,6 +174,12 @@ def unpack_file(
     """
     if os.path.lexists(output):
         raise WorkspaceError("is there already", where=str(output), do="name a new folder")
+    if is_packed(path):
+        if group is not None or signature is not None:
+            do = "leave --group and --signature out"
+            raise WorkspaceError("is a packed folder, not a bundle", where=str(path), do=do)
+        refuse_unsigned(path, keys)
+        return expand_new(path, output, reporter)
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
         if signature is not None and not bundle.signatures:

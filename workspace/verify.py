@@ -83,7 +83,7 @@ def require_files(folder: Path, manifest: Manifest, root: Path | None) -> None:
             raise WorkspaceError(
                 "has packed weights, which `encode`, `decode` and `generate` expand",
                 where=str(folder),
-                do="for other commands unpack the bundle without --packed",
+                do="for other commands expand it by `arvg-trt unpack FOLDER -o NEW`",
             )
         if not path.is_file():
             raise WorkspaceError("is missing", where=str(path), do=mend(folder, manifest, root))

@@ -1,4 +1,4 @@
-"""Read a bundle as the commands do, and fail on what a changed one must never bring about."""
+"""Read bundles and packed folders as commands do; fail on what changed ones must never do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from ...engines.packed.write import pack_folder
 from ...runtime.bundle.cache import unpack_cached
 from ...runtime.bundle.reader import Bundle
 from ...runtime.bundle.signature import generate_key
+from ...runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE, read_index
+from ...runtime.packed.open import expanded
 from ...workspace.files import CACHE_VARIABLE
 from .bundles import bundle_bytes, small_contents
+from .examples import product
 
 NAME = "shipped.tar"
 
@@ -43,6 +47,40 @@ def bundle_readers(scratch: Path) -> dict[str, tuple[bytes, Callable[[Path], obj
         assert len(found) == len(signed) + 1, "more files than were signed, and bundle.json"
 
     return {"bundle": (data, read_signed), "bundle unsigned": (data, read)}
+
+
+Beside = tuple[tuple[str, bytes], ...]
+
+
+def packed_readers(
+    scratch: Path,
+) -> tuple[tuple[str, bytes, Callable[[Path], object], Beside], ...]:
+    """Return the index and the weights of a packed folder, each beside the other.
+
+    What is read must be what was packed: the graph has its digest in the index.
+    """
+    model = product().SerializeToString()
+    source, packed = scratch / "graphs", scratch / "packed"
+    for folder in (source, packed):
+        folder.mkdir()
+    (source / "model.onnx").write_bytes(model)
+    pack_folder(source, packed, {})
+    index, weights = ((packed / name).read_bytes() for name in (INDEX_FILE, WEIGHTS_FILE))
+
+    def read(folder: Path) -> None:
+        before = listing(folder)
+        try:
+            with mock.patch.dict(os.environ, {CACHE_VARIABLE: str(folder / "cache")}):
+                found = digests(expanded(folder))
+        finally:
+            assert listing(folder) == before, "written outside of the cache"
+        known = {file.path: file.sha256 for file in read_index(folder).files}
+        assert known.items() <= found.items(), "the cache has other files"
+
+    return (
+        ("packed index", index, read, ((WEIGHTS_FILE, weights),)),
+        ("packed weights", weights, read, ((INDEX_FILE, index),)),
+    )
 
 
 def read_bundle(folder: Path) -> dict[str, str]:

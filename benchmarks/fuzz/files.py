@@ -35,6 +35,7 @@ from ...runtime.files import read_codes
 from ...runtime.folders import read_spec
 from ...runtime.generator import choose_sampling
 from ...runtime.labels import check_labels
+from ...runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE
 from ...runtime.sessions.open import fast_session, reference_session
 from ...runtime.tokenizer import ImageTokenizer
 from ...samples.files import load_sample
@@ -46,7 +47,7 @@ from ...workspace.files import decode_json, encode_json
 from ...workspace.manifest import MANIFEST, Manifest, is_up_to_date
 from ...workspace.verify import verify
 from .bundle_readers import NAME as BUNDLE_NAME
-from .bundle_readers import bundle_readers
+from .bundle_readers import bundle_readers, packed_readers
 from .examples import (
     SIDE,
     exported,
@@ -210,6 +211,10 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
     kinds |= {
         called: FileKind(BUNDLE_NAME, data, read)
         for called, (data, read) in bundle_readers(scratch).items()
+    }
+    kinds |= {
+        called: FileKind(INDEX_FILE if called == "packed index" else WEIGHTS_FILE, data, read, more)
+        for called, data, read, more in packed_readers(scratch)
     }
     kinds["picture npy"] = FileKind("a.npy", array, lambda f: open_source(str(f)).load(0))
     return kinds

@@ -38,6 +38,10 @@ KIND_TEXT = {
     "kit": "ONNX graphs to build an engine from on a device",
     "reference": "FP32 and Q/DQ graphs that `validate` compares with",
 }
+PACKED_TEXT = (
+    "Weights of graphs are packed in their own bits. The commands expand them once, to the same "
+    "bytes as before; `arvg-trt unpack` does, too."
+)
 
 
 class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +118,7 @@ def model_card(
             "| --- | --- | --- | --- | --- |",
             *rows,
             "",
+            *([PACKED_TEXT, ""] if any(made.group.is_packed for made in groups) else ()),
             "## Accuracy against FP32",
             "",
             *measured,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...numerics.weight import QuantizedWeight
 from ...runtime.packed.bits import pack_indices
 from ...runtime.packed.expand import part_blocks
-from ...runtime.packed.layout import Part
+from ...runtime.packed.layout import MOST_LEVELS, Part
 from .regions import Region
 
 MOST_ENTRIES = 256
@@ -92,6 +92,8 @@ def as_levels(
     if weight is None or not weight.is_logarithmic or region.size != 4:
         return
     bits, scale = weight.format.bits, weight.scale.astype(np.float32)
+    if scale.size << bits > MOST_LEVELS:
+        return
     ratio = np.full_like(scale, 0.5) if weight.ratio is None else weight.ratio
     tables = scale.tobytes() + ratio.astype(np.float32).tobytes()
     for columns, q in ((False, weight.q), (True, weight.q.T)):

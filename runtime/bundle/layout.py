@@ -15,6 +15,7 @@ import msgspec
 
 from ...errors import IntegrityError
 from ...recipe.base import check_name
+from ...workspace.verify import PACKED_FILE
 
 SCHEMA_VERSION = 2
 EXPANDED_VERSION = 1  # of a bundle without packed weights, which older readers open too
@@ -86,6 +87,11 @@ class TargetGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
+
+    @property
+    def is_packed(self) -> bool:
+        """Return whether weights of its graphs are packed."""
+        return any(file.path.endswith(f"/{PACKED_FILE}") for file in self.files)
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

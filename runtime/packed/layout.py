@@ -23,6 +23,7 @@ from ..bundle.layout import Sha256, folded, name_problem
 INDEX_FILE, WEIGHTS_FILE = PACKED_FILE, "weights.packed"
 MOST_INDEX = 64 * 2**20  # bytes; a tensor takes about 40
 MOST_BITS = 8  # of an index into a table
+MOST_LEVELS = 2**26  # float32 values that logarithmic grids of a part may have together
 SCALE_AND_RATIO = 8  # bytes of both, float32
 GET_AGAIN = "do not use it: get the folder or the bundle again from where it was made"
 
@@ -151,6 +152,8 @@ def part_problem(part: Part) -> str | None:
             return f"has indices of {part.bits} bits into {part.groups} tables"
         if part.rule == "log" and (part.size != 4 or part.bits < 2):
             return f"has levels of {part.size} bytes by {part.bits} bits"
+        if part.rule == "log" and part.groups << part.bits > MOST_LEVELS:
+            return f"has {part.groups} grids of {part.bits} bits, too many to be true"
         if part.rule == "table" and not 1 <= part.entries <= 2**part.bits:
             return f"has {part.entries} entries for {part.bits} bits"
     wanted = STORED[part.rule](part)

@@ -1,4 +1,4 @@
-"""Expand a packed folder of graphs once, into a folder of the user's that processes share."""
+"""Expand a packed folder of graphs: once into the cache that processes share, or to a new one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from ...errors import WorkspaceError
-from ...workspace.files import sha256_file
+from ...workspace.files import atomic_folder, sha256_file
 from ...workspace.stage import Reporter
-from ..bundle.cache import MARK_LENGTH, cached_folder
+from ..bundle.cache import MARK_LENGTH, cached_folder, require_room
 from ..bundle.layout import BundleFile
 from .expand import expand_folder, megabytes
 from .layout import INDEX_FILE, WEIGHTS_FILE, PackedIndex, is_packed, read_index
@@ -34,6 +34,24 @@ def expanded(folder: Path, reporter: Reporter | None = None) -> Path:
         write_expanded(folder, index, temporary, reporter)
 
     return cached_folder("packed", name, expanded_files(folder, index), write)
+
+
+def expand_new(
+    folder: Path, output: Path, reporter: Reporter | None = None
+) -> tuple[BundleFile, ...]:
+    """Write what a packed folder expands to as a new folder, whole or not at all; list its files.
+
+    Raises:
+        IntegrityError: the packed weights are cut off, changed, or those of another model.
+        WorkspaceError: the disk has no room.
+    """
+    index = read_index(folder)
+    files = expanded_files(folder, index)
+    disk = next(each for each in output.absolute().parents if each.is_dir())
+    require_room(disk, sum(file.bytes for file in files), "name a folder on another disk")
+    with atomic_folder(output) as temporary:
+        write_expanded(folder, index, temporary, reporter)
+    return files
 
 
 def expanded_files(folder: Path, index: PackedIndex) -> tuple[BundleFile, ...]:

@@ -23,7 +23,7 @@ NAMES = (
     *("report", "config.json", "config.yaml"),
     *(f"generator {family}" for family in ("var", "rar", "par", "llamagen", "mar")),
     *(f"picture {suffix}" for suffix in ("png", "jpg", "gif", "tif", "bmp", "webp")),
-    *("bundle", "bundle unsigned", "picture npy"),
+    *("bundle", "bundle unsigned", "packed index", "packed weights", "picture npy"),
 )
 
 

@@ -290,7 +290,11 @@ def test_packed_bundles_and_folders_encode_as_the_engine_does(
         (entry,) = (p for p in (own_cache / kind).iterdir() if p.is_dir())
         assert not list(entry.rglob("*.packed"))
     outcome = arvg("inspect", tmp_path / "u" / place)
-    assert_refused(outcome, 9, "has packed weights", "unpack the bundle without --packed")
+    assert_refused(outcome, 9, "has packed weights", "arvg-trt unpack FOLDER -o NEW")
+    refused = arvg("unpack", tmp_path / "u" / place, "-o", tmp_path / "x", "--group", "cpu")
+    assert_refused(refused, 9, "is a packed folder, not a bundle", "leave --group")
+    assert arvg("unpack", tmp_path / "u" / place, "-o", tmp_path / "whole").code == 0
+    assert digests(tmp_path / "whole") == digests(shipped.workspace / place)
 
 
 def test_packed_files_are_what_a_signature_is_of(

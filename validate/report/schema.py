@@ -171,6 +171,8 @@ def sizes(
         raise WorkspaceError(
             f"the packed weights have {packed_weight_bytes} bytes", do="quantize the model again"
         )
+    if download is not None and download.bytes <= 0:
+        raise WorkspaceError("there is nothing to download", do="quantize the model again")
     return Sizes(
         fp32_graph_bytes=fp32_graph_bytes,
         fp32_weight_bytes=fp32_weight_bytes,

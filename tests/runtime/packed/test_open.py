@@ -180,7 +180,7 @@ def test_the_manifest_of_another_model_is_refused_where_it_is_opened(tmp_path: P
 
 def test_commands_that_expand_nothing_say_what_to_do(tmp_path: Path) -> None:
     _, folder = packed_folder(tmp_path)
-    with pytest.raises(WorkspaceError, match=r"has packed weights.*unpack the bundle without"):
+    with pytest.raises(WorkspaceError, match=r"has packed weights.*arvg-trt unpack FOLDER"):
         verify(folder)
 
 
@@ -195,6 +195,7 @@ PARTS: dict[str, tuple[list[object], bytes, str]] = {
     "tables that do not fit": ([0, 8, "table", 4, 1, 1, 3, 1], bytes(4), "into 3 tables"),
     "more entries than bits": ([0, 8, "table", 4, 1, 1, 1, 3], bytes(4), "3 entries for 1 bits"),
     "levels of 1 byte": ([0, 8, "log", 10, 1, 2, 1], bytes(10), "levels of 1 bytes"),
+    "too many levels": ([0, 4 * 2**20, "log", 9 * 2**20, 4, 8, 2**20], b"", "too many to be true"),
     "an index beyond": ([0, 8, "table", 6, 1, 2, 1, 3], b"abc\xff\xff", "takes 5 bytes"),
     "an entry beyond": ([0, 8, "table", 5, 1, 2, 1, 3], b"abc\xff\xff", "beyond its table"),
     "no stream": ([0, 8, "deflate", 3], b"abc", "is no zlib stream"),

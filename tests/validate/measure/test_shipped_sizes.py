@@ -1,0 +1,75 @@
+"""What a device gets of a folder, counted by packing it, and the memory that its graphs take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from arvg_trt.engines.packed.write import known_weights, pack_folder
+from arvg_trt.graph.weight_file import SharedWeights
+from arvg_trt.runtime.packed.expand import untold
+from arvg_trt.validate.measure.memory import STATUS, MemoryRequest, measure_memory
+from arvg_trt.validate.measure.sizes import measure_download
+from arvg_trt.workspace.stage import SilentReporter
+
+from ...engines.packed.folders import SIDE, linears, quantized_folder
+
+
+def test_a_download_is_what_packing_leaves(tmp_path: Path) -> None:
+    folder = quantized_folder(tmp_path / "ws")
+    found = measure_download("qdq", folder, folder, untold)
+    output = tmp_path / "packed"
+    output.mkdir()
+    pack_folder(folder, output, known_weights(folder))
+    spec = (folder / "generator.json").stat().st_size
+    assert found.bytes == sum(path.stat().st_size for path in output.iterdir()) + spec
+    assert found.expanded_bytes == sum(p.stat().st_size for p in folder.glob("*.onnx*")) + spec
+    assert found.form == "packed"
+
+
+def test_plans_and_the_models_that_open_them_are_downloaded(tmp_path: Path) -> None:
+    for name, size in (("a.engine", 100), ("a_ctx.onnx", 10), ("a.onnx", 1000)):
+        (tmp_path / name).write_bytes(bytes(size))
+    found = measure_download("engine", tmp_path, tmp_path, untold)
+    assert (found.form, found.bytes, found.expanded_bytes) == ("engine", 110, 110)
+
+
+class Warned(SilentReporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def request(folder: Path) -> MemoryRequest:
+    return MemoryRequest(folder=str(folder), kind="custom", side=8, threads=1)
+
+
+@pytest.mark.skipif(not STATUS.is_file(), reason="Linux says it of a process")
+def test_memory_grows_with_the_weights_that_are_opened(tmp_path: Path) -> None:
+    found = []
+    for name, count in (("small", 1), ("large", 1024)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        square = (SIDE, SIDE)
+        weights = [(f"w{k}", rng.normal(size=square).astype(np.float32)) for k in range(count)]
+        with SharedWeights(folder) as file:
+            file.write(ir.from_proto(linears(*weights)), "model")
+        bytes_taken = measure_memory(request(folder), SilentReporter())
+        assert bytes_taken is not None
+        found.append(bytes_taken)
+    weights_bytes = 1023 * 4 * SIDE * SIDE
+    assert weights_bytes < found[1] - found[0] < 8 * weights_bytes
+
+
+def test_a_process_that_fails_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    reporter = Warned()
+    assert measure_memory(request(tmp_path), reporter) is None
+    (line,) = reporter.lines
+    assert line.startswith("memory was not measured: ") and "model.onnx" in line
