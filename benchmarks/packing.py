@@ -2,10 +2,9 @@
 
 python -m arvg_trt.benchmarks.packing WS:NAME WS:NAME ...
 
-Each quantization has its engine of ONNX Runtime. Its bundle, with that engine alone, is written as
-it is and packed, and both are unpacked by the command in fresh processes, whose peak is VmHWM with
-Python and its libraries. Memory in use is that of the report: the most that a fresh process takes
-beyond its libraries to open the graphs on the CPU and make one image.
+Each quantization was validated with its engine of ONNX Runtime, so that its report has the sizes
+and the memory. Its bundle, with that engine alone, is written as it is and packed, and both are
+unpacked by the command in fresh processes, whose peak is VmHWM with Python and its libraries.
 """
 
 from __future__ import annotations
@@ -17,18 +16,12 @@ from statistics import median
 
 import click
 
-from ..engines.packed.write import known_weights, pack_folder
-from ..pipeline.bundle import bundle_workspace
-from ..runtime.bundle.reader import Bundle
+from ..api import Workspace
+from ..pipeline.ship import unpack_file
 from ..runtime.packed.expand import expand_folder, untold
-from ..validate.measure.memory import MemoryRequest, measure_memory
-from ..validate.measure.sizes import measure_download, running_bytes
-from ..workspace.facts import Exported, model_name
-from ..workspace.workspace import Workspace
+from ..runtime.packed.layout import read_index
 from .common import (
     RESULTS,
-    SIZE,
-    QuietReporter,
     environment,
     environment_line,
     markdown_table,
@@ -46,117 +39,96 @@ MB = 1e6
 class Packing:
     """Hold bytes, seconds, and megabytes (10^6 bytes) of memory at its peak.
 
-    `packed` are the bytes of a packed folder by parts, `expand` the seconds of its expansion in a
-    process that is running, the median of some; `unpack` and the like are of whole commands.
+    `parts` are the bytes of the packed engine, `expand` the seconds of its expansion in a process
+    that is running, the median of some; pairs are of the bundle as it is and of the packed one.
     """
 
     model: str
     name: str
     fp32_bytes: int
     expanded_bytes: int
-    packed: dict[str, int]
-    bundle_bytes: int
-    packed_bundle_bytes: int
-    pack: float
+    parts: dict[str, int]
+    memory_bytes: dict[str, int]
     expand: float
-    unpack: float
-    unpack_packed: float
-    unpack_peak_mb: float
-    unpack_packed_peak_mb: float
-    memory_bytes: dict[str, int | None]
+    bundle_bytes: tuple[int, int]
+    bundle: tuple[float, float]
+    unpack: tuple[float, float]
+    unpack_peak_mb: tuple[float, float]
 
     @property
     def packed_bytes(self) -> int:
-        return sum(self.packed.values())
+        return sum(self.parts.values())
 
 
 def measure(path: Path, name: str, scratch: Path) -> Packing:
-    """Write and unpack the bundles of a quantization, and open its graphs."""
-    with Workspace(path) as workspace:
-        model = Exported.open(workspace)
-        engine, quantized = (
-            workspace.folder("engines", name, "onnxruntime"),
-            workspace.folder("quantize", name),
-        )
-        fp32, _ = running_bytes(model.folder, model.manifest, {"engine": engine})
-        download = measure_download("engine", engine, quantized, untold)
-        output, rounds = scratch / "form", []
-        output.mkdir()
-        pack = seconds_of(lambda: pack_folder(engine, output, known_weights(quantized)))
-        index, _ = pack_folder(engine, output, known_weights(quantized))
-        for k in range(ROUNDS):
-            target = scratch / f"expanded{k}"
-            target.mkdir()
-            rounds.append(
-                seconds_of(lambda to=target: expand_folder(output, index, to, untold))  # type: ignore[misc]
-            )
-        files = {}
-        for packed in (False, True):
-            files[packed] = scratch / f"{packed}.tar"
-            bundle_workspace(
-                workspace, name, files[packed], QuietReporter(), kit=False, packed=packed
-            )
-        sizes = {packed: group_bytes(file) for packed, file in files.items()}
-        unpacked = {
-            packed: run_measured(
-                ["arvg_trt", "unpack", str(file), "-o", str(scratch / f"u{packed}")], scratch
-            )
-            for packed, file in files.items()
-        }
-        memory = {
-            called: measure_memory(
-                MemoryRequest(folder=str(folder), kind=model.kind, side=SIZE, threads=0),
-                QuietReporter(),
-            )
-            for called, folder in (("fp32", model.folder), ("qdq", quantized), ("engine", engine))
-        }
-        return Packing(
-            model=model_name(model.manifest),
-            name=name,
-            fp32_bytes=fp32,
-            expanded_bytes=download.expanded_bytes,
-            packed=download.parts,
-            bundle_bytes=sizes[False],
-            packed_bundle_bytes=sizes[True],
-            pack=pack,
-            expand=median(rounds),
-            unpack=unpacked[False].seconds,
-            unpack_packed=unpacked[True].seconds,
-            unpack_peak_mb=unpacked[False].peak_mb,
-            unpack_packed_peak_mb=unpacked[True].peak_mb,
-            memory_bytes=memory,
-        )
-
-
-def group_bytes(file: Path) -> int:
-    """Return the bytes of the CPU's group of a bundle, without documents."""
-    with Bundle(file) as bundle:
-        group = bundle.facts.group("onnxruntime")
-        assert group is not None
-        return group.bytes
-
-
-def row(found: Packing) -> list[str]:
-    memory = [found.memory_bytes[name] for name in ("fp32", "engine")]
-    return [
-        f"{found.model} {found.name}",
-        f"{found.fp32_bytes / MB:.2f}",
-        f"{found.expanded_bytes / MB:.2f}",
-        f"**{found.packed_bytes / MB:.2f}**",
-        *(f"{found.packed[part] / MB:.2f}" for part in ("few_bits", "high_precision", "graphs")),
-        f"{found.fp32_bytes / found.packed_bytes:.2f}",
-        f"{found.fp32_bytes / found.expanded_bytes:.2f}",
-        f"{1e3 * found.expand:.0f}",
-        f"{found.unpack_packed_peak_mb - found.unpack_peak_mb:+.0f}",
-        *("-" if count is None else f"{count / MB:.0f}" for count in memory),
+    """Write and unpack both bundles of a quantization; return them beside its report's sizes."""
+    workspace = Workspace(path)
+    report = workspace.report(name)
+    found = report.sizes
+    if found.download is None or found.fp32_running_bytes is None:
+        raise click.UsageError(f"{path}: validate {name} again, its report has no download")
+    files = (scratch / "plain.tar", scratch / "packed.tar")
+    made = [
+        seconds_of(lambda p=packed, f=file: workspace.bundle(f, name, kit=False, packed=p))  # type: ignore[misc]
+        for packed, file in enumerate(files)
     ]
+    unpacked = [
+        run_measured(["arvg_trt", "unpack", str(file), "-o", str(file.with_suffix(""))], scratch)
+        for file in files
+    ]
+    unpack_file(files[1], scratch / "left", "cpu", (), packed=True)
+    return Packing(
+        model=report.model,
+        name=name,
+        fp32_bytes=found.fp32_running_bytes,
+        expanded_bytes=found.download.expanded_bytes,
+        parts=found.download.parts,
+        memory_bytes=found.memory_bytes,
+        expand=expansion(scratch / "left" / "engines" / name / "onnxruntime", scratch),
+        bundle_bytes=(files[0].stat().st_size, files[1].stat().st_size),
+        bundle=(made[0], made[1]),
+        unpack=(unpacked[0].seconds, unpacked[1].seconds),
+        unpack_peak_mb=(unpacked[0].peak_mb, unpacked[1].peak_mb),
+    )
+
+
+def expansion(folder: Path, scratch: Path) -> float:
+    """Return the median seconds in which a packed folder is expanded and compared."""
+    index, rounds = read_index(folder), []
+    for k in range(ROUNDS):
+        target = scratch / f"expanded{k}"
+        target.mkdir()
+        rounds.append(
+            seconds_of(lambda to=target: expand_folder(folder, index, to, untold))  # type: ignore[misc]
+        )
+    return median(rounds)
 
 
 HEADER = (
-    *("model", "FP32, MB", "engine on disk, MB", "packed, MB", "few bits", "high precision"),
-    *("graphs", "packed, times smaller", "on disk, times smaller", "expand, ms"),
-    *("peak of `unpack`, MB more", "FP32 in memory, MB", "engine in memory, MB"),
+    *("model", "FP32, MB", "packed, MB", "few bits", "high precision", "graphs, index"),
+    *("on disk, MB", "packed, smaller", "on disk, smaller", "expand, ms"),
+    *("peak of `unpack`, plain and packed, MB", "in memory, FP32 and engine, MB"),
 )
+
+
+def row(found: Packing) -> list[str]:
+    parts = found.parts
+    peaks = [f"{peak:.0f}" for peak in found.unpack_peak_mb]
+    memory = [f"{count / MB:.0f}" for count in found.memory_bytes.values()] or ["not measured"]
+    return [
+        f"{found.model} {found.name}",
+        f"{found.fp32_bytes / MB:.2f}",
+        f"**{found.packed_bytes / MB:.2f}**",
+        f"{parts['few_bits'] / MB:.2f}",
+        f"{parts['high_precision'] / MB:.2f}",
+        f"{(parts['graphs'] + parts['index']) / MB:.2f}",
+        f"{found.expanded_bytes / MB:.2f}",
+        f"{found.fp32_bytes / found.packed_bytes:.2f}\u00d7",
+        f"{found.fp32_bytes / found.expanded_bytes:.2f}\u00d7",
+        f"{1e3 * found.expand:.0f}",
+        ", ".join(peaks),
+        ", ".join(memory),
+    ]
 
 
 @click.command()
@@ -169,7 +141,6 @@ def main(places: tuple[str, ...], out: Path) -> None:
         path, _, name = place.rpartition(":")
         with tempfile.TemporaryDirectory() as scratch:
             found.append(measure(Path(path), name, Path(scratch)))
-        click.echo(" | ".join(row(found[-1])), err=True)
     machine = environment(threads=0)
     text = "\n".join(
         [
@@ -180,9 +151,11 @@ def main(places: tuple[str, ...], out: Path) -> None:
             markdown_table(HEADER, [row(each) for each in found]),
             "",
             "FP32: the graphs that make images, with their weights. Packed: the engine's folder as "
-            "`bundle --packed` ships it, all its graphs; high precision is stored without loss, in "
-            "half where float16 holds every value. The peak is that of the command over the same "
-            "bundle without packed weights.",
+            "`bundle --packed` ships it, with all its graphs; what stays in high precision is "
+            "stored without loss, in half where float16 holds every value, as it does those of "
+            "small models with float16 checkpoints. On disk: that folder once it is expanded. "
+            "Peaks are of the whole command, Python and libraries too; memory is the most that a "
+            "fresh process takes beyond its libraries to open the graphs and make one image.",
             "",
         ]
     )

@@ -15,6 +15,7 @@ from ..graph.summary import GraphSummary, summarize_graph
 from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.plan_header import read_plan_header
 from ..runtime.bundle.reader import Bundle
+from ..runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE
 from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST, Manifest
 
@@ -117,7 +118,11 @@ def inspect_folder(path: Path) -> InspectedWorkspace | InspectedStage:
         key=manifest.key(),
         options=manifest.options,
         versions=manifest.versions,
-        files={n: (path / n).stat().st_size for n in manifest.outputs if (path / n).exists()},
+        files={
+            name: (path / name).stat().st_size
+            for name in (*manifest.outputs, INDEX_FILE, WEIGHTS_FILE)
+            if (path / name).exists()
+        },
     )
 
 

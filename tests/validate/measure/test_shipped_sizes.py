@@ -1,4 +1,4 @@
-"""What a device gets of a folder, counted by packing it, and the memory that its graphs take."""
+"""A folder is packed to count what a device gets of it, and opened to measure its memory."""
 
 from __future__ import annotations
 

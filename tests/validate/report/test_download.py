@@ -1,4 +1,4 @@
-"""What a report says of a download: its parts, its form, and what it takes where it is opened."""
+"""A report says of a download what its parts and form are, and what it takes where it is opened."""
 
 from __future__ import annotations
 
