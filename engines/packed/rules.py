@@ -80,6 +80,17 @@ def as_half(region: Region, data: bytes, gap: int) -> Stored | None:
     return Stored(Part(gap, len(data), "half", len(data) // 2, 4), half.tobytes())
 
 
+def as_bfloat(region: Region, data: bytes, gap: int) -> Stored | None:
+    """Return float32 that bfloat16 holds exactly, as what stays of a checkpoint in bfloat16."""
+    if region.size != 4 or region.few_bits:
+        return None
+    words = np.frombuffer(data, np.uint32)
+    if (words & 0xFFFF).any():
+        return None
+    halves = (words >> 16).astype(np.uint16)
+    return Stored(Part(gap, len(data), "bfloat", len(data) // 2, 4), halves.tobytes())
+
+
 def as_levels(
     region: Region, data: bytes, gap: int, known: Mapping[str, QuantizedWeight]
 ) -> Iterator[Stored]:
@@ -185,4 +196,4 @@ def deflated(data: bytes, gap: int = 0) -> Stored:
 
 
 Maker = Callable[[Region, bytes, int], "Stored | None"]
-MAKERS: tuple[Maker, ...] = (as_half, as_table, as_rows, as_columns, as_deflated)
+MAKERS: tuple[Maker, ...] = (as_half, as_bfloat, as_table, as_rows, as_columns, as_deflated)

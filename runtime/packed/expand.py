@@ -125,6 +125,13 @@ def widened(part: Part, stream: IO[bytes]) -> Iterator[bytes]:
         yield half.astype(np.float32).tobytes()
 
 
+def shifted(part: Part, stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield bfloat16 as float32, whose first half it is."""
+    for start in range(0, part.stored, BLOCK):
+        halves = np.frombuffer(stream.read(min(BLOCK, part.stored - start)), np.uint16)
+        yield (halves.astype(np.uint32) << np.uint32(16)).tobytes()
+
+
 def inflated(part: Part, stream: IO[bytes]) -> Iterator[bytes]:
     """Yield what zlib packed, and no more of it than the part says."""
     reader = zlib.decompressobj()
@@ -199,6 +206,7 @@ def entries_of(part: Part, table: NDArray[np.generic], stream: IO[bytes]) -> Ite
 EXPAND: dict[str, Callable[[Part, IO[bytes]], Iterator[bytes]]] = {
     "raw": copied,
     "half": widened,
+    "bfloat": shifted,
     "table": looked_up,
     "log": levels_of,
     "deflate": inflated,

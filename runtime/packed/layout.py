@@ -27,7 +27,7 @@ MOST_LEVELS = 2**26  # float32 values that logarithmic grids of a part may have 
 SCALE_AND_RATIO = 8  # bytes of both, float32
 GET_AGAIN = "do not use it: get the folder or the bundle again from where it was made"
 
-Rule = Literal["raw", "half", "table", "log", "deflate"]
+Rule = Literal["raw", "half", "bfloat", "table", "log", "deflate"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -36,7 +36,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     Attributes:
         gap: zero bytes in front of it, which align tensors.
-        rule: ``raw`` copies; ``half`` widens float16 to float32; ``deflate`` is zlib's;
+        rule: ``raw`` copies; ``half`` widens float16 to float32, ``bfloat`` bfloat16;
+            ``deflate`` is zlib's;
             ``table`` looks indices of `bits` up in a table of `entries` a group, which comes first;
             ``log`` does so in ``sign(q) scale ratio**(n - |q|)``, of a scale and a ratio a group.
         size: bytes of an element: 1, 2, 4 or 8.
@@ -145,6 +146,8 @@ def part_problem(part: Part) -> str | None:
     """Return why a part cannot be expanded as it says; None if it can."""
     if part.size not in (1, 2, 4, 8) or part.bytes % part.size:
         return f"has {part.bytes} bytes, in elements of {part.size}"
+    if part.rule in ("half", "bfloat") and part.size != 4:
+        return f"has floats of {part.size} bytes"
     if part.rule == "deflate":
         return None
     if part.rule in ("table", "log"):
@@ -164,6 +167,7 @@ def part_problem(part: Part) -> str | None:
 STORED: dict[Rule, Callable[[Part], int]] = {
     "raw": lambda part: part.bytes,
     "half": lambda part: part.bytes // 2,
+    "bfloat": lambda part: part.bytes // 2,
     "table": lambda part: part.groups * part.entries * part.size + part.packed_indices,
     "log": lambda part: part.groups * SCALE_AND_RATIO + part.packed_indices,
 }

@@ -132,6 +132,14 @@ def test_floats_that_float16_holds_take_half() -> None:
     assert stored(odd) == ("raw", odd.nbytes)
 
 
+def test_floats_that_bfloat16_holds_take_half() -> None:
+    brain = NORMAL.astype(ml_dtypes.bfloat16).astype(np.float32) * np.float32(2.0**-60)
+    assert stored(brain) == ("bfloat", brain.nbytes // 2)
+    odd = brain.copy()
+    odd.view(np.uint32)[0, 0] |= 1
+    assert stored(odd) == ("raw", odd.nbytes)
+
+
 def test_a_codebook_for_each_channel_is_found_along_either_axis() -> None:
     books = RNG.normal(size=(24, 16)).astype(np.float32)
     codes = RNG.integers(0, 16, NORMAL.shape)
