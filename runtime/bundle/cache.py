@@ -55,13 +55,22 @@ def unpack_cached(bundle: Bundle, group: TargetGroup, progress: Progress = untol
         expand_folders(bundle, folder, indexes, progress)
 
     name = f"{bundle.facts_file.sha256[:MARK_LENGTH]}-{group.name}"
-    return cached_folder("bundles", name, expanded_list(bundle, files, indexes), write)
+    expanded = expanded_list(bundle, files, indexes)
+    packed = sum(index.bytes for index in indexes.values())
+    return cached_folder("bundles", name, expanded, write, beside=packed)
 
 
 def cached_folder(
-    kind: str, name: str, files: Sequence[BundleFile], write: Callable[[Path], None]
+    kind: str,
+    name: str,
+    files: Sequence[BundleFile],
+    write: Callable[[Path], None],
+    *,
+    beside: int = 0,
 ) -> Path:
     """Return an entry of the cache with exactly these files, written by `write` if it is not yet.
+
+    Writing takes so many bytes `beside` them.
 
     A cache that cannot be written, as in the image of a device, serves what is whole in it.
 
@@ -79,7 +88,7 @@ def cached_folder(
         if not is_whole(folder, files):
             remove(folder)
             remove_old(root)
-            require_room(root, sum(file.bytes for file in files), OTHER_CACHE)
+            require_room(root, sum(file.bytes for file in files) + beside, OTHER_CACHE)
             with atomic_folder(folder) as temporary:
                 write(temporary)
         os.utime(folder)

@@ -18,10 +18,19 @@ def pack_indices(indices: Indices, bits: int) -> bytes:
 
 
 def pack_chunk(indices: Indices, bits: int) -> Indices:
-    if bits == 8:
-        return indices
-    planes = np.unpackbits(indices[:, None], axis=1)[:, 8 - bits :]
-    return np.packbits(planes.ravel())
+    """Return integers as bytes; eight of them share `bits` bytes, which are cut out of a word."""
+    if bits in (0, 8):
+        return indices[: indices.size * bits // 8]
+    rows = -(-indices.size // 8)
+    padded = np.zeros(rows * 8, np.uint8)
+    padded[: indices.size] = indices
+    word = np.zeros(rows, np.uint64)
+    for column in padded.reshape(rows, 8).T:
+        word = (word << np.uint64(bits)) | column
+    found = np.empty((rows, bits), np.uint8)
+    for k in range(bits):
+        found[:, k] = word >> np.uint64(8 * (bits - 1 - k)) & np.uint64(0xFF)
+    return found.ravel()[: -(-indices.size * bits // 8)]
 
 
 def unpack_indices(packed: bytes, bits: int, count: int) -> Indices:
