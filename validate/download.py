@@ -13,8 +13,8 @@ RUNS_NOTE = (
     "listed with the engines. "
 )
 PACKED_NOTE = (
-    "A packed download is what `bundle --packed` ships of them, with all graphs of the folder: it "
-    "expands once, to the same bytes, where it is opened. In memory: the most that a fresh process "
+    "A packed download is what `bundle --packed` ships of an engine, with all graphs of its folder: "
+    "it expands once, to the same bytes, where it is opened. In memory: the most that a fresh process "
     "takes beyond its libraries, to open the graphs and make one image (custom graphs are only "
     "opened). "
 )
@@ -64,7 +64,11 @@ class Download(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def line(self) -> str:
         """Return what a terminal calls it."""
-        return "packed download (`bundle --packed`)" if self.form == "packed" else "engine files"
+        if self.form == "engine":
+            return "engine files"
+        if self.candidate == "engine":
+            return "packed download (`bundle --packed`)"
+        return "packed Q/DQ graphs (no engine is built, which `bundle --packed` would ship)"
 
 
 def largest_part(download: Download) -> str:

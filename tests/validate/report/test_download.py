@@ -91,6 +91,8 @@ def test_the_terminal_says_what_is_downloaded() -> None:
         "packed download (`bundle --packed`) 5.00\u00d7 smaller, "
         "quantized weights alone 4.00\u00d7 smaller"
     )
+    alone = msgspec.structs.replace(PACKED, candidate="qdq")
+    assert alone.line.startswith("packed Q/DQ graphs (no engine is built")
     older = ValidationFacts(metrics={"packed_compression": 4.0})
     assert download_line(older) == "quantized weights alone 4.00\u00d7 smaller"
 
