@@ -13,10 +13,10 @@ RUNS_NOTE = (
     "listed with the engines. "
 )
 PACKED_NOTE = (
-    "A packed download is what `bundle --packed` ships of an engine, with all graphs of its folder: "
-    "it expands once, to the same bytes, where it is opened. In memory: the most that a fresh process "
-    "takes beyond its libraries, to open the graphs and make one image (custom graphs are only "
-    "opened). "
+    "A packed download is what `bundle --packed` ships of an engine, with all graphs of its "
+    "folder: it expands once, to the same bytes, where it is opened. In memory: the most that a "
+    "fresh process takes beyond its libraries, to open the graphs and make one image (custom "
+    "graphs are only opened). "
 )
 WEIGHTS_NOTE = (
     "weights.safetensors has the quantized weights in their own bits, with their scales and what "
