@@ -10,10 +10,17 @@ from pathlib import Path
 
 import msgspec
 
+from ...errors import WorkspaceError
 from ...numerics.packing import load_packed_weights
 from ...numerics.weight import QuantizedWeight
 from ...runtime.packed.expand import Progress, untold
-from ...runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE, PackedFile, PackedIndex
+from ...runtime.packed.layout import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    PackedFile,
+    PackedIndex,
+    index_problem,
+)
 from ...workspace.files import sha256_file
 from .regions import Region, find_regions
 from .rules import Stored, deflated, store
@@ -57,17 +64,14 @@ def pack_folder(
     what is replaced: graphs and their files of weights. Other files of the folder stay as they are.
 
     Raises:
-        WorkspaceError: a graph is damaged, or its weights are missing or too short.
+        WorkspaceError: a graph is damaged, or its weights are missing, too short or not beside it.
     """
     regions = find_regions(folder)
     graphs = sorted(path.name for path in folder.glob("*.onnx"))
     total = sum((folder / name).stat().st_size for name in (*graphs, *regions))
-    digest, sizes, files, done = (
-        hashlib.sha256(),
-        dict.fromkeys((FEW_BITS, HIGH_PRECISION, GRAPHS), 0),
-        [],
-        0,
-    )
+    sizes = dict.fromkeys((FEW_BITS, HIGH_PRECISION, GRAPHS), 0)
+    files: list[PackedFile] = []
+    digest, done = hashlib.sha256(), 0
     with (output / WEIGHTS_FILE).open("wb") as target:
         for name in (*graphs, *regions):
             path = folder / name
@@ -88,6 +92,10 @@ def pack_folder(
             files.append(file)
     stored_bytes = sum(sizes.values())
     index = PackedIndex(bytes=stored_bytes, sha256=digest.hexdigest(), files=tuple(files))
+    problem = index_problem(index)
+    if problem is not None:
+        do = "save the graph with its weights beside it"
+        raise WorkspaceError(f"cannot be packed: {problem}", where=str(folder), do=do)
     data = msgspec.json.encode(index)
     (output / INDEX_FILE).write_bytes(data)
     return index, PackedSizes(**sizes, index=len(data))

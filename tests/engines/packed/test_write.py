@@ -112,6 +112,18 @@ def test_a_folder_without_files_of_weights_packs_its_graphs(tmp_path: Path) -> N
     assert [file.path for file in index.files] == ["model.onnx"]
 
 
+def test_weights_in_another_folder_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "ws", NOISE[:SQUARE], {"a": (0, SQUARE)})
+    (folder / "more").mkdir()
+    (folder / "w.bin").rename(folder / "more" / "w.bin")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    (entry,) = (e for e in model.graph.initializer[0].external_data if e.key == "location")
+    entry.value = "more/w.bin"
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(WorkspaceError, match="cannot be packed: the file 'more/w.bin' has folders"):
+        pack_folder(folder, tmp_path, {})
+
+
 def test_weights_that_are_too_short_are_named(tmp_path: Path) -> None:
     folder = saved(tmp_path / "ws", NOISE[: SQUARE - 1], {"a": (0, SQUARE)})
     with pytest.raises(WorkspaceError, match="too short"):
