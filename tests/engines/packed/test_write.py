@@ -120,9 +120,7 @@ def test_weights_in_another_folder_are_refused(tmp_path: Path) -> None:
     (entry,) = (e for e in model.graph.initializer[0].external_data if e.key == "location")
     entry.value = "more/w.bin"
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(
-        WorkspaceError, match=r"cannot be packed: the file 'more/w\.bin' has folders"
-    ):
+    with pytest.raises(WorkspaceError, match=r"cannot be packed: .*more/w\.bin' has folders"):
         pack_folder(folder, tmp_path, {})
 
 
