@@ -48,12 +48,16 @@ class Workspace:
         checkpoint: Place | None = None,
         *,
         graphs: Sequence[Place] = (),
+        title: str | None = None,
         images: str = "skimage",
         static_batch: int | None = None,
         kv_type: Literal["float32", "float16"] = "float32",
         weights: Literal["ema", "model"] | None = None,
     ) -> StageResult:
-        """Export a model that `arvg-trt models` lists, or with `model="onnx"` your own `graphs`."""
+        """Export a model that `arvg-trt models` lists, or with `model="onnx"` your own `graphs`.
+
+        `title` is what the latter are called in reports and bundles; by default as their files.
+        """
         from .export.shape import ExportShape
         from .pipeline.export import export_any
 
@@ -61,7 +65,9 @@ class Workspace:
         found = None if checkpoint is None else fspath(checkpoint)
         files = [Path(graph) for graph in graphs]
         with LockedWorkspace(self.path) as opened:
-            return export_any(opened, model, found, images, files, self.reporter, form, weights)
+            return export_any(
+                opened, model, found, images, files, self.reporter, form, weights, title
+            )
 
     def calibrate(self, options: CalibrateOptions | None = None, **changes: Any) -> StageResult:
         """Collect statistics of the exported graphs."""

@@ -163,20 +163,23 @@ def inspect(path: Path, as_json: bool) -> None:
 @command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine can build and run, and what to install.
+    """Say what this machine can build and what it can run, and what to install.
 
     \b
     Example: arvg-trt doctor
     """
-    from ..explain.doctor import doctor_rows
+    from ..explain.doctor import USES, doctor_rows
 
     rows = doctor_rows()
     if as_json:
         print_json({"checks": rows})
         return
     width = max(len(row.what) for row in rows)
-    for row in rows:
-        click.echo(f"{row.state:<8} {row.what:<{width}} {row.detail}")
+    for use, title in USES.items():
+        click.echo(title)
+        for row in rows:
+            if row.use == use:
+                click.echo(f"  {row.state:<8} {row.what:<{width}} {row.detail}")
 
 
 @command()

@@ -61,6 +61,11 @@ if TYPE_CHECKING:
     help="An ONNX file of your own, with MODEL `onnx`. Repeatable.",
 )
 @option(
+    "--title",
+    group="Model",
+    help="What graphs of your own are called in reports and bundles. [default: as their files]",
+)
+@option(
     "--static-batch",
     group="Shapes and types",
     type=click.IntRange(1),
@@ -85,6 +90,7 @@ def export(
     static_batch: int | None,
     kv_type: KvType,
     graphs: Sequence[Path],
+    title: str | None,
     as_json: bool,
 ) -> None:
     """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
@@ -104,7 +110,7 @@ def export(
     perform(
         workspace,
         as_json,
-        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form, weights)],
+        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form, weights, title)],
     )
 
 

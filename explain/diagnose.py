@@ -12,7 +12,7 @@ from ..errors import BuildError, OutOfMemory
 from ..pipeline.build import open_build
 from ..recipe.build import BuildOptions
 from ..workspace.files import atomic_write
-from ..workspace.stage import Reporter
+from ..workspace.stage import Reporter, in_stage
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def diagnose_build_failure(
 
     if options.backend == "onnxruntime":
         raise BuildError("ONNX Runtime has no builder", do="name --backend tensorrt_rtx")
+    reporter = in_stage(reporter, "diagnose")
     opened = open_build(workspace, name, options, reporter)
     build = opened.build
     for group in opened.groups():

@@ -21,17 +21,36 @@ from ..runtime.trt_compat import load_builder
 RUNS = {"graphs": CUDA, "RTX engines": TENSORRT_RTX, "TensorRT engines": TENSORRT}
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that this machine has or lacks; ``detail`` says which one, or what to do."""
+Use = Literal["build", "run"]
+State = Literal["ok", "missing", "problem"]
+# A device runs what was built elsewhere: there the first block may lack everything.
+USES: dict[Use, str] = {
+    "build": "To export, quantize, validate and build:",
+    "run": "To run engines and bundles:",
+}
 
-    state: Literal["ok", "missing", "problem"]
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that this machine has or lacks; ``detail`` says which one, or what to do.
+
+    ``use`` says what it is for.
+    """
+
+    use: Use
+    state: State
     what: str
     detail: str
 
 
 def doctor_rows() -> list[Check]:
-    """Return what this machine can build and run, and what is missing."""
-    rows = [row("ok", "python", platform.python_version()), onnxruntime_row()]
+    """Return what this machine can build and run, and what is missing; one use after the other."""
+    running = [python_row(), onnxruntime_row(), *gpu_rows(this_device()), key_row()]
+    return [*build_rows(), *running]
+
+
+def build_rows() -> list[Check]:
+    """Return a check for each package of the stages, for each builder, and for the disk."""
+    rows = []
     for package, extra, use in (
         ("torch", "export", "export of checkpoints"),
         ("onnx", "export", "export, FP16 copies"),
@@ -40,20 +59,22 @@ def doctor_rows() -> list[Check]:
     ):
         found = installed(package)
         detail = found or f"for {use}: pip install 'arvg-trt[{extra}]'"
-        rows.append(row("ok" if found else "missing", package, detail))
+        rows.append(row("ok" if found else "missing", package, detail, "build"))
     for backend in ("tensorrt_rtx", "tensorrt"):
         try:
             builder = load_builder(backend)
         except ArvgError as error:
-            rows.append(row("missing", backend, str(error)))
+            rows.append(row("missing", backend, str(error), "build"))
         else:
             how = "compiles for named GPUs" if builder.ahead_of_time else "builds for this GPU"
-            rows.append(row("ok", backend, f"{builder.version}, {how}"))
-    rows += gpu_rows(this_device())
-    rows.append(key_row())
+            rows.append(row("ok", backend, f"{builder.version}, {how}", "build"))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    rows.append(row("ok" if free > 2 else "problem", "free disk here", f"{free:.1f} GiB"))
-    return rows
+    state: State = "ok" if free > 2 else "problem"
+    return [*rows, row(state, "free disk here", f"{free:.1f} GiB", "build")]
+
+
+def python_row() -> Check:
+    return row("ok", "python", platform.python_version())
 
 
 def key_row() -> Check:
@@ -111,5 +132,5 @@ def installed(package: str) -> str | None:
         return None
 
 
-def row(state: Literal["ok", "missing", "problem"], what: str, detail: str) -> Check:
-    return Check(state=state, what=what, detail=detail)
+def row(state: State, what: str, detail: str, use: Use = "run") -> Check:
+    return Check(use=use, state=state, what=what, detail=detail)

@@ -97,7 +97,8 @@ def prepare(workspace: Workspace, stage: StageName, recipe: Recipe) -> list[Prep
     if stage == "export":
         graphs = [Path(graph) for graph in recipe.graphs]
         arguments = (workspace, recipe.model, recipe.checkpoint, PARITY_PICTURES, graphs, reporter)
-        return [prepare_any(*arguments, weights=recipe.weights, cached=True)]
+        given = {"weights": recipe.weights, "title": recipe.title}
+        return [prepare_any(*arguments, **given, cached=True)]
     if stage == "calibrate":
         return [prepare_calibration(workspace, recipe.calibrate, reporter)]
     if stage == "quantize":

@@ -22,6 +22,7 @@ from ..workspace.stage import (
     PreparedStage,
     Reporter,
     StageResult,
+    in_stage,
     package_versions,
     require_outputs,
 )
@@ -50,6 +51,7 @@ def prepare_builds(
     Raises:
         BuildError: a target that is unknown or lacks a format, or no builder or kernels.
     """
+    reporter = in_stage(reporter, "build")
     if options.backend == "onnxruntime":
         yield prepare_onnxruntime(workspace, name, reporter)
         return

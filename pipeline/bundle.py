@@ -27,10 +27,10 @@ from ..runtime.bundle.signature import (
 )
 from ..runtime.sessions.placement import unopened_text
 from ..validate.facts import ValidationFacts, summary
-from ..workspace.facts import Exported, facts, model_name
+from ..workspace.facts import Exported, facts, known_name, model_name
 from ..workspace.files import encode_json
 from ..workspace.manifest import MANIFEST
-from ..workspace.stage import Reporter, tool_version
+from ..workspace.stage import Reporter, in_stage, tool_version
 from ..workspace.verify import read_manifest, verify
 from ..workspace.workspace import RECIPE_FILE, Workspace
 from .build import open_build
@@ -76,6 +76,7 @@ def bundle_workspace(
     from ..engines.bundle.packed_groups import pack_groups
     from ..engines.bundle.write import write_bundle
 
+    reporter = in_stage(reporter, "bundle")
     signer = None if key is None else read_private_key(key, password())
     if signer is None and is_signed(output):
         reporter.warn(f"{output} is signed, and what takes its place is not: give --key")
@@ -153,7 +154,8 @@ def bundle_documents(
     from ..engines.bundle import documents as written
 
     root = workspace.root
-    model = model_name(workspace.manifest("export", stage="export"))
+    exported = workspace.manifest("export", stage="export")
+    model = model_name(exported)
     found: dict[str, bytes] = {}
     plan = root / "quantize" / name / "plan.json"
     if plan.is_file():
@@ -167,7 +169,7 @@ def bundle_documents(
         found |= {file: (validated / file).read_bytes() for file in REPORT_FILES}
     else:
         reporter.warn(f"{name} was not validated: the bundle says nothing of its accuracy")
-    texts = license_texts(model, licenses)
+    texts = license_texts(known_name(exported), licenses)
     terms = {f"{written.LICENSES}/{file}": text for file, text in texts.items()}
     if not terms:
         reporter.warn("no licence of the weights is in the bundle: give --license FILE")
@@ -213,6 +215,7 @@ def sign_file(path: Path, key: Path, output: Path | None, reporter: Reporter) ->
     """
     from ..engines.bundle.write import sign_bundle
 
+    reporter = in_stage(reporter, "sign")
     signer = read_private_key(key, password())
     target = path.resolve() if output is None else output  # a link stays one
     with Bundle(path) as bundle:

@@ -19,6 +19,7 @@ from ..workspace.stage import (
     PreparedStage,
     Reporter,
     StageResult,
+    in_stage,
     package_versions,
     run_stage,
 )
@@ -53,6 +54,7 @@ def prepare_calibration(
     from ..calibrate.collect import Task, collect, collect_in_shards
     from ..calibrate.dgc_files import require_conditions
 
+    reporter = in_stage(reporter, "calibrate")
     check_execution(options, execution)
     model = Exported.open(workspace)
     if options.dgc:
@@ -91,6 +93,7 @@ def merge_stage(workspace: Workspace, given: Sequence[Path], reporter: Reporter)
     """
     from ..calibrate.shards import batch_size_of, merge_parts, open_parts
 
+    reporter = in_stage(reporter, "calibrate")
     exported = Exported.open(workspace).manifest
     parts = open_parts(given, exported, reporter)
     files = {f"part.{k}/{n}": d for k, part in enumerate(parts) for n, d in part.files.items()}

@@ -18,7 +18,7 @@ from ..runtime.families import built_in_families, find_family
 from ..samples.images import SKIMAGE_PREFIX, open_source
 from ..workspace.files import sha256_file
 from ..workspace.manifest import Manifest
-from ..workspace.stage import PreparedStage, Reporter, StageResult, package_versions
+from ..workspace.stage import PreparedStage, Reporter, StageResult, in_stage, package_versions
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,13 +38,16 @@ def export_any(
     reporter: Reporter,
     form: ExportShape = DYNAMIC,
     weights: Weights | None = None,
+    title: str | None = None,
 ) -> StageResult:
-    """Export a known model from its checkpoint, or a user's own graphs.
+    """Export a known model from its checkpoint, or a user's own graphs, called `title`.
 
     Raises:
         ExportError: graphs beside a known model, or a checkpoint beside graphs.
     """
-    return prepare_any(workspace, name, checkpoint, images, graphs, reporter, form, weights).run()
+    return prepare_any(
+        workspace, name, checkpoint, images, graphs, reporter, form, weights, title=title
+    ).run()
 
 
 def prepare_any(
@@ -57,6 +60,7 @@ def prepare_any(
     form: ExportShape = DYNAMIC,
     weights: Weights | None = None,
     *,
+    title: str | None = None,
     cached: bool = False,
 ) -> PreparedStage:
     """Return what `export_any` would do; with `cached` no checkpoint is fetched for that.
@@ -64,6 +68,7 @@ def prepare_any(
     Raises:
         ExportError: graphs beside a known model, or a checkpoint beside graphs.
     """
+    reporter = in_stage(reporter, "export")
     if checkpoint is not None and not checkpoint.strip():
         raise ExportError("is empty", where="--checkpoint", do="name a file, or leave it out")
     family = find_family(find_model(name).family)
@@ -79,8 +84,10 @@ def prepare_any(
                 where=name,
                 do="leave out --static-batch and --kv-type",
             )
-        prepared: PreparedStage = family.load_exporter()(workspace, graphs, reporter, judges())
+        exporter = family.load_exporter()
+        prepared: PreparedStage = exporter(workspace, graphs, reporter, judges(), title)
         return prepared
+    require_no_title(name, title)
     if graphs:
         (own,) = (m.name for f in built_in_families() if f.source == "graphs" for m in f.models)
         raise ExportError(
@@ -91,6 +98,13 @@ def prepare_any(
     return prepare_export(
         workspace, name, checkpoint, images, reporter, form, weights, cached=cached
     )
+
+
+def require_no_title(name: str, title: str | None) -> None:
+    """Raise ExportError for the title of a model that has a name."""
+    if title is not None:
+        do = f"leave it out: {name} is called so"
+        raise ExportError("is for graphs of your own", where="title", do=do)
 
 
 def judges() -> Judges:

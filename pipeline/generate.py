@@ -16,7 +16,7 @@ from ..runtime.folders import placed_spec
 from ..runtime.generator import Generator, choose_sampling
 from ..runtime.labels import check_labels, parse_labels
 from ..runtime.sampling import Sampling
-from ..workspace.stage import Reporter
+from ..workspace.stage import Reporter, in_stage
 
 SAMPLING = (
     "cfg",
@@ -59,6 +59,7 @@ def generate_files(
     """
     if outputs == Outputs():
         raise GenerationError("nowhere to write", do="give -o FOLDER, --npz FILE or --tokens FILE")
+    reporter = in_stage(reporter, "generate")
     path = located(path, options.device, access, reporter, wants="generator")
     _, spec = placed_spec(path, options.device)
     sampling = choose_sampling(

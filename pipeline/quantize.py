@@ -17,7 +17,7 @@ from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..workspace.facts import FP16, kind_of
 from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import Manifest
-from ..workspace.stage import PreparedStage, Reporter, StageResult, package_versions
+from ..workspace.stage import PreparedStage, Reporter, StageResult, in_stage, package_versions
 from ..workspace.workspace import Workspace
 
 HALVES = ("encoder_bits", "decoder_bits")
@@ -57,6 +57,7 @@ def prepare_quantization(
         raise RecipeError(
             f"{FP16} names the engines of the unquantized graphs", do="choose another --name"
         )
+    reporter = in_stage(reporter, "quantize")
     source = Calibrated.open(workspace)
     require_halves_of_tokenizer(options, source.exported)
     if plan_file is None:

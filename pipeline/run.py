@@ -16,14 +16,14 @@ from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
 from ..runtime.labels import parse_labels
 from ..samples.sources import check_options
-from ..workspace.facts import FP16, ModelKind
+from ..workspace.facts import FP16
 from ..workspace.files import atomic_write
 from ..workspace.stage import Reporter, StageResult
 from ..workspace.times import record_times
 from ..workspace.workspace import RECIPE_FILE, Workspace
 from .build import build_stage
 from .calibrate import calibrate_stage
-from .export import PARITY_PICTURES, export_any
+from .export import PARITY_PICTURES, export_any, require_no_title
 from .quantize import quantize_stage
 from .validate import validate_stage
 
@@ -39,18 +39,18 @@ def check_recipe(recipe: Recipe) -> None:
     """
     from ..validate.measure.kinds import check_validation
     from ..validate.report.gates import parse_gates
-    from ..validate.report.schema import METRIC_NAMES
+    from ..validate.report.schema import KIND_TITLES, metric_names
 
-    parse_gates(recipe.validate.gates, METRIC_NAMES)
     entry = find_model(recipe.model)
     family = find_family(entry.family)
+    parse_gates(recipe.validate.gates, metric_names(family.kind), KIND_TITLES[family.kind])
     check_name_and_attention(recipe, family.generates)
     if family.source == "graphs":
         graph_names([Path(graph) for graph in recipe.graphs])
     else:
-        kind: ModelKind = "generator" if family.generates else "tokenizer"
-        check_options(kind, recipe.calibrate)
-        check_validation(kind, recipe.validate)
+        require_no_title(recipe.model, recipe.title)
+        check_options(family.kind, recipe.calibrate)
+        check_validation(family.kind, recipe.validate)
         classes = getattr(entry.config, "num_classes", None)
         for labels in (recipe.calibrate.labels, recipe.validate.labels):
             if labels is not None and classes is not None:
@@ -152,6 +152,7 @@ def run_stages(
                 [Path(graph) for graph in recipe.graphs],
                 reporter,
                 weights=recipe.weights,
+                title=recipe.title,
             ),
         )
         finish("calibrate", calibrate_stage(workspace, recipe.calibrate, reporter))

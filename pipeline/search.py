@@ -18,7 +18,7 @@ from ..samples.files import graph_of, sample_files
 from ..workspace.facts import model_name
 from ..workspace.files import encode_json
 from ..workspace.manifest import Manifest
-from ..workspace.stage import Reporter, StageResult, package_versions, run_stage
+from ..workspace.stage import Reporter, StageResult, in_stage, package_versions, run_stage
 from ..workspace.workspace import Workspace
 from .quantize import require_halves_of_tokenizer
 
@@ -42,6 +42,7 @@ def search_stage(
     budgets = parse_all(search.budgets)
     if options.quantize_method == "fp8" or options.integer_exponents:
         raise RecipeError("a search has no FP8 grids", do="use per_channel")
+    reporter = in_stage(reporter, "search")
     source = Calibrated.open(workspace)
     require_halves_of_tokenizer(options, source.exported)
     require_whole_samples(source)

@@ -29,7 +29,7 @@ from ..runtime.packed.layout import is_packed
 from ..runtime.packed.open import expand_new
 from ..runtime.trt_compat import Backend
 from ..workspace.files import atomic_write, named
-from ..workspace.stage import Reporter, StageResult
+from ..workspace.stage import Reporter, StageResult, in_stage
 from ..workspace.workspace import Workspace
 from .bundle import megabytes, password
 
@@ -92,7 +92,7 @@ def build_bundled(
             kind,
             targets or ((gpu.sm,) if gpu else ()),
             workspace.folder("engines", name),
-            reporter,
+            in_stage(reporter, "build"),
             gpu="" if gpu is None else gpu.name,
             allow_unproved=allow_unproved,
         )
@@ -137,7 +137,7 @@ def verify_file(path: Path, keys: Sequence[Path], reporter: Reporter) -> VerifyR
     gpu = next(iter(device.gpus), None)
     with Bundle(path) as bundle:
         signed_by = require_trust(bundle, keys)
-        bundle.verify(megabytes(reporter, "verifying the bundle"))
+        bundle.verify(megabytes(in_stage(reporter, "verify"), "reading the bundle"))
         choice = choose(bundle.facts, device, gpu, installed_builders())
         chosen = choice.chosen
         return VerifyResult(

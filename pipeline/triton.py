@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..workspace.facts import Exported, model_name
+from ..workspace.facts import Exported, known_name, model_name
 from ..workspace.stage import Reporter
 from ..workspace.workspace import Workspace
 from .bundle import license_texts
@@ -56,7 +56,7 @@ def write_triton(
         reporter.warn(
             f"Triton serves no plans of TensorRT for RTX: {', '.join(repository.left_out)}"
         )
-    texts = license_texts(model, licenses)
+    texts = license_texts(known_name(exported.manifest), licenses)
     terms = {f"{LICENSE}-{file}": text for file, text in texts.items()}
     if not terms:
         reporter.warn("no licence of the weights is beside the models: give --license FILE")

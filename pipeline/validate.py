@@ -21,6 +21,7 @@ from ..workspace.stage import (
     PreparedStage,
     Reporter,
     StageResult,
+    in_stage,
     package_versions,
     require_outputs,
 )
@@ -61,11 +62,12 @@ def prepare_validation(
     from ..validate.report.compose import compose_report, finite_metrics
     from ..validate.report.gates import evaluate, parse_gates
     from ..validate.report.render import write_report
-    from ..validate.report.schema import FP32, METRIC_NAMES, QDQ, metrics
+    from ..validate.report.schema import FP32, KIND_TITLES, QDQ, metric_names, metrics
     from ..validate.report.spread import inconclusive_metrics
 
-    gates = parse_gates(options.gates, METRIC_NAMES)
+    reporter = in_stage(reporter, "validate")
     model = Exported.open(workspace)
+    gates = parse_gates(options.gates, metric_names(model.kind), KIND_TITLES[model.kind])
     measurement = open_measurement(model, options, calibrated_classes(workspace))
     skipped = [file for source in measurement.sources for file in source.skipped]
     if skipped:

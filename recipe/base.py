@@ -37,12 +37,12 @@ def require_not_empty(options: Options, *names: str) -> None:
                 raise ValueError(f"{name} holds a null character")
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError for a name of a quantization that is no plain folder name."""
+def check_name(name: str, key: str = "name") -> None:
+    """Raise ValueError for a name, the value of a `key`, that is no plain folder name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"name {name[:300]!r} is not letters, digits, '.', '_' and '-'")
+        raise ValueError(f"{key} {name[:300]!r} is not letters, digits, '.', '_' and '-'")
     if len(name) > LONGEST_NAME:
-        raise ValueError(f"name {name[:40]}... has {len(name)} characters, at most {LONGEST_NAME}")
+        raise ValueError(f"{key} {name[:40]}... has {len(name)} characters, at most {LONGEST_NAME}")
 
 
 def with_changes(options: OptionsT, **changes: object) -> OptionsT:

@@ -33,6 +33,10 @@ class Recipe(Options, frozen=True, kw_only=True):
         tuple[str, ...],
         says("ONNX files of the model onnx, in the order that they run.", flag="graph"),
     ] = ()
+    title: Annotated[
+        str | None,
+        says("What the model onnx is called in reports and bundles. Without it, as its files."),
+    ] = None
     calibrate: Annotated[CalibrateOptions, says("What the model is calibrated on.")] = (
         CalibrateOptions()
     )
@@ -49,4 +53,6 @@ class Recipe(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        require_not_empty(self, "model", "workspace", "checkpoint", "graphs")
+        if self.title is not None:
+            check_name(self.title, "title")
+        require_not_empty(self, "model", "workspace", "checkpoint", "graphs", "title")

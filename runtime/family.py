@@ -16,6 +16,7 @@ from ..errors import ArvgError
 from .spec import GeneratorSpec
 
 if TYPE_CHECKING:
+    from ..workspace.facts import ModelKind
     from .loop import Loop, OpenSession
 
 PACKAGE = __name__.partition(".")[0]
@@ -97,6 +98,13 @@ class Family:
     def generates(self) -> bool:
         """Return whether the family makes images of classes."""
         return self.spec is not None
+
+    @property
+    def kind(self) -> ModelKind:
+        """Return the kind of all models of the family."""
+        if self.source == "graphs":
+            return "custom"
+        return "generator" if self.generates else "tokenizer"
 
     @property
     def models(self) -> tuple[Variant, ...]:

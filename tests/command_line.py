@@ -48,7 +48,7 @@ gates = ["compression>=3"]
 """
 
 
-PROGRESS = re.compile(r"(working|.* \d+ of \d+), (\d+ h \d+ min|(\d+ min )?\d+ s)")
+PROGRESS = re.compile(r"((\w+: )?working|\w+: .* \d+ of \d+), (\d+ h \d+ min|(\d+ min )?\d+ s)")
 
 
 # With this seed the first pass, which knows no token, is among those that are kept.

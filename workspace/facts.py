@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,6 +18,7 @@ from .workspace import Workspace
 
 ModelKind = Literal["generator", "tokenizer", "custom"]
 
+TITLED_GRAPHS, LONGEST_TITLE = 3, 60  # graphs, and letters, that the name of a model has
 FP16 = "fp16"  # names the engines of the unquantized graphs
 Value = TypeVar("Value")
 Facts = TypeVar("Facts", bound=msgspec.Struct)
@@ -139,9 +141,29 @@ def kind_of(exported: Manifest) -> ModelKind:
     return "custom" if "graphs" in exported.results else "tokenizer"
 
 
-def model_name(exported: Manifest) -> str:
-    """Return the name that a model was exported by."""
+def known_name(exported: Manifest) -> str:
+    """Return the name that a model was exported by: one of a list, `onnx` for custom graphs."""
     return manifest_value(exported, "options", "model", str)
+
+
+def model_name(exported: Manifest) -> str:
+    """Return what a model is called in reports and bundles; custom graphs as their files are.
+
+    Their title goes before the names of the files.
+    """
+    if "graphs" not in exported.options:
+        return known_name(exported)
+    if "title" in exported.options:
+        return manifest_value(exported, "options", "title", str)
+    return title_of(manifest_value(exported, "options", "graphs", tuple[str, ...]))
+
+
+def title_of(graphs: Sequence[str]) -> str:
+    """Return one name for graphs that make a model, which is a file's name too."""
+    whole = "-".join(graphs)
+    if len(graphs) == 1 or (len(graphs) <= TITLED_GRAPHS and len(whole) <= LONGEST_TITLE):
+        return whole
+    return f"{graphs[0]}-and-{len(graphs) - 1}-more"
 
 
 def require_same_export(exported: Manifest, calibrated: Manifest, where: str | None = None) -> None:

@@ -26,7 +26,10 @@ Work = Callable[[Path], msgspec.Struct]
 
 
 class Reporter(Protocol):
-    """Receive what a stage reports: progress counts, and lines for the user."""
+    """Receive what a stage reports: progress counts, and lines for the user.
+
+    A total of 0 says that a task runs and counts nothing.
+    """
 
     def progress(self, task: str, done: int, total: int) -> None: ...
 
@@ -46,6 +49,31 @@ class SilentReporter:
 
     def warn(self, line: str) -> None:
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class StageReporter:
+    """Report the progress of a stage under its name; lines go on as they are."""
+
+    reporter: Reporter
+    stage: str
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        self.reporter.progress(f"{self.stage}: {task}", done, total)
+
+    def say(self, line: str) -> None:
+        self.reporter.say(line)
+
+    def warn(self, line: str) -> None:
+        self.reporter.warn(line)
+
+
+def in_stage(reporter: Reporter, stage: str) -> Reporter:
+    """Return a reporter of a stage, also within another, and say that it works."""
+    inner = reporter.reporter if isinstance(reporter, StageReporter) else reporter
+    named = StageReporter(inner, stage)
+    named.progress("working", 0, 0)  # else the last task of the stage before seems to go on
+    return named
 
 
 class StageResult(msgspec.Struct, frozen=True, kw_only=True):

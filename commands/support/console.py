@@ -75,9 +75,9 @@ class ConsoleReporter:
         if task != self.description:
             if self.task is not None:
                 self.bars.remove_task(self.task)
-            self.task = self.bars.add_task(task, total=total)
+            self.task = self.bars.add_task(task, total=total or None)
             self.description = task
-        self.bars.update(self.task, completed=done, total=total)
+        self.bars.update(self.task, completed=done, total=total or None)
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -103,7 +103,8 @@ class ConsoleReporter:
     def _tell(self) -> None:
         """Write the progress so far every `line_seconds`, until the stage ends."""
         while not self._ended.wait(self.line_seconds):
-            at = f"{self.description} {self.done} of {self.total}" if self.total else "working"
+            at = self.description or "working"
+            at += f" {self.done} of {self.total}" if self.total else ""
             click.echo(f"{at}, {elapsed(time.monotonic() - self.started)}", err=True)
 
 

@@ -9,16 +9,29 @@ import click
 
 from ...errors import AccuracyError
 from ...validate.facts import ValidationFacts, download_line, summary
+from ...validate.report.gates import GateResult, metric_of
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult
 
 
 def print_figures(validated: StageResult) -> None:
-    """Print the main figures of a validation, and where its report is."""
+    """Print the main figures of a validation, a line for each gate, and where its report is."""
+    from ...validate.report.schema import load_report
+
     found = facts(validated.manifest, ValidationFacts)
     click.echo(summary(found))
     click.echo(download_line(found))
+    for gate in load_report(validated.folder).gates:
+        click.echo(gate_line(gate, found))
     click.echo(str(validated.folder / "report.html"))
+
+
+def gate_line(gate: GateResult, found: ValidationFacts) -> str:
+    """Return whether a gate passed, and what was measured."""
+    verdict = "passed" if gate.passed else "failed"
+    measured = gate.reason if gate.value is None else f"{gate.value:.6g}"
+    doubt = ", inconclusive" if metric_of(gate.expression) in found.inconclusive else ""
+    return f"gate {gate.expression}: {verdict} ({measured}{doubt})"
 
 
 @contextlib.contextmanager

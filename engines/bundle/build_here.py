@@ -12,7 +12,7 @@ from ...runtime.bundle.cache import lock_of, locked, remove_old
 from ...runtime.devices import Gpu
 from ...runtime.trt_compat import Backend, version
 from ...workspace.files import digest_files, own_folder, user_cache
-from ...workspace.stage import Reporter, StageResult
+from ...workspace.stage import Reporter, StageResult, in_stage
 from ..groups import prepare_groups
 from ..tensorrt.targets import resolve_target
 from .kit import read_kit
@@ -51,6 +51,7 @@ def build_cached(
         if resolve_target(target, backend).compute_capability != gpu.compute_capability:
             what = f"WORKSPACE is missing: the cache takes engines for {gpu.name}, {gpu.sm}, alone"
             raise BuildError(what, where=f"--target {target}", do="name a new folder")
+    reporter = in_stage(reporter, "build")
     place = build_place(kit, backend, gpu)
     with locked(lock_of(place)):
         if not place.exists():

@@ -165,7 +165,7 @@ def bill_of_materials(
         for library, found in sorted(versions)
         if library != "arvg-trt"
     ]
-    parameters = {"task": TASKS[kind], "architectureFamily": model}
+    parameters = {"task": TASKS[kind], "architectureFamily": "" if kind == "custom" else model}
     card = {
         "modelParameters": {key: value for key, value in parameters.items() if value},
         "quantitativeAnalysis": {

@@ -67,19 +67,28 @@ class CustomExportFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepare_custom_export(
-    workspace: Workspace, files: Sequence[Path], reporter: Reporter, judges: Judges
+    workspace: Workspace,
+    files: Sequence[Path],
+    reporter: Reporter,
+    judges: Judges,
+    title: str | None = None,
 ) -> PreparedStage:
     """Prepare to bring ONNX files into the form of later stages; a graph is named after its file.
 
+    `title` is what the model is called in reports, by default as its graphs are.
+
     Raises:
-        ExportError: files that cannot be read or converted, two of one name, nothing to quantize.
+        ExportError: files that cannot be read or converted, two of one name, nothing to quantize;
+            a title that is no name of a file.
     """
     graphs = graph_names(files)
+    if title is not None:
+        require_name(title, "--title", "give another title")
     wanted = Manifest(
         stage="export",
         inputs={f"{g}: {path.name}": sha256_file(path) for g, path in graphs.items()}
         | {f"{g}: {p.name}": sha256_file(p) for g, f in graphs.items() for p in beside(f)},
-        options={"model": MODEL, "graphs": list(graphs)},
+        options={"model": MODEL, "graphs": list(graphs)} | ({"title": title} if title else {}),
         versions=package_versions("onnx", "onnx-ir", "onnxscript", "onnxruntime")
         | {"sites.json": SITES_VERSION},
     )
@@ -110,12 +119,17 @@ def graph_names(files: Sequence[Path]) -> dict[str, Path]:
                 where=f"{found[name]}, {path}",
                 do="rename one of the files",
             )
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise ExportError(str(error), where=str(path), do="rename the file") from error
+        require_name(name, str(path), "rename the file")
         found[name] = path
     return found
+
+
+def require_name(name: str, where: str, do: str) -> None:
+    """Raise ExportError for a name that files cannot have."""
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ExportError(str(error), where=where, do=do) from error
 
 
 def folder_name(path: Path) -> str:

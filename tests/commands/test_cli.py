@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,16 @@ def test_doctor_says_the_same_in_text_and_json() -> None:
     assert text.code == as_json.code == 0
     assert text.err == as_json.err == ""
     checks = json.loads(as_json.out)["checks"]
-    assert [line.split()[0] for line in text.out.splitlines()] == [c["state"] for c in checks]
+    lines = text.out.splitlines()
+    second = lines.index("To run engines and bundles:")
+    assert lines[0].startswith("To export, quantize, validate and build:")
+    for use, block in (("build", lines[1:second]), ("run", lines[second + 1 :])):
+        assert [line.split()[0] for line in block] == [
+            c["state"] for c in checks if c["use"] == use
+        ]
+        assert all(line.startswith("  ") for line in block)
+    runs = {c["what"] for c in checks if c["use"] == "run"}
+    assert {"python", "GPU", "required keys"} <= runs and not runs & {"torch", "tensorrt_rtx"}
     assert {"python", "torch", "tensorrt_rtx", "GPU"} <= {c["what"] for c in checks}
 
 
@@ -94,7 +104,8 @@ def test_looking_commands_do_not_import_torch() -> None:
 def test_run_prints_its_stages_the_main_figures_and_the_report(finished: Finished) -> None:
     out = finished.outcome.out
     assert stage_states(out) == dict.fromkeys(STAGES, False)
-    *_, figures, download, report = out.splitlines()
+    *_, figures, download, gate, report = out.splitlines()
+    assert re.fullmatch(r"gate compression>=3: passed \([3-9]\.\d+\)", gate)
     assert "PSNR drop" in figures and "smaller on disk" in figures
     assert download.startswith("packed download (`bundle --packed`) ")
     assert "quantized weights alone" in download

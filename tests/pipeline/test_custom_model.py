@@ -150,6 +150,39 @@ def test_scales_and_shifts_go_into_producers_where_there_are_some(models: dict[s
     assert bare["fold"] is None and "down/Mul" in inserted
 
 
+def test_report_index_and_bundle_are_called_as_the_files(
+    models: dict[str, Own], tmp_path: Path
+) -> None:
+    for own in models.values():
+        name = "-".join(path.stem for path in own.graphs)
+        assert report_of(own.workspace)["model"] == name
+        page = (own.workspace / "validate/int8/report.md").read_text()
+        assert page.startswith(f"# {name}, int8\n")
+        bundle, index = tmp_path / f"{name}.tar", tmp_path / "index.html"
+        packed = arvg("bundle", own.workspace, "--no-kit", "-o", bundle)
+        assert packed.code == 0, packed.err
+        assert f": {name}, int8;" in arvg("verify", bundle).out
+        assert arvg("index", own.workspace, bundle, "-o", index).code == 0
+        assert index.read_text().count(f"{name}, int8") >= 2
+
+
+def test_a_title_names_own_graphs_and_brings_no_licence_of_a_shipped_model(
+    models: dict[str, Own], tmp_path: Path
+) -> None:
+    own, ws = models["handmade"], tmp_path / "ws"
+    shutil.copytree(own.workspace, ws)
+    titled = ("export", "onnx", ws, *own.graph_options(), "--title")
+    assert_refused(arvg(*titled, "my model"), 4, "title", "letters, digits", "another title")
+    assert arvg(*titled, "var-mini").code == 0
+    for step in (["quantize"], ["build"], ["validate", "--feeds", own.validation, "--rounds", 0]):
+        assert arvg(step[0], ws, *step[1:]).code == 0
+    assert report_of(ws)["model"] == "var-mini"
+    packed = arvg("bundle", ws, "--no-kit", "-o", tmp_path / "own.tar")
+    assert "no licence of the weights is in the bundle" in packed.err
+    known = ("export", "cosmos-mini-di8x8", tmp_path / "other", "--title", "mine")
+    assert_refused(arvg(*known), 4, "title", "graphs of your own")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_report_shows_every_output_and_no_pictures(models: dict[str, Own], model: str) -> None:
     own = models[model]

@@ -46,8 +46,8 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     reason: str | None = None
 
 
-def parse_gate(text: str, known: Collection[str]) -> Gate:
-    """Parse one expression.
+def parse_gate(text: str, known: Collection[str], of: str = "") -> Gate:
+    """Parse one expression; `known` are the metrics of a kind of models, which `of` names.
 
     Raises:
         RecipeError: it is malformed, or its metric is not in `known`.
@@ -61,15 +61,16 @@ def parse_gate(text: str, known: Collection[str]) -> Gate:
         )
     metric = match["metric"]
     if metric not in known:
-        raise RecipeError(
-            f"gate {text!r}: there is no metric {metric!r}", do=f"use {nearest(metric, known)}"
-        )
+        plain = known if "." in metric else [name for name in known if "." not in name]
+        what = f"gate {text!r}: there is no metric {metric!r}{f' of {of}' if of else ''}"
+        likely = [name for name in plain if metric in name] or plain  # `sqnr`: each that has it
+        raise RecipeError(what, do=f"use {nearest(metric, likely)}")
     return Gate(metric=metric, operator=match["operator"], threshold=threshold)
 
 
-def parse_gates(texts: Iterable[str], known: Collection[str]) -> list[Gate]:
+def parse_gates(texts: Iterable[str], known: Collection[str], of: str = "") -> list[Gate]:
     """Parse each text; call it before long work, so that a typing error shows at once."""
-    return [parse_gate(text, known) for text in texts]
+    return [parse_gate(text, known, of) for text in texts]
 
 
 def metric_of(expression: str) -> str:

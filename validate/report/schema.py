@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import msgspec
 from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
 from ...quantize.facts import SiteRow
+from ...workspace.facts import ModelKind
 from ...workspace.files import decode_json, encode_json
 from ..download import SIZE_NOTE, Download
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
@@ -217,6 +218,31 @@ METRIC_NAMES: tuple[str, ...] = (
     *(f"{part}.{name}" for part in _PARTS for name in ("speedup", "latency_ms")),
     *(f"{candidate}.{name}" for candidate in CANDIDATES for name in _MEASURED),
 )
+
+
+# What models of a kind have of them, and the parts of theirs that are timed.
+_OF_KIND: dict[ModelKind, tuple[Collection[str], tuple[Part, ...]]] = {
+    "tokenizer": (_ACCURACY, ("encoder", "decoder")),
+    "custom": (WORST_NAMES, ()),
+    "generator": (GENERATION_NAMES, ("tokens",)),
+}
+KIND_TITLES: dict[ModelKind, str] = {
+    "tokenizer": "an image tokenizer",
+    "custom": "graphs of your own",
+    "generator": "a generator",
+}
+
+
+def metric_names(kind: ModelKind) -> tuple[str, ...]:
+    """Return those of METRIC_NAMES that a model of a kind can have."""
+    measured, parts = _OF_KIND[kind]
+    others = {*_MEASURED} - {*measured}
+    untimed = tuple(f"{part}." for part in _PARTS if part not in parts)
+    return tuple(
+        name
+        for name in METRIC_NAMES
+        if name.rpartition(".")[2] not in others and not name.startswith(untimed)
+    )
 
 
 def metrics(report: Report) -> dict[str, float | None]:

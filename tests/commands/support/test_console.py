@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from arvg_trt.commands.support.console import ConsoleReporter, elapsed
+from arvg_trt.workspace.stage import in_stage
 
 from ...command_line import without_progress
 
@@ -72,17 +73,50 @@ def test_long_stage_off_a_terminal_prints_where_it_stands(
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     with ConsoleReporter(quiet=True, line_seconds=0.01) as reporter:
-        reporter.progress("rounding", 3, 40)
+        reporter.progress("quantize: rounding", 3, 40)
         deadline = time.monotonic() + 30
         while err.getvalue().count("\n") < 2:
             assert time.monotonic() < deadline
             time.sleep(0.005)
     written = err.getvalue()
-    assert "rounding 3 of 40, 0 s\n" in written
+    assert "quantize: rounding 3 of 40, 0 s\n" in written
     assert without_progress(f"{written}warning: odd\n") == "warning: odd\n"
     assert out.getvalue() == ""
     time.sleep(0.05)
     assert err.getvalue() == written
+
+
+def test_a_line_names_the_stage_also_before_anything_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", err)
+
+    def wait(text: str) -> None:
+        deadline = time.monotonic() + 30
+        while text not in err.getvalue():
+            assert time.monotonic() < deadline, err.getvalue()
+            time.sleep(0.005)
+
+    with ConsoleReporter(line_seconds=0.01) as reporter:
+        in_stage(reporter, "export").progress("reading graphs", 3, 4)
+        wait("export: reading graphs 3 of 4, 0 s\n")
+        stage = in_stage(reporter, "quantize")
+        wait("quantize: working, 0 s\n")
+        in_stage(stage, "build").progress("engines", 1, 2)  # a stage that another begins
+        wait("\nbuild: engines 1 of 2, 0 s\n")
+    assert without_progress(err.getvalue()) == ""
+
+
+def test_a_terminal_shows_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(file=terminal, force_terminal=True, width=80)
+    with ConsoleReporter(console=console) as reporter:
+        for stage in ("export", "calibrate"):
+            in_stage(reporter, stage)
+            reporter.bars.refresh()
+            assert f"{stage}: working" in screen(terminal.getvalue())[-1]
 
 
 def test_short_stage_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from arvg_trt.errors import RecipeError
 from arvg_trt.validate.report.gates import Gate, evaluate, parse_gate, parse_gates
+from arvg_trt.validate.report.schema import KIND_TITLES, METRIC_NAMES, metric_names
+from arvg_trt.workspace.facts import ModelKind
 
 KNOWN = ("psnr", "psnr_drop", "token_agreement", "qdq.psnr")
 
@@ -35,6 +38,37 @@ def test_spaces_and_prefixes_are_read() -> None:
 def test_malformed_gates_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="METRIC OPERATOR NUMBER"):
         parse_gate(text, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "other"),
+    [
+        ("custom", "output_sqnr_db", "latent_sqnr_db"),
+        ("tokenizer", "latent_sqnr_db", "output_sqnr_db"),
+        ("generator", "logits_sqnr_db", "output_sqnr_db"),
+    ],
+)
+def test_an_unknown_metric_names_those_of_this_kind_of_model(
+    kind: ModelKind, wanted: str, other: str
+) -> None:
+    names, title = metric_names(kind), KIND_TITLES[kind]
+    assert wanted in names and f"qdq.{wanted}" in names and other not in names
+    with pytest.raises(RecipeError) as caught:
+        parse_gates(["sqnr>=30"], names, title)
+    assert f"no metric 'sqnr' of {title}" in caught.value.what
+    offered = str(caught.value.do).removeprefix("use ").split(", ")
+    assert wanted in offered and {*offered} <= {*names}
+    assert parse_gates([f"{wanted}>=30", "speedup>=1"], names, title)
+    with pytest.raises(RecipeError, match=f"no metric '{other}' of {title}"):
+        parse_gates([f"{other}>=30"], names, title)
+
+
+def test_every_metric_is_one_of_some_kind() -> None:
+    kinds: tuple[ModelKind, ...] = get_args(ModelKind)
+    assert {name for kind in kinds for name in metric_names(kind)} == {*METRIC_NAMES}
+    assert "encoder.speedup" in metric_names("tokenizer")
+    assert "encoder.speedup" not in metric_names("generator")
+    assert not any(name.startswith("tokens.") for name in metric_names("custom"))
 
 
 def test_an_unknown_metric_names_the_nearest() -> None:
