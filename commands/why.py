@@ -73,7 +73,10 @@ def fetch_lines(row: PlannedStage) -> list[str]:
     if not row.fetch:
         return []
     size = "size unknown" if row.fetch_bytes is None else f"{row.fetch_bytes / 1e9:.2f} GB"
-    return [f"fetches {', '.join(row.fetch)}: {size}"]
+    lines = [f"fetches {', '.join(row.fetch)}: {size}"]
+    if row.fetch_checked is False:
+        lines.append("not checked: the Hugging Face Hub cannot be reached, so it may not have them")
+    return lines
 
 
 def needs_text(row: PlannedStage) -> str:

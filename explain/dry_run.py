@@ -31,10 +31,11 @@ REASONS = 3  # that a line has; `why` has all
 
 
 class Fetched(NamedTuple):
-    """Name the files that an export would fetch, and their bytes where all are known."""
+    """Name the files that an export would fetch, their bytes if known, and if the Hub has them."""
 
     files: tuple[str, ...] = ()
     bytes: int | None = None
+    checked: bool | None = None
 
 
 NOTHING = Fetched()
@@ -45,7 +46,8 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
 
     `source` says where seconds and disk come from: an earlier run in this workspace, or an estimate
     from sizes, which the memory of a TensorRT build always is. `fetch` is what is fetched of a
-    published checkpoint, in bytes where known.
+    published checkpoint, in bytes where known; `fetch_checked` whether the Hub has it, None where
+    nothing is fetched.
     """
 
     stage: StageName
@@ -59,6 +61,7 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["earlier run", "estimate"] | None = None
     fetch: tuple[str, ...] = ()
     fetch_bytes: int | None = None
+    fetch_checked: bool | None = None
 
 
 def plan_run(recipe: Recipe) -> list[PlannedStage]:
@@ -114,7 +117,7 @@ def rows_of(
     makes = made_by(recipe, stage)
     if prepared is not None:
         return [prepared_row(each, stage, root, makes, times) for each in prepared]
-    files, size = fetch if stage == "export" else NOTHING
+    files, size, checked = fetch if stage == "export" else NOTHING
     weights = FLOAT_BYTES * find_model(recipe.model).parameters if stage == "export" else 0
     because = (f"{stale} runs",) if stale else ()
     return [
@@ -124,6 +127,7 @@ def rows_of(
             because=because,
             fetch=files,
             fetch_bytes=size,
+            fetch_checked=checked,
         )
         for folder, text in places(recipe, stage, makes)
     ]
@@ -255,12 +259,19 @@ def must_fetch(recipe: Recipe) -> bool:
 
 
 def published_files(recipe: Recipe) -> Fetched:
-    """Return the files of a checkpoint on the Hub: those that are known, else its id."""
-    entry = find_model(recipe.model)
+    """Return the files of a checkpoint on the Hub: those that are known, else its id.
+
+    Raises:
+        ExportError: the Hub answers, and does not have them or gives no access.
+    """
+    from ..export.checkpoint.hub import check_repository
+
+    entry, spec = find_model(recipe.model), str(recipe.checkpoint)
+    checked = check_repository(spec, entry.files, entry.elsewhere, entry.published)
     if entry.published and entry.published[0].repo == recipe.checkpoint:
         names = tuple(f"{each.repo}/{each.name}" for each in entry.published)
-        return Fetched(names, entry.download_bytes)
-    return Fetched((str(recipe.checkpoint),))
+        return Fetched(names, entry.download_bytes, checked)
+    return Fetched((spec,), None, checked)
 
 
 def require_disk(planned: Sequence[PlannedStage], root: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from .export.checkpoint.hub import empty_cache, hub, served
+from .export.checkpoint.hub import empty_cache, hub, no_hub, served
 from .families.generators import generator, generators, tiny_rar_graphs, tiny_var
 from .families.tiny import (
     custom_files,
@@ -42,6 +42,7 @@ __all__ = [
     "hub",
     "integer_case",
     "mini_of",
+    "no_hub",
     "one_process",
     "quantized_mar",
     "quantized_of",

@@ -11,6 +11,7 @@ from typing import Any
 from ...errors import ExportError
 from ...runtime.family import HubFile
 from ...workspace.files import sha256_file
+from .hub_network import hub_answers, quiet_client
 
 CONFIGS = ("config.json", "config.yaml")
 # Hears the task, and how many of how many megabytes are done.
@@ -38,6 +39,7 @@ def download_published(
         ExportError: no access, no network and not cached, or a file is not what was published.
     """
     paths = []
+    cached = cached or not hub_answers()
     for file in files:
         if file.name in CONFIGS:
             fetch_config(file.repo, file.name, cached)
@@ -83,6 +85,7 @@ def download(
     with hub_errors(repo):
         from huggingface_hub.errors import EntryNotFoundError
 
+        cached = cached or not hub_answers()
         for names in alternatives:
             # Once the Hub did not answer, only its cache is asked: each attempt waits for retries.
             local = cached or missed is not None
@@ -98,9 +101,44 @@ def download(
             return paths
     if missed is not None:
         raise unreachable(repo) from missed
-    raise ExportError(
-        "has none of the expected files", where=repo, do=f"expected {listed(alternatives)}"
-    )
+    raise lacks_files(repo, alternatives)
+
+
+def check_repository(
+    repo: str,
+    alternatives: Sequence[Sequence[str]],
+    elsewhere: Mapping[str, str],
+    published: Sequence[HubFile] = (),
+) -> bool:
+    """Return whether the Hub was asked for a checkpoint's files; none of them is fetched.
+
+    Raises:
+        ExportError: it has no such repository, not all files, or gives no access to them.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if not hub_answers():
+        return False
+    if published and repo == published[0].repo:
+        for file in published:
+            if file.name not in CONFIGS:
+                with hub_errors(file.repo):
+                    ask(file.repo, file.name)
+        return True
+    with hub_errors(repo):
+        for names in alternatives:
+            with suppress(EntryNotFoundError):
+                for name in names:
+                    ask(elsewhere.get(name, repo), name)
+                return True
+    raise lacks_files(repo, alternatives)
+
+
+def ask(repo: str, name: str) -> None:
+    """Ask the Hub for the headers of a file; raises as its client does."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    get_hf_file_metadata(hf_hub_url(repo, name))
 
 
 def fetch(repo: str, name: str, cached: bool, progress: Progress | None) -> Path:
@@ -161,6 +199,7 @@ def hub_errors(repo: str) -> Iterator[None]:
             GatedRepoError,
             HfHubHTTPError,
             HFValidationError,
+            HTTPError,
             OfflineModeIsEnabled,
             RepositoryNotFoundError,
         )
@@ -169,7 +208,8 @@ def hub_errors(repo: str) -> Iterator[None]:
             "huggingface_hub is not installed", where=repo, do="pip install 'arvg-trt[export]'"
         ) from error
     try:
-        yield
+        with quiet_client():
+            yield
     except HFValidationError as error:
         raise ExportError(
             f"is neither a file nor a Hugging Face id: {first_sentence(error)}",
@@ -194,7 +234,7 @@ def hub_errors(repo: str) -> Iterator[None]:
             where=repo,
             do="give a local folder",
         ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (OfflineModeIsEnabled, HfHubHTTPError, HTTPError, OSError) as error:
         raise ExportError(
             f"could not be downloaded: {first_sentence(error)}",
             where=repo,
@@ -208,6 +248,12 @@ def unreachable(repo: str) -> NotCached:
         "the Hugging Face Hub cannot be reached and the files are not in its cache",
         where=repo,
         do="check the network, or give a local folder",
+    )
+
+
+def lacks_files(repo: str, alternatives: Sequence[Sequence[str]]) -> ExportError:
+    return ExportError(
+        "has none of the expected files", where=repo, do=f"expected {listed(alternatives)}"
     )
 
 

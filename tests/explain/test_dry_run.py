@@ -108,8 +108,12 @@ def test_a_removed_folder_runs_again(finished: Finished, workspace: Path) -> Non
 
 def test_a_published_checkpoint_is_counted_and_not_fetched(served: Served, tmp_path: Path) -> None:
     recipe = load_recipe("var-w8a8")
+    names = ("var_d16.pth", "vae_ch160v4096z32.pth")
+    repos = ("FoundationVision/var", "someone/else")
+    served.files |= {(repo, name): b"x" for repo in repos for name in names}
     found = adapt_recipe("var-w8a8", recipe, "var-d16", "FoundationVision/var", str(tmp_path / "w"))
     export = plan_run(found)[0]
+    assert export.fetch_checked is True
     assert export.fetch == (
         "FoundationVision/var/var_d16.pth",
         "FoundationVision/var/vae_ch160v4096z32.pth",
@@ -118,6 +122,35 @@ def test_a_published_checkpoint_is_counted_and_not_fetched(served: Served, tmp_p
     assert not served.asked
     other = adapt_recipe("var-w8a8", recipe, "var-d16", "someone/else", str(tmp_path / "w"))
     assert (plan_run(other)[0].fetch, plan_run(other)[0].fetch_bytes) == (("someone/else",), None)
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("checkpoint", "words"),
+    [
+        ("FoundationVison/gone", "FoundationVison/gone: no such repository, or a private one"),
+        ("someone/gated", "someone/gated: is gated"),
+        ("someone/other", "someone/other: has none of the expected files"),
+    ],
+)
+def test_an_id_that_the_hub_refuses_is_refused(checkpoint: str, words: str, tmp_path: Path) -> None:
+    for folder in ("new", "there"):
+        place = tmp_path / folder
+        if folder == "there":
+            Workspace(place).__enter__().__exit__(None)
+        asked = ("--model", "var-d16", "--checkpoint", checkpoint, "--workspace", place)
+        assert_refused(arvg("run", "var-w8a8", *asked, "--dry-run"), 4, words)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_an_id_that_cannot_be_checked_is_said(tmp_path: Path) -> None:
+    asked = ("--model", "var-d16", "--checkpoint", "FoundationVision/vra", "--workspace", tmp_path)
+    outcome = arvg("run", "var-w8a8", *asked, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "fetches FoundationVision/vra: size unknown" in outcome.out
+    assert "not checked: the Hugging Face Hub cannot be reached" in outcome.out
+    as_json = json.loads(arvg("run", "var-w8a8", *asked, "--dry-run", "--json").out)
+    assert as_json["planned"][0]["fetch_checked"] is False
 
 
 def test_a_checkpoint_is_looked_for_once(
@@ -132,6 +165,8 @@ def test_a_checkpoint_is_looked_for_once(
 
     monkeypatch.setattr(resolve, "resolve_checkpoint", resolved)
     recipe = load_recipe("var-w8a8")
+    names = ("var_d16.pth", "vae_ch160v4096z32.pth")
+    served.files |= {("FoundationVision/var", name): b"x" for name in names}
     with Workspace(tmp_path / "there") as there:
         assert (there.root / WORKSPACE_FILE).is_file()
     for checkpoint, model in (("FoundationVision/var", "var-d16"), (None, "var-mini")):
@@ -203,7 +238,7 @@ def test_gates_of_the_mini_do_not_go_along(tmp_path: Path) -> None:
             "wants fp8, which ONNX Runtime lacks",
         ),
         ("var-w8a8", "", {"name": "fp16"}, RecipeError, "names the engines of the unquantized"),
-        ("var-w8a8", "validate", {"gates": ["psnr<=1", "x>1"]}, ArvgError, "x"),
+        ("var-w8a8", "validate", {"gates": ["top1<=1", "x>1"]}, ArvgError, "x"),
     ],
 )
 def test_what_a_later_stage_refuses_is_refused_first(

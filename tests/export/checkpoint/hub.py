@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +30,8 @@ class Hub(BaseHTTPRequestHandler):
             "gone": (404, "RepoNotFound"),
             "other": (404, "EntryNotFound"),
         }
-        status, code = codes[self.path.split("/")[2]]
+        parts = self.path.split("/")
+        status, code = codes[parts[2]] if len(parts) > 2 else (200, "")
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         # The Hub names the commit when the file alone is missing.
@@ -55,6 +57,21 @@ def hub(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
         server.shutdown()
         thread.join()
+
+
+def unplug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the Hub at an address where nothing answers."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def no_hub(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unplug(monkeypatch)
 
 
 class Shelf(BaseHTTPRequestHandler):

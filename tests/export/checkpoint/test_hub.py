@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import socket
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from arvg_trt.families.variants import MODELS, all_variants
 from arvg_trt.runtime.family import HubFile
 
 from ...command_line import arvg, assert_refused
-from .hub import Served
+from .hub import Served, unplug
 
 REPO, OTHER = "someone/model", "another/tokenizer"
 NAMES = (("model.pth", "vae.pth"), ("model.safetensors",))
@@ -100,19 +99,43 @@ def test_a_gated_repository_says_where_its_licence_is(published: bool) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_network_there_is_one_line(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("published", [PUBLISHED, ()])
+def test_without_a_network_there_is_one_line_at_once(
+    published: tuple[HubFile, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts, 23 s in all
+    def waited(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s before it tries again")
+
+    monkeypatch.setattr("time.sleep", waited)
     with pytest.raises(ExportError) as caught:
-        resolve_checkpoint(REPO, NAMES, None, PUBLISHED)
+        resolve_checkpoint(REPO, NAMES, None, published)
     assert "cannot be reached" in str(caught.value) and "\n" not in str(caught.value)
+    assert not caplog.records
+
+
+def test_what_is_in_the_cache_needs_no_network(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.files |= BYTES
+    found = resolve_checkpoint(REPO, NAMES, None, PUBLISHED)
+    unplug(monkeypatch)
+    assert resolve_checkpoint(REPO, NAMES, None, PUBLISHED) == found
+
+
+def test_a_hub_that_fails_in_the_middle_is_one_line(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client tries again by itself, and what it logs of that is not the user's."""
+    served.files |= BYTES
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    always = property(lambda _: 1000, lambda *_: None)  # a read-only answer, however often
+    monkeypatch.setattr(type(served), "breaks_at", always, raising=False)
+    with pytest.raises(ExportError, match="could not be downloaded") as caught:
+        resolve_checkpoint(REPO, NAMES, None, PUBLISHED)
+    assert "\n" not in str(caught.value) and not caplog.records
 
 
 def test_files_and_folders_are_no_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
