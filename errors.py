@@ -7,7 +7,7 @@ Anything that is not an ``ArvgError`` is a bug of ours: the command line ends wi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 USAGE = 2  # Click's code for a wrong command line
@@ -116,6 +116,13 @@ EXIT_CODES: dict[int, str] = {
     INTERNAL: "an internal error: a bug of ours, whose traceback `--debug` shows",
     INTERRUPTED: "interrupted",
 }
+
+
+def bounded(names: Sequence[str], noun: str, most: int = 3, separator: str = ", ") -> str:
+    """Return a few names as they are; of many their number, and the first `most` of them."""
+    if len(names) <= most:
+        return separator.join(names)
+    return f"{len(names)} {noun}, the first {most}: {separator.join(names[:most])}"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

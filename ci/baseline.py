@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import AccuracyError, BundleError, WorkspaceError
+from ..errors import AccuracyError, BundleError, WorkspaceError, bounded
 from ..validate.report.compare import Comparison, compare
 from ..validate.report.schema import REPORT_FILE, Report, load_report
 from ..workspace.files import atomic_write
@@ -41,7 +41,9 @@ def find_report(path: Path, name: str | None = None) -> Path:
     names = sorted(found.parent.name for found in path.glob(f"validate/*/{REPORT_FILE}"))
     if name is None and len(names) > 1:
         raise WorkspaceError(
-            f"has reports of {', '.join(names)}", where=str(path), do="choose one by --name"
+            f"has reports of {bounded(names, 'quantizations', 8)}",
+            where=str(path),
+            do="choose one by --name",
         )
     chosen = name or (names[0] if names else "int8")
     with Workspace(path) as workspace:

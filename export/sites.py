@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
-from ..errors import ExportError
+from ..errors import ExportError, bounded
 from ..graph.sites import FoldPart, ProducerFold, Site
 from .passes.linears import bias_add, weight_of
 from .passes.naming import SITE_OPS, is_linear, module_path
@@ -74,7 +74,7 @@ def require_named(excluded: Collection[str], sites: Sequence[Site], graph_name: 
     unknown = sorted(set(excluded) - {site.name for site in sites})
     if unknown:
         raise ExportError(
-            f"no site named {', '.join(unknown)} in the {graph_name} graph",
+            f"no site named {bounded(unknown, 'names')} in the {graph_name} graph",
             do="the model's list of high-precision sites is out of date",
         )
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ExportError
+from ..errors import ExportError, bounded
 from ..export.shape import DYNAMIC, ExportShape
 from ..extras import require_packages
 from ..families.base import Exporter, FileSets, Variant
@@ -200,7 +200,7 @@ def require_one_size(entry: Variant, snapshots: FileSets, folder: Path) -> None:
     found = {str(Path(name).with_suffix("")) for name in held}
     if len(found) > 1:
         raise ExportError(
-            f"holds several checkpoints: {', '.join(sorted(found))}",
+            f"holds several checkpoints: {bounded(sorted(found), 'checkpoints')}",
             where=str(folder),
             do="name the variant instead of the family",
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..calibrate.facts import CalibrationFacts
-from ..errors import AccuracyError
+from ..errors import AccuracyError, bounded
 from ..extras import require_packages
 from ..graph.sites import load_sites
 from ..quantize.facts import QuantizationFacts
@@ -76,7 +76,8 @@ def prepare_validation(
     calibrated = facts(workspace.manifest("calibrate", stage="calibrate"), CalibrationFacts)
     repeated = leaked(measurement.sources, calibrated.images)
     if repeated:
-        reporter.warn(f"validated on calibration {measurement.noun}: {', '.join(repeated)}")
+        named = bounded(repeated, measurement.noun)
+        reporter.warn(f"validated on calibration {measurement.noun}: {named}")
     engines = {} if options.skip_engine else engine_manifests(workspace, name)
     executed = executed_engine(workspace, name, engines, options.device, reporter)
     digests = measurement.digests

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BundleError, GenerationError
+from ..errors import BundleError, GenerationError, bounded
 from .images import FloatImage
 from .kv_cache import KvCache, require_caches
 from .sampling import Logits, Sampling, Tokens, exponential_noise, guide, sample
@@ -52,7 +52,7 @@ def open_graphs(
     absent = [path.name for path in paths.values() if not has_graph(path)]
     if absent:
         raise BundleError(
-            f"{', '.join(absent)} missing", where=str(folder), do="export the model again"
+            f"{bounded(absent, 'graphs')} missing", where=str(folder), do="export the model again"
         )
     return {name: session(path, threads) for name, path in paths.items()}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, bounded
 from ..runtime.images import to_model
 from ..workspace.files import sha256_file
 from ..workspace.manifest import Manifest
@@ -23,6 +23,7 @@ from .crops import Crops
 from .files import Array
 from .images import ImageSource, open_source
 from .inputs import (
+    MOST_INPUTS,
     GraphInput,
     check_arrays,
     check_names,
@@ -122,7 +123,7 @@ def open_arrays(
     arrays: dict[str, Array] = {} if feeds is None else read_arrays(Path(feeds))
     source = None if images is None else open_source(images, size=size, most=count)
     if feeds is None and source is None:
-        wanted = "; ".join(needed.text for needed in inputs)
+        wanted = bounded([needed.text for needed in inputs], "inputs", MOST_INPUTS, "; ")
         raise CalibrationError(
             f"nothing feeds {wanted}", do="give --feeds FILE.npz, or --images DIR for an image"
         )

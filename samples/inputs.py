@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, bounded
 from ..runtime.npz import BadArrays, read_npz
 from ..workspace.facts import custom_graphs
 from ..workspace.manifest import Manifest
@@ -17,6 +17,7 @@ from .files import Array
 
 # Of a float picture's magnitude: standardized ones reach 2.7.
 MOST_OF_A_PICTURE = 16.0
+MOST_INPUTS = 8  # that a message names: a graph with KV caches has 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def check_names(arrays: Mapping[str, Array], inputs: Sequence[GraphInput], where
         raise CalibrationError(
             f"{unknown[0]} is no input to feed",
             where=where,
-            do=f"inputs: {', '.join(needed.text for needed in inputs)}",
+            do=f"inputs: {bounded([each.text for each in inputs], 'inputs', MOST_INPUTS)}",
         )
 
 
@@ -128,7 +129,7 @@ def image_input(inputs: Sequence[GraphInput], arrays: Mapping[str, Array]) -> Gr
     """
     left = [needed for needed in inputs if key_of(arrays, needed) is None]
     if len(left) != 1 or not left[0].is_image:
-        found = "; ".join(needed.text for needed in left) or "none"
+        found = bounded([each.text for each in left], "inputs", MOST_INPUTS, "; ") or "none"
         raise CalibrationError(
             f"--images feeds one float32 [N, 3, H, W] input, but those to feed are: {found}",
             do="give the other inputs with --feeds FILE.npz",

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from ...errors import BuildError
+from ...errors import BuildError, bounded
 from ...runtime.trt_compat import Backend, BuilderModule, device_compute_capability, load_builder
 from ...workspace.files import atomic_write
 from ..facts import BUILT
@@ -247,7 +247,7 @@ def _check_profiles(inputs: Mapping[str, Shape], profiles: Profiles, where: str)
             raise BuildError(
                 f"profile for {name}, which is no input",
                 where=where,
-                do=f"inputs: {', '.join(inputs)}",
+                do=f"inputs: {bounded([*inputs], 'inputs', 8)}",
             )
     for name, shape in inputs.items():
         if name not in profiles:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...errors import ExportError
+from ...errors import ExportError, bounded
 from ...runtime.family import HubFile
 from .hub import Progress, download, download_published, listed
 
@@ -82,8 +82,9 @@ def find_by_content(folder: Path, alternatives: Sequence[Sequence[str]]) -> list
     whole = [p for p in files if content[p] == "transformer and tokenizer"]
     if len(whole) == 1 and not any(by_part):
         return whole
+    held = [f"{path.name} holds {content[path]}" for path in files]
     raise ExportError(
-        "has no complete checkpoint: " + ", ".join(f"{p.name} holds {content[p]}" for p in files),
+        f"has no complete checkpoint: {bounded(held, 'files')}",
         where=str(folder),
         do=f"keep one transformer and one tokenizer in it; {expected}",
     )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...errors import ExportError
+from ...errors import ExportError, bounded
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "trainer")
 # The parts of a trainer's snapshot, which together are the checkpoint.
@@ -75,7 +75,7 @@ def require_one(keys: Sequence[str], path: Path) -> None:
     """Raise ExportError for several state_dicts side by side."""
     if len(keys) > 1:
         raise ExportError(
-            f"holds several state_dicts: {', '.join(keys)}",
+            f"holds several state_dicts: {bounded(keys, 'keys', 8)}",
             where=str(path),
             do="save the one to use in a file of its own",
         )

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ExportError
+from ...errors import ExportError, bounded
 from ...graph.sites import SITES_VERSION, NodeVerdict, Site, SiteMap
 from ...recipe.base import check_name
 from ...workspace.facts import GraphFacts, ValueFacts
@@ -224,7 +224,8 @@ def require_sites(sites: Sequence[Site]) -> None:
     if any(site.excluded is None for site in sites):
         return
     reasons = Counter(str(site.excluded) for site in sites)
-    text = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
+    counted = [f"{count}: {reason}" for reason, count in reasons.most_common()]
+    text = bounded(counted, "reasons", separator="; ")
     do = "export a float32 model with its weights as constants"
     if any(" body of a node " in reason for reason in reasons):
         do = "export it without If, Loop and Scan: what decides them as a constant, loops unrolled"

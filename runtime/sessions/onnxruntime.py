@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ...errors import ArvgError, BundleError, OutOfMemory
+from ...errors import ArvgError, BundleError, OutOfMemory, bounded
 from .assignment import fallback_text, misplaced_nodes
 from .placement import ON_CPU, Placement
 from .processors import may_saturate, session_threads
@@ -194,7 +194,8 @@ class OnnxRuntimeSession:
         """Return the error that tells the user what a failed run means."""
         if is_memory_failure(error):
             return out_of_memory(self.path, "use a smaller batch")
-        shapes = ", ".join(f"{k} {list(shape_of(v))}" for k, v in feeds.items())
+        given = [f"{k} {list(shape_of(v))}" for k, v in feeds.items()]
+        shapes = bounded(given, "inputs", 8)
         return BundleError(
             f"ONNX Runtime refused {shapes}: {first_line(error)}",
             do="check the input's shape and type against the graph",

@@ -166,6 +166,16 @@ def test_report_index_and_bundle_are_called_as_the_files(
         assert index.read_text().count(f"{name}, int8") >= 2
 
 
+def test_a_warning_of_many_samples_names_the_first_ones(
+    models: dict[str, Own], transformer: Path
+) -> None:
+    own = models["transformer"]
+    again = arvg("validate", transformer, "--feeds", own.calibration, "--rounds", 0)
+    assert again.code == 0
+    first = ", ".join(f"calibration:{k}" for k in range(3))
+    assert f"calibration samples: {SAMPLES} samples, the first 3: {first}\n" in again.err
+
+
 def test_a_title_names_own_graphs_and_brings_no_licence_of_a_shipped_model(
     models: dict[str, Own], tmp_path: Path
 ) -> None:
