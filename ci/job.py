@@ -14,8 +14,9 @@ from ..families.variants import IN_MINIS, MINIS, find_model, shipped_checkpoint
 from ..recipe.file import PRESETS, find_recipe, load_recipe
 from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
+from ..validate.metric_names import parse_gates_of
 from ..validate.report.gates import parse_gates
-from ..validate.report.schema import KIND_TITLES, METRIC_NAMES, metric_names
+from ..validate.report.schema import METRIC_NAMES
 from ..workspace.stage import tool_version
 from .repository import require_not_ignored, require_root, uses_large_files
 from .text import as_path, require_printable
@@ -95,8 +96,7 @@ def describe_job(name: str, options: JobOptions) -> Job:
     """
     found = find_recipe(name)
     recipe = load_recipe(found)
-    kind = find_family(find_model(recipe.model).family).kind
-    parse_gates(recipe.validate.gates, metric_names(kind), KIND_TITLES[kind])
+    parse_gates_of(find_family(find_model(recipe.model).family).kind, recipe.validate.gates)
     preset = found.parent == PRESETS
     written = found.stem if preset else inside(str(found), "the recipe")
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", found.stem).strip("-.") or "recipe"

@@ -97,8 +97,8 @@ def prepare(workspace: Workspace, stage: StageName, recipe: Recipe) -> list[Prep
     if stage == "export":
         graphs = [Path(graph) for graph in recipe.graphs]
         arguments = (workspace, recipe.model, recipe.checkpoint, PARITY_PICTURES, graphs, reporter)
-        given = {"weights": recipe.weights, "title": recipe.title}
-        return [prepare_any(*arguments, **given, cached=True)]
+        own = prepare_any(*arguments, weights=recipe.weights, title=recipe.title, cached=True)
+        return [own]
     if stage == "calibrate":
         return [prepare_calibration(workspace, recipe.calibrate, reporter)]
     if stage == "quantize":

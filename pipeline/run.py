@@ -38,12 +38,11 @@ def check_recipe(recipe: Recipe) -> None:
         ArvgError: gates, image sources, labels, formats or targets that cannot be used.
     """
     from ..validate.measure.kinds import check_validation
-    from ..validate.report.gates import parse_gates
-    from ..validate.report.schema import KIND_TITLES, metric_names
+    from ..validate.metric_names import parse_gates_of
 
     entry = find_model(recipe.model)
     family = find_family(entry.family)
-    parse_gates(recipe.validate.gates, metric_names(family.kind), KIND_TITLES[family.kind])
+    parse_gates_of(family.kind, recipe.validate.gates)
     check_name_and_attention(recipe, family.generates)
     if family.source == "graphs":
         graph_names([Path(graph) for graph in recipe.graphs])

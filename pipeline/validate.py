@@ -59,15 +59,16 @@ def prepare_validation(
     from ..validate.measure.kinds import leaked, open_measurement
     from ..validate.measure.second_opinion import second_opinions
     from ..validate.measure.sizes import measure_shipped
+    from ..validate.metric_names import parse_gates_of
     from ..validate.report.compose import compose_report, finite_metrics
-    from ..validate.report.gates import evaluate, parse_gates
+    from ..validate.report.gates import evaluate
     from ..validate.report.render import write_report
-    from ..validate.report.schema import FP32, KIND_TITLES, QDQ, metric_names, metrics
+    from ..validate.report.schema import FP32, QDQ, metrics
     from ..validate.report.spread import inconclusive_metrics
 
     reporter = in_stage(reporter, "validate")
     model = Exported.open(workspace)
-    gates = parse_gates(options.gates, metric_names(model.kind), KIND_TITLES[model.kind])
+    gates = parse_gates_of(model.kind, options.gates)
     measurement = open_measurement(model, options, calibrated_classes(workspace))
     skipped = [file for source in measurement.sources for file in source.skipped]
     if skipped:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import BundleError, WorkspaceError
 from ..workspace.facts import EngineFacts, facts
 from ..workspace.files import decode_json
+from ..workspace.lead import lead_from
 from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.verify import read_manifest, verify, workspace_of
 from .devices import Device, this_device
@@ -74,6 +75,9 @@ def read_spec(path: Path) -> tuple[Path, GeneratorSpec]:
         WorkspaceError: there is none, or it cannot be read.
     """
     folder = graphs_folder(path)
+    if not (folder / SPEC_FILE).is_file():
+        lead = lead_from(path, "generator")
+        raise WorkspaceError(lead.what, where=str(path), do=lead.do)
     family = read_family(folder)
     if family.spec is None:
         what = f"{family.name} is no family of generators"
@@ -90,9 +94,9 @@ def verified_spec(path: Path) -> tuple[Path, GeneratorSpec]:
     """
     folder = graphs_folder(path)
     if not any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
-        return read_spec(folder)  # raises the error that nothing is there
+        return read_spec(path)  # raises the error that nothing is there
     verified(folder)
-    return read_spec(folder)
+    return read_spec(path)
 
 
 def placed_spec(path: Path, device: str = "auto") -> tuple[Path, GeneratorSpec]:
@@ -108,7 +112,7 @@ def placed_spec(path: Path, device: str = "auto") -> tuple[Path, GeneratorSpec]:
         place_folder(found, device)  # why they do not run here comes before what was changed
     if any((folder / name).is_file() for name in (SPEC_FILE, MANIFEST)):
         verify(folder)
-    return read_spec(folder)
+    return read_spec(path)
 
 
 def graphs_folder(path: Path) -> Path:

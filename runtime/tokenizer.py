@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleError
+from ..workspace.lead import lead_from
 from ..workspace.manifest import MANIFEST
 from ..workspace.verify import verify as verify_folder
 from .bundle.open import Place, access_by, located
@@ -101,7 +102,8 @@ class ImageTokenizer:
             WorkspaceError: the folder is not what its stage wrote.
             IntegrityError: the bundle is damaged, changed, or not signed as this device requires.
         """
-        folder = located(Path(folder), device, access_by(require_keys), wants="tokenizer")
+        given = Path(folder)
+        folder = located(given, device, access_by(require_keys), wants="tokenizer")
         if not has_graph(folder / "encoder.onnx") and (folder / "export").is_dir():
             folder = folder / "export"
         check = verified if session else verify_folder
@@ -112,8 +114,9 @@ class ImageTokenizer:
         if verify and ((folder / MANIFEST).is_file() or not missing):
             check(folder)
         if missing:
+            lead = lead_from(given, "tokenizer")
             raise BundleError(
-                f"{missing[0]} is missing", where=str(folder), do="name an export or engine folder"
+                f"{missing[0]} is missing: {lead.what}", where=str(folder), do=lead.do
             )
         names = [n for n in ("encoder", "decoder", "lookup") if has_graph(folder / f"{n}.onnx")]
         return cls(*(session(folder / f"{name}.onnx", threads) for name in names))

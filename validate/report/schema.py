@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ import msgspec
 from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
 from ...quantize.facts import SiteRow
-from ...workspace.facts import ModelKind
 from ...workspace.files import decode_json, encode_json
 from ..download import SIZE_NOTE, Download
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
@@ -189,7 +188,7 @@ def sizes(
     )
 
 
-_ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
+ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
     "psnr": lambda a: decibels(a.psnr.mean),
     "psnr_min": lambda a: decibels(a.psnr.min),
     "ssim": lambda a: a.ssim.mean,
@@ -206,43 +205,18 @@ _ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
     "codebook_use": lambda a: a.codebook_use,
     "site_sqnr_db": lambda a: min(map(decibels, a.sites.values()), default=None),
 }
-_PARTS: tuple[Part, ...] = ("encoder", "decoder", "tokens")
-_MEASURED = tuple(dict.fromkeys((*_ACCURACY, *WORST_NAMES, *GENERATION_NAMES)))
+PARTS: tuple[Part, ...] = ("encoder", "decoder", "tokens")
+MEASURED = tuple(dict.fromkeys((*ACCURACY, *WORST_NAMES, *GENERATION_NAMES)))
 METRIC_NAMES: tuple[str, ...] = (
-    *_MEASURED,
+    *MEASURED,
     "compression",
     "packed_compression",
     "download_compression",
     "speedup",
     "latency_ms",
-    *(f"{part}.{name}" for part in _PARTS for name in ("speedup", "latency_ms")),
-    *(f"{candidate}.{name}" for candidate in CANDIDATES for name in _MEASURED),
+    *(f"{part}.{name}" for part in PARTS for name in ("speedup", "latency_ms")),
+    *(f"{candidate}.{name}" for candidate in CANDIDATES for name in MEASURED),
 )
-
-
-# What models of a kind have of them, and the parts of theirs that are timed.
-_OF_KIND: dict[ModelKind, tuple[Collection[str], tuple[Part, ...]]] = {
-    "tokenizer": (_ACCURACY, ("encoder", "decoder")),
-    "custom": (WORST_NAMES, ()),
-    "generator": (GENERATION_NAMES, ("tokens",)),
-}
-KIND_TITLES: dict[ModelKind, str] = {
-    "tokenizer": "an image tokenizer",
-    "custom": "graphs of your own",
-    "generator": "a generator",
-}
-
-
-def metric_names(kind: ModelKind) -> tuple[str, ...]:
-    """Return those of METRIC_NAMES that a model of a kind can have."""
-    measured, parts = _OF_KIND[kind]
-    others = {*_MEASURED} - {*measured}
-    untimed = tuple(f"{part}." for part in _PARTS if part not in parts)
-    return tuple(
-        name
-        for name in METRIC_NAMES
-        if name.rpartition(".")[2] not in others and not name.startswith(untimed)
-    )
 
 
 def metrics(report: Report) -> dict[str, float | None]:
@@ -254,7 +228,7 @@ def metrics(report: Report) -> dict[str, float | None]:
     values: dict[str, float | None] = dict.fromkeys(METRIC_NAMES)
     for candidate in CANDIDATES:
         if candidate in report.accuracy:
-            for name, read in _ACCURACY.items():
+            for name, read in ACCURACY.items():
                 values[f"{candidate}.{name}"] = read(report.accuracy[candidate])
         for name, value in worst(report.outputs.get(candidate, ())).items():
             values[f"{candidate}.{name}"] = value
@@ -262,7 +236,7 @@ def metrics(report: Report) -> dict[str, float | None]:
             made = generation_metrics(report.generation[candidate])
             values |= {f"{candidate}.{name}": value for name, value in made.items()}
     if report.headline is not None:
-        values |= {name: values[f"{report.headline}.{name}"] for name in _MEASURED}
+        values |= {name: values[f"{report.headline}.{name}"] for name in MEASURED}
     if values["site_sqnr_db"] is None:  # an engine has no sites to look into
         values["site_sqnr_db"] = values[f"{QDQ}.site_sqnr_db"]
     sizes = report.sizes

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from arvg_trt import cli as command_line
 from arvg_trt.cli import cli, main
 from arvg_trt.commands.support.errors import explain, os_error_line
-from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, nearest
+from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, bounded, nearest
 from arvg_trt.extras import EXTRAS, extra_of, missing_packages
 
 from ...command_line import (
@@ -313,3 +315,14 @@ def test_internal_error_of_a_process_of_its_own_is_one_line(tmp_path: Path) -> N
     assert outcome.code == 9
     assert outcome.err.splitlines()[-1].startswith("error: ")
     assert "Traceback" in outcome.err
+
+
+def test_a_few_names_are_said_as_they_are_and_many_are_counted() -> None:
+    assert bounded(["a", "b", "c"], "samples") == "a, b, c"
+    assert bounded(["a", "b", "c", "d"], "samples") == "4 samples, the first 3: a, b, c"
+    assert bounded(["a", "b"], "reasons", most=1, separator="; ") == "2 reasons, the first 1: a"
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=20)), st.integers(1, 8))
+def test_no_list_is_longer_than_what_it_may_name(names: list[str], most: int) -> None:
+    assert len(bounded(names, "names", most)) <= 30 + most * 22

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arvg_trt.errors import RecipeError
+from arvg_trt.validate.metric_names import TITLES, metric_names, parse_gates_of
 from arvg_trt.validate.report.gates import Gate, evaluate, parse_gate, parse_gates
-from arvg_trt.validate.report.schema import KIND_TITLES, METRIC_NAMES, metric_names
+from arvg_trt.validate.report.schema import METRIC_NAMES
 from arvg_trt.workspace.facts import ModelKind
 
 KNOWN = ("psnr", "psnr_drop", "token_agreement", "qdq.psnr")
@@ -51,10 +52,10 @@ def test_malformed_gates_are_refused(text: str) -> None:
 def test_an_unknown_metric_names_those_of_this_kind_of_model(
     kind: ModelKind, wanted: str, other: str
 ) -> None:
-    names, title = metric_names(kind), KIND_TITLES[kind]
+    names, title = metric_names(kind), TITLES[kind]
     assert wanted in names and f"qdq.{wanted}" in names and other not in names
     with pytest.raises(RecipeError) as caught:
-        parse_gates(["sqnr>=30"], names, title)
+        parse_gates_of(kind, ["sqnr>=30"])
     assert f"no metric 'sqnr' of {title}" in caught.value.what
     offered = str(caught.value.do).removeprefix("use ").split(", ")
     assert wanted in offered and {*offered} <= {*names}

@@ -1,0 +1,44 @@
+"""Say which metrics a kind of model has, for gates that are refused before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from ..workspace.facts import ModelKind
+from .measure.generator_accuracy import GENERATION_NAMES
+from .metrics.outputs import WORST_NAMES
+from .report.gates import Gate, parse_gates
+from .report.schema import ACCURACY, MEASURED, METRIC_NAMES, PARTS, Part
+
+# What models of a kind have, and the parts of theirs that are timed.
+OF_KIND: dict[ModelKind, tuple[Collection[str], tuple[Part, ...]]] = {
+    "tokenizer": (ACCURACY, ("encoder", "decoder")),
+    "custom": (WORST_NAMES, ()),
+    "generator": (GENERATION_NAMES, ("tokens",)),
+}
+TITLES: dict[ModelKind, str] = {
+    "tokenizer": "an image tokenizer",
+    "custom": "graphs of your own",
+    "generator": "a generator",
+}
+
+
+def metric_names(kind: ModelKind) -> tuple[str, ...]:
+    """Return those of METRIC_NAMES that a model of a kind can have."""
+    measured, parts = OF_KIND[kind]
+    others = {*MEASURED} - {*measured}
+    untimed = tuple(f"{part}." for part in PARTS if part not in parts)
+    return tuple(
+        name
+        for name in METRIC_NAMES
+        if name.rpartition(".")[2] not in others and not name.startswith(untimed)
+    )
+
+
+def parse_gates_of(kind: ModelKind, texts: Iterable[str]) -> list[Gate]:
+    """Parse the gates of a model of a kind.
+
+    Raises:
+        RecipeError: one is malformed, or its metric is none that such a model has.
+    """
+    return parse_gates(texts, metric_names(kind), TITLES[kind])
