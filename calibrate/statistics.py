@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from ..errors import CalibrationError
 from ..graph.sites import Site
+from ..workspace.schemas import schema_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class TensorStats:
 
 
 STATISTICS = "statistics.safetensors"  # the file's name in the folder of a calibration
+SCHEMA = "arvg-trt/statistics/v1"
 EXPORT = "export"  # beside them in a file: the digest of the export that they are of
 # Statistics by name: of a site's input, and with these behind the name of its positions and of the
 # site's output.
@@ -105,7 +107,7 @@ def save_statistics(
         tensors[f"{name}:count"] = np.atleast_1d(np.asarray(stats.count, np.int64))
     if export is not None:  # a tensor, since metadata of two keys come in any order
         tensors[EXPORT] = np.frombuffer(bytes.fromhex(export), np.uint8)
-    data = save(tensors, metadata={"schema": "arvg-trt/statistics/v1"})
+    data = save(tensors, metadata={"schema": SCHEMA})
     path.write_bytes(data)  # save_file hides the errno of a full disk
 
 
@@ -126,12 +128,10 @@ def load_exported(path: Path) -> tuple[Statistics, str | None]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("schema") != "arvg-trt/statistics/v1":
-                raise CalibrationError(
-                    "not a statistics file of this version",
-                    where=str(path),
-                    do="run `arvg-trt calibrate` again",
-                )
+            problem = schema_problem((file.metadata() or {}).get("schema"), SCHEMA)
+            if problem is not None:
+                do = problem.do or "run `arvg-trt calibrate` again"
+                raise CalibrationError(problem.what, where=str(path), do=do)
             keys = set(file.keys())
             names = sorted({key.rpartition(":")[0] for key in keys - {EXPORT}})
             found = {name: read_stats(file, name) for name in names}

@@ -10,9 +10,11 @@ import msgspec
 
 from ..errors import RecipeError, nearest
 from ..workspace.files import UNDECODABLE, said
+from ..workspace.schemas import schema_problem
 from .quantize import with_implied
 from .recipe import Recipe
 
+RECIPE_SCHEMA = "arvg-trt/recipe/v1"
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -43,6 +45,9 @@ def load_recipe(name: str | PathLike[str]) -> Recipe:
     path = find_recipe(name)
     try:
         written = msgspec.toml.decode(path.read_bytes())
+        problem = schema_problem(written.get("schema", RECIPE_SCHEMA), RECIPE_SCHEMA)
+        if problem is not None:
+            raise RecipeError(problem.what, where=str(path), do=problem.do or "see docs/recipes.md")
         if isinstance(table := written.get("quantize"), dict):
             written["quantize"] = with_implied(table)
         return msgspec.convert(written, Recipe, strict=True)

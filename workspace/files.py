@@ -20,6 +20,7 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ArvgError, WorkspaceError
+from .schemas import problem_in
 
 CACHE_VARIABLE = "ARVG_TRT_CACHE"
 OTHER_CACHE = f"set {CACHE_VARIABLE} to another folder"
@@ -75,11 +76,16 @@ UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 def decode_json(
     path: Path, kind: type[T], *, do: str, error: type[ArvgError] = WorkspaceError
 ) -> T:
-    """Read a JSON artifact, or raise an `error` that names the file and the key."""
+    """Read a JSON artifact, or raise an `error` that names the file, and its schema or the key."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise error("no such file", where=str(path), do=do) from None
+    problem = problem_in(data, kind)
+    if problem is not None:
+        raise error(problem.what, where=str(path), do=problem.do or do)
+    try:
+        return msgspec.json.decode(data, type=kind)
     except UNDECODABLE as failure:
         raise error(f"cannot be read: {said(failure)}", where=str(path), do=do) from failure
 

@@ -199,7 +199,7 @@ def hub_errors(repo: str) -> Iterator[None]:
             GatedRepoError,
             HfHubHTTPError,
             HFValidationError,
-            HTTPError,
+            HTTPError,  # type: ignore[attr-defined]  # of the HTTP client that it uses
             OfflineModeIsEnabled,
             RepositoryNotFoundError,
         )

@@ -141,7 +141,7 @@ def test_what_is_no_report_is_refused(text: str, save: Save, tmp_path: Path) -> 
 
 def test_a_workspace_s_report_is_verified_first(repository: Path, report: Path) -> None:
     workspace = repository / "out" / "my ws"
-    assert arvg("baseline", "save", workspace, "-o", "a.json").out == "a.json: onnx, int8\n"
+    assert arvg("baseline", "save", workspace, "-o", "a.json").out == "a.json: handmade, int8\n"
     assert arvg("baseline", "save", report.parent, "-o", "b.json").code == 0
     assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
     unknown = arvg("baseline", "save", workspace, "--name", "w4", "-o", "c.json")

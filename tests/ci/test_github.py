@@ -102,7 +102,7 @@ def test_a_push_to_main_keeps_the_baseline_and_a_signed_bundle(
     )
     assert verified.code == 0 and "signed by" in verified.out
     assert secret.splitlines()[1] not in platform.log
-    assert "# onnx, int8" in (platform.tools.parent / "summary-push.md").read_text()
+    assert "# handmade, int8" in (platform.tools.parent / "summary-push.md").read_text()
     assert run.job(found, "comment", repository) is None
 
     (sign,) = (s for s in found["jobs"]["validate"]["steps"] if s.get("name") == "Sign the bundle")
@@ -114,7 +114,7 @@ def test_a_pull_request_is_compared_and_gets_one_comment(
     repository: Path, platform: Platform, report: Path
 ) -> None:
     store = platform.tools.parent / "comments.json"
-    marker = "<!-- arvg-trt onnx-int8 -->"
+    marker = "<!-- arvg-trt handmade-int8 -->"
     store.write_text(json.dumps([{"id": 1, "user": "someone", "body": f"{marker} quoted"}]))
     gh = platform.tools / "gh"
     gh.write_text(GH.format(python=sys.executable, store=str(store)))

@@ -18,7 +18,7 @@ from ..command_line import arvg
 from .conftest import RECIPE_NAME
 from .steps import Platform, check, gitlab_script, read_yaml
 
-MARKER = "<!-- arvg-trt onnx-int8 -->"
+MARKER = "<!-- arvg-trt handmade-int8 -->"
 TOKEN = "glpat-a-token-of-the-project"
 
 

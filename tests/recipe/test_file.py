@@ -139,7 +139,10 @@ def test_unknown_preset_names_the_nearest_first(name: str, nearest: str) -> None
         (MINIMAL + "[validate]\nrounds = -1\n", ("rounds", "-1")),
         (MINIMAL.replace('name = "n"', 'name = "../n"'), ("../n",)),
         (MINIMAL.replace('name = "n"', ""), ("name",)),
-        (MINIMAL.replace("recipe/v1", "recipe/v2"), ("recipe/v2", "schema")),
+        (
+            MINIMAL.replace("recipe/v1", "recipe/v2"),
+            ("recipe/v2 is newer", "upgrade"),
+        ),
         ("not = = toml", ("mine.toml",)),
         ("", ("model",)),
     ],

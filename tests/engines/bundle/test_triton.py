@@ -169,7 +169,7 @@ def test_custom_graphs_run_in_their_order(
         custom[name] / "engines/int8/onnxruntime", graphs, session=reference_session
     )
     wanted = {key.partition("/")[2]: value for key, value in engine.run(feeds).items()}
-    served = chained[0] if chained else f"onnx-int8-cpu-{name}"
+    served = chained[0] if chained else f"{name}-int8-cpu-{name}"
     outputs = infer(tmp_path / "repo", models, served, feeds)
     assert outputs.keys() == ({"picture"} if chained else wanted.keys())
     for key, value in outputs.items():
@@ -187,7 +187,7 @@ def test_weight_only_products_are_served_without_rounding_their_inputs(
     assert made.code == 0, made.err
     assert arvg("build", workspace, "--name", "w8").code == 0
     models = written(workspace, tmp_path / "repo", "--name", "w8")
-    name = "onnx-w8-cpu-transformer"
+    name = "transformer-w8-cpu-transformer"
     feeds = FEEDS["transformer"](np.random.default_rng(7), 3)
     path = workspace / "engines/w8/onnxruntime/transformer.onnx"
     wanted = reference_session(path).run(feeds)["logits"]
@@ -203,11 +203,12 @@ def test_a_first_axis_that_samples_do_not_show_as_the_batch_is_not_joined(
     shutil.rmtree(tmp_path / "ws" / "calibrate")
     models = written(tmp_path / "ws", tmp_path / "repo")
     assert {config.max_batch_size for config in models.values()} == {0}
-    encoder = models["onnx-int8-cpu-encoder"]
+    encoder = models["encoder-decoder-int8-cpu-encoder"]
     assert [list(end.dims) for end in encoder.input] == [[-1, 3, -1, -1]]
     open_model(tmp_path / "repo", encoder)
     feeds = FEEDS["autoencoder"](np.random.default_rng(7), 2)
-    assert infer(tmp_path / "repo", models, "onnx-int8-cpu-chain", feeds)["picture"].shape[0] == 2
+    chain = "encoder-decoder-int8-cpu-chain"
+    assert infer(tmp_path / "repo", models, chain, feeds)["picture"].shape[0] == 2
 
 
 def test_a_generator_serves_its_graphs_and_says_that_the_loop_is_not_served(
