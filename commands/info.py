@@ -121,6 +121,8 @@ def target_text(row: TargetRow) -> str:
     return "\n".join([*text, "sources:", *(f"  {source}" for source in dict.fromkeys(read))])
 
 
+MOST_ROWS = 12  # of nodes alike
+NOT_BUILDABLE = "not buildable"
 ONLY_COMPILED = "compiles; no provider of ONNX Runtime opens it"
 
 
@@ -191,8 +193,9 @@ def doctor(as_json: bool) -> None:
     shell_complete=completion.targets,
     help=f"GPU or compute capability. Repeatable. [default: {', '.join(TARGETS)}]",
 )
+@click.option("--all", "every", is_flag=True, help="A line for each product, not for those alike.")
 @json_option
-def analyze(files: Sequence[Path], targets: Sequence[str], as_json: bool) -> None:
+def analyze(files: Sequence[Path], targets: Sequence[str], every: bool, as_json: bool) -> None:
     """Say what becomes of each node of ONNX FILES on each target, and why.
 
     A node is INT8, FP8, in high precision, or not buildable. Nothing is calibrated or built. A file
@@ -205,16 +208,20 @@ def analyze(files: Sequence[Path], targets: Sequence[str], as_json: bool) -> Non
     if as_json:
         print_json({"graphs": analyses})
     else:
-        click.echo("\n\n".join(text_of(analysis) for analysis in analyses))
+        click.echo("\n\n".join(text_of(analysis, every) for analysis in analyses))
     if any(analysis.refused for analysis in analyses):
         sys.exit(ExportError.exit_code)
 
 
-def text_of(analysis: GraphAnalysis) -> str:
+def text_of(analysis: GraphAnalysis, every: bool = False) -> str:
     if analysis.refused is not None:
         return f"{analysis.file}: refused: {analysis.refused}"
     head = f"{analysis.file}: opset {analysis.opset}, {analysis.nodes} nodes"
-    return "\n".join([head, *counts_table(analysis), *reason_lines(analysis.verdicts)])
+    lines = [head, *counts_table(analysis), *node_lines(analysis.verdicts, every)]
+    rest = analysis.nodes - len(analysis.verdicts)
+    if rest > 0:
+        lines.append(f"The other {rest} nodes are no products: they stay in high precision.")
+    return "\n".join(lines)
 
 
 def counts_table(analysis: GraphAnalysis) -> list[str]:
@@ -228,15 +235,39 @@ def counts_table(analysis: GraphAnalysis) -> list[str]:
     return aligned(rows)
 
 
-def reason_lines(verdicts: Sequence[NodeVerdict]) -> list[str]:
-    """List what is not INT8 somewhere, and why; nodes alike are one line, `--json` has them all."""
+def node_lines(verdicts: Sequence[NodeVerdict], every: bool = False) -> list[str]:
+    """List what becomes of which nodes, and why: a line for nodes alike, those of most nodes first.
+
+    With `every` each node has a line of its own, in the order of the graph.
+    """
     alike: dict[tuple[str, str, str], list[str]] = {}
     for v in verdicts:
-        if v.reason is not None:
-            key = (v.op, "not buildable" if stops(v) else "high precision", v.reason)
-            alike.setdefault(key, []).append(v.node)
+        alike.setdefault((v.op, verdict_text(v), v.reason or ""), []).append(v.node)
     rows = [[shortened(nodes), *key] for key, nodes in alike.items()]
-    return ["", *aligned([["node", "operator", "verdict", "reason"], *rows])] if rows else []
+    if every:
+        rows = [[v.node, v.op, verdict_text(v), v.reason or ""] for v in verdicts]
+    elif len(rows) > MOST_ROWS:
+        # What stops a build is not left out.
+        found = sorted(alike.items(), key=lambda x: (x[0][1] != NOT_BUILDABLE, -len(x[1])))
+        rows = [[shortened(nodes), *key] for key, nodes in found[:MOST_ROWS]]
+    if not rows:
+        return []
+    lines = ["", *aligned([["node", "operator", "verdict", "reason"], *rows])]
+    if not every and len(alike) > MOST_ROWS:
+        lines.append(f"... and {len(alike) - MOST_ROWS} more kinds of nodes: --all lists each node")
+    return lines
+
+
+def verdict_text(verdict: NodeVerdict) -> str:
+    """Return what a node becomes: the same everywhere, or on the targets that differ."""
+    if stops(verdict):
+        return NOT_BUILDABLE
+    by_verdict: dict[str, list[str]] = {}
+    for target, each in verdict.targets.items():
+        by_verdict.setdefault(each, []).append(target)
+    if len(by_verdict) == 1:
+        return next(iter(by_verdict))
+    return "; ".join(f"{each} ({' '.join(targets)})" for each, targets in by_verdict.items())
 
 
 def shortened(nodes: Sequence[str]) -> str:
@@ -245,7 +276,7 @@ def shortened(nodes: Sequence[str]) -> str:
 
 def stops(verdict: NodeVerdict) -> bool:
     """Return whether some target cannot build the node at all."""
-    return "not buildable" in verdict.targets.values()
+    return NOT_BUILDABLE in verdict.targets.values()
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,9 +6,11 @@ memory is allocated, so that a few bytes cannot ask for many.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import struct
+import sys
 import tokenize
 import warnings
 import zipfile
@@ -121,6 +123,10 @@ def require_bounded(packed: list[tuple[str, zipfile.ZipInfo]]) -> None:
 
 def memory() -> int:
     """Return the bytes of memory of this machine."""
+    if sys.platform == "win32":
+        kilobytes = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+        return kilobytes.value * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

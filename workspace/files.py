@@ -61,7 +61,7 @@ def digest_stream(stream: IO[bytes]) -> str:
 
 def digest_files(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     """Return the sha256 of each file by its name relative to `root`, sorted by name."""
-    return {str(p.relative_to(root)): sha256_file(p) for p in sorted(paths)}
+    return {p.relative_to(root).as_posix(): sha256_file(p) for p in sorted(paths)}
 
 
 def encode_json(value: Any) -> bytes:
@@ -126,7 +126,8 @@ def open_tensors(path: Path, *, do: str, error: type[ArvgError] = WorkspaceError
 
 
 def fsync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows writes out what was opened to be written alone.
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -224,7 +225,8 @@ def user_cache() -> Path:
     try:
         return Path(base or Path.home() / ".cache") / "arvg-trt"
     except RuntimeError as error:
-        what = f"the user {os.geteuid()} has no home to keep files in"
+        user = f"the user {os.geteuid()}" if hasattr(os, "geteuid") else "this user"
+        what = f"{user} has no home to keep files in"
         raise WorkspaceError(what, do=f"set {CACHE_VARIABLE} to a folder") from error
 
 

@@ -71,7 +71,7 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
         command = [sys.executable, "-m", module, folder]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
         code = done.returncode
-        if code == -signal.SIGKILL:
+        if sys.platform != "win32" and code == -signal.SIGKILL:
             raise OutOfMemory(
                 "a subprocess was killed, as the system does when memory runs out",
                 where=module,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from ..errors import WorkspaceError
 from .files import atomic_write, decode_json, encode_json, recover_folder
+from .locks import holder_of, name_holder, try_lock
 from .manifest import MANIFEST, Manifest
 
 WORKSPACE_VERSION = 1
@@ -33,14 +34,6 @@ class Workspace:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = (self.root / ".lock").open("a+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise WorkspaceError(
-                "another run is using this workspace",
-                where=str(self.root),
-                do="wait for it to end, or name another workspace",
-            ) from None
         except FileNotFoundError as error:
             # Virtual file systems raise this for a folder that cannot be made there.
             raise WorkspaceError(
@@ -48,6 +41,7 @@ class Workspace:
                 where=str(self.root),
                 do="name a workspace on a disk",
             ) from error
+        self._take_lock()
         with contextlib.ExitStack() as undo:
             undo.push(self)
             self.check_version()
@@ -55,9 +49,26 @@ class Workspace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._lock.truncate(0)
+        if sys.platform == "win32":  # where what is open cannot be removed
+            self._lock.close()
         if kind is not None and self._made:
             self.remove_if_empty()
         self._lock.close()
+
+    def _take_lock(self) -> None:
+        """Raise WorkspaceError where another process has the lock."""
+        if try_lock(self._lock):
+            name_holder(self._lock)
+            return
+        with self._lock:
+            holder = holder_of(self._lock)
+        named = "" if holder is None else f", process {holder}"
+        raise WorkspaceError(
+            f"another run is using this workspace{named}",
+            where=str(self.root),
+            do="wait for it to end, or name another workspace",
+        )
 
     def remove_if_empty(self) -> None:
         """Remove a new workspace whose first stage failed."""

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BuildError
-from ...runtime.bundle.cache import lock_of, locked, remove_old
+from ...runtime.bundle.cache import lock_of, remove_old
 from ...runtime.devices import Gpu
 from ...runtime.trt_compat import Backend, version
 from ...workspace.files import digest_files, own_folder, user_cache
+from ...workspace.locks import locked
 from ...workspace.stage import Reporter, StageResult, in_stage
 from ..groups import prepare_groups
 from ..tensorrt.targets import resolve_target

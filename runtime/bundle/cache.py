@@ -8,20 +8,19 @@ is removed.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from ...errors import WorkspaceError
 from ...workspace.files import OTHER_CACHE, atomic_folder, own_folder, sha256_file, user_cache
+from ...workspace.locks import locked, try_lock
 from ..packed.expand import Progress, untold
 from .layout import BundleFile, TargetGroup
 from .packed_groups import expand_folders, expanded_list, read_indexes
@@ -101,14 +100,6 @@ def lock_of(folder: Path) -> Path:
     return folder.with_name(f"{name}.lock")
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; wait for a process that holds it."""
-    with path.open("a+") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def is_whole(folder: Path, files: Sequence[BundleFile]) -> bool:
     """Return whether a folder has these files as they were packed, and no others.
 
@@ -178,9 +169,7 @@ def remove_old(root: Path, days: float = MOST_DAYS) -> list[Path]:
         if not ENTRY.fullmatch(folder.name) or not is_old(folder, days):
             continue
         with lock_of(folder).open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(stream):
                 continue
             if is_old(folder, days):  # nobody has opened or removed it in between
                 shutil.rmtree(folder, ignore_errors=True)

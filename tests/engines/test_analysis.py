@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from arvg_trt.cli import cli
+from arvg_trt.commands.info import MOST_ROWS, node_lines
 from arvg_trt.engines.analysis import analyze_files
 from arvg_trt.engines.verdicts import TARGETS
-from arvg_trt.graph.sites import SiteMap
+from arvg_trt.graph.sites import NodeVerdict, SiteMap
 from arvg_trt.pipeline.export import export_any
 from arvg_trt.workspace.files import decode_json
 from arvg_trt.workspace.stage import SilentReporter
@@ -99,6 +100,37 @@ def test_the_command_prints_a_table_and_goes_on_behind_a_bad_file(
     assert outcome.exit_code == 4
     assert f"{bad}: refused: is not an ONNX model" in outcome.stdout
     assert "not buildable   0            1" in outcome.stdout
+
+
+def test_the_command_names_the_nodes_and_why_and_each_with_all(block: Path) -> None:
+    short, every = (
+        CliRunner().invoke(cli, ["analyze", str(block), "--target", "rtx4090", *more]).stdout
+        for more in ((), ("--all",))
+    )
+    verdicts = analyze_files([block], ["rtx4090"])[0].verdicts
+    for verdict in verdicts:
+        (line,) = (ln for ln in every.splitlines() if ln.split()[:2] == [verdict.node, verdict.op])
+        assert (verdict.reason or "INT8 (onnxruntime); INT8 or FP8 (sm89)") in line
+    assert "INT8 (onnxruntime); INT8 or FP8 (sm89)" in short
+    assert "a convolution in groups" in short or "NonZero" in short
+    assert f"The other {11 - len(verdicts)} nodes are no products" in short
+
+
+def test_many_kinds_of_nodes_are_cut_and_what_stops_a_build_is_not() -> None:
+    kinds = [
+        NodeVerdict(
+            graph="g",
+            node=f"n{k}",
+            op=f"Op{k}",
+            targets={"sm89": "not buildable" if k == 29 else "high precision"},
+            reason="x",
+        )
+        for k in range(30)
+    ]
+    lines = node_lines(kinds)
+    assert len(lines) == 2 + MOST_ROWS + 1 and "18 more kinds of nodes: --all" in lines[-1]
+    assert any(line.split()[0] == "n29" for line in lines[2:])
+    assert len(node_lines(kinds, every=True)) == 2 + 30
 
 
 def test_json_has_every_node(block: Path) -> None:

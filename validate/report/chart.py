@@ -11,7 +11,8 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 # In units of the drawing: a screen shows the one that fits at about a pixel each.
 WIDE, NARROW = 1040, 340
 HEIGHT = 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 28, 34
+UNIT_ABOVE = 12  # the topmost line, whose number is as high
 LETTER, GAP = 6.5, 14  # what a letter of a name below the axis takes, and between two names
 GRID_LINES = 6
 
@@ -69,6 +70,8 @@ def svg(chart: Chart, width: int = WIDE) -> str:
 
     for k in range(round((high - low) / step) + 1):
         add_line(root, low + k * step, y(low + k * step), width)
+    place = {"x": str(LEFT - 8), "y": str(TOP - UNIT_ABOVE), "text-anchor": "end"}
+    SubElement(root, "text", place).text = chart.unit  # of the axis, above its numbers
     add_groups(root, chart.names, x, width)
     groups = chart.groups or ("",) * len(chart.names)
     for series in chart.series:

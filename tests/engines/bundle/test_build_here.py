@@ -33,13 +33,14 @@ from arvg_trt.errors import (
     WorkspaceError,
 )
 from arvg_trt.recipe.base import with_changes
-from arvg_trt.runtime.bundle.cache import DAY, MOST_DAYS, lock_of, locked, unpack_cached
+from arvg_trt.runtime.bundle.cache import DAY, MOST_DAYS, lock_of, unpack_cached
 from arvg_trt.runtime.bundle.open import open_bundle
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.runtime.devices import Device, Gpu, this_device
 from arvg_trt.runtime.folders import read_folder
 from arvg_trt.runtime.sessions.placement import CUDA, TENSORRT, Problem
 from arvg_trt.workspace.files import CACHE_VARIABLE
+from arvg_trt.workspace.locks import locked
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 from arvg_trt.workspace.stage import SilentReporter
 from arvg_trt.workspace.verify import read_manifest, verify

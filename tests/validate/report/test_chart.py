@@ -51,6 +51,12 @@ def test_values_lie_at_their_name_and_height() -> None:
     assert {"20", "30", "40", "blocks.0", "blocks.1", "head"} <= set(labels)
 
 
+def test_the_axis_has_its_unit_above_the_topmost_number() -> None:
+    found = drawn(Series("Output", (40.0, 30.0, None, 20.0), "accent"))
+    texts = {e.text: float(e.attrib["y"]) for e in found.iter("text")}
+    assert 0 < texts["dB"] < texts["40"] - 10
+
+
 def test_a_hover_names_every_value_and_what_is_missing_or_without_error() -> None:
     dots = Series("Weight", (40.0, None, math.inf, 20.0), "good")
     titles = [e.text for e in drawn(dots).iter("title")]
