@@ -6,7 +6,9 @@ another page is the same in the repository and on the site.
 
 from __future__ import annotations
 
+import textwrap
 from importlib.metadata import version as installed_version
+from typing import Any
 
 project = "arvg-trt"
 author = "the arvg-trt authors"
@@ -29,3 +31,19 @@ nitpicky = False
 html_theme = "furo"
 html_title = f"arvg-trt {release}"
 html_extra_path = ["_extra"]  # index.html, which leads to docs/index.html
+
+
+def examples_as_code(app: object, context: object, lines: list[str]) -> None:
+    """Show the examples of a command as code, a line each: as text they run into one another."""
+    found = [line for line in lines if line.startswith("| ")]
+    if not found:
+        return
+    text = textwrap.dedent("\n".join(line[2:].replace("Example: ", " " * 9) for line in found))
+    first = lines.index(found[0])
+    before, behind = lines[:first], lines[first + len(found) :]
+    code = [f"    {line}" for line in text.splitlines()]
+    lines[:] = [*before, "", ".. code-block:: bash", "", *code, "", *behind]
+
+
+def setup(app: Any) -> None:
+    app.connect("sphinx-click-process-description", examples_as_code)

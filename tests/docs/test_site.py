@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -41,6 +42,11 @@ def test_the_reference_is_made_from_the_program(site: Path) -> None:
     commands = (site / "docs" / "commands.html").read_text(encoding="utf-8")
     for option in ("--encoder-bits", "--require-key", "--second-opinion"):
         assert option in commands
+    # A line of an example is a line of code, under the word that says so.
+    export = commands[commands.index('id="arvg-trt-export"') :]
+    code = html.unescape(re.sub("<[^>]+>", "", export[: export.index("Options")]))
+    for line in ("arvg-trt export cosmos-mini-di8x8 out/ws", "arvg-trt export onnx out/mine"):
+        assert any(each.startswith(line) for each in code.splitlines()), line
     api = (site / "docs" / "api.html").read_text(encoding="utf-8")
     for name in ("Workspace.quantize", "Generator.generate", "ImageTokenizer.encode"):
         assert f'id="arvg_trt.{name}"' in api
