@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...errors import BuildError
 from ...runtime.bundle.cache import lock_of, remove_old
+from ...runtime.bundle.failures import forget
 from ...runtime.devices import Gpu
 from ...runtime.trt_compat import Backend, version
 from ...workspace.files import digest_files, own_folder, user_cache
@@ -69,6 +70,7 @@ def build_cached(
             takes_unproved=takes_unproved,
         )
         os.utime(place)
+    forget(kit)
     return made
 
 

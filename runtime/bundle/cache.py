@@ -22,6 +22,7 @@ from ...errors import WorkspaceError
 from ...workspace.files import OTHER_CACHE, atomic_folder, own_folder, sha256_file, user_cache
 from ...workspace.locks import locked, try_lock
 from ..packed.expand import Progress, untold
+from .failures import forget_old
 from .layout import BundleFile, TargetGroup
 from .packed_groups import expand_folders, expanded_list, read_indexes
 from .reader import Bundle
@@ -200,7 +201,11 @@ def cache_entries() -> tuple[CacheEntry, ...]:
 
 
 def clear_cache(days: float = 0.0) -> list[Path]:
-    """Remove what was last opened so many days ago and that nobody unpacks now."""
+    """Remove what was last opened so many days ago and that nobody unpacks now.
+
+    Failed builds of that age are tried again.
+    """
+    forget_old(days)
     roots = [user_cache() / kind for kind in KINDS]
     return [folder for root in roots if root.is_dir() for folder in remove_old(root, days)]
 

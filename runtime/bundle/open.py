@@ -13,8 +13,8 @@ from typing import Literal
 
 import msgspec
 
-from ...errors import ArvgError, BundleError, IntegrityError, WorkspaceError
-from ...extras import installed_builders, require_packages
+from ...errors import ArvgError, BuildError, BundleError, IntegrityError, WorkspaceError
+from ...extras import builder_release, installed_builders, require_packages
 from ...workspace.facts import ModelKind
 from ...workspace.stage import Reporter, SilentReporter
 from ..devices import Device, this_device
@@ -26,6 +26,7 @@ from ..sessions.providers import provider_problem
 from .archive import BLOCK
 from .cache import unpack_cached
 from .choose import ChainStep, Choice, ProviderProblem, choose, refusal
+from .failures import record_of, remember, remembered
 from .layout import BundleFacts
 from .reader import Bundle
 from .trust import refuse_unsigned, require_trust
@@ -137,7 +138,8 @@ def open_bundle(
 ) -> OpenedBundle:
     """Choose what of a bundle runs on a device, and unpack it into the cache.
 
-    Where an engine cannot be built here, the next step is taken, and the choice says why. Where it
+    Where an engine cannot be built here, the next step is taken, and the choice says why; it is not
+    tried again for some days. Where it
     is to be of a kind that one `wants`, another kind of model is refused.
 
     Raises:
@@ -164,6 +166,14 @@ def open_bundle(
             folder = unpack_cached(bundle, group, megabytes(reporter)) / group.folder
             if step.step != "build here":
                 break
+            assert gpu is not None and choice.builder is not None  # else the step is closed
+            release = builder_release(choice.builder)
+            record = record_of(folder, choice.builder, release, machine, gpu)
+            failed = remembered(record)
+            if failed is not None:
+                reporter.warn(f"{group.name}: {failed.text}")
+                choice = choice.without(step, failed.text)
+                continue
             try:
                 require_packages("kit")
                 folder = load_named(BUILD_HERE, f"the kit {group.name}")(
@@ -174,6 +184,8 @@ def open_bundle(
                 raise
             except (ArvgError, OSError, ImportError) as error:
                 reason = f"it was not built: {' '.join(str(error).split())[:LONGEST_REASON]}"
+                if isinstance(error, BuildError):  # and not memory, a disk or a package
+                    remember(record, " ".join(str(error).split())[:LONGEST_REASON])
                 reporter.warn(f"{group.name}: {reason}")
                 choice = choice.without(step, reason)
     return OpenedBundle(folder=folder, step=step, choice=choice, signed_by=signed_by)

@@ -33,6 +33,7 @@ from arvg_trt.errors import (
     WorkspaceError,
 )
 from arvg_trt.recipe.base import with_changes
+from arvg_trt.runtime.bundle import failures
 from arvg_trt.runtime.bundle.cache import DAY, MOST_DAYS, lock_of, unpack_cached
 from arvg_trt.runtime.bundle.open import open_bundle
 from arvg_trt.runtime.bundle.reader import Bundle
@@ -173,6 +174,61 @@ def test_a_build_that_fails_is_recorded_and_the_next_step_is_taken(
     failed = next(each for each in made.choice.steps if each.step == "build here")
     assert not failed.opens and "it was not built" in failed.reason and "no sm87" in failed.reason
     assert lines.warned == [f"kit: {failed.reason}"]
+
+
+def test_a_build_that_failed_is_not_tried_again_for_some_days(
+    packed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def failing(kit: Path, gpu: Gpu, builder: str, reporter: SilentReporter) -> Path:
+        tried.append(gpu.name)
+        raise BuildError("no kernel was found")
+
+    monkeypatch.setattr("arvg_trt.engines.bundle.build_here.build_here", failing)
+    opened(packed, ORIN, "auto")
+    again, lines = opened(packed, ORIN, "auto")
+    assert tried == ["Orin"] and again.step.step == "CUDA"
+    (warning,) = lines.warned
+    assert "failed here 0 h ago (no kernel was found); `arvg-trt build --from FILE` tr" in warning
+    opened(packed, A10, "auto")  # another GPU
+    assert tried == ["Orin", A10.name]
+    monkeypatch.setattr("arvg_trt.runtime.bundle.open.builder_release", lambda name: "9.9")
+    opened(packed, ORIN, "auto")  # another builder
+    assert len(tried) == 3
+    records = sorted((cache / "failures").iterdir())
+    assert len(records) == 3
+    monkeypatch.setattr(failures.time, "time", lambda now=time.time: now() + 8 * DAY)
+    opened(packed, ORIN, "auto")
+    assert len(tried) == 4
+    assert arvg("cache", "--clear").code == 0
+    assert not list((cache / "failures").iterdir())
+
+
+def test_a_build_that_wants_memory_or_a_package_is_tried_again(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = [OutOfMemory("no room"), WorkspaceError("disk full"), OSError(28, "full")]
+    tried: list[Exception] = []
+
+    def failing(*_: object) -> Path:
+        tried.append(problems[len(tried)])
+        raise tried[-1]
+
+    monkeypatch.setattr("arvg_trt.engines.bundle.build_here.build_here", failing)
+    for _ in problems:
+        assert opened(packed, A10, "auto")[0].step.step == "CUDA"
+    assert tried == problems
+
+
+def test_a_build_that_works_forgets_that_it_failed(packed: Path, kit: Path, cache: Path) -> None:
+    record = failures.record_of(kit, RTX, "1", machine(A10), A10)
+    failures.remember(record, "x")
+    assert failures.remembered(record) is not None
+    build_here(kit, A10, RTX, SilentReporter())
+    assert failures.remembered(record) is None
+    record.write_bytes(b"damaged")
+    assert failures.remembered(record) is None
 
 
 def test_a_build_that_fails_is_never_the_cpu_for_a_named_gpu(packed: Path) -> None:
