@@ -53,6 +53,8 @@ def schema_problem(stated: object, wanted: str) -> SchemaProblem | None:
     if stated == wanted:
         return None
     reads = wanted.removeprefix("arvg-trt/")
+    if stated is None:
+        return SchemaProblem(f"names no schema, where {reads} is read", None)
     found = _SCHEMA.fullmatch(stated) if isinstance(stated, str) else None
     expected = _SCHEMA.fullmatch(wanted)
     if found is None or expected is None:

@@ -194,12 +194,14 @@ def hub_errors(repo: str) -> Iterator[None]:
     """Turn what the Hub's client raises into one line with what to do."""
     try:
         from huggingface_hub import constants
-        from huggingface_hub.errors import (
+
+        # HTTPError is of the HTTP client that it uses, which differs by version.
+        from huggingface_hub.errors import (  # type: ignore[attr-defined]
             EntryNotFoundError,
             GatedRepoError,
             HfHubHTTPError,
             HFValidationError,
-            HTTPError,  # type: ignore[attr-defined]  # of the HTTP client that it uses
+            HTTPError,
             OfflineModeIsEnabled,
             RepositoryNotFoundError,
         )

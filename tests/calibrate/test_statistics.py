@@ -78,7 +78,7 @@ def test_file_without_the_schema_is_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "s.safetensors"
     save_file({"x:low": np.zeros(1)}, path)
-    with pytest.raises(CalibrationError, match="not a statistics file"):
+    with pytest.raises(CalibrationError, match="names no schema, where statistics/v1 is read"):
         load_statistics(path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -12,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -20,6 +23,7 @@ from packaging.requirements import Requirement
 
 from arvg_trt.cli import cli
 from arvg_trt.recipe.recipe import Recipe
+from arvg_trt.runtime.family import Family
 
 from ..command_line import Finished, arvg
 from ..minis.minis import Mini, Quantized
@@ -30,13 +34,12 @@ from .reader import Belongings, give_graphs, give_images
 # What a machine of this project's tests lacks; a block that needs one of these is parsed alone.
 NEEDS = {
     *("hub", "GPU", "TensorRT", "Jetson", "registry", "Docker", "Triton", "GitHub", "GitLab"),
-    *("another machine", "the whole suite"),
+    *("another machine", "the whole suite", "another package"),
 }
 # What a fence holds. The first four are run, written or parsed; Sphinx reads the last ones.
 LANGUAGES = {"bash", "python", "toml", "text", "yaml", "json", "{toctree}", "{eval-rst}"}
 PROJECT = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-FRAGMENTS = {"families.md", "engines.md"}  # Python of another package, or on a GPU
 
 
 def is_run(block: Block) -> bool:
@@ -81,6 +84,34 @@ def test_a_page_runs_from_top_to_bottom(
             run(block, folder)
 
 
+def check_names(code: str, place: str) -> None:
+    """Check of Python that cannot run here that what it takes of installed packages is there."""
+    tree = ast.parse(code, place)
+    modules: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        for alias in node.names if isinstance(node, ast.Import) else ():
+            if importlib.util.find_spec(alias.name) is not None:
+                modules[alias.asname or alias.name] = importlib.import_module(alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = modules.get(node.value.id)
+            assert owner is None or hasattr(owner, node.attr), f"{place}: {ast.unparse(node)}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == Family.__name__:
+            known = {field.name for field in dataclasses.fields(Family)}
+            assert {word.arg for word in node.keywords} <= known, place
+
+
+def test_names_of_python_that_cannot_run_are_checked() -> None:
+    check_names("import onnxruntime as o, not_here as n\no.get_ep_devices()\nn.anything()", "x")
+    for odd in ("import onnxruntime as o\no.get_no_devices()", "Family(name='x', size=3)"):
+        with pytest.raises(AssertionError):
+            check_names(odd, "x")
+    for page in ("families.md", "engines.md"):
+        (block,) = (b for b in blocks_of(ROOT / "docs" / page) if b.language == "python")
+        assert block.needs is not None  # which is said above the block, and of it alone
+        check_names(block.text, page)
+
+
 def run(block: Block, folder: Path) -> None:
     """Run a block, or parse what cannot run here."""
     place = f"{block.page}:{block.line}"
@@ -88,13 +119,12 @@ def run(block: Block, folder: Path) -> None:
         for k, words in enumerate(block.commands):
             code = block.exit_code if k == len(block.commands) - 1 else 0
             check_command(words, code, f"{place}: {' '.join(words)}", parsed=bool(block.needs))
-    elif block.language == "python" and block.page not in FRAGMENTS:
-        assert block.needs is None, place
+    elif block.language == "python" and block.needs is None:
         with warnings.catch_warnings():  # as in a user's interpreter, not errors as in pytest
             warnings.simplefilter("ignore", FutureWarning)
             exec(compile(block.text, place, "exec"), {"__name__": "__main__"})
     elif block.language == "python":
-        compile(block.text, place, "exec")
+        check_names(block.text, place)
     elif block.language == "toml" and block.file:
         (folder / block.file).write_text(block.text, encoding="utf-8")
     elif block.language == "toml" and "arvg-trt/recipe/" in block.text:

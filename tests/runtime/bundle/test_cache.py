@@ -31,6 +31,7 @@ from arvg_trt.runtime.bundle.cache import (
 )
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.workspace.files import CACHE_VARIABLE, user_cache
+from arvg_trt.workspace.locks import locked
 
 from .other_users import open_to_others
 
@@ -478,7 +479,7 @@ def test_what_killed_processes_left_is_removed_by_age_with_no_lock_more(path: Pa
 
 def test_entry_that_is_being_unpacked_is_not_removed(path: Path) -> None:
     folder = aged(unpack(path), 31)
-    with cache.locked(cache.lock_of(folder)):
+    with locked(cache.lock_of(folder)):
         assert remove_old(folder.parent) == []
     assert remove_old(folder.parent) == [folder]
 
