@@ -37,7 +37,7 @@ KINDS = {
 
 
 def refused(tmp_path: Path, kind: Any, schema: object) -> str:
-    """What is said of a file whose other fields no decoder of this version knows."""
+    """Return what is said of a file whose other fields no decoder of this version knows."""
     path = tmp_path / "file.json"
     path.write_bytes(msgspec.json.encode({"schema": schema, "new": [1, {"of": "another form"}]}))
     with pytest.raises(WorkspaceError) as caught:
