@@ -1,4 +1,4 @@
-"""What a generator runs, by shapes alone, is what its sessions really run."""
+"""Shapes alone tell what a generator's sessions really run."""
 
 from __future__ import annotations
 

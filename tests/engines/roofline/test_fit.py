@@ -1,4 +1,4 @@
-"""Which format a plan's linears get on a target, and the reason that the plan then has."""
+"""A plan's linears get the format that a target is fastest with, and the plan says why."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INT8 = WeightFormat(bits=8)
 
 
 def cost(rows: int, depth: int = 512, width: int = 512) -> WeightCost:
-    """What a linear of so many rows costs on the machine."""
+    """The cost of a linear with so many rows on the machine."""
     product = Product(
         "p", "w", rows, rows * depth * width, depth * width, rows * depth, rows * width
     )
