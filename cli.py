@@ -16,6 +16,7 @@ from .commands.diagnose import diagnose
 from .commands.images import decode, encode, generate
 from .commands.index import index
 from .commands.info import analyze, doctor, inspect, models, targets
+from .commands.predict import predict, probe
 from .commands.recipes import recipes
 from .commands.run import run
 from .commands.search import search
@@ -64,6 +65,8 @@ for command in (
     recipes,
     targets,
     analyze,
+    predict,
+    probe,
     inspect,
     compare,
     baseline,

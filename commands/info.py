@@ -107,6 +107,7 @@ def target_text(row: TargetRow) -> str:
         figures = {
             "memory": (gpu.memory_gb, "GB"),
             "bandwidth": (gpu.bandwidth_gb_s, "GB/s"),
+            "FP32": (gpu.fp32, "TFLOPS"),
             "dense FP16": (gpu.fp16, "TFLOPS"),
             "dense INT8": (gpu.int8, "TOPS"),
             "dense FP8": (gpu.fp8, "TFLOPS"),

@@ -13,7 +13,7 @@ from ..numerics.scheme import Plan, SitePlan
 from ..quantize.facts import QuantizationFacts
 from ..quantize.overflow import unplanned_overflow_tensors
 from ..quantize.write import float_bytes, write_quantized
-from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
+from ..recipe.quantize import MACHINE_SUFFIX, MAX_MEMORY, QuantizeOptions
 from ..workspace.facts import FP16, kind_of
 from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import Manifest
@@ -51,6 +51,7 @@ def prepare_quantization(
     Raises:
         RecipeError: options or a plan that the model does not take.
     """
+    from ..engines.roofline.fit import fit_to_target
     from ..quantize.plan import check_plan, make_plan
 
     if name == FP16:
@@ -62,6 +63,7 @@ def prepare_quantization(
     require_halves_of_tokenizer(options, source.exported)
     if plan_file is None:
         plan = make_plan(source.planned, options)
+        plan = fit_to_target(workspace, plan, source.planned, options)
     else:
         plan = decode_json(
             plan_file, Plan, do="see quantize/NAME/plan.json for the form", error=RecipeError
@@ -71,7 +73,7 @@ def prepare_quantization(
         require_float_attention(options, entries)
     wanted = Manifest(
         stage="quantize",
-        inputs=source.digests | ({"plan": sha256_file(plan_file)} if plan_file else {}),
+        inputs=source.digests | read_files(plan=plan_file, plan_for=machine_file(options.plan_for)),
         options=msgspec.to_builtins(options),
         versions=package_versions("onnxruntime", "onnx-ir", "numpy"),
     )
@@ -89,6 +91,15 @@ def prepare_quantization(
         )
 
     return PreparedStage(workspace.folder("quantize", name), wanted, work)
+
+
+def machine_file(plan_for: str | None) -> Path | None:
+    return Path(plan_for) if plan_for and plan_for.endswith(MACHINE_SUFFIX) else None
+
+
+def read_files(**files: Path | None) -> dict[str, str]:
+    """Return the digests of the files that are given, by what they are."""
+    return {name: sha256_file(path) for name, path in files.items() if path is not None}
 
 
 def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) -> None:

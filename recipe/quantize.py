@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from ..numerics.scheme import BLOCK_BITS, BLOCKS, Rounding, Smoothing
-from .base import Options
+from .base import COUNT, Options, require_not_empty
 from .descriptions import Groups, Range, require_in_range, says
 
 MAX_MEMORY = 2 * 2**30  # bytes of Hessians at a time
 FLOAT_BITS = 32
+MACHINE_SUFFIX = ".json"  # of a file that describes a machine; other targets are names
 BITS = Range(2, 8, besides=(FLOAT_BITS,))
 QuantizeMethod = Literal[
     "per_tensor", "log_quantization", "per_channel", "per_channel_log", "blockwise", "fp8"
@@ -38,6 +39,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         "Rounding of weights": ("tap_sums", "data_aware", "rounding", "bias_correction"),
         "Attention": ("attention_inputs", "attention", "attention_bits"),
         "Sites": ("exclude", "include"),
+        "Target": ("plan_for", "plan_batch", "narrow"),
     }
 
     encoder_bits: Annotated[
@@ -149,9 +151,26 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         says("Also quantize sites that match this pattern and are left out by default."),
     ] = ()
 
+    plan_for: Annotated[
+        str | None,
+        says(
+            "Plan for this GPU, or the machine in a file of `probe`: linears whose time is their "
+            "weight's bytes get weight-only formats, and none that gains nothing is rounded."
+        ),
+    ] = None
+    plan_batch: Annotated[int, says("Images at a time on that target.", COUNT)] = 1
+    narrow: Annotated[
+        Literal["int8", "int4"],
+        says("Type of the weights of such linears; int4 in blocks costs more accuracy."),
+    ] = "int8"
+
     def __post_init__(self) -> None:
         require_in_range(self)
         self.check_formats()
+        if self.plan_for is not None:
+            require_not_empty(self, "plan_for")
+            if self.activation_bits == FLOAT_BITS:
+                raise ValueError("plan_for chooses which inputs are quantized: none are")
 
     def check_formats(self) -> None:
         """Raise ValueError for a method, bits and options that do not go together."""

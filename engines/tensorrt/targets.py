@@ -69,6 +69,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     capability: int
     memory_gb: float | None = None
     bandwidth_gb_s: float | None = None
+    fp32: float | None = None
     fp16: float | None = None
     int8: float | None = None
     fp8: float | None = None

@@ -1,0 +1,40 @@
+"""Predict what a workspace's model costs: any kind of model, by the graphs of its export."""
+
+from __future__ import annotations
+
+from ...graph.sites import load_sites
+from ...recipe.build import BuildOptions
+from ...workspace.facts import kind_of
+from ...workspace.stage import require_outputs
+from ...workspace.workspace import Workspace
+from ..tensorrt.profiles import graph_profiles
+from .calls import GraphCall, generator_calls
+from .machine import Machine
+from .predict import Prediction, predict
+from .shapes import GraphShapes
+
+
+def predict_model(
+    workspace: Workspace, machine: Machine, images: int, image_size: int = 256
+) -> Prediction:
+    """Return what a batch costs on a machine.
+
+    A tokenizer encodes and decodes `images` of `image_size`; graphs of one's own run on the first
+    calibration sample, as a batch of so many; a generator makes so many images.
+
+    Raises:
+        BuildError: a size that the model does not take, or a shape that is not known.
+        WorkspaceError: nothing was exported, or, of graphs of one's own, calibrated.
+    """
+    export, exported = require_outputs(workspace, "export", stage="export")
+    if kind_of(exported) == "generator":
+        calls, graphs = generator_calls(export, images)
+        return predict(calls, graphs, load_sites(export), machine, images)
+    options = BuildOptions(image_size=image_size, max_batch=images)
+    profiles = graph_profiles(workspace, exported, options)
+    graphs = {name: GraphShapes.read(export / f"{name}.onnx") for name in profiles}
+    calls = []
+    for name, inputs in profiles.items():
+        axes = graphs[name].axes({value: most for value, (_, _, most) in inputs.items()})
+        calls.append(GraphCall(name, tuple(sorted(axes.items())), 1))
+    return predict(calls, graphs, load_sites(export), machine, images)
