@@ -92,8 +92,8 @@ def gpu_text(rows: Sequence[dict[str, Any]]) -> str:
         cells.append([row["model"], *times, f"{predicted:.2f}", published or "-", off])
     header = ["model", "FP32, s", "FP16, s", "W8A8, s", "FP16 / W8A8", "published", "ratio"]
     return (
-        f"RTX 3090, {IMAGES} images a batch with guidance, picture's decoder included. Predicted, not "
-        "measured; the published figures are the paper's, whose baseline it does not describe.\n\n"
+        f"RTX 3090, {IMAGES} images a batch with guidance, the picture's decoder included. Predicted, "
+        "not measured; the published figures are the paper's, whose baseline it does not describe.\n\n"
         f"{markdown_table(header, cells)}"
     )
 
@@ -128,14 +128,14 @@ def cpu_text(machine: Machine, rows: Sequence[dict[str, Any]]) -> str:
         measured, predicted = row["measured"], row["predicted"]
         cells.append(
             [
-                " × ".join(f"{n:,}" for n in row["size"]),
+                " x ".join(f"{n:,}" for n in row["size"]),
                 *(f"{1e3 * measured[f]:.2f} / {1e3 * predicted[f]:.2f}" for f in measured),
                 f"{measured['fp32'] / measured['w8a8']:.2f}",
                 f"{predicted['fp32'] / predicted['w8a8']:.2f}",
             ]
         )
     header = [
-        *("rows × inputs × outputs", "FP32, ms, measured / predicted"),
+        *("rows x inputs x outputs", "FP32, ms, measured / predicted"),
         *("W8A8, ms, measured / predicted", "speedup, measured", "predicted"),
     ]
     peaks = ", ".join(f"{form} {peak / 1e9:,.0f} G/s" for form, peak in machine.peaks.items())
