@@ -18,6 +18,7 @@ from .commands.index import index
 from .commands.info import analyze, doctor, inspect, models, targets
 from .commands.recipes import recipes
 from .commands.run import run
+from .commands.schema import schema
 from .commands.search import search
 from .commands.ship import cache, keygen, sign, unpack, verify
 from .commands.stages import calibrate, export, quantize, validate
@@ -69,6 +70,7 @@ for command in (
     baseline,
     ci,
     index,
+    schema,
     why,
     diagnose,
     doctor,

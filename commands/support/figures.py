@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from ...errors import AccuracyError
+from ...errors import AccuracyError, InconclusiveError
 from ...validate.facts import ValidationFacts, download_line, summary
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult
@@ -26,7 +26,7 @@ def figures_of_failures(as_json: bool) -> Iterator[None]:
     """Print the figures of a validation even if its gates failed."""
     try:
         yield
-    except AccuracyError as error:
+    except (AccuracyError, InconclusiveError) as error:
         if not as_json and error.stages:
             print_figures(error.stages[-1])
         raise
