@@ -20,7 +20,7 @@ from .workspace.workspace import Workspace as LockedWorkspace
 if TYPE_CHECKING:
     from .pipeline.bundle import BundleResult
     from .pipeline.ship import VerifyResult
-    from .validate.report.compare import Comparison
+    from .validate.compare.compare import Comparison
     from .validate.report.schema import Report
 
 Place = str | PathLike[str]
@@ -205,14 +205,14 @@ def verify_bundle(
 
 def load_report(path: Place) -> Report:
     """Read a report.json, or the one in a folder."""
-    from .validate.report.schema import load_report as read
+    from .validate.report.files import load_report as read
 
     return read(Path(path))
 
 
 def compare_reports(*reports: Place | Report, allow_different: bool = False) -> Comparison:
     """Compare reports with the first one; `regressed` of the result says whether any is worse."""
-    from .validate.report.compare import compare
+    from .validate.compare.compare import compare
 
     named = [
         (fspath(report), load_report(report))

@@ -19,6 +19,7 @@ from .commands.info import analyze, doctor, inspect, models, targets
 from .commands.predict import predict, probe
 from .commands.recipes import recipes
 from .commands.run import run
+from .commands.schema import schema
 from .commands.search import search
 from .commands.ship import cache, keygen, sign, unpack, verify
 from .commands.stages import calibrate, export, quantize, validate
@@ -72,6 +73,7 @@ for command in (
     baseline,
     ci,
     index,
+    schema,
     why,
     diagnose,
     doctor,

@@ -107,6 +107,13 @@ class IntegrityError(ArvgError):
     means = "a bundle that is damaged, changed, or not signed as required"
 
 
+class InconclusiveError(ArvgError):
+    """Report a gate or a limit that the samples decide neither way."""
+
+    exit_code = 13
+    means = "a gate with @95%, or `--max-regression`, that the samples do not decide"
+
+
 # Every code that a command ends with, and what it means: docs/recipes.md has the same table.
 EXIT_CODES: dict[int, str] = {
     0: "done",

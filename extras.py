@@ -11,7 +11,7 @@ from .errors import ArvgError
 # Packages by the names they are imported by.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("torch", "onnx", "onnx_ir", "onnxscript"),
-    "report": ("skimage", "jinja2"),
+    "report": ("skimage", "jinja2", "scipy"),
     "search": ("scipy",),
     "distributed": ("ray",),
     "rtx": ("tensorrt_rtx", "polygraphy"),

@@ -8,8 +8,10 @@ from typing import Literal
 import msgspec
 
 from ..errors import AccuracyError, BundleError, WorkspaceError, bounded
-from ..validate.report.compare import Comparison, compare
-from ..validate.report.schema import REPORT_FILE, Report, load_report
+from ..extras import require_packages
+from ..validate.compare.compare import Comparison, compare
+from ..validate.report.files import load_report
+from ..validate.report.schema import REPORT_FILE, Report
 from ..workspace.files import atomic_write
 from ..workspace.stage import require_outputs
 from ..workspace.workspace import WORKSPACE_FILE, Workspace
@@ -22,6 +24,11 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
 
     state: Literal["kept", "replaced"]
     found: Comparison
+
+    @property
+    def open(self) -> bool:
+        """Return whether it was kept since a metric may be worse."""
+        return self.state == "kept" and not self.found.regressed and perhaps_worse(self.found)
 
 
 def find_report(path: Path, name: str | None = None) -> Path:
@@ -65,6 +72,10 @@ def baseline_of(report: Report, with_latency: bool = False) -> Report:
         sites=(),
         second_opinions=(),
         gates=(),
+        figures={},  # computed again from what each sample adds
+        options={},
+        recipe=None,
+        environment=None,
     )
 
 
@@ -98,13 +109,15 @@ def update_baseline(
 ) -> Update:
     """Replace a baseline by a report that is better somewhere and worse nowhere.
 
-    Where all changes are within their tolerance the old one stays, so that small losses do not add
-    up from one update to the next. Latencies stay where the old one has some.
+    Where all changes are within their tolerance the old one stays, and where one is inconclusive,
+    so that small losses do not add up from one update to the next. Latencies stay where the old one
+    has some.
 
     Raises:
         BundleError: another model, quantization or other samples.
         AccuracyError: a gate failed, or a metric is worse and that is not accepted.
     """
+    require_packages("report", but=["skimage", "jinja2"])
     old, report = load_report(file), load_report(source)
     if old.name != report.name:
         raise BundleError(
@@ -119,9 +132,8 @@ def update_baseline(
         error.do = OWN_BASELINE
         raise
     require_passed(report, source, accept_failed_gates)
-    if found.regressed and not accept_regression:
-        return Update(state="kept", found=found)
-    if not gained(found) and not found.regressed:
+    loses = found.regressed or perhaps_worse(found)
+    if (loses and not accept_regression) or (not loses and not gained(found)):
         return Update(state="kept", found=found)
     atomic_write(file, encode_baseline(new))
     return Update(state="replaced", found=found)
@@ -129,11 +141,15 @@ def update_baseline(
 
 def gained(found: Comparison) -> bool:
     """Return whether the second report is better somewhere, or measured what the first did not."""
-    pairs = [row.cells for row in found.rows]
+    pairs = [row.cells for row in found.rows if row.decides]
     return any(
         new.verdict == "better" or (base.value is None and new.value is not None)
         for base, new in pairs
     )
+
+
+def perhaps_worse(found: Comparison) -> bool:
+    return any(row.decides and row.cells[1].verdict == "inconclusive" for row in found.rows)
 
 
 def require_passed(report: Report, source: Path, accepted: bool) -> None:

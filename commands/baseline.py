@@ -82,15 +82,16 @@ def update(
 ) -> None:
     """Replace the baseline FILE by a better report; a worse one leaves it, and exits with 8.
 
-    A report that is the same within the tolerances leaves it too, so that small losses do not add
-    up. Another model, quantization or other samples are refused.
+    A report that is the same within the tolerances leaves it too, or one that may be worse by
+    chance, so that small losses do not add up. Another model, quantization or other samples are
+    refused.
 
     \b
     Example: arvg-trt baseline update baselines/cosmos-mini-int8.json out/demo
     """
     from ..ci.baseline import find_report, update_baseline
-    from ..validate.report.compare import comparison_markdown
-    from ..validate.report.compare_json import ComparedReports
+    from ..validate.compare.compare_json import ComparedReports
+    from ..validate.compare.page import comparison_markdown
 
     done = update_baseline(
         file,
@@ -110,5 +111,9 @@ def update(
             do="mend it, or give --accept-regression",
         )
     if not as_json:
-        same = "stays as it is: no metric is better beyond its tolerance"
+        same = (
+            "stays as it is: a metric may be worse; --accept-regression replaces it all the same"
+            if done.open
+            else "stays as it is: no metric is better beyond its tolerance"
+        )
         click.echo(f"{file}: {'replaced' if done.state == 'replaced' else same}")

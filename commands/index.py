@@ -44,6 +44,6 @@ def index(folders: Sequence[Path], output: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    failed = sum(report.passed is False for report in found.reports)
+    failed = sum(report.verdict == "failed" for report in found.reports)
     click.echo(f"reports: {len(found.reports)}, failed: {failed}, bundles: {len(found.bundles)}")
     click.echo(page)

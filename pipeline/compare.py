@@ -6,8 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import BundleError, RecipeError, WorkspaceError
-from ..validate.report.compare import Comparison, compare, comparison_html
-from ..validate.report.schema import Report, load_report
+from ..extras import require_packages
+from ..validate.compare.compare import Comparison, compare
+from ..validate.compare.page import comparison_html
+from ..validate.compare.rules import RULES
+from ..validate.compare.tolerances import parse_limits, read_tolerances
+from ..validate.report.files import load_report
+from ..validate.report.schema import Report
 from ..workspace.files import atomic_write
 
 
@@ -16,23 +21,30 @@ def compare_reports(
     html: Path | None,
     allow_different: bool,
     summarize: Callable[[str], None] | None = None,
+    tolerances: Path | None = None,
+    max_regression: str | None = None,
 ) -> Comparison:
     """Compare reports with the first one, and write a page; a folder stands for its report.json.
 
     `summarize` gets the comment of a pull request, also where two reports cannot be compared.
+    `tolerances` is a file with what counts as the same, `max_regression` limits that alone decide.
 
     Raises:
         WorkspaceError: fewer than two, or one that cannot be read.
-        RecipeError: a summary of more than two.
+        RecipeError: a summary of more than two, or tolerances that cannot be read.
         BundleError: reports that are not comparable.
     """
     if len(paths) < 2:
         raise WorkspaceError("one report cannot be compared", do="name two or more")
     if summarize is not None and len(paths) > 2:
         raise RecipeError("a summary is of two reports", do="name the baseline and the new one")
+    require_packages("report", but=["skimage", "jinja2"])
+    rules = RULES if tolerances is None else read_tolerances(tolerances)
+    if max_regression is not None:
+        rules = parse_limits(max_regression, rules)
     labelled = [(str(path), load_report(path)) for path in paths]
     try:
-        found = compare(labelled, allow_different=allow_different)
+        found = compare(labelled, allow_different=allow_different, rules=rules)
     except BundleError as error:
         if summarize is not None:
             summarize(summary_of(labelled, None, error.what))
@@ -48,7 +60,7 @@ def summary_of(
     labelled: Sequence[tuple[str, Report]], found: Comparison | None, problem: str = ""
 ) -> str:
     """Return the comment of a pull request, of a baseline and one other report."""
-    from ..validate.report.compare_summary import ComparedPair, summary_markdown
+    from ..validate.compare.compare_summary import ComparedPair, summary_markdown
 
     (base_label, base), (label, new) = labelled
     return summary_markdown(ComparedPair((base_label, label), base, new, found, problem))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..calibrate.facts import CalibrationFacts
-from ..errors import AccuracyError, bounded
+from ..errors import AccuracyError, InconclusiveError, RecipeError, bounded
 from ..extras import require_packages
 from ..graph.sites import load_sites
 from ..quantize.facts import QuantizationFacts
+from ..recipe.file import load_recipe
+from ..recipe.recipe import Recipe
 from ..recipe.validate import ValidateOptions
 from ..samples.images import skipped_text
 from ..validate.facts import ValidationFacts
@@ -25,7 +29,7 @@ from ..workspace.stage import (
     package_versions,
     require_outputs,
 )
-from ..workspace.workspace import Workspace
+from ..workspace.workspace import RECIPE_FILE, Workspace
 
 if TYPE_CHECKING:
     from ..validate.report.schema import Report
@@ -38,8 +42,9 @@ def validate_stage(
 
     Raises:
         AccuracyError: a gate failed; the report is written all the same.
+        InconclusiveError: none failed, and the samples do not decide one.
     """
-    from ..validate.report.schema import load_report
+    from ..validate.report.files import load_report
 
     result = prepare_validation(workspace, name, options, reporter).run()
     require_gates(load_report(result.folder), result)
@@ -60,10 +65,9 @@ def prepare_validation(
     from ..validate.measure.second_opinion import second_opinions
     from ..validate.measure.sizes import measure_shipped
     from ..validate.metric_names import parse_gates_of
-    from ..validate.report.compose import compose_report, finite_metrics
-    from ..validate.report.gates import evaluate
+    from ..validate.report.compose import compose_report, finite_metrics, judged
     from ..validate.report.render import write_report
-    from ..validate.report.schema import FP32, QDQ, metrics
+    from ..validate.report.schema import FP32, QDQ
     from ..validate.report.spread import inconclusive_metrics
 
     reporter = in_stage(reporter, "validate")
@@ -74,7 +78,8 @@ def prepare_validation(
     if skipped:
         reporter.warn(skipped_text(skipped))
     _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
-    calibrated = facts(workspace.manifest("calibrate", stage="calibrate"), CalibrationFacts)
+    calibration = workspace.manifest("calibrate", stage="calibrate")
+    calibrated = facts(calibration, CalibrationFacts)
     repeated = leaked(measurement.sources, calibrated.images)
     if repeated:
         named = bounded(repeated, measurement.noun)
@@ -98,6 +103,7 @@ def prepare_validation(
     )
 
     def work(folder: Path) -> ValidationFacts:
+        start = time.monotonic()
         folders = candidate_folders(workspace, name, engines, executed.key, reporter)
         measured = measurement.run(folders, reporter.progress, executed.device)
         for text in measured.fallbacks:
@@ -115,6 +121,8 @@ def prepare_validation(
             executed=executed,
             download=download,
             memory=memory,
+            stages=(model.manifest, calibration, manifest, wanted),
+            recipe=last_recipe(workspace.root),
         )
         if options.second_opinion:
             graphs = load_sites(workspace.folder("export")).graphs
@@ -125,8 +133,8 @@ def prepare_validation(
             for opinion in opinions:
                 if not opinion.agrees:
                     reporter.warn(f"{opinion.graph}: Polygraphy's outputs are not those here")
-        report = msgspec.structs.replace(report, gates=tuple(evaluate(gates, metrics(report))))
-        write_report(folder, report, measured.pictures)
+        report = judged(report, gates)
+        write_report(folder, report, measured.pictures, time.monotonic() - start)
         return ValidationFacts(
             metrics=finite_metrics(report),
             inconclusive=inconclusive_metrics(report),
@@ -137,14 +145,21 @@ def prepare_validation(
 
 
 def require_gates(report: Report, result: StageResult) -> None:
-    """Raises AccuracyError for gates that failed; it says where the report lies."""
-    if report.passed is not False:
+    """Raise AccuracyError for gates that failed, else InconclusiveError for those left open.
+
+    It says where the report lies.
+    """
+    if report.verdict in (None, "passed"):
         return
-    failed = [gate for gate in report.gates if not gate.passed]
-    error = AccuracyError(
-        "; ".join(f"gate {gate.expression} failed ({gate.reason})" for gate in failed),
+    found = [gate for gate in report.gates if gate.verdict == report.verdict]
+    what = "failed" if report.verdict == "failed" else "is inconclusive"
+    kind = AccuracyError if report.verdict == "failed" else InconclusiveError
+    error = kind(
+        "; ".join(f"gate {gate.expression} {what} ({gate.reason})" for gate in found),
         where=str(result.folder / "report.html"),
-        do="open the report, then change the recipe or the gate",
+        do="open the report, then change the recipe or the gate"
+        if report.verdict == "failed"
+        else "validate on more samples, or change the gate",
     )
     error.stages = (result,)
     raise error
@@ -155,3 +170,10 @@ def calibrated_classes(workspace: Workspace) -> tuple[int, ...]:
     if not (workspace.folder("calibrate") / MANIFEST).is_file():
         return ()
     return facts(workspace.manifest("calibrate", stage="calibrate"), CalibrationFacts).classes
+
+
+def last_recipe(root: Path) -> Recipe | None:
+    """Return the recipe of a workspace's last `run`; None without one that can be read."""
+    with contextlib.suppress(RecipeError):  # the report can do without
+        return load_recipe(root / RECIPE_FILE) if (root / RECIPE_FILE).is_file() else None
+    return None

@@ -14,8 +14,9 @@ from ..runtime.bundle.layout import BLOBS, INDEX_FILE, LAYOUT_FILE
 from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.reader import Bundle
 from .formats import TIMES, size
-from .report.gates import metric_of
-from .report.schema import REPORT_FILE, Report, Sizes, load_report, metrics
+from .report.files import load_report
+from .report.gates import Verdict, metric_of
+from .report.schema import REPORT_FILE, Report, Sizes, metrics
 from .report.spread import inconclusive_metrics
 
 PAGE = "report.html"
@@ -24,8 +25,9 @@ PAGE = "report.html"
 class IndexedReport(msgspec.Struct, frozen=True, kw_only=True):
     """A report that was found; ``page`` is the one to open, beside it. Both are from the index.
 
-    ``failed`` says of each gate that failed what it found; ``doubtful`` gates passed on a figure
-    that is ``inconclusive``. ``metrics`` are those that are finite, by the names that gates read.
+    ``failed`` says of each gate that failed what it found, ``undecided`` of each that its samples
+    leave open; ``doubtful`` gates passed on a figure that is ``inconclusive``. ``metrics`` are
+    those that are finite, by the names that gates read.
     ``problem`` says why a file could not be read, which leaves all else empty.
     """
 
@@ -35,8 +37,10 @@ class IndexedReport(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     quantization: str = ""
     passed: bool | None = None
+    verdict: Verdict | None = None
     gates: int = 0
     failed: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
     inconclusive: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
@@ -127,15 +131,21 @@ def _read_report(path: Path, beside: Path) -> IndexedReport:
 def _row(report: Report, file: str, page: str | None) -> IndexedReport:
     finite = {k: v for k, v in metrics(report).items() if v is not None and math.isfinite(v)}
     doubtful = inconclusive_metrics(report)
-    passed = [gate.expression for gate in report.gates if gate.passed]
+    passed = [gate.expression for gate in report.gates if gate.passed and gate.n is None]
+    reasons = {
+        verdict: tuple(g.reason or g.expression for g in report.gates if g.verdict == verdict)
+        for verdict in ("failed", "inconclusive")
+    }
     return IndexedReport(
         file=file,
         page=page,
         model=report.model,
         quantization=report.name,
         passed=report.passed,
+        verdict=report.verdict,
         gates=len(report.gates),
-        failed=tuple(gate.reason or gate.expression for gate in report.gates if not gate.passed),
+        failed=reasons["failed"],
+        undecided=reasons["inconclusive"],
         doubtful=tuple(text for text in passed if metric_of(text) in doubtful),
         inconclusive=doubtful,
         metrics=finite,

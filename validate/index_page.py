@@ -35,13 +35,16 @@ def index_page(index: ReportIndex) -> Page:
 
 def _verdict(index: ReportIndex) -> Badge:
     """Return the worst that is known of all reports, then what could not be read."""
-    failed = sum(report.passed is False for report in index.reports)
+    failed = sum(report.verdict == "failed" for report in index.reports)
+    undecided = sum(report.verdict == INCONCLUSIVE for report in index.reports)
     unread = len(_unread(index))
     gateless = sum(report.passed is None for report in index.reports)
     if failed:
         every = len(index.reports)
         text = "The report" if every == 1 else f"{failed} of {every} reports"
         return Badge(f"{text} failed a gate", "bad")
+    if undecided:
+        return Badge(f"{_count(undecided, 'report')} with an {INCONCLUSIVE} gate", "warn")
     if unread:
         return Badge(f"{_count(unread, 'file')} {NOT_READ}", "warn")
     if gateless == len(index.reports):
@@ -55,6 +58,7 @@ def _key_figures(
     reports: Sequence[IndexedReport], bundles: Sequence[IndexedBundle]
 ) -> tuple[KeyFigure, ...]:
     gates, failed = sum(r.gates for r in reports), sum(len(r.failed) for r in reports)
+    undecided = sum(len(r.undecided) for r in reports)
     shown = (f"{_accuracy_text(r)} {_speed_text(r)} {_gates_text(r)}" for r in reports)
     doubtful = sum(INCONCLUSIVE in text for text in shown)
     figures = []
@@ -62,7 +66,7 @@ def _key_figures(
         figures.append(
             KeyFigure(
                 label="Gates passed",
-                value=f"{gates - failed} of {gates}",
+                value=f"{gates - failed - undecided} of {gates}",
                 detail=f"in {_count(len(reports), 'report')}",
                 level="bad" if failed else "plain",
             )
@@ -103,9 +107,9 @@ def _speed_text(report: IndexedReport) -> str:
 
 
 def _gates_text(report: IndexedReport) -> str:
-    """Return the gates that failed with what they found, or how many there are."""
-    if report.failed:
-        return "; ".join(report.failed)
+    """Return what the gates found that failed or are open, or how many there are."""
+    if report.failed or report.undecided:
+        return "; ".join((*report.failed, *report.undecided))
     if not report.gates:
         return ""
     open_text = f", {len(report.doubtful)} on an {INCONCLUSIVE} figure" if report.doubtful else ""
@@ -115,6 +119,8 @@ def _gates_text(report: IndexedReport) -> str:
 def _verdict_cell(report: IndexedReport) -> Cell:
     if report.passed is None:
         return "no gates"
+    if report.verdict == INCONCLUSIVE:
+        return Badge(INCONCLUSIVE, "warn")
     return Badge("passed", "good") if report.passed else Badge("failed", "bad")
 
 

@@ -10,7 +10,8 @@ from ...pipeline.validate import validate_stage
 from ...recipe.validate import ValidateOptions
 from ...runtime.folders import read_spec
 from ...validate.metrics.image import decibels
-from ...validate.report.schema import QDQ, Report, load_report
+from ...validate.report.files import load_report
+from ...validate.report.schema import QDQ, Report
 from ...workspace.workspace import Workspace
 from ..common import QuietReporter, markdown_table
 from .measure import setbacks, site_cells

@@ -53,8 +53,13 @@ class Rule:
 RULES = (
     Rule(r"(manifest|report)\.json", r'"versions": \{[^}]*\}', "versions of the libraries"),
     Rule(r"(manifest|report)\.json", r'"build_seconds": [0-9.e+-]+', "a duration"),
-    Rule(r"report\.json", r'"cpu": \{[^}]*\}', "the processor"),
-    Rule(r"manifest\.json", r'"report\.(json|html|md)": "[0-9a-f]{64}"', "of files with the above"),
+    Rule(r"report\.json", r'"(cpu|environment)": \{[^}]*\}', "the processor and the system"),
+    Rule(r"junit\.xml", r' time="[0-9.]+"|<property name="(version|processor)[^>]*>', "durations"),
+    Rule(
+        r"manifest\.json",
+        r'"(report\.(json|html|md)|junit\.xml)": "[0-9a-f]{64}"',
+        "of files with the above",
+    ),
     Rule(r"report\.(html|md)", r"(Versions|CPU): [^\n<]*", "versions and the processor"),
     Rule(r"report\.html", r'<td class="number"[^>]*>[0-9.]+ s</td>', "a build's duration"),
     Rule(r"report\.md", r"\| [0-9.]+ s \|", "a build's duration"),

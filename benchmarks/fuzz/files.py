@@ -41,8 +41,10 @@ from ...runtime.tokenizer import ImageTokenizer
 from ...samples.files import load_sample
 from ...samples.images import open_source
 from ...samples.inputs import GraphInput, check_arrays, check_names, check_pictures, read_arrays
-from ...validate.report.compare import compare, comparison_markdown
-from ...validate.report.schema import load_report, metrics
+from ...validate.compare.compare import compare
+from ...validate.compare.page import comparison_markdown
+from ...validate.report.files import load_report
+from ...validate.report.schema import metrics
 from ...workspace.files import decode_json, encode_json
 from ...workspace.manifest import MANIFEST, Manifest, is_up_to_date
 from ...workspace.verify import verify

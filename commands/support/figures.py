@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from ...errors import AccuracyError
+from ...errors import AccuracyError, InconclusiveError
 from ...validate.facts import ValidationFacts, download_line, summary
 from ...validate.report.gates import GateResult, metric_of
 from ...workspace.facts import facts
@@ -16,7 +16,7 @@ from ...workspace.stage import StageResult
 
 def print_figures(validated: StageResult) -> None:
     """Print the main figures of a validation, a line for each gate, and where its report is."""
-    from ...validate.report.schema import load_report
+    from ...validate.report.files import load_report
 
     found = facts(validated.manifest, ValidationFacts)
     click.echo(summary(found))
@@ -39,7 +39,7 @@ def figures_of_failures(as_json: bool) -> Iterator[None]:
     """Print the figures of a validation even if its gates failed."""
     try:
         yield
-    except AccuracyError as error:
+    except (AccuracyError, InconclusiveError) as error:
         if not as_json and error.stages:
             print_figures(error.stages[-1])
         raise

@@ -395,9 +395,14 @@ def test_comparison_of_a_report_with_itself_finds_no_regression(
 def test_comparison_with_two_bit_weights_exits_with_8(workspace: Path, finished: Finished) -> None:
     coarse = ("--encoder-bits", 2, "--decoder-bits", 2, "--activation-bits", 32)
     assert arvg("quantize", workspace, "--name", "coarse", *coarse).code == 0
-    options = ("--images", finished.validation, "--size", 64, "--rounds", 0)
-    assert arvg("validate", workspace, "--name", "coarse", *options).code == 0
+    one = ("--images", finished.validation, "--size", 64, "--rounds", 0)
+    assert arvg("validate", workspace, "--name", "coarse", *one).code == 0
     reports = [workspace / "validate" / name for name in ("int8", "coarse")]
+    alone = arvg("compare", *reports)
+    assert alone.code == 0 and "1 sample: an interval needs 2 or more" in alone.out
+    options = ("--images", "skimage:astronaut,chelsea,rocket", *one[2:], "--skip-engine")
+    for name in ("int8", "coarse"):
+        assert arvg("validate", workspace, "--name", name, *options).code == 0
     outcome = arvg("compare", *reports)
     assert outcome.code == 8
     assert "PSNR drop from FP32" in outcome.out

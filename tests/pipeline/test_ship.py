@@ -30,7 +30,7 @@ from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE
 from arvg_trt.runtime.devices import this_device
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.tokenizer import ImageTokenizer
-from arvg_trt.validate.report.schema import load_report
+from arvg_trt.validate.report.files import load_report
 from arvg_trt.workspace.files import CACHE_VARIABLE
 
 from ..command_line import Finished, arvg, assert_refused, digests

@@ -9,13 +9,15 @@ import pytest
 
 from arvg_trt.errors import AccuracyError
 from arvg_trt.numerics.noise import sqnr_db
-from arvg_trt.validate.measure.tokenizer_accuracy import Summary
+from arvg_trt.validate.compare.judge import Change, judge
+from arvg_trt.validate.compare.rules import Rule
+from arvg_trt.validate.intervals.sampled import mean
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.validate.metrics.image import none_if_infinite
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.metrics.logits import LogitsAccumulator
 from arvg_trt.validate.metrics.outputs import OutputAccumulator, require_like
-from arvg_trt.validate.report.compare import Rule, _judge
+from arvg_trt.validate.metrics.summary import Summary
 from arvg_trt.validate.report.gates import Gate, evaluate
 
 ODD = (math.nan, math.inf, -math.inf)
@@ -122,10 +124,14 @@ def test_a_distance_of_features_that_overflow_is_not_zero() -> None:
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_value_of_nan_is_never_better(better: str, relative: bool) -> None:
     rule = Rule("psnr", "M", better, 0.1, relative=relative)  # type: ignore[arg-type]
-    assert _judge(rule, 3.0, math.nan, True).verdict == "worse"
-    assert _judge(rule, math.inf, math.inf, True).verdict == "same"
-    finite = "worse" if better == "higher" else "better"
-    assert _judge(rule, math.inf, 3.0, True).verdict == finite
+    samples = mean([3.0] * 9)
+
+    def verdict(before: float, after: float) -> str:
+        return judge(rule, Change(before, after), samples, samples, paired=True).verdict
+
+    assert verdict(3.0, math.nan) == "worse"
+    assert verdict(math.inf, math.inf) == "same"
+    assert verdict(math.inf, 3.0) == ("worse" if better == "higher" else "better")
 
 
 def test_a_speed_of_no_time_is_inconclusive() -> None:

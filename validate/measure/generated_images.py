@@ -13,8 +13,10 @@ from ...errors import AccuracyError
 from ...numerics.noise import SignalAndNoise
 from ..metrics.frechet import frechet_distance
 from ..metrics.image import SSIM_WINDOW, none_if_infinite, psnr, ssim
+from ..metrics.summary import Summary
+from ..metrics.sums import SampleSums, energies
 from .generator_accuracy import FrechetRow, GeneratedImageAccuracy
-from .tokenizer_accuracy import ComparedImage, Summary
+from .tokenizer_accuracy import ComparedImage
 
 Images = NDArray[np.uint8]
 Batch = tuple[Images, NDArray[Any]]  # uint8 [B, H, W, 3]; tokens int [B, L], or latents of floats
@@ -44,8 +46,10 @@ class _Accumulator:
         self.length = 0
         self.latent = SignalAndNoise()
         self.features: dict[str, list[NDArray[Any]]] = {n.key: [] for n in networks}
+        self.sums = SampleSums()
 
-    def add(self, fp32: Batch, own: Batch) -> None:
+    def add(self, fp32: Batch, own: Batch, names: Sequence[str]) -> None:
+        """Add a batch of FP32's images and the candidate's, of the images `names`."""
         for reference, image in zip(fp32[0], own[0], strict=True):
             self.psnr.append(psnr(reference, image))
             if min(image.shape[:2]) >= SSIM_WINDOW:
@@ -53,12 +57,16 @@ class _Accumulator:
         wanted, actual = fp32[1], own[1]
         if not np.issubdtype(wanted.dtype, np.integer):
             self.latent.add(wanted, actual)
+            for name, exact, value in zip(names, wanted, actual, strict=True):
+                self.sums.add(name, **energies(exact, value, "latent_"))
             return
         same = wanted == actual
         self.equal += int(np.count_nonzero(same))
         self.tokens += same.size
         self.length = same.shape[1]
         self.first += [None if row.all() else int(row.argmin()) for row in same]
+        for name, row in zip(names, same, strict=True):
+            self.sums.add(name, equal=int(np.count_nonzero(row)), tokens=row.size)
 
     def result(self, frechet: tuple[FrechetRow, ...]) -> GeneratedImageAccuracy:
         discrete = self.tokens > 0
@@ -70,6 +78,7 @@ class _Accumulator:
             psnr_vs_fp32=Summary.of(self.psnr),
             ssim_vs_fp32=Summary.of(self.ssim) if self.ssim else None,
             frechet=frechet,
+            sums=self.sums.columns(),
         )
 
 
@@ -100,7 +109,7 @@ def measure_generated_images(
         collect(reference, networks, wanted[0])
         for name, own in zip(candidates, made, strict=True):
             require_alike(name, names[done], wanted, own)
-            accumulators[name].add(wanted, own)
+            accumulators[name].add(wanted, own, names[done : done + len(wanted[0])])
             collect(accumulators[name], networks, own[0])
         for k in range(min(len(wanted[0]), keep - len(shown_images))):
             shown = {name: own[0][k] for name, own in zip(candidates, made, strict=True)}

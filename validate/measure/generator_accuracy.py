@@ -10,7 +10,7 @@ import msgspec
 from ..metrics.image import decibels
 from ..metrics.logits import LogitsAccuracy, perplexity
 from ..metrics.outputs import OutputAccuracy
-from .tokenizer_accuracy import Summary
+from ..metrics.summary import Summary
 
 
 class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,7 +34,8 @@ class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     ``first_difference`` is, for each image, the number of tokens before the first different one, or
     None where all ``length`` are the same. Both are None and empty where tokens are continuous:
     then ``latent_sqnr_db`` compares the latents (None for no error, or discrete tokens). PSNR and
-    SSIM compare 8-bit images with FP32's, SSIM only those with sides of 11 or more.
+    SSIM compare 8-bit images with FP32's, SSIM only those with sides of 11 or more. ``sums`` has,
+    by image, its ``equal`` tokens or the energies of latents; a report of version 1 has none.
     """
 
     token_agreement: float | None
@@ -44,6 +45,7 @@ class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     psnr_vs_fp32: Summary
     ssim_vs_fp32: Summary | None
     frechet: tuple[FrechetRow, ...] = ()
+    sums: dict[str, tuple[float, ...]] = {}
 
     @property
     def identical(self) -> float | None:

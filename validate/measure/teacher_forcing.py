@@ -89,10 +89,12 @@ class _Accumulator:
         for output in graph.outputs:
             if output == LOGITS and run.tokens is not None and run.conditional is not None:
                 self.logits = self.logits or LogitsAccumulator()
-                self.logits.add(wanted[output], actual[output], run.tokens, run.conditional)
+                self.logits.add(
+                    wanted[output], actual[output], run.tokens, run.conditional, run.name
+                )
             else:
                 accumulator = self.outputs.setdefault(f"{run.graph}/{output}", OutputAccumulator())
-                accumulator.add(wanted[output], actual[output])
+                accumulator.add(wanted[output], actual[output], run.name)
         for site, tensor in graph.sites.items() if name in graph.restore else ():
             restore = graph.restore[name].get(site)
             value = restore(actual[tensor]) if restore else actual[tensor]

@@ -7,7 +7,7 @@ value is never replaced by a large number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,8 @@ from ..metrics.image import (
     to_float,
     to_uint8,
 )
+from ..metrics.summary import Summary
+from ..metrics.sums import SampleSums, energies
 
 
 class Codec(Protocol):
@@ -47,34 +49,6 @@ class Codec(Protocol):
         ...
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Hold one number per image, with mean and minimum; None stands for infinity (no error).
-
-    The mean leaves infinite values out, so that identical images cannot hide a bad one; it is
-    None only if every value is infinite.
-    """
-
-    mean: float | None
-    min: float | None
-    each: tuple[float | None, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Summary:
-        """Return the summary of `values`.
-
-        Raises:
-            AccuracyError: a value is NaN or -inf, which are no measurements.
-        """
-        if not all(v > -math.inf for v in values):
-            raise AccuracyError("a metric of an image is NaN or -inf", do="look at the images")
-        finite = [v for v in values if math.isfinite(v)]
-        return cls(
-            mean=math.fsum(finite) / len(finite) if finite else None,
-            min=min(finite, default=None),
-            each=tuple(v if math.isfinite(v) else None for v in values),
-        )
-
-
 class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Compare one quantized tokenizer with the originals and with FP32, on the same images.
 
@@ -86,6 +60,8 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     fed the FP32 tokens against the FP32 decoder, before clamping; None stands for infinity.
     ``sites`` has, in graph order, the SQNR in dB of each convolution's output with all sites before
     it in its graph quantized (None for no error); it is empty for all but the Q/DQ graphs.
+    ``sums`` has, by image, what it adds to the figures over all: ``equal`` of its ``tokens``, and
+    the energies of both signals and errors; a report of version 1 has none.
     """
 
     psnr: Summary
@@ -102,6 +78,7 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     codebook_use: float | None
     codebook_use_reference: float | None
     sites: dict[str, float | None] = {}
+    sums: dict[str, tuple[float, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +153,7 @@ class _Accumulator:
         self.equal = 0
         self.tokens = 0
         self.used: set[int] = set()
+        self.sums = SampleSums()
 
     def add_images(
         self, original: NDArray[np.uint8], fp32: NDArray[np.uint8], own: NDArray[np.uint8]
@@ -203,6 +181,7 @@ class _Accumulator:
             decoder_sqnr_db=none_if_infinite(self.decoder.decibels()),
             codebook_use=codebook_use(self.used, size) if size else None,
             codebook_use_reference=codebook_use(reference.used, size) if size else None,
+            sums=self.sums.columns(),
         )
 
 
@@ -235,8 +214,10 @@ def _compare_tokens(
             where=image,
             do="compare graphs of the same model and shape",
         )
-    accumulator.equal += int(np.count_nonzero(fp32 == own))
+    equal = int(np.count_nonzero(fp32 == own))
+    accumulator.equal += equal
     accumulator.tokens += fp32.size
+    accumulator.sums.add(image, equal=equal, tokens=fp32.size)
     accumulator.used.update(np.unique(own).tolist())
 
 
@@ -279,8 +260,14 @@ def measure(
             accumulator = accumulators[candidate]
             own_tokens, own_latent = graphs.encode(name, feed)
             _compare_tokens(name, graphs, accumulator, tokens, own_tokens)
+            same_code = graphs.decode(name, code, feed.shape)
             accumulator.latent.add(latent, own_latent)
-            accumulator.decoder.add(decoded, graphs.decode(name, code, feed.shape))
+            accumulator.decoder.add(decoded, same_code)
+            accumulator.sums.add(
+                name,
+                **energies(latent, own_latent, "latent_"),
+                **energies(decoded, same_code, "decoder_"),
+            )
             own_code = own_latent if own_tokens is None else own_tokens
             own = to_uint8(graphs.decode(name, own_code, feed.shape))
             accumulator.add_images(original, fp32_image, own)

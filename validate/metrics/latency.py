@@ -13,11 +13,10 @@ import numpy as np
 
 from ...errors import AccuracyError, RecipeError
 from ...runtime.sessions.processors import CPU_INFO, cpu_fields, cpu_flags
+from ..intervals.bootstrap import interval_of
+from ..intervals.sampled import ratio_of_medians
 
 PartT = TypeVar("PartT", bound=str)
-# Fewer rounds give no quartiles worth the name.
-MIN_ROUNDS_FOR_A_VERDICT = 8
-
 # Instructions that decide how fast INT8 and half precision run on a CPU.
 CPU_FLAGS = (
     "avx2",
@@ -59,9 +58,11 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Say how many times faster than the reference: median and quartiles of per-round ratios.
+    """Say how many times faster than the reference: the ratio of both medians, and its interval.
 
-    ``verdict`` is "inconclusive" if the interquartile range includes 1 or there are too few rounds.
+    ``low`` and ``high`` are the ends of an interval of 95 %, by drawing rounds again; with too few
+    rounds for that the least and the largest ratio of a round. ``verdict`` is "inconclusive" if
+    they include 1, or there are too few rounds.
     """
 
     ratio: float
@@ -141,11 +142,16 @@ def ratio(reference: Latency, candidate: Latency) -> Speed:
             f"{reference.n} rounds of the reference and {candidate.n} of the candidate do not pair",
             do="time both in one interleaved run",
         )
-    ratios = np.asarray(reference.samples_ms) / np.asarray(candidate.samples_ms)
-    low, middle, high = (float(v) for v in np.percentile(ratios, [25, 50, 75]))
+    figure = ratio_of_medians(reference.samples_ms, candidate.samples_ms)
+    found = interval_of(figure)
+    middle = float(figure.statistic(figure.columns))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rounds = figure.columns[0] / figure.columns[1]
+    low = float(rounds.min()) if found.low is None else found.low
+    high = float(rounds.max()) if found.high is None else found.high
     verdict: Literal["faster", "slower", "inconclusive"]
     verdict = "inconclusive"
-    if reference.n >= MIN_ROUNDS_FOR_A_VERDICT and (low > 1 or high < 1):
+    if found.low is not None and (low > 1 or high < 1):
         verdict = "faster" if low > 1 else "slower"
     return Speed(ratio=middle, low=low, high=high, verdict=verdict)
 

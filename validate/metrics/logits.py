@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...numerics.noise import SignalAndNoise
 from .image import none_if_infinite
+from .sums import SampleSums, energies
 
 Floats = NDArray[np.float64]
 LIKELIEST = 5
@@ -23,7 +24,8 @@ class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     likeliest token is the same, ``top5`` the mean share of FP32's five likeliest that are among the
     candidate's five. ``sqnr_db`` compares logits minus their mean over the vocabulary, which
     softmax ignores; None for no error at all. ``cross_entropy`` is that of the true ``tokens``, in
-    nats a token, in rows with a class alone; ``cross_entropy_fp32`` is the same of FP32.
+    nats a token, in rows with a class alone; ``cross_entropy_fp32`` is the same of FP32. ``sums``
+    has, by image, what these are made of; a report of version 1 has none.
     """
 
     kl: float
@@ -34,6 +36,7 @@ class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     cross_entropy_fp32: float
     positions: int
     tokens: int
+    sums: dict[str, tuple[float, ...]] = {}
 
 
 class LogitsAccumulator:
@@ -48,6 +51,7 @@ class LogitsAccumulator:
         self._tokens = 0
         self._positions = 0
         self._k = LIKELIEST
+        self._sums = SampleSums()
 
     def add(
         self,
@@ -55,24 +59,41 @@ class LogitsAccumulator:
         value: NDArray[Any],
         tokens: NDArray[np.integer],
         conditional: NDArray[np.bool_],
+        sample: str = "",
     ) -> None:
         """Add logits [R, L, V] of FP32 and candidate, with the true tokens [R, L].
 
-        `conditional` [R] says which rows have a class.
+        `conditional` [R] says which rows have a class; `sample` is the image that they are of.
         """
         wide = [v.astype(np.float64) for v in (reference, value)]
         p, q = (log_softmax(v) for v in wide)
-        self._divergence += float(np.sum(divergence(p, q)))
-        self._first += int(np.count_nonzero(p.argmax(axis=-1) == q.argmax(axis=-1)))
+        diverged = float(np.sum(divergence(p, q)))
+        first = int(np.count_nonzero(p.argmax(axis=-1) == q.argmax(axis=-1)))
         self._k = min(LIKELIEST, p.shape[-1])
         own, theirs = (likeliest(v, self._k) for v in (q, p))
-        self._shared += int(np.count_nonzero(theirs[..., :, None] == own[..., None, :]))
-        self._sqnr.add(*(v - v.mean(axis=-1, keepdims=True) for v in wide))
+        shared = int(np.count_nonzero(theirs[..., :, None] == own[..., None, :]))
+        centred = [v - v.mean(axis=-1, keepdims=True) for v in wide]
+        self._sqnr.add(*centred)
         chosen = tokens[conditional][..., None].astype(np.int64)
-        for k, found in enumerate((p, q)):
-            self._losses[k] -= float(np.take_along_axis(found[conditional], chosen, axis=-1).sum())
+        losses = [-float(np.take_along_axis(v[conditional], chosen, -1).sum()) for v in (p, q)]
+        self._divergence += diverged
+        self._first += first
+        self._shared += shared
+        self._losses = [total + loss for total, loss in zip(self._losses, losses, strict=True)]
         self._tokens += chosen.size
         self._positions += p[..., 0].size
+        self._sums.add(
+            sample,
+            divergence=diverged,
+            first=first,
+            shared=shared,
+            positions=p[..., 0].size,
+            likeliest=self._k * p[..., 0].size,
+            loss_fp32=losses[0],
+            loss=losses[1],
+            tokens=chosen.size,
+            **energies(*centred),
+        )
 
     def result(self) -> LogitsAccuracy:
         """Return the accuracy over all batches.
@@ -91,6 +112,7 @@ class LogitsAccumulator:
             cross_entropy_fp32=self._losses[0] / self._tokens,
             positions=count,
             tokens=self._tokens,
+            sums=self._sums.columns(),
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...errors import AccuracyError
 from ...numerics.noise import SignalAndNoise
 from .image import none_if_infinite
+from .sums import SampleSums, energies
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -29,7 +30,7 @@ class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     For floats: ``sqnr_db`` in dB (None for infinity: no error at all), ``max_error`` the largest
     absolute difference, ``cosine`` of all values as one vector (None if one of them is all zeros).
     For integers and booleans: the share in [0, 1] that is ``equal``. Fields of the other kind are
-    None.
+    None. ``sums`` has, by sample, what these are made of; a report of version 1 has none.
     """
 
     output: str
@@ -37,6 +38,7 @@ class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_error: float | None = None
     cosine: float | None = None
     equal: float | None = None
+    sums: dict[str, tuple[float, ...]] = {}
 
 
 class OutputAccumulator:
@@ -51,25 +53,32 @@ class OutputAccumulator:
         self.count = 0
         self.finite = 0
         self.floats = False
+        self.sums = SampleSums()
 
-    def add(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
+    def add(self, reference: NDArray[Any], value: NDArray[Any], sample: str = "") -> None:
+        """Add an output of FP32 and of the candidate, of one shape; `sample` is what was fed."""
         self.count += reference.size
         self.floats = bool(np.issubdtype(reference.dtype, np.floating))
         if not self.floats:
-            self.equal += int(np.count_nonzero(reference == value))
+            equal = int(np.count_nonzero(reference == value))
+            self.equal += equal
+            self.sums.add(sample, equal=equal, values=reference.size)
             return
         finite = np.isfinite(reference)  # `require_like` saw that the rest is equal
         exact, actual = reference[finite].astype(np.float64), value[finite].astype(np.float64)
         self.finite += int(np.count_nonzero(finite))
         self.sqnr.add(exact, actual)
-        self.own += float(np.sum(np.square(actual)))
-        self.product += float(np.sum(exact * actual))
+        own, product = float(np.sum(np.square(actual))), float(np.sum(exact * actual))
+        self.own += own
+        self.product += product
+        self.sums.add(sample, **energies(exact, actual), own=own, product=product)
         # Python's max would lose a NaN.
         self.largest = float(np.maximum(self.largest, np.abs(exact - actual).max(initial=0.0)))
 
     def result(self, output: str) -> OutputAccuracy:
         if not self.floats:
-            return OutputAccuracy(output=output, equal=self.equal / max(1, self.count))
+            share = self.equal / max(1, self.count)
+            return OutputAccuracy(output=output, equal=share, sums=self.sums.columns())
         if self.count and not self.finite:
             raise AccuracyError(
                 f"FP32 gave no finite value of {output}, so that nothing can be compared",
@@ -82,6 +91,7 @@ class OutputAccumulator:
             sqnr_db=none_if_infinite(decibels),
             max_error=self.largest,
             cosine=float(np.minimum(1.0, self.product / norms)) if norms else None,
+            sums=self.sums.columns(),
         )
 
 
@@ -110,7 +120,8 @@ def measure_outputs(
             found = graphs.run(feeds)
             for output, value in expected.items():
                 require_like(name, sample, output, value, found[output])
-                accumulators[name].setdefault(output, OutputAccumulator()).add(value, found[output])
+                accumulator = accumulators[name].setdefault(output, OutputAccumulator())
+                accumulator.add(value, found[output], sample)
         progress(done)
     if not done:
         raise AccuracyError("there are no samples to validate with", do="give --feeds FILE.npz")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from ...calibrate.facts import CalibrationFacts
 from ...engines.facts import BUILT, EXECUTED, BuildFacts, EngineRow
 from ...quantize.facts import QuantizationFacts
+from ...recipe.recipe import Recipe
 from ...workspace.facts import Exported, facts, model_name
 from ...workspace.manifest import Manifest
 from ...workspace.stage import package_versions
@@ -21,15 +24,18 @@ from ..measure.measurement import Measurements
 from ..measure.sizes import graph_bytes, running_bytes
 from ..metrics.latency import read_cpu
 from .calibration import Calibration
+from .gates import Gate, evaluate
 from .schema import (
     HALF_PRECISION,
     SYNTHETIC,
     Data,
+    Environment,
     Report,
     Sizes,
     metrics,
     sizes,
 )
+from .spread import figure, figures
 
 
 def finite_metrics(report: Report) -> dict[str, float]:
@@ -50,18 +56,24 @@ def compose_report(
     executed: Executed,
     download: Download | None = None,
     memory: dict[str, int] | None = None,
+    stages: Iterable[Manifest] = (),
+    recipe: Recipe | None = None,
 ) -> Report:
-    """Return the report of the quantization `name`, without gates.
+    """Return the report of the quantization `name`, with intervals and without gates.
 
     `samples` are the names of those that were measured, `folders` those of the candidates;
-    `download` and `memory` were measured of the one that the report is about.
+    `download` and `memory` were measured of the one that the report is about. `stages` are the
+    manifests whose options the report has. `recipe` is that of the workspace's last run, which the
+    report has if it is of this quantization and asked for the same.
     """
     rows = [
         executed_row(row) if key == executed.key else row
         for key, built in engines.items()
         for row in facts(built, BuildFacts).engines
     ]
-    return Report(
+    options = {stage.stage: stage.options for stage in stages}
+    options |= {f"engines/{folder}": built.options for folder, built in engines.items()}
+    report = Report(
         model=model_name(model.manifest),
         name=name,
         versions=package_versions("onnxruntime", "onnx", "torch", "tensorrt-rtx", "numpy")
@@ -84,7 +96,37 @@ def compose_report(
         ran={} if executed.key is None else {executed.key: executed.provider},
         fallbacks=measured.fallbacks,
         sites=quantized.sites,
+        options=msgspec.to_builtins(options),
+        recipe=followed(recipe, name, options),
+        environment=Environment(
+            system=platform.system(), machine=platform.machine(), processors=os.cpu_count() or 1
+        ),
     )
+    return msgspec.structs.replace(report, figures=figures(report))
+
+
+def judged(report: Report, gates: Iterable[Gate]) -> Report:
+    """Return the report with what its gates found."""
+    found = evaluate(gates, metrics(report), lambda name, level: figure(report, name, level))
+    return msgspec.structs.replace(report, gates=tuple(found))
+
+
+def followed(
+    recipe: Recipe | None, name: str, options: Mapping[str, Mapping[str, object]]
+) -> dict[str, Any] | None:
+    """Return a recipe, if the stages had its options: a stage may have been run by hand since."""
+    if recipe is None or recipe.name != name:
+        return None
+    asked: dict[str, dict[str, Any]] = {
+        "quantize": msgspec.to_builtins(recipe.quantize),
+        "validate": {"gates": list(recipe.validate.gates), "seed": recipe.validate.seed},
+    }
+    for stage, wanted in asked.items():
+        had = msgspec.to_builtins(options.get(stage, {}))
+        if any(key in had and had[key] != value for key, value in wanted.items()):
+            return None
+    text: dict[str, Any] = msgspec.to_builtins(recipe)
+    return text
 
 
 def executed_row(row: EngineRow) -> EngineRow:

@@ -17,6 +17,7 @@ from ..measure.generator_accuracy import GeneratedImageAccuracy, GeneratorAccura
 from ..metrics.image import decibels
 from ..metrics.logits import perplexity
 from .cells import CANDIDATES, SHORT
+from .interval_tables import column_title, headline_interval
 from .page import KeyFigure, Table
 from .schema import LatencyRow, Report, metrics
 
@@ -79,9 +80,14 @@ def _measured(
     ]
     return Table(
         title=title,
-        header=("Metric", "FP32", *(CANDIDATES[key] for key in shown)),
+        header=("Metric", "FP32", *(CANDIDATES[key] for key in shown), column_title(report)),
         rows=tuple(
-            (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
+            (
+                label,
+                reference.get(name, ""),
+                *(text(value[f"{key}.{name}"]) for key in shown),
+                headline_interval(report, name),
+            )
             for label, name, text in rows
             if any(value[f"{key}.{name}"] is not None for key in shown)
         ),

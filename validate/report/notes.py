@@ -41,6 +41,11 @@ OF_GENERATORS = (
     "Images of the same seed draw with the same random numbers, one stream an image.",
     "Output SQNR of a site is measured with all quantized before it, in the Q/DQ graph.",
 )
+INTERVALS = (
+    "Intervals are of 95 %, over the samples drawn again with a fixed seed (bootstrap, BCa); of "
+    "fewer than 8 samples by Student's t; of shares exact, for as many trials as images whose "
+    "tokens go wrong together are worth. The worst of some samples has none."
+)
 ATTENTION_GRIDS = ("FP8", "INT")  # the beginnings of their formats
 NO_KERNELS = "No engine was built that shows its kernels."
 
@@ -56,13 +61,14 @@ def report_notes(report: Report) -> tuple[str, ...]:
             "shipped, as executed. Gates and the numbers on top read the engine where there is one."
         ),
         (
-            "Latency: FP32 and engine alternate in one process; the ratio is the median over "
-            "rounds, and inconclusive if the interquartile range of the rounds includes 1."
+            "Latency: FP32 and engine alternate in one process; the speed is the ratio of both "
+            "medians, and inconclusive if its interval includes 1 or rounds are fewer than 8."
         ),
+        INTERVALS,
         *(
             (
                 "A drop is the mean over images of FP32's figure less the candidate's for the same "
-                "image, and inconclusive if a paired t-test at 5 % does not tell it from 0.",
+                "image, and inconclusive if its interval includes 0.",
             )
             if report.accuracy
             else ()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,13 +16,15 @@ from ..formats import DB, MS, SHARE, SSIM, TIMES, size
 from ..measure.tokenizer_accuracy import ComparedImage
 from ..metrics.image import decibels
 from .cells import CANDIDATES
+from .files import encode_report
 from .gates import metric_of
 from .generation_tables import generator_key_figures
+from .junit import junit
 from .notes import noun, report_notes
 from .page import Badge, Image, ImageRow, KeyFigure, Page, to_html, to_markdown
-from .schema import ENGINE, QDQ, SYNTHETIC, Report, Sizes, encode_report, metrics
+from .schema import ENGINE, QDQ, SYNTHETIC, Report, Sizes, metrics
 from .site_tables import site_charts
-from .spread import INCONCLUSIVE, inconclusive_metrics
+from .spread import INCONCLUSIVE, figures, inconclusive_metrics
 from .tables import report_tables
 
 DIFFERENCE_FACTOR = 8
@@ -35,45 +37,29 @@ def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return clamped
 
 
-def write_report(folder: Path, report: Report, pictures: Sequence[ComparedImage]) -> None:
-    """Write every form of the report into `folder`, which exists."""
+def write_report(
+    folder: Path, report: Report, pictures: Sequence[ComparedImage], seconds: float = 0.0
+) -> None:
+    """Write every form of the report into `folder`, which exists.
+
+    `seconds` is what measuring took: in junit.xml alone, so that equal reports are equal files.
+    """
     if not folder.is_dir():
         raise WorkspaceError("is not a folder", where=str(folder), do="create it first")
     page = report_page(report, pictures)
     (folder / "report.json").write_bytes(encode_report(report))
     (folder / "report.md").write_text(to_markdown(page), encoding="utf-8")
     (folder / "report.html").write_text(to_html(page), encoding="utf-8")
-    (folder / "junit.xml").write_bytes(junit(report))
+    (folder / "junit.xml").write_bytes(junit(report, seconds))
     for image in (image for image_row in page.image_rows for image in image_row.images):
         path = folder / image.file
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(image.png())
 
 
-def junit(report: Report) -> bytes:
-    """Return JUnit XML, one test case a gate."""
-    failed = sum(not gate.passed for gate in report.gates)
-    suite = ElementTree.Element(
-        "testsuite",
-        name=f"arvg-trt validate {report.model} {report.name}",
-        tests=str(len(report.gates)),
-        failures=str(failed),
-        errors="0",
-        skipped="0",
-    )
-    for gate in report.gates:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=f"{report.model}.{report.name}", name=gate.expression
-        )
-        if not gate.passed:
-            ElementTree.SubElement(case, "failure", message=gate.reason or "failed")
-    ElementTree.indent(suite)
-    text = ElementTree.tostring(suite, encoding="unicode")
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'.encode()
-
-
 def report_page(report: Report, pictures: Sequence[ComparedImage]) -> Page:
     """Return the page that report.md and report.html show."""
+    report = msgspec.structs.replace(report, figures=report.figures or figures(report))
     return Page(
         title=f"{report.model}, {report.name}",
         subtitle=_subtitle(report),
@@ -101,15 +87,22 @@ def _subtitle(report: Report) -> str:
 
 
 def _verdict(report: Report) -> Badge:
-    failed = sum(not gate.passed for gate in report.gates)
-    if not report.gates:
+    count = len(report.gates)
+    failed = sum(gate.verdict == "failed" for gate in report.gates)
+    undecided = sum(gate.verdict == "inconclusive" for gate in report.gates)
+    if not count:
         return Badge("No gates were set", "plain")
     if failed:
-        return Badge(f"Failed: {failed} of {len(report.gates)} gates", "bad")
+        beside = f", {undecided} {INCONCLUSIVE}" if undecided else ""
+        return Badge(f"Failed: {failed} of {count} gates{beside}", "bad")
+    if undecided:
+        return Badge(f"Inconclusive: {undecided} of {count} gates", "warn")
     doubtful = set(inconclusive_metrics(report))
-    count = sum(metric_of(gate.expression) in doubtful for gate in report.gates)
-    open_text = f", {count} on an {INCONCLUSIVE} figure" if count else ""
-    passed = "its gate" if len(report.gates) == 1 else f"all {len(report.gates)} gates"
+    # A gate that asked for a level has read the interval already.
+    plain = [gate for gate in report.gates if gate.n is None]
+    chance = sum(metric_of(gate.expression) in doubtful for gate in plain)
+    open_text = f", {chance} on an {INCONCLUSIVE} figure" if chance else ""
+    passed = "its gate" if count == 1 else f"all {count} gates"
     return Badge(f"Passed: {passed}{open_text}", "good")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -12,8 +10,8 @@ import msgspec
 from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
 from ...quantize.facts import SiteRow
-from ...workspace.files import decode_json, encode_json
 from ..download import SIZE_NOTE, Download
+from ..intervals.figure import Figure
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from ..measure.second_opinion import SecondOpinion
 from ..measure.tokenizer_accuracy import CandidateAccuracy
@@ -21,8 +19,9 @@ from ..metrics.image import decibels
 from ..metrics.latency import Cpu, Latency, Speed
 from ..metrics.outputs import WORST_NAMES, OutputAccuracy, worst
 from .calibration import Calibration
-from .gates import GateResult
+from .gates import GateResult, Verdict
 
+SCHEMA = "arvg-trt/report/v2"
 REPORT_FILE = "report.json"
 FP32 = "fp32"  # what candidates are compared with
 QDQ = "qdq"  # the Q/DQ graph in the reference session
@@ -94,15 +93,24 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tokens: int | None = None
 
 
+class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Name the machine of a validation as far as it decides figures and speeds."""
+
+    system: str
+    machine: str
+    processors: int
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hold all results of a validation; ``accuracy`` is by candidate ("qdq", "twin", "engine").
 
     So are ``outputs``, which custom graphs have in its place, and a generator's ``generation``.
     ``ran`` says by engine folder which device and provider executed it, ``fallbacks`` what of it
-    ran on the CPU instead.
+    ran on the CPU instead. ``figures`` has each metric with its interval, by candidate and name.
+    ``options`` are those of each stage, ``recipe`` the one that `run` followed, if it is this one.
     """
 
-    schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
+    schema: Literal["arvg-trt/report/v2"] = "arvg-trt/report/v2"
     model: str
     name: str
     versions: dict[str, str]
@@ -120,6 +128,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sites: tuple[SiteRow, ...] = ()
     second_opinions: tuple[SecondOpinion, ...] = ()
     gates: tuple[GateResult, ...] = ()
+    figures: dict[str, Figure] = {}
+    options: dict[str, dict[str, Any]] = {}
+    recipe: dict[str, Any] | None = None
+    environment: Environment | None = None
 
     def __post_init__(self) -> None:
         for candidate, result in self.accuracy.items():
@@ -145,6 +157,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def passed(self) -> bool | None:
         """Return whether every gate passed; None if there are none."""
         return all(gate.passed for gate in self.gates) if self.gates else None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Return "failed" if a gate failed, else "inconclusive" if one is; None without gates."""
+        found = {gate.verdict for gate in self.gates}
+        ranked: tuple[Verdict, ...] = ("failed", "inconclusive", "passed")
+        return next((verdict for verdict in ranked if verdict in found), None)
 
 
 def sizes(
@@ -250,40 +269,3 @@ def metrics(report: Report) -> dict[str, float | None]:
         values[f"{prefix}speedup"] = row.speed.ratio
         values[f"{prefix}latency_ms"] = row.engine.p50_ms
     return values
-
-
-def encode_report(report: Report) -> bytes:
-    """Return the bytes of report.json, the same for equal reports.
-
-    Raises:
-        ValueError: a number is not finite, which JSON would silently turn into null.
-    """
-    _require_finite(msgspec.to_builtins(report), "report")
-    return encode_json(report)
-
-
-def load_report(path: Path) -> Report:
-    """Read a report.json, or the one in a folder.
-
-    Raises:
-        WorkspaceError: it is missing, damaged, or of another schema.
-    """
-    path = path / REPORT_FILE if path.is_dir() else path
-    do = "run `arvg-trt validate` to write a report"
-    if "schema" not in decode_json(path, dict[str, Any], do=do):
-        raise WorkspaceError("names no schema, so it is no report", where=str(path), do=do)
-    return decode_json(path, Report, do=do)
-
-
-def _require_finite(value: Any, where: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}")
-    children = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list | tuple)
-        else ()
-    )
-    for key, child in children:
-        _require_finite(child, f"{where}.{key}")

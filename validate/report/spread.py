@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from ..measure.tokenizer_accuracy import Summary
-from ..metrics.paired import is_inconclusive
-from .schema import Report
+from typing import get_args
+
+from ..intervals.bootstrap import LEVEL
+from ..intervals.figure import COUNTED, Figure, plain
+from ..intervals.figures import sampled
+from .schema import Part, Report, metrics
 
 INCONCLUSIVE = "inconclusive"
+# What a figure is without any difference.
+NO_DIFFERENCE = {"psnr_drop": 0.0, "ssim_drop": 0.0}
+
+
+def figures(report: Report) -> dict[str, Figure]:
+    """Return each measured metric with its interval, by candidate or part and name.
+
+    Sizes are no samples. Plain names, which read the headline candidate, are left out.
+    """
+    parts = [*(f"{part}." for part in get_args(Part)), ""]
+    speeds = {f"{part}{name}" for part in parts for name in ("speedup", "latency_ms")}
+    return {
+        name: Figure.of(value, sampled(report, name))
+        for name, value in metrics(report).items()
+        if value is not None and plain(name) not in COUNTED and ("." in name or name in speeds)
+    }
+
+
+def figure(report: Report, metric: str, level: float = LEVEL) -> Figure | None:
+    """Return a metric with its interval by the name that gates read; None if not measured."""
+    if level == LEVEL:
+        for name in (metric, f"{report.headline}.{metric}"):
+            if name in report.figures:
+                return report.figures[name]
+    value = metrics(report).get(metric)
+    return None if value is None else Figure.of(value, sampled(report, metric), level)
 
 
 def inconclusive_metrics(report: Report) -> tuple[str, ...]:
     """Return the names of metrics that may be chance, as gates read them.
 
-    A drop is one if a paired test over the images does not tell it from 0, a speedup if the
-    quartiles of its rounds do not tell it from 1.
+    A drop is one if its interval includes 0 or cannot be had, a speedup if its interval includes 1.
     """
     names = []
     if report.headline in report.accuracy:
-        found = report.accuracy[report.headline]
-        drops = {
-            "psnr_drop": (found.psnr_reference, found.psnr),
-            "ssim_drop": (found.ssim_reference, found.ssim),
-        }
-        for name, (reference, own) in drops.items():
-            differences = paired(reference, own)
-            if differences is not None and is_inconclusive(differences):
+        for name, nothing in NO_DIFFERENCE.items():
+            found = figure(report, name)
+            if found is not None and found.value is not None and may_be(found, nothing):
                 names.append(name)
     for part, row in report.latency.items():
         if row.speed.verdict == INCONCLUSIVE:
@@ -32,9 +55,10 @@ def inconclusive_metrics(report: Report) -> tuple[str, ...]:
     return tuple(names)
 
 
-def paired(reference: Summary, own: Summary) -> list[float] | None:
-    """Return FP32 minus candidate by image; None where only one of the two is without error."""
-    pairs = list(zip(reference.each, own.each, strict=True))
-    if any((a is None) is not (b is None) for a, b in pairs):
-        return None
-    return [0.0 if a is None or b is None else a - b for a, b in pairs]
+def may_be(found: Figure, value: float) -> bool:
+    """Return whether a figure may as well be `value`: one that is exactly that is no chance."""
+    if found.value == value:
+        return False
+    if found.low is None or found.high is None:
+        return True
+    return found.low <= value <= found.high

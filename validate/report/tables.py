@@ -8,9 +8,10 @@ from ..metrics.image import decibels
 from ..metrics.latency import Latency
 from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
-from .gates import GateResult, metric_of
+from .gates import GateResult, Verdict, metric_of
 from .generation_tables import generator_tables, rates
-from .page import Badge, Table
+from .interval_tables import TITLE, column_title, headline_interval, interval_table
+from .page import Badge, Level, Table
 from .schema import ENGINE, FP32, HALF_PRECISION, QDQ, Report, Sizes, metrics
 from .site_tables import site_table
 from .spread import INCONCLUSIVE, inconclusive_metrics
@@ -30,25 +31,31 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         _sizes(report),
         *engine_tables(report),
         _images(report),
+        interval_table(report),
         site_table(report),
     )
     return tuple(table for table in tables if table.rows)
+
+
+_LEVELS: dict[Verdict, Level] = {"passed": "good", "failed": "bad", "inconclusive": "warn"}
 
 
 def _gates(report: Report) -> Table:
     doubtful = inconclusive_metrics(report)
 
     def why(gate: GateResult) -> str:
-        return gate.reason or (WITHIN_SPREAD if metric_of(gate.expression) in doubtful else "")
+        open_figure = gate.n is None and metric_of(gate.expression) in doubtful
+        return gate.reason or (WITHIN_SPREAD if open_figure else "")
 
     return Table(
         title="Gates",
-        header=("Gate", "Result", "Value", "Why"),
+        header=("Gate", "Result", "Value", TITLE, "Why"),
         rows=tuple(
             (
                 gate.expression,
-                Badge("passed", "good") if gate.passed else Badge("failed", "bad"),
+                Badge(gate.verdict, _LEVELS[gate.verdict]),
                 "" if gate.value is None else metric_text(metric_of(gate.expression), gate.value),
+                headline_interval(report, metric_of(gate.expression)),
                 why(gate),
             )
             for gate in report.gates
@@ -88,9 +95,14 @@ def _accuracy(report: Report) -> Table:
     )
     return Table(
         title="Accuracy",
-        header=("Metric", "FP32", *shown.values()),
+        header=("Metric", "FP32", *shown.values(), column_title(report)),
         rows=tuple(
-            (label, reference.get(name, ""), *(text(value[f"{key}.{name}"]) for key in shown))
+            (
+                label,
+                reference.get(name, ""),
+                *(text(value[f"{key}.{name}"]) for key in shown),
+                headline_interval(report, name),
+            )
             for label, name, text in rows
             if any(value[f"{key}.{name}"] is not None for key in shown)
         ),
@@ -132,7 +144,7 @@ def _latency(report: Report) -> Table:
         rows += [(f"{part}, engine", *_times(row.engine), *speed)]
     return Table(
         title="Latency",
-        header=("Part", "p50", "p90", "p99", "min", "Speed", "Quartiles", "Verdict"),
+        header=("Part", "p50", "p90", "p99", "min", "Speed", TITLE, "Verdict"),
         rows=tuple(rows),
         caption=f"On {report.cpu.model}: {_settings(report)}. A speed above 1 is faster.",
     )

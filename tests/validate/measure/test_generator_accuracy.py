@@ -10,8 +10,8 @@ from arvg_trt.validate.measure.generator_accuracy import (
     GeneratedImageAccuracy,
     GeneratorAccuracy,
 )
-from arvg_trt.validate.measure.tokenizer_accuracy import Summary
 from arvg_trt.validate.metrics.logits import LogitsAccuracy
+from arvg_trt.validate.metrics.summary import Summary
 from arvg_trt.validate.report.render import report_page
 from arvg_trt.validate.report.schema import Data, Report, metrics
 

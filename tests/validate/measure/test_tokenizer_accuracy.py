@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from arvg_trt.errors import AccuracyError
-from arvg_trt.validate.measure.tokenizer_accuracy import CandidateAccuracy, Codec, Summary, measure
+from arvg_trt.validate.measure.tokenizer_accuracy import CandidateAccuracy, Codec, measure
 from arvg_trt.validate.metrics.image import psnr, to_float, to_uint8
+from arvg_trt.validate.metrics.summary import Summary
 
 from ..conftest import LEVELS, GreyCodec, make_images
 

@@ -19,7 +19,7 @@ from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.validate.measure import tokenizer_sites
 from arvg_trt.validate.measure.site_outputs import open_with_outputs
 from arvg_trt.validate.measure.tokenizer_sites import measure_sites, parts
-from arvg_trt.validate.report.schema import load_report
+from arvg_trt.validate.report.files import load_report
 
 from ...command_line import Finished
 

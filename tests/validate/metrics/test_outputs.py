@@ -54,7 +54,9 @@ def test_equal_outputs_have_no_error_and_infinite_decibels() -> None:
 
 def test_integers_are_counted() -> None:
     (found,) = measure([{"g/ids": np.array([[1, 2, 3, 4]])}], [{"g/ids": np.array([[1, 2, 3, 5]])}])
-    assert found == OutputAccuracy(output="g/ids", equal=0.75)
+    assert found == OutputAccuracy(
+        output="g/ids", equal=0.75, sums={"equal": (3.0,), "values": (4.0,)}
+    )
 
 
 def test_gates_see_the_worst_output() -> None:

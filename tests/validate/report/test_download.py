@@ -11,9 +11,10 @@ from arvg_trt.errors import WorkspaceError
 from arvg_trt.validate.download import Download
 from arvg_trt.validate.facts import ValidationFacts, download_line
 from arvg_trt.validate.index import make_index
+from arvg_trt.validate.report.files import encode_report, load_report
 from arvg_trt.validate.report.page import KeyFigure, to_markdown
 from arvg_trt.validate.report.render import report_page
-from arvg_trt.validate.report.schema import Report, encode_report, load_report, metrics, sizes
+from arvg_trt.validate.report.schema import Report, metrics, sizes
 
 from ..conftest import MakeReport
 

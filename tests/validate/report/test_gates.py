@@ -10,12 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arvg_trt.errors import RecipeError
+from arvg_trt.validate.intervals.figure import Figure
 from arvg_trt.validate.metric_names import TITLES, metric_names, parse_gates_of
-from arvg_trt.validate.report.gates import Gate, evaluate, parse_gate, parse_gates
+from arvg_trt.validate.report.gates import (
+    FigureAt,
+    Gate,
+    evaluate,
+    metric_of,
+    parse_gate,
+    parse_gates,
+)
 from arvg_trt.validate.report.schema import METRIC_NAMES
 from arvg_trt.workspace.facts import ModelKind
 
-KNOWN = ("psnr", "psnr_drop", "token_agreement", "qdq.psnr")
+KNOWN = ("psnr", "psnr_drop", "token_agreement", "qdq.psnr", "psnr_min", "compression")
 
 
 @given(
@@ -34,7 +42,12 @@ def test_spaces_and_prefixes_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "psnr", "psnr>=", "psnr=30", "psnr=>30", "psnr>=thirty", "psnr>=nan", "30<=psnr"]
+    "text",
+    [
+        *("", "psnr", "psnr>=", "psnr=30", "psnr=>30", "psnr>=thirty", "psnr>=nan", "30<=psnr"),
+        *("psnr>=30@", "psnr>=30@%", "psnr>=30@95", "psnr@95%", "30>=psnr>=20", "20<=psnr<=nan"),
+        *("20<=psnr<30", "psnr>=30@95%x"),
+    ],
 )
 def test_malformed_gates_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="METRIC OPERATOR NUMBER"):
@@ -107,3 +120,97 @@ def test_no_error_at_all_passes_a_decibel_gate() -> None:
     (result,) = evaluate(parse_gates(["psnr>=99"], KNOWN), {"psnr": math.inf})
     assert result.passed and result.value is None
     assert result.reason is not None and "infinite" in result.reason
+
+
+def figure_at(low: float | None, high: float | None, n: int = 9) -> FigureAt:
+    def found(metric: str, level: float) -> Figure:
+        why = None if low is not None else "1 image"
+        return Figure(value=0.3, n=n, low=low, high=high, why=why)
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high", "verdict"),
+    [
+        ("psnr_drop<=0.5@95%", 0.2, 0.4, "passed"),
+        ("psnr_drop<=0.5@95%", 0.2, 0.5, "passed"),
+        ("psnr_drop<0.5@95%", 0.2, 0.5, "inconclusive"),
+        ("psnr_drop<=0.3@95%", 0.2, 0.4, "inconclusive"),
+        ("psnr_drop<=0.1@95%", 0.2, 0.4, "failed"),
+        ("psnr_drop>=0.1@95%", 0.2, 0.4, "passed"),
+        ("0.1<=psnr_drop<=0.5@95%", 0.2, 0.4, "passed"),
+        ("0.25<=psnr_drop<=0.35@95%", 0.2, 0.4, "inconclusive"),
+        ("0.25<=psnr_drop<=0.5@95%", 0.2, 0.4, "inconclusive"),
+        ("0.5<=psnr_drop<=0.9@95%", 0.2, 0.4, "failed"),
+    ],
+)
+def test_a_gate_at_a_level_reads_the_bad_end(
+    text: str, low: float, high: float, verdict: str
+) -> None:
+    (result,) = evaluate(parse_gates([text], KNOWN), {"psnr_drop": 0.3}, figure_at(low, high))
+    assert (result.verdict, result.passed) == (verdict, verdict == "passed")
+    assert (result.low, result.high, result.n) == (low, high, 9)
+    assert (result.reason is None) == result.passed
+
+
+def test_an_open_gate_says_how_many_more_would_decide() -> None:
+    (result,) = evaluate(
+        parse_gates(["psnr_drop<=0.35@95%"], KNOWN), {"psnr_drop": 0.3}, figure_at(0.2, 0.4)
+    )
+    assert result.verdict == "inconclusive" and result.more is not None and result.more > 9
+    assert result.reason is not None and f"about {result.more} more would decide" in result.reason
+    (at,) = evaluate(
+        parse_gates(["psnr_drop<=0.3@95%"], KNOWN), {"psnr_drop": 0.3}, figure_at(0.2, 0.4)
+    )
+    assert at.more is None and "no number of samples" in str(at.reason)
+
+
+def test_a_figure_without_an_interval_leaves_its_gate_open() -> None:
+    (result,) = evaluate(
+        parse_gates(["psnr_drop<=0.5@95%"], KNOWN), {"psnr_drop": 0.3}, figure_at(None, None, 1)
+    )
+    assert result.verdict == "inconclusive" and "no interval (1 image)" in str(result.reason)
+
+
+def test_there_is_no_chance_in_what_is_counted_or_without_error() -> None:
+    gates = parse_gates(["compression>=3@95%", "psnr>=30@95%"], KNOWN)
+    found = evaluate(gates, {"compression": 3.1, "psnr": math.inf}, figure_at(None, None))
+    assert [r.verdict for r in found] == ["passed", "passed"]
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(29.9, "failed"), (30.0, "passed"), (31.0, "passed"), (31.1, "failed")]
+)
+def test_a_band_has_two_ends(value: float, verdict: str) -> None:
+    (gate,) = parse_gates(["30 <= psnr <= 31"], KNOWN)
+    assert str(gate) == "30<=psnr<=31" and metric_of(str(gate)) == "psnr"
+    assert evaluate([gate], {"psnr": value})[0].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("psnr_min>=30@95%", "has no interval"),
+        ("psnr==30@95%", "no interval is one number"),
+        ("psnr>=30@20%", "no level of confidence"),
+        ("psnr>=30@nan%", "no level of confidence"),
+        ("31<=psnr<=30", "nothing is in that band"),
+    ],
+)
+def test_what_no_interval_can_decide_is_refused(text: str, what: str) -> None:
+    with pytest.raises(RecipeError, match=what):
+        parse_gate(text, KNOWN)
+
+
+@given(
+    st.sampled_from(["psnr", "qdq.psnr"]),
+    st.floats(-1e6, 1e6),
+    st.floats(0, 1e6),
+    st.sampled_from([None, 90.0, 95.0, 99.5]),
+)
+def test_a_band_reads_back_from_its_text(
+    metric: str, least: float, width: float, level: float | None
+) -> None:
+    gate = Gate(metric, "<=", least + width, least, level)
+    assert parse_gate(str(gate), KNOWN) == gate

@@ -12,15 +12,17 @@ import pytest
 
 from arvg_trt.engines.facts import EngineProof, EngineRow, SiteException
 from arvg_trt.quantize.facts import SiteRow
+from arvg_trt.validate.compare.compare import compare
+from arvg_trt.validate.compare.page import comparison_html
 from arvg_trt.validate.index import IndexedBundle, ReportIndex, make_index
 from arvg_trt.validate.index_page import index_page
 from arvg_trt.validate.measure.generator_accuracy import GeneratedImageAccuracy, GeneratorAccuracy
-from arvg_trt.validate.measure.tokenizer_accuracy import Summary
 from arvg_trt.validate.metrics.latency import Latency, ratio
-from arvg_trt.validate.report.compare import compare, comparison_html
+from arvg_trt.validate.metrics.summary import Summary
+from arvg_trt.validate.report.files import encode_report
 from arvg_trt.validate.report.page import Page, Table, to_html
 from arvg_trt.validate.report.render import report_page, write_report
-from arvg_trt.validate.report.schema import Data, Report, encode_report
+from arvg_trt.validate.report.schema import Data, Report
 
 from ...browser import NOT_INSTALLED, Browser, find_browser, open_browser
 from ..conftest import MakeReport

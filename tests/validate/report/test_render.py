@@ -15,11 +15,17 @@ import pytest
 from PIL import Image
 
 from arvg_trt.errors import WorkspaceError
-from arvg_trt.validate.report.render import DIFFERENCE_FACTOR, difference, junit, write_report
-from arvg_trt.validate.report.schema import load_report
+from arvg_trt.quantize.facts import SiteRow
+from arvg_trt.validate.report.compose import judged
+from arvg_trt.validate.report.files import load_report
+from arvg_trt.validate.report.gates import GateResult, parse_gates
+from arvg_trt.validate.report.junit import junit
+from arvg_trt.validate.report.render import DIFFERENCE_FACTOR, difference, report_page, write_report
+from arvg_trt.validate.report.schema import METRIC_NAMES
 
 from ..conftest import MakeReport
 
+GATES_ON_SITES = ("site_sqnr_db>=30",)
 GATES = ("psnr>=1", "psnr>=99")
 
 
@@ -93,7 +99,7 @@ def test_markdown_tables_have_a_cell_for_every_column(
     made = make_report(gates=GATES)
     write_report(tmp_path, made.report, made.pictures)
     blocks = re.findall(r"(?:^\|.*\n)+", (tmp_path / "report.md").read_text(), re.MULTILINE)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     for block in blocks:
         columns = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(columns) == 1, block
@@ -115,12 +121,54 @@ def test_images_used_for_calibration_too_are_called_out(
 
 
 def test_junit_has_a_case_per_gate_and_says_what_failed(make_report: MakeReport) -> None:
-    suite = ElementTree.fromstring(junit(make_report(gates=GATES).report))
-    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "2", "1")
-    passed, failed = suite.findall("testcase")
-    assert passed.get("name") == "psnr>=1" and len(passed) == 0
+    root = ElementTree.fromstring(junit(make_report(gates=GATES).report, seconds=1.5))
+    assert (root.tag, root.get("tests"), root.get("failures")) == ("testsuites", "3", "1")
+    gates, _ = root.findall("testsuite")
+    assert (gates.get("tests"), gates.get("failures"), gates.get("time")) == ("2", "1", "1.500")
+    assert properties(gates)["version.numpy"] == np.__version__
+    passed, failed = gates.findall("testcase")
+    assert passed.get("name") == "psnr>=1" and passed.find("failure") is None
+    assert set(properties(passed)) == {"value", "interval"}
     message = failed.find("failure")
     assert message is not None and "wanted psnr>=99" in (message.get("message") or "")
+
+
+def properties(element: ElementTree.Element) -> dict[str | None, str | None]:
+    return {p.get("name"): p.get("value") for p in element.findall("properties/property")}
+
+
+def test_junit_has_a_case_per_group_of_sites(make_report: MakeReport) -> None:
+    report = make_report(gates=("site_sqnr_db>=30",)).report
+    rows = (
+        SiteRow(name="a", graph="encoder", weight="int8", activation="int8", weight_sqnr_db=40.0),
+        SiteRow(name="b", graph="encoder", weight="int8", activation="int8", weight_sqnr_db=35.0),
+        SiteRow(name="c", graph="decoder", weight="int8", activation="int8", weight_sqnr_db=50.0),
+        SiteRow(name="d", graph="decoder", weight="float", activation="float", reason="excluded"),
+    )
+    qdq = msgspec.structs.replace(report.accuracy["qdq"], sites={"a": 31.0, "b": 12.5, "c": 44.0})
+    report = msgspec.structs.replace(report, sites=rows, accuracy={**report.accuracy, "qdq": qdq})
+    root = ElementTree.fromstring(junit(judged(report, parse_gates(GATES_ON_SITES, METRIC_NAMES))))
+    encoder, decoder, plain = root.findall("testsuite")[1].findall("testcase")
+    assert (
+        properties(encoder)["output_sqnr"] == "12.50 dB (b)" and properties(encoder)["sites"] == "2"
+    )
+    failure = encoder.find("failure")
+    assert (
+        failure is not None and failure.get("message") == "b has 12.5 dB, wanted site_sqnr_db>=30"
+    )
+    assert decoder.find("failure") is None and decoder.find("skipped") is None
+    assert plain.find("skipped") is not None
+    assert (root.get("tests"), root.get("failures"), root.get("skipped")) == ("4", "2", "1")
+
+
+def test_an_open_gate_is_a_failure_of_its_own_type(make_report: MakeReport) -> None:
+    gate = GateResult(
+        expression="psnr_drop<=0.3@95%", value=0.2, passed=False, verdict="inconclusive", n=3
+    )
+    report = msgspec.structs.replace(make_report().report, gates=(gate,))
+    failure = ElementTree.fromstring(junit(report)).find(".//failure")
+    assert failure is not None and failure.get("type") == "inconclusive"
+    assert str(report_page(report, []).verdict) == "Inconclusive: 1 of 1 gates"
 
 
 def test_a_missing_folder_is_refused(make_report: MakeReport, tmp_path: Path) -> None:

@@ -11,15 +11,9 @@ import pytest
 
 from arvg_trt.errors import WorkspaceError
 from arvg_trt.quantize.facts import SiteRow
+from arvg_trt.validate.report.files import encode_report, load_report
 from arvg_trt.validate.report.render import report_page
-from arvg_trt.validate.report.schema import (
-    METRIC_NAMES,
-    Data,
-    encode_report,
-    load_report,
-    metrics,
-    sizes,
-)
+from arvg_trt.validate.report.schema import METRIC_NAMES, Data, metrics, sizes
 
 from ..conftest import GreyCodec, MakeReport
 
@@ -73,11 +67,8 @@ def test_a_report_of_another_schema_is_refused_by_name(
 ) -> None:
     path = tmp_path / "report.json"
     text = encode_report(make_report().report).decode()
-    path.write_text(text.replace("arvg-trt/report/v1", "arvg-trt/report/v2"))
-    with pytest.raises(
-        WorkspaceError,
-        match="report/v2 is newer than this arvg-trt reads",
-    ):
+    path.write_text(text.replace("arvg-trt/report/v2", "arvg-trt/report/v3"))
+    with pytest.raises(WorkspaceError, match="report/v3 is newer than this arvg-trt reads"):
         load_report(path)
 
 

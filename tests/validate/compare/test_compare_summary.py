@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from arvg_trt.validate.report.compare import RULES, Comparison, Verdict, compare
-from arvg_trt.validate.report.compare_summary import (
+from arvg_trt.validate.compare.compare import Comparison, compare
+from arvg_trt.validate.compare.compare_summary import (
     LIMIT,
     ComparedPair,
     code,
@@ -22,8 +22,12 @@ from arvg_trt.validate.report.compare_summary import (
     marker,
     summary_markdown,
 )
+from arvg_trt.validate.compare.judge import Verdict
+from arvg_trt.validate.compare.rules import RULES
+from arvg_trt.validate.metrics.summary import Summary
+from arvg_trt.validate.report.files import encode_report
 from arvg_trt.validate.report.gates import GateResult
-from arvg_trt.validate.report.schema import Report, encode_report
+from arvg_trt.validate.report.schema import Report
 
 from ...command_line import arvg, assert_refused
 from ..conftest import GreyCodec, MakeReport
@@ -50,12 +54,13 @@ def test_the_verdict_is_first_and_what_changed_stands_in_a_table(make_report: Ma
     assert title(better).startswith("### Better than the baseline in ")
     assert "`grey-mini`, quantization `w8a8`; 1 of 1 gates passed." in worse
     head, _, folded = worse.partition("<details>")
-    assert re.search(r"\| PSNR to the original \| .* \| \u2212[\d.]+ dB \| \*\*worse\*\* \|", head)
+    row = r"\| PSNR to the original \| .* \| \u2212[\d.]+ dB \| .* to .* \| \*\*worse\*\* \|"
+    assert re.search(row, head)
     assert "| same |" not in head and "| Packed weights, smaller |" in folded
     assert "| `numpy` |" in folded
     assert title(summary(good, good)) == "### Same as the baseline"
     html = GITHUB.render(worse)
-    assert html.count("<table>") == 3 and html.count("<details>") == 2
+    assert html.count("<table>") == 4 and html.count("<details>") == 3
 
 
 def test_the_verdict_is_worse_where_the_exit_code_says_so(
@@ -73,15 +78,16 @@ def test_the_verdict_is_worse_where_the_exit_code_says_so(
             assert (outcome.code == 8) is title(outcome.out).startswith("### Worse")
 
 
-def test_what_may_be_chance_is_inconclusive(make_report: MakeReport) -> None:
+def test_what_may_be_chance_is_inconclusive_and_says_what_would_decide(
+    make_report: MakeReport,
+) -> None:
     report = make_report().report
-    total = report.latency["total"]
-    speed = msgspec.structs.replace(total.speed, ratio=3.0, verdict="inconclusive")
-    faster = msgspec.structs.replace(total, speed=speed)
-    new = msgspec.structs.replace(report, latency={"total": faster})
-    text = summary(report, new)
-    assert title(text) == ("### Inconclusive: the change may be chance in Speed against FP32")
-    assert "| better, inconclusive |" in text
+    engine = report.accuracy["engine"]
+    moved = [(v or 0.0) + d for v, d in zip(engine.psnr.each, (0.4, -0.9, 0.1), strict=True)]
+    accuracy = {"engine": msgspec.structs.replace(engine, psnr=Summary.of(moved))}
+    text = summary(report, msgspec.structs.replace(report, accuracy=report.accuracy | accuracy))
+    assert title(text).startswith("### Inconclusive: the change may be chance in ")
+    assert re.search(r"\| PSNR to the original .*\| inconclusive: \d+ more would decide \|", text)
 
 
 def test_failed_gates_are_in_the_verdict_and_listed(make_report: MakeReport) -> None:
@@ -126,14 +132,16 @@ HOSTILE = "</details> `x` | @team #1 ![i](http://a.b/c.png) <!-- --> \n# title\n
 
 def test_names_are_no_markup(make_report: MakeReport) -> None:
     report = make_report().report
-    gate = GateResult(expression=HOSTILE, value=None, passed=False, reason=HOSTILE)
+    gate = GateResult(
+        expression=HOSTILE, value=None, passed=False, verdict="failed", reason=HOSTILE
+    )
     new = msgspec.structs.replace(
         report, name=HOSTILE, versions={HOSTILE: HOSTILE}, gates=(gate,), model=HOSTILE
     )
     found = compare([("a", report), (HOSTILE, new)], allow_different=True)
     text = summary_markdown(ComparedPair((HOSTILE, HOSTILE), report, new, found))
     html = GITHUB.render(text)
-    assert html.count("</details>") == html.count("<details>") == 2
+    assert html.count("</details>") == html.count("<details>") == 3
     assert "<script" not in html and "<img" not in html and html.count("<!--") == 1
     outside = re.sub(r"<code>.*?</code>|<!--.*?-->", "", html, flags=re.DOTALL)
     assert not re.search(r"@team|#1|://", outside)
@@ -145,7 +153,8 @@ def test_a_comment_is_never_too_long(make_report: MakeReport, character: str) ->
     report = make_report().report
     text = character * 5000
     gates = tuple(
-        GateResult(expression=text, value=None, passed=False, reason=text) for _ in range(300)
+        GateResult(expression=text, value=None, passed=False, verdict="failed", reason=text)
+        for _ in range(300)
     )
     versions = {f"{k}{text}": text for k in range(300)}
     new = msgspec.structs.replace(

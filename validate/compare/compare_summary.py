@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .compare import Comparison, Row, Verdict
-from .page import Badge, Table, table_markdown
-from .schema import Report
-from .spread import INCONCLUSIVE, inconclusive_metrics
+from ..report.page import Badge, Table, table_markdown
+from ..report.schema import Report
+from ..report.spread import INCONCLUSIVE
+from .compare import Comparison, Row
+from .page import interval_text, needs_text, signed
 
 LIMIT = 65_536  # characters of a comment on GitHub
 LONGEST_NAME, LONGEST_LINE, MOST_LINES, MOST_ROWS = 200, 300, 10, 40
@@ -41,46 +41,49 @@ def marker(report: Report) -> str:
 def summary_markdown(pair: ComparedPair) -> str:
     """Return the comment: the marker, the verdict, what changed, and the rest folded."""
     rows = pair.found.rows if pair.found else ()
-    changed = [row for row in rows if row.cells[1].verdict in ("better", "worse")]
-    others = [row for row in rows if row not in changed]
-    doubtful = doubtful_metrics(pair)
-    head = [marker(pair.new), f"### {verdict_line(pair, changed, doubtful)}", "", what_line(pair)]
+    changed = [r for r in rows if r.decides and r.cells[1].verdict in ("better", "worse")]
+    open_rows = [r for r in rows if r.decides and r.cells[1].verdict == INCONCLUSIVE]
+    informs = [r for r in rows if not r.decides]
+    others = [r for r in rows if r not in (*changed, *open_rows, *informs)]
+    shown = (*changed, *open_rows)
+    head = [marker(pair.new), f"### {verdict_line(pair, changed, open_rows)}", "", what_line(pair)]
     head += [f"- {text}" for text in shortened(failed_gates(pair.new))]
     if pair.found is None:
         head += ["", inert(pair.problem)]
-    if changed:
-        head += ["", rows_table(changed, doubtful)]
+    if shown:
+        head += ["", rows_table(shown)]
     if pair.found and pair.found.warnings:
         head += ["", *(f"> {text}  " for text in shortened(map(inert, pair.found.warnings)))]
     parts = ["\n".join(head)]
     if others:
-        parts.append(folded(others_title(others, bool(changed)), others_table(others)))
+        parts.append(folded(others_title(others, bool(shown)), others_table(others)))
+    if informs:
+        parts.append(folded("What informs, and fails nothing", rows_table(informs)))
     parts.append(folded("What was compared", compared_table(pair)))
     return fitting(parts)
 
 
-def doubtful_metrics(pair: ComparedPair) -> frozenset[str]:
-    """Return the metrics that one of the two reports calls inconclusive."""
-    return frozenset((*inconclusive_metrics(pair.base), *inconclusive_metrics(pair.new)))
-
-
-def verdict_line(pair: ComparedPair, changed: Sequence[Row], doubtful: frozenset[str]) -> str:
+def verdict_line(pair: ComparedPair, changed: Sequence[Row], open_rows: Sequence[Row]) -> str:
     """Return the verdict in one line; it is worse exactly where `compare` finds a regression."""
     if pair.found is None:
         text = "Not comparable with the baseline"
     elif worse := [row for row in changed if row.cells[1].verdict == "worse"]:
         rest = f", {len(changed) - len(worse)} better" if len(worse) < len(changed) else ""
         text = f"Worse than the baseline in {titles(worse)}{rest}"
-    elif sure := [row for row in changed if row.rule.metric not in doubtful]:
-        text = f"Better than the baseline in {titles(sure)}"
+    elif open_rows:
+        rest = f", better in {titles(changed)}" if changed else ""
+        text = f"Inconclusive: the change may be chance in {titles(open_rows)}{rest}"
     elif changed:
-        text = f"Inconclusive: the change may be chance in {titles(changed)}"
-    elif all(row.cells[1].verdict == "not compared" for row in pair.found.rows):
+        text = f"Better than the baseline in {titles(changed)}"
+    elif all(row.cells[1].verdict == "not compared" for row in pair.found.rows if row.decides):
         text = "Inconclusive: no metric could be compared with the baseline"
     else:
         text = "Same as the baseline"
-    failed = [gate for gate in pair.new.gates if not gate.passed]
-    return f"{text}; {len(failed)} of {len(pair.new.gates)} gates failed" if failed else text
+    gates = pair.new.gates
+    failed = sum(gate.verdict == "failed" for gate in gates)
+    undecided = sum(gate.verdict == INCONCLUSIVE for gate in gates)
+    text += f"; {failed} of {len(gates)} gates failed" if failed else ""
+    return text + (f"; {undecided} of {len(gates)} gates {INCONCLUSIVE}" if undecided else "")
 
 
 def titles(rows: Sequence[Row]) -> str:
@@ -95,7 +98,7 @@ def what_line(pair: ComparedPair) -> str:
     facts = [code(report.model), f"quantization {code(report.name)}"]
     facts += [f"arvg-trt {code(version)}"] if version else []
     if report.passed is False:
-        return f"{', '.join(facts)}; failed:"
+        return f"{', '.join(facts)}; {report.verdict}:"
     count = len(report.gates)
     return f"{', '.join(facts)}; {f'{count} of {count} gates passed' if count else 'no gates'}."
 
@@ -108,13 +111,16 @@ def failed_gates(report: Report) -> list[str]:
     ]
 
 
-def rows_table(rows: Sequence[Row], doubtful: frozenset[str]) -> str:
-    """Return a table of metrics that changed."""
+def rows_table(rows: Sequence[Row]) -> str:
+    """Return a table of metrics that changed, or may have, with the interval of the change."""
     return table_markdown(
         Table(
             title="",
-            header=("Metric", BASELINE, NEW, "Change", "Verdict"),
-            rows=tuple((*cells(row), verdict_cell(row, doubtful)) for row in rows),
+            header=("Metric", BASELINE, NEW, "Change", "Interval of 95 %", "Verdict"),
+            rows=tuple(
+                (*cells(row), interval_text(row.rule, row.cells[1]), verdict_cell(row))
+                for row in rows
+            ),
         )
     )
 
@@ -132,16 +138,16 @@ def cells(row: Row) -> tuple[str, str, str, str]:
     change = new.change
     text = ""
     if change is not None:
-        sign = "\u2212" if change < 0 else "+"
-        size = "\u221e" if math.isinf(change) else row.rule.text(abs(change))
-        text = f"{sign}{size}" if change else row.rule.text(0.0)
+        text = signed(row.rule, change) if change else row.rule.text(0.0)
     return row.rule.title, row.rule.text(base.value), row.rule.text(new.value), text
 
 
-def verdict_cell(row: Row, doubtful: frozenset[str]) -> Badge:
-    verdict: Verdict = row.cells[1].verdict
-    text = f"{verdict}, {INCONCLUSIVE}" if row.rule.metric in doubtful else verdict
-    return Badge(text, "bad" if verdict == "worse" else "plain")
+def verdict_cell(row: Row) -> Badge:
+    """Return the verdict, with what would decide an inconclusive one."""
+    cell = row.cells[1]
+    needs = needs_text(cell)
+    text = f"{cell.verdict}: {needs}" if needs else cell.verdict
+    return Badge(text, "bad" if cell.verdict == "worse" and row.decides else "plain")
 
 
 def others_title(rows: Sequence[Row], beside: bool) -> str:

@@ -8,13 +8,10 @@ import msgspec
 import pytest
 
 from arvg_trt.errors import BundleError, RecipeError
+from arvg_trt.validate.compare.compare import Comparison, compare
+from arvg_trt.validate.compare.page import comparison_html, comparison_markdown
 from arvg_trt.validate.metrics.latency import Cpu
-from arvg_trt.validate.report.compare import (
-    Comparison,
-    compare,
-    comparison_html,
-    comparison_markdown,
-)
+from arvg_trt.validate.metrics.summary import Summary
 from arvg_trt.validate.report.schema import Report
 
 from ..conftest import GreyCodec, MakeReport
@@ -27,8 +24,7 @@ def verdict(found: Comparison, metric: str, column: int = 1) -> str:
 
 def with_psnr(report: Report, shift: float) -> Report:
     engine = report.accuracy["engine"]
-    assert engine.psnr.mean is not None
-    psnr = msgspec.structs.replace(engine.psnr, mean=engine.psnr.mean + shift)
+    psnr = Summary.of([(value or 0.0) + shift for value in engine.psnr.each])
     accuracy = report.accuracy | {"engine": msgspec.structs.replace(engine, psnr=psnr)}
     return msgspec.structs.replace(report, accuracy=accuracy)
 
@@ -130,7 +126,7 @@ def test_both_forms_name_the_regression(make_report: MakeReport) -> None:
     report = make_report().report
     found = compare([("v1", report), ("v2", with_psnr(report, -1.0))])
     markdown, html = comparison_markdown(found), comparison_html(found)
-    assert "**Regressed: PSNR to the original**" in markdown
-    assert "(\u22121.00 dB, worse)" in markdown
+    assert "**Regressed: PSNR to the original, PSNR drop from FP32**" in markdown
+    assert "(\u22121.00 dB, \u22121.00 dB to \u22121.00 dB, worse)" in markdown
     assert "Regressed: PSNR to the original" in html
     assert not re.search(r"https?:|url\(|<script|<link", html)

@@ -1,0 +1,65 @@
+"""List how each metric is compared: which way is better, and what change counts as none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..formats import METRICS
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Define how a metric is judged; ``tolerance`` is absolute, or a share of the baseline.
+
+    ``machine`` metrics are judged on the same machine alone. ``decides`` says whether a loss fails
+    a comparison: None leaves it to what the metric is. A ``required`` one must be decided.
+    """
+
+    metric: str
+    title: str
+    better: Literal["higher", "lower"]
+    tolerance: float
+    relative: bool = False
+    machine: bool = False
+    decides: bool | None = None
+    required: bool = False
+
+    def text(self, value: float | None) -> str:
+        return METRICS[self.metric](value)
+
+    @property
+    def tolerance_text(self) -> str:
+        return f"{self.tolerance:.0%}" if self.relative else self.text(self.tolerance)
+
+
+RULES = (
+    Rule("psnr", "PSNR to the original", "higher", 0.05),
+    Rule("psnr_min", "PSNR to the original, worst image", "higher", 0.1),
+    Rule("psnr_drop", "PSNR drop from FP32", "lower", 0.05),
+    Rule("ssim", "SSIM to the original", "higher", 0.001),
+    Rule("ssim_drop", "SSIM drop from FP32", "lower", 0.001),
+    Rule("psnr_vs_fp32", "PSNR to FP32", "higher", 0.2),
+    Rule("ssim_vs_fp32", "SSIM to FP32", "higher", 0.001),
+    Rule("token_agreement", "Tokens equal to FP32", "higher", 0.005),
+    Rule("latent_sqnr_db", "Latent SQNR", "higher", 0.2),
+    Rule("decoder_sqnr_db", "Decoder SQNR", "higher", 0.2),
+    Rule("output_sqnr_db", "SQNR of the worst output", "higher", 0.2),
+    Rule("output_cosine", "Cosine of the worst output", "higher", 0.0001),
+    Rule("output_equal", "Equal integers of the worst output", "higher", 0.005),
+    Rule("kl", "Divergence of the logits, KL a token", "lower", 0.1, relative=True),
+    Rule("top1", "Likeliest token is FP32's", "higher", 0.005),
+    Rule("top5", "Of FP32's five likeliest tokens", "higher", 0.005),
+    Rule("logits_sqnr_db", "Logits SQNR", "higher", 0.3),
+    Rule("cross_entropy_rise", "Cross-entropy above FP32's", "lower", 0.002),
+    Rule("condition_sqnr_db", "SQNR of the condition", "higher", 0.3),
+    Rule("noise_sqnr_db", "SQNR of the predicted noise", "higher", 0.3),
+    Rule("site_sqnr_db", "SQNR of the worst site", "higher", 0.5),
+    Rule("frechet_latent", "Fréchet distance, own latents", "lower", 0.2, relative=True),
+    Rule("frechet_features", "Fréchet distance, features", "lower", 0.2, relative=True),
+    Rule("compression", "Size of what runs, smaller", "higher", 0.01, relative=True),
+    Rule("download_compression", "Download, smaller", "higher", 0.01, relative=True),
+    Rule("packed_compression", "Packed weights, smaller", "higher", 0.01, relative=True),
+    Rule("speedup", "Speed against FP32", "higher", 0.1, relative=True, machine=True),
+    Rule("latency_ms", "Engine latency, median", "lower", 0.1, relative=True, machine=True),
+)

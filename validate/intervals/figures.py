@@ -1,0 +1,153 @@
+"""Say what samples each metric of a report is made of, and compute its interval from them.
+
+A metric is a row of one of the tables here, beside its row among the values that gates read; one
+that has no row has no interval, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..measure.generator_accuracy import GeneratedImageAccuracy
+from ..measure.tokenizer_accuracy import CandidateAccuracy
+from ..metrics.logits import LogitsAccuracy
+from ..metrics.outputs import OutputAccuracy
+from ..metrics.summary import Summary
+from .figure import WITHOUT_INTERVAL, plain
+from .sampled import (
+    Floats,
+    Sampled,
+    decibels_of,
+    mean,
+    median,
+    over,
+    ratio,
+    ratio_of_medians,
+    share,
+    sqnr,
+)
+
+if TYPE_CHECKING:
+    from ..report.schema import Report
+
+NOT_KEPT = "the report keeps no values by sample: it is of an older version"
+
+TOKENIZER: dict[str, Callable[[CandidateAccuracy], Sampled]] = {
+    "psnr": lambda a: mean(a.psnr.each),
+    "ssim": lambda a: mean(a.ssim.each, most=1.0),
+    "psnr_drop": lambda a: mean(drops(a.psnr_reference, a.psnr)),
+    "ssim_drop": lambda a: mean(drops(a.ssim_reference, a.ssim)),
+    "psnr_vs_fp32": lambda a: mean(a.psnr_vs_fp32.each),
+    "ssim_vs_fp32": lambda a: mean(a.ssim_vs_fp32.each, most=1.0),
+    "token_agreement": lambda a: share(a.sums["equal"], a.sums["tokens"]),
+    "latent_sqnr_db": lambda a: sqnr(a.sums["latent_signal"], a.sums["latent_noise"]),
+    "decoder_sqnr_db": lambda a: sqnr(a.sums["decoder_signal"], a.sums["decoder_noise"]),
+}
+LOGITS: dict[str, Callable[[LogitsAccuracy], Sampled]] = {
+    "kl": lambda a: ratio(a.sums["divergence"], a.sums["positions"], least=0.0),
+    "top1": lambda a: share(a.sums["first"], a.sums["positions"]),
+    "top5": lambda a: share(a.sums["shared"], a.sums["likeliest"]),
+    "logits_sqnr_db": lambda a: sqnr(a.sums["signal"], a.sums["noise"]),
+    "cross_entropy": lambda a: ratio(a.sums["loss"], a.sums["tokens"], least=0.0),
+    "cross_entropy_rise": lambda a: ratio(
+        [b - c for b, c in zip(a.sums["loss"], a.sums["loss_fp32"], strict=True)],
+        a.sums["tokens"],
+    ),
+    "perplexity": lambda a: Sampled(
+        np.array([a.sums["loss"], a.sums["tokens"]]), lambda c: np.exp(over(c)), least=1.0
+    ),
+}
+PICTURES: dict[str, Callable[[GeneratedImageAccuracy], Sampled]] = {
+    "token_agreement": lambda a: share(a.sums["equal"], a.sums["tokens"]),
+    "identical": lambda a: share(
+        [float(at is None) for at in a.first_difference], [1.0] * len(a.first_difference)
+    ),
+    "first_difference": lambda a: median(
+        [a.length if at is None else at for at in a.first_difference], noun="images"
+    ),
+    "psnr_vs_fp32": lambda a: mean(a.psnr_vs_fp32.each),
+    "ssim_vs_fp32": lambda a: mean(a.ssim_vs_fp32.each if a.ssim_vs_fp32 else (), most=1.0),
+    "latent_sqnr_db": lambda a: sqnr(a.sums["latent_signal"], a.sums["latent_noise"]),
+}
+OUTPUTS: dict[str, tuple[tuple[str, ...], Callable[[Floats], Floats], float]] = {
+    "output_sqnr_db": (("signal", "noise"), decibels_of, np.inf),
+    "output_cosine": (("product", "signal", "own"), lambda c: cosine_of(c), 1.0),
+    "output_equal": (("equal", "values"), over, 1.0),
+}
+# The outputs of a MAR's two graphs, by the metric that is of one alone.
+ONE_OUTPUT = {"condition_sqnr_db": "pass/condition", "noise_sqnr_db": "denoise/noise"}
+
+
+def drops(reference: Summary, own: Summary) -> list[float | None]:
+    """Return FP32 less candidate by image; None where one of the two alone is without error."""
+    return [
+        0.0 if a is None is b else None if a is None or b is None else a - b
+        for a, b in zip(reference.each, own.each, strict=True)
+    ]
+
+
+def cosine_of(columns: Floats) -> Floats:
+    """Return the cosine of two vectors, of their product and both sums of squares."""
+    product, signal, own = columns.sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Floats = np.minimum(1.0, product / np.sqrt(signal * own))
+    return found
+
+
+def worst_output(
+    rows: Sequence[OutputAccuracy],
+    names: tuple[str, ...],
+    figure: Callable[[Floats], Floats],
+    most: float,
+) -> Sampled | str:
+    """Return the least figure of all outputs that have these columns."""
+    able = [row for row in rows if set(names) <= set(row.sums)]
+    if not able:
+        return NOT_KEPT
+    width = len(names)
+    columns = np.array([row.sums[name] for row in able for name in names], np.float64)
+
+    def worst(columns: Floats) -> Floats:
+        parts = (columns[at : at + width] for at in range(0, len(columns), width))
+        found: Floats = np.min([figure(part) for part in parts], axis=0)
+        return found
+
+    return Sampled(columns, worst, most=most)
+
+
+def sampled(report: Report, metric: str) -> Sampled | str:
+    """Return what a metric's samples are, by the name that gates read; else why it has none."""
+    name, before = plain(metric), metric.rpartition(".")[0]
+    if name in ("speedup", "latency_ms"):
+        row = report.latency.get(before or "total")  # type: ignore[call-overload]
+        if row is None:
+            return "it was not measured"
+        if name == "speedup":
+            return ratio_of_medians(row.fp32.samples_ms, row.engine.samples_ms)
+        return median(row.engine.samples_ms, noun="rounds")
+    if name in WITHOUT_INTERVAL:
+        return WITHOUT_INTERVAL[name]
+    candidate = before or report.headline
+    try:
+        return _of_candidate(report, str(candidate), name)
+    except KeyError:
+        return NOT_KEPT
+
+
+def _of_candidate(report: Report, candidate: str, name: str) -> Sampled | str:
+    made, accuracy = report.generation.get(candidate), report.accuracy.get(candidate)
+    if accuracy is not None and name in TOKENIZER:
+        return TOKENIZER[name](accuracy)
+    if made is not None and made.logits is not None and name in LOGITS:
+        return LOGITS[name](made.logits)
+    if made is not None and made.pictures is not None and name in PICTURES:
+        return PICTURES[name](made.pictures)
+    if made is not None and name in ONE_OUTPUT:
+        rows = [row for row in made.outputs if row.output == ONE_OUTPUT[name]]
+        return worst_output(rows, *OUTPUTS["output_sqnr_db"])
+    if candidate in report.outputs and name in OUTPUTS:
+        return worst_output(report.outputs[candidate], *OUTPUTS[name])
+    return "nothing says what its samples are"
