@@ -19,7 +19,7 @@ from typing import Any
 import click
 import msgspec
 
-from ..engines.roofline.machine import Machine, find_machine
+from ..engines.roofline.machine import Machine, ProductFormat, find_machine
 from ..engines.roofline.model import predict_model
 from ..engines.roofline.predict import product_cost
 from ..engines.roofline.probe import linear_run, probe
@@ -45,6 +45,7 @@ LINEARS = (
     *((72, 1024, 4096), (288, 1024, 3072), (512, 4096, 1024)),
 )
 ROUNDS = 15
+MEASURED: tuple[ProductFormat, ...] = ("fp32", "w8a8")
 
 
 @click.command()
@@ -101,8 +102,8 @@ def gpu_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def linear_row(machine: Machine, rows: int, depth: int, width: int) -> dict[str, Any]:
     """Return predicted and measured seconds of a linear layer in FP32 and W8A8."""
-    runs = {form: linear_run(form, rows, depth, width) for form in ("fp32", "w8a8")}  # type: ignore[arg-type]
-    taken: dict[str, list[float]] = {form: [] for form in runs}
+    runs = {form: linear_run(form, rows, depth, width) for form in MEASURED}
+    taken: dict[ProductFormat, list[float]] = {form: [] for form in runs}
     for run in runs.values():
         run()
     for _ in range(ROUNDS):
@@ -116,10 +117,7 @@ def linear_row(machine: Machine, rows: int, depth: int, width: int) -> dict[str,
     return {
         "size": [rows, depth, width],
         "measured": {form: statistics.median(each) for form, each in taken.items()},
-        "predicted": {
-            form: product_cost(product, form, machine).seconds  # type: ignore[arg-type]
-            for form in runs
-        },
+        "predicted": {form: product_cost(product, form, machine).seconds for form in runs},
     }
 
 

@@ -56,8 +56,8 @@ def compare(
              arvg-trt compare --baseline main/report.json new/report.json \\
                  --max-regression 'psnr:0.1dB,ssim:1%'
     """
-    from ..pipeline.compare import compare_reports
     from ..validate.compare.compare_json import ComparedReports
+    from ..validate.compare.files import compare_reports
     from ..validate.compare.page import comparison_markdown
 
     printed = summary is not None and str(summary) == "-"

@@ -86,7 +86,7 @@ def recipes(
     elif action == "write" and output is not None:
         write_recipe(name, changes, output, as_json)
     else:
-        from ..pipeline.recipes import recipe_text
+        from ..explain.recipes import recipe_text
 
         text = recipe_text(name, **changes)
         print_json({"recipe": text}) if as_json else click.echo(text, nl=False)
@@ -113,7 +113,7 @@ def print_reference(keys: bool) -> None:
 
 def print_presets(as_json: bool) -> None:
     """Print a line for each preset."""
-    from ..pipeline.recipes import preset_rows
+    from ..explain.recipes import preset_rows
 
     rows = preset_rows()
     if as_json:
@@ -125,7 +125,7 @@ def print_presets(as_json: bool) -> None:
 
 def write_recipe(name: str, changes: dict[str, Any], output: Path, as_json: bool) -> None:
     """Write a recipe to a new file."""
-    from ..pipeline.recipes import recipe_text
+    from ..explain.recipes import recipe_text
 
     text = recipe_text(name, **changes)
     if output.exists():

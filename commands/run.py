@@ -49,7 +49,7 @@ def run(
              arvg-trt run var-w8a8 --model var-d16 --checkpoint FoundationVision/var
              arvg-trt run mine.toml --dry-run
     """
-    from ..pipeline.recipes import adapt_recipe
+    from ..explain.recipes import adapt_recipe
     from ..pipeline.run import run_recipe
 
     written = load_recipe(recipe_name)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from arvg_trt.explain.recipes import adapt_recipe
 from arvg_trt.families.variants import all_variants, find_model
-from arvg_trt.pipeline.recipes import adapt_recipe
 from arvg_trt.recipe.file import PRESETS, load_recipe, preset_names
 from arvg_trt.recipe.recipe import Recipe
 from arvg_trt.recipe.summary import summarize

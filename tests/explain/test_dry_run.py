@@ -18,10 +18,10 @@ from arvg_trt.errors import (
     WorkspaceError,
 )
 from arvg_trt.explain.dry_run import plan_run
+from arvg_trt.explain.recipes import adapt_recipe
 from arvg_trt.export.checkpoint import resolve
 from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.variants import MODELS
-from arvg_trt.pipeline.recipes import adapt_recipe
 from arvg_trt.pipeline.run import check_recipe
 from arvg_trt.recipe.base import with_changes
 from arvg_trt.recipe.file import load_recipe

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import BundleError, RecipeError, WorkspaceError
-from ..extras import require_packages
-from ..validate.compare.compare import Comparison, compare
-from ..validate.compare.page import comparison_html
-from ..validate.compare.rules import RULES
-from ..validate.compare.tolerances import parse_limits, read_tolerances
-from ..validate.report.files import load_report
-from ..validate.report.schema import Report
-from ..workspace.files import atomic_write
+from ...errors import BundleError, RecipeError, WorkspaceError
+from ...extras import require_packages
+from ...workspace.files import atomic_write
+from ..report.files import load_report
+from ..report.schema import Report
+from .compare import Comparison, compare
+from .page import comparison_html
+from .rules import RULES
+from .tolerances import parse_limits, read_tolerances
 
 
 def compare_reports(
@@ -60,7 +60,7 @@ def summary_of(
     labelled: Sequence[tuple[str, Report]], found: Comparison | None, problem: str = ""
 ) -> str:
     """Return the comment of a pull request, of a baseline and one other report."""
-    from ..validate.compare.compare_summary import ComparedPair, summary_markdown
+    from .compare_summary import ComparedPair, summary_markdown
 
     (base_label, base), (label, new) = labelled
     return summary_markdown(ComparedPair((base_label, label), base, new, found, problem))
