@@ -1,4 +1,4 @@
-"""Diagnose a quantization of a workspace: its samples, the measurement, and the plan it proposes."""
+"""Diagnose a quantization of a workspace: samples, measurement, and the plan it proposes."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ...graph.sites import Site
 from ...runtime.sessions.open import open_session
 from ...runtime.sessions.session import Session
 from ...samples.files import Array
+from ..measure.tokenizer_sites import parts
 from .alignment import AlignedGraph, OutputScale
 from .noise import BucketedNoise, buckets_of, numbers_of
 
@@ -90,8 +91,8 @@ def add_site(
             f"FP32 itself gives NaN or infinity at {site.name}", do="look at the samples"
         )
     with np.errstate(invalid="ignore", over="ignore"):
-        squares = [rows(np.square(each)) for each in (wide, other - wide)]
-    total.add(*squares, numbers_of(site, values, squares[0].shape))
+        signal, noise = (rows(np.square(each)) for each in (wide, other - wide))
+    total.add(signal, noise, numbers_of(site, values, signal.shape))
 
 
 def in_fp32_units(value: Array, site: Site, scaled: OutputScale | None) -> NDArray[np.float64]:
@@ -143,15 +144,3 @@ def opened(path: Path, model: ir.Model, tensors: Sequence[str], threads: int) ->
 def session_of(path: Path, model: ir.Model, threads: int) -> Session:
     data = graph_bytes(model)
     return open_session(path, optimized=False, lean=True, mapped=True, graph=data, threads=threads)
-
-
-def parts(names: Sequence[str], sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Split names, in order, into parts of `most` bytes or of a single name."""
-    part: list[str] = []
-    for name in names:
-        if part and sum(sizes[each] for each in part) + sizes[name] > most:
-            yield part
-            part = []
-        part.append(name)
-    if part:
-        yield part

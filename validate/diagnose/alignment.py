@@ -1,9 +1,9 @@
 """Give the FP32 graph the folds of a Q/DQ graph, so that both hold the same tensors.
 
 A scale of a site's input, x / s - p, may lie in the constants of what computes x. Here the same is
-done to FP32, and taken back in front of the readers as (x' + p) s: what it computes stays, and every
-tensor means what that of the same name in the Q/DQ graph means. Where a site's own weight takes the
-scale, its output is scaled in its place, so that large weights stay in their file.
+done to FP32, and taken back in front of the readers as (x' + p) s: what it computes stays, and
+every tensor means what that of the same name in the Q/DQ graph means. Where a site's own weight
+takes the scale, its output is scaled in its place, so that large weights stay in their file.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def applied_folds(
                 shift = None if sub or not offset else np.full(1, offset, np.float32)
             elif "shift" in explicit:
                 shift = None
-            if (scale is None and shift is None) or not folds_shift(first) and scale is None:
+            if (scale is None and shift is None) or (not folds_shift(first) and scale is None):
                 continue
             scale = np.ones(channels, np.float32) if scale is None else scale
             shift = np.zeros(1, np.float32) if shift is None else shift

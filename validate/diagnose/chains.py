@@ -170,7 +170,7 @@ def _between_rounding(chain: Chain) -> Iterator[ir.Node]:
             yield node
             if node.op_type == "DequantizeLinear":
                 break
-            node = node.outputs[0].uses()[0].node
+            node = next(iter(node.outputs[0].uses())).node
 
 
 def switch(graph: ir.Graph, own: Chain, other: Chain, flag: ir.Value, prefix: str) -> None:

@@ -14,7 +14,7 @@ from ...samples.files import Array
 from .accumulated import measure_accumulated
 from .alignment import AlignedGraph, align
 from .alone import MOST_PART, Alone, AloneMeasurement, parts_of, quantized_chains
-from .chains import find_chain
+from .chains import Chain, find_chain
 from .feeds import SavedFeeds
 from .noise import BucketedNoise
 from .whole import measure_alone, measure_raised, open_targets, raised_session
@@ -91,22 +91,22 @@ class QuantizedGraph:
         chains = quantized_chains(self.align(), self.quantized_path, chosen)
         for part in parts_of(chains, self.part_bytes):
             alone |= self._alone(part, fed, progress)
-            done = len(at_outputs)
             at_outputs |= measure_alone(
                 self.fp32_path,
                 self.align(),
                 part,
                 self.sites,
                 fed,
-                lambda count, total, done=done, part=part: progress(
-                    f"{self.name}: sites alone", done + count * len(part) // total, len(chains)
-                ),
+                partial(progress, f"{self.name}: sites alone"),
                 self.threads,
             )
         return GraphFindings(noise, accumulated, alone, at_outputs)
 
     def _alone(
-        self, part: Sequence, fed: Callable[[], Iterable[dict[str, Array]]], progress: Progress
+        self,
+        part: Sequence[Chain],
+        fed: Callable[[], Iterable[dict[str, Array]]],
+        progress: Progress,
     ) -> dict[str, Alone]:
         measurement = AloneMeasurement(self.fp32_path, self.align(), part, self.sides, self.threads)
         for number, feeds in enumerate(fed(), start=1):

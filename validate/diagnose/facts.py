@@ -26,8 +26,8 @@ class SiteDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
     finite: bool
     accumulated_db: float | None
     alone_db: float | None
-    input_db: float | None | msgspec.UnsetType = msgspec.UNSET
-    weight_db: float | None | msgspec.UnsetType = msgspec.UNSET
+    input_db: float | msgspec.UnsetType | None = msgspec.UNSET
+    weight_db: float | msgspec.UnsetType | None = msgspec.UNSET
     model_db: float | None
     share: float | None
     ranges: dict[str, float | None] = {}

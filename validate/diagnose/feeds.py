@@ -17,8 +17,15 @@ from safetensors.numpy import save
 from ...errors import CalibrationError
 from ...graph.io import input_names
 from ...runtime.sessions.open import open_session
-from ...samples.files import Array, feeds_of, graph_of, load_sample, sample_files, save_sample
-from ...samples.files import Sample
+from ...samples.files import (
+    Array,
+    Sample,
+    feeds_of,
+    graph_of,
+    load_sample,
+    sample_files,
+    save_sample,
+)
 
 Progress = Callable[[str, int, int], None]
 

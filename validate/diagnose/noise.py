@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ MOST_BUCKETS = 8
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Divide numbers from 0 into ranges, each from one of `starts` to the next; with their names."""
+    """Divide numbers from 0 into ranges with names, each from one of `starts` to the next."""
 
     names: tuple[str, ...]
     starts: tuple[int, ...]
@@ -36,7 +36,7 @@ class Buckets:
         """Return at most eight ranges of the numbers below `count`, of about the same length."""
         edges = np.linspace(0, count, min(MOST_BUCKETS, max(count, 1)) + 1).round().astype(int)
         names = []
-        for first, end in zip(edges[:-1], edges[1:], strict=True):
+        for first, end in pairwise(edges):
             names.append(f"{noun} {first}" if end - first == 1 else f"{noun} {first}-{end - 1}")
         return cls(tuple(names), tuple(int(edge) for edge in edges[:-1]))
 

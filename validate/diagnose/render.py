@@ -19,13 +19,14 @@ from .facts import Diagnosis, SiteDiagnosis
 PLAN = "plan.json"
 NO_ERROR, UNMEASURED = "no error", ""
 NOTES = (
-    "A site's own error is at its output, relative to FP32's there, in FP32's units: scales that are "
-    "folded into it are undone. Alone: the FP32 graph with this site's product of the Q/DQ graph. In "
-    "order: the Q/DQ graph as it is.",
+    "A site's own error is at its output, relative to FP32's there, in FP32's units: scales that "
+    "are folded into it are undone. Alone: the FP32 graph with this site's product of the Q/DQ "
+    "graph. In order: the Q/DQ graph as it is.",
     "The model's ratio is at the outputs of its graphs, each fed what FP32's is fed; with several, "
     "the mean of their relative errors.",
-    "Sites are ranked on one half of the samples; what raising them brings is measured on the other.",
-    "Predicted: errors of single sites add up. Measured: the Q/DQ graph with FP32's products there.",
+    "Sites are ranked on one half of the samples; what raising them brings is measured on the "
+    "other half.",
+    "Predicted: errors of single sites add up. Measured: the Q/DQ graph with FP32's products.",
     "Samples are few: a difference of a few tenths of a decibel may be chance.",
 )
 
@@ -115,7 +116,7 @@ def _key_figures(diagnosis: Diagnosis) -> tuple[KeyFigure, ...]:
     return tuple(figures)
 
 
-def ratio(value: float | None | msgspec.UnsetType, *, finite: bool = True) -> str:
+def ratio(value: float | msgspec.UnsetType | None, *, finite: bool = True) -> str:
     """Return a ratio in dB as text."""
     if value is msgspec.UNSET:
         return UNMEASURED

@@ -82,7 +82,7 @@ def site_rows(
     return tuple(made)
 
 
-def _of(alone: Alone | None, kind: str) -> float | None | msgspec.UnsetType:
+def _of(alone: Alone | None, kind: str) -> float | msgspec.UnsetType | None:
     noise: BucketedNoise | None = None if alone is None else getattr(alone, kind)
     return msgspec.UNSET if noise is None else finite_db(noise)
 

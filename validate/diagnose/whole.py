@@ -122,7 +122,7 @@ def measure_alone(
     """Return by site the relative noise at the graph's targets with this site alone quantized.
 
     The graph at `path` is FP32's, `aligned` the same one, which is changed; `chains` are the
-    sites' in the Q/DQ graph. `tick` is called with the sites done and of all.
+    sites' in the Q/DQ graph. `tick` is called with the runs done and of all.
     """
     graph = aligned.graph
     targets = add_targets(graph, sites)
