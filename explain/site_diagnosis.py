@@ -37,6 +37,7 @@ from ..validate.diagnose.feeds import SavedFeeds, save_feeds, save_samples
 from ..validate.diagnose.ranking import (
     Candidate,
     candidate,
+    leave_one,
     raised_plan,
     ranked,
     with_readers,
@@ -245,7 +246,7 @@ def choose(
         )
         if each is not None and each.gone > 0:
             candidates.append(each)
-    return ranked(candidates, asked.order)[: asked.count]
+    return leave_one(ranked(candidates, asked.order)[: asked.count], entries, asked.to)
 
 
 def measured_raises(

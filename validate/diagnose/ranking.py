@@ -9,7 +9,6 @@ from typing import Literal
 
 import msgspec
 
-from ...errors import RecipeError
 from ...graph.sites import Site
 from ...numerics.scheme import Plan, SitePlan
 from ...quantize.search.budget import form_bytes
@@ -115,14 +114,13 @@ def with_readers(
 
 
 def raised_plan(plan: Plan, raised: Mapping[str, SitePlan]) -> Plan:
-    """Return a plan with some entries in the place of its own.
+    """Return a plan with some entries in the place of its own."""
+    return Plan(sites=tuple(raised.get(entry.name, entry) for entry in plan.sites))
 
-    Raises:
-        RecipeError: nothing would be left to quantize.
-    """
-    sites = tuple(raised.get(entry.name, entry) for entry in plan.sites)
-    if not any(entry.weight for entry in sites):
-        raise RecipeError(
-            "with all sites raised nothing is quantized", do="give fewer with --raise"
-        )
-    return Plan(sites=sites)
+
+def leave_one(best: list[Candidate], entries: Mapping[str, SitePlan], to: To) -> list[Candidate]:
+    """Return the sites to raise, without the last ones if no weight would stay quantized."""
+    weights = {name for name, entry in entries.items() if entry.weight is not None}
+    while to == "high" and best and weights <= {each.site.name for each in best}:
+        best = best[:-1]
+    return best

@@ -105,10 +105,12 @@ def db(exact: Floats, found: Floats) -> float:
 
 
 @pytest.mark.parametrize("name", ["plain", "smooth", "weights"])
-def test_errors_are_those_of_the_formula(network: Path, tmp_path: Path, name: str) -> None:
-    graph, _ = opened(network, name, tmp_path)
+def test_errors_are_those_of_the_formula(
+    diagnosed_network: Path, tmp_path: Path, name: str
+) -> None:
+    graph, _ = opened(diagnosed_network, name, tmp_path)
     found = graph.findings(graph.planned, silent)
-    oracle = Oracle(network, name)
+    oracle = Oracle(diagnosed_network, name)
     x = np.concatenate([feeds["x"] for feeds in graph.fed(RANKING)]).astype(np.float64)
     exact = oracle.run(x, {})
     sites = [site.name for site in graph.planned]
@@ -138,9 +140,11 @@ def test_errors_are_those_of_the_formula(network: Path, tmp_path: Path, name: st
         assert alone.input.decibels() == pytest.approx(wanted, abs=0.01)
 
 
-def test_the_folds_of_this_network_are_those_that_have_to_be_undone(network: Path) -> None:
+def test_the_folds_of_this_network_are_those_that_have_to_be_undone(
+    diagnosed_network: Path,
+) -> None:
     """Else the test above would not see a fold."""
-    folder = network / "ws" / "quantize" / "smooth"
+    folder = diagnosed_network / "ws" / "quantize" / "smooth"
     model = onnx.load(folder / "net.onnx", load_external_data=False)
     names = {node.name for node in model.graph.node}
     assert "first/Mul" not in names and "first/input_scale" not in names
@@ -152,10 +156,10 @@ def test_the_folds_of_this_network_are_those_that_have_to_be_undone(network: Pat
 
 @pytest.mark.parametrize("name", ["plain", "smooth"])
 def test_raised_sites_are_exact_and_all_of_them_are_fp32(
-    network: Path, tmp_path: Path, name: str
+    diagnosed_network: Path, tmp_path: Path, name: str
 ) -> None:
-    graph, _ = opened(network, name, tmp_path)
-    oracle = Oracle(network, name)
+    graph, _ = opened(diagnosed_network, name, tmp_path)
+    oracle = Oracle(diagnosed_network, name)
     x = np.concatenate([feeds["x"] for feeds in graph.fed(RANKING)]).astype(np.float64)
     exact = oracle.run(x, {})["last"]
     sites = list(graph.planned)
@@ -168,9 +172,9 @@ def test_raised_sites_are_exact_and_all_of_them_are_fp32(
     assert graph.raised_noise(sites, RANKING) < 1e-11
 
 
-def test_less_memory_gives_the_same_figures(network: Path, tmp_path: Path) -> None:
-    one, _ = opened(network, "smooth", tmp_path / "one")
-    two, _ = opened(network, "smooth", tmp_path / "two", most=1)
+def test_less_memory_gives_the_same_figures(diagnosed_network: Path, tmp_path: Path) -> None:
+    one, _ = opened(diagnosed_network, "smooth", tmp_path / "one")
+    two, _ = opened(diagnosed_network, "smooth", tmp_path / "two", most=1)
     wide, narrow = (graph.findings(graph.planned, silent) for graph in (one, two))
     assert narrow.at_outputs == wide.at_outputs and narrow.noise == wide.noise
     for site in wide.alone:
@@ -178,16 +182,18 @@ def test_less_memory_gives_the_same_figures(network: Path, tmp_path: Path) -> No
         assert narrow.accumulated[site].decibels() == wide.accumulated[site].decibels()
 
 
-def test_feeds_are_read_run_by_run_and_split_in_halves(network: Path, tmp_path: Path) -> None:
-    graph, _ = opened(network, "plain", tmp_path)
+def test_feeds_are_read_run_by_run_and_split_in_halves(
+    diagnosed_network: Path, tmp_path: Path
+) -> None:
+    graph, _ = opened(diagnosed_network, "plain", tmp_path)
     files = graph.feeds.runs["net"]
-    assert len(files) == len(sample_files(network / "ws" / "calibrate" / "samples")) == 6
+    assert len(files) == len(sample_files(diagnosed_network / "ws" / "calibrate" / "samples")) == 6
     first, second = graph.feeds.halves("net")
     assert [*files[first], *files[second]] == list(files) and len(files[first]) == 3
 
 
-def test_a_site_is_known_by_its_name(network: Path, tmp_path: Path) -> None:
-    graph, _ = opened(network, "plain", tmp_path)
+def test_a_site_is_known_by_its_name(diagnosed_network: Path, tmp_path: Path) -> None:
+    graph, _ = opened(diagnosed_network, "plain", tmp_path)
     chosen: list[Site] = [site for site in graph.planned if site.name == "second"]
     found = graph.findings(chosen, silent)
     assert list(found.alone) == list(found.at_outputs) == ["second"]

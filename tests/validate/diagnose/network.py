@@ -53,7 +53,7 @@ def write_feeds(path: Path, seed: int, count: int = 6) -> Path:
 
 
 @pytest.fixture(scope="session")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def diagnosed_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the network's workspace `ws`, quantized as plain, smooth and weights; and
     `held.npz`, what it was not calibrated on.
     """
@@ -77,6 +77,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(network: Path, tmp_path: Path) -> Path:
+def copied(diagnosed_network: Path, tmp_path: Path) -> Path:
     """A copy of the network's folder that a test may change."""
-    return Path(shutil.copytree(network, tmp_path / "copy"))
+    return Path(shutil.copytree(diagnosed_network, tmp_path / "copy"))
