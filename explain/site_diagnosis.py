@@ -42,7 +42,7 @@ from ..validate.diagnose.ranking import (
     ranked,
     with_readers,
 )
-from ..validate.diagnose.rows import shares_of, site_rows
+from ..validate.diagnose.rows import odd_scales, shares_of, site_rows
 from ..validate.measure.kinds import open_measurement
 from ..workspace.facts import Exported, facts, model_name
 from ..workspace.files import decode_json
@@ -139,6 +139,7 @@ def diagnose_workspace(
         explained=together / noise if 0 < noise < math.inf and not asked.sites else None,
         shares=shares_of(sites, found),
         first_not_finite=next((row.name for row in sites if not row.finite), None),
+        odd_scales=odd_scales(planned, found),
         sites=sites,
         raised=raised_rows(best, noise, measured),
         exclude=tuple(raised) if asked.to == "high" else (),

@@ -76,6 +76,7 @@ class AloneMeasurement:
         graph.outputs.clear()
         numbers = {c.site.position_input for c in chains} - {None, *(v.name for v in graph.inputs)}
         graph.outputs.extend(values[str(name)] for name in sorted(numbers, key=str))
+        self.scales: dict[str, dict[str, ir.Value]] = {}
         self._counts: dict[str, int | None] = {}
         for chain in chains:
             self._counts[chain.site.name] = self._observe(aligned, chain)
@@ -106,6 +107,15 @@ class AloneMeasurement:
             for kind, total in self.found[name].items():
                 total.add(signal, outputs[f"{name}:{kind}"], placed)
 
+    def noise(self, feeds: Mapping[str, Array], scales: Mapping[str, Array]) -> dict[str, float]:
+        """Return the square of each site's error in one run, with other scales by their name."""
+        names = [f"{chain.site.name}:output" for chain in self._chains]
+        outputs = self.session.run({**feeds, **scales}, names)
+        return {
+            chain.site.name: float(outputs[name].sum(dtype=np.float64))
+            for chain, name in zip(self._chains, names, strict=True)
+        }
+
     def result(self) -> dict[str, Alone]:
         """Return the sums of all runs by site."""
         return {
@@ -119,6 +129,8 @@ class AloneMeasurement:
         find = current_values(graph)
         name, own = site.name, find(chain.ends.output)
         both = self._copy(graph, chain, f"{name}:alone:", rounds_input=True)
+        self.scales[name] = scales_of(graph, both)
+        graph.inputs.extend(self.scales[name].values())
         errors = {"output": (both, own)}
         if "weight" in kinds_of(chain):
             weight = both
@@ -151,6 +163,29 @@ class AloneMeasurement:
         )
         graph.extend(nodes)
         return result
+
+
+def scales_of(graph: ir.Graph, output: ir.Value) -> dict[str, ir.Value]:
+    """Return the scales of a copied chain that ends in `output`: of its inputs, of its weight.
+
+    They are called input, or input 1 and input 2, and weight.
+    """
+    inputs: list[ir.Value] = []
+    found: dict[str, ir.Value] = {}
+    prefix = str(output.name).partition(":alone:")[0] + ":alone:"
+    for node in graph:
+        if not str(node.name).startswith(prefix) or len(node.inputs) < 2:
+            continue
+        data, scale = node.inputs[:2]
+        if scale is None or not scale.is_initializer() or data is None:
+            continue
+        if node.op_type == "QuantizeLinear":
+            inputs.append(scale)
+        elif node.op_type == "DequantizeLinear" and data.is_initializer():
+            found["weight"] = scale
+    for number, scale in enumerate(inputs, start=1):
+        found["input" if len(inputs) == 1 else f"input {number}"] = scale
+    return found
 
 
 def kinds_of(chain: Chain) -> tuple[str, ...]:

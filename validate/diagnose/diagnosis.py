@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from ...graph.sites import Site
@@ -17,9 +18,11 @@ from .alone import MOST_PART, Alone, AloneMeasurement, parts_of, quantized_chain
 from .chains import Chain, find_chain
 from .feeds import SavedFeeds
 from .noise import BucketedNoise
+from .scales import BetterScale, better_scales
 from .whole import measure_alone, measure_raised, open_targets, raised_session
 
 Progress = Callable[[str, int, int], None]
+SCALE_RUNS = 2  # that other scales are tried on
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class GraphFindings:
     accumulated: Mapping[str, BucketedNoise]
     alone: Mapping[str, Alone]
     at_outputs: Mapping[str, float]
+    scales: Mapping[str, Sequence[BetterScale]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,17 @@ class QuantizedGraph:
         )
         noise = self.raised_noise((), ranking)
         alone: dict[str, Alone] = {}
+        scales: dict[str, Sequence[BetterScale]] = {}
         at_outputs: dict[str, float] = {}
         chains = quantized_chains(self.align(), self.quantized_path, chosen)
         for part in parts_of(chains, self.part_bytes):
-            alone |= self._alone(part, fed, progress)
+            measurement = self.alone_measurement(part)
+            for feeds in fed():
+                measurement.add(feeds)
+            alone |= measurement.result()
+            progress(f"{self.name}: other scales", len(scales), len(chains))
+            scales |= better_scales(measurement, islice(fed(), SCALE_RUNS))
+            del measurement
             at_outputs |= measure_alone(
                 self.fp32_path,
                 self.align(),
@@ -100,19 +111,11 @@ class QuantizedGraph:
                 partial(progress, f"{self.name}: sites alone"),
                 self.threads,
             )
-        return GraphFindings(noise, accumulated, alone, at_outputs)
+        return GraphFindings(noise, accumulated, alone, at_outputs, scales)
 
-    def _alone(
-        self,
-        part: Sequence[Chain],
-        fed: Callable[[], Iterable[dict[str, Array]]],
-        progress: Progress,
-    ) -> dict[str, Alone]:
-        measurement = AloneMeasurement(self.fp32_path, self.align(), part, self.sides, self.threads)
-        for number, feeds in enumerate(fed(), start=1):
-            measurement.add(feeds)
-            progress(f"{self.name}: inputs and weights alone", number, number)
-        return measurement.result()
+    def alone_measurement(self, part: Sequence[Chain]) -> AloneMeasurement:
+        """Open the FP32 graph with the Q/DQ graph's chains of some sites beside its own."""
+        return AloneMeasurement(self.fp32_path, self.align(), part, self.sides, self.threads)
 
     def raised_noise(self, raised: Sequence[Site], part: slice) -> float:
         """Return the relative noise of the outputs with FP32's products at some sites."""

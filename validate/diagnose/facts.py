@@ -33,6 +33,19 @@ class SiteDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
     ranges: dict[str, float | None] = {}
 
 
+class OddScale(msgspec.Struct, frozen=True, kw_only=True):
+    """Name a scale that is off: ``factor`` times it, the site's own error falls by ``gain_db``.
+
+    ``scale`` is that of the site's input or weight; None for a gain from what was not finite.
+    """
+
+    name: str
+    graph: str
+    scale: str
+    factor: float
+    gain_db: float | None
+
+
 class Raised(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a site to raise ``to`` a format, after those above it in the list.
 
@@ -56,8 +69,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     the mean over ``graphs``, whose ratios are in dB. ``model_db`` was measured on the samples that
     sites are ranked on, ``held_out_db`` on the others. ``shares`` are those of parts of the model
     in what its sites do alone; ``explained`` is how much of the whole error they add up to.
-    ``unmeasured`` says of graphs why they were not. ``requantized_db`` is what `quantize` reaches
-    with the written plan.
+    ``odd_scales`` are those that gain most by another factor, the worst first. ``unmeasured`` says
+    of graphs why they were not. ``requantized_db`` is what `quantize` reaches with the new plan.
     """
 
     model: str
@@ -73,6 +86,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     explained: float | None
     shares: dict[str, float]
     first_not_finite: str | None
+    odd_scales: tuple[OddScale, ...]
     sites: tuple[SiteDiagnosis, ...]
     raised: tuple[Raised, ...]
     exclude: tuple[str, ...]

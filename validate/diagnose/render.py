@@ -14,7 +14,7 @@ from ...workspace.files import encode_json
 from ..formats import DB, SHARE
 from ..report.chart import Chart, Series
 from ..report.page import Badge, KeyFigure, Page, Table, to_html, to_markdown
-from .facts import Diagnosis, SiteDiagnosis
+from .facts import Diagnosis, OddScale, SiteDiagnosis
 
 PLAN = "plan.json"
 NO_ERROR, UNMEASURED = "no error", ""
@@ -44,7 +44,13 @@ def write_diagnosis(folder: Path, diagnosis: Diagnosis, plan: Plan | None) -> No
 
 def diagnosis_page(diagnosis: Diagnosis) -> Page:
     """Return the page that diagnosis.md and diagnosis.html show."""
-    tables = (_raised(diagnosis), _shares(diagnosis), _sites(diagnosis), _ranges(diagnosis))
+    tables = (
+        _odd_scales(diagnosis),
+        _raised(diagnosis),
+        _shares(diagnosis),
+        _sites(diagnosis),
+        _ranges(diagnosis),
+    )
     return Page(
         title=f"{diagnosis.model}, {diagnosis.name}: diagnosis",
         subtitle="Where a quantization loses its accuracy, site by site",
@@ -80,6 +86,9 @@ def _verdict(diagnosis: Diagnosis) -> Badge:
     first = diagnosis.first_not_finite
     if first is not None:
         return Badge(f"NaN or infinity: first at {first}", "bad")
+    if diagnosis.odd_scales:
+        odd = diagnosis.odd_scales[0]
+        return Badge(f"The scale of {odd.name}'s {odd.scale} is off: {scale_text(odd)}", "bad")
     if not diagnosis.raised:
         return Badge("No site to raise", "plain")
     top = max(
@@ -123,6 +132,32 @@ def ratio(value: float | msgspec.UnsetType | None, *, finite: bool = True) -> st
     if value is None:
         return NO_ERROR if finite else "NaN"
     return DB(value)
+
+
+def scale_text(odd: OddScale) -> str:
+    """Return what another factor gains."""
+    gain = "it is finite" if odd.gain_db is None else f"{odd.gain_db:.1f} dB less error"
+    return f"{odd.factor:.3g} times it, {gain} at the site's output"
+
+
+def _odd_scales(diagnosis: Diagnosis) -> Table:
+    return Table(
+        title="Scales that are off",
+        header=("Site", "Graph", "Scale of", "Better by the factor", "Error of the site"),
+        rows=tuple(
+            (
+                odd.name,
+                odd.graph,
+                odd.scale,
+                f"{odd.factor:.3g}",
+                "not finite" if odd.gain_db is None else f"{-odd.gain_db:.2f} dB",
+            )
+            for odd in diagnosis.odd_scales
+        ),
+        caption="Measured at the site's output with this site alone quantized. A scale that "
+        "calibration chose is within a few decibels of the best: look at an edited plan, at odd "
+        "samples, or quantize again.",
+    )
 
 
 def _raised(diagnosis: Diagnosis) -> Table:

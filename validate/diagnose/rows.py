@@ -13,7 +13,7 @@ from ...quantize.facts import SiteRow
 from ...runtime.spec import TEACHER_FORCED
 from .alone import Alone
 from .diagnosis import GraphFindings, relative_db
-from .facts import SiteDiagnosis
+from .facts import OddScale, SiteDiagnosis
 from .noise import BucketedNoise
 
 HEAD, CORE = "head", "core"
@@ -85,6 +85,28 @@ def site_rows(
 def _of(alone: Alone | None, kind: str) -> float | msgspec.UnsetType | None:
     noise: BucketedNoise | None = None if alone is None else getattr(alone, kind)
     return msgspec.UNSET if noise is None else finite_db(noise)
+
+
+def odd_scales(sites: Sequence[Site], found: Mapping[str, GraphFindings]) -> tuple[OddScale, ...]:
+    """Return the scales of which a multiple gains much at the site's output, the worst first."""
+    rows = [
+        (site, each)
+        for site in sites
+        if site.graph in found
+        for each in found[site.graph].scales.get(site.name, ())
+        if each.is_off
+    ]
+    rows.sort(key=lambda row: -row[1].gain_db)
+    return tuple(
+        OddScale(
+            name=site.name,
+            graph=site.graph,
+            scale=each.kind,
+            factor=each.factor,
+            gain_db=each.gain_db if math.isfinite(each.gain_db) else None,
+        )
+        for site, each in rows
+    )
 
 
 def shares_of(
