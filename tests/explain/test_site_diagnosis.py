@@ -89,6 +89,18 @@ def test_a_spoiled_scale_is_found(copied: Path, site: str, constant: str, factor
     worse = "weight_db" if constant == "weight_scale" else "input_db"
     assert row[worse] == pytest.approx(row["alone_db"], abs=3)
     assert found["raised"][0]["measured_db"] > found["held_out_db"] + 3
+    odd = found["odd_scales"][0]
+    assert (odd["name"], odd["scale"]) == (
+        site,
+        constant.removesuffix("_scale").replace("activation", "input"),
+    )
+    assert 0.45 < odd["factor"] * factor < 2.2 and odd["gain_db"] > 10
+
+
+def test_no_scale_is_off_without_a_fault(diagnosed_network: Path, tmp_path: Path) -> None:
+    for name in ("plain", "smooth", "weights"):
+        options = ("--name", name, *held_out(diagnosed_network), "--raise", 0, "-o", tmp_path / "o")
+        assert diagnosed(diagnosed_network / "ws", *options)["odd_scales"] == []
 
 
 def test_the_first_site_that_gives_nan_is_named(copied: Path) -> None:
