@@ -65,7 +65,11 @@ class QuantizedGraph:
 
     @property
     def part_bytes(self) -> int:
-        return min(self.most, MOST_PART)
+        """Return the bytes of constants that a changed graph may have beside those of its file.
+
+        They exist about four times while a session is made of it.
+        """
+        return min(self.most // 4, MOST_PART)
 
     def align(self) -> AlignedGraph:
         """Return the FP32 graph with the folds of the Q/DQ graph, to be changed."""
