@@ -1,4 +1,4 @@
-"""Define the command that finds out why something fails."""
+"""Define the commands that find out which sites cost accuracy, and why a build fails."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any
 
 import click
 
+from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
-from ..workspace.workspace import Workspace
+from ..recipe.commands import DiagnoseOptions
+from ..recipe.file import load_recipe
+from ..recipe.recipe import Recipe
+from ..recipe.validate import ValidateOptions
+from ..workspace.workspace import RECIPE_FILE, Workspace
 from .support.console import ConsoleReporter, print_json
-from .support.groups import command
-from .support.options import PathArgument, json_option, struct_options, workspace_argument
+from .support.groups import DefaultGroup, GroupedCommand, option
+from .support.options import Bytes, PathArgument, json_option, struct_options, workspace_argument
 from .support.perform import (
     name_option,
     quantization_name,
@@ -20,17 +25,110 @@ from .support.perform import (
     selected_builds,
 )
 
+SAMPLES = 4  # of which a half ranks the sites
+HELD_OUT = ("images", "feeds", "labels", "samples", "seed", "size", "threads")
 
-@command()
-@click.argument("what", type=click.Choice(["build-failure"]))
+
+@click.group(cls=DefaultGroup, default="sites")
+def diagnose() -> None:
+    """Find the sites that cost a quantization its accuracy, or the part that a build refuses.
+
+    `arvg-trt diagnose WORKSPACE` is short for `arvg-trt diagnose sites WORKSPACE`.
+
+    \b
+    Example: arvg-trt diagnose out/demo --name int8 --images held_out/
+             arvg-trt diagnose build-failure out/ws --backend tensorrt_rtx --target rtx4090 \\
+                 -o failing.onnx
+    """
+
+
+@diagnose.command("sites", cls=GroupedCommand)
+@workspace_argument
+@recipe_option
+@name_option
+@struct_options(ValidateOptions, only=HELD_OUT)
+@struct_options(DiagnoseOptions)
+@option(
+    "--max-memory",
+    group="Work",
+    type=Bytes(),
+    default="1GiB",
+    help="Memory that outputs, and constants of changed graphs, may take. [default: 1GiB]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PathArgument(),
+    default=None,
+    help="Folder to write. [default: diagnose/NAME in the workspace]",
+)
+@json_option
+def diagnose_sites(
+    workspace: Path,
+    recipe_name: str | None,
+    name: str | None,
+    max_memory: int,
+    output: Path | None,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Measure each site of a quantization in order and alone, and which to raise.
+
+    Writes diagnosis.json, .md and .html, and plan.json with the first sites raised. Without
+    held-out samples, which a generator makes itself, it measures on those of the calibration and
+    says so; a workspace that `run` made has its recipe's.
+
+    \b
+    Example: arvg-trt diagnose out/demo --name int8 --images held_out/ --raise 3
+             arvg-trt quantize out/demo --name better --plan out/demo/diagnose/int8/plan.json
+    """
+    from ..explain.site_diagnosis import diagnose_workspace
+    from ..validate.diagnose.render import terminal_lines, warnings, write_diagnosis
+    from ..workspace.files import atomic_folder
+
+    own = {key: changes.pop(key) for key in list(changes) if key not in HELD_OUT}
+    recipe = recipe_or_none(recipe_name)
+    called = quantization_name(name, recipe)
+    options = held_out_options(recipe or last_recipe(workspace, called), changes)
+    asked = with_changes(DiagnoseOptions(), **own)
+    with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
+        found = diagnose_workspace(opened, called, options, asked, reporter, max_memory)
+        folder = output or opened.folder("diagnose", called)
+        with atomic_folder(folder) as made:
+            write_diagnosis(made, found.diagnosis, found.plan)
+        for text in warnings(found.diagnosis):
+            reporter.warn(text)
+    if as_json:
+        print_json({"diagnosis": found.diagnosis, "folder": folder})
+        return
+    for line in terminal_lines(found.diagnosis):
+        click.echo(line)
+    click.echo(str(folder))
+
+
+def last_recipe(workspace: Path, name: str) -> Recipe | None:
+    """Return the recipe that a workspace was last run by, if it is of this quantization."""
+    file = workspace / RECIPE_FILE
+    recipe = load_recipe(str(file)) if file.is_file() else None
+    return recipe if recipe is not None and recipe.name == name else None
+
+
+def held_out_options(recipe: Recipe | None, changes: dict[str, Any]) -> ValidateOptions:
+    """Return which samples are measured on: those of a recipe or the options, but a few of them."""
+    base = recipe.validate if recipe else ValidateOptions()
+    if changes["samples"] is None:
+        changes = {**changes, "samples": min(base.samples, SAMPLES)}
+    return with_changes(base, **changes)
+
+
+@diagnose.command("build-failure", cls=GroupedCommand)
 @workspace_argument
 @recipe_option
 @name_option
 @click.option("-o", "--output", type=PathArgument(), required=True, help="ONNX file to write.")
 @struct_options(BuildOptions)
 @json_option
-def diagnose(
-    what: str,
+def build_failure(
     workspace: Path,
     recipe_name: str | None,
     name: str | None,

@@ -60,6 +60,38 @@ class SearchOptions(Options, frozen=True, kw_only=True):
             raise ValueError("convolutions have no blocks: give uniform or log beside them")
 
 
+class DiagnoseOptions(Options, frozen=True, kw_only=True):
+    """Say which sites a diagnosis measures, and what it proposes to raise."""
+
+    GROUPS: ClassVar[Groups] = {
+        "Sites": ("sites", "count", "to", "order"),
+        "Work": ("requantize",),
+    }
+
+    sites: Annotated[
+        tuple[str, ...],
+        says("Measure alone only sites that match this pattern, e.g. 'decoder.*'.", flag="site"),
+    ] = ()
+    count: Annotated[
+        int,
+        says("How many sites to raise, the first of the ranking.", Range(0, 10**4), flag="raise"),
+    ] = 5
+    to: Annotated[
+        Literal["high", "8bit"],
+        says("What to raise them to: high precision, or 8 bits where they have fewer.", flag="to"),
+    ] = "high"
+    order: Annotated[
+        Literal["gain", "gain_per_kib"],
+        says("Rank by the error that goes, or by that for each KiB of weights more.", flag="rank"),
+    ] = "gain"
+    requantize: Annotated[
+        bool, says("Also quantize with the written plan, and measure what it reaches.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
+
 class GenerateOptions(Options, frozen=True, kw_only=True):
     """Say what a generator makes, and how it draws; None takes the model's own sampling."""
 

@@ -29,11 +29,14 @@ from .families.var_vqvae.models import tiny_tokenizer
 from .graph.builders import conv_case, integer_case
 from .one_process import one_process
 from .pipeline.fixtures import exported, finished, mini_of, quantized_mar, quantized_of, workspace
+from .validate.diagnose.network import copied, diagnosed_network
 from .worker import keep
 
 __all__ = [
     "conv_case",
+    "copied",
     "custom_files",
+    "diagnosed_network",
     "empty_cache",
     "exported",
     "finished",

@@ -42,3 +42,16 @@ def command() -> Callable[[Callable[..., Any]], click.Command]:
 def option(*names: str, group: str, **named: Any) -> Callable[[Decorated], Decorated]:
     """Return the decorator that adds an option to a command, under a heading of its help."""
     return click.option(*names, cls=GroupedOption, group=group, **named)
+
+
+class DefaultGroup(click.Group):
+    """A group one of whose commands, `default`, runs where the first argument names none."""
+
+    def __init__(self, *args: Any, default: str, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)

@@ -1,0 +1,300 @@
+"""Diagnose a quantization of a workspace: samples, measurement, and the plan it proposes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import msgspec
+
+from ..calibrate.calibrated import Calibrated
+from ..errors import RecipeError
+from ..graph.sites import Site, SiteMap
+from ..numerics.scheme import Plan, SitePlan
+from ..pipeline.validate import calibrated_classes
+from ..quantize.facts import QuantizationFacts
+from ..quantize.plan import check_patterns, check_plan
+from ..recipe.commands import DiagnoseOptions
+from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
+from ..recipe.validate import ValidateOptions
+from ..runtime.folders import read_spec
+from ..samples.files import Sample
+from ..validate.diagnose.diagnosis import (
+    GraphFindings,
+    QuantizedGraph,
+    mean,
+    measure_raises,
+    relative_db,
+)
+from ..validate.diagnose.facts import Diagnosis, Raised
+from ..validate.diagnose.feeds import SavedFeeds, save_feeds, save_samples
+from ..validate.diagnose.ranking import (
+    Candidate,
+    candidate,
+    leave_one,
+    raised_plan,
+    ranked,
+    with_readers,
+)
+from ..validate.diagnose.rows import odd_scales, shares_of, site_rows
+from ..validate.measure.kinds import open_measurement
+from ..workspace.facts import Exported, facts, model_name
+from ..workspace.files import decode_json
+from ..workspace.stage import Reporter, require_outputs
+from ..workspace.workspace import Workspace
+
+CALIBRATION: Literal["calibration"] = "calibration"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosed:
+    """Hold what was found, and the plan with the first sites raised (None: there is none)."""
+
+    diagnosis: Diagnosis
+    plan: Plan | None
+
+
+def diagnose_workspace(
+    workspace: Workspace,
+    name: str,
+    options: ValidateOptions,
+    asked: DiagnoseOptions,
+    reporter: Reporter,
+    max_memory: int = MAX_MEMORY,
+) -> Diagnosed:
+    """Measure the sites of a quantization, rank them, and measure the model with the first raised.
+
+    Outputs that are compared, and constants of changed graphs, take at most `max_memory` bytes at a
+    time. Without held-out samples those of the calibration are used, and the result says so.
+
+    Raises:
+        WorkspaceError: a stage was not run, or its files are not what it wrote.
+        RecipeError: a pattern that matches no quantized site.
+        CalibrationError: samples that cannot be used.
+        AccuracyError: FP32 itself gives NaN.
+    """
+    folder, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
+    source = Calibrated.open(workspace)
+    plan = decode_json(folder / "plan.json", Plan, do="run `arvg-trt quantize` again")
+    entries = check_plan(plan, source.planned)
+    planned = [site for site in source.planned.sites if is_quantized(entries[site.name])]
+    check_patterns("site", asked.sites, [site.name for site in planned])
+    chosen = [s for s in planned if not asked.sites or matches(s, asked.sites)]
+    with TemporaryDirectory() as scratch:
+        given, sample_names, origin = open_samples(workspace, options)
+        samples = (
+            given if isinstance(given, Path) else save_samples(given, Path(scratch) / "samples")
+        )
+        most = None if source.generates else options.samples
+        feeds = save_feeds(
+            source.export,
+            source.planned.graphs,
+            samples,
+            Path(scratch) / "feeds",
+            reporter.progress,
+            most=most,
+            threads=options.threads,
+        )
+        graphs = opened_graphs(source, folder, entries, planned, feeds, max_memory, options.threads)
+        found = {
+            graph: each.findings([s for s in chosen if s.graph == graph], reporter.progress)
+            for graph, each in graphs.items()
+        }
+        best = choose(found, chosen, entries, asked)
+        measured = measured_raises(graphs, best, asked, reporter)
+        raised = with_readers(best, entries, planned, asked.to)
+        proposal = raised_plan(plan, raised) if raised else None
+        reached = None
+        if asked.requantize and proposal is not None:
+            written = Path(scratch) / "quantized"
+            written.mkdir()
+            quantize_by(source, proposal, facts_options(manifest.options), written, reporter)
+            reached = mean(
+                replace(each, quantized=written).raised_noise((), feeds.halves(graph)[1])
+                for graph, each in graphs.items()
+            )
+    noise = mean(each.noise for each in found.values())
+    rows = {row.name: row for row in facts(manifest, QuantizationFacts).sites}
+    sites = site_rows(source, planned, rows, found)
+    together = sum(sum(each.at_outputs.values()) for each in found.values()) / len(found)
+    halves = [feeds.halves(graph) for graph in graphs]
+    counts = [len(feeds.runs[graph]) for graph in graphs]
+    diagnosis = Diagnosis(
+        model=model_name(source.exported),
+        name=name,
+        samples=tuple(sample_names),
+        samples_from=origin,
+        ranked_on=sum(len(range(n)[h[0]]) for n, h in zip(counts, halves, strict=True)),
+        measured_on=sum(len(range(n)[h[1]]) for n, h in zip(counts, halves, strict=True)),
+        separate=all(count > 1 for count in counts),
+        graphs={graph: relative_db(each.noise) for graph, each in found.items()},
+        model_db=relative_db(noise),
+        held_out_db=relative_db(measured[0]),
+        explained=together / noise if 0 < noise < math.inf and not asked.sites else None,
+        shares=shares_of(sites, found),
+        first_not_finite=next((row.name for row in sites if not row.finite), None),
+        odd_scales=odd_scales(planned, found),
+        sites=sites,
+        raised=raised_rows(best, noise, measured),
+        exclude=tuple(raised) if asked.to == "high" else (),
+        unmeasured=unmeasured(source.planned, planned, feeds),
+        requantized_db=relative_db(reached),
+    )
+    return Diagnosed(diagnosis, proposal)
+
+
+def is_quantized(entry: SitePlan) -> bool:
+    return entry.weight is not None or entry.activation is not None
+
+
+def matches(site: Site, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(site.name, pattern) for pattern in patterns)
+
+
+def open_samples(
+    workspace: Workspace, options: ValidateOptions
+) -> tuple[Iterator[Sample] | Path, Sequence[str], Literal["held-out", "calibration"]]:
+    """Return held-out samples, or the folder of the calibration's, with the names of what they are.
+
+    A generator makes its own of a seed; a tokenizer or custom graphs without images or feeds have
+    those that calibration has saved.
+    """
+    model = Exported.open(workspace)
+    if model.kind != "generator" and options.images is None and options.feeds is None:
+        folder = workspace.folder("calibrate") / "samples"
+        names = sorted(path.name for path in folder.iterdir())[: options.samples]
+        return folder, names, CALIBRATION
+    measurement = open_measurement(model, options, calibrated_classes(workspace))
+    source = measurement.sources[-1]
+    samples = source.samples(lambda task, done, total: None)
+    if model.kind != "generator":
+        return islice(samples, options.samples), measurement.names[: options.samples], "held-out"
+    return samples, measurement.names, "held-out"
+
+
+def opened_graphs(
+    source: Calibrated,
+    quantized: Path,
+    entries: Mapping[str, SitePlan],
+    planned: Sequence[Site],
+    feeds: SavedFeeds,
+    most: int,
+    threads: int,
+) -> dict[str, QuantizedGraph]:
+    """Return the graphs that have a quantized site and are fed, in the order that they run.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    sides: Sequence[int] = ()
+    if source.generates:
+        _, spec = read_spec(source.export)
+        sides = tuple(getattr(spec, "patch_nums", ()))  # of a model whose tokens lie in scales
+    found = {}
+    for graph in source.planned.graphs:
+        own = [site for site in planned if site.graph == graph]
+        if own and graph in feeds.runs:
+            found[graph] = QuantizedGraph(
+                source.export,
+                quantized,
+                graph,
+                source.planned.of_graph(graph),
+                own,
+                entries,
+                feeds,
+                most,
+                sides,
+                threads,
+            )
+    if not found:
+        missing = "; ".join(feeds.unfed.values()) or "no graph has a quantized site"
+        raise RecipeError(f"nothing can be measured: {missing}", do="quantize a site first")
+    return found
+
+
+def unmeasured(site_map: SiteMap, planned: Sequence[Site], feeds: SavedFeeds) -> dict[str, str]:
+    """Return why graphs with quantized sites were not measured."""
+    quantized = {site.graph for site in planned}
+    return {
+        graph: feeds.unfed.get(graph, "no sample feeds it")
+        for graph in site_map.graphs
+        if graph in quantized and graph not in feeds.runs
+    }
+
+
+def choose(
+    found: Mapping[str, GraphFindings],
+    sites: Sequence[Site],
+    entries: Mapping[str, SitePlan],
+    asked: DiagnoseOptions,
+) -> list[Candidate]:
+    """Return the sites to raise, the best first; their noise is relative to that of the model."""
+    candidates = []
+    for site in sites:
+        if site.graph not in found:
+            continue
+        own = found[site.graph]
+        alone = own.alone[site.name]
+        noises = [0.0 if part is None else part.relative for part in (alone.input, alone.weight)]
+        each = candidate(
+            site, entries[site.name], asked.to, own.at_outputs[site.name] / len(found), *noises
+        )
+        if each is not None and each.gone > 0:
+            candidates.append(each)
+    return leave_one(ranked(candidates, asked.order)[: asked.count], entries, asked.to)
+
+
+def measured_raises(
+    graphs: Mapping[str, QuantizedGraph],
+    best: Sequence[Candidate],
+    asked: DiagnoseOptions,
+    reporter: Reporter,
+) -> list[float | None]:
+    """Return the relative noise with none, the first, ... raised; to 8 bits only with none."""
+    order = [each.site for each in best] if asked.to == "high" else []
+    found = measure_raises(graphs, order, reporter.progress)
+    return found + [None] * (len(best) - len(order))
+
+
+def raised_rows(
+    best: Sequence[Candidate], noise: float, measured: Sequence[float | None]
+) -> tuple[Raised, ...]:
+    """Return the rows of what is raised, with what errors that add up predict, and what is so.
+
+    Predicted is the share of the `noise` that stays, of what the other samples have.
+    """
+    rows, left, base = [], noise, measured[0]
+    for each, reached in zip(best, measured[1:], strict=True):
+        left -= each.gone
+        finite = base is not None and math.isfinite(left) and math.isfinite(noise)
+        rows.append(
+            Raised(
+                name=each.site.name,
+                graph=each.site.graph,
+                to=each.to,
+                kib=each.nbytes / 1024,
+                predicted_db=relative_db(base * left / noise) if finite and base else None,
+                measured_db=relative_db(reached),
+            )
+        )
+    return tuple(rows)
+
+
+def quantize_by(
+    source: Calibrated, plan: Plan, options: QuantizeOptions, folder: Path, reporter: Reporter
+) -> None:
+    """Write what a plan makes, as `quantize --plan` does."""
+    from ..quantize.write import write_quantized
+
+    write_quantized(source, check_plan(plan, source.planned), options, folder, reporter)
+
+
+def facts_options(options: Mapping[str, object]) -> QuantizeOptions:
+    """Return the options that a quantization was made with."""
+    return msgspec.convert(dict(options), QuantizeOptions)
