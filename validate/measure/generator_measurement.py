@@ -29,8 +29,9 @@ from ...workspace.facts import Exported, facts
 from ...workspace.files import decode_json, sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
 from ..metrics.latency import ratio, timed_parts
+from ..networks.open import check_network
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
-from .features import check_network, open_features
+from .features import open_features
 from .generated_images import Batch, Features, Images, measure_generated_images
 from .generator_accuracy import GeneratorAccuracy
 from .measurement import Folders, Measurements, Progress

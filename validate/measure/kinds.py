@@ -8,8 +8,8 @@ from ...recipe.validate import ValidateOptions
 from ...samples.base import SampleSource
 from ...samples.sources import check_options
 from ...workspace.facts import Exported, ModelKind
+from ..networks.open import check_network
 from .custom_measurement import CustomMeasurement
-from .features import check_network
 from .generator_measurement import GeneratorMeasurement
 from .measurement import Measurement
 from .tokenizer_measurement import TokenizerMeasurement
