@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...runtime.images import to_model
 from ...runtime.tokenizer import ImageTokenizer
-from ..networks.open import POOL, open_feature_network
+from ..quality.open import POOL, open_feature_network
 from .generated_images import Features, Images
 from .generator_accuracy import LATENT, NETWORK
 

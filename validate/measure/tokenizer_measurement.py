@@ -18,6 +18,8 @@ from ...samples.base import SampleSource
 from ...samples.crops import Crops
 from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
+from ..quality.open import network_digests
+from ..quality.reconstruction import QualityMeter
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
 from .measurement import Folders, Measurements, Progress, timed
 from .tokenizer_accuracy import measure
@@ -52,7 +54,7 @@ class TokenizerMeasurement:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        return self.crops.digests
+        return {**self.crops.digests, **network_digests(self.options)}
 
     def run(self, folders: Folders, progress: Progress, device: str = "cpu") -> Measurements:
         export, threads = self.model.folder, self.options.threads
@@ -69,14 +71,19 @@ class TokenizerMeasurement:
             else ImageTokenizer.reference(folder, verify=name != HALF_PRECISION)
             for name, folder in folders.items()
         }
+        codebook_size = tokenizer_of(self.model.manifest).codebook_size
+        meter = QualityMeter.open(tuple(codecs), self.options, codebook_size)
         accuracy, pictures = measure(
             zip(self.names, self.crops.crops(), strict=True),
             ImageTokenizer.reference(export),
             codecs,
-            codebook_size=tokenizer_of(self.model.manifest).codebook_size,
+            codebook_size=codebook_size,
             keep_images=KEPT_PICTURES,
             progress=lambda done: progress("validating images", done, len(self.names)),
+            meter=meter,
         )
+        for name, quality in meter.results().items():
+            accuracy[name] = msgspec.structs.replace(accuracy[name], quality=quality)
         if QDQ in accuracy:
             chosen = [to_model(crop) for crop in islice(self.crops.crops(), SITE_IMAGES)]
             sites = measure_sites(

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import AccuracyError, BundleError, CalibrationError, RecipeError
+from ...recipe.validate import ValidateOptions
 from ...runtime.images import to_model
 from ...runtime.sessions.open import fast_session
 from ...runtime.sessions.session import Session
+from ...workspace.files import sha256_file
 
 Images = NDArray[np.uint8]  # [N, H, W, 3]
 POOL, SPATIAL, LOGITS = "pool", "spatial", "logits"
@@ -46,11 +48,24 @@ class PairNetwork:
     distance: Callable[[Images, Images], NDArray[np.float64]]  # [N] of [N, H, W, 3] and as many
 
 
-def check_network(network: str | None, flag: str = "--features", do: str = FEATURES) -> None:
+def networks_of(options: ValidateOptions) -> dict[str, str]:
+    """Return the files of the networks that options name, by option."""
+    named = {"features": options.features, "lpips": options.lpips, "dists": options.dists}
+    return {name: path for name, path in named.items() if path is not None}
+
+
+def check_networks(options: ValidateOptions) -> None:
     """Raises CalibrationError for a network that is not there."""
-    if network is not None and not Path(network).is_file():
-        what = "feature network" if flag == "--features" else "network"
-        raise CalibrationError(f"no such {what}", where=f"{flag} {network}", do=do)
+    for name, path in networks_of(options).items():
+        if not Path(path).is_file():
+            what = "feature network" if name == "features" else "network"
+            do = FEATURES if name == "features" else PAIRS
+            raise CalibrationError(f"no such {what}", where=f"--{name} {path}", do=do)
+
+
+def network_digests(options: ValidateOptions) -> dict[str, str]:
+    """Return the sha256 of each network's file, by option."""
+    return {name: sha256_file(Path(path)) for name, path in networks_of(options).items()}
 
 
 def open_feature_network(path: Path, image_size: int, threads: int) -> FeatureNetwork:
